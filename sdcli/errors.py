@@ -1,0 +1,124 @@
+"""Every way sdcli can fail, with its exit code. One print site (cli/main.py) turns these into text."""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar
+
+
+class SdcliError(Exception):
+    """What happened, what was kept (`done`), and what to try (`hint`, a line to paste)."""
+
+    code: ClassVar[int]
+    type: ClassVar[str]
+
+    def __init__(self, message: str, *, done: str = "", hint: str = "", **details: Any) -> None:
+        super().__init__(message)
+        self.message = message
+        self.done = done
+        self.hint = hint
+        self.details = details
+
+    def to_json(self) -> dict[str, Any]:
+        return {
+            "code": self.code,
+            "type": self.type,
+            "message": self.message,
+            "done": self.done,
+            "hint": self.hint,
+            "details": self.details,
+        }
+
+
+class Bug(SdcliError):
+    code, type = 1, "bug"
+
+
+class Usage(SdcliError):
+    code, type = 2, "usage"
+
+
+class ModelMissing(SdcliError):
+    code, type = 3, "model_missing"
+
+
+class Offline(SdcliError):
+    code, type = 3, "offline"
+
+
+class Gated(SdcliError):
+    code, type = 3, "gated"
+
+
+class DoesNotFit(SdcliError):
+    code, type = 4, "does_not_fit"
+
+
+class OutOfMemory(SdcliError):
+    code, type = 4, "out_of_memory"
+
+
+class ImagesFailed(SdcliError):
+    code, type = 5, "images_failed"
+
+
+class Unsafe(SdcliError):
+    code, type = 6, "unsafe"
+
+
+class CannotWrite(SdcliError):
+    code, type = 7, "cannot_write"
+
+
+class DeviceUnusable(SdcliError):
+    code, type = 8, "device"
+
+
+class BadFile(SdcliError):
+    code, type = 9, "bad_file"
+
+
+class Differs(SdcliError):
+    code, type = 10, "differs"
+
+
+class Slower(SdcliError):
+    code, type = 10, "slower"
+
+
+class Interrupted(SdcliError):
+    code, type = 130, "interrupted"
+
+
+class Terminated(SdcliError):
+    code, type = 143, "terminated"
+
+
+REGISTRY: dict[str, type[SdcliError]] = {cls.type: cls for cls in SdcliError.__subclasses__()}
+
+MEANINGS: dict[int, str] = {
+    0: "done",
+    1: "a bug in sdcli",
+    2: "usage: a flag, a value or a combination that cannot be",
+    3: "the model is not available: unknown, offline, gated, or the path is absent",
+    4: "does not fit, or out of memory after every fallback",
+    5: "ended by itself with an image not saved or suspect",
+    6: "refused as unsafe: the file could run code",
+    7: "could not write",
+    8: "the device is unusable or was lost",
+    9: "a damaged or unsupported file",
+    10: "a comparison said no",
+    130: "interrupted (Ctrl-C)",
+    143: "terminated",
+}
+
+
+def from_json(data: dict[str, Any]) -> SdcliError:
+    """The error that `to_json` wrote, also when it crossed a process."""
+    cls = REGISTRY.get(str(data.get("type")), Bug)
+    details = data.get("details")
+    return cls(
+        str(data.get("message", "")),
+        done=str(data.get("done", "")),
+        hint=str(data.get("hint", "")),
+        **(details if isinstance(details, dict) else {}),
+    )

@@ -1,0 +1,179 @@
+"""What happens while a plan runs: one stream of small values, from the engine through the store to the sinks.
+
+Every event turns into JSON and back (pixels apart), so that a stream can cross a process.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from sdcli import schema
+from sdcli.errors import BadFile
+from sdcli.plan.plan import Plan
+from sdcli.request.request import Job
+from sdcli.schema import live, renamed
+
+
+@dataclass(frozen=True, kw_only=True)
+class Planned:
+    plan: Plan
+
+
+@dataclass(frozen=True, kw_only=True)
+class Timed:
+    """A phase outside the batches: plan, import, compile, or load as a whole."""
+
+    phase: str
+    seconds: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class Loaded:
+    """One component is in place. `bytes` as held in memory; `seconds` its own."""
+
+    component: str
+    bytes: int
+    seconds: float
+    sha256: str | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Encoded:
+    batch: int
+    tokens: tuple[int, ...]  # one count per image of the batch
+    seconds: float
+    chunks: tuple[tuple[str, ...], ...] = ()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Step:
+    """One UNet call (guidance's pair counts once) and its scheduler step. `step` counts from 1 to `of`."""
+
+    batch: int
+    step: int
+    of: int
+    seconds: float
+    device_bytes: int | None = None
+    device_peak: int | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Denoised:
+    batch: int
+    seconds: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class Preview:
+    """A rough picture of the latents of one image, RGB8 rows."""
+
+    batch: int
+    index: int
+    step: int
+    width: int
+    height: int
+    pixels: bytes = live(default=b"")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Memory:
+    """Peaks of one phase, measured. Device figures are null on a CPU; host_peak is VmHWM where readable."""
+
+    phase: str
+    device_peak: int | None = None
+    host_peak: int | None = None
+    allocated_peak: int | None = None
+    reserved_peak: int | None = None
+    driver_peak: int | None = None
+    pinned_peak: int | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Decoded:
+    """One picture, whole and finite. `scheduler` is the config it was drawn with."""
+
+    batch: int
+    index: int
+    job: Job
+    width: int
+    height: int
+    seconds: float
+    pixels: bytes = live(default=b"")
+    scheduler: Mapping[str, Any] = field(default_factory=dict)
+    retried: str | None = None  # why it was decoded a second time, if it was
+
+
+@dataclass(frozen=True, kw_only=True)
+class Saved:
+    batch: int
+    index: int
+    status: str  # saved | suspect
+    file: str  # relative to the output folder
+    path: str  # absolute
+    format: str
+    bytes: int
+    width: int
+    height: int
+    pixel_sha256: str
+    file_sha256: str
+    seconds: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class Degraded:
+    """A rung down the ladder: what was given up, where, and whether it moves pixels."""
+
+    batch: int
+    phase: str
+    step: int | None
+    before: Mapping[str, str] = renamed("from")
+    after: Mapping[str, str] = renamed("to")
+    because: str
+    changes_pixels: bool
+
+
+@dataclass(frozen=True, kw_only=True)
+class Warned:
+    code: str
+    message: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Failed:
+    """One image will not be. `error` as errors.SdcliError.to_json()."""
+
+    batch: int
+    index: int
+    error: Mapping[str, Any]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Interrupted:
+    signal: str  # interrupted | terminated
+    kept: int = 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Done:
+    environment: Mapping[str, Any] = field(default_factory=dict)
+
+
+Event = (
+    Planned | Timed | Loaded | Encoded | Step | Denoised | Preview | Memory
+    | Decoded | Saved | Degraded | Warned | Failed | Interrupted | Done
+)  # fmt: skip
+KINDS: dict[str, type] = {cls.__name__.lower(): cls for cls in Event.__args__}
+
+
+def to_json(event: Event) -> dict[str, Any]:
+    return {"event": type(event).__name__.lower(), **schema.to_json(event)}
+
+
+def from_json(data: Mapping[str, Any]) -> Event:
+    cls = KINDS.get(str(data.get("event")))
+    if cls is None:
+        raise BadFile(f"unknown event {data.get('event')!r}")
+    event: Event = schema.from_json(cls, data)
+    return event

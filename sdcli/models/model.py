@@ -1,0 +1,42 @@
+"""What there is to draw with: one value for a folder, a file, a cached Hub repository or a known name."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from sdcli.schema import live
+
+
+@dataclass(frozen=True, kw_only=True)
+class Component:
+    """unet, text_encoder, text_encoder_2 or vae. Sizes come from headers, or from the config where not downloaded."""
+
+    parameters: int
+    stored_bytes: int
+    stored_dtype: str  # fp32 | fp16 | bf16 | fp8 | mixed
+    config: Mapping[str, Any] = live(default_factory=dict)  # diffusers/transformers config, as loaded from JSON
+    files: tuple[str, ...] = live(default=())  # absolute; one single checkpoint may serve several components
+
+
+@dataclass(frozen=True, kw_only=True)
+class Model:
+    name: str  # short, fit to show: sd15, dreamshaper_8
+    kind: str  # sd15 | sdxl | builtin | lora | vae | unet | sd2 | refiner | flux | …
+    family: str  # sd15 | sdxl | builtin; "" where sdcli cannot draw with it
+    source: str  # builtin | hub | folder | file
+    revision: str | None = None
+    hash: str | None = None  # first 10 hex of the checkpoint's sha256 (single files), where known
+    prediction: str = "epsilon"  # epsilon | v_prediction
+    zero_snr: bool = False
+    cached: bool = True
+    download_bytes: int = 0
+    disk_bytes: int = 0
+    components: Mapping[str, Component] = field(default_factory=dict)
+    path: str | None = live(default=None)  # the folder or file; None while nothing is on this disk
+    layout: str = live(default="diffusers")  # diffusers | original (single checkpoint)
+    repository: str | None = live(default=None)
+    licence: str | None = live(default=None)
+    scheduler: Mapping[str, Any] = live(default_factory=dict)  # scheduler_config.json
+    defaults: Mapping[str, Any] = live(default_factory=dict)  # Request fields the model's own files set

@@ -1,0 +1,140 @@
+"""The Plan: every choice made before anything is loaded, with its reasons, its price and its way down."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from sdcli.machine.hardware import Hardware
+from sdcli.models.model import Model
+from sdcli.request.request import Job, Request
+from sdcli.schema import live
+
+
+@dataclass(frozen=True, kw_only=True)
+class Adapter:
+    """A LoRA, by content: two runs with the same hash and scale moved the weights alike."""
+
+    name: str
+    sha256: str
+    scale: float
+    path: str | None = live(default=None)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Setup:
+    """Every choice that can move a pixel. Recorded, and reused by resume and verify."""
+
+    dtype: str = "fp32"
+    storage: str = "same"
+    placement: str = "resident"
+    attention: str = "fused"
+    guidance: str = "batched"
+    vae: str = "whole"
+    vae_dtype: str = "same"
+    execution: str = "eager"
+    threads: int = 1
+    device: str = "cpu"
+    isa: str = ""
+    adapters: tuple[Adapter, ...] = ()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Phase:
+    """Predicted peak bytes while this phase runs. On a CPU device == host."""
+
+    name: str  # load | encode | denoise | decode
+    device: int
+    host: int
+    weights: int = 0  # of device: weights in use
+    parked: int = 0  # of device: weights resident but idle
+    work: int = 0  # of device: activations and workspace
+    pinned: int = 0  # of host: page-locked for streaming
+
+
+@dataclass(frozen=True, kw_only=True)
+class Footprint:
+    device_peak: int
+    host_peak: int
+    phases: tuple[Phase, ...] = ()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Decision:
+    slot: str
+    choice: str
+    because: str
+    source: str  # auto | pin | remembered
+    device_peak: int
+    device_peak_without: int | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Way:
+    """One legal setup with its price; `because` says what is short or why it was chosen."""
+
+    setup: Setup
+    device_peak: int
+    host_peak: int
+    slowdown: float
+    fits: bool
+    chosen: bool = False
+    because: str | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Rung:
+    """Where to go when memory ran out after all; rungs are tried in order, each at most once."""
+
+    setup: Setup
+    device_peak: int
+    changes_pixels: bool
+
+
+@dataclass(frozen=True, kw_only=True)
+class Warning:
+    code: str
+    message: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Budget:
+    device: int
+    host: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Seconds:
+    total: float
+    load: float
+    step: float
+    source: str = "remembered"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plan:
+    schema: str = "sdcli.plan/1"
+    version: str = ""
+    fits: bool = True
+    request: Request
+    origins: Mapping[str, str] = field(default_factory=dict)
+    model: Model
+    hardware: Hardware
+    budget: Budget
+    setup: Setup
+    jobs: tuple[Job, ...]
+    batches: tuple[tuple[int, ...], ...]
+    footprint: Footprint
+    slowdown: float = 1.0
+    seconds: Seconds | None = None
+    decisions: tuple[Decision, ...] = ()
+    ways: tuple[Way, ...] = ()
+    ladder: tuple[Rung, ...] = ()
+    warnings: tuple[Warning, ...] = ()
+
+    def batch(self, number: int) -> tuple[Job, ...]:
+        return tuple(self.jobs[index] for index in self.batches[number])
+
+
+Remembered = Mapping[str, Any]  # machine/state.py: what this machine measured before, by key
