@@ -1,0 +1,341 @@
+"""Random Stable Diffusion weights, full size or tiny, as diffusers folders or single files in the original layout.
+
+They draw noise, but load, run and take memory as real ones do; equal seeds give equal weights in every form.
+Written tensor by tensor, so that a full-size SDXL needs little RAM.
+"""
+
+from __future__ import annotations
+
+import argparse
+import copy
+import json
+import shutil
+import zlib
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from sdcli import data
+
+DTYPES = {"fp32": (torch.float32, "F32"), "fp16": (torch.float16, "F16"), "bf16": (torch.bfloat16, "BF16")}
+COMPONENTS = {
+    "sd15": ("unet", "text_encoder", "vae"),
+    "sdxl": ("unet", "text_encoder", "text_encoder_2", "vae"),
+}
+TINY_CLIP = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 3, "num_attention_heads": 4}
+TINY: dict[str, dict[str, dict[str, Any]]] = {
+    "sd15": {
+        "unet": {
+            "block_out_channels": [32, 64, 64, 64],
+            "attention_head_dim": 4,
+            "cross_attention_dim": 32,
+            "sample_size": 8,
+        },
+        "vae": {"block_out_channels": [32, 32, 64, 64], "layers_per_block": 1, "sample_size": 64},
+        "text_encoder": TINY_CLIP,
+    },
+    "sdxl": {
+        "unet": {
+            "block_out_channels": [32, 64, 64],
+            "attention_head_dim": [2, 4, 4],
+            "transformer_layers_per_block": [1, 1, 2],
+            "cross_attention_dim": 96,
+            "addition_time_embed_dim": 8,
+            "projection_class_embeddings_input_dim": 64 + 6 * 8,
+            "sample_size": 8,
+        },
+        "vae": {"block_out_channels": [32, 32, 64, 64], "layers_per_block": 1, "sample_size": 64},
+        "text_encoder": TINY_CLIP,
+        # not as wide as the first: in a single file the two encoders are told apart by width alone
+        "text_encoder_2": TINY_CLIP | {"hidden_size": 64, "intermediate_size": 128, "projection_dim": 64},
+    },
+}
+
+
+@dataclass(frozen=True)
+class Planned:
+    """One tensor of a file to be written: its shape, and how its values are made when its turn comes."""
+
+    shape: tuple[int, ...]
+    make: Callable[[], torch.Tensor]
+
+
+def configs(family: str, *, tiny: bool = False) -> dict[str, dict[str, Any]]:
+    """Every component's config, `scheduler` included; the tiny ones keep the real topology."""
+    found = {name: dict(data.component_config(family, name)) for name in (*COMPONENTS[family], "scheduler")}
+    if tiny:
+        for name, changes in TINY[family].items():
+            found[name] |= changes
+    return copy.deepcopy(found)
+
+
+def shapes(component: str, config: dict[str, Any]) -> dict[str, tuple[int, ...]]:
+    """Names and shapes as they stand in files on the Hub: CLIP's with the `text_model.` in front."""
+    from diffusers import AutoencoderKL, UNet2DConditionModel
+    from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
+
+    with torch.device("meta"):
+        if component == "unet":
+            module = UNet2DConditionModel.from_config(config)
+        elif component == "vae":
+            module = AutoencoderKL.from_config(config)
+        else:
+            kind = CLIPTextModelWithProjection if component == "text_encoder_2" else CLIPTextModel
+            module = kind(CLIPTextConfig.from_dict(config))
+    named = {name: tuple(tensor.shape) for name, tensor in module.state_dict().items()}
+    if component == "text_encoder":
+        named = {name if name.startswith("text_model.") else f"text_model.{name}": s for name, s in named.items()}
+    return named
+
+
+def values(component: str, name: str, shape: tuple[int, ...], seed: int) -> torch.Tensor:
+    """fp32 values whose products stay of order one, so that half precisions neither overflow nor vanish."""
+    generator = torch.Generator("cpu").manual_seed(zlib.crc32(f"{seed} {component} {name}".encode()))
+    if name.endswith("bias"):
+        return torch.randn(shape, generator=generator).mul_(0.02)
+    if len(shape) == 1:
+        return torch.randn(shape, generator=generator).mul_(0.1).add_(1.0)
+    if "embedding" in name and component.startswith("text_encoder"):
+        return torch.randn(shape, generator=generator).mul_(0.1)
+    fan_in = shape[1] * (shape[2] * shape[3] if len(shape) == 4 else 1)
+    return torch.randn(shape, generator=generator).mul_(fan_in**-0.5)
+
+
+def planned(component: str, config: dict[str, Any], seed: int) -> dict[str, Planned]:
+    return {
+        name: Planned(shape, lambda name=name, shape=shape: values(component, name, shape, seed))
+        for name, shape in shapes(component, config).items()
+    }
+
+
+# Writing
+
+
+def write_safetensors(path: Path, tensors: dict[str, Planned], dtype: str) -> None:
+    """The safetensors format itself: 8 bytes of length, a JSON header, then the values one after the other."""
+    torch_dtype, stored_dtype = DTYPES[dtype]
+    size = torch.empty((), dtype=torch_dtype).element_size()
+    header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
+    offset = 0
+    for name, tensor in tensors.items():
+        length = size * torch.Size(tensor.shape).numel()
+        header[name] = {"dtype": stored_dtype, "shape": list(tensor.shape), "data_offsets": [offset, offset + length]}
+        offset += length
+    encoded = json.dumps(header).encode()
+    encoded += b" " * (-len(encoded) % 8)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("wb") as file:
+        file.write(len(encoded).to_bytes(8, "little") + encoded)
+        for tensor in tensors.values():
+            made = tensor.make().to(torch_dtype).contiguous()
+            assert tuple(made.shape) == tensor.shape
+            file.write(memoryview(made.reshape(-1).view(torch.uint8).numpy()))
+
+
+def write_sharded(folder: Path, stem: str, suffix: str, tensors: dict[str, Planned], dtype: str, shards: int) -> None:
+    """`shards` files and the index that diffusers and transformers read."""
+    middle = f".{suffix}" if suffix else ""
+    names = list(tensors)
+    per_shard = -(-len(names) // shards)
+    weight_map: dict[str, str] = {}
+    for number in range(shards):
+        part = {name: tensors[name] for name in names[number * per_shard : (number + 1) * per_shard]}
+        file = f"{stem}{middle}-{number + 1:05}-of-{shards:05}.safetensors"
+        write_safetensors(folder / file, part, dtype)
+        weight_map |= dict.fromkeys(part, file)
+    index = {"metadata": {}, "weight_map": weight_map}
+    name = f"{stem}.safetensors.index{middle}.json"
+    (folder / name).write_text(json.dumps(index), encoding="utf-8")
+
+
+def write_folder(
+    folder: Path,
+    family: str,
+    *,
+    tiny: bool = False,
+    dtype: str = "fp32",
+    variant: str = "",
+    shards: int = 1,
+    seed: int = 0,
+    scheduler: dict[str, Any] | None = None,
+) -> Path:
+    """A diffusers folder that diffusers itself can load. `variant` goes into the weight files' names."""
+    shipped = data.component_folder(family)
+    for name, config in configs(family, tiny=tiny).items():
+        if name == "scheduler":
+            _write_json(folder / name / "scheduler_config.json", config | (scheduler or {}))
+            continue
+        _write_json(folder / name / "config.json", config)
+        stem = "model" if name.startswith("text_encoder") else "diffusion_pytorch_model"
+        tensors = planned(name, config, seed)
+        if shards > 1:
+            write_sharded(folder / name, stem, variant, tensors, dtype, shards)
+        else:
+            file = f"{stem}.{variant}.safetensors" if variant else f"{stem}.safetensors"
+            write_safetensors(folder / name / file, tensors, dtype)
+    for tokenizer in shipped.glob("tokenizer*"):
+        shutil.copytree(tokenizer, folder / tokenizer.name, dirs_exist_ok=True)
+        shutil.copytree(data.component_folder("clip"), folder / tokenizer.name, dirs_exist_ok=True)
+    shutil.copy(shipped / "model_index.json", folder / "model_index.json")
+    return folder
+
+
+def write_file(path: Path, family: str, *, tiny: bool = False, dtype: str = "fp32", seed: int = 0) -> Path:
+    """One checkpoint in the layout of the original Stable Diffusion code."""
+    tensors: dict[str, Planned] = {}
+    for name, config in configs(family, tiny=tiny).items():
+        if name != "scheduler":
+            tensors |= dict(original(family, name, config, planned(name, config, seed)))
+    write_safetensors(path, tensors, dtype)
+    return path
+
+
+def _write_json(path: Path, value: Any) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(value, indent=2) + "\n", encoding="utf-8")
+
+
+# The original layout
+
+
+def original(
+    family: str, component: str, config: dict[str, Any], tensors: dict[str, Planned]
+) -> Iterator[tuple[str, Planned]]:
+    if component == "unet":
+        for name, tensor in tensors.items():
+            yield "model.diffusion_model." + original_unet_name(name, config), tensor
+    elif component == "vae":
+        for name, tensor in tensors.items():
+            yield (
+                "first_stage_model." + original_vae_name(name, len(config["block_out_channels"])),
+                _as_conv(name, tensor),
+            )
+    elif component == "text_encoder_2":
+        yield from _open_clip(tensors)
+    else:
+        prefix = "cond_stage_model." if family == "sd15" else "conditioner.embedders.0."
+        for name, tensor in tensors.items():
+            yield f"{prefix}transformer.{name}", tensor
+        yield f"{prefix}transformer.text_model.embeddings.position_ids", _position_ids()
+
+
+def original_unet_name(name: str, config: dict[str, Any]) -> str:
+    flat = {
+        "conv_in": "input_blocks.0.0", "time_embedding.linear_1": "time_embed.0",
+        "time_embedding.linear_2": "time_embed.2", "add_embedding.linear_1": "label_emb.0.0",
+        "add_embedding.linear_2": "label_emb.0.2", "conv_norm_out": "out.0", "conv_out": "out.2",
+    }  # fmt: skip
+    stem, kind = name.rsplit(".", 1)
+    if stem in flat:
+        return f"{flat[stem]}.{kind}"
+    layers = config["layers_per_block"] + 1
+    parts = name.split(".")
+    if parts[0] == "mid_block":
+        place = {"resnets0": 0, "attentions0": 1, "resnets1": 2}[parts[1] + parts[2]]
+        return f"middle_block.{place}." + _inside_resnet(".".join(parts[3:]), parts[1])
+    block, part, number, rest = int(parts[1]), parts[2], int(parts[3]), ".".join(parts[4:])
+    if part == "downsamplers":
+        return f"input_blocks.{(block + 1) * layers}.0.op.{kind}"
+    if part == "upsamplers":
+        attends = "CrossAttn" in config["up_block_types"][block]
+        return f"output_blocks.{(block + 1) * layers - 1}.{2 if attends else 1}.conv.{kind}"
+    first = 1 if parts[0] == "down_blocks" else 0
+    side = "input_blocks" if first else "output_blocks"
+    place = first + block * layers + number
+    return f"{side}.{place}.{1 if part == 'attentions' else 0}." + _inside_resnet(rest, part)
+
+
+def _inside_resnet(name: str, part: str) -> str:
+    if part != "resnets":
+        return name
+    names = {
+        "norm1": "in_layers.0", "conv1": "in_layers.2", "norm2": "out_layers.0", "conv2": "out_layers.3",
+        "time_emb_proj": "emb_layers.1", "conv_shortcut": "skip_connection",
+    }  # fmt: skip
+    stem, kind = name.rsplit(".", 1)
+    return f"{names[stem]}.{kind}"
+
+
+def original_vae_name(name: str, levels: int) -> str:
+    parts = name.split(".")
+    if "up_blocks" in parts:
+        parts[2] = str(levels - 1 - int(parts[2]))
+    joined = ".".join(parts)
+    for ours, theirs in (
+        ("conv_norm_out", "norm_out"), ("down_blocks", "down"), ("up_blocks", "up"), ("conv_shortcut", "nin_shortcut"),
+        ("mid_block.resnets.0", "mid.block_1"), ("mid_block.resnets.1", "mid.block_2"),
+        ("mid_block.attentions.0", "mid.attn_1"), ("group_norm", "norm"), ("to_q", "q"), ("to_k", "k"), ("to_v", "v"),
+        ("to_out.0", "proj_out"), ("downsamplers.0", "downsample"), ("upsamplers.0", "upsample"), ("resnets", "block"),
+    ):  # fmt: skip
+        joined = joined.replace(ours, theirs)
+    return joined
+
+
+def _as_conv(name: str, tensor: Planned) -> Planned:
+    """The original VAE attends with 1×1 convolutions."""
+    if ".attentions." not in name or len(tensor.shape) != 2:
+        return tensor
+    return Planned((*tensor.shape, 1, 1), lambda: tensor.make()[:, :, None, None])
+
+
+def _open_clip(tensors: dict[str, Planned]) -> Iterator[tuple[str, Planned]]:
+    prefix = "conditioner.embedders.1.model."
+    flat = {
+        "text_model.embeddings.token_embedding.weight": "token_embedding.weight",
+        "text_model.embeddings.position_embedding.weight": "positional_embedding",
+        "text_model.final_layer_norm.weight": "ln_final.weight",
+        "text_model.final_layer_norm.bias": "ln_final.bias",
+    }
+    for name, tensor in tensors.items():
+        if name in flat:
+            yield prefix + flat[name], tensor
+        elif name == "text_projection.weight":
+            yield prefix + "text_projection", Planned(tensor.shape[::-1], lambda made=tensor.make: made().T)
+        elif ".q_proj." in name:
+            three = [tensors[name.replace(".q_proj.", f".{part}_proj.")] for part in "qkv"]
+            layer, kind = name.replace("text_model.encoder.layers.", "").split(".self_attn.q_proj.")
+            shape = (3 * tensor.shape[0], *tensor.shape[1:])
+            joined = Planned(shape, lambda three=three: torch.cat([part.make() for part in three]))
+            yield f"{prefix}transformer.resblocks.{layer}.attn.in_proj_{kind}", joined
+        elif ".k_proj." not in name and ".v_proj." not in name:
+            renamed = name.replace("text_model.encoder.layers.", "transformer.resblocks.")
+            for ours, theirs in (
+                ("self_attn", "attn"), ("layer_norm1", "ln_1"), ("layer_norm2", "ln_2"),
+                ("mlp.fc1", "mlp.c_fc"), ("mlp.fc2", "mlp.c_proj"),
+            ):  # fmt: skip
+                renamed = renamed.replace(ours, theirs)
+            yield prefix + renamed, tensor
+    yield prefix + "logit_scale", Planned((), lambda: torch.tensor(4.6052))
+
+
+def _position_ids() -> Planned:
+    """Old checkpoints carry these; whoever reads them must not trip over them."""
+    return Planned((1, 77), lambda: torch.arange(77, dtype=torch.float32)[None])
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("family", choices=sorted(COMPONENTS))
+    parser.add_argument("output", type=Path, help="a folder, or a .safetensors file with --single-file")
+    parser.add_argument("--single-file", action="store_true", help="the original layout in one file")
+    parser.add_argument("--tiny", action="store_true", help="the same topology, a few channels wide")
+    parser.add_argument("--dtype", choices=sorted(DTYPES), default="fp16")
+    parser.add_argument("--variant", default="", help="as in diffusion_pytorch_model.fp16.safetensors")
+    parser.add_argument("--shards", type=int, default=1)
+    parser.add_argument("--seed", type=int, default=0)
+    asked = parser.parse_args()
+    if asked.single_file:
+        write_file(asked.output, asked.family, tiny=asked.tiny, dtype=asked.dtype, seed=asked.seed)
+    else:
+        write_folder(
+            asked.output, asked.family, tiny=asked.tiny, dtype=asked.dtype, variant=asked.variant,
+            shards=asked.shards, seed=asked.seed,
+        )  # fmt: skip
+    print(asked.output)
+
+
+if __name__ == "__main__":
+    main()
