@@ -1,0 +1,120 @@
+"""CLIP's text encoder on paper (CLIPTextModel, CLIPTextModelWithProjection): parameters, work, memory peak.
+
+`analyse(config, tokens=77, batch=1)` gives a `TextEncoder`. The projection is there when the config's `architectures`
+say so. Peaks are live elements without weights and inputs, the hidden states that a pipeline asks for included.
+"""
+
+from __future__ import annotations
+
+import functools
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from sdcli.errors import BadFile, Usage
+from sdcli.models import trace as reading
+from sdcli.models.trace import Leaf, Trace
+
+
+@dataclass(frozen=True, kw_only=True)
+class TextEncoder:
+    """One call over `batch` rows of tokens."""
+
+    parameters: int
+    macs: int
+    peak_elements: int
+    hidden: int  # channels of its output
+    projection: int  # channels of the pooled output, 0 without a projection
+    leaves: tuple[Leaf, ...]
+
+    def activation_peak(self, dtype_bytes: int) -> int:
+        """Live bytes at the worst moment; weights excluded."""
+        return self.peak_elements * dtype_bytes
+
+
+def analyse(config: Mapping[str, Any], *, tokens: int = 77, batch: int = 1) -> TextEncoder:
+    """What one call of this text encoder costs, all hidden states kept (as diffusers' pipelines ask)."""
+    for name, value in (("tokens", tokens), ("batch", batch)):
+        if not 0 < value <= reading.LARGEST:
+            raise Usage(f"{name} {value} is outside 1 to {reading.LARGEST}")
+    try:
+        key = json.dumps(dict(config), sort_keys=True)
+    except (TypeError, ValueError, RecursionError) as error:
+        raise BadFile("the text encoder's config is not plain JSON") from error
+    return _analyse(key, tokens, batch)
+
+
+def parameters(config: Mapping[str, Any]) -> int:
+    """123,060,480 for CLIP ViT-L; 694,659,840 for OpenCLIP bigG with its projection."""
+    return analyse(config).parameters
+
+
+@functools.lru_cache(maxsize=32)
+def _analyse(key: str, tokens: int, batch: int) -> TextEncoder:
+    config: dict[str, Any] = json.loads(key)
+    projected = _projected(config)
+    trace = Trace(batch)
+    hidden = reading.number(config, "hidden_size", 512)
+    inner = reading.number(config, "intermediate_size", 4 * hidden)
+    layers = reading.number(config, "num_hidden_layers", 12)
+    heads = reading.number(config, "num_attention_heads", 8)
+    if hidden % heads:
+        raise BadFile(f"config: hidden_size {hidden} does not divide into {heads} heads")
+    start = "text_model." if projected else ""
+    one = batch * tokens * hidden
+    _embeddings(trace, config, start, tokens, hidden)
+    trace.hold(one)
+    for layer in range(layers):
+        _layer(trace, f"{start}encoder.layers.{layer}", tokens, hidden, inner, heads)
+        trace.hold(one)  # every layer's output is kept: prompts skip layers, SDXL takes the last but one
+    trace.norm(f"{start}final_layer_norm", "LayerNorm", hidden, (tokens, hidden))
+    trace.hold(one)
+    width = 0
+    if projected:
+        width = reading.number(config, "projection_dim", 512)
+        trace.linear("text_projection", hidden, width, bias=False)
+    return TextEncoder(
+        parameters=sum([leaf.parameters for leaf in trace.leaves]),
+        macs=sum([leaf.macs for leaf in trace.leaves]),
+        peak_elements=trace.peak,
+        hidden=hidden,
+        projection=width,
+        leaves=tuple(trace.leaves),
+    )
+
+
+def _projected(config: Mapping[str, Any]) -> bool:
+    kinds = config.get("architectures") or ["CLIPTextModel"]
+    kind = kinds[0] if isinstance(kinds, list) and kinds else kinds
+    if kind not in ("CLIPTextModel", "CLIPTextModelWithProjection"):
+        from sdcli.terminal import show
+
+        raise BadFile(f"{show(kind, 60)} is not a text encoder that sdcli knows")
+    return bool(kind == "CLIPTextModelWithProjection")
+
+
+def _embeddings(trace: Trace, config: Mapping[str, Any], start: str, tokens: int, hidden: int) -> None:
+    longest = reading.number(config, "max_position_embeddings", 77)
+    if tokens > longest:
+        raise Usage(f"{tokens} tokens, but this text encoder reads at most {longest} at once")
+    words = reading.number(config, "vocab_size", 49408)
+    trace.embedding(f"{start}embeddings.token_embedding", words, hidden, (tokens, hidden))
+    trace.embedding(f"{start}embeddings.position_embedding", longest, hidden, (tokens, hidden))
+    trace.touch(3 * trace.batch * tokens * hidden)
+
+
+def _layer(trace: Trace, name: str, tokens: int, hidden: int, inner: int, heads: int) -> None:
+    """norm, attention to the tokens before, norm, two Linears; live beside its input at most both and the residual."""
+    rows = (tokens,)
+    trace.norm(f"{name}.layer_norm1", "LayerNorm", hidden, (tokens, hidden))
+    for part in ("q_proj", "k_proj", "v_proj"):
+        trace.linear(f"{name}.self_attn.{part}", hidden, hidden, rows)
+    trace.attention(f"{name}.self_attn", heads, tokens, tokens, hidden // heads)
+    trace.linear(f"{name}.self_attn.out_proj", hidden, hidden, rows)
+    trace.norm(f"{name}.layer_norm2", "LayerNorm", hidden, (tokens, hidden))
+    trace.linear(f"{name}.mlp.fc1", hidden, inner, rows)
+    trace.linear(f"{name}.mlp.fc2", inner, hidden, rows)
+    one, wide = trace.batch * tokens * hidden, trace.batch * tokens * inner
+    trace.touch(6 * one)
+    trace.touch(2 * one + 3 * wide)  # quick GELU writes its sigmoid and the product beside its input

@@ -1,0 +1,167 @@
+"""A network run on paper: its leaves in call order, and how many elements are alive as tensors come and go.
+
+The analytic UNet, VAE and text encoder are walks over one `Trace`. Sizes are counted in elements, so that one walk
+serves every dtype; a caller's variable that still holds a tensor keeps it alive here too, as it does in Python.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+from sdcli.errors import BadFile
+
+MOST_LEAVES = 50_000  # the largest known UNet has 2,000; a hostile config must not fill the memory
+LARGEST = 1 << 24  # no width, size or count in a real config comes near
+
+
+class Leaf(NamedTuple):
+    """One module with weights, or one attention product (`<attention>.attention`, without weights)."""
+
+    name: str
+    type: str  # the torch class: Conv2d, Linear, GroupNorm …
+    kind: str  # convolution | linear | attention | norm | embedding
+    weight_shape: tuple[int, ...]
+    kernel: tuple[int, ...]  # of convolutions, else empty
+    bias: bool
+    parameters: int
+    output_shape: tuple[int, ...]
+    macs: int
+    elements: int  # of its output; activation bytes = elements × size of the dtype
+
+
+class Trace:
+    """Collects leaves; `hold` and `drop` follow what lives on, `touch` what is needed for a moment on top."""
+
+    __slots__ = ("batch", "leaves", "live", "peak", "scores")
+
+    def __init__(self, batch: int) -> None:
+        self.batch = batch
+        self.leaves: list[Leaf] = []
+        self.live = 0
+        self.peak = 0
+        self.scores = 0  # elements of the largest attention matrix, where it is written out (no fused kernel)
+
+    def hold(self, elements: int) -> None:
+        self.live += elements
+        if self.live > self.peak:
+            self.peak = self.live
+
+    def drop(self, elements: int) -> None:
+        self.live -= elements
+
+    def touch(self, elements: int) -> None:
+        if self.live + elements > self.peak:
+            self.peak = self.live + elements
+
+    def _add(self, leaf: Leaf) -> None:
+        if len(self.leaves) >= MOST_LEAVES:
+            raise BadFile(f"the config describes more than {MOST_LEAVES:,} layers")
+        self.leaves.append(leaf)
+
+    def conv(
+        self, name: str, taken: int, given: int, kernel: int, height: int, width: int, *, kind: str = "Conv2d"
+    ) -> None:
+        """A convolution whose output is height × width."""
+        weights = taken * given * kernel * kernel
+        shape = (taken, given, kernel, kernel) if kind == "ConvTranspose2d" else (given, taken, kernel, kernel)
+        # a transposed convolution multiplies once per input position, stride² fewer than output positions
+        places = height * width // (kernel * kernel) if kind == "ConvTranspose2d" else height * width
+        self._add(
+            Leaf(
+                name, kind, "convolution", shape, (kernel, kernel), True, weights + given,
+                (self.batch, given, height, width), self.batch * places * weights, self.batch * given * height * width,
+            )
+        )  # fmt: skip
+
+    def linear(self, name: str, taken: int, given: int, rows: tuple[int, ...] = (), *, bias: bool = True) -> None:
+        """A Linear over every one of `rows` (tokens) of each batch entry."""
+        count = self.batch
+        for size in rows:
+            count *= size
+        self._add(
+            Leaf(
+                name, "Linear", "linear", (given, taken), (), bias, taken * given + (given if bias else 0),
+                (self.batch, *rows, given), count * taken * given, count * given,
+            )
+        )  # fmt: skip
+
+    def norm(self, name: str, kind: str, channels: int, output: tuple[int, ...]) -> None:
+        """A GroupNorm or LayerNorm; `output` without the batch."""
+        elements = self.batch
+        for size in output:
+            elements *= size
+        self._add(
+            Leaf(
+                name, kind, "norm", (channels,), (), True, 2 * channels, (self.batch, *output), 0, elements,
+            )
+        )  # fmt: skip
+
+    def embedding(self, name: str, entries: int, channels: int, output: tuple[int, ...]) -> None:
+        elements = self.batch
+        for size in output:
+            elements *= size
+        self._add(
+            Leaf(
+                name, "Embedding", "embedding", (entries, channels), (), False, entries * channels,
+                (self.batch, *output), 0, elements,
+            )
+        )  # fmt: skip
+
+    def attention(self, name: str, heads: int, queries: int, keys: int, width: int) -> None:
+        """Both products of attention, QKᵀ and PV, over heads of `width` channels each."""
+        scores = self.batch * heads * queries * keys
+        if scores > self.scores:
+            self.scores = scores
+        self._add(
+            Leaf(
+                f"{name}.attention", "scaled_dot_product_attention", "attention", (), (), False, 0,
+                (self.batch, heads, queries, width), 2 * scores * width, self.batch * heads * queries * width,
+            )
+        )  # fmt: skip
+
+    def extra(self, leaf: Leaf) -> None:
+        self._add(leaf)
+
+
+def number(config: Mapping[str, Any], key: str, default: int | None = None) -> int:
+    """A positive whole number of sane size, or BadFile naming the key."""
+    value = config.get(key)
+    if value is None:
+        value = default
+    if isinstance(value, float) and value.is_integer():
+        value = int(value)
+    if isinstance(value, bool) or not isinstance(value, int) or not 0 < value <= LARGEST:
+        raise BadFile(f"config: {key} should be a whole number above 0, not {_short(value)}")
+    return value
+
+
+def numbers(config: Mapping[str, Any], key: str, count: int, default: Any = None) -> list[int]:
+    """One number per level: a list of `count`, or one number for all."""
+    value = config.get(key)
+    if value is None:
+        value = default
+    if isinstance(value, (list, tuple)):
+        if len(value) != count:
+            raise BadFile(f"config: {key} should have {count} values, one per level, not {len(value)}")
+        return [number({key: item}, key) for item in value]
+    return [number({key: value}, key)] * count
+
+
+def names(config: Mapping[str, Any], key: str, default: tuple[str, ...]) -> tuple[str, ...]:
+    """A short list of block type names."""
+    value = config.get(key)
+    if value is None:
+        value = default
+    if (
+        not isinstance(value, (list, tuple))
+        or not 0 < len(value) <= 16
+        or not all(isinstance(item, str) for item in value)
+    ):
+        raise BadFile(f"config: {key} should be a list of 1 to 16 block types")
+    return tuple(value)
+
+
+def _short(value: object) -> str:
+    text = repr(value)
+    return text if len(text) <= 40 else text[:39] + "…"

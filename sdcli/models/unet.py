@@ -1,0 +1,786 @@
+"""The UNet on paper: `analyse(config, height, width, batch, tokens)` gives every layer, its work and the memory peak.
+
+height and width are in latents (pixels / 8 for Stable Diffusion). Pure Python, exact in parameters, output shapes and
+multiply-adds; the activation peak counts live bytes with fused attention and without weights or inputs. Results are
+kept, so asking again for the same config and size is free.
+"""
+
+from __future__ import annotations
+
+import functools
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from sdcli.errors import BadFile, Usage
+from sdcli.models import trace as reading
+from sdcli.models.blocks import Place, downsample, pixel_attention, resnet, upsample
+from sdcli.models.trace import Leaf, Trace
+
+CLASS_NAMES = ("UNet2DConditionModel", "UNet2015")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Block:
+    """One part of the U. `elements` is the most that lives at once while it runs, skips waiting outside included."""
+
+    name: str
+    role: str  # in | time | down | mid | up | out
+    type: str
+    level: int  # 0 is the largest resolution
+    resolution: tuple[int, int]  # height, width where its layers work
+    in_channels: int
+    out_channels: int
+    parameters: int
+    macs: int
+    elements: int
+    first: int  # leaves[first:last] are its leaves
+    last: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Skip:
+    """A tensor kept on the way down and joined to the channels on the way up: last in, first out."""
+
+    source: str
+    target: str
+    channels: int
+    resolution: tuple[int, int]
+    concatenated_channels: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Unet:
+    """What one call does. Everything grows in proportion to `batch`."""
+
+    type: str
+    latent: tuple[int, int, int]  # channels, height, width of the input
+    batch: int
+    tokens: int
+    leaves: tuple[Leaf, ...]
+    blocks: tuple[Block, ...]
+    skips: tuple[Skip, ...]
+    parameters: int
+    macs: int
+    macs_by_kind: Mapping[str, int]  # convolution, linear, attention
+    peak_elements: int  # live at once, fused attention, without weights and inputs
+    largest_scores: int  # elements of the largest attention matrix over all heads and the batch, were it written out
+    time_channels: int
+    text_channels: int
+    time_enters: int  # ResNets that add the time embedding
+    text_enters: int  # transformer blocks that look at the text
+    config: Mapping[str, Any] = field(repr=False, compare=False, hash=False)
+
+    def activation_peak(self, dtype_bytes: int) -> int:
+        """Live bytes at the worst moment, with fused attention; weights, inputs and kernels' workspace excluded."""
+        return self.peak_elements * dtype_bytes
+
+    @property
+    def largest_leaf(self) -> int:
+        """Parameters of the largest single layer: what streaming layer by layer must hold at least."""
+        return max((leaf.parameters for leaf in self.leaves), default=0)
+
+
+def analyse(config: Mapping[str, Any], *, height: int, width: int, batch: int = 1, tokens: int = 77) -> Unet:
+    """Every layer of one call on `batch` latents of height × width (latents, not pixels) and `tokens` text tokens."""
+    for name, value in (("height", height), ("width", width), ("batch", batch), ("tokens", tokens)):
+        if not 0 < value <= reading.LARGEST:
+            raise Usage(f"{name} {value} is outside 1 to {reading.LARGEST}")
+    try:
+        key = json.dumps(dict(config), sort_keys=True)
+    except (TypeError, ValueError, RecursionError) as error:
+        raise BadFile("the UNet's config is not plain JSON") from error
+    return _analyse(key, height, width, batch, tokens)
+
+
+@functools.lru_cache(maxsize=64)
+def _analyse(key: str, height: int, width: int, batch: int, tokens: int) -> Unet:
+    config: dict[str, Any] = json.loads(key)
+    kind = config.get("_class_name") or "UNet2DConditionModel"
+    if kind == "UNet2015":
+        return _Classic(config, height, width, batch).run()
+    if kind != "UNet2DConditionModel":
+        raise BadFile(f"{_name(kind)} is not a UNet that sdcli knows", hint="sdcli inspect-unet sd15")
+    return _Walk(config, height, width, batch, tokens).run()
+
+
+def _name(value: object) -> str:
+    from sdcli.terminal import show
+
+    return show(value, 60)
+
+
+DOWN_TYPES = (
+    "DownBlock2D",
+    "CrossAttnDownBlock2D",
+    "AttnDownBlock2D",
+    "ResnetDownsampleBlock2D",
+    "SimpleCrossAttnDownBlock2D",
+)
+UP_TYPES = ("UpBlock2D", "CrossAttnUpBlock2D", "AttnUpBlock2D", "ResnetUpsampleBlock2D", "SimpleCrossAttnUpBlock2D")
+MID_TYPES = ("UNetMidBlock2DCrossAttn", "UNetMidBlock2D", "UNetMidBlock2DSimpleCrossAttn")
+WITH_TEXT = ("CrossAttn", "SimpleCrossAttn")  # UNetMidBlock2DCrossAttn, CrossAttnDownBlock2D …
+RESAMPLED_BY_RESNET = (
+    "ResnetDownsampleBlock2D",
+    "SimpleCrossAttnDownBlock2D",
+    "ResnetUpsampleBlock2D",
+    "SimpleCrossAttnUpBlock2D",
+)
+
+
+class _Shared:
+    """The stack of skips and the list of blocks, common to both kinds of UNet."""
+
+    def __init__(self, config: Mapping[str, Any], batch: int) -> None:
+        self.config = config
+        self.trace = Trace(batch)
+        self.blocks: list[Block] = []
+        self.skips: list[Skip] = []
+        self.waiting: list[tuple[str, Place]] = []
+        self.peak = 0
+
+    def block(
+        self, name: str, role: str, kind: str, level: int, at: Place, channels: int, walk: Callable[[], Any]
+    ) -> Any:
+        """Runs `walk` and files what it added as one block."""
+        trace = self.trace
+        first = len(trace.leaves)
+        self.peak = max(self.peak, trace.peak)
+        trace.peak = trace.live
+        result = walk()
+        made = trace.leaves[first:]
+        if made:
+            self.blocks.append(
+                Block(
+                    name=name,
+                    role=role,
+                    type=kind,
+                    level=level,
+                    resolution=(at.height, at.width),
+                    in_channels=at.channels,
+                    out_channels=channels,
+                    parameters=sum([leaf.parameters for leaf in made]),
+                    macs=sum([leaf.macs for leaf in made]),
+                    elements=trace.peak,
+                    first=first,
+                    last=len(trace.leaves),
+                )
+            )
+        self.peak = max(self.peak, trace.peak)
+        return result
+
+    def push(self, source: str, place: Place) -> None:
+        """The tensor just held waits for its partner on the way up."""
+        self.waiting.append((source, place))
+
+    def finish(self, latent: Place, tokens: int, **facts: int) -> Unet:
+        leaves = tuple(self.trace.leaves)
+        by_kind = {"convolution": 0, "linear": 0, "attention": 0}
+        for leaf in leaves:
+            if leaf.macs:
+                by_kind[leaf.kind] += leaf.macs
+        return Unet(
+            type=str(self.config.get("_class_name") or "UNet2DConditionModel"),
+            latent=(latent.channels, latent.height, latent.width),
+            batch=self.trace.batch,
+            tokens=tokens,
+            leaves=leaves,
+            blocks=tuple(self.blocks),
+            skips=tuple(self.skips),
+            parameters=sum([leaf.parameters for leaf in leaves]),
+            macs=sum(by_kind.values()),
+            macs_by_kind=by_kind,
+            peak_elements=self.peak,
+            largest_scores=self.trace.scores,
+            config=self.config,
+            **facts,
+        )
+
+
+class _Walk(_Shared):
+    """The forward pass of diffusers' UNet2DConditionModel, followed on paper."""
+
+    def __init__(self, config: Mapping[str, Any], height: int, width: int, batch: int, tokens: int) -> None:
+        super().__init__(config, batch)
+        self.tokens = tokens
+        self.latent = Place(reading.number(config, "in_channels", 4), height, width)
+        self.down_types = _types(config, "down_block_types", DOWN_TYPES, "CrossAttnDownBlock2D", "DownBlock2D")
+        self.up_types = _types(config, "up_block_types", UP_TYPES, "CrossAttnUpBlock2D", "UpBlock2D")
+        self.mid_type = config.get("mid_block_type", MID_TYPES[0])
+        if self.mid_type is not None and self.mid_type not in MID_TYPES:
+            raise _unsupported("mid_block_type", self.mid_type)
+        levels = len(self.down_types)
+        if len(self.up_types) != levels:
+            raise BadFile(f"config: {levels} down_block_types but {len(self.up_types)} up_block_types")
+        self.levels = levels
+        self._refuse_what_is_not_known()
+        self.widths = reading.numbers(config, "block_out_channels", levels, [320, 640, 1280, 1280])
+        self.layers = reading.numbers(config, "layers_per_block", levels, 2)
+        self.heads = reading.numbers(config, "attention_head_dim", levels, 8)  # named head_dim, is the number of heads
+        self.context = reading.numbers(config, "cross_attention_dim", levels, 1280)
+        self.depths = self._depths()
+        self.up_depths = self._up_depths()
+        self.only_cross, self.mid_only_cross = self._only_cross()
+        self.linear = bool(config.get("use_linear_projection"))
+        self.cross_norm = config.get("cross_attention_norm")
+        self.scale_shift = self._scale_shift()
+        self.time_enters = 0
+        self.text_enters = 0
+
+    def _refuse_what_is_not_known(self) -> None:
+        config = self.config
+        if config.get("num_attention_heads") is not None:
+            raise BadFile("config: num_attention_heads is not used by this kind of UNet (attention_head_dim is)")
+        if config.get("dual_cross_attention"):
+            raise BadFile("config: dual_cross_attention is not supported")
+        if config.get("attention_type", "default") not in ("default", None):
+            raise _unsupported("attention_type", config["attention_type"])
+        if config.get("cross_attention_norm") not in (None, "layer_norm", "group_norm"):
+            raise _unsupported("cross_attention_norm", config["cross_attention_norm"])
+
+    def _scale_shift(self) -> bool:
+        how = self.config.get("resnet_time_scale_shift") or "default"
+        if how not in ("default", "scale_shift"):
+            raise _unsupported("resnet_time_scale_shift", how)
+        return bool(how == "scale_shift")
+
+    def _depths(self) -> list[Any]:
+        """Transformer blocks per attention: one number, one per level, or a list per layer of a level."""
+        value = self.config.get("transformer_layers_per_block", 1)
+        if not isinstance(value, (list, tuple)):
+            return reading.numbers(self.config, "transformer_layers_per_block", self.levels, 1)
+        if len(value) != self.levels:
+            raise BadFile(f"config: transformer_layers_per_block should have {self.levels} values, not {len(value)}")
+        return [_depth(item) for item in value]
+
+    def _up_depths(self) -> list[Any]:
+        value = self.config.get("reverse_transformer_layers_per_block")
+        if value is None:
+            return self.depths[::-1]
+        if not isinstance(value, (list, tuple)) or len(value) != self.levels:
+            raise BadFile(f"config: reverse_transformer_layers_per_block should have {self.levels} values")
+        return [_depth(item) for item in value]
+
+    def _only_cross(self) -> tuple[list[bool], bool]:
+        value = self.config.get("only_cross_attention", False)
+        mid = self.config.get("mid_block_only_cross_attention")
+        if isinstance(value, (list, tuple)):
+            if len(value) != self.levels:
+                raise BadFile(f"config: only_cross_attention should have {self.levels} values, not {len(value)}")
+            return [bool(item) for item in value], bool(mid)
+        return [bool(value)] * self.levels, bool(value if mid is None else mid)
+
+    # the pass
+
+    def run(self) -> Unet:
+        config, trace = self.config, self.trace
+        time = self._time()
+        self.time = time * 2 if config.get("class_embeddings_concat") else time
+        self._encoder_projection()
+        at = self.block("conv_in", "in", "Conv2d", 0, self.latent, self.widths[0], self._conv_in)
+        for level, kind in enumerate(self.down_types):
+            walk = functools.partial(self._down, level, kind, at)
+            at = self.block(f"down_blocks.{level}", "down", kind, level, at, self.widths[level], walk)
+        if self.mid_type is not None:
+            walk = functools.partial(self._mid, at)
+            at = self.block("mid_block", "mid", self.mid_type, self.levels - 1, at, at.channels, walk)
+        held = 0  # the last up block's skips are still named when the next one starts
+        for index, kind in enumerate(self.up_types):
+            level = self.levels - 1 - index
+            walk = functools.partial(self._up, index, kind, at, held)
+            at, held = self.block(f"up_blocks.{index}", "up", kind, level, at, self.widths[level], walk)
+        self.block("conv_out", "out", "Conv2d", 0, at, reading.number(config, "out_channels", 4), lambda: self._out(at))
+        if self.waiting:
+            raise BadFile(f"config: {len(self.waiting)} skip connections of the way down are never used going up")
+        trace.drop(trace.live)
+        return self.finish(
+            self.latent,
+            self.tokens,
+            time_channels=time,
+            text_channels=self.text_channels if self.text_enters else 0,
+            time_enters=self.time_enters,
+            text_enters=self.text_enters,
+        )
+
+    def _conv_in(self) -> Place:
+        kernel = reading.number(self.config, "conv_in_kernel", 3)
+        at = _convolved(self.latent, self.widths[0], kernel)
+        self.trace.conv("conv_in", self.latent.channels, at.channels, kernel, at.height, at.width)
+        self.trace.hold(at.elements(self.trace.batch))
+        self.push("conv_in", at)
+        return at
+
+    def _out(self, at: Place) -> None:
+        trace = self.trace
+        if self.config.get("norm_num_groups", 32) is not None:
+            trace.norm("conv_norm_out", "GroupNorm", at.channels, (at.channels, at.height, at.width))
+            trace.touch(2 * at.elements(trace.batch))
+        kernel = reading.number(self.config, "conv_out_kernel", 3)
+        result = _convolved(at, reading.number(self.config, "out_channels", 4), kernel)
+        trace.conv("conv_out", at.channels, result.channels, kernel, result.height, result.width)
+
+    # time, text and other conditions
+
+    def _time(self) -> int:
+        """The embedding of the time step, with whatever is added to it; returns its width."""
+        config, first = self.config, self.widths[0]
+        kind = config.get("time_embedding_type") or "positional"
+        if kind not in ("positional", "fourier"):
+            raise _unsupported("time_embedding_type", kind)
+        time = reading.number(config, "time_embedding_dim", first * (4 if kind == "positional" else 2))
+        taken = first if kind == "positional" else time
+        at = Place(taken, 1, 1)
+        self.block(
+            "time_embedding", "time", "TimestepEmbedding", 0, at, time, lambda: self._time_layers(kind, taken, time)
+        )
+        self.block("class_embedding", "time", "class", 0, at, time, lambda: self._classes(taken, time))
+        self.block("add_embedding", "time", "addition", 0, at, time, lambda: self._addition(time))
+        self.trace.hold(self.trace.batch * time)
+        return time
+
+    def _time_layers(self, kind: str, taken: int, time: int) -> None:
+        config, trace = self.config, self.trace
+        if kind == "fourier":
+            shape = (trace.batch, taken)
+            trace.extra(
+                Leaf(
+                    "time_proj", "GaussianFourierProjection", "embedding", (time // 2,), (), False, time // 2, shape, 0,
+                    trace.batch * taken,
+                )
+            )  # fmt: skip
+        if config.get("time_cond_proj_dim") is not None:
+            condition = reading.number(config, "time_cond_proj_dim")
+            trace.linear("time_embedding.cond_proj", condition, taken, bias=False)
+        self._two_linears("time_embedding", taken, time)
+
+    def _two_linears(self, name: str, taken: int, time: int) -> None:
+        self.trace.linear(f"{name}.linear_1", taken, time)
+        self.trace.linear(f"{name}.linear_2", time, time)
+
+    def _classes(self, taken: int, time: int) -> None:
+        config, trace = self.config, self.trace
+        kind = config.get("class_embed_type")
+        if kind is None:
+            if config.get("num_class_embeds") is not None:
+                trace.embedding("class_embedding", reading.number(config, "num_class_embeds"), time, (time,))
+        elif kind == "timestep":
+            self._two_linears("class_embedding", taken, time)
+        elif kind == "projection":
+            self._two_linears("class_embedding", reading.number(config, "projection_class_embeddings_input_dim"), time)
+        elif kind == "simple_projection":
+            trace.linear("class_embedding", reading.number(config, "projection_class_embeddings_input_dim"), time)
+        elif kind != "identity":
+            raise _unsupported("class_embed_type", kind)
+
+    def _addition(self, time: int) -> None:
+        config, trace = self.config, self.trace
+        kind = config.get("addition_embed_type")
+        if kind == "text_time":
+            reading.number(config, "addition_time_embed_dim")
+            self._two_linears("add_embedding", reading.number(config, "projection_class_embeddings_input_dim"), time)
+        elif kind == "text":
+            width = reading.number(config, "encoder_hid_dim", self.context[0])
+            self._text_pooled(width, time)
+        elif kind == "text_image":
+            trace.linear("add_embedding.text_proj", self.context[0], time)
+            trace.norm("add_embedding.text_norm", "LayerNorm", time, (time,))
+            trace.linear("add_embedding.image_proj", self.context[0], time)
+        elif kind == "image":
+            trace.linear("add_embedding.image_proj", reading.number(config, "encoder_hid_dim"), time)
+            trace.norm("add_embedding.image_norm", "LayerNorm", time, (time,))
+        elif kind is not None:
+            raise _unsupported("addition_embed_type", kind)
+
+    def _text_pooled(self, width: int, time: int) -> None:
+        """DeepFloyd's: the text pooled by one attention, its query the mean token."""
+        trace, tokens = self.trace, self.tokens
+        heads = reading.number(self.config, "addition_embed_type_num_heads", 64)
+        trace.norm("add_embedding.norm1", "LayerNorm", width, (tokens, width))
+        trace.extra(
+            Leaf(
+                "add_embedding.pool", "AttentionPooling", "embedding", (1, width), (), False, width,
+                (trace.batch, width), 0, trace.batch * width,
+            )
+        )  # fmt: skip
+        trace.linear("add_embedding.pool.q_proj", width, width, (1,))
+        trace.linear("add_embedding.pool.k_proj", width, width, (tokens + 1,))
+        trace.linear("add_embedding.pool.v_proj", width, width, (tokens + 1,))
+        trace.attention("add_embedding.pool", heads, 1, tokens + 1, width // heads)
+        trace.linear("add_embedding.proj", width, time)
+        trace.norm("add_embedding.norm2", "LayerNorm", time, (time,))
+
+    def _encoder_projection(self) -> None:
+        config = self.config
+        kind = config.get("encoder_hid_dim_type")
+        self.text_channels = self.context[0]
+        if kind is None and config.get("encoder_hid_dim") is not None:
+            kind = "text_proj"
+        if kind is None:
+            return
+        taken, given = reading.number(config, "encoder_hid_dim"), self.context[0]
+        self.block(
+            "encoder_hid_proj",
+            "time",
+            str(kind),
+            0,
+            Place(taken, 1, 1),
+            given,
+            lambda: self._encoder_layers(kind, taken, given),
+        )
+        if kind in ("text_proj", "text_image_proj"):
+            self.text_channels = taken
+        if kind == "text_image_proj":
+            self.tokens += 10
+        if kind == "image_proj":
+            self.tokens = 32
+
+    def _encoder_layers(self, kind: str, taken: int, given: int) -> None:
+        trace, tokens = self.trace, self.tokens
+        if kind == "text_proj":
+            trace.linear("encoder_hid_proj", taken, given, (tokens,))
+        elif kind == "text_image_proj":  # ten image tokens stand before the text
+            trace.linear("encoder_hid_proj.image_embeds", given, 10 * given)
+            trace.linear("encoder_hid_proj.text_proj", taken, given, (tokens,))
+        elif kind == "image_proj":
+            trace.linear("encoder_hid_proj.image_embeds", taken, 32 * given)
+            trace.norm("encoder_hid_proj.norm", "LayerNorm", given, (32, given))
+        else:
+            raise _unsupported("encoder_hid_dim_type", kind)
+
+    # down, middle, up
+
+    def _down(self, level: int, kind: str, at: Place) -> Place:
+        prefix, width = f"down_blocks.{level}", self.widths[level]
+        for layer in range(self.layers[level]):
+            name = f"{prefix}.resnets.{layer}"
+            at = self._resnet(name, at, width)
+            if "Attn" in kind:
+                name = f"{prefix}.attentions.{layer}"
+                depth = _of_layer(self.depths[level], layer, self.layers[level], prefix)
+                at = self._attention(kind, name, at, level, depth, self.only_cross[level], self.heads[level])
+            self.push(name, at)
+        if level < self.levels - 1:
+            name = f"{prefix}.downsamplers.0"
+            if kind in RESAMPLED_BY_RESNET:
+                at = self._resnet(name, at, width, "down")
+            else:
+                at = downsample(self.trace, name, at, width, _padding(self.config))
+            if not at.pixels:
+                raise Usage(f"too small: nothing is left of the picture at {prefix}")
+            self.push(name, at)
+        return at
+
+    def _mid(self, at: Place) -> Place:
+        trace, kind, last = self.trace, str(self.mid_type), self.levels - 1
+        at = self._resnet("mid_block.resnets.0", at, at.channels)
+        if "Attn" not in kind:
+            return at
+        one = at.elements(trace.batch)
+        only = self.mid_only_cross and "Simple" in kind
+        depth = _of_layer(self.depths[last], 0, 1, "mid_block")
+        at = self._attention(kind, "mid_block.attentions.0", at, last, depth, only, self.heads[last])
+        at = self._resnet("mid_block.resnets.1", at, at.channels)
+        trace.drop(one)  # what the attention returned
+        return at
+
+    def _up(self, index: int, kind: str, at: Place, held: int) -> tuple[Place, int]:
+        """`held`: elements of the skips that the block before still names."""
+        trace, level = self.trace, self.levels - 1 - index
+        prefix, width, layers = f"up_blocks.{index}", self.widths[level], self.layers[level] + 1
+        trace.drop(held)
+        if len(self.waiting) < layers:
+            raise BadFile(f"config: {prefix} wants {layers} skip connections, {len(self.waiting)} are left")
+        entered = at.elements(trace.batch)  # the caller names the block's input until the block has returned
+        if self.mid_type is None and index == 0:
+            entered = 0  # it is itself the last skip
+        held, inside = 0, 0
+        for layer in range(layers):
+            source, skip = self.waiting.pop()
+            held += skip.elements(trace.batch)
+            target = f"{prefix}.resnets.{layer}"
+            at = self._joined(source, target, at, skip, width)
+            trace.drop(inside)
+            joined = at.elements(trace.batch)
+            at = self._resnet(target, at, width)
+            trace.drop(joined)
+            if "Attn" in kind:
+                # AttnUp and SimpleCrossAttnUp take their head width from the list as it stands, not reversed
+                heads = self.heads[level] if kind == "CrossAttnUpBlock2D" else self.heads[index]
+                depth = _of_layer(self.up_depths[index], layer, layers, prefix)
+                before = at.elements(trace.batch)
+                name = f"{prefix}.attentions.{layer}"
+                at = self._attention(kind, name, at, level, depth, self.only_cross[level], heads, drop=False)
+                trace.drop(before)
+            inside = at.elements(trace.batch)
+        if index < self.levels - 1:
+            at = self._upsampled(f"{prefix}.upsamplers.0", kind, at)
+            trace.drop(inside)
+        trace.drop(entered)
+        return at, held
+
+    def _joined(self, source: str, target: str, at: Place, skip: Place, width: int) -> Place:
+        if (at.height, at.width) != (skip.height, skip.width):
+            raise Usage(
+                f"this UNet cannot run at that size: {target} gets {at.width}×{at.height}, its skip connection is "
+                f"{skip.width}×{skip.height}"
+            )
+        joined = at.with_channels(at.channels + skip.channels)
+        self.skips.append(
+            Skip(
+                source=source,
+                target=target,
+                channels=skip.channels,
+                resolution=(skip.height, skip.width),
+                concatenated_channels=joined.channels,
+            )
+        )
+        self.trace.hold(joined.elements(self.trace.batch))
+        return joined
+
+    def _upsampled(self, name: str, kind: str, at: Place) -> Place:
+        if kind in RESAMPLED_BY_RESNET:
+            return self._resnet(name, at, at.channels, "up")
+        size = None
+        step = 2 ** (self.levels - 1)
+        odd = self.latent.height % step or self.latent.width % step
+        if odd and kind != "AttnUpBlock2D":
+            _, skip = self.waiting[-1]
+            size = (skip.height, skip.width)
+        return upsample(self.trace, name, at, size)
+
+    # layers
+
+    def _resnet(self, name: str, at: Place, width: int, resample: str = "") -> Place:
+        self.time_enters += 1
+        return resnet(self.trace, name, at, width, time=self.time, scale_shift=self.scale_shift, resample=resample)
+
+    def _attention(
+        self, kind: str, name: str, at: Place, level: int, depth: int, only: bool, heads: int, drop: bool = True
+    ) -> Place:
+        """The attention of this block type over `at`, whose own elements are dropped afterwards if `drop`."""
+        if "SimpleCrossAttn" in kind:
+            self._added_attention(name, at, self.context[level], at.channels // heads, heads, only)
+        elif kind in ("AttnDownBlock2D", "AttnUpBlock2D"):
+            pixel_attention(self.trace, name, at, at.channels // heads, heads)
+        else:
+            self._transformer(name, at, self.context[level], heads, depth, only)
+        if drop:
+            self.trace.drop(at.elements(self.trace.batch))
+        return at
+
+    def _added_attention(self, name: str, at: Place, context: int, heads: int, head_width: int, only: bool) -> None:
+        """Pixels and text as keys of one attention (DeepFloyd, Kandinsky)."""
+        trace, pixels, channels, tokens = self.trace, at.pixels, at.channels, self.tokens
+        if not heads:
+            raise BadFile(f"config: {name} has {channels} channels, fewer than one head of {head_width}")
+        inner = heads * head_width
+        self._cross_norm(name, context, channels, tokens)
+        trace.norm(f"{name}.group_norm", "GroupNorm", channels, (channels, pixels))
+        trace.linear(f"{name}.to_q", channels, inner, (pixels,))
+        trace.linear(f"{name}.add_k_proj", context, inner, (tokens,))
+        trace.linear(f"{name}.add_v_proj", context, inner, (tokens,))
+        if not only:
+            trace.linear(f"{name}.to_k", channels, inner, (pixels,))
+            trace.linear(f"{name}.to_v", channels, inner, (pixels,))
+        keys = tokens if only else tokens + pixels
+        trace.attention(name, heads, pixels, keys, head_width)
+        trace.linear(f"{name}.to_out.0", inner, channels, (pixels,))
+        one = at.elements(trace.batch)
+        text, wide = trace.batch * tokens * inner, trace.batch * pixels * inner
+        joined = 2 * trace.batch * keys * inner if not only else 0
+        self.text_enters += 1
+        # normed input, query, the text's two, the pixels' two, the joined two
+        trace.touch(one + wide + 2 * text + joined + (0 if only else 2 * wide))
+        trace.touch(2 * wide + 2 * text + joined + 2 * one)
+        trace.hold(one)
+
+    def _cross_norm(self, name: str, context: int, channels: int, tokens: int) -> None:
+        if self.cross_norm == "layer_norm":
+            self.trace.norm(f"{name}.norm_cross", "LayerNorm", channels, (tokens, context))
+        elif self.cross_norm == "group_norm":
+            self.trace.norm(f"{name}.norm_cross", "GroupNorm", context, (context, tokens))
+
+    def _transformer(self, name: str, at: Place, context: int, heads: int, depth: int, only: bool) -> None:
+        trace, channels, pixels = self.trace, at.channels, at.pixels
+        head_width = channels // heads
+        if not head_width:
+            raise BadFile(f"config: {name} has {channels} channels for {heads} heads")
+        inner = heads * head_width
+        one, wide = at.elements(trace.batch), trace.batch * pixels * inner
+        trace.norm(f"{name}.norm", "GroupNorm", channels, (channels, at.height, at.width))
+        if self.linear:
+            trace.linear(f"{name}.proj_in", channels, inner, (pixels,))
+        else:
+            trace.conv(f"{name}.proj_in", channels, inner, 1, at.height, at.width)
+        trace.touch(one + max(one, wide))
+        trace.hold(wide)  # the rows of tokens, named outside the blocks until each has returned
+        for index in range(depth):
+            self._transformer_block(f"{name}.transformer_blocks.{index}", pixels, inner, heads, context, only)
+        if self.linear:
+            trace.linear(f"{name}.proj_out", inner, channels, (pixels,))
+        else:
+            trace.conv(f"{name}.proj_out", inner, channels, 1, at.height, at.width)
+        trace.touch(max(wide + one, 2 * one))  # beside the rows: their copy, the projection, the sum with the input
+        trace.drop(wide)
+        trace.hold(one)
+
+    def _transformer_block(self, name: str, pixels: int, inner: int, heads: int, context: int, only: bool) -> None:
+        """norm, attention between pixels, norm, attention to the text, norm, feed-forward gated by GELU."""
+        trace, tokens = self.trace, self.tokens
+        wide, text = trace.batch * pixels * inner, trace.batch * tokens * inner
+        rows = (pixels,)
+        trace.norm(f"{name}.norm1", "LayerNorm", inner, (pixels, inner))
+        self._attend(f"{name}.attn1", pixels, inner, heads, context if only else 0)
+        trace.norm(f"{name}.norm2", "LayerNorm", inner, (pixels, inner))
+        self._attend(f"{name}.attn2", pixels, inner, heads, context)
+        trace.norm(f"{name}.norm3", "LayerNorm", inner, (pixels, inner))
+        trace.linear(f"{name}.ff.net.0.proj", inner, 8 * inner, rows)
+        trace.linear(f"{name}.ff.net.2", 4 * inner, inner, rows)
+        keys = text if only else wide
+        # normed, query, keys, values, the product, its projection
+        trace.touch(4 * wide + 2 * keys)
+        # normed, what attn1 gave, the sum; then as above with the text's keys and values
+        trace.touch(6 * wide + 2 * text)
+        # normed, what attn2 gave, the sum; 8 from the projection, 4 of the gate, 4 of the product
+        trace.touch(3 * wide + 16 * wide)
+
+    def _attend(self, name: str, pixels: int, inner: int, heads: int, context: int) -> None:
+        """context 0: between pixels; else the width of the text looked at."""
+        trace, tokens = self.trace, self.tokens
+        keys = tokens if context else pixels
+        taken = context or inner
+        self.text_enters += 1 if context else 0
+        trace.linear(f"{name}.to_q", inner, inner, (pixels,), bias=False)
+        trace.linear(f"{name}.to_k", taken, inner, (keys,), bias=False)
+        trace.linear(f"{name}.to_v", taken, inner, (keys,), bias=False)
+        trace.attention(name, heads, pixels, keys, inner // heads)
+        trace.linear(f"{name}.to_out.0", inner, inner, (pixels,))
+
+
+def _types(config: Mapping[str, Any], key: str, known: tuple[str, ...], attending: str, plain: str) -> tuple[str, ...]:
+    usual = (attending, attending, attending, plain) if key.startswith("down") else (plain, *[attending] * 3)
+    found = []
+    for kind in reading.names(config, key, usual):
+        kind = kind.removeprefix("UNetRes")
+        if kind not in known:
+            raise _unsupported(key, kind)
+        found.append(kind)
+    return tuple(found)
+
+
+def _unsupported(key: str, value: object) -> BadFile:
+    return BadFile(f"config: {key} {_name(value)} is not supported", hint="sdcli inspect-unet sd15")
+
+
+def _depth(value: object) -> Any:
+    if isinstance(value, (list, tuple)):
+        return [
+            reading.number({"transformer_layers_per_block": item}, "transformer_layers_per_block") for item in value
+        ]
+    return reading.number({"transformer_layers_per_block": value}, "transformer_layers_per_block")
+
+
+def _of_layer(depth: Any, layer: int, layers: int, where: str) -> int:
+    if isinstance(depth, list):
+        if len(depth) < layers:
+            raise BadFile(f"config: transformer_layers_per_block gives {len(depth)} depths to the {layers} of {where}")
+        return int(depth[layer])
+    return int(depth)
+
+
+def _padding(config: Mapping[str, Any]) -> int:
+    value = config.get("downsample_padding", 1)
+    if value not in (0, 1, 2) or isinstance(value, bool):
+        raise _unsupported("downsample_padding", value)
+    return int(value)
+
+
+def _convolved(at: Place, channels: int, kernel: int) -> Place:
+    grown = 2 * ((kernel - 1) // 2) - kernel + 1
+    if at.height + grown < 1 or at.width + grown < 1:
+        raise Usage(f"too small for a convolution of {kernel}×{kernel}")
+    return Place(channels, at.height + grown, at.width + grown)
+
+
+class _Classic(_Shared):
+    """The U-Net of 2015: 3×3 convolutions without padding, max-pooling, cropped skips, no time, no text."""
+
+    def __init__(self, config: Mapping[str, Any], height: int, width: int, batch: int) -> None:
+        super().__init__(config, batch)
+        widths = config.get("block_out_channels") or [64, 128, 256, 512, 1024]
+        if not isinstance(widths, (list, tuple)) or not 2 <= len(widths) <= 16:
+            raise BadFile("config: block_out_channels should be a list of 2 to 16 widths")
+        self.widths = reading.numbers(config, "block_out_channels", len(widths), widths)
+        self.latent = Place(reading.number(config, "in_channels", 1), height, width)
+
+    def run(self) -> Unet:
+        at, deepest = self.latent, len(self.widths) - 1
+        given = reading.number(self.config, "out_channels", 2)
+        for level, width in enumerate(self.widths[:-1]):
+            walk = functools.partial(self._down, level, at)
+            at = self.block(f"down_blocks.{level}", "down", "conv, conv, pool", level, at, width, walk)
+        walk = functools.partial(self._two_convs, "mid_block", at, self.widths[-1])
+        at = self.block("mid_block", "mid", "conv, conv", deepest, at, self.widths[-1], walk)
+        for index in range(deepest):
+            level = deepest - 1 - index
+            walk = functools.partial(self._up, index, at)
+            entering = Place(at.channels, 2 * at.height, 2 * at.width)
+            at = self.block(f"up_blocks.{index}", "up", "up, conv, conv", level, entering, self.widths[level], walk)
+        self.block("conv_out", "out", "Conv2d", 0, at, given, functools.partial(self._out, at, given))
+        return self.finish(self.latent, 0, time_channels=0, text_channels=0, time_enters=0, text_enters=0)
+
+    def _down(self, level: int, at: Place) -> Place:
+        trace, name = self.trace, f"down_blocks.{level}"
+        at = self._two_convs(name, at, self.widths[level])
+        self.push(f"{name}.conv2", at)
+        pooled = Place(at.channels, at.height // 2, at.width // 2)
+        self._refuse_nothing(name, pooled)
+        trace.hold(pooled.elements(trace.batch))
+        return pooled
+
+    def _up(self, index: int, at: Place) -> Place:
+        """A transposed convolution doubles the picture; the skip is cropped to it and joined."""
+        trace, name = self.trace, f"up_blocks.{index}"
+        source, skip = self.waiting.pop()
+        risen = Place(skip.channels, 2 * at.height, 2 * at.width)
+        trace.conv(f"{name}.up", at.channels, risen.channels, 2, risen.height, risen.width, kind="ConvTranspose2d")
+        trace.hold(risen.elements(trace.batch))
+        trace.drop(at.elements(trace.batch))
+        joined = risen.with_channels(2 * skip.channels)
+        self.skips.append(
+            Skip(
+                source=source,
+                target=f"{name}.conv1",
+                channels=skip.channels,
+                resolution=(skip.height, skip.width),
+                concatenated_channels=joined.channels,
+            )
+        )
+        trace.hold(joined.elements(trace.batch))
+        trace.drop(risen.elements(trace.batch) + skip.elements(trace.batch))
+        return self._two_convs(name, joined, skip.channels)
+
+    def _two_convs(self, name: str, at: Place, width: int) -> Place:
+        for number in (1, 2):
+            at = self._conv_relu(f"{name}.conv{number}", at, width)
+        return at
+
+    def _conv_relu(self, name: str, at: Place, width: int) -> Place:
+        trace = self.trace
+        result = Place(width, at.height - 2, at.width - 2)
+        self._refuse_nothing(name, result)
+        trace.conv(name, at.channels, width, 3, result.height, result.width)
+        trace.touch(2 * result.elements(trace.batch))
+        trace.hold(result.elements(trace.batch))
+        if len(trace.leaves) > 1:  # the picture itself belongs to the caller
+            trace.drop(at.elements(trace.batch))
+        return result
+
+    def _out(self, at: Place, given: int) -> None:
+        self.trace.conv("conv_out", at.channels, given, 1, at.height, at.width)
+        self.trace.touch(self.trace.batch * given * at.pixels)
+
+    def _refuse_nothing(self, name: str, at: Place) -> None:
+        if at.height < 1 or at.width < 1:
+            raise Usage(f"too small: nothing is left of the picture at {name}")

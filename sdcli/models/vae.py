@@ -1,0 +1,223 @@
+"""The VAE on paper (diffusers' AutoencoderKL): parameters, and work and memory peak of decoding or encoding a size.
+
+`decode(config, height, width)`, `decode_tiled(config, height, width, tile)` and `encode(config, height, width)` take
+pixels and give a `Pass`; peaks are live elements, so `Pass.activation_peak(dtype_bytes)` serves every dtype. Weights,
+the latents given in, and kernels' workspace are excluded; the picture given out is included. Results are kept.
+"""
+
+from __future__ import annotations
+
+import functools
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from sdcli.errors import BadFile, Usage
+from sdcli.models import trace as reading
+from sdcli.models.blocks import Place, downsample, pixel_attention, resnet, upsample
+from sdcli.models.trace import Leaf, Trace
+
+OVERLAP = 0.25  # of a tile, shared with its neighbour
+
+
+@dataclass(frozen=True, kw_only=True)
+class Pass:
+    """One run of the encoder or decoder over a whole batch."""
+
+    macs: int
+    peak_elements: int  # live at once with fused attention
+    largest_scores: int  # elements of the attention matrix in the middle, were it written out
+    leaves: tuple[Leaf, ...]
+
+    def activation_peak(self, dtype_bytes: int) -> int:
+        """Live bytes at the worst moment; weights and inputs excluded."""
+        return self.peak_elements * dtype_bytes
+
+
+def scale(config: Mapping[str, Any]) -> int:
+    """Pixels per latent along one side: 8 for Stable Diffusion."""
+    return 1 << (len(_widths(config)) - 1)
+
+
+def parameters(config: Mapping[str, Any]) -> int:
+    """Weights of encoder and decoder together: 83,653,863 for SD1.5 and SDXL alike."""
+    side = scale(config)
+    both = (*encode(config, height=side, width=side).leaves, *decode(config, height=side, width=side).leaves)
+    return sum([leaf.parameters for leaf in both])
+
+
+def decode(config: Mapping[str, Any], *, height: int, width: int, batch: int = 1) -> Pass:
+    """Latents of a picture of height × width pixels into the picture."""
+    return _pass("decode", _key(config, height, width, batch), height, width, batch)
+
+
+def encode(config: Mapping[str, Any], *, height: int, width: int, batch: int = 1) -> Pass:
+    """A picture of height × width pixels into latents."""
+    return _pass("encode", _key(config, height, width, batch), height, width, batch)
+
+
+def decode_tiled(config: Mapping[str, Any], *, height: int, width: int, tile: int = 512, batch: int = 1) -> Pass:
+    """Decoding in overlapping tiles of tile × tile pixels; the decoded tiles wait until the last one, then are blended.
+
+    A picture no larger than one tile is decoded whole. `leaves` are those of the first tile, the largest.
+    """
+    side = scale(config)
+    if tile < side:
+        raise Usage(f"a tile of {tile} pixels is smaller than one latent of {side}")
+    if height <= tile and width <= tile:
+        return decode(config, height=height, width=width, batch=batch)
+    given = reading.number(config, "out_channels", 3)
+    macs, waiting, peak, scores = 0, 0, 0, 0
+    leaves: tuple[Leaf, ...] = ()
+    for tall in _spans(height // side, tile // side):
+        for wide in _spans(width // side, tile // side):
+            one = decode(config, height=tall * side, width=wide * side, batch=batch)
+            macs += one.macs
+            scores = max(scores, one.largest_scores)
+            if waiting + one.peak_elements > peak:
+                peak = waiting + one.peak_elements
+            leaves = leaves or one.leaves
+            waiting += batch * given * tall * wide * side * side
+    picture = batch * given * height * width
+    # at the end: every tile, the rows cut from them, and the whole picture
+    peak = max(peak, waiting + 2 * picture)
+    return Pass(macs=macs, peak_elements=peak, largest_scores=scores, leaves=leaves)
+
+
+def _spans(latents: int, tile: int) -> list[int]:
+    """Sizes of the tiles along one side, the last ones cut off by the edge."""
+    step = max(1, int(tile * (1 - OVERLAP)))
+    return [min(tile, latents - start) for start in range(0, latents, step)]
+
+
+def _key(config: Mapping[str, Any], height: int, width: int, batch: int) -> str:
+    side = scale(config)
+    for name, value in (("height", height), ("width", width)):
+        if not side <= value <= reading.LARGEST:
+            raise Usage(f"{name} {value} is outside {side} to {reading.LARGEST}")
+    if not 0 < batch <= reading.LARGEST:
+        raise Usage(f"batch {batch} is outside 1 to {reading.LARGEST}")
+    try:
+        return json.dumps(dict(config), sort_keys=True)
+    except (TypeError, ValueError, RecursionError) as error:
+        raise BadFile("the VAE's config is not plain JSON") from error
+
+
+def _widths(config: Mapping[str, Any]) -> list[int]:
+    value = config.get("block_out_channels")
+    if not isinstance(value, (list, tuple)) or not 0 < len(value) <= 8:
+        raise BadFile("config: block_out_channels of the VAE should be a list of 1 to 8 widths")
+    return reading.numbers(config, "block_out_channels", len(value))
+
+
+@functools.lru_cache(maxsize=256)
+def _pass(way: str, key: str, height: int, width: int, batch: int) -> Pass:
+    config: dict[str, Any] = json.loads(key)
+    _refuse_what_is_not_known(config)
+    trace = Trace(batch)
+    if way == "decode":
+        _decoder(trace, config, height, width)
+    else:
+        _encoder(trace, config, height, width)
+    return Pass(
+        macs=sum([leaf.macs for leaf in trace.leaves]),
+        peak_elements=trace.peak,
+        largest_scores=trace.scores,
+        leaves=tuple(trace.leaves),
+    )
+
+
+def _refuse_what_is_not_known(config: Mapping[str, Any]) -> None:
+    kind = config.get("_class_name") or "AutoencoderKL"
+    if kind != "AutoencoderKL":
+        from sdcli.terminal import show
+
+        raise BadFile(f"{show(kind, 60)} is not a VAE that sdcli knows")
+    levels = len(_widths(config))
+    for key, known in (("down_block_types", "DownEncoderBlock2D"), ("up_block_types", "UpDecoderBlock2D")):
+        types = reading.names(config, key, (known,) * levels)
+        if len(types) != levels:
+            raise BadFile(f"config: {levels} widths but {len(types)} {key}")
+        for name in types:
+            if name != known:
+                from sdcli.terminal import show
+
+                raise BadFile(f"config: {key} {show(name, 60)} is not supported")
+
+
+def _decoder(trace: Trace, config: Mapping[str, Any], height: int, width: int) -> None:
+    widths = _widths(config)[::-1]
+    side, layers = scale(config), reading.number(config, "layers_per_block", 1)
+    latent = Place(reading.number(config, "latent_channels", 4), height // side, width // side)
+    quantised = 0
+    if config.get("use_post_quant_conv", True):
+        quantised = latent.elements(trace.batch)
+        trace.conv("post_quant_conv", latent.channels, latent.channels, 1, latent.height, latent.width)
+        trace.hold(quantised)  # the caller names it until the decoder has returned
+    at = _convolution(trace, "decoder.conv_in", latent, widths[0])
+    at = _middle(trace, config, "decoder.mid_block", at)
+    for index, channels in enumerate(widths):
+        entered = at.elements(trace.batch)
+        prefix, inside = f"decoder.up_blocks.{index}", 0
+        for layer in range(layers + 1):
+            at = resnet(trace, f"{prefix}.resnets.{layer}", at, channels, time=None)
+            trace.drop(inside)
+            inside = at.elements(trace.batch)
+        if index < len(widths) - 1:
+            at = upsample(trace, f"{prefix}.upsamplers.0", at)
+            trace.drop(inside)
+        trace.drop(entered)
+    _end(trace, "decoder", at, reading.number(config, "out_channels", 3))
+    trace.drop(quantised)
+
+
+def _encoder(trace: Trace, config: Mapping[str, Any], height: int, width: int) -> None:
+    widths = _widths(config)
+    layers = reading.number(config, "layers_per_block", 1)
+    at = Place(reading.number(config, "in_channels", 3), height, width)
+    at = _convolution(trace, "encoder.conv_in", at, widths[0])
+    for index, channels in enumerate(widths):
+        entered = at.elements(trace.batch)
+        prefix, inside = f"encoder.down_blocks.{index}", 0
+        for layer in range(layers):
+            at = resnet(trace, f"{prefix}.resnets.{layer}", at, channels, time=None)
+            trace.drop(inside)
+            inside = at.elements(trace.batch)
+        if index < len(widths) - 1:
+            at = downsample(trace, f"{prefix}.downsamplers.0", at, channels, 0)
+            trace.drop(inside)
+        trace.drop(entered)
+    at = _middle(trace, config, "encoder.mid_block", at)
+    latents = 2 * reading.number(config, "latent_channels", 4)
+    at = _end(trace, "encoder", at, latents)
+    if config.get("use_quant_conv", True):
+        _convolution(trace, "quant_conv", at, latents, kernel=1)
+
+
+def _middle(trace: Trace, config: Mapping[str, Any], name: str, at: Place) -> Place:
+    """ResNet, attention with one head, ResNet."""
+    entered = one = at.elements(trace.batch)
+    at = resnet(trace, f"{name}.resnets.0", at, at.channels, time=None)
+    if config.get("mid_block_add_attention", True):
+        at = pixel_attention(trace, f"{name}.attentions.0", at, 1, at.channels)
+        trace.drop(one)
+    at = resnet(trace, f"{name}.resnets.1", at, at.channels, time=None)
+    trace.drop(one + entered)
+    return at
+
+
+def _end(trace: Trace, name: str, at: Place, channels: int) -> Place:
+    one = at.elements(trace.batch)
+    trace.norm(f"{name}.conv_norm_out", "GroupNorm", at.channels, (at.channels, at.height, at.width))
+    trace.touch(2 * one)  # normed beside the input, then its SiLU beside it
+    result = _convolution(trace, f"{name}.conv_out", at, channels)
+    trace.drop(one)
+    return result
+
+
+def _convolution(trace: Trace, name: str, at: Place, channels: int, kernel: int = 3) -> Place:
+    trace.conv(name, at.channels, channels, kernel, at.height, at.width)
+    result = at.with_channels(channels)
+    trace.hold(result.elements(trace.batch))
+    return result
