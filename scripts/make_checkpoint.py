@@ -30,6 +30,7 @@ TINY: dict[str, dict[str, dict[str, Any]]] = {
     "sd15": {
         "unet": {
             "block_out_channels": [32, 64, 64, 64],
+            "layers_per_block": 1,
             "attention_head_dim": 4,
             "cross_attention_dim": 32,
             "sample_size": 8,
@@ -40,6 +41,7 @@ TINY: dict[str, dict[str, dict[str, Any]]] = {
     "sdxl": {
         "unet": {
             "block_out_channels": [32, 64, 64],
+            "layers_per_block": 1,
             "attention_head_dim": [2, 4, 4],
             "transformer_layers_per_block": [1, 1, 2],
             "cross_attention_dim": 96,

@@ -1,0 +1,84 @@
+"""Latents into pixels, one image at a time: several at once would move them, and need their memory all at once."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+TILES = {"tile-512": 512, "tile-256": 256}
+
+
+@dataclass(frozen=True)
+class Picture:
+    """RGB8 rows; `retried` says why the image was decoded a second time."""
+
+    width: int
+    height: int
+    pixels: bytes
+    retried: str | None = None
+
+
+class NotFinite(ArithmeticError):
+    """The picture is not one: it holds NaN or infinity even in fp32."""
+
+
+def set_tiles(vae: Any, choice: str) -> None:
+    """Tiles of real size: diffusers' own default is as large as the pictures the VAE was trained on, so never used."""
+    edge = TILES.get(choice)
+    vae.use_tiling = edge is not None
+    if edge:
+        vae.tile_sample_min_size = edge
+        vae.tile_latent_min_size = edge // 2 ** (len(vae.config.block_out_channels) - 1)
+
+
+def must_upcast(config: Any, dtype: torch.dtype) -> bool:
+    """SDXL's first VAE overflows in fp16 and says so in its config."""
+    return dtype == torch.float16 and bool(config.get("force_upcast", False))
+
+
+@torch.no_grad()
+def decode(vae: Any, latents: Tensor) -> Picture:
+    """One image from its latents [1, 4, h, w]; once more in fp32 if the first time is not finite."""
+    if not bool(torch.isfinite(latents).all()):
+        raise NotFinite("the latents are not finite")
+    image = _decode(vae, latents)
+    if bool(torch.isfinite(image).all()):
+        return _picture(image, None)
+    before = vae.dtype
+    if before == torch.float32:
+        raise NotFinite("the decoded image is not finite")
+    del image
+    vae.to(torch.float32)
+    try:
+        image = _decode(vae, latents)
+    finally:
+        vae.to(before)
+    if not bool(torch.isfinite(image).all()):
+        raise NotFinite("the decoded image is not finite, in fp32 neither")
+    return _picture(image, f"not finite in {str(before).removeprefix('torch.')}")
+
+
+def _decode(vae: Any, latents: Tensor) -> Tensor:
+    latents = latents.to(device=vae.device, dtype=vae.dtype)
+    config = vae.config
+    mean, deviation = getattr(config, "latents_mean", None), getattr(config, "latents_std", None)
+    if mean is not None and deviation is not None:
+        latents = latents * _per_channel(deviation, latents) / config.scaling_factor + _per_channel(mean, latents)
+    else:
+        latents = latents / config.scaling_factor
+    image: Tensor = vae.decode(latents, return_dict=False)[0]
+    return image
+
+
+def _per_channel(values: Any, like: Tensor) -> Tensor:
+    return torch.tensor(values).view(1, -1, 1, 1).to(like)
+
+
+def _picture(image: Tensor, retried: str | None) -> Picture:
+    """diffusers' own rounding: to 0…1 in the VAE's dtype, to 8 bits in fp32."""
+    shares = (image[0] * 0.5 + 0.5).clamp(0, 1).permute(1, 2, 0).float().cpu()
+    pixels = (shares * 255).round().to(torch.uint8).contiguous()
+    return Picture(pixels.shape[1], pixels.shape[0], pixels.numpy().tobytes(), retried)

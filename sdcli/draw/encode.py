@@ -1,0 +1,136 @@
+"""Prompts into what the UNet reads: CLIP's hidden states, chunk by chunk, with weights; for SDXL pooled vectors too."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from sdcli.draw.denoise import Conditioning
+
+CHUNK = 75  # tokens of a prompt that fit between the start and the end mark
+START, END = 49406, 49407
+
+Chunk = Sequence[tuple[int, float]]  # token and weight, at most CHUNK of them
+
+
+@dataclass(frozen=True)
+class Encoder:
+    """One CLIP text encoder. `pad` fills the chunks; SDXL's encoders are read one layer below the last."""
+
+    module: Any
+    pad: int = END
+    penultimate: bool = False
+
+
+@dataclass(frozen=True)
+class Text:
+    """One prompt, encoded: embeds [1, 77 × chunks, width], pooled [1, width] where an encoder gives it."""
+
+    embeds: Tensor
+    pooled: Tensor | None
+    tokens: int = 0
+
+    @property
+    def chunks(self) -> int:
+        return int(self.embeds.shape[1]) // (CHUNK + 2)
+
+    def zeros(self) -> Text:
+        """SDXL's "nothing", when no negative prompt was given."""
+        return Text(torch.zeros_like(self.embeds), None if self.pooled is None else torch.zeros_like(self.pooled))
+
+
+@torch.no_grad()
+def encode(encoders: Sequence[Encoder], chunks: Sequence[Sequence[Chunk]], *, clip_skip: int, emphasis: str) -> Text:
+    """`chunks` for each encoder. Chunks go through one by one: the same chunk gives the same values in any prompt.
+
+    Each encoder's widths stand side by side; the pooled vector is the last encoder's, of its first chunk.
+    """
+    columns: list[Tensor] = []
+    pooled: Tensor | None = None
+    for encoder, own in zip(encoders, chunks, strict=True):
+        parts: list[Tensor] = []
+        for number, chunk in enumerate(own or [()]):
+            states, vector = _states(encoder, [token for token, _ in chunk], clip_skip)
+            if number == 0 and vector is not None:
+                pooled = vector
+            parts.append(_weighted(encoder, states, [weight for _, weight in chunk], clip_skip, emphasis))
+        columns.append(torch.cat(parts, dim=1))
+    return Text(torch.cat(columns, dim=-1), pooled, tokens=sum(len(chunk) for chunk in chunks[0]))
+
+
+def padded(text: Text, empty: Text, chunks: int) -> Text:
+    """`text` with empty chunks behind it: both sides of guidance, and all images of a batch, need the same length."""
+    missing = chunks - text.chunks
+    if missing <= 0:
+        return text
+    return Text(torch.cat([text.embeds, *[empty.embeds] * missing], dim=1), text.pooled, text.tokens)
+
+
+def conditioning(
+    prompts: Sequence[Text], negatives: Sequence[Text], *, guidance: float, size: tuple[int, int], sized: bool,
+    guided: bool | None = None, groups: tuple[Tensor, ...] = (),
+) -> Conditioning:  # fmt: skip
+    """One row per image, the negative prompts first. `sized`: the UNet wants pooled vectors and sizes too (SDXL)."""
+    guided = guidance > 1.0 if guided is None else guided
+    texts = [*(negatives if guided else ()), *prompts]
+    added: dict[str, Tensor] = {}
+    if sized:
+        added["text_embeds"] = torch.cat([text.pooled for text in texts if text.pooled is not None])
+        added["time_ids"] = size_row(*size, added["text_embeds"]).repeat(len(texts), 1)
+    return Conditioning(
+        guidance=guidance, guided=guided, rows={"encoder_hidden_states": torch.cat([text.embeds for text in texts])},
+        added=added, groups=groups,
+    )  # fmt: skip
+
+
+def size_row(width: int, height: int, like: Tensor) -> Tensor:
+    """SDXL is told the size of the original, the corner it was cropped at, and the size wanted."""
+    return torch.tensor([[height, width, 0, 0, height, width]]).to(like)
+
+
+def _states(encoder: Encoder, tokens: Sequence[int], clip_skip: int) -> tuple[Tensor, Tensor | None]:
+    """Hidden states [1, 77, width] of the layer asked for, and the pooled vector if this encoder projects one."""
+    module = encoder.module
+    filled = [START, *tokens, END] + [encoder.pad] * (CHUNK - len(tokens))
+    ids = torch.tensor([filled], device=_device(module))
+    if clip_skip <= 1 and not encoder.penultimate:
+        return module(ids)[0], None
+    output = module(ids, output_hidden_states=True)
+    vector = output[0] if output[0].ndim == 2 else None
+    # A1111's count: N is the Nth state from the end. SDXL was trained on the second, so 1 and 2 both mean that one.
+    states = output.hidden_states[-max(clip_skip, 2)]
+    return (states if encoder.penultimate else _final_norm(module, states)), vector
+
+
+def _final_norm(module: Any, states: Tensor) -> Tensor:
+    """SD1.5's UNet expects normalised states from any layer. Called by its weights and not as a module, since the
+    weights may wait elsewhere once the encoder's own pass is over."""
+    norm = getattr(module, "text_model", module).final_layer_norm
+    weight, bias = norm.weight.to(states), norm.bias.to(states)
+    return functional.layer_norm(states, norm.normalized_shape, weight, bias, norm.eps)
+
+
+def _device(module: Any) -> torch.device:
+    """Where the ids must be: an offloaded module is brought there by its hooks, which say so."""
+    hook = getattr(module, "_sdcli_device", None)
+    return torch.device(hook) if hook else next(module.parameters()).device
+
+
+def _weighted(encoder: Encoder, states: Tensor, weights: Sequence[float], clip_skip: int, emphasis: str) -> Tensor:
+    if emphasis == "none" or all(weight == 1.0 for weight in weights):
+        return states
+    row = torch.ones((1, CHUNK + 2, 1), device=states.device)
+    row[0, 1 : 1 + len(weights), 0] = torch.tensor(weights, device=states.device)
+    exact = states.float()
+    if emphasis == "comfy":
+        empty, _ = _states(encoder, (), clip_skip)
+        moved = empty.float() + (exact - empty.float()) * row
+    else:  # a1111: scaled, then brought back to the mean they had together
+        moved = exact * row
+        moved = moved * (exact.mean() / moved.mean())
+    return moved.to(states.dtype)

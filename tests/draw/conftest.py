@@ -1,0 +1,37 @@
+"""Tiny random SD1.5 and SDXL with the real topology, written once per run, and diffusers' own pipelines on them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from scripts import make_checkpoint
+from sdcli.draw import quiet
+
+
+@pytest.fixture(scope="session", autouse=True)
+def one_quiet_thread() -> None:
+    quiet.hush()
+    torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="session")
+def tiny_folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """fp32 diffusers folders of both families."""
+    root = tmp_path_factory.mktemp("tiny")
+    return {family: make_checkpoint.write_folder(root / family, family, tiny=True) for family in ("sd15", "sdxl")}
+
+
+@pytest.fixture(scope="session")
+def pipelines(tiny_folders: dict[str, Path], one_quiet_thread: None) -> dict[str, Any]:
+    """diffusers' pipelines as everyone loads them: what our loop, encoders and decoder are compared with."""
+    from diffusers import StableDiffusionPipeline, StableDiffusionXLPipeline
+
+    made: dict[str, Any] = {}
+    for family, kind in (("sd15", StableDiffusionPipeline), ("sdxl", StableDiffusionXLPipeline)):
+        made[family] = kind.from_pretrained(tiny_folders[family], dtype=torch.float32, local_files_only=True)
+        made[family].set_progress_bar_config(disable=True)
+    return made
