@@ -1,0 +1,65 @@
+"""JSON as sdcli writes and reads it: strict, bounded, one schema name and number per document."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from typing import Any, NoReturn
+
+from sdcli.errors import BadFile
+from sdcli.terminal import show
+
+DEEPEST = 64
+
+
+def dump(value: Any, *, indent: int | None = None, ascii_only: bool = False) -> bytes:
+    """UTF-8 JSON. A lone surrogate is written as its \\u escape, so that even a hostile prompt comes back as it was."""
+    separators = (",", ":") if indent is None else (",", ": ")
+    text = json.dumps(value, ensure_ascii=ascii_only, allow_nan=False, indent=indent, separators=separators)
+    return text.encode("utf-8", "backslashreplace")
+
+
+def load(data: bytes | str, where: str) -> dict[str, Any]:
+    """One JSON object; anything else is BadFile saying where."""
+    try:
+        text = data.decode("utf-8") if isinstance(data, bytes) else data
+        value = json.loads(text, parse_constant=_refuse)
+    except (ValueError, RecursionError) as error:  # ValueError: not UTF-8, not JSON, NaN, or a number of 5,000 digits
+        raise BadFile(f"{show(where)}: not JSON ({show(error, 120)})") from None
+    if not isinstance(value, dict):
+        raise BadFile(f"{show(where)}: expected an object, got {type(value).__name__}")
+    if _depth(value) > DEEPEST:
+        raise BadFile(f"{show(where)}: nested more than {DEEPEST} deep")
+    return value
+
+
+def _refuse(constant: str) -> NoReturn:
+    raise ValueError(f"{constant} is not JSON")
+
+
+def _depth(value: Any) -> int:
+    """Level by level, because a recursive walk is what deep nesting is meant to break."""
+    depth, level = 0, [value]
+    while level and depth <= DEEPEST:
+        depth += 1
+        inner: list[Any] = []
+        for item in level:
+            if isinstance(item, dict):
+                inner.extend(item.values())
+            elif isinstance(item, list):
+                inner.extend(item)
+        level = inner
+    return depth
+
+
+def check_schema(data: Mapping[str, Any], name: str, newest: int, where: str) -> None:
+    """`data` says `name/1` … `name/newest`; a higher number was written by a newer sdcli and is refused."""
+    found = data.get("schema")
+    kind, _, number = str(found).rpartition("/")
+    if kind != name or not number.isascii() or not number.isdigit() or len(number) > 6 or int(number) < 1:
+        raise BadFile(f"{show(where)}: expected {name}, found {show(found, 60)}")
+    if int(number) > newest:
+        raise BadFile(
+            f"{show(where)} was written by a newer sdcli: it is {show(found, 60)}, this one reads {name}/{newest}",
+            hint="sdcli --version",
+        )

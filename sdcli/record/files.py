@@ -1,0 +1,189 @@
+"""The few file calls through which everything is written; passed as a value, so that each can be made to fail."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import shlex
+from pathlib import Path
+
+from sdcli.errors import CannotWrite
+from sdcli.terminal import show
+
+_NOFOLLOW = getattr(os, "O_NOFOLLOW", 0)
+_BINARY = getattr(os, "O_BINARY", 0)  # Windows would turn \n into \r\n
+
+# What file systems answer that know no hard links (FAT, some network and phone storage).
+WITHOUT_LINKS = {
+    number
+    for name in ("EPERM", "EACCES", "ENOTSUP", "EOPNOTSUPP", "ENOSYS", "EINVAL", "EMLINK", "EXDEV")
+    if (number := getattr(errno, name, None)) is not None
+}
+# What folders answer that cannot be synced at all; a disk that fails says EIO or ENOSPC instead.
+WITHOUT_FOLDER_SYNC = {errno.EINVAL, errno.EBADF, errno.ENOTSUP, errno.EACCES, errno.EPERM, errno.EISDIR}
+
+
+class Files:
+    """The real calls, each of them thin."""
+
+    def create(self, path: Path) -> int:
+        """A new file to write; never an existing one, never through a link."""
+        return os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | _NOFOLLOW | _BINARY, 0o666)
+
+    def append(self, path: Path) -> int:
+        return os.open(path, os.O_WRONLY | os.O_APPEND | _NOFOLLOW | _BINARY)
+
+    def write(self, file: int, data: bytes | memoryview) -> int:
+        return os.write(file, data)
+
+    def sync(self, file: int) -> None:
+        os.fsync(file)
+
+    def close(self, file: int) -> None:
+        os.close(file)
+
+    def truncate(self, file: int, length: int) -> None:
+        os.ftruncate(file, length)
+
+    def link(self, source: Path, target: Path) -> None:
+        os.link(source, target)
+
+    def rename(self, source: Path, target: Path) -> None:
+        """On Windows this refuses an existing target; elsewhere it replaces it."""
+        os.rename(source, target)
+
+    def replace(self, source: Path, target: Path) -> None:
+        os.replace(source, target)
+
+    def remove(self, path: Path) -> None:
+        os.unlink(path)
+
+    def make_folder(self, path: Path) -> None:
+        os.makedirs(path, exist_ok=True)
+
+    def sync_folder(self, path: Path) -> None:
+        """So that a new name survives a power cut. Windows offers no such call and keeps names in a journal."""
+        if os.name == "nt":
+            return
+        folder = os.open(path, os.O_RDONLY | getattr(os, "O_DIRECTORY", 0))
+        try:
+            os.fsync(folder)
+        except OSError as error:
+            if error.errno not in WITHOUT_FOLDER_SYNC:
+                raise
+        finally:
+            os.close(folder)
+
+
+REAL = Files()
+
+
+def write_whole(files: Files, file: int, data: bytes) -> None:
+    """All of `data`: one write may take less than it was given."""
+    rest = memoryview(data)
+    while rest:
+        rest = rest[files.write(file, rest) :]
+
+
+def write_new(files: Files, path: Path, data: bytes) -> None:
+    """A new, whole, synced file, or none: what was half-written is removed."""
+    file = files.create(path)
+    try:
+        try:
+            write_whole(files, file, data)
+            files.sync(file)
+        finally:
+            files.close(file)
+    except BaseException:
+        discard(files, path)
+        raise
+
+
+def discard(files: Files, path: Path) -> None:
+    """Remove a temporary file if that is possible at all."""
+    with contextlib.suppress(OSError):
+        files.remove(path)
+
+
+def publish(files: Files, part: Path, final: Path, *, overwrite: bool) -> None:
+    """Give the whole file `part` its name. Without `overwrite` an existing `final` is FileExistsError."""
+    if overwrite:
+        files.replace(part, final)
+        return
+    if os.name == "nt":
+        files.rename(part, final)
+        return
+    try:
+        files.link(part, final)
+    except FileExistsError:
+        raise
+    except (OSError, AttributeError, NotImplementedError) as error:  # AttributeError: a Python built without os.link
+        if isinstance(error, OSError) and error.errno not in WITHOUT_LINKS:
+            raise
+        _claim_and_replace(files, part, final)
+        return
+    discard(files, part)
+
+
+def _claim_and_replace(files: Files, part: Path, final: Path) -> None:
+    """Where links are unknown: the name is taken with an empty file of ours, then the whole file replaces that."""
+    files.close(files.create(final))
+    try:
+        files.replace(part, final)
+    except BaseException:
+        discard(files, final)
+        raise
+
+
+def replace_whole(files: Files, path: Path, data: bytes) -> None:
+    """`path` is the old file or the new one, never half of either."""
+    part = path.with_name(f".{path.name}.{os.getpid()}.part")
+    discard(files, part)
+    write_new(files, part, data)
+    try:
+        files.replace(part, path)
+    except BaseException:
+        discard(files, part)
+        raise
+    files.sync_folder(path.parent)
+
+
+_CAUSES = {
+    "ENOSPC": "the disk is full",
+    "EDQUOT": "your disk quota is used up",
+    "EROFS": "the file system is read-only",
+    "EIO": "the disk reported an error",
+    "EACCES": "no permission",
+    "EPERM": "not permitted",
+    "ENAMETOOLONG": "the name is too long for this file system",
+    "EFBIG": "the file would be larger than allowed",
+    "ENOTDIR": "part of the path is a file, not a folder",
+    "EISDIR": "it is a folder",
+    "ENOENT": "the folder is gone",
+    "EMFILE": "too many files are open",
+    "ENFILE": "too many files are open",
+}
+
+
+def cause(error: OSError) -> str:
+    name = errno.errorcode.get(error.errno or 0, "")
+    return _CAUSES.get(name) or show(error.strerror or error, 120)
+
+
+def cannot_write(path: Path | str, error: OSError, *, done: str = "", hint: str = "") -> CannotWrite:
+    return CannotWrite(
+        f"could not write {show(path)}: {cause(error)}",
+        done=done,
+        hint=hint or "-o ~/sdcli-images   (or another folder you may write to)",
+        path=str(path),
+        errno=errno.errorcode.get(error.errno or 0, ""),
+    )
+
+
+def quoted(path: Path | str) -> str:
+    """A path fit to be pasted into a shell, and to be shown."""
+    text = str(path)
+    return (
+        f'"{show(text)}"' if os.name == "nt" and " " in text else show(text if os.name == "nt" else shlex.quote(text))
+    )
