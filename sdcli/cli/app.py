@@ -1,0 +1,70 @@
+"""The Typer program. Only the command asked for is imported; the others stand as a name and a line of help."""
+
+import importlib
+import sys
+from collections.abc import Callable
+from typing import Annotated, Any
+
+import typer
+
+from sdcli import __version__
+from sdcli.terminal import say
+
+# name → where its maker is ("module:function", giving what Typer registers) and its line of help
+COMMANDS: dict[str, tuple[str, str]] = {
+    "generate": ("sdcli.cli.generate:command", "Draw pictures from prompts."),
+    "plan": ("sdcli.cli.plan:command", "Show what a picture would need, before anything is loaded."),
+    "samplers": ("sdcli.cli.samplers:command", "List the samplers and their names elsewhere."),
+    "inspect-unet": ("sdcli.cli.inspect_unet:command", "See a UNet: layers, sizes, work, skips."),
+    "doctor": ("sdcli.cli.doctor:command", "Check this machine: GPU, versions, models, disk."),
+    "config": ("sdcli.cli.config:command", "Show or change settings that stay."),
+    "help": ("sdcli.cli.help:command", "Read about exit codes, environment, memory or formats."),
+}
+
+
+def build(only: str | None = None) -> typer.Typer:
+    """The program with the command `only` filled in; None fills in all of them (completion, tests of the docs)."""
+    program = typer.Typer(
+        name="sdcli",
+        help="Stable Diffusion on your own machine, with a plan before loading and figures one can trust.",
+        context_settings={"help_option_names": ["-h", "--help"]},
+        rich_markup_mode=None,
+        pretty_exceptions_enable=False,
+        pretty_exceptions_show_locals=False,
+    )
+    program.callback(invoke_without_command=True)(_front_page)
+    for name, (where, line) in COMMANDS.items():
+        if only is not None and name != only:
+            program.command(name, help=line)(_stand_in)
+            continue
+        made = _load(where)
+        if isinstance(made, typer.Typer):
+            program.add_typer(made, name=name, help=line)
+        else:
+            program.command(name)(made)
+    return program
+
+
+def call(program: typer.Typer, words: list[str]) -> Any:
+    """Run without Typer's own way of ending: errors come out as exceptions, an exit code as a value."""
+    return typer.main.get_command(program).main(args=words, prog_name="sdcli", standalone_mode=False)
+
+
+def _front_page(
+    context: typer.Context,
+    version: Annotated[bool, typer.Option("--version", "-V", help="Print the version.")] = False,
+) -> None:
+    if version:
+        say(f"sdcli {__version__}", sys.stdout)
+    elif context.invoked_subcommand is None:
+        say(context.get_help(), sys.stdout)
+
+
+def _stand_in() -> None:
+    """Listed in --help only."""
+
+
+def _load(where: str) -> Any:
+    module, maker = where.split(":")
+    found: Callable[[], Any] = getattr(importlib.import_module(module), maker)
+    return found()

@@ -1,0 +1,97 @@
+"""The front door: find the command, run it, and turn every way of ending into text and an exit code."""
+
+from __future__ import annotations
+
+import difflib
+import os
+import shlex
+import sys
+from collections.abc import Sequence
+from typing import NoReturn
+
+from sdcli import __version__
+from sdcli.errors import Bug, Interrupted, SdcliError, Usage
+from sdcli.terminal import say, show
+
+
+def run(arguments: Sequence[str] | None = None) -> NoReturn:
+    """Entry point of the `sdcli` script. Never returns."""
+    words = list(sys.argv[1:] if arguments is None else arguments)
+    if words in (["--version"], ["-V"]):  # without even importing Typer
+        say(f"sdcli {__version__}", sys.stdout)
+        _leave(0)
+    _leave(_outcome(words))
+
+
+def _outcome(words: list[str]) -> int:
+    from sdcli.cli.answer import drop_stdout, end
+
+    try:
+        return _invoke(words)
+    except SdcliError as error:
+        return end(error, words)
+    except (KeyboardInterrupt, EOFError):
+        return end(Interrupted("interrupted"), words)
+    except BrokenPipeError:
+        drop_stdout()
+        return 0
+    except Exception as error:
+        bug = Bug(f"{type(error).__name__}: {show(error)}", hint="the same command with --debug shows where")
+        bug.__cause__ = error
+        return end(bug, words)
+
+
+def _invoke(words: list[str]) -> int:
+    import typer
+
+    from sdcli.cli import app
+
+    name = _command_in(words)
+    if name and name not in app.COMMANDS:
+        raise _no_command(name, words, list(app.COMMANDS))
+    try:
+        code = app.call(app.build(None if _completing() else name), words)
+    except typer.TyperException as error:
+        if type(error).__name__ == "NoArgsIsHelpError":
+            say(error.format_message(), sys.stdout)
+            return 0
+        raise Usage(_sentence(error.format_message()), hint=f"sdcli {name} --help" if name else "sdcli --help") from None
+    except typer.Abort:
+        raise Interrupted("interrupted") from None
+    if code == 130:  # Typer's answer to Ctrl-C
+        raise Interrupted("interrupted")
+    return code if isinstance(code, int) else 0
+
+
+def _completing() -> bool:
+    return "_SDCLI_COMPLETE" in os.environ
+
+
+def _command_in(words: list[str]) -> str:
+    return next((word for word in words if not word.startswith("-")), "")
+
+
+def _no_command(word: str, words: list[str], commands: list[str]) -> SdcliError:
+    """`sdcli "a cat"` means generate, but a mistyped command must not start drawing."""
+    near = difflib.get_close_matches(word, commands, n=1, cutoff=0.7)
+    rest = words[words.index(word) + 1 :] if near else words
+    meant = near[0] if near else "generate"
+    return Usage(
+        f'no command "{show(word, 60)}"; did you mean {meant}?',
+        hint=show(shlex.join(["sdcli", meant, *rest]), 200),
+    )
+
+
+def _sentence(message: str) -> str:
+    text = show(message.strip().rstrip("."), 300)
+    return text[:1].lower() + text[1:]
+
+
+def _leave(code: int) -> NoReturn:
+    from sdcli.cli.answer import drop_stdout
+
+    try:
+        sys.stdout.flush()
+    except (OSError, ValueError):
+        drop_stdout()
+    sys.exit(code)

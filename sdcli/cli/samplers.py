@@ -1,0 +1,33 @@
+"""`sdcli samplers`: the samplers offered, what they cost and what they are called elsewhere."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from typing import Any
+
+from sdcli.request.options import SCREEN, command as make
+from sdcli.terminal import say
+
+
+def command() -> Callable[..., None]:
+    return make(_show, [o for o in SCREEN if o.field in ("json", "debug")], name="samplers",
+                help="List the samplers, with the names other programs give them.")  # fmt: skip
+
+
+def _show(typed: dict[str, Any]) -> None:
+    from sdcli.cli.main import print_json
+    from sdcli.request import samplers
+
+    if typed.get("json"):
+        print_json(samplers.to_json())
+        return
+    widest = max(len(sampler.name) for sampler in samplers.SAMPLERS)
+    say(f"{'sampler':<{widest}}  UNet calls  noise  zero SNR  also", sys.stdout)
+    for sampler in samplers.SAMPLERS:
+        noise = "yes" if sampler.stochastic else "-"
+        zero = "yes" if sampler.zero_snr else "-"
+        also = ", ".join(sampler.aliases[:2])
+        say(f"{sampler.name:<{widest}}  {sampler.calls:<10}  {noise:<5}  {zero:<8}  {also}", sys.stdout)
+    say("UNet calls for n steps. noise: fresh noise in every step, so steps change the picture more.")
+    say("zero SNR: may be used with models trained to zero terminal SNR.")

@@ -1,0 +1,159 @@
+"""Every option, declared once: a Request field's flags, help and panel, from which Typer's parameters are made.
+
+All values arrive as text and are converted by config.convert, so that the command line, the environment and
+the config file accept the same spellings and complain in the same words. Only what was typed is passed on.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import Annotated, Any
+
+EVERYDAY, PROMPT, PICTURE, MODEL, MEMORY, OUTPUT = "Everyday", "Prompt", "Picture", "Model", "Memory", "Output"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Option:
+    """One option. `switch` takes no value; `repeatable` may stand several times; `hidden` is not in --help."""
+
+    field: str
+    flags: tuple[str, ...]
+    help: str
+    panel: str
+    metavar: str = "TEXT"
+    switch: bool = False
+    repeatable: bool = False
+    hidden: bool = False
+    choices: tuple[str, ...] = ()
+
+
+OPTIONS: tuple[Option, ...] = (
+    Option(field="model", flags=("-m", "--model"), metavar="NAME|PATH", panel=EVERYDAY,
+           help="Name (sd15, sdxl), Hub id, folder or .safetensors file."),
+    Option(field="negative_prompt", flags=("--negative-prompt", "--negative"), panel=EVERYDAY,
+           help="What the picture should not show."),
+    Option(field="steps", flags=("-s", "--steps"), metavar="N", panel=EVERYDAY, help="Denoising steps."),
+    Option(field="guidance", flags=("-g", "--guidance", "--cfg-scale", "--guidance-scale"), metavar="X", panel=EVERYDAY,
+           help="How closely to follow the prompt; 1 turns guidance off."),
+    Option(field="seeds", flags=("--seed",), metavar="N|1,5,9|1..8", panel=EVERYDAY,
+           help="Seed, list or range (both ends); random and printed if not given."),
+    Option(field="num_images", flags=("-n", "--num-images"), metavar="N", panel=EVERYDAY,
+           help="Pictures per prompt, with seeds counting up."),
+    Option(field="size", flags=("--size",), metavar="WxH", panel=EVERYDAY, help="Width and height, 1024x768."),
+    Option(field="sampler", flags=("--sampler",), metavar="NAME", panel=EVERYDAY, help="See `sdcli samplers`."),
+    Option(field="preset", flags=("--preset",), metavar="NAME", panel=EVERYDAY, help="A named set of settings."),
+    Option(field="output", flags=("-o", "--output"), metavar="PATH", panel=EVERYDAY,
+           help="Folder, file, or a template such as {index:04d}-{seed}.png."),
+    Option(field="max_vram", flags=("--max-vram",), metavar="SIZE", panel=EVERYDAY,
+           help="GPU memory to stay within, 6 or 6GiB."),
+    Option(field="prompts", flags=("-p", "--prompt"), repeatable=True, panel=PROMPT, help="A prompt; may be repeated."),
+    Option(field="prompts_file", flags=("--prompts",), metavar="FILE", panel=PROMPT,
+           help="Prompts from text, JSONL or CSV; - reads stdin line by line."),
+    Option(field="emphasis", flags=("--emphasis",), metavar="MODE", choices=("a1111", "comfy", "none"), panel=PROMPT,
+           help="How (word:1.3) is weighed: a1111, comfy or none."),
+    Option(field="clip_skip", flags=("--clip-skip",), metavar="N", panel=PROMPT,
+           help="Text encoder layers to stop before the end; 1 is all of them."),
+    Option(field="settings_from", flags=("--settings-from",), metavar="IMAGE", panel=PROMPT,
+           help="Take the settings stored in a picture."),
+    Option(field="width", flags=("-W", "--width"), metavar="N", panel=PICTURE, help="A multiple of 8."),
+    Option(field="height", flags=("-H", "--height"), metavar="N", panel=PICTURE, help="A multiple of 8."),
+    Option(field="batch_size", flags=("--batch-size",), metavar="N", panel=PICTURE,
+           help="Pictures drawn at once; moves pixels slightly."),
+    Option(field="batch_invariant", flags=("--batch-invariant",), switch=True, panel=PICTURE,
+           help="The same pixels whatever the batch size; slower."),
+    Option(field="filmstrip", flags=("--filmstrip",), metavar="N", panel=PICTURE,
+           help="Also save N pictures of the way from noise to picture."),
+    Option(field="preview_every", flags=("--preview-every",), metavar="N", panel=PICTURE, hidden=True,
+           help="A rough preview every N steps."),
+    Option(field="lora", flags=("--lora",), metavar="FILE[:WEIGHT]", repeatable=True, panel=MODEL,
+           help="A LoRA to fold in; may be repeated."),
+    Option(field="vae_file", flags=("--vae",), metavar="FILE", panel=MODEL, help="Another VAE."),
+    Option(field="revision", flags=("--revision",), metavar="COMMIT", panel=MODEL, help="Revision of a Hub model."),
+    Option(field="offline", flags=("--offline",), switch=True, panel=MODEL, help="Never try the network."),
+    Option(field="device", flags=("--device",), metavar="NAME", panel=MEMORY, help="auto, cpu, cuda, cuda:1 or mps."),
+    Option(field="dtype", flags=("--dtype",), metavar="TYPE", choices=("fp32", "bf16", "fp16"), panel=MEMORY,
+           help="Number type of the weights: fp32, bf16 or fp16."),
+    Option(field="max_ram", flags=("--max-ram",), metavar="SIZE", panel=MEMORY, help="Host memory to stay within."),
+    Option(field="pins", flags=("--pin",), metavar="SLOT=CHOICE", repeatable=True, panel=MEMORY,
+           help="Decide one slot yourself: placement=group-offload."),
+    Option(field="fallback", flags=("--fallback/--no-fallback",), switch=True, panel=MEMORY,
+           help="Continue on the next rung after running out of memory, or stop."),
+    Option(field="compile", flags=("--compile",), switch=True, panel=MEMORY,
+           help="Compile the UNet: slow to start, faster for many pictures."),
+    Option(field="format", flags=("--format",), metavar="TYPE", choices=("png", "jpg", "webp"), panel=OUTPUT,
+           help="png, jpg or webp."),
+    Option(field="metadata", flags=("--metadata",), metavar="KIND", choices=("full", "a1111", "none"), panel=OUTPUT,
+           help="What the file tells about itself: full, a1111 or none."),
+    Option(field="overwrite", flags=("--overwrite",), switch=True, panel=OUTPUT, help="Replace a file of that name."),
+)  # fmt: skip
+
+# Spelled as options but no fields of Request: they are folded into fields, or name a source of them.
+SHORTHANDS = frozenset({"size", "dtype", "compile", "preset", "settings_from", "prompts_file"})
+
+SCREEN: tuple[Option, ...] = (
+    Option(field="json", flags=("--json",), switch=True, panel=OUTPUT, help="One JSON object on stdout, whatever happens."),
+    Option(field="json_lines", flags=("--json-lines",), switch=True, panel=OUTPUT, help="One JSON object per picture."),
+    Option(field="show", flags=("--show/--no-show",), switch=True, panel=OUTPUT, help="Show the picture in the terminal."),
+    Option(field="quiet", flags=("-q", "--quiet"), switch=True, panel=OUTPUT, help="Only results and errors."),
+    Option(field="verbose", flags=("-v", "--verbose"), switch=True, panel=OUTPUT, help="The whole report."),
+    Option(field="debug", flags=("--debug",), switch=True, panel=OUTPUT, help="Tracebacks."),
+    Option(field="engine", flags=("--engine",), metavar="NAME", choices=("local", "fake"), panel=OUTPUT, hidden=True,
+           help="fake draws a gradient in milliseconds, for trying things out."),
+)  # fmt: skip
+AS_IF = Option(
+    field="as_if", flags=("--as-if",), metavar="DEVICE:SIZE", panel=MEMORY,
+    help="Plan for another machine: cpu, mps, cuda:8GiB, cuda:24GiB/20GiB,ram:64GiB.",
+)  # fmt: skip
+
+
+def flag_of(field: str) -> str:
+    """The long flag a message should name for a field."""
+    for option in (*OPTIONS, *SCREEN, AS_IF):
+        if option.field == field:
+            longest: str = next(flag for flag in option.flags if flag.startswith("--"))
+            return longest.split("/")[0]
+    return "--" + field.replace("_", "-")
+
+
+def _parameter(option: Option, complete: Callable[[str, str], list[str]] | None) -> inspect.Parameter:
+    import typer
+
+    named: dict[str, Any] = {"help": option.help, "rich_help_panel": option.panel, "hidden": option.hidden}
+    if not option.switch:
+        named["metavar"] = option.metavar
+        if complete is not None:
+            field = option.field
+            named["autocompletion"] = lambda incomplete: complete(field, incomplete)
+    kind: Any = bool if option.switch else list[str] if option.repeatable else str
+    annotation = Annotated[kind | None, typer.Option(*option.flags, **named)]
+    return inspect.Parameter(option.field, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=annotation)
+
+
+def command(
+    body: Callable[[dict[str, Any]], None],
+    options: Iterable[Option],
+    *,
+    name: str,
+    help: str,
+    words: str | None = None,
+    complete: Callable[[str, str], list[str]] | None = None,
+) -> Callable[..., None]:
+    """A function Typer can register: its parameters are `options` (and `words`, the positional ones);
+    called, it hands `body` a dict of only what was typed."""
+    import typer
+
+    parameters = [_parameter(option, complete) for option in options]
+    if words is not None:
+        annotation = Annotated[list[str] | None, typer.Argument(metavar=words, show_default=False)]
+        parameters.insert(0, inspect.Parameter("words", inspect.Parameter.KEYWORD_ONLY, default=None, annotation=annotation))
+
+    def run(**values: Any) -> None:
+        body({field: value for field, value in values.items() if value is not None and value != []})
+
+    run.__name__ = name.replace("-", "_")
+    run.__doc__ = help
+    run.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
+    run.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
+    return run
