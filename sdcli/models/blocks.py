@@ -107,9 +107,8 @@ def pixel_attention(trace: Trace, name: str, at: Place, heads: int, head_width: 
     trace.attention(name, heads, pixels, pixels, head_width)
     trace.linear(f"{name}.to_out.0", inner, channels, (pixels,))
     one, wide = at.elements(trace.batch), trace.batch * pixels * inner
-    # the normed input stays as the keys' source; then q, k, v, the product, its projection
-    trace.touch(one + 4 * wide + one)
-    # projected, copied back to channels first, added, divided
-    trace.touch(one + 3 * wide + 3 * one)
+    # the normed input stays as the keys' source, with q, k and v; then the product and its projection, or two of:
+    # the projection, its copy with channels first, the sum with the input, the sum divided
+    trace.touch(one + 3 * wide + max(wide + one, 2 * one))
     trace.hold(one)
     return at

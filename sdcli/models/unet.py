@@ -288,8 +288,8 @@ class _Walk(_Shared):
         held = 0  # the last up block's skips are still named when the next one starts
         for index, kind in enumerate(self.up_types):
             level = self.levels - 1 - index
-            walk = functools.partial(self._up, index, kind, at, held)
-            at, held = self.block(f"up_blocks.{index}", "up", kind, level, at, self.widths[level], walk)
+            rise = functools.partial(self._up, index, kind, at, held)
+            at, held = self.block(f"up_blocks.{index}", "up", kind, level, at, self.widths[level], rise)
         self.block("conv_out", "out", "Conv2d", 0, at, reading.number(config, "out_channels", 4), lambda: self._out(at))
         if self.waiting:
             raise BadFile(f"config: {len(self.waiting)} skip connections of the way down are never used going up")
@@ -397,16 +397,16 @@ class _Walk(_Shared):
         trace, tokens = self.trace, self.tokens
         heads = reading.number(self.config, "addition_embed_type_num_heads", 64)
         trace.norm("add_embedding.norm1", "LayerNorm", width, (tokens, width))
+        trace.linear("add_embedding.pool.q_proj", width, width, (1,))
+        trace.linear("add_embedding.pool.k_proj", width, width, (tokens + 1,))
+        trace.linear("add_embedding.pool.v_proj", width, width, (tokens + 1,))
+        trace.attention("add_embedding.pool", heads, 1, tokens + 1, width // heads)
         trace.extra(
             Leaf(
                 "add_embedding.pool", "AttentionPooling", "embedding", (1, width), (), False, width,
                 (trace.batch, width), 0, trace.batch * width,
             )
         )  # fmt: skip
-        trace.linear("add_embedding.pool.q_proj", width, width, (1,))
-        trace.linear("add_embedding.pool.k_proj", width, width, (tokens + 1,))
-        trace.linear("add_embedding.pool.v_proj", width, width, (tokens + 1,))
-        trace.attention("add_embedding.pool", heads, 1, tokens + 1, width // heads)
         trace.linear("add_embedding.proj", width, time)
         trace.norm("add_embedding.norm2", "LayerNorm", time, (time,))
 
