@@ -1,0 +1,93 @@
+"""Pixels into the bytes of a PNG, JPEG or WebP file, in memory, with the settings that made them."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+from sdcli.record.metadata import a1111, exif, own
+from sdcli.record.metadata.own import Drawn
+
+PNG_KEY, A1111_KEY = "sdcli", "parameters"
+QUALITY = 95  # of 100, with full colour resolution: a JPEG of a drawing shows its blocks first in the reds
+FLAT = 1.0  # levels of standard deviation below which a picture is one colour
+
+
+@dataclass(frozen=True, kw_only=True)
+class Encoded:
+    data: bytes
+    metadata: str  # what is really in it: full | a1111 | none
+    left_out: tuple[str, ...] = ()  # members, environment: dropped to keep the chunk within its limit
+    flat: bool = False
+
+
+def encode(pixels: bytes, width: int, height: int, format: str, drawn: Drawn, metadata: str = "full") -> Encoded:
+    """The whole file. `metadata` that is too large for the format is left out, which `Encoded.metadata` then says."""
+    from PIL import Image, ImageStat
+
+    picture = Image.frombytes("RGB", (width, height), pixels)
+    flat = all(deviation < FLAT for deviation in ImageStat.Stat(picture).stddev)
+    for attempt in _attempts(drawn, metadata):
+        data = _png(picture, attempt) if format == "png" else _with_exif(picture, format, attempt)
+        if data is not None:
+            return Encoded(data=data, metadata=attempt.metadata, left_out=attempt.left_out, flat=flat)
+    raise AssertionError("a picture without metadata always fits")
+
+
+@dataclass(frozen=True)
+class Attempt:
+    metadata: str
+    text: str | None
+    drawn: Drawn | None
+    left_out: tuple[str, ...] = ()
+
+
+def _attempts(drawn: Drawn, metadata: str) -> Iterator[Attempt]:
+    if metadata != "none":
+        info = a1111.infotext(drawn.job, drawn.setup, drawn.model, drawn.version)
+        text = a1111.write(info)
+        if metadata == "full":
+            for dropped, shorter in enumerate(own.shorter(drawn)):
+                yield Attempt("full", text, shorter, ("members", "environment")[:dropped])
+        else:
+            yield Attempt("a1111", text, None)
+    yield Attempt("none", None, None)
+
+
+def _png(picture: Any, attempt: Attempt) -> bytes | None:
+    from PIL.PngImagePlugin import PngInfo
+
+    info = PngInfo()
+    if attempt.text is not None:
+        if len(attempt.text.encode()) > own.LIMIT:
+            return None
+        info.add_text(A1111_KEY, attempt.text)  # tEXt where Latin-1 holds it, else iTXt
+    if attempt.drawn is not None:
+        chunk = own.chunk(attempt.drawn)
+        if len(chunk) > own.LIMIT:
+            return None
+        info.add_itxt(PNG_KEY, chunk.decode())
+    return _saved(picture, "PNG", pnginfo=info)
+
+
+def _with_exif(picture: Any, format: str, attempt: Attempt) -> bytes | None:
+    options: dict[str, Any] = {"quality": QUALITY}
+    if attempt.metadata != "none":
+        chunk = own.chunk(attempt.drawn, ascii_only=True) if attempt.drawn is not None else None
+        if chunk is not None and len(chunk) > own.LIMIT:
+            return None
+        block = exif.block(attempt.text, chunk)
+        if len(block) > exif.LIMIT:
+            return None
+        options["exif"] = block
+    if format == "jpg":
+        return _saved(picture, "JPEG", subsampling=0, **options)
+    return _saved(picture, "WEBP", method=4, **options)
+
+
+def _saved(picture: Any, format: str, **options: Any) -> bytes:
+    buffer = io.BytesIO()
+    picture.save(buffer, format, **options)
+    return buffer.getvalue()

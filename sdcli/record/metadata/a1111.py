@@ -1,0 +1,193 @@
+"""The `parameters` text of AUTOMATIC1111's web UI, which every gallery and other UI reads: written and read.
+
+What the format itself cannot carry, whoever writes it: line ends other than \\n, blanks around a prompt, and a line
+of the prompt that begins with `Negative prompt:` (read as the negative). Our own chunk carries those.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+from sdcli.plan.plan import Setup
+from sdcli.record.metadata.own import DrawnModel
+from sdcli.request.request import Job
+
+NEGATIVE = "Negative prompt:"
+FEWEST_PAIRS = 3  # fewer in the last line, and every reader takes the line for prompt
+LONGEST_KEY = 100
+_KEY = re.compile(r"\w[\w /-]+")
+_QUOTED = re.compile(r'"(?:[^"\\]|\\.)*"')
+
+
+@dataclass(frozen=True)
+class Infotext:
+    prompt: str
+    negative_prompt: str = ""
+    pairs: tuple[tuple[str, str], ...] = ()
+
+    def get(self, key: str) -> str | None:
+        return dict(self.pairs).get(key)
+
+
+# --- the text itself
+
+
+def write(info: Infotext) -> str:
+    lines = [_tidy(info.prompt)]
+    if negative := _tidy(info.negative_prompt):
+        lines.append(f"{NEGATIVE} {negative}")
+    lines.append(", ".join(key if key == value else f"{key}: {_quote(value)}" for key, value in info.pairs))
+    return "\n".join(lines).strip()
+
+
+def _tidy(prompt: str) -> str:
+    """What a prompt becomes on the way through the format, done before writing so that the way back changes nothing."""
+    text = prompt.replace("\r\n", "\n").replace("\r", "\n").strip()
+    return "".join("\ufffd" if "\ud800" <= character <= "\udfff" else character for character in text)
+
+
+def _quote(value: str) -> str:
+    """As the web UI does; also where its own reader would otherwise take a leading quote for one of these."""
+    if any(mark in value for mark in ",:\n\r") or value.startswith('"') or value != value.strip():
+        return json.dumps(value, ensure_ascii=False)
+    return value
+
+
+def read(text: str) -> Infotext:
+    """Never fails: whatever is not understood is prompt."""
+    *lines, last = _tidy(text).split("\n")
+    pairs = tuple(_pairs(last))
+    if sum(key != value for key, value in pairs) < FEWEST_PAIRS:
+        lines, pairs = [*lines, last], ()
+    negative_from = next((n for n, line in enumerate(lines) if line.lstrip().startswith(NEGATIVE)), len(lines))
+    prompt = "\n".join(lines[:negative_from]).strip()
+    negative = "\n".join(lines[negative_from:]).strip().removeprefix(NEGATIVE).strip()
+    return Infotext(prompt, negative, pairs)
+
+
+def _pairs(line: str) -> Iterator[tuple[str, str]]:
+    """Each `Key: value`, left to right, in one pass; a bare `Key` stands for `Key: Key`; the rest is passed over."""
+    position = 0
+    while position < len(line):
+        comma = line.find(",", position)
+        comma = len(line) if comma < 0 else comma
+        colon = line.find(":", position, comma)
+        key = line[position : colon if colon >= 0 else comma].strip()
+        known = len(key) <= LONGEST_KEY and _KEY.fullmatch(key) is not None
+        if colon < 0:
+            if known:
+                yield key, key
+            position = comma + 1
+            continue
+        start = colon + 1
+        while start < len(line) and line[start] == " ":
+            start += 1
+        quoted = _QUOTED.match(line, start) if known else None
+        if quoted is not None and line[quoted.end() :].lstrip()[:1] in ("", ","):
+            yield key, _unquote(quoted[0])
+            comma = line.find(",", quoted.end())
+            position = len(line) if comma < 0 else comma + 1
+            continue
+        if known:
+            yield key, line[colon + 1 : comma].strip()
+        position = comma + 1
+
+
+def _unquote(text: str) -> str:
+    try:
+        return str(json.loads(text))
+    except ValueError:
+        return text
+
+
+# --- a picture of ours as such a text, and such a text as settings
+
+
+def infotext(job: Job, setup: Setup, model: DrawnModel, version: str) -> Infotext:
+    sampler, schedule = sampler_pair(job.sampler)
+    hashes = ", ".join(f"{adapter.name}: {adapter.sha256[:12]}" for adapter in setup.adapters)
+    pairs: list[tuple[str, object]] = [
+        ("Steps", job.steps),
+        ("Sampler", sampler),
+        ("Schedule type", schedule),
+        ("CFG scale", job.guidance),
+        ("Seed", job.seed),
+        ("Size", f"{job.width}x{job.height}"),
+        ("Model hash", model.hash),
+        ("Model", model.name),
+        ("Clip skip", job.clip_skip if job.clip_skip > 1 else None),
+        ("RNG", "CPU"),  # the web UI draws its noise on the GPU unless told so
+        ("Emphasis", None if job.emphasis == "a1111" else job.emphasis.capitalize()),
+        ("Lora hashes", hashes or None),
+        ("Version", f"sdcli {version}".strip()),
+    ]
+    kept = tuple((key, _tidy(str(value))) for key, value in pairs if value is not None)
+    return Infotext(_tidy(job.prompt), _tidy(job.negative_prompt), kept)
+
+
+def values(info: Infotext) -> tuple[dict[str, Any], dict[str, str]]:
+    """Request fields, and the pairs that are none. Only plain values: no path, no address, no flag."""
+    left = dict(info.pairs)
+    found: dict[str, Any] = {"prompts": (info.prompt,), "negative_prompt": info.negative_prompt}
+    for key, name in (("Steps", "steps"), ("Clip skip", "clip_skip")):
+        _take(left, key, found, name, _whole(left.get(key)))
+    seed = _whole(left.get("Seed"))
+    _take(left, "Seed", found, "seeds", None if seed is None or seed < 0 else (seed,))
+    _take(left, "CFG scale", found, "guidance", _number(left.get("CFG scale")))
+    size = re.fullmatch(r"(\d{1,6})x(\d{1,6})", left.get("Size", ""), re.ASCII)
+    if size:
+        found["width"], found["height"] = int(size[1]), int(size[2])
+        del left["Size"]
+    sampler = sampler_name(left.get("Sampler", ""), left.get("Schedule type"))
+    if sampler is not None:
+        found["sampler"] = sampler
+        left.pop("Sampler")
+        left.pop("Schedule type", None)
+    emphasis = {"None": "none", "Comfy": "comfy", "Original": "a1111"}.get(left.get("Emphasis", ""))
+    _take(left, "Emphasis", found, "emphasis", emphasis)
+    _take(left, "Model", found, "model", plain_name(left.get("Model", "")))
+    return found, left
+
+
+def _take(left: dict[str, str], key: str, found: dict[str, Any], name: str, value: Any) -> None:
+    if value is not None:
+        found[name] = value
+        del left[key]
+
+
+def _whole(text: str | None) -> int | None:
+    return int(text) if text is not None and re.fullmatch(r"-?\d{1,19}", text, re.ASCII) else None
+
+
+def _number(text: str | None) -> float | None:
+    if text is None or not re.fullmatch(r"\d{1,6}(\.\d{0,20})?", text, re.ASCII):
+        return None
+    number = float(text)
+    return number if math.isfinite(number) else None
+
+
+def plain_name(text: str) -> str | None:
+    """A model's name as a foreign file may give it: a name, never a path, an address or a file."""
+    plain = re.fullmatch(r"[\w][\w .()+-]{0,119}", text) is not None and ".." not in text
+    weights = text.lower().endswith((".safetensors", ".ckpt", ".pt", ".pth", ".bin", ".sft", ".gguf"))
+    return text if plain and not weights else None
+
+
+def sampler_pair(name: str) -> tuple[str, str | None]:
+    """`DPM++ 2M Karras` as the web UI has it since 1.9: the sampler, and the schedule beside it."""
+    for schedule in ("Karras", "Exponential"):
+        if name.endswith(f" {schedule}"):
+            return name.removesuffix(f" {schedule}"), schedule
+    return name, None
+
+
+def sampler_name(sampler: str, schedule: str | None) -> str | None:
+    """Our name of the pair; older writers put the schedule into the sampler's name."""
+    if not sampler:
+        return None
+    return f"{sampler} {schedule}" if schedule in ("Karras", "Exponential") else sampler

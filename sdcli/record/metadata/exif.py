@@ -1,0 +1,50 @@
+"""The two EXIF tags sdcli uses in JPEG and WebP: UserComment for A1111's text, ImageDescription for our chunk."""
+
+from __future__ import annotations
+
+from typing import Any
+
+IMAGE_DESCRIPTION = 0x010E
+EXIF_FOLDER = 0x8769
+USER_COMMENT = 0x9286
+LIMIT = 65_527  # a JPEG segment has 65,535 bytes: two for its length, six for the word Exif
+
+
+def block(text: str | None, own: bytes | None) -> bytes:
+    from PIL import Image
+
+    exif = Image.Exif()
+    if own is not None:
+        exif[IMAGE_DESCRIPTION] = own.decode("ascii")
+    if text is not None:
+        exif.get_ifd(EXIF_FOLDER)[USER_COMMENT] = b"UNICODE\0" + text.encode("utf-16-be", "replace")
+    return bytes(exif.tobytes())
+
+
+def own_text(exif: Any) -> str | None:
+    found = exif.get(IMAGE_DESCRIPTION)
+    if isinstance(found, bytes):
+        found = found.decode("utf-8", "replace")
+    return found.rstrip("\0") if isinstance(found, str) else None
+
+
+def comment(exif: Any) -> str | None:
+    """The UserComment, in whichever of its encodings it was written."""
+    found = exif.get_ifd(EXIF_FOLDER).get(USER_COMMENT)
+    if isinstance(found, str):
+        return found
+    if not isinstance(found, bytes) or len(found) <= 8:
+        return None
+    code, body = found[:8], found[8:]
+    if code == b"UNICODE\0":
+        return body.decode(_utf16(body), "replace").lstrip("\ufeff").rstrip("\0")
+    return body.decode("utf-8", "replace").rstrip("\0 ") if code in (b"ASCII\0\0\0", bytes(8)) else None
+
+
+def _utf16(body: bytes) -> str:
+    """Big-endian as the web UI writes it, unless a mark or the zeros of Latin text say otherwise."""
+    if body[:2] == b"\xff\xfe":
+        return "utf-16-le"
+    if body[:2] != b"\xfe\xff" and body[1::2].count(0) > body[0::2].count(0):
+        return "utf-16-le"
+    return "utf-16-be"

@@ -1,0 +1,98 @@
+"""Our own chunk, `sdcli.image/1`: everything that made the picture, and nothing about who made it or where."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from sdcli import schema as translate
+from sdcli.errors import BadFile
+from sdcli.models.model import Model
+from sdcli.plan.plan import Plan, Setup
+from sdcli.record import documents
+from sdcli.request.request import Job
+
+NAME, NEWEST = "sdcli.image", 1
+LIMIT = 65_536
+
+
+@dataclass(frozen=True, kw_only=True)
+class DrawnModel:
+    name: str
+    revision: str | None = None
+    hash: str | None = None
+    unet_sha256: str | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Place:
+    """Where in its batch the picture stood; the others' jobs, since a batch moves pixels slightly."""
+
+    size: int = 1
+    position: int = 0
+    members: tuple[Job, ...] = ()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Drawn:
+    schema: str = f"{NAME}/{NEWEST}"
+    version: str = ""
+    job: Job
+    setup: Setup
+    model: DrawnModel
+    scheduler: Mapping[str, Any] = field(default_factory=dict)
+    negative: str = ""
+    batch: Place = field(default_factory=Place)
+    degraded: tuple[Mapping[str, Any], ...] = ()
+    pixel_sha256: str = ""
+    environment: Mapping[str, Any] = field(default_factory=dict)
+
+
+def drawn_model(model: Model, unet_sha256: str | None = None) -> DrawnModel:
+    return DrawnModel(name=model.name, revision=model.revision, hash=model.hash, unet_sha256=unet_sha256)
+
+
+def place(plan: Plan, batch: int, index: int) -> Place:
+    indices = plan.batches[batch]
+    members = tuple(plan.jobs[member] for member in indices) if len(indices) > 1 else ()
+    return Place(size=len(indices), position=indices.index(index), members=members)
+
+
+def chunk(drawn: Drawn, *, ascii_only: bool = False) -> bytes:
+    return documents.dump(translate.to_json(drawn), ascii_only=ascii_only)
+
+
+def shorter(drawn: Drawn) -> Iterator[Drawn]:
+    """The chunk, then without the batch's other members, then without the environment too."""
+    yield drawn
+    without_members = replace(drawn, batch=replace(drawn.batch, members=()))
+    yield without_members
+    yield replace(without_members, environment={})
+
+
+def read(text: str | bytes, where: str = "the sdcli chunk") -> Drawn:
+    """The chunk as it was written; damaged, foreign or newer is BadFile."""
+    if len(text) > LIMIT:
+        raise BadFile(f"{where} is larger than {LIMIT} bytes")
+    data = documents.load(text, where)
+    documents.check_schema(data, NAME, NEWEST, where)
+    return translate.from_json(Drawn, data, where)
+
+
+def values(drawn: Drawn) -> dict[str, Any]:
+    """What of it fills a Request."""
+    job = drawn.job
+    return {
+        "prompts": (job.prompt,),
+        "negative_prompt": job.negative_prompt,
+        "seeds": (job.seed,),
+        "steps": job.steps,
+        "guidance": job.guidance,
+        "width": job.width,
+        "height": job.height,
+        "sampler": job.sampler,
+        "clip_skip": job.clip_skip,
+        "emphasis": job.emphasis,
+        "model": drawn.model.name,
+    }

@@ -1,0 +1,112 @@
+"""The settings inside a picture, read with bounds: plain values come out, whatever the file holds."""
+
+from __future__ import annotations
+
+import io
+import math
+import os
+import stat
+import warnings
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from sdcli.errors import BadFile, SdcliError, Usage
+from sdcli.record.metadata import a1111, exif, own
+from sdcli.terminal import show
+
+LARGEST_FILE = 64 << 20
+MOST_PIXELS = 64_000_000
+LONGEST_TEXT = 1 << 20
+FORMATS = ("PNG", "JPEG", "WEBP")
+AS_FLAGS = "--seed 42 --steps 25   (the settings as flags, instead of --settings-from)"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Found:
+    """`values` are Request fields by name; `unknown` is shown to people and used for nothing."""
+
+    dialect: str  # sdcli | a1111
+    values: Mapping[str, Any]
+    unknown: Mapping[str, Any] = field(default_factory=dict)
+    drawn: own.Drawn | None = None
+
+
+def read(path: str | Path) -> Found:
+    """The settings of one picture; BadFile when it is damaged, foreign, or holds none."""
+    name = show(path, 200)
+    texts = _texts(_bytes(Path(path), name), name)
+    if texts.own is not None:
+        drawn = own.read(texts.own, f"{name}: its sdcli chunk")
+        found = own.values(drawn)
+        if a1111.plain_name(found["model"]) is None:
+            del found["model"]
+        if not math.isfinite(found["guidance"]):
+            del found["guidance"]
+        return Found(dialect="sdcli", values=found, drawn=drawn)
+    if texts.parameters is not None:
+        info = a1111.read(texts.parameters)
+        if info.pairs:
+            values, unknown = a1111.values(info)
+            return Found(dialect="a1111", values=values, unknown=unknown)
+    raise BadFile(f"{name} holds no settings that sdcli can read", hint=AS_FLAGS)
+
+
+def _bytes(path: Path, name: str) -> bytes:
+    try:
+        status = os.stat(path)
+        if not stat.S_ISREG(status.st_mode):
+            raise Usage(f"{name} is not a file", hint="--settings-from IMAGE   (a png, jpg or webp)")
+        if status.st_size > LARGEST_FILE:
+            raise BadFile(f"{name} has {status.st_size >> 20} MiB; settings are read from images up to 64 MiB")
+        with open(path, "rb") as file:
+            return file.read(LARGEST_FILE + 1)
+    except (OSError, ValueError) as error:  # ValueError: a NUL in the path
+        reason = error.strerror if isinstance(error, OSError) else "not a path"
+        raise Usage(
+            f"cannot read {name}: {show(reason)}", hint="--settings-from IMAGE   (a png, jpg or webp)"
+        ) from None
+
+
+@dataclass(frozen=True)
+class Texts:
+    own: str | None
+    parameters: str | None
+
+
+def _texts(data: bytes, name: str) -> Texts:
+    """Pillow's decoders fail in many ways on damaged files, not all of them documented; here they become one."""
+    from PIL import Image
+
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of bombs (MOST_PIXELS is stricter) and of odd EXIF
+            with Image.open(io.BytesIO(data), formats=FORMATS) as picture:
+                if picture.width * picture.height > MOST_PIXELS:
+                    raise BadFile(f"{name} has {picture.width}×{picture.height} pixels, more than sdcli reads")
+                texts = _texts_of(picture)
+                if texts == Texts(None, None) and picture.format == "PNG":
+                    picture.load()  # some programs put their text behind the pixels
+                    texts = _texts_of(picture)
+    except SdcliError:
+        raise
+    except Exception as error:
+        raise BadFile(f"{name} is no readable PNG, JPEG or WebP image ({show(error, 120)})", hint=AS_FLAGS) from None
+    return texts
+
+
+def _texts_of(picture: Any) -> Texts:
+    found = picture.getexif()
+    if picture.format == "PNG":
+        mine, parameters = picture.info.get("sdcli"), picture.info.get("parameters")
+    else:
+        mine, parameters = exif.own_text(found), None
+        if mine is not None and '"sdcli.image/' not in mine:
+            mine = None  # a description somebody wrote
+    # Where both exist the comment wins, as in the web UI.
+    return Texts(_bounded(mine), _bounded(exif.comment(found)) or _bounded(parameters))
+
+
+def _bounded(text: Any) -> str | None:
+    return text if isinstance(text, str) and 0 < len(text) <= LONGEST_TEXT else None
