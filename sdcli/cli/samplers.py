@@ -16,7 +16,7 @@ def command() -> Callable[..., None]:
 
 
 def _show(typed: dict[str, Any]) -> None:
-    from sdcli.cli.main import print_json
+    from sdcli.cli.answer import print_json
     from sdcli.request import samplers
 
     if typed.get("json"):

@@ -1,0 +1,177 @@
+"""From what was typed to jobs: seeds, sizes, ranges that hold, and one job per picture."""
+
+from __future__ import annotations
+
+import math
+import re
+import secrets
+import shlex
+from collections.abc import Callable, Iterable
+from dataclasses import replace
+
+from sdcli.errors import Usage
+from sdcli.request import samplers
+from sdcli.request.request import LARGEST_SEED, Job, Request
+from sdcli.terminal import show
+
+MOST_JOBS = 10_000
+SIDES = (64, 8192)
+
+
+# --- text into values
+
+
+def parse_seeds(text: str) -> tuple[int, ...]:
+    """`7`, `1,5,9`, `1..8` (both ends), or several of these with commas."""
+    seeds: list[int] = []
+    for part in text.split(","):
+        seeds.extend(_seed_range(part.strip(), text))
+        if len(seeds) > MOST_JOBS:
+            raise Usage(f"--seed: more than {MOST_JOBS} seeds", hint='sdcli generate "a cat" --seed 1..8')
+    return tuple(seeds)
+
+
+def _seed_range(part: str, text: str) -> Iterable[int]:
+    found = re.fullmatch(r"(\d{1,40})(?:\.\.(\d{1,40}))?", part, re.ASCII)
+    if found is None:
+        raise Usage(
+            f'--seed: "{show(text, 60)}" is no seed, list or range', hint='sdcli generate "a cat" --seed 1,5,9'
+        )
+    first, last = int(found[1]), int(found[2] or found[1])
+    for seed in (first, last):
+        if seed > LARGEST_SEED:
+            raise Usage(
+                f"--seed {seed} is larger than {LARGEST_SEED} (2^32 - 1)",
+                hint=f'sdcli generate "a cat" --seed {seed % (LARGEST_SEED + 1)}',
+            )
+    if last < first:
+        raise Usage(f"--seed {first}..{last} runs backwards", hint=f'sdcli generate "a cat" --seed {last}..{first}')
+    if last - first >= MOST_JOBS:
+        raise Usage(f"--seed: more than {MOST_JOBS} seeds", hint='sdcli generate "a cat" --seed 1..8')
+    return range(first, last + 1)
+
+
+def parse_size(text: str) -> tuple[int, int]:
+    """`1024x768` as (width, height)."""
+    found = re.fullmatch(r"\s*(\d{1,9})\s*[x×*]\s*(\d{1,9})\s*", text, re.ASCII | re.IGNORECASE)
+    if found is None:
+        raise Usage(f'--size: "{show(text, 60)}" is not WIDTHxHEIGHT', hint='sdcli generate "a cat" --size 1024x768')
+    return int(found[1]), int(found[2])
+
+
+_UNITS = {"": 2**30, "gib": 2**30, "g": 2**30, "gb": 10**9, "mib": 2**20, "m": 2**20, "mb": 10**6}
+
+
+def parse_memory(text: str, flag: str = "--max-vram") -> int:
+    """A number with MiB, GiB, MB, GB, G or M; without one, GiB. In bytes."""
+    found = re.fullmatch(r"\s*(\d{1,12}(?:\.\d{1,12})?)\s*([A-Za-z]*)\s*", text, re.ASCII)
+    unit = _UNITS.get(found[2].casefold()) if found else None
+    if found is None or unit is None or not 0 < float(found[1]) * unit < 2**60:
+        raise Usage(
+            f'{flag}: "{show(text, 60)}" is no size; write 6, 6GiB, 6GB or 6000MiB',
+            hint=f'sdcli plan "a cat" {flag} 6GiB',
+        )
+    return round(float(found[1]) * unit)
+
+
+# --- what a request must keep to
+
+
+def check(request: Request) -> None:
+    """Every range, with the flag's name and what would do."""
+    if not request.prompts or not all(prompt.strip() for prompt in request.prompts):
+        raise Usage("the prompt is empty", hint='sdcli generate "a cat"')
+    _within("--steps", request.steps, 1, 10_000)
+    _within("--num-images", request.num_images, 1, MOST_JOBS)
+    _within("--batch-size", request.batch_size, 1, 64)
+    _within("--clip-skip", request.clip_skip, 1, 12)
+    _within("--filmstrip", request.filmstrip, 0, 1000)
+    _within("--preview-every", request.preview_every, 0, 10_000)
+    if not (math.isfinite(request.guidance) and 0 <= request.guidance <= 100):
+        raise Usage(f"--guidance {request.guidance} is not between 0 and 100", hint='sdcli generate "a cat" -g 7')
+    check_side("--width", request.width)
+    check_side("--height", request.height)
+    if len(request.prompts) * max(1, len(request.seeds)) > MOST_JOBS:
+        raise Usage(f"more than {MOST_JOBS} pictures in one run", hint='sdcli generate "a cat" --seed 1..8')
+
+
+def _within(flag: str, value: int, lowest: int, highest: int) -> None:
+    if not lowest <= value <= highest:
+        near = min(max(value, lowest), highest)
+        raise Usage(
+            f"{flag} {value} is not between {lowest} and {highest}", hint=f'sdcli generate "a cat" {flag} {near}'
+        )
+
+
+def check_side(flag: str, value: int) -> None:
+    lowest, highest = SIDES
+    if not lowest <= value <= highest:
+        _within(flag, value, lowest, highest)
+    if value % 8:
+        below, above = value // 8 * 8, value // 8 * 8 + 8
+        raise Usage(
+            f"{flag} {value} is not a multiple of 8; the nearest are {below} and {above}",
+            hint=f'sdcli generate "a cat" {flag} {above}',
+        )
+
+
+# --- seeds and jobs
+
+
+def resolve_seeds(
+    asked: tuple[int, ...], num_images: int | None, draw: Callable[[int], int] = secrets.randbelow
+) -> tuple[tuple[int, ...], bool]:
+    """The seeds of every prompt, and whether they were drawn by chance. One seed counts up over num_images."""
+    if len(asked) > 1:
+        if num_images not in (None, len(asked)):
+            raise Usage(
+                f"--num-images {num_images} does not go with {len(asked)} seeds",
+                hint=f'sdcli generate "a cat" --seed {asked[0]} --num-images {num_images}',
+            )
+        return asked, False
+    count = num_images or 1
+    first = asked[0] if asked else draw(LARGEST_SEED + 2 - min(count, MOST_JOBS))
+    if first + count - 1 > LARGEST_SEED:
+        raise Usage(f"--seed {first} leaves no room for {count} seeds below 2^32", hint='sdcli generate "a cat" --seed 1')
+    return tuple(range(first, first + count)), not asked
+
+
+def make_jobs(request: Request) -> tuple[Job, ...]:
+    """Prompts outer, seeds inner."""
+    pairs = [(prompt, seed) for prompt in request.prompts for seed in request.seeds]
+    return tuple(make_job(request, index, prompt, seed) for index, (prompt, seed) in enumerate(pairs))
+
+
+def make_job(request: Request, index: int, prompt: str, seed: int, id: str | None = None) -> Job:
+    sampler = samplers.find(request.sampler)
+    samplers.refuse_too_few(sampler, request.steps)
+    return Job(
+        index=index, prompt=prompt, negative_prompt=request.negative_prompt, seed=seed, steps=request.steps,
+        unet_calls=sampler.unet_calls(request.steps), guidance=request.guidance, width=request.width,
+        height=request.height, sampler=sampler.name, clip_skip=request.clip_skip, emphasis=request.emphasis, id=id,
+    )  # fmt: skip
+
+
+def renumbered(jobs: Iterable[Job]) -> tuple[Job, ...]:
+    return tuple(replace(job, index=index) for index, job in enumerate(jobs))
+
+
+# --- a forgotten quote
+
+
+def forgotten_quotes(words: tuple[str, ...], command: str = "generate") -> Usage | None:
+    """Several prompts of one word each are a sentence whose quotes were forgotten; the error has the line repaired."""
+    if len(words) < 2 or any(len(word.split()) != 1 for word in words):
+        return None
+    sentence = " ".join(words)
+    quoted = f'"{sentence}"' if not set(sentence) & set('"\\$`!') else shlex.quote(sentence)
+    separate = " ".join(f"-p {shlex.quote(word)}" for word in words)
+    return Usage(
+        f"{len(words)} prompts of one word each look like one sentence without quotes",
+        hint=f"sdcli {command} {show(quoted, 200)}      (or {show(separate, 200)} to mean {_count(len(words))})",
+    )
+
+
+def _count(number: int) -> str:
+    names = ("two", "three", "four", "five", "six", "seven", "eight", "nine", "ten")
+    return names[number - 2] if number <= 10 else str(number)
