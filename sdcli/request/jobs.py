@@ -34,9 +34,7 @@ def parse_seeds(text: str) -> tuple[int, ...]:
 def _seed_range(part: str, text: str) -> Iterable[int]:
     found = re.fullmatch(r"(\d{1,40})(?:\.\.(\d{1,40}))?", part, re.ASCII)
     if found is None:
-        raise Usage(
-            f'--seed: "{show(text, 60)}" is no seed, list or range', hint='sdcli generate "a cat" --seed 1,5,9'
-        )
+        raise Usage(f'--seed: "{show(text, 60)}" is no seed, list or range', hint='sdcli generate "a cat" --seed 1,5,9')
     first, last = int(found[1]), int(found[2] or found[1])
     for seed in (first, last):
         if seed > LARGEST_SEED:
@@ -132,7 +130,9 @@ def resolve_seeds(
     count = num_images or 1
     first = asked[0] if asked else draw(LARGEST_SEED + 2 - min(count, MOST_JOBS))
     if first + count - 1 > LARGEST_SEED:
-        raise Usage(f"--seed {first} leaves no room for {count} seeds below 2^32", hint='sdcli generate "a cat" --seed 1')
+        raise Usage(
+            f"--seed {first} leaves no room for {count} seeds below 2^32", hint='sdcli generate "a cat" --seed 1'
+        )
     return tuple(range(first, first + count)), not asked
 
 

@@ -147,7 +147,9 @@ def command(
     parameters = [_parameter(option, complete) for option in options]
     if words is not None:
         annotation = Annotated[list[str] | None, typer.Argument(metavar=words, show_default=False)]
-        parameters.insert(0, inspect.Parameter("words", inspect.Parameter.KEYWORD_ONLY, default=None, annotation=annotation))
+        parameters.insert(
+            0, inspect.Parameter("words", inspect.Parameter.KEYWORD_ONLY, default=None, annotation=annotation)
+        )
 
     def run(**values: Any) -> None:
         body({field: value for field, value in values.items() if value is not None and value != []})
