@@ -27,6 +27,7 @@ class Hardware:
     threads: int = 1  # physical cores this process may use
     dtypes: Mapping[str, str] = field(default_factory=dict)  # name → probed | assumed | unavailable
     uuid: str | None = live(default=None)
+    executions: tuple[str, ...] = live(default=("eager", "compile"))  # ways to launch the UNet this installation has
 
     @property
     def kind(self) -> str:

@@ -57,7 +57,8 @@ class Phase:
 class Footprint:
     device_peak: int
     host_peak: int
-    phases: tuple[Phase, ...] = ()
+    phases: tuple[Phase, ...] = ()  # always as predicted
+    runs: int = 0  # the peaks were measured in so many runs of this way on this machine; 0: predicted
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -81,6 +82,7 @@ class Way:
     fits: bool
     chosen: bool = False
     because: str | None = None
+    seconds: float | None = None  # of the whole run, only where remembered
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,0 +1,23 @@
+"""Which jobs are drawn together: neighbours in the list that one UNet call can serve."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from sdcli.request.request import Job
+
+
+def in_batches(jobs: Sequence[Job], batch_size: int) -> tuple[tuple[int, ...], ...]:
+    """Positions in `jobs`, grouped by size, steps, sampler and guidance, at most `batch_size` each, order kept."""
+    groups: dict[tuple[object, ...], list[list[int]]] = {}
+    for position, job in enumerate(jobs):
+        chunks = groups.setdefault(_together(job), [[]])
+        if len(chunks[-1]) == max(1, batch_size):
+            chunks.append([])
+        chunks[-1].append(position)
+    found = [tuple(chunk) for chunks in groups.values() for chunk in chunks]
+    return tuple(sorted(found))
+
+
+def _together(job: Job) -> tuple[object, ...]:
+    return job.width, job.height, job.steps, job.unet_calls, job.sampler, job.guidance, job.clip_skip, job.emphasis

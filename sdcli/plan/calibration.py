@@ -1,0 +1,31 @@
+"""Every constant of the forecast that is not counted from a config, in one place, each with its origin."""
+
+from __future__ import annotations
+
+MIB = 1 << 20
+GIB = 1 << 30
+
+# Budgets
+SAFETY = 0.92  # share of what is free that a plan may use: the rest is for the forecast's own error
+CUDA_CONTEXT = GIB // 2  # published: 0.4-0.6 GiB of context, cuBLAS and cuDNN outside torch's allocator
+
+# Host
+IMPORTS = 369 * MIB  # measured: python with torch, diffusers and transformers imported, CPU build, resident pages
+CUDA_LIBRARIES = GIB  # assumed: kernels and the driver's host side once a CUDA context exists; not yet measured
+PICTURE_BYTES_PER_PIXEL = 3 * (4 + 1 + 1)  # counted: the decoded picture as fp32, as bytes, and its encoder's copy
+
+# Device work: live bytes are counted; an allocator that hands out rounded blocks reserves a little more
+CUDA_ROUNDING = 1.05  # assumed: caching allocator with expandable segments; not yet measured
+CUDA_WORKSPACE = 32 * MIB  # documented: cuBLAS keeps 32 MiB on recent cards (8 on older ones), through the allocator
+CPU_ROUNDING = 1.0  # counted live bytes; oneDNN's scratch is small beside them; not yet measured
+MPS_ROUNDING = 1.1  # assumed, not yet measured
+
+STREAMED_LAYERS = 3  # counted: the layer at work, the one fetched ahead, and one whose memory is not yet given back
+
+
+def rounding(kind: str) -> float:
+    return {"cuda": CUDA_ROUNDING, "mps": MPS_ROUNDING}.get(kind, CPU_ROUNDING)
+
+
+def workspace(kind: str) -> int:
+    return CUDA_WORKSPACE if kind == "cuda" else 0

@@ -1,0 +1,106 @@
+"""Everything a plan asks about a setup in one place: its phases, its peaks (measured where remembered), its time."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from sdcli.machine.hardware import Hardware
+from sdcli.models.model import Model
+from sdcli.plan import calibration
+from sdcli.plan.footprint import Shape, Sizes
+from sdcli.plan.plan import Budget, Phase, Setup
+from sdcli.plan.price import Price, Work
+from sdcli.plan.remembered import Measures, key_of, measures
+from sdcli.request.request import Job
+
+SHAPES_LOOKED_AT = 3  # a list of prompts may name many sizes; the heaviest decide
+
+
+class Forecast:
+    """One run on one machine. Setups are asked about; nothing is chosen here."""
+
+    def __init__(
+        self,
+        model: Model,
+        hardware: Hardware,
+        batches: Iterable[tuple[Job, ...]],
+        remembered: Mapping[str, Any],
+        imports_bytes: int = calibration.IMPORTS,
+        alone: bool = False,
+    ) -> None:
+        """`alone`: each picture of a batch has its own UNet calls."""
+        self.model = model
+        self.hardware = hardware
+        self.imports_bytes = imports_bytes
+        self.alone = alone
+        self.remembered = remembered
+        self.runs = runs = list(batches)
+        heaviest = sorted({_weight(batch): batch for batch in runs}.items(), reverse=True)[:SHAPES_LOOKED_AT]
+        self.heaviest = heaviest[0][1]
+        self.sizes = [Sizes(model, _shape(batch, alone), hardware, imports_bytes) for _, batch in heaviest]
+        calls = self.heaviest[0].unet_calls * (len(self.heaviest) if alone else 1)
+        self.price = Price(self.sizes[0], Work(calls=calls, batches=len(runs)), hardware)
+
+    def phases(self, setup: Setup) -> tuple[Phase, ...]:
+        """The heavier of each phase over all sizes asked for."""
+        rows = [sizes.phases(setup) for sizes in self.sizes]
+        if len(rows) == 1:
+            return rows[0]
+        return tuple(max(same, key=lambda phase: (phase.device, phase.host)) for same in zip(*rows, strict=True))
+
+    def peaks(self, setup: Setup) -> tuple[int, int]:
+        """Device and host: as measured here before, else as counted."""
+        pairs = [sizes.peaks(setup) for sizes in self.sizes]
+        device, host = max(pair[0] for pair in pairs), max(pair[1] for pair in pairs)
+        known = self.measured(setup)
+        if known is None:
+            return device, host
+        host = known.host_peak or host
+        return (host if self.hardware.kind == "cpu" else known.device_peak or device), host
+
+    def measured(self, setup: Setup) -> Measures | None:
+        if not self.remembered:
+            return None
+        return measures(self.remembered.get(key_of(self.model, setup, self.heaviest[0], len(self.heaviest))))
+
+    def total_seconds(self, setup: Setup) -> float | None:
+        """Of the whole run, from what was measured here; never from assumed rates."""
+        known = self.measured(setup)
+        if known is None:
+            return None
+        return known.total(sum(batch[0].unet_calls for batch in self.runs), sum(map(len, self.runs)))
+
+    def on(self, hardware: Hardware) -> Forecast:
+        """The same run elsewhere."""
+        return Forecast(self.model, hardware, self.runs, {}, self.imports_bytes, self.alone)
+
+    def seconds(self, setup: Setup) -> float:
+        return self.price.seconds(setup)
+
+
+def _weight(batch: tuple[Job, ...]) -> tuple[int, ...]:
+    first = batch[0]
+    return (
+        first.width * first.height * len(batch),
+        first.width * first.height,
+        first.guided,
+        first.unet_calls,
+        first.width,
+    )
+
+
+def _shape(batch: tuple[Job, ...], alone: bool) -> Shape:
+    first = batch[0]
+    return Shape(width=first.width, height=first.height, batch=1 if alone else len(batch), guided=first.guided)
+
+
+def budget(hardware: Hardware, max_vram: int | None = None, max_ram: int | None = None) -> Budget:
+    """What a plan may use of what is free now; a limit given by the user lowers it."""
+    ram = hardware.ram_free if max_ram is None else min(hardware.ram_free, max_ram)
+    host = int(calibration.SAFETY * ram)
+    if hardware.kind == "cpu":
+        return Budget(device=host, host=host)
+    free = hardware.free if max_vram is None else min(hardware.free, max_vram)
+    context = calibration.CUDA_CONTEXT if hardware.kind == "cuda" else 0
+    return Budget(device=max(0, int(calibration.SAFETY * (free - context))), host=host)

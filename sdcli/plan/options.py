@@ -1,0 +1,116 @@
+"""Options: legal ways with their price; the one `min` among them, and the table of those worth showing."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+
+from sdcli.machine.hardware import Hardware
+from sdcli.plan.forecast import Forecast, budget
+from sdcli.plan.pins import candidates
+from sdcli.plan.plan import Budget, Setup, Way
+from sdcli.plan.techniques import TECHNIQUES
+from sdcli.plan.techniques.technique import gib
+
+MOST_WAYS = 32
+MUCH_SMALLER = 0.97  # a row of the table saves at least this much over a faster one
+
+
+@dataclass(frozen=True)
+class Option:
+    """A legal way, weighed."""
+
+    setup: Setup
+    device: int
+    host: int
+    slowdown: float
+    over: tuple[int, int]  # bytes above the budgets of device and host
+    lossy: bool
+
+    @property
+    def fits(self) -> bool:
+        return self.over == (0, 0)
+
+    @property
+    def price(self) -> tuple[float, int, int, tuple[int, ...]]:
+        """Least time, then least memory, then the techniques' own order."""
+        order = tuple([technique.choices.index(technique.of(self.setup)) for technique in TECHNIQUES])
+        return self.slowdown, self.device, self.host, order
+
+
+def weigh(setup: Setup, forecast: Forecast, limits: Budget, fastest: float) -> Option:
+    device, host = forecast.peaks(setup)
+    return Option(
+        setup=setup,
+        device=device,
+        host=host,
+        slowdown=round(forecast.seconds(setup) / fastest, 3),
+        over=(max(0, device - limits.device), max(0, host - limits.host)),
+        lossy=any(technique.of(setup) in technique.lossy for technique in TECHNIQUES),
+    )
+
+
+def choose(options: Sequence[Option], pins: Mapping[str, str]) -> Option:
+    """The fastest that fits; where nothing fits, the way that lacks least. What is lossy has to be asked for."""
+    asked = any(pins.get(technique.slot) in technique.lossy for technique in TECHNIQUES)
+    allowed = [option for option in options if asked or not option.lossy]
+    fitting = [option for option in allowed if option.fits]
+    if fitting:
+        return min(fitting, key=lambda option: option.price)
+    return min(allowed, key=lambda option: (sum(option.over), option.price))
+
+
+def front(options: Sequence[Option], chosen: Option, forecast: Forecast) -> tuple[Way, ...]:
+    """Nothing listed is slower and hardly smaller than another row. Largest first, the chosen one always there."""
+    kept: list[Option] = []
+    seen: set[tuple[float, int, int, bool]] = set()
+    for option in sorted(options, key=lambda each: each.price):
+        price = (option.slowdown, option.device, option.host, option.lossy)
+        if option is chosen or (price not in seen and not any(_covers(row, option) for row in kept)):
+            kept.append(option)
+        seen.add(price)
+    while len(kept) > MOST_WAYS:
+        kept.remove(next(option for option in reversed(kept) if option is not chosen))
+    kept.sort(key=lambda option: (-option.device, option.slowdown))
+    return tuple([_way(option, option is chosen, forecast) for option in kept])
+
+
+def _covers(row: Option, other: Option) -> bool:
+    """Whether a faster row makes another one pointless; what changes the picture never does."""
+    if row.lossy and not other.lossy:
+        return False
+    return row.device * MUCH_SMALLER <= other.device and row.host * MUCH_SMALLER <= other.host
+
+
+def _way(option: Option, chosen: bool, forecast: Forecast) -> Way:
+    because = None
+    if option.over[0]:
+        because = f"{gib(option.over[0])} too much"
+    elif option.over[1]:
+        because = f"{gib(option.over[1])} of RAM too much"
+    elif chosen:
+        because = "fastest fit"
+    return Way(
+        setup=option.setup,
+        device_peak=option.device,
+        host_peak=option.host,
+        slowdown=option.slowdown,
+        fits=option.fits,
+        chosen=chosen,
+        because=because,
+        seconds=forecast.total_seconds(option.setup),
+    )
+
+
+def on_the_cpu(forecast: Forecast, hardware: Hardware, fastest: float, max_ram: int | None) -> Way:
+    """A card's plan has one row for the processor beside it, to compare with. Nothing of it is on the device."""
+    host = replace(
+        hardware, device="cpu", name="CPU", total=hardware.ram_total, free=hardware.ram_free, capability=None,
+        driver=None, dtypes={}, uuid=None,
+    )  # fmt: skip
+    other = forecast.on(host)
+    start = Setup(threads=host.threads, device=host.device, isa=host.isa)
+    setups = candidates(start, host, forecast.model, {"storage": "same", "guidance": "batched", "vae": "whole"})
+    limits = budget(host, None, max_ram)
+    best = choose([weigh(setup, other, limits, fastest) for setup in setups], {})
+    return replace(_way(best, False, other), device_peak=0)

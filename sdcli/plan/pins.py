@@ -1,0 +1,104 @@
+"""Pins: slots decided by the user. Obeyed, or refused with the reason and the choices that can be."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import replace
+from itertools import product
+
+from sdcli.errors import Usage
+from sdcli.machine.hardware import Hardware
+from sdcli.models.model import Model
+from sdcli.plan.legality import legal
+from sdcli.plan.plan import Setup
+from sdcli.plan.techniques import TECHNIQUES
+from sdcli.plan.techniques.technique import Technique
+from sdcli.terminal import show
+
+BY_SLOT: dict[str, Technique] = {technique.slot: technique for technique in TECHNIQUES}
+
+
+def read_pins(pins: Mapping[str, str]) -> dict[str, str]:
+    """Slot names as Setup spells them, choices that exist; anything else is Usage with the nearest name."""
+    found: dict[str, str] = {}
+    for flag, choice in pins.items():
+        technique = BY_SLOT.get(flag.replace("-", "_"))
+        if technique is None:
+            flags = [each.flag for each in TECHNIQUES]
+            near = BY_SLOT[_nearest(flag, flags).replace("-", "_")]
+            raise Usage(
+                f'no slot "{show(flag, 40)}"; there are {", ".join(flags)}',
+                hint=f"--pin {near.flag}={near.choices[0]}",
+                choices=flags,
+            )
+        if choice not in technique.choices:
+            raise Usage(
+                f'{technique.flag} has no choice "{show(choice, 40)}"; it can be {", ".join(technique.choices)}',
+                hint=f"--pin {technique.flag}={_nearest(choice, technique.choices)}",
+                choices=list(technique.choices),
+            )
+        found[technique.slot] = choice
+    return found
+
+
+def _nearest(given: str, known: Sequence[str]) -> str:
+    return (difflib.get_close_matches(given, known, n=1, cutoff=0.3) or known)[0]
+
+
+def pins_of(setup: Setup) -> dict[str, str]:
+    """Pins that lead to this setup again: what resume and verify hand in."""
+    return {technique.slot: technique.of(setup) for technique in TECHNIQUES}
+
+
+def candidates(start: Setup, hardware: Hardware, model: Model, pins: Mapping[str, str]) -> list[Setup]:
+    """Every legal way that obeys the pins: the product of the slots."""
+    return [setup for setup in _product(start, pins) if legal(setup, hardware, model) is None]
+
+
+def _product(start: Setup, pins: Mapping[str, str]) -> Iterable[Setup]:
+    slots = [technique.slot for technique in TECHNIQUES]
+    for choices in product(*[_choices(technique, pins) for technique in TECHNIQUES]):
+        yield replace(start, **dict(zip(slots, choices, strict=True)))  # type: ignore[arg-type]
+
+
+def _choices(technique: Technique, pins: Mapping[str, str]) -> tuple[str, ...]:
+    if technique.slot in pins:
+        return (pins[technique.slot],)
+    return tuple(choice for choice in technique.choices if choice not in technique.by_pin)
+
+
+def refusal(start: Setup, hardware: Hardware, model: Model, pins: Mapping[str, str]) -> Usage:
+    """Why no way obeys these pins, and what each could be instead."""
+
+    def possible(tried: Mapping[str, str]) -> bool:
+        return any(legal(setup, hardware, model) is None for setup in _product(start, tried))
+
+    alone = [slot for slot in pins if not possible({slot: pins[slot]})]
+    blamed = alone[0] if alone else list(pins)[-1]
+    technique, choice = BY_SLOT[blamed], pins[blamed]
+    others = {slot: pins[slot] for slot in pins if slot != blamed and slot not in alone}
+    valid = [other for other in technique.choices if other != choice and possible({**others, blamed: other})]
+    reason = _reason(start, hardware, model, pins if not alone else {blamed: choice}, technique)
+    message = f"{technique.flag}={choice} cannot be here: {reason}"
+    if valid:
+        message += f"; {technique.flag} can be {', '.join(valid)}"
+    hint = f"--pin {technique.flag}={valid[0]}" if valid else f"leave out --pin {technique.flag}={choice}"
+    return Usage(message, hint=hint, slot=technique.flag, choice=choice, choices=valid, because=reason)
+
+
+def _reason(start: Setup, hardware: Hardware, model: Model, pins: Mapping[str, str], blamed: Technique) -> str:
+    """The blamed slot's own reason where it has one, else the one that stops most ways."""
+    own: dict[str, int] = {}
+    any_: dict[str, int] = {}
+    for setup in _product(start, pins):
+        _count(own, blamed.illegal(setup, hardware, model))
+        _count(any_, legal(setup, hardware, model))
+    counts = own or any_
+    most: Callable[[str], int] = counts.__getitem__
+    return max(counts, key=most)
+
+
+def _count(counts: dict[str, int], reason: str | None) -> None:
+    if reason is not None:
+        counts[reason] = counts.get(reason, 0) + 1

@@ -1,0 +1,63 @@
+"""When nothing fits: the numbers, and the mildest change that would."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import replace
+
+from sdcli.errors import DoesNotFit, SdcliError
+from sdcli.plan.plan import Plan
+from sdcli.plan.planner import make_plan
+from sdcli.plan.techniques.technique import gib
+from sdcli.request.request import Request
+
+SMALLER = (0.75, 0.5, 0.375, 0.25)  # of each side
+
+
+def refused(plan: Plan) -> DoesNotFit:
+    """The error of a plan with fits = False: what the smallest way needs, what there is, what would work."""
+    peak, limits = plan.footprint, plan.budget
+    on_device = peak.device_peak > limits.device and plan.hardware.kind != "cpu"
+    need, have = (peak.device_peak, limits.device) if on_device else (peak.host_peak, limits.host)
+    free = plan.hardware.free if on_device else plan.hardware.ram_free
+    what = "GPU memory" if on_device else "memory"
+    width, height = _size(plan)
+    pinned = " with these pins" if plan.request.pins else ""
+    message = (
+        f"{plan.model.name} at {width}×{height} does not fit{pinned}: the smallest way needs {gib(need)} of {what}, "
+        f"{gib(have)} of the {gib(free)} free may be used"
+    )
+    return DoesNotFit(message, hint=way_out(plan), need=need, free=free, budget=have)
+
+
+def way_out(plan: Plan) -> str:
+    """What to add to the same command so that it fits; the first of the mildest changes that does."""
+    for changed, flags in _milder(plan.request):
+        jobs = [replace(job, width=changed.width, height=changed.height) for job in plan.jobs]
+        try:
+            if make_plan(changed, plan.model, plan.hardware, {}, jobs=jobs).fits:
+                return f"the same command {flags}"
+        except SdcliError:
+            continue
+    if any(way.setup.device == "cpu" and way.fits for way in plan.ways) and plan.hardware.kind != "cpu":
+        return "the same command with --device cpu"
+    return "the same command with -m builtin" if plan.model.kind != "builtin" else "sdcli doctor"
+
+
+def _milder(request: Request) -> Iterator[tuple[Request, str]]:
+    if request.batch_size > 1:
+        request = replace(request, batch_size=1)
+        yield request, "with --batch-size 1"
+    if request.pins:
+        yield replace(request, pins={}), "without --pin"
+    for share in SMALLER:
+        width, height = (max(64, int(side * share) // 64 * 64) for side in (request.width, request.height))
+        yield replace(request, width=width, height=height), f"with --size {width}x{height}"
+    if "storage" not in request.pins:
+        yield replace(request, pins={**request.pins, "storage": "fp8"}), "with --pin storage=fp8"
+
+
+def _size(plan: Plan) -> tuple[int, int]:
+    """The largest picture of the run."""
+    sizes = [(job.width, job.height) for job in plan.jobs] or [(plan.request.width, plan.request.height)]
+    return max(sizes, key=lambda size: size[0] * size[1])

@@ -1,0 +1,86 @@
+"""What this machine measured before, by way: peaks that replace the forecast, and seconds, which are never guessed."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from sdcli.models.model import Model
+from sdcli.plan.plan import Setup
+from sdcli.plan.techniques import TECHNIQUES
+from sdcli.request.request import Job
+
+
+def key_of(model: Model, setup: Setup, job: Job, batch: int) -> str:
+    """Model, size, batch and every slot. The machine and the versions are the caller's part of the key."""
+    return _key(model, setup, job.width, job.height, batch, job.guided)
+
+
+def _key(model: Model, setup: Setup, width: int, height: int, batch: int, guided: bool) -> str:
+    which = model.hash or model.revision or model.family
+    slots = ",".join([technique.of(setup) for technique in TECHNIQUES])
+    calls = "guided" if guided else "plain"
+    return f"{model.name}@{which} {width}x{height} batch={batch} {calls} {setup.device} threads={setup.threads} {slots}"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Measures:
+    """Of one way. Peaks in bytes, the highest seen; seconds of the newest run."""
+
+    device_peak: int | None = None  # reserved by the allocator; null on a CPU
+    host_peak: int | None = None
+    load: float | None = None  # everything before the first UNet call: imports, reading, encoding
+    step: float | None = None  # one UNet call, guidance's pair counted once
+    picture: float | None = None  # decode and save
+    runs: int = 1
+
+    def total(self, calls: int, pictures: int) -> float | None:
+        if self.load is None or self.step is None or self.picture is None:
+            return None
+        return self.load + calls * self.step + pictures * self.picture
+
+
+def measures(data: Any) -> Measures | None:
+    """What a file of memories says, or None where it says nothing usable: the file may be of any age."""
+    if not isinstance(data, Mapping):
+        return None
+    found = Measures(
+        device_peak=_count(data.get("device_peak")),
+        host_peak=_count(data.get("host_peak")),
+        load=_seconds(data.get("load")),
+        step=_seconds(data.get("step")),
+        picture=_seconds(data.get("picture")),
+        runs=_count(data.get("runs")) or 1,
+    )
+    return None if found.device_peak is None and found.host_peak is None else found
+
+
+def merged(old: Any, new: Measures) -> Measures:
+    """What to remember after one more run of the same way."""
+    before = measures(old)
+    if before is None:
+        return new
+    return Measures(
+        device_peak=_larger(before.device_peak, new.device_peak),
+        host_peak=_larger(before.host_peak, new.host_peak),
+        load=new.load if new.load is not None else before.load,
+        step=new.step if new.step is not None else before.step,
+        picture=new.picture if new.picture is not None else before.picture,
+        runs=before.runs + new.runs,
+    )
+
+
+def _larger(a: int | None, b: int | None) -> int | None:
+    return max((value for value in (a, b) if value is not None), default=None)
+
+
+def _count(value: Any) -> int | None:
+    return value if isinstance(value, int) and not isinstance(value, bool) and value > 0 else None
+
+
+def _seconds(value: Any) -> float | None:
+    if isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value) and value >= 0:
+        return float(value)
+    return None

@@ -1,0 +1,79 @@
+"""placement: where each component's weights are while another one works."""
+
+from __future__ import annotations
+
+from sdcli.machine.hardware import Hardware
+from sdcli.models.model import Model
+from sdcli.plan.plan import Setup
+from sdcli.plan.techniques.technique import Situation, Technique, gib
+
+# No figure is published: encoding has to end before the UNet is read, so that the two do not overlap.
+DROPPING = 1.01
+# Assumed until measured: a streamed step takes up to a quarter longer than the slower of computing and moving.
+STREAMING = 1.25
+ENCODERS_LEAVE = ("drop-encoders", "disk")  # before the UNet is read
+STREAMED = ("group-offload",)  # weights reach the device a layer at a time
+PARKED_ON_HOST = ("model-offload", "group-offload")  # the host keeps a copy of every weight
+ONE_AT_A_TIME = ("model-offload", "disk")
+
+
+def illegal(setup: Setup, hardware: Hardware, model: Model) -> str | None:
+    if setup.placement in PARKED_ON_HOST and hardware.kind == "cpu":
+        return "on a CPU the weights are in host memory already, there is nowhere to offload them to"
+    if setup.placement in PARKED_ON_HOST and hardware.kind == "mps":
+        return "this Mac's GPU and CPU share one memory, offloading to the other side frees nothing"
+    return None
+
+
+def because(setup: Setup, situation: Situation) -> str:
+    choice = setup.placement
+    if choice == "resident":
+        where = "in memory" if situation.hardware.kind == "cpu" else "on the GPU"
+        return f"everything stays {where}: nothing to move between pictures"
+    short = _short(setup, situation)
+    if choice == "drop-encoders":
+        return f"{short}; the text encoders are done once the prompts are encoded, dropping them costs nothing"
+    if choice == "model-offload":
+        return f"{short}; each part waits in host memory until it is needed"
+    if choice == "disk":
+        return f"{short}; each part is read from disk when it is needed, host memory holds one at most"
+    return f"{short}; the UNet's layers are streamed from host memory while it computes"
+
+
+def _short(setup: Setup, situation: Situation) -> str:
+    """What is missing for the faster placement that comes just before this one."""
+    for faster in reversed(TECHNIQUE.choices[: TECHNIQUE.choices.index(setup.placement)]):
+        trial = TECHNIQUE.put(setup, faster)
+        if illegal(trial, situation.hardware, situation.model):
+            continue
+        device, host = situation.over(trial)
+        if device:
+            return f"{_CLAUSES[faster]} needs {gib(device)} more than the budget"
+        if host:
+            return f"{_CLAUSES[faster]} needs {gib(host)} more host memory than the budget"
+    return "less memory than keeping everything loaded"
+
+
+_CLAUSES = {
+    "resident": "keeping everything loaded",
+    "drop-encoders": "even without the text encoders it",
+    "model-offload": "one part at a time",
+    "group-offload": "streaming",
+    "disk": "one part at a time",
+}
+
+TECHNIQUE = Technique(
+    slot="placement",
+    choices=("resident", "drop-encoders", "model-offload", "group-offload", "disk"),
+    without="resident",
+    illegal=illegal,
+    because=because,
+    phrases={
+        "resident": "all on the GPU",
+        "drop-encoders": "encoders dropped after use",
+        "model-offload": "one part on the GPU at a time",
+        "group-offload": "streamed layer by layer",
+        "disk": "one part at a time, from disk",
+    },
+    moves_pixels=False,
+)

@@ -1,0 +1,50 @@
+"""vae-dtype: the VAE's numbers, where they have to differ from the UNet's."""
+
+from __future__ import annotations
+
+from sdcli.machine.hardware import Hardware
+from sdcli.models.model import Model
+from sdcli.plan.plan import Setup
+from sdcli.plan.techniques import dtype
+from sdcli.plan.techniques.technique import Situation, Technique
+
+
+def effective(setup: Setup) -> str:
+    return setup.dtype if setup.vae_dtype == "same" else setup.vae_dtype
+
+
+def overflows(model: Model) -> bool:
+    """SDXL's own VAE leaves fp16's range and decodes to black; repaired ones say force_upcast = false."""
+    vae = model.components.get("vae")
+    return model.family == "sdxl" and (vae is None or vae.config.get("force_upcast", True) is True)
+
+
+def illegal(setup: Setup, hardware: Hardware, model: Model) -> str | None:
+    if effective(setup) == "fp16" and overflows(model):
+        return "this model's VAE overflows in fp16 and decodes to black"
+    if setup.vae_dtype == "bf16" and setup.dtype != "fp16":
+        return "vae-dtype=bf16 is for models drawn in fp16"
+    if setup.vae_dtype == "bf16" and not dtype.native_bf16(hardware):
+        return "this device has no bf16 units"
+    return None
+
+
+def because(setup: Setup, situation: Situation) -> str:
+    if setup.vae_dtype == "same":
+        return f"the VAE computes in {setup.dtype} like the UNet"
+    if setup.vae == "cpu":
+        return "fp32: the CPU decodes in fp32"
+    if setup.dtype == "fp16" and overflows(situation.model):
+        cost = "twice the memory of fp16" if setup.vae_dtype == "fp32" else "the same memory"
+        return f"{setup.vae_dtype}: this model's VAE overflows in fp16; {setup.vae_dtype} has the range, at {cost}"
+    return f"{setup.vae_dtype}, as pinned"
+
+
+TECHNIQUE = Technique(
+    slot="vae_dtype",
+    choices=("same", "bf16", "fp32"),
+    without="same",
+    illegal=illegal,
+    because=because,
+    phrases={"fp32": "VAE in fp32"},
+)

@@ -1,0 +1,60 @@
+"""What a plan warns of: it will run, but perhaps not as hoped."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from sdcli.machine.hardware import Hardware
+from sdcli.models.model import Model
+from sdcli.models.vae import scale
+from sdcli.plan.plan import Setup, Warning
+from sdcli.plan.techniques import dtype
+from sdcli.request.request import Job, Request
+
+FEW_STEP_SAMPLERS = ("LCM", "TCD")
+FEW_STEPS = 10
+FAR_FROM_NATIVE = 1.7  # in area, either way
+
+
+def warnings_of(
+    request: Request, model: Model, hardware: Hardware, setup: Setup, jobs: Sequence[Job]
+) -> tuple[Warning, ...]:
+    found = [*_sizes(model, jobs), *_steps(jobs)]
+    if setup.storage == "fp8":
+        found.append(Warning(code="lossy", message="fp8 weights change the picture, as pinned"))
+    if hardware.kind == "cpu" and setup.dtype == "bf16" and not dtype.native_bf16(hardware):
+        slower = dtype.slowdown("bf16", hardware)
+        found.append(
+            Warning(code="slow-dtype", message=f"bf16 is emulated on this CPU, about {slower:g} times slower than fp32")
+        )
+    return tuple(found)
+
+
+def native_side(model: Model) -> int | None:
+    """The side of the square pictures a model was trained on, by its configs."""
+    unet, vae = model.components.get("unet"), model.components.get("vae")
+    side = unet.config.get("sample_size") if unet else None
+    if not isinstance(side, int) or isinstance(side, bool) or vae is None:
+        return None
+    return side * scale(vae.config)
+
+
+def _sizes(model: Model, jobs: Sequence[Job]) -> list[Warning]:
+    side = native_side(model)
+    if side is None:
+        return []
+    for job in jobs:
+        share = job.width * job.height / side**2
+        if share > FAR_FROM_NATIVE or share < 1 / FAR_FROM_NATIVE:
+            effect = "bodies and horizons may repeat" if share > 1 else "pictures may look cropped or mushy"
+            message = f"{model.name} was trained at {side}×{side}; at {job.width}×{job.height} {effect}"
+            return [Warning(code="size-not-native", message=message)]
+    return []
+
+
+def _steps(jobs: Sequence[Job]) -> list[Warning]:
+    for job in jobs:
+        if job.steps < FEW_STEPS and job.sampler not in FEW_STEP_SAMPLERS and job.guided:
+            message = f"{job.steps} steps is few for {job.sampler}; 20 to 30 is usual"
+            return [Warning(code="few-steps", message=message)]
+    return []
