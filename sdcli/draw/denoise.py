@@ -42,7 +42,7 @@ class Conditioning:
         """Every UNet call of this step: which rows, the sample, the rest."""
         sample = torch.cat([latents] * 2) if self.guided else latents
         for group in self.groups or (None,):
-            taken = {name: _rows(value, group) for name, value in self.rows.items()}
+            taken: dict[str, Any] = {name: _rows(value, group) for name, value in self.rows.items()}
             if self.added:
                 taken["added_cond_kwargs"] = {name: _rows(value, group) for name, value in self.added.items()}
             yield group, _rows(sample, group), taken

@@ -1,0 +1,177 @@
+"""Components from their files: built without memory, then filled tensor by tensor in the dtype and place wanted."""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+
+from sdcli import data
+from sdcli.draw.weights import Piece, Reader, pieces
+from sdcli.errors import BadFile, Bug
+from sdcli.models.model import Component
+from sdcli.terminal import show
+
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+VOCABULARY = 49_408
+
+# The only classes that are ever made. A config that names another is refused: no code comes from a model.
+CLASSES = {
+    "unet": ("diffusers.models.unets.unet_2d_condition", "UNet2DConditionModel"),
+    "vae": ("diffusers.models.autoencoders.autoencoder_kl", "AutoencoderKL"),
+    "text_encoder": ("transformers", "CLIPTextModel"),
+    "text_encoder_2": ("transformers", "CLIPTextModelWithProjection"),
+}
+_OLD_ATTENTION = {"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": "to_out.0"}
+
+
+@dataclass(frozen=True)
+class Filled:
+    """A component ready to run, and the bytes it holds."""
+
+    module: Any
+    bytes: int
+
+
+def load(
+    name: str, component: Component, *, dtype: torch.dtype, device: torch.device | str, channels_last: bool
+) -> Filled:
+    """`unet`, `vae`, `text_encoder` or `text_encoder_2` from a diffusers folder's files or a whole checkpoint."""
+    module = build(name, component.config)
+    found = named(name, component.config, pieces(component.files))
+    size = fill(module, found, name, dtype=dtype, device=device, channels_last=channels_last)
+    return Filled(module, size)
+
+
+def build(name: str, config: Mapping[str, Any]) -> Any:
+    """The module on the meta device: its whole structure, no memory and no random numbers."""
+    if name not in CLASSES:
+        raise BadFile(f"components called {show(name, 40)} are not supported")
+    place, cls = CLASSES[name]
+    asked = config.get("_class_name") or next(iter(config.get("architectures") or ()), cls)
+    if asked != cls:
+        raise BadFile(f"the model's {name} is a {show(asked, 60)}; only {cls} is supported")
+    kind = getattr(importlib.import_module(place), cls)
+    with torch.device("meta"):
+        if name.startswith("text_encoder"):
+            from transformers import CLIPTextConfig
+
+            module = kind(CLIPTextConfig.from_dict(dict(config)))
+        else:
+            module = kind.from_config(dict(config))
+    return module.eval().requires_grad_(False)
+
+
+def fill(
+    module: nn.Module, found: Mapping[str, Piece], name: str, *, dtype: torch.dtype, device: torch.device | str,
+    channels_last: bool,
+) -> int:  # fmt: skip
+    """Reads every parameter of `module` from `found`; the bytes they take. None may be missing or misshapen."""
+    empty = dict(module.state_dict())
+    missing = [key for key in empty if key not in found]
+    if missing:
+        more = f" and {len(missing) - 1} more" if len(missing) > 1 else ""
+        raise BadFile(f"the file holds no whole {name}: {show(missing[0], 120)}{more} not found")
+    size = 0
+    with Reader() as reader:
+        for key, meta in empty.items():
+            if found[key].shape != meta.shape:
+                shapes = f"{list(found[key].shape)}, not {list(meta.shape)}"
+                raise BadFile(f"{name}: {show(key, 120)} has the shape {shapes}", hint="check the model's config.json")
+            kept = dtype if meta.is_floating_point() else meta.dtype
+            packed = torch.channels_last if channels_last and meta.ndim == 4 else torch.contiguous_format
+            tensor = torch.empty(meta.shape, dtype=kept, device=device, memory_format=packed)
+            reader.read(found[key], tensor)
+            _assign(module, key, tensor)
+            size += tensor.nbytes
+    _restore_buffers(module, device)
+    return size
+
+
+def _assign(module: nn.Module, key: str, tensor: torch.Tensor) -> None:
+    path, _, leaf = key.rpartition(".")
+    owner = module.get_submodule(path)
+    if leaf in owner._parameters:
+        owner._parameters[leaf] = nn.Parameter(tensor, requires_grad=False)
+    else:
+        owner._buffers[leaf] = tensor
+
+
+def _restore_buffers(module: nn.Module, device: torch.device | str) -> None:
+    """What is no weight is in no file: CLIP's position numbers are counted again."""
+    for key, buffer in list(module.named_buffers()):
+        if buffer.device.type != "meta":
+            continue
+        if not key.endswith("position_ids"):
+            raise Bug(f"{type(module).__name__} has a buffer {key} that no file holds")
+        _assign(module, key, torch.arange(buffer.shape[-1], device=device).expand(buffer.shape))
+
+
+# Names
+
+
+def named(name: str, config: Mapping[str, Any], stored: Mapping[str, Piece]) -> dict[str, Piece]:
+    """`stored` under the names the module uses, whichever of the layouts in circulation the file has."""
+    if name == "unet":
+        return _unet_names(config, dict(stored))
+    if name == "vae":
+        return _vae_names(config, dict(stored))
+    return _text_names(name, dict(stored))
+
+
+def _unet_names(config: Mapping[str, Any], stored: dict[str, Piece]) -> dict[str, Piece]:
+    prefix = "model.diffusion_model."
+    if "input_blocks.0.0.weight" in stored:  # a UNet alone, without the checkpoint's prefix
+        stored = {prefix + key: piece for key, piece in stored.items()}
+    if not any(key.startswith(prefix) for key in stored):
+        return stored
+    from diffusers.loaders.single_file_utils import convert_ldm_unet_checkpoint
+
+    converted: dict[str, Piece] = convert_ldm_unet_checkpoint(stored, dict(config))
+    return converted
+
+
+def _vae_names(config: Mapping[str, Any], stored: dict[str, Piece]) -> dict[str, Piece]:
+    if any("decoder.up." in key for key in stored):
+        from diffusers.loaders.single_file_utils import convert_ldm_vae_checkpoint
+
+        stored = convert_ldm_vae_checkpoint(stored, dict(config))
+    found: dict[str, Piece] = {}
+    for key, piece in stored.items():
+        parts = key.split(".")
+        if "attentions" in parts:
+            parts[4:5] = [_OLD_ATTENTION.get(parts[4], parts[4])]
+            if piece.ndim == 4:  # attention written as 1×1 convolutions
+                piece = piece[:, :, 0, 0]
+        found[".".join(parts)] = piece
+    return found
+
+
+def _text_names(name: str, stored: dict[str, Piece]) -> dict[str, Piece]:
+    from diffusers.loaders import single_file_utils
+
+    if name == "text_encoder_2" and any(key.startswith("conditioner.embedders.1.") for key in stored):
+        prefix = "conditioner.embedders.1.model."
+        if prefix + "text_projection" not in stored:
+            raise BadFile(f"the file holds no whole {name}: {prefix}text_projection not found")
+        stored = single_file_utils.convert_open_clip_checkpoint(None, stored, prefix=prefix)
+    elif any(key.startswith(("cond_stage_model.", "conditioner.")) for key in stored):
+        stored = single_file_utils.convert_ldm_clip_checkpoint(stored)
+    # transformers has moved CLIP's layers in and out of `text_model`: each name answers to both spellings
+    bare = {key.removeprefix("text_model."): piece for key, piece in stored.items()}
+    return bare | {f"text_model.{key}": piece for key, piece in bare.items()}
+
+
+def tokenizer() -> Any:
+    """CLIP's, from the files that ship with sdcli: the same for every model sdcli draws with."""
+    from transformers import CLIPTokenizer
+
+    folder = data.component_folder("clip")
+    made = CLIPTokenizer(vocab=str(folder / "vocab.json"), merges=str(folder / "merges.txt"), model_max_length=77)
+    if len(made) != VOCABULARY:  # missing files would load without a word, with a vocabulary of 2
+        raise Bug(f"the tokenizer knows {len(made)} tokens instead of {VOCABULARY}: sdcli is not installed whole")
+    return made

@@ -1,0 +1,157 @@
+"""Tensors that are still in their files: found, renamed and sliced on paper, then read one at a time into place."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from types import TracebackType
+from typing import IO, Any, Self
+
+import torch
+from torch import Tensor
+
+from sdcli.errors import BadFile
+from sdcli.terminal import show
+
+DTYPES = {
+    "F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16,
+    "F8_E4M3": torch.float8_e4m3fn, "F8_E5M2": torch.float8_e5m2,
+    "I64": torch.int64, "I32": torch.int32, "I16": torch.int16, "I8": torch.int8, "U8": torch.uint8, "BOOL": torch.bool,
+}  # fmt: skip
+LONGEST_HEADER = 100 << 20  # the format's own limit
+BUFFER = 16 << 20  # bytes read at once: what loading needs on top of the weights themselves
+
+
+@dataclass(frozen=True)
+class Piece:
+    """A tensor in a file, and what shall be done to it once read.
+
+    diffusers' converters only rename, slice and transpose; given these instead of tensors they do so without reading.
+    """
+
+    file: str
+    offset: int
+    stored: Tensor  # on the meta device: shape and dtype as in the file
+    wanted: Tensor  # the same after `steps`
+    steps: tuple[Callable[[Tensor], Tensor], ...] = ()
+
+    @property
+    def shape(self) -> torch.Size:
+        return self.wanted.shape
+
+    @property
+    def ndim(self) -> int:
+        return self.wanted.ndim
+
+    @property
+    def T(self) -> Piece:
+        return self._then(lambda tensor: tensor.T)
+
+    def __getitem__(self, index: Any) -> Piece:
+        return self._then(lambda tensor: tensor[index])
+
+    def contiguous(self) -> Piece:
+        return self
+
+    def clone(self) -> Piece:
+        return self
+
+    def detach(self) -> Piece:
+        return self
+
+    def _then(self, step: Callable[[Tensor], Tensor]) -> Piece:
+        return Piece(self.file, self.offset, self.stored, step(self.wanted), (*self.steps, step))
+
+
+def pieces(files: Iterable[str]) -> dict[str, Piece]:
+    """Everything in these safetensors files, by name; only the headers are read."""
+    found: dict[str, Piece] = {}
+    for file in files:
+        found.update(_header(file))
+    return found
+
+
+def _header(file: str) -> dict[str, Piece]:
+    size = os.path.getsize(file)
+    with open(file, "rb") as stream:
+        length = int.from_bytes(stream.read(8), "little")
+        if not 2 <= length <= min(LONGEST_HEADER, size - 8):
+            raise _damaged(file, "its header does not fit into it")
+        try:
+            header = json.loads(stream.read(length))
+            entries = {name: entry for name, entry in header.items() if name != "__metadata__"}
+            return {name: _piece(file, entry, 8 + length, size) for name, entry in entries.items()}
+        except (ValueError, KeyError, TypeError, AttributeError, RuntimeError, OverflowError) as error:
+            raise _damaged(file, "its header cannot be read") from error
+
+
+def _piece(file: str, entry: Any, base: int, size: int) -> Piece:
+    if entry["dtype"] not in DTYPES:
+        raise BadFile(f"{show(file)}: numbers of type {show(entry['dtype'], 20)} cannot be read")
+    begin, end = entry["data_offsets"]
+    meta = torch.empty(entry["shape"], dtype=DTYPES[entry["dtype"]], device="meta")
+    if not 0 <= begin <= end <= size - base or end - begin != meta.numel() * meta.element_size():
+        raise _damaged(file, "it is cut short or its header is wrong")
+    return Piece(file, base + begin, meta, meta)
+
+
+def _damaged(file: str, because: str) -> BadFile:
+    return BadFile(f"{show(file)} is damaged: {because}", hint="fetch the file again")
+
+
+class Reader:
+    """Reads pieces into tensors through one small buffer, so that no page of a file stays with this process."""
+
+    def __init__(self) -> None:
+        self._streams: dict[str, IO[bytes]] = {}
+        self._buffer = bytearray()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        for stream in self._streams.values():
+            stream.close()
+        self._streams.clear()
+        self._buffer = bytearray()
+
+    def read(self, piece: Piece, into: Tensor) -> None:
+        """The piece's values, in `into`'s dtype, memory format and place."""
+        whole = piece.stored
+        if not piece.steps and into.dtype == whole.dtype and into.device.type == "cpu" and into.is_contiguous():
+            self._fill(piece, 0, into.reshape(-1).view(torch.uint8).numpy().data)
+        elif piece.steps or whole.ndim == 0:
+            source = self._taken(piece, 0, tuple(whole.shape))
+            for step in piece.steps:
+                source = step(source)
+            into.copy_(source)
+        else:
+            row = math.prod(whole.shape[1:]) * whole.element_size()
+            rows = max(1, BUFFER // max(row, 1))
+            for first in range(0, whole.shape[0], rows):
+                count = min(rows, whole.shape[0] - first)
+                into[first : first + count].copy_(self._taken(piece, first * row, (count, *whole.shape[1:])))
+
+    def _taken(self, piece: Piece, start: int, shape: tuple[int, ...]) -> Tensor:
+        numbers = math.prod(shape)
+        length = numbers * piece.stored.element_size()
+        if len(self._buffer) < length:
+            self._buffer = bytearray(length)
+        self._fill(piece, start, memoryview(self._buffer)[:length])
+        if not numbers:
+            return torch.empty(shape, dtype=piece.stored.dtype)
+        return torch.frombuffer(self._buffer, dtype=piece.stored.dtype, count=numbers).reshape(shape)
+
+    def _fill(self, piece: Piece, start: int, target: memoryview) -> None:
+        stream = self._streams.get(piece.file)
+        if stream is None:
+            stream = self._streams[piece.file] = open(piece.file, "rb", buffering=0)  # noqa: SIM115
+        stream.seek(piece.offset + start)
+        while len(target):
+            count = stream.readinto(target)  # type: ignore[attr-defined]
+            if not count:
+                raise _damaged(piece.file, "it ends too early")
+            target = target[count:]

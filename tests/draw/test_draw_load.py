@@ -1,0 +1,209 @@
+"""The loader against from_pretrained and from_single_file: every tensor the same, without network and without waste."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from scripts import make_checkpoint
+from sdcli.draw import load, weights
+from sdcli.errors import BadFile
+from sdcli.models.model import Component
+
+
+def component(folder: Path, *files: str) -> Component:
+    """As the resolver makes it from a folder; `files` default to all weights in it."""
+    found = sorted(str(path) for path in (folder.glob("*.safetensors") if not files else map(folder.joinpath, files)))
+    config = json.loads((folder / "config.json").read_text())
+    return Component(parameters=0, stored_bytes=0, stored_dtype="fp32", config=config, files=tuple(found))
+
+
+def loaded(name: str, folder: Path, dtype: torch.dtype = torch.float32, *, channels_last: bool = False) -> Any:
+    return load.load(name, component(folder), dtype=dtype, device="cpu", channels_last=channels_last).module
+
+
+def same(own: torch.nn.Module, theirs: torch.nn.Module) -> None:
+    """Parameters and every buffer, those that are in no file included."""
+    mine, wanted = dict(own.named_parameters()), dict(theirs.named_parameters())
+    mine |= dict(own.named_buffers())
+    wanted |= dict(theirs.named_buffers())
+    assert mine.keys() == wanted.keys()
+    for key, tensor in wanted.items():
+        assert mine[key].dtype == tensor.dtype, key
+        assert torch.equal(mine[key], tensor), key
+
+
+@pytest.mark.parametrize("family", ["sd15", "sdxl"])
+def test_a_folder_loads_as_from_pretrained_does(
+    tiny_folders: dict[str, Path], pipelines: dict[str, Any], family: str
+) -> None:
+    for name in make_checkpoint.COMPONENTS[family]:
+        same(loaded(name, tiny_folders[family] / name), getattr(pipelines[family], name))
+
+
+@pytest.mark.parametrize("stored", ["fp32", "fp16", "bf16"])
+@pytest.mark.parametrize("wanted", [torch.float32, torch.bfloat16, torch.float16])
+def test_any_stored_dtype_becomes_any_wanted_one_as_in_from_pretrained(
+    tmp_path: Path, stored: str, wanted: torch.dtype
+) -> None:
+    from diffusers import AutoencoderKL
+
+    make_checkpoint.write_folder(tmp_path, "sd15", tiny=True, dtype=stored)
+    same(
+        loaded("vae", tmp_path / "vae", wanted, channels_last=True),
+        AutoencoderKL.from_pretrained(tmp_path / "vae", dtype=wanted, local_files_only=True),
+    )
+
+
+def test_shards_and_a_variant_load_like_one_file(tmp_path: Path, tiny_folders: dict[str, Path]) -> None:
+    folder = make_checkpoint.write_folder(tmp_path, "sdxl", tiny=True, variant="fp16", dtype="fp32", shards=3)
+    for name in make_checkpoint.COMPONENTS["sdxl"]:
+        assert len(component(folder / name).files) == 3
+        same(loaded(name, folder / name), loaded(name, tiny_folders["sdxl"] / name))
+
+
+@pytest.mark.parametrize("family", ["sd15", "sdxl"])
+def test_a_checkpoint_in_the_original_layout_equals_the_folder_and_diffusers_own_conversion(
+    tmp_path: Path, tiny_folders: dict[str, Path], family: str
+) -> None:
+    import diffusers
+
+    file = make_checkpoint.write_file(tmp_path / "model.safetensors", family, tiny=True)
+    kind = diffusers.StableDiffusionPipeline if family == "sd15" else diffusers.StableDiffusionXLPipeline
+    theirs = kind.from_single_file(str(file), config=str(tiny_folders[family]), local_files_only=True)
+    for name in make_checkpoint.COMPONENTS[family]:
+        config = make_checkpoint.configs(family, tiny=True)[name]
+        single = Component(parameters=0, stored_bytes=0, stored_dtype="fp32", config=config, files=(str(file),))
+        own = load.load(name, single, dtype=torch.float32, device="cpu", channels_last=False).module
+        same(own, loaded(name, tiny_folders[family] / name))
+        same(own, getattr(theirs, name))
+
+
+@pytest.mark.parametrize("family", ["sd15", "sdxl"])
+def test_every_name_of_the_full_size_original_layout_finds_its_place(family: str) -> None:
+    """Names and shapes only: nothing of full size is read or written."""
+    configs = make_checkpoint.configs(family)
+    stored: dict[str, weights.Piece] = {}
+    for name in make_checkpoint.COMPONENTS[family]:
+        planned = make_checkpoint.planned(name, configs[name], seed=0)
+        for key, tensor in make_checkpoint.original(family, name, configs[name], planned):
+            meta = torch.empty(tensor.shape, device="meta")
+            stored[key] = weights.Piece("", 0, meta, meta)
+    for name in make_checkpoint.COMPONENTS[family]:
+        found = load.named(name, configs[name], stored)
+        for key, meta in load.build(name, configs[name]).state_dict().items():
+            assert found[key].shape == meta.shape, key
+
+
+def test_an_old_vae_with_its_old_attention_names_loads(tmp_path: Path, tiny_folders: dict[str, Path]) -> None:
+    """The VAE of stable-diffusion-v1-5 on the Hub is such a file."""
+    from safetensors.torch import load_file, save_file
+
+    new = load_file(tiny_folders["sd15"] / "vae" / "diffusion_pytorch_model.safetensors")
+    old = {}
+    for key, tensor in new.items():
+        for ours, theirs in ((".to_q.", ".query."), (".to_k.", ".key."), (".to_v.", ".value.")):
+            key = key.replace(ours, theirs)
+        old[key.replace(".to_out.0.", ".proj_attn.")] = tensor
+    assert old.keys() != new.keys()
+    (tmp_path / "config.json").write_text((tiny_folders["sd15"] / "vae" / "config.json").read_text())
+    save_file(old, tmp_path / "old.safetensors")
+    same(loaded("vae", tmp_path), loaded("vae", tiny_folders["sd15"] / "vae"))
+
+
+def test_text_encoders_load_under_both_spellings_and_with_stray_position_ids(
+    tmp_path: Path, tiny_folders: dict[str, Path]
+) -> None:
+    from safetensors.torch import load_file, save_file
+
+    source = tiny_folders["sd15"] / "text_encoder"
+    flat = {key.removeprefix("text_model."): t for key, t in load_file(source / "model.safetensors").items()}
+    flat["embeddings.position_ids"] = torch.arange(77)[None]
+    (tmp_path / "config.json").write_text((source / "config.json").read_text())
+    save_file(flat, tmp_path / "model.safetensors")
+    same(loaded("text_encoder", tmp_path), loaded("text_encoder", source))
+
+
+def test_convolutions_lie_channels_last_only_when_asked(tiny_folders: dict[str, Path]) -> None:
+    for wanted in (False, True):
+        vae = loaded("vae", tiny_folders["sd15"] / "vae", channels_last=wanted)
+        weight = vae.decoder.up_blocks[0].resnets[0].conv1.weight
+        assert weight.is_contiguous(memory_format=torch.channels_last) is wanted
+        assert weight.is_contiguous() is not wanted
+
+
+def test_other_classes_are_refused(tiny_folders: dict[str, Path]) -> None:
+    config = json.loads((tiny_folders["sd15"] / "unet" / "config.json").read_text())
+    with pytest.raises(BadFile, match="only UNet2DConditionModel"):
+        load.build("unet", config | {"_class_name": "UNet3DConditionModel"})
+    with pytest.raises(BadFile, match="only CLIPTextModel "):
+        load.build("text_encoder", {"architectures": ["T5EncoderModel "], "x": 1} | {"_class_name": None})
+    with pytest.raises(BadFile, match="not supported"):
+        load.build("safety_checker", {})
+
+
+def test_a_missing_tensor_and_a_wrong_shape_are_named(tiny_folders: dict[str, Path]) -> None:
+    folder = tiny_folders["sd15"] / "vae"
+    whole = component(folder)
+    config = dict(whole.config)
+    broken = Component(parameters=0, stored_bytes=0, stored_dtype="fp32", files=whole.files,
+                       config=config | {"latent_channels": 8})  # fmt: skip
+    with pytest.raises(BadFile, match="has the shape"):
+        load.load("vae", broken, dtype=torch.float32, device="cpu", channels_last=False)
+    encoder = tiny_folders["sd15"] / "text_encoder" / "model.safetensors"
+    other = Component(parameters=0, stored_bytes=0, stored_dtype="fp32", files=(str(encoder),), config=config)
+    with pytest.raises(BadFile, match="no whole vae"):
+        load.load("vae", other, dtype=torch.float32, device="cpu", channels_last=False)
+
+
+@settings(deadline=None, derandomize=True, max_examples=60)
+@given(cut=st.floats(0, 0.999), noise=st.binary(min_size=1, max_size=8))
+def test_a_file_cut_short_or_overwritten_is_a_bad_file_and_nothing_else(
+    tmp_path_factory: pytest.TempPathFactory, cut: float, noise: bytes
+) -> None:
+    folder = tmp_path_factory.getbasetemp() / "cut"
+    folder.mkdir(exist_ok=True)
+    whole = folder / "whole.safetensors"
+    if not whole.exists():
+        named = {"a": make_checkpoint.Planned((3, 5), lambda: torch.ones(3, 5))}
+        make_checkpoint.write_safetensors(whole, named, "fp32")
+    body = whole.read_bytes()
+    broken = folder / "broken.safetensors"
+    at = int(cut * len(body))
+    for content in (body[:at], (body[:at] + noise + body[at + len(noise) :])[: len(body)]):
+        broken.write_bytes(content)
+        try:
+            found = weights.pieces([str(broken)])
+            with weights.Reader() as reader:
+                for piece in found.values():
+                    reader.read(piece, torch.empty(piece.shape, dtype=piece.stored.dtype))
+        except BadFile:
+            continue
+        assert content is not body[:at]  # cut short it must not load
+
+
+def test_large_tensors_are_read_through_a_small_buffer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    values = torch.arange(6000, dtype=torch.float32).reshape(100, 60)
+    file = tmp_path / "a.safetensors"
+    make_checkpoint.write_safetensors(file, {"a": make_checkpoint.Planned((100, 60), lambda: values)}, "fp32")
+    monkeypatch.setattr(weights, "BUFFER", 1000)
+    target = torch.empty((100, 60), dtype=torch.bfloat16)
+    with weights.Reader() as reader:
+        reader.read(weights.pieces([str(file)])["a"], target)
+        assert len(reader._buffer) <= 1000
+    assert torch.equal(target, values.to(torch.bfloat16))
+
+
+def test_the_tokenizer_is_whole_and_speaks_as_the_folders_own(pipelines: dict[str, Any]) -> None:
+    own = load.tokenizer()
+    assert len(own) == load.VOCABULARY
+    for text in ("a cat", "Ein Bär, ganz GROSS (naiv)", "東京 at night 2024", "it's [x] (y:1.2)", ""):
+        assert own(text, add_special_tokens=False).input_ids == (
+            pipelines["sd15"].tokenizer(text, add_special_tokens=False).input_ids
+        )
