@@ -102,7 +102,8 @@ def test_a_models_name_from_a_file_is_never_a_path_or_a_flag(name: str) -> None:
 PROMPTS = st.lists(
     st.sampled_from(
         ["a cat", ", ", ": ", '"', "\\", "\n", "Negative prompt:", "Steps: 20", "Seed: 1, Size: 8x8, Steps: 4",
-         "(x:1.2)", "[a:b:0.5]", "猫", "🐈", "\x1b[31m", "\t", "\u2028", " ", "Model", "{", "<lora:x:1>", "BREAK", "\r\n"]
+         "(x:1.2)", "[a:b:0.5]", "猫", "🐈", "\x1b[31m", "\t", "\u2028", " ", "Model", "{", "<lora:x:1>",
+         "BREAK", "\r\n"]
     ),
     max_size=8,
 ).map("".join)  # fmt: skip

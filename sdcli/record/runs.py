@@ -1,0 +1,417 @@
+"""run.jsonl, the journal of a run: written line by line before and after each picture, read back after any crash."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import hashlib
+import os
+import re
+import stat
+import zlib
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+from sdcli import __version__, schema
+from sdcli.errors import BadFile, Usage
+from sdcli.events import Degraded
+from sdcli.plan.plan import Plan
+from sdcli.record import documents
+from sdcli.record.files import REAL, Files, cannot_write, discard, quoted, write_whole
+from sdcli.record.names import Destination, part_prefix, values_of
+from sdcli.record.names import filled as fill
+from sdcli.record.names import parse_template as parse
+from sdcli.terminal import show
+
+NAME, NEWEST = "sdcli.run", 1
+JOURNAL, REPORT = "run.jsonl", "report.json"
+LONGEST_LINE = 256 << 20
+_RUN = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
+_CRC = re.compile(rb',"crc":"([0-9a-f]{8})"\}\n\Z')
+
+
+def now() -> str:
+    return datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+
+
+def plan_json(plan: Plan) -> dict[str, Any]:
+    """The plan as runs and reports keep it: without the table of ways, which served the choice only."""
+    data: dict[str, Any] = schema.to_json(plan)
+    data.pop("ways", None)
+    return data
+
+
+# --- writing
+
+
+class Manifest:
+    """The open journal. Each line is one write and one fsync; a line that failed leaves no trace."""
+
+    def __init__(self, path: Path, file: int, length: int, files: Files) -> None:
+        self.path = path
+        self._file = file
+        self._length = length
+        self._files = files
+        self._broken = False
+
+    def append(self, kind: str, **fields: Any) -> None:
+        data = line({"type": kind, **fields})
+        if self._broken:
+            raise OSError(errno.EIO, "an earlier line could not be taken back")
+        try:
+            write_whole(self._files, self._file, data)
+            self._files.sync(self._file)
+        except OSError:
+            # Half a line in the middle would make the whole journal unreadable; at the end it is only torn.
+            try:
+                self._files.truncate(self._file, self._length)
+            except OSError:
+                self._broken = True
+            raise
+        self._length += len(data)
+
+    def close(self) -> None:
+        file, self._file = self._file, -1
+        if file >= 0:
+            with contextlib.suppress(OSError):  # every line is on the disk already
+                self._files.close(file)
+
+
+def line(fields: Mapping[str, Any]) -> bytes:
+    """One JSON object with the checksum of its own bytes as the last key."""
+    body = documents.dump(fields)
+    return body[:-1] + b',"crc":"%08x"}\n' % zlib.crc32(body)
+
+
+def begin(
+    destination: Destination, plan: Plan, environment: Mapping[str, Any], *, files: Files = REAL, created: str = ""
+) -> Manifest:
+    """The folders and the journal of a new run, on the disk before the first picture is."""
+    path = destination.records / JOURNAL
+    try:
+        files.make_folder(destination.folder)
+        files.make_folder(destination.records)
+        file = files.create(path)
+    except OSError as error:
+        raise cannot_write(path, error) from None
+    manifest = Manifest(path, file, 0, files)
+    _lock(file)
+    try:
+        manifest.append(
+            "run",
+            schema=f"{NAME}/{NEWEST}",
+            run=destination.run,
+            created=created or now(),
+            version=__version__,
+            output=_output(destination),
+            plan=plan_json(plan),
+            environment=schema.to_json(environment),
+        )
+        for folder in (destination.records, destination.records.parent, destination.folder):
+            files.sync_folder(folder)
+    except BaseException as error:
+        manifest.close()
+        if not isinstance(error, OSError):
+            raise
+        discard(files, path)
+        raise cannot_write(path, error) from None
+    return manifest
+
+
+def _output(destination: Destination) -> dict[str, Any]:
+    """How names are made, for resume; where to, only if the records do not lie in the output folder."""
+    return {
+        "folder": str(destination.folder) if destination.records_apart else None,
+        "kind": destination.kind,
+        "pattern": destination.pattern,
+        "format": destination.format,
+        "model": destination.model,
+        "overwrite": destination.overwrite,
+    }
+
+
+def reopen(run: Run, environment: Mapping[str, Any], *, files: Files = REAL) -> Manifest:
+    """The journal of an interrupted run, open to go on: its torn end is cut off and the resumption noted."""
+    path = run.destination.records / JOURNAL
+    try:
+        file = files.append(path)
+    except OSError as error:
+        raise cannot_write(path, error) from None
+    if not _lock(file):
+        files.close(file)
+        raise Usage(f"run {show(run.run)} is being drawn by another process", hint="sdcli runs")
+    manifest = Manifest(path, file, run.length, files)
+    try:
+        files.truncate(file, run.length)
+        manifest.append("resumed", at=now(), environment=schema.to_json(environment))
+    except OSError as error:
+        manifest.close()
+        raise cannot_write(path, error) from None
+    return manifest
+
+
+def _lock(file: int) -> bool:
+    """False when another process holds the journal. Storage that knows no locks is taken as free."""
+    try:
+        import fcntl
+    except ImportError:
+        return _lock_on_windows(file)
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    except OSError:
+        return True
+    return True
+
+
+def _lock_on_windows(file: int) -> bool:
+    """One byte far behind the end: Windows' locks forbid reading, and readers are welcome."""
+    import importlib
+
+    msvcrt: Any = importlib.import_module("msvcrt")
+    position = os.lseek(file, 0, os.SEEK_CUR)
+    try:
+        os.lseek(file, 1 << 40, os.SEEK_SET)
+        msvcrt.locking(file, msvcrt.LK_NBLCK, 1)
+    except OSError:
+        return False
+    finally:
+        os.lseek(file, position, os.SEEK_SET)
+    return True
+
+
+def is_running(records: Path) -> bool:
+    try:
+        file = os.open(records / JOURNAL, os.O_RDWR)
+    except OSError:
+        return False
+    try:
+        return not _lock(file)
+    finally:
+        os.close(file)
+
+
+# --- reading
+
+
+@dataclass(frozen=True, kw_only=True)
+class Intent:
+    """What a picture will be, written down before its name appears."""
+
+    index: int
+    batch: int
+    file: str  # relative to the output folder, with `/`
+    bytes: int
+    pixel_sha256: str
+    file_sha256: str
+    status: str = "saved"  # saved | suspect
+
+
+@dataclass(frozen=True, kw_only=True)
+class Run:
+    """A journal, read."""
+
+    run: str
+    created: str
+    version: str
+    destination: Destination
+    plan: Plan
+    environment: Mapping[str, Any] = field(default_factory=dict)
+    intents: Mapping[int, Intent] = field(default_factory=dict)  # the last of each picture
+    noted: frozenset[int] = frozenset()  # those with a `done` line
+    failed: Mapping[int, Mapping[str, Any]] = field(default_factory=dict)
+    degraded: tuple[Degraded, ...] = ()
+    resumed: int = 0
+    end: Mapping[str, Any] | None = None
+    length: int = 0  # bytes up to the end of the last whole line
+
+
+def read(records: Path) -> Run:
+    """The journal in this folder. A torn last line is dropped; a bad line elsewhere is BadFile."""
+    path = records / JOURNAL
+    where = show(path)
+    lines: list[dict[str, Any]] = []
+    length = 0
+    try:
+        with open(path, "rb") as file:
+            torn_at = 0
+            number = 0
+            while raw := file.readline(LONGEST_LINE):
+                number += 1
+                if torn_at:
+                    raise BadFile(f"{where}, line {torn_at}: damaged", hint=_forget(records))
+                parsed = _checked(raw)
+                if parsed is None:
+                    torn_at = number
+                    continue
+                lines.append(parsed)
+                length += len(raw)
+    except OSError as error:
+        raise BadFile(f"{where} cannot be read: {show(error.strerror)}", hint="sdcli runs") from None
+    if not lines:
+        raise BadFile(f"{where}: not one whole line", hint=_forget(records))
+    return _run(lines, length, records.resolve(), where)
+
+
+def _forget(records: Path) -> str:
+    return f"mv {quoted(records)} {quoted(str(records) + '-damaged')}   (its pictures stay)"
+
+
+def _checked(raw: bytes) -> dict[str, Any] | None:
+    """The object of one line, or None when its bytes are not those that were written."""
+    found = _CRC.search(raw)
+    if found is None or zlib.crc32(raw[: found.start()] + b"}") != int(found[1], 16):
+        return None
+    try:
+        return documents.load(raw, "a line")
+    except BadFile:
+        return None
+
+
+def _run(lines: list[dict[str, Any]], length: int, records: Path, where: str) -> Run:
+    head = lines[0]
+    if head.get("type") != "run":
+        raise BadFile(f"{where}: its first line is no run")
+    documents.check_schema(head, NAME, NEWEST, where)
+    if not _RUN.fullmatch(str(head.get("run"))):
+        raise BadFile(f"{where}: {show(head.get('run'), 60)} is no run's name")
+    plan = head.get("plan")
+    documents.check_schema(plan if isinstance(plan, dict) else {}, "sdcli.plan", 1, where)
+    intents: dict[int, Intent] = {}
+    done: set[int] = set()
+    failed: dict[int, Mapping[str, Any]] = {}
+    degraded: list[Degraded] = []
+    resumed, end = 0, None
+    for data in lines[1:]:
+        kind = data.get("type")
+        if kind == "intent":
+            intent = _intent(data, where)
+            intents[intent.index] = intent
+            failed.pop(intent.index, None)
+        elif kind == "done":
+            done.add(_index(data, where))
+        elif kind == "failed":
+            failed[_index(data, where)] = data.get("error") or {}
+        elif kind == "degraded":
+            degraded.append(schema.from_json(Degraded, data, where))
+        elif kind == "resumed":
+            resumed, end = resumed + 1, None
+        elif kind == "end":
+            end = data
+    environment = head.get("environment")
+    return Run(
+        run=str(head.get("run")),
+        created=str(head.get("created")),
+        version=str(head.get("version")),
+        destination=_destination(head, records, where),
+        plan=schema.from_json(Plan, plan, where),
+        environment=environment if isinstance(environment, dict) else {},
+        intents=intents,
+        noted=frozenset(done),
+        failed=failed,
+        degraded=tuple(degraded),
+        resumed=resumed,
+        end=end,
+        length=length,
+    )
+
+
+def _index(data: Mapping[str, Any], where: str) -> int:
+    index = data.get("index")
+    if not isinstance(index, int) or isinstance(index, bool) or index < 0:
+        raise BadFile(f"{where}: a line without its picture's index")
+    return index
+
+
+def _intent(data: Mapping[str, Any], where: str) -> Intent:
+    intent = schema.from_json(Intent, data, where)
+    path = PurePosixPath(intent.file)
+    if path.is_absolute() or ".." in path.parts or "\\" in intent.file or not path.name:
+        raise BadFile(f"{where}: {show(intent.file, 120)} is no file inside the output folder")
+    return intent
+
+
+def _destination(head: Mapping[str, Any], records: Path, where: str) -> Destination:
+    output = head.get("output")
+    output = output if isinstance(output, dict) else {}
+    folder = output.get("folder")
+    return Destination(
+        folder=Path(folder) if isinstance(folder, str) else records.parent.parent,
+        records=records,
+        run=str(head.get("run")),
+        kind=str(output.get("kind", "numbered")),
+        pattern=str(output.get("pattern", "")),
+        format=str(output.get("format", "png")),
+        model=str(output.get("model", "")),
+        overwrite=output.get("overwrite") is True,
+    )
+
+
+# --- after a crash
+
+
+@dataclass(frozen=True, kw_only=True)
+class Recovered:
+    """What a run really left behind, as the disk says."""
+
+    run: Run
+    done: Mapping[int, Intent]
+    missing: tuple[int, ...]  # to be drawn, in order; those that failed among them
+    removed: tuple[str, ...] = ()  # half-made files of this run
+
+
+def recover(run: Run, *, files: Files = REAL) -> Recovered:
+    """A picture is done when its file is there with the hash its intent names. Half-made files are removed."""
+    done = {index: intent for index, intent in run.intents.items() if _whole(run.destination.folder, intent)}
+    for index, intent in run.intents.items():
+        if index not in done and index not in run.noted:
+            _discard_claim(run.destination.folder / intent.file, files)
+    removed = [discarded for folder in _folders(run) for discarded in _discard_parts(folder, run.run, files)]
+    missing = tuple(job.index for job in run.plan.jobs if job.index not in done)
+    return Recovered(run=run, done=done, missing=missing, removed=tuple(removed))
+
+
+def _whole(folder: Path, intent: Intent) -> bool:
+    path = folder / intent.file
+    try:
+        status = os.lstat(path)
+        if not stat.S_ISREG(status.st_mode) or status.st_size != intent.bytes:
+            return False
+        with open(path, "rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest() == intent.file_sha256
+    except OSError:
+        return False
+
+
+def _discard_claim(path: Path, files: Files) -> None:
+    """The empty file that held a name where links are unknown, left by a crash before the picture replaced it."""
+    with contextlib.suppress(OSError):
+        status = os.lstat(path)
+        if stat.S_ISREG(status.st_mode) and status.st_size == 0:
+            discard(files, path)
+
+
+def _folders(run: Run) -> set[Path]:
+    """Every folder a picture of this run may go to."""
+    destination = run.destination
+    if destination.kind != "template" or "/" not in destination.pattern:
+        return {destination.folder}
+    pieces = parse(destination.pattern)
+    names = {fill(pieces, values_of(destination, job)) for job in run.plan.jobs}
+    return {(destination.folder / name).parent for name in names}
+
+
+def _discard_parts(folder: Path, run: str, files: Files) -> list[str]:
+    prefix = part_prefix(run)
+    try:
+        with os.scandir(folder) as entries:
+            parts = [entry.path for entry in entries if entry.name.startswith(prefix) and entry.name.endswith(".part")]
+    except OSError:
+        return []
+    for part in parts:
+        discard(files, Path(part))
+    return sorted(os.path.basename(part) for part in parts)

@@ -1,0 +1,285 @@
+"""The store: a finished picture comes in, a file under its final name goes out, whole or not at all.
+
+Encode in memory, write and sync a temporary file beside the target, note the intent in the journal, give the file its
+name without replacing anything, sync the folder, note that it is done. Every file call goes through `Files`.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import time
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from sdcli import __version__, schema
+from sdcli.errors import Bug, CannotWrite, Interrupted, SdcliError, Terminated
+from sdcli.events import Decoded, Degraded, Done, Event, Failed, Loaded, Planned, Saved, Warned
+from sdcli.events import Interrupted as InterruptedEvent
+from sdcli.plan.plan import Plan
+from sdcli.record.encode import Encoded, encode
+from sdcli.record.files import REAL, Files, cannot_write, discard, publish, quoted, write_new
+from sdcli.record.metadata import own
+from sdcli.record.names import Destination, inside, next_number
+from sdcli.record.runs import Intent, Manifest, begin
+from sdcli.terminal import show
+
+MOST_NAMES = 10_000  # tried for one picture before giving up
+
+
+def store(
+    events: Iterator[Event],
+    destination: Destination,
+    *,
+    environment: Mapping[str, Any] | None = None,
+    manifest: Manifest | None = None,
+    earlier: Mapping[int, Intent] | None = None,
+    files: Files = REAL,
+    clock: Callable[[], float] = time.perf_counter,
+) -> Iterator[Event]:
+    """Every event passes; after each Decoded comes its Saved, or its Failed and then CannotWrite.
+
+    The journal begins with the first Planned; a resumed run gives its own and the pictures it has already. The picture
+    is on the disk before its Decoded is passed on, so that nothing a watcher does can lose it.
+    """
+    shelf = Shelf(destination, dict(environment or {}), manifest, files, clock)
+    for intent in (earlier or {}).values():
+        shelf.count(intent.file, intent.status)
+    try:
+        for event in events:
+            if isinstance(event, Decoded):
+                yield from shelf.keep(event)
+                continue
+            shelf.note(event)
+            yield event
+        shelf.end()
+    except SdcliError as error:
+        shelf.end(error)
+        raise
+    except KeyboardInterrupt:
+        shelf.end(Interrupted("interrupted"))
+        raise
+    finally:
+        shelf.close()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Written:
+    name: str
+    path: Path
+    noted: OSError | None  # the picture is there, but saying so failed
+
+
+class Shelf:
+    """What the store remembers between two pictures: a few numbers, never a picture."""
+
+    def __init__(
+        self,
+        destination: Destination,
+        environment: dict[str, Any],
+        manifest: Manifest | None,
+        files: Files,
+        clock: Callable[[], float],
+    ) -> None:
+        self.destination = destination
+        self.environment = environment
+        self.manifest = manifest
+        self.files = files
+        self.clock = clock
+        self.plan: Plan | None = None
+        self.unet_sha256: str | None = None
+        self.degraded: list[Degraded] = []
+        self.number = 0
+        self.names: set[str] = set()
+        self.saved = 0
+        self.flawed = 0  # failed or suspect
+        self.stopped: SdcliError | None = None
+
+    def count(self, name: str, status: str) -> None:
+        self.names.add(name)
+        self.saved += 1
+        self.flawed += status == "suspect"
+
+    # --- events that are not pictures
+
+    def note(self, event: Event) -> None:
+        if isinstance(event, Planned):
+            self.plan = event.plan
+            if self.manifest is None:
+                self.manifest = begin(self.destination, event.plan, self.environment, files=self.files)
+        elif isinstance(event, Loaded) and event.component == "unet":
+            self.unet_sha256 = event.sha256
+        elif isinstance(event, Degraded):
+            self.degraded.append(event)
+            self._append("degraded", **schema.to_json(event))
+        elif isinstance(event, Failed):
+            self.flawed += 1
+            self._append("failed", index=event.index, error=schema.to_json(event.error))
+        elif isinstance(event, InterruptedEvent):
+            self.stopped = Terminated("terminated") if event.signal == "terminated" else Interrupted("interrupted")
+        elif isinstance(event, Done):
+            self.environment = {**self.environment, **event.environment}
+
+    def _append(self, kind: str, **fields: Any) -> None:
+        if self.manifest is None:
+            return
+        try:
+            self.manifest.append(kind, **fields)
+        except OSError as error:
+            raise self._cannot_write(self.manifest.path, error) from None
+
+    def _cannot_write(self, path: Path, error: OSError) -> CannotWrite:
+        planned = len(self.plan.jobs) if self.plan else 0
+        done = f"{self.saved} of {planned} pictures are saved in {show(self.destination.folder)}"
+        return cannot_write(path, error, done=done, hint=f"sdcli resume {quoted(self.destination.records)}")
+
+    def end(self, error: SdcliError | None = None) -> None:
+        """The last line. An error on the way out is not worth a second one."""
+        error = error or self.stopped
+        planned = len(self.plan.jobs) if self.plan else 0
+        flawed = self.flawed > 0 or self.saved < planned
+        code = error.code if error else (5 if flawed else 0)
+        interrupted = code in (Interrupted.code, Terminated.code)
+        status = "interrupted" if interrupted else "done" if code == 0 else "partial" if self.saved else "failed"
+        if self.manifest is not None:
+            try:
+                self.manifest.append("end", status=status, exit_code=code)
+            except OSError as failed:
+                if error is None:
+                    raise self._cannot_write(self.manifest.path, failed) from None
+
+    def close(self) -> None:
+        if self.manifest is not None:
+            self.manifest.close()
+
+    # --- pictures
+
+    def keep(self, event: Decoded) -> Iterator[Event]:
+        started = self.clock()
+        plan, manifest = self.plan, self.manifest
+        if plan is None or manifest is None:
+            raise Bug("a picture came before its plan")
+        pixel_sha256 = hashlib.sha256(event.pixels).hexdigest()
+        drawn = self._drawn(plan, event, pixel_sha256)
+        encoded = encode(event.pixels, event.width, event.height, self.destination.format, drawn, plan.request.metadata)
+        intent = Intent(
+            index=event.index,
+            batch=event.batch,
+            file="",
+            bytes=len(encoded.data),
+            pixel_sha256=pixel_sha256,
+            file_sha256=hashlib.sha256(encoded.data).hexdigest(),
+            status="suspect" if encoded.flat else "saved",
+        )
+        try:
+            written = self._write(event, encoded.data, intent, manifest)
+        except (OSError, CannotWrite) as error:
+            refusal = error if isinstance(error, CannotWrite) else self._cannot_write(self._target(error), error)
+            self.flawed += 1
+            yield event
+            yield Failed(batch=event.batch, index=event.index, error=refusal.to_json())
+            raise refusal from None
+        self.count(written.name, intent.status)
+        saved = _saved(event, intent, written, self.destination.format, self.clock() - started)
+        yield event
+        yield from _warnings(saved, encoded, plan.request.metadata)
+        yield saved
+        if written.noted is not None:
+            raise self._cannot_write(manifest.path, written.noted)
+
+    def _drawn(self, plan: Plan, event: Decoded, pixel_sha256: str) -> own.Drawn:
+        job = plan.jobs[event.index] if event.index < len(plan.jobs) else event.job
+        return own.Drawn(
+            version=__version__,
+            job=event.job,
+            setup=plan.setup,
+            model=own.drawn_model(plan.model, self.unet_sha256),
+            scheduler=event.scheduler,
+            negative=job.negative_prompt,
+            batch=own.place(plan, event.batch, event.index),
+            degraded=tuple(schema.to_json(fall) for fall in self.degraded if fall.batch <= event.batch),
+            pixel_sha256=pixel_sha256,
+            environment=self.environment,
+        )
+
+    def _target(self, error: OSError) -> Path:
+        named = error.filename2 or error.filename
+        return Path(named) if isinstance(named, str) and not named.endswith(".part") else self.destination.folder
+
+    def _write(self, event: Decoded, data: bytes, intent: Intent, manifest: Manifest) -> Written:
+        """OSError says that nothing of this picture is there under any name."""
+        destination, files = self.destination, self.files
+        if not self.number and destination.kind == "numbered":
+            self.number = next_number(destination.folder)
+        part: Path | None = None
+        try:
+            for attempt, name in enumerate(destination.names(event.job, self.number)):
+                path = inside(destination.folder, name)
+                ours = name in self.names  # --overwrite replaces what was there before this run, not its own pictures
+                if ours or (path_taken(path) and not destination.overwrite):
+                    if attempt > MOST_NAMES:
+                        raise FileExistsError(17, "every name is taken", str(path))
+                    continue
+                if part is None or part.parent != path.parent:
+                    files.make_folder(path.parent)
+                    part = destination.part(event.index, name)
+                    discard(files, part)
+                    write_new(files, part, data)
+                manifest.append("intent", **schema.to_json(replace(intent, file=name)))
+                try:
+                    publish(files, part, path, overwrite=destination.overwrite)
+                except FileExistsError:
+                    continue  # taken this very moment: the next name
+                part = None
+                return self._settle(name, path, attempt, intent, manifest)
+            raise AssertionError("names never end")
+        finally:
+            if part is not None:
+                discard(files, part)
+
+    def _settle(self, name: str, path: Path, attempt: int, intent: Intent, manifest: Manifest) -> Written:
+        """The picture has its name; from here on it counts, whatever fails."""
+        self.number += attempt + 1
+        noted: OSError | None = None
+        try:
+            self.files.sync_folder(path.parent)
+            manifest.append("done", index=intent.index)
+        except OSError as error:
+            noted = error
+        return Written(name=name, path=path, noted=noted)
+
+
+def path_taken(path: Path) -> bool:
+    try:
+        path.lstat()
+    except FileNotFoundError:
+        return False
+    return True
+
+
+def _saved(event: Decoded, intent: Intent, written: Written, format: str, seconds: float) -> Saved:
+    return Saved(
+        batch=event.batch,
+        index=event.index,
+        status=intent.status,
+        file=written.name,
+        path=str(written.path),
+        format=format,
+        bytes=intent.bytes,
+        width=event.width,
+        height=event.height,
+        pixel_sha256=intent.pixel_sha256,
+        file_sha256=intent.file_sha256,
+        seconds=seconds,
+    )
+
+
+def _warnings(saved: Saved, encoded: Encoded, metadata: str) -> Iterator[Event]:
+    if saved.status == "suspect":
+        yield Warned(code="flat-picture", message=f"{show(saved.file)} is one flat colour")
+    if encoded.metadata != metadata:
+        yield Warned(
+            code="metadata-left-out",
+            message=f"{show(saved.file)}: the settings are too long for a {saved.format} and were left out",
+        )
