@@ -61,7 +61,7 @@ def from_json(cls: type[T], data: Any, where: str = "") -> T:
         if field.metadata.get("live"):
             continue
         if key in data:
-            values[field.name] = _read(_hints(cls)[field.name], data[key], f"{where}.{key}")
+            values[field.name] = _read(_hints(typing.cast(Any, cls))[field.name], data[key], f"{where}.{key}")
         elif field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING:
             raise BadFile(f"{where}.{key} is missing")
     return cls(**values)

@@ -1,0 +1,57 @@
+"""The Hugging Face cache on this disk, read without the network: which repositories and commits are there."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+
+@dataclass(frozen=True)
+class Snapshot:
+    path: Path
+    revision: str
+
+
+def folder(environment: Mapping[str, str]) -> Path:
+    """HF_HUB_CACHE, else HF_HOME/hub, else the usual place: the order huggingface_hub itself keeps to."""
+    named = environment.get("HF_HUB_CACHE") or environment.get("HUGGINGFACE_HUB_CACHE")
+    if named:
+        return Path(named).expanduser()
+    home = environment.get("HF_HOME")
+    if home:
+        return Path(home).expanduser() / "hub"
+    base = environment.get("XDG_CACHE_HOME")
+    return (Path(base) if base else Path.home() / ".cache") / "huggingface" / "hub"
+
+
+def snapshot(cache: Path, repository: str, revision: str | None) -> Snapshot | None:
+    """The files of one commit: the one asked for, or the one `main` pointed at when it was fetched."""
+    place = cache / f"models--{repository.replace('/', '--')}"
+    commit = _commit(place, revision or "main")
+    if commit is None:
+        return None
+    path = place / "snapshots" / commit
+    return Snapshot(path, commit) if (path / "model_index.json").is_file() else None
+
+
+def _commit(place: Path, revision: str) -> str | None:
+    if re.fullmatch(r"[0-9a-f]{40}", revision):
+        return revision
+    if not re.fullmatch(r"[\w.\-/]{1,200}", revision, re.ASCII) or ".." in revision:
+        return None
+    try:
+        found = (place / "refs" / revision).read_text().strip()
+    except OSError:
+        return None
+    return found if re.fullmatch(r"[0-9a-f]{40}", found) else None
+
+
+def repositories(cache: Path) -> tuple[str, ...]:
+    try:
+        names = [entry.name for entry in os.scandir(cache) if entry.name.startswith("models--")]
+    except OSError:
+        return ()
+    return tuple(sorted(name.removeprefix("models--").replace("--", "/", 1) for name in names))

@@ -1,0 +1,26 @@
+"""Components as the shipped configs describe them: sizes of what is not on this disk, configs of single files."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from sdcli import data
+from sdcli.models import text, unet, vae
+from sdcli.models.model import Component
+
+BYTES = {"fp32": 4, "fp16": 2, "bf16": 2, "fp8": 1}
+
+
+def parameters_of(component: str, config: Mapping[str, Any]) -> int:
+    if component == "unet":
+        return unet.analyse(config, height=64, width=64).parameters
+    if component == "vae":
+        return vae.parameters(config)
+    return text.parameters(config)
+
+
+def component_of(family: str, component: str, dtype: str) -> Component:
+    config = data.component_config(family, component)
+    count = parameters_of(component, config)
+    return Component(parameters=count, stored_bytes=count * BYTES[dtype], stored_dtype=dtype, config=config)
