@@ -1,0 +1,120 @@
+"""--prompts FILE: text, JSONL or CSV, one line a prompt, with ids and settings of its own; stdin is read as it comes."""
+
+from __future__ import annotations
+
+import csv
+import json
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from itertools import islice
+from pathlib import Path
+from typing import IO, Any
+
+from sdcli.errors import BadFile, SdcliError, Usage
+from sdcli.request import config, jobs
+from sdcli.terminal import show
+
+LONGEST_LINE = 1 << 20
+# What a line may set for itself; all else belongs to the run.
+OWN = ("negative_prompt", "steps", "guidance", "width", "height", "sampler", "clip_skip", "emphasis")
+COLUMNS = ("prompt", "id", "seed", *OWN)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Line:
+    prompt: str
+    id: str | None = None
+    seeds: tuple[int, ...] = ()
+    settings: Mapping[str, Any] = field(default_factory=dict)
+
+
+def read(path: Path) -> tuple[Line, ...]:
+    """All lines of a file, checked; at most as many as a run may have pictures."""
+    try:
+        with path.open(encoding="utf-8-sig", newline="") as file:
+            lines = tuple(islice(parse(file, str(path), path.suffix.casefold()), jobs.MOST_JOBS + 1))
+    except FileNotFoundError:
+        raise Usage(f"--prompts: there is no file {show(path)}", hint="sdcli help formats") from None
+    except OSError as error:
+        raise BadFile(
+            f"{show(path)} cannot be read: {show(error.strerror or error)}", hint="sdcli help formats"
+        ) from None
+    except UnicodeDecodeError:
+        raise BadFile(f"{show(path)} is not UTF-8 text", hint="sdcli help formats") from None
+    if len(lines) > jobs.MOST_JOBS:
+        raise Usage(f"{show(path)}: more than {jobs.MOST_JOBS} prompts", hint="sdcli help formats")
+    if not lines:
+        raise Usage(f"{show(path)} holds no prompt", hint="sdcli help formats")
+    return lines
+
+
+def parse(file: IO[str], where: str, suffix: str) -> Iterator[Line]:
+    """Lines as they come. Without a telling suffix (stdin), a line that is a JSON object is read as one."""
+    if suffix == ".csv":
+        yield from _csv(_bounded(file, where), where)
+        return
+    for number, text in enumerate(_bounded(file, where), 1):
+        stripped = text.strip()
+        if not stripped:
+            continue
+        if suffix in (".jsonl", ".ndjson", ".json") or (suffix == "" and stripped.startswith("{")):
+            yield _object(stripped, f"{where}:{number}")
+        else:
+            yield Line(prompt=stripped)
+
+
+def _bounded(file: IO[str], where: str) -> Iterator[str]:
+    number = 0
+    while True:
+        text = file.readline(LONGEST_LINE + 1)
+        if not text:
+            return
+        number += 1
+        if len(text) > LONGEST_LINE:
+            raise BadFile(f"{show(where)}:{number} is longer than 1 MiB", hint="sdcli help formats")
+        yield text
+
+
+def _object(text: str, where: str) -> Line:
+    try:
+        held = json.loads(text)
+    except (ValueError, RecursionError):
+        raise BadFile(f"{show(where)}: not JSON", hint="sdcli help formats") from None
+    if not isinstance(held, dict):
+        raise BadFile(f"{show(where)}: not a JSON object", hint="sdcli help formats")
+    return _line(held, where)
+
+
+def _csv(lines: Iterable[str], where: str) -> Iterator[Line]:
+    reader = csv.reader(lines, strict=True)
+    try:
+        header = [name.strip() for name in next(reader, [])]
+        for row in reader:
+            place = f"{where}:{reader.line_num}"
+            if not row:
+                continue
+            if len(row) != len(header):
+                raise BadFile(
+                    f"{show(place)}: {len(row)} columns, the first line has {len(header)}", hint="sdcli help formats"
+                )
+            yield _line({name: value for name, value in zip(header, row, strict=True) if value.strip()}, place)
+    except csv.Error as error:
+        raise BadFile(f"{show(where)}:{reader.line_num}: {show(error)}", hint="sdcli help formats") from None
+
+
+def _line(held: Mapping[str, Any], where: str) -> Line:
+    unknown = next((name for name in held if name not in COLUMNS), None)
+    if unknown is not None:
+        raise BadFile(
+            f'{show(where)}: no column "{show(unknown, 60)}"; there is {", ".join(COLUMNS)}', hint="sdcli help formats"
+        )
+    prompt = held.get("prompt")
+    if not isinstance(prompt, str) or not prompt.strip():
+        raise BadFile(f"{show(where)}: no prompt", hint="sdcli help formats")
+    try:
+        settings = {name: config.convert(name, held[name]) for name in OWN if held.get(name) is not None}
+        seeds = config.convert("seeds", held["seed"]) if held.get("seed") is not None else ()
+    except SdcliError as error:
+        raise BadFile(f"{show(where)}: {error.message}", hint="sdcli help formats") from None
+    identity = held.get("id")
+    return Line(prompt=prompt, id=None if identity is None else str(identity)[:200], seeds=seeds, settings=settings)

@@ -1,0 +1,50 @@
+"""CLIP's tokens without torch: for counting and chunking before anything heavy is imported."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+
+from sdcli import data
+from sdcli.errors import Bug
+from sdcli.request import prompt
+
+VOCABULARY = 49_408
+# Letters in runs, digits one by one, everything else in runs; English endings apart.
+_WORDS = r"<\|startoftext\|>|<\|endoftext\|>|'s|'t|'re|'ve|'m|'ll|'d|[\p{L}]+|[\p{N}]|[^\s\p{L}\p{N}]+"
+
+
+@functools.cache
+def tokenize() -> Callable[[str], list[int]]:
+    """Text → token ids, without start and end marks."""
+    from tokenizers import Regex, Tokenizer, normalizers, pre_tokenizers
+    from tokenizers.models import BPE
+
+    folder = data.component_folder("clip")
+    model = BPE.from_file(
+        str(folder / "vocab.json"), str(folder / "merges.txt"),
+        continuing_subword_prefix="", end_of_word_suffix="</w>", unk_token="<|endoftext|>",
+    )  # fmt: skip
+    tokenizer = Tokenizer(model)
+    if tokenizer.get_vocab_size() != VOCABULARY:
+        raise Bug(f"the tokenizer knows {tokenizer.get_vocab_size()} tokens instead of {VOCABULARY}")
+    tokenizer.normalizer = normalizers.Sequence(
+        [normalizers.NFC(), normalizers.Replace(Regex(r"\s+"), " "), normalizers.Lowercase()]
+    )
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
+        [pre_tokenizers.Split(Regex(_WORDS), "removed", invert=True), pre_tokenizers.ByteLevel(add_prefix_space=False)]
+    )
+    return lambda text: list(tokenizer.encode(_encodable(text)).ids)
+
+
+def _encodable(text: str) -> str:
+    """A lone surrogate has no UTF-8 form, and so no token."""
+    return text.encode("utf-8", "replace").decode("utf-8")
+
+
+def chunks(text: str, emphasis: str = "a1111") -> tuple[prompt.Chunk, ...]:
+    return prompt.chunks(prompt.parse(text, emphasis), tokenize())
+
+
+def count(text: str, emphasis: str = "a1111") -> int:
+    return sum(len(chunk) for chunk in chunks(text, emphasis))
