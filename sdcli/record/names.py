@@ -16,6 +16,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from sdcli.errors import CannotWrite, Usage
+from sdcli.machine.state import state_folder
 from sdcli.record.files import REAL, Files, cannot_write, discard
 from sdcli.request.request import Job, Request
 from sdcli.terminal import disk_text, show
@@ -332,7 +333,7 @@ def _format_of(text: str, ending: str, format: str, format_asked: bool) -> str:
 def prepare(
     request: Request,
     *,
-    state: Path,
+    state: Path | None = None,
     count: int | None = None,
     run: str | None = None,
     model: str = "",
@@ -341,7 +342,7 @@ def prepare(
 ) -> Destination:
     """The Destination of this request, after trying that it can be written; leaves nothing behind.
 
-    `state` is the state folder: a single `-o FILE.png` keeps its records there. `origins` says whether --format
+    A single `-o FILE.png` keeps its records in the state folder (`state`, if another). `origins` says whether --format
     was asked for or is a default that the ending of a name may overrule.
     """
     asked = (origins or {}).get("format") == "flag"
@@ -354,7 +355,7 @@ def prepare(
         _check_one_file(folder / target.pattern, count, request.overwrite)
     destination = Destination(
         folder=folder,
-        records=(state if target.kind == "file" else folder) / "runs" / run,
+        records=(folder if target.kind != "file" else state or state_folder()) / "runs" / run,
         run=run,
         kind=target.kind,
         pattern=target.pattern,

@@ -16,6 +16,7 @@ from typing import Any
 from sdcli import __version__, schema
 from sdcli.errors import Bug, CannotWrite, Interrupted, SdcliError, Terminated
 from sdcli.events import Decoded, Degraded, Done, Event, Failed, Loaded, Planned, Saved, Warned
+from sdcli.events import Encoded as TextEncoded
 from sdcli.events import Interrupted as InterruptedEvent
 from sdcli.plan.plan import Plan
 from sdcli.record.encode import Encoded, encode
@@ -90,6 +91,7 @@ class Shelf:
         self.plan: Plan | None = None
         self.unet_sha256: str | None = None
         self.degraded: list[Degraded] = []
+        self.batch, self.batch_size, self.position = -1, 1, 0
         self.number = 0
         self.names: set[str] = set()
         self.saved = 0
@@ -110,6 +112,8 @@ class Shelf:
                 self.manifest = begin(self.destination, event.plan, self.environment, files=self.files)
         elif isinstance(event, Loaded) and event.component == "unet":
             self.unet_sha256 = event.sha256
+        elif isinstance(event, TextEncoded):
+            self.batch_size = len(event.tokens)
         elif isinstance(event, Degraded):
             self.degraded.append(event)
             self._append("degraded", **schema.to_json(event))
@@ -130,7 +134,7 @@ class Shelf:
             raise self._cannot_write(self.manifest.path, error) from None
 
     def _cannot_write(self, path: Path, error: OSError) -> CannotWrite:
-        planned = len(self.plan.jobs) if self.plan else 0
+        planned = max(self.saved, len(self.plan.jobs) if self.plan else 0)
         done = f"{self.saved} of {planned} pictures are saved in {show(self.destination.folder)}"
         return cannot_write(path, error, done=done, hint=f"sdcli resume {quoted(self.destination.records)}")
 
@@ -189,15 +193,16 @@ class Shelf:
             raise self._cannot_write(manifest.path, written.noted)
 
     def _drawn(self, plan: Plan, event: Decoded, pixel_sha256: str) -> own.Drawn:
-        job = plan.jobs[event.index] if event.index < len(plan.jobs) else event.job
+        self.position = self.position + 1 if event.batch == self.batch else 0
+        self.batch = event.batch
         return own.Drawn(
             version=__version__,
             job=event.job,
             setup=plan.setup,
             model=own.drawn_model(plan.model, self.unet_sha256),
             scheduler=event.scheduler,
-            negative=job.negative_prompt,
-            batch=own.place(plan, event.batch, event.index),
+            negative=event.job.negative_prompt,
+            batch=own.place(plan, event.batch, event.index, self.batch_size, self.position),
             degraded=tuple(schema.to_json(fall) for fall in self.degraded if fall.batch <= event.batch),
             pixel_sha256=pixel_sha256,
             environment=self.environment,

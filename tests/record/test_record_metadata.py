@@ -25,6 +25,7 @@ from sdcli.record.metadata import a1111, own
 from sdcli.record.metadata.a1111 import Infotext
 from sdcli.record.metadata.own import Drawn, DrawnModel, Place
 from sdcli.record.metadata.read import read
+from sdcli.request.samplers import SAMPLERS
 
 SETUP = Setup(dtype="fp16", threads=2)
 MODEL = DrawnModel(name="sd15", revision="451f", hash="6ce0161689")
@@ -92,6 +93,17 @@ def test_what_is_no_setting_is_kept_apart_and_odd_values_are_not_believed() -> N
     values, unknown = a1111.values(a1111.read(text))
     assert values == {"prompts": ("x",), "negative_prompt": "", "sampler": "Euler"}
     assert unknown["Steps"] == "many" and unknown["Model"] == "../../evil" and unknown["Hashes"] == "a: b"
+
+
+def test_a_sampler_that_is_not_offered_is_unknown_rather_than_wrong() -> None:
+    values, unknown = a1111.values(a1111.read("x\nSteps: 20, Sampler: Restart, CFG scale: 7, Seed: 1, Size: 512x512"))
+    assert "sampler" not in values and unknown == {"Sampler": "Restart"}
+
+
+def test_every_sampler_on_offer_comes_back() -> None:
+    for sampler in SAMPLERS:
+        text = a1111.write(a1111.infotext(job(sampler=sampler.name), SETUP, MODEL, "1"))
+        assert a1111.values(a1111.read(text))[0]["sampler"] == sampler.name
 
 
 @pytest.mark.parametrize("name", ["/etc/passwd", "http://x/y", "a\\b", "..", "x.safetensors", "~", "", "-m", "a" * 200])
@@ -190,8 +202,12 @@ def test_a_damaged_chunk_is_a_bad_file(text: str) -> None:
 
 def test_the_members_of_a_batch_are_told() -> None:
     of = plan(images=4, batch_size=2)
-    assert own.place(of, 1, 3) == Place(size=2, position=1, members=(of.jobs[2], of.jobs[3]))
-    assert own.place(plan(images=1), 0, 0) == Place(size=1, position=0, members=())
+    assert own.place(of, 1, 3, 1, 0) == Place(size=2, position=1, members=(of.jobs[2], of.jobs[3]))
+    assert own.place(plan(images=1), 0, 0, 1, 0) == Place(size=1, position=0, members=())
+
+
+def test_a_picture_no_plan_lists_is_placed_by_what_was_seen() -> None:
+    assert own.place(plan(images=1), 5, 11, 2, 1) == Place(size=2, position=1, members=())
 
 
 # --- whole files

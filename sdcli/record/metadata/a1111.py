@@ -13,8 +13,10 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
+from sdcli.errors import Usage
 from sdcli.plan.plan import Setup
 from sdcli.record.metadata.own import DrawnModel
+from sdcli.request import samplers
 from sdcli.request.request import Job
 
 NEGATIVE = "Negative prompt:"
@@ -109,7 +111,7 @@ def _unquote(text: str) -> str:
 
 
 def infotext(job: Job, setup: Setup, model: DrawnModel, version: str) -> Infotext:
-    sampler, schedule = sampler_pair(job.sampler)
+    sampler, schedule = samplers.a1111_pair(job.sampler)
     hashes = ", ".join(f"{adapter.name}: {adapter.sha256[:12]}" for adapter in setup.adapters)
     pairs: list[tuple[str, object]] = [
         ("Steps", job.steps),
@@ -143,7 +145,7 @@ def values(info: Infotext) -> tuple[dict[str, Any], dict[str, str]]:
     if size:
         found["width"], found["height"] = int(size[1]), int(size[2])
         del left["Size"]
-    sampler = sampler_name(left.get("Sampler", ""), left.get("Schedule type"))
+    sampler = _sampler(left.get("Sampler", ""), left.get("Schedule type"))
     if sampler is not None:
         found["sampler"] = sampler
         left.pop("Sampler")
@@ -178,16 +180,9 @@ def plain_name(text: str) -> str | None:
     return text if plain and not weights else None
 
 
-def sampler_pair(name: str) -> tuple[str, str | None]:
-    """`DPM++ 2M Karras` as the web UI has it since 1.9: the sampler, and the schedule beside it."""
-    for schedule in ("Karras", "Exponential"):
-        if name.endswith(f" {schedule}"):
-            return name.removesuffix(f" {schedule}"), schedule
-    return name, None
-
-
-def sampler_name(sampler: str, schedule: str | None) -> str | None:
-    """Our name of the pair; older writers put the schedule into the sampler's name."""
-    if not sampler:
+def _sampler(name: str, schedule: str | None) -> str | None:
+    """Our name of the pair; older writers put the schedule into the sampler's name. None where we offer no such."""
+    try:
+        return samplers.find(samplers.from_a1111(name, schedule)).name if name else None
+    except Usage:
         return None
-    return f"{sampler} {schedule}" if schedule in ("Karras", "Exponential") else sampler

@@ -53,8 +53,11 @@ def drawn_model(model: Model, unet_sha256: str | None = None) -> DrawnModel:
     return DrawnModel(name=model.name, revision=model.revision, hash=model.hash, unet_sha256=unet_sha256)
 
 
-def place(plan: Plan, batch: int, index: int) -> Place:
-    indices = plan.batches[batch]
+def place(plan: Plan, batch: int, index: int, size: int, position: int) -> Place:
+    """From the plan; for prompts read as they come, which no plan lists, from what was seen of the batch so far."""
+    indices = plan.batches[batch] if batch < len(plan.batches) else ()
+    if index not in indices:
+        return Place(size=size, position=position)
     members = tuple(plan.jobs[member] for member in indices) if len(indices) > 1 else ()
     return Place(size=len(indices), position=indices.index(index), members=members)
 
