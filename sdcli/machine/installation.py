@@ -1,0 +1,393 @@
+"""How sdcli and torch were installed, read from files alone: can this torch use this card, and if not, the line that
+mends it for this kind of installation."""
+
+from __future__ import annotations
+
+import os
+import re
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+from sdcli.machine.nvml import Card, Report
+
+DISTRIBUTION = "sdcli-diffusers"
+WHEELS = "https://download.pytorch.org/whl/"  # torch's own address for its builds, as its documentation gives it
+
+# The versions that are tested together, and the lowest that are asked for.
+TESTED = {
+    "torch": "2.13.0",
+    "diffusers": "0.42.1",
+    "transformers": "5.23.0",
+    "accelerate": "1.15.0",
+    "safetensors": "0.8.0",
+    "huggingface_hub": "2.4.0",
+    "pillow": "13.0.0",
+    "numpy": "2.4.6",
+    "typer": "0.29.2",
+    "rich": "15.0.0",
+}
+FLOORS = {
+    "torch": "2.10",
+    "diffusers": "0.42",
+    "transformers": "5.6",
+    "accelerate": "1.10",
+    "safetensors": "0.8",
+    "huggingface_hub": "1.0",
+    "pillow": "12.2",
+    "numpy": "2",
+    "typer": "0.20",
+    "rich": "14",
+}
+# Package, the beginning of its version, and what is known of it.
+KNOWN_BAD = (
+    ("torch", "2.13.0", "bf16 convolutions 4-16 times slower on some CPUs (pytorch#183815), so bf16 is probed there"),
+    ("torch", "2.14.0", "fp16 products over 1,000 times slower on CPUs (pytorch#193951); fp16 is never used there"),
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class CudaBuild:
+    """What a torch built for one CUDA version runs on."""
+
+    tag: str  # as in the wheel's version, cu126
+    driver: int  # lowest major version of the driver
+    least: float  # compute capability
+    most: float
+    first: tuple[int, int]  # torch versions that were built for it
+    last: tuple[int, int] | None = None
+
+
+# PyTorch's own support matrix for 2.10-2.14, Linux and Windows.
+BUILDS = (
+    CudaBuild(tag="cu132", driver=580, least=7.5, most=12.9, first=(2, 12)),
+    CudaBuild(tag="cu130", driver=580, least=7.5, most=12.9, first=(2, 9)),
+    CudaBuild(tag="cu129", driver=525, least=7.5, most=12.9, first=(2, 8), last=(2, 11)),
+    CudaBuild(tag="cu128", driver=525, least=7.5, most=12.9, first=(2, 7), last=(2, 11)),
+    CudaBuild(tag="cu126", driver=525, least=5.0, most=9.9, first=(2, 6), last=(2, 14)),
+)
+ADVISED = ("cu130", "cu126", "cu128")  # in the order they are tried
+LOWEST_DRIVER = 525
+
+
+# --- torch, without importing it
+
+
+@dataclass(frozen=True, kw_only=True)
+class Torch:
+    version: str  # 2.13.0+cpu
+    cuda: str | None = None  # 12.8
+    hip: str | None = None
+
+    @property
+    def flavour(self) -> str:
+        """What it was built for: CPU, CUDA 12.8, ROCm 7.2."""
+        if self.cuda:
+            return f"CUDA {self.cuda}"
+        if self.hip:
+            return f"ROCm {self.hip}"
+        return "XPU" if "xpu" in self.version else "CPU"
+
+
+def torch_build(folder: Path | None = None) -> Torch | None:
+    """The installed torch from its version.py, which is text to us; None without one."""
+    folder = _package_folder("torch") if folder is None else folder
+    if folder is None:
+        return None
+    try:
+        text = (folder / "version.py").read_text(encoding="utf-8", errors="replace")
+    except OSError:
+        return None
+    values = dict(re.findall(r"""^(\w+)\s*(?::[^=\n]*)?=\s*['"]([^'"\n]*)['"]""", text, re.MULTILINE))
+    version = values.get("__version__")
+    if not version:
+        return None
+    return Torch(version=version, cuda=values.get("cuda"), hip=values.get("rocm") or values.get("hip"))
+
+
+def _package_folder(name: str) -> Path | None:
+    from importlib.machinery import PathFinder
+
+    found = PathFinder.find_spec(name)
+    return Path(found.origin).parent if found is not None and found.origin else None
+
+
+def unusable(torch: Torch | None, card: Card, report: Report) -> str | None:
+    """Why this torch cannot use this card; None where it can."""
+    if torch is None:
+        return "torch is not installed"
+    if not torch.cuda:
+        article = "an" if torch.flavour == "XPU" else "a"
+        return f"torch {torch.version} is {article} {torch.flavour} build"
+    if not _driver_runs(report, torch.cuda):
+        return f"torch {torch.version} needs driver {_driver_for(torch.cuda)} or newer, found {report.driver or 'none'}"
+    build = _build_of(torch)
+    known = _number(card.capability)
+    if build is None or known is None or build.least <= known <= build.most:
+        return None
+    return f"torch {torch.version} is not built for this card's compute capability {card.capability}"
+
+
+def _driver_runs(report: Report, cuda: str) -> bool:
+    """A driver runs every CUDA of its major version and older ones; what it says itself wins over its number."""
+    major = _major(cuda)
+    if report.cuda is not None:
+        return _major(report.cuda) >= major
+    return report.driver is None or _major(report.driver) >= _driver_for(cuda)
+
+
+def _driver_for(cuda: str) -> int:
+    """The first driver of a CUDA major version; all its minor versions run on it."""
+    return {10: 410, 11: 450, 12: LOWEST_DRIVER}.get(_major(cuda), 580)
+
+
+def _build_of(torch: Torch) -> CudaBuild | None:
+    tag = "cu" + (torch.cuda or "").replace(".", "")
+    build = next((build for build in BUILDS if build.tag == tag), None)
+    if build is not None and build.tag in ("cu128", "cu129") and version_of(torch.version)[:2] < (2, 11):
+        return CudaBuild(tag=tag, driver=build.driver, least=7.0, most=build.most, first=build.first, last=build.last)
+    return build
+
+
+def advised(card: Card, report: Report) -> CudaBuild | None:
+    """The build of torch for this card and driver; None where only another driver, or none at all, would do."""
+    known = _number(card.capability)
+    driver = _driver_major(report)
+    for tag in ADVISED:
+        build = next(build for build in BUILDS if build.tag == tag)
+        fits = known is None or build.least <= known <= build.most
+        if fits and (driver is None or driver >= build.driver):
+            return build
+    return None
+
+
+def _driver_major(report: Report) -> int | None:
+    if report.cuda is not None:  # compatibility packages let an older driver run a newer CUDA
+        return _driver_for(report.cuda)
+    return _major(report.driver) if report.driver else None
+
+
+def _major(version: str) -> int:
+    return version_of(version)[0] if version_of(version) else 0
+
+
+def _number(text: str | None) -> float | None:
+    try:
+        return float(text) if text else None
+    except ValueError:
+        return None
+
+
+def version_of(text: str) -> tuple[int, ...]:
+    """2.13.0+cpu → (2, 13, 0); what follows the numbers does not count."""
+    found = re.match(r"\d+(?:\.\d+)*", text)
+    return tuple(int(part) for part in found[0].split(".")) if found else ()
+
+
+# --- which kind of installation
+
+
+@dataclass(frozen=True, kw_only=True)
+class Installation:
+    kind: str  # checkout | pipx | uv tool | conda | venv | system
+    prefix: Path
+    python: str
+    source: str = DISTRIBUTION  # what to install again: a folder, a git address, the distribution
+    uv: bool = False  # made by uv: has no pip of its own
+
+
+def find(prefix: Path | None = None, base: Path | None = None, python: str | None = None) -> Installation:
+    """This one, by what the tools leave in their environments."""
+    prefix = Path(sys.prefix) if prefix is None else prefix
+    base = Path(sys.base_prefix) if base is None else base
+    settings = _text(prefix / "pyvenv.cfg")
+    return Installation(
+        kind=_kind(prefix, base),
+        prefix=prefix,
+        python=python or sys.executable,
+        source=_source(),
+        uv=re.search(r"^uv\s*=", settings, re.MULTILINE) is not None,
+    )
+
+
+def _kind(prefix: Path, base: Path) -> str:
+    if _checkout_of(prefix) is not None:
+        return "checkout"
+    for mark, kind in (("pipx_metadata.json", "pipx"), ("uv-receipt.toml", "uv tool"), ("conda-meta", "conda")):
+        if (prefix / mark).exists():
+            return kind
+    return "venv" if prefix != base else "system"
+
+
+def _checkout_of(prefix: Path) -> Path | None:
+    """The checkout whose scripts/sdcli made this environment."""
+    for folder in (prefix, *prefix.parents):
+        if folder.name == ".sdcli" and (folder.parent / "scripts" / "sdcli").is_file():
+            return folder.parent
+    return None
+
+
+def _source() -> str:
+    """Where it was installed from, as its own record says (PEP 610)."""
+    import json
+    from importlib import metadata
+    from urllib.parse import unquote, urlparse
+    from urllib.request import url2pathname
+
+    try:
+        record = json.loads(metadata.distribution(DISTRIBUTION).read_text("direct_url.json") or "{}")
+    except (metadata.PackageNotFoundError, ValueError, OSError):
+        return DISTRIBUTION
+    url = str(record.get("url", "")) if isinstance(record, dict) else ""
+    if url.startswith("file:"):
+        return url2pathname(unquote(urlparse(url).path))
+    if url and "vcs_info" in record:
+        return f"{record['vcs_info'].get('vcs', 'git')}+{url}"
+    return url or DISTRIBUTION
+
+
+def _text(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8", errors="replace")
+    except OSError:
+        return ""
+
+
+# --- the line that mends it
+
+
+def fix(
+    installation: Installation, torch: Torch | None, card: Card, report: Report, *, uv_found: bool | None = None
+) -> str | None:
+    """One line to paste that gives this installation a torch for this card; None where no torch would help."""
+    build = advised(card, report)
+    if build is None:
+        return None
+    wanted = _requirement(torch, build)
+    index = WHEELS + build.tag
+    # uv's own choice looks at the driver only, so an old card is named to it.
+    backend = "auto" if build.tag == ADVISED[0] else build.tag
+    python, kind = installation.python, installation.kind
+    if kind == "uv tool":
+        words = ["uv", "tool", "install", "--reinstall", f"--torch-backend={backend}", _here(installation.source)]
+    elif kind == "pipx":
+        words = ["pipx", "runpip", DISTRIBUTION, "install", wanted, "--index-url", index]
+    elif _uv(uv_found) and (installation.uv or kind == "checkout"):
+        words = ["uv", "pip", "install", "--python", python, "--reinstall-package", "torch"]
+        words += [f"--torch-backend={backend}", wanted.split("+")[0]]
+    elif kind == "conda" and _installer("torch") == "conda":
+        words = ["conda", "install", "-p", str(installation.prefix), "-c", "conda-forge", "pytorch-gpu"]
+    else:
+        words = [python, "-m", "pip", "install", wanted, "--index-url", index]
+        if kind == "system" and _managed():
+            words.append("--break-system-packages")
+    return command_line(words)
+
+
+def _requirement(torch: Torch | None, build: CudaBuild) -> str:
+    """The same torch in another build where there is one, so that nothing else moves; else the nearest tested."""
+    version = torch.version.split("+")[0] if torch is not None else ""
+    released = re.fullmatch(r"\d+\.\d+\.\d+", version) is not None
+    if not (released and _built(build, version)):
+        version = TESTED["torch"]
+    if not _built(build, version) and build.last is not None:
+        version = f"{build.last[0]}.{build.last[1]}.0"
+    return f"torch=={version}+{build.tag}"
+
+
+def _built(build: CudaBuild, version: str) -> bool:
+    minor = version_of(version)[:2]
+    return build.first <= minor and (build.last is None or minor <= build.last)
+
+
+def _uv(found: bool | None) -> bool:
+    if found is not None:
+        return found
+    import shutil
+
+    return shutil.which("uv") is not None
+
+
+def _installer(name: str) -> str:
+    """Which tool installed a package, by its own record."""
+    from importlib import metadata
+
+    try:
+        return (metadata.distribution(name).read_text("INSTALLER") or "").strip()
+    except (metadata.PackageNotFoundError, OSError):
+        return ""
+
+
+def _managed() -> bool:
+    """Whether the system keeps pip out of this Python (PEP 668)."""
+    import sysconfig
+
+    return Path(sysconfig.get_path("stdlib"), "EXTERNALLY-MANAGED").exists()
+
+
+def _here(source: str) -> str:
+    try:
+        return "." if Path(source).resolve() == Path.cwd() else source
+    except OSError:
+        return source
+
+
+def command_line(words: list[str]) -> str:
+    """As one would type it, quoted for this system's shell."""
+    if os.name == "nt":
+        import subprocess
+
+        return subprocess.list2cmdline(words)
+    import shlex
+
+    return shlex.join(words)
+
+
+# --- versions
+
+
+@dataclass(frozen=True, kw_only=True)
+class Version:
+    name: str
+    version: str  # "" where it is not installed
+    known_bad: str | None = None
+
+
+def versions(names: tuple[str, ...] = tuple(TESTED)) -> tuple[Version, ...]:
+    """Installed versions by the packages' own records; nothing is imported."""
+    return tuple(Version(name=name, version=found, known_bad=known_bad(name, found)) for name, found in _found(names))
+
+
+def _found(names: tuple[str, ...]) -> list[tuple[str, str]]:
+    from importlib import metadata
+
+    found = []
+    for name in names:
+        try:
+            found.append((name, metadata.version(name)))
+        except metadata.PackageNotFoundError:
+            found.append((name, ""))
+    return found
+
+
+def known_bad(name: str, version: str) -> str | None:
+    numbers = version_of(version)
+    for package, start, reason in KNOWN_BAD:
+        if name == package and numbers and numbers[: len(version_of(start))] == version_of(start):
+            return reason
+    return None
+
+
+def below_floor(name: str, version: str) -> str | None:
+    """The lowest version asked for, if this one is older."""
+    floor = FLOORS.get(name)
+    if floor is None or not version_of(version):
+        return None
+    return floor if version_of(version) < version_of(floor) else None
+
+
+def tested(found: tuple[Version, ...]) -> bool:
+    """Whether all are of the minor versions tested together."""
+    return all(
+        version_of(item.version)[:2] == version_of(TESTED[item.name])[:2] for item in found if item.name in TESTED
+    )

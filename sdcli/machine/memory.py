@@ -1,0 +1,237 @@
+"""Memory of the host, of this process, and room on a disk: what can really be had, container limits included."""
+
+from __future__ import annotations
+
+import os
+import re
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from sdcli.machine import cgroups
+
+KIB = 1 << 10
+
+
+@dataclass(frozen=True)
+class Memory:
+    """`available` can be had without pushing other programs out; `limited` says a container sets the bounds."""
+
+    total: int
+    available: int
+    limited: bool = False
+
+
+def read(root: Path = Path("/"), platform: str = sys.platform) -> Memory:
+    """Host memory as this process may use it; (0, 0) where the system does not tell."""
+    if platform == "win32":
+        return _windows()
+    if platform == "darwin":
+        return _mac()
+    return _within_cgroup(_meminfo(root), root)
+
+
+def _meminfo(root: Path) -> Memory:
+    fields: dict[str, int] = {}
+    for line in cgroups.read_text(root / "proc/meminfo").splitlines():
+        found = re.match(r"(\w+):\s+(\d+) kB", line)
+        if found:
+            fields[found[1]] = int(found[2]) * KIB
+    # Kernels before 3.14 and some sandboxes have no MemAvailable.
+    without = sum(fields.get(name, 0) for name in ("MemFree", "Buffers", "Cached"))
+    total = fields.get("MemTotal", 0)
+    return Memory(total=total, available=min(total, fields.get("MemAvailable", without)))
+
+
+def _within_cgroup(memory: Memory, root: Path) -> Memory:
+    group = cgroups.find("memory", root)
+    if group is None:
+        return memory
+    total, available, limited = memory.total, memory.available, False
+    for folder in group.folders:
+        limit, used = _limit(folder, group.version), _used(folder, group.version)
+        if limit is None:
+            continue
+        if not memory.total or limit < memory.total:
+            limited = True
+            total = min(total, limit) if total else limit
+        if used is not None:
+            available = min(available, max(0, limit - used)) if memory.total else max(0, limit - used)
+    return Memory(total=total, available=min(total, available), limited=limited)
+
+
+def _limit(folder: Path, version: int) -> int | None:
+    if version == 2:
+        # Above memory.high a process is not killed but slowed to a crawl, so it is as good as a limit.
+        limits = [cgroups.number(folder, name) for name in ("memory.max", "memory.high")]
+    else:
+        limits = [cgroups.number(folder, "memory.limit_in_bytes"), _stat(folder).get("hierarchical_memory_limit")]
+    return min((limit for limit in limits if limit is not None and limit < 1 << 60), default=None)
+
+
+def _used(folder: Path, version: int) -> int | None:
+    """Bytes that are not to be had. The file cache is: the kernel gives it up before it kills anyone, and counts
+    it as available itself (MemAvailable). Freshly read weights would otherwise count against their own model."""
+    used = cgroups.number(folder, "memory.current" if version == 2 else "memory.usage_in_bytes")
+    if used is None:
+        return None
+    stat = _stat(folder)
+    names = ("inactive_file", "active_file")
+    if version == 1:  # total_: children included, as in usage
+        names = ("total_inactive_file", "total_active_file")
+    return max(0, used - sum(stat.get(name, 0) for name in names) - stat.get("slab_reclaimable", 0))
+
+
+def _stat(folder: Path) -> dict[str, int]:
+    lines = [line.split() for line in cgroups.read_text(folder / "memory.stat").splitlines()]
+    return {words[0]: int(words[1]) for words in lines if len(words) == 2 and words[1].isdigit()}
+
+
+# --- macOS
+
+
+def _mac() -> Memory:
+    total = _integer(output("/usr/sbin/sysctl", "-n", "hw.memsize"))
+    return Memory(total=total, available=min(total, vm_stat(output("/usr/bin/vm_stat"))))
+
+
+def vm_stat(text: str) -> int:
+    """Bytes that macOS hands out without swapping, from the answer of `vm_stat`."""
+    size = re.search(r"page size of (\d+) bytes", text)
+    pages = {name: int(count) for name, count in re.findall(r"^([^:\n]+):\s+(\d+)\.", text, re.MULTILINE)}
+    names = ("Pages free", "Pages speculative", "Pages inactive")
+    return (int(size[1]) if size else 4096) * sum(pages.get(name, 0) for name in names)
+
+
+def output(*command: str) -> str:
+    """What a small system tool prints; empty where it is missing or fails."""
+    import subprocess
+
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=5, check=False, errors="replace")
+    except (OSError, subprocess.SubprocessError):
+        return ""
+    return done.stdout if done.returncode == 0 else ""
+
+
+def _integer(text: str) -> int:
+    return int(text) if text.strip().isdigit() else 0
+
+
+# --- Windows
+
+
+def _windows() -> Memory:
+    import ctypes
+
+    names = ("total", "free", "page_total", "page_free", "virtual_total", "virtual_free", "virtual_extended")
+
+    class Status(ctypes.Structure):
+        _fields_ = [
+            ("length", ctypes.c_uint32),
+            ("load", ctypes.c_uint32),
+            *((name, ctypes.c_uint64) for name in names),
+        ]
+
+    status = Status()
+    status.length = ctypes.sizeof(Status)
+    try:
+        if not ctypes.WinDLL("kernel32").GlobalMemoryStatusEx(ctypes.byref(status)):  # type: ignore[attr-defined,unused-ignore]
+            return Memory(0, 0)
+    except (AttributeError, OSError):
+        return Memory(0, 0)
+    # Windows refuses an allocation when the page file cannot back it, however much RAM is free.
+    return Memory(total=status.total, available=min(status.free, status.page_free))
+
+
+# --- this process
+
+
+def resident(root: Path = Path("/"), platform: str = sys.platform) -> int | None:
+    """Bytes of RAM this process holds now, or None."""
+    if platform == "win32":
+        return _working_set("now")
+    if platform == "darwin":
+        return _integer(output("/bin/ps", "-o", "rss=", "-p", str(os.getpid()))) * KIB or None
+    return _status(root).get("VmRSS")
+
+
+def peak(root: Path = Path("/"), platform: str = sys.platform) -> int | None:
+    """The most it held: since `reset_peak()` where that works, else since the process began."""
+    if platform == "win32":
+        return _working_set("most")
+    return _status(root).get("VmHWM") or _max_rss(platform)
+
+
+def reset_peak(root: Path = Path("/"), platform: str = sys.platform) -> bool:
+    """Let `peak()` start again from what is held now; False where the system cannot."""
+    if platform == "win32" or platform == "darwin":
+        return False
+    try:
+        (root / "proc/self/clear_refs").write_text("5", encoding="ascii")
+    except OSError:
+        return False
+    status = _status(root)
+    high, now = status.get("VmHWM"), status.get("VmRSS")
+    # Some sandboxes accept the write and do nothing. The two counters are read a moment apart, hence the slack.
+    return high is not None and now is not None and high - now <= 8 << 20
+
+
+def _status(root: Path) -> dict[str, int]:
+    text = cgroups.read_text(root / "proc/self/status")
+    return {name: int(value) * KIB for name, value in re.findall(r"^(Vm\w+):\s+(\d+) kB", text, re.MULTILINE)}
+
+
+def _max_rss(platform: str) -> int | None:
+    try:
+        import resource
+    except ImportError:
+        return None
+    most = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return (most if platform == "darwin" else most * KIB) or None  # the one place macOS counts in bytes
+
+
+def _working_set(which: str) -> int | None:
+    import ctypes
+
+    names = ("most", "now", "a", "b", "c", "d", "page", "page_most")
+
+    class Counters(ctypes.Structure):
+        _fields_ = [
+            ("size", ctypes.c_uint32),
+            ("faults", ctypes.c_uint32),
+            *((name, ctypes.c_size_t) for name in names),
+        ]
+
+    counters = Counters()
+    counters.size = ctypes.sizeof(Counters)
+    try:
+        kernel = ctypes.WinDLL("kernel32")  # type: ignore[attr-defined,unused-ignore]
+        kernel.GetCurrentProcess.restype = ctypes.c_void_p
+        process = ctypes.c_void_p(kernel.GetCurrentProcess())
+        if not kernel.K32GetProcessMemoryInfo(process, ctypes.byref(counters), counters.size):
+            return None
+    except (AttributeError, OSError):
+        return None
+    return int(getattr(counters, which)) or None
+
+
+# --- disk
+
+
+def disk_free(path: Path | str, usage: Callable[[Path], int] | None = None) -> int | None:
+    """Free bytes where `path` is or would be made: its nearest existing parent decides."""
+    place = Path(path).expanduser().absolute()
+    for folder in (place, *place.parents):
+        try:
+            return (usage or _free)(folder)
+        except (OSError, ValueError):
+            continue
+    return None
+
+
+def _free(folder: Path) -> int:
+    import shutil
+
+    return shutil.disk_usage(folder).free

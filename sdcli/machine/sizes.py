@@ -1,0 +1,32 @@
+"""A size as people write it, in bytes: 8GiB, 6.5, 6000MiB, 24GB."""
+
+from __future__ import annotations
+
+import re
+
+_UNITS = {
+    "": 1 << 30,  # memory is spoken of in GiB
+    "g": 1 << 30,
+    "m": 1 << 20,
+    "t": 1 << 40,
+    "gib": 1 << 30,
+    "mib": 1 << 20,
+    "tib": 1 << 40,
+    "gb": 10**9,
+    "mb": 10**6,
+    "tb": 10**12,
+}
+LARGEST = 1 << 50
+_SIZE = re.compile(r"\s*(\d{1,15}(?:\.\d{1,15})?|\.\d{1,15})\s*([a-z]{0,3})\s*", re.ASCII | re.IGNORECASE)
+
+
+def parse_size(text: str) -> int:
+    """Bytes, at least 1 MiB; anything else is ValueError with the reason."""
+    found = _SIZE.fullmatch(text)
+    unit = _UNITS.get(found[2].lower()) if found else None
+    if found is None or unit is None:
+        raise ValueError("a size is a number with MiB, GiB, MB, GB, G or nothing (GiB)")
+    size = round(float(found[1]) * unit)
+    if not 1 << 20 <= size <= LARGEST:
+        raise ValueError("a size lies between 1 MiB and 1024 TiB")
+    return size
