@@ -12,6 +12,7 @@ from sdcli.plan.plan import Budget, Setup, Way
 from sdcli.plan.techniques import TECHNIQUES
 from sdcli.plan.techniques.technique import gib
 
+BY_NAME = tuple(sorted(TECHNIQUES, key=lambda technique: technique.slot))  # no other order may matter
 MOST_WAYS = 32
 MUCH_SMALLER = 0.97  # a row of the table saves at least this much over a faster one
 
@@ -33,8 +34,8 @@ class Option:
 
     @property
     def price(self) -> tuple[float, int, int, tuple[int, ...]]:
-        """Least time, then least memory, then the techniques' own order."""
-        order = tuple([technique.choices.index(technique.of(self.setup)) for technique in TECHNIQUES])
+        """Least time, then least memory, then each technique's first choice, techniques by name."""
+        order = tuple([technique.choices.index(technique.of(self.setup)) for technique in BY_NAME])
         return self.slowdown, self.device, self.host, order
 
 
@@ -58,6 +59,12 @@ def choose(options: Sequence[Option], pins: Mapping[str, str]) -> Option:
     if fitting:
         return min(fitting, key=lambda option: option.price)
     return min(allowed, key=lambda option: (sum(option.over), option.price))
+
+
+def lacking(options: Sequence[Option], slot: str, choice: str) -> tuple[int, int] | None:
+    """Bytes above the budgets at the least, with this choice and whatever else; None where no way has it."""
+    found = [option.over for option in options if getattr(option.setup, slot) == choice and not option.lossy]
+    return min(found, key=sum, default=None)
 
 
 def front(options: Sequence[Option], chosen: Option, forecast: Forecast) -> tuple[Way, ...]:
@@ -113,4 +120,4 @@ def on_the_cpu(forecast: Forecast, hardware: Hardware, fastest: float, max_ram: 
     setups = candidates(start, host, forecast.model, {"storage": "same", "guidance": "batched", "vae": "whole"})
     limits = budget(host, None, max_ram)
     best = choose([weigh(setup, other, limits, fastest) for setup in setups], {})
-    return replace(_way(best, False, other), device_peak=0)
+    return _way(replace(best, device=0, over=(0, best.over[1])), False, other)

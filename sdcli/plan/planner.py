@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import Any
 
 from sdcli.errors import Usage
@@ -12,7 +13,7 @@ from sdcli.plan import calibration
 from sdcli.plan.batches import in_batches
 from sdcli.plan.forecast import Forecast, budget
 from sdcli.plan.ladder import ladder
-from sdcli.plan.options import Option, choose, front, on_the_cpu, weigh
+from sdcli.plan.options import Option, choose, front, lacking, on_the_cpu, weigh
 from sdcli.plan.pins import candidates, read_pins, refusal
 from sdcli.plan.plan import Adapter, Budget, Decision, Footprint, Plan, Seconds, Setup
 from sdcli.plan.techniques import TECHNIQUES
@@ -36,7 +37,7 @@ def make_plan(
     adapters: Sequence[Adapter] = (),
     imports_bytes: int = calibration.IMPORTS,
 ) -> Plan:
-    """Every choice, with its reason and its price. A plan that fits nothing says so; refusal.refused(plan) has the error.
+    """Every choice, with its reason and its price. A plan that does not fit says so: refusal.refused(plan).
 
     An illegal pin, or --max-vram without a card that has its own memory, is Usage.
     """
@@ -46,6 +47,8 @@ def make_plan(
     batches = in_batches(jobs, request.batch_size)
     # prompts that are read as they come are planned for by one that stands for all
     runs = [tuple(jobs[index] for index in batch) for batch in batches] or [(make_job(request, 0, "", 0),)]
+    if hardware.source == "as-if":
+        remembered = {}  # what was measured here says nothing about another machine
     forecast = Forecast(model, hardware, runs, remembered, imports_bytes, alone=request.batch_invariant)
     limits = budget(hardware, request.max_vram, request.max_ram)
     start = Setup(threads=hardware.threads, device=hardware.device, isa=hardware.isa, adapters=tuple(adapters))
@@ -74,7 +77,7 @@ def make_plan(
         footprint=_footprint(chosen, forecast),
         slowdown=chosen.slowdown,
         seconds=_seconds(forecast, chosen.setup),
-        decisions=_decisions(chosen, forecast, limits, pins),
+        decisions=_decisions(chosen, options, forecast, limits, pins),
         ways=ways,
         ladder=ladder(chosen.setup, lossless, forecast.peaks, forecast.seconds, limits.host),
         warnings=warnings_of(request, model, hardware, chosen.setup, jobs),
@@ -106,7 +109,9 @@ def _seconds(forecast: Forecast, setup: Setup) -> Seconds | None:
     return Seconds(total=total, load=known.load, step=known.step)
 
 
-def _decisions(chosen: Option, forecast: Forecast, limits: Budget, pins: Mapping[str, str]) -> tuple[Decision, ...]:
+def _decisions(
+    chosen: Option, options: Sequence[Option], forecast: Forecast, limits: Budget, pins: Mapping[str, str]
+) -> tuple[Decision, ...]:
     situation = Situation(
         hardware=forecast.hardware,
         model=forecast.model,
@@ -114,6 +119,7 @@ def _decisions(chosen: Option, forecast: Forecast, limits: Budget, pins: Mapping
         guided=forecast.heaviest[0].guided,
         phases=forecast.phases,
         peaks=forecast.peaks,
+        lacking=partial(lacking, options),
     )
     from_memory = forecast.measured(chosen.setup) is not None
     rows = []

@@ -41,25 +41,21 @@ def because(setup: Setup, situation: Situation) -> str:
 
 
 def _short(setup: Setup, situation: Situation) -> str:
-    """What is missing for the faster placement that comes just before this one."""
+    """What is missing for the faster placement that comes just before this one, whatever else is tried with it."""
     for faster in reversed(TECHNIQUE.choices[: TECHNIQUE.choices.index(setup.placement)]):
-        trial = TECHNIQUE.put(setup, faster)
-        if illegal(trial, situation.hardware, situation.model):
-            continue
-        device, host = situation.over(trial)
+        device, host = situation.lacking("placement", faster) or (0, 0)
         if device:
-            return f"{_CLAUSES[faster]} needs {gib(device)} more than the budget"
+            return f"{_CLAUSES[faster]} {gib(device)} more than the budget"
         if host:
-            return f"{_CLAUSES[faster]} needs {gib(host)} more host memory than the budget"
+            return f"{_CLAUSES[faster]} {gib(host)} more host memory than the budget"
     return "less memory than keeping everything loaded"
 
 
 _CLAUSES = {
-    "resident": "keeping everything loaded",
-    "drop-encoders": "even without the text encoders it",
-    "model-offload": "one part at a time",
-    "group-offload": "streaming",
-    "disk": "one part at a time",
+    "resident": "keeping everything loaded needs",
+    "drop-encoders": "without its text encoders it still needs",
+    "model-offload": "one part at a time needs",
+    "group-offload": "streaming needs",
 }
 
 TECHNIQUE = Technique(

@@ -29,7 +29,7 @@ def illegal(setup: Setup, hardware: Hardware, model: Model) -> str | None:
 
 def because(setup: Setup, situation: Situation) -> str:
     if setup.storage == "fp8":
-        return "fp8: half the UNet's memory; eight bits a weight change the picture (lossy)"
+        return "fp8: half the UNet's memory, but eight bits a weight change the picture"
     if situation.hardware.kind != "cuda":
         return f"weights stay in {setup.dtype}: fp8 storage is for NVIDIA cards"
     saved = situation.peaks(setup)[0] - situation.peaks(TECHNIQUE.put(setup, "fp8"))[0]

@@ -20,11 +20,9 @@ class Situation:
     guided: bool
     phases: Callable[[Setup], tuple[Phase, ...]]
     peaks: Callable[[Setup], tuple[int, int]]  # device and host, measured where remembered
-
-    def over(self, setup: Setup) -> tuple[int, int]:
-        """Bytes above the device's and the host's budget, 0 where it fits."""
-        device, host = self.peaks(setup)
-        return max(0, device - self.budget.device), max(0, host - self.budget.host)
+    lacking: Callable[
+        [str, str], tuple[int, int] | None
+    ]  # slot, choice → bytes above the budgets at the least; None: no way
 
     def heaviest(self, setup: Setup) -> str:
         """The phase that sets the device's peak."""

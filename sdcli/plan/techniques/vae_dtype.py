@@ -33,11 +33,11 @@ def because(setup: Setup, situation: Situation) -> str:
     if setup.vae_dtype == "same":
         return f"the VAE computes in {setup.dtype} like the UNet"
     if setup.vae == "cpu":
-        return "fp32: the CPU decodes in fp32"
+        return "the VAE in fp32: the CPU decodes in nothing else"
     if setup.dtype == "fp16" and overflows(situation.model):
         cost = "twice the memory of fp16" if setup.vae_dtype == "fp32" else "the same memory"
-        return f"{setup.vae_dtype}: this model's VAE overflows in fp16; {setup.vae_dtype} has the range, at {cost}"
-    return f"{setup.vae_dtype}, as pinned"
+        return f"the VAE in {setup.vae_dtype}: it overflows in fp16; {setup.vae_dtype} has the range, at {cost}"
+    return f"the VAE in {setup.vae_dtype}, as pinned"
 
 
 TECHNIQUE = Technique(

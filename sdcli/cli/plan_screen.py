@@ -1,0 +1,313 @@
+"""A Plan as lines of text: the whole screen of `plan`, and the line or two that `generate` shows before it starts."""
+
+from __future__ import annotations
+
+import textwrap
+from collections.abc import Iterable, Sequence
+
+from sdcli.plan.plan import Decision, Plan, Rung, Setup, Way
+from sdcli.plan.techniques import TECHNIQUES
+from sdcli.terminal import cells, disk_text, fit, plain, seconds_text, show
+
+GIB = 1 << 30
+MOST_ROWS = 9
+A_STEP = 0.88  # rows of the short table are at least this much smaller than a faster one
+MOST_LOSSY = 2
+NARROW = 64  # columns below which the remarks beside the ways are left out
+
+PLACES = {
+    "resident": ("all on the GPU", ""),
+    "drop-encoders": ("encoders dropped after use", "encoders dropped"),
+    "model-offload": ("one part on the GPU at a time", "one part at a time"),
+    "group-offload": ("streamed layer by layer", "streamed"),
+    "disk": ("one part at a time, from disk", "parts from disk"),
+}
+
+
+def render(plan: Plan, width: int = 80, ascii: bool = False, disk_free: int | None = None) -> list[str]:
+    """The screen of `plan`: what, where, every sensible way, why this one, and how to choose another."""
+    lines = [
+        *_asked(plan, width, disk_free),
+        *_machine(plan, width),
+        "",
+        *_table(plan, width),
+        "",
+        *_why(plan, width),
+        *_notes(plan, width),
+        "  " + _source_of_figures(plan),
+        *_elsewhere(plan, width),
+    ]
+    return [_within(line, width, ascii) for line in lines]
+
+
+def render_summary(plan: Plan, width: int = 80, ascii: bool = False) -> list[str]:
+    """What generate says first: the way, what it needs; and why, where the fastest way did not fit."""
+    setup = plan.setup
+    if plan.hardware.kind == "cpu":
+        name = show(plan.model.name, 40)
+        named = f"{name}, a small emoji model" if plan.model.kind == "builtin" else name
+        parts, between = [named, f"cpu {setup.dtype}", *_extras(setup), _needs(plan)], " · "
+        if setup.placement != "resident":
+            parts.insert(2, PLACES[setup.placement][0])
+    else:
+        parts, between = [f"plan: {_device_name(plan)}", setup.dtype, way_name(setup, None), _needs(plan)], ", "
+    if plan.seconds is not None:
+        parts.append(f"about {seconds_text(plan.seconds.total)}")
+    reason = _main_reason(plan)
+    lines = [*_flow(parts, between, width), *([f"  {reason}"] if reason else [])]
+    return [_within(line, width, ascii) for line in lines]
+
+
+def _flow(parts: Sequence[str], between: str, width: int) -> list[str]:
+    """Parts on one line, or on several where the width asks for it; none is cut in the middle."""
+    lines = [""]
+    for part in parts:
+        longer = f"{lines[-1]}{between}{part}" if lines[-1].strip() else f"{lines[-1]}{part}"
+        if cells(longer) > width and lines[-1].strip():
+            lines.append(f"  {part}")
+        else:
+            lines[-1] = longer
+    return lines
+
+
+def _within(line: str, width: int, ascii: bool) -> str:
+    if not ascii:
+        return fit(line, width).rstrip()
+    line = plain(line).rstrip()
+    return line if len(line) <= width else line[: max(0, width - 3)] + "..."[: min(3, width)]
+
+
+# names
+
+
+def way_name(setup: Setup, beside: Setup | None, room: int = 60) -> str:
+    """A setup as a person would say it; what it shares with `beside` (number types) is left out."""
+    for brevity in (0, 1, 2):
+        name = _composed(setup, beside, brevity)
+        if cells(name) <= room:
+            return name
+    return fit(name, room)
+
+
+def _composed(setup: Setup, beside: Setup | None, brevity: int) -> str:
+    if setup.device == "cpu" and beside is not None and beside.device != "cpu":
+        return f"on the CPU, {setup.dtype}"
+    extras = _extras(setup, brevity)
+    long, brief = PLACES.get(setup.placement, (setup.placement, setup.placement))
+    if setup.placement == "resident" and setup.device == "cpu":
+        long = "all in memory"
+    place = brief if brevity or (extras and setup.placement == "drop-encoders") else long
+    parts = [place, *extras]
+    if setup.storage == "fp8":
+        parts.insert(0, "fp8" if brevity else "fp8 weights")
+    if beside is not None and setup.dtype != beside.dtype:
+        parts.append(setup.dtype)
+    if beside is not None and _vae_number(setup) != _vae_number(beside):
+        parts.append(f"VAE in {_vae_number(setup)}")
+    return ", ".join(part for part in parts if part) or long
+
+
+def _vae_number(setup: Setup) -> str:
+    return setup.dtype if setup.vae_dtype == "same" else setup.vae_dtype
+
+
+def _extras(setup: Setup, brevity: int = 0) -> list[str]:
+    """Everything but number types and placement that differs from the plainest way."""
+    named = []
+    for technique in TECHNIQUES:
+        if technique.slot in ("dtype", "storage", "placement", "vae_dtype"):
+            continue
+        phrase = technique.phrases.get(technique.of(setup))
+        if phrase and brevity:
+            phrase = phrase.replace("in tiles of", "tiles").replace("guidance ", "")
+        if phrase and brevity == 2:
+            phrase = phrase.replace("VAE tiles", "tiles")
+        if phrase:
+            named.append(phrase)
+    return named
+
+
+def _device_name(plan: Plan) -> str:
+    name = plan.hardware.name
+    for maker in ("NVIDIA GeForce ", "NVIDIA "):
+        name = name.removeprefix(maker)
+    return show(name, 40)
+
+
+def _amount(count: int) -> str:
+    return f"{count / GIB:.1f}"
+
+
+def _needs(plan: Plan) -> str:
+    peak, hardware = plan.footprint, plan.hardware
+    if hardware.kind == "cpu":
+        return f"needs {_amount(peak.host_peak)} of {_amount(hardware.ram_free)} GiB free"
+    return f"needs {_amount(peak.device_peak)} of {_amount(hardware.free)} GiB free"
+
+
+# the head
+
+
+def _asked(plan: Plan, width: int, disk_free: int | None) -> list[str]:
+    model, request, jobs = plan.model, plan.request, plan.jobs
+    where = model.repository or (model.path if model.source in ("folder", "file") else None)
+    head = [show(model.name, 60) + (f": {show(where, 60)}" if where else "")]
+    if model.licence:
+        head.append(f"licence {show(model.licence, 30)}")
+    sizes = sorted({(job.width * job.height, job.width, job.height) for job in jobs}, reverse=True)
+    _, wide, high = sizes[0] if sizes else (0, request.width, request.height)
+    some = f"{len(jobs)} image{'' if len(jobs) == 1 else 's'}" if jobs else "images as prompts come,"
+    what = (
+        f"  {some}{' up to' if len(sizes) > 1 else ''} {wide}×{high}, {request.steps} steps {show(request.sampler, 30)}"
+    )
+    if request.batch_size > 1:
+        what += f", {request.batch_size} at once"
+    return [*_flow(head, ", ", width), *_flow([what, *_download(plan, disk_free)], " · ", width)]
+
+
+def _download(plan: Plan, disk_free: int | None) -> list[str]:
+    if plan.model.download_bytes:
+        free = f", {disk_text(disk_free)} free" if disk_free is not None else ""
+        return [f"{disk_text(plan.model.download_bytes)} to download{free}"]
+    return ["comes with sdcli"] if plan.model.source == "builtin" else []
+
+
+def _machine(plan: Plan, width: int) -> list[str]:
+    hardware, budget = plan.hardware, plan.budget
+    ram = f"{_amount(hardware.ram_free)} of {_amount(hardware.ram_total)} GiB free"
+    if hardware.kind == "cpu":
+        threads = f"{_device_name(plan)}, {hardware.threads} thread{'' if hardware.threads == 1 else 's'}"
+        return _flow([threads, f"RAM: {ram} now, budget {_amount(budget.host)}"], " · ", width)
+    free = f"{_device_name(plan)}: {_amount(hardware.free)} of {_amount(hardware.total)} GiB free now"
+    free += f", budget {_amount(budget.device)}"
+    return _flow([free, "memory shared with the CPU" if hardware.kind == "mps" else f"host RAM: {ram}"], " · ", width)
+
+
+# the table
+
+
+def sensible(plan: Plan) -> list[Way]:
+    """The rows worth a person's time: each clearly smaller than a faster one; the chosen one, and the CPU's, always."""
+    kept: list[Way] = []
+    lossy = 0
+    for way in sorted(plan.ways, key=lambda way: way.slowdown):
+        if way.chosen or way.setup.device != plan.setup.device:
+            kept.append(way)
+            continue
+        eight_bits = way.setup.storage == "fp8" and plan.setup.storage != "fp8"
+        rivals = [row for row in kept if row.setup.device == plan.setup.device]
+        if not eight_bits:
+            rivals = [row for row in rivals if row.setup.storage == way.setup.storage]
+        smaller = all(way.device_peak <= row.device_peak * A_STEP for row in rivals)
+        if smaller and not (eight_bits and lossy == MOST_LOSSY):
+            lossy += eight_bits
+            kept.append(way)
+    while len(kept) > MOST_ROWS:
+        kept.remove(min((way for way in kept if not way.chosen and way.device_peak), key=lambda way: way.device_peak))
+    return sorted(kept, key=lambda way: (way.setup.device != plan.setup.device, -way.device_peak, way.slowdown))
+
+
+def _table(plan: Plan, width: int) -> list[str]:
+    ways = sensible(plan)
+    two = plan.hardware.kind != "cpu"
+    remarks = [_remark(way, plan) for way in ways]
+    beside = max([len(remark) for remark in remarks], default=0) + 2 if width >= NARROW else 0
+    columns = 8 + (9 if two else 0) + 9
+    room = max(10, width - 2 - columns - beside)
+    room = min(room, max(cells(way_name(way.setup, plan.setup)) for way in ways) + 2)
+    head = (f"{'GPU GiB':>8}" if two else "") + f"{'RAM GiB':>{9 if two else 8}}" + f"{'time':>9}"
+    lines = ["  " + "way".ljust(room) + head]
+    for way, remark in zip(ways, remarks, strict=True):
+        mark = "▸ " if way.chosen and plan.fits else "  "
+        name = way_name(way.setup, plan.setup, room)
+        device = "–" if way.setup.device != plan.setup.device else _amount(way.device_peak)
+        figures = (f"{device:>8}" if two else "") + f"{_amount(way.host_peak):>{9 if two else 8}}" + f"{_time(way):>9}"
+        lines.append(mark + name + " " * (room - cells(name)) + figures + (f"  {remark}" if beside else ""))
+    return lines
+
+
+def _time(way: Way) -> str:
+    """Seconds where this machine has run that way; else how many times the fastest way's."""
+    if way.seconds is not None:
+        return seconds_text(way.seconds)
+    return f"×{way.slowdown:.2f}" if way.slowdown < 9.95 else f"×{way.slowdown:.0f}"
+
+
+def _remark(way: Way, plan: Plan) -> str:
+    if way.chosen and plan.request.pins and plan.fits:
+        return "as pinned"
+    if way.fits and not way.chosen and way.setup.storage == "fp8":
+        return "lossy"
+    short = (way.because or "").replace(" GiB of RAM", " RAM").replace(" MiB of RAM", " MiB RAM")
+    return short.replace(" GiB too", " too")
+
+
+# the reasons
+
+
+def _why(plan: Plan, width: int) -> list[str]:
+    told = {row.slot: row.because + (" (pinned)" if row.source == "pin" else "") for row in _worth_saying(plan)}
+    if "dtype" in told and "attention" in told:  # the two that are about rate, in one sentence
+        told["dtype"] += "; " + told.pop("attention")
+    return _labelled("Why", told.values(), width)
+
+
+def _labelled(label: str, texts: Iterable[str], width: int) -> list[str]:
+    """Each text wrapped beside one label: at the first line only."""
+    lines = [line for text in texts for line in textwrap.wrap(text, max(20, width - 7), break_long_words=False)]
+    return [f"  {label if number == 0 else '':<5}{line}" for number, line in enumerate(lines)]
+
+
+def _worth_saying(plan: Plan) -> list[Decision]:
+    by_slot = {decision.slot: decision for decision in plan.decisions}
+    plainest = {technique.slot: technique.without for technique in TECHNIQUES}
+    order = ("placement", "vae", "guidance", "dtype", "vae_dtype", "attention", "storage", "execution")
+    always = {"placement", "dtype"} | ({"attention"} if plan.hardware.kind == "cuda" else set())
+    return [
+        by_slot[slot]
+        for slot in order
+        if slot in by_slot
+        and (slot in always or by_slot[slot].choice != plainest[slot] or by_slot[slot].source == "pin")
+    ]
+
+
+def _main_reason(plan: Plan) -> str:
+    """Why not the fastest way; nothing where it is."""
+    if plan.slowdown < 1.05:
+        return ""
+    by_slot = {decision.slot: decision for decision in plan.decisions}
+    for slot in ("placement", "vae", "guidance"):
+        decision = by_slot.get(slot)
+        if decision is not None and decision.device_peak_without is not None and decision.source != "pin":
+            return decision.because.split(";")[0]
+    return ""
+
+
+def _notes(plan: Plan, width: int) -> list[str]:
+    texts = [show(warning.message, 300) for warning in plan.warnings]
+    if plan.ladder:
+        texts.append(f"should memory run out all the same: {_first_rung(plan.ladder, plan.setup)}")
+    return _labelled("Note", texts, width)
+
+
+def _first_rung(ladder: Sequence[Rung], chosen: Setup) -> str:
+    first = ladder[0]
+    moved = ", pixels move slightly" if first.changes_pixels else ", same pixels"
+    return f"{way_name(first.setup, chosen)} ({_amount(first.device_peak)} GiB{moved})"
+
+
+def _source_of_figures(plan: Plan) -> str:
+    if plan.footprint.runs:
+        return f"Figures from {plan.footprint.runs} run{'' if plan.footprint.runs == 1 else 's'} here"
+    if plan.hardware.source == "as-if":
+        return "Figures predicted for a machine that is not this one (±10 %)"
+    return "Figures predicted, not yet measured on this machine (±10 %)"
+
+
+def _elsewhere(plan: Plan, width: int) -> list[str]:
+    own = [way.setup.placement for way in plan.ways if way.setup.device == plan.setup.device]
+    other = next((placement for placement in reversed(own) if placement != plan.setup.placement), own[0])
+    card = "cuda:6GiB" if plan.hardware.kind == "cuda" else "cuda:8GiB"
+    choose = "Choose again: leave out --pin" if plan.request.pins else f"Choose yourself: --pin placement={other}"
+    parts = [f"  {choose}", f"Other card: --as-if {card}"]
+    return _flow(parts, "   ", width)

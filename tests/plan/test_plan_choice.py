@@ -1,0 +1,211 @@
+"""What is chosen on typical machines, and what is said about it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from making import asking, card, jobs_of, known_model, mac, processor
+
+from sdcli import schema
+from sdcli.errors import Usage
+from sdcli.machine.hardware import Hardware
+from sdcli.plan.plan import Plan
+from sdcli.plan.planner import make_plan
+from sdcli.plan.refusal import refused
+
+GIB = 1 << 30
+
+
+def planned(family: str, hardware: Hardware, *, vae_config: dict[str, Any] | None = None, **asked: Any) -> Plan:
+    request = asking(family, **asked)
+    return make_plan(request, known_model(family, vae_config=vae_config), hardware, {}, jobs=jobs_of(request))
+
+
+def why(plan: Plan, slot: str) -> str:
+    return next(decision.because for decision in plan.decisions if decision.slot == slot)
+
+
+TABLE = [
+    # card, capability, family, placement, vae, vae_dtype, peak GiB
+    (4, "8.6", "sd15", "resident", "whole", "same", 2.4),
+    (6, "8.6", "sd15", "resident", "whole", "same", 2.4),
+    (24, "8.9", "sd15", "resident", "whole", "same", 2.4),
+    (4, "8.6", "sdxl", "group-offload", "whole", "bf16", 1.8),
+    (6, "8.6", "sdxl", "model-offload", "whole", "bf16", 5.0),
+    (8, "8.9", "sdxl", "drop-encoders", "whole", "bf16", 6.5),
+    (12, "8.6", "sdxl", "resident", "whole", "bf16", 8.1),
+    (12, "7.5", "sdxl", "resident", "whole", "fp32", 9.8),
+    (24, "8.9", "sdxl", "resident", "whole", "bf16", 8.1),
+    (80, "9.0", "sdxl", "resident", "whole", "bf16", 8.1),
+]
+
+
+@pytest.mark.parametrize(("gib", "capability", "family", "placement", "vae", "vae_dtype", "peak"), TABLE)
+def test_typical_cards_get_the_fastest_way_that_fits_them(
+    gib: int, capability: str, family: str, placement: str, vae: str, vae_dtype: str, peak: float
+) -> None:
+    plan = planned(family, card(gib, capability=capability))
+    setup = plan.setup
+    assert plan.fits
+    assert (setup.dtype, setup.storage, setup.execution) == ("fp16", "same", "eager")
+    assert (setup.placement, setup.vae, setup.vae_dtype) == (placement, vae, vae_dtype)
+    assert plan.footprint.device_peak / GIB == pytest.approx(peak, abs=0.06)
+
+
+def test_an_8_gib_card_with_a_desktop_on_it_tiles_sdxl_and_says_why() -> None:
+    plan = planned("sdxl", card(8, free=7.1, ram=24))
+    assert (plan.setup.placement, plan.setup.vae) == ("drop-encoders", "tile-512")
+    assert "more than the budget" in why(plan, "placement")
+    assert "the VAE's decode, not the UNet, sets the peak: tiles of 512 save 1.2 GiB" in why(plan, "vae")
+    tiles = next(decision for decision in plan.decisions if decision.slot == "vae")
+    assert tiles.device_peak_without is not None and tiles.device_peak_without - tiles.device_peak > GIB
+
+
+def test_a_6_gib_card_offloads_sdxl_and_says_why() -> None:
+    plan = planned("sdxl", card(6))
+    assert plan.setup.placement == "model-offload"
+    assert "waits in host memory" in why(plan, "placement")
+
+
+def test_a_2_gib_card_streams_sdxl_at_full_size() -> None:
+    plan = planned("sdxl", card(2))
+    assert plan.fits
+    assert plan.setup.placement == "group-offload"
+    assert plan.setup.vae.startswith("tile")
+
+
+def test_without_host_memory_to_park_in_the_parts_come_from_disk() -> None:
+    plan = planned("sdxl", card(6, ram=4))
+    assert plan.setup.placement == "disk"
+    assert "host memory" in why(plan, "placement")
+
+
+def test_a_card_before_bf16_decodes_sdxl_in_fp32_and_says_why() -> None:
+    plan = planned("sdxl", card(16, capability="7.5"))
+    assert plan.setup.vae_dtype == "fp32"
+    assert "overflows in fp16" in why(plan, "vae_dtype")
+
+
+def test_a_repaired_sdxl_vae_stays_in_fp16() -> None:
+    plan = planned("sdxl", card(16, capability="7.5"), vae_config={"force_upcast": False})
+    assert plan.setup.vae_dtype == "same"
+
+
+def test_sd15s_vae_stays_in_fp16_whatever_its_config_says() -> None:
+    assert planned("sd15", card(8, capability="7.5")).setup.vae_dtype == "same"
+
+
+def test_a_cpu_with_bf16_units_uses_them_with_attention_in_blocks() -> None:
+    plan = planned("sd15", processor(16))
+    assert (plan.setup.dtype, plan.setup.attention, plan.setup.placement) == ("bf16", "blocked", "resident")
+    assert "avx512_bf16" in why(plan, "dtype")
+
+
+def test_a_cpu_without_bf16_units_stays_in_fp32() -> None:
+    plan = planned("sd15", processor(16, isa="avx2"))
+    assert (plan.setup.dtype, plan.setup.attention) == ("fp32", "fused")
+
+
+def test_a_probe_overrules_the_instruction_set() -> None:
+    assert planned("sd15", processor(16, bf16="unavailable")).setup.dtype == "fp32"
+    assert planned("sd15", processor(16, isa="avx2", bf16="probed")).setup.dtype == "bf16"
+
+
+def test_max_ram_keeps_parts_on_disk_until_needed() -> None:
+    plan = planned("sd15", processor(16), max_ram=int(2.4 * GIB))
+    assert plan.fits
+    assert plan.setup.placement == "disk"
+    assert plan.footprint.host_peak <= plan.budget.host < 2.4 * GIB
+
+
+def test_a_mac_shares_its_memory_and_offloads_nothing_to_itself() -> None:
+    plan = planned("sdxl", mac(16))
+    assert plan.setup.dtype == "fp16"
+    assert plan.setup.placement in ("resident", "drop-encoders", "disk")
+    assert plan.setup.attention == "fused"
+
+
+def test_max_vram_lowers_the_budget_of_a_card() -> None:
+    plan = planned("sdxl", card(24), max_vram=6 * GIB)
+    assert plan.budget.device == int(0.92 * 5.5 * GIB)
+    assert plan.footprint.device_peak <= plan.budget.device
+
+
+@pytest.mark.parametrize("hardware", [processor(16), mac(16)], ids=["cpu", "mps"])
+def test_max_vram_without_a_card_is_a_usage_error_that_names_max_ram(hardware: Hardware) -> None:
+    with pytest.raises(Usage, match="use --max-ram") as caught:
+        planned("sd15", hardware, max_vram=4 * GIB)
+    assert caught.value.code == 2
+    assert caught.value.hint == "--max-ram 4"
+
+
+def test_what_does_not_fit_is_refused_with_numbers_and_a_size_that_fits() -> None:
+    plan = planned("sd15", card(1, ram=4), size=2048)
+    assert not plan.fits
+    error = refused(plan)
+    assert error.code == 4
+    assert error.details["need"] > error.details["budget"]
+    assert "2048×2048 does not fit" in error.message
+    assert error.hint.startswith("the same command with --size ")
+    width, height = map(int, error.hint.rsplit(" ", 1)[1].split("x"))
+    assert planned("sd15", card(1, ram=4), size=(width, height)).fits
+
+
+def test_a_batch_that_does_not_fit_is_told_to_be_smaller() -> None:
+    plan = planned("sd15", card(4, ram=16), size=1536, count=64, batch_size=64)
+    assert not plan.fits
+    assert refused(plan).hint == "the same command with --batch-size 1"
+
+
+def test_fp8_is_shown_but_never_chosen_unasked() -> None:
+    plan = planned("sdxl", card(4, ram=4))
+    assert any(way.setup.storage == "fp8" and way.fits for way in plan.ways)
+    assert plan.setup.storage == "same"
+    assert not plan.fits
+    assert refused(plan).hint  # there is always a way out
+    asked = planned("sdxl", card(4, ram=4), pins={"storage": "fp8"})
+    assert asked.fits and asked.setup.storage == "fp8"
+    assert [warning.code for warning in asked.warnings] == ["lossy"]
+
+
+def test_the_table_of_ways_compares_a_card_with_the_processor_beside_it() -> None:
+    plan = planned("sdxl", card(8))
+    last = plan.ways[-1]
+    assert last.setup.device == "cpu" and last.device_peak == 0
+    assert last.slowdown > 5
+    assert sum(way.chosen for way in plan.ways) == 1
+
+
+def test_ways_say_what_is_too_much_and_which_is_chosen() -> None:
+    plan = planned("sdxl", card(8, free=7.1))
+    resident = next(way for way in plan.ways if way.setup.placement == "resident" and way.setup.storage == "same")
+    assert not resident.fits and resident.because == "2.0 GiB too much"
+    assert next(way for way in plan.ways if way.chosen).because == "fastest fit"
+
+
+def test_an_unusual_size_and_few_steps_are_warned_of() -> None:
+    plan = planned("sdxl", card(24), size=512, steps=6)
+    assert {warning.code for warning in plan.warnings} == {"size-not-native", "few-steps"}
+    assert planned("sdxl", card(24)).warnings == ()
+
+
+def test_a_plan_comes_back_from_json_as_it_was() -> None:
+    plan = planned("sdxl", card(6))
+    written = schema.to_json(plan)
+    again = schema.from_json(Plan, written)
+    assert schema.to_json(again) == written
+    assert written["schema"] == "sdcli.plan/1"
+    assert list(written["footprint"]["phases"][0])[:3] == ["name", "device", "host"]
+    assert {row["slot"] for row in written["decisions"]} >= {"dtype", "storage", "placement", "vae_dtype"}
+
+
+def test_a_picture_drawn_alone_needs_less_than_one_of_a_batch() -> None:
+    together = planned("sd15", card(8), count=4, batch_size=4)
+    alone = planned("sd15", card(8), count=4, batch_size=4, batch_invariant=True)
+    assert together.batches == alone.batches == ((0, 1, 2, 3),)
+
+    def work(plan: Plan) -> int:
+        return next(phase.work for phase in plan.footprint.phases if phase.name == "denoise")
+
+    assert work(alone) < work(together) / 2

@@ -1,0 +1,207 @@
+"""What holds for every machine, model, size and pin: fits or says no, never slower with more memory, pins obeyed."""
+
+from __future__ import annotations
+
+import functools
+import itertools
+import random
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from making import asking, card, jobs_of, known_model, mac, processor
+
+from sdcli.errors import Usage
+from sdcli.machine.hardware import Hardware
+from sdcli.models.model import Model
+from sdcli.plan import legality, options, pins, planner
+from sdcli.plan.legality import legal
+from sdcli.plan.pins import candidates
+from sdcli.plan.plan import Plan, Setup
+from sdcli.plan.planner import make_plan
+from sdcli.plan.techniques import TECHNIQUES
+
+many = settings(max_examples=60, deadline=None, derandomize=True)
+families = st.sampled_from(["sd15", "sdxl"])
+sides = st.sampled_from([256, 512, 520, 768, 1024, 1536])
+memories = st.floats(1, 80)
+rams = st.sampled_from([2, 4, 8, 16, 64])
+capabilities = st.sampled_from(["6.1", "7.5", "8.6", "9.0"])
+
+model_of = functools.cache(known_model)
+
+
+def planned(family: str, hardware: Hardware, **asked: Any) -> Plan:
+    request = asking(family, **asked)
+    return make_plan(request, model_of(family), hardware, {}, jobs=jobs_of(request))
+
+
+@st.composite
+def machines(draw: st.DrawFn) -> Hardware:
+    ram = draw(rams)
+    kind = draw(st.sampled_from(["cuda", "cuda", "cpu", "mps"]))
+    if kind == "cuda":
+        return card(draw(memories), ram=ram, capability=draw(capabilities))
+    if kind == "mps":
+        return mac(ram)
+    return processor(ram, isa=draw(st.sampled_from(["avx2", "avx512", "avx512_bf16", "neon"])))
+
+
+pinned = st.dictionaries(
+    st.sampled_from(TECHNIQUES).map(lambda technique: technique.flag), st.nothing(), max_size=0
+) | st.lists(st.sampled_from([(t.flag, c) for t in TECHNIQUES for c in t.choices]), max_size=3).map(dict)
+
+
+@many
+@given(family=families, side=sides, batch=st.integers(1, 4), hardware=machines())
+def test_a_plan_fits_its_budgets_or_says_that_nothing_does(
+    family: str, side: int, batch: int, hardware: Hardware
+) -> None:
+    plan = planned(family, hardware, size=side, count=batch, batch_size=batch)
+    peak = plan.footprint
+    within = peak.device_peak <= plan.budget.device and peak.host_peak <= plan.budget.host
+    assert plan.fits == within
+    for way in plan.ways:
+        if way.fits and way.setup.device == plan.setup.device and way.setup.storage == "same":
+            assert plan.fits and way.slowdown >= plan.slowdown
+    assert plan.slowdown >= 1
+    assert len(plan.ways) <= 33
+
+
+@many
+@given(family=families, side=sides, sizes=st.tuples(memories, memories), ram=rams, capability=capabilities)
+def test_a_bigger_card_is_never_slower(
+    family: str, side: int, sizes: tuple[float, float], ram: float, capability: str
+) -> None:
+    small, large = (planned(family, card(gib, ram=ram, capability=capability), size=side) for gib in sorted(sizes))
+    assert large.fits or not small.fits
+    if small.fits:
+        assert large.slowdown <= small.slowdown
+
+
+@many
+@given(family=families, side=sides, sizes=st.tuples(memories, memories), gib=st.floats(1, 24))
+def test_more_host_memory_is_never_slower(family: str, side: int, sizes: tuple[float, float], gib: float) -> None:
+    for make in (lambda ram: card(gib, ram=ram), lambda ram: processor(ram), lambda ram: mac(ram)):
+        small, large = (planned(family, make(ram), size=side) for ram in sorted(sizes))
+        assert large.fits or not small.fits
+        if small.fits:
+            assert large.slowdown <= small.slowdown
+
+
+@many
+@given(family=families, hardware=machines(), pins=pinned)
+def test_a_pin_is_obeyed_or_refused_with_a_reason_and_choices_that_work(
+    family: str, hardware: Hardware, pins: dict[str, str]
+) -> None:
+    try:
+        plan = planned(family, hardware, pins=pins)
+    except Usage as error:
+        assert error.code == 2 and pins
+        assert error.details["because"]
+        assert error.hint
+        for choice in error.details["choices"]:
+            planned(family, hardware, pins={error.details["slot"]: choice})
+        return
+    for flag, choice in pins.items():
+        slot = flag.replace("-", "_")
+        assert getattr(plan.setup, slot) == choice
+        assert next(row.source for row in plan.decisions if row.slot == slot) == "pin"
+        for rung in plan.ladder:
+            assert getattr(rung.setup, slot) == choice
+
+
+@many
+@given(family=families, hardware=machines(), side=sides)
+def test_nothing_illegal_is_ever_offered(family: str, hardware: Hardware, side: int) -> None:
+    plan = planned(family, hardware, size=side)
+    setups = [plan.setup, *(rung.setup for rung in plan.ladder)]
+    setups += [way.setup for way in plan.ways if way.setup.device == hardware.device]
+    for setup in setups:
+        assert legal(setup, hardware, model_of(family)) is None
+
+
+def test_every_combination_is_either_legal_or_has_a_reason() -> None:
+    machines_ = [card(8), card(8, capability="7.5"), processor(8), processor(8, isa="avx2"), mac(8)]
+    for hardware, family in itertools.product(machines_, ("sd15", "sdxl")):
+        count = 0
+        for choices in itertools.product(*[technique.choices for technique in TECHNIQUES]):
+            setup = Setup(**dict(zip([t.slot for t in TECHNIQUES], choices, strict=True)))  # type: ignore[arg-type]
+            reason = legal(setup, hardware, model_of(family))
+            assert reason is None or len(reason) > 10
+            count += reason is None
+        assert count > 4
+
+
+KNOWN_BAD: list[tuple[Hardware, str, dict[str, str]]] = [
+    (processor(8), "sd15", {"dtype": "fp16"}),
+    (processor(8), "sd15", {"placement": "model-offload"}),
+    (processor(8), "sd15", {"placement": "group-offload"}),
+    (processor(8), "sd15", {"storage": "fp8"}),
+    (processor(8), "sd15", {"vae": "cpu"}),
+    (processor(8), "sd15", {"dtype": "fp32", "attention": "blocked"}),
+    (card(8), "sd15", {"attention": "blocked"}),
+    (card(8, capability="7.5"), "sd15", {"dtype": "bf16"}),
+    (card(8), "sdxl", {"dtype": "fp16", "vae_dtype": "same"}),
+    (card(8), "sd15", {"vae": "cpu", "vae_dtype": "bf16"}),
+    (card(8), "sd15", {"execution": "openvino"}),
+    (card(8), "sd15", {"execution": "graph", "placement": "group-offload"}),
+    (card(8), "sd15", {"execution": "compile", "attention": "sliced"}),
+    (mac(8), "sd15", {"placement": "model-offload"}),
+    (mac(8), "sd15", {"attention": "sliced"}),
+]
+
+
+@pytest.mark.parametrize(("hardware", "family", "bad"), KNOWN_BAD, ids=lambda value: str(value)[:40])
+def test_what_cannot_work_is_no_candidate(hardware: Hardware, family: str, bad: dict[str, str]) -> None:
+    assert candidates(Setup(device=hardware.device), hardware, model_of(family), bad) == []
+
+
+def _shuffled(monkeypatch: pytest.MonkeyPatch, seed: int) -> None:
+    order = list(TECHNIQUES)
+    random.Random(seed).shuffle(order)
+    for module in (legality, options, pins, planner):
+        monkeypatch.setattr(module, "TECHNIQUES", tuple(order))
+
+
+@pytest.mark.parametrize("seed", range(6))
+@pytest.mark.parametrize("hardware", [card(8, free=7.1), card(3), processor(6), mac(12)], ids=lambda h: h.device)
+def test_the_order_of_slots_changes_nothing(hardware: Hardware, seed: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    before = planned("sdxl", hardware)
+    _shuffled(monkeypatch, seed)
+    after = planned("sdxl", hardware)
+    assert after.setup == before.setup
+    assert [(w.setup, w.device_peak, w.slowdown) for w in after.ways] == [
+        (w.setup, w.device_peak, w.slowdown) for w in before.ways
+    ]
+    assert [rung.setup for rung in after.ladder] == [rung.setup for rung in before.ladder]
+    assert {row.slot: row.because for row in after.decisions} == {row.slot: row.because for row in before.decisions}
+
+
+@many
+@given(family=families, hardware=machines(), side=sides)
+def test_the_ladder_only_goes_down_and_never_twice_the_same(family: str, hardware: Hardware, side: int) -> None:
+    plan = planned(family, hardware, size=side)
+    peaks = [plan.footprint.device_peak, *(rung.device_peak for rung in plan.ladder)]
+    assert all(below < above for above, below in itertools.pairwise(peaks))
+    setups = [plan.setup, *(rung.setup for rung in plan.ladder)]
+    assert len(set(setups)) == len(setups)
+
+
+@many
+@given(family=families, hardware=machines())
+def test_no_row_of_the_table_is_slower_and_larger_than_another(family: str, hardware: Hardware) -> None:
+    plan = planned(family, hardware)
+    rows = [way for way in plan.ways if way.setup.device == hardware.device and not way.chosen]
+    for a, b in itertools.permutations(rows, 2):
+        if a.setup.storage == b.setup.storage:
+            worse = a.slowdown > b.slowdown and a.device_peak > b.device_peak and a.host_peak > b.host_peak
+            assert not worse
+
+
+def test_a_plan_is_a_pure_function() -> None:
+    model: Model = model_of("sdxl")
+    request = asking("sdxl")
+    one, two = (make_plan(request, model, card(6), {}, jobs=jobs_of(request)) for _ in range(2))
+    assert one == two
