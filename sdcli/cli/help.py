@@ -66,7 +66,7 @@ def _memory() -> list[str]:
         "  --max-vram 6   stay within 6 GiB on the GPU; --max-ram likewise in host memory",
         "  --pin placement=group-offload   decide a slot yourself; the rest is planned",
         "  --no-fallback  stop when memory runs out, instead of going down a rung",
-        "  sdcli plan \"a cat\" -m sdxl --as-if cuda:8GiB   the plan for another card",
+        '  sdcli plan "a cat" -m sdxl --as-if cuda:8GiB   the plan for another card',
         "",
         "The slots and their choices:",
         *_slots(),
@@ -74,10 +74,10 @@ def _memory() -> list[str]:
 
 
 def _slots() -> list[str]:
-    from sdcli.plan.techniques import SLOTS
+    from sdcli.plan.techniques import TECHNIQUES
 
-    width = max(len(name) for name in SLOTS)
-    return [f"  {name:<{width}}  {' | '.join(choices)}" for name, choices in SLOTS.items()]
+    width = max(len(technique.flag) for technique in TECHNIQUES)
+    return [f"  {t.flag:<{width}}  {' | '.join(t.choices)}" for t in TECHNIQUES]
 
 
 def _formats() -> list[str]:

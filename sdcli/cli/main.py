@@ -55,7 +55,9 @@ def _invoke(words: list[str]) -> int:
         if type(error).__name__ == "NoArgsIsHelpError":
             say(error.format_message(), sys.stdout)
             return 0
-        raise Usage(_sentence(error.format_message()), hint=f"sdcli {name} --help" if name else "sdcli --help") from None
+        raise Usage(
+            _sentence(error.format_message()), hint=f"sdcli {name} --help" if name else "sdcli --help"
+        ) from None
     except typer.Abort:
         raise Interrupted("interrupted") from None
     if code == 130:  # Typer's answer to Ctrl-C

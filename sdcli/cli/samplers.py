@@ -6,7 +6,8 @@ import sys
 from collections.abc import Callable
 from typing import Any
 
-from sdcli.request.options import SCREEN, command as make
+from sdcli.request.options import SCREEN
+from sdcli.request.options import command as make
 from sdcli.terminal import say
 
 

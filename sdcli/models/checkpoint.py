@@ -14,7 +14,6 @@ from sdcli.models.kinds import DRAWN, TITLES, Kind, kind_of
 from sdcli.models.model import Component, Model
 from sdcli.terminal import show
 
-_USES = {"lora": "--lora", "vae": "--vae"}
 
 
 def read(path: Path) -> Model:
@@ -53,11 +52,11 @@ def _model(path: Path, kind: Kind, size: int) -> Model:
 def _other(path: Path, kind: Kind) -> SdcliError:
     """Named, never guessed."""
     title = TITLES.get(kind.kind, kind.kind)
-    if kind.kind in _USES:
+    if kind.kind == "lora":
         base = f" for {TITLES[kind.family]}" if kind.family in TITLES else ""
         return BadFile(
-            f"{show(path)} is {title}{base}, not a model to draw with",
-            hint=f'sdcli generate "a cat" -m {kind.family or "sd15"} {_USES[kind.kind]} {show(path, 200)}',
+            f"{show(path)} is a LoRA{base}, not a model to draw with",
+            hint=f"sdcli inspect-unet {kind.family or 'sd15'} --lora {show(path, 200)}",
         )
     seen = f"; it holds {', '.join(show(name, 80) for name in kind.seen)}" if kind.seen else ""
     return BadFile(

@@ -86,7 +86,8 @@ def _text(field: str, text: str) -> str:
 
 
 _CONVERT: dict[str, Callable[[str, str], Any]] = {
-    **dict.fromkeys(("steps", "num_images", "width", "height", "clip_skip", "batch_size", "filmstrip", "preview_every"), _integer),
+    **dict.fromkeys(("steps", "num_images", "width", "height", "clip_skip", "batch_size"), _integer),
+    **dict.fromkeys(("filmstrip", "preview_every"), _integer),
     **dict.fromkeys(("batch_invariant", "offline", "fallback", "overwrite", "compile"), _yes),
     **dict.fromkeys(("emphasis", "format", "metadata", "dtype"), _choice),
     "guidance": _number,
@@ -97,7 +98,7 @@ _CONVERT: dict[str, Callable[[str, str], Any]] = {
     "sampler": lambda field, text: samplers.find(text).name,
     "pins": _pins,
 }  # fmt: skip
-_SEVERAL = frozenset({"prompts", "lora"})
+_SEVERAL = frozenset({"prompts"})
 
 
 def convert(field: str, given: Any) -> Any:

@@ -67,9 +67,6 @@ OPTIONS: tuple[Option, ...] = (
            help="Also save N pictures of the way from noise to picture."),
     Option(field="preview_every", flags=("--preview-every",), metavar="N", panel=PICTURE, hidden=True,
            help="A rough preview every N steps."),
-    Option(field="lora", flags=("--lora",), metavar="FILE[:WEIGHT]", repeatable=True, panel=MODEL,
-           help="A LoRA to fold in; may be repeated."),
-    Option(field="vae_file", flags=("--vae",), metavar="FILE", panel=MODEL, help="Another VAE."),
     Option(field="revision", flags=("--revision",), metavar="COMMIT", panel=MODEL, help="Revision of a Hub model."),
     Option(field="offline", flags=("--offline",), switch=True, panel=MODEL, help="Never try the network."),
     Option(field="device", flags=("--device",), metavar="NAME", panel=MEMORY, help="auto, cpu, cuda, cuda:1 or mps."),
@@ -93,9 +90,9 @@ OPTIONS: tuple[Option, ...] = (
 SHORTHANDS = frozenset({"size", "dtype", "compile", "preset", "settings_from", "prompts_file"})
 
 SCREEN: tuple[Option, ...] = (
-    Option(field="json", flags=("--json",), switch=True, panel=OUTPUT, help="One JSON object on stdout, whatever happens."),
+    Option(field="json", flags=("--json",), switch=True, panel=OUTPUT, help="One JSON object on stdout."),
     Option(field="json_lines", flags=("--json-lines",), switch=True, panel=OUTPUT, help="One JSON object per picture."),
-    Option(field="show", flags=("--show/--no-show",), switch=True, panel=OUTPUT, help="Show the picture in the terminal."),
+    Option(field="show", flags=("--show/--no-show",), switch=True, panel=OUTPUT, help="Show the picture here."),
     Option(field="quiet", flags=("-q", "--quiet"), switch=True, panel=OUTPUT, help="Only results and errors."),
     Option(field="verbose", flags=("-v", "--verbose"), switch=True, panel=OUTPUT, help="The whole report."),
     Option(field="debug", flags=("--debug",), switch=True, panel=OUTPUT, help="Tracebacks."),

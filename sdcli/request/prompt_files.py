@@ -1,4 +1,4 @@
-"""--prompts FILE: text, JSONL or CSV, one line a prompt, with ids and settings of its own; stdin is read as it comes."""
+"""--prompts FILE: text, JSONL or CSV, a prompt a line, with its own id and settings; stdin is read as it comes."""
 
 from __future__ import annotations
 

@@ -1,0 +1,151 @@
+"""From what was typed to a Plan: sources in their order, the model, the machine, the decision. Nothing heavy."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from sdcli import __version__, data
+from sdcli.errors import Usage
+from sdcli.machine import as_if, hardware, installation, state
+from sdcli.machine.hardware import Hardware
+from sdcli.models import hub_cache, resolve
+from sdcli.models.model import Model
+from sdcli.plan.plan import Plan
+from sdcli.plan.planner import make_plan
+from sdcli.record.metadata import read as metadata
+from sdcli.request import config, jobs, prompt_files, samplers
+from sdcli.request.config import Sources
+from sdcli.request.options import OPTIONS
+from sdcli.request.request import Job, Request
+from sdcli.terminal import show
+
+
+@dataclass(frozen=True)
+class Asked:
+    """A plan, and the jobs still to come from stdin, if they come that way."""
+
+    plan: Plan
+    later: Iterator[Job] | None = None
+
+
+def plan_for(typed: Mapping[str, Any], command: str) -> Asked:
+    """The plan for what was typed; every refusal happens here, before anything is loaded."""
+    words = tuple(typed.get("words", ()))
+    mistake = jobs.forgotten_quotes(words, command)
+    if mistake is not None:
+        raise mistake
+    flags = config.from_flags(typed)
+    sources = read_sources(flags)
+    model = find_model(sources)
+    lines = _lines(flags.get("prompts_file"))
+    first = next(lines, None) if lines is not None else None
+    if lines is not None and first is None:
+        raise Usage("--prompts -: stdin holds no prompt", hint="sdcli help formats")
+    prompts = (*words, *flags.get("prompts", ())) or tuple(sources.settings_from.get("prompts", ()))
+    request, origins = _request(sources, model, prompts or ((first.prompt,) if first else ()), command)
+    waiting = flags.get("prompts_file") == "-"
+    made = _jobs(request, first, lines, waiting)
+    request = replace(request, prompts=tuple(dict.fromkeys(job.prompt for job in made)))
+    samplers.refuse_unable(samplers.find(request.sampler), model.zero_snr)
+    place = _hardware(request, typed.get("as_if"))
+    plan = make_plan(request, model, place, remembered(place), origins=origins, jobs=made, version=__version__)
+    later = _later(request, lines, len(made)) if waiting and lines is not None else None
+    return Asked(plan, later)
+
+
+def read_sources(flags: Mapping[str, Any]) -> Sources:
+    """Config file, environment, preset and picture, as far as the flags name them."""
+    user = config.from_user(state.config_folder() / "config.toml")
+    environment = config.from_environment(os.environ)
+    preset = flags.get("preset") or environment.get("preset") or user.get("preset")
+    image = flags.get("settings_from")
+    return Sources(
+        user=user,
+        environment=environment,
+        preset=config.from_preset(preset, state.config_folder() / "presets") if preset else {},
+        settings_from=dict(metadata.read(image).values) if image else {},
+        flag=flags,
+    )
+
+
+def find_model(sources: Sources) -> Model:
+    """The model that is asked for; the built-in one, else SD1.5, where nothing names one."""
+    values, _ = config.resolve(sources, family={}, model={})
+    shipped = data.builtin_model()
+    name = values.get("model") or ("builtin" if shipped else "sd15")
+    return resolve.resolve(
+        name, revision=values.get("revision"), hub=hub_cache.folder(os.environ), builtin=shipped,
+    )  # fmt: skip
+
+
+def _request(sources: Sources, model: Model, prompts: tuple[str, ...], command: str) -> tuple[Request, dict[str, str]]:
+    if not prompts:
+        raise Usage("no prompt", hint=f'sdcli {command} "a cat"')
+    family = resolve.family_of(model)
+    values, origins = config.resolve(sources, family=family.defaults, model=model.defaults)
+    seeds, drawn = jobs.resolve_seeds(values.get("seeds", ()), values.get("num_images"))
+    values.update(prompts=prompts, seeds=seeds, num_images=len(seeds))
+    values["model"] = values.get("model") or model.name
+    origins["seeds"] = "random" if drawn else origins["seeds"]
+    request = Request(**values)
+    jobs.check(request)
+    return request, {
+        option.field: origins.get(option.field, "family") for option in OPTIONS if hasattr(request, option.field)
+    }
+
+
+# --- jobs, from prompts or from lines
+
+
+def _lines(source: str | None) -> Iterator[prompt_files.Line] | None:
+    if source is None:
+        return None
+    if source == "-":
+        return prompt_files.parse(sys.stdin, "stdin", "")
+    return iter(prompt_files.read(Path(source)))
+
+
+def _jobs(
+    request: Request, first: prompt_files.Line | None, lines: Iterator[prompt_files.Line] | None, waiting: bool
+) -> tuple[Job, ...]:
+    """The jobs known now: all of them, unless they come from stdin, where only the first line is waited for."""
+    if first is None or lines is None:
+        return jobs.make_jobs(request)
+    known = [first] if waiting else [first, *lines]
+    return jobs.renumbered(job for line in known for job in _of_line(request, line))
+
+
+def _of_line(request: Request, line: prompt_files.Line) -> tuple[Job, ...]:
+    own = replace(request, prompts=(line.prompt,), seeds=line.seeds or request.seeds, **line.settings)
+    jobs.check(own)
+    return tuple(replace(job, id=line.id) for job in jobs.make_jobs(own))
+
+
+def _later(request: Request, lines: Iterator[prompt_files.Line], index: int) -> Iterator[Job]:
+    for line in lines:
+        for job in _of_line(request, line):
+            yield replace(job, index=index)
+            index += 1
+
+
+# --- the machine
+
+
+def _hardware(request: Request, described: str | None) -> Hardware:
+    return as_if.parse(described) if described else hardware.detect(request.device)
+
+
+def remembered(place: Hardware) -> Mapping[str, Any]:
+    """What this machine measured before; nothing for a machine that is only imagined."""
+    return {} if place.source == "as-if" else state.remembered(machine_of(place))
+
+
+def machine_of(place: Hardware) -> str:
+    """Where measures may be compared: this device under these versions."""
+    found = installation.versions(("torch", "diffusers", "transformers"))
+    return state.fingerprint(place, {version.name: version.version for version in found})

@@ -1,0 +1,32 @@
+"""What the shell offers for an option's value."""
+
+from __future__ import annotations
+
+
+def values(field: str, incomplete: str) -> list[str]:
+    return [value for value in _all(field) if value.casefold().startswith(incomplete.casefold())]
+
+
+def _all(field: str) -> list[str]:
+    from sdcli.request.options import OPTIONS
+
+    if field == "sampler":
+        from sdcli.request.samplers import SAMPLERS
+
+        return [sampler.name for sampler in SAMPLERS]
+    if field == "preset":
+        from sdcli.machine.state import config_folder
+        from sdcli.request.config import presets
+
+        return [preset.name for preset in presets(config_folder() / "presets")]
+    if field == "model":
+        from sdcli.models.families import families
+
+        return [family.known.alias for family in families().values() if family.known]
+    if field == "pins":
+        from sdcli.plan.techniques import TECHNIQUES
+
+        return [f"{technique.flag}={choice}" for technique in TECHNIQUES for choice in technique.choices]
+    if field == "device":
+        return ["auto", "cpu", "cuda", "mps"]
+    return [choice for option in OPTIONS if option.field == field for choice in option.choices]

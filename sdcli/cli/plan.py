@@ -1,0 +1,40 @@
+"""`sdcli plan`: what a picture would need, every sensible way of making it, and the one that would be taken."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import typer
+
+from sdcli import schema
+from sdcli.cli import complete, plan_screen
+from sdcli.cli.answer import print_json
+from sdcli.cli.ask import plan_for
+from sdcli.machine.memory import disk_free
+from sdcli.plan.refusal import refused
+from sdcli.request.options import AS_IF, OPTIONS, SCREEN
+from sdcli.request.options import command as make
+from sdcli.terminal import say, speaks_unicode, width
+
+
+def command() -> Callable[..., None]:
+    screen = [option for option in SCREEN if option.field in ("json", "debug")]
+    return make(
+        _plan, [*OPTIONS, AS_IF, *screen], name="plan", words="[PROMPT]...", complete=complete.values,
+        help="Show what a picture would need, before anything is loaded.",
+    )  # fmt: skip
+
+
+def _plan(typed: dict[str, Any]) -> None:
+    plan = plan_for(typed, "plan").plan
+    if typed.get("json"):
+        print_json(schema.to_json(plan))
+        raise typer.Exit(0 if plan.fits else 4)
+    free = disk_free(Path(plan.request.output or "."))
+    for line in plan_screen.render(plan, width(sys.stdout), not speaks_unicode(sys.stdout), free):
+        say(line, sys.stdout)
+    if not plan.fits:
+        raise refused(plan)
