@@ -5,8 +5,8 @@ from __future__ import annotations
 import re
 
 from sdcli.errors import Usage
-from sdcli.machine import hardware, memory, processor
-from sdcli.machine.hardware import Hardware
+from sdcli.machine import dtypes, memory, processor
+from sdcli.machine.hardware import GIB, Hardware
 from sdcli.machine.memory import Memory
 from sdcli.machine.processor import Processor
 from sdcli.machine.sizes import parse_size
@@ -39,9 +39,9 @@ def _host(rest: str, text: str, host: Memory | None) -> Memory:
 
 
 def _hardware(kind: str, size: int, free: int, host: Memory, chip: Processor) -> Hardware:
-    total = {"cpu": host.total, "mps": hardware.apple_limit(host.total)}.get(kind, size)
-    dtypes = {"cpu": hardware.cpu_dtypes(chip.isa), "mps": hardware.mps_dtypes()}.get(kind, hardware.cuda_dtypes(None))
-    name = {"cpu": chip.name, "mps": "an Apple GPU"}.get(kind, f"a {size / hardware.GIB:.3g} GiB NVIDIA card")
+    total = {"cpu": host.total, "mps": memory.apple_limit(host.total)}.get(kind, size)
+    numbers = {"cpu": dtypes.cpu(chip.isa), "mps": dtypes.mps()}.get(kind, dtypes.cuda(None))
+    name = {"cpu": chip.name, "mps": "an Apple GPU"}.get(kind, f"a {size / GIB:.3g} GiB NVIDIA card")
     return Hardware(
         device="cuda:0" if kind == "cuda" else kind,
         name=name,
@@ -52,7 +52,7 @@ def _hardware(kind: str, size: int, free: int, host: Memory, chip: Processor) ->
         ram_free=host.available,
         isa=chip.isa,
         threads=chip.threads,
-        dtypes=dtypes,
+        dtypes=numbers,
     )
 
 

@@ -161,6 +161,14 @@ def advised(card: Card, report: Report) -> CudaBuild | None:
     return None
 
 
+def no_way(card: Card) -> str:
+    """Why no build of torch would do."""
+    known = _number(card.capability)
+    if known is not None and known < min(build.least for build in BUILDS):
+        return f"no torch of today is built for its compute capability {card.capability}"
+    return f"it needs an NVIDIA driver from {LOWEST_DRIVER} on"
+
+
 def _driver_major(report: Report) -> int | None:
     if report.cuda is not None:  # compatibility packages let an older driver run a newer CUDA
         return _driver_for(report.cuda)
@@ -192,7 +200,6 @@ class Installation:
     kind: str  # checkout | pipx | uv tool | conda | venv | system
     prefix: Path
     python: str
-    source: str = DISTRIBUTION  # what to install again: a folder, a git address, the distribution
     uv: bool = False  # made by uv: has no pip of its own
 
 
@@ -205,7 +212,6 @@ def find(prefix: Path | None = None, base: Path | None = None, python: str | Non
         kind=_kind(prefix, base),
         prefix=prefix,
         python=python or sys.executable,
-        source=_source(),
         uv=re.search(r"^uv\s*=", settings, re.MULTILINE) is not None,
     )
 
@@ -227,8 +233,8 @@ def _checkout_of(prefix: Path) -> Path | None:
     return None
 
 
-def _source() -> str:
-    """Where it was installed from, as its own record says (PEP 610)."""
+def source() -> str:
+    """What to install again: a folder, a git address or the distribution, as its own record says (PEP 610)."""
     import json
     from importlib import metadata
     from urllib.parse import unquote, urlparse
@@ -257,7 +263,13 @@ def _text(path: Path) -> str:
 
 
 def fix(
-    installation: Installation, torch: Torch | None, card: Card, report: Report, *, uv_found: bool | None = None
+    installation: Installation,
+    torch: Torch | None,
+    card: Card,
+    report: Report,
+    *,
+    uv_found: bool | None = None,
+    origin: str | None = None,
 ) -> str | None:
     """One line to paste that gives this installation a torch for this card; None where no torch would help."""
     build = advised(card, report)
@@ -269,7 +281,7 @@ def fix(
     backend = "auto" if build.tag == ADVISED[0] else build.tag
     python, kind = installation.python, installation.kind
     if kind == "uv tool":
-        words = ["uv", "tool", "install", "--reinstall", f"--torch-backend={backend}", _here(installation.source)]
+        words = ["uv", "tool", "install", "--reinstall", f"--torch-backend={backend}", _here(origin or source())]
     elif kind == "pipx":
         words = ["pipx", "runpip", DISTRIBUTION, "install", wanted, "--index-url", index]
     elif _uv(uv_found) and (installation.uv or kind == "checkout"):
@@ -325,11 +337,11 @@ def _managed() -> bool:
     return Path(sysconfig.get_path("stdlib"), "EXTERNALLY-MANAGED").exists()
 
 
-def _here(source: str) -> str:
+def _here(origin: str) -> str:
     try:
-        return "." if Path(source).resolve() == Path.cwd() else source
+        return "." if Path(origin).resolve() == Path.cwd() else origin
     except OSError:
-        return source
+        return origin
 
 
 def command_line(words: list[str]) -> str:

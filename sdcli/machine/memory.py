@@ -104,6 +104,11 @@ def vm_stat(text: str) -> int:
     return (int(size[1]) if size else 4096) * sum(pages.get(name, 0) for name in names)
 
 
+def apple_limit(total: int) -> int:
+    """What macOS lets the GPU hold of the shared memory unless told otherwise: two thirds up to 36 GiB, then 3/4."""
+    return total * 2 // 3 if total <= 36 << 30 else total * 3 // 4
+
+
 def output(*command: str) -> str:
     """What a small system tool prints; empty where it is missing or fails."""
     import subprocess

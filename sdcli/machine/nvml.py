@@ -23,6 +23,7 @@ _REASONS = {
     15: "the GPU was lost: restart the machine",
     18: "the NVIDIA driver was updated while in use: restart the machine",
 }
+_CARD_IS_THERE = (4, 15, 18)  # errors that machines without a card do not give
 _MISSING = 13  # a function this driver does not have
 
 
@@ -49,6 +50,7 @@ class Report:
     driver: str | None = None
     cuda: str | None = None  # the newest CUDA this driver can run, "12.8"
     reason: str | None = None
+    broken: bool = False  # there is a card, and it does not answer
 
 
 def read(library: Any = None) -> Report:
@@ -57,8 +59,8 @@ def read(library: Any = None) -> Report:
         library = _load() if library is None else library
         if library is None:
             return Report(reason="there is no NVIDIA driver")
-        with _session(library) as reason:
-            return Report(reason=reason) if reason else _read(library)
+        with _session(library) as status:
+            return _refused(status) if status else _read(library)
     except Exception as error:  # a foreign library: nothing it does may stop a plan for the CPU
         return Report(reason=f"NVML failed: {type(error).__name__}: {error}")
 
@@ -85,14 +87,14 @@ def _places() -> list[str]:
 
 
 @contextmanager
-def _session(library: Any) -> Iterator[str | None]:
-    """NVML open, and closed again whatever happens; yields the reason if it would not open."""
+def _session(library: Any) -> Iterator[int]:
+    """NVML open, and closed again whatever happens; yields what opening it answered, 0 for success."""
     status = _call(library, "nvmlInit_v2")
     if status != 0:
-        yield _because(status)
+        yield status
         return
     try:
-        yield None
+        yield status
     finally:
         _call(library, "nvmlShutdown")
 
@@ -109,6 +111,10 @@ def _because(status: int) -> str:
     return _REASONS.get(status, f"NVML answered with error {status}")
 
 
+def _refused(status: int, driver: str | None = None) -> Report:
+    return Report(driver=driver, reason=_because(status), broken=status in _CARD_IS_THERE)
+
+
 def _read(library: Any) -> Report:
     import ctypes
 
@@ -116,7 +122,7 @@ def _read(library: Any) -> Report:
     count = ctypes.c_uint(0)
     status = _call(library, "nvmlDeviceGetCount_v2", ctypes.byref(count))
     if status != 0:
-        return Report(driver=driver, reason=_because(status))
+        return _refused(status, driver)
     cards, reason = [], None
     for index in range(min(count.value, 256)):
         handle = ctypes.c_void_p()
@@ -125,9 +131,10 @@ def _read(library: Any) -> Report:
             cards.append(_card(library, handle, index))
         else:
             reason = f"GPU {index}: {_because(status)}"
+    broken = reason is not None
     if not cards and reason is None:
         reason = "the NVIDIA driver sees no GPU"
-    return Report(cards=tuple(cards), driver=driver, cuda=_cuda(library), reason=reason)
+    return Report(cards=tuple(cards), driver=driver, cuda=_cuda(library), reason=reason, broken=broken)
 
 
 def _card(library: Any, handle: ctypes.c_void_p, index: int) -> Card:

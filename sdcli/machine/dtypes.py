@@ -1,0 +1,34 @@
+"""Which number types a device can be trusted with, as long as no probe has looked: assumed or unavailable."""
+
+from __future__ import annotations
+
+import re
+
+NAMES = ("fp32", "bf16", "fp16")
+
+
+def cpu(isa: str) -> dict[str, str]:
+    """bf16 only where the CPU has instructions for it: emulated it is 3 to 500 times slower than fp32."""
+    native = "bf16" in isa or isa == "amx"
+    return {"fp32": "assumed", "bf16": "assumed" if native else "unavailable", "fp16": "unavailable"}
+
+
+def cuda(capability: str | None) -> dict[str, str]:
+    """fp16 from 5.3 on, bf16 from Ampere (8.0) on; an unknown card is taken for a recent one."""
+    known = float(capability) if capability else 8.6
+    return {
+        "fp32": "assumed",
+        "bf16": "assumed" if known >= 8.0 else "unavailable",
+        "fp16": "assumed" if known >= 5.3 else "unavailable",
+    }
+
+
+def mps() -> dict[str, str]:
+    return {"fp32": "assumed", "bf16": "unavailable", "fp16": "assumed"}
+
+
+def notes(name: str, capability: str | None) -> tuple[str, ...]:
+    """GTX 16xx are Turing without tensor cores; half precision gives black or green pictures on some of them."""
+    if capability == "7.5" and re.search(r"GTX 16\d\d", name):
+        return ("fp16 can give black or failed pictures on GTX 16xx cards; if it does: --dtype fp32",)
+    return ()
