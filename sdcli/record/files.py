@@ -6,6 +6,7 @@ import contextlib
 import errno
 import os
 import shlex
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from sdcli.errors import CannotWrite
@@ -13,6 +14,8 @@ from sdcli.terminal import show
 
 _NOFOLLOW = getattr(os, "O_NOFOLLOW", 0)
 _BINARY = getattr(os, "O_BINARY", 0)  # Windows would turn \n into \r\n
+
+BLOCK = 65_536
 
 # What file systems answer that know no hard links (FAT, some network and phone storage).
 WITHOUT_LINKS = {
@@ -86,18 +89,33 @@ def write_whole(files: Files, file: int, data: bytes) -> None:
         rest = rest[files.write(file, rest) :]
 
 
-def write_new(files: Files, path: Path, data: bytes) -> None:
+def write_new(files: Files, path: Path, pieces: Iterable[bytes]) -> None:
     """A new, whole, synced file, or none: what was half-written is removed."""
     file = files.create(path)
     try:
         try:
-            write_whole(files, file, data)
+            for block in _blocks(pieces):
+                write_whole(files, file, block)
             files.sync(file)
         finally:
             files.close(file)
     except BaseException:
         discard(files, path)
         raise
+
+
+def _blocks(pieces: Iterable[bytes]) -> Iterator[bytes]:
+    """Small pieces joined, so that a long text is not one system call a line."""
+    held: list[bytes] = []
+    size = 0
+    for piece in pieces:
+        held.append(piece)
+        size += len(piece)
+        if size >= BLOCK:
+            yield b"".join(held)
+            held, size = [], 0
+    if held:
+        yield b"".join(held)
 
 
 def discard(files: Files, path: Path) -> None:
@@ -136,11 +154,11 @@ def _claim_and_replace(files: Files, part: Path, final: Path) -> None:
         raise
 
 
-def replace_whole(files: Files, path: Path, data: bytes) -> None:
+def replace_whole(files: Files, path: Path, pieces: Iterable[bytes]) -> None:
     """`path` is the old file or the new one, never half of either."""
     part = path.with_name(f".{path.name}.{os.getpid()}.part")
     discard(files, part)
-    write_new(files, part, data)
+    write_new(files, part, pieces)
     try:
         files.replace(part, path)
     except BaseException:

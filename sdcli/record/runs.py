@@ -82,7 +82,7 @@ class Manifest:
 
 def line(fields: Mapping[str, Any]) -> bytes:
     """One JSON object with the checksum of its own bytes as the last key."""
-    body = documents.dump(fields)
+    body = b"".join(documents.pieces(fields))
     return body[:-1] + b',"crc":"%08x"}\n' % zlib.crc32(body)
 
 

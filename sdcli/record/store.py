@@ -230,7 +230,7 @@ class Shelf:
                     files.make_folder(path.parent)
                     part = destination.part(event.index, name)
                     discard(files, part)
-                    write_new(files, part, data)
+                    write_new(files, part, [data])
                 manifest.append("intent", **schema.to_json(replace(intent, file=name)))
                 try:
                     publish(files, part, path, overwrite=destination.overwrite)

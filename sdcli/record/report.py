@@ -1,0 +1,488 @@
+"""What a run did, folded from its events: `sdcli.report/1`, on stdout with --json and in report.json."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, fields, replace
+from pathlib import Path
+from typing import Any
+
+from sdcli import __version__, events, schema
+from sdcli.errors import ImagesFailed, Interrupted, SdcliError, Terminated
+from sdcli.events import Event
+from sdcli.plan.plan import Plan, Warning
+from sdcli.record import documents
+from sdcli.record.files import REAL, Files, cannot_write, replace_whole
+from sdcli.record.runs import Intent, plan_json
+from sdcli.request.request import Job
+
+NAME, NEWEST = "sdcli.report", 1
+MOST_STEPS = 10_000
+MOST_WARNINGS = 200
+PHASES = ("plan", "import", "load", "compile", "encode", "denoise", "decode", "save")
+BEFORE_LOAD = ("before-load", "import")  # Memory events that say what the process held before any weights
+
+
+@dataclass(frozen=True, kw_only=True)
+class PhaseTime:
+    name: str
+    seconds: float = 0.0
+    count: int = 0
+    device_peak: int | None = None
+    host_peak: int | None = None
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class BatchTimes:
+    """`step_seconds` has one entry per UNet call, the first included; none once a run has more than 10,000."""
+
+    index: int
+    images: tuple[int, ...] = ()
+    encode_seconds: float = 0.0
+    step_seconds: tuple[float, ...] = ()
+    decode_seconds: float = 0.0
+    save_seconds: float = 0.0
+    steps: int = 0
+    denoise_seconds: float = 0.0
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Image:
+    index: int
+    status: str  # saved | suspect | failed | missing
+    file: str | None = None
+    format: str | None = None
+    bytes: int | None = None
+    width: int | None = None
+    height: int | None = None
+    prompt: str | None = None
+    negative_prompt: str | None = None
+    seed: int | None = None
+    steps: int | None = None
+    unet_calls: int | None = None
+    guidance: float | None = None
+    sampler: str | None = None
+    tokens: int | None = None
+    pixel_sha256: str | None = None
+    file_sha256: str | None = None
+    error: Mapping[str, Any] | None = None
+
+    @property
+    def kept(self) -> bool:
+        return self.status in ("saved", "suspect")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Predicted:
+    device_peak: int
+    host_peak: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Measured:
+    allocated_peak: int | None = None
+    reserved_peak: int | None = None
+    driver_peak: int | None = None
+    pinned_peak: int | None = None
+    host_peak: int | None = None
+    host_before_load: int | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class MemoryUse:
+    predicted: Predicted | None = None
+    measured: Measured = field(default_factory=Measured)
+    ratio: float | None = None  # measured / predicted
+
+
+@dataclass(frozen=True, kw_only=True)
+class Report:
+    schema: str = f"{NAME}/{NEWEST}"
+    version: str = ""
+    run: str
+    folder: str | None = None
+    status: str  # done | partial | failed | interrupted
+    exit_code: int
+    error: Mapping[str, Any] | None = None
+    started: str
+    seconds: float
+    plan: Mapping[str, Any] = field(default_factory=dict)
+    phases: tuple[PhaseTime, ...] = ()
+    batches: tuple[BatchTimes, ...] = ()
+    images: tuple[Image, ...] = ()
+    memory: MemoryUse = field(default_factory=MemoryUse)
+    degraded: tuple[events.Degraded, ...] = ()
+    warnings: tuple[Warning, ...] = ()
+    environment: Mapping[str, Any] = field(default_factory=dict)
+
+    def phase(self, name: str) -> PhaseTime:
+        return next((phase for phase in self.phases if phase.name == name), PhaseTime(name=name))
+
+
+# --- out and in
+
+
+def to_json(report: Report, folder: Path | None = None) -> dict[str, Any]:
+    """As for the file; with `folder` as for stdout, where paths are absolute."""
+    data: dict[str, Any] = schema.to_json(report)
+    data["folder"] = None if folder is None else str(folder)
+    data["images"] = [image_json(image, folder) for image in report.images]
+    return data
+
+
+def image_json(image: Image, folder: Path | None = None) -> dict[str, Any]:
+    data: dict[str, Any] = schema.to_json(image)
+    if folder is None:
+        return data
+    path = str(folder / image.file) if image.file is not None else None
+    head = {key: data.pop(key) for key in ("index", "status", "file")}
+    return {**head, "path": path, **data}
+
+
+def from_json(data: Mapping[str, Any], where: str = "report.json") -> Report:
+    documents.check_schema(data, NAME, NEWEST, where)
+    return schema.from_json(Report, data, where)
+
+
+def pieces(report: Report) -> Iterator[bytes]:
+    """The file bit by bit, a line for each picture: 10,000 of them as one text would be memory for nothing."""
+    for number, one in enumerate(fields(report)):
+        value = None if one.name == "folder" else getattr(report, one.name)
+        yield (b",\n" if number else b"{") + documents.dump(one.name) + b":"
+        if isinstance(value, tuple) and value:
+            for place, item in enumerate(value):
+                yield (b",\n " if place else b"[\n ") + documents.dump(schema.to_json(item))
+            yield b"]"
+        else:
+            yield from documents.pieces(schema.to_json(value), end=b"\n ", levels=2)
+    yield b"}\n"
+
+
+def write(report: Report, path: Path, files: Files = REAL) -> None:
+    """report.json, the old one or the new one, never half of either."""
+    try:
+        replace_whole(files, path, pieces(report))
+    except OSError as error:
+        raise cannot_write(path, error, done="the pictures are saved") from None
+
+
+# --- folding
+
+
+def fold(
+    stream: Iterable[Event],
+    *,
+    started: str,
+    run: str,
+    seconds: float,
+    error: SdcliError | None = None,
+    earlier: Mapping[int, Intent] | None = None,
+) -> Report:
+    folding = Folding(started=started, run=run, clock=lambda: seconds, earlier=earlier)
+    for event in stream:
+        folding(event)
+    return folding.report(error)
+
+
+class Folding:
+    """The fold, an event at a time: figures are kept, pixels never. A sink for `watch`.
+
+    `clock` says the seconds since the process started; `earlier` are pictures a resumed run had already.
+    """
+
+    def __init__(
+        self, *, started: str, run: str, clock: Callable[[], float], earlier: Mapping[int, Intent] | None = None
+    ) -> None:
+        self.started = started
+        self.run = run
+        self.plan: Plan | None = None
+        self._clock = clock
+        self._last_file: float | None = None
+        self._earlier = dict(earlier or {})
+        self._times: dict[str, list[float]] = {}  # seconds and count
+        self._peaks: dict[str, list[int | None]] = {}  # device and host
+        self._loads: list[float] = [0.0, 0]
+        self._measured = Measured()
+        self._device_peak: int | None = None
+        self._batches: dict[int, BatchTimes] = {}
+        self._steps: dict[int, list[float]] = {}
+        self._kept_steps = 0
+        self._tokens: dict[int, tuple[int, ...]] = {}
+        self._decoded: dict[int, Job] = {}
+        self._images: dict[int, Image] = {}
+        self._degraded: list[events.Degraded] = []
+        self._warnings: dict[tuple[str, str], Warning] = {}
+        self._environment: dict[str, Any] = {}
+        self._stopped: SdcliError | None = None
+
+    def __call__(self, event: Event) -> None:
+        match event:
+            case events.Planned():
+                self._see_plan(event)
+            case events.Timed():
+                self._time(event.phase, event.seconds)
+            case events.Loaded():
+                self._loads[0] += event.seconds
+                self._loads[1] += 1
+            case events.Encoded():
+                self._see_encoded(event)
+            case events.Step():
+                self._see_step(event)
+            case events.Denoised():
+                self._time("denoise", event.seconds)
+            case events.Memory():
+                self._see_memory(event)
+            case events.Decoded():
+                self._see_decoded(event)
+            case events.Saved():
+                self._see_saved(event)
+            case events.Failed():
+                self._see_failed(event)
+            case events.Degraded():
+                self._degraded.append(event)
+            case events.Warned():
+                self._warn(Warning(code=event.code, message=event.message))
+            case events.Interrupted():
+                self._see_interrupted(event)
+            case events.Done():
+                self._environment = dict(event.environment)
+
+    # --- events that leave more than a sum
+
+    def _see_plan(self, event: events.Planned) -> None:
+        self.plan = event.plan
+        for warning in event.plan.warnings:
+            self._warn(warning)
+
+    def _see_encoded(self, event: events.Encoded) -> None:
+        self._time("encode", event.seconds)
+        self._tokens[event.batch] = event.tokens
+        self._add(event.batch, encode_seconds=event.seconds)
+
+    def _see_step(self, event: events.Step) -> None:
+        if event.batch not in self._steps and self._kept_steps + event.of <= MOST_STEPS:
+            self._steps[event.batch] = []
+            self._kept_steps += event.of
+        kept = self._steps.get(event.batch)
+        if kept is not None:
+            kept.append(event.seconds)
+        self._add(event.batch, steps=1, denoise_seconds=event.seconds)
+        if event.device_peak is not None:
+            self._peak("denoise", event.device_peak, None)
+
+    def _see_memory(self, event: events.Memory) -> None:
+        if event.phase in BEFORE_LOAD:
+            self._measured = replace(self._measured, host_before_load=event.host_peak)
+        else:
+            names = ("allocated_peak", "reserved_peak", "driver_peak", "pinned_peak", "host_peak")
+            found = {name: _larger(getattr(self._measured, name), getattr(event, name)) for name in names}
+            self._measured = replace(self._measured, **found)
+            self._device_peak = _larger(self._device_peak, event.device_peak)
+        if event.phase in PHASES:
+            self._peak(event.phase, event.device_peak, event.host_peak)
+
+    def _see_decoded(self, event: events.Decoded) -> None:
+        self._time("decode", event.seconds)
+        self._add(event.batch, decode_seconds=event.seconds)
+        self._decoded[event.index] = event.job
+
+    def _see_saved(self, event: events.Saved) -> None:
+        self._last_file = self._clock()
+        self._time("save", event.seconds)
+        self._add(event.batch, save_seconds=event.seconds, image=event.index)
+        known = image_of(self._job(event.index), event.index, event.status)
+        self._images[event.index] = replace(
+            known,
+            file=event.file,
+            format=event.format,
+            bytes=event.bytes,
+            width=event.width,
+            height=event.height,
+            tokens=self._count_of(event.batch, event.index),
+            pixel_sha256=event.pixel_sha256,
+            file_sha256=event.file_sha256,
+        )
+        self._decoded.pop(event.index, None)
+
+    def _see_failed(self, event: events.Failed) -> None:
+        known = image_of(self._job(event.index), event.index, "failed")
+        tokens = self._count_of(event.batch, event.index)
+        self._add(event.batch, image=event.index)
+        self._images[event.index] = replace(known, tokens=tokens, error=dict(event.error))
+        self._decoded.pop(event.index, None)
+
+    def _see_interrupted(self, event: events.Interrupted) -> None:
+        kept = sum(image.kept for image in self._images.values())
+        kind = Terminated if event.signal == "terminated" else Interrupted
+        self._stopped = kind("stopped before the end", done=f"{kept} pictures are saved", hint="sdcli resume")
+
+    # --- bookkeeping
+
+    def _time(self, phase: str, seconds: float) -> None:
+        times = self._times.setdefault(phase, [0.0, 0])
+        times[0] += seconds
+        times[1] += 1
+
+    def _peak(self, phase: str, device: int | None, host: int | None) -> None:
+        peaks = self._peaks.setdefault(phase, [None, None])
+        peaks[0], peaks[1] = _larger(peaks[0], device), _larger(peaks[1], host)
+
+    def _add(self, batch: int, *, image: int | None = None, **more: float) -> None:
+        times = self._batches.get(batch) or BatchTimes(index=batch)
+        sums = {name: getattr(times, name) + value for name, value in more.items()}
+        images = times.images if image is None or image in times.images else (*times.images, image)
+        self._batches[batch] = replace(times, images=images, **sums)
+
+    def _warn(self, warning: Warning) -> None:
+        if len(self._warnings) < MOST_WARNINGS:
+            self._warnings.setdefault((warning.code, warning.message), warning)
+
+    def _job(self, index: int) -> Job | None:
+        if self.plan is not None and index < len(self.plan.jobs):
+            return self.plan.jobs[index]
+        return self._decoded.get(index)
+
+    def _count_of(self, batch: int, index: int) -> int | None:
+        """The tokens of one picture of its batch; pictures no plan lists come in their batch's order."""
+        counts = self._tokens.get(batch, ())
+        listed = self.plan.batches[batch] if self.plan is not None and batch < len(self.plan.batches) else ()
+        seen = self._batches[batch].images if batch in self._batches else ()
+        place = listed.index(index) if index in listed else (seen.index(index) if index in seen else len(seen))
+        return counts[place] if place < len(counts) else None
+
+    # --- the end
+
+    def entry(self, index: int) -> Image | None:
+        """What is known of one picture now."""
+        return self._images.get(index)
+
+    def report(self, error: SdcliError | None = None) -> Report:
+        images = self._all_images()
+        stopped = error or self._stopped
+        failure = stopped or _shortfall(images)
+        return Report(
+            version=__version__,
+            run=self.run,
+            status=_status(images, stopped),
+            exit_code=failure.code if failure else 0,
+            error=failure.to_json() if failure else None,
+            started=self.started,
+            seconds=self._last_file if self._last_file is not None else self._clock(),
+            plan=plan_json(self.plan) if self.plan else {},
+            phases=self._phases(),
+            batches=tuple(self._with_steps(batch) for _, batch in sorted(self._batches.items())),
+            images=images,
+            memory=self._memory_use(),
+            degraded=tuple(self._degraded),
+            warnings=tuple(self._warnings.values()),
+            environment=self._environment,
+        )
+
+    def _with_steps(self, batch: BatchTimes) -> BatchTimes:
+        images = batch.images
+        if self.plan is not None and batch.index < len(self.plan.batches):
+            images = self.plan.batches[batch.index]
+        return replace(batch, images=images, step_seconds=tuple(self._steps.get(batch.index, ())))
+
+    def _all_images(self) -> tuple[Image, ...]:
+        found = dict(self._images)
+        planned = self.plan.jobs if self.plan is not None else ()
+        for index, intent in self._earlier.items():
+            if index not in found:
+                found[index] = _had_already(self._job(index), intent)
+        for job in planned:
+            if job.index not in found:
+                found[job.index] = image_of(job, job.index, "missing")
+        return tuple(image for _, image in sorted(found.items()))
+
+    def _phases(self) -> tuple[PhaseTime, ...]:
+        times = dict(self._times)
+        if "load" not in times and self._loads[1]:
+            times["load"] = self._loads
+        if "denoise" not in times and self._batches:  # stopped within the first batch
+            steps = sum(batch.denoise_seconds for batch in self._batches.values())
+            times |= {"denoise": [steps, len(self._batches)]} if steps else {}
+        names = [*PHASES, *(name for name in times if name not in PHASES)]
+        return tuple(
+            PhaseTime(
+                name=name,
+                seconds=times.get(name, [0.0, 0])[0],
+                count=int(times.get(name, [0.0, 0])[1]),
+                device_peak=self._peaks.get(name, [None, None])[0],
+                host_peak=self._peaks.get(name, [None, None])[1],
+            )
+            for name in names
+            if name in times or name in self._peaks
+        )
+
+    def _memory_use(self) -> MemoryUse:
+        if self.plan is None:
+            return MemoryUse(measured=self._measured)
+        footprint = self.plan.footprint
+        predicted = Predicted(device_peak=footprint.device_peak, host_peak=footprint.host_peak)
+        if self.plan.setup.device == "cpu":
+            measured, expected = self._measured.host_peak, predicted.host_peak
+        else:
+            measured, expected = self._measured.reserved_peak or self._device_peak, predicted.device_peak
+        ratio = measured / expected if measured is not None and expected > 0 else None
+        return MemoryUse(predicted=predicted, measured=self._measured, ratio=ratio)
+
+
+def image_of(job: Job | None, index: int, status: str) -> Image:
+    if job is None:
+        return Image(index=index, status=status)
+    return Image(
+        index=index,
+        status=status,
+        width=job.width,
+        height=job.height,
+        prompt=job.prompt,
+        negative_prompt=job.negative_prompt,
+        seed=job.seed,
+        steps=job.steps,
+        unet_calls=job.unet_calls,
+        guidance=job.guidance,
+        sampler=job.sampler,
+    )
+
+
+def _had_already(job: Job | None, intent: Intent) -> Image:
+    return replace(
+        image_of(job, intent.index, intent.status),
+        file=intent.file,
+        format=intent.file.rpartition(".")[2].lower().replace("jpeg", "jpg"),
+        bytes=intent.bytes,
+        pixel_sha256=intent.pixel_sha256,
+        file_sha256=intent.file_sha256,
+    )
+
+
+def _larger(one: int | None, other: int | None) -> int | None:
+    return other if one is None else one if other is None else max(one, other)
+
+
+def _status(images: Sequence[Image], stopped: SdcliError | None) -> str:
+    if isinstance(stopped, (Interrupted, Terminated)):
+        return "interrupted"
+    if stopped is None and all(image.status == "saved" for image in images):
+        return "done"
+    return "partial" if any(image.kept for image in images) else "failed"
+
+
+def _shortfall(images: Sequence[Image]) -> ImagesFailed | None:
+    """The error of a run that ended by itself with less than was asked."""
+    lost = sum(not image.kept for image in images)
+    suspect = sum(image.status == "suspect" for image in images)
+    if not lost and not suspect:
+        return None
+    of = f"{len(images)} picture" + ("s" if len(images) != 1 else "")
+    told = [f"{lost} of {of} could not be saved"] if lost else []
+    told += [f"{suspect} of {of} came out as one flat colour"] if suspect else []
+    kept = len(images) - lost
+    return ImagesFailed(
+        "; ".join(told),
+        done=f"{kept} saved" if kept else "nothing was saved",
+        hint="sdcli resume" if lost else "the same command with another --seed",
+        failed=lost,
+        suspect=suspect,
+    )
