@@ -36,7 +36,7 @@ FLOORS = {
     "huggingface_hub": "1.0",
     "pillow": "12.2",
     "numpy": "2",
-    "typer": "0.20",
+    "typer": "0.29",
     "rich": "14",
 }
 # Package, the beginning of its version, and what is known of it.
@@ -200,7 +200,7 @@ class Installation:
     kind: str  # checkout | pipx | uv tool | conda | venv | system
     prefix: Path
     python: str
-    uv: bool = False  # made by uv: has no pip of its own
+    uv: bool = False  # made by uv: may have no pip of its own
 
 
 def find(prefix: Path | None = None, base: Path | None = None, python: str | None = None) -> Installation:
@@ -237,7 +237,7 @@ def source() -> str:
     """What to install again: a folder, a git address or the distribution, as its own record says (PEP 610)."""
     import json
     from importlib import metadata
-    from urllib.parse import unquote, urlparse
+    from urllib.parse import urlparse
     from urllib.request import url2pathname
 
     try:
@@ -246,7 +246,7 @@ def source() -> str:
         return DISTRIBUTION
     url = str(record.get("url", "")) if isinstance(record, dict) else ""
     if url.startswith("file:"):
-        return url2pathname(unquote(urlparse(url).path))
+        return url2pathname(urlparse(url).path)
     if url and "vcs_info" in record:
         return f"{record['vcs_info'].get('vcs', 'git')}+{url}"
     return url or DISTRIBUTION
@@ -268,7 +268,7 @@ def fix(
     card: Card,
     report: Report,
     *,
-    uv_found: bool | None = None,
+    has_pip: bool | None = None,
     origin: str | None = None,
 ) -> str | None:
     """One line to paste that gives this installation a torch for this card; None where no torch would help."""
@@ -284,7 +284,7 @@ def fix(
         words = ["uv", "tool", "install", "--reinstall", f"--torch-backend={backend}", _here(origin or source())]
     elif kind == "pipx":
         words = ["pipx", "runpip", DISTRIBUTION, "install", wanted, "--index-url", index]
-    elif _uv(uv_found) and (installation.uv or kind == "checkout"):
+    elif installation.uv and not (_package_folder("pip") if has_pip is None else has_pip):
         words = ["uv", "pip", "install", "--python", python, "--reinstall-package", "torch"]
         words += [f"--torch-backend={backend}", wanted.split("+")[0]]
     elif kind == "conda" and _installer("torch") == "conda":
@@ -310,14 +310,6 @@ def _requirement(torch: Torch | None, build: CudaBuild) -> str:
 def _built(build: CudaBuild, version: str) -> bool:
     minor = version_of(version)[:2]
     return build.first <= minor and (build.last is None or minor <= build.last)
-
-
-def _uv(found: bool | None) -> bool:
-    if found is not None:
-        return found
-    import shutil
-
-    return shutil.which("uv") is not None
 
 
 def _installer(name: str) -> str:
@@ -367,19 +359,37 @@ class Version:
 
 def versions(names: tuple[str, ...] = tuple(TESTED)) -> tuple[Version, ...]:
     """Installed versions by the packages' own records; nothing is imported."""
-    return tuple(Version(name=name, version=found, known_bad=known_bad(name, found)) for name, found in _found(names))
+    recorded = _recorded()
+    found = ((name, recorded.get(_normal(name)) or _asked(name)) for name in names)
+    return tuple(Version(name=name, version=version, known_bad=known_bad(name, version)) for name, version in found)
 
 
-def _found(names: tuple[str, ...]) -> list[tuple[str, str]]:
+def _recorded() -> dict[str, str]:
+    """Versions by the names of the records' folders: a tenth of the time that opening each record takes."""
+    found: dict[str, str] = {}
+    for place in sys.path:
+        try:
+            names = os.listdir(place or ".")
+        except OSError:
+            continue
+        for entry in names:
+            name, _, version = entry.removesuffix(".dist-info").partition("-")
+            if entry.endswith(".dist-info") and version:
+                found.setdefault(_normal(name), version)
+    return found
+
+
+def _normal(name: str) -> str:
+    return re.sub(r"[-_.]+", "_", name).lower()
+
+
+def _asked(name: str) -> str:
     from importlib import metadata
 
-    found = []
-    for name in names:
-        try:
-            found.append((name, metadata.version(name)))
-        except metadata.PackageNotFoundError:
-            found.append((name, ""))
-    return found
+    try:
+        return metadata.version(name)
+    except metadata.PackageNotFoundError:
+        return ""
 
 
 def known_bad(name: str, version: str) -> str | None:

@@ -1,0 +1,366 @@
+"""`sdcli doctor`: what this machine offers, what is installed, and what is wrong, each with the line that mends it."""
+
+from __future__ import annotations
+
+import os
+import platform
+import sys
+import textwrap
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import typer
+
+from sdcli import __version__, data, schema
+from sdcli.cli.answer import print_json
+from sdcli.errors import SdcliError
+from sdcli.machine import installation, memory, state, survey
+from sdcli.machine.hardware import Hardware, Notice
+from sdcli.machine.installation import Version
+from sdcli.machine.survey import Survey
+from sdcli.models import hub_cache, resolve
+from sdcli.request.options import OUTPUT, SCREEN, Option
+from sdcli.request.options import command as make
+from sdcli.terminal import cells, disk_text, say, seconds_text, show
+
+HUB = "https://huggingface.co"
+GPU_CODES = ("gpu-unusable", "gpu-no-driver", "no-torch")
+LEAST_DISK = 1_000_000_000
+
+
+def command() -> Callable[..., None]:
+    screen = [option for option in SCREEN if option.field in ("json", "debug")]
+    network = Option(
+        field="network", flags=("--network",), switch=True, panel=OUTPUT, help="Also try whether the Hub answers."
+    )
+    return make(_doctor, [network, *screen], name="doctor", help="Check this machine: GPU, versions, models, disk.")
+
+
+def _doctor(typed: Mapping[str, Any]) -> None:
+    doctor(json=bool(typed.get("json")), network=bool(typed.get("network")))
+
+
+def doctor(json: bool = False, network: bool = False) -> None:
+    """Look, say, and end with 8 when a GPU that is there cannot be used (or nothing can draw at all)."""
+    found = examine(network=network)
+    if json:
+        print_json(schema.to_json(found.report))
+    else:
+        for line in screen(found):
+            say(line, sys.stdout)
+    raise typer.Exit(exit_code(found.report))
+
+
+# --- what there is to know
+
+
+@dataclass(frozen=True, kw_only=True)
+class Report:
+    """The answer for machines."""
+
+    schema: str = "sdcli.doctor/1"
+    version: str = __version__
+    installation: str
+    python: str
+    platform: str
+    devices: tuple[Hardware, ...]
+    versions: tuple[Version, ...]
+    models: tuple[ModelState, ...]
+    folders: tuple[FolderState, ...]
+    network: bool | None  # null: not tried
+    problems: tuple[Notice, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelState:
+    name: str
+    ready: bool
+    download_bytes: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class FolderState:
+    name: str  # images | models | config
+    path: str
+    exists: bool
+    free: int | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Examination:
+    """The report, and what only its screen needs."""
+
+    report: Report
+    survey: Survey
+    probe: state.Probe | None
+    network: str | None  # what the Hub answered, if it was asked
+
+
+def examine(*, network: bool = False, seen: Survey | None = None) -> Examination:
+    """Everything doctor knows. Only reads; the network only where asked."""
+    seen = seen or survey.look()
+    versions = installation.versions()
+    folders = _folders()
+    answer = reach(os.environ.get("HF_ENDPOINT") or HUB) if network else None
+    report = Report(
+        installation=seen.installation.kind,
+        python=platform.python_version(),
+        platform=system_name(),
+        devices=(*survey.usable(seen), *survey.unusable_cards(seen)),
+        versions=versions,
+        models=_models(),
+        folders=folders,
+        network=answer[0] if answer else None,
+        problems=_problems(seen, versions, folders),
+    )
+    torch = seen.torch.version if seen.torch is not None else ""
+    probe = state.remembered_probe(seen.processor.name, seen.processor.isa, torch)
+    return Examination(report=report, survey=seen, probe=probe, network=answer[1] if answer else None)
+
+
+def _models() -> tuple[ModelState, ...]:
+    found = [ModelState(name="builtin", ready=data.builtin_model() is not None, download_bytes=0)]
+    for name in ("sd15", "sdxl"):
+        try:
+            model = resolve.resolve(name, hub=hub_cache.folder(os.environ))
+        except (SdcliError, OSError):  # a damaged copy is not a ready one; drawing with it says what is wrong
+            found.append(ModelState(name=name, ready=False, download_bytes=0))
+            continue
+        found.append(ModelState(name=name, ready=model.cached, download_bytes=model.download_bytes))
+    return tuple(found)
+
+
+def _folders() -> tuple[FolderState, ...]:
+    places = {
+        "images": Path.cwd() / "sdcli-images",
+        "models": hub_cache.folder(os.environ),
+        "config": state.config_folder() / "config.toml",
+    }
+    return tuple(
+        FolderState(name=name, path=str(path), exists=path.exists(), free=memory.disk_free(path))
+        for name, path in places.items()
+    )
+
+
+def _problems(seen: Survey, versions: tuple[Version, ...], folders: tuple[FolderState, ...]) -> tuple[Notice, ...]:
+    found = []
+    gpu = survey.gpu_problem(seen)
+    if seen.torch is None:
+        hint = installation.command_line([seen.installation.python, "-m", "pip", "install", "torch"])
+        found.append(Notice(code="no-torch", message="torch is not installed, so nothing can be drawn", hint=hint))
+    elif gpu is not None:
+        hint = gpu.hint if gpu.hint != "sdcli doctor" else "install NVIDIA's driver from nvidia.com/drivers, restart"
+        found.append(Notice(code=gpu.code, message=gpu.message, hint=hint))
+    for version in versions:
+        found += _version_problem(version, seen)
+    for folder in folders:
+        if folder.name in ("images", "models") and folder.free is not None and folder.free < LEAST_DISK:
+            found.append(
+                Notice(
+                    code="disk-full",
+                    message=f"{disk_text(folder.free)} free for {folder.name}, in {show(folder.path)}",
+                    hint="free some space there" if folder.name == "images" else "hf cache prune",
+                )
+            )
+    return tuple(found)
+
+
+def _version_problem(version: Version, seen: Survey) -> list[Notice]:
+    floor = installation.below_floor(version.name, version.version)
+    missing = not version.version and version.name != "torch"
+    if floor is None and not missing:
+        return []
+    wanted = f"{version.name}>={installation.FLOORS[version.name]}"
+    state_ = (
+        "is not installed" if missing else f"{show(version.version)} is older than {floor}, the oldest that is tested"
+    )
+    hint = installation.command_line([seen.installation.python, "-m", "pip", "install", wanted])
+    return [Notice(code="version", message=f"{version.name} {state_}", hint=hint)]
+
+
+def exit_code(report: Report) -> int:
+    return 8 if any(problem.code in GPU_CODES for problem in report.problems) else 0
+
+
+def reach(address: str) -> tuple[bool, str]:
+    """Whether the Hub answers one request, and how; the environment's proxies are used, nothing is sent along."""
+    from urllib.error import HTTPError
+    from urllib.request import Request, urlopen
+
+    if not address.startswith(("https://", "http://")):
+        return False, f"HF_ENDPOINT is no web address: {show(address, 60)}"
+    started = time.perf_counter()
+    try:
+        with urlopen(Request(address, method="HEAD"), timeout=10):
+            pass
+    except HTTPError as error:
+        return False, f"{show(address, 60)} answers with error {error.code}"
+    except (OSError, ValueError) as error:
+        return False, f"{show(address, 60)} does not answer: {show(getattr(error, 'reason', error), 80)}"
+    return True, f"{show(address, 60)} answers in {seconds_text(time.perf_counter() - started)}"
+
+
+def system_name() -> str:
+    """Windows 11, macOS 15.1, Ubuntu 24.04.1 LTS."""
+    if sys.platform == "win32":
+        return f"Windows {platform.release()}"
+    if sys.platform == "darwin":
+        return f"macOS {platform.mac_ver()[0]}"
+    try:
+        return platform.freedesktop_os_release().get("PRETTY_NAME") or platform.system()
+    except OSError:
+        return f"{platform.system()} {platform.release()}"
+
+
+# --- the screen
+
+
+def screen(found: Examination) -> list[str]:
+    """The lines a person reads."""
+    lines = [
+        *_entry("machine", [_machine_line(found)]),
+        *_gpu_lines(found),
+        *_entry("CPU", [_cpu_line(found)]),
+        *_entry("python", _version_lines(found.report)),
+        *_entry("models", ["   ".join(_model_text(model) for model in found.report.models)]),
+        *_entry("disk", [_disk_line(found.report)]),
+        *_entry("network", [_network_line(found)]),
+        *_entry("config", [_config_line(found.report)]),
+        "",
+        *_ending(found.report),
+    ]
+    return lines
+
+
+def _entry(label: str, texts: list[str]) -> list[str]:
+    return [f"{label if number == 0 else '':<9}{text}" for number, text in enumerate(texts)]
+
+
+def _gib(count: int) -> str:
+    return f"{count / (1 << 30):.1f}"
+
+
+def _machine_line(found: Examination) -> str:
+    chip, host = found.survey.processor, found.survey.memory
+    cores = f"{chip.cores} cores" if chip.cores != 1 else "1 core"
+    if chip.threads < chip.cores:
+        cores = f"{chip.threads} of {cores} to use"
+    limit = " within this container" if host.limited else ""
+    return (
+        f"{show(found.report.platform)}, {show(chip.name)} ({cores}), "
+        f"RAM {_gib(host.total)} GiB{limit}, {_gib(host.available)} free"
+    )
+
+
+def _gpu_lines(found: Examination) -> list[str]:
+    usable = [device for device in found.report.devices if device.kind != "cpu"]
+    lines = [line for device in usable for line in _card_lines(device, found)]
+    if lines:
+        return lines
+    problem = next((problem for problem in found.report.problems if problem.code == "gpu-no-driver"), None)
+    if problem is not None:
+        return _entry("GPU", [f"✗ {problem.message}"])
+    if found.survey.hidden:
+        return _entry("GPU", ["hidden by CUDA_VISIBLE_DEVICES"])
+    torch = found.survey.torch
+    if torch is not None and torch.hip:
+        return _entry("GPU", [f"none sdcli can plan for; torch {show(torch.version)} is a {show(torch.flavour)} build"])
+    return _entry("GPU", ["none found; the CPU draws"])
+
+
+def _card_lines(device: Hardware, found: Examination) -> list[str]:
+    driver = f", driver {show(device.driver)}" if device.driver else ""
+    line = f"{show(device.name, 40)}, {_gib(device.total)} GiB, {_gib(device.free)} free{driver}"
+    if device.dtypes.get("fp32") != "unavailable":
+        return _entry("GPU", [_beside(line, f"✓ {device.device}"), *(f"  {note}" for note in device.notes)])
+    card = found.survey.visible[int(device.device.partition(":")[2])]
+    reason = installation.unusable(found.survey.torch, card, found.survey.nvidia)
+    texts = [_beside(line, "✗ torch can't use"), f"  {show(reason)}"]
+    for problem in found.report.problems:
+        if problem.code == "gpu-unusable":
+            texts.append(f"  {problem.hint}" + ("   (about 3 GB)" if "torch" in problem.hint else ""))
+    return _entry("GPU", texts)
+
+
+def _beside(text: str, mark: str) -> str:
+    """The verdict at the right edge of 80 columns."""
+    return text + " " * max(2, 80 - 9 - cells(text) - cells(mark)) + mark
+
+
+def _cpu_line(found: Examination) -> str:
+    chip, probe = found.survey.processor, found.probe
+    known = next(device for device in found.report.devices if device.kind == "cpu").dtypes
+    bf16 = "✓" if known["bf16"] != "unavailable" else "✗"
+    ratio = probe.ratio.get("bf16") if probe is not None else None
+    if ratio is not None and probe is not None:
+        pace = f"{ratio:.1f}× slower" if ratio > 1 else f"{1 / ratio:.1f}× faster"
+        bf16 += f" {pace} than fp32 here (probed {probe.seconds:.1f} s)"
+    elif known["bf16"] == "assumed":
+        bf16 += f" by its instructions ({chip.isa}), not probed yet"
+    else:
+        bf16 += f" no instructions for it ({chip.isa or 'none known'})"
+    return f"fp32 ✓   bf16 {bf16}   fp16 never"
+
+
+def _version_lines(report: Report) -> list[str]:
+    by_name = {version.name: version.version for version in report.versions}
+    shown = [f"{name} {show(by_name[name] or 'missing')}" for name in ("torch", "diffusers", "transformers")]
+    whether = "tested set" if installation.tested(report.versions) else "not the set that is tested"
+    lines = [f"{', '.join([report.python, *shown])}: {whether}"]
+    for version in report.versions:
+        if version.known_bad is not None:
+            note = f"{version.name} {show(version.version)}: {version.known_bad}"
+            lines += [f"  {line}" for line in textwrap.wrap(note, 80 - 9 - 2)]
+    return lines
+
+
+def _model_text(model: ModelState) -> str:
+    if model.ready:
+        return f"{model.name} ✓"
+    if model.name == "builtin":
+        return "builtin ✗ not in this build"
+    return f"{model.name} – {disk_text(model.download_bytes)}" if model.download_bytes else f"{model.name} ✗ damaged"
+
+
+def _disk_line(report: Report) -> str:
+    images, models = (next(f for f in report.folders if f.name == name) for name in ("images", "models"))
+    elsewhere = f" ({_free(models)} free)" if models.free != images.free else ""
+    return f"images {_free(images)} free   cache {show(_short(models.path))}{elsewhere}"
+
+
+def _free(folder: FolderState) -> str:
+    return "unknown" if folder.free is None else disk_text(folder.free)
+
+
+def _network_line(found: Examination) -> str:
+    if found.network is None:
+        return "not tried (sdcli doctor --network); nothing is sent anywhere"
+    return ("✓ " if found.report.network else "✗ ") + found.network
+
+
+def _config_line(report: Report) -> str:
+    config = next(folder for folder in report.folders if folder.name == "config")
+    return f"{show(_short(config.path))}" + ("" if config.exists else ": none, all defaults")
+
+
+def _short(path: str) -> str:
+    """~ for the home folder, as people write it."""
+    home = os.path.expanduser("~")
+    return "~" + path[len(home) :] if len(home) > 1 and path.startswith(home + os.sep) else path
+
+
+def _ending(report: Report) -> list[str]:
+    if not report.problems:
+        return ["No problems."]
+    lines = []
+    for problem in report.problems:
+        if problem.code != "gpu-unusable":  # said beside the card
+            lines += [f"problem: {problem.message}", f"    try: {problem.hint}"]
+    count = "1 problem." if len(report.problems) == 1 else f"{len(report.problems)} problems."
+    codes = {problem.code for problem in report.problems}
+    able = "" if "no-torch" in codes else " sdcli draws, but on the CPU only." if codes & set(GPU_CODES) else ""
+    code = exit_code(report)
+    return [*lines, count + able + (f" (exit {code})" if code else "")]
