@@ -11,18 +11,23 @@ from sdcli.models.model import Model
 from sdcli.plan.plan import Setup
 from sdcli.plan.techniques import TECHNIQUES
 from sdcli.request.request import Job
+from sdcli.terminal import show
 
 
 def key_of(model: Model, setup: Setup, job: Job, batch: int) -> str:
     """Model, size, batch and every slot. The machine and the versions are the caller's part of the key."""
-    return _key(model, setup, job.width, job.height, batch, job.guided)
-
-
-def _key(model: Model, setup: Setup, width: int, height: int, batch: int, guided: bool) -> str:
-    which = model.hash or model.revision or model.family
-    slots = ",".join([technique.of(setup) for technique in TECHNIQUES])
-    calls = "guided" if guided else "plain"
-    return f"{model.name}@{which} {width}x{height} batch={batch} {calls} {setup.device} threads={setup.threads} {slots}"
+    parts = (
+        show(model.name),
+        model.hash or model.revision or model.family,
+        str(sum(part.parameters for part in model.components.values())),
+        f"{job.width}x{job.height}",
+        f"batch={batch}",
+        "guided" if job.guided else "plain",
+        setup.device,
+        f"threads={setup.threads}",
+        *[f"{technique.flag}={technique.of(setup)}" for technique in TECHNIQUES],
+    )
+    return " ".join(parts)
 
 
 @dataclass(frozen=True, kw_only=True)

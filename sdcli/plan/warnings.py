@@ -20,6 +20,7 @@ def warnings_of(
     request: Request, model: Model, hardware: Hardware, setup: Setup, jobs: Sequence[Job]
 ) -> tuple[Warning, ...]:
     found = [*_sizes(model, jobs), *_steps(jobs)]
+    found += [Warning(code="device", message=note) for note in hardware.notes]
     if setup.storage == "fp8":
         found.append(Warning(code="lossy", message="fp8 weights change the picture, as pinned"))
     if hardware.kind == "cpu" and setup.dtype == "bf16" and not dtype.native_bf16(hardware):

@@ -58,12 +58,14 @@ def illegal(setup: Setup, hardware: Hardware, model: Model) -> str | None:
     choice = setup.dtype
     if choice == "fp16" and hardware.kind == "cpu":
         return "fp16 convolutions are hundreds of times slower than fp32 on a CPU"
-    if hardware.dtypes.get(choice) == "unavailable":
-        return f"{choice} was found unusable on this device"
     if choice == "bf16" and hardware.kind == "cuda" and capability(hardware) < 8.0:
         return f"bf16 needs compute capability 8.0, this card has {hardware.capability}"
     if choice == "bf16" and hardware.kind == "mps" and not native_bf16(hardware):
         return "bf16 is not known to work on this Mac"
+    if hardware.dtypes.get(choice) == "unavailable":
+        if choice == "bf16" and hardware.kind == "cpu":
+            return "bf16 is slow or wrong on this CPU"
+        return f"{choice} is not to be trusted on this device"
     return None
 
 
