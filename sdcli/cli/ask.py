@@ -22,7 +22,6 @@ from sdcli.request import config, jobs, prompt_files, samplers
 from sdcli.request.config import Sources
 from sdcli.request.options import OPTIONS
 from sdcli.request.request import Job, Request
-from sdcli.terminal import show
 
 
 @dataclass(frozen=True)

@@ -2,14 +2,18 @@
 
 import os
 import sys
+from dataclasses import MISSING, fields
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
+from sdcli import schema
 from sdcli.cli.answer import print_json
 from sdcli.machine import state
+from sdcli.models.families import find
 from sdcli.request import config
+from sdcli.request.request import Request
 from sdcli.terminal import say, show
 
 Name = Annotated[str, typer.Argument(metavar="NAME", help="A setting, as in `sdcli config show`.")]
@@ -59,4 +63,27 @@ def file() -> Path:
 
 
 def _rows() -> list[dict[str, Any]]:
-    raise NotImplementedError(os)
+    """What a run without any flags would use, for a model of SD1.5's family."""
+    user, environment = config.from_user(file()), config.from_environment(os.environ)
+    sources = config.Sources(user=user, environment=environment)
+    values, origins = config.resolve(sources, family={**_defaults(), **find("sd15").defaults}, model={})
+    places = {"user": str(file()), "environment": "environment"}
+    return [
+        {
+            "name": name,
+            "value": schema.to_json(values[name]),
+            "origin": origins.get(name, "family"),
+            "where": _where(name, origins.get(name, "family"), places),
+        }
+        for name in sorted(values)
+        if name in config.SETTINGS and name not in config.NOT_KEPT
+    ]
+
+
+def _defaults() -> dict[str, Any]:
+    """Of the fields that have one whatever the family; pins are shown slot by slot only where set."""
+    return {f.name: f.default for f in fields(Request) if f.default is not MISSING}
+
+
+def _where(name: str, origin: str, places: dict[str, str]) -> str | None:
+    return f"SDCLI_{name.upper()}" if origin == "environment" else places.get(origin)

@@ -15,7 +15,6 @@ from sdcli.models.model import Component, Model
 from sdcli.terminal import show
 
 
-
 def read(path: Path) -> Model:
     header = read_header(path)
     kind = kind_of(header)

@@ -151,13 +151,13 @@ def _small_parts(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> 
         return _whole("controlnet", "", "", tensors, "controlnet")
     if any(n.startswith(("ip_adapter.", "image_proj.")) for n in names):
         return _whole("ip-adapter", "", "", tensors, "ip-adapter")
+    if any(n.endswith("embeddings.token_embedding.weight") for n in names):
+        return _whole("text-encoder", "", "diffusers", tensors, "text_encoder")
     if any(n in names for n in ("emb_params", "clip_l", "clip_g")) or (
         len(names) <= 2
         and all(len(t.shape) <= 2 and t.shape[-1:] in ((768,), (1024,), (1280,)) for t in tensors.values())
     ):
         return _whole("embedding", _embedding_base(tensors), "", tensors, "embedding")
-    if any(n.endswith("embeddings.token_embedding.weight") for n in names):
-        return _whole("text-encoder", "", "diffusers", tensors, "text_encoder")
     if any("RDB1.conv1.weight" in n or "rdb1.conv1.weight" in n for n in names):
         return _whole("upscaler", "", "", tensors, "upscaler")
     return None

@@ -1,0 +1,213 @@
+"""`sdcli generate`: the plan, the engine, the store and the sinks, joined. Decisions are made elsewhere."""
+
+from __future__ import annotations
+
+import contextlib
+import importlib
+import signal
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import typer
+
+from sdcli import events
+from sdcli.cli import complete, plan_screen, remembering
+from sdcli.cli.answer import print_json, print_path, say_error, unread_is_fine
+from sdcli.cli.ask import Asked, plan_for
+from sdcli.errors import Interrupted, ModelMissing, SdcliError, Terminated
+from sdcli.events import Event, Planned, Timed
+from sdcli.machine import hardware
+from sdcli.machine.clock import since_start
+from sdcli.plan.plan import Plan
+from sdcli.plan.refusal import refused
+from sdcli.record import names, report, runs
+from sdcli.record.report import Folding
+from sdcli.record.sinks.progress import Progress
+from sdcli.record.sinks.watch import watch
+from sdcli.record.store import store
+from sdcli.request import tokenizer
+from sdcli.request.options import OPTIONS, SCREEN
+from sdcli.request.options import command as make
+from sdcli.request.request import Job
+from sdcli.terminal import disk_text, is_terminal, say, show, speaks_unicode, width
+
+Batches = Iterator[tuple[int, tuple[Job, ...]]]
+
+
+def command() -> Callable[..., None]:
+    return make(
+        _generate, [*OPTIONS, *SCREEN], name="generate", words="[PROMPT]...", complete=complete.values,
+        help='Draw pictures from prompts: sdcli generate "a cat" -n 4',
+    )  # fmt: skip
+
+
+def _generate(typed: dict[str, Any]) -> None:
+    asked = plan_for(typed, "generate")
+    plan = asked.plan
+    if not plan.fits:
+        raise refused(plan)
+    engine = _engine(typed.get("engine", "local"), plan)
+    destination = names.prepare(plan.request, count=len(plan.jobs), model=plan.model.name, origins=plan.origins)
+    screen = Screen(typed, plan)
+    screen.announce()
+    folding = Folding(started=runs.now(), run=destination.run, clock=since_start)
+    stream = watch(_events(asked, engine), screen.live)
+    stream = watch(store(stream, destination), folding, screen.results(folding, destination), screen.after)
+    error = _drain(stream, folding)
+    finished = folding.report(error)
+    kept = sum(image.kept for image in finished.images)
+    error = _told(error, kept, len(finished.images), destination)
+    if kept or error is None:
+        report.write(finished, destination.records / "report.json")
+        remembering.remember(plan, finished)
+    screen.finish(finished, destination, error)
+    raise typer.Exit(finished.exit_code)
+
+
+# --- the engine and its events
+
+
+def _engine(name: str, plan: Plan) -> Callable[[Plan, Batches], Iterator[Event]]:
+    """Where drawing happens. The real one is imported only once its first event is asked for."""
+    if name == "fake":
+        fake = importlib.import_module("sdcli.draw.fake")
+        return partial(fake.run, count_tokens=tokenizer.count)
+    if not plan.model.cached:
+        where = f"{plan.model.repository} --revision {plan.model.revision}"
+        raise ModelMissing(
+            f"{plan.model.name} is not on this disk: {disk_text(plan.model.download_bytes)} to download",
+            hint=f"hf download {show(where, 200)} --exclude '*.ckpt' '*.bin'",
+        )
+    return _local
+
+
+def _local(plan: Plan, batches: Batches) -> Iterator[Event]:
+    local = importlib.import_module("sdcli.draw.local")
+    yield from local.run(plan, batches)
+
+
+def _events(asked: Asked, engine: Callable[[Plan, Batches], Iterator[Event]]) -> Iterator[Event]:
+    yield Planned(plan=asked.plan)
+    yield Timed(phase="plan", seconds=since_start())
+    yield from engine(asked.plan, _batches(asked))
+
+
+def _batches(asked: Asked) -> Batches:
+    """The plan's own batches, then the jobs that come from stdin, one by one as they are read."""
+    plan = asked.plan
+    for number in range(len(plan.batches)):
+        yield number, plan.batch(number)
+    for number, job in enumerate(asked.later or (), len(plan.batches)):
+        yield number, (job,)
+
+
+def _drain(stream: Iterator[Event], folding: Folding) -> SdcliError | None:
+    """Run to the end; an interruption or a typed failure ends the run, what is saved stays."""
+    try:
+        with _termination():
+            for _ in stream:
+                pass
+    except KeyboardInterrupt:
+        folding(events.Interrupted(signal="interrupted"))
+        return Interrupted("interrupted")
+    except Terminated as error:
+        folding(events.Interrupted(signal="terminated"))
+        return error
+    except SdcliError as error:
+        return error
+    return None
+
+
+@contextlib.contextmanager
+def _termination() -> Iterator[None]:
+    """SIGTERM ends a run as Ctrl-C does: in order, with what is done kept."""
+
+    def stop(number: int, frame: object) -> None:
+        raise Terminated("terminated")
+
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGTERM, stop)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def _told(error: SdcliError | None, kept: int, wanted: int, destination: names.Destination) -> SdcliError | None:
+    if error is not None and not error.done and kept:
+        error.done = f"{kept} of {wanted} pictures in {show(destination.folder, 200)}"
+    return error
+
+
+# --- what is said
+
+
+@dataclass
+class Screen:
+    """Talk on stderr, results on stdout, as the flags ask for them."""
+
+    typed: dict[str, Any]
+    plan: Plan
+
+    def __post_init__(self) -> None:
+        self.json = bool(self.typed.get("json"))
+        self.json_lines = bool(self.typed.get("json_lines"))
+        self.quiet = bool(self.typed.get("quiet"))
+        verbose = bool(self.typed.get("verbose"))
+        self.progress = None if self.quiet else Progress(sys.stderr, verbose=verbose)
+
+    def announce(self) -> None:
+        """The plan in a line or two, before anything is loaded."""
+        if self.quiet:
+            return
+        warning = hardware.gpu_warning(self.plan.hardware)
+        if warning is not None:
+            say(f"{warning.message}; {warning.hint}")
+        for line in plan_screen.render_summary(self.plan, width(sys.stderr), not speaks_unicode(sys.stderr)):
+            say(line)
+
+    def live(self, event: Event) -> None:
+        """Before the store, so that a picture can be shown while its pixels are here."""
+        if isinstance(event, events.Decoded) and self._shows():
+            from sdcli.record.sinks.picture import show_picture
+
+            show_picture(event.width, event.height, event.pixels, sys.stderr)
+
+    def _shows(self) -> bool:
+        asked = self.typed.get("show")
+        usual = len(self.plan.jobs) <= 4 and is_terminal(sys.stderr) and not self.quiet
+        return usual if asked is None else bool(asked)
+
+    def after(self, event: Event) -> None:
+        if self.progress is not None:
+            self.progress(event)
+
+    def results(self, folding: Folding, destination: names.Destination) -> Callable[[Event], None]:
+        """A path, or an object, for each picture as soon as it is on the disk."""
+
+        def sink(event: Event) -> None:
+            if not isinstance(event, (events.Saved, events.Failed)) or self.json:
+                return
+            with unread_is_fine():
+                image = folding.entry(event.index)
+                if self.json_lines and image is not None:
+                    print_json(report.image_json(image, destination.folder))
+                elif isinstance(event, events.Saved) and not self.json_lines:
+                    print_path(event.path)
+
+        return sink
+
+    def finish(self, finished: report.Report, destination: names.Destination, error: SdcliError | None) -> None:
+        if self.progress is not None:
+            self.progress.finish(finished)
+        if self.json:
+            with unread_is_fine():
+                print_json(report.to_json(finished, destination.folder))
+        elif error is not None:
+            say_error(error)

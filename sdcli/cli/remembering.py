@@ -1,0 +1,41 @@
+"""After a run: keep what was measured, so that the next plan knows this machine."""
+
+from __future__ import annotations
+
+from statistics import median
+
+from sdcli import schema
+from sdcli.cli.ask import machine_of
+from sdcli.machine import state
+from sdcli.plan.plan import Plan
+from sdcli.plan.remembered import Measures, key_of, merged
+from sdcli.record.report import Report
+
+
+def remember(plan: Plan, report: Report) -> None:
+    """Only of a run that went as planned, on this machine, with the real engine."""
+    if report.status != "done" or report.degraded or plan.hardware.source == "as-if" or not report.batches:
+        return
+    if "torch" not in report.environment:
+        return
+    found = _measured(plan, report)
+    jobs = plan.batch(0)
+    if found is None or not jobs:
+        return
+    way = key_of(plan.model, plan.setup, jobs[0], len(jobs))
+    state.remember_run(machine_of(plan.hardware), way, lambda old: schema.to_json(merged(old, found)))
+
+
+def _measured(plan: Plan, report: Report) -> Measures | None:
+    steps = [seconds for batch in report.batches for seconds in batch.step_seconds]
+    memory = report.memory.measured
+    if not steps or (memory.host_peak is None and memory.reserved_peak is None):
+        return None
+    finishing = sum(batch.decode_seconds + batch.save_seconds for batch in report.batches)
+    return Measures(
+        device_peak=memory.reserved_peak,
+        host_peak=memory.host_peak,
+        load=report.phase("import").seconds + report.phase("load").seconds + report.batches[0].encode_seconds,
+        step=median(steps),
+        picture=finishing / max(1, sum(len(batch.images) for batch in report.batches)),
+    )
