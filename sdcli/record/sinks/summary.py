@@ -1,0 +1,153 @@
+"""What a run took, in a line or in a table with the predicted peaks beside the measured ones."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from itertools import zip_longest
+from pathlib import Path
+from typing import Any
+
+from sdcli.machine.hardware import GIB
+from sdcli.record.report import Report
+from sdcli.terminal import cells, disk_text, fit, seconds_text, show
+
+SIDE_BY_SIDE = 78  # columns from which times and memory stand beside each other
+LEFT = 35
+
+
+def summary(report: Report, width: int = 80, *, verbose: bool = False, where: Path | None = None) -> list[str]:
+    """The block a run ends with: short on a CPU, the table on a card or with -v; nothing where nothing was drawn."""
+    if not any(image.kept for image in report.images):
+        return []
+    if verbose or _on_card(report):
+        return table(report, width, where)
+    return short(report, width)
+
+
+def short(report: Report, width: int = 80) -> list[str]:
+    pictures = sum(image.kept for image in report.images)
+    pieces: list[str] = [f"{pictures} pictures"] if pictures > 1 else []
+    if report.phase("load").count:
+        pieces.append(f"load {seconds_text(report.phase('load').seconds)}")
+    pieces += _steps(report)
+    decode = report.phase("decode")
+    if decode.count:
+        pieces.append(f"decode {seconds_text(decode.seconds / decode.count)}" + (" each" if pictures > 1 else ""))
+    pieces.append(f"{seconds_text(report.seconds)} in all")
+    peak = _device_peak(report) if _on_card(report) else report.memory.measured.host_peak
+    if peak:
+        pieces.append(f"peak {peak / GIB:.2f} GiB")
+    return flow(pieces, width)
+
+
+def _steps(report: Report) -> list[str]:
+    count = sum(batch.steps for batch in report.batches)
+    return [f"{count} steps of {seconds_text(_step_seconds(report, count))}"] if count else []
+
+
+def _step_seconds(report: Report, count: int) -> float:
+    return sum(batch.denoise_seconds for batch in report.batches) / count
+
+
+def flow(pieces: Iterable[str], width: int, between: str = " · ") -> list[str]:
+    """The pieces in as few lines as the width allows; a piece is cut only where it does not fit alone."""
+    lines: list[str] = []
+    for piece in pieces:
+        if lines and cells(lines[-1]) + cells(between) + cells(piece) <= width:
+            lines[-1] += between + piece
+        else:
+            lines.append(fit(piece, width))
+    return lines
+
+
+def table(report: Report, width: int = 80, where: Path | None = None) -> list[str]:
+    left, right = _times(report), _memory(report, narrow=width < SIDE_BY_SIDE)
+    record = [f"report  {show(where)}"] if where is not None else []
+    if width < SIDE_BY_SIDE:
+        return [fit(f"  {line}" if line else "", width) for line in (*left, "", *right, *record)]
+    right += [""] * (len(left) - 1 - len(right)) + record
+    rows = zip_longest(left, right, fillvalue="")
+    return [fit(f"  {one}{' ' * (LEFT - cells(one))}  {other}".rstrip(), width) for one, other in rows]
+
+
+def _times(report: Report) -> list[str]:
+    """Phase, seconds, and what they were spent on."""
+    load = sum(part.get("stored_bytes") or 0 for part in _at(report.plan, "model", "components", default={}).values())
+    count = sum(batch.steps for batch in report.batches)
+    decode = report.phase("decode")
+    notes = {
+        "load": disk_text(load) if load else "",
+        "denoise": f"{count} × {seconds_text(_step_seconds(report, count))}" if count else "",
+        "decode": f"{decode.count} × {seconds_text(decode.seconds / decode.count)}" if decode.count > 1 else "",
+    }
+    rows = [
+        _row("steps" if phase.name == "denoise" else phase.name, phase.seconds, notes.get(phase.name, ""))
+        for phase in report.phases
+        if phase.count and phase.name != "plan"
+    ]
+    return [*rows, _row("total", report.seconds, "start to file")]
+
+
+def _row(name: str, seconds: float, note: str) -> str:
+    return f"{name:<8} {seconds_text(seconds):<7} {note}".rstrip()
+
+
+def _memory(report: Report, narrow: bool) -> list[str]:
+    card = _on_card(report)
+    side = "device" if card else "host"
+    name, figure = (9, 10) if narrow else (16, 11)
+    title = ("GPU peak" if card else "peak") if narrow else ("peak GPU memory" if card else "peak memory")
+    lines = [f"{title:<{name}}{'predicted':>{figure}}{'measured':>{figure}}"]
+    predicted = {phase["name"]: phase[side] for phase in _at(report.plan, "footprint", "phases", default=[])}
+    for phase in ("load", "encode", "denoise", "decode"):
+        measured = getattr(report.phase(phase), f"{side}_peak")
+        if measured is not None:
+            lines.append(f"{phase:<{name}}{_gib(predicted.get(phase)):>{figure}}{_gib(measured):>{figure}} GiB")
+    if card:
+        host = report.memory.predicted.host_peak if report.memory.predicted else None
+        measured = report.memory.measured.host_peak
+        lines.append(f"{'host RAM':<{name}}{_gib(host):>{figure}}{_gib(measured):>{figure}} GiB")
+    return lines if len(lines) > 1 else []
+
+
+def _gib(count: int | None) -> str:
+    return "–" if count is None else f"{count / GIB:.2f}"
+
+
+def _device_peak(report: Report) -> int | None:
+    peaks = [phase.device_peak for phase in report.phases if phase.device_peak is not None]
+    return report.memory.measured.reserved_peak or max(peaks, default=None)
+
+
+def _on_card(report: Report) -> bool:
+    return str(_at(report.plan, "setup", "device", default="cpu")) != "cpu"
+
+
+def _at(data: Any, *keys: str, default: Any) -> Any:
+    for key in keys:
+        data = data.get(key) if isinstance(data, dict) else None
+    return default if data is None else data
+
+
+def asked(jobs: Sequence[Any], width: int) -> list[str]:
+    """What will be drawn, as one remark: prompt, size, steps, guidance, seed."""
+    first = jobs[0]
+    prompts = {job.prompt for job in jobs}
+    pictures = f"{len(jobs)} pictures" if len(jobs) > 1 else ""
+    subject = (
+        fit(show(first.prompt, 400), max(12, min(60, width - 4))) if len(prompts) == 1 else f"{len(prompts)} prompts"
+    )
+    seeds = [job.seed for job in jobs]
+    together = len(seeds) > 2 and seeds == list(range(seeds[0], seeds[0] + len(seeds)))
+    if len(set(seeds)) == 1:
+        seed = f"seed {seeds[0]}"
+    elif together or len(seeds) > 4:
+        seed = f"seeds {seeds[0]} to {seeds[-1]}" if together else f"{len(set(seeds))} seeds"
+    else:
+        seed = "seeds " + ", ".join(map(str, seeds))
+    sizes = {(job.width, job.height) for job in jobs}
+    ways = {(job.steps, job.sampler, job.guidance) for job in jobs}
+    pieces = [subject, pictures, f"{first.width}×{first.height}" if len(sizes) == 1 else f"{len(sizes)} sizes"]
+    if len(ways) == 1:
+        pieces += [f"{first.steps} steps {show(first.sampler, 40)}", f"guidance {first.guidance:.1f}"]
+    return flow([piece for piece in (*pieces, seed) if piece], width)
