@@ -1,0 +1,174 @@
+"""Seeds, sizes and jobs: exact where right, a sentence with a way out where not."""
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from sdcli.errors import SdcliError, Usage
+from sdcli.request import jobs, samplers
+from sdcli.request.request import LARGEST_SEED, Request
+
+ANY = st.text(st.characters(codec=None), max_size=40) | st.text(st.sampled_from("0123456789.,-x×GMiB "), max_size=20)
+
+
+@pytest.mark.parametrize(
+    ("text", "seeds"),
+    [
+        ("7", (7,)),
+        ("1,5,9", (1, 5, 9)),
+        ("1..4", (1, 2, 3, 4)),
+        ("3, 8..9", (3, 8, 9)),
+        ("4294967295", (LARGEST_SEED,)),
+    ],
+)
+def test_seeds_are_a_number_a_list_or_a_range_with_both_ends(text: str, seeds: tuple[int, ...]) -> None:
+    assert jobs.parse_seeds(text) == seeds
+
+
+@pytest.mark.parametrize("text", ["", "-1", "1.5", "a", "9..1", str(2**32), str(2**70), "1..99999999", "1,,2", "٣"])
+def test_what_is_no_seed_is_refused(text: str) -> None:
+    with pytest.raises(Usage) as caught:
+        jobs.parse_seeds(text)
+    assert caught.value.hint
+
+
+@pytest.mark.parametrize(
+    ("text", "size"), [("6", 6 * 2**30), ("6GiB", 6 * 2**30), ("6.5 gib", 13 * 2**29), ("6GB", 6 * 10**9), ("500MiB", 500 * 2**20)]
+)  # fmt: skip
+def test_memory_is_in_gib_unless_a_unit_says_otherwise(text: str, size: int) -> None:
+    assert jobs.parse_memory(text) == size
+
+
+@settings(deadline=None, derandomize=True, max_examples=1500)
+@given(ANY)
+def test_any_text_is_a_value_or_a_usage_error(text: str) -> None:
+    for parse in (jobs.parse_seeds, jobs.parse_size, jobs.parse_memory, samplers.find):
+        try:
+            parse(text)  # type: ignore[operator]
+        except Usage as error:
+            assert error.hint
+            assert all(ord(character) >= 32 for character in error.message)
+
+
+@settings(deadline=None, derandomize=True, max_examples=500)
+@given(
+    st.text(st.sampled_from("abc()[]:1.5 \\,BREAK"), max_size=30), st.integers(), st.integers(-9000, 9000), st.floats()
+)
+def test_any_request_is_within_its_ranges_or_refused(prompt: str, steps: int, width: int, guidance: float) -> None:
+    request = Request(prompts=(prompt,), seeds=(1,), steps=steps, width=width, guidance=guidance)
+    try:
+        jobs.check(request)
+    except Usage as error:
+        assert error.hint
+    else:
+        assert prompt.strip() and 1 <= steps <= 10_000 and width % 8 == 0 and 0 <= guidance <= 100
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"width": 990}, "984 and 992"),
+        ({"steps": 0}, "--steps 0"),
+        ({"prompts": ("",)}, "empty"),
+        ({"guidance": float("nan")}, "--guidance"),
+        ({"height": 20_000}, "--height"),
+        ({"clip_skip": 0}, "--clip-skip"),
+        ({"batch_size": 0}, "--batch-size"),
+    ],
+)
+def test_a_value_out_of_range_names_its_flag_and_what_would_do(change: dict[str, object], words: str) -> None:
+    request = Request(**{"prompts": ("a cat",), "seeds": (1,), **change})  # type: ignore[arg-type]
+    with pytest.raises(Usage) as caught:
+        jobs.check(request)
+    assert words in caught.value.message
+    assert caught.value.hint
+
+
+# --- seeds into jobs
+
+
+def test_one_seed_counts_up_over_the_pictures() -> None:
+    assert jobs.resolve_seeds((7,), 3) == ((7, 8, 9), False)
+
+
+def test_seed_zero_is_a_seed() -> None:
+    assert jobs.resolve_seeds((0,), None) == ((0,), False)
+
+
+def test_without_a_seed_one_is_drawn_that_leaves_room() -> None:
+    seeds, drawn = jobs.resolve_seeds((), 4, draw=lambda below: below - 1)
+    assert drawn and seeds[-1] == LARGEST_SEED
+
+
+def test_a_list_of_seeds_and_another_number_of_pictures_do_not_go_together() -> None:
+    assert jobs.resolve_seeds((1, 5), 2) == ((1, 5), False)
+    with pytest.raises(Usage):
+        jobs.resolve_seeds((1, 5), 3)
+
+
+def test_prompts_are_outer_and_seeds_inner() -> None:
+    made = jobs.make_jobs(Request(prompts=("a", "b"), seeds=(1, 2), sampler="heun", steps=10))
+    assert [(job.index, job.prompt, job.seed) for job in made] == [(0, "a", 1), (1, "a", 2), (2, "b", 1), (3, "b", 2)]
+    assert (made[0].sampler, made[0].unet_calls) == ("Heun", 19)
+
+
+# --- a forgotten quote
+
+
+def test_several_prompts_of_one_word_are_a_forgotten_quote() -> None:
+    error = jobs.forgotten_quotes(("a", "red", "cat"))
+    assert error is not None
+    assert error.message == "3 prompts of one word each look like one sentence without quotes"
+    assert error.hint == 'sdcli generate "a red cat"      (or -p a -p red -p cat to mean three)'
+
+
+@pytest.mark.parametrize("words", [(), ("cat",), ("a cat", "a dog"), ("cat", "a dog")])
+def test_one_word_or_whole_sentences_are_meant(words: tuple[str, ...]) -> None:
+    assert jobs.forgotten_quotes(words) is None
+
+
+@settings(deadline=None, derandomize=True, max_examples=300)
+@given(st.lists(st.text(min_size=1, max_size=8).filter(lambda w: len(w.split()) == 1), min_size=2, max_size=4))
+def test_the_repaired_line_is_safe_to_paste(words: list[str]) -> None:
+    error = jobs.forgotten_quotes(tuple(words))
+    assert error is not None
+    assert all(ord(character) >= 32 for character in error.hint)
+
+
+# --- samplers
+
+
+@pytest.mark.parametrize(
+    ("name", "found"),
+    [
+        ("euler a", "Euler a"), ("k_euler_a", "Euler a"), ("EulerAncestralDiscreteScheduler", "Euler a"),
+        ("dpm++ 2m karras", "DPM++ 2M Karras"), ("dpmpp_2m_karras", "DPM++ 2M Karras"), ("plms", "PNDM"),
+        ("DPMSolverMultistepScheduler", "DPM++ 2M"), ("uni-pc", "UniPC"),
+    ],
+)  # fmt: skip
+def test_a_sampler_answers_to_its_names_elsewhere(name: str, found: str) -> None:
+    assert samplers.find(name).name == found
+
+
+def test_every_name_finds_its_own_sampler() -> None:
+    for sampler in samplers.SAMPLERS:
+        assert {samplers.find(name).name for name in (sampler.name, *sampler.aliases)} == {sampler.name}
+
+
+def test_an_unknown_sampler_names_the_nearest() -> None:
+    with pytest.raises(Usage) as caught:
+        samplers.find("eulr a")
+    assert "Euler a" in caught.value.message
+
+
+def test_a_model_of_zero_terminal_snr_refuses_samplers_that_ignore_it() -> None:
+    samplers.refuse_unable(samplers.find("ddim"), True)
+    samplers.refuse_unable(samplers.find("heun"), False)
+    with pytest.raises(SdcliError) as caught:
+        samplers.refuse_unable(samplers.find("heun"), True)
+    assert "DDIM" in caught.value.message and "UniPC" in caught.value.message
+
+
+@pytest.mark.parametrize("sampler", samplers.SAMPLERS, ids=lambda sampler: sampler.name)
+def test_a1111_s_pair_of_names_comes_back_as_the_same_sampler(sampler: samplers.Sampler) -> None:
+    assert samplers.from_a1111(*samplers.a1111_pair(sampler.name)) == sampler.name
