@@ -11,9 +11,10 @@ from typing import Any
 from sdcli import data
 from sdcli.errors import BadFile, ModelMissing, Unsafe
 from sdcli.models.families import families, find
-from sdcli.models.headers import NAMES, PICKLE_SUFFIXES, read_header
+from sdcli.models.headers import NAMES, read_header
 from sdcli.models.kinds import TITLES, kind_of_config
 from sdcli.models.model import Component, Model
+from sdcli.models.sniff import PICKLE_SUFFIXES
 from sdcli.terminal import show
 
 LARGEST_JSON = 8 << 20

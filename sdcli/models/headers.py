@@ -1,27 +1,28 @@
-"""Reading a .safetensors header, and telling what a file is that has none: before anything is mapped or loaded."""
+"""A .safetensors header, read and checked before anything is mapped or loaded."""
 
 from __future__ import annotations
 
-import json
-import re
-from collections import Counter
+import stat
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO, TypeGuard
 
-from sdcli.errors import BadFile, ModelMissing, SdcliError, Unsafe
+from sdcli.errors import BadFile, ModelMissing
+from sdcli.models import strict
+from sdcli.models.sniff import FIRST_BYTES, bad, sniff
+from sdcli.models.sniff import LARGEST_HEADER as LARGEST_HEADER
 from sdcli.terminal import disk_text, show
 
-LARGEST_HEADER = 32 << 20
 LARGEST_METADATA = 1 << 20
 LONGEST_NAME = 512
+# The fullest real header has some 10,000 tensors: one brace, two brackets and ten quotes each.
+_LIKELY_SMALL, _MOST_BRACKETS, _MOST_QUOTES = 4 << 20, 1_500_000, 2_500_000
 _WIDTHS = {
     "F64": 8, "I64": 8, "U64": 8, "F32": 4, "I32": 4, "U32": 4, "F16": 2, "BF16": 2, "I16": 2, "U16": 2,
     "I8": 1, "U8": 1, "BOOL": 1, "F8_E4M3": 1, "F8_E5M2": 1,
 }  # fmt: skip
 NAMES = {"F64": "fp64", "F32": "fp32", "F16": "fp16", "BF16": "bf16", "F8_E4M3": "fp8", "F8_E5M2": "fp8"}
-PICKLE_SUFFIXES = frozenset({".ckpt", ".pt", ".pth", ".bin", ".pkl"})
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,6 +56,8 @@ class Header:
 def read_header(path: Path) -> Header:
     """The header, with every claim in it checked against the file. Only the header is read."""
     try:
+        if not stat.S_ISREG(path.stat().st_mode):  # to open a pipe would be to wait for its writer
+            raise bad(path, "no file but a folder or a device")
         with path.open("rb") as file:
             size = file.seek(0, 2)
             file.seek(0)
@@ -66,13 +69,13 @@ def read_header(path: Path) -> Header:
 
 
 def _read(file: BinaryIO, size: int, path: Path) -> Header:
-    start = file.read(512)
+    start = file.read(FIRST_BYTES)
     foreign = sniff(start, size, path)
     if foreign is not None:
         raise foreign
     length = int.from_bytes(start[:8], "little")
     if length > size - 8:
-        raise _bad(path, f"cut off: its header alone has {disk_text(length)}, the file {disk_text(size)}")
+        raise bad(path, f"cut off: its header alone has {disk_text(length)}, the file {disk_text(size)}")
     file.seek(8)
     table = _parse(file.read(length), path)
     metadata = _metadata(table.pop("__metadata__", {}), path)
@@ -81,92 +84,50 @@ def _read(file: BinaryIO, size: int, path: Path) -> Header:
     return Header(path=path, size=size, data_start=8 + length, tensors=tensors, metadata=metadata)
 
 
-def sniff(start: bytes, size: int, path: Path) -> SdcliError | None:
-    """What a file's first bytes say it is, when that is no safetensors file. Content decides, not the name."""
-    if size == 0:
-        return _bad(path, "empty")
-    if start.startswith(b"version https://git-lfs"):
-        return BadFile(f"{show(path)} is a git-lfs pointer, not the model itself", hint="git lfs pull")
-    if start.lstrip()[:1] == b"<" and re.match(rb"\s*<(!doctype|html|\?xml|head)", start, re.IGNORECASE):
-        return BadFile(
-            f"{show(path)} is a web page, not a model: the download wanted a log-in",
-            hint="download it again in a browser",
-        )
-    if start.startswith((b"PK\x03\x04", b"PK\x05\x06")) or _looks_pickled(start):
-        return Unsafe(
-            f"{show(path)} is a pickle; loading it could run code, so sdcli does not",
-            hint="get the .safetensors file of the same model",
-        )
-    if start.startswith(b"GGUF"):
-        return _bad(path, "a GGUF file, which sdcli does not read")
-    if path.suffix.casefold() in PICKLE_SUFFIXES:
-        return Unsafe(
-            f"{show(path)} is named like a pickle; loading one could run code, so sdcli does not",
-            hint="get the .safetensors file of the same model",
-        )
-    if size < 10 or not 2 <= int.from_bytes(start[:8], "little") <= LARGEST_HEADER or start[8:9] != b"{":
-        return _bad(path, "no safetensors file")
-    return None
-
-
-def _looks_pickled(start: bytes) -> bool:
-    """Protocol 2 to 5. A safetensors header of such a length would be longer than any that is allowed."""
-    return len(start) > 2 and start[0] == 0x80 and 2 <= start[1] <= 5 and start[8:9] != b"{"
-
-
 def _parse(raw: bytes, path: Path) -> dict[str, Any]:
+    _check_bulk(raw, path)
     try:
-        table = json.loads(raw.decode("utf-8"), object_pairs_hook=_no_duplicates, parse_constant=_no_constant)
-    except _DuplicateError as error:
-        raise _bad(path, f'damaged: its header names "{show(error, 80)}" twice') from None
-    except (ValueError, RecursionError):
-        raise _bad(path, "damaged: its header is not JSON") from None
+        table = strict.parse(raw)
+    except strict.StrictError as error:
+        raise bad(path, f"damaged: its header {error}") from None
     if not isinstance(table, dict):
-        raise _bad(path, "damaged: its header is no table")
+        raise bad(path, "damaged: its header is no table")
     return table
 
 
-class _DuplicateError(Exception):
-    pass
-
-
-def _no_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    table = dict(pairs)
-    if len(table) != len(pairs):
-        counts = Counter(name for name, _ in pairs)
-        raise _DuplicateError(next(name for name, count in counts.items() if count > 1))
-    return table
-
-
-def _no_constant(name: str) -> None:
-    raise ValueError(name)
+def _check_bulk(raw: bytes, path: Path) -> None:
+    """Brackets and quotes become objects 25 times their size: too many are refused before they are made."""
+    if len(raw) <= _LIKELY_SMALL:
+        return
+    if raw.count(b"{") + raw.count(b"[") > _MOST_BRACKETS or raw.count(b'"') > _MOST_QUOTES:
+        raise bad(path, "damaged: its header lists more than any model has")
 
 
 def _metadata(given: Any, path: Path) -> Mapping[str, str]:
     if not isinstance(given, dict) or not all(isinstance(v, str) for v in given.values()):
-        raise _bad(path, "damaged: its metadata is no table of texts")
+        raise bad(path, "damaged: its metadata is no table of texts")
     if sum(len(k) + len(v) for k, v in given.items()) > LARGEST_METADATA:
-        raise _bad(path, "damaged: more than 1 MiB of metadata")
+        raise bad(path, "damaged: more than 1 MiB of metadata")
     return given
 
 
 def _tensor(name: str, entry: Any, path: Path) -> Tensor:
     if not name or len(name) > LONGEST_NAME or not name.isprintable():
-        raise _bad(path, f'damaged: "{show(name, 80)}" is no name for a tensor')
+        raise bad(path, f'damaged: "{show(name, 80)}" is no name for a tensor')
     where = f'tensor "{show(name, 80)}"'
     if not isinstance(entry, dict):
-        raise _bad(path, f"damaged: {where} is no table")
+        raise bad(path, f"damaged: {where} is no table")
     dtype, shape, offsets = entry.get("dtype"), entry.get("shape"), entry.get("data_offsets")
     width = _WIDTHS.get(dtype) if isinstance(dtype, str) else None
     if width is None or not isinstance(dtype, str):
-        raise _bad(path, f"{where} has the dtype {show(dtype, 20)}, which sdcli does not read")
+        raise bad(path, f"{where} has the dtype {show(dtype, 20)}, which sdcli does not read")
     if not _whole_numbers(shape) or len(shape) > 16:
-        raise _bad(path, f"damaged: the shape of {where}")
+        raise bad(path, f"damaged: the shape of {where}")
     if not _whole_numbers(offsets) or len(offsets) != 2 or offsets[1] < offsets[0]:
-        raise _bad(path, f"damaged: the place of {where}")
+        raise bad(path, f"damaged: the place of {where}")
     tensor = Tensor(dtype, tuple(shape), offsets[0], offsets[1])
     if tensor.parameters * width != tensor.size:
-        raise _bad(path, f"damaged: {where} has {tensor.size} bytes, its shape needs {tensor.parameters * width}")
+        raise bad(path, f"damaged: {where} has {tensor.size} bytes, its shape needs {tensor.parameters * width}")
     return tensor
 
 
@@ -182,13 +143,9 @@ def _check_layout(tensors: Mapping[str, Tensor], data: int, path: Path) -> None:
     for name, tensor in sorted(tensors.items(), key=lambda item: (item[1].begin, item[1].end)):
         if tensor.begin != position:
             fault = "overlaps another" if tensor.begin < position else "leaves a gap before it"
-            raise _bad(path, f'damaged: tensor "{show(name, 80)}" {fault}')
+            raise bad(path, f'damaged: tensor "{show(name, 80)}" {fault}')
         position = tensor.end
     if position > data:
-        raise _bad(path, f"cut off: {disk_text(data)} of {disk_text(position)} are there")
+        raise bad(path, f"cut off: {disk_text(data)} of {disk_text(position)} are there")
     if position < data:
-        raise _bad(path, f"damaged: {disk_text(data - position)} after its last tensor")
-
-
-def _bad(path: Path, what: str) -> BadFile:
-    return BadFile(f"{show(path)} is {what}", hint="get the file again, or another")
+        raise bad(path, f"damaged: {disk_text(data - position)} after its last tensor")
