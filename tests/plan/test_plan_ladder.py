@@ -16,6 +16,10 @@ from sdcli.plan.plan import Plan, Setup
 from sdcli.plan.planner import make_plan
 
 
+def named(hardware: Hardware) -> str:
+    return f"{hardware.device} {hardware.free >> 30} GiB"
+
+
 def planned(family: str, hardware: Hardware, **asked: Any) -> Plan:
     request = asking(family, **asked)
     return make_plan(request, known_model(family), hardware, {}, jobs=jobs_of(request))
@@ -28,7 +32,7 @@ def needs(plan: Plan, setup: Setup, phase: str) -> int:
     return next(row.device for row in found.phases if row.name == phase)
 
 
-@pytest.mark.parametrize("hardware", [card(24), card(8, free=7.1), card(6), card(3), processor(16)], ids=str)
+@pytest.mark.parametrize("hardware", [card(24), card(8, free=7.1), card(6), card(3), processor(16)], ids=named)
 @pytest.mark.parametrize("family", ["sd15", "sdxl"])
 @pytest.mark.parametrize("phase", ["encode", "denoise", "decode"])
 def test_every_rung_needs_less_in_the_phase_that_failed(family: str, hardware: Hardware, phase: str) -> None:
@@ -100,6 +104,9 @@ def test_what_was_given_up_is_not_taken_back() -> None:
     plan = planned("sdxl", card(8, free=7.1))
     assert plan.setup.vae == "tile-512" and plan.ladder
     assert all(rung.setup.vae != "whole" for rung in plan.ladder)
+    plan = planned("sdxl", card(6))
+    assert plan.setup.guidance == "in-turn" and plan.ladder
+    assert all(rung.setup.guidance == "in-turn" for rung in plan.ladder)
 
 
 def test_no_rung_needs_more_host_memory_than_there_is() -> None:
