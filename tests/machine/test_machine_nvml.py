@@ -1,0 +1,225 @@
+"""NVIDIA cards: what is read, that the library is always closed, and which cards CUDA will show."""
+
+from __future__ import annotations
+
+import ctypes
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+import nvml_by_hand
+from nvml_by_hand import GIB, Fake, FakeLibrary
+from sdcli.machine import nvml
+from sdcli.machine.nvml import Card
+
+REPOSITORY = Path(__file__).resolve().parents[2]
+needs_compiler = [
+    pytest.mark.system,
+    pytest.mark.skipif(nvml_by_hand.compiler() is None or sys.platform != "linux", reason="no C compiler"),
+]
+
+
+def _two() -> tuple[Fake, Fake]:
+    slow = Fake(name="NVIDIA GeForce GTX 1060", uuid="GPU-aaaa1111", capability=(6, 1), cores=1280, clock=1900)
+    return slow, Fake(uuid="GPU-aaaa2222")
+
+
+def test_everything_the_planner_needs_is_read_and_the_library_is_closed() -> None:
+    library = FakeLibrary(*_two())
+    report = nvml.read(library)
+    assert (report.driver, report.cuda, report.reason, report.broken) == ("581.42", "13.0", None, False)
+    slow, fast = report.cards
+    assert (slow.index, slow.name, slow.capability) == (0, "NVIDIA GeForce GTX 1060", "6.1")
+    assert (fast.uuid, fast.total, fast.free, fast.capability) == ("GPU-aaaa2222", 8 * GIB, 7 * GIB, "8.9")
+    assert library.opened == library.closed == 1
+
+
+def test_an_old_driver_without_the_second_memory_call_answers_the_first() -> None:
+    assert nvml.read(FakeLibrary(Fake(), old=True)).cards == nvml.read(FakeLibrary(Fake())).cards
+
+
+def test_a_library_that_breaks_halfway_is_closed_and_becomes_a_reason() -> None:
+    class Breaking(FakeLibrary):
+        def nvmlDeviceGetUUID(self, handle: object, buffer: object, size: object) -> int:
+            raise OSError("exception: access violation")
+
+    library = Breaking(Fake())
+    report = nvml.read(library)
+    assert report.cards == () and "access violation" in (report.reason or "")
+    assert library.opened == library.closed == 1
+
+
+def test_a_library_of_something_else_is_a_reason_not_a_crash() -> None:
+    report = nvml.read(object())
+    assert report.cards == () and report.reason and not report.broken
+
+
+@pytest.mark.parametrize(("status", "words", "broken"), [(9, "not loaded", False), (18, "updated", True), (77, "77", False)])
+def test_a_driver_that_does_not_open_says_why(status: int, words: str, broken: bool) -> None:
+    library = FakeLibrary(Fake(), init=status)
+    report = nvml.read(library)
+    assert words in (report.reason or "") and report.broken is broken
+    assert library.closed == 0, "what was not opened must not be closed"
+
+
+def test_a_lost_card_is_left_out_and_named_and_the_others_keep_their_numbers() -> None:
+    report = nvml.read(FakeLibrary(Fake(lost=True), Fake(uuid="GPU-b")))
+    assert [card.index for card in report.cards] == [1]
+    assert report.broken and "GPU 0" in (report.reason or "")
+
+
+def test_a_driver_without_cards_says_so_and_is_not_broken() -> None:
+    report = nvml.read(FakeLibrary())
+    assert report.reason == "the NVIDIA driver sees no GPU" and not report.broken
+
+
+def test_a_split_card_shows_its_slices_with_the_cards_capability() -> None:
+    part = Fake(name="", uuid="MIG-1", total=20 * GIB, free=19 * GIB)
+    card = Fake(name="NVIDIA A100", uuid="GPU-a", capability=(8, 0), split=True, slices=(part,))
+    (found,) = nvml.read(FakeLibrary(card)).cards
+    assert found.split and [(s.uuid, s.name, s.capability, s.total) for s in found.slices] == [
+        ("MIG-1", "NVIDIA A100", "8.0", 20 * GIB)
+    ]
+
+
+def test_a_card_that_shares_the_hosts_memory_has_none_of_its_own() -> None:
+    (card,) = nvml.read(FakeLibrary(Fake(name="NVIDIA GB10", total=0))).cards
+    assert (card.total, card.free) == (0, 0)
+
+
+# --- through real ctypes, with a library compiled here
+
+
+class TestCompiled:
+    pytestmark = needs_compiler
+
+    @pytest.mark.parametrize("old", [False, True])
+    def test_the_structs_are_laid_out_as_c_lays_them_out(self, tmp_path: Path, old: bool) -> None:
+        library = ctypes.CDLL(str(nvml_by_hand.compiled(tmp_path, *_two(), old=old)))
+        report = nvml.read(library)
+        assert [(c.name, c.uuid, c.total, c.free, c.capability) for c in report.cards] == [
+            ("NVIDIA GeForce GTX 1060", "GPU-aaaa1111", 8 * GIB, 7 * GIB, "6.1"),
+            ("NVIDIA GeForce RTX 4060", "GPU-aaaa2222", 8 * GIB, 7 * GIB, "8.9"),
+        ]
+        assert (report.driver, report.cuda) == ("581.42", "13.0")
+        assert [card.speed for card in report.cards] == [1280 * 1900, 3072 * 3105]
+        assert library.fake_open() == 0
+
+    def test_a_hundred_looks_leave_nothing_open(self, tmp_path: Path) -> None:
+        library = ctypes.CDLL(str(nvml_by_hand.compiled(tmp_path, Fake())))
+        assert all(nvml.read(library).cards for _ in range(100))
+        assert library.fake_open() == 0
+
+    def test_the_loader_finds_the_drivers_library_by_its_name(self, tmp_path: Path) -> None:
+        nvml_by_hand.compiled(tmp_path, Fake(), driver="570.10", cuda=12080)
+        code = "import json; from sdcli.machine import nvml; r = nvml.read(); print(json.dumps([r.driver, r.cuda, len(r.cards)]))"
+        environment = {**os.environ, "LD_LIBRARY_PATH": str(tmp_path), "PYTHONPATH": str(REPOSITORY)}
+        done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True)
+        assert json.loads(done.stdout) == ["570.10", "12.8", 1]
+
+
+# --- which of them CUDA shows
+
+
+def _cards(*speeds: int) -> tuple[Card, ...]:
+    return tuple(
+        Card(index=i, uuid=f"GPU-{i}{i}aa-{i}", name=f"card {i}", total=GIB, free=GIB, speed=speed)
+        for i, speed in enumerate(speeds)
+    )
+
+
+def _shown(cards: tuple[Card, ...], value: str | None, order: str | None = None) -> list[str]:
+    environment = {} if value is None else {"CUDA_VISIBLE_DEVICES": value}
+    if order is not None:
+        environment["CUDA_DEVICE_ORDER"] = order
+    return [card.name for card in nvml.visible(cards, environment)]
+
+
+def test_cuda_counts_from_the_fastest_and_the_pci_order_only_where_it_is_asked_for() -> None:
+    cards = _cards(10, 30, 20)
+    assert _shown(cards, None) == ["card 1", "card 2", "card 0"]
+    assert _shown(cards, "0") == ["card 1"]
+    assert _shown(cards, None, "PCI_BUS_ID") == ["card 0", "card 1", "card 2"]
+    assert _shown(cards, "0", "PCI_BUS_ID") == ["card 0"]
+
+
+def test_equal_cards_stay_in_pci_order() -> None:
+    assert _shown(_cards(5, 5, 5), None) == ["card 0", "card 1", "card 2"]
+
+
+@pytest.mark.parametrize(
+    ("value", "names"),
+    [
+        ("", []),
+        ("-1", []),
+        ("NoDevFiles", []),
+        ("1", ["card 1"]),
+        ("2,0", ["card 2", "card 0"]),
+        (" 1 , 0 ", ["card 1", "card 0"]),
+        ("1,-1,0", ["card 1"]),
+        ("0,7,1", ["card 0"]),
+        ("1,1", []),
+        ("1gpu,0", ["card 1", "card 0"]),
+        ("GPU-11aa", ["card 1"]),
+        ("GPU-11aa-1", ["card 1"]),
+        ("GPU-22,GPU-00", ["card 2", "card 0"]),
+        ("GPU-", []),
+        ("GPU-99,GPU-00", []),
+        ("GPU-00,1", ["card 0"]),
+        ("GPU-00,GPU-00", []),
+    ],
+)
+def test_visible_devices_are_read_as_cuda_reads_them(value: str, names: list[str]) -> None:
+    assert _shown(_cards(5, 5, 5), value) == names
+
+
+def test_the_beginning_of_two_uuids_names_neither() -> None:
+    twins = tuple(Card(index=i, uuid=f"GPU-ab{i}", name=str(i), total=1, free=1) for i in range(2))
+    assert _shown(twins, "GPU-ab") == []
+    assert _shown(twins, "GPU-ab1") == ["1"]
+
+
+def test_a_split_card_is_shown_as_its_first_slice_and_a_slice_by_its_own_name() -> None:
+    parts = tuple(Card(index=0, uuid=f"MIG-{i}b", name=f"part {i}", total=1, free=1) for i in range(2))
+    whole = Card(index=0, uuid="GPU-a", name="A100", total=2, free=2, split=True, slices=parts)
+    empty = Card(index=1, uuid="GPU-b", name="A100", total=2, free=2, split=True)
+    assert _shown((whole, empty), None) == ["part 0"]
+    assert _shown((whole, empty), "GPU-a") == ["part 0"]
+    assert _shown((whole, empty), "MIG-1b") == ["part 1"]
+    assert _shown((whole, empty), "GPU-b") == []
+
+
+@settings(deadline=None, derandomize=True, max_examples=300)
+@given(st.integers(0, 4), st.one_of(st.none(), st.text(alphabet="0123456789,-+ GPUMIGab", max_size=20), st.text(max_size=12)))
+def test_any_text_shows_some_of_the_cards_each_at_most_once(count: int, value: str | None) -> None:
+    cards = _cards(*range(count))
+    shown = nvml.visible(cards, {} if value is None else {"CUDA_VISIBLE_DEVICES": value})
+    assert set(shown) <= set(cards) and len(set(shown)) == len(shown)
+
+
+@settings(deadline=None, derandomize=True, max_examples=100)
+@given(st.permutations(range(4)), st.integers(0, 4))
+def test_cards_named_by_number_and_by_uuid_are_the_same_cards(order: list[int], count: int) -> None:
+    cards = _cards(7, 7, 7, 7)
+    chosen = order[:count]
+    by_number = ",".join(map(str, chosen))
+    by_uuid = ",".join(cards[number].uuid for number in chosen)
+    assert _shown(cards, by_number) == _shown(cards, by_uuid) == [f"card {number}" for number in chosen]
+
+
+def test_a_card_without_its_driver_is_seen_on_the_bus(tmp_path: Path) -> None:
+    for slot, vendor, kind in (("00", "0x8086", "0x030000"), ("01", "0x10de", "0x040300")):
+        folder = tmp_path / "sys/bus/pci/devices" / slot
+        folder.mkdir(parents=True)
+        (folder / "vendor").write_text(vendor + "\n")
+        (folder / "class").write_text(kind + "\n")
+    assert not nvml.on_the_bus(tmp_path), "the sound chip of an NVIDIA card is no card"
+    (tmp_path / "sys/bus/pci/devices/01/class").write_text("0x030200\n")
+    assert nvml.on_the_bus(tmp_path)
+    assert not nvml.on_the_bus(tmp_path / "nothing")
