@@ -7,7 +7,7 @@ import json
 import os
 import sys
 import traceback
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 from sdcli.errors import Interrupted, SdcliError, Terminated
@@ -23,27 +23,6 @@ def print_json(value: Any) -> None:
         return
     stream.write(line.encode("utf-8", "backslashreplace"))
     stream.flush()
-
-
-def print_path(path: str) -> None:
-    """A result on stdout, byte for byte as the file system knows it; short where it is below this folder."""
-    here = os.getcwd()
-    short = os.path.relpath(path, here) if path.startswith(here + os.sep) else path
-    stream = getattr(sys.stdout, "buffer", None)
-    if stream is None:
-        sys.stdout.write(short + "\n")
-        return
-    stream.write(os.fsencode(short) + b"\n")
-    stream.flush()
-
-
-@contextlib.contextmanager
-def unread_is_fine() -> Iterator[None]:
-    """A reader that has gone away (`| head -1`) is no reason to stop drawing."""
-    try:
-        yield
-    except BrokenPipeError:
-        drop_stdout()
 
 
 def end(error: SdcliError, words: Sequence[str]) -> int:

@@ -204,13 +204,14 @@ def reach(address: str) -> tuple[bool, str]:
 
 
 def system_name() -> str:
-    """Windows 11, macOS 15.1, Ubuntu 24.04.1 LTS."""
+    """Windows 11, macOS 15.1, Ubuntu 24.04."""
     if sys.platform == "win32":
         return f"Windows {platform.release()}"
     if sys.platform == "darwin":
         return f"macOS {platform.mac_ver()[0]}"
     try:
-        return platform.freedesktop_os_release().get("PRETTY_NAME") or platform.system()
+        about = platform.freedesktop_os_release()
+        return f"{about['NAME']} {about.get('VERSION_ID', '')}".strip()
     except OSError:
         return f"{platform.system()} {platform.release()}"
 
@@ -299,16 +300,16 @@ def _cpu_line(found: Examination) -> str:
         pace = f"{ratio:.1f}× slower" if ratio > 1 else f"{1 / ratio:.1f}× faster"
         bf16 += f" {pace} than fp32 here (probed {probe.seconds:.1f} s)"
     elif known["bf16"] == "assumed":
-        bf16 += f" by its instructions ({chip.isa}), not probed yet"
+        bf16 += f" by its {chip.isa}, not probed yet"
     else:
-        bf16 += f" no instructions for it ({chip.isa or 'none known'})"
+        bf16 += f" no instructions for it in {chip.isa or 'this CPU'}"
     return f"fp32 ✓   bf16 {bf16}   fp16 never"
 
 
 def _version_lines(report: Report) -> list[str]:
-    by_name = {version.name: version.version for version in report.versions}
+    by_name = {version.name: version.version.removesuffix(".0") for version in report.versions}
     shown = [f"{name} {show(by_name[name] or 'missing')}" for name in ("torch", "diffusers", "transformers")]
-    whether = "tested set" if installation.tested(report.versions) else "not the set that is tested"
+    whether = "as tested" if installation.tested(report.versions) else "not the set that is tested"
     lines = [f"{', '.join([report.python, *shown])}: {whether}"]
     for version in report.versions:
         if version.known_bad is not None:

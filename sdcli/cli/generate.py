@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import contextlib
 import importlib
+import os
+import shutil
 import signal
 import sys
 import threading
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -16,7 +17,7 @@ import typer
 
 from sdcli import events
 from sdcli.cli import complete, plan_screen, remembering
-from sdcli.cli.answer import print_json, print_path, say_error, unread_is_fine
+from sdcli.cli.answer import say_error
 from sdcli.cli.ask import Asked, plan_for
 from sdcli.errors import Interrupted, ModelMissing, SdcliError, Terminated
 from sdcli.events import Event, Planned, Timed
@@ -26,8 +27,11 @@ from sdcli.plan.plan import Plan
 from sdcli.plan.refusal import refused
 from sdcli.record import names, report, runs
 from sdcli.record.report import Folding
+from sdcli.record.sinks.json_lines import JsonLines
+from sdcli.record.sinks.json_object import write_object
+from sdcli.record.sinks.paths import Paths
 from sdcli.record.sinks.progress import Progress
-from sdcli.record.sinks.watch import watch
+from sdcli.record.sinks.watch import Sink, watch
 from sdcli.record.store import store
 from sdcli.request import tokenizer
 from sdcli.request.options import OPTIONS, SCREEN
@@ -55,8 +59,8 @@ def _generate(typed: dict[str, Any]) -> None:
     screen = Screen(typed, plan)
     screen.announce()
     folding = Folding(started=runs.now(), run=destination.run, clock=since_start)
-    stream = watch(_events(asked, engine), screen.live)
-    stream = watch(store(stream, destination), folding, screen.results(folding, destination), screen.after)
+    stream = store(_events(asked, engine), destination)
+    stream = watch(stream, folding, screen.progress, screen.picture, *screen.results(folding, destination))
     error = _drain(stream, folding)
     finished = folding.report(error)
     kept = sum(image.kept for image in finished.images)
@@ -148,66 +152,51 @@ def _told(error: SdcliError | None, kept: int, wanted: int, destination: names.D
 # --- what is said
 
 
-@dataclass
 class Screen:
     """Talk on stderr, results on stdout, as the flags ask for them."""
 
-    typed: dict[str, Any]
-    plan: Plan
-
-    def __post_init__(self) -> None:
-        self.json = bool(self.typed.get("json"))
-        self.json_lines = bool(self.typed.get("json_lines"))
-        self.quiet = bool(self.typed.get("quiet"))
-        verbose = bool(self.typed.get("verbose"))
-        self.progress = None if self.quiet else Progress(sys.stderr, verbose=verbose)
+    def __init__(self, typed: dict[str, Any], plan: Plan) -> None:
+        self.plan = plan
+        self.json = bool(typed.get("json"))
+        self.json_lines = bool(typed.get("json_lines"))
+        self.quiet = bool(typed.get("quiet"))
+        self.show = typed.get("show")
+        self.progress = Progress(sys.stderr, verbose=bool(typed.get("verbose")), quiet=self.quiet)
 
     def announce(self) -> None:
         """The plan in a line or two, before anything is loaded."""
         if self.quiet:
             return
-        warning = hardware.gpu_warning(self.plan.hardware)
-        if warning is not None:
-            say(f"{warning.message}; {warning.hint}")
+        notice = hardware.gpu_warning(self.plan.hardware)
+        if notice is not None:
+            say(f"{notice.message}; {notice.hint}")
         for line in plan_screen.render_summary(self.plan, width(sys.stderr), not speaks_unicode(sys.stderr)):
             say(line)
 
-    def live(self, event: Event) -> None:
-        """Before the store, so that a picture can be shown while its pixels are here."""
-        if isinstance(event, events.Decoded) and self._shows():
-            from sdcli.record.sinks.picture import show_picture
+    def results(self, folding: Folding, destination: names.Destination) -> list[Sink]:
+        """A path, or an object, for each picture as soon as it is on the disk."""
+        if self.json:
+            return []
+        if self.json_lines:
+            return [JsonLines(sys.stdout.buffer, folding, destination.folder)]
+        return [Paths(sys.stdout.buffer, os.getcwd())]
 
-            show_picture(event.width, event.height, event.pixels, sys.stderr)
+    def picture(self, event: Event) -> None:
+        """The picture itself, where the terminal can show it."""
+        if isinstance(event, events.Decoded) and self._shows():
+            from sdcli.record.sinks.picture import picture
+
+            columns, rows = shutil.get_terminal_size()
+            say(picture(event.width, event.height, event.pixels, columns, rows - 4, os.environ))
 
     def _shows(self) -> bool:
-        asked = self.typed.get("show")
         usual = len(self.plan.jobs) <= 4 and is_terminal(sys.stderr) and not self.quiet
-        return usual if asked is None else bool(asked)
-
-    def after(self, event: Event) -> None:
-        if self.progress is not None:
-            self.progress(event)
-
-    def results(self, folding: Folding, destination: names.Destination) -> Callable[[Event], None]:
-        """A path, or an object, for each picture as soon as it is on the disk."""
-
-        def sink(event: Event) -> None:
-            if not isinstance(event, (events.Saved, events.Failed)) or self.json:
-                return
-            with unread_is_fine():
-                image = folding.entry(event.index)
-                if self.json_lines and image is not None:
-                    print_json(report.image_json(image, destination.folder))
-                elif isinstance(event, events.Saved) and not self.json_lines:
-                    print_path(event.path)
-
-        return sink
+        return usual if self.show is None else bool(self.show)
 
     def finish(self, finished: report.Report, destination: names.Destination, error: SdcliError | None) -> None:
-        if self.progress is not None:
-            self.progress.finish(finished)
+        where = destination.records / "report.json"
+        self.progress.finish(finished if error is None else None, where)
         if self.json:
-            with unread_is_fine():
-                print_json(report.to_json(finished, destination.folder))
+            write_object(finished, destination.folder, sys.stdout.buffer)
         elif error is not None:
             say_error(error)
