@@ -58,7 +58,7 @@ def wheels(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def checkout(folder: Path) -> Path:
     (folder / "scripts").mkdir(parents=True)
     (folder / "sdcli").mkdir()
-    shutil.copy(ROOT / "scripts" / "sdcli", folder / "scripts" / "sdcli")
+    shutil.copy(ROOT / "scripts" / "sdcli", folder / "scripts")
     (folder / "sdcli" / "__main__.py").write_text(MAIN)
     (folder / "pyproject.toml").write_text(PROJECT + TOOLS)
     (folder / "constraints.txt").write_text(PINS)
@@ -412,7 +412,7 @@ def test_an_older_python_says_what_is_needed_or_goes_on_with_a_newer_one(
     nowhere.mkdir()
     alone = subprocess.run(
         [old, str(checkout(tmp_path / "clone") / "scripts" / "sdcli")],
-        env=environment | {"PATH": str(nowhere)}, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+        env=environment | {"PATH": str(nowhere)}, capture_output=True,
     )  # fmt: skip
     assert alone.returncode == 8
     assert b"error: sdcli needs Python 3.11 or newer; this is" in alone.stderr
