@@ -1,0 +1,228 @@
+"""Two UNets side by side: structure always; for files also shape, dtype and values of every tensor."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from sdcli.errors import BadFile
+from sdcli.inspect import figures, guess
+from sdcli.inspect.facts import At, Inspection, Source, Stored, inspect, native_size
+from sdcli.inspect.numbers import PIECE, decoded
+from sdcli.terminal import fit, show, size_text
+
+SOME = 6
+
+
+@dataclass(frozen=True, kw_only=True)
+class Change:
+    name: str
+    a: tuple[int, ...] | str
+    b: tuple[int, ...] | str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Moved:
+    """How far the values of one tensor lie apart; NaN counts as infinitely far."""
+
+    name: str
+    max_abs: float
+    mean_abs: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class Difference:
+    a: Inspection
+    b: Inspection
+    only_a: tuple[str, ...]
+    only_b: tuple[str, ...]
+    shape: tuple[Change, ...]
+    dtype: tuple[Change, ...]
+    values: tuple[Moved, ...]  # tensors that differ, the furthest first
+    compared: int  # tensors whose values were read
+
+    @property
+    def identical(self) -> bool:
+        return not (self.only_a or self.only_b or self.shape or self.dtype or self.values)
+
+
+def compare(first: Source, second: Source) -> Difference:
+    """Names and shapes; where both are files, dtypes and values too."""
+    shapes_a, shapes_b = _shapes(first), _shapes(second)
+    both = [name for name in shapes_a if name in shapes_b]
+    values: list[Moved] = []
+    dtypes: list[Change] = []
+    compared = 0
+    for name in both:
+        a, b = first.tensors.get(name), second.tensors.get(name)
+        if a is None or b is None:
+            continue
+        if a.dtype != b.dtype:
+            dtypes.append(Change(name=name, a=a.dtype, b=b.dtype))
+        if a.shape == b.shape:
+            compared += 1
+            moved = _moved(a, b)
+            if moved is not None:
+                values.append(moved)
+    return Difference(
+        a=_look(first),
+        b=_look(second),
+        only_a=tuple(name for name in shapes_a if name not in shapes_b),
+        only_b=tuple(name for name in shapes_b if name not in shapes_a),
+        shape=tuple(
+            Change(name=name, a=shapes_a[name], b=shapes_b[name]) for name in both if shapes_a[name] != shapes_b[name]
+        ),
+        dtype=tuple(dtypes),
+        values=tuple(sorted(values, key=lambda one: -one.max_abs)),
+        compared=compared,
+    )
+
+
+def _look(source: Source) -> Inspection:
+    width, height = native_size(source)
+    return inspect(source, At(width=width, height=height))
+
+
+def _shapes(source: Source) -> Mapping[str, tuple[int, ...]]:
+    if source.tensors:
+        return {name: tensor.shape for name, tensor in source.tensors.items()}
+    return guess.tensors_of(_look(source).unet)
+
+
+def _moved(a: Stored, b: Stored) -> Moved | None:
+    """None when every value is the same; bytes are compared first, numbers only where they differ."""
+    import numpy
+
+    count = 1
+    for side in a.shape:
+        count *= side
+    if not count:
+        return None
+    width_a, width_b = (a.end - a.start) // count, (b.end - b.start) // count
+    if not width_a or not width_b:
+        return None  # a damaged file, of which only names and shapes are known
+    step = PIECE // 8
+    furthest, total = 0.0, 0.0
+    try:
+        with open(a.file, "rb") as file_a, open(b.file, "rb") as file_b:
+            for start in range(0, count, step):
+                size = min(step, count - start)
+                file_a.seek(a.start + start * width_a)
+                file_b.seek(b.start + start * width_b)
+                raw_a, raw_b = file_a.read(size * width_a), file_b.read(size * width_b)
+                if a.dtype == b.dtype and raw_a == raw_b:
+                    continue
+                gap = numpy.abs(
+                    decoded(raw_a, a.stored).astype(numpy.float64) - decoded(raw_b, b.stored).astype(numpy.float64)
+                )
+                gap = numpy.where(numpy.isnan(gap), numpy.inf, gap)
+                furthest = max(furthest, float(gap.max()))
+                total += float(gap.sum())
+    except (OSError, ValueError) as error:
+        raise BadFile(f"the values of {show(a.name, 120)} cannot be read: {show(error, 120)}") from None
+    return Moved(name=a.name, max_abs=furthest, mean_abs=total / count) if furthest else None
+
+
+def to_json(found: Difference) -> dict[str, Any]:
+    def finite(value: float) -> float | None:
+        return value if value < float("inf") else None
+
+    return {
+        "schema": "sdcli.unet-diff/1",
+        "a": _side(found.a),
+        "b": _side(found.b),
+        "only_a": list(found.only_a),
+        "only_b": list(found.only_b),
+        "shape": [{"name": one.name, "a": list(one.a), "b": list(one.b)} for one in found.shape],
+        "dtype": [{"name": one.name, "a": one.a, "b": one.b} for one in found.dtype],
+        "values": [
+            {"name": one.name, "max_abs": finite(one.max_abs), "mean_abs": finite(one.mean_abs)} for one in found.values
+        ],
+        "compared": found.compared,
+        "identical": found.identical,
+    }
+
+
+def _side(look: Inspection) -> dict[str, Any]:
+    source, unet = look.source, look.unet
+    return {
+        "name": source.name,
+        "kind": source.kind,
+        "family": source.family or None,
+        "parameters": unet.parameters,
+        "macs": unet.macs,
+        "at": {"width": look.at.width, "height": look.at.height},
+        "activation_peak_bytes": look.peak_bytes,
+        "skips": len(unet.skips),
+        "text_channels": unet.text_channels,
+        "text_enters": unet.text_enters,
+        "stored_bytes": source.stored_bytes,
+        "stored_dtypes": dict(source.stored_dtypes),
+    }
+
+
+def text(found: Difference, width: int) -> list[str]:
+    """Both side by side, then what differs, a few names of each."""
+    a, b = found.a, found.b
+    rows = [
+        ("", fit(show(a.source.name, 40), 26), fit(show(b.source.name, 40), 26)),
+        ("parameters", f"{a.unet.parameters:,}", f"{b.unet.parameters:,}"),
+        ("GMAC a call", f"{a.unet.macs / 1e9:,.1f} at {_size(a)}", f"{b.unet.macs / 1e9:,.1f} at {_size(b)}"),
+        ("activations, fp16", size_text(a.peak_bytes), size_text(b.peak_bytes)),
+        ("levels × width", _widths(a), _widths(b)),
+        ("skips", str(len(a.unet.skips)), str(len(b.unet.skips))),
+        ("text", _text(a), _text(b)),
+        ("work", figures.shares(a.unet.macs_by_kind), figures.shares(b.unet.macs_by_kind)),
+    ]
+    if a.source.tensors or b.source.tensors:
+        rows.insert(2, ("stored", _stored(a.source), _stored(b.source)))
+    room = max(20, (width - 20) // 2)
+    lines = [f"{head:<18}{fit(x, room - 2):<{room}}{fit(y, room - 2)}".rstrip() for head, x, y in rows]
+    lines.append("")
+    if found.identical:
+        what = f"every value of {found.compared:,} tensors" if found.compared else "every layer and shape"
+        return [*lines, f"identical: {what}"]
+    lines += _names("only in the first", found.only_a)
+    lines += _names("only in the second", found.only_b)
+    lines += _names(
+        "of another shape", [f"{one.name}  {_shown(one.a)} → {_shown(one.b)}" for one in found.shape], width
+    )
+    if found.dtype:
+        kinds = sorted({(str(one.a), str(one.b)) for one in found.dtype})
+        lines.append(f"{len(found.dtype):,} stored otherwise: " + ", ".join(f"{x} → {y}" for x, y in kinds))
+    if found.compared:
+        same = found.compared - len(found.values)
+        lines.append(f"values: {same:,} of {found.compared:,} tensors are equal; the furthest apart (max, mean):")
+        for one in found.values[:SOME]:
+            lines.append(f"  {one.max_abs:9.3g} {one.mean_abs:9.3g}  {show(one.name, 200)}")
+    return [fit(line, width) for line in lines]
+
+
+def _size(look: Inspection) -> str:
+    return f"{look.at.width}×{look.at.height}"
+
+
+def _shown(shape: tuple[int, ...] | str) -> str:
+    return shape if isinstance(shape, str) else figures.shape(shape)
+
+
+def _widths(look: Inspection) -> str:
+    widths = [block.out_channels for block in look.unet.blocks if block.role == "down"]
+    return f"{len(widths)} × {', '.join(map(str, widths))}"
+
+
+def _text(look: Inspection) -> str:
+    unet = look.unet
+    return f"{unet.text_channels} wide, {unet.text_enters} places" if unet.text_enters else "none"
+
+
+def _stored(source: Source) -> str:
+    return f"{', '.join(source.stored_dtypes)} {size_text(source.stored_bytes or 0)}" if source.tensors else "no file"
+
+
+def _names(what: str, names: Any, width: int = 200) -> list[str]:
+    if not names:
+        return []
+    more = [f"  and {len(names) - SOME:,} more (--json lists all)"] if len(names) > SOME else []
+    return [f"{len(names):,} {what}:", *[f"  {show(name, 200)}" for name in names[:SOME]], *more]

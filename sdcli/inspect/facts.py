@@ -1,0 +1,239 @@
+"""What is known about one UNet: where it came from, its structure at a size, and how its file differs from it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from sdcli import __version__
+from sdcli.errors import SdcliError, Usage
+from sdcli.models.unet import Block, Unet, analyse
+
+DTYPE_BYTES = {"fp32": 4, "fp16": 2, "bf16": 2, "fp8": 1}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Stored:
+    """One tensor in a file, under its diffusers name; `file`, `start`, `end` say where its bytes lie."""
+
+    name: str
+    shape: tuple[int, ...]
+    dtype: str  # fp32, fp16, bf16, fp8 … as on screens
+    file: str
+    start: int
+    end: int
+    original: str  # its name in the file
+    stored: str = ""  # its dtype as the file writes it: F16, BF16 …
+
+
+@dataclass(frozen=True, kw_only=True)
+class Mismatch:
+    name: str
+    shape: tuple[int, ...]
+    expected: tuple[int, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Source:
+    """Where the structure comes from. `config` is all the analysis needs; `tensors` only files have."""
+
+    name: str
+    kind: str  # known | hub | folder | checkpoint | unet-file | config | module
+    family: str  # sd15, sdxl … or "" where unknown
+    title: str  # for people: Stable Diffusion 1.5
+    origin: str  # for people: from the shipped config, nothing downloaded
+    config: Mapping[str, Any]
+    pixels_per_latent: int = 8
+    tensors: Mapping[str, Stored] = field(default_factory=dict)
+    stored_bytes: int | None = None
+    stored_dtypes: Mapping[str, int] = field(default_factory=dict)  # dtype → parameters stored in it
+    beside: tuple[str, ...] = ()  # what else the file holds, for people
+    missing: tuple[str, ...] = ()
+    unexpected: tuple[str, ...] = ()
+    mismatched: tuple[Mismatch, ...] = ()
+    fault: SdcliError | None = None  # what is wrong with the file, said after what was recognised
+
+    @property
+    def whole(self) -> bool:
+        return not self.missing and not self.mismatched and self.fault is None
+
+
+@dataclass(frozen=True, kw_only=True)
+class At:
+    """The size the UNet is looked at, in pixels, with the dtype that bytes are given in."""
+
+    width: int
+    height: int
+    batch: int = 1
+    tokens: int = 77
+    dtype: str = "fp16"
+
+    @property
+    def dtype_bytes(self) -> int:
+        return DTYPE_BYTES[self.dtype]
+
+
+@dataclass(frozen=True, kw_only=True)
+class MeasuredBlock:
+    name: str
+    seconds: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class Measured:
+    """One real call on this machine."""
+
+    device: str
+    dtype: str
+    seconds: float
+    blocks: tuple[MeasuredBlock, ...]
+    activation_peak_bytes: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Inspection:
+    """A source, looked at from one size: what every table, drawing and file is made from."""
+
+    source: Source
+    at: At
+    unet: Unet
+    measured: Measured | None = None
+
+    @property
+    def weight_bytes(self) -> int:
+        return self.unet.parameters * self.at.dtype_bytes
+
+    @property
+    def peak_bytes(self) -> int:
+        return self.unet.activation_peak(self.at.dtype_bytes)
+
+    def measured_as(self, measured: Measured) -> Inspection:
+        return replace(self, measured=measured)
+
+
+def native_size(source: Source) -> tuple[int, int]:
+    """Width and height in pixels that this UNet was made for."""
+    size = source.config.get("sample_size")
+    if isinstance(size, (list, tuple)) and len(size) == 2 and all(isinstance(n, int) and n > 0 for n in size):
+        height, width = size
+    else:
+        height = width = size if isinstance(size, int) and not isinstance(size, bool) and 0 < size < 10_000 else 64
+    return width * source.pixels_per_latent, height * source.pixels_per_latent
+
+
+def inspect(source: Source, at: At) -> Inspection:
+    """The source's structure, work and memory at one size."""
+    step = source.pixels_per_latent
+    for name, value in (("width", at.width), ("height", at.height)):
+        if value % step or value < step:
+            below, above = value // step * step, (value // step + 1) * step
+            near = f"{below} and {above} are" if below else f"{above} is"
+            width, height = (max(1, round(side / step)) * step for side in (at.width, at.height))
+            raise Usage(
+                f"{name} {value} is not a multiple of {step}; {near}",
+                hint=f"sdcli inspect-unet {source.name} --at {width}x{height}",
+            )
+    unet = analyse(source.config, height=at.height // step, width=at.width // step, batch=at.batch, tokens=at.tokens)
+    return Inspection(source=source, at=at, unet=unet)
+
+
+def to_json(look: Inspection) -> dict[str, Any]:
+    """The document `inspect-unet --json` prints."""
+    source, at, unet, size = look.source, look.at, look.unet, look.at.dtype_bytes
+    return {
+        "schema": "sdcli.unet/1",
+        "version": __version__,
+        "source": {
+            "name": source.name,
+            "kind": source.kind,
+            "family": source.family or None,
+            "stored_bytes": source.stored_bytes,
+            "stored_dtypes": dict(source.stored_dtypes),
+        },
+        "at": {
+            "width": at.width,
+            "height": at.height,
+            "latent": list(unet.latent),
+            "batch": at.batch,
+            "tokens": unet.tokens,
+            "dtype": at.dtype,
+        },
+        "totals": {
+            "parameters": unet.parameters,
+            "bytes": look.weight_bytes,
+            "macs": unet.macs,
+            "flops": 2 * unet.macs,
+            "macs_by_kind": dict(unet.macs_by_kind),
+            "activation_peak_bytes": look.peak_bytes,
+            "leaves": len(unet.leaves),
+        },
+        "blocks": [_block(block, size) for block in unet.blocks],
+        "layers": [
+            {
+                "name": leaf.name,
+                "type": leaf.type,
+                "kind": leaf.kind,
+                "weight_shape": list(leaf.weight_shape),
+                "kernel": list(leaf.kernel),
+                "bias": leaf.bias,
+                "parameters": leaf.parameters,
+                "bytes": leaf.parameters * size,
+                "output_shape": list(leaf.output_shape),
+                "macs": leaf.macs,
+                "activation_bytes": leaf.elements * size,
+            }
+            for leaf in unet.leaves
+        ],
+        "skips": [
+            {
+                "from": skip.source,
+                "to": skip.target,
+                "channels": skip.channels,
+                "resolution": list(skip.resolution),
+                "concatenated_channels": skip.concatenated_channels,
+            }
+            for skip in unet.skips
+        ],
+        "conditioning": {
+            "time_channels": unet.time_channels,
+            "time_enters": unet.time_enters,
+            "text_channels": unet.text_channels,
+            "text_enters": unet.text_enters,
+        },
+        "missing": list(source.missing),
+        "unexpected": list(source.unexpected),
+        "mismatched": [
+            {"name": one.name, "shape": list(one.shape), "expected": list(one.expected)} for one in source.mismatched
+        ],
+        "measured": _measured(look.measured),
+        "error": source.fault.to_json() if source.fault else None,
+    }
+
+
+def _block(block: Block, size: int) -> dict[str, Any]:
+    return {
+        "name": block.name,
+        "role": block.role,
+        "type": block.type,
+        "level": block.level,
+        "resolution": list(block.resolution),
+        "in_channels": block.in_channels,
+        "out_channels": block.out_channels,
+        "parameters": block.parameters,
+        "bytes": block.parameters * size,
+        "macs": block.macs,
+        "activation_bytes": block.elements * size,
+    }
+
+
+def _measured(measured: Measured | None) -> dict[str, Any] | None:
+    if measured is None:
+        return None
+    return {
+        "device": measured.device,
+        "dtype": measured.dtype,
+        "seconds": measured.seconds,
+        "blocks": [{"name": block.name, "seconds": block.seconds} for block in measured.blocks],
+        "activation_peak_bytes": measured.activation_peak_bytes,
+    }

@@ -1,0 +1,318 @@
+"""What a LoRA touches: its layers matched by name and shape against a base model, its ranks and alphas."""
+
+from __future__ import annotations
+
+import functools
+import re
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from sdcli import data
+from sdcli.inspect import figures, keys, tables
+from sdcli.inspect.facts import Source
+from sdcli.inspect.numbers import scalar
+from sdcli.inspect.source import LoraFile
+from sdcli.models import text as encoders
+from sdcli.models.headers import Tensor
+from sdcli.models.unet import analyse
+from sdcli.terminal import cells, disk_text, fit, show
+
+FAMILIES = ("sd15", "sdxl", "sd21", "refiner")
+TITLES = {"sd15": "Stable Diffusion 1.5", "sdxl": "SDXL", "sd21": "Stable Diffusion 2", "refiner": "the SDXL refiner"}
+# endings of the two factors, of whatever scales them, and of other kinds of adapters
+ENDINGS = re.compile(
+    r"(?P<module>.+?)[._](?P<part>"
+    r"lora_down|lora_up|lora_mid|lora_A|lora_B|lora\.down|lora\.up|lora_linear_layer\.down|lora_linear_layer\.up"
+    r"|alpha|dora_scale|lora_magnitude_vector|hada_w[12]_[ab]|hada_t[12]|lokr_w[12](?:_[ab])?|lokr_t2|diff_b|diff"
+    r")(?:\.default)?(?:\.weight)?$"
+)
+DOWN = ("lora_down", "lora_A", "lora.down", "lora_linear_layer.down")
+UP = ("lora_up", "lora_B", "lora.up", "lora_linear_layer.up")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Touched:
+    """One layer of the base that the LoRA adds to."""
+
+    name: str  # its diffusers name; as in the file where nothing matches
+    rank: int | None
+    alpha: float | None
+    parameters: int
+    kind: str  # lora | loha | lokr | full | other
+    fits: bool
+
+
+@dataclass(frozen=True, kw_only=True)
+class Report:
+    file: str
+    base: str
+    fits: bool
+    made_for: str  # the known family that most of it fits
+    bytes: int
+    touched: tuple[Touched, ...]
+    unmatched: tuple[str, ...]
+    decomposed: int  # layers with DoRA magnitudes
+    unet_layers: int
+    text_layers: int
+    of: int  # layers of the base that a LoRA could touch
+
+    @property
+    def ranks(self) -> dict[str, int]:
+        counted = Counter(one.rank for one in self.touched if one.rank is not None)
+        return {str(rank): counted[rank] for rank in sorted(counted)}
+
+
+def inspect(file: LoraFile, base: Source | None) -> Report:
+    """The LoRA held against `base`; without one against the family it fits best."""
+    modules = _modules(file.header.tensors)
+    scored = {family: _fitting(modules, _known_layers(family)) for family in FAMILIES}
+    made_for = max(FAMILIES, key=lambda family: scored[family]) if any(scored.values()) else file.family
+    if base is None:
+        name, layers = made_for or "sd15", _known_layers(made_for if made_for in FAMILIES else "sd15")
+    else:
+        name = base.name
+        layers = _layers(base.config, base.family)
+    touched, unmatched = [], []
+    with file.path.open("rb") as handle:
+        for module, parts in modules.items():
+            layer = layers.get(module)
+            one = _touched(module, parts, layer, handle, file.header.data_start)
+            touched.append(one)
+            if layer is None or not one.fits:
+                unmatched.append(module)
+    matched = [one for one in touched if one.fits]
+    return Report(
+        file=str(file.path),
+        base=name,
+        fits=bool(matched) and not unmatched,
+        made_for=made_for,
+        bytes=file.header.size,
+        touched=tuple(touched),
+        unmatched=tuple(unmatched),
+        decomposed=sum(1 for parts in modules.values() if {"dora_scale", "lora_magnitude_vector"} & set(parts)),
+        unet_layers=sum(1 for one in matched if not one.name.startswith("text_encoder")),
+        text_layers=sum(1 for one in matched if one.name.startswith("text_encoder")),
+        of=len({layer[0] for layer in layers.values() if not layer[0].startswith("text_encoder")}),
+    )
+
+
+# layers of a base, by every name that a LoRA may give them
+
+Layer = tuple[str, tuple[int, ...]]  # diffusers name, shape of its weight
+
+
+@functools.cache
+def _known_layers(family: str) -> Mapping[str, Layer]:
+    return _layers(data.component_config(family, "unet"), family)
+
+
+def _layers(config: Mapping[str, Any], family: str) -> dict[str, Layer]:
+    unet = analyse(config, height=64, width=64)
+    shapes = {leaf.name: leaf.weight_shape for leaf in unet.leaves if leaf.kind in ("convolution", "linear")}
+    original = keys.original_names(shapes)
+    found: dict[str, Layer] = {}
+    for name, shape in shapes.items():
+        layer = (name, shape)
+        for path in {name, original.get(name, name)}:
+            flat = path.replace(".", "_")
+            found |= {f"unet.{path}": layer, f"lora_unet_{flat}": layer, path: layer, f"diffusion_model.{path}": layer}
+    for number, component in enumerate(_encoders(family), 1):
+        found |= _text_layers(data.component_config(family, component), component, number, len(_encoders(family)))
+    return found
+
+
+def _encoders(family: str) -> tuple[str, ...]:
+    return {"sd15": ("text_encoder",), "sdxl": ("text_encoder", "text_encoder_2")}.get(family, ())
+
+
+def _text_layers(config: Mapping[str, Any], component: str, number: int, of: int) -> dict[str, Layer]:
+    found: dict[str, Layer] = {}
+    kohya = "lora_te" if of == 1 else f"lora_te{number}"
+    for leaf in encoders.analyse(config).leaves:
+        if leaf.kind != "linear":
+            continue
+        path = leaf.name if leaf.name.startswith(("text_model.", "text_projection")) else f"text_model.{leaf.name}"
+        layer = (f"{component}.{path}", leaf.weight_shape)
+        found |= {f"{component}.{path}": layer, f"{kohya}_{path.replace('.', '_')}": layer}
+    return found
+
+
+# the LoRA's modules
+
+
+def _modules(tensors: Mapping[str, Tensor]) -> dict[str, dict[str, Tensor]]:
+    """Module name as the file gives it → its parts."""
+    modules: dict[str, dict[str, Tensor]] = {}
+    for name, tensor in tensors.items():
+        found = ENDINGS.match(name)
+        module, part = (found["module"], found["part"]) if found else (name, "other")
+        modules.setdefault(_path(module), {})[part] = tensor
+    return modules
+
+
+def _path(module: str) -> str:
+    """Prefixes of training wrappers and of old attention processors taken away."""
+    module = module.removeprefix("base_model.model.").removeprefix("transformer.")
+    old = re.fullmatch(r"(.+)\.processor\.(to_q|to_k|to_v|to_out)(?:_lora)?", module)
+    if old:
+        return f"{old[1]}.{'to_out.0' if old[2] == 'to_out' else old[2]}"
+    return module
+
+
+def _fitting(modules: Mapping[str, Mapping[str, Tensor]], layers: Mapping[str, Layer]) -> int:
+    return sum(1 for name, parts in modules.items() if name in layers and _fits(parts, layers[name][1]))
+
+
+def _factors(parts: Mapping[str, Tensor]) -> tuple[Tensor | None, Tensor | None]:
+    down = next((parts[part] for part in DOWN if part in parts), None)
+    up = next((parts[part] for part in UP if part in parts), None)
+    return down, up
+
+
+def _fits(parts: Mapping[str, Tensor], shape: tuple[int, ...]) -> bool:
+    """Both factors there and of the layer's width; other kinds of adapters go by their name alone."""
+    down, up = _factors(parts)
+    if down is None and up is None:
+        return any(part.startswith(("hada", "lokr", "diff")) for part in parts)
+    if down is None or up is None or len(down.shape) < 2 or len(up.shape) < 2:
+        return False
+    return down.shape[1] == shape[1] and up.shape[0] == shape[0] and down.shape[0] == up.shape[1]
+
+
+def _touched(module: str, parts: Mapping[str, Tensor], layer: Layer | None, handle: Any, start: int) -> Touched:
+    kind, rank = _kind(parts)
+    alpha = parts.get("alpha")
+    scale = scalar(handle, start + alpha.begin, start + alpha.end, alpha.dtype) if alpha else None
+    return Touched(
+        name=layer[0] if layer else module,
+        rank=rank,
+        alpha=scale,
+        parameters=sum(tensor.parameters for part, tensor in parts.items() if part != "alpha"),
+        kind=kind,
+        fits=layer is not None and _fits(parts, layer[1]),
+    )
+
+
+def _kind(parts: Mapping[str, Tensor]) -> tuple[str, int | None]:
+    down, _ = _factors(parts)
+    if down is not None:
+        return "lora", down.shape[0] if down.shape else None
+    for kind, part in (("loha", "hada_w1_b"), ("lokr", "lokr_w2_b"), ("lokr", "lokr_w1_b")):
+        if part in parts:
+            return kind, parts[part].shape[0] if parts[part].shape else None
+    if "lokr_w1" in parts:
+        return "lokr", None
+    return ("full", None) if {"diff", "diff_b"} & set(parts) else ("other", None)
+
+
+# shown
+
+
+def to_json(report: Report) -> dict[str, Any]:
+    return {
+        "schema": "sdcli.lora/1",
+        "file": report.file,
+        "base": report.base,
+        "fits": report.fits,
+        "made_for": report.made_for or None,
+        "bytes": report.bytes,
+        "ranks": report.ranks,
+        "matched": report.unet_layers + report.text_layers,
+        "unmatched": list(report.unmatched),
+        "touched": [
+            {
+                "name": one.name,
+                "rank": one.rank,
+                "alpha": one.alpha,
+                "parameters": one.parameters,
+                "kind": one.kind,
+                "matched": one.fits,
+            }
+            for one in report.touched
+        ],
+    }
+
+
+def text(report: Report, width: int, *, every: bool = False) -> list[str]:
+    """A dozen lines; every layer with `every`."""
+    name = show(report.file.replace("\\", "/").rpartition("/")[2], 60)
+    made = TITLES.get(report.made_for, "an unknown model")
+    parameters = sum(one.parameters for one in report.touched)
+    lines = [f"LoRA {name} · made for {made} · {disk_text(report.bytes)}, {parameters:,} parameters"]
+    matched = report.unet_layers + report.text_layers
+    lines.append(
+        f"{matched} of its {len(report.touched)} layers fit {show(report.base, 40)}: "
+        f"{report.unet_layers} of {report.of} in the UNet, {report.text_layers} in text encoders"
+    )
+    lines.append(f"rank {_listed(report.ranks)}{_alphas(report)}")
+    kinds = Counter(one.kind for one in report.touched)
+    if set(kinds) - {"lora"} or report.decomposed:
+        told = [f"{kind} {count}" for kind, count in kinds.most_common()]
+        told += [f"DoRA magnitudes on {report.decomposed}"] if report.decomposed else []
+        lines.append("kinds: " + ", ".join(told))
+    if not report.fits:
+        lines += _misfit(report)
+    lines += ["", *_touched_table(report, width)]
+    if every:
+        lines += [""] + [
+            f"{show(one.name, 200)}  rank {one.rank or '–'}  alpha {one.alpha if one.alpha is not None else '–'}  "
+            f"{one.parameters:,}" + ("" if one.fits else "  no match")
+            for one in report.touched
+        ]
+    return [line if every else fit(line, width) for line in lines]
+
+
+def _listed(ranks: Mapping[str, int]) -> str:
+    if not ranks:
+        return "unknown"
+    most = sorted(ranks.items(), key=lambda item: -item[1])
+    if len(most) == 1:
+        return most[0][0]
+    return ", ".join(f"{rank} ({count})" for rank, count in most[:6]) + (" …" if len(most) > 6 else "")
+
+
+def _alphas(report: Report) -> str:
+    counted = Counter(one.alpha for one in report.touched if one.alpha is not None)
+    if not counted:
+        return " · no alpha stored, so alpha = rank"
+    shown = ", ".join(f"{alpha:g}" for alpha, _ in counted.most_common(4))
+    return f" · alpha {shown}" + (" …" if len(counted) > 4 else "")
+
+
+def _misfit(report: Report) -> list[str]:
+    if report.made_for and report.made_for != report.base and report.base in FAMILIES:
+        return [f"wrong family: made for {TITLES[report.made_for]}, not for {TITLES[report.base]}"]
+    names = ", ".join(show(name, 70) for name in report.unmatched[:2])
+    more = f" and {len(report.unmatched) - 2} more" if len(report.unmatched) > 2 else ""
+    return [f"no match: {names}{more}"]
+
+
+def _touched_table(report: Report, width: int) -> list[str]:
+    """Layers and parameters per block, with what they do there."""
+    blocks: dict[str, list[Touched]] = {}
+    for one in report.touched:
+        if one.fits:
+            blocks.setdefault(_block(one.name), []).append(one)
+    if not blocks:
+        return ["nothing of it fits"]
+    room = max(cells(figures.short(block)) for block in blocks)
+    lines = [f"{'block':<{room}}  layers  parameters  parts"]
+    for block in sorted(blocks, key=_order):
+        ones = blocks[block]
+        parts = Counter(tables.part(one.name) if "text_encoder" not in one.name else "text" for one in ones)
+        said = ", ".join(f"{part} {count}" for part, count in parts.most_common())
+        total = sum(one.parameters for one in ones)
+        lines.append(fit(f"{figures.short(block):<{room}}  {len(ones):>6}  {total:>10,}  {said}", width))
+    return lines
+
+
+def _block(name: str) -> str:
+    words = name.split(".")
+    return ".".join(words[:2]) if words[0] in ("down_blocks", "up_blocks") else words[0]
+
+
+def _order(block: str) -> tuple[int, str]:
+    order = ("time", "add", "class", "conv_in", "down", "mid", "up", "conv_out", "text")
+    return next((i for i, start in enumerate(order) if block.startswith(start)), len(order)), block

@@ -1,0 +1,331 @@
+"""One screen: the summary, the U with its levels, bars and skips, and one line of insight."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+from sdcli.inspect import figures
+from sdcli.inspect.facts import Inspection, Source, native_size
+from sdcli.models.unet import Block, Unet
+from sdcli.terminal import cells, disk_text, fit, plain, seconds_text, show, size_text
+
+NARROWEST, WIDEST = 60, 112
+STYLES = {"down": "36", "up": "35", "mid": "33", "skip": "2", "bold": "1", "dim": "2"}  # ANSI
+
+
+@dataclass(frozen=True)
+class Piece:
+    """Some text in one style of STYLES, or plain."""
+
+    text: str
+    style: str = ""
+
+
+Line = Sequence[Piece]
+
+
+def draw(look: Inspection, width: int, *, colour: bool = False, ascii: bool = False) -> list[str]:
+    """The whole screen, at most `width` columns wide."""
+    width = max(NARROWEST, min(width, WIDEST))
+    lines: list[Line] = [
+        *_summary(look, width),
+        (),
+        *the_u(look.unet, width, ascii=ascii),
+        (),
+        *_legend(look, width),
+        (Piece(fit(" " + insight(look, ascii=ascii), width), "bold"),),
+        (Piece(fit(" " + _more(look), width), "dim"),),
+    ]
+    painted = [_painted(line, colour) for line in lines]
+    return [plain(line)[:width] for line in painted] if ascii else painted
+
+
+def _painted(line: Line, colour: bool) -> str:
+    painted = "".join(
+        f"\x1b[{STYLES[piece.style]}m{piece.text}\x1b[0m"
+        if colour and piece.style and piece.text.strip()
+        else piece.text
+        for piece in line
+    )
+    return painted.rstrip()
+
+
+def _summary(look: Inspection, width: int) -> Iterable[Line]:
+    source, at, unet = look.source, look.at, look.unet
+    sizes = (
+        f"{size_text(4 * unet.parameters)} fp32, {size_text(2 * unet.parameters)} fp16 or bf16, "
+        f"{size_text(unet.parameters)} fp8"
+    )
+    title = fit(show(source.title, 60), width)
+    yield (Piece(title, "bold"), Piece(fit(f" · {source.origin}", max(1, width - cells(title)))))
+    if source.stored_bytes is not None:
+        yield (Piece(fit("  " + _as_stored(look), width)),)
+    yield (Piece(fit(f"{unet.parameters:,} parameters: {sizes}", width)),)
+    batch = f", batch {at.batch}" if at.batch > 1 else ""
+    call = f"{work_text(unet.macs)} = {unet.macs * 2 / 1e9:,.1f} GFLOP a call at {at.width}×{at.height}{batch}"
+    yield (Piece(fit(f"{call} · {size_text(look.peak_bytes)} of activations, {at.dtype}", width)),)
+    weights = {kind: n for kind, n in figures.parameters_by_kind(unet).items() if kind in ("convolution", "linear")}
+    text = f"  work: {figures.shares(unet.macs_by_kind)} · weights: {figures.shares(weights)}"
+    yield (Piece(fit(text if cells(text) <= width else text.replace("convolution", "conv"), width)),)
+
+
+def _as_stored(look: Inspection) -> str:
+    source = look.source
+    dtypes = sorted(source.stored_dtypes.items(), key=lambda item: -item[1])
+    kinds = dtypes[0][0] if len(dtypes) == 1 else ", ".join(f"{name} {figures.count(n)}" for name, n in dtypes)
+    stored = f"stored: {disk_text(source.stored_bytes or 0)}, {kinds or 'no weights'}"
+    return stored + (f" · beside it: {', '.join(source.beside)}" if source.beside else "")
+
+
+def work_text(macs: int) -> str:
+    return f"{macs / 1e9:,.1f} GMAC" if macs >= 50_000_000 else f"{macs / 1e6:,.1f} MMAC"
+
+
+# the U
+
+
+@dataclass(frozen=True)
+class Level:
+    """One resolution: what works there going down and up, and the skips between."""
+
+    number: int
+    down: Block | None
+    up: Block | None
+    skips: tuple[int, ...]  # channels, in the order they were kept
+
+
+def levels(unet: Unet) -> list[Level]:
+    found: dict[int, dict[str, Block]] = {}
+    for block in unet.blocks:
+        if block.role in ("down", "up"):
+            found.setdefault(block.level, {})[block.role] = block
+    rows = []
+    for number in sorted(found):
+        down, up = found[number].get("down"), found[number].get("up")
+        skips = [skip.channels for skip in unet.skips if up is not None and skip.target.startswith(up.name + ".")]
+        rows.append(Level(number, down, up, tuple(reversed(skips))))
+    return rows
+
+
+def the_u(unet: Unet, width: int, *, ascii: bool = False) -> Iterable[Line]:
+    """Levels from large to small, one bar each way in proportion to the work, joined by the skips."""
+    rows = levels(unet)
+    sizes = [figures.size(row.down.resolution, ascii=ascii) if row.down else "" for row in rows]
+    mid = next((block for block in unet.blocks if block.role == "mid"), None)
+    deeper = mid is not None and rows and mid.level > rows[-1].number  # the classic U turns one level below
+    if deeper and mid is not None:
+        sizes.append(figures.size(mid.resolution, ascii=ascii))
+    margin = max([4, *map(len, sizes)])
+    left = margin + 8
+    step = 3 if len(rows) <= 5 else 2 if len(rows) <= 9 else 1
+    yield _headings(unet, width, left)
+    yield _ends(unet, width, left)
+    unit = _unit(rows, width, left, step)
+    for row, size in zip(rows, sizes, strict=False):
+        channels = row.down.out_channels if row.down else row.up.out_channels if row.up else 0
+        indent = step * row.number
+        yield _level(row, f"{size:>{margin}} {channels:>5}  ", indent, width, unit)
+        yield _costs(row, left, indent, width)
+    if mid is not None:
+        label = f"{sizes[-1]:>{margin}} {mid.out_channels:>5}  " if deeper else " " * left
+        yield _turn(mid, label, step * rows[-1].number if rows else 0, width, unit)
+    else:
+        yield _plain_turn(left, step * rows[-1].number if rows else 0, width)
+
+
+def _headings(unet: Unet, width: int, left: int) -> Line:
+    number = len(unet.skips)
+    skips = f"{number} skip{'' if number == 1 else 's'}"
+    text = f"{'size width':<{left}}down: smaller, deeper"
+    middle = max(len(text) + 2, (left + width) // 2 - len(skips) // 2)
+    text = f"{text:<{middle}}{skips}"
+    return (Piece(f"{text}{'up: larger, finer':>{max(1, width - len(text))}}", "dim"),)
+
+
+def _ends(unet: Unet, width: int, left: int) -> Line:
+    noise = "noisy latent" if unet.time_channels else "picture"
+    result = "prediction" if unet.time_channels else "result"
+    given = unet.leaves[-1].output_shape[1:]
+    text = f"{'':<{left}}{noise} {figures.shape(unet.latent)}"
+    return (Piece(f"{text}{f'{result} {figures.shape(given)}':>{max(1, width - len(text))}}"),)
+
+
+def _left_name(block: Block) -> str:
+    return f"{figures.short(block.name)} {_mark(block)} "
+
+
+def _right_name(block: Block) -> str:
+    return f" {_mark(block)} {figures.short(block.name)}"
+
+
+def _mark(block: Block) -> str:
+    return "T" if figures.looks_at_text(block) else "A" if figures.attends(block) else "·"
+
+
+def _label(skips: tuple[int, ...], longest: int = 26) -> str:
+    text = " · ".join(map(str, skips))
+    if len(text) <= longest:
+        return text
+    return f"{len(skips)} × {skips[0]}" if len(set(skips)) == 1 else f"{len(skips)} × {min(skips)}–{max(skips)}"
+
+
+def _unit(rows: list[Level], width: int, left: int, step: int) -> float:
+    """Multiply-adds per cell of a bar, so that every row has room for its bars and a line between them."""
+    unit = 1.0
+    for row in rows:
+        taken = left + 2 * step * row.number + len(_label(row.skips)) + 10
+        taken += len(_left_name(row.down)) if row.down else 0
+        taken += len(_right_name(row.up)) if row.up else 0
+        macs = (row.down.macs if row.down else 0) + (row.up.macs if row.up else 0)
+        unit = max(unit, macs / max(2, width - taken))
+    return unit
+
+
+def _bar(macs: int, unit: float) -> str:
+    halves = max(1, round(2 * macs / unit)) if macs else 0
+    return "█" * (halves // 2) + "▌" * (halves % 2)
+
+
+def _level(row: Level, prefix: str, indent: int, width: int, unit: float) -> Line:
+    pieces = [Piece(prefix + " " * indent)]
+    if row.down:
+        pieces.append(Piece(f"{_left_name(row.down)}{_bar(row.down.macs, unit)}", "down"))
+    right = f"{_bar(row.up.macs, unit)}{_right_name(row.up)}" if row.up else ""
+    room = width - indent - sum(cells(piece.text) for piece in pieces) - cells(right)
+    label = _label(row.skips)
+    line = max(0, room - 4 - len(label) - 2)
+    before = line // 2
+    pieces.append(Piece(f" ├{'─' * before} {label} {'─' * (line - before)}▶ ", "skip"))
+    pieces.append(Piece(right, "up"))
+    return pieces
+
+
+def _costs(row: Level, left: int, indent: int, width: int) -> Line:
+    down = f"│ {_cost(row.down)}" if row.down else ""
+    up = f"{_cost(row.up)} ▲" if row.up else ""
+    start = left + indent + 1
+    gap = max(1, width - indent - start - len(down) - len(up))
+    return (Piece(" " * start), Piece(down, "down"), Piece(" " * gap), Piece(up, "up"))
+
+
+def _cost(block: Block) -> str:
+    return f"{figures.count(block.parameters)} {figures.work(block.macs)}"
+
+
+def _turn(mid: Block, prefix: str, indent: int, width: int, unit: float) -> Line:
+    text = f" mid {_mark(mid)} {_bar(mid.macs, unit)} {_cost(mid)} "
+    start = len(prefix) + indent + 1
+    line = max(4, width - indent - start - 2 - cells(text))
+    before = line // 2
+    return (
+        Piece(prefix + " " * (indent + 1)),
+        Piece("╰" + "─" * before, "down"),
+        Piece(text, "mid"),
+        Piece("─" * (line - before) + "╯", "up"),
+    )
+
+
+def _plain_turn(left: int, indent: int, width: int) -> Line:
+    start = left + indent + 1
+    text = " no middle "
+    line = max(4, width - indent - start - 2 - len(text))
+    return (Piece(" " * start), Piece("╰" + "─" * (line // 2) + text + "─" * (line - line // 2) + "╯", "mid"))
+
+
+# words
+
+
+def _legend(look: Inspection, width: int) -> Iterable[Line]:
+    unet = look.unet
+    yield (Piece(fit(" M million parameters  G billion multiply-adds (bars)  ├▶ joined channel-wise", width), "dim"),)
+    told = []
+    if unet.text_enters:
+        told.append(f"T text enters: cross-attention, {unet.tokens}×{unet.text_channels}, {unet.text_enters} places")
+    if unet.time_enters:
+        told.append(f"time is added in {unet.time_enters} ResNets")
+    if any(_mark(block) == "A" for block in unet.blocks):
+        told.append("A attention between pixels")
+    if not told:
+        told.append("no text and no time step: a picture in, a map out")
+    yield (Piece(fit(" " + "; ".join(told), width), "dim"),)
+
+
+def insight(look: Inspection, *, ascii: bool = False) -> str:
+    """One sentence that the numbers of this very UNet say."""
+    unet = look.unet
+    rows: dict[int, list[Block]] = {}
+    for block in unet.blocks:
+        if block.role in ("down", "mid", "up"):
+            rows.setdefault(block.level, []).append(block)
+    if not rows or not unet.macs or not unet.parameters:
+        return "Nothing to compare: this UNet has one level only"
+
+    def share(level: int) -> tuple[float, float]:
+        blocks = rows[level]
+        return sum(b.parameters for b in blocks) / unet.parameters, sum(b.macs for b in blocks) / unet.macs
+
+    def size(level: int) -> str:
+        return figures.size(rows[level][0].resolution, ascii=ascii)
+
+    heaviest = max(rows, key=lambda level: share(level)[0])
+    weights, macs = share(heaviest)
+    if len(rows) > 1 and weights > 0.5 and macs > 0.5:
+        return (
+            f"Most of it is one level: {size(heaviest)} holds {figures.percent(weights, 1)} of the weights, "
+            f"does {figures.percent(macs, 1)} of the work"
+        )
+    top = min(rows)
+    weights, macs = share(top)
+    if macs > 2 * weights:
+        return (
+            f"Weights sit deep, work sits wide: the {size(top)} level has {figures.percent(weights, 1)} of one, "
+            f"{figures.percent(macs, 1)} of other"
+        )
+    held, done = figures.percent(weights, 1), figures.percent(macs, 1)
+    return f"The {size(top)} level holds {held} of the weights and does {done} of the work"
+
+
+def _more(look: Inspection) -> str:
+    source = look.source
+    other = "sd15" if source.family == "sdxl" else "sdxl"
+    width, height = native_size(source)
+    at = "768x512" if source.pixels_per_latent > 1 else f"{width * 3 // 2 // 4 * 4}x{height}"
+    return f"More: --layers  --by kind  --at {at}  --diff {other}  --lora FILE  --svg u.svg"
+
+
+def faults(source: Source) -> list[str]:
+    """What the file lacks or has otherwise, a few names of each."""
+    lines = []
+    if source.missing:
+        lines.append(f"missing, {len(source.missing)}:")
+        lines += [f"  {show(name, 120)}" for name in source.missing[:SOME]] + _others(len(source.missing))
+    if source.mismatched:
+        lines.append(f"of another shape, {len(source.mismatched)}:")
+        for one in source.mismatched[:SOME]:
+            lines.append(f"  {show(one.name, 100)} {figures.shape(one.shape)}, expected {figures.shape(one.expected)}")
+        lines += _others(len(source.mismatched))
+    if source.unexpected:
+        lines.append(f"not part of this UNet, {len(source.unexpected)}:")
+        lines += [f"  {show(name, 120)}" for name in source.unexpected[:SOME]] + _others(len(source.unexpected))
+    return ["", *lines] if lines else []
+
+
+SOME = 8
+
+
+def _others(count: int) -> list[str]:
+    return [f"  and {count - SOME} more (--json lists all)"] if count > SOME else []
+
+
+def measured(look: Inspection) -> list[str]:
+    """One real call beside its prediction."""
+    run = look.measured
+    if run is None:
+        return []
+    rate = 2 * look.unet.macs / run.seconds / 1e9 if run.seconds else 0.0
+    predicted = look.unet.activation_peak(4 if run.dtype == "fp32" else 2)
+    return [
+        f"one call on {show(run.device, 60)} in {run.dtype}: {seconds_text(run.seconds)}, {rate:,.0f} GFLOP/s",
+        f"activations: predicted {figures.memory(predicted)}, measured {figures.memory(run.activation_peak_bytes)}",
+    ]
