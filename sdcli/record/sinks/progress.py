@@ -17,8 +17,8 @@ from sdcli.machine.hardware import GIB
 from sdcli.plan.plan import Plan
 from sdcli.record.report import Report
 from sdcli.record.sinks.streams import Tolerant
-from sdcli.record.sinks.summary import asked, summary
-from sdcli.terminal import cells, colour, fit, plain, seconds_text, show, speaks_unicode
+from sdcli.record.sinks.summary import asked, step_text, summary
+from sdcli.terminal import cells, colour, fit, plain, show, speaks_unicode
 
 if TYPE_CHECKING:
     from rich.live import Live
@@ -56,7 +56,7 @@ def pieces_of(state: State) -> list[str]:
     found = [f"{state.step}/{state.of}"]
     if state.seconds > 0:
         rate = 1 / state.seconds
-        found.append(f"{rate:.1f}/s" if rate >= 1 else f"{seconds_text(state.seconds)} each")
+        found.append(f"{rate:.1f}/s" if rate >= 1 else f"{step_text(state.seconds)} each")
     found.append(clock_text(state.left))
     if state.device_bytes is not None:
         peak = f", max {state.device_peak / GIB:.1f}" if state.device_peak is not None else ""
@@ -164,7 +164,9 @@ class Progress:
         if self._moves:
             self._draw(state)
         elif self._due(state):
-            self._say("  " + " · ".join([_place(state), *pieces_of(state)[1:2], f"{clock_text(state.left)} left"]))
+            left = [f"{clock_text(state.left)} left"] if state.done < state.total else []
+            line = "  " + " · ".join([_place(state), *pieces_of(state)[1:2], *left])
+            self._say(fit(line, self._width()))
 
     def _begin_batch(self, event: events.Step) -> None:
         if self._batch >= 0:
@@ -191,7 +193,7 @@ class Progress:
     def _due(self, state: State) -> bool:
         """The first step, the last one, and between them one line for each tenth of the way, 5 s apart at least."""
         share, now = state.done / max(1, state.total), self._clock()
-        apart = share - self._said_share >= EVERY_SHARE and now - self._said_at >= EVERY_SECONDS
+        apart = share - self._said_share > EVERY_SHARE - 1e-9 and now - self._said_at >= EVERY_SECONDS
         if not (state.done == 1 or state.done == state.total or apart):
             return False
         self._said_share, self._said_at = share, now

@@ -12,7 +12,7 @@ from sdcli.record.report import Report
 from sdcli.terminal import cells, disk_text, fit, seconds_text, show
 
 SIDE_BY_SIDE = 78  # columns from which times and memory stand beside each other
-LEFT = 35
+LEFT = 33
 
 
 def summary(report: Report, width: int = 80, *, verbose: bool = False, where: Path | None = None) -> list[str]:
@@ -42,7 +42,7 @@ def short(report: Report, width: int = 80) -> list[str]:
 
 def _steps(report: Report) -> list[str]:
     count = sum(batch.steps for batch in report.batches)
-    return [f"{count} steps of {seconds_text(_step_seconds(report, count))}"] if count else []
+    return [f"{count} steps of {step_text(_step_seconds(report, count))}"] if count else []
 
 
 def _step_seconds(report: Report, count: int) -> float:
@@ -62,12 +62,13 @@ def flow(pieces: Iterable[str], width: int, between: str = " · ") -> list[str]:
 
 def table(report: Report, width: int = 80, where: Path | None = None) -> list[str]:
     left, right = _times(report), _memory(report, narrow=width < SIDE_BY_SIDE)
-    record = [f"report  {show(where)}"] if where is not None else []
+    record = [f"report   {show(where)}"] if where is not None else []
     if width < SIDE_BY_SIDE:
-        return [fit(f"  {line}" if line else "", width) for line in (*left, "", *right, *record)]
-    right += [""] * (len(left) - 1 - len(right)) + record
-    rows = zip_longest(left, right, fillvalue="")
-    return [fit(f"  {one}{' ' * (LEFT - cells(one))}  {other}".rstrip(), width) for one, other in rows]
+        rows = [*left, *([""] if right else []), *right]
+    else:
+        pairs = zip_longest(left, right, fillvalue="")
+        rows = [f"{one}{' ' * (LEFT - cells(one))}  {other}".rstrip() for one, other in pairs]
+    return ["", *(fit(f"  {row}" if row else "", width) for row in (*rows, *record))]
 
 
 def _times(report: Report) -> list[str]:
@@ -77,7 +78,7 @@ def _times(report: Report) -> list[str]:
     decode = report.phase("decode")
     notes = {
         "load": disk_text(load) if load else "",
-        "denoise": f"{count} × {seconds_text(_step_seconds(report, count))}" if count else "",
+        "denoise": f"{count} × {step_text(_step_seconds(report, count))}" if count else "",
         "decode": f"{decode.count} × {seconds_text(decode.seconds / decode.count)}" if decode.count > 1 else "",
     }
     rows = [
@@ -89,7 +90,13 @@ def _times(report: Report) -> list[str]:
 
 
 def _row(name: str, seconds: float, note: str) -> str:
-    return f"{name:<8} {seconds_text(seconds):<7} {note}".rstrip()
+    fine = name in ("encode", "steps", "decode", "save") and seconds < 9.995
+    return f"{name:<8} {f'{seconds:.2f} s' if fine else seconds_text(seconds):<7} {note}".rstrip()
+
+
+def step_text(seconds: float) -> str:
+    """A step in milliseconds as long as it can be: 101 ms, 2.3 s."""
+    return f"{seconds * 1000:.0f} ms" if seconds < 0.9995 else seconds_text(seconds)
 
 
 def _memory(report: Report, narrow: bool) -> list[str]:
