@@ -13,15 +13,29 @@ UNET = "model.diffusion_model."
 VAE = "first_stage_model."
 # Cross-attention width → family. 1280 is the refiner's; 2048 is both of SDXL's encoders side by side.
 _WIDTHS = {768: "sd15", 1024: "sd2", 1280: "refiner", 2048: "sdxl"}
+# Input channels → what the UNet sees beside the noise: a mask and a picture, a picture, a depth map.
+_INPUTS = {4: "", 5: "-depth", 7: "-upscaler", 8: "-edit", 9: "-inpainting"}
 DRAWN = ("sd15", "sdxl")
 TITLES = {
     "sd15": "Stable Diffusion 1.5", "sdxl": "SDXL", "sd2": "Stable Diffusion 2", "refiner": "the SDXL refiner",
     "sd15-inpainting": "Stable Diffusion 1.5 inpainting", "sdxl-inpainting": "SDXL inpainting",
-    "sd2-inpainting": "Stable Diffusion 2 inpainting", "sd3": "Stable Diffusion 3", "flux": "FLUX",
-    "dit": "a diffusion transformer", "lora": "a LoRA", "vae": "a VAE", "unet": "a UNet alone",
-    "text-encoder": "a text encoder", "controlnet": "a ControlNet", "embedding": "a textual-inversion embedding",
-    "upscaler": "an upscaler", "ip-adapter": "an IP-Adapter", "unknown": "of an unknown kind",
+    "sd2-inpainting": "Stable Diffusion 2 inpainting", "sd15-edit": "Stable Diffusion 1.5 for editing pictures",
+    "sdxl-edit": "SDXL for editing pictures", "sd2-depth": "Stable Diffusion 2 with depth",
+    "sd2-upscaler": "the Stable Diffusion upscaler", "sdxl-edm": "SDXL trained the EDM way",
+    "sd15-lcm": "a latent consistency model", "sdxl-lcm": "a latent consistency model of SDXL",
+    "sd3": "Stable Diffusion 3", "flux": "FLUX", "pixart": "PixArt", "cascade": "Stable Cascade",
+    "dit": "a diffusion transformer", "video": "a video model", "motion": "a motion module",
+    "lora": "a LoRA", "vae": "a VAE", "taesd": "a tiny VAE for previews", "unet": "a UNet alone",
+    "text-encoder": "a text encoder", "image-encoder": "an image encoder", "controlnet": "a ControlNet",
+    "t2i-adapter": "a T2I-Adapter", "embedding": "a textual-inversion embedding", "upscaler": "an upscaler",
+    "ip-adapter": "an IP-Adapter", "pipeline": "a whole model under diffusers' names in one file",
+    "unknown": "of an unknown kind",
 }  # fmt: skip
+# Constants that some files carry among the weights, in a dtype of their own; they are no parameters.
+_CONSTANTS = ("position_ids", "logit_scale", ".alpha")
+
+Tensors = Mapping[str, Tensor]
+Metadata = Mapping[str, str]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,14 +57,15 @@ class Kind:
     prediction: str = ""  # epsilon | v_prediction; "" where the file does not say
     zero_snr: bool = False
     ema: bool = False
+    latent_channels: int = 0  # of a VAE: 4 in SD1.5 and SDXL, 16 in SD3 and FLUX
     parts: Mapping[str, Part] = field(default_factory=dict)
-    seen: tuple[str, ...] = ()  # a few names, for saying what an unknown file holds
+    seen: tuple[str, ...] = ()  # what an unknown file holds: a few names, or the width that fits nothing
 
 
 def kind_of(header: Header) -> Kind:
-    tensors = header.tensors
-    for rule in (_checkpoint, _lora, _small_parts, _bare_unet, _foreign):
-        found = rule(tensors, header.metadata)
+    tensors, metadata = header.tensors, header.metadata
+    for rule in (_checkpoint, _lora, _adapter, _vae, _encoder, _embedding, _bare_unet, _foreign):
+        found = rule(tensors, metadata)
         if found is not None:
             return found
     return Kind(kind="unknown", seen=tuple(list(tensors)[:3]))
@@ -68,149 +83,246 @@ _PARTS: dict[str, Callable[[str], bool]] = {
 }
 
 
-def _checkpoint(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> Kind | None:
+def _checkpoint(tensors: Tensors, metadata: Metadata) -> Kind | None:
     if UNET + "input_blocks.0.0.weight" not in tensors:
         return None
-    family, kind = _unet_family(tensors, UNET)
-    parts = {name: _part(t for n, t in tensors.items() if belongs(n)) for name, belongs in _PARTS.items()}
-    if family == "refiner":  # its only encoder is OpenCLIP's, under the first place
-        parts["text_encoder_2"] = _part(t for n, t in tensors.items() if n.startswith("conditioner.embedders.0."))
+    family, kind, seen = _unet_family(tensors, UNET)
+    parts = {name: part_of((n, t) for n, t in tensors.items() if belongs(n)) for name, belongs in _PARTS.items()}
+    if family == "refiner":  # its only encoder is OpenCLIP's, in the first place
+        first = "conditioner.embedders.0."
+        parts["text_encoder_2"] = part_of((n, t) for n, t in tensors.items() if n.startswith(first))
         parts["text_encoder"] = None
     found = {name: part for name, part in parts.items() if part is not None}
-    if set(found) == {"unet"}:
+    if set(found) == {"unet"} and kind != "unknown":
         kind = "unet"
     return Kind(
         kind=kind, family=family, layout="original", prediction=_prediction(tensors, metadata),
-        zero_snr="ztsnr" in tensors, ema=any(n.startswith("model_ema.") for n in tensors), parts=found,
+        zero_snr="ztsnr" in tensors, ema=any(n.startswith("model_ema.") for n in tensors), parts=found, seen=seen,
+        latent_channels=_latent_channels(tensors, VAE),
     )  # fmt: skip
 
 
-def _unet_family(tensors: Mapping[str, Tensor], prefix: str) -> tuple[str, str]:
-    """(family, kind) of a UNet in the original layout."""
-    width = next(
-        (t.shape[1] for n, t in tensors.items() if n.startswith(prefix) and n.endswith("attn2.to_k.weight")), 0
-    )
-    family = _WIDTHS.get(width, "")
+def _unet_family(tensors: Tensors, prefix: str) -> tuple[str, str, tuple[str, ...]]:
+    """(family, kind, what was seen) of a UNet, from the text's width and the input's channels."""
+    looks = (t for n, t in tensors.items() if n.startswith(prefix) and n.endswith("attn2.to_k.weight"))
+    width = next((t.shape[1] for t in looks if len(t.shape) == 2), 0)
     first = tensors.get(prefix + "input_blocks.0.0.weight") or tensors.get(prefix + "conv_in.weight")
-    channels = first.shape[1] if first is not None and len(first.shape) == 4 else 4
-    if not family or channels not in (4, 9):
-        return "", "unknown"
-    return family, f"{family}-inpainting" if channels == 9 else family
+    channels = first.shape[1] if first is not None and len(first.shape) == 4 else 0
+    if any("time_stack" in n or "temporal" in n for n in tensors):
+        return "", "video", ()
+    if width == 2048 and any(n in tensors for n in ("edm_mean", "edm_vpred.sigma_max", "edm_vpred.sigma_min")):
+        return "", "sdxl-edm", ()
+    family = _WIDTHS.get(width, "")
+    kind = family + _INPUTS.get(channels, "-unknown")
+    if not family or kind not in TITLES:
+        return "", "unknown", (f"a UNet with {channels} input channels and text {width} wide",)
+    return family, kind, ()
 
 
-def _prediction(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> str:
+def _prediction(tensors: Tensors, metadata: Metadata) -> str:
     said = metadata.get("modelspec.prediction_type", "").casefold()
-    if "v_pred" in tensors or said.startswith("v"):
+    if "v_pred" in tensors or said in ("v", "v_prediction", "v-prediction"):
         return "v_prediction"
-    return "epsilon" if said == "epsilon" else ""
+    return "epsilon" if said in ("epsilon", "eps") else ""
 
 
 # --- LoRAs
 
-_LORA = re.compile(r"(lora_(up|down|A|B|mid)\b|lora\.(up|down)|lora_magnitude|hada_w1|lokr_w|\.alpha$|dora_scale)")
+_LORA = re.compile(
+    r"lora_(up|down|A|B|mid)\b|lora\.(up|down)\b|lora_linear_layer|lora_magnitude|\.hada_w|\.lokr_w|\.oft_(diag|blocks)"
+    r"|\.alpha$|dora_scale|\.diff(_b)?$"
+)
+# kohya joins with "_", diffusers with "."; older diffusers went through a processor.
+_READS_TEXT = re.compile(
+    r"attn2[._](?:processor[._])?to_[kv](?:_lora)?\.(?:lora_linear_layer\.)?(?:lora[_.])?(?:down|A|hada_w1_b)\b"
+)
+_TRANSFORMER = re.compile(r"(double_blocks|single_blocks|single_transformer_blocks)")
+_DEEP = re.compile(r"(attentions|_blocks?)[._].*transformer_blocks[._]([2-9]|1\d)[._]")  # only SDXL stacks so many
 
 
-def _lora(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> Kind | None:
+def _lora(tensors: Tensors, metadata: Metadata) -> Kind | None:
     names = [name for name in tensors if _LORA.search(name)]
-    if not names or len(names) < len(tensors) * 0.5:
+    if not names or len(names) * 2 < len(tensors):
         return None
     layout = "kohya" if any(n.startswith("lora_") for n in names) else "diffusers"
-    total = _part(tensors.values())
-    return Kind(kind="lora", family=_lora_base(tensors, metadata), layout=layout,
-                parts={"lora": total} if total else {})  # fmt: skip
+    return _whole("lora", _lora_base(tensors, metadata), layout, tensors, "lora")
 
 
-def _lora_base(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> str:
-    """The base model, from the width its cross-attention reads; else what the trainer wrote down."""
+def _lora_base(tensors: Tensors, metadata: Metadata) -> str:
+    """The base model: from the width its cross-attention reads, else its blocks, else what the trainer wrote down."""
     for name, tensor in tensors.items():
-        if re.search(r"attn2[._]to_[kv]\b.*(down|lora_A)", name) and len(tensor.shape) >= 2:
+        if _READS_TEXT.search(name) and len(tensor.shape) >= 2:
             return _WIDTHS.get(tensor.shape[1], "")
-    if any(re.search(r"(double_blocks|single_transformer_blocks|joint_blocks)", name) for name in tensors):
+    if any(_TRANSFORMER.search(name) for name in tensors):
         return "flux"
-    said = metadata.get("ss_base_model_version", "").casefold()
-    for start, family in (("sdxl", "sdxl"), ("sd_v1", "sd15"), ("sd_1", "sd15"), ("sd_v2", "sd2"), ("flux", "flux")):
-        if said.startswith(start):
-            return family
-    if any(name.startswith(("lora_te2_", "text_encoder_2.")) for name in tensors):
+    if any("joint_blocks" in name for name in tensors):
+        return "sd3"
+    if any(
+        name.startswith(("transformer.", "diffusion_model.blocks", "diffusion_model.layers", "lora_transformer_"))
+        for name in tensors
+    ):
+        return "dit"
+    if any(name.startswith(("lora_te2_", "text_encoder_2.")) or _DEEP.search(name) for name in tensors):
         return "sdxl"
+    return _lora_said(metadata) or _lora_text_width(tensors)
+
+
+def _lora_said(metadata: Metadata) -> str:
+    said = metadata.get("ss_base_model_version", "") or metadata.get("modelspec.architecture", "")
+    for start, family in (
+        ("sdxl", "sdxl"), ("stable-diffusion-xl", "sdxl"), ("sd_v1", "sd15"), ("sd_1", "sd15"), ("sd1", "sd15"),
+        ("stable-diffusion-v1", "sd15"), ("sd_v2", "sd2"), ("sd_2", "sd2"), ("stable-diffusion-v2", "sd2"),
+        ("flux", "flux"), ("sd3", "sd3"), ("stable-diffusion-3", "sd3"),
+    ):  # fmt: skip
+        if said.casefold().startswith(start):
+            return family
     return ""
 
 
-# --- parts, and models of other architectures
+def _lora_text_width(tensors: Tensors) -> str:
+    """A LoRA of the text encoder alone, by kohya: `lora_te_` has one encoder, so that its width tells the model."""
+    for name, tensor in tensors.items():
+        if name.startswith("lora_te_") and name.endswith("q_proj.lora_down.weight") and len(tensor.shape) == 2:
+            return {768: "sd15", 1024: "sd2"}.get(tensor.shape[1], "")
+    return ""
 
 
-def _small_parts(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> Kind | None:
-    names = tensors.keys()
-    bare = [name.removeprefix(VAE).removeprefix("vae.") for name in names]
-    if "decoder.conv_in.weight" in bare and any(n.startswith("encoder.down") for n in bare):
-        layout = "diffusers" if any("up_blocks" in n for n in bare) else "original"
-        return _whole("vae", "", layout, tensors, "vae")
-    if "controlnet_cond_embedding.conv_in.weight" in names or any(
-        n.startswith(("control_model.", "controlnet_down_blocks.")) for n in names
-    ):
-        return _whole("controlnet", "", "", tensors, "controlnet")
-    if any(n.startswith(("ip_adapter.", "image_proj.")) for n in names):
-        return _whole("ip-adapter", "", "", tensors, "ip-adapter")
-    if any(n.endswith("embeddings.token_embedding.weight") for n in names):
-        return _whole("text-encoder", "", "diffusers", tensors, "text_encoder")
-    if any(n in names for n in ("emb_params", "clip_l", "clip_g")) or (
-        len(names) <= 2
-        and all(len(t.shape) <= 2 and t.shape[-1:] in ((768,), (1024,), (1280,)) for t in tensors.values())
-    ):
-        return _whole("embedding", _embedding_base(tensors), "", tensors, "embedding")
-    if any("RDB1.conv1.weight" in n or "rdb1.conv1.weight" in n for n in names):
-        return _whole("upscaler", "", "", tensors, "upscaler")
+# --- parts of models, and what is put beside them
+
+
+def _adapter(tensors: Tensors, metadata: Metadata) -> Kind | None:
+    for kind, pattern in (
+        ("controlnet", r"^(control_model\.|controlnet_|.*controlnet_cond_embedding\.)|^input_hint_block\."),
+        ("ip-adapter", r"^(ip_adapter|image_proj)\."),
+        ("t2i-adapter", r"^(adapter\.)?body\.\d+\.(block1|resnets|in_conv)"),
+        ("motion", r"temporal_transformer\."),
+        ("upscaler", r"(^|\.)(body\.\d+\.rdb1|RRDB_trunk\.\d+\.RDB1|sub\.\d+\.RDB1)\.conv1\.", ),
+    ):  # fmt: skip
+        if any(re.search(pattern, name) for name in tensors):
+            return _whole(kind, _text_family(tensors), "", tensors, kind)
     return None
 
 
-def _embedding_base(tensors: Mapping[str, Tensor]) -> str:
+def _text_family(tensors: Tensors) -> str:
+    """The family whose text a module reads, where it reads any: a ControlNet's, an IP-Adapter's."""
+    for name, tensor in tensors.items():
+        if name.endswith(("attn2.to_k.weight", "to_k_ip.weight")) and len(tensor.shape) == 2:
+            return _WIDTHS.get(tensor.shape[1], "")
+    return ""
+
+
+def _vae(tensors: Tensors, metadata: Metadata) -> Kind | None:
+    for prefix in ("", VAE, "vae."):
+        channels = _latent_channels(tensors, prefix)
+        if channels and any(n.startswith(f"{prefix}encoder.down") for n in tensors):
+            if any(n.startswith("unet.") for n in tensors):
+                return _whole("pipeline", "", "diffusers", tensors, "pipeline")
+            layout = "diffusers" if any(".up_blocks." in n for n in tensors) else "original"
+            total = part_of(tensors.items())
+            return Kind(kind="vae", layout=layout, latent_channels=channels, parts={"vae": total} if total else {})
+    if "decoder.layers.0.weight" in tensors and "encoder.layers.0.weight" in tensors:
+        return _whole("taesd", "", "diffusers", tensors, "vae")
+    return None
+
+
+def _latent_channels(tensors: Tensors, prefix: str) -> int:
+    first = tensors.get(f"{prefix}decoder.conv_in.weight")
+    return first.shape[1] if first is not None and len(first.shape) == 4 else 0
+
+
+def _encoder(tensors: Tensors, metadata: Metadata) -> Kind | None:
+    names = tensors.keys()
+    if any(n.startswith("unet.") for n in names):
+        return None
+    if any(n.endswith("embeddings.token_embedding.weight") for n in names) or (
+        "token_embedding.weight" in names and any("resblocks" in n for n in names)
+    ):
+        return _whole("text-encoder", "", "diffusers", tensors, "text_encoder")
+    if "shared.weight" in names and any(n.startswith("encoder.block.0.") for n in names):
+        return _whole("text-encoder", "", "diffusers", tensors, "text_encoder")
+    if any(n.startswith("vision_model.") for n in names):
+        return _whole("image-encoder", "", "diffusers", tensors, "image_encoder")
+    return None
+
+
+def _embedding(tensors: Tensors, metadata: Metadata) -> Kind | None:
+    """A few vectors as wide as a text encoder: under A1111's names, SDXL's two, or the token itself."""
+    if not 1 <= len(tensors) <= 2 or not all(_is_embedding(name, tensor) for name, tensor in tensors.items()):
+        return None
     if "clip_g" in tensors:
-        return "sdxl"
-    widths = {t.shape[-1] for t in tensors.values() if t.shape}
-    return {768: "sd15", 1024: "sd2"}.get(min(widths, default=0), "")
+        base = "sdxl"
+    else:
+        widths = {t.shape[-1] for t in tensors.values()}
+        base = {768: "sd15", 1024: "sd2"}.get(widths.pop(), "") if len(widths) == 1 else ""
+    return _whole("embedding", base, "", tensors, "embedding")
 
 
-def _bare_unet(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> Kind | None:
+def _is_embedding(name: str, tensor: Tensor) -> bool:
+    fits = 1 <= len(tensor.shape) <= 2 and tensor.shape[-1] in (768, 1024, 1280)
+    return fits and not name.endswith((".weight", ".bias"))
+
+
+def _bare_unet(tensors: Tensors, metadata: Metadata) -> Kind | None:
     for layout, key in (("original", "input_blocks.0.0.weight"), ("diffusers", "conv_in.weight")):
         if key in tensors and any(".attn2.to_k.weight" in n or "time_embed" in n for n in tensors):
-            family, _ = _unet_family(tensors, "")
-            return _whole("unet", family, layout, tensors, "unet", _prediction(tensors, metadata))
-    if any(n.startswith("unet.") for n in tensors) and any(n.startswith("vae.") for n in tensors):
-        return Kind(kind="unknown", seen=tuple(list(tensors)[:3]))
+            family, kind, seen = _unet_family(tensors, "")
+            total = part_of(tensors.items())
+            return Kind(
+                kind=kind if kind in ("video", "sdxl-edm") else "unet", family=family, layout=layout,
+                prediction=_prediction(tensors, metadata), parts={"unet": total} if total else {}, seen=seen,
+            )  # fmt: skip
     return None
 
 
-def _foreign(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> Kind | None:
-    for kind, pattern in (
-        ("flux", r"(^|\.)double_blocks\.0\.|^single_transformer_blocks\.0\."),
-        ("sd3", r"(^|\.)joint_blocks\.0\."),
-        ("dit", r"(^|\.)(transformer_blocks|blocks|layers)\.0\.(attn|attention|cross_attn)"),
+# --- models of other architectures
+
+
+def _foreign(tensors: Tensors, metadata: Metadata) -> Kind | None:
+    for kind, patterns in (
+        ("flux", (r"(^|\.)double_blocks\.0\.", r"(^|\.)single_blocks\.0\.")),
+        ("flux", (r"(^|\.)single_transformer_blocks\.0\.", r"(^|\.)x_embedder\.")),
+        ("sd3", (r"(^|\.)joint_blocks\.0\.",)),
+        ("sd3", (r"(^|\.)transformer_blocks\.0\.norm1_context\.", r"(^|\.)pos_embed\.proj\.")),
+        ("pixart", (r"(^|\.)y_embedder\.y_embedding$",)),
+        ("pixart", (r"(^|\.)caption_projection\.linear_1\.", r"(^|\.)pos_embed\.proj\.", r"(^|\.)adaln_single\.")),
+        ("cascade", (r"(^|\.)(effnet_mapper|clip_txt_mapper|clip_txt_pooled_mapper)\.",)),
+        (
+            "dit",
+            (r"(^|\.)(transformer_blocks|joint_transformer_blocks|blocks|layers)\.0\.(attn|attention|cross_attn)",),
+        ),
     ):
-        if any(re.search(pattern, name) for name in tensors):
+        if all(any(re.search(pattern, name) for name in tensors) for pattern in patterns):
             return _whole(kind, "", "", tensors, "transformer")
     return None
 
 
-def _whole(kind: str, family: str, layout: str, tensors: Mapping[str, Tensor], part: str, prediction: str = "") -> Kind:
-    total = _part(tensors.values())
-    return Kind(kind=kind, family=family, layout=layout, prediction=prediction, parts={part: total} if total else {})
+def _whole(kind: str, family: str, layout: str, tensors: Tensors, part: str) -> Kind:
+    total = part_of(tensors.items())
+    return Kind(kind=kind, family=family, layout=layout, parts={part: total} if total else {})
 
 
-def _part(tensors: Iterable[Tensor]) -> Part | None:
-    held = list(tensors)
+def part_of(named: Iterable[tuple[str, Tensor]]) -> Part | None:
+    """Parameters, bytes and dtype of these tensors; None where there are none."""
+    held = list(named)
     if not held:
         return None
-    dtypes = {t.dtype for t in held if t.dtype in NAMES}
-    dtype = NAMES[dtypes.pop()] if len(dtypes) == 1 else "mixed"
-    counted = [t for t in held if t.dtype in NAMES]
-    return Part(parameters=sum(t.parameters for t in counted), bytes=sum(t.size for t in held), dtype=dtype)
+    weights = [t for name, t in held if t.dtype in NAMES and not name.endswith(_CONSTANTS)]
+    dtypes = {NAMES[t.dtype] for t in weights}
+    return Part(
+        parameters=sum(t.parameters for t in weights),
+        bytes=sum(t.size for _, t in held),
+        dtype=dtypes.pop() if len(dtypes) == 1 else "mixed",
+    )
 
 
 def kind_of_config(config: Mapping[str, Any]) -> tuple[str, str]:
     """(family, kind) of a UNet's config.json."""
-    family = _WIDTHS.get(
-        config.get("cross_attention_dim", 0) if isinstance(config.get("cross_attention_dim"), int) else 0, ""
-    )
-    if not family:
+    width = config.get("cross_attention_dim")
+    family = _WIDTHS.get(width, "") if isinstance(width, int) else ""
+    channels = config.get("in_channels", 4)
+    kind = family + (_INPUTS.get(channels, "-unknown") if isinstance(channels, int) else "-unknown")
+    if config.get("time_cond_proj_dim") is not None:
+        kind = f"{family}-lcm"
+    if not family or kind not in TITLES or config.get("encoder_hid_dim") is not None:
         return "", "unknown"
-    return family, f"{family}-inpainting" if config.get("in_channels") == 9 else family
+    return family, kind
