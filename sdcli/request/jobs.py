@@ -144,7 +144,7 @@ def make_jobs(request: Request) -> tuple[Job, ...]:
 
 def make_job(request: Request, index: int, prompt: str, seed: int, id: str | None = None) -> Job:
     sampler = samplers.find(request.sampler)
-    samplers.refuse_too_few(sampler, request.steps)
+    samplers.check_steps(sampler, request.steps)
     return Job(
         index=index, prompt=prompt, negative_prompt=request.negative_prompt, seed=seed, steps=request.steps,
         unet_calls=sampler.unet_calls(request.steps), guidance=request.guidance, width=request.width,

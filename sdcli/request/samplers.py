@@ -1,147 +1,259 @@
-"""The samplers on offer: their names here and elsewhere, what they cost, and what diffusers calls them."""
+"""The 18 samplers: what each is called here and elsewhere, which diffusers scheduler it is, and what it costs."""
 
 from __future__ import annotations
 
-import difflib
 import functools
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 from sdcli.errors import Usage
+from sdcli.request.near import near_text, nearest
 from sdcli.terminal import show
 
-DEFAULT = "DPM++ 2M Karras"
+Calls = Literal["n", "2n-1", "n+1"]
+
+_PLAIN: Mapping[str, Any] = {"use_karras_sigmas": False}
+_KARRAS: Mapping[str, Any] = {"use_karras_sigmas": True}
+_2M: Mapping[str, Any] = {"algorithm_type": "dpmsolver++", "solver_order": 2}
+_2M_SDE: Mapping[str, Any] = {"algorithm_type": "sde-dpmsolver++", "solver_order": 2}
 
 
 @dataclass(frozen=True, kw_only=True)
 class Sampler:
-    """`options` go to the scheduler's from_config; `calls` is the number of UNet calls for n steps, as a formula."""
+    """One sampler. `options` go to the scheduler on top of the model's own scheduler config.
+
+    Beyond `most_steps` diffusers runs out of training timesteps or repeats one and returns NaN.
+    """
 
     name: str
-    scheduler: str
     aliases: tuple[str, ...]
+    scheduler: str
     options: Mapping[str, Any] = field(default_factory=dict)
-    calls: str = "n"
+    calls: Calls = "n"
     stochastic: bool = False
     zero_snr: bool = False
-    fewest: int = 1  # steps diffusers can make with it
+    most_steps: int = 999
+    a1111: tuple[str, str]  # sampler and schedule type as A1111 writes them
 
     def unet_calls(self, steps: int) -> int:
-        return {"n": steps, "n+1": steps + 1, "2n-1": 2 * steps - 1}[self.calls]
+        """How often the UNet is called for `steps` steps (twice that for guidance in turn)."""
+        if self.calls == "2n-1":
+            return 2 * steps - 1
+        if self.calls == "n+1":
+            return steps + 1 if steps > 1 else 1
+        return steps
 
-
-def _multistep(karras: bool = False, sde: bool = False) -> dict[str, Any]:
-    return {"algorithm_type": "sde-dpmsolver++" if sde else "dpmsolver++", "use_karras_sigmas": karras}
+    def to_json(self) -> dict[str, Any]:
+        return {
+            "name": self.name,
+            "aliases": list(self.aliases),
+            "scheduler": self.scheduler,
+            "options": dict(self.options),
+            "unet_calls": self.calls,
+            "stochastic": self.stochastic,
+            "zero_snr": self.zero_snr,
+            "most_steps": self.most_steps,
+        }
 
 
 SAMPLERS: tuple[Sampler, ...] = (
-    Sampler(name="DDIM", scheduler="DDIMScheduler", aliases=("ddim",), zero_snr=True),
-    Sampler(name="DDPM", scheduler="DDPMScheduler", aliases=("ddpm",), stochastic=True, zero_snr=True),
-    Sampler(name="Euler", scheduler="EulerDiscreteScheduler", aliases=("k_euler",), zero_snr=True),
-    Sampler(name="Euler a", scheduler="EulerAncestralDiscreteScheduler",
-            aliases=("Euler Ancestral", "k_euler_a", "k_euler_ancestral"), stochastic=True, zero_snr=True),
-    Sampler(name="DPM++ 2M", scheduler="DPMSolverMultistepScheduler", aliases=("dpmpp_2m", "k_dpmpp_2m"),
-            options=_multistep(), zero_snr=True),
-    Sampler(name="DPM++ 2M Karras", scheduler="DPMSolverMultistepScheduler",
-            aliases=("dpmpp_2m_karras", "k_dpmpp_2m_ka"), options=_multistep(karras=True)),
-    Sampler(name="DPM++ 2M SDE", scheduler="DPMSolverMultistepScheduler", aliases=("dpmpp_2m_sde", "k_dpmpp_2m_sde"),
-            options=_multistep(sde=True), stochastic=True, zero_snr=True),
-    Sampler(name="DPM++ 2M SDE Karras", scheduler="DPMSolverMultistepScheduler",
-            aliases=("dpmpp_2m_sde_karras", "k_dpmpp_2m_sde_ka"), options=_multistep(karras=True, sde=True),
-            stochastic=True),
-    Sampler(name="DPM++ singlestep", scheduler="DPMSolverSinglestepScheduler",
-            aliases=("DPM++ 2S", "dpmpp_2s", "dpm_single")),
-    Sampler(name="UniPC", scheduler="UniPCMultistepScheduler", aliases=("uni_pc", "unipc"), zero_snr=True),
-    Sampler(name="DEIS", scheduler="DEISMultistepScheduler", aliases=("deis",)),
-    Sampler(name="Heun", scheduler="HeunDiscreteScheduler", aliases=("k_heun",), calls="2n-1"),
-    Sampler(name="DPM2", scheduler="KDPM2DiscreteScheduler", aliases=("k_dpm_2", "dpm_2"), calls="2n-1"),
-    Sampler(name="DPM2 a", scheduler="KDPM2AncestralDiscreteScheduler",
-            aliases=("DPM2 Ancestral", "k_dpm_2_a", "dpm_2_ancestral"), calls="2n-1", stochastic=True),
-    Sampler(name="LCM", scheduler="LCMScheduler", aliases=("lcm",), stochastic=True, zero_snr=True),
-    Sampler(name="TCD", scheduler="TCDScheduler", aliases=("tcd",), stochastic=True, zero_snr=True),
-    Sampler(name="PNDM", scheduler="PNDMScheduler", aliases=("PLMS", "pndm"), calls="n+1"),
-    Sampler(name="SA-Solver", scheduler="SASolverScheduler", aliases=("sa_solver",), stochastic=True),
+    Sampler(
+        name="DDIM", aliases=("ddim", "k_ddim", "DDIMScheduler"), scheduler="DDIMScheduler",
+        # A model file without a scheduler would inherit diffusers' default, which clips latents to [-1, 1].
+        options={"clip_sample": False}, zero_snr=True, a1111=("DDIM", "Automatic"),
+    ),
+    Sampler(
+        name="DDPM", aliases=("ddpm", "DDPMScheduler"), scheduler="DDPMScheduler",
+        options={"clip_sample": False}, stochastic=True, zero_snr=True, a1111=("DDPM", "Automatic"),
+    ),
+    Sampler(
+        name="Euler", aliases=("euler", "k_euler", "EulerDiscreteScheduler"), scheduler="EulerDiscreteScheduler",
+        options=_PLAIN, zero_snr=True, a1111=("Euler", "Uniform"),
+    ),
+    Sampler(
+        name="Euler a",
+        aliases=("euler_a", "euler_ancestral", "k_euler_a", "k_euler_ancestral", "EulerAncestralDiscreteScheduler"),
+        scheduler="EulerAncestralDiscreteScheduler", stochastic=True, zero_snr=True, a1111=("Euler a", "Uniform"),
+    ),
+    Sampler(
+        name="DPM++ 2M", aliases=("dpmpp_2m", "k_dpmpp_2m", "dpmsolver++", "DPMSolverMultistepScheduler"),
+        scheduler="DPMSolverMultistepScheduler", options={**_2M, **_PLAIN}, zero_snr=True, most_steps=998,
+        a1111=("DPM++ 2M", "Uniform"),
+    ),
+    Sampler(
+        name="DPM++ 2M Karras", aliases=("dpmpp_2m_karras", "dpmpp_2m_k", "k_dpmpp_2m_ka", "k_dpmpp_2m_karras"),
+        scheduler="DPMSolverMultistepScheduler", options={**_2M, **_KARRAS}, a1111=("DPM++ 2M", "Karras"),
+    ),
+    Sampler(
+        name="DPM++ 2M SDE", aliases=("dpmpp_2m_sde", "k_dpmpp_2m_sde", "dpmpp_2m_sde_gpu"),
+        scheduler="DPMSolverMultistepScheduler", options={**_2M_SDE, **_PLAIN}, stochastic=True, zero_snr=True,
+        most_steps=998, a1111=("DPM++ 2M SDE", "Uniform"),
+    ),
+    Sampler(
+        name="DPM++ 2M SDE Karras",
+        aliases=("dpmpp_2m_sde_karras", "dpmpp_2m_sde_k", "k_dpmpp_2m_sde_ka", "k_dpmpp_2m_sde_karras"),
+        scheduler="DPMSolverMultistepScheduler", options={**_2M_SDE, **_KARRAS}, stochastic=True,
+        a1111=("DPM++ 2M SDE", "Karras"),
+    ),
+    Sampler(
+        name="DPM++ singlestep",
+        aliases=("dpmpp_singlestep", "dpmpp_2s", "dpm++_2s", "DPMSolverSinglestepScheduler"),
+        scheduler="DPMSolverSinglestepScheduler",
+        options={"algorithm_type": "dpmsolver++", "solver_order": 2, **_PLAIN}, a1111=("DPM++ singlestep", "Automatic"),
+    ),
+    Sampler(
+        name="UniPC", aliases=("unipc", "uni_pc", "uni_pc_bh2", "UniPCMultistepScheduler"),
+        scheduler="UniPCMultistepScheduler", options=_PLAIN, zero_snr=True, most_steps=800,
+        a1111=("UniPC", "Automatic"),
+    ),
+    Sampler(
+        name="DEIS", aliases=("deis", "DEISMultistepScheduler"), scheduler="DEISMultistepScheduler", options=_PLAIN,
+        most_steps=800, a1111=("DEIS", "Automatic"),
+    ),
+    Sampler(
+        name="Heun", aliases=("heun", "k_heun", "HeunDiscreteScheduler"), scheduler="HeunDiscreteScheduler",
+        options=_PLAIN, calls="2n-1", a1111=("Heun", "Uniform"),
+    ),
+    Sampler(
+        name="DPM2", aliases=("dpm_2", "kdpm_2", "k_dpm_2", "KDPM2DiscreteScheduler"),
+        scheduler="KDPM2DiscreteScheduler", options=_PLAIN, calls="2n-1", a1111=("DPM2", "Uniform"),
+    ),
+    Sampler(
+        name="DPM2 a",
+        aliases=("dpm_2_a", "dpm_2_ancestral", "kdpm_2_a", "k_dpm_2_a", "k_dpm_2_ancestral",
+                 "KDPM2AncestralDiscreteScheduler"),
+        scheduler="KDPM2AncestralDiscreteScheduler", options=_PLAIN, calls="2n-1", stochastic=True,
+        a1111=("DPM2 a", "Uniform"),
+    ),
+    Sampler(
+        name="LCM", aliases=("lcm", "LCMScheduler"), scheduler="LCMScheduler", stochastic=True, zero_snr=True,
+        most_steps=50, a1111=("LCM", "Automatic"),
+    ),
+    Sampler(
+        name="TCD", aliases=("tcd", "TCDScheduler"), scheduler="TCDScheduler", stochastic=True, zero_snr=True,
+        most_steps=50, a1111=("TCD", "Automatic"),
+    ),
+    Sampler(
+        name="PNDM", aliases=("pndm", "plms", "k_plms", "PNDMScheduler"), scheduler="PNDMScheduler",
+        # Without it the first steps are Runge-Kutta ones: 13 calls for 4 steps, and older configs leave it out.
+        options={"skip_prk_steps": True}, calls="n+1", a1111=("PLMS", "Automatic"),
+    ),
+    Sampler(
+        name="SA-Solver", aliases=("sa_solver", "sasolver", "SASolverScheduler"), scheduler="SASolverScheduler",
+        options=_PLAIN, stochastic=True, most_steps=800, a1111=("SA-Solver", "Automatic"),
+    ),
 )  # fmt: skip
 
+ABLE: tuple[str, ...] = tuple(sampler.name for sampler in SAMPLERS if sampler.zero_snr)
 
-def _folded(name: str) -> str:
-    """`k_euler_a`, `Euler A` and `euler-a` are one name; ++ and pp are one mark."""
-    return re.sub(r"[\s_\-]+", "", name.casefold().replace("++", "pp"))
+
+def _key(name: str) -> str:
+    """Spelling without what people vary: capitals, spaces, underscores, hyphens, and ++ for pp."""
+    spelled = name.casefold().replace("++", "pp")
+    return "".join(character for character in spelled if character not in " _-\t")
 
 
 @functools.cache
-def _by_name() -> dict[str, Sampler]:
-    """Every spelling. A scheduler class shared by several samplers means the first, its plain form."""
-    found: dict[str, Sampler] = {}
+def _by_key() -> Mapping[str, Sampler]:
+    table: dict[str, Sampler] = {}
     for sampler in SAMPLERS:
-        for name in (sampler.name, *sampler.aliases, sampler.scheduler, sampler.scheduler.removesuffix("Scheduler")):
-            found.setdefault(_folded(name), sampler)
-    return found
+        for name in (sampler.name, *sampler.aliases, _without_suffix(sampler.scheduler)):
+            table.setdefault(_key(name), sampler)
+    return table
+
+
+def _without_suffix(scheduler: str) -> str:
+    return scheduler.removesuffix("Scheduler")
+
+
+def known(name: str) -> Sampler | None:
+    """The sampler of that name or alias, in any spelling; None if there is none."""
+    return _by_key().get(_key(name)) if len(name) <= 80 else None
 
 
 def find(name: str) -> Sampler:
-    sampler = _by_name().get(_folded(name[:200]))
+    """The sampler of that name or alias, in any spelling; Usage with the nearest names if there is none."""
+    sampler = known(name)
     if sampler is not None:
         return sampler
-    near = difflib.get_close_matches(_folded(name[:200]), _by_name(), n=6, cutoff=0.5)
-    names = list(dict.fromkeys(_by_name()[n].name for n in near))[:3]
-    tail = f"; near: {', '.join(names)}" if names else ""
-    raise Usage(f'no sampler "{show(name, 60)}"{tail}', hint="sdcli samplers")
-
-
-def refuse_unable(sampler: Sampler, zero_snr: bool) -> None:
-    """A model trained to zero terminal SNR is drawn wrongly, not badly, by a sampler that ignores it."""
-    if zero_snr and not sampler.zero_snr:
-        able = ", ".join(s.name for s in SAMPLERS if s.zero_snr)
-        raise Usage(
-            f"{sampler.name} does not honour this model's zero terminal SNR; these do: {able}",
-            hint='sdcli generate "a cat" --sampler DDIM',
-        )
-
-
-def refuse_too_few(sampler: Sampler, steps: int) -> None:
-    if steps < sampler.fewest:
-        raise Usage(
-            f"{sampler.name} needs at least {sampler.fewest} steps, not {steps}",
-            hint=f'sdcli generate "a cat" --sampler "{sampler.name}" --steps {sampler.fewest}',
-        )
-
-
-# --- the pair A1111 writes since 1.9: the sampler, and the schedule type apart
-
-_SCHEDULES = (" Karras", " Exponential")
-
-
-def a1111_pair(name: str) -> tuple[str, str | None]:
-    """`DPM++ 2M Karras` is written as the sampler `DPM++ 2M` with schedule type `Karras`."""
-    for ending in _SCHEDULES:
-        if name.endswith(ending):
-            return name.removesuffix(ending), ending.strip()
-    return name, None
-
-
-def from_a1111(name: str, schedule: str | None) -> str:
-    """Our name for A1111's pair, or the words as they stand where we offer no such sampler."""
-    joined = f"{name} {schedule}" if schedule and schedule not in ("Automatic", "Normal", "Uniform") else name
-    known = _by_name().get(_folded(joined[:200]))
-    return known.name if known is not None else joined
+    close = tuple(dict.fromkeys(_by_key()[key].name for key in nearest(_key(name), _by_key(), 4)))
+    raise Usage(
+        f'no sampler "{show(name, 60)}"{near_text(close)}',
+        hint="sdcli samplers",
+        field="sampler",
+        near=list(close),
+    )
 
 
 def to_json() -> dict[str, Any]:
-    return {
-        "schema": "sdcli.samplers/1",
-        "samplers": [
-            {
-                "name": s.name,
-                "aliases": [*s.aliases, s.scheduler],
-                "scheduler": s.scheduler,
-                "options": dict(s.options),
-                "unet_calls": s.calls,
-                "stochastic": s.stochastic,
-                "zero_snr": s.zero_snr,
-            }
-            for s in SAMPLERS
-        ],
-    }
+    return {"schema": "sdcli.samplers/1", "samplers": [sampler.to_json() for sampler in SAMPLERS]}
+
+
+def check_steps(sampler: Sampler, steps: int) -> None:
+    """Refuse, before anything is loaded, a number of steps that diffusers would fail at or return NaN for."""
+    if not 1 <= steps <= sampler.most_steps:
+        raise Usage(
+            f"{sampler.name} takes 1 to {sampler.most_steps} steps, not {steps}",
+            hint=f"--steps {min(max(steps, 1), sampler.most_steps)}",
+            field="steps",
+        )
+
+
+def refuse_unable(sampler: Sampler, zero_snr: bool) -> None:
+    """Refuse a sampler that would not start from pure noise, for a model trained to (zero terminal SNR)."""
+    if zero_snr and not sampler.zero_snr:
+        raise Usage(
+            f"{sampler.name} cannot start from pure noise, as this model was trained to (zero terminal SNR); "
+            f"able are {', '.join(ABLE)}",
+            hint="--sampler Euler",
+            field="sampler",
+            near=list(ABLE),
+        )
+
+
+def of_scheduler(config: Mapping[str, Any]) -> Sampler | None:
+    """The sampler a model's own scheduler_config.json describes, if it is one of these."""
+    for sampler in SAMPLERS:
+        if sampler.scheduler == config.get("_class_name") and all(
+            config.get(option, _DEFAULTS.get(option)) == value for option, value in sampler.options.items()
+        ):
+            return sampler
+    return None
+
+
+# What diffusers takes when a scheduler_config.json does not say; only for options that tell samplers apart.
+# clip_sample and skip_prk_steps are named as wanted: a config without them means the same sampler.
+_DEFAULTS: Mapping[str, Any] = {
+    "use_karras_sigmas": False,
+    "algorithm_type": "dpmsolver++",
+    "solver_order": 2,
+    "clip_sample": False,
+    "skip_prk_steps": True,
+}
+
+# A1111's "Automatic" stands for a schedule of the sampler's own choosing; for these it is not the plain one.
+_A1111_AUTOMATIC = {"dpmpp2m": "karras", "dpm2": "karras", "dpm2a": "karras", "dpmpp2msde": "exponential"}
+_A1111_PLAIN = frozenset({"", "uniform", "normal", "default"})
+
+
+def to_a1111(sampler: Sampler) -> tuple[str, str]:
+    """The pair (Sampler, Schedule type) that A1111 writes for this sampler."""
+    return sampler.a1111
+
+
+def from_a1111(name: str, schedule: str | None = None) -> Sampler | None:
+    """The sampler behind A1111's pair, or behind the one name older files hold; None if it is not offered here.
+
+    Without a schedule type (before A1111 1.9) the name says it all: "DPM++ 2M Karras", and "DPM++ 2M" is plain.
+    """
+    key, kind = _key(name), _key(schedule or "")
+    if len(key) > 80 or len(kind) > 40:
+        return None
+    if kind == "automatic":
+        kind = _A1111_AUTOMATIC.get(key, "")
+    if kind in _A1111_PLAIN or (kind == "ddim" and key == "ddim"):
+        return _by_key().get(key)
+    if kind == "karras" and key.endswith("karras"):
+        return _by_key().get(key)
+    return _by_key().get(key + kind)

@@ -171,4 +171,4 @@ def test_a_model_of_zero_terminal_snr_refuses_samplers_that_ignore_it() -> None:
 
 @pytest.mark.parametrize("sampler", samplers.SAMPLERS, ids=lambda sampler: sampler.name)
 def test_a1111_s_pair_of_names_comes_back_as_the_same_sampler(sampler: samplers.Sampler) -> None:
-    assert samplers.from_a1111(*samplers.a1111_pair(sampler.name)) == sampler.name
+    assert samplers.from_a1111(*samplers.to_a1111(sampler)) == sampler

@@ -1,4 +1,4 @@
-"""The table of samplers says what diffusers really does: classes, options, UNet calls, fewest steps, zero SNR."""
+"""The table of samplers says what diffusers really does: classes, options, UNet calls, zero SNR."""
 
 from typing import Any
 
@@ -33,10 +33,10 @@ def test_the_options_are_ones_the_scheduler_knows(sampler: Sampler) -> None:
 
 @pytest.mark.parametrize("sampler", SAMPLERS, ids=lambda sampler: sampler.name)
 @pytest.mark.parametrize("family", ["sd15", "sdxl"])
-def test_every_number_of_steps_from_the_fewest_on_runs_through(sampler: Sampler, family: str) -> None:
+def test_few_steps_run_through(sampler: Sampler, family: str) -> None:
     import torch
 
-    for steps in (sampler.fewest, sampler.fewest + 1, 4):
+    for steps in (1, 2, 4):
         made = scheduler(sampler, family)
         made.set_timesteps(steps)
         latents = torch.randn(1, 4, 8, 8, generator=torch.Generator().manual_seed(1)) * made.init_noise_sigma
