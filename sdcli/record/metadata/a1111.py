@@ -111,7 +111,7 @@ def _unquote(text: str) -> str:
 
 
 def infotext(job: Job, setup: Setup, model: DrawnModel, version: str) -> Infotext:
-    sampler, schedule = samplers.a1111_pair(job.sampler)
+    sampler, schedule = _pair(job.sampler)
     hashes = ", ".join(f"{adapter.name}: {adapter.sha256[:12]}" for adapter in setup.adapters)
     pairs: list[tuple[str, object]] = [
         ("Steps", job.steps),
@@ -180,9 +180,15 @@ def plain_name(text: str) -> str | None:
     return text if plain and not weights else None
 
 
-def _sampler(name: str, schedule: str | None) -> str | None:
-    """Our name of the pair; older writers put the schedule into the sampler's name. None where we offer no such."""
+def _pair(name: str) -> tuple[str, str | None]:
+    """The sampler and the schedule type apart, as the web UI writes them since 1.9."""
     try:
-        return samplers.find(samplers.from_a1111(name, schedule)).name if name else None
+        return samplers.to_a1111(samplers.find(name))
     except Usage:
-        return None
+        return name, None  # a name of a later sdcli, in a plan made elsewhere
+
+
+def _sampler(name: str, schedule: str | None) -> str | None:
+    """Our name of the pair; None where we offer no such."""
+    known = samplers.from_a1111(name, schedule)
+    return known.name if known is not None else None
