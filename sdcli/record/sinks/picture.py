@@ -72,10 +72,13 @@ def _rows(image: Any, true_colour: bool) -> Iterator[str]:
     raw, stride = image.tobytes(), image.width * 3
     for top in range(0, image.height, 2):
         cells = []
+        before = ""
         for x in range(0, stride, 3):
             upper = raw[top * stride + x : top * stride + x + 3]
             lower = raw[(top + 1) * stride + x : (top + 1) * stride + x + 3]
-            cells.append(f"\x1b[38;{_colour(upper, true_colour)};48;{_colour(lower, true_colour)}m{UPPER_HALF}")
+            colours = f"\x1b[38;{_colour(upper, true_colour)};48;{_colour(lower, true_colour)}m"
+            cells.append(UPPER_HALF if colours == before else colours + UPPER_HALF)
+            before = colours
         yield "".join(cells) + "\x1b[0m"
 
 
