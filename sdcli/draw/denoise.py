@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy
@@ -50,6 +50,11 @@ class Conditioning:
     def settle(self, latents: Tensor, step: int) -> Tensor:
         return latents
 
+    def to(self, device: torch.device, dtype: torch.dtype) -> Conditioning:
+        rows = {name: value.to(device, dtype) for name, value in self.rows.items()}
+        added = {name: value.to(device, dtype) for name, value in self.added.items()}
+        return replace(self, rows=rows, added=added)
+
 
 def _rows(value: Tensor, group: Any) -> Tensor:
     return value if group is None else value[group]
@@ -68,12 +73,11 @@ def groups(images: int, guided: bool, *, in_turn: bool = False, alone: bool = Fa
 
 
 def begin(
-    scheduler: Any, generators: Sequence[torch.Generator], *, steps: int, shape: tuple[int, int, int],
-    dtype: torch.dtype, device: torch.device | str, batch: int = 0,
+    scheduler: Any, generators: Sequence[torch.Generator], *, shape: tuple[int, int, int], dtype: torch.dtype,
+    device: torch.device | str, batch: int = 0,
 ) -> Halfway:  # fmt: skip
     """Noise for one batch, each image from its own generator, drawn in fp32 on the CPU so that neither the device nor
-    the dtype changes the picture asked for."""
-    scheduler.set_timesteps(steps, device=device)
+    the dtype changes the picture asked for. The scheduler has its timesteps set."""
     noise = torch.cat([torch.randn((1, *shape), generator=generator) for generator in generators])
     latents = noise.to(device=device, dtype=dtype) * scheduler.init_noise_sigma
     return snapshot(batch, 0, latents, scheduler, generators)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,11 +12,9 @@ from torch import Tensor
 from torch.nn import functional
 
 from sdcli.draw.denoise import Conditioning
+from sdcli.request.prompt import CHUNK, Chunk
 
-CHUNK = 75  # tokens of a prompt that fit between the start and the end mark
 START, END = 49406, 49407
-
-Chunk = Sequence[tuple[int, float]]  # token and weight, at most CHUNK of them
 
 
 @dataclass(frozen=True)
@@ -23,6 +22,7 @@ class Encoder:
     """One CLIP text encoder. `pad` fills the chunks; SDXL's encoders are read one layer below the last."""
 
     module: Any
+    device: torch.device  # where it computes, which need not be where its weights are now
     pad: int = END
     penultimate: bool = False
 
@@ -45,22 +45,22 @@ class Text:
 
 
 @torch.no_grad()
-def encode(encoders: Sequence[Encoder], chunks: Sequence[Sequence[Chunk]], *, clip_skip: int, emphasis: str) -> Text:
-    """`chunks` for each encoder. Chunks go through one by one: the same chunk gives the same values in any prompt.
+def encode(encoder: Encoder, chunks: Sequence[Chunk], *, clip_skip: int, emphasis: str) -> Text:
+    """Chunks go through one by one: the same chunk gives the same values in any prompt. Pooled is the first one's."""
+    parts: list[Tensor] = []
+    pooled: list[Tensor | None] = []
+    for chunk in chunks:
+        states, vector = _states(encoder, [token for token, _ in chunk], clip_skip)
+        parts.append(_weighted(encoder, states, [weight for _, weight in chunk], clip_skip, emphasis))
+        pooled.append(vector)
+    return Text(torch.cat(parts, dim=1), pooled[0], tokens=sum(len(chunk) for chunk in chunks))
 
-    Each encoder's widths stand side by side; the pooled vector is the last encoder's, of its first chunk.
-    """
-    columns: list[Tensor] = []
-    pooled: Tensor | None = None
-    for encoder, own in zip(encoders, chunks, strict=True):
-        parts: list[Tensor] = []
-        for number, chunk in enumerate(own or [()]):
-            states, vector = _states(encoder, [token for token, _ in chunk], clip_skip)
-            if number == 0 and vector is not None:
-                pooled = vector
-            parts.append(_weighted(encoder, states, [weight for _, weight in chunk], clip_skip, emphasis))
-        columns.append(torch.cat(parts, dim=1))
-    return Text(torch.cat(columns, dim=-1), pooled, tokens=sum(len(chunk) for chunk in chunks[0]))
+
+def joined(parts: Sequence[Text]) -> Text:
+    """SDXL reads its encoders' widths side by side, and the last one's pooled vector."""
+    if len(parts) == 1:
+        return parts[0]
+    return Text(torch.cat([part.embeds for part in parts], dim=-1), parts[-1].pooled, parts[0].tokens)
 
 
 def padded(text: Text, empty: Text, chunks: int) -> Text:
@@ -72,20 +72,27 @@ def padded(text: Text, empty: Text, chunks: int) -> Text:
 
 
 def conditioning(
-    prompts: Sequence[Text], negatives: Sequence[Text], *, guidance: float, size: tuple[int, int], sized: bool,
-    guided: bool | None = None, groups: tuple[Tensor, ...] = (),
+    prompts: Sequence[Text], negatives: Sequence[Text], *, guidance: float, guided: bool, size: tuple[int, int],
+    unet: Mapping[str, Any], groups: tuple[Tensor, ...] = (),
 ) -> Conditioning:  # fmt: skip
-    """One row per image, the negative prompts first. `sized`: the UNet wants pooled vectors and sizes too (SDXL)."""
-    guided = guidance > 1.0 if guided is None else guided
+    """One row per image, the negative prompts first; what else this UNet (its config) wants to be told."""
     texts = [*(negatives if guided else ()), *prompts]
-    added: dict[str, Tensor] = {}
-    if sized:
+    embeds = torch.cat([text.embeds for text in texts])
+    rows, added = {"encoder_hidden_states": embeds}, {}
+    if unet.get("addition_embed_type") == "text_time":
         added["text_embeds"] = torch.cat([text.pooled for text in texts if text.pooled is not None])
-        added["time_ids"] = size_row(*size, added["text_embeds"]).repeat(len(texts), 1)
-    return Conditioning(
-        guidance=guidance, guided=guided, rows={"encoder_hidden_states": torch.cat([text.embeds for text in texts])},
-        added=added, groups=groups,
-    )  # fmt: skip
+        added["time_ids"] = size_row(*size, embeds).repeat(len(texts), 1)
+    if unet.get("time_cond_proj_dim"):
+        rows["timestep_cond"] = guidance_row(guidance, unet["time_cond_proj_dim"], embeds).repeat(len(texts), 1)
+    return Conditioning(guidance=guidance, guided=guided, rows=rows, added=added, groups=groups)
+
+
+def guidance_row(guidance: float, width: int, like: Tensor) -> Tensor:
+    """UNets distilled for few steps hold guidance inside and are told its strength, as waves of many lengths."""
+    half = width // 2
+    lengths = torch.exp(torch.arange(half, dtype=torch.float32) * -(math.log(10000.0) / (half - 1)))
+    angles = torch.tensor([guidance - 1]).float()[:, None] * 1000.0 * lengths[None, :]
+    return functional.pad(torch.cat([angles.sin(), angles.cos()], dim=1), (0, width % 2)).to(like)
 
 
 def size_row(width: int, height: int, like: Tensor) -> Tensor:
@@ -97,7 +104,7 @@ def _states(encoder: Encoder, tokens: Sequence[int], clip_skip: int) -> tuple[Te
     """Hidden states [1, 77, width] of the layer asked for, and the pooled vector if this encoder projects one."""
     module = encoder.module
     filled = [START, *tokens, END] + [encoder.pad] * (CHUNK - len(tokens))
-    ids = torch.tensor([filled], device=_device(module))
+    ids = torch.tensor([filled], device=encoder.device)
     if clip_skip <= 1 and not encoder.penultimate:
         return module(ids)[0], None
     output = module(ids, output_hidden_states=True)
@@ -113,12 +120,6 @@ def _final_norm(module: Any, states: Tensor) -> Tensor:
     norm = getattr(module, "text_model", module).final_layer_norm
     weight, bias = norm.weight.to(states), norm.bias.to(states)
     return functional.layer_norm(states, norm.normalized_shape, weight, bias, norm.eps)
-
-
-def _device(module: Any) -> torch.device:
-    """Where the ids must be: an offloaded module is brought there by its hooks, which say so."""
-    hook = getattr(module, "_sdcli_device", None)
-    return torch.device(hook) if hook else next(module.parameters()).device
 
 
 def _weighted(encoder: Encoder, states: Tensor, weights: Sequence[float], clip_skip: int, emphasis: str) -> Tensor:

@@ -10,14 +10,12 @@ from typing import Any
 import torch
 from torch import nn
 
-from sdcli import data
 from sdcli.draw.weights import Piece, Reader, pieces
 from sdcli.errors import BadFile, Bug
 from sdcli.models.model import Component
 from sdcli.terminal import show
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
-VOCABULARY = 49_408
 
 # The only classes that are ever made. A config that names another is refused: no code comes from a model.
 CLASSES = {
@@ -164,14 +162,3 @@ def _text_names(name: str, stored: dict[str, Piece]) -> dict[str, Piece]:
     # transformers has moved CLIP's layers in and out of `text_model`: each name answers to both spellings
     bare = {key.removeprefix("text_model."): piece for key, piece in stored.items()}
     return bare | {f"text_model.{key}": piece for key, piece in bare.items()}
-
-
-def tokenizer() -> Any:
-    """CLIP's, from the files that ship with sdcli: the same for every model sdcli draws with."""
-    from transformers import CLIPTokenizer
-
-    folder = data.component_folder("clip")
-    made = CLIPTokenizer(vocab=str(folder / "vocab.json"), merges=str(folder / "merges.txt"), model_max_length=77)
-    if len(made) != VOCABULARY:  # missing files would load without a word, with a vocabulary of 2
-        raise Bug(f"the tokenizer knows {len(made)} tokens instead of {VOCABULARY}: sdcli is not installed whole")
-    return made

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import json
 import math
-import os
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from pathlib import Path
 from types import TracebackType
 from typing import IO, Any, Self
 
@@ -14,14 +13,15 @@ import torch
 from torch import Tensor
 
 from sdcli.errors import BadFile
+from sdcli.models.headers import read_header
 from sdcli.terminal import show
 
 DTYPES = {
     "F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16,
     "F8_E4M3": torch.float8_e4m3fn, "F8_E5M2": torch.float8_e5m2,
-    "I64": torch.int64, "I32": torch.int32, "I16": torch.int16, "I8": torch.int8, "U8": torch.uint8, "BOOL": torch.bool,
+    "I64": torch.int64, "I32": torch.int32, "I16": torch.int16, "I8": torch.int8, "BOOL": torch.bool,
+    "U64": torch.uint64, "U32": torch.uint32, "U16": torch.uint16, "U8": torch.uint8,
 }  # fmt: skip
-LONGEST_HEADER = 100 << 20  # the format's own limit
 BUFFER = 16 << 20  # bytes read at once: what loading needs on top of the weights themselves
 
 
@@ -67,39 +67,14 @@ class Piece:
 
 
 def pieces(files: Iterable[str]) -> dict[str, Piece]:
-    """Everything in these safetensors files, by name; only the headers are read."""
+    """Everything in these safetensors files, by name; only the headers are read, and checked."""
     found: dict[str, Piece] = {}
     for file in files:
-        found.update(_header(file))
+        header = read_header(Path(file))
+        for name, tensor in header.tensors.items():
+            meta = torch.empty(tensor.shape, dtype=DTYPES[tensor.dtype], device="meta")
+            found[name] = Piece(file, header.data_start + tensor.begin, meta, meta)
     return found
-
-
-def _header(file: str) -> dict[str, Piece]:
-    size = os.path.getsize(file)
-    with open(file, "rb") as stream:
-        length = int.from_bytes(stream.read(8), "little")
-        if not 2 <= length <= min(LONGEST_HEADER, size - 8):
-            raise _damaged(file, "its header does not fit into it")
-        try:
-            header = json.loads(stream.read(length))
-            entries = {name: entry for name, entry in header.items() if name != "__metadata__"}
-            return {name: _piece(file, entry, 8 + length, size) for name, entry in entries.items()}
-        except (ValueError, KeyError, TypeError, AttributeError, RuntimeError, OverflowError) as error:
-            raise _damaged(file, "its header cannot be read") from error
-
-
-def _piece(file: str, entry: Any, base: int, size: int) -> Piece:
-    if entry["dtype"] not in DTYPES:
-        raise BadFile(f"{show(file)}: numbers of type {show(entry['dtype'], 20)} cannot be read")
-    begin, end = entry["data_offsets"]
-    meta = torch.empty(entry["shape"], dtype=DTYPES[entry["dtype"]], device="meta")
-    if not 0 <= begin <= end <= size - base or end - begin != meta.numel() * meta.element_size():
-        raise _damaged(file, "it is cut short or its header is wrong")
-    return Piece(file, base + begin, meta, meta)
-
-
-def _damaged(file: str, because: str) -> BadFile:
-    return BadFile(f"{show(file)} is damaged: {because}", hint="fetch the file again")
 
 
 class Reader:
@@ -153,5 +128,5 @@ class Reader:
         while len(target):
             count = stream.readinto(target)  # type: ignore[attr-defined]
             if not count:
-                raise _damaged(piece.file, "it ends too early")
+                raise BadFile(f"{show(piece.file)} ends too early", hint="get the file again, or another")
             target = target[count:]

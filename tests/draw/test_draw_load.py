@@ -8,8 +8,6 @@ from typing import Any
 
 import pytest
 import torch
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
 from scripts import make_checkpoint
 from sdcli.draw import load, weights
@@ -162,30 +160,14 @@ def test_a_missing_tensor_and_a_wrong_shape_are_named(tiny_folders: dict[str, Pa
         load.load("vae", other, dtype=torch.float32, device="cpu", channels_last=False)
 
 
-@settings(deadline=None, derandomize=True, max_examples=60)
-@given(cut=st.floats(0, 0.999), noise=st.binary(min_size=1, max_size=8))
-def test_a_file_cut_short_or_overwritten_is_a_bad_file_and_nothing_else(
-    tmp_path_factory: pytest.TempPathFactory, cut: float, noise: bytes
-) -> None:
-    folder = tmp_path_factory.getbasetemp() / "cut"
-    folder.mkdir(exist_ok=True)
-    whole = folder / "whole.safetensors"
-    if not whole.exists():
-        named = {"a": make_checkpoint.Planned((3, 5), lambda: torch.ones(3, 5))}
-        make_checkpoint.write_safetensors(whole, named, "fp32")
-    body = whole.read_bytes()
-    broken = folder / "broken.safetensors"
-    at = int(cut * len(body))
-    for content in (body[:at], (body[:at] + noise + body[at + len(noise) :])[: len(body)]):
-        broken.write_bytes(content)
-        try:
-            found = weights.pieces([str(broken)])
-            with weights.Reader() as reader:
-                for piece in found.values():
-                    reader.read(piece, torch.empty(piece.shape, dtype=piece.stored.dtype))
-        except BadFile:
-            continue
-        assert content is not body[:at]  # cut short it must not load
+def test_a_file_that_shrinks_after_its_header_was_read_is_a_bad_file(tmp_path: Path) -> None:
+    file = tmp_path / "a.safetensors"
+    make_checkpoint.write_safetensors(file, {"a": make_checkpoint.Planned((3, 5), lambda: torch.ones(3, 5))}, "fp32")
+    piece = weights.pieces([str(file)])["a"]
+    file.write_bytes(file.read_bytes()[:-8])
+    for dtype in (torch.float32, torch.bfloat16):  # read in place, and through the buffer
+        with weights.Reader() as reader, pytest.raises(BadFile, match="ends too early"):
+            reader.read(piece, torch.empty(3, 5, dtype=dtype))
 
 
 def test_large_tensors_are_read_through_a_small_buffer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -198,12 +180,3 @@ def test_large_tensors_are_read_through_a_small_buffer(tmp_path: Path, monkeypat
         reader.read(weights.pieces([str(file)])["a"], target)
         assert len(reader._buffer) <= 1000
     assert torch.equal(target, values.to(torch.bfloat16))
-
-
-def test_the_tokenizer_is_whole_and_speaks_as_the_folders_own(pipelines: dict[str, Any]) -> None:
-    own = load.tokenizer()
-    assert len(own) == load.VOCABULARY
-    for text in ("a cat", "Ein Bär, ganz GROSS (naiv)", "東京 at night 2024", "it's [x] (y:1.2)", ""):
-        assert own(text, add_special_tokens=False).input_ids == (
-            pipelines["sd15"].tokenizer(text, add_special_tokens=False).input_ids
-        )

@@ -6,90 +6,116 @@ from typing import Any
 
 import pytest
 import torch
+from torch import Tensor
 
-from sdcli.draw import denoise, encode
-from sdcli.draw.encode import Encoder
+from sdcli.draw import decode, denoise, encode, schedulers
+from sdcli.draw.encode import Encoder, Text
+from sdcli.request import tokenizer
+from sdcli.request.samplers import SAMPLERS, find
 
-SAMPLERS = {
-    "DDIM": ("DDIMScheduler", {}),
-    "DDPM": ("DDPMScheduler", {}),
-    "Euler": ("EulerDiscreteScheduler", {}),
-    "Euler a": ("EulerAncestralDiscreteScheduler", {}),
-    "DPM++ 2M": ("DPMSolverMultistepScheduler", {}),
-    "DPM++ 2M Karras": ("DPMSolverMultistepScheduler", {"use_karras_sigmas": True}),
-    "DPM++ 2M SDE": ("DPMSolverMultistepScheduler", {"algorithm_type": "sde-dpmsolver++"}),
-    "DPM++ 2M SDE Karras": (
-        "DPMSolverMultistepScheduler",
-        {"algorithm_type": "sde-dpmsolver++", "use_karras_sigmas": True},
-    ),
-    "DPM++ singlestep": ("DPMSolverSinglestepScheduler", {}),
-    "UniPC": ("UniPCMultistepScheduler", {}),
-    "DEIS": ("DEISMultistepScheduler", {}),
-    "Heun": ("HeunDiscreteScheduler", {}),
-    "DPM2": ("KDPM2DiscreteScheduler", {}),
-    "DPM2 a": ("KDPM2AncestralDiscreteScheduler", {}),
-    "LCM": ("LCMScheduler", {}),
-    "TCD": ("TCDScheduler", {}),
-    "PNDM": ("PNDMScheduler", {}),
-    "SA-Solver": ("SASolverScheduler", {}),
-}
 PROMPT, NEGATIVE, STEPS = "a cat on a red sofa", "blurry", 4
 
 
-def scheduler_of(pipeline: Any, sampler: str, prediction: str) -> Any:
+def theirs(pipeline: Any, sampler: str, **given: Any) -> Any:
+    """What diffusers draws: its scheduler made as its users make it, one generator per image."""
     import diffusers
 
-    name, options = SAMPLERS[sampler]
-    return getattr(diffusers, name).from_config(pipeline.scheduler.config, **options, prediction_type=prediction)
+    known = find(sampler)
+    before = pipeline.scheduler
+    prediction = given.pop("prediction", "epsilon")
+    images = given.get("num_images_per_prompt", 1)
+    try:
+        kind = getattr(diffusers, known.scheduler)
+        pipeline.scheduler = kind.from_config(before.config, **known.options, prediction_type=prediction)
+        return pipeline(
+            **({"prompt": PROMPT, "num_inference_steps": STEPS, "output_type": "latent"} | given),
+            generator=[torch.Generator("cpu").manual_seed(7 + number) for number in range(images)],
+        ).images
+    finally:
+        pipeline.scheduler = before
 
 
-def encoders_of(pipeline: Any) -> list[Encoder]:
-    if not hasattr(pipeline, "text_encoder_2"):
-        return [Encoder(pipeline.text_encoder)]
-    return [Encoder(pipeline.text_encoder, penultimate=True), Encoder(pipeline.text_encoder_2, pad=0, penultimate=True)]
+def encoded(pipeline: Any, text: str, clip_skip: int = 1, emphasis: str = "a1111") -> Text:
+    both = hasattr(pipeline, "text_encoder_2")
+    modules = [pipeline.text_encoder, *([pipeline.text_encoder_2] if both else [])]
+    chunks = tokenizer.chunks(text, emphasis)
+    return encode.joined([
+        encode.encode(
+            Encoder(module, torch.device("cpu"), pad=0 if place else encode.END, penultimate=both),
+            chunks, clip_skip=clip_skip, emphasis=emphasis,
+        )
+        for place, module in enumerate(modules)
+    ])  # fmt: skip
 
 
-def encoded(pipeline: Any, prompt: str) -> encode.Text:
-    ids = pipeline.tokenizer(prompt, add_special_tokens=False).input_ids
-    encoders = encoders_of(pipeline)
-    chunk = [(token, 1.0) for token in ids]
-    return encode.encode(encoders, [[chunk]] * len(encoders), clip_skip=1, emphasis="a1111")
-
-
-def drawn(pipeline: Any, scheduler: Any, guidance: float, images: int, seed: int = 7) -> torch.Tensor:
-    prompt, negative = encoded(pipeline, PROMPT), encoded(pipeline, NEGATIVE)
+def ours(
+    pipeline: Any, sampler: str, *, guidance: float, images: int = 1, prediction: str = "epsilon",
+    size: tuple[int, int] = (64, 64), prompt: Text | None = None, negative: Text | None = None, **grouping: bool,
+) -> Tensor:  # fmt: skip
+    """The latents of our own loop, on the pipeline's components."""
+    scheduler = schedulers.make(sampler, pipeline.scheduler.config | {"prediction_type": prediction})
     conditioning = encode.conditioning(
-        [prompt] * images,
-        [negative] * images,
-        guidance=guidance,
-        size=(64, 64),
-        sized=hasattr(pipeline, "text_encoder_2"),
-    )
-    generators = [torch.Generator("cpu").manual_seed(seed + n) for n in range(images)]
-    start = denoise.begin(scheduler, generators, steps=STEPS, shape=(4, 8, 8), dtype=pipeline.unet.dtype, device="cpu")
-    for halfway in denoise.denoise(pipeline.unet, scheduler, conditioning, start, generators):
-        pass
-    return halfway.latents
+        [prompt or encoded(pipeline, PROMPT)] * images, [negative or encoded(pipeline, NEGATIVE)] * images,
+        guidance=guidance, guided=guidance > 1, size=size, unet=pipeline.unet.config,
+        groups=denoise.groups(images, guidance > 1, **grouping),
+    )  # fmt: skip
+    generators = [torch.Generator("cpu").manual_seed(7 + number) for number in range(images)]
+    scheduler.set_timesteps(STEPS)
+    shape = (4, size[1] // 8, size[0] // 8)
+    at = denoise.begin(scheduler, generators, shape=shape, dtype=pipeline.unet.dtype, device="cpu")
+    *_, last = denoise.denoise(pipeline.unet, scheduler, conditioning, at, generators)
+    return last.latents
 
 
 @pytest.mark.parametrize("images", [1, 3])
 @pytest.mark.parametrize("guidance", [1.0, 7.5])
 @pytest.mark.parametrize("prediction", ["epsilon", "v_prediction"])
-@pytest.mark.parametrize("sampler", SAMPLERS)
+@pytest.mark.parametrize("sampler", [sampler.name for sampler in SAMPLERS])
 @pytest.mark.parametrize("family", ["sd15", "sdxl"])
 def test_latents_equal_those_of_diffusers_bit_for_bit(
     pipelines: dict[str, Any], family: str, sampler: str, prediction: str, guidance: float, images: int
 ) -> None:
     pipeline = pipelines[family]
-    own = drawn(pipeline, scheduler_of(pipeline, sampler, prediction), guidance, images)
-    before = pipeline.scheduler
-    try:
-        pipeline.scheduler = scheduler_of(pipeline, sampler, prediction)
-        theirs = pipeline(
-            PROMPT, negative_prompt=NEGATIVE, guidance_scale=guidance, num_inference_steps=STEPS, num_images_per_prompt=images,
-            generator=[torch.Generator("cpu").manual_seed(7 + n) for n in range(images)], output_type="latent",
-        ).images  # fmt: skip
-    finally:
-        pipeline.scheduler = before
-    assert torch.isfinite(theirs).all()
-    assert (own - theirs).abs().max().item() == 0.0
+    wanted = theirs(
+        pipeline, sampler, prediction=prediction, guidance_scale=guidance, num_images_per_prompt=images,
+        negative_prompt=NEGATIVE,
+    )  # fmt: skip
+    own = ours(pipeline, sampler, guidance=guidance, images=images, prediction=prediction)
+    assert torch.isfinite(wanted).all()
+    assert (own - wanted).abs().max().item() == 0.0
+
+
+@pytest.mark.parametrize("family", ["sd15", "sdxl"])
+def test_the_picture_equals_the_one_diffusers_draws(pipelines: dict[str, Any], family: str) -> None:
+    pipeline = pipelines[family]
+    given = {"guidance_scale": 5.0, "negative_prompt": NEGATIVE, "output_type": "pil"}
+    image = theirs(pipeline, "DPM++ 2M Karras", **given)[0]
+    own = decode.decode(pipeline.vae, ours(pipeline, "DPM++ 2M Karras", guidance=5.0))
+    assert (own.width, own.height) == image.size
+    assert own.pixels == image.tobytes()
+
+
+@pytest.mark.parametrize("family", ["sd15", "sdxl"])
+def test_a_batch_decodes_image_by_image_as_diffusers_decodes_each(pipelines: dict[str, Any], family: str) -> None:
+    """Several images in one decode differ in the last bits, in diffusers too: so each is compared by itself."""
+    pipeline = pipelines[family]
+    for latents in ours(pipeline, "Euler", guidance=5.0, images=3).split(1):
+        decoded = pipeline.vae.decode(latents / pipeline.vae.config.scaling_factor, return_dict=False)[0].detach()
+        image = pipeline.image_processor.postprocess(decoded, output_type="pil")[0]
+        assert decode.decode(pipeline.vae, latents).pixels == image.tobytes()
+
+
+@pytest.mark.parametrize("size", [(64, 64), (96, 64), (96, 72)])
+@pytest.mark.parametrize("sampler", ["Euler a", "DPM++ 2M Karras", "UniPC"])
+@pytest.mark.parametrize("family", ["sd15", "sdxl"])
+def test_bf16_latents_and_pixels_are_equal_too(
+    bf16_pipelines: dict[str, Any], family: str, sampler: str, size: tuple[int, int]
+) -> None:
+    """Where the latents' area is a multiple of 4: elsewhere torch draws other bf16 noise than fp32 noise."""
+    pipeline = bf16_pipelines[family]
+    given = {"guidance_scale": 5.0, "negative_prompt": NEGATIVE, "width": size[0], "height": size[1]}
+    own = ours(pipeline, sampler, guidance=5.0, size=size)
+    assert own.dtype == torch.bfloat16
+    assert torch.equal(own, theirs(pipeline, sampler, **given))
+    image = theirs(pipeline, sampler, output_type="pil", **given)[0]
+    assert decode.decode(pipeline.vae, own).pixels == image.tobytes()

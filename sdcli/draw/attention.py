@@ -1,0 +1,78 @@
+"""The three ways to attend: torch's fused kernel, blocks of queries that stay in the cache, and diffusers' slices."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+SCORES = 2 << 20  # attention scores made at once: 4 MiB in bf16, about what two cores keep near
+HEADS = 4  # of them side by side
+FEWEST_KEYS = 256  # below, as with the 77 of a prompt, the fused kernel is as fast
+
+
+def set_attention(module: Any, choice: str) -> None:
+    """`fused`, `blocked` or `sliced`, for a UNet or a VAE."""
+    from diffusers.models.attention_processor import AttnProcessor2_0
+
+    if choice == "sliced" and hasattr(module, "set_attention_slice"):
+        module.set_attention_slice("auto")
+    elif choice == "blocked":
+        module.set_attn_processor(Blocked())
+    elif any(type(used) is not AttnProcessor2_0 for used in module.attn_processors.values()):
+        module.set_attn_processor(AttnProcessor2_0())
+
+
+def blocked(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+    """Attention over [batch, heads, tokens, width], as two matrix products around a softmax, block by block.
+
+    torch's fused bf16 kernel for CPUs takes twice as long; the whole matrix at once would leave the cache.
+    """
+    batch, heads, tokens, width = query.shape
+    rows = batch * heads
+    queries = (query * width**-0.5).reshape(rows, tokens, width)
+    keys = key.reshape(rows, -1, width).transpose(1, 2)
+    values = value.reshape(rows, -1, value.shape[-1])
+    out = torch.empty((rows, tokens, values.shape[-1]), dtype=query.dtype, device=query.device)
+    together = min(rows, HEADS)
+    block = max(64, SCORES // (together * keys.shape[-1]))
+    for row in range(0, rows, together):
+        side = slice(row, row + together)
+        for first in range(0, tokens, block):
+            part = slice(first, first + block)
+            scores = torch.bmm(queries[side, part], keys[side]).softmax(-1)
+            out[side, part] = torch.bmm(scores, values[side])
+    return out.view(batch, heads, tokens, -1)
+
+
+class Blocked:
+    """diffusers' attention layer with `blocked` in the middle wherever there are many keys."""
+
+    def __call__(
+        self, attn: Any, hidden_states: Tensor, encoder_hidden_states: Tensor | None = None,
+        attention_mask: Tensor | None = None, temb: Tensor | None = None, **given: Any,
+    ) -> Tensor:  # fmt: skip
+        residual, shape = hidden_states, hidden_states.shape
+        if len(shape) == 4:  # the VAE hands over images, not tokens
+            hidden_states = hidden_states.flatten(2).transpose(1, 2)
+        if attn.group_norm is not None:
+            hidden_states = attn.group_norm(hidden_states.transpose(1, 2)).transpose(1, 2)
+        context = hidden_states if encoder_hidden_states is None else encoder_hidden_states
+        query, key, value = attn.to_q(hidden_states), attn.to_k(context), attn.to_v(context)
+        batch, tokens, _ = query.shape
+        query, key, value = (
+            part.view(batch, -1, attn.heads, part.shape[-1] // attn.heads).transpose(1, 2)
+            for part in (query, key, value)
+        )
+        if attention_mask is None and key.shape[2] >= FEWEST_KEYS:
+            mixed: Tensor = blocked(query, key, value)
+        else:
+            mixed = functional.scaled_dot_product_attention(query, key, value, attn_mask=attention_mask)
+        mixed = attn.to_out[0](mixed.transpose(1, 2).reshape(batch, tokens, -1))
+        if len(shape) == 4:
+            mixed = mixed.transpose(1, 2).reshape(shape)
+        if attn.residual_connection:
+            mixed = mixed + residual
+        return mixed / attn.rescale_output_factor if attn.rescale_output_factor != 1.0 else mixed

@@ -1,0 +1,77 @@
+"""The engine: a plan in, events out, drawn by torch on this machine. Nothing heavy is imported before it runs."""
+
+from __future__ import annotations
+
+import platform
+import time
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any
+
+from sdcli.events import Done, Event, Timed
+from sdcli.plan.plan import Plan
+from sdcli.request.request import Job
+
+WINDOW = 64  # batches whose prompts are encoded together where the encoders leave afterwards
+
+Batches = Iterable[tuple[int, tuple[Job, ...]]]
+
+
+def run(plan: Plan, batches: Batches | None = None) -> Iterator[Event]:
+    """`batches` as (number, jobs), the plan's own if not given; a list is looked ahead into, an iterator is not.
+
+    Closing the generator, or an interrupt raised in it, gives all memory back; what was yielded is the caller's.
+    """
+    started = time.perf_counter()
+    studio = _studio(plan)
+    try:
+        yield Timed(phase="import", seconds=time.perf_counter() - started)
+        yield studio.meter.read("import")
+        yield from studio.load()
+        own = [(number, plan.batch(number)) for number in range(len(plan.batches))]
+        for window in _windows(own if batches is None else batches):
+            yield from studio.draw(window)
+        yield Done(environment=environment(plan))
+    finally:
+        studio.close()
+
+
+def _studio(plan: Plan) -> Any:
+    from sdcli.draw import quiet
+
+    quiet.hush()
+    import torch
+
+    from sdcli.draw.studio import Studio
+
+    torch.set_num_threads(plan.setup.threads)
+    return Studio(plan)
+
+
+def _windows(batches: Batches) -> Iterator[Sequence[tuple[int, tuple[Job, ...]]]]:
+    if isinstance(batches, Sequence):
+        for first in range(0, len(batches), WINDOW):
+            yield batches[first : first + WINDOW]
+    else:
+        for batch in batches:
+            yield [batch]
+
+
+def environment(plan: Plan) -> dict[str, Any]:
+    """What a picture also depends on, for whoever wants the same one again."""
+    import diffusers
+    import torch
+    import transformers
+
+    return {
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "diffusers": diffusers.__version__,
+        "transformers": transformers.__version__,
+        "platform": platform.platform(),
+        "cpu": platform.processor() or platform.machine(),
+        "isa": plan.setup.isa or torch.backends.cpu.get_cpu_capability().lower(),
+        "threads": torch.get_num_threads(),
+        "device": plan.hardware.name,
+        "driver": plan.hardware.driver,
+        "cuda": torch.version.cuda,
+    }

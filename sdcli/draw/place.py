@@ -1,0 +1,146 @@
+"""Where each component's weights are while another works: the placement slot, carried out.
+
+Components are moved at the borders of phases, whole, or (group-offload) a layer at a time by diffusers' hooks.
+"""
+
+from __future__ import annotations
+
+import gc
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import nn
+
+from sdcli.draw import attention, decode, load
+from sdcli.events import Loaded
+from sdcli.models.model import Model
+from sdcli.plan.plan import Setup
+
+ENCODERS = ("text_encoder", "text_encoder_2")
+
+
+class Placed:
+    """One model's components under one setup. `ready` loads what is needed; `use` has it on its device meanwhile."""
+
+    def __init__(self, model: Model, setup: Setup) -> None:
+        self.model = model
+        self.setup = setup
+        self.device = torch.device(setup.device)
+        self.dtype = load.DTYPES[setup.dtype]
+        self._modules: dict[str, Any] = {}
+        self._waiting: dict[str, Waiting] = {}
+
+    @property
+    def encoders(self) -> tuple[str, ...]:
+        return tuple(name for name in ENCODERS if name in self.model.components)
+
+    @property
+    def one_at_a_time(self) -> bool:
+        return self.setup.placement == "disk"
+
+    def has(self, name: str) -> bool:
+        return name in self._modules
+
+    def device_of(self, name: str) -> torch.device:
+        """Where it computes."""
+        return torch.device("cpu") if name == "vae" and self.setup.vae == "cpu" else self.device
+
+    def dtype_of(self, name: str) -> torch.dtype:
+        if name != "vae":
+            return self.dtype
+        wanted = self.dtype if self.setup.vae_dtype == "same" else load.DTYPES[self.setup.vae_dtype]
+        return torch.float32 if decode.must_upcast(self.model.components["vae"].config, wanted) else wanted
+
+    def ready(self, *names: str) -> Iterator[Loaded]:
+        """Loads those of `names` that are not there; what stays in another's way leaves first."""
+        if self.setup.placement == "drop-encoders" and not set(names) & set(ENCODERS):
+            self.drop(*self.encoders)
+        if self.one_at_a_time:
+            self.drop(*(name for name in self._modules if name not in names))
+        for name in names:
+            if name not in self._modules:
+                started = time.perf_counter()
+                size = self._load(name)
+                yield Loaded(component=name, bytes=size, seconds=time.perf_counter() - started)
+
+    @contextmanager
+    def use(self, name: str) -> Iterator[Any]:
+        """The component on its device. A failure leaves it as it may be: it has to be dropped then."""
+        waiting = self._waiting.get(name)
+        if waiting is not None:
+            waiting.come()
+        yield self._modules[name]
+        if waiting is not None:
+            waiting.go()
+
+    def drop(self, *names: str) -> None:
+        """Forgets components; they can be loaded again."""
+        for name in names:
+            self._modules.pop(name, None)
+            self._waiting.pop(name, None)
+        release(self.device)
+
+    def drop_all(self) -> None:
+        self.drop(*self._modules)
+
+    def _load(self, name: str) -> int:
+        streamed = self.setup.placement == "group-offload" and name != "vae"
+        parked = self.setup.placement in ("model-offload", "group-offload") and self.device_of(name) == self.device
+        filled = load.load(
+            name, self.model.components[name], dtype=self.dtype_of(name),
+            device="cpu" if parked else self.device_of(name),
+            channels_last=name in ("unet", "vae") and self.device.type != "mps",
+        )  # fmt: skip
+        if name == "unet":
+            attention.set_attention(filled.module, self.setup.attention)
+            if self.setup.storage == "fp8":
+                filled.module.enable_layerwise_casting(storage_dtype=torch.float8_e4m3fn, compute_dtype=self.dtype)
+        if name == "vae":
+            attention.set_attention(filled.module, "blocked" if self.setup.attention == "blocked" else "fused")
+            decode.set_tiles(filled.module, self.setup.vae)
+        if streamed:
+            stream_layers(filled.module, self.device)
+        elif parked:
+            self._waiting[name] = Waiting(filled.module, self.device)
+        self._modules[name] = filled.module
+        return filled.bytes
+
+
+class Waiting:
+    """A module whose weights stay on the host and are copied to the device for as long as it works."""
+
+    def __init__(self, module: nn.Module, device: torch.device) -> None:
+        self._device = device
+        self._weights = [(tensor, tensor.data) for tensor in (*module.parameters(), *module.buffers())]
+
+    def come(self) -> None:
+        for tensor, host in self._weights:
+            tensor.data = host.to(self._device)
+
+    def go(self) -> None:
+        for tensor, host in self._weights:
+            tensor.data = host
+        release(self._device)
+
+
+def stream_layers(module: nn.Module, device: torch.device) -> None:
+    """Every layer's weights come to the device just before it computes; on CUDA the next one's come meanwhile."""
+    from diffusers.hooks import apply_group_offloading
+
+    streams = device.type == "cuda"
+    apply_group_offloading(
+        module, onload_device=device, offload_device=torch.device("cpu"), offload_type="leaf_level",
+        non_blocking=streams, use_stream=streams, record_stream=streams,
+    )  # fmt: skip
+
+
+def release(device: torch.device) -> None:
+    """Gives freed memory back, so that the next component, or another program, can have it."""
+    gc.collect()
+    if device.type == "cuda":
+        torch.cuda.empty_cache()
+    elif device.type == "mps":
+        torch.mps.empty_cache()

@@ -1,0 +1,123 @@
+"""The encoded prompts of a window of batches, each text encoded once, and what a batch's UNet calls are told."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Generator, Iterable, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from sdcli.draw import denoise, encode
+from sdcli.draw.denoise import Conditioning
+from sdcli.draw.encode import Encoder, Text
+from sdcli.draw.place import Placed
+from sdcli.events import Event
+from sdcli.models import folder
+from sdcli.models.model import Model
+from sdcli.request import tokenizer
+from sdcli.request.request import Job
+
+
+class Key(NamedTuple):
+    text: str
+    emphasis: str
+    clip_skip: int
+
+    @property
+    def chunks(self) -> int:
+        return len(tokenizer.chunks(self.text, self.emphasis))
+
+
+class Prompts:
+    def __init__(self, model: Model) -> None:
+        self._unet = model.components["unet"].config
+        self._zeros = zeros_for_nothing(model)
+        self._texts: dict[Key, Text] = {}
+
+    def wanted(self, jobs: Sequence[Job]) -> list[Key]:
+        """What a batch needs encoded: no negative prompts without guidance or where zeros stand for them, and the
+        empty prompt only to fill up where lengths differ."""
+        keys = [_key(job, job.prompt) for job in jobs]
+        if self.guided(jobs[0]):
+            keys += [_key(job, text) for job in jobs if (text := self._negative(job)) is not None]
+        if len({key.chunks for key in keys}) > 1:
+            keys += [_key(job, "") for job in jobs]
+        return list(dict.fromkeys(keys))
+
+    def guided(self, job: Job) -> bool:
+        """A UNet distilled with guidance inside is never guided from outside (diffusers' own rule)."""
+        return job.guided and not self._unet.get("time_cond_proj_dim")
+
+    def keep(self, keys: Iterable[Key]) -> None:
+        """Forgets all others: a long run does not grow."""
+        kept = set(keys)
+        self._texts = {key: text for key, text in self._texts.items() if key in kept}
+
+    def missing(self, keys: Iterable[Key]) -> list[Key]:
+        return [key for key in keys if key not in self._texts]
+
+    def tokens(self, job: Job) -> int:
+        return self._texts[_key(job, job.prompt)].tokens
+
+    def encode(self, placed: Placed, keys: Sequence[Key]) -> Generator[Event, None, float]:
+        """Encoder by encoder, so that one can leave before the next comes; returns the seconds without loading."""
+        columns: list[list[Text]] = []
+        seconds = 0.0
+        for name in placed.encoders:
+            yield from placed.ready(*((name,) if placed.one_at_a_time else placed.encoders))
+            started = time.perf_counter()
+            with placed.use(name) as module:
+                encoder = _encoder(placed, name, module)
+                columns.append([_encoded(encoder, key) for key in keys])
+            seconds += time.perf_counter() - started
+        self._texts |= {key: encode.joined(parts) for key, *parts in zip(keys, *columns, strict=True)}
+        return seconds
+
+    def conditioning(self, jobs: Sequence[Job], placed: Placed, *, alone: bool) -> Conditioning:
+        """`alone`: each image goes through the UNet by itself, whatever the batch."""
+        guided = self.guided(jobs[0])
+        prompts = [self._texts[_key(job, job.prompt)] for job in jobs]
+        words = [self._negative(job) for job in jobs] if guided else []
+        others = [None if text is None else self._texts[_key(jobs[n], text)] for n, text in enumerate(words)]
+        chunks = max(text.chunks for text in (*prompts, *others) if text is not None)
+        prompts = [self._filled(job, text, chunks) for job, text in zip(jobs, prompts, strict=True)]
+        negatives = [
+            prompts[n].zeros() if text is None else self._filled(jobs[n], text, chunks) for n, text in enumerate(others)
+        ]
+        in_turn = placed.setup.guidance == "in-turn"
+        return encode.conditioning(
+            prompts, negatives, guidance=jobs[0].guidance, guided=guided, size=(jobs[0].width, jobs[0].height),
+            unet=self._unet, groups=denoise.groups(len(jobs), guided, in_turn=in_turn, alone=alone),
+        ).to(placed.device, placed.dtype)  # fmt: skip
+
+    def _negative(self, job: Job) -> str | None:
+        """None where nothing was asked for and the family takes zeros for that."""
+        return None if self._zeros and not job.negative_prompt else job.negative_prompt
+
+    def _filled(self, job: Job, text: Text, chunks: int) -> Text:
+        return text if text.chunks == chunks else encode.padded(text, self._texts[_key(job, "")], chunks)
+
+
+def zeros_for_nothing(model: Model) -> bool:
+    """SDXL's index says whether an empty negative prompt means zeros; its family's answer is yes."""
+    if "text_encoder_2" not in model.components:
+        return False
+    index: dict[str, Any] = {}
+    if model.path and model.layout == "diffusers":
+        index = folder.read_json(Path(model.path) / "model_index.json", required=False)
+    return bool(index.get("force_zeros_for_empty_prompt", True))
+
+
+def _key(job: Job, text: str) -> Key:
+    return Key(text, job.emphasis, job.clip_skip)
+
+
+def _encoder(placed: Placed, name: str, module: Any) -> Encoder:
+    """SDXL's two are read one layer below the last; its second pads with token 0."""
+    pad = 0 if name == "text_encoder_2" else encode.END
+    return Encoder(module, placed.device_of(name), pad=pad, penultimate=len(placed.encoders) > 1)
+
+
+def _encoded(encoder: Encoder, key: Key) -> Text:
+    chunks = tokenizer.chunks(key.text, key.emphasis)
+    return encode.encode(encoder, chunks, clip_skip=key.clip_skip, emphasis=key.emphasis)
