@@ -28,6 +28,7 @@ from sdcli.terminal import cells, disk_text, say, seconds_text, show
 
 HUB = "https://huggingface.co"
 GPU_CODES = ("gpu-unusable", "gpu-no-driver", "no-torch")
+WHERE = {"checkout": "in this checkout", "system": "in the system's Python", "venv": "in a venv"}
 LEAST_DISK = 1_000_000_000
 
 
@@ -309,13 +310,18 @@ def _cpu_line(found: Examination) -> str:
 def _version_lines(report: Report) -> list[str]:
     by_name = {version.name: version.version.removesuffix(".0") for version in report.versions}
     shown = [f"{name} {show(by_name[name] or 'missing')}" for name in ("torch", "diffusers", "transformers")]
-    whether = "as tested" if installation.tested(report.versions) else "not the set that is tested"
-    lines = [f"{', '.join([report.python, *shown])}: {whether}"]
+    whether = "the tested set" if installation.tested(report.versions) else "not the set that is tested"
+    where = WHERE.get(report.installation, f"by {report.installation}")
+    lines = [*_wrapped(", ".join([report.python, *shown])), f"  {whether}, installed {where}"]
     for version in report.versions:
         if version.known_bad is not None:
             note = f"{version.name} {show(version.version)}: {version.known_bad}"
-            lines += [f"  {line}" for line in textwrap.wrap(note, 80 - 9 - 2)]
+            lines += _wrapped(note, "  ")
     return lines
+
+
+def _wrapped(text: str, indent: str = "") -> list[str]:
+    return textwrap.wrap(text, 80 - 9, initial_indent=indent, subsequent_indent="  ", break_on_hyphens=False)
 
 
 def _model_text(model: ModelState) -> str:

@@ -174,13 +174,15 @@ class _Lock:
                 os.close(os.open(self.path, os.O_CREAT | os.O_EXCL | os.O_WRONLY))
                 self.held = True
                 return
-            except FileExistsError:
-                if self._is_stale():
-                    self.path.unlink(missing_ok=True)
-                elif time.monotonic() > end:
-                    return
-                else:
-                    time.sleep(0.01)
+            except (FileExistsError, PermissionError) as error:
+                if isinstance(error, PermissionError) and os.name != "nt":
+                    raise  # on Windows a lock that is just being removed answers so
+            if self._is_stale():
+                self.path.unlink(missing_ok=True)
+            elif time.monotonic() > end:
+                return
+            else:
+                time.sleep(0.01)
 
     def __exit__(self, *_: object) -> None:
         if self.held:
@@ -194,6 +196,7 @@ class _Lock:
 
 
 def store(name: str = "measured") -> Store:
+    """`measured` for runs and rates, `probes` for probes: a long sweep must not push the probes out."""
     return Store(state_folder() / f"{name}.json")
 
 
@@ -257,7 +260,7 @@ class Probe:
 
 def remembered_probe(name: str, detail: str, torch: str, where: Store | None = None) -> Probe | None:
     """By device name, detail (ISA of a CPU, driver of a GPU) and version of torch: any of them changes the answer."""
-    data = (where or store()).read().get(_key("probe", name, detail, torch))
+    data = (where or store("probes")).read().get(_key("probe", name, detail, torch))
     if not isinstance(data, Mapping):
         return None
     dtypes, ratio, seconds = data.get("dtypes"), data.get("ratio"), _rate(data.get("seconds"))
@@ -272,4 +275,4 @@ def remembered_probe(name: str, detail: str, torch: str, where: Store | None = N
 
 def remember_probe(name: str, detail: str, torch: str, probe: Probe, where: Store | None = None) -> bool:
     entry = {"dtypes": dict(probe.dtypes), "ratio": dict(probe.ratio), "seconds": probe.seconds}
-    return (where or store()).update(_key("probe", name, detail, torch), lambda _: entry)
+    return (where or store("probes")).update(_key("probe", name, detail, torch), lambda _: entry)

@@ -23,7 +23,7 @@ def cgroup2(root: Path, path: str, groups: dict[str, dict[str, str]], within: st
     """A v2 hierarchy with this process in `path`; `groups` maps folders below the mount to their files."""
     files = {
         "proc/self/cgroup": f"0::{path}\n",
-        "proc/self/mountinfo": f"30 23 0:26 {within} /sys/fs/cgroup rw,nosuid shared:4 - cgroup2 cgroup2 rw,nsdelegate\n",
+        "proc/self/mountinfo": f"30 23 0:26 {within} /sys/fs/cgroup rw shared:4 - cgroup2 cgroup2 rw,nsdelegate\n",
     }
     for group, contents in groups.items():
         files |= {f"sys/fs/cgroup/{group}/{name}": text for name, text in contents.items()}

@@ -31,7 +31,9 @@ class Fake:
 class FakeLibrary:
     """Functions with NVML's signatures; counts how often it was opened and closed."""
 
-    def __init__(self, *cards: Fake, driver: str = "581.42", cuda: int = 13000, init: int = 0, old: bool = False) -> None:
+    def __init__(
+        self, *cards: Fake, driver: str = "581.42", cuda: int = 13000, init: int = 0, old: bool = False
+    ) -> None:
         self.cards, self.driver, self.cuda, self.init = list(cards), driver, cuda, init
         self.opened = self.closed = 0
         self.handles: list[Fake] = [*cards, *(part for card in cards for part in card.slices)]
@@ -153,7 +155,8 @@ def compiled(
 ) -> Path:
     """A libnvidia-ml.so.1 that knows these cards."""
     rows = ",".join(
-        f'{{"{c.name}", "{c.uuid}", {c.total}ull, {c.free}ull, {c.capability[0]}, {c.capability[1]}, {c.cores}, {c.clock}}}'
+        f'{{"{c.name}", "{c.uuid}", {c.total}ull, {c.free}ull, '
+        f"{c.capability[0]}, {c.capability[1]}, {c.cores}, {c.clock}}}"
         for c in cards
     )
     source = folder / "nvml.c"

@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-
 from linux_trees import GIB, cgroup1, cgroup2, meminfo, write
+
 from sdcli.machine import memory
 from sdcli.machine.memory import Memory
 
@@ -151,6 +151,13 @@ def test_apples_gpu_may_hold_two_thirds_of_a_small_memory_and_three_quarters_of_
     assert memory.apple_limit(64 * GIB) == 48 * GIB
 
 
+@pytest.mark.parametrize("platform", ["darwin", "win32"])
+def test_another_systems_reader_on_this_one_ends_without_an_error(platform: str) -> None:
+    found = memory.read(platform=platform)
+    assert 0 <= found.available <= found.total
+    assert memory.peak(platform=platform) is None or platform in (sys.platform, "darwin")
+
+
 def test_a_tool_that_is_missing_or_fails_has_printed_nothing() -> None:
     assert memory.output("no-such-tool-anywhere") == ""
     assert memory.output(sys.executable, "-c", "print(1); raise SystemExit(3)") == ""
@@ -170,7 +177,7 @@ def test_the_peak_keeps_what_was_held_and_starts_again_when_it_is_reset() -> Non
         held = memory.resident()
     assert held is not None and held - before > 60 << 20
     high = memory.peak()
-    assert high is not None and high >= held
+    assert high is not None and high >= held - (8 << 20), "the kernel counts both in batches"
     if not memory.reset_peak():
         pytest.skip("this kernel does not reset VmHWM")
     after = memory.peak()

@@ -7,8 +7,8 @@ import sys
 from pathlib import Path
 
 import pytest
-
 from linux_trees import cgroup1, cgroup2, cpuinfo, topology, write
+
 from sdcli.machine import processor
 from sdcli.machine.processor import Processor
 
@@ -95,7 +95,9 @@ def test_the_widest_instruction_set_is_named(tmp_path: Path, flags: str, isa: st
     assert _read(write(tmp_path, {"proc/cpuinfo": cpuinfo("x", flags)}), {0}).isa == isa
 
 
-@pytest.mark.parametrize(("features", "isa"), [("fp asimd bf16 sve", "neon_bf16"), ("fp asimd", "neon"), ("neon vfpv4", "neon")])
+@pytest.mark.parametrize(
+    ("features", "isa"), [("fp asimd bf16 sve", "neon_bf16"), ("fp asimd", "neon"), ("neon vfpv4", "neon")]
+)
 def test_arm_says_features_and_names_no_model(tmp_path: Path, features: str, isa: str) -> None:
     write(tmp_path, {"proc/cpuinfo": f"processor\t: 0\nFeatures\t: {features}\n", "proc/device-tree/model": "Pi 5\0"})
     found = _read(tmp_path, {0})
@@ -116,7 +118,9 @@ def test_arm_says_features_and_names_no_model(tmp_path: Path, features: str, isa
         ({"ONEDNN_MAX_CPU_ISA": "ALL"}, "avx512_bf16"),
     ],
 )
-def test_an_instruction_set_held_back_by_the_environment_counts_as_absent(environment: dict[str, str], isa: str) -> None:
+def test_an_instruction_set_held_back_by_the_environment_counts_as_absent(
+    environment: dict[str, str], isa: str
+) -> None:
     assert processor.limited("avx512_bf16", environment) == isa
     assert processor.limited("neon", environment) == "neon"
 
@@ -146,7 +150,11 @@ def test_a_mac_uses_its_fast_cores() -> None:
 
 
 def test_an_older_mac_has_all_its_cores_and_intels_instructions() -> None:
-    answers = {"machdep.cpu.brand_string": "Intel(R) Core(TM) i7-8700B CPU @ 3.20GHz", "hw.physicalcpu": "6", "hw.optional.avx2_0": "1"}
+    answers = {
+        "machdep.cpu.brand_string": "Intel(R) Core(TM) i7-8700B CPU @ 3.20GHz",
+        "hw.physicalcpu": "6",
+        "hw.optional.avx2_0": "1",
+    }
     assert processor._mac(lambda name: answers.get(name, "")) == ("Core i7-8700B", "avx2", 6, 6)
 
 

@@ -1,0 +1,251 @@
+"""Folders that stay, and memories that may be lost but never lie: atomic, bounded, shared by several programs."""
+
+from __future__ import annotations
+
+import json
+import multiprocessing
+import os
+from pathlib import Path
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from sdcli.machine import state
+from sdcli.machine.hardware import GIB, Hardware
+from sdcli.machine.state import Probe, Store
+
+FOLDERS = (state.config_folder, state.cache_folder, state.state_folder)
+
+
+def _all(platform: str, **environment: str) -> list[str]:
+    return [folder(environment, platform).as_posix() for folder in FOLDERS]
+
+
+def test_linux_keeps_to_the_xdg_folders() -> None:
+    assert _all("linux", HOME="/home/a") == [
+        "/home/a/.config/sdcli",
+        "/home/a/.cache/sdcli",
+        "/home/a/.local/state/sdcli",
+    ]
+    named = {"XDG_CONFIG_HOME": "/c", "XDG_CACHE_HOME": "/k", "XDG_STATE_HOME": "/s", "HOME": "/home/a"}
+    assert _all("linux", **named) == ["/c/sdcli", "/k/sdcli", "/s/sdcli"]
+
+
+def test_a_relative_xdg_path_is_ignored_as_the_standard_says() -> None:
+    assert _all("linux", HOME="/home/a", XDG_CONFIG_HOME="x/y")[0] == "/home/a/.config/sdcli"
+
+
+def test_macos_and_windows_have_their_own_places() -> None:
+    assert _all("darwin", HOME="/Users/a") == [
+        "/Users/a/Library/Application Support/sdcli",
+        "/Users/a/Library/Caches/sdcli",
+        "/Users/a/Library/Application Support/sdcli/state",
+    ]
+    windows = _all("win32", APPDATA="C:/Users/a/Roaming", LOCALAPPDATA="C:/Users/a/Local")
+    assert windows == [
+        "C:/Users/a/Roaming/sdcli",
+        "C:/Users/a/Local/sdcli/cache",
+        "C:/Users/a/Local/sdcli/state",
+    ]
+    assert _all("win32", USERPROFILE="C:/Users/a")[0] == "C:/Users/a/AppData/Roaming/sdcli"
+
+
+@pytest.mark.parametrize("platform", ["linux", "darwin", "win32"])
+def test_sdcli_home_holds_all_three_apart_on_every_system(platform: str, tmp_path: Path) -> None:
+    found = _all(platform, SDCLI_HOME=str(tmp_path), HOME="/home/a", APPDATA="C:/x")
+    assert found == [f"{tmp_path.as_posix()}/{name}" for name in ("config", "cache", "state")]
+
+
+def test_asking_creates_nothing(tmp_path: Path) -> None:
+    home = tmp_path / "home"
+    for folder in FOLDERS:
+        folder({"SDCLI_HOME": str(home)})
+    assert Store(home / "state" / "x.json").read() == {}
+    assert not home.exists()
+
+
+def test_a_user_without_a_home_remembers_nothing_and_fails_at_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    def nowhere() -> Path:
+        raise RuntimeError("no home")
+
+    monkeypatch.setattr(Path, "home", nowhere)
+    store = Store(state.state_folder({}, "linux") / "measured.json")
+    assert store.read() == {}
+    assert store.update("a", lambda old: 1) is False
+
+
+# --- the store
+
+
+def test_what_is_put_in_comes_out_and_the_old_value_is_offered(tmp_path: Path) -> None:
+    store = Store(tmp_path / "deep" / "memory.json")
+    assert store.update("a", lambda old: [old]) and store.update("a", lambda old: [old, 2])
+    assert store.read() == {"a": [[None], 2]}
+    assert sorted(path.name for path in store.path.parent.iterdir()) == ["memory.json"], "no lock, no part file stays"
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"", b"{", b"[]", b"null", b"\xff\xfe", b'{"entries": {}}', b'{"schema": "sdcli.state/2", "entries": {"a": 1}}',
+        b'{"schema": "sdcli.state/1", "entries": []}', b"[" * 100_000, b"0" * 5000,
+    ],
+)  # fmt: skip
+def test_a_damaged_or_newer_memory_is_an_empty_one_and_is_written_anew(tmp_path: Path, content: bytes) -> None:
+    store = Store(tmp_path / "m.json", most_bytes=200_000)
+    store.path.write_bytes(content)
+    assert store.read() == {}
+    assert store.update("b", lambda old: 2)
+    assert store.read() == {"b": 2}
+
+
+def test_a_memory_that_has_grown_beyond_its_bounds_is_not_read(tmp_path: Path) -> None:
+    store = Store(tmp_path / "m.json", most_bytes=1000)
+    store.path.write_text(json.dumps({"schema": "sdcli.state/1", "entries": {"a": "x" * 2000}}))
+    assert store.read() == {}
+
+
+@settings(deadline=None, derandomize=True, max_examples=40)
+@given(st.lists(st.tuples(st.text(max_size=30), st.text(max_size=200)), max_size=30))
+def test_it_never_outgrows_its_bounds_and_keeps_the_newest(
+    tmp_path_factory: pytest.TempPathFactory, entries: list[tuple[str, str]]
+) -> None:
+    store = Store(tmp_path_factory.mktemp("store") / "m.json", most_entries=5, most_bytes=2000)
+    for key, value in entries:
+        assert store.update(key, lambda old, value=value: value)
+        assert store.path.stat().st_size <= 2000 and len(store.read()) <= 5
+        if len(json.dumps(key)) + len(json.dumps(value)) < 1900:
+            assert store.read()[key] == value
+
+
+def test_an_entry_used_again_is_the_newest_and_outlives_the_others(tmp_path: Path) -> None:
+    store = Store(tmp_path / "m.json", most_entries=2)
+    for key in ("a", "b", "a", "c"):
+        store.update(key, lambda old: (old or 0) + 1)
+    assert store.read() == {"a": 2, "c": 1}
+
+
+def test_what_cannot_be_json_is_not_kept_and_nothing_is_lost(tmp_path: Path) -> None:
+    store = Store(tmp_path / "m.json")
+    store.update("a", lambda old: 1)
+    assert store.update("b", lambda old: float("nan")) is False
+    assert store.update("b", lambda old: object()) is False
+    assert store.read() == {"a": 1}
+    assert [path.name for path in tmp_path.iterdir()] == ["m.json"]
+
+
+def test_a_folder_that_cannot_be_made_is_no_error(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    assert Store(tmp_path / "file" / "m.json").update("a", lambda old: 1) is False
+
+
+def test_a_replace_that_fails_leaves_the_old_memory_and_no_litter(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = Store(tmp_path / "m.json")
+    store.update("a", lambda old: 1)
+
+    def full(descriptor: int) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    assert store.update("b", lambda old: 2) is False
+    assert store.read() == {"a": 1}
+    assert [path.name for path in tmp_path.iterdir()] == ["m.json"]
+
+
+def test_a_lock_left_behind_is_passed_over(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    store = Store(tmp_path / "m.json")
+    lock = tmp_path / "m.lock"
+    lock.touch()
+    os.utime(lock, (1, 1))
+    assert store.update("a", lambda old: 1)
+    assert not lock.exists(), "a stale one is removed"
+    lock.touch()
+    monkeypatch.setattr(state._Lock, "patience", 0.0)
+    assert store.update("b", lambda old: 2)
+    assert store.read() == {"a": 1, "b": 2} and lock.exists(), "someone else's is left to them"
+
+
+def _count(path: Path, times: int) -> None:
+    for _ in range(times):
+        assert Store(path).update("n", lambda old: (old or 0) + 1)
+
+
+def test_two_programs_at_once_lose_nothing(tmp_path: Path) -> None:
+    context = multiprocessing.get_context("spawn")
+    workers = [context.Process(target=_count, args=(tmp_path / "m.json", 20)) for _ in range(2)]
+    for worker in workers:
+        worker.start()
+    for worker in workers:
+        worker.join()
+    assert [worker.exitcode for worker in workers] == [0, 0]
+    assert Store(tmp_path / "m.json").read() == {"n": 40}
+
+
+# --- what is remembered
+
+
+def _card(**changes: object) -> Hardware:
+    values: dict[str, object] = {
+        "device": "cuda:0", "name": "RTX 4060", "source": "nvml", "total": 8 * GIB, "free": 7 * GIB,
+        "ram_total": 32 * GIB, "ram_free": 20 * GIB, "capability": "8.9", "threads": 6, "isa": "avx2",
+    }  # fmt: skip
+    return Hardware(**{**values, **changes})  # type: ignore[arg-type]
+
+
+def test_a_machine_is_the_same_whatever_is_free_and_another_with_other_parts() -> None:
+    versions = {"torch": "2.13.0", "diffusers": "0.42.1"}
+    same = state.fingerprint(_card(), versions)
+    assert state.fingerprint(_card(free=GIB, ram_free=GIB, device="cuda:1"), dict(reversed(versions.items()))) == same
+    others = [_card(name="RTX 3060"), _card(total=6 * GIB), _card(threads=4), _card(isa="avx512"), _card(ram_total=GIB)]
+    assert all(state.fingerprint(other, versions) != same for other in others)
+    assert state.fingerprint(_card(), {**versions, "torch": "2.14.0"}) != same
+
+
+def test_runs_are_remembered_by_machine_and_way_and_merged_by_the_caller() -> None:
+    assert state.remember_run("here", "sd15 512x512", lambda old: {"runs": 1})
+    assert state.remember_run("here", "sd15 512x512", lambda old: {"runs": old["runs"] + 1})
+    assert state.remember_run("there", "sd15 512x512", lambda old: {"runs": 9})
+    assert state.remembered("here") == {"sd15 512x512": {"runs": 2}}
+    assert state.remembered("her") == {} and state.remembered("there")["sd15 512x512"]["runs"] == 9
+
+
+def test_the_best_rate_stays_the_best() -> None:
+    assert state.best_rate("here", "bf16") is None
+    assert all(state.remember_rate("here", "bf16", rate) for rate in (1e12, 4e12, 2e12))
+    assert state.best_rate("here", "bf16") == 4e12
+    assert state.best_rate("here", "fp32") is None
+    assert not state.remember_rate("here", "bf16", float("inf"))
+    assert not state.remember_rate("here", "bf16", -1.0)
+    assert state.best_rate("here", "bf16") == 4e12
+
+
+def test_many_runs_do_not_push_a_probe_out() -> None:
+    state.remember_probe("Ryzen", "avx2", "2.13.0", Probe(dtypes={"bf16": "probed"}))
+    small = Store(state.store().path, most_entries=3)
+    for number in range(5):
+        state.remember_run("here", str(number), lambda old: 1, where=small)
+    assert len(state.remembered("here")) == 3
+    assert state.remembered_probe("Ryzen", "avx2", "2.13.0") is not None
+
+
+def test_a_probe_is_remembered_for_this_cpu_isa_and_torch_only() -> None:
+    probe = Probe(dtypes={"bf16": "probed"}, ratio={"bf16": 0.5}, seconds=0.8)
+    assert state.remember_probe("Ryzen", "avx512_bf16", "2.13.0", probe)
+    assert state.remembered_probe("Ryzen", "avx512_bf16", "2.13.0") == probe
+    for other in (("Ryzen", "avx2", "2.13.0"), ("Ryzen", "avx512_bf16", "2.14.0"), ("Core", "avx512_bf16", "2.13.0")):
+        assert state.remembered_probe(*other) is None
+
+
+@pytest.mark.parametrize("entry", [None, [], "x", {"dtypes": 3}, {"ratio": {}}])
+def test_a_probe_that_was_tampered_with_is_none(entry: object) -> None:
+    state.store("probes").update(state._key("probe", "a", "b", "c"), lambda old: entry)
+    assert state.remembered_probe("a", "b", "c") is None
+
+
+def test_only_sound_values_are_taken_from_a_remembered_probe() -> None:
+    entry = {"dtypes": {"bf16": "probed", "fp16": "sure"}, "ratio": {"bf16": -1, "fp32": 1}, "seconds": "x"}
+    state.store("probes").update(state._key("probe", "a", "b", "c"), lambda old: entry)
+    assert state.remembered_probe("a", "b", "c") == Probe(dtypes={"bf16": "probed"}, ratio={"fp32": 1.0}, seconds=0.0)

@@ -1,0 +1,213 @@
+"""Which device draws, why another cannot, and what each can be trusted to compute in."""
+
+from __future__ import annotations
+
+import pytest
+from machines import CPU_TORCH, CUDA_TORCH, GIB, card, machine
+
+from sdcli import schema
+from sdcli.errors import DeviceUnusable, Usage
+from sdcli.machine import dtypes, hardware, state, survey
+from sdcli.machine.hardware import Hardware
+from sdcli.machine.installation import Torch
+from sdcli.machine.nvml import Report
+from sdcli.machine.state import Probe
+
+
+def _names(found: tuple[Hardware, ...]) -> list[str]:
+    return [device.device for device in found]
+
+
+def test_a_card_that_torch_can_use_is_taken_first_and_described_whole() -> None:
+    found = hardware.detect("auto", survey=machine(card()))
+    assert (found.device, found.name, found.source, found.capability, found.driver, found.uuid) == (
+        "cuda:0", "RTX 4060", "nvml", "8.9", "581.42", "GPU-0",
+    )  # fmt: skip
+    assert (found.total, found.free, found.ram_total, found.ram_free) == (8 * GIB, 7 * GIB, 16 * GIB, 10 * GIB)
+    assert found.dtypes == {"fp32": "assumed", "bf16": "assumed", "fp16": "assumed"}
+    assert hardware.gpu_warning(found, survey=machine(card())) is None
+
+
+def test_without_a_card_the_cpu_draws_and_nothing_is_said() -> None:
+    seen = machine()
+    found = hardware.detect("auto", survey=seen)
+    assert (found.device, found.total, found.free, found.isa, found.threads) == ("cpu", 16 * GIB, 10 * GIB, "avx2", 6)
+    assert hardware.gpu_warning(found, survey=seen) is None
+
+
+def test_a_card_that_torch_cannot_use_leaves_the_cpu_one_line_and_the_fix() -> None:
+    seen = machine(card(), torch=CPU_TORCH)
+    found = hardware.detect("auto", survey=seen)
+    assert found.device == "cpu"
+    warning = hardware.gpu_warning(found, survey=seen)
+    assert warning is not None and warning.code == "gpu-unusable"
+    assert warning.message == "RTX 4060 is not used: torch 2.13.0+cpu is a CPU build"
+    assert "torch==2.13.0+cu130" in warning.hint and "\n" not in warning.message
+
+
+def test_asking_for_that_card_ends_with_8_and_the_same_fix() -> None:
+    with pytest.raises(DeviceUnusable) as caught:
+        hardware.detect("cuda", survey=machine(card(), torch=CPU_TORCH))
+    assert caught.value.code == 8 and "CPU build" in caught.value.message and "torch==2.13.0+cu130" in caught.value.hint
+
+
+def test_a_card_too_old_for_any_torch_offers_the_cpu() -> None:
+    with pytest.raises(DeviceUnusable) as caught:
+        hardware.detect("cuda:0", survey=machine(card("NVIDIA GeForce GT 710", capability="3.5")))
+    assert "3.5" in caught.value.message and caught.value.hint.endswith("--device cpu")
+
+
+def test_a_driver_too_old_for_any_torch_is_named() -> None:
+    report = Report(cards=(card(),), driver="470.1", cuda="11.4")
+    problem = survey.gpu_problem(machine(report=report))
+    assert problem is not None and "470.1" in problem.message and "525" in problem.message
+
+
+def test_of_two_cards_the_usable_one_is_taken_under_its_own_number() -> None:
+    old = card("NVIDIA GeForce GTX 1080", capability="6.1")
+    seen = machine(old, card(index=1))
+    assert _names(hardware.devices(survey=seen)) == ["cuda:1", "cpu"]
+    assert hardware.detect("auto", survey=seen).device == "cuda:1"
+    assert hardware.detect("cuda", survey=seen).device == "cuda:1"
+    assert survey.gpu_problem(seen) is None, "there is a GPU to draw on"
+    (unusable,) = survey.unusable_cards(seen)
+    assert unusable.device == "cuda:0" and set(unusable.dtypes.values()) == {"unavailable"}
+    with pytest.raises(DeviceUnusable, match="cuda:1"):
+        hardware.detect("cuda:0", survey=seen)
+
+
+def test_a_card_that_is_asked_for_by_number_is_given_by_number() -> None:
+    seen = machine(card(), card(index=1))
+    assert [hardware.detect(name, survey=seen).device for name in ("cuda", "cuda:0", "CUDA:1", " cpu ")] == [
+        "cuda:0", "cuda:0", "cuda:1", "cpu",
+    ]  # fmt: skip
+    with pytest.raises(DeviceUnusable, match="cuda:2"):
+        hardware.detect("cuda:2", survey=seen)
+
+
+def test_hidden_cards_are_meant_to_be_hidden() -> None:
+    seen = machine(card(), environment={"CUDA_VISIBLE_DEVICES": ""})
+    found = hardware.detect("auto", survey=seen)
+    assert found.device == "cpu" and hardware.gpu_warning(found, survey=seen) is None
+    with pytest.raises(DeviceUnusable, match="CUDA_VISIBLE_DEVICES"):
+        hardware.detect("cuda", survey=seen)
+
+
+def test_asking_for_a_gpu_where_there_is_none_offers_what_there_is() -> None:
+    for device in ("cuda", "mps"):
+        with pytest.raises(DeviceUnusable) as caught:
+            hardware.detect(device, survey=machine())
+        assert caught.value.hint == 'sdcli generate "a cat" --device cpu'
+
+
+@pytest.mark.parametrize(
+    "device", ["", "gpu", "cuda:", "cuda:x", "cuda:-1", "cuda:1234", "cpu:0", "mps:0", "\x1b[2J", "cuda:٣"]
+)
+def test_a_device_that_cannot_be_is_a_usage_error_that_names_those_that_can(device: str) -> None:
+    with pytest.raises(Usage) as caught:
+        hardware.detect(device, survey=machine(card()))
+    assert "cuda:1" in caught.value.message and "\x1b" not in caught.value.message
+
+
+def test_apple_silicon_draws_on_its_gpu_within_what_macos_lets_it_hold() -> None:
+    seen = machine(torch=Torch(version="2.13.0"), apple=True, isa="neon", ram=24)
+    found = hardware.detect("auto", survey=seen)
+    assert (found.device, found.name, found.total) == ("mps", "Apple M2", 16 * GIB)
+    assert found.dtypes == {"fp32": "assumed", "bf16": "unavailable", "fp16": "assumed"}
+    assert _names(hardware.devices(survey=seen)) == ["mps", "cpu"]
+
+
+def test_a_card_in_the_hosts_memory_has_the_hosts_bytes() -> None:
+    found = hardware.detect("auto", survey=machine(card("NVIDIA GB10", capability="12.1", gib=0)))
+    assert (found.total, found.free) == (16 * GIB, 10 * GIB)
+
+
+def test_a_broken_driver_and_a_missing_one_are_told_apart_from_no_card() -> None:
+    broken = machine(
+        report=Report(reason="the NVIDIA driver was updated while in use: restart the machine", broken=True)
+    )
+    problem = survey.gpu_problem(broken)
+    assert problem is not None and problem.code == "gpu-no-driver" and "restart" in problem.message
+    missing = survey.gpu_problem(machine(driverless=True))
+    assert missing is not None and "driver" in missing.message
+    assert survey.gpu_problem(machine(report=Report(reason="the NVIDIA driver is not loaded"))) is None
+
+
+def test_a_plan_for_another_machine_is_not_warned_about_this_one() -> None:
+    imagined = hardware.detect("cpu", survey=machine())
+    seen = machine(card(), torch=CPU_TORCH)
+    assert hardware.gpu_warning(imagined, survey=seen) is not None
+    from dataclasses import replace
+
+    assert hardware.gpu_warning(replace(imagined, source="as-if"), survey=seen) is None
+
+
+# --- number types
+
+
+@pytest.mark.parametrize(
+    ("isa", "bf16"),
+    [("amx", "assumed"), ("avx512_bf16", "assumed"), ("neon_bf16", "assumed"), ("avx512", "unavailable"),
+     ("avx2", "unavailable"), ("neon", "unavailable"), ("", "unavailable")],
+)  # fmt: skip
+def test_a_cpu_computes_in_bf16_only_with_instructions_for_it_and_never_in_fp16(isa: str, bf16: str) -> None:
+    assert dtypes.cpu(isa) == {"fp32": "assumed", "bf16": bf16, "fp16": "unavailable"}
+
+
+@pytest.mark.parametrize(
+    ("capability", "bf16", "fp16"),
+    [("5.2", "unavailable", "unavailable"), ("6.1", "unavailable", "assumed"), ("7.5", "unavailable", "assumed"),
+     ("8.0", "assumed", "assumed"), ("12.0", "assumed", "assumed"), (None, "assumed", "assumed")],
+)  # fmt: skip
+def test_a_card_computes_in_what_its_capability_has(capability: str | None, bf16: str, fp16: str) -> None:
+    assert dtypes.cuda(capability) == {"fp32": "assumed", "bf16": bf16, "fp16": fp16}
+
+
+def test_gtx_16xx_carries_a_warning_and_its_turing_sisters_do_not() -> None:
+    noted = hardware.detect("auto", survey=machine(card("NVIDIA GeForce GTX 1660 SUPER", capability="7.5")))
+    assert "fp16" in noted.notes[0]
+    assert hardware.detect("auto", survey=machine(card("NVIDIA GeForce RTX 2060", capability="7.5"))).notes == ()
+    assert "notes" not in schema.to_json(noted), "notes are for people; the JSON keeps its keys"
+
+
+def test_a_probe_on_this_machine_replaces_what_was_assumed() -> None:
+    slow = Probe(dtypes={"fp32": "probed", "bf16": "unavailable"}, ratio={"bf16": 3.0}, seconds=0.8)
+    state.remember_probe("Ryzen 5 5600", "avx512_bf16", "2.13.0+cpu", slow)
+    seen = machine(torch=CPU_TORCH, isa="avx512_bf16")
+    found = hardware.detect("cpu", survey=seen)
+    assert found.dtypes == {"fp32": "probed", "bf16": "unavailable", "fp16": "unavailable"}
+    other = hardware.detect("cpu", survey=machine(torch=CUDA_TORCH, isa="avx512_bf16"))
+    assert other.dtypes["bf16"] == "assumed", "another torch, another answer"
+
+
+def test_hardware_goes_through_json_without_what_belongs_to_this_process() -> None:
+    found = hardware.detect("auto", survey=machine(card()))
+    data = schema.to_json(found)
+    assert list(data) == [
+        "device", "name", "source", "total", "free", "ram_total", "ram_free", "capability", "driver", "isa", "threads",
+        "dtypes",
+    ]  # fmt: skip
+    back = schema.from_json(Hardware, data)
+    assert back.uuid is None and schema.to_json(back) == data
+
+
+@pytest.mark.parametrize(
+    ("long", "short"),
+    [
+        ("NVIDIA GeForce RTX 4060", "RTX 4060"),
+        ("NVIDIA H200", "H200"),
+        ("Tesla T4", "Tesla T4"),
+        ("NVIDIA A100-SXM4-80GB MIG 3g.40gb", "A100-SXM4-80GB MIG 3g.40gb"),
+        ("", "NVIDIA GPU"),
+    ],
+)
+def test_cards_are_called_what_people_call_them(long: str, short: str) -> None:
+    assert survey.short_name(long) == short
+
+
+def test_this_machine_can_be_looked_at_and_holds_together() -> None:
+    for device in hardware.devices():
+        assert 0 <= device.free <= device.total and device.threads >= 1
+        assert set(device.dtypes) == set(dtypes.NAMES)
+    assert hardware.devices()[-1].device == "cpu"
+    assert hardware.detect("cpu").ram_total > 0
