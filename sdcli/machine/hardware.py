@@ -68,11 +68,14 @@ def devices(environment: Mapping[str, str] | None = None, survey: Survey | None 
 
 
 def gpu_warning(
-    hardware: Hardware, environment: Mapping[str, str] | None = None, survey: Survey | None = None
+    hardware: Hardware,
+    environment: Mapping[str, str] | None = None,
+    survey: Survey | None = None,
+    asked: str = "auto",
 ) -> Notice | None:
-    """Why the plan is for the CPU although there is an NVIDIA card; None where that is meant or there is none."""
+    """Why the plan is for the CPU although there is an NVIDIA card; None where the CPU was asked for."""
     from sdcli.machine import survey as surveys
 
-    if hardware.kind != "cpu" or hardware.source == "as-if":
+    if hardware.kind != "cpu" or hardware.source == "as-if" or asked.strip().lower() == "cpu":
         return None
     return surveys.gpu_problem(survey or surveys.look(environment))

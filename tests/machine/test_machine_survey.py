@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 from machines import CPU_TORCH, CUDA_TORCH, GIB, card, machine
 
@@ -43,6 +45,11 @@ def test_a_card_that_torch_cannot_use_leaves_the_cpu_one_line_and_the_fix() -> N
     assert warning is not None and warning.code == "gpu-unusable"
     assert warning.message == "RTX 4060 is not used: torch 2.13.0+cpu is a CPU build"
     assert "torch==2.13.0+cu130" in warning.hint and "\n" not in warning.message
+
+
+def test_who_asks_for_the_cpu_is_not_told_of_the_card() -> None:
+    seen = machine(card(), torch=CPU_TORCH)
+    assert hardware.gpu_warning(hardware.detect("cpu", survey=seen), survey=seen, asked="cpu") is None
 
 
 def test_asking_for_that_card_ends_with_8_and_the_same_fix() -> None:
@@ -137,8 +144,6 @@ def test_a_plan_for_another_machine_is_not_warned_about_this_one() -> None:
     imagined = hardware.detect("cpu", survey=machine())
     seen = machine(card(), torch=CPU_TORCH)
     assert hardware.gpu_warning(imagined, survey=seen) is not None
-    from dataclasses import replace
-
     assert hardware.gpu_warning(replace(imagined, source="as-if"), survey=seen) is None
 
 
