@@ -227,12 +227,12 @@ def _answer(asked: Asked, look: Any, *, drawn: bool) -> None:
     """The document, a table or the screen, on stdout."""
     from sdcli.inspect import facts, screen, tables
 
+    rows, view = _rows(asked, look)
     if asked.as_json:
         from sdcli.cli.answer import print_json
 
         print_json(facts.to_json(look))
         return
-    rows, view = _rows(asked, look)
     if asked.as_csv or asked.as_markdown:
         _print(tables.as_csv(rows) if asked.as_csv else tables.as_markdown(rows))
         return

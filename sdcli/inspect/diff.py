@@ -6,13 +6,14 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from sdcli.errors import BadFile
+from sdcli.errors import BadFile, SdcliError
 from sdcli.inspect import figures, guess
 from sdcli.inspect.facts import At, Inspection, Source, Stored, inspect, native_size
 from sdcli.inspect.numbers import PIECE, decoded
+from sdcli.models.unet import Block
 from sdcli.terminal import fit, show, size_text
 
-SOME = 6
+SOME = 3
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -169,6 +170,7 @@ def text(found: Difference, width: int) -> list[str]:
         ("", fit(show(a.source.name, 40), 26), fit(show(b.source.name, 40), 26)),
         ("parameters", f"{a.unet.parameters:,}", f"{b.unet.parameters:,}"),
         ("GMAC a call", f"{a.unet.macs / 1e9:,.1f} at {_size(a)}", f"{b.unet.macs / 1e9:,.1f} at {_size(b)}"),
+        *_at_one_size(a, b),
         ("activations, fp16", size_text(a.peak_bytes), size_text(b.peak_bytes)),
         ("levels × width", _widths(a), _widths(b)),
         ("skips", str(len(a.unet.skips)), str(len(b.unet.skips))),
@@ -183,6 +185,8 @@ def text(found: Difference, width: int) -> list[str]:
     if found.identical:
         what = f"every value of {found.compared:,} tensors" if found.compared else "every layer and shape"
         return [*lines, f"identical: {what}"]
+    if a.unet.blocks != b.unet.blocks:
+        lines += [*_blocks(a, b), ""]
     lines += _names("only in the first", found.only_a)
     lines += _names("only in the second", found.only_b)
     lines += _names(
@@ -197,6 +201,39 @@ def text(found: Difference, width: int) -> list[str]:
         for one in found.values[:SOME]:
             lines.append(f"  {one.max_abs:9.3g} {one.mean_abs:9.3g}  {show(one.name, 200)}")
     return [fit(line, width) for line in lines]
+
+
+def _at_one_size(a: Inspection, b: Inspection) -> list[tuple[str, str, str]]:
+    """Work at the smaller of two native sizes, where both can be called at it."""
+    if (a.at.width, a.at.height) == (b.at.width, b.at.height):
+        return []
+    small = min(a.at, b.at, key=lambda at: at.width * at.height)
+    try:
+        both = [inspect(look.source, small).unet.macs for look in (a, b)]
+    except SdcliError:
+        return []
+    return [(f"  at {small.width}×{small.height}", f"{both[0] / 1e9:,.1f}", f"{both[1] / 1e9:,.1f}")]
+
+
+def _blocks(a: Inspection, b: Inspection) -> list[str]:
+    """Block by block: parameters and type of each side, those that differ marked."""
+    sides = [{block.name: block for block in look.unet.blocks} for look in (a, b)]
+    names = [*sides[0], *(name for name in sides[1] if name not in sides[0])]
+    order = {"in": 1, "time": 0, "down": 2, "mid": 3, "up": 4, "out": 5}
+    names.sort(key=lambda name: order.get((sides[0].get(name) or sides[1][name]).role, 9))
+    lines = []
+    for name in names:
+        cells = [_block(side.get(name)) for side in sides]
+        mark = "  " if cells[0] == cells[1] else "≠ "
+        lines.append(f"{mark}{figures.short(name):<16}{cells[0]:<31}{cells[1]}".rstrip())
+    return lines
+
+
+def _block(block: Block | None) -> str:
+    if block is None:
+        return "–"
+    kind = block.type.removesuffix("Block2D").removeprefix("UNet").removeprefix("MidBlock2D")
+    return f"{figures.count(block.parameters):>8}  {fit(kind or 'plain', 14)} {block.out_channels}"
 
 
 def _size(look: Inspection) -> str:

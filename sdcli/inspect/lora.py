@@ -301,11 +301,15 @@ def _touched_table(report: Report, width: int) -> list[str]:
     lines = [f"{'block':<{room}}  layers  parameters  parts"]
     for block in sorted(blocks, key=_order):
         ones = blocks[block]
-        parts = Counter(tables.part(one.name) if "text_encoder" not in one.name else "text" for one in ones)
+        parts = Counter(_part(one.name) for one in ones)
         said = ", ".join(f"{part} {count}" for part, count in parts.most_common())
         total = sum(one.parameters for one in ones)
         lines.append(fit(f"{figures.short(block):<{room}}  {len(ones):>6}  {total:>10,}  {said}", width))
     return lines
+
+
+def _part(name: str) -> str:
+    return "text" if name.startswith("text_encoder") else tables.part(name).removesuffix(" projections")
 
 
 def _block(name: str) -> str:

@@ -82,7 +82,11 @@ def _heading(look: Inspection) -> Iterable[str]:
         WIDTH - MARGIN, 140, f"↑ {result} {figures.shape(unet.leaves[-1].output_shape[1:])}", "name", anchor="end"
     )
     yield _text(
-        WIDTH / 2, 140, f"{len(unet.skips)} skip connections carry the finer detail across", "small", anchor="middle"
+        (WIDTH + 92) / 2,
+        140,
+        f"{len(unet.skips)} skip connections carry the finer detail across",
+        "small",
+        anchor="middle",
     )
 
 

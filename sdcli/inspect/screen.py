@@ -10,7 +10,7 @@ from sdcli.inspect.facts import Inspection, Source, native_size
 from sdcli.models.unet import Block, Unet
 from sdcli.terminal import cells, disk_text, fit, plain, seconds_text, show, size_text
 
-NARROWEST, WIDEST = 60, 112
+NARROWEST, ROOMY, WIDEST = 60, 76, 112
 STYLES = {"down": "36", "up": "35", "mid": "33", "skip": "2", "bold": "1", "dim": "2"}  # ANSI
 
 
@@ -137,10 +137,11 @@ def the_u(unet: Unet, width: int, *, ascii: bool = False) -> Iterable[Line]:
 def _headings(unet: Unet, width: int, left: int) -> Line:
     number = len(unet.skips)
     skips = f"{number} skip{'' if number == 1 else 's'}"
-    text = f"{'size width':<{left}}down: smaller, deeper"
+    down, up = ("down: smaller, deeper", "up: larger, finer") if width >= ROOMY else ("down", "up")
+    text = f"{'size width':<{left}}{down}"
     middle = max(len(text) + 2, (left + width) // 2 - len(skips) // 2)
     text = f"{text:<{middle}}{skips}"
-    return (Piece(f"{text}{'up: larger, finer':>{max(1, width - len(text))}}", "dim"),)
+    return (Piece(f"{text}{up:>{max(1, width - len(text))}}", "dim"),)
 
 
 def _ends(unet: Unet, width: int, left: int) -> Line:
@@ -164,17 +165,23 @@ def _mark(block: Block) -> str:
 
 
 def _label(skips: tuple[int, ...], longest: int = 26) -> str:
+    """The widths of the skips, in fewer words where they do not fit."""
     text = " · ".join(map(str, skips))
     if len(text) <= longest:
         return text
-    return f"{len(skips)} × {skips[0]}" if len(set(skips)) == 1 else f"{len(skips)} × {min(skips)}–{max(skips)}"
+    few = f"{len(skips)} × {skips[0]}" if len(set(skips)) == 1 else f"{len(skips)} × {min(skips)}–{max(skips)}"
+    return few if len(few) <= longest else f"{len(skips)}"
+
+
+def _longest(width: int) -> int:
+    return 26 if width >= ROOMY else 10
 
 
 def _unit(rows: list[Level], width: int, left: int, step: int) -> float:
     """Multiply-adds per cell of a bar, so that every row has room for its bars and a line between them."""
     unit = 1.0
     for row in rows:
-        taken = left + 2 * step * row.number + len(_label(row.skips)) + 10
+        taken = left + 2 * step * row.number + len(_label(row.skips, _longest(width))) + 10
         taken += len(_left_name(row.down)) if row.down else 0
         taken += len(_right_name(row.up)) if row.up else 0
         macs = (row.down.macs if row.down else 0) + (row.up.macs if row.up else 0)
@@ -193,7 +200,7 @@ def _level(row: Level, prefix: str, indent: int, width: int, unit: float) -> Lin
         pieces.append(Piece(f"{_left_name(row.down)}{_bar(row.down.macs, unit)}", "down"))
     right = f"{_bar(row.up.macs, unit)}{_right_name(row.up)}" if row.up else ""
     room = width - indent - sum(cells(piece.text) for piece in pieces) - cells(right)
-    label = _label(row.skips)
+    label = _label(row.skips, min(_longest(width), max(1, room - 8)))
     line = max(0, room - 4 - len(label) - 2)
     before = line // 2
     pieces.append(Piece(f" ├{'─' * before} {label} {'─' * (line - before)}▶ ", "skip"))

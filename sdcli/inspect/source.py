@@ -8,6 +8,7 @@ from __future__ import annotations
 import difflib
 import json
 import os
+import shlex
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -17,7 +18,7 @@ from sdcli import data
 from sdcli.errors import BadFile, ModelMissing, SdcliError
 from sdcli.inspect import guess, keys
 from sdcli.inspect.facts import Mismatch, Source, Stored
-from sdcli.models import headers, kinds
+from sdcli.models import headers, hub_cache, kinds
 from sdcli.models.headers import NAMES, Header, Tensor
 from sdcli.models.unet import CLASS_NAMES, analyse
 from sdcli.terminal import disk_text, show
@@ -31,6 +32,7 @@ REPOSITORIES = {
     "stabilityai/stable-diffusion-2-1": "sd21",
 }
 LARGEST_JSON = 4 << 20
+UNKNOWN = "UNet of its own shape"
 SHIPPED = "from the shipped config, nothing downloaded"
 
 
@@ -68,7 +70,9 @@ def find_lora(path: str) -> LoraFile:
     kind = kinds.kind_of(header)
     if kind.kind != "lora":
         title = kinds.TITLES.get(kind.kind, kind.kind)
-        raise BadFile(f"{show(file, 120)} is {title}, not a LoRA", hint="sdcli inspect-unet FILE")
+        raise BadFile(
+            f"{show(file, 120)} is {title}, not a LoRA", hint=f"sdcli inspect-unet {show(shlex.quote(path), 200)}"
+        )
     return LoraFile(path=file, header=header, family=_ours(kind.family))
 
 
@@ -108,19 +112,13 @@ def _looks_like_hub_id(name: str) -> bool:
     return len(parts) == 2 and all(part and part[0] not in ".~" and part.isprintable() for part in parts)
 
 
-def hub_cache() -> Path:
-    """Where huggingface_hub keeps what it downloaded."""
-    for variable, below in (("HF_HUB_CACHE", ""), ("HUGGINGFACE_HUB_CACHE", ""), ("HF_HOME", "hub")):
-        if os.environ.get(variable):
-            return Path(os.environ[variable]).expanduser() / below
-    home = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
-    return Path(home).expanduser() / "huggingface" / "hub"
-
-
 def _hub(name: str) -> Source:
-    folder = hub_cache() / f"models--{name.replace('/', '--')}" / "snapshots"
-    snapshots = sorted(folder.iterdir(), key=lambda item: item.stat().st_mtime) if folder.is_dir() else []
-    for snapshot in reversed(snapshots):
+    """The commit that `main` pointed at, else the newest there is: a UNet alone has no model_index.json."""
+    cache = hub_cache.folder(os.environ)
+    main = hub_cache.snapshot(cache, name, None)
+    folder = cache / f"models--{name.replace('/', '--')}" / "snapshots"
+    others = sorted(folder.iterdir(), key=lambda item: -item.stat().st_mtime) if folder.is_dir() else []
+    for snapshot in [main.path, *others] if main else others:
         if (snapshot / "unet" / "config.json").exists() or (snapshot / "config.json").exists():
             found = _folder(snapshot, name, "hub")
             return replace(found, origin=f"{name} @{snapshot.name[:7]} in the Hub cache")
@@ -169,7 +167,8 @@ def _folder(folder: Path, name: str, kind: str) -> Source:
             fault = error
             continue
         tensors |= _stored(header, header.tensors)
-    return _compared(replace(found, fault=fault), tensors)
+    found = replace(found, fault=fault, origin=found.origin.removeprefix("from ") + ", only headers read")
+    return _compared(found, tensors)
 
 
 def _scale(folder: Path, config: Mapping[str, Any]) -> int:
@@ -212,7 +211,7 @@ def _of_config(config: Mapping[str, Any], name: str, kind: str, where: str) -> S
     shapes = guess.tensors_of(analyse(config, height=_smallest(config), width=_smallest(config)))
     family, channels = guess.known_family(shapes)
     exact = bool(family) and all(shapes.get(n) == s for n, s in guess.expected(family).items() if "conv_in" not in n)
-    title = f"UNet of {where}"
+    title = UNKNOWN
     if exact:
         title = guess.TITLES[family] + (f", {channels} input channels" if channels != 4 else "")
     return Source(
@@ -260,14 +259,14 @@ def _file(path: Path) -> Source | LoraFile:
     inside = _unet_tensors(header)
     if not inside:
         raise fault or _no_unet(path, header, kind)
-    found = _of_tensors(path, header, inside)
+    found = _of_tensors(path, header, inside, _config_beside(path, inside))
     beside = tuple(
         f"{_PARTS.get(name, name)} {part.parameters / 1e6:,.1f} M"
         for name, part in kind.parts.items()
         if name != "unet"
     )
     whole = header.size > sum(t.size for t in inside.values()) * 1.02 and bool(beside)
-    return replace(found, kind="checkpoint" if whole else "unet-file", beside=beside, fault=fault)
+    return replace(found, kind="checkpoint" if whole else "unet-file", beside=beside, fault=fault or found.fault)
 
 
 _PARTS = {"vae": "VAE", "text_encoder": "text encoder", "text_encoder_2": "second text encoder"}
@@ -322,17 +321,37 @@ def _unet_tensors(header: Header) -> dict[str, Tensor]:
     return {}
 
 
-def _of_tensors(path: Path, header: Header, inside: Mapping[str, Tensor]) -> Source:
+def _config_beside(path: Path, inside: Mapping[str, Tensor]) -> dict[str, Any] | None:
+    """The config.json in the same folder, when it is that of a UNet in diffusers' names."""
+    beside = path.parent / "config.json"
+    if keys.is_original(inside) or not beside.exists():
+        return None
+    try:
+        config = _json(beside)
+    except SdcliError:
+        return None
+    return config if config.get("_class_name") == "UNet2DConditionModel" else None
+
+
+def _of_tensors(
+    path: Path, header: Header, inside: Mapping[str, Tensor], config: Mapping[str, Any] | None = None
+) -> Source:
     """Structure from shapes: the known family most of them fit, else read back from the tensors themselves."""
     tensors = _stored(header, inside)
     shapes = {name: tensor.shape for name, tensor in tensors.items()}
     family, channels = guess.known_family(shapes)
     name, where = path.stem, show(path.name, 60)
+    if config is not None:
+        found = _of_config(config, name, "unet-file", where)
+        found = replace(
+            found, origin=f"{where}, only its header read", pixels_per_latent=_scale(path.parent.parent, config)
+        )
+        return _compared(found, tensors)
     if family:
         config = {**data.component_config(family, "unet"), "in_channels": channels}
         title = guess.TITLES[family] + (f", {channels} input channels" if channels != 4 else "")
     else:
-        config, title = guess.config_of(shapes), f"UNet of {where}"
+        config, title = guess.config_of(shapes), UNKNOWN
     found = Source(
         name=name,
         kind="unet-file",

@@ -146,7 +146,10 @@ def chosen(rows: list[Row], *, pattern: str | None, sort: str | None) -> list[Ro
         try:
             wanted = re.compile(pattern)
         except re.error as error:
-            raise Usage(f"--filter {show(pattern, 80)} is not a regular expression: {error}") from error
+            raise Usage(
+                f"--filter {show(pattern, 80)} is not a regular expression: {show(error, 80)}",
+                hint="sdcli inspect-unet sd15 --layers --filter attn2",
+            ) from None
         rows = [row for row in rows if wanted.search(row.name)]
     if sort is None or sort == "call":
         return rows
