@@ -76,10 +76,15 @@ def find_model(sources: Sources) -> Model:
     """The model that is asked for; the built-in one, else SD1.5, where nothing names one."""
     values, _ = config.resolve(sources, family={}, model={})
     shipped = data.builtin_model()
-    name = values.get("model") or ("builtin" if shipped else "sd15")
+    name = values.get("model") or default_model()
     return resolve.resolve(
         name, revision=values.get("revision"), hub=hub_cache.folder(os.environ), builtin=shipped,
     )  # fmt: skip
+
+
+def default_model() -> str:
+    """The built-in model where this build has one, else the smallest one with a name."""
+    return "builtin" if data.builtin_model() else "sd15"
 
 
 def _request(sources: Sources, model: Model, prompts: tuple[str, ...], command: str) -> tuple[Request, dict[str, str]]:
@@ -136,7 +141,7 @@ def _later(request: Request, lines: Iterator[prompt_files.Line], index: int) -> 
 
 
 def _hardware(request: Request, described: str | None) -> Hardware:
-    return as_if.parse(described) if described else hardware.detect(request.device)
+    return as_if.parse(described) if described is not None else hardware.detect(request.device)
 
 
 def remembered(place: Hardware) -> Mapping[str, Any]:

@@ -10,6 +10,7 @@ import typer
 
 from sdcli import schema
 from sdcli.cli.answer import print_json
+from sdcli.cli.ask import default_model
 from sdcli.machine import state
 from sdcli.models.families import find
 from sdcli.request import config
@@ -82,7 +83,8 @@ def _rows() -> list[dict[str, Any]]:
 
 def _defaults() -> dict[str, Any]:
     """Of the fields that have one whatever the family; pins are shown slot by slot only where set."""
-    return {f.name: f.default for f in fields(Request) if f.default is not MISSING}
+    plain = {f.name: f.default for f in fields(Request) if f.default is not MISSING}
+    return {**plain, "model": default_model()}
 
 
 def _where(name: str, origin: str, places: dict[str, str]) -> str | None:

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import contextlib
 import importlib
+import itertools
 import os
 import shutil
 import signal
 import sys
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from functools import partial
 from typing import Any
 
@@ -23,6 +24,7 @@ from sdcli.errors import Interrupted, ModelMissing, SdcliError, Terminated
 from sdcli.events import Event, Planned, Timed
 from sdcli.machine import hardware
 from sdcli.machine.clock import since_start
+from sdcli.machine.environment import environment
 from sdcli.plan.plan import Plan
 from sdcli.plan.refusal import refused
 from sdcli.record import names, report, runs
@@ -39,7 +41,7 @@ from sdcli.request.options import command as make
 from sdcli.request.request import Job
 from sdcli.terminal import disk_text, is_terminal, say, show, speaks_unicode, width
 
-Batches = Iterator[tuple[int, tuple[Job, ...]]]
+Batches = Iterable[tuple[int, tuple[Job, ...]]]
 
 
 def command() -> Callable[..., None]:
@@ -58,8 +60,9 @@ def _generate(typed: dict[str, Any]) -> None:
     destination = names.prepare(plan.request, count=len(plan.jobs), model=plan.model.name, origins=plan.origins)
     screen = Screen(typed, plan)
     screen.announce()
-    folding = Folding(started=runs.now(), run=destination.run, clock=since_start)
-    stream = store(_events(asked, engine), destination)
+    around = environment(plan.hardware)
+    folding = Folding(started=runs.now(), run=destination.run, clock=since_start, environment=around)
+    stream = store(_events(asked, engine), destination, environment=around)
     stream = watch(stream, folding, screen.progress, screen.picture, *screen.results(folding, destination))
     error = _drain(stream, folding)
     finished = folding.report(error)
@@ -101,12 +104,12 @@ def _events(asked: Asked, engine: Callable[[Plan, Batches], Iterator[Event]]) ->
 
 
 def _batches(asked: Asked) -> Batches:
-    """The plan's own batches, then the jobs that come from stdin, one by one as they are read."""
+    """The plan's own batches; where jobs come from stdin, those after them, one by one as they are read."""
     plan = asked.plan
-    for number in range(len(plan.batches)):
-        yield number, plan.batch(number)
-    for number, job in enumerate(asked.later or (), len(plan.batches)):
-        yield number, (job,)
+    own = [(number, plan.batch(number)) for number in range(len(plan.batches))]
+    if asked.later is None:
+        return own
+    return itertools.chain(own, ((number, (job,)) for number, job in enumerate(asked.later, len(own))))
 
 
 def _drain(stream: Iterator[Event], folding: Folding) -> SdcliError | None:
@@ -167,7 +170,7 @@ class Screen:
         """The plan in a line or two, before anything is loaded."""
         if self.quiet:
             return
-        notice = hardware.gpu_warning(self.plan.hardware)
+        notice = hardware.gpu_warning(self.plan.hardware, asked=self.plan.request.device)
         if notice is not None:
             say(f"{notice.message}; {notice.hint}")
         for line in plan_screen.render_summary(self.plan, width(sys.stderr), not speaks_unicode(sys.stderr)):

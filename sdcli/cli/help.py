@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import textwrap
 from collections.abc import Callable
 from typing import Any
 
@@ -29,21 +30,24 @@ def _show(typed: dict[str, Any]) -> None:
 
 
 def _exit_codes() -> list[str]:
-    lines = ["sdcli ends with one of these codes; --json gives the type too.", ""]
+    lines = ["sdcli ends with one of these codes. With --json an error also has a type,", "given here in brackets.", ""]
     for code, meaning in MEANINGS.items():
         types = ", ".join(name for name, cls in REGISTRY.items() if cls.code == code)
-        lines.append(f"{code:>4}  {meaning}" + (f"  [{types}]" if types else ""))
+        said = f"{meaning}  [{types}]" if types else meaning
+        lines += textwrap.wrap(said, 79, initial_indent=f"{code:>4}  ", subsequent_indent=" " * 6)
     return lines
 
 
 def _environment() -> list[str]:
+    from sdcli.request.config import NOT_KEPT
     from sdcli.request.options import OPTIONS
 
     width = max(len(option.field) for option in OPTIONS) + len("SDCLI_") + 2
     lines = ["Any option can be set in the environment; a flag wins over it.", ""]
     for option in OPTIONS:
-        if option.field not in ("prompts", "prompts_file", "settings_from") and not option.hidden:
-            lines.append(f"  {'SDCLI_' + option.field.upper():<{width}}{option.help}")
+        if option.field not in NOT_KEPT and not option.hidden:
+            start = f"  {'SDCLI_' + option.field.upper():<{width}}"
+            lines += textwrap.wrap(option.help, 79, initial_indent=start, subsequent_indent=" " * len(start))
     return [
         *lines,
         "",
@@ -82,17 +86,19 @@ def _slots() -> list[str]:
 
 def _formats() -> list[str]:
     return [
-        "Models    .safetensors only: a diffusers folder, or a single checkpoint of SD1.5",
-        "          or SDXL in the original layout. Pickles (.ckpt, .pt, .bin) can run code",
-        "          and are refused.",
+        "Models    .safetensors only: a diffusers folder, or a single checkpoint of",
+        "          SD1.5 or SDXL in the original layout. Pickles (.ckpt, .pt, .bin) can",
+        "          run code and are refused.",
         "Pictures  png, jpg, webp. Each holds the A1111 settings text, and sdcli's own",
         "          chunk with everything needed to draw it again (--metadata full).",
-        "Prompts   --prompts FILE: text (a prompt per line), JSONL or CSV with the columns",
+        "Prompts   --prompts FILE: text (a prompt per line), JSONL or CSV with columns",
         "          prompt, id, negative_prompt, seed, steps, guidance, width, height,",
         "          sampler, clip_skip, emphasis. - reads stdin line by line.",
         "Names     NNNN-words-of-the-prompt-seed.png; -o takes a folder, a file, or a",
-        "          template of {index} {seed} {width} {height} {model} {steps} {run} {slug}.",
-        "Records   sdcli-images/runs/RUN/run.jsonl as the run goes, report.json at its end.",
+        "          template of {index} {seed} {width} {height} {model} {steps} {run}",
+        "          {slug}.",
+        "Records   sdcli-images/runs/RUN/run.jsonl as the run goes, report.json at its",
+        "          end.",
     ]
 
 

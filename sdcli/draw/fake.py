@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import platform
 import time
 from collections.abc import Callable, Iterable, Iterator
 
@@ -25,7 +24,7 @@ def run(
     own = ((number, plan.batch(number)) for number in range(len(plan.batches)))
     for number, jobs in batches if batches is not None else own:
         yield from _draw(plan, number, jobs, count_tokens or _count_words)
-    yield Done(environment={"python": platform.python_version(), "platform": platform.platform(), "engine": "fake"})
+    yield Done(environment={"engine": "fake"})
 
 
 def _draw(plan: Plan, number: int, jobs: tuple[Job, ...], count_tokens: Callable[[str], int]) -> Iterator[Event]:

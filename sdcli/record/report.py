@@ -191,7 +191,13 @@ class Folding:
     """
 
     def __init__(
-        self, *, started: str, run: str, clock: Callable[[], float], earlier: Mapping[int, Intent] | None = None
+        self,
+        *,
+        started: str,
+        run: str,
+        clock: Callable[[], float],
+        earlier: Mapping[int, Intent] | None = None,
+        environment: Mapping[str, Any] | None = None,
     ) -> None:
         self.started = started
         self.run = run
@@ -212,7 +218,7 @@ class Folding:
         self._images: dict[int, Image] = {}
         self._degraded: list[events.Degraded] = []
         self._warnings: dict[tuple[str, str], Warning] = {}
-        self._environment: dict[str, Any] = {}
+        self._environment: dict[str, Any] = dict(environment or {})
         self._stopped: SdcliError | None = None
 
     def __call__(self, event: Event) -> None:
@@ -245,7 +251,7 @@ class Folding:
             case events.Interrupted():
                 self._see_interrupted(event)
             case events.Done():
-                self._environment = dict(event.environment)
+                self._environment |= event.environment
 
     # --- events that leave more than a sum
 

@@ -1,0 +1,27 @@
+"""What a picture also depends on, read without torch: versions, processor, device. No hosts, no users, no paths."""
+
+from __future__ import annotations
+
+import platform
+from typing import Any
+
+from sdcli.machine import installation, processor
+from sdcli.machine.hardware import Hardware
+
+PACKAGES = ("torch", "diffusers", "transformers")
+
+
+def environment(place: Hardware) -> dict[str, Any]:
+    found = {version.name: version.version for version in installation.versions(PACKAGES)}
+    torch = installation.torch_build()
+    return {
+        "python": platform.python_version(),
+        **{name: found.get(name, "") for name in PACKAGES},
+        "platform": platform.platform(),
+        "cpu": processor.read().name,
+        "isa": place.isa,
+        "threads": place.threads,
+        "device": place.name,
+        "driver": place.driver,
+        "cuda": torch.cuda if torch is not None else None,
+    }

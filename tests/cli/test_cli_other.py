@@ -1,0 +1,158 @@
+"""plan, samplers, config, doctor and help: what they print for people and for machines."""
+
+import json
+import re
+from pathlib import Path
+
+import pytest
+from cli_run import sdcli
+
+from sdcli import schema
+from sdcli.plan.plan import Plan
+
+
+def test_plan_shows_every_way_and_marks_the_one_it_takes(capfd: pytest.CaptureFixture[str]) -> None:
+    done = sdcli(capfd, "plan", "a cat", "-m", "sdxl", "--as-if", "cuda:8GiB,ram:32")
+    assert done.code == 0
+    assert sum(line.startswith("▸") for line in done.out.splitlines()) == 1
+    assert "6.94 GB to download" in done.out
+    assert max(map(len, done.out.splitlines())) <= 80
+
+
+@pytest.mark.parametrize("columns", [40, 60, 120])
+def test_plan_stays_within_the_terminal(
+    columns: int, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", str(columns))
+    done = sdcli(capfd, "plan", "a cat", "-m", "sdxl", "--as-if", "cuda:8GiB")
+    assert max(map(len, done.out.splitlines())) <= columns
+
+
+def test_plan_as_json_is_a_plan_that_reads_back(capfd: pytest.CaptureFixture[str]) -> None:
+    data = sdcli(capfd, "plan", "a cat", "-m", "sd15", "--as-if", "cuda:8GiB", "--json").json
+    assert data["schema"] == "sdcli.plan/1" and data["fits"] is True
+    again = schema.to_json(schema.from_json(Plan, data))
+    assert again == data
+    assert data["origins"]["steps"] == "family" and data["origins"]["seeds"] == "random"
+
+
+def test_a_plan_that_does_not_fit_is_code_4_and_still_the_whole_object(capfd: pytest.CaptureFixture[str]) -> None:
+    words = ("plan", "a cat", "-m", "sdxl", "--as-if", "cuda:1GiB,ram:2", "--pin", "placement=resident")
+    done = sdcli(capfd, *words, "--json")
+    assert (done.code, done.json["fits"]) == (4, False)
+    plain = sdcli(capfd, *words)
+    assert plain.code == 4
+    assert "error: " in plain.err and "  try: " in plain.err and "GPU GiB" in plain.out
+
+
+@pytest.mark.parametrize(
+    "text", ["", "gpu", "cuda", "cuda:", "cuda:0", "cuda:8GiB/9GiB", "cpu,ram", "cpu,ram:-1", "cuda:8XB", "x" * 999]
+)
+def test_a_machine_that_cannot_be_is_code_2_with_the_valid_forms(text: str, capfd: pytest.CaptureFixture[str]) -> None:
+    done = sdcli(capfd, "plan", "a cat", "-m", "sd15", "--as-if", text)
+    assert done.code == 2
+    assert "cuda:" in done.err
+
+
+def test_samplers_for_people_and_machines(capfd: pytest.CaptureFixture[str]) -> None:
+    assert "DPM++ 2M Karras" in sdcli(capfd, "samplers").out
+    data = sdcli(capfd, "samplers", "--json").json
+    assert data["schema"] == "sdcli.samplers/1" and len(data["samplers"]) == 18
+
+
+def test_a_setting_is_kept_shown_used_and_forgotten(own_folders: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    path = Path(sdcli(capfd, "config", "path").out.strip())
+    assert path.parent == own_folders / "config"
+    path.parent.mkdir()
+    path.write_text("# mine\nguidance = 6.5 # calm\n")
+    assert sdcli(capfd, "config", "set", "steps", "31").code == 0
+    rows = {row["name"]: row for row in sdcli(capfd, "config", "show", "--json").json["values"]}
+    assert (rows["steps"]["value"], rows["steps"]["origin"], rows["steps"]["where"]) == (31, "user", str(path))
+    plan = sdcli(capfd, "plan", "a cat", "-m", "sd15", "--as-if", "cpu", "--json").json
+    assert (plan["request"]["steps"], plan["request"]["guidance"], plan["origins"]["steps"]) == (31, 6.5, "user")
+    assert sdcli(capfd, "config", "unset", "steps").code == 0
+    assert path.read_text() == "# mine\nguidance = 6.5 # calm\n"
+
+
+@pytest.mark.parametrize(
+    ("name", "value"), [("stpes", "3"), ("steps", "many"), ("steps", "3\nmodel='x'"), ("prompts", "x")]
+)
+def test_what_is_no_setting_is_not_kept(
+    name: str, value: str, own_folders: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    assert sdcli(capfd, "config", "set", name, value).code == 2
+    assert not (own_folders / "config" / "config.toml").exists()
+
+
+def test_the_sources_win_in_their_order(
+    own_folders: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    own_folders = own_folders / "config"
+    own_folders.mkdir()
+    (own_folders / "config.toml").write_text('steps = 11\nguidance = 1.1\nsampler = "ddim"\n')
+    (own_folders / "presets").mkdir()
+    (own_folders / "presets" / "mine.toml").write_text('description = "x"\nguidance = 3.3\nsampler = "heun"\n')
+    monkeypatch.setenv("SDCLI_GUIDANCE", "2.2")
+    words = ("plan", "a cat", "-m", "sd15", "--as-if", "cpu", "--preset", "mine", "--sampler", "unipc", "--json")
+    plan = sdcli(capfd, *words).json
+    request, origins = plan["request"], plan["origins"]
+    assert (request["steps"], request["guidance"], request["sampler"]) == (11, 3.3, "UniPC")
+    assert (origins["steps"], origins["guidance"], origins["sampler"]) == ("user", "preset", "flag")
+
+
+def test_an_unknown_variable_of_ours_is_named(
+    capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("SDCLI_STPES", "3")
+    done = sdcli(capfd, "plan", "a cat")
+    assert done.code == 2 and "SDCLI_STEPS" in done.err
+
+
+def test_a_broken_config_names_its_file_and_line(own_folders: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    (own_folders / "config").mkdir()
+    (own_folders / "config" / "config.toml").write_text("steps = 3\nsteps = 4\n")
+    done = sdcli(capfd, "plan", "a cat")
+    assert done.code == 2 and "config.toml" in done.err and "line 2" in done.err
+
+
+def test_every_shipped_preset_plans(capfd: pytest.CaptureFixture[str]) -> None:
+    from sdcli.request import config
+
+    found = config.presets(Path("none"))
+    assert {"mlperf", "lcm"} <= {preset.name for preset in found}
+    for preset in found:
+        assert preset.description
+        done = sdcli(capfd, "plan", "a cat", "-m", "sdxl", "--as-if", "cuda:24GiB", "--preset", preset.name, "--json")
+        assert done.json["fits"], preset.name
+
+
+@pytest.mark.parametrize("topic", ["exit-codes", "environment", "memory", "formats"])
+def test_help_has_its_topics_in_80_columns(topic: str, capfd: pytest.CaptureFixture[str]) -> None:
+    done = sdcli(capfd, "help", topic)
+    assert done.code == 0
+    assert max(map(len, done.out.splitlines())) <= 80, [line for line in done.out.splitlines() if len(line) > 80]
+
+
+def test_the_environment_topic_names_variables_that_work(capfd: pytest.CaptureFixture[str]) -> None:
+    from sdcli.request import config
+
+    named = set(re.findall(r"SDCLI_[A-Z_]+", sdcli(capfd, "help", "environment").out)) - {"SDCLI_HOME"}
+    assert named == {f"SDCLI_{name.upper()}" for name in config.SETTINGS if name not in config.NOT_KEPT} - {
+        "SDCLI_PREVIEW_EVERY"
+    }
+
+
+def test_doctor_is_one_object_with_json(capfd: pytest.CaptureFixture[str]) -> None:
+    done = sdcli(capfd, "doctor", "--json")
+    assert done.code in (0, 8)
+    assert done.json["schema"] == "sdcli.doctor/1"
+    assert json.dumps(done.json)
+
+
+@pytest.mark.parametrize(
+    "command", [[], ["generate"], ["plan"], ["samplers"], ["inspect-unet"], ["doctor"], ["config"], ["help"]]
+)
+def test_every_command_has_help(command: list[str], capfd: pytest.CaptureFixture[str]) -> None:
+    done = sdcli(capfd, *command, "--help")
+    assert done.code == 0
+    assert "Usage: sdcli" in done.out
