@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import difflib
 import os
 import shlex
@@ -20,7 +21,7 @@ def run(arguments: Sequence[str] | None = None) -> NoReturn:
     if words in (["--version"], ["-V"]):  # without even importing Typer
         say(f"sdcli {__version__}", sys.stdout)
         _leave(0)
-    _leave(_outcome(words))
+    _leave(_outcome(words), at_once=arguments is None)
 
 
 def _outcome(words: list[str]) -> int:
@@ -89,11 +90,16 @@ def _sentence(message: str) -> str:
     return text[:1].lower() + text[1:]
 
 
-def _leave(code: int) -> NoReturn:
+def _leave(code: int, at_once: bool = False) -> NoReturn:
+    """`at_once`: without Python's own tidying up, which takes a second once torch is loaded and is for nothing here."""
     from sdcli.cli.answer import drop_stdout
 
     try:
         sys.stdout.flush()
     except (OSError, ValueError):
         drop_stdout()
+    if at_once and "torch" in sys.modules:
+        with contextlib.suppress(OSError, ValueError):
+            sys.stderr.flush()
+        os._exit(code)
     sys.exit(code)
