@@ -252,7 +252,7 @@ def _rows(asked: Asked, look: Any) -> tuple[list[Any], str | None]:
     """The rows asked for, and how they are shown; no view where no table was asked for."""
     from sdcli.inspect import tables
 
-    leaves = tables.layers(look)
+    leaves = tables.matching(tables.layers(look), asked.pattern)
     wanted = [flag for flag in (asked.layers, asked.depth is not None, asked.by is not None) if flag]
     if len(wanted) > 1:
         raise Usage(
@@ -273,7 +273,7 @@ def _rows(asked: Asked, look: Any) -> tuple[list[Any], str | None]:
         rows = leaves
         if asked.layers or asked.sort or asked.pattern:
             view = "layers"
-    return tables.chosen(rows, pattern=asked.pattern, sort=asked.sort), view
+    return tables.ordered(rows, asked.sort), view
 
 
 def _wide() -> int:

@@ -20,7 +20,9 @@ def count(value: int | float) -> str:
 
 
 def work(macs: int) -> str:
-    """Multiply-adds, in G unless there are few: 54.8 G, 51 M."""
+    """Multiply-adds, in G unless there are few or very many: 54.8 G, 51 M, 15.7 T."""
+    if macs >= 9_999_500_000_000:
+        return f"{macs / 1e12:.1f} T"
     if macs >= 50_000_000:
         return f"{macs / 1e9:.1f} G"
     return count(macs)

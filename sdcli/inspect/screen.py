@@ -63,7 +63,7 @@ def _summary(look: Inspection, width: int) -> Iterable[Line]:
         yield (Piece(fit("  " + _as_stored(look), width)),)
     yield (Piece(fit(f"{unet.parameters:,} parameters: {sizes}", width)),)
     batch = f", batch {at.batch}" if at.batch > 1 else ""
-    call = f"{work_text(unet.macs)} = {unet.macs * 2 / 1e9:,.1f} GFLOP a call at {at.width}×{at.height}{batch}"
+    call = f"{work_text(unet.macs)} a call at {at.width}×{at.height}{batch}"
     yield (Piece(fit(f"{call} · {size_text(look.peak_bytes)} of activations, {at.dtype}", width)),)
     weights = {kind: n for kind, n in figures.parameters_by_kind(unet).items() if kind in ("convolution", "linear")}
     text = f"  work: {figures.shares(unet.macs_by_kind)} · weights: {figures.shares(weights)}"
@@ -79,7 +79,11 @@ def _as_stored(look: Inspection) -> str:
 
 
 def work_text(macs: int) -> str:
-    return f"{macs / 1e9:,.1f} GMAC" if macs >= 50_000_000 else f"{macs / 1e6:,.1f} MMAC"
+    """Multiply-adds of a call, and the same as floating-point operations."""
+    for least, unit, letter in ((9_999_500_000_000, 1e12, "T"), (50_000_000, 1e9, "G"), (0, 1e6, "M")):
+        if macs >= least:
+            return f"{macs / unit:,.1f} {letter}MAC = {2 * macs / unit:,.1f} {letter}FLOP"
+    return ""
 
 
 # the U

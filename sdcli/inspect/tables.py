@@ -127,11 +127,17 @@ def by_depth(rows: Iterable[Row], depth: int) -> list[Row]:
 
 def by_block(look: Inspection, rows: Sequence[Row]) -> list[Row]:
     """One row per block, with its type; activation bytes are the most alive at once while it runs."""
-    summed = []
+    if look.source.kind == "module":  # whose parts may take turns
+        return by_depth(rows, 1)
+    wanted = {row.name: row for row in rows}
     size = look.at.dtype_bytes
+    summed = []
     for block in look.unet.blocks:
-        one = grouped(rows[block.first : block.last], lambda row, name=block.name: name)[0]  # type: ignore[misc]
-        summed.append(replace(one, type=block.type, kind=block.role, activation_bytes=block.elements * size))
+        inside = [wanted[leaf.name] for leaf in look.unet.leaves[block.first : block.last] if leaf.name in wanted]
+        for one in grouped(inside, lambda row: ""):
+            summed.append(
+                replace(one, name=block.name, type=block.type, kind=block.role, activation_bytes=block.elements * size)
+            )
     return summed
 
 
@@ -140,17 +146,22 @@ def by_kind(rows: Iterable[Row]) -> list[Row]:
     return sorted(grouped(rows, lambda row: part(row.name)), key=lambda row: -row.macs)
 
 
-def chosen(rows: list[Row], *, pattern: str | None, sort: str | None) -> list[Row]:
-    """The rows whose name matches, in the order asked for: largest first, names and kinds from a to z."""
-    if pattern is not None:
-        try:
-            wanted = re.compile(pattern)
-        except re.error as error:
-            raise Usage(
-                f"--filter {show(pattern, 80)} is not a regular expression: {show(error, 80)}",
-                hint="sdcli inspect-unet sd15 --layers --filter attn2",
-            ) from None
-        rows = [row for row in rows if wanted.search(row.name)]
+def matching(rows: list[Row], pattern: str | None) -> list[Row]:
+    """The rows whose name matches a regular expression somewhere."""
+    if pattern is None:
+        return rows
+    try:
+        wanted = re.compile(pattern)
+    except re.error as error:
+        raise Usage(
+            f"--filter {show(pattern, 80)} is not a regular expression: {show(error, 80)}",
+            hint="sdcli inspect-unet sd15 --layers --filter attn2",
+        ) from None
+    return [row for row in rows if wanted.search(row.name)]
+
+
+def ordered(rows: list[Row], sort: str | None) -> list[Row]:
+    """The largest first; names and kinds from a to z."""
     if sort is None or sort == "call":
         return rows
     if sort not in SORTS:

@@ -53,13 +53,16 @@ def test_depth_counts_a_number_with_its_list(sd15: Inspection) -> None:
 
 def test_rows_are_chosen_and_sorted(sd15: Inspection) -> None:
     rows = tables.layers(sd15)
-    chosen = tables.chosen(rows, pattern=r"attn2\.attention$", sort="macs")
+    chosen = tables.ordered(tables.matching(rows, r"attn2\.attention$"), "macs")
     assert len(chosen) == 16
     assert [row.macs for row in chosen] == sorted((row.macs for row in chosen), reverse=True)
+    blocks = tables.by_block(sd15, chosen)
+    assert [row.name for row in blocks] == [b.name for b in sd15.unet.blocks if "CrossAttn" in b.type]
+    assert sum(row.macs for row in blocks) == sum(row.macs for row in chosen)
     with pytest.raises(Usage, match="not a regular expression"):
-        tables.chosen(rows, pattern="(", sort=None)
+        tables.matching(rows, "(")
     with pytest.raises(Usage, match="none of call, name"):
-        tables.chosen(rows, pattern=None, sort="size")
+        tables.ordered(rows, "size")
 
 
 @pytest.mark.parametrize("width", [80, 100, 160])
