@@ -188,7 +188,7 @@ def text(rows: Sequence[Row], whole: Inspection, width: int, *, view: str) -> li
     macs = sum(row.macs for row in rows)
     ending = (
         f"{f'{len(rows):,} rows, ' if leaves != len(rows) else ''}{leaves:,} layers: {parameters:,} parameters, "
-        f"{macs / 1e9:,.2f} GMAC, {figures.percent(macs, whole.unet.macs)} of the work"
+        f"{macs / 1e9:,.2f} GMAC ({figures.percent(macs, whole.unet.macs)})"
     )
     return [*lines, "", fit(ending, width)]
 

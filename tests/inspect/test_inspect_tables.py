@@ -75,7 +75,7 @@ def test_text_stays_within_its_width_and_keeps_whole_names(sd15: Inspection, wid
         lines = tables.text(summed, sd15, width, view=view)
         assert max(map(cells, lines)) <= width
         assert not any("…" in line for line in lines)
-        assert lines[-1].endswith("100 % of the work")
+        assert lines[-1].endswith("GMAC (100 %)")
 
 
 def test_csv_and_markdown_hold_every_row(sd15: Inspection) -> None:
