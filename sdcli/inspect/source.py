@@ -305,8 +305,15 @@ def _readable(path: Path) -> Header | None:
     for name, entry in table.items():
         shape = entry.get("shape") if isinstance(entry, dict) else None
         if isinstance(shape, list) and all(isinstance(n, int) and 0 <= n < 2**40 for n in shape) and name.isprintable():
-            tensors[name] = Tensor(str(entry.get("dtype")), tuple(shape), 0, 0)
+            tensors[name] = Tensor(str(entry.get("dtype")), tuple(shape), *_offsets(entry.get("data_offsets")))
     return Header(path=path, size=size, data_start=8 + length, tensors=tensors, metadata={}) if tensors else None
+
+
+def _offsets(given: Any) -> tuple[int, int]:
+    """Where a tensor should lie; nowhere, if that cannot be."""
+    if isinstance(given, list) and len(given) == 2 and all(isinstance(n, int) and 0 <= n < 2**48 for n in given):
+        return (given[0], given[1]) if given[0] <= given[1] else (0, 0)
+    return 0, 0
 
 
 def _unet_tensors(header: Header) -> dict[str, Tensor]:

@@ -9,77 +9,19 @@ from __future__ import annotations
 
 import functools
 import json
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Mapping
 from typing import Any
 
 from sdcli.errors import BadFile, Usage
 from sdcli.models import trace as reading
 from sdcli.models.blocks import Place, downsample, pixel_attention, resnet, upsample
-from sdcli.models.trace import Leaf, Trace
+from sdcli.models.trace import Leaf
+from sdcli.models.unet2015 import ClassicWalk
+from sdcli.models.walk import Block, Skip, Unet, Walk
+
+__all__ = ["CLASS_NAMES", "Block", "Skip", "Unet", "analyse"]
 
 CLASS_NAMES = ("UNet2DConditionModel", "UNet2015")
-
-
-@dataclass(frozen=True, kw_only=True)
-class Block:
-    """One part of the U. `elements` is the most that lives at once while it runs, skips waiting outside included."""
-
-    name: str
-    role: str  # in | time | down | mid | up | out
-    type: str
-    level: int  # 0 is the largest resolution
-    resolution: tuple[int, int]  # height, width where its layers work
-    in_channels: int
-    out_channels: int
-    parameters: int
-    macs: int
-    elements: int
-    first: int  # leaves[first:last] are its leaves
-    last: int
-
-
-@dataclass(frozen=True, kw_only=True)
-class Skip:
-    """A tensor kept on the way down and joined to the channels on the way up: last in, first out."""
-
-    source: str
-    target: str
-    channels: int
-    resolution: tuple[int, int]
-    concatenated_channels: int
-
-
-@dataclass(frozen=True, kw_only=True)
-class Unet:
-    """What one call does. Everything grows in proportion to `batch`."""
-
-    type: str
-    latent: tuple[int, int, int]  # channels, height, width of the input
-    batch: int
-    tokens: int
-    leaves: tuple[Leaf, ...]
-    blocks: tuple[Block, ...]
-    skips: tuple[Skip, ...]
-    parameters: int
-    macs: int
-    macs_by_kind: Mapping[str, int]  # convolution, linear, attention
-    peak_elements: int  # live at once, fused attention, without weights and inputs
-    largest_scores: int  # elements of the largest attention matrix over all heads and the batch, were it written out
-    time_channels: int
-    text_channels: int
-    time_enters: int  # ResNets that add the time embedding
-    text_enters: int  # transformer blocks that look at the text
-    config: Mapping[str, Any] = field(repr=False, compare=False, hash=False)
-
-    def activation_peak(self, dtype_bytes: int) -> int:
-        """Live bytes at the worst moment, with fused attention; weights, inputs and kernels' workspace excluded."""
-        return self.peak_elements * dtype_bytes
-
-    @property
-    def largest_leaf(self) -> int:
-        """Parameters of the largest single layer: what streaming layer by layer must hold at least."""
-        return max((leaf.parameters for leaf in self.leaves), default=0)
 
 
 def analyse(config: Mapping[str, Any], *, height: int, width: int, batch: int = 1, tokens: int = 77) -> Unet:
@@ -99,7 +41,7 @@ def _analyse(key: str, height: int, width: int, batch: int, tokens: int) -> Unet
     config: dict[str, Any] = json.loads(key)
     kind = config.get("_class_name") or "UNet2DConditionModel"
     if kind == "UNet2015":
-        return _Classic(config, height, width, batch).run()
+        return ClassicWalk(config, height, width, batch).run()
     if kind != "UNet2DConditionModel":
         raise BadFile(f"{_name(kind)} is not a UNet that sdcli knows", hint="sdcli inspect-unet sd15")
     return _Walk(config, height, width, batch, tokens).run()
@@ -129,76 +71,7 @@ RESAMPLED_BY_RESNET = (
 )
 
 
-class _Shared:
-    """The stack of skips and the list of blocks, common to both kinds of UNet."""
-
-    def __init__(self, config: Mapping[str, Any], batch: int) -> None:
-        self.config = config
-        self.trace = Trace(batch)
-        self.blocks: list[Block] = []
-        self.skips: list[Skip] = []
-        self.waiting: list[tuple[str, Place]] = []
-        self.peak = 0
-
-    def block(
-        self, name: str, role: str, kind: str, level: int, at: Place, channels: int, walk: Callable[[], Any]
-    ) -> Any:
-        """Runs `walk` and files what it added as one block."""
-        trace = self.trace
-        first = len(trace.leaves)
-        self.peak = max(self.peak, trace.peak)
-        trace.peak = trace.live
-        result = walk()
-        made = trace.leaves[first:]
-        if made:
-            self.blocks.append(
-                Block(
-                    name=name,
-                    role=role,
-                    type=kind,
-                    level=level,
-                    resolution=(at.height, at.width),
-                    in_channels=at.channels,
-                    out_channels=channels,
-                    parameters=sum([leaf.parameters for leaf in made]),
-                    macs=sum([leaf.macs for leaf in made]),
-                    elements=trace.peak,
-                    first=first,
-                    last=len(trace.leaves),
-                )
-            )
-        self.peak = max(self.peak, trace.peak)
-        return result
-
-    def push(self, source: str, place: Place) -> None:
-        """The tensor just held waits for its partner on the way up."""
-        self.waiting.append((source, place))
-
-    def finish(self, latent: Place, tokens: int, **facts: int) -> Unet:
-        leaves = tuple(self.trace.leaves)
-        by_kind = {"convolution": 0, "linear": 0, "attention": 0}
-        for leaf in leaves:
-            if leaf.macs:
-                by_kind[leaf.kind] += leaf.macs
-        return Unet(
-            type=str(self.config.get("_class_name") or "UNet2DConditionModel"),
-            latent=(latent.channels, latent.height, latent.width),
-            batch=self.trace.batch,
-            tokens=tokens,
-            leaves=leaves,
-            blocks=tuple(self.blocks),
-            skips=tuple(self.skips),
-            parameters=sum([leaf.parameters for leaf in leaves]),
-            macs=sum(by_kind.values()),
-            macs_by_kind=by_kind,
-            peak_elements=self.peak,
-            largest_scores=self.trace.scores,
-            config=self.config,
-            **facts,
-        )
-
-
-class _Walk(_Shared):
+class _Walk(Walk):
     """The forward pass of diffusers' UNet2DConditionModel, followed on paper."""
 
     def __init__(self, config: Mapping[str, Any], height: int, width: int, batch: int, tokens: int) -> None:
@@ -701,86 +574,3 @@ def _convolved(at: Place, channels: int, kernel: int) -> Place:
     if at.height + grown < 1 or at.width + grown < 1:
         raise Usage(f"too small for a convolution of {kernel}×{kernel}")
     return Place(channels, at.height + grown, at.width + grown)
-
-
-class _Classic(_Shared):
-    """The U-Net of 2015: 3×3 convolutions without padding, max-pooling, cropped skips, no time, no text."""
-
-    def __init__(self, config: Mapping[str, Any], height: int, width: int, batch: int) -> None:
-        super().__init__(config, batch)
-        widths = config.get("block_out_channels") or [64, 128, 256, 512, 1024]
-        if not isinstance(widths, (list, tuple)) or not 2 <= len(widths) <= 16:
-            raise BadFile("config: block_out_channels should be a list of 2 to 16 widths")
-        self.widths = reading.numbers(config, "block_out_channels", len(widths), widths)
-        self.latent = Place(reading.number(config, "in_channels", 1), height, width)
-
-    def run(self) -> Unet:
-        at, deepest = self.latent, len(self.widths) - 1
-        given = reading.number(self.config, "out_channels", 2)
-        for level, width in enumerate(self.widths[:-1]):
-            walk = functools.partial(self._down, level, at)
-            at = self.block(f"down_blocks.{level}", "down", "conv, conv, pool", level, at, width, walk)
-        walk = functools.partial(self._two_convs, "mid_block", at, self.widths[-1])
-        at = self.block("mid_block", "mid", "conv, conv", deepest, at, self.widths[-1], walk)
-        for index in range(deepest):
-            level = deepest - 1 - index
-            walk = functools.partial(self._up, index, at)
-            entering = Place(at.channels, 2 * at.height, 2 * at.width)
-            at = self.block(f"up_blocks.{index}", "up", "up, conv, conv", level, entering, self.widths[level], walk)
-        self.block("conv_out", "out", "Conv2d", 0, at, given, functools.partial(self._out, at, given))
-        return self.finish(self.latent, 0, time_channels=0, text_channels=0, time_enters=0, text_enters=0)
-
-    def _down(self, level: int, at: Place) -> Place:
-        trace, name = self.trace, f"down_blocks.{level}"
-        at = self._two_convs(name, at, self.widths[level])
-        self.push(f"{name}.conv2", at)
-        pooled = Place(at.channels, at.height // 2, at.width // 2)
-        self._refuse_nothing(name, pooled)
-        trace.hold(pooled.elements(trace.batch))
-        return pooled
-
-    def _up(self, index: int, at: Place) -> Place:
-        """A transposed convolution doubles the picture; the skip is cropped to it and joined."""
-        trace, name = self.trace, f"up_blocks.{index}"
-        source, skip = self.waiting.pop()
-        risen = Place(skip.channels, 2 * at.height, 2 * at.width)
-        trace.conv(f"{name}.up", at.channels, risen.channels, 2, risen.height, risen.width, kind="ConvTranspose2d")
-        trace.hold(risen.elements(trace.batch))
-        trace.drop(at.elements(trace.batch))
-        joined = risen.with_channels(2 * skip.channels)
-        self.skips.append(
-            Skip(
-                source=source,
-                target=f"{name}.conv1",
-                channels=skip.channels,
-                resolution=(skip.height, skip.width),
-                concatenated_channels=joined.channels,
-            )
-        )
-        trace.hold(joined.elements(trace.batch))
-        trace.drop(risen.elements(trace.batch) + skip.elements(trace.batch))
-        return self._two_convs(name, joined, skip.channels)
-
-    def _two_convs(self, name: str, at: Place, width: int) -> Place:
-        for number in (1, 2):
-            at = self._conv_relu(f"{name}.conv{number}", at, width)
-        return at
-
-    def _conv_relu(self, name: str, at: Place, width: int) -> Place:
-        trace = self.trace
-        result = Place(width, at.height - 2, at.width - 2)
-        self._refuse_nothing(name, result)
-        trace.conv(name, at.channels, width, 3, result.height, result.width)
-        trace.touch(2 * result.elements(trace.batch))
-        trace.hold(result.elements(trace.batch))
-        if len(trace.leaves) > 1:  # the picture itself belongs to the caller
-            trace.drop(at.elements(trace.batch))
-        return result
-
-    def _out(self, at: Place, given: int) -> None:
-        self.trace.conv("conv_out", at.channels, given, 1, at.height, at.width)
-        self.trace.touch(self.trace.batch * given * at.pixels)
-
-    def _refuse_nothing(self, name: str, at: Place) -> None:
-        if at.height < 1 or at.width < 1:
-            raise Usage(f"too small: nothing is left of the picture at {name}")
