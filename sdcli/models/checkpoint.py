@@ -12,7 +12,12 @@ from sdcli.models.folder import shipped_scheduler
 from sdcli.models.headers import read_header
 from sdcli.models.kinds import DRAWN, TITLES, Kind, kind_of
 from sdcli.models.model import Component, Model
+from sdcli.models.shipped import parameters_of
 from sdcli.terminal import show
+
+_BESIDE = ("lora", "embedding", "controlnet", "ip-adapter", "unet")  # what a family's model is used with
+_NAMES = {"unet": "UNet", "vae": "VAE", "text_encoder": "text encoder", "text_encoder_2": "second text encoder"}
+_ANOTHER = 'sdcli generate "a cat" -m sd15'
 
 
 def read(path: Path) -> Model:
@@ -20,19 +25,16 @@ def read(path: Path) -> Model:
     kind = kind_of(header)
     if kind.kind not in DRAWN:
         raise _other(path, kind)
+    _check_parts(path, kind)
     return _model(path, kind, header.size)
 
 
 def _model(path: Path, kind: Kind, size: int) -> Model:
-    missing = [name for name in find(kind.family).components if name not in kind.parts]
-    if missing:
-        raise BadFile(
-            f"{show(path)} has no {', '.join(missing)}: not a whole checkpoint", hint='sdcli generate "a cat" -m sd15'
-        )
     scheduler: dict[str, Any] = dict(shipped_scheduler(kind.family))
     if kind.prediction:
         scheduler["prediction_type"] = kind.prediction
     if kind.zero_snr:
+        # The last step of such a model starts from pure noise, which leading steps never reach.
         scheduler.update(rescale_betas_zero_snr=True, timestep_spacing="trailing")
     components = {
         name: Component(
@@ -48,16 +50,34 @@ def _model(path: Path, kind: Kind, size: int) -> Model:
     )  # fmt: skip
 
 
+def _check_parts(path: Path, kind: Kind) -> None:
+    """Whole, and of the shape the shipped configs describe: pruned relatives have the same widths, but fewer blocks."""
+    components = find(kind.family).components
+    missing = [_NAMES[name] for name in components if name not in kind.parts]
+    if missing:
+        raise BadFile(f"{show(path)} has no {' and no '.join(missing)}: not a whole checkpoint", hint=_ANOTHER)
+    for name in components:
+        usual = parameters_of(name, data.component_config(kind.family, name))
+        held = kind.parts[name].parameters
+        if held < usual:
+            raise BadFile(
+                f"{show(path)} is a relative of {TITLES[kind.family]} that sdcli does not draw with: "
+                f"its {_NAMES[name]} has {held / 1e6:,.1f} of {usual / 1e6:,.1f} million parameters",
+                hint=_ANOTHER,
+            )
+
+
 def _other(path: Path, kind: Kind) -> SdcliError:
     """Named, never guessed."""
     title = TITLES.get(kind.kind, kind.kind)
+    base = f" for {TITLES[kind.family]}" if kind.kind in _BESIDE and kind.family in TITLES else ""
     if kind.kind == "lora":
-        base = f" for {TITLES[kind.family]}" if kind.family in TITLES else ""
+        shown = kind.family if kind.family in DRAWN else "sd15"
         return BadFile(
-            f"{show(path)} is a LoRA{base}, not a model to draw with",
-            hint=f"sdcli inspect-unet {kind.family or 'sd15'} --lora {show(path, 200)}",
+            f"{show(path)} is {title}{base}, not a model to draw with",
+            hint=f'sdcli inspect-unet {shown} --lora "{show(path, 300)}"',
         )
+    if kind.kind == "vae":
+        title += f" with {kind.latent_channels} latent channels"
     seen = f"; it holds {', '.join(show(name, 80) for name in kind.seen)}" if kind.seen else ""
-    return BadFile(
-        f"{show(path)} is {title}, which sdcli does not draw with{seen}", hint='sdcli generate "a cat" -m sd15'
-    )
+    return BadFile(f"{show(path)} is {title}{base}, which sdcli does not draw with{seen}", hint=_ANOTHER)

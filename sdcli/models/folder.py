@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-import json
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from sdcli import data
 from sdcli.errors import BadFile, ModelMissing, Unsafe
+from sdcli.models import shipped, strict, vae
 from sdcli.models.families import families, find
-from sdcli.models.headers import NAMES, read_header
-from sdcli.models.kinds import TITLES, kind_of_config
+from sdcli.models.headers import read_header
+from sdcli.models.kinds import TITLES, kind_of_config, part_of
 from sdcli.models.model import Component, Model
 from sdcli.models.sniff import PICKLE_SUFFIXES
 from sdcli.terminal import show
@@ -20,6 +20,8 @@ from sdcli.terminal import show
 LARGEST_JSON = 8 << 20
 # Keys through which a config has been able to make a library fetch or run code.
 DANGEROUS = ("auto_map", "trust_remote_code", "custom_pipeline", "_attn_implementation")
+# transformers wrote this one itself for a while; a yes or no names nothing.
+_HARMLESS = "_attn_implementation_autoset"
 CLASSES: dict[str, tuple[str, ...]] = {
     "unet": ("UNet2DConditionModel",),
     "vae": ("AutoencoderKL",),
@@ -29,9 +31,24 @@ CLASSES: dict[str, tuple[str, ...]] = {
     "tokenizer_2": ("CLIPTokenizer", "CLIPTokenizerFast"),
 }
 _LIBRARIES = ("diffusers", "transformers", "stable_diffusion")
-# Never loaded, and so of no concern, whatever they are.
-_IGNORED = ("safety_checker", "feature_extractor", "image_encoder", "scheduler")
+# Classes of diffusers that do stand in such places, but that sdcli has no place for.
+_KNOWN_UNUSED = (
+    "AutoencoderTiny",
+    "AsymmetricAutoencoderKL",
+    "ConsistencyDecoderVAE",
+    "UNet2DModel",
+    "FlaxCLIPTextModel",
+)
+# Never loaded, so any class of those libraries may stand there. The scheduler is read as numbers only.
+_NOT_LOADED = ("safety_checker", "feature_extractor", "image_encoder", "scheduler")
 _STEMS = {"unet": "diffusion_pytorch_model", "vae": "diffusion_pytorch_model"}
+_PREDICTIONS = ("epsilon", "v_prediction")
+_AGAIN = "get the model again, or another"
+_ANOTHER = 'sdcli generate "a cat" -m sd15'
+
+
+class OnlyPickles(Unsafe):
+    """The weights are here, but in no form that is safe to read."""
 
 
 def read(
@@ -41,20 +58,18 @@ def read(
     """The model in a folder; `family` is given for the built-in one, whose classes are Stable Diffusion's."""
     index = _index(path)
     kind = family or _family(index, path)
-    components = {part: _component(path, part, index) for part in find(kind).components}
-    _, named = kind_of_config(components["unet"].config)
-    if family is None and named not in (kind, "unknown"):  # a model of unusual width is what its index says
-        raise BadFile(
-            f"{show(path)} is {TITLES.get(named, named)}, which sdcli does not draw with yet",
-            hint='sdcli generate "a cat" -m sd15',
-        )
+    _check_classes(index, path)
+    configs = {part: read_json(path / part / "config.json") for part in find(kind).components}
+    _check_unet(configs["unet"], configs["vae"], kind if family is None else "", path)
+    components = {part: _component(path / part, part, config) for part, config in configs.items()}
     scheduler = read_json(path / "scheduler" / "scheduler_config.json", required=False)
     return Model(
         name=name or path.name, kind=kind, family=kind, source="builtin" if family == "builtin" else source,
-        revision=revision, prediction=_prediction(scheduler), zero_snr=bool(scheduler.get("rescale_betas_zero_snr")),
+        revision=revision, prediction=_prediction(scheduler, path),
+        zero_snr=scheduler.get("rescale_betas_zero_snr") is True,
         disk_bytes=sum(component.stored_bytes for component in components.values()), components=components,
         path=str(path), repository=repository, licence=licence, scheduler=scheduler or shipped_scheduler(kind),
-        defaults=_defaults(index),
+        defaults={**_native(components, find(kind).native), **_asked(index)},
     )  # fmt: skip
 
 
@@ -62,133 +77,210 @@ def shipped_scheduler(family: str) -> Mapping[str, Any]:
     return data.component_config(family, "scheduler")
 
 
+# --- JSON
+
+
 def read_json(path: Path, *, required: bool = True) -> dict[str, Any]:
     """A JSON object of limited size without keys that could make a library run code."""
     try:
-        if path.stat().st_size > LARGEST_JSON:
-            raise BadFile(f"{show(path)} is larger than 8 MiB", hint="get the model again")
-        held = json.loads(path.read_text(encoding="utf-8"))
+        with path.open("rb") as file:
+            raw = file.read(LARGEST_JSON + 1)
     except FileNotFoundError:
         if not required:
             return {}
-        raise ModelMissing(f"{show(path)} is missing", hint="get the model again, or another") from None
+        raise ModelMissing(f"{show(path)} is missing", hint=_AGAIN) from None
     except OSError as error:
         raise BadFile(f"{show(path)} cannot be read: {show(error.strerror or error)}", hint="sdcli doctor") from None
-    except (ValueError, RecursionError):
-        raise BadFile(f"{show(path)} is damaged: not JSON", hint="get the model again, or another") from None
+    if len(raw) > LARGEST_JSON:
+        raise BadFile(f"{show(path)} is larger than 8 MiB", hint=_AGAIN)
+    try:
+        held = strict.parse(raw)
+    except strict.StrictError as error:
+        raise BadFile(f"{show(path)} is damaged: it {error}", hint=_AGAIN) from None
     if not isinstance(held, dict):
-        raise BadFile(f"{show(path)} is damaged: not a JSON object", hint="get the model again, or another")
-    for key in held:
-        if key.startswith(DANGEROUS):
-            raise Unsafe(
-                f'{show(path)} has the key "{show(key, 60)}", which can make code run; refused',
-                hint='sdcli generate "a cat" -m sd15',
-            )
+        raise BadFile(f"{show(path)} is damaged: not a JSON object", hint=_AGAIN)
+    for key, value in _keys(held):
+        if key.startswith(DANGEROUS) and not (key == _HARMLESS and isinstance(value, bool)):
+            raise Unsafe(f'{show(path)} has the key "{show(key, 60)}", which can make code run; refused', hint=_ANOTHER)
     return held
+
+
+def _keys(held: Any) -> Iterator[tuple[str, Any]]:
+    """Every key at every depth, without recursion: the file chose the depth."""
+    waiting = [held]
+    while waiting:
+        value = waiting.pop()
+        if isinstance(value, dict):
+            yield from value.items()
+            waiting.extend(value.values())
+        elif isinstance(value, list):
+            waiting.extend(value)
+
+
+# --- model_index.json
 
 
 def _index(path: Path) -> dict[str, Any]:
     if (path / "model_index.json").is_file():
         return read_json(path / "model_index.json")
     try:
-        files = sorted(entry.name for entry in path.iterdir() if entry.suffix == ".safetensors")
+        names = sorted(entry.name for entry in path.iterdir())
     except OSError as error:
         raise BadFile(f"{show(path)} cannot be read: {show(error.strerror or error)}", hint="sdcli doctor") from None
-    if files:
+    files = [name for name in names if name.endswith(".safetensors")]
+    if "config.json" in names:
+        cls = read_json(path / "config.json").get("_class_name", "model")
         raise ModelMissing(
-            f"{show(path)} has no model_index.json; it holds {len(files)} single model file{'s'[: len(files) > 1]}",
-            hint=f'sdcli generate "a cat" -m {show(path / files[0], 200)}',
+            f"{show(path)} is one part of a model, a {show(cls, 60)}: no model_index.json", hint=_ANOTHER
         )
-    raise ModelMissing(f"{show(path)} is no model: there is no model_index.json in it", hint="sdcli doctor")
+    if files:
+        listed = ", ".join(show(name, 60) for name in files[:3]) + (" …" if len(files) > 3 else "")
+        raise ModelMissing(
+            f"{show(path)} has no model_index.json; it holds {listed}",
+            hint=f'sdcli generate "a cat" -m "{show(path / files[0], 300)}"',
+        )
+    raise ModelMissing(f"{show(path)} is no model: there is no model_index.json in it", hint=_ANOTHER)
 
 
 def _family(index: Mapping[str, Any], path: Path) -> str:
     pipeline = index.get("_class_name")
+    if isinstance(pipeline, list):  # how a folder names a pipeline of its own, in Python
+        raise Unsafe(f"{show(path)} wants to run its own {show(pipeline, 60)}; refused", hint=_ANOTHER)
     for family in families().values():
         if family.pipeline == pipeline and family.name != "builtin":
-            _check_classes(index, path)
             return family.name
     raise BadFile(
         f"{show(path)} is for {show(pipeline, 60)}, which sdcli does not draw with; it draws with SD1.5 and SDXL",
-        hint='sdcli generate "a cat" -m sd15',
+        hint=_ANOTHER,
     )
 
 
 def _check_classes(index: Mapping[str, Any], path: Path) -> None:
     """Every component a class sdcli makes itself: a model names no code."""
     for name, value in index.items():
-        if not isinstance(value, list) or name in _IGNORED:
+        if not isinstance(value, list) or value == [None, None]:
             continue
-        library, cls = (*value, None, None)[:2]
-        if library is None and cls is None:
-            continue
-        if library not in _LIBRARIES or cls not in CLASSES.get(name, ()):
-            raise Unsafe(
-                f"{show(path)} wants {show(name, 40)} to be {show(library, 60)}.{show(cls, 60)}; refused",
-                hint='sdcli generate "a cat" -m sd15',
-            )
+        wanted = f"{show(path)} wants {show(name, 40)} to be {'.'.join(show(word, 60) for word in value[:2])}"
+        if len(value) == 2 and value[1] in _KNOWN_UNUSED:
+            raise BadFile(f"{wanted}, which sdcli does not draw with", hint=_ANOTHER)
+        loaded = name not in _NOT_LOADED
+        if len(value) != 2 or value[0] not in _LIBRARIES or (loaded and value[1] not in CLASSES.get(name, ())):
+            raise Unsafe(f"{wanted}; refused", hint=_ANOTHER)
 
 
-def _component(path: Path, part: str, index: Mapping[str, Any]) -> Component:
-    folder = path / part
-    config = read_json(folder / "config.json")
+def _check_unet(unet: Mapping[str, Any], decoder: Mapping[str, Any], family: str, path: Path) -> None:
+    """A UNet of unusual width is what the index says; one of another known family is not."""
+    _, named = kind_of_config(unet)
+    if family and named not in (family, "unknown"):
+        raise BadFile(f"{show(path)} is {TITLES.get(named, named)}, which sdcli does not draw with yet", hint=_ANOTHER)
+    takes, gives = unet.get("in_channels", 4), decoder.get("latent_channels", 4)
+    if takes != gives:
+        raise BadFile(
+            f"{show(path)}: its UNet takes {show(takes, 20)} channels, its VAE gives {show(gives, 20)}: "
+            "no text-to-image model",
+            hint=_ANOTHER,
+        )
+
+
+# --- components
+
+
+def _component(folder: Path, part: str, config: Mapping[str, Any]) -> Component:
+    if config.get("quantization_config") is not None:
+        raise BadFile(f"{show(folder)} is quantized, a form sdcli does not read", hint=_ANOTHER)
     headers = [read_header(file) for file in _weights(folder, _STEMS.get(part, "model"))]
-    tensors = [tensor for header in headers for tensor in header.tensors.values()]
-    dtypes = {tensor.dtype for tensor in tensors if tensor.dtype in NAMES}
+    held = part_of(item for header in headers for item in header.tensors.items())
+    described = _described(part, config, folder)
+    if held is None or held.parameters < described:
+        raise BadFile(
+            f"{show(folder)} holds {held.parameters if held else 0:,} parameters, its config.json describes "
+            f"{described:,}: not the same model",
+            hint=_AGAIN,
+        )
     return Component(
-        parameters=sum(t.parameters for t in tensors if t.dtype in NAMES),
-        stored_bytes=sum(t.size for t in tensors),
-        stored_dtype=NAMES[dtypes.pop()] if len(dtypes) == 1 else "mixed",
-        config=config,
+        parameters=held.parameters, stored_bytes=held.bytes, stored_dtype=held.dtype, config=config,
         files=tuple(str(header.path) for header in headers),
-    )
+    )  # fmt: skip
+
+
+def _described(part: str, config: Mapping[str, Any], folder: Path) -> int:
+    try:
+        return shipped.parameters_of(part, config)
+    except BadFile as error:
+        raise BadFile(f"{show(folder)}: {error.message}", hint=_ANOTHER) from None
 
 
 def _weights(folder: Path, stem: str) -> list[Path]:
     """The component's files: fp16 where there are several variants (half to read), whole or in shards."""
-    for variant in (".fp16", ""):
+    for variant in (".fp16", "", ".bf16", ".fp32"):
         whole = folder / f"{stem}{variant}.safetensors"
         if whole.is_file():
             return [whole]
         table = next((p for p in _shard_tables(folder, stem, variant) if p.is_file()), None)
         if table is not None:
             return _shards(table)
-    pickles = [p.name for p in folder.glob("*") if p.suffix in PICKLE_SUFFIXES] if folder.is_dir() else []
+    pickles = sorted(p.name for p in folder.glob("*") if p.suffix in PICKLE_SUFFIXES) if folder.is_dir() else []
     if pickles:
-        raise Unsafe(
-            f"{show(folder)} has only pickles ({show(pickles[0], 80)}); loading one could run code, so sdcli does not",
+        raise OnlyPickles(
+            f"{show(folder)} has only pickles ({show(pickles[0], 80)}); loading one can run code, so sdcli does not",
             hint="get the model with .safetensors files",
         )
-    raise ModelMissing(f"{show(folder / stem)}.safetensors is missing", hint="get the model again, or another")
+    raise ModelMissing(f"{show(folder / stem)}.safetensors is missing", hint=_AGAIN)
 
 
 def _shard_tables(folder: Path, stem: str, variant: str) -> tuple[Path, ...]:
+    """Both orders of the words are in circulation."""
     return (folder / f"{stem}.safetensors.index{variant}.json", folder / f"{stem}{variant}.safetensors.index.json")
 
 
 def _shards(table: Path) -> list[Path]:
     placed = read_json(table).get("weight_map")
     if not isinstance(placed, dict) or not placed:
-        raise BadFile(f"{show(table)} is damaged: no weight_map", hint="get the model again, or another")
+        raise BadFile(f"{show(table)} is damaged: no weight_map", hint=_AGAIN)
     names = sorted({str(name) for name in placed.values()})
     for name in names:
         if not re.fullmatch(r"[\w.\-]{1,200}\.safetensors", name, re.ASCII):
-            raise Unsafe(f"{show(table)} names {show(name, 80)}, outside its own folder; refused", hint="sdcli doctor")
+            raise Unsafe(f"{show(table)} names {show(name, 80)}, which is no file beside it; refused", hint=_ANOTHER)
         if not (table.parent / name).is_file():
-            raise ModelMissing(f"{show(table.parent / name)} is missing", hint="get the model again, or another")
+            raise ModelMissing(f"{show(table.parent / name)} is missing", hint=_AGAIN)
     return [table.parent / name for name in names]
 
 
-def _prediction(scheduler: Mapping[str, Any]) -> str:
-    return "v_prediction" if scheduler.get("prediction_type") == "v_prediction" else "epsilon"
+# --- what the model's own files set
 
 
-def _defaults(index: Mapping[str, Any]) -> dict[str, Any]:
+def _prediction(scheduler: Mapping[str, Any], path: Path) -> str:
+    named = scheduler.get("prediction_type", "epsilon")
+    if named in _PREDICTIONS:
+        return str(named)
+    raise BadFile(
+        f"{show(path)} predicts {show(named, 40)}; sdcli draws with {' and '.join(_PREDICTIONS)}", hint=_ANOTHER
+    )
+
+
+def _native(components: Mapping[str, Component], usual: tuple[int, int]) -> dict[str, int]:
+    """The size its UNet was trained at, where that is not the family's."""
+    side = components["unet"].config.get("sample_size")
+    if not isinstance(side, int) or isinstance(side, bool):
+        return {}
+    pixels = side * vae.scale(components["vae"].config)
+    if (pixels, pixels) == usual or not 64 <= pixels <= 4096:
+        return {}
+    return {"width": pixels, "height": pixels}
+
+
+_SETTINGS: dict[str, tuple[type, ...]] = {
+    "width": (int,), "height": (int,), "steps": (int,), "guidance": (int, float), "sampler": (str,)
+}  # fmt: skip
+
+
+def _asked(index: Mapping[str, Any]) -> dict[str, Any]:
     """What the model's own index asks for, under `sdcli`: only plain settings of the right type."""
     asked = index.get("sdcli")
-    types: dict[str, tuple[type, ...]] = {
-        "width": (int,), "height": (int,), "steps": (int,), "guidance": (int, float), "sampler": (str,)
-    }  # fmt: skip
     if not isinstance(asked, dict):
         return {}
-    return {name: asked[name] for name, cls in types.items() if isinstance(asked.get(name), cls)}
+    return {
+        name: asked[name]
+        for name, types in _SETTINGS.items()
+        if isinstance(asked.get(name), types) and not isinstance(asked[name], bool)
+    }

@@ -61,14 +61,15 @@ def read_header(path: Path) -> Header:
         with path.open("rb") as file:
             size = file.seek(0, 2)
             file.seek(0)
-            return _read(file, size, path)
+            return read_from(file, size, path)
     except FileNotFoundError:
         raise ModelMissing(f"there is no file {show(path)}", hint="sdcli doctor") from None
     except OSError as error:
         raise BadFile(f"{show(path)} cannot be read: {show(error.strerror or error)}", hint="sdcli doctor") from None
 
 
-def _read(file: BinaryIO, size: int, path: Path) -> Header:
+def read_from(file: BinaryIO, size: int, path: Path) -> Header:
+    """The same from an open file of `size` bytes, standing at its start; `path` only names it."""
     start = file.read(FIRST_BYTES)
     foreign = sniff(start, size, path)
     if foreign is not None:

@@ -38,15 +38,26 @@ def snapshot(cache: Path, repository: str, revision: str | None) -> Snapshot | N
 
 
 def _commit(place: Path, revision: str) -> str | None:
+    """The full commit that a commit, its first letters, a branch or a tag stands for."""
     if re.fullmatch(r"[0-9a-f]{40}", revision):
         return revision
-    if not re.fullmatch(r"[\w.\-/]{1,200}", revision, re.ASCII) or ".." in revision:
+    if not re.fullmatch(r"\w[\w.\-/]{0,199}", revision, re.ASCII) or ".." in revision:
         return None
     try:
-        found = (place / "refs" / revision).read_text().strip()
+        found = (place / "refs" / revision).read_text(encoding="ascii").strip()
+    except (OSError, ValueError):
+        return _by_first_letters(place, revision)
+    return found if re.fullmatch(r"[0-9a-f]{40}", found) else None
+
+
+def _by_first_letters(place: Path, revision: str) -> str | None:
+    if not re.fullmatch(r"[0-9a-f]{7,39}", revision):
+        return None
+    try:
+        fitting = [entry.name for entry in os.scandir(place / "snapshots") if entry.name.startswith(revision)]
     except OSError:
         return None
-    return found if re.fullmatch(r"[0-9a-f]{40}", found) else None
+    return fitting[0] if len(fitting) == 1 else None
 
 
 def repositories(cache: Path) -> tuple[str, ...]:

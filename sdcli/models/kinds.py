@@ -279,6 +279,7 @@ def _bare_unet(tensors: Tensors, metadata: Metadata) -> Kind | None:
 
 def _foreign(tensors: Tensors, metadata: Metadata) -> Kind | None:
     for kind, patterns in (
+        ("dit", (r"(^|\.)(txt_in\.individual_token_refiner|distilled_guidance_layer)\.",)),  # else much like FLUX
         ("flux", (r"(^|\.)double_blocks\.0\.", r"(^|\.)single_blocks\.0\.")),
         ("flux", (r"(^|\.)single_transformer_blocks\.0\.", r"(^|\.)x_embedder\.")),
         ("sd3", (r"(^|\.)joint_blocks\.0\.",)),

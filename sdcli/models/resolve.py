@@ -8,145 +8,59 @@ from __future__ import annotations
 import difflib
 import os
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
-from sdcli.errors import BadFile, ModelMissing, Usage
+from sdcli.errors import BadFile, ModelMissing, Offline, SdcliError, Usage
 from sdcli.models import checkpoint, folder, hub_cache
 from sdcli.models.families import families
 from sdcli.models.families.family import Family, Known
 from sdcli.models.model import Model
 from sdcli.models.shipped import component_of
-from sdcli.terminal import show
+from sdcli.models.sniff import PICKLE_SUFFIXES
+from sdcli.terminal import disk_text, show
 
-MODEL_SUFFIXES = (".safetensors", ".ckpt", ".pt", ".pth", ".bin", ".gguf")
+MODEL_SUFFIXES = (".safetensors", ".gguf", *sorted(PICKLE_SUFFIXES))
+DEEPEST = 4  # folders below an added one
+MOST_FILES = 20_000
 
 
 def resolve(
     name: str,
     *,
     revision: str | None = None,
+    offline: bool = False,
     folders: Iterable[Path] = (),
     hub: Path | None = None,
     builtin: Path | None = None,
 ) -> Model:
-    """The model called `name`. `hub` is the Hub cache's folder; what it lacks comes back with cached=False if known."""
+    """The model called `name`. `hub` is the Hub cache's folder; what it lacks comes back with cached=False if known,
+    or as Offline where nothing may be fetched."""
     text = name.strip()
     if not text:
         raise Usage("--model: no name", hint='sdcli generate "a cat" -m sd15')
+    places = tuple(folders)
     path = _existing(text)
-    if path is not None:
+    if path is not None and _is_meant(text, path):
         return at(path)
-    if text == "builtin":
-        return _builtin(builtin)
-    known = _known(text)
-    if known is not None:
-        return _from_hub(known.repository, revision or known.revision, hub, known=known)
-    short = _short_names(folders)
-    if text in short:
-        return at(short[text])
+    found = _named(text, revision, offline, hub, builtin) or _added(text, places)
+    if found is None and _is_hub_id(text):
+        found = _cached(text, revision, hub)
+    if found is not None:
+        return found
+    if path is not None:  # a folder without a model in it, which no other name explains
+        return at(path)
+    if _looks_like_a_path(text):
+        raise ModelMissing(f"there is nothing at {show(text, 200)}{_beside(Path(text))}", hint="sdcli doctor")
     if _is_hub_id(text):
-        return _from_hub(text, revision, hub)
-    raise _unknown(text, short, hub)
+        raise _not_cached(text, revision, offline)
+    raise _unknown(text, places, hub)
 
 
 def at(path: Path) -> Model:
     """The model in this folder or file."""
+    path = Path(os.path.abspath(path))
     return folder.read(path) if path.is_dir() else checkpoint.read(path)
-
-
-def _existing(text: str) -> Path | None:
-    """A path if it is one; a name that can only be a path but does not exist is said to be absent."""
-    try:
-        path = Path(text).expanduser()
-        if path.exists():
-            return path.absolute()
-    except (OSError, ValueError, RuntimeError):
-        raise ModelMissing(f"-m {show(text, 120)} is no path", hint="sdcli doctor") from None
-    looks_like_path = (
-        text.startswith((".", "~", "/", "\\")) or text.casefold().endswith(MODEL_SUFFIXES) or "\\" in text
-        or text.count("/") > 1
-    )  # fmt: skip
-    if looks_like_path:
-        raise ModelMissing(f"there is nothing at {show(text, 200)}{_beside(path)}", hint="sdcli doctor")
-    return None
-
-
-def _beside(path: Path) -> str:
-    """The nearest name in the same folder, for a slip of the finger."""
-    try:
-        names = [entry.name for entry in os.scandir(path.parent)][:5000]
-    except OSError:
-        return ""
-    near = difflib.get_close_matches(path.name, names, n=1, cutoff=0.6)
-    return f"; near: {show(near[0], 120)}" if near else ""
-
-
-def _builtin(shipped: Path | None) -> Model:
-    if shipped is None:
-        raise ModelMissing("this build of sdcli has no built-in model", hint='sdcli generate "a cat" -m sd15')
-    return folder.read(shipped, family="builtin")
-
-
-def _known(text: str) -> Known | None:
-    for family in families().values():
-        known = family.known
-        if known is not None and text in (known.alias, known.repository, *known.formerly):
-            return known
-    return None
-
-
-def _is_hub_id(text: str) -> bool:
-    return re.fullmatch(r"[A-Za-z0-9][\w.\-]{0,95}/[A-Za-z0-9][\w.\-]{0,95}", text, re.ASCII) is not None
-
-
-def _from_hub(repository: str, revision: str | None, hub: Path | None, known: Known | None = None) -> Model:
-    snapshot = hub_cache.snapshot(hub, repository, revision) if hub is not None else None
-    if snapshot is not None:
-        return folder.read(
-            snapshot.path, name=known.alias if known else repository.split("/")[1], source="hub",
-            repository=repository, revision=snapshot.revision, licence=known.licence if known else None,
-        )  # fmt: skip
-    if known is None:
-        raise ModelMissing(
-            f"{show(repository)} is not in the Hugging Face cache of this machine",
-            hint=f"hf download {show(repository)}",
-        )
-    return _not_yet_here(known)
-
-
-def _not_yet_here(known: Known) -> Model:
-    """A known model, described by the shipped configs: enough to plan with before anything is fetched."""
-    family = next(f for f in families().values() if f.known is known)
-    components = {name: component_of(family.name, name, "fp16") for name in family.components}
-    size = sum(component.stored_bytes for component in components.values())
-    return Model(
-        name=known.alias, kind=family.name, family=family.name, source="hub", revision=known.revision, cached=False,
-        download_bytes=size, disk_bytes=size, components=components, repository=known.repository,
-        licence=known.licence, scheduler=folder.shipped_scheduler(family.name),
-    )  # fmt: skip
-
-
-def _short_names(folders: Iterable[Path]) -> dict[str, Path]:
-    """Files and model folders by their names without the ending; a name that stands twice belongs to neither."""
-    found: dict[str, list[Path]] = {}
-    for base in folders:
-        for path in sorted(base.glob("*")) if base.is_dir() else ():
-            if path.suffix == ".safetensors" or (path / "model_index.json").is_file():
-                found.setdefault(path.stem if path.is_file() else path.name, []).append(path)
-    return {name: paths[0] for name, paths in found.items() if len(paths) == 1}
-
-
-def _unknown(text: str, short: dict[str, Path], hub: Path | None) -> ModelMissing:
-    cached = hub_cache.repositories(hub) if hub is not None else ()
-    names = ["builtin", *(f.known.alias for f in families().values() if f.known), *short, *cached]
-    near = difflib.get_close_matches(text, names, n=2, cutoff=0.5)
-    tail = f"; near: {', '.join(show(n, 80) for n in near)}" if near else ""
-    return ModelMissing(
-        f'no model "{show(text, 80)}": not an alias, a path, or in the Hugging Face cache{tail}',
-        hint=f'sdcli generate "a cat" -m {show(near[0], 80) if near else "sd15"}',
-        near=near,
-    )
 
 
 def family_of(model: Model) -> Family:
@@ -155,3 +69,185 @@ def family_of(model: Model) -> Family:
     if found is None:
         raise BadFile(f"{show(model.name)} cannot be drawn with", hint='sdcli generate "a cat" -m sd15')
     return found
+
+
+# --- paths
+
+
+def _existing(text: str) -> Path | None:
+    try:
+        path = Path(text).expanduser()
+        return path if path.exists() else None
+    except (OSError, ValueError, RuntimeError):  # too long, a zero byte, the home of an unknown user
+        raise ModelMissing(f"-m {show(text, 120)} is no path", hint="sdcli doctor") from None
+
+
+def _is_meant(text: str, path: Path) -> bool:
+    """A bare word that happens to name some folder here need not be a path: `builtin`, `sd15`."""
+    return _looks_like_a_path(text) or not path.is_dir() or (path / "model_index.json").is_file()
+
+
+def _looks_like_a_path(text: str) -> bool:
+    return (
+        text.startswith((".", "~", "/"))
+        or "\\" in text
+        or text.count("/") > 1
+        or text.casefold().endswith(MODEL_SUFFIXES)
+        or re.match(r"[A-Za-z]:", text) is not None
+    )
+
+
+def _beside(path: Path) -> str:
+    """The nearest name in the same folder, for a slip of the finger."""
+    try:
+        with os.scandir(path.expanduser().parent) as entries:
+            names = [entry.name for entry, _ in zip(entries, range(5000), strict=False)]
+    except (OSError, ValueError, RuntimeError):
+        return ""
+    near = difflib.get_close_matches(path.name, names, n=1, cutoff=0.6)
+    return f"; near: {show(near[0], 120)}" if near else ""
+
+
+# --- names that sdcli knows
+
+
+def _named(text: str, revision: str | None, offline: bool, hub: Path | None, builtin: Path | None) -> Model | None:
+    if text == "builtin":
+        if builtin is None:
+            raise ModelMissing("this build of sdcli has no built-in model", hint='sdcli generate "a cat" -m sd15')
+        return folder.read(builtin, family="builtin")
+    known = next((k for k in _all_known() if text in (k.alias, k.repository, *k.formerly)), None)
+    return None if known is None else _from_known(text, known, revision, offline, hub, builtin)
+
+
+def _all_known() -> Iterator[Known]:
+    return (family.known for family in families().values() if family.known is not None)
+
+
+def _from_known(
+    text: str, known: Known, revision: str | None, offline: bool, hub: Path | None, builtin: Path | None
+) -> Model:  # fmt: skip
+    for repository, commit in ((known.repository, revision or known.revision), (text, revision)):
+        if repository not in (known.repository, *known.formerly):
+            continue
+        try:  # what is here in part, or as pickles alone, is to be fetched
+            cached = _cached(repository, commit, hub, known)
+        except (ModelMissing, folder.OnlyPickles):
+            continue
+        if cached is not None:
+            return cached
+    if offline:
+        raise Offline(
+            f"{known.alias} ({known.repository}) is not on this machine, and nothing may be fetched",
+            hint='sdcli generate "a cat" -m builtin' if builtin else "sdcli doctor",
+        )
+    return _not_yet_here(known, revision)
+
+
+def _not_yet_here(known: Known, revision: str | None) -> Model:
+    """A known model, described by the shipped configs: enough to plan with before anything is fetched."""
+    family = next(f for f in families().values() if f.known is known)
+    components = {name: component_of(family.name, name, "fp16") for name in family.components}
+    size = sum(component.stored_bytes for component in components.values())
+    return Model(
+        name=known.alias, kind=family.name, family=family.name, source="hub", revision=revision or known.revision,
+        cached=False, download_bytes=size, disk_bytes=size, components=components, repository=known.repository,
+        licence=known.licence, scheduler=folder.shipped_scheduler(family.name),
+    )  # fmt: skip
+
+
+# --- the Hub's cache
+
+
+def _is_hub_id(text: str) -> bool:
+    return re.fullmatch(r"[A-Za-z0-9][\w.\-]{0,95}/[A-Za-z0-9][\w.\-]{0,95}", text, re.ASCII) is not None
+
+
+def _cached(repository: str, revision: str | None, hub: Path | None, known: Known | None = None) -> Model | None:
+    snapshot = hub_cache.snapshot(hub, repository, revision) if hub is not None else None
+    if snapshot is None:
+        return None
+    return folder.read(
+        snapshot.path, name=known.alias if known else repository.split("/")[1], source="hub",
+        repository=repository, revision=snapshot.revision, licence=known.licence if known else None,
+    )  # fmt: skip
+
+
+def _not_cached(repository: str, revision: str | None, offline: bool) -> SdcliError:
+    error = Offline if offline else ModelMissing
+    commit = f" at {show(revision, 60)}" if revision else ""
+    return error(
+        f"{show(repository)}{commit} is not in the Hugging Face cache of this machine",
+        hint=f"hf download {show(repository)}" + (f" --revision {show(revision, 60)}" if revision else ""),
+    )
+
+
+# --- files in added folders
+
+
+def _added(text: str, folders: tuple[Path, ...]) -> Model | None:
+    """A short name, or a file's whole name, that stands once in the added folders."""
+    places = [path for path in _models_in(folders) if text in (path.name, _short(path))]
+    safe = [path for path in places if path.suffix.casefold() not in PICKLE_SUFFIXES] or places
+    if len(safe) > 1:
+        raise Usage(
+            f'"{show(text, 80)}" is {len(safe)} models: {", ".join(show(path, 120) for path in safe[:3])}',
+            hint=f'sdcli generate "a cat" -m "{show(safe[0], 300)}"',
+        )
+    return at(safe[0]) if safe else None
+
+
+def _models_in(folders: tuple[Path, ...]) -> Iterator[Path]:
+    """Model files and diffusers folders, at most DEEPEST below; a folder that is a model is not looked into."""
+    left = MOST_FILES
+    waiting = [(base, 0) for base in folders]
+    while waiting and left > 0:
+        base, depth = waiting.pop()
+        try:
+            entries = sorted(os.scandir(base), key=lambda entry: entry.name)
+        except OSError:
+            continue
+        for entry in entries:
+            left -= 1
+            path = Path(entry.path)
+            if entry.is_dir(follow_symlinks=False):
+                if (path / "model_index.json").is_file():
+                    yield path
+                elif depth < DEEPEST:
+                    waiting.append((path, depth + 1))
+            elif entry.name.casefold().endswith(MODEL_SUFFIXES):
+                yield path
+
+
+def _short(path: Path) -> str:
+    return path.stem if path.name.casefold().endswith(MODEL_SUFFIXES) else path.name
+
+
+# --- names that nobody knows
+
+
+def _unknown(text: str, folders: tuple[Path, ...], hub: Path | None) -> ModelMissing:
+    here = {_short(path): path for path in _models_in(folders)}
+    cached = hub_cache.repositories(hub) if hub is not None else ()
+    names = ["builtin", *(known.alias for known in _all_known()), *here, *cached]
+    folded = {name.casefold(): name for name in names}
+    near = [folded[n] for n in difflib.get_close_matches(text.casefold()[:200], list(folded), n=2, cutoff=0.5)]
+    tail = f"\n  near: {'   '.join(_described(name, here) for name in near)}" if near else ""
+    places = ", ".join(show(base, 60) for base in folders[:2])
+    where = f"in {places} or the Hugging Face cache" if places else "or in the Hugging Face cache"
+    return ModelMissing(
+        f'no model "{show(text, 80)}": not an alias, a path, {where}{tail}',
+        hint=f'sdcli generate "a cat" -m {show(near[0], 80) if near else "sd15"}',
+        near=near,
+    )
+
+
+def _described(name: str, here: dict[str, Path]) -> str:
+    """`dreamshaper_8 (sd15, 2.13 GB)`; the bare name where its file is no model."""
+    if name not in here:
+        return show(name, 80)
+    try:
+        model = at(here[name])
+    except SdcliError:
+        return show(name, 80)
+    return f"{show(name, 80)} ({model.kind}, {disk_text(model.disk_bytes)})"

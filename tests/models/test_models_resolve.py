@@ -1,270 +1,332 @@
-"""A name becomes a model, or an error that says what it is instead and what to type."""
+"""A name becomes a model, in one order: path, alias, added folders, the Hub's cache; or an error with a way out."""
 
-import json
-from collections.abc import Mapping
+from __future__ import annotations
+
 from pathlib import Path
 
+import model_files as make
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
-from sdcli import data
-from sdcli.errors import BadFile, ModelMissing, SdcliError, Unsafe
-from sdcli.models.headers import read_header
-from sdcli.models.kinds import kind_of
-from sdcli.models.resolve import resolve
+from sdcli.errors import BadFile, ModelMissing, Offline, SdcliError, Unsafe, Usage
+from sdcli.models import hub_cache
+from sdcli.models.families import families, find
+from sdcli.models.resolve import at, family_of, resolve
+from sdcli.schema import from_json, to_json
 
-COMMIT = "0123456789abcdef0123456789abcdef01234567"
-UNET, TEXT = "model.diffusion_model.", "cond_stage_model.transformer.text_model.encoder.layers.0.mlp.fc1.weight"
-VAE = {"first_stage_model.decoder.conv_in.weight": [512, 4, 3, 3], "first_stage_model.encoder.down.0.x": [1]}
-
-
-def tensors(
-    path: Path, shapes: Mapping[str, list[int]], *, dtype: str = "F16", metadata: Mapping[str, str] = {}
-) -> Path:
-    """A .safetensors file of these shapes; its data is a hole on the disk."""
-    table: dict[str, object] = {"__metadata__": dict(metadata)} if metadata else {}
-    position = 0
-    for name, shape in shapes.items():
-        size = {"F16": 2, "F32": 4}[dtype]
-        for side in shape:
-            size *= side
-        table[name] = {"dtype": dtype, "shape": shape, "data_offsets": [position, position + size]}
-        position += size
-    text = json.dumps(table).encode()
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("wb") as file:
-        file.write(len(text).to_bytes(8, "little") + text)
-        file.truncate(8 + len(text) + position)
-    return path
+COMMIT, OTHER = "0123456789abcdef0123456789abcdef01234567", "f" * 40
+SD15, SDXL = "stable-diffusion-v1-5/stable-diffusion-v1-5", "stabilityai/stable-diffusion-xl-base-1.0"
 
 
-def unet(width: int, channels: int = 4) -> dict[str, list[int]]:
-    return {
-        UNET + "input_blocks.0.0.weight": [320, channels, 3, 3],
-        UNET + "input_blocks.1.1.transformer_blocks.0.attn2.to_k.weight": [320, width],
-    }
-
-
-SD15 = {**unet(768), **VAE, TEXT: [3072, 768]}
-SDXL = {
-    **unet(2048), **VAE, "conditioner.embedders.0.transformer.text_model.x": [1],
-    "conditioner.embedders.1.model.ln_final.weight": [1280],
-}  # fmt: skip
-
-
-def diffusers_folder(path: Path, family: str = "sd15", **index: object) -> Path:
-    path.mkdir(parents=True, exist_ok=True)
-    table = json.loads((data.component_folder(family) / "model_index.json").read_text())
-    (path / "model_index.json").write_text(json.dumps({**table, **index}))
-    parts = {"unet": "diffusion_pytorch_model", "vae": "diffusion_pytorch_model", "text_encoder": "model"}
-    if family == "sdxl":
-        parts["text_encoder_2"] = "model"
-    for part, stem in parts.items():
-        tensors(path / part / f"{stem}.safetensors", {"a": [3, 5]}, dtype="F32")
-        (path / part / "config.json").write_text(json.dumps(data.component_config(family, part)))
-    (path / "scheduler").mkdir(exist_ok=True)
-    (path / "scheduler" / "scheduler_config.json").write_text(json.dumps(data.component_config(family, "scheduler")))
-    return path
-
-
-# --- single files
-
-
-@pytest.mark.parametrize(("shapes", "kind"), [(SD15, "sd15"), (SDXL, "sdxl")])
-def test_a_checkpoint_is_a_model_of_its_family(tmp_path: Path, shapes: dict[str, list[int]], kind: str) -> None:
-    model = resolve(str(tensors(tmp_path / "dream.safetensors", shapes)))
-    assert (model.name, model.kind, model.family, model.layout) == ("dream", kind, kind, "original")
-    assert model.components["unet"].stored_dtype == "fp16"
-    assert model.prediction == "epsilon"
-
-
-def test_v_prediction_and_zero_snr_are_read_from_the_marks_in_the_file(tmp_path: Path) -> None:
-    model = resolve(str(tensors(tmp_path / "v.safetensors", {**SDXL, "v_pred": [], "ztsnr": []})))
-    assert (model.prediction, model.zero_snr) == ("v_prediction", True)
-    assert model.scheduler["prediction_type"] == "v_prediction"
-
-
-OTHERS = {
-    "sd15-inpainting": {**SD15, **unet(768, 9)},
-    "sd2": {**SD15, **unet(1024)},
-    "refiner": {**SDXL, **unet(1280)},
-    "flux": {"double_blocks.0.img_attn.qkv.weight": [4, 4]},
-    "sd3": {"model.diffusion_model.joint_blocks.0.x.weight": [4, 4]},
-    "lora": {"lora_unet_down_blocks_0_attn2_to_k.lora_down.weight": [4, 768], "lora_unet_x.alpha": []},
-    "vae": {"decoder.conv_in.weight": [512, 4, 3, 3], "encoder.down_blocks.0.x": [1], "decoder.up_blocks.0.x": [1]},
-    "unet": {"conv_in.weight": [320, 4, 3, 3], "down_blocks.0.attentions.0.transformer_blocks.0.attn2.to_k.weight": [320, 768]},
-    "controlnet": {"controlnet_cond_embedding.conv_in.weight": [16, 3, 3, 3]},
-    "embedding": {"emb_params": [4, 768]},
-    "text-encoder": {"text_model.embeddings.token_embedding.weight": [49408, 768]},
-    "unknown": {"something.else": [4, 4]},
-}  # fmt: skip
-
-
-@pytest.mark.parametrize("kind", OTHERS)
-def test_what_cannot_be_drawn_with_is_named_and_never_guessed(tmp_path: Path, kind: str) -> None:
-    path = tensors(tmp_path / "x.safetensors", OTHERS[kind])
-    assert kind_of(read_header(path)).kind == kind
-    with pytest.raises(BadFile) as caught:
-        resolve(str(path))
-    assert caught.value.hint
-
-
-@pytest.mark.parametrize(
-    ("shapes", "metadata", "family"),
-    [
-        ({"lora_unet_down_attn2_to_k.lora_down.weight": [4, 768]}, {}, "sd15"),
-        ({"lora_unet_down_attn2_to_k.lora_down.weight": [4, 2048]}, {}, "sdxl"),
-        ({"unet.down_blocks.0.attn2.to_k.lora_A.weight": [4, 1024]}, {}, "sd2"),
-        ({"lora_te_text_model_x.lora_down.weight": [4, 7]}, {"ss_base_model_version": "sdxl_base_v1-0"}, "sdxl"),
-        ({"lora_te2_text_model_x.lora_down.weight": [4, 7]}, {}, "sdxl"),
-        ({"lora_te_text_model_x.lora_down.weight": [4, 7]}, {}, ""),
-    ],
-)
-def test_a_lora_says_which_base_it_is_for(
-    tmp_path: Path, shapes: dict[str, list[int]], metadata: dict[str, str], family: str
-) -> None:
-    kind = kind_of(read_header(tensors(tmp_path / "l.safetensors", shapes, metadata=metadata)))
-    assert (kind.kind, kind.family) == ("lora", family)
-
-
-def test_a_checkpoint_without_its_text_encoder_is_not_whole(tmp_path: Path) -> None:
-    with pytest.raises(BadFile, match="text_encoder"):
-        resolve(str(tensors(tmp_path / "x.safetensors", {**unet(768), **VAE})))
-
-
-# --- folders
-
-
-@pytest.mark.parametrize("family", ["sd15", "sdxl"])
-def test_a_diffusers_folder_is_a_model(tmp_path: Path, family: str) -> None:
-    model = resolve(str(diffusers_folder(tmp_path / "mine", family)))
-    assert (model.name, model.family, model.source) == ("mine", family, "folder")
-    assert model.components["unet"].stored_bytes == 60
-    assert model.components["unet"].stored_dtype == "fp32"
-    assert all(Path(file).is_file() for part in model.components.values() for file in part.files)
-
-
-def test_the_half_precision_variant_is_taken_where_there_are_two(tmp_path: Path) -> None:
-    folder = diffusers_folder(tmp_path / "mine")
-    tensors(folder / "unet" / "diffusion_pytorch_model.fp16.safetensors", {"a": [3, 5]})
-    assert resolve(str(folder)).components["unet"].stored_dtype == "fp16"
-
-
-def test_shards_are_found_through_their_table(tmp_path: Path) -> None:
-    folder = diffusers_folder(tmp_path / "mine")
-    (folder / "unet" / "diffusion_pytorch_model.safetensors").unlink()
-    tensors(folder / "unet" / "one.safetensors", {"a": [2]})
-    tensors(folder / "unet" / "two.safetensors", {"b": [3]})
-    table = {"weight_map": {"a": "one.safetensors", "b": "two.safetensors"}}
-    index = folder / "unet" / "diffusion_pytorch_model.safetensors.index.json"
-    index.write_text(json.dumps(table))
-    assert resolve(str(folder)).components["unet"].parameters == 5
-    index.write_text(json.dumps({"weight_map": {"a": "../../secret.safetensors"}}))
-    with pytest.raises(Unsafe):
-        resolve(str(folder))
-
-
-@pytest.mark.parametrize(
-    ("index", "error"),
-    [
-        ({"_class_name": "FluxPipeline"}, BadFile),
-        ({"unet": ["evil", "UNet2DConditionModel"]}, Unsafe),
-        ({"unet": ["diffusers", "Exec"]}, Unsafe),
-        ({"extra": ["os", "system"]}, Unsafe),
-        ({"custom_pipeline": "x"}, Unsafe),
-        ({"auto_map": {}}, Unsafe),
-    ],
-)
-def test_an_index_names_no_code(tmp_path: Path, index: dict[str, object], error: type[SdcliError]) -> None:
-    with pytest.raises(error):
-        resolve(str(diffusers_folder(tmp_path / "mine", **index)))
-
-
-@pytest.mark.parametrize("key", ["_attn_implementation_internal", "trust_remote_code", "auto_map"])
-def test_a_config_that_could_make_code_run_is_refused(tmp_path: Path, key: str) -> None:
-    folder = diffusers_folder(tmp_path / "mine")
-    (folder / "text_encoder" / "config.json").write_text(json.dumps({key: "x"}))
-    with pytest.raises(Unsafe):
-        resolve(str(folder))
-
-
-def test_a_folder_with_pickles_only_is_refused_as_unsafe(tmp_path: Path) -> None:
-    folder = diffusers_folder(tmp_path / "mine")
-    (folder / "unet" / "diffusion_pytorch_model.safetensors").rename(folder / "unet" / "diffusion_pytorch_model.bin")
-    with pytest.raises(Unsafe):
-        resolve(str(folder))
-
-
-def test_a_folder_of_checkpoints_says_which_to_take(tmp_path: Path) -> None:
-    tensors(tmp_path / "dream.safetensors", SD15)
-    with pytest.raises(ModelMissing) as caught:
-        resolve(str(tmp_path))
-    assert "dream.safetensors" in caught.value.hint
-
-
-def test_a_folder_of_another_kind_behind_a_familiar_index_is_named(tmp_path: Path) -> None:
-    folder = diffusers_folder(tmp_path / "mine")
-    config = {**data.component_config("sd15", "unet"), "cross_attention_dim": 1024}
-    (folder / "unet" / "config.json").write_text(json.dumps(config))
-    with pytest.raises(BadFile, match="Stable Diffusion 2"):
-        resolve(str(folder))
-
-
-# --- names, in their order
-
-
-@pytest.mark.parametrize(
-    ("alias", "size"),
-    [
-        ("sd15", 2 * (859_520_964 + 123_060_480 + 83_653_863)),
-        ("sdxl", 2 * (2_567_463_684 + 123_060_480 + 694_659_840 + 83_653_863)),
-    ],
-)
-def test_an_alias_is_known_before_anything_is_fetched(alias: str, size: int) -> None:
-    model = resolve(alias)
-    assert (model.cached, model.path, model.family, model.download_bytes) == (False, None, alias, size)
-    assert model.revision is not None and len(model.revision) == 40
-
-
-def test_the_vanished_repository_of_sd15_still_means_it() -> None:
-    assert resolve("runwayml/stable-diffusion-v1-5").name == "sd15"
-
-
-def test_the_hub_cache_is_read_without_a_network(tmp_path: Path) -> None:
-    place = tmp_path / "models--me--dream"
-    diffusers_folder(place / "snapshots" / COMMIT)
-    (place / "refs").mkdir()
-    (place / "refs" / "main").write_text(COMMIT)
-    model = resolve("me/dream", hub=tmp_path)
-    assert (model.name, model.source, model.revision, model.cached) == ("dream", "hub", COMMIT, True)
-    assert resolve("me/dream", revision=COMMIT, hub=tmp_path).revision == COMMIT
-    with pytest.raises(ModelMissing):
-        resolve("me/dream", revision="other", hub=tmp_path)
-
-
-def test_a_file_in_an_added_folder_has_a_short_name(tmp_path: Path) -> None:
-    tensors(tmp_path / "dream_8.safetensors", SD15)
-    assert resolve("dream_8", folders=[tmp_path]).family == "sd15"
-    with pytest.raises(ModelMissing) as caught:
-        resolve("dream_9", folders=[tmp_path])
-    assert caught.value.hint.endswith("-m dream_8")
-
-
-def test_a_path_wins_over_an_alias(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.fixture
+def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.chdir(tmp_path)
-    diffusers_folder(tmp_path / "sdxl", "sd15")
+    return tmp_path
+
+
+def dream(path: Path, family: str = "sd15") -> Path:
+    return make.file(path, make.checkpoint(family))
+
+
+# --- what the shipped facts say
+
+
+@pytest.mark.parametrize(
+    ("alias", "repository", "size", "licence"),
+    [
+        ("sd15", SD15, 2 * (859_520_964 + 123_060_480 + 83_653_863), "CreativeML OpenRAIL-M"),
+        ("sdxl", SDXL, 2 * (2_567_463_684 + 123_060_480 + 694_659_840 + 83_653_863), "OpenRAIL++-M"),
+    ],
+)
+def test_an_alias_is_known_before_anything_is_fetched(alias: str, repository: str, size: int, licence: str) -> None:
+    model = resolve(alias)
+    assert (model.name, model.family, model.source) == (alias, alias, "hub")
+    assert (model.cached, model.path, model.download_bytes, model.disk_bytes) == (False, None, size, size)
+    assert (model.repository, model.licence) == (repository, licence)
+    assert model.revision is not None
+    assert len(model.revision) == 40
+    assert model.scheduler["num_train_timesteps"] == 1000
+    assert to_json(from_json(type(model), to_json(model))) == to_json(model)
+
+
+def test_the_download_sizes_are_the_ones_people_are_told() -> None:
+    assert round(resolve("sd15").download_bytes / 1e9, 2) == 2.13
+    assert round(resolve("sdxl").download_bytes / 1e9, 2) == 6.94
+
+
+@pytest.mark.parametrize(
+    ("text", "alias"), [(SD15, "sd15"), ("runwayml/stable-diffusion-v1-5", "sd15"), (SDXL, "sdxl")]
+)
+def test_a_known_repository_is_its_alias(text: str, alias: str) -> None:
+    assert resolve(text) == resolve(alias)
+
+
+def test_another_revision_of_a_known_repository_is_kept() -> None:
+    assert resolve("sd15", revision=OTHER).revision == OTHER
+
+
+def test_every_family_has_complete_defaults() -> None:
+    assert find("sd15").native == (512, 512)
+    assert find("sdxl").native == (1024, 1024)
+    for family in families().values():
+        assert set(family.defaults) == {"width", "height", "steps", "guidance", "sampler"}
+        assert {"unet", "vae", "text_encoder"} <= set(family.components)
+    wanted = {"steps": 30, "guidance": 5.5, "sampler": "DPM++ 2M Karras"}
+    assert wanted.items() <= find("sdxl").defaults.items()
+
+
+# --- the order
+
+
+def test_a_folder_with_a_model_wins_over_an_alias(here: Path) -> None:
+    make.folder(here / "sdxl", "sd15")
     assert resolve("sdxl").family == "sd15"
 
 
+def test_a_folder_without_a_model_does_not_hide_an_alias(here: Path) -> None:
+    (here / "sd15").mkdir()
+    (here / "builtin").mkdir()
+    assert resolve("sd15").source == "hub"
+    assert resolve("builtin", builtin=make.folder(here / "shipped")).source == "builtin"
+    with pytest.raises(ModelMissing, match="no model_index"):
+        resolve("./sd15")
+
+
+def test_a_folder_that_no_other_name_explains_says_what_it_lacks(here: Path) -> None:
+    (here / "pictures").mkdir()
+    with pytest.raises(ModelMissing, match="no model_index"):
+        resolve("pictures")
+
+
+def test_an_alias_wins_over_a_file_in_an_added_folder(here: Path) -> None:
+    dream(here / "models" / "sdxl.safetensors")
+    assert resolve("sdxl", folders=[here / "models"]).source == "hub"
+
+
+def test_an_added_folder_wins_over_the_cache(here: Path) -> None:
+    make.snapshot(here / "hub", "me/dream", COMMIT, "sd15")
+    make.folder(here / "models" / "me" / "dream", "sdxl")
+    assert resolve("me/dream", hub=here / "hub", folders=[here / "models"]).source == "hub"
+    assert resolve("dream", hub=here / "hub", folders=[here / "models"]).source == "folder"
+
+
+# --- paths
+
+
+def test_a_path_may_be_written_in_any_way(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(here))
+    monkeypatch.setenv("USERPROFILE", str(here))
+    dream(here / "a b" / "dream.v2.safetensors")
+    make.folder(here / "mine")
+    for text in ("a b/dream.v2.safetensors", "./a b/dream.v2.safetensors", "~/a b/dream.v2.safetensors",
+                 str(here / "a b" / "dream.v2.safetensors"), "  a b/dream.v2.safetensors "):  # fmt: skip
+        assert resolve(text).name == "dream.v2"
+    monkeypatch.chdir(here / "mine")
+    for text in (".", "../mine", "../mine/", str(here / "mine")):
+        model = resolve(text)
+        assert (model.name, model.path) == ("mine", str(here / "mine"))
+
+
+def test_links_are_followed(here: Path) -> None:
+    dream(here / "deep" / "blob")
+    link = here / "link.safetensors"
+    try:
+        link.symlink_to(here / "deep" / "blob")
+    except OSError:
+        pytest.skip("this system makes no links")
+    assert resolve("link.safetensors").name == "link"
+
+
 @pytest.mark.parametrize(
-    "name", ["./absent", "absent.safetensors", "~/absent", "a/b/c", "x\0y", "nope", "", "me/absent", "-" * 5000]
+    "name", ["./absent", "absent.safetensors", "~/absent", "a/b/c", "C:\\sd\\x", "\\\\nas\\x", "x\0y"]
 )
-def test_what_is_not_there_is_said_with_a_way_out(name: str, tmp_path: Path) -> None:
-    with pytest.raises(SdcliError) as caught:
-        resolve(name, hub=tmp_path)
-    assert caught.value.code in (2, 3)
+def test_what_can_only_be_a_path_is_said_to_be_absent(name: str, here: Path) -> None:
+    with pytest.raises(ModelMissing) as caught:
+        resolve(name)
+    assert caught.value.message.isprintable()
     assert caught.value.hint
+
+
+def test_a_slip_in_a_path_is_answered_with_the_nearest_name(here: Path) -> None:
+    dream(here / "dream.safetensors")
+    with pytest.raises(ModelMissing, match=r"near: dream\.safetensors"):
+        resolve("./daem.safetensors")
+
+
+@pytest.mark.parametrize("name", ["x.ckpt", "x.safetensors", "pytorch_model.bin", "x"])
+def test_a_pickle_is_refused_under_any_name(here: Path, name: str) -> None:
+    (here / name).write_bytes(b"\x80\x02}q\x00." + bytes(100))
+    with pytest.raises(Unsafe) as caught:
+        resolve(name)
+    assert caught.value.code == 6
+    assert "safetensors" in caught.value.hint
+
+
+# --- short names
+
+
+def test_a_file_in_an_added_folder_has_a_short_name(here: Path) -> None:
+    dream(here / "models" / "sub" / "dreamshaper_8.safetensors")
+    make.folder(here / "models" / "other")
+    folders = [here / "models", here / "absent"]
+    assert resolve("dreamshaper_8", folders=folders).source == "file"
+    assert resolve("dreamshaper_8.safetensors", folders=folders).name == "dreamshaper_8"
+    assert resolve("other", folders=folders).source == "folder"
+
+
+def test_a_short_name_that_stands_twice_is_not_chosen_between(here: Path) -> None:
+    first, second = (dream(here / place / "dream.safetensors") for place in "ab")
+    with pytest.raises(Usage) as caught:
+        resolve("dream", folders=[here / "a", here / "b"])
+    assert str(first) in caught.value.message
+    assert str(second) in caught.value.message
+    assert resolve(str(second)).path == str(second)
+
+
+def test_the_pickle_beside_a_checkpoint_is_no_rival(here: Path) -> None:
+    dream(here / "models" / "dream.safetensors")
+    (here / "models" / "dream.ckpt").write_bytes(b"\x80\x02}q\x00.")
+    assert resolve("dream", folders=[here / "models"]).source == "file"
+    (here / "models" / "dream.safetensors").unlink()
+    with pytest.raises(Unsafe):
+        resolve("dream", folders=[here / "models"])
+
+
+def test_an_unknown_word_is_answered_with_what_is_near_and_how_large(here: Path) -> None:
+    dream(here / "dreamshaper_8.safetensors")
+    dream(here / "dreamshaperXL_v21.safetensors", "sdxl")
+    with pytest.raises(ModelMissing) as caught:
+        resolve("dreamshaper9", folders=[here])
+    first, second = caught.value.message.split("\n")
+    assert first.startswith('no model "dreamshaper9": not an alias, a path, in ')
+    assert second == "  near: dreamshaper_8 (sd15, 2.13 GB)   dreamshaperXL_v21 (sdxl, 6.94 GB)"
+    assert caught.value.hint == 'sdcli generate "a cat" -m dreamshaper_8'
+    assert caught.value.details["near"] == ["dreamshaper_8", "dreamshaperXL_v21"]
+
+
+def test_a_known_alias_in_other_letters_is_near() -> None:
+    for text, near in (("SD15", "sd15"), ("sdlx", "sdxl"), ("buildin", "builtin")):
+        with pytest.raises(ModelMissing) as caught:
+            resolve(text)
+        assert caught.value.details["near"][0] == near
+
+
+# --- the Hub's cache
+
+
+def test_the_cache_is_read_without_a_network(here: Path) -> None:
+    make.snapshot(here, "me/dream", COMMIT)
+    model = resolve("me/dream", hub=here, offline=True)
+    assert (model.name, model.source, model.revision, model.cached) == ("dream", "hub", COMMIT, True)
+    assert (model.repository, model.download_bytes) == ("me/dream", 0)
+    for revision in (COMMIT, COMMIT[:7], "main"):
+        assert resolve("me/dream", revision=revision, hub=here).revision == COMMIT
+
+
+@pytest.mark.parametrize("revision", ["other", OTHER, "../../../../etc/passwd", "/etc/hostname", "", " ", "f" * 500])
+def test_a_revision_that_is_not_there_is_not_replaced_by_another(here: Path, revision: str) -> None:
+    make.snapshot(here, "me/dream", COMMIT, branch="")
+    with pytest.raises(ModelMissing):
+        resolve("me/dream", revision=revision, hub=here)
+
+
+def test_an_alias_is_its_pinned_commit_only(here: Path) -> None:
+    pinned = str(resolve("sd15").revision)
+    make.snapshot(here, SD15, OTHER)
+    assert not resolve("sd15", hub=here).cached
+    make.snapshot(here, SD15, pinned, branch="")
+    model = resolve("sd15", hub=here)
+    assert (model.name, model.cached, model.revision, model.licence) == ("sd15", True, pinned, "CreativeML OpenRAIL-M")
+
+
+def test_a_copy_under_the_vanished_name_is_used_rather_than_fetched_again(here: Path) -> None:
+    make.snapshot(here, "runwayml/stable-diffusion-v1-5", OTHER)
+    model = resolve("runwayml/stable-diffusion-v1-5", hub=here)
+    assert (model.name, model.cached, model.revision) == ("sd15", True, OTHER)
+
+
+def test_a_known_model_that_is_here_in_part_is_to_be_fetched(here: Path) -> None:
+    pinned = str(resolve("sd15").revision)
+    path = make.snapshot(here, SD15, pinned)
+    whole = path / "unet" / "diffusion_pytorch_model.safetensors"
+    whole.rename(whole.with_suffix(".bin"))
+    assert not resolve("sd15", hub=here).cached
+    whole.with_suffix(".bin").unlink()
+    assert not resolve("sd15", hub=here).cached
+
+
+def test_a_tampered_copy_of_a_known_model_is_refused_not_passed_over(here: Path) -> None:
+    path = make.snapshot(here, SD15, str(resolve("sd15").revision))
+    make.write_json(path / "vae" / "config.json", {"auto_map": {"AutoModel": "x.py"}})
+    with pytest.raises(Unsafe):
+        resolve("sd15", hub=here)
+
+
+def test_offline_says_so_instead_of_planning_a_download(here: Path) -> None:
+    for name in ("sd15", SDXL, "me/absent"):
+        with pytest.raises(Offline) as caught:
+            resolve(name, hub=here, offline=True)
+        assert caught.value.code == 3
+
+
+def test_a_repository_that_is_not_cached_is_missing_with_the_line_that_gets_it(here: Path) -> None:
+    with pytest.raises(ModelMissing) as caught:
+        resolve("me/absent", hub=here, revision="v2")
+    assert caught.value.hint == "hf download me/absent --revision v2"
+
+
+@pytest.mark.parametrize(
+    ("environment", "expected"),
+    [
+        ({"HF_HUB_CACHE": "/a"}, "/a"),
+        ({"HF_HUB_CACHE": "/a", "HF_HOME": "/b"}, "/a"),
+        ({"HUGGINGFACE_HUB_CACHE": "/c", "HF_HOME": "/b"}, "/c"),
+        ({"HF_HOME": "/b"}, "/b/hub"),
+        ({"XDG_CACHE_HOME": "/d"}, "/d/huggingface/hub"),
+    ],
+)
+def test_the_cache_is_where_huggingface_hub_keeps_it(environment: dict[str, str], expected: str) -> None:
+    assert hub_cache.folder(environment) == Path(expected)
+
+
+def test_cached_repositories_are_listed_by_their_names(here: Path) -> None:
+    make.snapshot(here, "me/dream-2--x", COMMIT)
+    (here / "datasets--me--words").mkdir()
+    assert hub_cache.repositories(here) == ("me/dream-2--x",)
+    assert hub_cache.repositories(here / "absent") == ()
+
+
+# --- anything at all
+
+
+@pytest.mark.parametrize("name", ["", "   ", "nope", "[/red]", "\x1b]0;x\x07", "猫" * 3000, "-" * 5000, "a/" * 3000])
+def test_what_is_not_there_is_said_with_a_way_out(name: str, here: Path) -> None:
+    with pytest.raises(SdcliError) as caught:
+        resolve(name, hub=here)
+    assert caught.value.code in (2, 3)
+    assert caught.value.message.replace("\n", "").isprintable()
+    assert caught.value.hint
+
+
+@settings(
+    max_examples=500, derandomize=True, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
+@given(st.text(max_size=60) | st.from_regex(r"[\w./\\~:-]{1,40}", fullmatch=True))
+def test_any_text_as_a_model_is_answered(here: Path, text: str) -> None:
+    try:
+        resolve(text, folders=[here], hub=here / "hub")
+    except SdcliError as error:
+        assert error.code in (2, 3, 6, 9)
+        assert error.hint
 
 
 def test_without_a_built_in_model_its_name_says_so() -> None:
     with pytest.raises(ModelMissing, match="no built-in model"):
         resolve("builtin")
+
+
+def test_a_model_knows_its_family(here: Path) -> None:
+    assert family_of(at(dream(here / "x.safetensors"))) is find("sd15")
+    with pytest.raises(BadFile):
+        family_of(from_json(type(resolve("sd15")), {**to_json(resolve("sd15")), "family": ""}))

@@ -1,0 +1,92 @@
+"""A single file is a whole checkpoint, or is named for what it is."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import model_files as make
+import pytest
+
+from sdcli import data
+from sdcli.errors import BadFile
+from sdcli.models import checkpoint
+
+
+@pytest.mark.parametrize("family", ["sd15", "sdxl"])
+def test_a_checkpoint_is_a_model_of_its_family_with_the_shipped_configs(tmp_path: Path, family: str) -> None:
+    path = make.file(tmp_path / "dream.safetensors", make.checkpoint(family))
+    model = checkpoint.read(path)
+    assert (model.name, model.kind, model.family, model.source) == ("dream", family, family, "file")
+    assert (model.layout, model.prediction, model.zero_snr) == ("original", "epsilon", False)
+    assert model.disk_bytes == path.stat().st_size
+    assert model.scheduler == data.component_config(family, "scheduler")
+    for name, component in model.components.items():
+        assert component.config == data.component_config(family, name)
+        assert component.files == (str(path),)
+        assert component.stored_bytes == 2 * component.parameters
+
+
+def test_v_prediction_and_zero_snr_reach_the_scheduler(tmp_path: Path) -> None:
+    shapes = make.checkpoint("sdxl") | {"v_pred": [], "ztsnr": []}
+    model = checkpoint.read(make.file(tmp_path / "v.safetensors", shapes))
+    assert (model.prediction, model.zero_snr) == ("v_prediction", True)
+    assert model.scheduler["prediction_type"] == "v_prediction"
+    assert model.scheduler["rescale_betas_zero_snr"] is True
+    assert model.scheduler["timestep_spacing"] == "trailing"
+    assert data.component_config("sdxl", "scheduler")["prediction_type"] == "epsilon"
+
+
+@pytest.mark.parametrize(
+    ("family", "part", "words"),
+    [
+        ("sd15", "cond_stage_model.", "has no text encoder"),
+        ("sd15", make.VAE, "has no VAE"),
+        ("sdxl", "conditioner.embedders.1.", "has no second text encoder"),
+    ],
+)
+def test_a_checkpoint_without_one_of_its_parts_says_which(tmp_path: Path, family: str, part: str, words: str) -> None:
+    shapes = {name: shape for name, shape in make.checkpoint(family).items() if not name.startswith(part)}
+    with pytest.raises(BadFile) as caught:
+        checkpoint.read(make.file(tmp_path / "x.safetensors", shapes))
+    assert words in caught.value.message
+
+
+def test_a_pruned_relative_is_not_taken_for_its_big_sister(tmp_path: Path) -> None:
+    shapes = make.checkpoint("sdxl")
+    shapes[f"{make.UNET}rest"] = [1_330_000_000]
+    with pytest.raises(BadFile, match=r"a relative of SDXL .* its UNet has 1,33\d\.\d of 2,567\.5 million"):
+        checkpoint.read(make.file(tmp_path / "small.safetensors", shapes))
+
+
+@pytest.mark.parametrize(
+    ("shapes", "words", "hint"),
+    [
+        (make.checkpoint("sd2"), "is Stable Diffusion 2, which sdcli does not draw with", "-m sd15"),
+        (make.checkpoint("refiner"), "is the SDXL refiner", "-m sd15"),
+        (make.checkpoint("sd15", channels=9), "is Stable Diffusion 1.5 inpainting, which", "-m sd15"),
+        ({"double_blocks.0.x": [1], "single_blocks.0.x": [1]}, "is FLUX", "-m sd15"),
+        ({"a.attn2.to_k.lora_A.weight": [4, 2048]}, "is a LoRA for SDXL, not a model", "inspect-unet sdxl --lora"),
+        ({"a.attn2.to_k.lora_A.weight": [4, 1024]}, "is a LoRA for Stable Diffusion 2,", "inspect-unet sd15 --lora"),
+        ({"x.lora_A.weight": [4, 7]}, "is a LoRA, not a model", "inspect-unet sd15 --lora"),
+        ({"emb_params": [4, 768]}, "is a textual-inversion embedding for Stable Diffusion 1.5", "-m sd15"),
+        (make.original_vae(4, ""), "is a VAE with 4 latent channels", "-m sd15"),
+        (make.original_unet(2048), "is a UNet alone for SDXL", "-m sd15"),
+        ({"what.is.this": [3]}, "is of an unknown kind, which sdcli does not draw with; it holds what.is.this", ""),
+    ],
+)
+def test_what_cannot_be_drawn_with_is_named_with_its_base_and_a_way_out(
+    tmp_path: Path, shapes: make.Shapes, words: str, hint: str
+) -> None:
+    with pytest.raises(BadFile) as caught:
+        checkpoint.read(make.file(tmp_path / "x.safetensors", shapes))
+    assert words in caught.value.message
+    assert hint in caught.value.hint
+    assert caught.value.hint
+
+
+def test_names_from_the_file_have_no_power_over_the_terminal(tmp_path: Path) -> None:
+    path = make.file(tmp_path / "\x1b[31mred\u202e.safetensors", {"what": [3]})
+    with pytest.raises(BadFile) as caught:
+        checkpoint.read(path)
+    assert "\\x1b[31mred\\u202e" in caught.value.message
+    assert caught.value.message.isprintable()
