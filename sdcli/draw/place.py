@@ -78,10 +78,13 @@ class Placed:
 
     def drop(self, *names: str) -> None:
         """Forgets components; they can be loaded again."""
+        gone = [self._modules.pop(name, None) for name in names]
         for name in names:
-            self._modules.pop(name, None)
             self._waiting.pop(name, None)
-        release(self.device)
+        if any(module is not None for module in gone):
+            gone.clear()
+            gc.collect()  # modules hold themselves in circles
+            give_back(self.device)
 
     def drop_all(self) -> None:
         self.drop(*self._modules)
@@ -123,7 +126,7 @@ class Waiting:
     def go(self) -> None:
         for tensor, host in self._weights:
             tensor.data = host
-        release(self._device)
+        give_back(self._device)
 
 
 def stream_layers(module: nn.Module, device: torch.device) -> None:
@@ -137,9 +140,8 @@ def stream_layers(module: nn.Module, device: torch.device) -> None:
     )  # fmt: skip
 
 
-def release(device: torch.device) -> None:
-    """Gives freed memory back, so that the next component, or another program, can have it."""
-    gc.collect()
+def give_back(device: torch.device) -> None:
+    """What the allocator keeps for later, so that the next component, or another program, can have it."""
     if device.type == "cuda":
         torch.cuda.empty_cache()
     elif device.type == "mps":

@@ -5,9 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from sdcli.errors import Usage
 from sdcli.request import samplers
-from sdcli.terminal import show
 
 
 def make(sampler: str, config: Mapping[str, Any]) -> Any:
@@ -16,15 +14,6 @@ def make(sampler: str, config: Mapping[str, Any]) -> Any:
 
     known = samplers.find(sampler)
     return getattr(diffusers, known.scheduler).from_config(dict(config), **known.options)
-
-
-def set_steps(scheduler: Any, sampler: str, steps: int, device: Any) -> None:
-    try:
-        scheduler.set_timesteps(steps, device=device)
-    except ValueError as error:  # LCM and TCD were distilled for at most 50 steps
-        raise Usage(
-            f"{sampler} cannot take {steps} steps: {show(error, 200)}", hint=f'sdcli generate "a cat" --steps {20}'
-        ) from None
 
 
 def settings(scheduler: Any) -> dict[str, Any]:

@@ -136,7 +136,7 @@ class Studio:
         if drawing.at is not None:
             return drawing.at
         first, components = drawing.jobs[0], self.plan.model.components
-        schedulers.set_steps(drawing.scheduler, first.sampler, first.steps, self.placed.device)
+        drawing.scheduler.set_timesteps(first.steps, device=self.placed.device)
         pixels = 2 ** (len(components["vae"].config["block_out_channels"]) - 1)  # a latent's edge
         return denoise.begin(
             drawing.scheduler, drawing.generators,

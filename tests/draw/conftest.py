@@ -34,15 +34,15 @@ def tiny_folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 @pytest.fixture(scope="session")
 def pipelines(tiny_folders: dict[str, Path], one_quiet_thread: None) -> dict[str, Any]:
     """diffusers' pipelines as everyone loads them: what our loop, encoders and decoder are compared with."""
-    return _pipelines(tiny_folders, torch.float32)
+    return diffusers_pipelines(tiny_folders, torch.float32)
 
 
 @pytest.fixture(scope="session")
-def bf16_pipelines(tiny_folders: dict[str, Path], one_quiet_thread: None) -> dict[str, Any]:
-    return _pipelines(tiny_folders, torch.bfloat16)
+def bf16diffusers_pipelines(tiny_folders: dict[str, Path], one_quiet_thread: None) -> dict[str, Any]:
+    return diffusers_pipelines(tiny_folders, torch.bfloat16)
 
 
-def _pipelines(folders: dict[str, Path], dtype: torch.dtype) -> dict[str, Any]:
+def diffusers_pipelines(folders: dict[str, Path], dtype: torch.dtype) -> dict[str, Any]:
     from diffusers import StableDiffusionPipeline, StableDiffusionXLPipeline
 
     made: dict[str, Any] = {}
