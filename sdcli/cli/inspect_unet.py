@@ -14,6 +14,7 @@ from sdcli import terminal
 from sdcli.errors import Usage
 from sdcli.terminal import plain, say, show
 
+FEW, MANY = 6, 40  # rows of a module's first table
 TABLES, FILES, SIZE, COMPARE = "Tables", "Output", "Size", "Compare and run"
 
 
@@ -365,5 +366,20 @@ def _module(asked: Asked, name: str, given: list[str]) -> None:
     rows, view = _rows(asked, look)
     _lines(asked, modules.summary(look))
     if view is None:
-        rows, view = tables.by_depth(rows, 1), "sums"
+        rows, view = _rolled_up(rows), "sums"
     _lines(asked, ["", *tables.text(rows, look, _wide(), view=view)])
+
+
+def _rolled_up(leaves: list[Any]) -> list[Any]:
+    """Sums one module deep, or as deep as it takes to show some parts."""
+    from sdcli.inspect import tables
+
+    rows = tables.by_depth(leaves, 1)
+    for depth in (2, 3, 4):
+        if len(rows) >= FEW:
+            break
+        deeper = tables.by_depth(leaves, depth)
+        if len(deeper) > MANY:
+            break
+        rows = deeper
+    return rows

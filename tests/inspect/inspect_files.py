@@ -7,7 +7,8 @@ import struct
 from collections.abc import Mapping
 from pathlib import Path
 
-from sdcli.inspect import guess, keys
+from sdcli.inspect import guess
+from sdcli.models import keys
 
 WIDTHS = {"F16": 2, "BF16": 2, "F32": 4}
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import random
+import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -14,9 +15,26 @@ from inspect_files import lora, original, write
 
 from sdcli import data
 from sdcli.errors import BadFile, ModelMissing, SdcliError, Unsafe
-from sdcli.inspect import guess, keys, source
+from sdcli.inspect import guess, source
 from sdcli.inspect.facts import At, Source, inspect, native_size
+from sdcli.models import keys
 from sdcli.models.unet import analyse
+
+SMALL = guess.tensors_of(
+    analyse(
+        {
+            "block_out_channels": [8, 16],
+            "down_block_types": ["CrossAttnDownBlock2D", "DownBlock2D"],
+            "up_block_types": ["UpBlock2D", "CrossAttnUpBlock2D"],
+            "cross_attention_dim": 16,
+            "attention_head_dim": 2,
+            "layers_per_block": 1,
+        },
+        height=8,
+        width=8,
+    )
+)
+HEADER = 24_000  # bytes of a file of SMALL that are mutated: its length and header
 
 
 def found(model: object) -> Source:
@@ -226,3 +244,25 @@ def test_any_mutated_set_of_tensors_is_understood_or_refused(seed: int) -> None:
         analyse(config, height=8, width=8)
     except SdcliError as error:
         assert error.message
+
+
+@given(st.integers(0, 10**9))
+@settings(max_examples=300, deadline=None, derandomize=True)
+def test_any_damaged_header_is_understood_or_refused(seed: int) -> None:
+    dice = random.Random(seed)
+    with tempfile.TemporaryDirectory() as folder:
+        path = write(Path(folder) / "x.safetensors", SMALL)
+        raw = bytearray(path.read_bytes())
+        for _ in range(dice.randint(1, 12)):
+            place = dice.randrange(HEADER)
+            if dice.random() < 0.3:
+                del raw[place : place + dice.randint(1, 60)]
+            else:
+                raw[place] = dice.choice(b'0129[]{}:,"\x00\xff.abw')
+        path.write_bytes(bytes(raw))
+        try:
+            result = source.find(str(path))
+            if isinstance(result, Source):
+                inspect(result, At(width=64, height=64))
+        except SdcliError as error:
+            assert error.message

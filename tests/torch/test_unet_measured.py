@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from unet_reference import random_config
+from unet_reference import live_peak, random_config
 
 from sdcli import data
 from sdcli.errors import BadFile, DeviceUnusable, ModelMissing, Usage
@@ -69,44 +69,30 @@ class Classic(torch.nn.Module):
     def __init__(self) -> None:
         super().__init__()
         widths = [64, 128, 256, 512, 1024]
-        self.downs = torch.nn.ModuleList()
+        self.downs, self.rises, self.ups = (torch.nn.ModuleList() for _ in range(3))
         before = 1
         for width in widths:
-            self.downs.append(
-                torch.nn.Sequential(
-                    torch.nn.Conv2d(before, width, 3),
-                    torch.nn.ReLU(),
-                    torch.nn.Conv2d(width, width, 3),
-                    torch.nn.ReLU(),
-                )
-            )
+            self.downs.extend([torch.nn.Conv2d(before, width, 3), torch.nn.Conv2d(width, width, 3)])
             before = width
-        self.rises, self.ups = torch.nn.ModuleList(), torch.nn.ModuleList()
         for width in widths[-2::-1]:
             self.rises.append(torch.nn.ConvTranspose2d(2 * width, width, 2, stride=2))
-            self.ups.append(
-                torch.nn.Sequential(
-                    torch.nn.Conv2d(2 * width, width, 3),
-                    torch.nn.ReLU(),
-                    torch.nn.Conv2d(width, width, 3),
-                    torch.nn.ReLU(),
-                )
-            )
+            self.ups.extend([torch.nn.Conv2d(2 * width, width, 3), torch.nn.Conv2d(width, width, 3)])
         self.out = torch.nn.Conv2d(64, 2, 1)
 
     def forward(self, picture: torch.Tensor) -> torch.Tensor:
         skips = []
-        for down in self.downs[:-1]:
-            picture = down(picture)
-            skips.append(picture)
-            picture = torch.nn.functional.max_pool2d(picture, 2)
-        picture = self.downs[-1](picture)
-        for rise, up in zip(self.rises, self.ups, strict=True):
+        for number, conv in enumerate(self.downs):
+            picture = torch.relu(conv(picture))
+            if number % 2 and number < len(self.downs) - 1:
+                skips.append(picture)
+                picture = torch.nn.functional.max_pool2d(picture, 2)
+        for number, rise in enumerate(self.rises):
             picture = rise(picture)
-            skip = skips.pop()
-            top, left = (skip.shape[2] - picture.shape[2]) // 2, (skip.shape[3] - picture.shape[3]) // 2
-            skip = skip[:, :, top : top + picture.shape[2], left : left + picture.shape[3]]
-            picture = up(torch.cat([skip, picture], 1))
+            top, left = ((skips[-1].shape[i] - picture.shape[i]) // 2 for i in (2, 3))
+            height, width = picture.shape[2:]
+            picture = torch.cat([skips.pop()[:, :, top : top + height, left : left + width], picture], 1)
+            for conv in self.ups[2 * number : 2 * number + 2]:
+                picture = torch.relu(conv(picture))
         out: torch.Tensor = self.out(picture)
         return out
 
@@ -120,6 +106,14 @@ def test_the_unet_of_2015_is_what_its_paper_draws() -> None:
     assert [leaf.output_shape for leaf in weighted] == [leaf.output_shape for leaf in ours.leaves]
     assert [leaf.parameters for leaf in weighted] == [leaf.parameters for leaf in ours.leaves]
     assert [leaf.macs for leaf in weighted] == [leaf.macs for leaf in ours.leaves]
+
+
+def test_the_unet_of_2015_has_the_peak_that_was_predicted() -> None:
+    with torch.device("meta"):
+        model = Classic().half()
+    picture = torch.empty((1, 1, 572, 572), device="meta", dtype=torch.float16)
+    predicted = analyse(data.component_config("unet2015", "unet"), height=572, width=572).activation_peak(2)
+    assert predicted == pytest.approx(live_peak(lambda: model(picture)), rel=0.01)
 
 
 def test_the_rows_of_any_module_add_up() -> None:
