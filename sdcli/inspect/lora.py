@@ -3,33 +3,23 @@
 from __future__ import annotations
 
 import functools
-import re
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from sdcli import data
-from sdcli.inspect import figures, keys, tables
+from sdcli.inspect import figures, tables
 from sdcli.inspect.facts import Source
 from sdcli.inspect.numbers import scalar
 from sdcli.inspect.source import LoraFile
-from sdcli.models import text as encoders
+from sdcli.models import lora
 from sdcli.models.headers import Tensor
-from sdcli.models.unet import analyse
+from sdcli.models.lora import Layer
 from sdcli.terminal import cells, disk_text, fit, show
 
 FAMILIES = ("sd15", "sdxl", "sd21", "refiner")
 TITLES = {"sd15": "Stable Diffusion 1.5", "sdxl": "SDXL", "sd21": "Stable Diffusion 2", "refiner": "the SDXL refiner"}
-# endings of the two factors, of whatever scales them, and of other kinds of adapters
-ENDINGS = re.compile(
-    r"(?P<module>.+?)[._](?P<part>"
-    r"lora_down|lora_up|lora_mid|lora_A|lora_B|lora\.down|lora\.up|lora_linear_layer\.down|lora_linear_layer\.up"
-    r"|alpha|dora_scale|lora_magnitude_vector|hada_w[12]_[ab]|hada_t[12]|lokr_w[12](?:_[ab])?|lokr_t2|diff_b|diff"
-    r")(?:\.default)?(?:\.weight)?$"
-)
-DOWN = ("lora_down", "lora_A", "lora.down", "lora_linear_layer.down")
-UP = ("lora_up", "lora_B", "lora.up", "lora_linear_layer.up")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -94,13 +84,11 @@ def inspect(file: LoraFile, base: Source | None) -> Report:
         decomposed=sum(1 for parts in modules.values() if {"dora_scale", "lora_magnitude_vector"} & set(parts)),
         unet_layers=sum(1 for one in matched if not one.name.startswith("text_encoder")),
         text_layers=sum(1 for one in matched if one.name.startswith("text_encoder")),
-        of=len({layer[0] for layer in layers.values() if not layer[0].startswith("text_encoder")}),
+        of=len({layer.name for layer in layers.values() if layer.component == "unet"}),
     )
 
 
-# layers of a base, by every name that a LoRA may give them
-
-Layer = tuple[str, tuple[int, ...]]  # diffusers name, shape of its weight
+# layers of a base
 
 
 @functools.cache
@@ -109,34 +97,8 @@ def _known_layers(family: str) -> Mapping[str, Layer]:
 
 
 def _layers(config: Mapping[str, Any], family: str) -> dict[str, Layer]:
-    unet = analyse(config, height=64, width=64)
-    shapes = {leaf.name: leaf.weight_shape for leaf in unet.leaves if leaf.kind in ("convolution", "linear")}
-    original = keys.original_names(shapes)
-    found: dict[str, Layer] = {}
-    for name, shape in shapes.items():
-        layer = (name, shape)
-        for path in {name, original.get(name, name)}:
-            flat = path.replace(".", "_")
-            found |= {f"unet.{path}": layer, f"lora_unet_{flat}": layer, path: layer, f"diffusion_model.{path}": layer}
-    for number, component in enumerate(_encoders(family), 1):
-        found |= _text_layers(data.component_config(family, component), component, number, len(_encoders(family)))
-    return found
-
-
-def _encoders(family: str) -> tuple[str, ...]:
-    return {"sd15": ("text_encoder",), "sdxl": ("text_encoder", "text_encoder_2")}.get(family, ())
-
-
-def _text_layers(config: Mapping[str, Any], component: str, number: int, of: int) -> dict[str, Layer]:
-    found: dict[str, Layer] = {}
-    kohya = "lora_te" if of == 1 else f"lora_te{number}"
-    for leaf in encoders.analyse(config).leaves:
-        if leaf.kind != "linear":
-            continue
-        path = leaf.name if leaf.name.startswith(("text_model.", "text_projection")) else f"text_model.{leaf.name}"
-        layer = (f"{component}.{path}", leaf.weight_shape)
-        found |= {f"{component}.{path}": layer, f"{kohya}_{path.replace('.', '_')}": layer}
-    return found
+    encoders = {"sd15": ("text_encoder",), "sdxl": ("text_encoder", "text_encoder_2")}.get(family, ())
+    return lora.layers({"unet": config} | {name: data.component_config(family, name) for name in encoders})
 
 
 # the LoRA's modules
@@ -144,41 +106,12 @@ def _text_layers(config: Mapping[str, Any], component: str, number: int, of: int
 
 def _modules(tensors: Mapping[str, Tensor]) -> dict[str, dict[str, Tensor]]:
     """Module name as the file gives it → its parts."""
-    modules: dict[str, dict[str, Tensor]] = {}
-    for name, tensor in tensors.items():
-        found = ENDINGS.match(name)
-        module, part = (found["module"], found["part"]) if found else (name, "other")
-        modules.setdefault(_path(module), {})[part] = tensor
-    return modules
-
-
-def _path(module: str) -> str:
-    """Prefixes of training wrappers and of old attention processors taken away."""
-    module = module.removeprefix("base_model.model.").removeprefix("transformer.")
-    old = re.fullmatch(r"(.+)\.processor\.(to_q|to_k|to_v|to_out)(?:_lora)?", module)
-    if old:
-        return f"{old[1]}.{'to_out.0' if old[2] == 'to_out' else old[2]}"
-    return module
+    found = lora.modules(tensors)
+    return {module: {part: tensors[name] for part, name in parts.items()} for module, parts in found.items()}
 
 
 def _fitting(modules: Mapping[str, Mapping[str, Tensor]], layers: Mapping[str, Layer]) -> int:
-    return sum(1 for name, parts in modules.items() if name in layers and _fits(parts, layers[name][1]))
-
-
-def _factors(parts: Mapping[str, Tensor]) -> tuple[Tensor | None, Tensor | None]:
-    down = next((parts[part] for part in DOWN if part in parts), None)
-    up = next((parts[part] for part in UP if part in parts), None)
-    return down, up
-
-
-def _fits(parts: Mapping[str, Tensor], shape: tuple[int, ...]) -> bool:
-    """Both factors there and of the layer's width; other kinds of adapters go by their name alone."""
-    down, up = _factors(parts)
-    if down is None and up is None:
-        return any(part.startswith(("hada", "lokr", "diff")) for part in parts)
-    if down is None or up is None or len(down.shape) < 2 or len(up.shape) < 2:
-        return False
-    return down.shape[1] == shape[1] and up.shape[0] == shape[0] and down.shape[0] == up.shape[1]
+    return sum(1 for name, parts in modules.items() if name in layers and lora.fits(parts, layers[name].shape))
 
 
 def _touched(module: str, parts: Mapping[str, Tensor], layer: Layer | None, handle: Any, start: int) -> Touched:
@@ -186,17 +119,17 @@ def _touched(module: str, parts: Mapping[str, Tensor], layer: Layer | None, hand
     alpha = parts.get("alpha")
     scale = scalar(handle, start + alpha.begin, start + alpha.end, alpha.dtype) if alpha else None
     return Touched(
-        name=layer[0] if layer else module,
+        name=layer.shown if layer else module,
         rank=rank,
         alpha=scale,
         parameters=sum(tensor.parameters for part, tensor in parts.items() if part != "alpha"),
         kind=kind,
-        fits=layer is not None and _fits(parts, layer[1]),
+        fits=layer is not None and lora.fits(parts, layer.shape),
     )
 
 
 def _kind(parts: Mapping[str, Tensor]) -> tuple[str, int | None]:
-    down, _ = _factors(parts)
+    down, _ = lora.factors(parts)
     if down is not None:
         return "lora", down.shape[0] if down.shape else None
     for kind, part in (("loha", "hada_w1_b"), ("lokr", "lokr_w2_b"), ("lokr", "lokr_w1_b")):

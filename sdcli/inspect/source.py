@@ -16,9 +16,9 @@ from typing import Any
 
 from sdcli import data
 from sdcli.errors import BadFile, ModelMissing, SdcliError
-from sdcli.inspect import guess, keys
+from sdcli.inspect import guess
 from sdcli.inspect.facts import Mismatch, Source, Stored
-from sdcli.models import headers, hub_cache, kinds
+from sdcli.models import headers, hub_cache, keys, kinds
 from sdcli.models.headers import NAMES, Header, Tensor
 from sdcli.models.unet import CLASS_NAMES, analyse
 from sdcli.terminal import disk_text, show
