@@ -49,10 +49,14 @@ class Forecast:
             return rows[0]
         return tuple(max(same, key=lambda phase: (phase.device, phase.host)) for same in zip(*rows, strict=True))
 
+    def counted(self, setup: Setup) -> tuple[int, int]:
+        """Device and host, as counted."""
+        pairs = [sizes.peaks(setup) for sizes in self.sizes]
+        return max(pair[0] for pair in pairs), max(pair[1] for pair in pairs)
+
     def peaks(self, setup: Setup) -> tuple[int, int]:
         """Device and host: as measured here before, else as counted."""
-        pairs = [sizes.peaks(setup) for sizes in self.sizes]
-        device, host = max(pair[0] for pair in pairs), max(pair[1] for pair in pairs)
+        device, host = self.counted(setup)
         known = self.measured(setup)
         if known is None:
             return device, host

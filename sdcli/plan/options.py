@@ -27,6 +27,7 @@ class Option:
     slowdown: float
     over: tuple[int, int]  # bytes above the budgets of device and host
     lossy: bool
+    counted: tuple[int, int]  # peaks without what was measured here
 
     @property
     def fits(self) -> bool:
@@ -34,9 +35,13 @@ class Option:
 
     @property
     def price(self) -> tuple[float, int, int, tuple[int, ...]]:
-        """Least time, then least memory, then each technique's first choice, techniques by name."""
+        """Least time, then least memory, then each technique's first choice, techniques by name.
+
+        Memory as counted: were measured peaks compared with counted ones, the way drawn yesterday could lose a tie
+        to one never tried, and the same seed would give another picture.
+        """
         order = tuple([technique.choices.index(technique.of(self.setup)) for technique in BY_NAME])
-        return self.slowdown, self.device, self.host, order
+        return self.slowdown, *self.counted, order
 
 
 def weigh(setup: Setup, forecast: Forecast, limits: Budget, fastest: float) -> Option:
@@ -48,6 +53,7 @@ def weigh(setup: Setup, forecast: Forecast, limits: Budget, fastest: float) -> O
         slowdown=round(forecast.seconds(setup) / fastest, 3),
         over=(max(0, device - limits.device), max(0, host - limits.host)),
         lossy=any(technique.of(setup) in technique.lossy for technique in TECHNIQUES),
+        counted=forecast.counted(setup),
     )
 
 

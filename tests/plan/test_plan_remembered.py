@@ -104,3 +104,12 @@ def test_a_file_of_any_age_is_read_or_passed_over(data: Any) -> None:
     found = measures(data)
     assert found is None or (found.device_peak or found.host_peak)
     assert merged(data, Measures(host_peak=1)).runs >= 1
+
+
+def test_what_was_measured_does_not_change_the_way_as_long_as_it_fits() -> None:
+    card_of_24 = replace(card(24), source="nvml")
+    first = planned({}, card_of_24)
+    peak = first.footprint.device_peak * 3 // 2
+    again = planned({key(first): {"device_peak": peak, "host_peak": first.footprint.host_peak, "runs": 1}}, card_of_24)
+    assert again.setup == first.setup
+    assert again.footprint.device_peak == peak
