@@ -1,0 +1,122 @@
+"""Which of a repository's files a model needs: safetensors, in half precision where there are any, and JSON."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from sdcli.errors import BadFile, Unsafe
+from sdcli.models.sniff import PICKLE_SUFFIXES
+from sdcli.terminal import show
+
+VARIANTS = (".fp16", "", ".bf16", ".fp32")  # the order in which a folder's weights are looked for
+_TOKENIZER = ("tokenizer_config.json", "special_tokens_map.json", "vocab.json", "merges.txt")
+LARGEST_SMALL = 8 << 20
+_ANOTHER = 'sdcli generate "a cat" -m sd15'
+
+
+@dataclass(frozen=True, kw_only=True)
+class File:
+    """A file as the hub lists it. `sha256` is given for large files, `git` (of a git blob) for small ones."""
+
+    path: str
+    size: int
+    sha256: str | None = None
+    git: str | None = None
+
+    @property
+    def hash(self) -> str:
+        """Its name in the cache."""
+        return self.sha256 or self.git or ""
+
+    @property
+    def is_small(self) -> bool:
+        return not self.path.endswith(".safetensors")
+
+    @property
+    def part(self) -> str:
+        """The component it belongs to: unet, vae …"""
+        return self.path.split("/")[0]
+
+
+def listed(siblings: Any) -> dict[str, File]:
+    """The hub's list, as far as it can be understood."""
+    found: dict[str, File] = {}
+    for entry in siblings if isinstance(siblings, list) else ():
+        file = _listed(entry) if isinstance(entry, Mapping) else None
+        if file is not None:
+            found[file.path] = file
+    return found
+
+
+def _listed(entry: Mapping[str, Any]) -> File | None:
+    path, size, stored = entry.get("rfilename"), entry.get("size"), entry.get("lfs")
+    if isinstance(stored, Mapping):
+        size = stored.get("size", size)
+    if not isinstance(path, str) or not isinstance(size, int) or isinstance(size, bool) or size < 0:
+        return None
+    sha256 = _hex(stored.get("sha256") or stored.get("oid"), 64) if isinstance(stored, Mapping) else None
+    return File(path=path, size=size, sha256=sha256, git=_hex(entry.get("blobId"), 40))
+
+
+def _hex(text: Any, length: int) -> str | None:
+    told = str(text or "").removeprefix("sha256:")
+    return told if re.fullmatch(rf"[0-9a-f]{{{length}}}", told) else None
+
+
+def configs(files: Mapping[str, File], components: Iterable[str]) -> tuple[File, ...]:
+    """What tells the kind of model, in a few kilobytes."""
+    wanted = ["scheduler/scheduler_config.json", *(f"{part}/config.json" for part in components)]
+    return _small(files, wanted)
+
+
+def tokenizers(files: Mapping[str, File], components: Iterable[str]) -> tuple[File, ...]:
+    """For other programs that use the same cache; sdcli brings its own."""
+    folders = [part.replace("text_encoder", "tokenizer") for part in components if part.startswith("text_encoder")]
+    return _small(files, [f"{folder}/{name}" for folder in folders for name in _TOKENIZER])
+
+
+def _small(files: Mapping[str, File], wanted: Iterable[str]) -> tuple[File, ...]:
+    return tuple(files[path] for path in wanted if path in files and files[path].size <= LARGEST_SMALL)
+
+
+def weights(files: Mapping[str, File], components: Iterable[str], repository: str) -> tuple[File, ...]:
+    """Per component: one file or its shards with their table, fp16 before the plain one."""
+    return tuple(file for part in components for file in _weights(files, part, repository))
+
+
+def _weights(files: Mapping[str, File], part: str, repository: str) -> tuple[File, ...]:
+    stem = "diffusion_pytorch_model" if part in ("unet", "vae") else "model"
+    for variant in VARIANTS:
+        whole = files.get(f"{part}/{stem}{variant}.safetensors")
+        if whole is not None:
+            return (whole,)
+        shards = _shards(files, part, stem, variant)
+        if shards:
+            return shards
+    raise _no_weights(files, part, repository)
+
+
+def _shards(files: Mapping[str, File], part: str, stem: str, variant: str) -> tuple[File, ...]:
+    tables = (f"{stem}.safetensors.index{variant}.json", f"{stem}{variant}.safetensors.index.json")
+    table = next((files[f"{part}/{name}"] for name in tables if f"{part}/{name}" in files), None)
+    if table is None or table.size > LARGEST_SMALL:
+        return ()
+    mark, number = re.escape(variant), r"-\d{5}-of-\d{5}"
+    name = re.compile(rf"{part}/{stem}(?:{mark}{number}|{number}{mark})\.safetensors")
+    shards = tuple(file for path, file in sorted(files.items()) if name.fullmatch(path))
+    return (table, *shards) if shards else ()
+
+
+def _no_weights(files: Mapping[str, File], part: str, repository: str) -> BadFile | Unsafe:
+    beside = [path for path in sorted(files) if path.startswith(f"{part}/")]
+    pickles = [path for path in beside if path.endswith(tuple(PICKLE_SUFFIXES))]
+    if pickles:
+        return Unsafe(
+            f"{show(repository)} has only pickles for {part} ({show(pickles[0], 80)}); "
+            "loading one can run code, so sdcli does not",
+            hint=_ANOTHER,
+        )
+    return BadFile(f"{show(repository)} has no .safetensors weights for {part}", hint=_ANOTHER)
