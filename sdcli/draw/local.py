@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import platform
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 from sdcli.events import Done, Event, Timed
+from sdcli.machine.environment import environment
 from sdcli.plan.plan import Plan
 from sdcli.request.request import Job
 
@@ -30,7 +30,7 @@ def run(plan: Plan, batches: Batches | None = None) -> Iterator[Event]:
         own = [(number, plan.batch(number)) for number in range(len(plan.batches))]
         for window in _windows(own if batches is None else batches):
             yield from studio.draw(window)
-        yield Done(environment=environment(plan))
+        yield Done(environment=environment(plan.hardware) | {"threads": plan.setup.threads, "isa": plan.setup.isa})
     finally:
         studio.close()
 
@@ -54,24 +54,3 @@ def _windows(batches: Batches) -> Iterator[Sequence[tuple[int, tuple[Job, ...]]]
     else:
         for batch in batches:
             yield [batch]
-
-
-def environment(plan: Plan) -> dict[str, Any]:
-    """What a picture also depends on, for whoever wants the same one again."""
-    import diffusers
-    import torch
-    import transformers
-
-    return {
-        "python": platform.python_version(),
-        "torch": torch.__version__,
-        "diffusers": diffusers.__version__,
-        "transformers": transformers.__version__,
-        "platform": platform.platform(),
-        "cpu": platform.processor() or platform.machine(),
-        "isa": plan.setup.isa or torch.backends.cpu.get_cpu_capability().lower(),
-        "threads": torch.get_num_threads(),
-        "device": plan.hardware.name,
-        "driver": plan.hardware.driver,
-        "cuda": torch.version.cuda,
-    }

@@ -6,15 +6,17 @@ Components are moved at the borders of phases, whole, or (group-offload) a layer
 from __future__ import annotations
 
 import gc
+import re
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
 
-from sdcli.draw import attention, decode, load
+from sdcli.draw import adapters, attention, decode, load
 from sdcli.events import Loaded
 from sdcli.models.model import Model
 from sdcli.plan.plan import Setup
@@ -64,7 +66,8 @@ class Placed:
             if name not in self._modules:
                 started = time.perf_counter()
                 size = self._load(name)
-                yield Loaded(component=name, bytes=size, seconds=time.perf_counter() - started)
+                seconds = time.perf_counter() - started
+                yield Loaded(component=name, bytes=size, seconds=seconds, sha256=_hash_in_name(self.model, name))
 
     @contextmanager
     def use(self, name: str) -> Iterator[Any]:
@@ -96,6 +99,7 @@ class Placed:
             name, self.model.components[name], dtype=self.dtype_of(name),
             device="cpu" if parked else self.device_of(name),
             channels_last=name in ("unet", "vae") and self.device.type != "mps",
+            added=adapters.additions(name, self.model, self.setup.adapters),
         )  # fmt: skip
         if name == "unet":
             attention.set_attention(filled.module, self.setup.attention)
@@ -138,6 +142,13 @@ def stream_layers(module: nn.Module, device: torch.device) -> None:
         module, onload_device=device, offload_device=torch.device("cpu"), offload_type="leaf_level",
         non_blocking=streams, use_stream=streams, record_stream=streams,
     )  # fmt: skip
+
+
+def _hash_in_name(model: Model, name: str) -> str | None:
+    """The Hub's cache names large files by their sha256; elsewhere hashing would take longer than loading."""
+    files = model.components[name].files
+    stem = Path(files[0]).resolve().name if len(files) == 1 else ""
+    return stem if re.fullmatch(r"[0-9a-f]{64}", stem) else None
 
 
 def give_back(device: torch.device) -> None:
