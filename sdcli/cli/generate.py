@@ -29,6 +29,7 @@ from sdcli.plan.plan import Plan
 from sdcli.plan.refusal import refused
 from sdcli.record import names, report, runs
 from sdcli.record.report import Folding
+from sdcli.record.sinks.filmstrip import Filmstrip
 from sdcli.record.sinks.json_lines import JsonLines
 from sdcli.record.sinks.json_object import write_object
 from sdcli.record.sinks.paths import Paths
@@ -63,7 +64,8 @@ def _generate(typed: dict[str, Any]) -> None:
     around = environment(plan.hardware)
     folding = Folding(started=runs.now(), run=destination.run, clock=since_start, environment=around)
     stream = store(_events(asked, engine), destination, environment=around)
-    stream = watch(stream, folding, screen.progress, screen.picture, *screen.results(folding, destination))
+    strip = Filmstrip(plan.request.filmstrip)
+    stream = watch(stream, folding, screen.progress, screen.picture, strip, *screen.results(folding, destination))
     error = _drain(stream, folding)
     finished = folding.report(error)
     kept = sum(image.kept for image in finished.images)
