@@ -33,8 +33,9 @@ def test_what_is_no_seed_is_refused(text: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("text", "size"), [("6", 6 * 2**30), ("6GiB", 6 * 2**30), ("6.5 gib", 13 * 2**29), ("6GB", 6 * 10**9), ("500MiB", 500 * 2**20)]
-)  # fmt: skip
+    ("text", "size"),
+    [("6", 6 * 2**30), ("6GiB", 6 * 2**30), ("6.5 gib", 13 * 2**29), ("6GB", 6 * 10**9), ("500MiB", 500 * 2**20)],
+)
 def test_memory_is_in_gib_unless_a_unit_says_otherwise(text: str, size: int) -> None:
     assert jobs.parse_memory(text) == size
 
