@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,6 +14,7 @@ from torch.nn import functional
 
 from sdcli.draw.denoise import Conditioning
 from sdcli.request.prompt import CHUNK, Chunk
+from sdcli.request.tokenizer import VOCABULARY
 
 START, END = 49406, 49407
 
@@ -25,6 +27,7 @@ class Encoder:
     device: torch.device  # where it computes, which need not be where its weights are now
     pad: int = END
     penultimate: bool = False
+    vectors: Tensor | None = None  # of learned words: row n is token VOCABULARY + n
 
 
 @dataclass(frozen=True)
@@ -104,14 +107,38 @@ def _states(encoder: Encoder, tokens: Sequence[int], clip_skip: int) -> tuple[Te
     """Hidden states [1, 77, width] of the layer asked for, and the pooled vector if this encoder projects one."""
     module = encoder.module
     filled = [START, *tokens, END] + [encoder.pad] * (CHUNK - len(tokens))
-    ids = torch.tensor([filled], device=encoder.device)
-    if clip_skip <= 1 and not encoder.penultimate:
-        return module(ids)[0], None
-    output = module(ids, output_hidden_states=True)
+    # learned words go in as token 0 and are put in place after the look-up: a number above END would be taken for the
+    # end of the prompt by encoders that look for the highest
+    ids = torch.tensor([[token if token < VOCABULARY else 0 for token in filled]], device=encoder.device)
+    with _learned(encoder, filled):
+        if clip_skip <= 1 and not encoder.penultimate:
+            return module(ids)[0], None
+        output = module(ids, output_hidden_states=True)
     vector = output[0] if output[0].ndim == 2 else None
     # A1111's count: N is the Nth state from the end. SDXL was trained on the second, so 1 and 2 both mean that one.
     states = output.hidden_states[-max(clip_skip, 2)]
     return (states if encoder.penultimate else _final_norm(module, states)), vector
+
+
+@contextmanager
+def _learned(encoder: Encoder, tokens: Sequence[int]) -> Iterator[None]:
+    """The vectors of learned words among what the encoder looks up for `tokens`."""
+    places = [(place, token - VOCABULARY) for place, token in enumerate(tokens) if token >= VOCABULARY]
+    if not places or encoder.vectors is None:
+        yield
+        return
+    vectors = encoder.vectors[[row for _, row in places]]
+
+    def put(module: Any, given: Any, found: Tensor) -> Tensor:
+        found = found.clone()
+        found[0, [place for place, _ in places]] = vectors.to(found)
+        return found
+
+    handle = encoder.module.get_input_embeddings().register_forward_hook(put)
+    try:
+        yield
+    finally:
+        handle.remove()
 
 
 def _final_norm(module: Any, states: Tensor) -> Tensor:

@@ -5,11 +5,13 @@ from __future__ import annotations
 import importlib
 from collections.abc import Mapping
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Any
 
 import torch
 from torch import nn
 
+from sdcli.draw.adapters import Additions
 from sdcli.draw.weights import Piece, Reader, pieces
 from sdcli.errors import BadFile, Bug
 from sdcli.models.model import Component
@@ -36,12 +38,16 @@ class Filled:
 
 
 def load(
-    name: str, component: Component, *, dtype: torch.dtype, device: torch.device | str, channels_last: bool
-) -> Filled:
-    """`unet`, `vae`, `text_encoder` or `text_encoder_2` from a diffusers folder's files or a whole checkpoint."""
+    name: str, component: Component, *, dtype: torch.dtype, device: torch.device | str, channels_last: bool,
+    added: Additions | None = None,
+) -> Filled:  # fmt: skip
+    """`unet`, `vae`, `text_encoder` or `text_encoder_2` from a diffusers folder's files or a whole checkpoint.
+
+    `added` is what LoRAs add to its weights.
+    """
     module = build(name, component.config)
     found = named(name, component.config, pieces(component.files))
-    size = fill(module, found, name, dtype=dtype, device=device, channels_last=channels_last)
+    size = fill(module, found, name, dtype=dtype, device=device, channels_last=channels_last, added=added or {})
     return Filled(module, size)
 
 
@@ -66,7 +72,7 @@ def build(name: str, config: Mapping[str, Any]) -> Any:
 
 def fill(
     module: nn.Module, found: Mapping[str, Piece], name: str, *, dtype: torch.dtype, device: torch.device | str,
-    channels_last: bool,
+    channels_last: bool, added: Additions = MappingProxyType({}),
 ) -> int:  # fmt: skip
     """Reads every parameter of `module` from `found`; the bytes they take. None may be missing or misshapen."""
     empty = dict(module.state_dict())
@@ -83,7 +89,14 @@ def fill(
             kept = dtype if meta.is_floating_point() else meta.dtype
             packed = torch.channels_last if channels_last and meta.ndim == 4 else torch.contiguous_format
             tensor = torch.empty(meta.shape, dtype=kept, device=device, memory_format=packed)
-            reader.read(found[key], tensor)
+            if key in added:
+                exact = torch.empty(meta.shape, dtype=torch.float32)
+                reader.read(found[key], exact)
+                for term in added[key]:
+                    term.add(exact, reader)
+                tensor.copy_(exact)
+            else:
+                reader.read(found[key], tensor)
             _assign(module, key, tensor)
             size += tensor.nbytes
     _restore_buffers(module, device)

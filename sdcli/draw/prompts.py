@@ -8,13 +8,16 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from sdcli.draw import denoise, encode
+from sdcli.draw.adapters import vocabulary
 from sdcli.draw.denoise import Conditioning
 from sdcli.draw.encode import Encoder, Text
 from sdcli.draw.place import Placed
 from sdcli.events import Event
 from sdcli.models import folder
 from sdcli.models.model import Model
+from sdcli.plan.plan import Adapter
 from sdcli.request import tokenizer
+from sdcli.request.prompt import Chunk
 from sdcli.request.request import Job
 
 
@@ -23,13 +26,10 @@ class Key(NamedTuple):
     emphasis: str
     clip_skip: int
 
-    @property
-    def chunks(self) -> int:
-        return len(tokenizer.chunks(self.text, self.emphasis))
-
 
 class Prompts:
-    def __init__(self, model: Model) -> None:
+    def __init__(self, model: Model, adapters: Sequence[Adapter] = ()) -> None:
+        self._learned = vocabulary(model, adapters)
         self._unet = model.components["unet"].config
         self._zeros = zeros_for_nothing(model)
         self._texts: dict[Key, Text] = {}
@@ -40,7 +40,7 @@ class Prompts:
         keys = [_key(job, job.prompt) for job in jobs]
         if self.guided(jobs[0]):
             keys += [_key(job, text) for job in jobs if (text := self._negative(job)) is not None]
-        if len({key.chunks for key in keys}) > 1:
+        if len({len(self._chunks(key)) for key in keys}) > 1:
             keys += [_key(job, "") for job in jobs]
         return list(dict.fromkeys(keys))
 
@@ -67,11 +67,24 @@ class Prompts:
             yield from placed.ready(*((name,) if placed.one_at_a_time else placed.encoders))
             started = time.perf_counter()
             with placed.use(name) as module:
-                encoder = _encoder(placed, name, module)
-                columns.append([_encoded(encoder, key) for key in keys])
+                encoder = self._encoder(placed, name, module)
+                columns.append([self._encoded(encoder, key) for key in keys])
             seconds += time.perf_counter() - started
         self._texts |= {key: encode.joined(parts) for key, *parts in zip(keys, *columns, strict=True)}
         return seconds
+
+    def _chunks(self, key: Key) -> tuple[Chunk, ...]:
+        return tokenizer.chunks(key.text, key.emphasis, self._learned.words)
+
+    def _encoder(self, placed: Placed, name: str, module: Any) -> Encoder:
+        """SDXL's two are read one layer below the last; its second pads with token 0."""
+        pad = 0 if name == "text_encoder_2" else encode.END
+        vectors = self._learned.vectors.get(name)
+        double = len(placed.encoders) > 1
+        return Encoder(module, placed.device_of(name), pad=pad, penultimate=double, vectors=vectors)
+
+    def _encoded(self, encoder: Encoder, key: Key) -> Text:
+        return encode.encode(encoder, self._chunks(key), clip_skip=key.clip_skip, emphasis=key.emphasis)
 
     def conditioning(self, jobs: Sequence[Job], placed: Placed, *, alone: bool) -> Conditioning:
         """`alone`: each image goes through the UNet by itself, whatever the batch."""
@@ -110,14 +123,3 @@ def zeros_for_nothing(model: Model) -> bool:
 
 def _key(job: Job, text: str) -> Key:
     return Key(text, job.emphasis, job.clip_skip)
-
-
-def _encoder(placed: Placed, name: str, module: Any) -> Encoder:
-    """SDXL's two are read one layer below the last; its second pads with token 0."""
-    pad = 0 if name == "text_encoder_2" else encode.END
-    return Encoder(module, placed.device_of(name), pad=pad, penultimate=len(placed.encoders) > 1)
-
-
-def _encoded(encoder: Encoder, key: Key) -> Text:
-    chunks = tokenizer.chunks(key.text, key.emphasis)
-    return encode.encode(encoder, chunks, clip_skip=key.clip_skip, emphasis=key.emphasis)

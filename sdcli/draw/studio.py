@@ -53,7 +53,7 @@ class Studio:
     def __init__(self, plan: Plan) -> None:
         self.plan = plan
         self.placed = Placed(plan.model, plan.setup)
-        self.prompts = Prompts(plan.model)
+        self.prompts = Prompts(plan.model, plan.setup.adapters)
         self.meter = Meter(self.placed.device)
         self._used = {plan.setup}
 

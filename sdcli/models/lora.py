@@ -125,6 +125,8 @@ def factors(parts: Mapping[str, Tensor]) -> tuple[Tensor | None, Tensor | None]:
 def fits(parts: Mapping[str, Tensor], shape: tuple[int, ...]) -> bool:
     """Both factors there, and their product of the layer's shape; other kinds of adapters go by their name alone."""
     down, up = factors(parts)
+    if "alpha" in parts and parts["alpha"].parameters != 1:
+        return False
     if down is None and up is None:
         return any(part.startswith(("hada", "lokr", "diff")) for part in parts)
     if down is None or up is None or len(down.shape) < 2 or len(up.shape) < 2:

@@ -14,12 +14,16 @@ from sdcli.schema import live
 
 @dataclass(frozen=True, kw_only=True)
 class Adapter:
-    """A LoRA, by content: two runs with the same hash and scale moved the weights alike."""
+    """A file put beside the model, by content: two runs with the same hash and scale were moved alike.
+
+    `name` is a LoRA's or VAE's file name, and the word in the prompt that stands for an embedding.
+    """
 
     name: str
     sha256: str
     scale: float
     path: str | None = live(default=None)
+    kind: str = "lora"  # lora | embedding | vae
 
 
 @dataclass(frozen=True, kw_only=True)

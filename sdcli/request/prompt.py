@@ -7,8 +7,9 @@ a bracket never closed holds to the end.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from types import MappingProxyType
 
 CHUNK = 75
 STEP = 1.1
@@ -17,6 +18,7 @@ COMMA_REACH = 20  # a chunk may end up to so many tokens early, at a comma, rath
 
 Chunk = tuple[tuple[int, float], ...]  # token and weight
 Tokenize = Callable[[str], Sequence[int]]
+_NONE: Mapping[int, int] = MappingProxyType({})
 
 
 @dataclass(frozen=True)
@@ -124,8 +126,11 @@ def _number(weight: float) -> str:
 # --- chunks
 
 
-def chunks(pieces: Iterable[Piece], tokenize: Tokenize) -> tuple[Chunk, ...]:
-    """At most 75 tokens each, at least one chunk. A phrase is not cut where a comma stands shortly before."""
+def chunks(pieces: Iterable[Piece], tokenize: Tokenize, whole: Mapping[int, int] = _NONE) -> tuple[Chunk, ...]:
+    """At most 75 tokens each, at least one chunk. A phrase is not cut where a comma stands shortly before.
+
+    `whole` are tokens that begin a row of so many which is never cut: the vectors of one learned word.
+    """
     done: list[Chunk] = []
     current: list[tuple[int, float]] = []
     comma = -1  # where the last comma of `current` ends
@@ -136,7 +141,7 @@ def chunks(pieces: Iterable[Piece], tokenize: Tokenize) -> tuple[Chunk, ...]:
             current, comma = [], -1
             continue
         for token in tokenize(neutral(piece.text)):
-            if len(current) == CHUNK:
+            while len(current) + whole.get(token, 1) > CHUNK:
                 cut = comma if 0 <= CHUNK - comma <= COMMA_REACH and token not in commas else CHUNK
                 done.append(tuple(current[:cut]))
                 current, comma = current[cut:], -1

@@ -1,0 +1,107 @@
+"""LoRAs folded into the weights as these are read, in fp32 and before any other dtype; the vectors of learned words."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from sdcli.draw.weights import Piece, Reader, pieces
+from sdcli.errors import BadFile, ModelMissing
+from sdcli.models import embedding, lora
+from sdcli.models.model import Model
+from sdcli.plan.plan import Adapter
+from sdcli.request import tokenizer
+from sdcli.terminal import show
+
+
+@dataclass(frozen=True)
+class Term:
+    """One LoRA's part in one weight: scale · alpha/rank · up·down."""
+
+    fitted: lora.Fitted
+    scale: float
+    stored: Mapping[str, Piece]
+    file: str
+
+    def add(self, weight: Tensor, reader: Reader) -> None:
+        """Into `weight`, which is fp32 and on the CPU."""
+        held = {part: _exact(self.stored[name], reader) for part, name in self.fitted.parts.items()}
+        down, up = (next(held[part] for part in parts if part in held) for parts in (lora.DOWN, lora.UP))
+        alpha = held.get("alpha")
+        factor = self.scale * self.fitted.scaling(None if alpha is None else float(alpha.reshape(-1)[0]))
+        middle = held.get(lora.MID)
+        if middle is None:
+            delta = up.flatten(1) @ down.flatten(1)
+        else:  # a convolution in three steps
+            delta = torch.einsum("or,rskl,si->oikl", up.flatten(1), middle, down.flatten(1))
+        if not torch.isfinite(delta).all():
+            raise BadFile(
+                f"{show(self.file)} is damaged: what it adds to {show(self.fitted.layer.shown, 120)} is not finite",
+                hint="get the file again, or another",
+            )
+        weight.add_(delta.reshape(weight.shape), alpha=factor)
+
+
+Additions = Mapping[str, Sequence[Term]]  # weight's name within its component → what is added to it, in order
+
+
+def additions(component: str, model: Model, adapters: Iterable[Adapter]) -> dict[str, list[Term]]:
+    """What these adapters add to one component of the model."""
+    found: dict[str, list[Term]] = {}
+    for adapter in adapters:
+        if adapter.kind != "lora":
+            continue
+        matched = lora.match(_path(adapter), model)
+        stored = pieces([str(matched.path)])
+        for fitted in matched.fitted:
+            if fitted.layer.component != component:
+                continue
+            term = Term(fitted, adapter.scale, stored, str(matched.path))
+            # transformers has moved CLIP's layers in and out of `text_model`: either spelling is found
+            bare = fitted.layer.name.removeprefix("text_model.")
+            for name in (bare,) if component == "unet" else (bare, f"text_model.{bare}"):
+                found.setdefault(f"{name}.weight", []).append(term)
+    return found
+
+
+@dataclass(frozen=True)
+class Vocabulary:
+    """The words that stand for learned vectors, and these vectors by text encoder, in fp32."""
+
+    words: tokenizer.Words
+    vectors: Mapping[str, Tensor]
+
+
+def vocabulary(model: Model, adapters: Iterable[Adapter]) -> Vocabulary:
+    words: dict[str, tuple[int, ...]] = {}
+    rows: dict[str, list[Tensor]] = {}
+    following = tokenizer.VOCABULARY
+    for adapter in adapters:
+        if adapter.kind != "embedding":
+            continue
+        found = embedding.read(_path(adapter), model)
+        stored = pieces([str(found.path)])
+        ids = tuple(range(following, following + found.vectors))
+        following += found.vectors
+        words |= dict.fromkeys(found.words(adapter.name), ids)
+        with Reader() as reader:
+            for encoder, name in found.tensors.items():
+                values = _exact(stored[name], reader)
+                rows.setdefault(encoder, []).append(values.reshape(found.vectors, -1))
+    return Vocabulary(words, {encoder: torch.cat(parts) for encoder, parts in rows.items()})
+
+
+def _path(adapter: Adapter) -> Path:
+    if adapter.path is None:
+        raise ModelMissing(f"the file of {show(adapter.name, 80)} is not known", hint="sdcli models")
+    return Path(adapter.path)
+
+
+def _exact(piece: Piece, reader: Reader) -> Tensor:
+    values = torch.empty(piece.shape, dtype=torch.float32)
+    reader.read(piece, values)
+    return values

@@ -1,0 +1,89 @@
+"""A textual-inversion embedding: vectors that a word of the prompt stands for. Only its header is read."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from sdcli.errors import BadFile
+from sdcli.models.headers import Header, Tensor, read_header
+from sdcli.models.kinds import TITLES, kind_of
+from sdcli.models.lora import wrong_family
+from sdcli.models.model import Model
+from sdcli.terminal import show
+
+MOST_VECTORS = 75  # as many as a chunk of the prompt has places
+_FAMILIES = {768: "sd15", 1024: "sd2"}
+_PARTS = {"clip_l": "text_encoder", "clip_g": "text_encoder_2"}  # SDXL's two, by the names that all trainers use
+_PLAIN = "emb_params"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Embedding:
+    path: Path
+    tensors: Mapping[str, str]  # text encoder → its tensor's name
+    vectors: int  # places it takes in the prompt
+    token: str = ""  # the word diffusers stored it under, where the file names one
+
+    def words(self, word: str) -> tuple[str, ...]:
+        """What stands for it in a prompt: the word given, and the file's own."""
+        return tuple(dict.fromkeys(filter(None, (word, self.token))))
+
+
+def read(path: Path, model: Model) -> Embedding:
+    """The embedding in a file, if it fits the model's text encoders; else BadFile."""
+    header = read_header(path)
+    _check_kind(path, header)
+    family = _family(header)
+    encoders = [name for name in ("text_encoder", "text_encoder_2") if name in model.components]
+    double = set(header.tensors) <= set(_PARTS) and len(header.tensors) == 2
+    if double != (len(encoders) == 2):
+        raise _misfit(path, header, family, model)
+    tensors = {_PARTS[name]: name for name in header.tensors} if double else {encoders[0]: next(iter(header.tensors))}
+    held = {encoder: header.tensors[name] for encoder, name in tensors.items()}
+    for encoder, tensor in held.items():
+        if tensor.shape[-1] != model.components[encoder].config.get("hidden_size"):
+            raise _misfit(path, header, family, model)
+    counts = {_vectors(tensor) for tensor in held.values()}
+    if len(counts) != 1 or not 1 <= max(counts) <= MOST_VECTORS:
+        listed = " and ".join(str(count) for count in sorted(counts))
+        raise BadFile(
+            f"{show(path)} has {listed} vectors; an embedding has 1 to {MOST_VECTORS}, equally for each encoder"
+        )
+    own = next(iter(header.tensors))
+    return Embedding(path=path, tensors=tensors, vectors=max(counts), token="" if double or own == _PLAIN else own)
+
+
+def _check_kind(path: Path, header: Header) -> None:
+    kind = kind_of(header)
+    single = len(header.tensors) in (1, 2) and all(1 <= len(t.shape) <= 2 for t in header.tensors.values())
+    if kind.kind not in ("embedding", "unknown") or not single:
+        title = "no embedding" if kind.kind == "unknown" else f"{TITLES.get(kind.kind, kind.kind)}, not an embedding"
+        raise BadFile(f"{show(path)} is {title}", hint="sdcli models")
+
+
+def _family(header: Header) -> str:
+    if set(header.tensors) & set(_PARTS):
+        return "sdxl"
+    widths = {tensor.shape[-1] for tensor in header.tensors.values()}
+    return _FAMILIES.get(widths.pop(), "") if len(widths) == 1 else ""
+
+
+def _misfit(path: Path, header: Header, family: str, model: Model) -> BadFile:
+    if family and model.family in TITLES and family != model.family:
+        return wrong_family(path, "an embedding", family, model)
+    widths = " and ".join(str(tensor.shape[-1]) for tensor in header.tensors.values())
+    wanted = " and ".join(
+        str(component.config.get("hidden_size"))
+        for name, component in model.components.items()
+        if name.startswith("text_encoder")
+    )
+    return BadFile(
+        f"{show(path)} has vectors {widths} wide; {show(model.name, 80)} reads text {wanted} wide",
+        hint='sdcli generate "a cat" -m sd15',
+    )
+
+
+def _vectors(tensor: Tensor) -> int:
+    return tensor.shape[0] if len(tensor.shape) == 2 else 1
