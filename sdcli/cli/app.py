@@ -6,6 +6,7 @@ from collections.abc import Callable
 from typing import Annotated, Any
 
 import typer
+import typer.core
 
 from sdcli import __version__
 from sdcli.terminal import say
@@ -20,6 +21,20 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "config": ("sdcli.cli.config:command", "Show or change settings that stay."),
     "help": ("sdcli.cli.help:command", "Read about exit codes, environment, memory or formats."),
 }
+
+
+class Grouped(typer.core.TyperCommand):
+    """A command whose --help keeps its options in their panels, in plain text."""
+
+    def format_options(self, ctx: Any, formatter: Any) -> None:
+        panels: dict[str, list[tuple[str, str]]] = {}
+        for parameter in self.get_params(ctx):
+            record = parameter.get_help_record(ctx)
+            if record is not None and parameter.param_type_name != "argument":
+                panels.setdefault(getattr(parameter, "rich_help_panel", None) or "Options", []).append(record)
+        for name, rows in panels.items():
+            with formatter.section(name):
+                formatter.write_dl(rows)
 
 
 def build(only: str | None = None) -> typer.Typer:
@@ -41,7 +56,7 @@ def build(only: str | None = None) -> typer.Typer:
         if isinstance(made, typer.Typer):
             program.add_typer(made, name=name, help=line)
         else:
-            program.command(name)(made)
+            program.command(name, cls=Grouped)(made)
     return program
 
 

@@ -47,7 +47,7 @@ Batches = Iterable[tuple[int, tuple[Job, ...]]]
 
 def command() -> Callable[..., None]:
     return make(
-        _generate, [*OPTIONS, *SCREEN], name="generate", words="[PROMPT]...", complete=complete.values,
+        _generate, [*OPTIONS, *SCREEN], name="generate", words="PROMPT", complete=complete.values,
         help='Draw pictures from prompts: sdcli generate "a cat" -n 4',
     )  # fmt: skip
 

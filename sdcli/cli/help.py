@@ -13,7 +13,7 @@ from sdcli.terminal import say, show
 
 
 def command() -> Callable[..., None]:
-    return make(_show, [], name="help", words="[TOPIC]", help="Read about: " + ", ".join(TOPICS) + ".")
+    return make(_show, [], name="help", words="TOPIC", help="Read about: " + ", ".join(TOPICS) + ".")
 
 
 def _show(typed: dict[str, Any]) -> None:

@@ -23,7 +23,7 @@ from sdcli.terminal import say, speaks_unicode, width
 def command() -> Callable[..., None]:
     screen = [option for option in SCREEN if option.field in ("json", "debug")]
     return make(
-        _plan, [*OPTIONS, AS_IF, *screen], name="plan", words="[PROMPT]...", complete=complete.values,
+        _plan, [*OPTIONS, AS_IF, *screen], name="plan", words="PROMPT", complete=complete.values,
         help="Show what a picture would need, before anything is loaded.",
     )  # fmt: skip
 

@@ -156,3 +156,8 @@ def test_every_command_has_help(command: list[str], capfd: pytest.CaptureFixture
     done = sdcli(capfd, *command, "--help")
     assert done.code == 0
     assert "Usage: sdcli" in done.out
+
+
+def test_the_help_of_generate_is_in_groups_the_everyday_options_first(capfd: pytest.CaptureFixture[str]) -> None:
+    groups = re.findall(r"^(\w+):$", sdcli(capfd, "generate", "--help").out, re.MULTILINE)
+    assert groups == ["Everyday", "Prompt", "Picture", "Model", "Memory", "Output", "Options"]
