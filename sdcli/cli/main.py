@@ -91,14 +91,17 @@ def _sentence(message: str) -> str:
 
 
 def _leave(code: int, at_once: bool = False) -> NoReturn:
-    """`at_once`: without Python's own tidying up, which takes a second once torch is loaded and is for nothing here."""
+    """`at_once`: without Python's own tidying up, which takes a second once torch is loaded and is for nothing here.
+
+    Nor after an interrupt: one that came while a module was being made would turn the exit code into a signal.
+    """
     from sdcli.cli.answer import drop_stdout
 
     try:
         sys.stdout.flush()
     except (OSError, ValueError):
         drop_stdout()
-    if at_once and "torch" in sys.modules:
+    if at_once and ("torch" in sys.modules or code == 130):
         with contextlib.suppress(OSError, ValueError):
             sys.stderr.flush()
         os._exit(code)
