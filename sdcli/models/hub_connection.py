@@ -20,7 +20,6 @@ from sdcli.terminal import seconds_text, show
 
 USUAL = "https://huggingface.co"
 LARGEST_ANSWER = 16 << 20  # the list of a repository's files, or a JSON file
-CHUNK = 1 << 20
 _REDIRECTS = (301, 302, 303, 307, 308)
 _MOST_REDIRECTS = 6
 _TRY_LATER = (408, 425, 429, 500, 502, 503, 504)
@@ -170,7 +169,7 @@ def _start(response: Any, asked: int) -> int:
 
 def _chunks(response: Any, url: str, network: tuple[type[Exception], ...]) -> Iterator[bytes]:
     try:
-        yield from response.iter_bytes(CHUNK)
+        yield from response.iter_bytes()  # as they arrive: a size given here would hold back what a break then loses
     except network as error:
         raise Broken(_unreachable(url, error, begun=True)) from None
 

@@ -1,0 +1,506 @@
+"""Downloads from a hub on loopback: what is asked for, what arrives in the cache, and what each fault becomes."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from fake_hub import LARGE, FakeHub, Fault, pipeline, repository
+
+from sdcli.errors import BadFile, CannotWrite, Gated, ModelMissing, Offline, SdcliError, Unsafe
+from sdcli.models import hub, hub_cache, hub_files, resolve
+from sdcli.models.hub import Offer, Progress
+from sdcli.models.hub_connection import Connection, Patience
+from sdcli.models.hub_store import Place
+
+ID, COMMIT = "someone/tiny", "c" * 40
+QUICK = Patience(attempts=3, first=0.0, longest=1.0, silence=5.0)
+
+
+@pytest.fixture
+def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeHub]:
+    for name in ("HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY", "http_proxy", "https_proxy", "all_proxy", "HF_TOKEN"):
+        monkeypatch.delenv(name, raising=False)
+    from huggingface_hub import close_session
+
+    close_session()
+    made = FakeHub()
+    made.repositories[ID] = repository()
+    yield made
+    close_session()
+    made.close()
+
+
+@pytest.fixture
+def cache(tmp_path: Path) -> Path:
+    return tmp_path / "hub"
+
+
+def line(server: FakeHub, token: str | None = None, patience: Patience = QUICK) -> Connection:
+    return Connection(endpoint=server.url, token=token, patience=patience)
+
+
+def offered(server: FakeHub, cache: Path, name: str = ID, revision: str | None = None, **more: object) -> Offer:
+    return hub.offer(line(server, **more), name, revision, cache)  # type: ignore[arg-type]
+
+
+def fetched(server: FakeHub, cache: Path, **more: object) -> list[Progress]:
+    connection = line(server, **more)  # type: ignore[arg-type]
+    return list(hub.fetch(connection, hub.offer(connection, ID, None, cache)))
+
+
+def assert_nothing_wrong(server: FakeHub, cache: Path) -> None:
+    """Whatever stands under a name in the cache has the bytes that the hub holds."""
+    held = server.repositories[ID].commits[COMMIT]
+    for path in (cache / "models--someone--tiny" / "snapshots").rglob("*"):
+        if path.is_file():
+            name = path.relative_to(cache / "models--someone--tiny" / "snapshots" / COMMIT).as_posix()
+            assert path.read_bytes() == held[name], name
+    blobs = cache / "models--someone--tiny" / "blobs"
+    known = {hub_files.listed([entry])[entry["rfilename"]].hash: entry for entry in _entries(held)}
+    for path in blobs.glob("*") if blobs.is_dir() else ():
+        if not path.name.endswith(".incomplete"):
+            assert path.read_bytes() == held[known[path.name]["rfilename"]]
+
+
+def _entries(held: dict[str, bytes]) -> list[dict[str, object]]:
+    from fake_hub import _listed
+
+    return [_listed(path, content) for path, content in held.items()]
+
+
+# --- what arrives
+
+
+def test_a_model_is_fetched_in_half_precision_with_its_json_and_nothing_else(server: FakeHub, cache: Path) -> None:
+    offer = offered(server, cache)
+    assert (offer.commit, offer.family, offer.licence) == (COMMIT, "sd15", "creativeml-openrail-m")
+    progress = list(hub.fetch(line(server), offer))
+    assert progress[-1].done == progress[-1].total == offer.size
+    files = {p.relative_to(offer.snapshot).as_posix() for p in offer.snapshot.rglob("*") if p.is_file()}
+    assert files == {
+        "model_index.json", "scheduler/scheduler_config.json", "tokenizer/merges.txt", "tokenizer/vocab.json",
+        "unet/config.json", "unet/diffusion_pytorch_model.fp16.safetensors",
+        "vae/config.json", "vae/diffusion_pytorch_model.fp16.safetensors",
+        "text_encoder/config.json", "text_encoder/model.fp16.safetensors",
+    }  # fmt: skip
+    assert_nothing_wrong(server, cache)
+
+
+def test_the_fetched_model_is_then_found_by_its_id(server: FakeHub, cache: Path) -> None:
+    fetched(server, cache)
+    model = resolve.resolve(ID, hub=cache)
+    assert (model.cached, model.revision, model.components["unet"].stored_dtype) == (True, COMMIT, "fp16")
+
+
+def test_other_tools_read_the_same_cache(server: FakeHub, cache: Path) -> None:
+    from huggingface_hub import scan_cache_dir, try_to_load_from_cache
+
+    fetched(server, cache)
+    found = scan_cache_dir(cache)
+    assert not found.warnings
+    (held,) = found.repos
+    (revision,) = held.revisions
+    assert (held.repo_id, revision.commit_hash, set(revision.refs)) == (ID, COMMIT, {"main"})
+    assert isinstance(try_to_load_from_cache(ID, "unet/config.json", cache_dir=cache), str)
+
+
+def test_without_half_precision_the_plain_weights_are_fetched(server: FakeHub, cache: Path) -> None:
+    server.repositories[ID] = repository(pipeline(variant=""))
+    names = {file.path for file in offered(server, cache).files}
+    assert "unet/diffusion_pytorch_model.safetensors" in names
+    assert not any(".bin" in name or ".fp16" in name for name in names)
+
+
+@pytest.mark.parametrize("spelling", ["fp16-00001-of-00002", "-00001-of-00002.fp16"])
+def test_shards_come_with_their_table(server: FakeHub, cache: Path, spelling: str) -> None:
+    files = pipeline()
+    whole = files.pop("unet/diffusion_pytorch_model.fp16.safetensors")
+    first = f"diffusion_pytorch_model{'.' if spelling.startswith('fp16') else ''}{spelling}{LARGE}"
+    files[f"unet/{first}"] = whole
+    second = first.replace("00001-of", "00002-of")
+    files[f"unet/{second}"] = _empty()
+    files["unet/diffusion_pytorch_model.safetensors.index.fp16.json"] = json.dumps(
+        {"weight_map": {"all": first, "none": second}}
+    ).encode()
+    server.repositories[ID] = repository(files)
+    fetched(server, cache)
+    assert len(resolve.resolve(ID, hub=cache).components["unet"].files) == 2
+
+
+def _empty() -> bytes:
+    table = b'{"none":{"dtype":"F16","shape":[1],"data_offsets":[0,2]}}'
+    return len(table).to_bytes(8, "little") + table + b"\0\0"
+
+
+def test_a_second_time_nothing_is_fetched_again(server: FakeHub, cache: Path) -> None:
+    fetched(server, cache)
+    server.log.clear()
+    offer = offered(server, cache)
+    assert offer.missing == 0
+    list(hub.fetch(line(server), offer))
+    assert not [path for path in server.paths() if LARGE in path]
+
+
+def test_the_commit_is_resolved_once_though_main_moves_between_all_calls(server: FakeHub, cache: Path) -> None:
+    held = server.repositories[ID]
+    for number in range(40):
+        held.commits[f"{number:040x}"] = pipeline(seed=1000 + number)
+
+    def move(asked: object) -> None:
+        held.branches["main"] = f"{len(server.log) % 40:040x}"
+
+    offer = offered(server, cache)  # the first question is answered with the first commit
+    server.before = move
+    list(hub.fetch(line(server), offer))
+    assert all(f"/resolve/{COMMIT}/" in path for path in server.paths("hub") if "/resolve/" in path)
+    assert len([path for path in server.paths() if path.startswith("/api/")]) == 1
+    assert (cache / "models--someone--tiny/refs/main").read_text() == COMMIT
+    assert_nothing_wrong(server, cache)
+
+
+# --- what is refused before any weights
+
+
+@pytest.mark.parametrize(
+    ("index", "error"),
+    [
+        ({"_class_name": "FluxPipeline"}, BadFile),
+        ({"unet": ["diffusers", "UNet2DModel"]}, BadFile),
+        ({"unet": ["evil", "Thing"]}, Unsafe),
+        ({"_class_name": ["mine", "Pipeline"]}, Unsafe),
+    ],
+)
+def test_a_model_that_sdcli_does_not_draw_with_is_refused_before_its_weights(
+    server: FakeHub, cache: Path, index: dict[str, object], error: type[SdcliError]
+) -> None:
+    server.repositories[ID] = repository(pipeline(**index))
+    with pytest.raises(error, match=ID):
+        offered(server, cache)
+    assert not [path for path in server.paths() if LARGE in path] and not cache.exists()
+
+
+def test_a_config_that_could_run_code_is_refused_before_the_weights(server: FakeHub, cache: Path) -> None:
+    files = pipeline()
+    files["unet/config.json"] = json.dumps({**json.loads(files["unet/config.json"]), "auto_map": {"x": "y"}}).encode()
+    server.repositories[ID] = repository(files)
+    with pytest.raises(Unsafe, match="auto_map"):
+        offered(server, cache)
+
+
+def test_a_repository_of_pickles_is_refused_by_name(server: FakeHub, cache: Path) -> None:
+    files = {path: held for path, held in pipeline(variant="").items() if not path.endswith(LARGE)}
+    server.repositories[ID] = repository(files)
+    with pytest.raises(Unsafe, match=r"text_encoder/model\.bin"):
+        offered(server, cache)
+
+
+def test_a_repository_of_single_files_says_how_to_get_one(server: FakeHub, cache: Path) -> None:
+    server.repositories[ID] = repository({"dream.safetensors": b"x", "README.md": b"x"})
+    with pytest.raises(BadFile, match=r"dream\.safetensors") as refused:
+        offered(server, cache)
+    assert f"hf download {ID} dream.safetensors" in refused.value.hint
+
+
+def test_weights_without_a_checksum_are_not_fetched(
+    server: FakeHub, cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import fake_hub
+
+    monkeypatch.setattr(fake_hub, "_listed", lambda path, held: {"rfilename": path, "size": len(held)})
+    with pytest.raises(BadFile, match="checksum"):
+        offered(server, cache)
+
+
+# --- who may have it
+
+
+def test_an_unknown_id_is_a_missing_model(server: FakeHub, cache: Path) -> None:
+    with pytest.raises(ModelMissing, match="someone/else"):
+        offered(server, cache, "someone/else")
+
+
+def test_an_unknown_revision_is_said_to_be_one(server: FakeHub, cache: Path) -> None:
+    with pytest.raises(ModelMissing, match="revision"):
+        offered(server, cache, revision="v9")
+
+
+def test_a_token_that_is_not_accepted_is_named_as_the_cause(server: FakeHub, cache: Path) -> None:
+    server.token = "hf_right"
+    with pytest.raises(Gated, match="did not accept the token") as refused:
+        offered(server, cache, token="hf_wrong")
+    assert "hf auth login" in refused.value.hint and "hf_wrong" not in json.dumps(refused.value.to_json())
+
+
+def test_a_gated_model_names_its_page_and_the_command(server: FakeHub, cache: Path) -> None:
+    server.repositories[ID].gated = "auto"
+    with pytest.raises(Gated) as refused:
+        offered(server, cache)
+    assert f"{server.url}/{ID}" in refused.value.hint and "hf auth login" in refused.value.hint
+
+
+@pytest.mark.parametrize(
+    ("said", "shown"),
+    [("Please enable access to public gated repositories in your fine-grained token", "fine-grained"),
+     ("Access to model is restricted", "has not, or not yet"), ("", "has not, or not yet")],
+)  # fmt: skip
+def test_why_a_gated_model_is_refused_to_a_token_is_told_apart(
+    server: FakeHub, cache: Path, said: str, shown: str
+) -> None:
+    server.token = "hf_right"
+    headers = {"X-Error-Code": "GatedRepo", "X-Error-Message": said}
+    server.faults = [Fault("status", 403, headers, only="resolve")]
+    with pytest.raises(Gated, match=shown):
+        offered(server, cache, token="hf_right")
+
+
+def test_a_gated_model_is_fetched_with_a_right_token(server: FakeHub, cache: Path) -> None:
+    server.token = "hf_right"
+    server.repositories[ID].gated = "manual"
+    fetched(server, cache, token="hf_right")
+    assert resolve.resolve(ID, hub=cache).cached
+
+
+def test_the_token_goes_to_no_other_host(server: FakeHub, cache: Path) -> None:
+    server.token = "hf_right"
+    fetched(server, cache, token="hf_right")
+    there = {asked.host: "authorization" in asked.headers for asked in server.log}
+    assert there == {"hub": True, "cdn": False}
+
+
+def test_a_redirect_to_what_is_no_web_address_is_not_followed(server: FakeHub, cache: Path) -> None:
+    server.faults = [Fault("elsewhere", headers={"Location": "file:///etc/passwd"})]
+    with pytest.raises(Offline, match="not followed"):
+        offered(server, cache)
+
+
+def test_redirects_in_a_circle_end(server: FakeHub, cache: Path) -> None:
+    server.faults = [Fault("elsewhere", headers={"Location": f"/api/models/{ID}/revision/main"})] * 50
+    with pytest.raises(Offline, match="circle"):
+        offered(server, cache)
+
+
+# --- faults on the way
+
+
+@pytest.mark.parametrize("status", [429, 500, 502, 503, 504])
+def test_a_hub_in_trouble_is_asked_again(server: FakeHub, cache: Path, status: int) -> None:
+    server.faults = [Fault("status", status), Fault("status", status, only=LARGE)]
+    notes = [at.note for at in fetched(server, cache) if at.note]
+    assert len(notes) == 1 and str(status) in notes[0]
+    assert resolve.resolve(ID, hub=cache).cached
+
+
+def test_a_hub_in_trouble_for_good_is_offline(server: FakeHub, cache: Path) -> None:
+    server.faults = [Fault("status", 503)] * 99
+    with pytest.raises(Offline, match="503"):
+        offered(server, cache)
+    assert len(server.log) == QUICK.attempts
+
+
+def test_a_hub_that_asks_to_wait_for_an_hour_is_not_waited_for(server: FakeHub, cache: Path) -> None:
+    server.faults = [Fault("status", 429, {"Retry-After": "3600"})]
+    with pytest.raises(Offline, match="60 min"):
+        offered(server, cache)
+    assert len(server.log) == 1
+
+
+def test_a_hub_that_asks_to_wait_a_moment_is_waited_for(server: FakeHub, cache: Path) -> None:
+    server.faults = [Fault("status", 429, {"Retry-After": "0"})]
+    assert offered(server, cache).commit == COMMIT
+
+
+def test_a_web_page_instead_of_an_answer_is_no_hub(server: FakeHub, cache: Path) -> None:
+    server.before = lambda asked: None
+    server.faults = [Fault("elsewhere", headers={"Location": f"/{ID}/resolve/{COMMIT}/README.md"})]
+    with pytest.raises(Offline, match="does not answer like a hub"):
+        offered(server, cache)
+
+
+def test_nobody_there_is_offline_with_the_ways_out(cache: Path, server: FakeHub) -> None:
+    server.close()
+    with pytest.raises(Offline, match="cannot be reached") as refused:
+        offered(server, cache)
+    assert "HF_ENDPOINT" in refused.value.hint
+
+
+def test_silence_is_not_waited_for_without_end(server: FakeHub, cache: Path) -> None:
+    server.faults = [Fault("silence"), Fault("silence", only=LARGE)]
+    fetched(server, cache, patience=Patience(attempts=3, first=0.0, longest=0.0, silence=0.3))
+    assert resolve.resolve(ID, hub=cache).cached
+
+
+@pytest.mark.parametrize("share", [0.0, 0.001, 0.3, 0.5, 0.999])
+def test_a_connection_that_breaks_off_goes_on_where_it_broke(server: FakeHub, cache: Path, share: float) -> None:
+    size = len(server.repositories[ID].commits[COMMIT]["unet/diffusion_pytorch_model.fp16.safetensors"])
+    at = int(size * share)
+    name = _blob(server, "unet/diffusion_pytorch_model.fp16.safetensors")
+    server.faults = [Fault("cut", at, only=name)]
+    fetched(server, cache)
+    ranges = [asked.headers.get("range") for asked in server.log if asked.host == "cdn" and name in asked.path]
+    assert ranges == [None, f"bytes={at}-" if at else None]
+    assert_nothing_wrong(server, cache)
+
+
+def _blob(server: FakeHub, path: str) -> str:
+    held = server.repositories[ID].commits[COMMIT]
+    return hub_files.listed(_entries(held))[path].hash
+
+
+def test_what_a_dead_connection_left_is_kept_and_told_and_taken_up(server: FakeHub, cache: Path) -> None:
+    name = _blob(server, "unet/diffusion_pytorch_model.fp16.safetensors")
+    server.faults = [Fault("cut", 2000, only=name), *[Fault("status", 503, only=name)] * 9]
+    with pytest.raises(Offline) as lost:
+        fetched(server, cache)
+    assert " of " in lost.value.done and lost.value.done.endswith("will continue")
+    server.faults.clear()
+    server.log.clear()
+    offer = offered(server, cache)
+    assert 2000 <= offer.kept < offer.size
+    list(hub.fetch(line(server), offer))
+    assert [asked.headers.get("range") for asked in server.log if name in asked.path] == ["bytes=2000-"]
+    assert resolve.resolve(ID, hub=cache).cached
+
+
+def test_an_unfinished_download_is_not_taken_for_a_model(server: FakeHub, cache: Path) -> None:
+    server.faults = [*[Fault("status", 503, only=_blob(server, "vae/diffusion_pytorch_model.fp16.safetensors"))] * 9]
+    with pytest.raises(Offline):
+        fetched(server, cache)
+    assert hub_cache.snapshot(cache, ID, None) is None and hub_cache.snapshot(cache, ID, COMMIT) is None
+
+
+def test_a_server_that_ignores_ranges_is_taken_from_the_start(server: FakeHub, cache: Path) -> None:
+    name = _blob(server, "unet/diffusion_pytorch_model.fp16.safetensors")
+    server.faults = [Fault("cut", 999, only=name), Fault("whole", only=name)]
+    fetched(server, cache)
+    assert_nothing_wrong(server, cache)
+
+
+def test_right_size_with_wrong_bytes_is_fetched_again(server: FakeHub, cache: Path) -> None:
+    name = _blob(server, "vae/diffusion_pytorch_model.fp16.safetensors")
+    server.faults = [Fault("wrong", 4711, only=name)]
+    notes = [at.note for at in fetched(server, cache) if at.note]
+    assert len(notes) == 1 and "checksum" in notes[0]
+    assert_nothing_wrong(server, cache)
+
+
+def test_wrong_bytes_twice_are_deleted_and_named(server: FakeHub, cache: Path) -> None:
+    name = _blob(server, "vae/diffusion_pytorch_model.fp16.safetensors")
+    server.faults = [Fault("wrong", 4711, only=name)] * 2
+    with pytest.raises(BadFile, match=r"vae/diffusion_pytorch_model\.fp16\.safetensors"):
+        fetched(server, cache)
+    assert not list(cache.rglob(f"{name}*.incomplete"))
+    assert_nothing_wrong(server, cache)
+
+
+def test_wrong_bytes_in_json_never_count_either(server: FakeHub, cache: Path) -> None:
+    server.faults = [Fault("wrong", 10, only="unet/config.json")]
+    fetched(server, cache)
+    server.faults = [Fault("wrong", 10, only="unet/config.json")] * 2
+    with pytest.raises(BadFile, match=r"unet/config\.json"):
+        offered(server, cache)
+
+
+def test_a_damaged_beginning_of_an_earlier_attempt_is_noticed(server: FakeHub, cache: Path) -> None:
+    name = _blob(server, "unet/diffusion_pytorch_model.fp16.safetensors")
+    blobs = cache / "models--someone--tiny" / "blobs"
+    blobs.mkdir(parents=True)
+    (blobs / f"{name}.sdcli.incomplete").write_bytes(b"rot" * 100)
+    fetched(server, cache)
+    assert_nothing_wrong(server, cache)
+
+
+@pytest.mark.parametrize("kind", ["longer", "drip"])
+def test_more_bytes_than_listed_and_bytes_in_drops_do_no_harm(server: FakeHub, cache: Path, kind: str) -> None:
+    server.faults = [Fault(kind, only=_blob(server, "unet/diffusion_pytorch_model.fp16.safetensors"))]
+    fetched(server, cache)
+    assert_nothing_wrong(server, cache)
+
+
+def test_200_random_sequences_of_faults_end_in_a_whole_model_or_a_typed_error(server: FakeHub, tmp_path: Path) -> None:
+    chance = random.Random(7)
+    ends: dict[str, int] = {}
+    for number in range(200):
+        cache = tmp_path / str(number)
+        server.faults = [_any_fault(chance) for _ in range(chance.randrange(1, 14))]
+        try:
+            fetched(server, cache)
+            end = "whole"
+        except SdcliError as error:
+            assert error.message and error.hint and error.code in (3, 9), error
+            end = error.type
+        ends[end] = ends.get(end, 0) + 1
+        assert_nothing_wrong(server, cache)
+        assert (hub_cache.snapshot(cache, ID, None) is not None) == (end == "whole")
+        server.faults.clear()
+        fetched(server, cache)  # whatever was left behind, the next call makes a whole model of it
+        assert resolve.resolve(ID, hub=cache).cached
+        assert not list(cache.rglob("*.incomplete")) and not list(cache.rglob("*.part"))
+    assert ends.keys() >= {"whole", "offline"} and min(ends.values()) > 5, ends
+
+
+def _any_fault(chance: random.Random) -> Fault:
+    kind = chance.choice(["status", "cut", "cut", "wrong", "longer", "drip", "whole", "reset"])
+    number = chance.choice([408, 429, 500, 503]) if kind == "status" else chance.randrange(1 << 20)
+    return Fault(kind, number, only=chance.choice(["", "", LARGE, "config.json"]))
+
+
+# --- the disk
+
+
+def test_too_little_room_is_said_before_the_first_byte(server: FakeHub, cache: Path) -> None:
+    offer = offered(server, cache)
+    server.log.clear()
+    with pytest.raises(CannotWrite) as refused:
+        list(hub.fetch(line(server), offer, free=lambda folder: offer.missing - 1))
+    assert refused.value.details == {"need": offer.missing, "free": offer.missing - 1}
+    assert not server.log and not cache.exists()
+
+
+def test_room_is_needed_only_for_what_is_missing(server: FakeHub, cache: Path) -> None:
+    fetched(server, cache)
+    list(hub.fetch(line(server), offered(server, cache), free=lambda folder: 0))
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="a file that is always full")
+def test_a_disk_that_fills_up_on_the_way_is_named(server: FakeHub, cache: Path) -> None:
+    offer = offered(server, cache)
+    file = next(file for file in offer.files if file.part == "unet")
+    partial = Place(cache, ID).partial(file)
+    partial.parent.mkdir(parents=True)
+    os.symlink("/dev/full", partial)
+    with pytest.raises(CannotWrite, match="disk is full"):
+        list(hub.fetch(line(server), offer))
+    assert hub_cache.snapshot(cache, ID, COMMIT) is None
+
+
+def test_where_links_cannot_be_made_the_files_themselves_stand_there(
+    server: FakeHub, cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: object) -> None:
+        raise OSError("no links here")
+
+    monkeypatch.setattr(os, "symlink", refuse)
+    fetched(server, cache)
+    assert resolve.resolve(ID, hub=cache).cached
+    server.log.clear()
+    offer = offered(server, cache)
+    assert offer.missing == 0 and not [path for path in server.paths() if LARGE in path]
+
+
+def test_another_program_at_the_same_file_is_waited_for(server: FakeHub, cache: Path) -> None:
+    from huggingface_hub.utils import WeakFileLock
+
+    offer = offered(server, cache)
+    path = Place(cache, ID).lock(offer.files[0])
+    path.parent.mkdir(parents=True)
+    progress = hub.fetch(line(server), offer)
+    with WeakFileLock(path):
+        assert "another program" in next(progress).note
+    list(progress)
+    assert resolve.resolve(ID, hub=cache).cached
