@@ -320,7 +320,7 @@ class Folding:
     def _see_interrupted(self, event: events.Interrupted) -> None:
         kept = sum(image.kept for image in self._images.values())
         kind = Terminated if event.signal == "terminated" else Interrupted
-        self._stopped = kind("stopped before the end", done=f"{kept} pictures are saved", hint="sdcli resume")
+        self._stopped = kind("stopped before the end", done=f"{kept} pictures are saved")
 
     # --- bookkeeping
 
@@ -488,7 +488,7 @@ def _shortfall(images: Sequence[Image]) -> ImagesFailed | None:
     return ImagesFailed(
         "; ".join(told),
         done=f"{kept} saved" if kept else "nothing was saved",
-        hint="sdcli resume" if lost else "the same command with another --seed",
+        hint="the same command with the --seed of what is missing" if lost else "the same command with another --seed",
         failed=lost,
         suspect=suspect,
     )

@@ -142,7 +142,7 @@ def reopen(run: Run, environment: Mapping[str, Any], *, files: Files = REAL) -> 
         raise cannot_write(path, error) from None
     if not _lock(file):
         files.close(file)
-        raise Usage(f"run {show(run.run)} is being drawn by another process", hint="sdcli runs")
+        raise Usage(f"run {show(run.run)} is being drawn by another process", hint="wait until that one has ended")
     manifest = Manifest(path, file, run.length, files)
     try:
         files.truncate(file, run.length)
@@ -251,7 +251,7 @@ def read(records: Path) -> Run:
                 lines.append(parsed)
                 length += len(raw)
     except OSError as error:
-        raise BadFile(f"{where} cannot be read: {show(error.strerror)}", hint="sdcli runs") from None
+        raise BadFile(f"{where} cannot be read: {show(error.strerror)}", hint=_forget(records)) from None
     if not lines:
         raise BadFile(f"{where}: not one whole line", hint=_forget(records))
     return _run(lines, length, records.resolve(), where)

@@ -136,7 +136,7 @@ class Shelf:
     def _cannot_write(self, path: Path, error: OSError) -> CannotWrite:
         planned = max(self.saved, len(self.plan.jobs) if self.plan else 0)
         done = f"{self.saved} of {planned} pictures are saved in {show(self.destination.folder)}"
-        return cannot_write(path, error, done=done, hint=f"sdcli resume {quoted(self.destination.records)}")
+        return cannot_write(path, error, done=done, hint="the same command with -o FOLDER, where there is room")
 
     def end(self, error: SdcliError | None = None) -> None:
         """The last line. An error on the way out is not worth a second one."""
