@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from sdcli import __version__, data
+from sdcli.cli import adapters
 from sdcli.errors import Usage
 from sdcli.machine import as_if, hardware, installation, state
 from sdcli.machine.hardware import Hardware
@@ -48,12 +49,17 @@ def plan_for(typed: Mapping[str, Any], command: str) -> Asked:
     prompts = (*words, *flags.get("prompts", ())) or tuple(sources.settings_from.get("prompts", ()))
     request, origins = _request(sources, model, prompts or ((first.prompt,) if first else ()), command)
     waiting = flags.get("prompts_file") == "-"
-    made = _jobs(request, first, lines, waiting)
+    made, tags = adapters.untagged(_jobs(request, first, lines, waiting))
     request = replace(request, prompts=tuple(dict.fromkeys(job.prompt for job in made)))
     samplers.refuse_unable(samplers.find(request.sampler), model.zero_snr)
+    beside = adapters.gather(request, tags, model, added_folders())
     place = _hardware(request, typed.get("as_if"))
-    plan = make_plan(request, model, place, remembered(place), origins=origins, jobs=made, version=__version__)
-    later = _later(request, lines, len(made)) if waiting and lines is not None else None
+    plan = make_plan(
+        request, beside.model, place, remembered(place), origins=origins, jobs=made, version=__version__,
+        adapters=beside.adapters,
+    )  # fmt: skip
+    plan = replace(plan, warnings=(*plan.warnings, *beside.warnings))
+    later = adapters.without(_later(request, lines, len(made)), tags) if waiting and lines is not None else None
     return Asked(plan, later)
 
 
@@ -80,6 +86,12 @@ def find_model(sources: Sources) -> Model:
     return resolve.resolve(
         name, revision=values.get("revision"), hub=hub_cache.folder(os.environ), builtin=shipped,
     )  # fmt: skip
+
+
+def added_folders() -> tuple[Path, ...]:
+    """The folders of models that the config file lists."""
+    listed = config.read_toml(state.config_folder() / "config.toml").get("folders")
+    return tuple(Path(str(folder)).expanduser() for folder in listed) if isinstance(listed, list) else ()
 
 
 def default_model() -> str:

@@ -87,7 +87,7 @@ def vocabulary(model: Model, adapters: Iterable[Adapter]) -> Vocabulary:
         stored = pieces([str(found.path)])
         ids = tuple(range(following, following + found.vectors))
         following += found.vectors
-        words |= dict.fromkeys(found.words(adapter.name), ids)
+        words |= dict.fromkeys(found.words(adapter.word or adapter.name), ids)
         with Reader() as reader:
             for encoder, name in found.tensors.items():
                 values = _exact(stored[name], reader)
@@ -97,7 +97,7 @@ def vocabulary(model: Model, adapters: Iterable[Adapter]) -> Vocabulary:
 
 def _path(adapter: Adapter) -> Path:
     if adapter.path is None:
-        raise ModelMissing(f"the file of {show(adapter.name, 80)} is not known", hint="sdcli models")
+        raise ModelMissing(f"the file of {show(adapter.name, 80)} is not known", hint="sdcli help formats")
     return Path(adapter.path)
 
 

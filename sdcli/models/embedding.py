@@ -60,7 +60,7 @@ def _check_kind(path: Path, header: Header) -> None:
     single = len(header.tensors) in (1, 2) and all(1 <= len(t.shape) <= 2 for t in header.tensors.values())
     if kind.kind not in ("embedding", "unknown") or not single:
         title = "no embedding" if kind.kind == "unknown" else f"{TITLES.get(kind.kind, kind.kind)}, not an embedding"
-        raise BadFile(f"{show(path)} is {title}", hint="sdcli models")
+        raise BadFile(f"{show(path)} is {title}", hint="sdcli help formats")
 
 
 def _family(header: Header) -> str:

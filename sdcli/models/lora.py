@@ -224,7 +224,7 @@ def match(path: Path, model: Model) -> Match:
 def _check_kind(path: Path, kind: Kind, model: Model) -> None:
     if kind.kind != "lora":
         title = TITLES.get(kind.kind, kind.kind)
-        raise BadFile(f"{show(path)} is {title}, not a LoRA", hint="sdcli models")
+        raise BadFile(f"{show(path)} is {title}, not a LoRA", hint="sdcli help formats")
     # names alone do not tell: two thirds of a Stable Diffusion 2 LoRA would find a layer of their shape in 1.5
     if kind.family and model.family in TITLES and kind.family != model.family:
         raise wrong_family(path, "a LoRA", kind.family, model)

@@ -16,7 +16,7 @@ from sdcli.schema import live
 class Adapter:
     """A file put beside the model, by content: two runs with the same hash and scale were moved alike.
 
-    `name` is a LoRA's or VAE's file name, and the word in the prompt that stands for an embedding.
+    `word` stands for an embedding in the prompt. `matched` and `unmatched` count the layers of a LoRA.
     """
 
     name: str
@@ -24,6 +24,10 @@ class Adapter:
     scale: float
     path: str | None = live(default=None)
     kind: str = "lora"  # lora | embedding | vae
+    word: str = ""
+    tensors_sha256: str = ""  # of a LoRA, without its header: what galleries know it by
+    matched: int = 0
+    unmatched: int = 0
 
 
 @dataclass(frozen=True, kw_only=True)

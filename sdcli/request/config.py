@@ -92,13 +92,13 @@ _CONVERT: dict[str, Callable[[str, str], Any]] = {
     **dict.fromkeys(("emphasis", "format", "metadata", "dtype"), _choice),
     "guidance": _number,
     "seeds": lambda field, text: jobs.parse_seeds(text),
-    "size": lambda field, text: jobs.parse_size(text),
+    "size": lambda field, text: jobs.parse_sides(text),
     "max_vram": lambda field, text: jobs.parse_memory(text, "--max-vram"),
     "max_ram": lambda field, text: jobs.parse_memory(text, "--max-ram"),
     "sampler": lambda field, text: samplers.find(text).name,
     "pins": _pins,
 }  # fmt: skip
-_SEVERAL = frozenset({"prompts"})
+_SEVERAL = frozenset({"prompts", "lora", "embeddings"})
 
 
 def convert(field: str, given: Any) -> Any:

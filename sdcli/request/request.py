@@ -21,6 +21,7 @@ class Request:
     model: str = "builtin"
     revision: str | None = None
     lora: tuple[str, ...] = ()
+    embeddings: tuple[str, ...] = ()
     vae_file: str | None = None
     num_images: int = 1
     seeds: tuple[int, ...] = ()
