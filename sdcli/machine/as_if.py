@@ -9,7 +9,7 @@ from sdcli.machine import dtypes, memory, processor
 from sdcli.machine.hardware import GIB, Hardware
 from sdcli.machine.memory import Memory
 from sdcli.machine.processor import Processor
-from sdcli.machine.sizes import parse_size
+from sdcli.sizes import parse_size
 from sdcli.terminal import show
 
 FORMS = "cpu, mps, cuda:8GiB, cuda:24GiB/20GiB (20 of them free), each with ,ram:64GiB"

@@ -12,6 +12,7 @@ from dataclasses import replace
 from sdcli.errors import Usage
 from sdcli.request import samplers
 from sdcli.request.request import LARGEST_SEED, Job, Request
+from sdcli.sizes import parse_size
 from sdcli.terminal import show
 
 MOST_JOBS = 10_000
@@ -49,7 +50,7 @@ def _seed_range(part: str, text: str) -> Iterable[int]:
     return range(first, last + 1)
 
 
-def parse_size(text: str) -> tuple[int, int]:
+def parse_sides(text: str) -> tuple[int, int]:
     """`1024x768` as (width, height)."""
     found = re.fullmatch(r"\s*(\d{1,9})\s*[x×*]\s*(\d{1,9})\s*", text, re.ASCII | re.IGNORECASE)
     if found is None:
@@ -57,19 +58,15 @@ def parse_size(text: str) -> tuple[int, int]:
     return int(found[1]), int(found[2])
 
 
-_UNITS = {"": 2**30, "gib": 2**30, "g": 2**30, "gb": 10**9, "mib": 2**20, "m": 2**20, "mb": 10**6}
-
-
 def parse_memory(text: str, flag: str = "--max-vram") -> int:
     """A number with MiB, GiB, MB, GB, G or M; without one, GiB. In bytes."""
-    found = re.fullmatch(r"\s*(\d{1,12}(?:\.\d{1,12})?)\s*([A-Za-z]*)\s*", text, re.ASCII)
-    unit = _UNITS.get(found[2].casefold()) if found else None
-    if found is None or unit is None or not 0 < float(found[1]) * unit < 2**60:
+    try:
+        return parse_size(text)
+    except ValueError:
         raise Usage(
             f'{flag}: "{show(text, 60)}" is no size; write 6, 6GiB, 6GB or 6000MiB',
             hint=f'sdcli plan "a cat" {flag} 6GiB',
-        )
-    return round(float(found[1]) * unit)
+        ) from None
 
 
 # --- what a request must keep to

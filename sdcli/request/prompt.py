@@ -1,13 +1,13 @@
 """Prompts with weights: (word:1.3), (word), [word], escapes, BREAK, cut into the chunks of 75 that CLIP reads.
 
 Nothing a person can type is an error: what is no syntax is text. Weights are A1111's: ( ) is ×1.1, [ ] is ÷1.1, and
-a bracket never closed holds to the end.
+a bracket never closed holds to the end. ComfyUI's know round brackets only, and a weight in numbers stands alone.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from types import MappingProxyType
 
@@ -36,91 +36,183 @@ class Break:
 
 Piece = Segment | Break
 
-_TOKEN = re.compile(
+# Escaped brackets, a weight with its closing bracket, brackets, BREAK, and everything else as text.
+_A1111 = re.compile(
     r"""
     \\(?P<escaped>[()\[\]\\])
-  | :\s*(?P<weight>[+-]?(?:\d+(?:\.\d*)?|\.\d+))\s*\)
+  | :\s*(?P<weight>[+-]?(?:[0-9]+(?:\.[0-9]*)?|\.[0-9]+))\s*\)
   | (?P<bracket>[()\[\]])
   | \s*\b(?P<break>BREAK)\b\s*
   | (?P<text>[^\\()\[\]:B\s]+|\s+|.)
     """,
-    re.VERBOSE | re.DOTALL | re.ASCII,
+    re.VERBOSE | re.DOTALL,
 )
+# Square brackets, BREAK and double backslashes mean nothing there.
+_COMFY = re.compile(
+    r"""
+    \\(?P<escaped>[()])
+  | :\s*(?P<weight>[+-]?(?:[0-9]+(?:\.[0-9]*)?|\.[0-9]+))\s*\)
+  | (?P<bracket>[()])
+  | (?P<text>[^\\():]+|.)
+    """,
+    re.VERBOSE | re.DOTALL,
+)
+_BREAK = re.compile(r"\bBREAK\b")
 _MARKS = re.compile(r"<\|(startoftext|endoftext)\|>", re.IGNORECASE)
+
+
+@dataclass
+class _Bracket:
+    """An opening bracket. Its factor is known only where it closes; never closed, it holds to the end."""
+
+    square: bool
+    factor: float
+    closed: bool = False
+    absolute: bool = False  # ComfyUI: a weight in numbers replaces those around it
+
+
+@dataclass(frozen=True)
+class _Close:
+    square: bool
+
+
+_Item = str | Break | _Bracket | _Close
 
 
 def parse(text: str, emphasis: str = "a1111") -> tuple[Piece, ...]:
     """Segments and breaks. With emphasis none the text stands as it is, brackets, BREAK and all."""
     if emphasis == "none":
         return (Segment(text),) if text else ()
-    pieces: list[Piece] = []
-    weights: list[float] = []
-    open_round: list[int] = []
-    open_square: list[int] = []
+    if emphasis == "comfy":
+        return _merged(_weighed(_comfy_items(text)))
+    return _merged(_weighed(_a1111_items(text)))
 
-    def multiply(start: int, factor: float) -> None:
-        for index in range(start, len(weights)):
-            weights[index] = max(-LARGEST_WEIGHT, min(LARGEST_WEIGHT, weights[index] * factor))
 
-    def add(piece: Piece) -> None:
-        pieces.append(piece)
-        weights.append(1.0)
-
-    for found in _TOKEN.finditer(text):
-        kind, token = found.lastgroup, found[0]
-        if kind == "escaped":
-            add(Segment(found["escaped"]))
-        elif kind == "weight" and open_round:
-            multiply(open_round.pop(), float(found["weight"]))
-        elif kind == "weight":  # a colon and a bracket without its opening one are text
-            add(Segment(token))
-        elif kind == "break":
-            add(Break())
-        elif token == "(":
-            open_round.append(len(weights))
-        elif token == "[":
-            open_square.append(len(weights))
-        elif token == ")" and open_round:
-            multiply(open_round.pop(), STEP)
-        elif token == "]" and open_square:
-            multiply(open_square.pop(), 1 / STEP)
+def _a1111_items(text: str) -> list[_Item]:
+    """Round and square brackets are matched apart from each other; one too many that closes is text."""
+    items: list[_Item] = []
+    open_brackets: dict[str, list[_Bracket]] = {"(": [], "[": []}
+    for found in _A1111.finditer(text):
+        token = found[0]
+        if found["escaped"]:
+            items.append(found["escaped"])
+        elif found["break"]:
+            items.append(Break())
+        elif token in ("(", "["):
+            bracket = _Bracket(token == "[", STEP if token == "(" else 1 / STEP)
+            open_brackets[token].append(bracket)
+            items.append(bracket)
+        elif (found["weight"] or token == ")") and open_brackets["("]:
+            bracket = open_brackets["("].pop()
+            bracket.factor = float(found["weight"]) if found["weight"] else STEP
+            items.append(_Close(square=False))
+        elif token == "]" and open_brackets["["]:
+            open_brackets["["].pop()
+            items.append(_Close(square=True))
         else:
-            add(Segment(token))
-    for start in open_round:
-        multiply(start, STEP)
-    for start in open_square:
-        multiply(start, 1 / STEP)
-    return _merged(pieces, weights)
+            items.append(token)
+    return items
 
 
-def _merged(pieces: Iterable[Piece], weights: Iterable[float]) -> tuple[Piece, ...]:
+def _comfy_items(text: str) -> list[_Item]:
+    """Only brackets that close count; the others are text."""
+    items: list[_Item] = []
+    places: list[int] = []
+    for found in _COMFY.finditer(text):
+        token = found[0]
+        if found["escaped"]:
+            items.append(found["escaped"])
+        elif token == "(":
+            places.append(len(items))
+            items.append(_Bracket(False, STEP))
+        elif (found["weight"] or token == ")") and places:
+            place = places.pop()
+            bracket = items[place]
+            assert isinstance(bracket, _Bracket)
+            bracket.closed = True
+            if found["weight"] and place + 1 < len(items):
+                bracket.factor, bracket.absolute = float(found["weight"]), True
+            elif found["weight"]:  # nothing before the colon: it is the text
+                items.append(token[:-1])
+            items.append(_Close(square=False))
+        else:
+            items.append(token)
+    return ["(" if isinstance(item, _Bracket) and not item.closed else item for item in items]
+
+
+def _weighed(items: Iterable[_Item]) -> Iterator[Piece]:
+    """Each text with the product of the brackets around it, in one pass however deep they are."""
+    products: dict[bool, list[float]] = {False: [1.0], True: [1.0]}  # round and square ones may overlap
+    for item in items:
+        if isinstance(item, _Bracket):
+            stack = products[item.square]
+            stack.append(_bounded(item.factor * (1.0 if item.absolute else stack[-1])))
+        elif isinstance(item, _Close):
+            products[item.square].pop()
+        elif isinstance(item, Break):
+            yield item
+        else:
+            yield Segment(item, _bounded(products[False][-1] * products[True][-1]))
+
+
+def _bounded(weight: float) -> float:
+    return max(-LARGEST_WEIGHT, min(LARGEST_WEIGHT, weight))
+
+
+def _merged(pieces: Iterable[Piece]) -> tuple[Piece, ...]:
+    """Neighbours of one weight joined; the space around BREAK belongs to BREAK, whatever brackets stand between."""
     merged: list[Piece] = []
-    for piece, weight in zip(pieces, weights, strict=True):
+    texts: list[str] = []  # of the segment being joined
+    for piece in pieces:
         last = merged[-1] if merged else None
         if isinstance(piece, Break):
+            _close_segment(merged, texts)
+            while merged and isinstance(merged[-1], Segment):
+                kept = merged[-1].text.rstrip()
+                if kept:
+                    merged[-1] = Segment(kept, merged[-1].weight)
+                    break
+                merged.pop()
             merged.append(piece)
-        elif isinstance(last, Segment) and last.weight == weight:
-            merged[-1] = Segment(last.text + piece.text, weight)
+        elif isinstance(last, Segment) and texts and last.weight == piece.weight:
+            texts.append(piece.text)
         else:
-            merged.append(Segment(piece.text, weight))
+            _close_segment(merged, texts)
+            text = piece.text.lstrip() if merged and isinstance(merged[-1], Break) else piece.text
+            if text:
+                merged.append(Segment(text, piece.weight))
+                texts.append(text)
+    _close_segment(merged, texts)
     return tuple(merged)
 
 
+def _close_segment(merged: list[Piece], texts: list[str]) -> None:
+    if texts and isinstance(merged[-1], Segment):
+        merged[-1] = Segment("".join(texts), merged[-1].weight)
+    texts.clear()
+
+
 def render(pieces: Iterable[Piece]) -> str:
-    """Text that parses into the same pieces: nothing is lost on the way."""
+    """A1111's text that parses into the same pieces: nothing is lost on the way."""
     words: list[str] = []
     for piece in pieces:
         if isinstance(piece, Break):
             words.append(" BREAK ")
             continue
         escaped = re.sub(r"([()\[\]\\])", r"\\\1", piece.text)
+        escaped = _BREAK.sub("BRE(AK:1)", escaped)  # the word itself, as text
         words.append(escaped if piece.weight == 1.0 else f"({escaped}:{_number(piece.weight)})")
     return "".join(words)
 
 
 def _number(weight: float) -> str:
+    """All its digits, never as 1e-05."""
     text = repr(weight)
-    return text if "e" not in text else f"{weight:.20f}"
+    if "e" not in text:
+        return text
+    from decimal import Decimal
+
+    return format(Decimal(text), "f")
 
 
 # --- chunks
@@ -141,8 +233,8 @@ def chunks(pieces: Iterable[Piece], tokenize: Tokenize, whole: Mapping[int, int]
             current, comma = [], -1
             continue
         for token in tokenize(neutral(piece.text)):
-            while len(current) + whole.get(token, 1) > CHUNK:
-                cut = comma if 0 <= CHUNK - comma <= COMMA_REACH and token not in commas else CHUNK
+            while current and len(current) + whole.get(token, 1) > CHUNK:
+                cut = comma if 0 <= CHUNK - comma < COMMA_REACH and token not in commas else CHUNK
                 done.append(tuple(current[:cut]))
                 current, comma = current[cut:], -1
             current.append((token, piece.weight))

@@ -11,7 +11,7 @@ from sdcli.machine import as_if
 from sdcli.machine.hardware import GIB, Hardware
 from sdcli.machine.memory import Memory
 from sdcli.machine.processor import Processor
-from sdcli.machine.sizes import parse_size
+from sdcli.sizes import parse_size
 
 HOST = Memory(total=32 * GIB, available=30 * GIB)
 CHIP = Processor(name="Ryzen 5 5600", isa="avx2", cores=6, threads=6)

@@ -43,7 +43,7 @@ def test_memory_is_in_gib_unless_a_unit_says_otherwise(text: str, size: int) -> 
 @settings(deadline=None, derandomize=True, max_examples=1500)
 @given(ANY)
 def test_any_text_is_a_value_or_a_usage_error(text: str) -> None:
-    for parse in (jobs.parse_seeds, jobs.parse_size, jobs.parse_memory, samplers.find):
+    for parse in (jobs.parse_seeds, jobs.parse_sides, jobs.parse_memory, samplers.find):
         try:
             parse(text)  # type: ignore[operator]
         except Usage as error:
