@@ -10,6 +10,7 @@ import os
 import re
 from collections.abc import Iterable, Iterator
 from pathlib import Path
+from typing import Any
 
 from sdcli.errors import BadFile, ModelMissing, Offline, SdcliError, Usage
 from sdcli.models import checkpoint, folder, hub_cache
@@ -44,15 +45,15 @@ def resolve(
     if path is not None and _is_meant(text, path):
         return at(path)
     found = _named(text, revision, offline, hub, builtin) or _added(text, places)
-    if found is None and _is_hub_id(text):
-        found = _cached(text, revision, hub)
+    if found is None and is_hub_id(text):
+        found = _here_whole(text, revision, hub, offline)
     if found is not None:
         return found
     if path is not None:  # a folder without a model in it, which no other name explains
         return at(path)
     if _looks_like_a_path(text):
         raise ModelMissing(f"there is nothing at {show(text, 200)}{_beside(Path(text))}", hint="sdcli doctor")
-    if _is_hub_id(text):
+    if is_hub_id(text):
         raise _not_cached(text, revision, offline)
     raise _unknown(text, places, hub)
 
@@ -116,8 +117,13 @@ def _named(text: str, revision: str | None, offline: bool, hub: Path | None, bui
         if builtin is None:
             raise ModelMissing("this build of sdcli has no built-in model", hint='sdcli generate "a cat" -m sd15')
         return folder.read(builtin, family="builtin")
-    known = next((k for k in _all_known() if text in (k.alias, k.repository, *k.formerly)), None)
+    known = known_as(text)
     return None if known is None else _from_known(text, known, revision, offline, hub, builtin)
+
+
+def known_as(text: str) -> Known | None:
+    """The repository that an alias, its own id or a former one stands for."""
+    return next((known for known in _all_known() if text in (known.alias, known.repository, *known.formerly)), None)
 
 
 def _all_known() -> Iterator[Known]:
@@ -159,7 +165,7 @@ def _not_yet_here(known: Known, revision: str | None) -> Model:
 # --- the Hub's cache
 
 
-def _is_hub_id(text: str) -> bool:
+def is_hub_id(text: str) -> bool:
     return re.fullmatch(r"[A-Za-z0-9][\w.\-]{0,95}/[A-Za-z0-9][\w.\-]{0,95}", text, re.ASCII) is not None
 
 
@@ -173,12 +179,24 @@ def _cached(repository: str, revision: str | None, hub: Path | None, known: Know
     )  # fmt: skip
 
 
+def _here_whole(repository: str, revision: str | None, hub: Path | None, offline: bool) -> Model | None:
+    """What is here in part, or as pickles alone, is to be fetched where that may be."""
+    try:
+        return _cached(repository, revision, hub)
+    except (ModelMissing, folder.OnlyPickles) as error:
+        if not offline:
+            error.details.update(repository=repository, revision=revision)
+        raise
+
+
 def _not_cached(repository: str, revision: str | None, offline: bool) -> SdcliError:
     error = Offline if offline else ModelMissing
+    to_fetch: dict[str, Any] = {} if offline else {"repository": repository, "revision": revision}
     commit = f" at {show(revision, 60)}" if revision else ""
     return error(
         f"{show(repository)}{commit} is not in the Hugging Face cache of this machine",
-        hint=f"hf download {show(repository)}" + (f" --revision {show(revision, 60)}" if revision else ""),
+        hint=f"sdcli pull {show(repository)}" + (f" --revision {show(revision, 60)}" if revision else ""),
+        **to_fetch,
     )
 
 

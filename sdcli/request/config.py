@@ -11,7 +11,7 @@ import os
 import re
 import tempfile
 import tomllib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
@@ -267,6 +267,21 @@ def unset_value(path: Path, name: str) -> None:
     if name not in read_toml(path):
         raise Usage(f'"{show(name, 60)}" is not set in {show(path)}', hint="sdcli config show")
     _rewrite(path, name, None)
+
+
+def folders(path: Path) -> tuple[Path, ...]:
+    """The folders with models that were added, from the key `folders` of the user's file."""
+    held = read_toml(path).get("folders", [])
+    if not isinstance(held, list) or not all(isinstance(item, str) and item for item in held):
+        raise Usage(f"{show(path)}: folders is no list of folders", hint="sdcli config path")
+    return tuple(Path(item).expanduser() for item in held)
+
+
+def set_folders(path: Path, wanted: Iterable[Path]) -> None:
+    """Keep these folders, and no others."""
+    quoted = ['"' + "".join(_escaped(character) for character in str(folder)) + '"' for folder in wanted]
+    if quoted or "folders" in read_toml(path):
+        _rewrite(path, "folders", f"folders = [{', '.join(quoted)}]" if quoted else None)
 
 
 def _toml(name: str, value: Any, text: str) -> str:

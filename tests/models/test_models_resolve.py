@@ -273,7 +273,7 @@ def test_offline_says_so_instead_of_planning_a_download(here: Path) -> None:
 def test_a_repository_that_is_not_cached_is_missing_with_the_line_that_gets_it(here: Path) -> None:
     with pytest.raises(ModelMissing) as caught:
         resolve("me/absent", hub=here, revision="v2")
-    assert caught.value.hint == "hf download me/absent --revision v2"
+    assert caught.value.hint == "sdcli pull me/absent --revision v2"
 
 
 @pytest.mark.parametrize(
