@@ -179,7 +179,7 @@ def test_tools_are_added_to_the_same_environment_and_survive_an_update(made: Pat
     added = subprocess.run(
         [sys.executable, "-W", "ignore", "-c", code], cwd=made, env=environment, check=True, capture_output=True
     )
-    assert b"Bringing" in added.stderr
+    assert b"Adding the tools" in added.stderr
     assert list((made / ".sdcli").rglob("tinytool.py"))
     assert start(made, environment).stderr == ""
     (made / "constraints.txt").write_text(PINS.replace("tinydep==1.0", "tinydep==2.0"))
