@@ -20,10 +20,13 @@ from sdcli.models.sniff import PICKLE_SUFFIXES
 from sdcli.terminal import show
 
 SUFFIX = ".safetensors"
-_FLAGS = (("LoRA", "--lora"), ("embedding", "--embedding"), ("VAE", "--vae"))
 DEEPEST = 4  # folders below one that is looked through
 MOST_FILES = 20_000
-COMMANDS = {what: f'sdcli generate "a cat" {flag}' for what, flag in _FLAGS}
+COMMANDS = {
+    "LoRA": 'sdcli generate "a cat" --lora',
+    "embedding": 'sdcli generate "a cat" --embedding',
+    "VAE": 'sdcli generate "a cat" --vae',
+}
 _FOLDERS = ("lora", "loras", "lycoris", "embeddings", "vae")  # what other programs call them
 _WEIGHT = re.compile(r"[+-]?(\d{1,4}(\.\d{0,6})?|\.\d{1,6})", re.ASCII)
 _AT_ONCE = 4 << 20
