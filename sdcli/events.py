@@ -63,6 +63,7 @@ class Step:
 class Denoised:
     batch: int
     seconds: float
+    latents: Any = live(default=None)  # of the whole batch, as the engine holds them
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -33,15 +33,15 @@ class Asked:
     later: Iterator[Job] | None = None
 
 
-def plan_for(typed: Mapping[str, Any], command: str) -> Asked:
-    """The plan for what was typed; every refusal happens here, before anything is loaded."""
+def plan_for(typed: Mapping[str, Any], command: str, model: Model | None = None) -> Asked:
+    """The plan for what was typed; every refusal happens here, before anything is loaded. `model` stands for -m."""
     words = tuple(typed.get("words", ()))
     mistake = jobs.forgotten_quotes(words, command)
     if mistake is not None:
         raise mistake
     flags = config.from_flags(typed)
     sources = read_sources(flags)
-    model = find_model(sources)
+    model = model or find_model(sources)
     lines = _lines(flags.get("prompts_file"))
     first = next(lines, None) if lines is not None else None
     if lines is not None and first is None:

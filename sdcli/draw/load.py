@@ -46,6 +46,8 @@ def load(
     `added` is what LoRAs add to its weights.
     """
     module = build(name, component.config)
+    if component.random:
+        return Filled(module, randomise(module, dtype=dtype, device=device, channels_last=channels_last))
     found = named(name, component.config, pieces(component.files))
     size = fill(module, found, name, dtype=dtype, device=device, channels_last=channels_last, added=added or {})
     return Filled(module, size)
@@ -86,9 +88,7 @@ def fill(
             if found[key].shape != meta.shape:
                 shapes = f"{list(found[key].shape)}, not {list(meta.shape)}"
                 raise BadFile(f"{name}: {show(key, 120)} has the shape {shapes}", hint="check the model's config.json")
-            kept = dtype if meta.is_floating_point() else meta.dtype
-            packed = torch.channels_last if channels_last and meta.ndim == 4 else torch.contiguous_format
-            tensor = torch.empty(meta.shape, dtype=kept, device=device, memory_format=packed)
+            tensor = _room_for(meta, dtype, device, channels_last)
             if key in added:
                 exact = torch.empty(meta.shape, dtype=torch.float32)
                 reader.read(found[key], exact)
@@ -101,6 +101,32 @@ def fill(
             size += tensor.nbytes
     _restore_buffers(module, device)
     return size
+
+
+def randomise(module: nn.Module, *, dtype: torch.dtype, device: torch.device | str, channels_last: bool) -> int:
+    """Random weights straight in memory, the same every time; the bytes they take. They draw noise as fast as real
+    ones draw pictures: products stay of order one, so that half precisions neither overflow nor vanish."""
+    generator = torch.Generator(device).manual_seed(0)
+    size = 0
+    for key, meta in dict(module.state_dict()).items():
+        tensor = _room_for(meta, dtype, device, channels_last)
+        if not meta.is_floating_point():
+            tensor.copy_(torch.arange(meta.shape[-1]).expand(meta.shape))  # position numbers
+        elif meta.ndim == 1:
+            tensor.normal_(0.0 if key.endswith("bias") else 1.0, 0.02, generator=generator)
+        else:
+            spread = 0.1 if "embedding" in key else (meta.numel() // meta.shape[0]) ** -0.5
+            tensor.normal_(0.0, spread, generator=generator)
+        _assign(module, key, tensor)
+        size += tensor.nbytes
+    _restore_buffers(module, device)
+    return size
+
+
+def _room_for(meta: torch.Tensor, dtype: torch.dtype, device: torch.device | str, channels_last: bool) -> torch.Tensor:
+    kept = dtype if meta.is_floating_point() else meta.dtype
+    packed = torch.channels_last if channels_last and meta.ndim == 4 else torch.contiguous_format
+    return torch.empty(meta.shape, dtype=kept, device=device, memory_format=packed)
 
 
 def _assign(module: nn.Module, key: str, tensor: torch.Tensor) -> None:

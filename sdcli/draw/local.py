@@ -54,3 +54,17 @@ def _windows(batches: Batches) -> Iterator[Sequence[tuple[int, tuple[Job, ...]]]
     else:
         for batch in batches:
             yield [batch]
+
+
+def best_rate(plan: Plan) -> float:
+    """The most operations a second this device reaches in the plan's dtype, tried now for a second or two."""
+    from sdcli.draw import rate
+
+    return rate.best(plan.setup.dtype, plan.setup.device)
+
+
+def busy() -> Any:
+    """A block whose `seconds` are those a card's kernels ran within it."""
+    from sdcli.draw import rate
+
+    return rate.Busy()

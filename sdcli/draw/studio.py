@@ -128,7 +128,7 @@ class Studio:
                 yield from self._previews(drawing)
             yield from self._timed(drawing, 0)
         self.meter.wait()
-        yield Denoised(batch=drawing.number, seconds=time.perf_counter() - started)
+        yield Denoised(batch=drawing.number, seconds=time.perf_counter() - started, latents=drawing.at.latents)
         yield self.meter.read("denoise")
         return drawing.at.latents
 

@@ -18,6 +18,7 @@ class Component:
     stored_dtype: str  # fp32 | fp16 | bf16 | fp8 | mixed
     config: Mapping[str, Any] = live(default_factory=dict)  # diffusers/transformers config, as loaded from JSON
     files: tuple[str, ...] = live(default=())  # absolute; one single checkpoint may serve several components
+    random: bool = live(default=False)  # weights are to be drawn at random instead of read: for measuring
 
 
 @dataclass(frozen=True, kw_only=True)
