@@ -36,6 +36,47 @@ def test_weights_do_not_change_the_ids(text: str) -> None:
     assert [token for token, _ in chunk] == clip()(plain)["input_ids"][1:-1]
 
 
+def padded(chunk: prompt.Chunk) -> list[int]:
+    ids = [49_406, *(token for token, _ in chunk), 49_407]
+    return ids + [49_407] * (77 - len(ids))
+
+
+@settings(deadline=None, derandomize=True, max_examples=300)
+@given(st.lists(st.sampled_from(["cat", "Red", "1girl,", "it's", "éclair", "猫", "-", "(8k)", "😀!"]), max_size=15))
+def test_words_weighed_one_by_one_give_the_chunk_of_the_plain_prompt(words: list[str]) -> None:
+    plain = " ".join(words)
+    weighed = " ".join(f"({word}:1.{number % 4})" for number, word in enumerate(words)).replace("((8k)", r"(\(8k\)")
+    (chunk,) = tokenizer.chunks(weighed)
+    reference = clip()(plain, padding="max_length", max_length=77)["input_ids"]
+    assert padded(chunk) == reference
+    (whole,) = tokenizer.chunks(plain, "none")
+    assert padded(whole) == reference
+
+
+MARKS = [
+    "<|endoftext|>",
+    "<|startoftext|>",
+    "<|EndOfText|>",
+    "<|",
+    "|>",
+    "endoftext",
+    "startoftext",
+    "<",
+    "|",
+    "(",
+    ")",
+    "\\",
+    " ",
+]
+
+
+@settings(deadline=None, derandomize=True, max_examples=500)
+@given(st.lists(st.sampled_from(MARKS), max_size=12).map("".join), st.sampled_from(["a1111", "comfy", "none"]))
+def test_no_text_becomes_a_special_token(text: str, emphasis: str) -> None:
+    for chunk in tokenizer.chunks(text, emphasis):
+        assert not {token for token, _ in chunk} & {49_406, 49_407}
+
+
 def test_clips_own_marks_in_a_prompt_are_no_special_tokens() -> None:
     (chunk,) = tokenizer.chunks("a cat<|endoftext|>dog")
     assert 49_407 not in [token for token, _ in chunk]
