@@ -15,6 +15,7 @@ from sdcli.terminal import say
 COMMANDS: dict[str, tuple[str, str]] = {
     "generate": ("sdcli.cli.generate:command", "Draw pictures from prompts."),
     "plan": ("sdcli.cli.plan:command", "Show what a picture would need, before anything is loaded."),
+    "pull": ("sdcli.cli.pull:command", "Fetch a model from the Hugging Face Hub."),
     "samplers": ("sdcli.cli.samplers:command", "List the samplers and their names elsewhere."),
     "inspect-unet": ("sdcli.cli.inspect_unet:command", "See a UNet: layers, sizes, work, skips."),
     "doctor": ("sdcli.cli.doctor:command", "Check this machine: GPU, versions, models, disk."),

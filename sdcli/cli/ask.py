@@ -63,6 +63,20 @@ def plan_for(typed: Mapping[str, Any], command: str, model: Model | None = None)
     return Asked(plan, later)
 
 
+def plan_again(asked: Asked, typed: Mapping[str, Any]) -> Asked:
+    """The same jobs, with the same seeds, planned for the model's files that are on the disk now."""
+    before = asked.plan
+    model = find_model(read_sources(config.from_flags(typed)))
+    samplers.refuse_unable(samplers.find(before.request.sampler), model.zero_snr)
+    model = adapters.gather(before.request, (), model, added_folders()).model  # with the VAE that was asked for
+    plan = make_plan(
+        before.request, model, before.hardware, remembered(before.hardware), origins=before.origins,
+        jobs=before.jobs, version=__version__, adapters=before.setup.adapters,
+    )  # fmt: skip
+    more = tuple(warning for warning in before.warnings if warning not in plan.warnings)
+    return replace(asked, plan=replace(plan, warnings=(*plan.warnings, *more)))
+
+
 def read_sources(flags: Mapping[str, Any]) -> Sources:
     """Config file, environment, preset and picture, as far as the flags name them."""
     user = config.from_user(state.config_folder() / "config.toml")
@@ -84,14 +98,14 @@ def find_model(sources: Sources) -> Model:
     shipped = data.builtin_model()
     name = values.get("model") or default_model()
     return resolve.resolve(
-        name, revision=values.get("revision"), hub=hub_cache.folder(os.environ), builtin=shipped,
+        name, revision=values.get("revision"), offline=bool(values.get("offline")), folders=added_folders(),
+        hub=hub_cache.folder(os.environ), builtin=shipped,
     )  # fmt: skip
 
 
 def added_folders() -> tuple[Path, ...]:
     """The folders of models that the config file lists."""
-    listed = config.read_toml(state.config_folder() / "config.toml").get("folders")
-    return tuple(Path(str(folder)).expanduser() for folder in listed) if isinstance(listed, list) else ()
+    return config.folders(state.config_folder() / "config.toml")
 
 
 def default_model() -> str:

@@ -19,8 +19,9 @@ import typer
 from sdcli import events
 from sdcli.cli import complete, plan_screen, remembering
 from sdcli.cli.answer import say_error
-from sdcli.cli.ask import Asked, plan_for
-from sdcli.errors import Interrupted, ModelMissing, SdcliError, Terminated
+from sdcli.cli.ask import Asked
+from sdcli.cli.pull import plan_with_model
+from sdcli.errors import Interrupted, SdcliError, Terminated
 from sdcli.events import Event, Planned, Timed
 from sdcli.machine import hardware
 from sdcli.machine.clock import since_start
@@ -40,7 +41,7 @@ from sdcli.request import tokenizer
 from sdcli.request.options import OPTIONS, SCREEN
 from sdcli.request.options import command as make
 from sdcli.request.request import Job
-from sdcli.terminal import disk_text, is_terminal, say, show, speaks_unicode, width
+from sdcli.terminal import is_terminal, say, show, speaks_unicode, width
 
 Batches = Iterable[tuple[int, tuple[Job, ...]]]
 
@@ -53,11 +54,11 @@ def command() -> Callable[..., None]:
 
 
 def _generate(typed: dict[str, Any]) -> None:
-    asked = plan_for(typed, "generate")
+    asked = plan_with_model(typed)
     plan = asked.plan
     if not plan.fits:
         raise refused(plan)
-    engine = _engine(typed.get("engine", "local"), plan)
+    engine = _engine(typed.get("engine", "local"))
     destination = names.prepare(plan.request, count=len(plan.jobs), model=plan.model.name, origins=plan.origins)
     screen = Screen(typed, plan)
     screen.announce()
@@ -80,17 +81,11 @@ def _generate(typed: dict[str, Any]) -> None:
 # --- the engine and its events
 
 
-def _engine(name: str, plan: Plan) -> Callable[[Plan, Batches], Iterator[Event]]:
+def _engine(name: str) -> Callable[[Plan, Batches], Iterator[Event]]:
     """Where drawing happens. The real one is imported only once its first event is asked for."""
     if name == "fake":
         fake = importlib.import_module("sdcli.draw.fake")
         return partial(fake.run, count_tokens=tokenizer.count)
-    if not plan.model.cached:
-        where = f"{plan.model.repository} --revision {plan.model.revision}"
-        raise ModelMissing(
-            f"{plan.model.name} is not on this disk: {disk_text(plan.model.download_bytes)} to download",
-            hint=f"hf download {show(where, 200)} --exclude '*.ckpt' '*.bin'",
-        )
     return _local
 
 

@@ -1,0 +1,168 @@
+"""`sdcli pull`: a model from the Hub into the cache; and the same where generate needs it first. Asks nothing: to name
+a model is to want it."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from sdcli import __version__, data, schema
+from sdcli.cli import complete
+from sdcli.cli.answer import print_json
+from sdcli.cli.ask import Asked, added_folders, plan_again, plan_for
+from sdcli.cli.download import Download, facts
+from sdcli.errors import Interrupted, ModelMissing, Offline, Usage
+from sdcli.machine.memory import disk_free
+from sdcli.models import hub, hub_cache, hub_connection, resolve
+from sdcli.models.hub import Offer
+from sdcli.models.hub_files import File
+from sdcli.models.model import Model
+from sdcli.request.options import OPTIONS, SCREEN
+from sdcli.request.options import command as make
+from sdcli.terminal import disk_text, say, show
+
+_FIELDS = ("revision", "offline", "json", "quiet", "debug")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Pulled:
+    """What is in the cache now."""
+
+    schema: str = "sdcli.pull/1"
+    version: str = __version__
+    name: str
+    repository: str | None
+    revision: str | None  # the commit
+    family: str
+    licence: str | None
+    path: str
+    bytes: int
+    fetched_bytes: int
+    files: tuple[File, ...]
+
+
+def command() -> Callable[..., None]:
+    options = [option for option in (*OPTIONS, *SCREEN) if option.field in _FIELDS]
+    return make(
+        _pull, options, name="pull", words="NAME", complete=complete.values,
+        help="Fetch a model into the Hugging Face cache: sdcli pull sdxl",
+    )  # fmt: skip
+
+
+def _pull(typed: dict[str, Any]) -> None:
+    names = typed.get("words", ())
+    if len(names) != 1:
+        raise Usage(f"pull takes one name, not {len(names)}", hint="sdcli pull sd15")
+    found = pull(
+        names[0], typed.get("revision"), offline=bool(typed.get("offline")), quiet=bool(typed.get("quiet"))
+    )  # fmt: skip
+    if typed.get("json"):
+        print_json(schema.to_json(found))
+    else:
+        say(found.path, sys.stdout)
+
+
+def pull(name: str, revision: str | None = None, *, offline: bool = False, quiet: bool = False) -> Pulled:
+    """The model called `name`, fetched where it is not here yet."""
+    cache = hub_cache.folder(os.environ)
+    known = resolve.known_as(name)
+    repository = known.repository if known else name
+    if known is None and not resolve.is_hub_id(name):
+        return _already(_find(name, revision, cache, offline), quiet)
+    if offline or known is not None or _is_commit(revision):  # what cannot have changed needs no network
+        try:
+            model = _find(name, revision, cache, offline)
+        except ModelMissing:
+            model = None
+        if model is not None and model.cached:
+            return _already(model, quiet)
+    _check_online(name)
+    asked = revision or (known.revision if known else None)
+    licence = known.licence if known else None
+    offer, fetched = _bring(known.alias if known else name, repository, asked, licence, cache, quiet)
+    model = resolve.resolve(repository, revision=offer.commit, hub=cache)  # read once, so that damage shows now
+    return Pulled(
+        name=name, repository=offer.repository, revision=offer.commit, family=offer.family,
+        licence=licence or offer.licence, path=str(model.path), bytes=offer.size, fetched_bytes=fetched,
+        files=offer.files,
+    )  # fmt: skip
+
+
+def _find(name: str, revision: str | None, cache: Path, offline: bool) -> Model:
+    return resolve.resolve(
+        name, revision=revision, offline=offline, folders=added_folders(), hub=cache,
+        builtin=data.builtin_model(),
+    )  # fmt: skip
+
+
+def _is_commit(revision: str | None) -> bool:
+    return revision is not None and len(revision) == 40 and all(letter in "0123456789abcdef" for letter in revision)
+
+
+def _already(model: Model, quiet: bool) -> Pulled:
+    if not quiet:
+        say(f"{show(model.name, 80)} is here already, {disk_text(model.disk_bytes)}")
+    return Pulled(
+        name=model.name, repository=model.repository, revision=model.revision, family=model.family,
+        licence=model.licence, path=str(model.path), bytes=model.disk_bytes, fetched_bytes=0, files=(),
+    )  # fmt: skip
+
+
+def _check_online(name: str) -> None:
+    if hub_connection.is_offline(os.environ):
+        raise Offline(
+            f"{show(name, 120)} is not on this machine, and HF_HUB_OFFLINE forbids to fetch it",
+            hint="unset HF_HUB_OFFLINE   (and TRANSFORMERS_OFFLINE), then the same command again",
+        )
+
+
+def _bring(
+    name: str, repository: str, revision: str | None, licence: str | None, cache: Path, quiet: bool
+) -> tuple[Offer, int]:
+    """Say what comes, then fetch it with one display. Gives the offer and the bytes that were missing."""
+    connection = hub_connection.connect(os.environ)
+    offer = hub.offer(connection, repository, revision, cache)
+    if not quiet:
+        for line in facts(name, offer, licence or offer.licence, disk_free(cache)):
+            say(line)
+    screen = Download(sys.stderr, quiet=quiet)
+    with _kept_if_interrupted(offer):
+        try:
+            for progress in hub.fetch(connection, offer, disk_free):
+                screen(progress)
+        finally:
+            screen.finish()
+    return offer, offer.missing
+
+
+@contextmanager
+def _kept_if_interrupted(offer: Offer) -> Iterator[None]:
+    try:
+        yield
+    except KeyboardInterrupt:
+        raise Interrupted("interrupted", done=hub.kept_text(offer), hint="the same command again") from None
+
+
+# --- before generate
+
+
+def plan_with_model(typed: dict[str, Any]) -> Asked:
+    """generate's plan, with the model fetched where it is not here: only then are its true sizes known."""
+    try:
+        asked = plan_for(typed, "generate")
+    except ModelMissing as error:
+        repository = error.details.get("repository")
+        if not repository:
+            raise
+        pull(repository, error.details.get("revision"), quiet=bool(typed.get("quiet")))
+        return plan_for(typed, "generate")
+    plan = asked.plan
+    if plan.model.cached or not plan.fits or typed.get("engine") == "fake":
+        return asked
+    pull(plan.model.name, plan.model.revision, quiet=bool(typed.get("quiet")))
+    return plan_again(asked, typed)
