@@ -1,0 +1,74 @@
+"""What `pip install .` would install, built for real."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+@pytest.fixture(scope="module")
+def wheel(tmp_path_factory: pytest.TempPathFactory) -> zipfile.ZipFile:
+    """Built from a copy of what the repository holds, so that nothing lying around comes along."""
+    folder = tmp_path_factory.mktemp("package") / "checkout"
+    folder.mkdir()
+    leave = shutil.ignore_patterns("__pycache__", "*.pyc")
+    for name in ("sdcli", "configs"):
+        shutil.copytree(ROOT / name, folder / name, ignore=leave)
+    for name in ("pyproject.toml", "README.md", "CHANGELOG.md", "LICENSE"):
+        shutil.copy(ROOT / name, folder)
+    subprocess.run([sys.executable, "-m", "hatchling", "build", "-t", "wheel"], cwd=folder, check=True)
+    (built,) = (folder / "dist").glob("*.whl")
+    return zipfile.ZipFile(built)
+
+
+def test_the_wheel_holds_every_module_and_every_shipped_config(wheel: zipfile.ZipFile) -> None:
+    names = set(wheel.namelist())
+    modules = {path.relative_to(ROOT).as_posix() for path in (ROOT / "sdcli").rglob("*.py")}
+    configs = {f"sdcli/{path.relative_to(ROOT).as_posix()}" for path in (ROOT / "configs").rglob("*.json")}
+    presets = {f"sdcli/{path.relative_to(ROOT).as_posix()}" for path in (ROOT / "configs").rglob("*.toml")}
+    assert len(configs) > 10 and presets
+    assert modules | configs | presets | {"sdcli/configs/components/clip/merges.txt"} <= names
+    assert not [name for name in names if name.startswith(("tests/", "scripts/"))]
+
+
+def test_the_wheel_brings_the_command_and_its_licence_and_says_what_it_is(wheel: zipfile.ZipFile) -> None:
+    (info,) = {name.split("/")[0] for name in wheel.namelist() if ".dist-info/" in name}
+    assert info.startswith("sdcli_diffusers-")
+    assert "sdcli = sdcli.cli.main:run" in wheel.read(f"{info}/entry_points.txt").decode()
+    metadata = wheel.read(f"{info}/METADATA").decode()
+    assert "Name: sdcli-diffusers" in metadata and "License-Expression: Apache-2.0" in metadata
+    assert "Requires-Python: >=3.11" in metadata
+    assert f"{info}/licenses/LICENSE" in wheel.namelist()
+
+
+def test_sdcli_finds_its_configs_from_inside_the_wheel(wheel: zipfile.ZipFile, tmp_path: Path) -> None:
+    wheel.extractall(tmp_path)
+    done = subprocess.run(
+        [sys.executable, "-m", "sdcli", "plan", "a cat", "-m", "sdxl", "--as-if", "cuda:24GiB", "--json"],
+        cwd=tmp_path, capture_output=True, text=True, encoding="utf-8",
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout)["model"]["components"]["unet"]["parameters"] == 2_567_463_684
+
+
+def test_pins_stand_within_the_ranges_that_users_get() -> None:
+    import tomllib
+
+    from packaging.requirements import Requirement
+    from packaging.utils import canonicalize_name
+
+    lines = (ROOT / "constraints.txt").read_text(encoding="utf-8").splitlines()
+    pins = {canonicalize_name(line.split("==")[0]): line.split("==")[1] for line in lines if "==" in line}
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    wanted = [Requirement(text) for text in project["dependencies"] + project["optional-dependencies"]["dev"]]
+    assert [str(need) for need in wanted if canonicalize_name(need.name) not in pins] == []
+    assert [str(need) for need in wanted if pins[canonicalize_name(need.name)] not in need.specifier] == []
+    assert not [line for line in lines if "://" in line or line.startswith("-") or "+" in line.split("==")[-1]]
