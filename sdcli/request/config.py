@@ -6,12 +6,13 @@ whichever source, is converted by one table, so that every source accepts the sa
 
 from __future__ import annotations
 
-import difflib
 import os
 import re
+import shlex
+import shutil
 import tempfile
 import tomllib
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,7 @@ from typing import Any
 from sdcli import data
 from sdcli.errors import CannotWrite, Usage
 from sdcli.request import jobs, samplers
+from sdcli.request.near import near_text, nearest
 from sdcli.request.options import OPTIONS, flag_of
 from sdcli.request.request import Request
 from sdcli.terminal import show
@@ -62,7 +64,7 @@ def _choice(field: str, text: str) -> str:
     choices = next(option.choices for option in OPTIONS if option.field == field)
     word = text.strip().casefold()
     if word not in choices:
-        near = difflib.get_close_matches(word, choices, n=1)
+        near = nearest(word, choices, 1)
         raise Usage(
             f'{flag_of(field)}: "{show(text, 60)}" is none of {", ".join(choices)}',
             hint=f'sdcli generate "a cat" {flag_of(field)} {near[0] if near else choices[0]}',
@@ -104,11 +106,11 @@ _SEVERAL = frozenset({"prompts", "lora", "embeddings"})
 def convert(field: str, given: Any) -> Any:
     """A setting's value from what a source holds: text, a list of texts, or TOML's own types."""
     if field in _SEVERAL:
-        return tuple(str(item) for item in given) if isinstance(given, (list, tuple)) else (str(given),)
-    if field == "pins" and isinstance(given, (list, tuple)):
-        return {slot: choice for item in given for slot, choice in _pins(field, str(item)).items()}
+        return _texts(field, given)
     if field == "pins" and isinstance(given, Mapping):
-        return {str(slot): str(choice) for slot, choice in given.items()}
+        return dict(zip(_texts(field, tuple(given)), _texts(field, tuple(given.values())), strict=True))
+    if field == "pins":
+        return {slot: choice for item in _texts(field, given) for slot, choice in _pins(field, item).items()}
     if isinstance(given, (dict, list, tuple)):
         text = ",".join(str(item) for item in given) if field == "seeds" else ""
         if not text:
@@ -117,6 +119,13 @@ def convert(field: str, given: Any) -> Any:
     if isinstance(given, bool) and _CONVERT.get(field) is not _yes:
         raise Usage(f"{field}: expected a value, got {str(given).lower()}", hint="sdcli config show")
     return _CONVERT.get(field, _text)(field, str(given))
+
+
+def _texts(field: str, given: Any) -> tuple[str, ...]:
+    items = tuple(given) if isinstance(given, (list, tuple)) else (given,)
+    if not all(isinstance(item, str) for item in items):
+        raise Usage(f"{field}: expected text or a list of texts", hint="sdcli config show")
+    return items
 
 
 # --- sources
@@ -136,16 +145,23 @@ class Sources:
 def resolve(
     sources: Sources, *, family: Mapping[str, Any], model: Mapping[str, Any]
 ) -> tuple[dict[str, Any], dict[str, str]]:
-    """Every Request field that some source sets, and where from. Pins are merged slot by slot; the rest is replaced."""
+    """Every Request field that some source sets, and where from. Pins are merged slot by slot; the rest is replaced.
+
+    A list of seeds decides the number of pictures, unless the same or a later source says that too.
+    """
     values: dict[str, Any] = {}
     origins: dict[str, str] = {}
     layers = (family, model, sources.user, sources.environment, sources.preset, sources.settings_from, sources.flag)
     known = {f.name for f in fields(Request)}
     for origin, layer in zip(ORDER, layers, strict=True):
+        if layer.get("compile") is False and values.get("pins", {}).get("execution") == "compile":
+            values["pins"] = {slot: choice for slot, choice in values["pins"].items() if slot != "execution"}
         for name, value in unfolded(layer).items():
             if name in known:
                 values[name] = {**values.get(name, {}), **value} if name == "pins" else value
                 origins[name] = origin
+        if "num_images" not in layer and len(layer.get("seeds", ())) > 1:
+            values["num_images"], origins["num_images"] = len(layer["seeds"]), origin
     return values, origins
 
 
@@ -172,52 +188,85 @@ def from_environment(environment: Mapping[str, str]) -> dict[str, Any]:
     kept = {f"SDCLI_{name.upper()}": name for name in SETTINGS if name not in NOT_KEPT}
     values: dict[str, Any] = {}
     for variable, text in environment.items():
-        if not variable.startswith("SDCLI_") or variable == "SDCLI_HOME":
+        if not variable.startswith("SDCLI_") or variable == "SDCLI_HOME" or not text:
             continue
         if variable not in kept:
-            near = difflib.get_close_matches(variable, kept, n=1)
-            tail = f"; near: {near[0]}" if near else ""
-            raise Usage(f"{show(variable, 60)} is no setting{tail}", hint="sdcli help environment")
-        values[kept[variable]] = convert(kept[variable], text)
+            near = near_text(nearest(variable, kept, 1))
+            raise Usage(f"{show(variable, 60)} is no setting{near}", hint="sdcli help environment")
+        try:
+            values[kept[variable]] = convert(kept[variable], text)
+        except Usage as error:
+            raise Usage(f"{variable}: {error.message}", hint="sdcli help environment") from None
     return values
 
 
-def from_table(table: Mapping[str, Any], where: str) -> dict[str, Any]:
-    """The settings of a TOML table; `where` is its file, for messages."""
+def from_table(table: Mapping[str, Any], path: Path | None = None) -> dict[str, Any]:
+    """The settings of a TOML table; with `path`, its file, a mistake is told with its line."""
     values: dict[str, Any] = {}
     for name, given in table.items():
         if name not in SETTINGS or name in NOT_KEPT:
-            near = difflib.get_close_matches(name, [n for n in SETTINGS if n not in NOT_KEPT], n=1)
-            tail = f"; near: {near[0]}" if near else ""
-            raise Usage(f'{show(where)}: no setting "{show(name, 60)}"{tail}', hint="sdcli config show")
+            near = near_text(nearest(name, [setting for setting in SETTINGS if setting not in NOT_KEPT], 1))
+            raise Usage(f'{_place(path, name)}no setting "{show(name, 60)}"{near}', hint="sdcli config show")
         try:
             values[name] = convert(name, given)
         except Usage as error:
-            raise Usage(f"{show(where)}: {error.message}", hint="sdcli config show") from None
+            raise Usage(f"{_place(path, name)}{error.message}", hint="sdcli config show") from None
     return values
+
+
+def _place(path: Path | None, name: str) -> str:
+    """`config.toml:3: ` to begin a message with; without the line where the key is not plainly there."""
+    if path is None:
+        return ""
+    lines = _text_of(path).split("\n")
+    number = next((number for number, line in enumerate(lines, 1) if _sets(line, name)), None)
+    return f"{show(path)}:{number}: " if number else f"{show(path)}: "
+
+
+def _sets(line: str, name: str) -> bool:
+    """Whether a line of TOML looks like setting this key; what it really does, only a parser knows."""
+    key = re.escape(name)
+    return re.match(rf"""\s*(?:{key}|"{key}"|'{key}')\s*[=.]|\s*\[\s*{key}\s*\]""", line) is not None
 
 
 def read_toml(path: Path) -> dict[str, Any]:
     """The file's table, empty if there is no file; a mistake in it is Usage with its line."""
+    text = _text_of(path)
+    try:
+        return tomllib.loads(text)
+    except RecursionError:
+        raise Usage(f"{show(path)}: nested too deeply", hint="sdcli config path") from None
+    except ValueError as error:  # TOMLDecodeError, and numbers too long for Python
+        line = re.search(r"\(at line (\d{1,9}), column \d+\)$", str(error))
+        told = str(error)[: line.start()].rstrip() if line else str(error)
+        place = f"{show(path)}:{line[1]}" if line else show(path)
+        raise Usage(f"{place}: {show(told, 200)}", hint="sdcli config path") from None
+
+
+def _text_of(path: Path) -> str:
+    """The file as it is, line ends too; empty if there is none."""
     try:
         with path.open("rb") as file:
             raw = file.read(LARGEST_FILE + 1)
     except FileNotFoundError:
-        return {}
-    except OSError as error:
-        raise Usage(f"{show(path)} cannot be read: {show(error.strerror or error)}", hint="sdcli config path") from None
+        return ""
+    except (OSError, ValueError) as error:
+        raise Usage(
+            f"{show(path)} cannot be read: {show(getattr(error, 'strerror', None) or error)}", hint="sdcli config path"
+        ) from None
     if len(raw) > LARGEST_FILE:
         raise Usage(f"{show(path)} is larger than 1 MiB", hint="sdcli config path")
     try:
-        return tomllib.loads(raw.decode("utf-8"))
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError, RecursionError, ValueError) as error:
-        raise Usage(f"{show(path)}: {show(error, 200)}", hint="sdcli config path") from None
+        return raw.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        line = raw.count(b"\n", 0, error.start) + 1
+        raise Usage(f"{show(path)}:{line}: not UTF-8 text", hint="sdcli config path") from None
 
 
 def from_user(path: Path) -> dict[str, Any]:
     table = read_toml(path)
     table.pop("folders", None)  # model folders: read by whoever looks for models
-    return from_table(table, str(path))
+    return from_table(table, path)
 
 
 # --- presets
@@ -231,27 +280,31 @@ class Preset:
 
 
 def presets(user_folder: Path) -> tuple[Preset, ...]:
-    """The user's own first: a name of theirs hides a shipped one."""
-    found: dict[str, Preset] = {}
-    for folder in (user_folder, data.presets()):
-        for path in sorted(folder.glob("*.toml")) if folder.is_dir() else ():
-            if path.stem not in found:
-                description = str(read_toml(path).get("description", ""))
-                found[path.stem] = Preset(name=path.stem, description=description, path=path)
-    return tuple(found[name] for name in sorted(found))
+    """All there are, by name. A user's own hides a shipped one of the same name."""
+    return tuple(
+        Preset(name=name, description=str(read_toml(path).get("description", "")), path=path)
+        for name, path in sorted(_preset_files(user_folder).items())
+    )
+
+
+def _preset_files(user_folder: Path) -> dict[str, Path]:
+    return {path.stem: path for folder in (data.presets(), user_folder) for path in sorted(folder.glob("*.toml"))}
 
 
 def from_preset(name: str, user_folder: Path) -> dict[str, Any]:
-    known = {preset.name: preset for preset in presets(user_folder)}
-    if name not in known:
-        near = difflib.get_close_matches(name, known, n=3, cutoff=0.4) or sorted(known)
+    """What a preset sets; only its own file is read."""
+    files = _preset_files(user_folder)
+    if name not in files:
+        near = nearest(name, files) or sorted(files)
         raise Usage(
-            f'no preset "{show(name, 60)}"; there is {", ".join(near)}',
-            hint=f'sdcli generate "a cat" --preset {near[0]}' if near else "sdcli config path",
+            f'no preset "{show(name, 60)}"; there is {", ".join(show(known, 60) for known in near)}',
+            hint=f'sdcli generate "a cat" --preset {shlex.quote(near[0])}' if near else "sdcli config path",
         )
-    table = read_toml(known[name].path)
+    table = read_toml(files[name])
     table.pop("description", None)
-    return from_table(table, str(known[name].path))
+    if "preset" in table:
+        raise Usage(f"{_place(files[name], 'preset')}a preset cannot name another", hint="sdcli config path")
+    return from_table(table, files[name])
 
 
 # --- changing the user's file
@@ -259,7 +312,7 @@ def from_preset(name: str, user_folder: Path) -> dict[str, Any]:
 
 def set_value(path: Path, name: str, text: str) -> None:
     """Keep `name`; other lines and comments of the file stay as they are."""
-    value = from_table({name: text}, str(path))[name]
+    value = from_table({name: text})[name]
     _rewrite(path, name, f"{name} = {_toml(name, value, text)}")
 
 
@@ -305,47 +358,77 @@ def _escaped(character: str) -> str:
 
 
 def _rewrite(path: Path, name: str, line: str | None) -> None:
+    """The file with `line` for this key, or without the key; whatever else stands in it stays, letter by letter."""
     before = read_toml(path)
-    lines = path.read_text(encoding="utf-8").splitlines() if before or path.exists() else []
-    kept: list[str] = []
-    at: int | None = None
-    for old in lines:
-        if re.match(rf'\s*(?:{name}|"{name}")\s*=', old):
-            at = len(kept) if at is None else at
-        else:
-            kept.append(old)
-    if line is not None:
-        first_table = next((i for i, old in enumerate(kept) if re.match(r"\s*\[", old)), len(kept))
-        kept.insert(at if at is not None else first_table, line)
-    text = "\n".join(kept) + "\n" if kept else ""
-    _refuse_broken(text, name, line, before)
-    _replace(path, text)
+    for text in _edits(_text_of(path), name, line, name in before):
+        if _changes_only(text, name, line, before):
+            _replace(path, text)
+            return
+    raise Usage(f'"{show(name, 60)}" cannot be changed line by line; edit the file yourself', hint="sdcli config path")
 
 
-def _refuse_broken(text: str, name: str, line: str | None, before: Mapping[str, Any]) -> None:
-    """A value over several lines cannot be edited line by line; then the file is left as it is."""
+def _edits(text: str, name: str, line: str | None, there: bool) -> Iterator[str]:
+    """Ways to do it that look right; which one is right, parsing shows."""
+    lines = text.split("\n")
+    end = "\r" if lines[0].endswith("\r") else ""
+    if there:
+        for first in (number for number, old in enumerate(lines) if _sets(old, name)):
+            last = _statement_end(lines, first, name)
+            if last:
+                comment = _comment(lines[first]) if last == first + 1 else ""
+                kept = [] if line is None else [line + comment + end]
+                yield "\n".join([*lines[:first], *kept, *lines[last:]])
+    elif line is not None:
+        tables = [number for number, old in enumerate(lines) if old.lstrip().startswith("[")][:100]
+        for place in (*tables, len(lines) if lines[-1] else len(lines) - 1):
+            above, below = lines[:place], lines[place:]
+            yield "\n".join([*above, line + end, *(below or [""])])
+
+
+def _statement_end(lines: list[str], first: int, name: str) -> int | None:
+    """The line after the value that begins at line `first`, which may go on over several lines."""
+    for last in range(first + 1, min(len(lines), first + 200) + 1):
+        try:
+            if set(tomllib.loads("\n".join(lines[first:last]))) == {name}:
+                return last
+        except (ValueError, RecursionError):
+            continue
+    return None
+
+
+def _comment(line: str) -> str:
+    """The comment behind a value, with the space before it."""
+    for found in re.finditer(r"\s*#", line):
+        try:
+            if tomllib.loads(line[: found.start()]) == tomllib.loads(line):
+                return line[found.start() :].rstrip("\r")
+        except (ValueError, RecursionError):
+            continue
+    return ""
+
+
+def _changes_only(text: str, name: str, line: str | None, before: Mapping[str, Any]) -> bool:
     try:
         after = tomllib.loads(text)
-    except tomllib.TOMLDecodeError:
-        after = None
-    others = {key: value for key, value in before.items() if key != name}
-    if (
-        after is None
-        or {k: v for k, v in after.items() if k != name} != others
-        or (name in after) != (line is not None)
-    ):
-        raise Usage(f'"{show(name, 60)}" spans several lines; edit the file yourself', hint="sdcli config path")
+    except (ValueError, RecursionError):
+        return False
+    wanted = {key: value for key, value in before.items() if key != name}
+    return after == (wanted if line is None else {**wanted, **tomllib.loads(line)})
 
 
 def _replace(path: Path, text: str) -> None:
+    """Atomically, and through a symbolic link: a person's settings may live elsewhere."""
+    path = Path(os.path.realpath(path))
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=".config-", suffix=".part")
         try:
-            with os.fdopen(handle, "w", encoding="utf-8") as file:
+            with os.fdopen(handle, "w", encoding="utf-8", newline="") as file:
                 file.write(text)
                 file.flush()
                 os.fsync(file.fileno())
+            if path.exists():
+                shutil.copymode(path, temporary)
             os.replace(temporary, path)
         except BaseException:
             Path(temporary).unlink(missing_ok=True)

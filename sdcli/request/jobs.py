@@ -11,12 +11,14 @@ from dataclasses import replace
 
 from sdcli.errors import Usage
 from sdcli.request import samplers
+from sdcli.request.options import OPTIONS, flag_of
 from sdcli.request.request import LARGEST_SEED, Job, Request
 from sdcli.sizes import parse_size
 from sdcli.terminal import show
 
 MOST_JOBS = 10_000
 SIDES = (64, 8192)
+LONGEST_PROMPT = 20_000  # characters; some hundred chunks, beyond which attention to the text outweighs the picture
 
 
 # --- text into values
@@ -76,6 +78,12 @@ def check(request: Request) -> None:
     """Every range, with the flag's name and what would do."""
     if not request.prompts or not all(prompt.strip() for prompt in request.prompts):
         raise Usage("the prompt is empty", hint='sdcli generate "a cat"')
+    for text in (*request.prompts, request.negative_prompt):
+        _check_text(text)
+    for field in ("emphasis", "format", "metadata"):
+        _check_choice(field, getattr(request, field))
+    for seed in request.seeds:
+        _within("--seed", seed, 0, LARGEST_SEED)
     _within("--steps", request.steps, 1, 10_000)
     _within("--num-images", request.num_images, 1, MOST_JOBS)
     _within("--batch-size", request.batch_size, 1, 64)
@@ -88,6 +96,28 @@ def check(request: Request) -> None:
     check_side("--height", request.height)
     if len(request.prompts) * max(1, len(request.seeds)) > MOST_JOBS:
         raise Usage(f"more than {MOST_JOBS} pictures in one run", hint='sdcli generate "a cat" --seed 1..8')
+
+
+def _check_text(text: str) -> None:
+    hint = 'sdcli generate "a cat"'
+    if len(text) > LONGEST_PROMPT:
+        raise Usage(f"a prompt of {len(text)} characters is longer than {LONGEST_PROMPT}", hint=hint)
+    if "\0" in text:
+        raise Usage(f'the prompt "{show(text, 60)}" holds a NUL character', hint=hint)
+    try:
+        text.encode("utf-8")
+    except UnicodeEncodeError:
+        raise Usage(f'the prompt "{show(text, 60)}" is not valid Unicode text', hint=hint) from None
+
+
+def _check_choice(field: str, value: str) -> None:
+    option = next(option for option in OPTIONS if option.field == field)
+    if value not in option.choices:
+        flag = flag_of(field)
+        raise Usage(
+            f'{flag}: "{show(value, 60)}" is none of {", ".join(option.choices)}',
+            hint=f'sdcli generate "a cat" {flag} {option.choices[0]}',
+        )
 
 
 def _within(flag: str, value: int, lowest: int, highest: int) -> None:
@@ -124,8 +154,9 @@ def resolve_seeds(
                 hint=f'sdcli generate "a cat" --seed {asked[0]} --num-images {num_images}',
             )
         return asked, False
-    count = num_images or 1
-    first = asked[0] if asked else draw(LARGEST_SEED + 2 - min(count, MOST_JOBS))
+    count = 1 if num_images is None else num_images
+    _within("--num-images", count, 1, MOST_JOBS)
+    first = asked[0] if asked else draw(LARGEST_SEED + 2 - count)
     if first + count - 1 > LARGEST_SEED:
         raise Usage(
             f"--seed {first} leaves no room for {count} seeds below 2^32", hint='sdcli generate "a cat" --seed 1'
@@ -162,13 +193,14 @@ def forgotten_quotes(words: tuple[str, ...], command: str = "generate") -> Usage
         return None
     sentence = " ".join(words)
     quoted = f'"{sentence}"' if not set(sentence) & set('"\\$`!') else shlex.quote(sentence)
-    separate = " ".join(f"-p {shlex.quote(word)}" for word in words)
+    hint = f"sdcli {command} {show(quoted)}"
+    if len(words) <= 10:
+        separate = " ".join(f"-p {shlex.quote(word)}" for word in words)
+        hint += f"      (or {show(separate)} to mean {_COUNTS[len(words) - 2]})"
     return Usage(
         f"{len(words)} prompts of one word each look like one sentence without quotes",
-        hint=f"sdcli {command} {show(quoted, 200)}      (or {show(separate, 200)} to mean {_count(len(words))})",
+        hint=hint if len(sentence) <= 200 else f'sdcli {command} "a red cat"',
     )
 
 
-def _count(number: int) -> str:
-    names = ("two", "three", "four", "five", "six", "seven", "eight", "nine", "ten")
-    return names[number - 2] if number <= 10 else str(number)
+_COUNTS = ("two", "three", "four", "five", "six", "seven", "eight", "nine", "ten")
