@@ -45,13 +45,14 @@ class Patience:
 
 class Broken(Exception):
     """An attempt that failed, and that may succeed when it is repeated. `wait` is what the server asked for;
-    `part` says that it would not give the part of the file that was asked for."""
+    `part` says that it would not give the part of the file that was asked for, `nobody` that no answer came at all."""
 
-    def __init__(self, what: str, wait: float | None = None, part: bool = False) -> None:
+    def __init__(self, what: str, wait: float | None = None, *, part: bool = False, nobody: bool = False) -> None:
         super().__init__(what)
         self.what = what
         self.wait = wait
         self.part = part
+        self.nobody = nobody
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -116,7 +117,7 @@ def attempt(connection: Connection, url: str, repository: str, start: int = 0) -
             )  # fmt: skip
             response = answer.__enter__()
         except network as error:
-            raise Broken(_unreachable(url, error)) from None
+            raise Broken(_unreachable(url, error), nobody=True) from None
         try:
             if response.status_code not in _REDIRECTS:
                 _refuse(connection, response, repository, url, network)
@@ -258,13 +259,13 @@ def _gated(connection: Connection, name: str, said: str, page: str) -> Gated:
     )  # fmt: skip
 
 
-def given_up(connection: Connection, last: Broken, done: str = "") -> Offline:
+def given_up(connection: Connection, last: Broken, done: str = "", wanted: str = "") -> Offline:
     """After every attempt: what happened last, what is kept, what to try."""
     if last.wait and last.wait > connection.patience.longest:
         what = f"{last.what}, for {seconds_text(last.wait)}"
     else:
         what = last.what
-    return Offline(what, done=done, hint=_AGAIN)
+    return Offline(f"{what}; {show(wanted, 120)} is not here" if wanted else what, done=done, hint=_AGAIN)
 
 
 def is_hopeless(connection: Connection, failures: int, last: Broken) -> bool:
@@ -285,8 +286,9 @@ def read(connection: Connection, url: str, repository: str, most: int = LARGEST_
                 return _whole(body, most, url)
         except Broken as broken:
             failures += 1
-            if is_hopeless(connection, failures, broken):
-                raise given_up(connection, broken) from None
+            without_a_line = broken.nobody and failures >= 2  # most likely there is none: no reason to wait long
+            if without_a_line or is_hopeless(connection, failures, broken):
+                raise given_up(connection, broken, wanted=repository) from None
             time.sleep(connection.patience.wait(failures, broken.wait))
 
 
