@@ -8,8 +8,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-SCORES = 2 << 20  # attention scores made at once: 4 MiB in bf16, about what two cores keep near
-HEADS = 4  # of them side by side
+SCORES = 1 << 20  # attention scores a thread has at once: 2 MiB in bf16, about what a core keeps near
 FEWEST_KEYS = 256  # below, as with the 77 of a prompt, the fused kernel is as fast
 
 
@@ -36,8 +35,9 @@ def blocked(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
     keys = key.reshape(rows, -1, width).transpose(1, 2)
     values = value.reshape(rows, -1, value.shape[-1])
     out = torch.empty((rows, tokens, values.shape[-1]), dtype=query.dtype, device=query.device)
-    together = min(rows, HEADS)
-    block = max(64, SCORES // (together * keys.shape[-1]))
+    threads = torch.get_num_threads()
+    together = min(rows, max(2, threads))
+    block = max(64, SCORES * threads // (together * keys.shape[-1]))
     for row in range(0, rows, together):
         side = slice(row, row + together)
         for first in range(0, tokens, block):
