@@ -25,7 +25,7 @@ _MOST_REDIRECTS = 6
 _TRY_LATER = (408, 425, 429, 500, 502, 503, 504)
 _AGAIN = (
     "the same command again, or HF_ENDPOINT=<your mirror> in front of it\n"
-    "or a file you have: -m model.safetensors · offline now: -m builtin"
+    "or a file you have: -m model.safetensors"
 )
 
 

@@ -41,7 +41,7 @@ def way_out(plan: Plan) -> str:
             continue
     if any(way.setup.device == "cpu" and way.fits for way in plan.ways) and plan.hardware.kind != "cpu":
         return "the same command with --device cpu"
-    return "the same command with -m builtin" if plan.model.kind != "builtin" else "sdcli doctor"
+    return "sdcli doctor"
 
 
 def _milder(request: Request) -> Iterator[tuple[Request, str]]:
