@@ -142,12 +142,14 @@ def _from_known(
             continue
         if cached is not None:
             return cached
+    absent = _not_yet_here(known, revision)
     if offline:
         raise Offline(
-            f"{known.alias} ({known.repository}) is not on this machine, and nothing may be fetched",
-            hint='sdcli generate "a cat" -m builtin' if builtin else "sdcli doctor",
+            f"{known.alias} ({known.repository}) is not on this machine, and nothing may be fetched: "
+            f"it takes {disk_text(absent.download_bytes)}",
+            hint='sdcli generate "a cat" -m builtin' if builtin else f"sdcli pull {known.alias}   (without --offline)",
         )
-    return _not_yet_here(known, revision)
+    return absent
 
 
 def _not_yet_here(known: Known, revision: str | None) -> Model:
