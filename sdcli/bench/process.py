@@ -1,0 +1,127 @@
+"""The parent's side of a worker: started, told to draw, paused between its turns, and never left behind."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from sdcli.bench import worker
+from sdcli.bench.worker import Order
+from sdcli.errors import Bug, OutOfMemory, from_json
+from sdcli.terminal import show
+
+CAN_PAUSE = hasattr(signal, "SIGSTOP")
+ENDING = 10.0  # seconds a worker gets to leave by itself
+
+
+class Worker:
+    """One process with one model in it. Use as a context: it is ended whatever happens."""
+
+    def __init__(self, order: Order, folder: Path) -> None:
+        folder.mkdir(parents=True, exist_ok=True)
+        self._complaints = folder / "stderr.txt"
+        self._paused = False
+        with self._complaints.open("wb") as stderr:
+            # A group of its own: Ctrl-C reaches the parent alone, which then ends its workers in order. If the parent
+            # dies, the kernel wakes stopped groups without a parent and hangs them up; an awake worker reads the end.
+            self.process = subprocess.Popen(
+                [sys.executable, "-m", "sdcli.bench.worker"], stdin=subprocess.PIPE, stdout=subprocess.PIPE,
+                stderr=stderr, env=_environment(), **_group(),
+            )  # fmt: skip
+        assert self.process.stdin is not None and self.process.stdout is not None
+        self._commands, self._answers = self.process.stdin, self.process.stdout
+        self._write(worker.send(order))
+
+    def __enter__(self) -> Worker:
+        return self
+
+    def __exit__(self, kind: object, *_: object) -> None:
+        self.end(ENDING if kind is None else 0.2)  # one that is drawing would not look up before its picture is done
+
+    def draw(self, on_step: Callable[[int, int], None], *, watched: bool = False) -> dict[str, Any]:
+        """One batch more; `watched`: with the card's kernels counted, which makes its own steps no measure."""
+        self._tell(worker.BUSY if watched else worker.DRAW)
+        found: dict[str, Any] = self._wait("drawn", on_step)
+        return found
+
+    def rate(self) -> float | None:
+        """The device's best rate in this plan's dtype, tried now."""
+        self._tell(worker.RATE)
+        found = self._wait("rate", lambda step, of: None)
+        return float(found) if found else None
+
+    def pause(self) -> None:
+        """Stopped where the system can do that; elsewhere it waits for its next command anyway."""
+        if CAN_PAUSE and not self._paused and self.process.poll() is None:
+            os.kill(self.process.pid, signal.SIGSTOP)
+            self._paused = True
+
+    def resume(self) -> None:
+        if self._paused and self.process.poll() is None:
+            os.kill(self.process.pid, signal.SIGCONT)
+        self._paused = False
+
+    def end(self, patience: float = ENDING) -> None:
+        """Asked first, killed if need be."""
+        self.resume()
+        with contextlib.suppress(OSError, ValueError):
+            self._commands.close()
+        try:
+            self.process.wait(timeout=patience)
+        except subprocess.TimeoutExpired:
+            self.process.kill()
+            self.process.wait()
+        self._answers.close()
+
+    def _tell(self, command: str) -> None:
+        self.resume()
+        self._write(command.encode() + b"\n")
+
+    def _write(self, content: bytes) -> None:
+        try:
+            self._commands.write(content)
+            self._commands.flush()
+        except OSError:
+            raise self._lost() from None
+
+    def _wait(self, wanted: str, on_step: Callable[[int, int], None]) -> Any:
+        for line in self._answers:
+            answer: Mapping[str, Any] = json.loads(line)
+            if "error" in answer:
+                raise from_json(dict(answer["error"]))
+            if "step" in answer:
+                on_step(*answer["step"])
+            if wanted in answer:
+                return answer[wanted]
+        raise self._lost()
+
+    def _lost(self) -> Exception:
+        code = self.process.wait()
+        said = self._complaints.read_text(encoding="utf-8", errors="replace").strip().splitlines()
+        if CAN_PAUSE and code == -signal.SIGKILL:
+            return OutOfMemory(
+                "the process being measured was killed by the system, most likely for want of memory",
+                hint='sdcli plan "a cat"',
+            )
+        last = show(said[-1], 200) if said else f"exit code {code}"
+        return Bug(f"the process being measured ended: {last}", hint="the same command with --debug shows where")
+
+
+def _environment() -> dict[str, str]:
+    """The worker finds this very sdcli, whatever folder it starts in."""
+    package = str(Path(worker.__file__).resolve().parents[2])
+    path = os.environ.get("PYTHONPATH")
+    return {**os.environ, "PYTHONPATH": package + (os.pathsep + path if path else "")}
+
+
+def _group() -> dict[str, Any]:
+    if sys.platform == "win32":
+        return {"creationflags": subprocess.CREATE_NEW_PROCESS_GROUP}
+    return {"process_group": 0}

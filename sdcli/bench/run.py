@@ -1,0 +1,319 @@
+"""Measuring: configurations in processes of their own, in turn, until the intervals are narrow or time is up."""
+
+from __future__ import annotations
+
+import math
+import os
+import shutil
+import tempfile
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+from sdcli.bench import statistics
+from sdcli.bench.process import Worker
+from sdcli.bench.surroundings import Watch
+from sdcli.bench.worker import Order
+from sdcli.errors import Interrupted, SdcliError, Terminated
+from sdcli.plan.plan import Plan
+
+MAX_TIME, QUICK_TIME = 900.0, 50.0  # seconds; what is begun then is still finished
+WARM_IMAGES, WARM_SECONDS = 8, 60.0  # the longest warm-up of a process
+MOST_PROCESSES, MOST_IMAGES = 40, 200
+
+
+@dataclass(frozen=True, kw_only=True)
+class Configuration:
+    """One row: its name, what was asked for differently, the flags that ask for it again, and its plan or why not."""
+
+    name: str
+    options: Mapping[str, str]
+    flags: str
+    plan: Plan | None = None
+    error: SdcliError | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Limits:
+    processes: int = statistics.LEAST_PROCESSES
+    quick: bool = False
+    max_time: float = MAX_TIME
+    engine: str = "local"
+
+
+@dataclass(kw_only=True)
+class Image:
+    """One batch, as its worker told; steps are all of them, the first included."""
+
+    process: int
+    number: int
+    warmup: bool
+    drawn: Mapping[str, Any]
+
+    @property
+    def steps(self) -> list[float]:
+        found: list[float] = self.drawn["step_seconds"]
+        return found
+
+
+@dataclass(kw_only=True)
+class Row:
+    """Everything measured of one configuration so far."""
+
+    configuration: Configuration
+    images: list[Image] = field(default_factory=list)
+    error: SdcliError | None = None
+    steady: bool = True  # every process's warm-up came to rest
+    rate: float | None = None  # the device's best, tried beside it
+    busy: Mapping[str, Any] | None = None  # one batch with the card's kernels counted
+
+    @property
+    def measured(self) -> list[Image]:
+        return [image for image in self.images if not image.warmup]
+
+    def processes(self) -> list[list[tuple[float, ...]]]:
+        """As statistics wants them: processes of images of steps, warm-up and first steps left out."""
+        found: dict[int, list[tuple[float, ...]]] = {}
+        for image in self.measured:
+            found.setdefault(image.process, []).append(statistics.steady(image.steps))
+        return list(found.values())
+
+
+class Bench:
+    """The state of a measurement. `stopped_by` is interval, max-time or interrupted once it is over."""
+
+    def __init__(self, configurations: Sequence[Configuration], limits: Limits, folder: Path) -> None:
+        self.limits = limits
+        self.folder = folder
+        self.rows = [Row(configuration=one, error=one.error) for one in configurations]
+        self.stopped_by = "interval"
+        self.process = 0
+        self._started = time.monotonic()
+        place = next(one.plan.hardware for one in configurations if one.plan is not None)
+        self.watch = Watch(place)
+        self._out_of_time = False
+
+    @property
+    def seconds(self) -> float:
+        return time.monotonic() - self._started
+
+    @property
+    def alive(self) -> list[Row]:
+        return [row for row in self.rows if row.error is None]
+
+    @property
+    def planned(self) -> int:
+        return statistics.LEAST_IMAGES if self.limits.quick else self.limits.processes
+
+    def run(self, listener: Listener) -> None:
+        """To the end. An interruption keeps what was measured and is raised again."""
+        try:
+            while self.alive and not self._over():
+                for group in self._groups():
+                    self._generation(group, listener)
+                self.process += 1
+                listener.kept()
+            if self._out_of_time:
+                self.stopped_by = "max-time"
+        except (KeyboardInterrupt, Interrupted, Terminated):
+            self.stopped_by = "interrupted"
+            raise
+
+    # --- when to stop
+
+    def _over(self) -> bool:
+        if self.process == 0:
+            return False
+        if self.limits.quick or self._out_of_time:
+            return True
+        if self.process >= self.limits.processes and all(self._enough(row) for row in self.alive):
+            return True
+        longest = self.seconds / self.process
+        self._out_of_time = self.process >= MOST_PROCESSES or self.seconds + longest > self.limits.max_time
+        return self._out_of_time
+
+    def _enough(self, row: Row) -> bool:
+        return statistics.enough(row.processes(), self.planned)
+
+    def _time_for(self, row: Row) -> bool:
+        """Whether one more image of this row would end in time, as long as it has been measured at all."""
+        last = row.images[-1].drawn["seconds"] if row.images else 0.0
+        if self.seconds + last <= self.limits.max_time:
+            return True
+        self._out_of_time = True
+        return False
+
+    # --- one process of each
+
+    def _groups(self) -> list[list[Row]]:
+        """All of them side by side, so that each is measured in every minute; one after the other where memory is
+        short."""
+        rows = self.alive
+        return [rows] if fit_together([row.configuration.plan for row in rows if row.configuration.plan]) else [
+            [row] for row in rows
+        ]  # fmt: skip
+
+    def _generation(self, rows: Sequence[Row], listener: Listener) -> None:
+        with ExitStack() as stack:
+            workers: dict[int, Worker] = {}
+            for row in rows:
+                with self._errors_of(row):
+                    worker = stack.enter_context(self._worker(row))
+                    workers[id(row)] = worker
+                    self._draw(row, worker, listener, warmup=True)
+                    worker.pause()
+            self.watch.start([worker.process.pid for worker in workers.values()])
+            self._warm_up([row for row in rows if row.error is None], workers, listener)
+            self._measure([row for row in rows if row.error is None], workers, listener)
+            if self.process == 0:
+                for row in rows:
+                    if row.error is None and not self._out_of_time:
+                        with self._errors_of(row):
+                            self._yardsticks(row, workers[id(row)], listener)
+            self.watch.stop()
+
+    def _worker(self, row: Row) -> Worker:
+        plan = row.configuration.plan
+        assert plan is not None
+        folder = self.folder / f"{self.rows.index(row)}-{self.process}"
+        return Worker(Order(plan=plan, engine=self.limits.engine, folder=str(folder)), folder)
+
+    @contextmanager
+    def _errors_of(self, row: Row) -> Iterator[None]:
+        """A configuration that fails is a row that says so; the others go on."""
+        try:
+            yield
+        except (Interrupted, Terminated):
+            raise
+        except SdcliError as error:
+            row.error = error
+
+    def _warm_up(self, rows: Sequence[Row], workers: Mapping[int, Worker], listener: Listener) -> None:
+        waiting = list(rows)
+        while waiting:
+            for row in list(waiting):
+                medians = self.medians(row)
+                spent = sum(image.drawn["seconds"] for image in self._of_process(row))
+                if statistics.warmed_up(medians):
+                    waiting.remove(row)
+                elif len(medians) >= WARM_IMAGES or spent >= WARM_SECONDS or not self._time_for(row):
+                    row.steady = False
+                    waiting.remove(row)
+                else:
+                    with self._errors_of(row):
+                        self._turn(row, workers[id(row)], listener, warmup=True)
+                if row.error is not None and row in waiting:
+                    waiting.remove(row)
+
+    def _measure(self, rows: Sequence[Row], workers: Mapping[int, Worker], listener: Listener) -> None:
+        going = list(rows)
+        for _ in range(MOST_IMAGES):
+            for row in list(going):
+                if self._done_here(row):
+                    going.remove(row)
+                    continue
+                with self._errors_of(row):
+                    self._turn(row, workers[id(row)], listener, warmup=False)
+                if row.error is not None:
+                    going.remove(row)
+            listener.kept()
+            if not going:
+                return
+
+    def _done_here(self, row: Row) -> bool:
+        """Enough of this process: 20 steps, or with --quick an interval of its images that is narrow."""
+        images = [image for image in self._of_process(row) if not image.warmup]
+        if not self._time_for(row):
+            if not row.measured:  # better the last image of the warm-up than nothing, and it is said
+                row.images[-1].warmup, row.steady = False, False
+            return True
+        if self.limits.quick:
+            return self._enough(row)
+        return sum(len(statistics.steady(image.steps)) for image in images) >= statistics.LEAST_STEPS
+
+    def _turn(self, row: Row, worker: Worker, listener: Listener, *, warmup: bool) -> None:
+        worker.resume()
+        try:
+            self._draw(row, worker, listener, warmup=warmup)
+        finally:
+            worker.pause()
+
+    def _draw(self, row: Row, worker: Worker, listener: Listener, *, warmup: bool) -> None:
+        listener.turn(row, warmup)
+        drawn = worker.draw(listener.step)
+        number = len(self._of_process(row))
+        row.images.append(Image(process=self.process, number=number, warmup=warmup, drawn=drawn))
+        listener.drew(row)
+
+    def _yardsticks(self, row: Row, worker: Worker, listener: Listener) -> None:
+        """The best rate, once per number type; on a card also how long its kernels run."""
+        plan = row.configuration.plan
+        assert plan is not None
+        same = [other for other in self.rows if other.rate and other.configuration.plan is not None]
+        known = [other.rate for other in same if _type(other.configuration.plan) == _type(plan)]
+        listener.probing(row)
+        row.rate = known[0] if known else worker.rate()
+        if plan.hardware.kind == "cuda":
+            row.busy = worker.draw(listener.step, watched=True)
+        worker.pause()
+
+    def _of_process(self, row: Row) -> list[Image]:
+        return [image for image in row.images if image.process == self.process]
+
+    def medians(self, row: Row) -> list[float]:
+        """Of the images of the process now running."""
+        return [median(statistics.steady(image.steps)) for image in self._of_process(row)]
+
+
+class Listener:
+    """Told what happens; does nothing with it."""
+
+    def turn(self, row: Row, warmup: bool) -> None:
+        """`row` draws next."""
+
+    def step(self, step: int, of: int) -> None:
+        """It has come so far."""
+
+    def drew(self, row: Row) -> None:
+        """It is done."""
+
+    def probing(self, row: Row) -> None:
+        """The device's best rate is tried."""
+
+    def kept(self) -> None:
+        """A round is over: a good moment to write things down."""
+
+
+def _type(plan: Plan | None) -> tuple[str, str] | None:
+    return (plan.setup.dtype, plan.setup.device) if plan is not None else None
+
+
+def fit_together(plans: Sequence[Plan]) -> bool:
+    """Whether all of them can be in memory at once, with a tenth to spare."""
+    if not plans:
+        return True
+    place = plans[0].hardware
+    host = sum(plan.footprint.host_peak for plan in plans)
+    device = sum(plan.footprint.device_peak for plan in plans)
+    cores = os.cpu_count() or 1
+    on_card = place.kind == "cpu" or device < 0.9 * place.free
+    return len(plans) <= max(8, cores) and host < 0.9 * place.ram_free and on_card
+
+
+@contextmanager
+def scratch() -> Iterator[Path]:
+    """A folder for pictures and latents while measuring; gone afterwards."""
+    path = Path(tempfile.mkdtemp(prefix="sdcli-bench-"))
+    try:
+        yield path
+    finally:
+        shutil.rmtree(path, ignore_errors=True)
+
+
+def rate_of(macs: int, seconds: float) -> float | None:
+    """Operations a second: a multiply-add is two."""
+    return 2 * macs / seconds if seconds > 0 and math.isfinite(seconds) else None

@@ -1,0 +1,320 @@
+"""A result as lines of text: one configuration in full, several as a table, and the sentence on the method."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from sdcli.bench import result as results
+from sdcli.bench import statistics
+from sdcli.bench.result import Result
+from sdcli.terminal import cells, fit, show, size_text
+
+BARS = "▁▂▃▄▅▆▇█"
+PLAIN_BARS = "_.,:;=*#"
+INTERVALS = {
+    "processes": "95 % interval",
+    "images": "95 % interval within one process",
+    "steps": "95 % interval within one image",
+}
+
+
+def render(result: Result, width: int = 80, ascii: bool = False) -> list[str]:
+    """The whole screen."""
+    rows = [one for one in result["configurations"] if one["step"]]
+    lines = _head(result)
+    if len(result["configurations"]) == 1 and rows:
+        lines += ["", *_single(rows[0], ascii)]
+    else:
+        lines += ["", *_table(result, width)]
+    lines += [*_trust(result), _ending(result)]
+    return [fit(line, width) for line in lines]
+
+
+# --- one figure
+
+
+def time_text(seconds: float) -> str:
+    """Four figures, in the unit that needs no zeros: 101.3 ms, 2.604 s, 84.20 µs."""
+    for unit, scale in (("s", 1.0), ("ms", 1e3), ("µs", 1e6)):
+        value = seconds * scale
+        if value >= 1:
+            return f"{value:.{max(0, 3 - int(math.log10(value)))}f} {unit}"
+    return f"{seconds * 1e6:.3f} µs"
+
+
+def _number_in(seconds: float, like: float) -> str:
+    """`seconds` in the unit of `like`, without naming it."""
+    unit = time_text(like).rpartition(" ")[2]
+    scale = {"s": 1.0, "ms": 1e3, "µs": 1e6}[unit]
+    digits = len(time_text(like).split()[0].partition(".")[2])
+    return f"{seconds * scale:.{digits}f}"
+
+
+def rate_text(rate: float) -> str:
+    for unit, scale in (("TFLOP/s", 1e12), ("GFLOP/s", 1e9)):
+        if rate >= scale:
+            return f"{rate / scale:.3g} {unit}"
+    return f"{rate / 1e6:.3g} MFLOP/s"
+
+
+def seconds_text(value: float | None) -> str:
+    return "–" if value is None else f"{value:.2f}" if value < 100 else f"{value:.0f}"
+
+
+# --- the head
+
+
+def _head(result: Result) -> list[str]:
+    work, about = result["work"], result["environment"]
+    setup = next((one["setup"] for one in result["configurations"] if one["setup"]), {})
+    batch = f"batch {work['batch_size']}"
+    first = (
+        f"{show(work['model'], 40)} · {work['width']}×{work['height']}, {batch}, "
+        f"{work['steps']} steps {work['sampler']} · {show(about.get('device') or 'cpu', 40)}"
+    )
+    if len(result["configurations"]) == 1 and setup:
+        first += f", {setup['dtype']}, {setup['placement']}"
+    return [first]
+
+
+# --- one configuration
+
+
+def _single(one: Mapping[str, Any], ascii: bool) -> list[str]:
+    step, phases, rates = one["step"], one["phases"], one["rates"]
+    middle = step["median"]
+    return [
+        _warm_up(one),
+        "",
+        f"  step    {time_text(middle)}   {INTERVALS[step['interval']]} {_number_in(step['low'], middle)}–"
+        f"{_number_in(step['high'], middle)}   {_steps_a_second(rates)}",
+        f"          p10 {_number_in(step['p10'], middle)}  p90 {_number_in(step['p90'], middle)}  p99 "
+        f"{_number_in(step['p99'], middle)}  MAD {_number_in(step['mad'], middle)}   first step "
+        f"{_number_in(one['first_step_seconds'], middle)} apart",
+        f"          {histogram(_steps(one), ascii)}",
+        f"          n {step['n']} in {_count(step['processes'], 'process', 'processes')}, "
+        f"{_count(step['outliers'], 'outlier', 'outliers')} kept",
+        *_work(one),
+        f"  image   {seconds_text(_per_image(rates))} s     encode {seconds_text(phases['encode'])}  steps "
+        f"{seconds_text(phases['denoise'])}  decode {seconds_text(phases['decode'])}  save {seconds_text(phases['save'])}",
+        _cold(one),
+        *_memory(one),
+    ]
+
+
+def _warm_up(one: Mapping[str, Any]) -> str:
+    medians = [statistics.steady(image["step_seconds"]) for image in one["runs"] if image["process"] == 0]
+    medians = [steps for steps, image in zip(medians, one["runs"], strict=False) if image["warmup"] and steps]
+    shown = " ".join(time_text(sorted(steps)[len(steps) // 2]).split()[0] for steps in medians[-4:])
+    unit = time_text(one["step"]["median"]).split()[1]
+    state = "steady" if one["warmup_stable"] else "not yet steady when its time was up"
+    return f"warm-up: {_count(len(medians), 'image', 'images')}, medians {shown} {unit}: {state}"
+
+
+def _steps_a_second(rates: Mapping[str, Any]) -> str:
+    found = rates["steps_per_second"]
+    return f"{found:.3g} steps/s" if found else ""
+
+
+def _per_image(rates: Mapping[str, Any]) -> float | None:
+    found = rates["images_per_second"]
+    return 1 / found if found else None
+
+
+def _steps(one: Mapping[str, Any]) -> list[float]:
+    return [step for process in results.processes(one) for image in process for step in image]
+
+
+def histogram(steps: Sequence[float], ascii: bool = False, bins: int = 24) -> str:
+    """How often which time was seen, as a row of bars between the least and the most."""
+    low, high = min(steps), max(steps)
+    marks = PLAIN_BARS if ascii else BARS
+    counts = [0] * bins
+    for step in steps:
+        place = int((step - low) / (high - low) * bins) if high > low else 0
+        counts[min(place, bins - 1)] += 1
+    most = max(counts)
+    bars = "".join(" " if not count else marks[max(0, math.ceil(count / most * len(marks)) - 1)] for count in counts)
+    return f"{bars}  {_number_in(low, low)} ▸ {_number_in(high, low)} {time_text(low).split()[1]}"
+
+
+def _work(one: Mapping[str, Any]) -> list[str]:
+    rate = one["work_rate"]
+    if not rate["flops_per_second"]:
+        return []
+    operations = rate["flops_per_second"] * one["step"]["median"]
+    lines = [
+        f"  work    {rate_text(operations).removesuffix('/s')} a step = {rate_text(rate['flops_per_second'])}, "
+        f"{rate['share'] * 100:.0f} % of the {rate_text(rate['ceiling'])} seen here in {one['setup']['dtype']}"
+    ]
+    if one["launch_bound"] is not None:
+        lines.append(f"          the GPU waits for launches {one['launch_bound'] * 100:.0f} % of a step")
+    return lines
+
+
+def _cold(one: Mapping[str, Any]) -> str:
+    phases = one["phases"]
+    known = [phases["import"], phases["load"], _first_image(one)]
+    rest = phases["cold_total"] - sum(value or 0.0 for value in known)
+    return (
+        f"  cold    {seconds_text(phases['cold_total'])} s     import {seconds_text(phases['import'])}  load "
+        f"{seconds_text(phases['load'])}  first image {seconds_text(_first_image(one))}  rest {seconds_text(max(0.0, rest))}"
+    )
+
+
+def _first_image(one: Mapping[str, Any]) -> float:
+    firsts = [image for image in one["runs"] if image["image"] == 0]
+    drawn: float = sorted(image["seconds"] for image in firsts)[len(firsts) // 2]
+    return drawn
+
+
+def _memory(one: Mapping[str, Any]) -> list[str]:
+    memory = one["memory"]
+    measured, predicted = memory["measured"], memory["predicted"]
+    on_host = one["setup"]["device"] == "cpu"
+    peak = measured["host_peak"] if on_host else measured["reserved_peak"]
+    if peak is None:
+        return []
+    line = f"  memory  {size_text(peak)}"
+    if predicted and memory["ratio"]:
+        expected = predicted["host_peak" if on_host else "device_peak"]
+        line += f"   predicted {size_text(expected)} ({(memory['ratio'] - 1) * 100:+.0f} %)"
+    if not on_host and measured["host_peak"]:
+        line += f"   host RAM {size_text(measured['host_peak'])}"
+    return [line]
+
+
+# --- several
+
+
+def _table(result: Result, width: int) -> list[str]:
+    rows = result["configurations"]
+    names = [show(one["name"], 36) for one in rows]
+    room = min(36, max(13, *map(cells, names)))
+    lines = [f"  {'configuration':<{room}}  {'step':>9}  {'ratio to the first':<20} {'memory':>9}  picture"]
+    for one, name in zip(rows, names, strict=True):
+        lines.append(f"  {fit(name, room):<{room}}  " + _cells(one))
+    chosen = results.best(result)
+    lines.append("")
+    if chosen is not None and len(rows) > 1:
+        lines.append(f"fastest with the same picture: {chosen['flags'] or 'no flags needed'}")
+    unsteady = [one for one in rows if one["step"] and one["step"]["unstable"]]
+    lines += [f"not steady: {show(one['name'], 40)} ({', '.join(one['step']['unstable_because'])})" for one in unsteady]
+    return lines
+
+
+def _cells(one: Mapping[str, Any]) -> str:
+    if one["error"]:
+        return f"not measured: {show(one['error']['message'], 60)}"
+    if not one["step"]:
+        return "not measured"
+    ratio = one["ratio"] or {}
+    spread = "reference" if one["reference"] else ratio_text(ratio) if ratio else ""
+    used = one["memory"]["measured"]
+    peak = used["reserved_peak"] or used["host_peak"]
+    memory = size_text(peak) if peak else "–"
+    return f"{time_text(one['step']['median']):>9}  {spread:<20} {memory:>9}  {picture_text(one)}"
+
+
+def ratio_text(ratio: Mapping[str, Any]) -> str:
+    return f"×{ratio['value']:.3f} ({ratio['low']:.3f}–{ratio['high']:.3f})"
+
+
+def picture_text(one: Mapping[str, Any]) -> str:
+    image = one["image"]
+    if one["reference"]:
+        return "the measure"
+    if image["identical"]:
+        return "identical"
+    if image["psnr"] is None:
+        return "–"
+    return f"{image['psnr']:.1f} dB{', lossy' if image['lossy'] else ''}"
+
+
+# --- what to think of it
+
+
+def _trust(result: Result) -> list[str]:
+    reasons = list(result["reasons"])
+    lines = [
+        f"  trust   contended: {show('; '.join(reasons), 200)}" if reasons else "  trust   quiet: nothing else ran"
+    ]
+    if len(result["configurations"]) == 1 and result["configurations"][0]["step"]:
+        step = result["configurations"][0]["step"]
+        if step["unstable"]:
+            lines.append(f"          not steady: {', '.join(step['unstable_because'])}")
+    return lines
+
+
+def _ending(result: Result) -> str:
+    spent = f"{result['seconds']:.0f} s"
+    if result["stopped_by"] == "interval":
+        return f"stopped at {_widest(result)} after {spent}"
+    if result["stopped_by"] == "interrupted":
+        return f"interrupted after {spent}; what was measured by then is above"
+    return f"stopped by --max-time after {spent}, at {_widest(result)}"
+
+
+def _widest(result: Result) -> str:
+    widths = [
+        (one["step"]["high"] - one["step"]["low"]) / 2 / one["step"]["median"]
+        for one in result["configurations"]
+        if one["step"] and one["step"]["median"]
+    ]
+    return f"±{max(widths) * 100:.1f} %" if widths else "nothing measured"
+
+
+def _count(number: int, one: str, many: str) -> str:
+    return f"{number} {one if number == 1 else many}"
+
+
+# --- to paste
+
+
+def methods(result: Result) -> str:
+    """A sentence for whoever quotes the figures."""
+    work, about = result["work"], result["environment"]
+    steps = [one["step"] for one in result["configurations"] if one["step"]]
+    processes = max((step["processes"] for step in steps), default=0)
+    counted = steps[0]["interval"] if steps else "processes"
+    how = (
+        f"{processes} processes per configuration, started in turn; 95 % intervals are Student's on process medians"
+        if counted == "processes"
+        else f"one process; 95 % intervals count its {counted} and hold within that process only"
+    )
+    state = "on a busy machine" if result["contended"] else "on a quiet machine"
+    return (
+        f"Measured with sdcli {result['version']} ({results.machine_text(about)}, {about.get('threads')} threads, "
+        f"{about.get('platform')}) {state}: {work['model']}, {work['width']}×{work['height']}, batch {work['batch_size']}, "
+        f"{work['steps']} steps of {work['sampler']}, guidance {work['guidance']:g}, "
+        f"{2 * work['macs_per_step'] / 1e12:.4g} TFLOP a step with attention counted; {how}; medians of step times "
+        f"without each image's first step, after a warm-up until three image medians agreed within 2 %; no outlier "
+        f"was dropped."
+    )
+
+
+def markdown(result: Result) -> list[str]:
+    lines = [
+        "| configuration | step, median | 95 % interval | p10 | p90 | p99 | n | ratio | memory | picture |",
+        "|---|---|---|---|---|---|---|---|---|---|",
+    ]
+    for one in result["configurations"]:
+        lines.append("| " + " | ".join(_markdown_cells(one)) + " |")
+    return [*lines, "", methods(result)]
+
+
+def _markdown_cells(one: Mapping[str, Any]) -> list[str]:
+    name, step = show(one["name"], 80).replace("|", "\\|"), one["step"]
+    if not step:
+        why = one["error"]["message"] if one["error"] else "not measured"
+        return [name, show(why, 120).replace("|", "\\|"), *[""] * 8]
+    used = one["memory"]["measured"]
+    peak = used["reserved_peak"] or used["host_peak"]
+    ratio = "1" if one["reference"] else ratio_text(one["ratio"]) if one["ratio"] else ""
+    return [
+        name, time_text(step["median"]), f"{time_text(step['low'])} – {time_text(step['high'])}",
+        time_text(step["p10"]), time_text(step["p90"]), time_text(step["p99"]), str(step["n"]), ratio,
+        size_text(peak) if peak else "", picture_text(one),
+    ]  # fmt: skip

@@ -1,0 +1,229 @@
+"""What else can move a figure: other programs, clocks, heat, power; and which code and machine it was."""
+
+from __future__ import annotations
+
+import os
+import platform
+import time
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from hashlib import sha256
+from pathlib import Path
+from typing import Any
+
+from sdcli.machine import cgroups, processor
+from sdcli.machine.environment import environment
+from sdcli.machine.hardware import Hardware
+from sdcli.machine.memory import output
+
+BUSY_LOAD = 0.5  # programs running or waiting per core before we begin
+FOREIGN_SHARE = 0.1  # of the processor's time, taken by others while we measure
+# Bits of NVML's reasons for lower clocks that say the card was held back, by heat or power.
+HELD_BACK = {0x4: "power cap", 0x8: "hardware slowdown", 0x20: "heat", 0x40: "heat (hardware)", 0x80: "power brake"}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Card:
+    """A GPU at one moment, as the driver tells; None where it does not."""
+
+    clock_mhz: int | None = None
+    memory_clock_mhz: int | None = None
+    celsius: int | None = None
+    watts: float | None = None
+    held_back: tuple[str, ...] = ()
+    others: int = 0  # programs computing there that are not ours
+
+
+@dataclass(frozen=True, kw_only=True)
+class Moment:
+    """Processor time since boot, in seconds of one core: all of it, and what was not idle."""
+
+    total: float
+    busy: float
+
+
+# --- where and what
+
+
+def provenance(place: Hardware, model_hash: str | None, options: Mapping[str, Any]) -> dict[str, Any]:
+    """Everything that can be read without torch and is of use to whoever doubts a figure; no names, no paths."""
+    chip = processor.read()
+    return {
+        **environment(place),
+        "machine": machine(place),
+        "cores": chip.cores,
+        "ram_total": place.ram_total,
+        "capability": place.capability,
+        "governor": governor(),
+        "battery": on_battery(),
+        "load": chip.load,
+        "git": revision(),
+        "model_hash": model_hash,
+        "options": dict(options),
+    }
+
+
+def machine(place: Hardware) -> str:
+    """Equal where two results may be compared. Versions are left out: they are what is often compared."""
+    parts = [
+        place.kind,
+        place.name,
+        str(place.total >> 20),
+        processor.read().name,
+        place.isa,
+        str(place.ram_total >> 20),
+    ]
+    return sha256("|".join([*parts, platform.system()]).encode()).hexdigest()[:16]
+
+
+def revision() -> str | None:
+    """The commit of this sdcli, with + where files differ from it; None for an installed one."""
+    root = Path(__file__).resolve().parents[2]
+    if not (root / ".git").exists():
+        return None
+    commit = output("git", "-C", str(root), "rev-parse", "--short=12", "HEAD").strip()
+    changed = output("git", "-C", str(root), "status", "--porcelain", "--untracked-files=no", "--", "sdcli").strip()
+    return (commit + ("+" if changed else "")) or None
+
+
+def governor(root: Path = Path("/")) -> str | None:
+    return cgroups.read_text(root / "sys/devices/system/cpu/cpu0/cpufreq/scaling_governor").strip() or None
+
+
+def _steers_itself(root: Path = Path("/")) -> bool:
+    """Drivers whose "powersave" is the usual mode and goes to full speed under load."""
+    driver = cgroups.read_text(root / "sys/devices/system/cpu/cpu0/cpufreq/scaling_driver").strip()
+    return driver in ("intel_pstate", "amd-pstate-epp", "amd_pstate_epp")
+
+
+def on_battery(root: Path = Path("/")) -> bool | None:
+    """Whether a battery is being emptied; None where there is none to ask."""
+    try:
+        supplies = sorted((root / "sys/class/power_supply").iterdir())
+    except OSError:
+        return None
+    states = [cgroups.read_text(supply / "status").strip() for supply in supplies]
+    known = [state for state in states if state]
+    return "Discharging" in known if known else None
+
+
+# --- what is going on
+
+
+def moment(root: Path = Path("/")) -> Moment | None:
+    """From /proc/stat; None elsewhere."""
+    words = cgroups.read_text(root / "proc/stat").partition("\n")[0].split()
+    if len(words) < 6 or words[0] != "cpu" or not all(word.isdigit() for word in words[1:9]):
+        return None
+    ticks = [int(word) for word in words[1:9]]
+    rate = os.sysconf("SC_CLK_TCK")
+    return Moment(total=sum(ticks) / rate, busy=(sum(ticks) - ticks[3] - ticks[4]) / rate)
+
+
+def own_seconds(pids: Iterable[int], root: Path = Path("/")) -> float:
+    """Processor time of this process and of `pids`, so far."""
+    times = os.times()
+    total = times.user + times.system
+    rate = os.sysconf("SC_CLK_TCK") if hasattr(os, "sysconf") else 100
+    for pid in pids:
+        fields = cgroups.read_text(root / f"proc/{pid}/stat").rpartition(")")[2].split()
+        if len(fields) > 12:
+            total += (int(fields[11]) + int(fields[12])) / rate
+    return total
+
+
+def card(place: Hardware, ours: Iterable[int] = ()) -> Card | None:
+    """The GPU now; asked of the driver's own tool, between rounds only, since asking takes a moment."""
+    if place.kind != "cuda":
+        return None
+    which = ("-i", place.uuid) if place.uuid else ()
+    fields = "clocks.sm,clocks.mem,temperature.gpu,power.draw,clocks_throttle_reasons.active"
+    line = output("nvidia-smi", *which, f"--query-gpu={fields}", "--format=csv,noheader,nounits").partition("\n")[0]
+    words = [word.strip() for word in line.split(",")]
+    if len(words) != 5:
+        return None
+    running = output("nvidia-smi", *which, "--query-compute-apps=pid", "--format=csv,noheader").split()
+    own = {str(pid) for pid in ours}
+    return Card(
+        clock_mhz=_whole(words[0]), memory_clock_mhz=_whole(words[1]), celsius=_whole(words[2]),
+        watts=_number(words[3]), held_back=held_back(words[4]),
+        others=sum(1 for pid in running if pid.isdigit() and pid not in own),
+    )  # fmt: skip
+
+
+def held_back(mask: str) -> tuple[str, ...]:
+    try:
+        bits = int(mask, 16)
+    except ValueError:
+        return ()
+    return tuple(name for bit, name in HELD_BACK.items() if bits & bit)
+
+
+def _whole(word: str) -> int | None:
+    return int(word) if word.isdigit() else None
+
+
+def _number(word: str) -> float | None:
+    try:
+        return float(word)
+    except ValueError:
+        return None
+
+
+class Watch:
+    """Looks around before, between rounds and after; `reasons` says why the figures are not of a quiet machine."""
+
+    def __init__(self, place: Hardware) -> None:
+        self.place = place
+        chip = processor.read()
+        self.cores = max(1, os.cpu_count() or 1)
+        self.load = chip.load
+        self.governor, self.battery = governor(), on_battery()
+        self.cards: list[Card] = []
+        self.foreign = self.observed = 0.0
+        self._before: tuple[Moment, float] | None = None
+        self._pids: tuple[int, ...] = ()
+
+    def start(self, pids: Iterable[int]) -> None:
+        """A stretch during which these processes, and this one, are ours."""
+        self._pids = tuple(pids)
+        now = moment()
+        self._before = (now, own_seconds(self._pids)) if now else None
+
+    def stop(self) -> None:
+        """The end of the stretch, while they all still live."""
+        now = moment()
+        if self._before is not None and now is not None:
+            then, own = self._before
+            others = (now.busy - then.busy) - (own_seconds(self._pids) - own)
+            self.foreign += max(0.0, others)
+            self.observed += now.total - then.total
+        self._before = None
+        found = card(self.place, self._pids)
+        if found is not None:
+            self.cards.append(found)
+
+    @property
+    def foreign_share(self) -> float | None:
+        return self.foreign / self.observed if self.observed else None
+
+    def reasons(self) -> tuple[str, ...]:
+        found = []
+        if self.load is not None and self.load / self.cores > BUSY_LOAD:
+            found.append(f"load {self.load:.1f} on {self.cores} cores before the start")
+        if self.foreign_share is not None and self.foreign_share > FOREIGN_SHARE:
+            found.append(f"other programs took {self.foreign_share * 100:.0f} % of the processor")
+        if any(card.others for card in self.cards):
+            found.append("other programs computed on the GPU")
+        held = sorted({name for card in self.cards for name in card.held_back})
+        if held:
+            found.append(f"the GPU was held back: {', '.join(held)}")
+        if self.governor == "powersave" and self.place.kind == "cpu" and not _steers_itself():
+            found.append("the processor's governor is powersave")
+        if self.battery:
+            found.append("on battery")
+        return tuple(found)
+
+
+def now_utc() -> str:
+    return time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())

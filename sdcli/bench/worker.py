@@ -1,0 +1,235 @@
+"""A process that draws when told to and answers with what it took: `python -m sdcli.bench.worker`, commands on stdin.
+
+First comes the order (a pickle from the parent: a plan keeps its paths), then a command a line. Each answer is a line
+of JSON. Nothing else reaches stdout, and hardly anything is said while steps run.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib
+import io
+import json
+import os
+import pickle
+import sys
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import IO, Any
+
+from sdcli import events, schema
+from sdcli.errors import ImagesFailed, Interrupted, SdcliError
+from sdcli.errors import from_json as error_from_json
+from sdcli.events import Event
+from sdcli.machine import clock
+from sdcli.plan.plan import Plan
+from sdcli.request.request import Job
+
+DRAW, RATE, BUSY = "draw", "rate", "busy"
+SILENCE = 0.5  # seconds between two words about progress: writing one costs microseconds, and no step shall pay twice
+ENGINES = {"local": "sdcli.draw.local", "fake": "sdcli.draw.fake"}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Order:
+    """What to draw, again and again, and where its first picture and its latents are put."""
+
+    plan: Plan
+    engine: str
+    folder: str
+
+
+@dataclass(kw_only=True)
+class Drawn:
+    """One batch, as it was. Seconds as the engine told them; `event_seconds` is the time spent listening to it."""
+
+    step_seconds: list[float] = field(default_factory=list)
+    step_bytes: list[int] = field(default_factory=list)
+    seconds: float = 0.0
+    encode: float = 0.0
+    denoise: float = 0.0
+    decode: float = 0.0
+    save: float = 0.0
+    event_seconds: float = 0.0
+    pixel_sha256: str = ""
+    ready: float = 0.0  # since the process started
+    phases: dict[str, float] = field(default_factory=dict)  # import and load, with the first batch
+    peaks: dict[str, Any] = field(default_factory=dict)
+    picture: str | None = None
+    pixels: str | None = None
+    latents: str | None = None
+    degraded: list[Any] = field(default_factory=list)
+    busy: float | None = None
+
+
+def main() -> None:
+    commands, answers = _streams()
+    order = receive(commands)
+    try:
+        Drawing(order, commands, answers).run()
+    except SdcliError as error:
+        answers.write(_line(error=error.to_json()))
+    except KeyboardInterrupt:
+        answers.write(_line(error=Interrupted("interrupted").to_json()))
+    answers.flush()
+
+
+def _streams() -> tuple[IO[bytes], IO[bytes]]:
+    """Commands and answers. Whatever a library prints goes to stderr instead of among the answers."""
+    answers = os.fdopen(os.dup(1), "wb")
+    os.dup2(2, 1)
+    return sys.stdin.buffer, answers
+
+
+def send(order: Order) -> bytes:
+    content = pickle.dumps(order)
+    return len(content).to_bytes(8, "big") + content
+
+
+def receive(stream: IO[bytes]) -> Order:
+    length = int.from_bytes(stream.read(8), "big")
+    order = pickle.load(io.BytesIO(stream.read(length)))
+    assert isinstance(order, Order)
+    return order
+
+
+def _line(**answer: Any) -> bytes:
+    return json.dumps(answer).encode() + b"\n"
+
+
+class Drawing:
+    """The engine at work. It asks for its next batch only when told to, and meanwhile answers other commands."""
+
+    def __init__(self, order: Order, commands: IO[bytes], answers: IO[bytes]) -> None:
+        self.order = order
+        self.plan = order.plan
+        self.commands = commands
+        self.answers = answers
+        self.current: Drawn | None = None
+        self._first = Drawn()  # gathers what happens before the first batch
+        self._began = 0.0
+        self._count = 0
+        self._spoke = 0.0
+        self._watch: Any = None  # watches the card during one batch, when told to
+        self._watches = False
+
+    def run(self) -> None:
+        engine = importlib.import_module(ENGINES[self.order.engine])
+        for event in engine.run(self.plan, self._batches()):
+            before = time.perf_counter()
+            self._see(event)
+            if self.current is not None and isinstance(event, (events.Step, events.Denoised)):
+                self.current.event_seconds += time.perf_counter() - before
+
+    def _batches(self) -> Iterator[tuple[int, tuple[Job, ...]]]:
+        """One batch for every `draw`; the end of stdin is the end."""
+        jobs = self.plan.batch(0)
+        while True:
+            self._tell_drawn()
+            command = self.commands.readline().decode().strip()
+            if not command:
+                return
+            if command == RATE:
+                self._answer(rate=_local().best_rate(self.plan) if self.order.engine == "local" else None)
+                continue
+            self._watches = command == BUSY
+            self.current = self._first if self._count == 0 else Drawn()
+            self._count += 1
+            self._began = time.perf_counter()
+            yield self._count - 1, jobs
+
+    def _tell_drawn(self) -> None:
+        if self.current is not None:
+            self._answer(drawn=vars(self.current))
+            self.current = None
+
+    def _answer(self, **answer: Any) -> None:
+        self.answers.write(_line(**answer))
+        self.answers.flush()
+
+    def _see(self, event: Event) -> None:
+        drawn = self.current or self._first
+        match event:
+            case events.Timed():
+                drawn.phases[event.phase] = drawn.phases.get(event.phase, 0.0) + event.seconds
+            case events.Loaded():
+                drawn.phases["load"] = drawn.phases.get("load", 0.0) + event.seconds
+            case events.Encoded():
+                drawn.encode += event.seconds
+                self._start_watching()
+            case events.Step():
+                self._step(drawn, event)
+            case events.Denoised():
+                self._denoised(drawn, event)
+            case events.Memory():
+                drawn.peaks[event.phase] = schema.to_json(event)
+            case events.Decoded():
+                drawn.decode += event.seconds
+                self._decoded(drawn, event)
+            case events.Degraded():
+                drawn.degraded.append(schema.to_json(event))
+            case events.Failed():
+                raise (
+                    error_from_json(dict(event.error)) if event.error else ImagesFailed("a picture could not be drawn")
+                )
+
+    def _step(self, drawn: Drawn, event: events.Step) -> None:
+        drawn.step_seconds.append(event.seconds)
+        drawn.step_bytes.append(event.device_bytes or 0)
+        now = time.monotonic()
+        if now - self._spoke > SILENCE:
+            self._spoke = now
+            self._answer(step=[event.step, event.of])
+
+    def _denoised(self, drawn: Drawn, event: events.Denoised) -> None:
+        drawn.denoise = event.seconds
+        if self._watch is not None:
+            self._watch.__exit__(None, None, None)
+            drawn.busy, self._watch = self._watch.seconds, None
+        if self._count == 1 and event.latents is not None:
+            drawn.latents = self._put("latents.f32", event.latents.float().cpu().contiguous().numpy().tobytes())
+
+    def _start_watching(self) -> None:
+        if self._watches and self.order.engine == "local":
+            self._watch = _local().busy()
+            self._watch.__enter__()
+
+    def _decoded(self, drawn: Drawn, event: events.Decoded) -> None:
+        """Saved as a run saves it: encoded, written, synced."""
+        before = time.perf_counter()
+        content = encoded(event)
+        drawn.picture = self._put("picture.png", content)
+        now = time.perf_counter()
+        drawn.save += now - before
+        drawn.seconds = now - self._began
+        if self._count == 1:
+            drawn.ready = clock.since_start()
+            drawn.pixels = self._put("pixels.rgb", event.pixels)
+        if not drawn.pixel_sha256:
+            drawn.pixel_sha256 = hashlib.sha256(event.pixels).hexdigest()
+
+    def _put(self, name: str, content: bytes) -> str:
+        path = Path(self.order.folder) / name
+        with path.open("wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        return str(path)
+
+
+def _local() -> Any:
+    return importlib.import_module("sdcli.draw.local")
+
+
+def encoded(event: events.Decoded) -> bytes:
+    from PIL import Image
+
+    content = io.BytesIO()
+    Image.frombytes("RGB", (event.width, event.height), event.pixels).save(content, "PNG")
+    return content.getvalue()
+
+
+if __name__ == "__main__":
+    main()
