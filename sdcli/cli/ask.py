@@ -147,18 +147,12 @@ def _jobs(
     if first is None or lines is None:
         return jobs.make_jobs(request)
     known = [first] if waiting else [first, *lines]
-    return jobs.renumbered(job for line in known for job in _of_line(request, line))
-
-
-def _of_line(request: Request, line: prompt_files.Line) -> tuple[Job, ...]:
-    own = replace(request, prompts=(line.prompt,), seeds=line.seeds or request.seeds, **line.settings)
-    jobs.check(own)
-    return tuple(replace(job, id=line.id) for job in jobs.make_jobs(own))
+    return jobs.renumbered(job for line in known for job in prompt_files.of_line(request, line))
 
 
 def _later(request: Request, lines: Iterator[prompt_files.Line], index: int) -> Iterator[Job]:
     for line in lines:
-        for job in _of_line(request, line):
+        for job in prompt_files.of_line(request, line):
             yield replace(job, index=index)
             index += 1
 

@@ -370,15 +370,15 @@ def _rewrite(path: Path, name: str, line: str | None) -> None:
 def _edits(text: str, name: str, line: str | None, there: bool) -> Iterator[str]:
     """Ways to do it that look right; which one is right, parsing shows."""
     lines = text.split("\n")
-    end = "\r" if lines[0].endswith("\r") else ""
     if there:
         for first in (number for number, old in enumerate(lines) if _sets(old, name)):
             last = _statement_end(lines, first, name)
             if last:
-                comment = _comment(lines[first]) if last == first + 1 else ""
-                kept = [] if line is None else [line + comment + end]
+                comment = _comment(lines[first].rstrip("\r")) if last == first + 1 else ""
+                kept = [] if line is None else [line + comment + ("\r" if lines[last - 1].endswith("\r") else "")]
                 yield "\n".join([*lines[:first], *kept, *lines[last:]])
     elif line is not None:
+        end = "\r" if lines[0].endswith("\r") else ""
         tables = [number for number, old in enumerate(lines) if old.lstrip().startswith("[")][:100]
         for place in (*tables, len(lines) if lines[-1] else len(lines) - 1):
             above, below = lines[:place], lines[place:]
@@ -389,7 +389,7 @@ def _statement_end(lines: list[str], first: int, name: str) -> int | None:
     """The line after the value that begins at line `first`, which may go on over several lines."""
     for last in range(first + 1, min(len(lines), first + 200) + 1):
         try:
-            if set(tomllib.loads("\n".join(lines[first:last]))) == {name}:
+            if set(tomllib.loads("\n".join(line.rstrip("\r") for line in lines[first:last]))) == {name}:
                 return last
         except (ValueError, RecursionError):
             continue
@@ -401,7 +401,7 @@ def _comment(line: str) -> str:
     for found in re.finditer(r"\s*#", line):
         try:
             if tomllib.loads(line[: found.start()]) == tomllib.loads(line):
-                return line[found.start() :].rstrip("\r")
+                return line[found.start() :]
         except (ValueError, RecursionError):
             continue
     return ""

@@ -8,6 +8,7 @@ import secrets
 import shlex
 from collections.abc import Callable, Iterable
 from dataclasses import replace
+from itertools import islice
 
 from sdcli.errors import Usage
 from sdcli.request import samplers
@@ -181,7 +182,11 @@ def make_job(request: Request, index: int, prompt: str, seed: int, id: str | Non
 
 
 def renumbered(jobs: Iterable[Job]) -> tuple[Job, ...]:
-    return tuple(replace(job, index=index) for index, job in enumerate(jobs))
+    """Jobs from several lines as those of one run, no more than a run may have."""
+    numbered = tuple(replace(job, index=index) for index, job in enumerate(islice(jobs, MOST_JOBS + 1)))
+    if len(numbered) > MOST_JOBS:
+        raise Usage(f"more than {MOST_JOBS} pictures in one run", hint='sdcli generate "a cat" --seed 1..8')
+    return numbered
 
 
 # --- a forgotten quote

@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import csv
 import json
+import re
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import islice
 from pathlib import Path
 from typing import IO, Any
 
 from sdcli.errors import BadFile, SdcliError, Usage
 from sdcli.request import config, jobs
+from sdcli.request.near import near_text, nearest
+from sdcli.request.request import Job, Request
 from sdcli.terminal import show
 
 LONGEST_LINE = 1 << 20
@@ -22,7 +25,10 @@ COLUMNS = ("prompt", "id", "seed", *OWN)
 
 @dataclass(frozen=True, kw_only=True)
 class Line:
+    """One prompt and what it sets for itself. `where` is its file and line, for messages."""
+
     prompt: str
+    where: str = field(default="", compare=False)
     id: str | None = None
     seeds: tuple[int, ...] = ()
     settings: Mapping[str, Any] = field(default_factory=dict)
@@ -39,8 +45,6 @@ def read(path: Path) -> tuple[Line, ...]:
         raise BadFile(
             f"{show(path)} cannot be read: {show(error.strerror or error)}", hint="sdcli help formats"
         ) from None
-    except UnicodeDecodeError:
-        raise BadFile(f"{show(path)} is not UTF-8 text", hint="sdcli help formats") from None
     if len(lines) > jobs.MOST_JOBS:
         raise Usage(f"{show(path)}: more than {jobs.MOST_JOBS} prompts", hint="sdcli help formats")
     if not lines:
@@ -49,7 +53,7 @@ def read(path: Path) -> tuple[Line, ...]:
 
 
 def parse(file: IO[str], where: str, suffix: str) -> Iterator[Line]:
-    """Lines as they come. Without a telling suffix (stdin), a line that is a JSON object is read as one."""
+    """Lines as they come. Without a telling suffix (stdin), a line that begins like a JSON object is read as one."""
     if suffix == ".csv":
         yield from _csv(_bounded(file, where), where)
         return
@@ -57,19 +61,42 @@ def parse(file: IO[str], where: str, suffix: str) -> Iterator[Line]:
         stripped = text.strip()
         if not stripped:
             continue
-        if suffix in (".jsonl", ".ndjson", ".json") or (suffix == "" and stripped.startswith("{")):
+        if suffix in (".jsonl", ".ndjson", ".json") or (suffix == "" and re.match(r'\{\s*"', stripped)):
             yield _object(stripped, f"{where}:{number}")
         else:
-            yield Line(prompt=stripped)
+            yield Line(prompt=stripped, where=f"{where}:{number}")
+
+
+def of_line(request: Request, line: Line) -> tuple[Job, ...]:
+    """The jobs of a line: its own settings over the request's; a mistake is told with the line it stands in.
+
+    A line with one seed counts up from it over the request's number of pictures, as --seed does.
+    """
+    try:
+        one = len(line.seeds) == 1
+        seeds = jobs.resolve_seeds(line.seeds, len(request.seeds))[0] if one else line.seeds or request.seeds
+        own = replace(request, prompts=(line.prompt,), seeds=seeds, num_images=len(seeds), **line.settings)
+        jobs.check(own)
+        return tuple(replace(job, id=line.id) for job in jobs.make_jobs(own))
+    except SdcliError as error:
+        raise BadFile(f"{show(line.where)}: {error.message}", hint="sdcli help formats") from None
 
 
 def _bounded(file: IO[str], where: str) -> Iterator[str]:
     number = 0
     while True:
-        text = file.readline(LONGEST_LINE + 1)
+        number += 1
+        try:
+            text = file.readline(LONGEST_LINE + 1)
+        except UnicodeDecodeError as error:  # read ahead, so the line is only known to lie here or further on
+            kind = (
+                "UTF-16, not UTF-8"
+                if error.start == 0 and error.object[:2] in (b"\xff\xfe", b"\xfe\xff")
+                else "not UTF-8"
+            )
+            raise BadFile(f"{show(where)}: the text is {kind}", hint="sdcli help formats") from None
         if not text:
             return
-        number += 1
         if len(text) > LONGEST_LINE:
             raise BadFile(f"{show(where)}:{number} is longer than 1 MiB", hint="sdcli help formats")
         yield text
@@ -89,6 +116,9 @@ def _csv(lines: Iterable[str], where: str) -> Iterator[Line]:
     reader = csv.reader(lines, strict=True)
     try:
         header = [name.strip() for name in next(reader, [])]
+        repeated = next((name for name in header if header.count(name) > 1), None)
+        if repeated is not None:
+            raise BadFile(f'{show(where)}:1: two columns "{show(repeated, 60)}"', hint="sdcli help formats")
         for row in reader:
             place = f"{where}:{reader.line_num}"
             if not row:
@@ -105,9 +135,8 @@ def _csv(lines: Iterable[str], where: str) -> Iterator[Line]:
 def _line(held: Mapping[str, Any], where: str) -> Line:
     unknown = next((name for name in held if name not in COLUMNS), None)
     if unknown is not None:
-        raise BadFile(
-            f'{show(where)}: no column "{show(unknown, 60)}"; there is {", ".join(COLUMNS)}', hint="sdcli help formats"
-        )
+        near = near_text(nearest(unknown, COLUMNS, 1)) or f"; there is {', '.join(COLUMNS)}"
+        raise BadFile(f'{show(where)}: no column "{show(unknown, 60)}"{near}', hint="sdcli help formats")
     prompt = held.get("prompt")
     if not isinstance(prompt, str) or not prompt.strip():
         raise BadFile(f"{show(where)}: no prompt", hint="sdcli help formats")
@@ -117,4 +146,6 @@ def _line(held: Mapping[str, Any], where: str) -> Line:
     except SdcliError as error:
         raise BadFile(f"{show(where)}: {error.message}", hint="sdcli help formats") from None
     identity = held.get("id")
-    return Line(prompt=prompt, id=None if identity is None else str(identity)[:200], seeds=seeds, settings=settings)
+    return Line(
+        prompt=prompt, where=where, id=None if identity is None else str(identity)[:200], seeds=seeds, settings=settings
+    )

@@ -1,5 +1,8 @@
 """Seeds, sizes and jobs: exact where right, a sentence with a way out where not."""
 
+import itertools
+import shlex
+
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -75,6 +78,20 @@ def test_any_request_is_within_its_ranges_or_refused(prompt: str, steps: int, wi
         ({"height": 20_000}, "--height"),
         ({"clip_skip": 0}, "--clip-skip"),
         ({"batch_size": 0}, "--batch-size"),
+        ({"steps": 10_001}, "--steps 10001"),
+        ({"guidance": float("inf")}, "--guidance"),
+        ({"guidance": -0.5}, "--guidance"),
+        ({"clip_skip": 13}, "--clip-skip"),
+        ({"width": -8}, "--width"),
+        ({"prompts": ("a", " \t")}, "empty"),
+        ({"prompts": ("a\0b",)}, "NUL"),
+        ({"negative_prompt": "\udcff"}, "Unicode"),
+        ({"prompts": ("x" * 20_001,)}, "20000"),
+        ({"emphasis": "strong"}, "--emphasis"),
+        ({"format": "gif"}, "--format"),
+        ({"metadata": "some"}, "--metadata"),
+        ({"seeds": (-1,)}, "--seed -1"),
+        ({"seeds": tuple(range(10_001))}, "10000 pictures"),
     ],
 )
 def test_a_value_out_of_range_names_its_flag_and_what_would_do(change: dict[str, object], words: str) -> None:
@@ -107,6 +124,29 @@ def test_a_list_of_seeds_and_another_number_of_pictures_do_not_go_together() -> 
         jobs.resolve_seeds((1, 5), 3)
 
 
+@pytest.mark.parametrize("number", [0, -3, 10_001, 10**12])
+def test_a_number_of_pictures_out_of_range_is_refused_before_any_seed_is_made(number: int) -> None:
+    with pytest.raises(Usage, match="--num-images"):
+        jobs.resolve_seeds((1,), number)
+
+
+def test_the_last_seed_leaves_room_for_one_picture() -> None:
+    assert jobs.resolve_seeds((LARGEST_SEED,), 1) == ((LARGEST_SEED,), False)
+    with pytest.raises(Usage, match="no room"):
+        jobs.resolve_seeds((LARGEST_SEED,), 2)
+
+
+def test_a_seed_drawn_by_chance_is_another_each_time() -> None:
+    assert len({jobs.resolve_seeds((), None)[0] for _ in range(20)}) > 1
+
+
+def test_a_run_of_too_many_jobs_is_refused_without_making_them_all() -> None:
+    job = jobs.make_jobs(Request(prompts=("a",), seeds=(1,)))[0]
+    assert [made.index for made in jobs.renumbered([job, job])] == [0, 1]
+    with pytest.raises(Usage, match="10000"):
+        jobs.renumbered(itertools.repeat(job))
+
+
 def test_prompts_are_outer_and_seeds_inner() -> None:
     made = jobs.make_jobs(Request(prompts=("a", "b"), seeds=(1, 2), sampler="heun", steps=10))
     assert [(job.index, job.prompt, job.seed) for job in made] == [(0, "a", 1), (1, "a", 2), (2, "b", 1), (3, "b", 2)]
@@ -121,6 +161,21 @@ def test_several_prompts_of_one_word_are_a_forgotten_quote() -> None:
     assert error is not None
     assert error.message == "3 prompts of one word each look like one sentence without quotes"
     assert error.hint == 'sdcli generate "a red cat"      (or -p a -p red -p cat to mean three)'
+
+
+def test_a_forgotten_quote_is_repaired_for_the_command_that_was_typed_and_with_signs_quoted() -> None:
+    error = jobs.forgotten_quotes(("it's", "$5"), "plan")
+    assert error is not None
+    line, _, other = error.hint.partition("      (or ")
+    assert shlex.split(line) == ["sdcli", "plan", "it's $5"]
+    assert shlex.split(other.removesuffix(" to mean two)")) == ["-p", "it's", "-p", "$5"]
+
+
+def test_a_long_sentence_without_quotes_is_repaired_by_example() -> None:
+    error = jobs.forgotten_quotes(("word",) * 12)
+    assert error is not None and error.hint == 'sdcli generate "' + " ".join(["word"] * 12) + '"'
+    error = jobs.forgotten_quotes(("word",) * 900)
+    assert error is not None and error.hint == 'sdcli generate "a red cat"'
 
 
 @pytest.mark.parametrize("words", [(), ("cat",), ("a cat", "a dog"), ("cat", "a dog")])
