@@ -15,8 +15,10 @@ from sdcli.terminal import say
 COMMANDS: dict[str, tuple[str, str]] = {
     "generate": ("sdcli.cli.generate:command", "Draw pictures from prompts."),
     "plan": ("sdcli.cli.plan:command", "Show what a picture would need, before anything is loaded."),
+    "models": ("sdcli.cli.models:command", "List the models that are here; add folders; check one."),
     "pull": ("sdcli.cli.pull:command", "Fetch a model from the Hugging Face Hub."),
     "samplers": ("sdcli.cli.samplers:command", "List the samplers and their names elsewhere."),
+    "bench": ("sdcli.cli.bench:command", "Measure time per step, compare, decide."),
     "inspect-unet": ("sdcli.cli.inspect_unet:command", "See a UNet: layers, sizes, work, skips."),
     "doctor": ("sdcli.cli.doctor:command", "Check this machine: GPU, versions, models, disk."),
     "config": ("sdcli.cli.config:command", "Show or change settings that stay."),

@@ -26,6 +26,7 @@ INDEX = "model_index.json"
 MOST_WORDS = 5
 _WHAT = "sdcli.listing/1"  # raised when what is read out of a file changes, so that old memories are forgotten
 _LARGEST_MEMORY = 64 << 20
+_MOST_REMEMBERED = 50_000
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,6 +54,7 @@ class Memory:
 
     path: Path | None = None
     known: dict[str, Any] = field(default_factory=dict)
+    seen: dict[str, Any] = field(default_factory=dict)  # what is known and still there, or new
     changed: bool = False
 
     def get(self, key: str, stamp: list[int]) -> Entry | None:
@@ -60,12 +62,14 @@ class Memory:
         if not isinstance(held, dict) or held.get("stamp") != stamp:
             return None
         try:
-            return schema.from_json(Entry, held.get("entry"))
+            entry = schema.from_json(Entry, held.get("entry"))
+            self.seen[key] = held
+            return entry
         except (TypeError, ValueError, KeyError, AttributeError, SdcliError):
             return None
 
     def put(self, key: str, stamp: list[int], entry: Entry) -> None:
-        self.known[key] = {"stamp": stamp, "entry": schema.to_json(entry)}
+        self.seen[key] = {"stamp": stamp, "entry": schema.to_json(entry)}
         self.changed = True
 
 
@@ -78,16 +82,16 @@ def recall(path: Path | None) -> Memory:
         held = json.loads(raw) if len(raw) <= _LARGEST_MEMORY else None
     except (OSError, ValueError, RecursionError):
         held = None
-    usable = isinstance(held, dict) and held.get("schema") == _WHAT and isinstance(held.get("entries"), dict)
-    return Memory(path, held["entries"] if usable else {})
+    entries = held.get("entries") if isinstance(held, dict) and held.get("schema") == _WHAT else None
+    return Memory(path, entries if isinstance(entries, dict) else {})
 
 
-def keep(memory: Memory, seen: Iterable[str]) -> None:
-    """Write down what was seen, if anything is new; a memory that cannot be kept costs time only."""
+def keep(memory: Memory) -> None:
+    """Write down what is new, beside what is known of other places; a memory that cannot be kept costs time only."""
     if memory.path is None or not memory.changed:
         return
-    known = {key: memory.known[key] for key in seen if key in memory.known}
-    content = json.dumps({"schema": _WHAT, "entries": known}).encode()
+    newest = dict(list({**memory.known, **memory.seen}.items())[-_MOST_REMEMBERED:])
+    content = json.dumps({"schema": _WHAT, "entries": newest}).encode()
     with contextlib.suppress(OSError):
         memory.path.parent.mkdir(parents=True, exist_ok=True)
         handle, temporary = tempfile.mkstemp(dir=memory.path.parent, prefix=".listing-", suffix=".part")

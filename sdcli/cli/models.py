@@ -1,0 +1,281 @@
+"""`sdcli models`: what is here to draw with, which folders are looked through, whether a model's files are sound."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import typer
+
+from sdcli import __version__, data, schema
+from sdcli.cli import complete
+from sdcli.cli.answer import print_json
+from sdcli.cli.ask import added_folders
+from sdcli.cli.download import Download
+from sdcli.errors import BadFile, CannotWrite, ModelMissing, Usage
+from sdcli.machine import state
+from sdcli.models import check, hub_cache, listing, resolve
+from sdcli.models.check import Check
+from sdcli.models.hub import Progress
+from sdcli.models.kinds import TITLES
+from sdcli.models.listing import Entry
+from sdcli.request import config
+from sdcli.request.options import SCREEN
+from sdcli.request.options import command as make
+from sdcli.terminal import cells, disk_text, fit, say, show, width
+
+_VERBS = {"add": "DIR", "rm": "NAME", "check": "MODEL"}
+_ORDER = ("builtin", "sd15", "sdxl", "lora", "embedding", "vae", "controlnet")
+_SOURCES = {"builtin": "shipped with sdcli", "cache": "Hugging Face cache"}
+_LONGEST_NAME = 34
+
+
+@dataclass(frozen=True, kw_only=True)
+class FolderState:
+    path: str
+    exists: bool
+
+
+@dataclass(frozen=True, kw_only=True)
+class Listing:
+    schema: str = "sdcli.models/1"
+    version: str = __version__
+    folders: tuple[FolderState, ...]
+    models: tuple[Entry, ...]
+
+
+def command() -> Callable[..., None]:
+    options = [option for option in SCREEN if option.field in ("json", "quiet", "debug")]
+    return make(
+        _models, options, name="models", words="DIR | add DIR | rm NAME | check MODEL", complete=complete.values,
+        help="List the models that are here; add or rm a folder of them; check one.",
+    )  # fmt: skip
+
+
+def _models(typed: dict[str, Any]) -> None:
+    words = list(typed.get("words", ()))
+    verb = words[0] if words and words[0] in _VERBS else ""
+    rest = words[1:] if verb else words
+    if len(rest) > 1 or (verb and not rest):
+        usage = f"models {verb} takes one {_VERBS[verb]}" if verb else "models takes one folder at most"
+        raise Usage(f"{usage}, not {len(rest)}", hint="sdcli models --help")
+    {"": _list, "add": _add, "rm": _remove, "check": _check}[verb](rest[0] if rest else "", typed)
+
+
+# --- what is here
+
+
+def _list(text: str, typed: dict[str, Any]) -> None:
+    if text and not Path(text).expanduser().is_dir():
+        raise ModelMissing(f"there is no folder {show(text, 200)}", hint="sdcli models")
+    folders = (Path(text).expanduser().absolute(),) if text else added_folders()
+    memory = listing.recall(state.cache_folder() / "listing.json")
+    entries = listing.listed(
+        folders=folders, hub=None if text else hub_cache.folder(os.environ),
+        builtin=None if text else data.builtin_model(), memory=memory,
+    )  # fmt: skip
+    listing.keep(memory)
+    states = tuple(FolderState(path=str(folder), exists=folder.is_dir()) for folder in folders)
+    if typed.get("json"):
+        print_json(schema.to_json(Listing(folders=states, models=tuple(entries))))
+        return
+    for line in table(entries, states, width(sys.stdout)):
+        say(line, sys.stdout)
+    if not typed.get("quiet"):
+        say(_advice(entries, folders))
+
+
+def _advice(entries: Sequence[Entry], folders: Sequence[Path]) -> str:
+    first = next((entry for entry in entries if entry.drawn and entry.source != "builtin"), None)
+    if first is not None:
+        name = first.name if first.source == "cache" or not _is_twice(first, entries) else first.path
+        return f'Draw with one: sdcli generate "a cat" -m "{show(name, 300)}"'
+    return "" if folders else "Models in a folder of yours: sdcli models add DIR    From the Hub: sdcli pull sd15"
+
+
+def _is_twice(entry: Entry, entries: Sequence[Entry]) -> bool:
+    return sum(other.name == entry.name for other in entries) > 1
+
+
+def table(entries: Sequence[Entry], folders: Sequence[FolderState], columns: int) -> list[str]:
+    """Place by place: what can be drawn with first, then what goes beside it, then what was refused."""
+    lines: list[str] = []
+    for source in ("builtin", "cache"):
+        lines += _block(_SOURCES[source], [entry for entry in entries if entry.source == source], columns)
+    for folder in folders:
+        inside = [
+            entry for entry in entries if entry.source == "folder" and Path(entry.path).is_relative_to(folder.path)
+        ]
+        title = show(folder.path, 200) + ("" if inside else ": no models" if folder.exists else ": not there")
+        lines += _block(title, inside, columns) or [title]
+    return lines or ["no models here"]
+
+
+def _block(title: str, entries: Sequence[Entry], columns: int) -> list[str]:
+    if not entries:
+        return []
+    ordered = sorted(entries, key=_rank)
+    name = min(_LONGEST_NAME, max(cells(show(entry.name, 200)) for entry in entries))
+    kinds = [_kind(entry) for entry in ordered]
+    kind = max(map(cells, kinds))
+    lines = [title]
+    for entry, called in zip(ordered, kinds, strict=True):
+        shown = _padded(show(entry.name, 200), name)
+        if entry.error is not None:
+            lines.append(fit(f"  {shown}  {show(entry.error, 300)}", columns))
+            continue
+        size = disk_text(entry.bytes)
+        more = [entry.dtype, "" if entry.prediction == "epsilon" else entry.prediction, ", ".join(entry.words)]
+        told = f"  {shown}  {_padded(called, kind)}  {size:>8}  " + "  ".join(
+            show(piece, 200) for piece in more if piece
+        )
+        lines.append(fit(told.rstrip(), columns))
+    return lines
+
+
+def _rank(entry: Entry) -> tuple[bool, bool, int, str, str]:
+    place = _ORDER.index(entry.kind) if entry.kind in _ORDER else len(_ORDER)
+    return entry.error is not None, not entry.drawn, place, entry.kind, entry.name.casefold()
+
+
+def _kind(entry: Entry) -> str:
+    """`sd15`, `LoRA sdxl`, `VAE`: short, for a column."""
+    if entry.drawn:
+        return entry.kind
+    title = TITLES.get(entry.kind, entry.kind)
+    for article in ("a ", "an ", "the "):
+        title = title.removeprefix(article)
+    return fit(f"{title} {entry.family}" if entry.kind in ("lora", "embedding", "unet") else title, 26).rstrip()
+
+
+def _padded(text: str, wanted: int) -> str:
+    shown = fit(text, wanted)
+    return shown + " " * (wanted - cells(shown))
+
+
+# --- folders that are looked through
+
+
+def _file() -> Path:
+    return state.config_folder() / "config.toml"
+
+
+def _add(text: str, typed: dict[str, Any]) -> None:
+    path = Path(os.path.abspath(Path(text).expanduser()))
+    if not path.is_dir():
+        raise ModelMissing(f"there is no folder {show(path, 200)}", hint="sdcli models")
+    held = config.folders(_file())
+    if path not in held:
+        config.set_folders(_file(), [*held, path])
+    if not typed.get("quiet") and not typed.get("json"):
+        say(f"{show(path, 200)} is looked through for models, kept in {show(_file(), 200)}")
+    _list(str(path), typed)
+
+
+def _remove(text: str, typed: dict[str, Any]) -> None:
+    """Forget an added folder, or delete a repository of the Hub's cache. Files in folders of yours are left alone."""
+    held = config.folders(_file())
+    wanted = Path(os.path.abspath(Path(text).expanduser()))
+    named = [folder for folder in held if folder == wanted] or [folder for folder in held if folder.name == text]
+    if len(named) > 1:
+        raise Usage(f"{show(text, 80)} is {len(named)} folders", hint=f'sdcli models rm "{show(named[0], 200)}"')
+    if named:
+        config.set_folders(_file(), [folder for folder in held if folder != named[0]])
+        _told(typed, removed=str(named[0]), freed=0, text=f"{show(named[0], 200)} is no longer looked through")
+        return
+    known = resolve.known_as(text)
+    repository = known.repository if known is not None else text
+    place = hub_cache.folder(os.environ) / f"models--{repository.replace('/', '--')}"
+    if not resolve.is_hub_id(repository) or not place.is_dir():
+        raise ModelMissing(
+            f"{show(text, 200)} is neither an added folder nor in the Hugging Face cache; sdcli deletes nothing else",
+            hint="sdcli models",
+        )
+    freed = _delete(place)
+    _told(
+        typed, removed=repository, freed=freed,
+        text=f"{show(repository, 120)} is deleted from the Hugging Face cache, {disk_text(freed)} freed",
+    )  # fmt: skip
+
+
+def _delete(place: Path) -> int:
+    try:
+        size = sum(path.stat().st_size for path in place.rglob("*") if path.is_file() and not path.is_symlink())
+        shutil.rmtree(place)
+    except OSError as error:
+        raise CannotWrite(f"{show(place, 200)}: {show(error.strerror or error)}", hint="sdcli models") from None
+    return size
+
+
+def _told(typed: dict[str, Any], *, removed: str, freed: int, text: str) -> None:
+    if typed.get("json"):
+        print_json({"schema": "sdcli.models-rm/1", "removed": removed, "freed_bytes": freed})
+    elif not typed.get("quiet"):
+        say(text)
+
+
+# --- whether a model is sound
+
+
+def _check(text: str, typed: dict[str, Any]) -> None:
+    name, found = _checked(text, bool(typed.get("quiet")))
+    if typed.get("json"):
+        print_json(schema.to_json(found))
+    else:
+        for line in _report(name, found):
+            say(line, sys.stdout)
+        if not found.sound:
+            raise BadFile(f"{show(name, 120)} is damaged", hint=_mended(text))
+    raise typer.Exit(0 if found.sound else BadFile.code)
+
+
+def _mended(text: str) -> str:
+    known = resolve.known_as(text)
+    if known is None and not resolve.is_hub_id(text):
+        return "get the file again, or another"
+    return f"sdcli models rm {show(text, 120)}\nthen: sdcli pull {show(text, 120)}"
+
+
+def _checked(text: str, quiet: bool) -> tuple[str, Check]:
+    path = Path(text).expanduser()
+    if path.is_file():  # any file of tensors, a LoRA too
+        reading = check.check(path.name, (path,))
+        name = path.name
+    else:
+        model = resolve.resolve(
+            text, offline=True, folders=added_folders(), hub=hub_cache.folder(os.environ),
+            builtin=data.builtin_model(),
+        )  # fmt: skip
+        name, reading = model.name, check.check(model.name, check.files_of(model), model)
+    screen = Download(sys.stderr, quiet=quiet)
+    try:
+        while True:
+            at = next(reading)
+            screen(Progress(file=at.file, part="read", done=at.done, total=at.total))
+    except StopIteration as end:
+        found: Check = end.value
+        return name, found
+    finally:
+        screen.finish()
+
+
+def _report(name: str, found: Check) -> list[str]:
+    lines = []
+    for one in found.files:
+        hashed = {True: "as the hub says", False: "NOT what the hub says", None: "nothing to compare it with"}
+        agrees = None if one.expected is None else one.expected == one.sha256
+        lines.append(f"{show(one.path, 300)}  {disk_text(one.bytes)}")
+        lines.append(f"  sha256 {one.sha256}, {hashed[agrees]}")
+        if one.error is not None:
+            lines.append(f"  {show(one.error, 300)}")
+        for fault in one.not_finite[: check.MOST_NAMED]:
+            lines.append(f"  {show(fault.name, 120)}: {fault.count:,} of {fault.of:,} numbers are not finite")
+    lines += [f"  missing: {show(missing, 120)}" for missing in found.missing]
+    lines += [f"  of another shape: {show(other, 120)}" for other in found.mismatched]
+    lines.append(f"{show(name, 80)}: " + ("sound" if found.sound else "damaged"))
+    return lines

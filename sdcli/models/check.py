@@ -1,0 +1,189 @@
+"""Model files read from end to end: their hash against the hub's, numbers that are none, tensors that are missing."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections.abc import Generator, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, BinaryIO
+
+from sdcli.errors import BadFile, SdcliError
+from sdcli.models import unet
+from sdcli.models.headers import Header, Tensor, read_header
+from sdcli.models.model import Model
+from sdcli.terminal import show
+
+PIECE = 8 << 20
+MOST_NAMED = 20
+# Of each float format: its unsigned integer, and the exponent bits that are all set in infinities and NaN.
+_FLOATS = {
+    "F64": ("<u8", 0x7FF0_0000_0000_0000),
+    "F32": ("<u4", 0x7F80_0000),
+    "F16": ("<u2", 0x7C00),
+    "BF16": ("<u2", 0x7F80),
+    "F8_E5M2": ("u1", 0x7C),
+    "F8_E4M3": ("u1", 0x7F),  # it has no infinity, and one NaN of each sign
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class NotFinite:
+    name: str
+    count: int
+    of: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class FileCheck:
+    path: str
+    bytes: int
+    sha256: str
+    expected: str | None  # what the hub says; null where nobody does
+    not_finite: tuple[NotFinite, ...] = ()
+    error: str | None = None
+
+    @property
+    def sound(self) -> bool:
+        return self.error is None and not self.not_finite and self.expected in (None, self.sha256)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Check:
+    """`missing` and `mismatched` are the UNet's, held against its config, where its names are diffusers' own."""
+
+    schema: str = "sdcli.models-check/1"
+    name: str
+    sound: bool
+    files: tuple[FileCheck, ...]
+    missing: tuple[str, ...] = ()
+    mismatched: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Reading:
+    """How far it is, in bytes of all files."""
+
+    file: str
+    done: int
+    total: int
+
+
+def files_of(model: Model) -> tuple[Path, ...]:
+    return tuple(dict.fromkeys(Path(file) for part in model.components.values() for file in part.files))
+
+
+def check(name: str, files: Sequence[Path], model: Model | None = None) -> Generator[Reading, None, Check]:
+    """Readings as it goes on; returns the Check. Every byte is read once."""
+    sizes = [path.stat().st_size for path in files]
+    total, done = sum(sizes), 0
+    found: list[FileCheck] = []
+    for path, size in zip(files, sizes, strict=True):
+        found.append((yield from _file(path, done, total)))
+        done += size
+    missing, mismatched = _held_against_config(model) if model is not None else ((), ())
+    sound = all(one.sound for one in found) and not missing and not mismatched
+    return Check(name=name, sound=sound, files=tuple(found), missing=missing, mismatched=mismatched)
+
+
+def expected_of(path: Path) -> str | None:
+    """In the Hub's cache a large file is a link to a blob that is named by its sha256."""
+    blob = path.resolve().name if path.is_symlink() else ""
+    return blob if re.fullmatch(r"[0-9a-f]{64}", blob) else None
+
+
+def _file(path: Path, before: int, total: int) -> Generator[Reading, None, FileCheck]:
+    state = hashlib.sha256()
+    faults: list[NotFinite] = []
+    error: str | None = None
+    size = path.stat().st_size
+    try:
+        header = read_header(path)
+    except SdcliError as refused:  # its hash may still be worth knowing
+        header, error = None, refused.message
+    try:
+        with path.open("rb") as file:
+            for value in _values(file, header, state):
+                if isinstance(value, NotFinite):
+                    faults.append(value)
+                else:
+                    yield Reading(path.name, before + value, total)
+    except OSError as refused:
+        raise BadFile(
+            f"{show(path)} cannot be read: {show(refused.strerror or refused)}", hint="sdcli doctor"
+        ) from None
+    return FileCheck(
+        path=str(path), bytes=size, sha256=state.hexdigest(), expected=expected_of(path),
+        not_finite=tuple(faults), error=error,
+    )  # fmt: skip
+
+
+def _values(file: BinaryIO, header: Header | None, state: Any) -> Iterator[int | NotFinite]:
+    """The file in order, hashed on the way: its header, then tensor by tensor, then whatever is left."""
+    at = 0
+    if header is not None:
+        head = file.read(header.data_start)
+        state.update(head)
+        at = len(head)
+        for name, tensor in sorted(header.tensors.items(), key=lambda item: (item[1].begin, item[1].end)):
+            count = 0
+            for piece in _pieces(file, tensor.size):
+                state.update(piece)
+                count += not_finite(piece, tensor.dtype)
+                at += len(piece)
+                yield at
+            if count:
+                yield NotFinite(name=name, count=count, of=tensor.parameters)
+    while piece := file.read(PIECE):
+        state.update(piece)
+        at += len(piece)
+        yield at
+
+
+def _pieces(file: BinaryIO, size: int) -> Iterator[bytes]:
+    while size > 0:
+        piece = file.read(min(PIECE, size))
+        if not piece:
+            return
+        size -= len(piece)
+        yield piece
+
+
+def not_finite(raw: bytes, dtype: str) -> int:
+    """How many of these numbers are infinite or none at all."""
+    if dtype not in _FLOATS:
+        return 0
+    import numpy
+
+    unsigned, exponent = _FLOATS[dtype]
+    bits = numpy.frombuffer(raw, dtype=unsigned)
+    mask = bits.dtype.type(exponent)
+    return int(numpy.count_nonzero((bits & mask) == mask))
+
+
+# --- what its config describes
+
+
+def _held_against_config(model: Model) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    part = model.components.get("unet")
+    if part is None or model.layout != "diffusers" or not part.config:
+        return (), ()
+    held: dict[str, Tensor] = {}
+    for file in part.files:
+        held.update(read_header(Path(file)).tensors)
+    wanted = _wanted(part.config)
+    missing = [name for name in wanted if name not in held]
+    other = [name for name, shape in wanted.items() if name in held and shape and held[name].shape != shape]
+    return tuple(missing[:MOST_NAMED]), tuple(other[:MOST_NAMED])
+
+
+def _wanted(config: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:
+    """Every weight of the UNet with its shape, and every bias; () where only the name is known."""
+    names: dict[str, tuple[int, ...]] = {}
+    for leaf in unet.analyse(config, height=64, width=64).leaves:
+        if leaf.parameters:
+            names[f"{leaf.name}.weight"] = leaf.weight_shape
+            if leaf.bias:
+                names[f"{leaf.name}.bias"] = ()
+    return names
