@@ -68,7 +68,7 @@ def seconds_text(value: float | None) -> str:
 
 def _head(result: Result) -> list[str]:
     work, about = result["work"], result["environment"]
-    setup = next((one["setup"] for one in result["configurations"] if one["setup"]), {})
+    setup: Mapping[str, Any] = next((one["setup"] for one in result["configurations"] if one["setup"]), {})
     batch = f"batch {work['batch_size']}"
     first = (
         f"{show(work['model'], 40)} · {work['width']}×{work['height']}, {batch}, "
@@ -80,6 +80,8 @@ def _head(result: Result) -> list[str]:
 
 
 # --- one configuration
+
+_PHASES = (("encode", "encode"), ("steps", "denoise"), ("decode", "decode"), ("save", "save"))
 
 
 def _single(one: Mapping[str, Any], ascii: bool) -> list[str]:
@@ -97,8 +99,8 @@ def _single(one: Mapping[str, Any], ascii: bool) -> list[str]:
         f"          n {step['n']} in {_count(step['processes'], 'process', 'processes')}, "
         f"{_count(step['outliers'], 'outlier', 'outliers')} kept",
         *_work(one),
-        f"  image   {seconds_text(_per_image(rates))} s     encode {seconds_text(phases['encode'])}  steps "
-        f"{seconds_text(phases['denoise'])}  decode {seconds_text(phases['decode'])}  save {seconds_text(phases['save'])}",
+        f"  image   {seconds_text(_per_image(rates))} s     "
+        + "  ".join(f"{shown} {seconds_text(phases[name])}" for shown, name in _PHASES),
         _cold(one),
         *_memory(one),
     ]
@@ -156,12 +158,10 @@ def _work(one: Mapping[str, Any]) -> list[str]:
 
 def _cold(one: Mapping[str, Any]) -> str:
     phases = one["phases"]
-    known = [phases["import"], phases["load"], _first_image(one)]
-    rest = phases["cold_total"] - sum(value or 0.0 for value in known)
-    return (
-        f"  cold    {seconds_text(phases['cold_total'])} s     import {seconds_text(phases['import'])}  load "
-        f"{seconds_text(phases['load'])}  first image {seconds_text(_first_image(one))}  rest {seconds_text(max(0.0, rest))}"
-    )
+    parts = {"import": phases["import"], "load": phases["load"], "first image": _first_image(one)}
+    parts["rest"] = max(0.0, phases["cold_total"] - sum(value or 0.0 for value in parts.values()))
+    told = "  ".join(f"{name} {seconds_text(value)}" for name, value in parts.items())
+    return f"  cold    {seconds_text(phases['cold_total'])} s     {told}"
 
 
 def _first_image(one: Mapping[str, Any]) -> float:
@@ -287,8 +287,8 @@ def methods(result: Result) -> str:
     state = "on a busy machine" if result["contended"] else "on a quiet machine"
     return (
         f"Measured with sdcli {result['version']} ({results.machine_text(about)}, {about.get('threads')} threads, "
-        f"{about.get('platform')}) {state}: {work['model']}, {work['width']}×{work['height']}, batch {work['batch_size']}, "
-        f"{work['steps']} steps of {work['sampler']}, guidance {work['guidance']:g}, "
+        f"{about.get('platform')}) {state}: {work['model']}, {work['width']}×{work['height']}, "
+        f"batch {work['batch_size']}, {work['steps']} steps of {work['sampler']}, guidance {work['guidance']:g}, "
         f"{2 * work['macs_per_step'] / 1e12:.4g} TFLOP a step with attention counted; {how}; medians of step times "
         f"without each image's first step, after a warm-up until three image medians agreed within 2 %; no outlier "
         f"was dropped."

@@ -1,0 +1,529 @@
+"""`sdcli bench`: time per step with its interval, sweeps, and `bench compare`: faster, slower or cannot tell."""
+
+from __future__ import annotations
+
+import inspect
+import itertools
+import json
+import os
+import re
+import subprocess
+import sys
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import typer
+
+from sdcli import data
+from sdcli.bench import comparison, page, random_models, screen, surroundings
+from sdcli.bench import result as results
+from sdcli.bench.result import Result
+from sdcli.bench.run import MAX_TIME, QUICK_TIME, Bench, Configuration, Limits, Listener, Row, scratch
+from sdcli.cli import ask, complete
+from sdcli.cli.answer import print_json, say_error
+from sdcli.cli.interrupts import termination
+from sdcli.errors import BadFile, Bug, Interrupted, ModelMissing, SdcliError, Slower, Terminated, Usage
+from sdcli.machine import state
+from sdcli.models.model import Model
+from sdcli.plan.plan import Plan
+from sdcli.plan.refusal import refused
+from sdcli.plan.techniques import TECHNIQUES
+from sdcli.record import documents
+from sdcli.record.files import cannot_write
+from sdcli.request import config
+from sdcli.request.options import MODEL, OPTIONS, OUTPUT, SCREEN, Option, flag_of
+from sdcli.request.options import command as make
+from sdcli.terminal import is_terminal, say, show, speaks_unicode, width
+
+PROMPT = "a lighthouse on a cliff in the morning light"
+SEED = "1"
+MOST_ROWS = 64
+MEASURE = "Measure"
+_NOT_HERE = frozenset(
+    {
+        "num_images",
+        "output",
+        "prompts_file",
+        "format",
+        "metadata",
+        "overwrite",
+        "filmstrip",
+        "preview_every",
+        "fallback",
+    }
+)
+DRAWING = tuple(option for option in OPTIONS if option.field not in _NOT_HERE)
+RANDOM = Option(field="random_weights", flags=("--random-weights",), switch=True, panel=MODEL,
+                help="The model's full structure with random weights: no files, same speed.")  # fmt: skip
+MEASURING: tuple[Option, ...] = (
+    RANDOM,
+    Option(field="quick", flags=("--quick",), switch=True, panel=MEASURE,
+           help="One process, within a minute; its interval holds for that process only."),
+    Option(field="sweep", flags=("--sweep",), metavar="NAME=A,B", repeatable=True, panel=MEASURE,
+           help="Measure each value of a slot or option in turn: dtype=fp32,bf16."),
+    Option(field="processes", flags=("--processes",), metavar="N", panel=MEASURE,
+           help="Processes per configuration at least; 5 if not given."),
+    Option(field="max_time", flags=("--max-time",), metavar="SECONDS", panel=MEASURE,
+           help="Begin nothing new after so long; 900, with --quick 50."),
+    Option(field="save", flags=("--save",), metavar="FILE", panel=OUTPUT, help="Where the result goes, each step in it."),
+    Option(field="html", flags=("--html",), metavar="FILE", panel=OUTPUT, help="A page with every step plotted."),
+    Option(field="markdown", flags=("--markdown",), switch=True, panel=OUTPUT,
+           help="A table and a sentence on the method, to paste."),
+    Option(field="save_preset", flags=("--save-preset",), metavar="NAME", panel=OUTPUT,
+           help="Keep the fastest row's settings as a preset."),
+)  # fmt: skip
+COMPARING: tuple[Option, ...] = (
+    Option(field="run", flags=("--run",), metavar="SDCLI", repeatable=True, panel=MEASURE,
+           help="An sdcli to measure here and now; give two, the baseline first."),
+    Option(field="fail_if_slower", flags=("--fail-if-slower",), metavar="3%", panel=MEASURE,
+           help="End with exit code 10 if it is slower by more than that; 3% if not given."),
+    Option(field="processes", flags=("--processes",), metavar="N", panel=MEASURE,
+           help="Runs of each sdcli; 5 if not given."),
+)  # fmt: skip
+_TALK = tuple(option for option in SCREEN if option.field in ("json", "quiet", "debug", "engine"))
+
+
+def command() -> typer.Typer:
+    program = typer.Typer(rich_markup_mode=None)
+    measure = make(
+        _bench, [*DRAWING, *MEASURING, *_TALK], name="bench", complete=complete.values,
+        help="Measure time per step, memory and pictures: sdcli bench -m sd15 --sweep dtype=fp32,bf16",
+    )  # fmt: skip
+    program.callback(invoke_without_command=True)(_unless_subcommand(measure))
+    program.command("compare")(
+        make(
+            _compare, [*COMPARING, *DRAWING, RANDOM, *_TALK], name="compare", words="[BASELINE] [CANDIDATE]",
+            complete=complete.values, help="Compare two results: sdcli bench compare old.json new.json",
+        )
+    )  # fmt: skip
+    return program
+
+
+def _unless_subcommand(measure: Callable[..., None]) -> Callable[..., None]:
+    """`bench` itself measures; with a subcommand it only steps aside."""
+
+    def front(context: typer.Context, **values: Any) -> None:
+        if context.invoked_subcommand is None:
+            measure(**values)
+
+    signature = inspect.signature(measure)
+    kind = inspect.Parameter.POSITIONAL_OR_KEYWORD
+    first = inspect.Parameter("context", kind, annotation=typer.Context)
+    front.__signature__ = signature.replace(parameters=[first, *signature.parameters.values()])  # type: ignore[attr-defined]
+    front.__annotations__ = {"context": typer.Context, **measure.__annotations__}
+    front.__doc__ = measure.__doc__
+    return front
+
+
+# --- measuring
+
+
+def _bench(typed: dict[str, Any]) -> None:
+    limits = _limits(typed)
+    configurations = _configurations(typed)
+    known = [one.plan for one in configurations if one.plan is not None]
+    if not known:
+        raise configurations[0].error or Usage("nothing to measure", hint="sdcli bench --quick")
+    plan = known[0]
+    machine = ask.machine_of(plan.hardware)
+    options = {name: value for name, value in typed.items() if name not in ("json", "quiet", "debug", "save", "html")}
+    about = surroundings.provenance(plan.hardware, results.model_hash(plan), options)
+    destination = _destination(typed, plan)
+    with scratch() as folder:
+        bench = Bench(configurations, limits, folder)
+
+        def made() -> Result:
+            types = {one.setup.dtype for one in known}
+            ceilings = {kind: rate for kind in types if (rate := state.best_rate(machine, kind))}
+            return results.build(bench, configurations[0].name, ceilings, about)
+
+        def keep() -> None:
+            if destination is not None and any(row.measured for row in bench.rows):
+                results.write(made(), destination)
+
+        error = _run(bench, Talk(bench, quiet=bool(typed.get("quiet")), keep=keep))
+        result = made()
+    if not any(one["step"] for one in result["configurations"]):
+        raise error or next((row.error for row in bench.rows if row.error), Bug("nothing was measured"))
+    if limits.engine == "local":
+        _remember(result, machine)
+    _show(typed, result, destination)
+    if error is not None:
+        if not typed.get("json"):
+            say_error(error)
+        raise typer.Exit(error.code)
+
+
+def _run(bench: Bench, listener: Talk) -> SdcliError | None:
+    try:
+        with termination():
+            bench.run(listener)
+    except KeyboardInterrupt:
+        return Interrupted("interrupted")
+    except (Interrupted, Terminated) as error:
+        return error
+    finally:
+        listener.done()
+    return None
+
+
+def _limits(typed: Mapping[str, Any]) -> Limits:
+    quick = bool(typed.get("quick"))
+    processes = 1 if quick else _whole(typed, "processes", "--processes", 5)
+    most = _whole(typed, "max_time", "--max-time", int(QUICK_TIME if quick else MAX_TIME))
+    return Limits(processes=processes, quick=quick, max_time=float(most), engine=typed.get("engine", "local"))
+
+
+def _whole(typed: Mapping[str, Any], field: str, flag: str, usual: int) -> int:
+    text = str(typed.get(field, usual)).strip().removesuffix("s")
+    if not re.fullmatch(r"\d{1,6}", text, re.ASCII) or int(text) < 1:
+        raise Usage(
+            f'{flag}: "{show(typed[field], 40)}" is not a whole number above 0', hint=f"sdcli bench {flag} {usual}"
+        )
+    return int(text)
+
+
+def _remember(result: Result, machine: str) -> None:
+    for one in result["configurations"]:
+        ceiling = one["work_rate"]["ceiling"]
+        if ceiling:
+            state.remember_rate(machine, one["setup"]["dtype"], ceiling)
+
+
+# --- what to measure
+
+
+def _configurations(typed: dict[str, Any]) -> list[Configuration]:
+    base = _with_defaults(typed)
+    sweeps = [_sweep(text) for text in typed.get("sweep", ())]
+    rows = list(itertools.product(*(values for _, values in sweeps)))
+    if len(rows) > MOST_ROWS:
+        raise Usage(
+            f"--sweep: {len(rows)} configurations, more than {MOST_ROWS}", hint="sdcli bench --sweep dtype=fp32,bf16"
+        )
+    return [_configuration(base, dict(zip((name for name, _ in sweeps), row, strict=True))) for row in rows]
+
+
+def _with_defaults(typed: dict[str, Any]) -> dict[str, Any]:
+    """One prompt and one seed unless others were asked for; and no falling back: what is named is what is measured."""
+    base = {name: value for name, value in typed.items() if name not in {o.field for o in MEASURING}}
+    base.setdefault("prompts", [PROMPT])
+    base.setdefault("seeds", SEED)
+    base["fallback"] = "no"
+    base["random_weights"] = bool(typed.get("random_weights"))
+    return base
+
+
+_SLOTS = {technique.slot.replace("_", "-"): technique for technique in TECHNIQUES}
+
+
+def _sweep(text: str) -> tuple[str, list[str]]:
+    """`dtype=fp32,bf16`: a slot, or an option by its long flag."""
+    name, equals, listed = text.partition("=")
+    name = name.strip().lstrip("-").replace("_", "-")
+    values = [value.strip() for value in listed.split(",") if value.strip()]
+    if not equals or not values:
+        raise Usage(f'--sweep: "{show(text, 60)}" is not NAME=VALUE,VALUE', hint="sdcli bench --sweep dtype=fp32,bf16")
+    if name not in _SLOTS and name not in _FLAGS:
+        raise Usage(
+            f'--sweep: "{show(name, 40)}" is neither a slot ({", ".join(_SLOTS)}) nor an option',
+            hint="sdcli bench --sweep attention=fused,blocked",
+        )
+    return name, values
+
+
+_FLAGS = {flag.removeprefix("--"): option for option in DRAWING for flag in option.flags if flag.startswith("--")}
+
+
+def _configuration(base: Mapping[str, Any], chosen: Mapping[str, str]) -> Configuration:
+    name = " ".join(f"{key}={value}" for key, value in chosen.items()) or "as asked"
+    flags = " ".join(_flag(key, value) for key, value in chosen.items())
+    try:
+        typed = dict(base)
+        for key, value in chosen.items():
+            _choose(typed, key, value)
+        return Configuration(name=name, options=chosen, flags=flags, plan=_plan(typed))
+    except SdcliError as error:
+        return Configuration(name=name, options=chosen, flags=flags, error=error)
+
+
+def _choose(typed: dict[str, Any], key: str, value: str) -> None:
+    if key in _SLOTS:
+        typed["pins"] = [*typed.get("pins", []), f"{key}={value}"]
+        if key == "dtype":
+            typed.pop("dtype", None)
+        return
+    option = _FLAGS[key]
+    if option.switch:
+        typed[option.field] = value
+    else:
+        typed[option.field] = [value] if option.repeatable else value
+
+
+def _flag(key: str, value: str) -> str:
+    if key == "dtype" or key not in _SLOTS:
+        return f"{flag_of(_FLAGS[key].field)} {value}"
+    return f"--pin {key}={value}"
+
+
+def _plan(typed: dict[str, Any]) -> Plan:
+    typed = dict(typed)
+    random = typed.pop("random_weights")
+    if typed.get("batch_size"):
+        typed["num_images"] = typed["batch_size"]
+    plan = ask.plan_for(typed, "bench", _model(typed, random)).plan
+    if not plan.model.cached and typed.get("engine") != "fake":
+        name = show(plan.model.name, 80)
+        raise ModelMissing(
+            f"{name} is not on this disk; its structure with random weights takes as long a step",
+            hint=f"sdcli bench -m {name} --random-weights",
+        )
+    if not plan.fits:
+        raise refused(plan)
+    return plan
+
+
+def _model(typed: Mapping[str, Any], random: bool) -> Model:
+    """What -m says, as files or as structure alone; without -m the built-in model, or a tiny random one."""
+    sources = ask.read_sources(config.from_flags(typed))
+    values, _ = config.resolve(sources, family={}, model={})
+    if not values.get("model") and data.builtin_model() is None:
+        return random_models.tiny()
+    model = ask.find_model(sources)
+    return random_models.randomised(model) if random else model
+
+
+# --- what is said meanwhile
+
+
+class Talk(Listener):
+    """One live line on a terminal, a plain line now and then elsewhere; and what is measured is kept each round."""
+
+    def __init__(self, bench: Bench, *, quiet: bool, keep: Callable[[], None]) -> None:
+        self.bench = bench
+        self.keep = keep
+        self.quiet = quiet
+        self.live = is_terminal(sys.stderr) and not quiet
+        self._line = ""
+        self._said = ""
+        self._written = 0
+
+    def turn(self, row: Row, warmup: bool) -> None:
+        count = self.bench.process + 1
+        limit = "" if self.bench.limits.quick else f" of {max(count, self.bench.limits.processes)}"
+        what = "warming up" if warmup else "measuring"
+        name = "" if len(self.bench.rows) == 1 else f"{show(row.configuration.name, 40)}, "
+        self._line = f"process {count}{limit} · {name}{what}"
+        self._update("")
+
+    def step(self, step: int, of: int) -> None:
+        self._update(f" · step {step}/{of}")
+
+    def probing(self, row: Row) -> None:
+        self._line = "trying the device's best rate"
+        self._update("")
+
+    def drew(self, row: Row) -> None:
+        medians = self.bench.medians(row)
+        self._update(f" · {screen.time_text(medians[-1])} a step" if medians else "")
+
+    def kept(self) -> None:
+        if self.bench.seconds - self._written > 2 or self._written == 0:
+            self.keep()
+            self._written = int(self.bench.seconds) + 1
+
+    def done(self) -> None:
+        if self.live:
+            self._write("\r\x1b[2K")
+
+    def _update(self, more: str) -> None:
+        if self.quiet:
+            return
+        if self.live:
+            spent = f"{self.bench.seconds:4.0f} s  "
+            self._write("\r\x1b[2K" + (spent + self._line + more)[: width(sys.stderr) - 1])
+        elif self._line.partition(",")[0] != self._said:
+            self._said = self._line.partition(",")[0]
+            say(self._line)
+
+    def _write(self, text: str) -> None:
+        try:
+            sys.stderr.write(text if speaks_unicode(sys.stderr) else text.replace("·", "-"))
+            sys.stderr.flush()
+        except (OSError, ValueError):
+            self.live = False
+
+
+# --- what comes out
+
+
+def _destination(typed: Mapping[str, Any], plan: Plan) -> Path | None:
+    """--save, else a new file in sdcli-bench; with --json only where asked for."""
+    if typed.get("save"):
+        path = Path(typed["save"])
+        _writable(path)
+        return path
+    if typed.get("json"):
+        return None
+    date = surroundings.now_utc()[:10]
+    stem = re.sub(r"[^a-z0-9]+", "-", f"{date}-{plan.model.name}-{plan.hardware.name}".casefold()).strip("-")[:80]
+    for number in itertools.count(1):
+        path = Path("sdcli-bench") / (f"{stem}.json" if number == 1 else f"{stem}-{number}.json")
+        if not path.exists():
+            return path
+    raise AssertionError("counting has no end")
+
+
+def _writable(path: Path) -> None:
+    """Before minutes are spent on what then could not be kept."""
+    if path.is_dir():
+        raise Usage(f"--save: {show(path)} is a folder", hint="sdcli bench --quick --save new.json")
+
+
+def _show(typed: Mapping[str, Any], result: Result, destination: Path | None) -> None:
+    if destination is not None:
+        results.write(result, destination)
+    if typed.get("html"):
+        _write_page(Path(typed["html"]), result)
+    if typed.get("save_preset"):
+        _save_preset(typed, result)
+    if typed.get("json"):
+        print_json(result)
+        return
+    if typed.get("markdown"):
+        for line in screen.markdown(result):
+            say(line, sys.stdout)
+    if not typed.get("quiet"):
+        for line in screen.render(result, width(sys.stderr), not speaks_unicode(sys.stderr)):
+            say(line)
+        say("")
+        for line in _next(result, destination):
+            say(line)
+    if destination is not None and not typed.get("markdown"):
+        say(os.path.relpath(destination) if not destination.is_absolute() else str(destination), sys.stdout)
+
+
+def _next(result: Result, destination: Path | None) -> Iterator[str]:
+    if result["work"]["model"] in ("builtin", "tiny-random"):
+        yield "Figures others can compare with: sdcli bench -m sd15 --random-weights"
+    name = str(destination) if destination is not None else "old.json"
+    yield f"Cite: --markdown, --html FILE   Gate: sdcli bench compare {show(name, 80)} new.json"
+
+
+def _write_page(path: Path, result: Result) -> None:
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(page.html(result), encoding="utf-8", errors="backslashreplace")
+    except OSError as error:
+        raise cannot_write(path, error) from None
+
+
+def _save_preset(typed: Mapping[str, Any], result: Result) -> None:
+    """The fastest row that draws the reference's picture, as a preset of the user's own."""
+    name = str(typed["save_preset"])
+    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_-]{0,39}", name, re.ASCII):
+        raise Usage(f'--save-preset: "{show(name, 60)}" is no name for a preset', hint="sdcli bench --save-preset fast")
+    chosen = results.best(result)
+    if chosen is None:
+        return
+    pins = {key: value for key, value in chosen["options"].items() if key in _SLOTS}
+    rest = {_FLAGS[key].field: value for key, value in chosen["options"].items() if key not in _SLOTS}
+    lines = [f'description = "Fastest in a bench on {surroundings.now_utc()[:10]}"']
+    lines += [f"{field} = {json.dumps(value)}" for field, value in rest.items()]
+    if pins:
+        lines.append("pins = { " + ", ".join(f"{slot} = {json.dumps(choice)}" for slot, choice in pins.items()) + " }")
+    path = state.config_folder() / "presets" / f"{name}.toml"
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text("\n".join(lines) + "\n", encoding="utf-8")
+    except OSError as error:
+        raise cannot_write(path, error) from None
+    say(f"kept as a preset: --preset {name}")
+
+
+# --- comparing
+
+
+def _compare(typed: dict[str, Any]) -> None:
+    threshold = _percent(str(typed.get("fail_if_slower", f"{comparison.THRESHOLD * 100:g}%")))
+    words, runs = tuple(typed.get("words", ())), tuple(typed.get("run", ()))
+    if runs:
+        if len(runs) != 2 or words:
+            raise Usage("--run is given twice: the baseline, then the candidate", hint=comparison.ADVICE)
+        baseline, candidate = _measured_here(typed, runs)
+    elif len(words) == 2:
+        baseline, candidate = (results.read(Path(word)) for word in words)
+    else:
+        raise Usage("two results are compared", hint="sdcli bench compare old.json new.json")
+    found = comparison.comparison(baseline, candidate, threshold, here=bool(runs))
+    if typed.get("json"):
+        print_json(found)
+        raise typer.Exit(10 if found["failed"] else 0)
+    for line in comparison.lines(found):
+        say(line, sys.stdout)
+    if found["failed"]:
+        worst = max(row["ratio"]["value"] for row in found["rows"] if row["verdict"] == "slower")
+        raise Slower(f"slower by {(worst - 1) * 100:.1f} %, more than the {threshold * 100:g} % allowed")
+
+
+def _percent(text: str) -> float:
+    number = text.strip().removesuffix("%").strip()
+    if not re.fullmatch(r"\d{1,3}(\.\d{1,6})?", number, re.ASCII):
+        raise Usage(
+            f'--fail-if-slower: "{show(text, 40)}" is no percentage',
+            hint="sdcli bench compare old.json new.json --fail-if-slower 3%",
+        )
+    return float(number) / 100
+
+
+def _measured_here(typed: Mapping[str, Any], runs: tuple[str, ...]) -> tuple[Result, Result]:
+    """Both programs in turn, a process of each per round, so that whatever the machine does meets both."""
+    rounds = _whole(typed, "processes", "--processes", 5)
+    passed = list(_passed_on(typed))
+    found: tuple[list[Result], list[Result]] = ([], [])
+    for number in range(rounds):
+        for side, program in enumerate(runs if number % 2 == 0 else tuple(reversed(runs))):
+            place = side if number % 2 == 0 else 1 - side
+            if not typed.get("quiet"):
+                say(f"round {number + 1} of {rounds}: {show(program, 100)}")
+            found[place].append(_run_other(program, passed))
+    return comparison.merged(found[0]), comparison.merged(found[1])
+
+
+def _passed_on(typed: Mapping[str, Any]) -> Iterator[str]:
+    yield from ("--processes", "1", "--json")
+    for option in (*DRAWING, RANDOM, *(o for o in SCREEN if o.field == "engine")):
+        value = typed.get(option.field)
+        if value is None:
+            continue
+        flag = flag_of(option.field)
+        if option.switch:
+            yield flag if value else flag.replace("--", "--no-", 1)
+        else:
+            for item in value if isinstance(value, list) else [value]:
+                yield from (flag, str(item))
+
+
+def _run_other(program: str, passed: list[str]) -> Result:
+    path = Path(program).expanduser()
+    start = [sys.executable, str(path)] if path.suffix == ".py" else [str(path) if path.exists() else program]
+    try:
+        done = subprocess.run([*start, "bench", *passed], capture_output=True, check=False)
+    except OSError as error:
+        raise Usage(
+            f"{show(program, 120)} cannot be run: {show(error.strerror or error)}", hint=comparison.ADVICE
+        ) from None
+    if done.returncode != 0:
+        raise BadFile(
+            f"{show(program, 120)} bench ended with exit code {done.returncode}{_told(done.stdout)}",
+            hint="sdcli doctor",
+        )
+    return results.check(documents.load(done.stdout, program), program)
+
+
+def _told(content: bytes) -> str:
+    try:
+        return f": {show(documents.load(content, 'answer')['error']['message'], 200)}"
+    except (SdcliError, KeyError, TypeError):
+        return ""
