@@ -1,0 +1,268 @@
+"""What is in a folder, from headers alone, read once; and files read from end to end."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import struct
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import model_files as files
+import pytest
+
+from sdcli import data
+from sdcli.models import check, headers, listing, resolve, unet
+from sdcli.models.listing import Entry
+
+COMMIT = "0123456789abcdef0123456789abcdef01234567"
+LORA = {"lora_unet_down_blocks_1_attentions_0_transformer_blocks_0_attn2_to_k.lora_down.weight": [4, 768],
+        "lora_unet_down_blocks_1_attentions_0_transformer_blocks_0_attn2_to_k.lora_up.weight": [640, 4]}  # fmt: skip
+
+
+@pytest.fixture
+def reads(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[Path]]:
+    """Every header that is read, wherever it is read from."""
+    seen: list[Path] = []
+    real = headers.read_header
+
+    def counted(path: Path) -> headers.Header:
+        seen.append(path)
+        return real(path)
+
+    for module in ("listing", "folder", "checkpoint"):
+        monkeypatch.setattr(f"sdcli.models.{module}.read_header", counted)
+    yield seen
+
+
+def by_name(entries: list[Entry]) -> dict[str, Entry]:
+    return {entry.name: entry for entry in entries}
+
+
+def some_models(base: Path) -> Path:
+    files.file(base / "dream.safetensors", files.checkpoint("sd15"))
+    files.file(base / "xl" / "big.safetensors", files.checkpoint("sdxl"), metadata={"modelspec.prediction_type": "v"})
+    files.file(base / "lora" / "style.safetensors", LORA, metadata={"modelspec.trigger_phrase": "in my style, ink"})
+    files.folder(base / "whole", "sd15", dtype="F16")
+    (base / "old.ckpt").write_bytes(b"\x80\x02pickled")
+    (base / "cut.safetensors").write_bytes(b"\x99\0\0\0\0\0\0\0{}      ")
+    (base / "notes.txt").write_text("no model")
+    return base
+
+
+def test_every_kind_of_file_is_listed_for_what_it_is(tmp_path: Path) -> None:
+    found = by_name(listing.listed(folders=[some_models(tmp_path)]))
+    assert set(found) == {"dream", "big", "style", "whole", "old.ckpt", "cut"}
+    assert (found["dream"].kind, found["dream"].dtype, found["dream"].drawn) == ("sd15", "fp16", True)
+    assert (found["big"].kind, found["big"].prediction) == ("sdxl", "v_prediction")
+    assert (found["style"].kind, found["style"].family, found["style"].drawn) == ("lora", "sd15", False)
+    assert found["style"].words == ("in my style", "ink")
+    assert (found["whole"].kind, found["whole"].layout, found["whole"].dtype) == ("sd15", "diffusers", "fp16")
+    assert found["dream"].bytes == (tmp_path / "dream.safetensors").stat().st_size
+
+
+def test_a_pickle_is_refused_by_its_name_and_never_opened(tmp_path: Path, reads: list[Path]) -> None:
+    for name in ("a.ckpt", "b.pt", "c.BIN", "d.pth"):
+        (tmp_path / name).write_bytes(b"")
+    found = listing.listed(folders=[tmp_path])
+    assert {entry.kind for entry in found} == {"pickle"} and all("refused" in (e.error or "") for e in found)
+    assert reads == []
+
+
+def test_a_damaged_file_says_why_and_hides_no_other(tmp_path: Path) -> None:
+    found = by_name(listing.listed(folders=[some_models(tmp_path)]))
+    assert found["cut"].error is not None and "cut off" in found["cut"].error
+    assert found["dream"].error is None
+
+
+def test_ten_thousand_files_are_listed_again_without_opening_one(tmp_path: Path, reads: list[Path]) -> None:
+    first = files.file(tmp_path / "many" / "0.safetensors", LORA)
+    for number in range(1, 10_000):
+        os.link(first, first.with_name(f"{number}.safetensors"))
+    place = tmp_path / "listing.json"
+
+    def listed() -> list[Entry]:
+        memory = listing.recall(place)
+        entries = listing.listed(folders=[tmp_path / "many"], memory=memory)
+        listing.keep(memory)
+        return entries
+
+    before = listed()
+    assert len(before) == len(reads) == 10_000
+    reads.clear()
+    assert listed() == before
+    assert reads == []
+
+
+def test_only_what_changed_is_read_again(tmp_path: Path, reads: list[Path]) -> None:
+    some_models(tmp_path)
+    memory = listing.recall(tmp_path / "listing.json")
+    listing.listed(folders=[tmp_path], memory=memory)
+    listing.keep(memory)
+    files.file(tmp_path / "dream.safetensors", files.checkpoint("sd15"), dtype="F32")
+    reads.clear()
+    again = by_name(listing.listed(folders=[tmp_path], memory=listing.recall(tmp_path / "listing.json")))
+    assert reads == [tmp_path / "dream.safetensors"] and again["dream"].dtype == "fp32"
+
+
+def test_a_changed_config_makes_a_folder_new(tmp_path: Path, reads: list[Path]) -> None:
+    base = files.folder(tmp_path / "whole", "sd15")
+    memory = listing.recall(tmp_path / "m.json")
+    listing.listed(folders=[tmp_path], memory=memory)
+    listing.keep(memory)
+    scheduler = base / "scheduler" / "scheduler_config.json"
+    scheduler.write_text(json.dumps({**json.loads(scheduler.read_text()), "prediction_type": "v_prediction"}))
+    (found,) = listing.listed(folders=[tmp_path], memory=listing.recall(tmp_path / "m.json"))
+    assert found.prediction == "v_prediction"
+
+
+@pytest.mark.parametrize(
+    "content", [b"", b"{", b"[]", b'{"schema": "other"}', b"\xff", b'{"schema": "sdcli.listing/1"}']
+)
+def test_a_damaged_memory_is_an_empty_one(tmp_path: Path, content: bytes) -> None:
+    (tmp_path / "m.json").write_bytes(content)
+    files.file(tmp_path / "style.safetensors", LORA)
+    memory = listing.recall(tmp_path / "m.json")
+    assert [entry.kind for entry in listing.listed(folders=[tmp_path], memory=memory)] == ["lora"]
+    listing.keep(memory)
+    assert listing.recall(tmp_path / "m.json").known
+
+
+def test_a_memory_that_tells_nonsense_of_a_file_is_not_believed(tmp_path: Path) -> None:
+    path = files.file(tmp_path / "style.safetensors", LORA)
+    about = path.stat()
+    for entry in (None, {}, {"name": 5}, [], {"name": "x", "path": "y", "source": "z", "bytes": "many"}):
+        memory = listing.Memory(None, {str(path): {"stamp": [about.st_size, about.st_mtime_ns], "entry": entry}})
+        assert [found.kind for found in listing.listed(folders=[tmp_path], memory=memory)] == ["lora"]
+
+
+def test_a_memory_that_cannot_be_written_is_no_error(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("in the way")
+    memory = listing.recall(tmp_path / "file" / "m.json")
+    listing.listed(folders=[some_models(tmp_path / "models")], memory=memory)
+    listing.keep(memory)
+
+
+def test_the_cache_is_listed_by_alias_and_commit(tmp_path: Path) -> None:
+    files.snapshot(tmp_path, "stable-diffusion-v1-5/stable-diffusion-v1-5", COMMIT)
+    files.snapshot(tmp_path, "me/mine", COMMIT)
+    found = by_name(listing.listed(hub=tmp_path))
+    assert set(found) == {"sd15", "me/mine"}
+    assert (found["sd15"].source, found["sd15"].revision, found["sd15"].drawn) == ("cache", COMMIT, True)
+
+
+def test_language_models_in_the_cache_are_no_business_of_ours(tmp_path: Path) -> None:
+    place = tmp_path / "models--me--words" / "snapshots" / COMMIT
+    files.file(place / "model.safetensors", {"lm_head.weight": [10, 10]})
+    files.file(tmp_path / "models--me--style" / "snapshots" / COMMIT / "style.safetensors", LORA)
+    assert [entry.name for entry in listing.listed(hub=tmp_path)] == ["me/style/style.safetensors"]
+
+
+def test_what_is_not_there_lists_as_nothing(tmp_path: Path) -> None:
+    assert listing.listed(folders=[tmp_path / "none"], hub=tmp_path / "none") == []
+
+
+# --- words a LoRA was trained on
+
+
+@pytest.mark.parametrize(
+    ("metadata", "words"),
+    [
+        ({"modelspec.trigger_phrase": "sks dog"}, ("sks dog",)),
+        ({"ss_tag_frequency": json.dumps({"10_x": {"ink": 9, "cat": 3}, "5_y": {"cat": 30}})}, ("cat", "ink")),
+        ({"ss_tag_frequency": json.dumps({"a": {str(n): n for n in range(50)}})}, ("49", "48", "47", "46", "45")),
+        ({"ss_tag_frequency": "no json"}, ()),
+        ({"ss_tag_frequency": '{"a": {"b": "many", "c": true}, "d": 5}'}, ()),
+        ({"ss_tag_frequency": "[" * 5000}, ()),
+        ({}, ()),
+    ],
+)
+def test_trigger_words_come_from_the_files_own_notes(metadata: dict[str, str], words: tuple[str, ...]) -> None:
+    assert listing.trigger_words(metadata) == words
+
+
+# --- a whole file read
+
+
+def with_values(path: Path, dtype: str, raw: bytes) -> Path:
+    width = files.WIDTHS.get(dtype, 1)
+    table = {"a": {"dtype": dtype, "shape": [len(raw) // width], "data_offsets": [0, len(raw)]}}
+    head = json.dumps(table).encode()
+    path.write_bytes(len(head).to_bytes(8, "little") + head + raw)
+    return path
+
+
+def done(generator: Any) -> check.Check:
+    while True:
+        try:
+            next(generator)
+        except StopIteration as end:
+            found: check.Check = end.value
+            return found
+
+
+@pytest.mark.parametrize(
+    ("dtype", "raw", "count"),
+    [
+        ("F32", struct.pack("<4f", 1.0, float("nan"), float("-inf"), 3e38), 2),
+        ("F16", struct.pack("<4e", 65504.0, float("inf"), -0.0, float("nan")), 2),
+        ("BF16", struct.pack("<4H", 0x7F80, 0xFFC0, 0x7F7F, 0x0001), 2),
+        ("F64", struct.pack("<2d", float("inf"), 1e308), 1),
+        ("F8_E4M3", bytes([0x7F, 0xFF, 0x7E, 0x00]), 2),
+        ("F8_E5M2", bytes([0x7C, 0xFD, 0x7B, 0x00]), 2),
+        ("I64", b"\xff" * 16, 0),
+        ("U8", b"\x7c\x7f", 0),
+    ],
+)
+def test_numbers_that_are_none_are_counted_in_every_format(tmp_path: Path, dtype: str, raw: bytes, count: int) -> None:
+    found = done(check.check("x", [with_values(tmp_path / "x.safetensors", dtype, raw)]))
+    assert sum(fault.count for fault in found.files[0].not_finite) == count
+    assert found.sound == (count == 0)
+
+
+def test_the_hash_is_of_the_whole_file_however_it_is_cut_into_pieces(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(check, "PIECE", 64)
+    path = files.file(tmp_path / "x.safetensors", {"a": [33], "b": [0], "c": [7, 9]})
+    found = done(check.check("x", [path]))
+    assert found.files[0].sha256 == hashlib.sha256(path.read_bytes()).hexdigest() and found.sound
+
+
+def test_a_damaged_file_is_hashed_and_named(tmp_path: Path) -> None:
+    path = tmp_path / "x.safetensors"
+    path.write_bytes(b"not at all")
+    found = done(check.check("x", [path]))
+    assert not found.sound and found.files[0].error
+    assert found.files[0].sha256 == hashlib.sha256(b"not at all").hexdigest()
+
+
+def test_in_the_cache_a_file_is_held_against_the_name_of_its_blob(tmp_path: Path) -> None:
+    good = files.file(tmp_path / "made", {"a": [5]})
+    name = hashlib.sha256(good.read_bytes()).hexdigest()
+    good.rename(tmp_path / name)
+    pointer = tmp_path / "model.safetensors"
+    pointer.symlink_to(name)
+    assert done(check.check("x", [pointer])).sound
+    raw = bytearray((tmp_path / name).read_bytes())
+    raw[-1] ^= 1
+    (tmp_path / name).write_bytes(raw)
+    found = done(check.check("x", [pointer]))
+    assert not found.sound and found.files[0].expected == name != found.files[0].sha256
+
+
+def test_tensors_that_the_config_describes_are_missed(tmp_path: Path) -> None:
+    base = files.folder(tmp_path / "whole", "sd15")
+    config = data.component_config("sd15", "unet")
+    leaves = [leaf for leaf in unet.analyse(config, height=64, width=64).leaves if leaf.parameters]
+    named = {f"{leaf.name}.weight": list(leaf.weight_shape) for leaf in leaves}
+    named |= {f"{leaf.name}.bias": [leaf.weight_shape[0]] for leaf in leaves if leaf.bias}
+    del named["conv_out.weight"]
+    named["conv_in.weight"] = [4, 320, 3, 3]
+    rest = 859_520_964 - files.count(named)
+    files.file(base / "unet/diffusion_pytorch_model.safetensors", {**named, "else": [rest]}, dtype="F8_E4M3")
+    model = resolve.at(base)
+    missing, mismatched = check._held_against_config(model)
+    assert (missing, mismatched) == (("conv_out.weight",), ("conv_in.weight",))
