@@ -23,10 +23,7 @@ LARGEST_ANSWER = 16 << 20  # the list of a repository's files, or a JSON file
 _REDIRECTS = (301, 302, 303, 307, 308)
 _MOST_REDIRECTS = 6
 _TRY_LATER = (408, 425, 429, 500, 502, 503, 504)
-_AGAIN = (
-    "the same command again, or HF_ENDPOINT=<your mirror> in front of it\n"
-    "or a file you have: -m model.safetensors"
-)
+_AGAIN = "the same command again, or HF_ENDPOINT=<your mirror> in front of it\nor a file you have: -m model.safetensors"
 
 
 @dataclass(frozen=True, kw_only=True)

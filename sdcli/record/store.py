@@ -20,7 +20,7 @@ from sdcli.events import Encoded as TextEncoded
 from sdcli.events import Interrupted as InterruptedEvent
 from sdcli.plan.plan import Plan
 from sdcli.record.encode import Encoded, encode
-from sdcli.record.files import REAL, Files, cannot_write, discard, publish, quoted, write_new
+from sdcli.record.files import REAL, Files, cannot_write, discard, publish, write_new
 from sdcli.record.metadata import own
 from sdcli.record.names import Destination, inside, next_number
 from sdcli.record.runs import Intent, Manifest, begin
