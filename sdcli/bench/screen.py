@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import textwrap
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -29,7 +30,15 @@ def render(result: Result, width: int = 80, ascii: bool = False) -> list[str]:
     else:
         lines += ["", *_table(result, width)]
     lines += [*_trust(result), _ending(result)]
-    return [fit(line, width) for line in lines]
+    return [piece for line in lines for piece in _folded(line, width)]
+
+
+def _folded(line: str, width: int) -> list[str]:
+    """A line too long goes on below, under its own text."""
+    if cells(line) <= width:
+        return [line]
+    below = " " * (10 if line.startswith("  ") and line[2:9].strip() else 2)
+    return textwrap.wrap(line, width, subsequent_indent=below, break_on_hyphens=False, drop_whitespace=True)
 
 
 # --- one figure
@@ -53,10 +62,11 @@ def _number_in(seconds: float, like: float) -> str:
 
 
 def rate_text(rate: float) -> str:
-    for unit, scale in (("TFLOP/s", 1e12), ("GFLOP/s", 1e9)):
-        if rate >= scale:
-            return f"{rate / scale:.3g} {unit}"
-    return f"{rate / 1e6:.3g} MFLOP/s"
+    for unit, scale in (("TFLOP/s", 1e12), ("GFLOP/s", 1e9), ("MFLOP/s", 1e6)):
+        value = rate / scale
+        if value >= 1:
+            return f"{value:,.0f} {unit}" if value >= 1000 else f"{value:.4g} {unit}"
+    return f"{rate:,.0f} FLOP/s"
 
 
 def seconds_text(value: float | None) -> str:
@@ -75,7 +85,7 @@ def _head(result: Result) -> list[str]:
         f"{work['steps']} steps {work['sampler']} · {show(about.get('device') or 'cpu', 40)}"
     )
     if len(result["configurations"]) == 1 and setup:
-        first += f", {setup['dtype']}, {setup['placement']}"
+        first += f", {setup['dtype']}" + ("" if setup["placement"] == "resident" else f", {setup['placement']}")
     return [first]
 
 
@@ -109,6 +119,8 @@ def _single(one: Mapping[str, Any], ascii: bool) -> list[str]:
 def _warm_up(one: Mapping[str, Any]) -> str:
     medians = [statistics.steady(image["step_seconds"]) for image in one["runs"] if image["process"] == 0]
     medians = [steps for steps, image in zip(medians, one["runs"], strict=False) if image["warmup"] and steps]
+    if not medians:
+        return "no warm-up: its time was up with the first image"
     shown = " ".join(time_text(sorted(steps)[len(steps) // 2]).split()[0] for steps in medians[-4:])
     unit = time_text(one["step"]["median"]).split()[1]
     state = "steady" if one["warmup_stable"] else "not yet steady when its time was up"
@@ -117,7 +129,7 @@ def _warm_up(one: Mapping[str, Any]) -> str:
 
 def _steps_a_second(rates: Mapping[str, Any]) -> str:
     found = rates["steps_per_second"]
-    return f"{found:.3g} steps/s" if found else ""
+    return f"{found:,.0f} steps/s" if found and found >= 1000 else f"{found:.3g} steps/s" if found else ""
 
 
 def _per_image(rates: Mapping[str, Any]) -> float | None:
@@ -148,8 +160,9 @@ def _work(one: Mapping[str, Any]) -> list[str]:
         return []
     operations = rate["flops_per_second"] * one["step"]["median"]
     lines = [
-        f"  work    {rate_text(operations).removesuffix('/s')} a step = {rate_text(rate['flops_per_second'])}, "
-        f"{rate['share'] * 100:.0f} % of the {rate_text(rate['ceiling'])} seen here in {one['setup']['dtype']}"
+        f"  work    {rate_text(operations).removesuffix('/s')} a step = {rate_text(rate['flops_per_second'])}",
+        f"          {rate['share'] * 100:.0f} % of the {rate_text(rate['ceiling'])} seen here at best in "
+        f"{one['setup']['dtype']}",
     ]
     if one["launch_bound"] is not None:
         lines.append(f"          the GPU waits for launches {one['launch_bound'] * 100:.0f} % of a step")
