@@ -54,7 +54,7 @@ def render_summary(plan: Plan, width: int = 80, ascii: bool = False) -> list[str
     if plan.seconds is not None:
         parts.append(f"about {seconds_text(plan.seconds.total)}")
     reason = _main_reason(plan)
-    lines = [*_flow(parts, between, width), *([f"  {reason}"] if reason else [])]
+    lines = [*_flow(parts, between, width), *([f"  {reason}"] if reason else []), *_beside(setup, width)]
     return [_within(line, width, ascii) for line in lines]
 
 
@@ -162,7 +162,26 @@ def _asked(plan: Plan, width: int, disk_free: int | None) -> list[str]:
     )
     if request.batch_size > 1:
         what += f", {request.batch_size} at once"
-    return [*_flow(head, ", ", width), *_flow([what, *_download(plan, disk_free)], " · ", width)]
+    return [
+        *_flow(head, ", ", width),
+        *_flow([what, *_download(plan, disk_free)], " · ", width),
+        *_beside(plan.setup, width),
+    ]
+
+
+def _beside(setup: Setup, width: int) -> list[str]:
+    """`with LoRA ink ×0.8 (192 layers), embedding mycat, VAE sharp`"""
+    named = []
+    for one in setup.adapters:
+        name = show(one.name, 40)
+        if one.kind == "lora":
+            of = f"{one.matched} of {one.matched + one.unmatched}" if one.unmatched else f"{one.matched}"
+            named.append(f"LoRA {name} ×{one.scale:g} ({of} layers)")
+        elif one.kind == "embedding" and one.word not in ("", one.name):
+            named.append(f'embedding {name} as "{show(one.word, 40)}"')
+        else:
+            named.append(f"{'VAE' if one.kind == 'vae' else one.kind} {name}")
+    return _flow([f"  with {named[0]}", *named[1:]], ", ", width) if named else []
 
 
 def _download(plan: Plan, disk_free: int | None) -> list[str]:

@@ -252,10 +252,21 @@ def neutral(text: str) -> str:
 
 # --- LoRA tags
 
-_LORA = re.compile(r"<lora:([^:<>]{1,200})(?::([+-]?\d{1,4}(?:\.\d{1,6})?))?>", re.ASCII)
+_LORA = re.compile(r"<lora:([^:<>]{1,200})(?::([+-]?(?:\d{1,4}(?:\.\d{0,6})?|\.\d{1,6})))?>", re.ASCII)
 
 
 def extract_loras(text: str) -> tuple[str, tuple[tuple[str, float], ...]]:
     """The prompt without its <lora:name:weight> tags, and the tags."""
     loras = tuple((found[1], float(found[2] or 1.0)) for found in _LORA.finditer(text))
     return (_LORA.sub("", text).strip() if loras else text), loras
+
+
+def lora_tag(name: str, weight: float) -> str:
+    """The tag that extract_loras reads back; nothing for a name that no tag can hold."""
+    tag = f"<lora:{name}:{lora_weight(weight)}>"
+    return tag if _LORA.fullmatch(tag) else ""
+
+
+def lora_weight(weight: float) -> str:
+    """`0.8`, `1`: as a tag or --lora takes it."""
+    return f"{weight:.6f}".rstrip("0").rstrip(".")

@@ -9,14 +9,14 @@ from __future__ import annotations
 import json
 import math
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
 from sdcli.errors import Usage
 from sdcli.plan.plan import Setup
 from sdcli.record.metadata.own import DrawnModel
-from sdcli.request import samplers
+from sdcli.request import prompt, samplers
 from sdcli.request.request import Job
 
 NEGATIVE = "Negative prompt:"
@@ -112,7 +112,8 @@ def _unquote(text: str) -> str:
 
 def infotext(job: Job, setup: Setup, model: DrawnModel, version: str) -> Infotext:
     sampler, schedule = _pair(job.sampler)
-    hashes = ", ".join(f"{adapter.name}: {adapter.sha256[:12]}" for adapter in setup.adapters)
+    loras = [adapter for adapter in setup.adapters if adapter.kind == "lora"]
+    vae = next((adapter for adapter in setup.adapters if adapter.kind == "vae"), None)
     pairs: list[tuple[str, object]] = [
         ("Steps", job.steps),
         ("Sampler", sampler),
@@ -122,14 +123,23 @@ def infotext(job: Job, setup: Setup, model: DrawnModel, version: str) -> Infotex
         ("Size", f"{job.width}x{job.height}"),
         ("Model hash", model.hash),
         ("Model", model.name),
+        ("VAE hash", vae.sha256[:10] if vae else None),
+        ("VAE", vae.name if vae else None),
         ("Clip skip", job.clip_skip if job.clip_skip > 1 else None),
         ("RNG", "CPU"),  # the web UI draws its noise on the GPU unless told so
         ("Emphasis", None if job.emphasis == "a1111" else job.emphasis.capitalize()),
-        ("Lora hashes", hashes or None),
+        ("Lora hashes", _hashes((lora.name, lora.tensors_sha256 or lora.sha256) for lora in loras)),
+        ("TI hashes", _hashes((one.name, one.sha256) for one in setup.adapters if one.kind == "embedding")),
         ("Version", f"sdcli {version}".strip()),
     ]
     kept = tuple((key, _tidy(str(value))) for key, value in pairs if value is not None)
-    return Infotext(_tidy(job.prompt), _tidy(job.negative_prompt), kept)
+    # there a LoRA is asked for in the prompt, and its weight stands nowhere else
+    tags = [prompt.lora_tag(lora.name, lora.scale) for lora in loras]
+    return Infotext(_tidy(" ".join(filter(None, (job.prompt, *tags)))), _tidy(job.negative_prompt), kept)
+
+
+def _hashes(named: Iterable[tuple[str, str]]) -> str | None:
+    return ", ".join(f"{name}: {hash[:12]}" for name, hash in named) or None
 
 
 def values(info: Infotext) -> tuple[dict[str, Any], dict[str, str]]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -11,6 +12,7 @@ from sdcli.errors import BadFile
 from sdcli.models.model import Model
 from sdcli.plan.plan import Plan, Setup
 from sdcli.record import documents
+from sdcli.request.prompt import lora_weight
 from sdcli.request.request import Job
 
 NAME, NEWEST = "sdcli.image", 1
@@ -98,4 +100,17 @@ def values(drawn: Drawn) -> dict[str, Any]:
         "clip_skip": job.clip_skip,
         "emphasis": job.emphasis,
         "model": drawn.model.name,
+        **_beside(drawn.setup),
     }
+
+
+def _beside(setup: Setup) -> dict[str, Any]:
+    """LoRAs, embeddings and the VAE by name, never by a path: where they lie here, the reader finds out."""
+    plain = [one for one in setup.adapters if not re.search(r"[\\/:]|^[.~-]", one.name)]
+    kinds = {kind: [one for one in plain if one.kind == kind] for kind in ("lora", "embedding", "vae")}
+    found: dict[str, Any] = {
+        "lora": tuple(f"{one.name}:{lora_weight(one.scale)}" for one in kinds["lora"]),
+        "embeddings": tuple(f"{one.name}:{one.word or one.name}" for one in kinds["embedding"]),
+        "vae_file": next((one.name for one in kinds["vae"]), None),
+    }
+    return {name: value for name, value in found.items() if value}
