@@ -44,6 +44,8 @@ def plan_for(typed: Mapping[str, Any], command: str, model: Model | None = None)
     model = model or find_model(sources)
     lines = _lines(flags.get("prompts_file"))
     first = next(lines, None) if lines is not None else None
+    if lines is not None and (words or flags.get("prompts")):
+        raise Usage("prompts both on the command line and from --prompts", hint="sdcli help formats")
     if lines is not None and first is None:
         raise Usage("--prompts -: stdin holds no prompt", hint="sdcli help formats")
     prompts = (*words, *flags.get("prompts", ())) or tuple(sources.settings_from.get("prompts", ()))
@@ -51,7 +53,8 @@ def plan_for(typed: Mapping[str, Any], command: str, model: Model | None = None)
     waiting = flags.get("prompts_file") == "-"
     made, tags = adapters.untagged(_jobs(request, first, lines, waiting))
     request = replace(request, prompts=tuple(dict.fromkeys(job.prompt for job in made)))
-    samplers.refuse_unable(samplers.find(request.sampler), model.zero_snr)
+    for name in dict.fromkeys(job.sampler for job in made):
+        samplers.refuse_unable(samplers.find(name), model.zero_snr)
     beside = adapters.gather(request, tags, model, added_folders())
     place = _hardware(request, typed.get("as_if"))
     plan = make_plan(
@@ -117,7 +120,8 @@ def _request(sources: Sources, model: Model, prompts: tuple[str, ...], command: 
     if not prompts:
         raise Usage("no prompt", hint=f'sdcli {command} "a cat"')
     family = resolve.family_of(model)
-    values, origins = config.resolve(sources, family=family.defaults, model=model.defaults)
+    sampler = samplers.default_for(family.defaults["sampler"], model.zero_snr)
+    values, origins = config.resolve(sources, family={**family.defaults, "sampler": sampler}, model=model.defaults)
     seeds, drawn = jobs.resolve_seeds(values.get("seeds", ()), values.get("num_images"))
     values.update(prompts=prompts, seeds=seeds, num_images=len(seeds))
     values["model"] = values.get("model") or model.name

@@ -104,12 +104,12 @@ SAMPLERS: tuple[Sampler, ...] = (
     ),
     Sampler(
         name="UniPC", aliases=("unipc", "uni_pc", "uni_pc_bh2", "UniPCMultistepScheduler"),
-        scheduler="UniPCMultistepScheduler", options=_PLAIN, zero_snr=True, most_steps=800,
+        scheduler="UniPCMultistepScheduler", options=_PLAIN, zero_snr=True, most_steps=750,
         a1111=("UniPC", "Automatic"),
     ),
     Sampler(
         name="DEIS", aliases=("deis", "DEISMultistepScheduler"), scheduler="DEISMultistepScheduler", options=_PLAIN,
-        most_steps=800, a1111=("DEIS", "Automatic"),
+        most_steps=750, a1111=("DEIS", "Automatic"),
     ),
     Sampler(
         name="Heun", aliases=("heun", "k_heun", "HeunDiscreteScheduler"), scheduler="HeunDiscreteScheduler",
@@ -141,7 +141,7 @@ SAMPLERS: tuple[Sampler, ...] = (
     ),
     Sampler(
         name="SA-Solver", aliases=("sa_solver", "sasolver", "SASolverScheduler"), scheduler="SASolverScheduler",
-        options=_PLAIN, stochastic=True, most_steps=800, a1111=("SA-Solver", "Automatic"),
+        options=_PLAIN, stochastic=True, most_steps=750, a1111=("SA-Solver", "Automatic"),
     ),
 )  # fmt: skip
 
@@ -210,6 +210,16 @@ def refuse_unable(sampler: Sampler, zero_snr: bool) -> None:
             field="sampler",
             near=list(ABLE),
         )
+
+
+def default_for(usual: str, zero_snr: bool) -> str:
+    """The usual sampler of a family, or its relative that is able to where a model was trained to zero SNR."""
+    sampler = find(usual)
+    if sampler.zero_snr or not zero_snr:
+        return sampler.name
+    plain = {**sampler.options, **_PLAIN}
+    relatives = (s for s in SAMPLERS if s.zero_snr and s.scheduler == sampler.scheduler and s.options == plain)
+    return next(relatives, find("Euler")).name
 
 
 def of_scheduler(config: Mapping[str, Any]) -> Sampler | None:

@@ -7,6 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from sdcli import data
 from sdcli.errors import SdcliError, Usage
 from sdcli.request import jobs, samplers
 from sdcli.request.request import LARGEST_SEED, Request
@@ -228,3 +229,68 @@ def test_a_model_of_zero_terminal_snr_refuses_samplers_that_ignore_it() -> None:
 @pytest.mark.parametrize("sampler", samplers.SAMPLERS, ids=lambda sampler: sampler.name)
 def test_a1111_s_pair_of_names_comes_back_as_the_same_sampler(sampler: samplers.Sampler) -> None:
     assert samplers.from_a1111(*samplers.to_a1111(sampler)) == sampler
+
+
+@pytest.mark.parametrize(
+    ("usual", "able"),
+    [
+        ("DPM++ 2M Karras", "DPM++ 2M"),
+        ("DPM++ 2M SDE Karras", "DPM++ 2M SDE"),
+        ("Heun", "Euler"),
+        ("DDIM", "DDIM"),
+    ],
+)
+def test_a_model_of_zero_terminal_snr_gets_the_able_relative_of_the_usual_sampler(usual: str, able: str) -> None:
+    assert samplers.default_for(usual, True) == able
+    assert samplers.default_for(usual, False) == usual
+
+
+@pytest.mark.parametrize(
+    ("name", "schedule", "found"),
+    [
+        ("DPM++ 2M", "Automatic", "DPM++ 2M Karras"),  # what that choice means there
+        ("DPM++ 2M", None, "DPM++ 2M"),
+        ("DPM++ 2M Karras", None, "DPM++ 2M Karras"),
+        ("DPM++ 2M Karras", "Karras", "DPM++ 2M Karras"),
+        ("Euler a", "Automatic", "Euler a"),
+        ("Euler", "Karras", None),
+        ("DPM++ 2M SDE", "Exponential", None),
+        ("DPM++ 2M SDE", "Automatic", None),
+        ("DPM++ SDE", "Karras", None),
+        ("PLMS", "Automatic", "PNDM"),
+        ("x" * 1000, "y" * 1000, None),
+    ],
+)
+def test_a_pair_of_a1111_is_ours_only_where_it_means_the_same(
+    name: str, schedule: str | None, found: str | None
+) -> None:
+    known = samplers.from_a1111(name, schedule)
+    assert (known.name if known else None) == found
+
+
+def test_the_samplers_a_model_s_own_scheduler_config_describes() -> None:
+    assert samplers.of_scheduler(data.component_config("sd15", "scheduler")).name == "PNDM"  # type: ignore[union-attr]
+    assert samplers.of_scheduler(data.component_config("sdxl", "scheduler")).name == "Euler"  # type: ignore[union-attr]
+    karras = {"_class_name": "DPMSolverMultistepScheduler", "use_karras_sigmas": True}
+    assert samplers.of_scheduler(karras).name == "DPM++ 2M Karras"  # type: ignore[union-attr]
+    assert samplers.of_scheduler({"_class_name": "LMSDiscreteScheduler"}) is None
+
+
+@pytest.mark.parametrize("sampler", samplers.SAMPLERS, ids=lambda sampler: sampler.name)
+def test_a_number_of_steps_a_sampler_cannot_take_is_refused_with_one_it_can(sampler: samplers.Sampler) -> None:
+    samplers.check_steps(sampler, 1)
+    samplers.check_steps(sampler, sampler.most_steps)
+    for steps in (0, sampler.most_steps + 1):
+        with pytest.raises(Usage, match=f"1 to {sampler.most_steps}"):
+            samplers.check_steps(sampler, steps)
+
+
+def test_no_two_samplers_share_a_name_and_the_table_is_printed_as_it_is() -> None:
+    printed = samplers.to_json()
+    assert printed["schema"] == "sdcli.samplers/1"
+    assert len(printed["samplers"]) == len({row["name"] for row in printed["samplers"]}) == 18
+    assert {row["unet_calls"] for row in printed["samplers"]} == {"n", "2n-1", "n+1"}
+    names = [
+        samplers._key(name) for s in samplers.SAMPLERS for name in {samplers._key(n) for n in (s.name, *s.aliases)}
+    ]
+    assert len(names) == len(set(names))
