@@ -195,7 +195,7 @@ def check_steps(sampler: Sampler, steps: int) -> None:
     if not 1 <= steps <= sampler.most_steps:
         raise Usage(
             f"{sampler.name} takes 1 to {sampler.most_steps} steps, not {steps}",
-            hint=f"--steps {min(max(steps, 1), sampler.most_steps)}",
+            hint=f'sdcli generate "a cat" --sampler "{sampler.name}" --steps {min(max(steps, 1), sampler.most_steps)}',
             field="steps",
         )
 
@@ -206,7 +206,7 @@ def refuse_unable(sampler: Sampler, zero_snr: bool) -> None:
         raise Usage(
             f"{sampler.name} cannot start from pure noise, as this model was trained to (zero terminal SNR); "
             f"able are {', '.join(ABLE)}",
-            hint="--sampler Euler",
+            hint='sdcli generate "a cat" --sampler Euler',
             field="sampler",
             near=list(ABLE),
         )
