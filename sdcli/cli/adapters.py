@@ -6,7 +6,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from sdcli.errors import Usage
+from sdcli.errors import BadFile, Usage
 from sdcli.machine import state
 from sdcli.models import beside, cache, embedding, lora
 from sdcli.models.beside import Place
@@ -73,6 +73,24 @@ def gather(request: Request, tags: Tags, model: Model, folders: Iterable[Path]) 
         model = beside.with_vae(model, path)
         adapters.append(_adapter(path, "vae"))
     return Beside(model=model, adapters=tuple(adapters), warnings=tuple(_warnings(adapters)))
+
+
+def found_again(adapters: Iterable[Adapter], model: Model, folders: Iterable[Path]) -> tuple[Adapter, ...]:
+    """Recorded adapters with their files on this machine, which must be the same: other bytes draw other pictures."""
+    where = beside.places(model, folders)
+    names = {"lora": "LoRA", "embedding": "embedding", "vae": "VAE"}
+    found: list[Adapter] = []
+    for adapter in adapters:
+        path = beside.find(adapter.name, names[adapter.kind], where, paths=False)
+        held = cache.sha256_of(path, _memory())
+        if held != adapter.sha256:
+            raise BadFile(
+                f"{show(path)} is not the {names[adapter.kind]} recorded: its sha256 begins with {held[:12]}, "
+                f"not {adapter.sha256[:12]}",
+                hint="get the file that was used then",
+            )
+        found.append(replace(adapter, path=str(path)))
+    return tuple(found)
 
 
 def _lora(path: Path, scale: float, model: Model) -> Adapter:

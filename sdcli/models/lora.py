@@ -34,6 +34,8 @@ _OTHER_KINDS = (
     ("dora_scale", "a DoRA"), ("lora_magnitude_vector", "a DoRA"), ("hada", "a LoHa"), ("lokr", "a LoKr"),
     ("diff", "a difference of whole weights"),
 )  # fmt: skip
+_PEFT = "base_model.model."
+LARGEST_CONFIG = 1 << 20
 ENCODERS = ("text_encoder", "text_encoder_2")
 _OLD_PROJECTIONS = {"to_q": "q_proj", "to_k": "k_proj", "to_v": "v_proj", "to_out": "out_proj"}
 _ANOTHER = 'sdcli generate "a cat" -m sd15'
@@ -107,7 +109,7 @@ def modules(names: Iterable[str]) -> dict[str, dict[str, str]]:
 
 def _path(module: str) -> str:
     """Without the prefixes of training wrappers and the detours of old attention processors."""
-    module = module.removeprefix("base_model.model.").removeprefix("transformer.")
+    module = module.removeprefix(_PEFT).removeprefix("transformer.")
     old = re.fullmatch(r"(.+)\.processor\.(to_q|to_k|to_v|to_out)(?:_lora)?", module)
     if old:
         return f"{old[1]}.{'to_out.0' if old[2] == 'to_out' else old[2]}"
@@ -259,14 +261,13 @@ def _check_other_kinds(path: Path, found: Modules, notes: _Notes) -> None:
 
 
 def _notes(header: Header) -> _Notes:
-    """`lora_adapter_metadata`: peft's settings, each key with the component in front."""
-    try:
-        said = json.loads(header.metadata.get("lora_adapter_metadata", "{}"))
-    except (ValueError, RecursionError):
-        raise BadFile(
-            f"{show(header.path)} is damaged: its lora_adapter_metadata is no JSON", hint="get the file again"
-        ) from None
-    said = said if isinstance(said, dict) else {}
+    """peft's settings: `lora_adapter_metadata` in the file, each key with the component in front; or, as peft itself
+    saves a UNet's, in adapter_config.json beside it."""
+    said = _json(header.metadata.get("lora_adapter_metadata", "{}"), f"{show(header.path)}: its lora_adapter_metadata")
+    beside = header.path.parent / "adapter_config.json"
+    if any(name.startswith(_PEFT) for name in header.tensors) and beside.is_file():
+        with beside.open("rb") as file:
+            said |= {f"unet.{key}": value for key, value in _json(file.read(LARGEST_CONFIG), show(beside)).items()}
     components = ("unet", *ENCODERS)
     alphas = {name: alpha for name in components if (alpha := _number(said.get(f"{name}.lora_alpha"))) is not None}
     patterns = {name: _numbers(said.get(f"{name}.alpha_pattern")) for name in components}
@@ -276,6 +277,14 @@ def _notes(header: Header) -> _Notes:
         root=frozenset(name for name in components if said.get(f"{name}.use_rslora") is True),
         decomposed=any(said.get(f"{name}.use_dora") is True for name in components),
     )
+
+
+def _json(text: str | bytes, what: str) -> dict[str, Any]:
+    try:
+        said = json.loads(text)
+    except (ValueError, RecursionError):
+        raise BadFile(f"{what} is damaged: no JSON", hint="get the file again, or another") from None
+    return said if isinstance(said, dict) else {}
 
 
 def _number(given: Any) -> float | None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,11 @@ from cli_run import Outcome, sdcli
 from safetensors.torch import save_file
 
 from scripts import make_checkpoint
+from sdcli import schema
+from sdcli.cli import adapters
+from sdcli.errors import BadFile
 from sdcli.models import lora, resolve
+from sdcli.plan.plan import Setup
 from sdcli.record.metadata import read as metadata
 
 torch = pytest.importorskip("torch")
@@ -243,3 +248,21 @@ def test_the_environment_and_the_config_file_name_adapters_too(typed: Typed, mon
     monkeypatch.setenv("SDCLI_VAE_FILE", "sharp")
     assert [(one["name"], one["scale"]) for one in typed.adapters("a cat")] == [("pencil", 0.5), ("sharp", 1.0)]
     assert [one["name"] for one in typed.adapters("a cat", "--lora", "ink wash")] == ["ink wash", "sharp"]
+
+
+# --- drawn again later
+
+
+def test_recorded_adapters_are_found_again_by_name_and_only_the_very_same_file_will_do(
+    typed: Typed, shelf: Path, here: Path
+) -> None:
+    recorded = schema.from_json(
+        Setup, {"adapters": typed.adapters("a cat", "--lora", "ink wash:0.5")}, "a plan"
+    ).adapters
+    assert [one.path for one in recorded] == [None]
+    model = resolve.at(shelf / "tiny")
+    (found,) = adapters.found_again(recorded, model, ())
+    assert (found.path, found.scale) == (str(shelf / "Lora" / "ink wash.safetensors"), 0.5)
+    (changed,) = [replace(one, sha256="0" * 64) for one in recorded]
+    with pytest.raises(BadFile, match="is not the LoRA recorded"):
+        adapters.found_again((changed,), model, ())

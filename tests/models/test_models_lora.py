@@ -185,6 +185,19 @@ def test_damaged_notes_are_an_error_or_nothing(text: str, tmp_path: Path) -> Non
             lora.match(path, model("sd15"))
 
 
+def test_peft_keeps_the_alpha_of_a_unet_in_a_file_beside(tmp_path: Path) -> None:
+    module = "base_model.model.mid_block.attentions.0.proj_in"
+    path = file(
+        tmp_path / "l.safetensors", {f"{module}.lora_A.weight": [4, 1280], f"{module}.lora_B.weight": [1280, 4]}
+    )
+    assert lora.match(path, model("sd15")).fitted[0].scaling(None) == 1.0
+    (tmp_path / "adapter_config.json").write_text('{"lora_alpha": 12, "auto_mapping": {"parent_library": "x"}}')
+    assert lora.match(path, model("sd15")).fitted[0].scaling(None) == 3.0
+    (tmp_path / "adapter_config.json").write_text('{"lora_alpha": 12, "use_dora": true}')
+    with pytest.raises(BadFile, match="is a DoRA"):
+        lora.match(path, model("sd15"))
+
+
 # --- families
 
 
