@@ -7,15 +7,10 @@ from typing import Any
 
 import pytest
 import torch
+from draw_samples import diffusers_pipelines
 
 from scripts import make_checkpoint
-from sdcli.draw import local, quiet
-from sdcli.events import Event
-from sdcli.machine.hardware import GIB, Hardware
-from sdcli.models import resolve
-from sdcli.plan.plan import Plan
-from sdcli.plan.planner import make_plan
-from sdcli.request.request import Request
+from sdcli.draw import quiet
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -38,37 +33,5 @@ def pipelines(tiny_folders: dict[str, Path], one_quiet_thread: None) -> dict[str
 
 
 @pytest.fixture(scope="session")
-def bf16diffusers_pipelines(tiny_folders: dict[str, Path], one_quiet_thread: None) -> dict[str, Any]:
+def bf16_pipelines(tiny_folders: dict[str, Path], one_quiet_thread: None) -> dict[str, Any]:
     return diffusers_pipelines(tiny_folders, torch.bfloat16)
-
-
-def diffusers_pipelines(folders: dict[str, Path], dtype: torch.dtype) -> dict[str, Any]:
-    from diffusers import StableDiffusionPipeline, StableDiffusionXLPipeline
-
-    made: dict[str, Any] = {}
-    for family, kind in (("sd15", StableDiffusionPipeline), ("sdxl", StableDiffusionXLPipeline)):
-        made[family] = kind.from_pretrained(folders[family], dtype=dtype, local_files_only=True)
-        made[family].set_progress_bar_config(disable=True)
-    return made
-
-
-HARDWARE = Hardware(
-    device="cpu", name="a CPU", source="os", total=64 * GIB, free=64 * GIB, ram_total=64 * GIB, ram_free=64 * GIB,
-    isa="avx512_bf16", threads=1, dtypes={"fp32": "probed", "bf16": "probed", "fp16": "unavailable"},
-)  # fmt: skip
-
-
-def plan_for(path: Path, **asked: Any) -> Plan:
-    """A plan as the command line makes it, for a tiny model: 64 px, 4 steps of Euler in fp32 unless asked otherwise."""
-    wanted: dict[str, Any] = {
-        "prompts": ("a cat",), "seeds": (7,), "steps": 4, "guidance": 5.0, "width": 64, "height": 64,
-        "sampler": "Euler", "pins": {},
-    } | asked  # fmt: skip
-    wanted["pins"] = {"dtype": "fp32"} | dict(wanted["pins"])
-    return make_plan(Request(**wanted), resolve.at(path), HARDWARE, {})
-
-
-def events_of(plan: Plan, kind: type | None = None) -> list[Any]:
-    """Everything that happens, or only one kind of it."""
-    found: list[Event] = list(local.run(plan))
-    return [event for event in found if kind is None or isinstance(event, kind)]

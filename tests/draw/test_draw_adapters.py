@@ -10,7 +10,7 @@ from typing import Any
 import numpy
 import pytest
 import torch
-from conftest import HARDWARE, events_of
+from draw_samples import HARDWARE, events_of
 from safetensors.torch import save_file
 from torch import Tensor
 

@@ -14,8 +14,8 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import diffusers_pipelines, events_of, plan_for
 from diffusers import UNet2DConditionModel
+from draw_samples import diffusers_pipelines, events_of, plan_for
 
 from sdcli import events
 from sdcli.draw import denoise, local, place, studio
@@ -369,7 +369,7 @@ def test_300_pictures_leave_no_more_behind_than_30(tiny_folders: dict[str, Path]
 def test_a_run_writes_not_one_byte_to_stderr_or_stdout(tiny_folders: dict[str, Path]) -> None:
     code = (
         "import sys; from pathlib import Path; sys.path[:0] = sys.argv[3:]\n"
-        "from conftest import plan_for; from sdcli.draw import local\n"
+        "from draw_samples import plan_for; from sdcli.draw import local\n"
         "for folder in sys.argv[1:3]:\n"
         "    plan = plan_for(Path(folder), prompts=('long ' * 200,), pins={'dtype': 'bf16'})\n"
         "    assert any(type(event).__name__ == 'Decoded' for event in local.run(plan))\n"

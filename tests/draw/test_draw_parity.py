@@ -67,20 +67,32 @@ def ours(
     return last.latents
 
 
+@pytest.fixture(scope="module")
+def texts(pipelines: dict[str, Any]) -> dict[str, tuple[Text, Text]]:
+    """Prompt and negative prompt of both families, encoded once for the 288 cases; that diffusers encodes them alike
+    is tests/draw/test_draw_encode.py's business."""
+    return {family: (encoded(pipeline, PROMPT), encoded(pipeline, NEGATIVE)) for family, pipeline in pipelines.items()}
+
+
 @pytest.mark.parametrize("images", [1, 3])
 @pytest.mark.parametrize("guidance", [1.0, 7.5])
 @pytest.mark.parametrize("prediction", ["epsilon", "v_prediction"])
 @pytest.mark.parametrize("sampler", [sampler.name for sampler in SAMPLERS])
 @pytest.mark.parametrize("family", ["sd15", "sdxl"])
 def test_latents_equal_those_of_diffusers_bit_for_bit(
-    pipelines: dict[str, Any], family: str, sampler: str, prediction: str, guidance: float, images: int
-) -> None:
-    pipeline = pipelines[family]
+    pipelines: dict[str, Any], texts: dict[str, tuple[Text, Text]],
+    family: str, sampler: str, prediction: str, guidance: float, images: int,
+) -> None:  # fmt: skip
+    pipeline, (prompt, negative) = pipelines[family], texts[family]
+    given = {"prompt": None, "prompt_embeds": prompt.embeds, "negative_prompt_embeds": negative.embeds}
+    if family == "sdxl":
+        given |= {"pooled_prompt_embeds": prompt.pooled, "negative_pooled_prompt_embeds": negative.pooled}
     wanted = theirs(
-        pipeline, sampler, prediction=prediction, guidance_scale=guidance, num_images_per_prompt=images,
-        negative_prompt=NEGATIVE,
-    )  # fmt: skip
-    own = ours(pipeline, sampler, guidance=guidance, images=images, prediction=prediction)
+        pipeline, sampler, prediction=prediction, guidance_scale=guidance, num_images_per_prompt=images, **given
+    )
+    own = ours(
+        pipeline, sampler, guidance=guidance, images=images, prediction=prediction, prompt=prompt, negative=negative
+    )
     assert torch.isfinite(wanted).all()
     assert (own - wanted).abs().max().item() == 0.0
 
