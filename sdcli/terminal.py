@@ -18,9 +18,12 @@ def show(text: object, limit: int = LONGEST) -> str:
 
     Control characters, escapes, bidi overrides, zero-width marks and lone surrogates become visible codes.
     """
+    text = str(text)
+    if len(text) <= limit and text.isascii() and text.isprintable():
+        return text
     shown: list[str] = []
     used = 0
-    for character in str(text):
+    for character in text:
         piece = character if _harmless(character) else _visible(character)
         used += cells(piece)
         if used > limit:
