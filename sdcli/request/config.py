@@ -9,8 +9,6 @@ from __future__ import annotations
 import os
 import re
 import shlex
-import shutil
-import tempfile
 import tomllib
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, fields
@@ -418,6 +416,9 @@ def _changes_only(text: str, name: str, line: str | None, before: Mapping[str, A
 
 def _replace(path: Path, text: str) -> None:
     """Atomically, and through a symbolic link: a person's settings may live elsewhere."""
+    import shutil  # here, because few runs change settings
+    import tempfile
+
     path = Path(os.path.realpath(path))
     try:
         path.parent.mkdir(parents=True, exist_ok=True)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 import re
-import secrets
 import shlex
 from collections.abc import Callable, Iterable
 from dataclasses import replace
@@ -145,7 +144,7 @@ def check_side(flag: str, value: int) -> None:
 
 
 def resolve_seeds(
-    asked: tuple[int, ...], num_images: int | None, draw: Callable[[int], int] = secrets.randbelow
+    asked: tuple[int, ...], num_images: int | None, draw: Callable[[int], int] | None = None
 ) -> tuple[tuple[int, ...], bool]:
     """The seeds of every prompt, and whether they were drawn by chance. One seed counts up over num_images."""
     if len(asked) > 1:
@@ -157,12 +156,18 @@ def resolve_seeds(
         return asked, False
     count = 1 if num_images is None else num_images
     _within("--num-images", count, 1, MOST_JOBS)
-    first = asked[0] if asked else draw(LARGEST_SEED + 2 - count)
+    first = asked[0] if asked else (draw or _by_chance)(LARGEST_SEED + 2 - count)
     if first + count - 1 > LARGEST_SEED:
         raise Usage(
             f"--seed {first} leaves no room for {count} seeds below 2^32", hint='sdcli generate "a cat" --seed 1'
         )
     return tuple(range(first, first + count)), not asked
+
+
+def _by_chance(below: int) -> int:
+    import secrets  # not needed by those who only look
+
+    return secrets.randbelow(below)
 
 
 def make_jobs(request: Request) -> tuple[Job, ...]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import json
 import re
 from collections.abc import Iterable, Iterator, Mapping
@@ -113,6 +112,8 @@ def _object(text: str, where: str) -> Line:
 
 
 def _csv(lines: Iterable[str], where: str) -> Iterator[Line]:
+    import csv  # here, because few runs read it
+
     reader = csv.reader(lines, strict=True)
     try:
         header = [name.strip() for name in next(reader, [])]
