@@ -67,16 +67,19 @@ def _check_parts(path: Path, kind: Kind) -> None:
             )
 
 
+def _use_of_lora(path: Path, family: str) -> str:
+    """With its base model; where that is not known or not drawn with, a look at it."""
+    if family in DRAWN:
+        return f'sdcli generate "a cat" -m {family} --lora "{show(path, 300)}"'
+    return f'sdcli inspect-unet sd15 --lora "{show(path, 300)}"'
+
+
 def _other(path: Path, kind: Kind) -> SdcliError:
     """Named, never guessed."""
     title = TITLES.get(kind.kind, kind.kind)
     base = f" for {TITLES[kind.family]}" if kind.kind in _BESIDE and kind.family in TITLES else ""
     if kind.kind == "lora":
-        shown = kind.family if kind.family in DRAWN else "sd15"
-        return BadFile(
-            f"{show(path)} is {title}{base}, not a model to draw with",
-            hint=f'sdcli inspect-unet {shown} --lora "{show(path, 300)}"',
-        )
+        return BadFile(f"{show(path)} is {title}{base}, not a model to draw with", hint=_use_of_lora(path, kind.family))
     if kind.kind == "vae":
         title += f" with {kind.latent_channels} latent channels"
     seen = f"; it holds {', '.join(show(name, 80) for name in kind.seen)}" if kind.seen else ""

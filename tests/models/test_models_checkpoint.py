@@ -65,7 +65,11 @@ def test_a_pruned_relative_is_not_taken_for_its_big_sister(tmp_path: Path) -> No
         (make.checkpoint("refiner"), "is the SDXL refiner", "-m sd15"),
         (make.checkpoint("sd15", channels=9), "is Stable Diffusion 1.5 inpainting, which", "-m sd15"),
         ({"double_blocks.0.x": [1], "single_blocks.0.x": [1]}, "is FLUX", "-m sd15"),
-        ({"a.attn2.to_k.lora_A.weight": [4, 2048]}, "is a LoRA for SDXL, not a model", "inspect-unet sdxl --lora"),
+        (
+            {"a.attn2.to_k.lora_A.weight": [4, 2048]},
+            "is a LoRA for SDXL, not a model",
+            'generate "a cat" -m sdxl --lora',
+        ),
         ({"a.attn2.to_k.lora_A.weight": [4, 1024]}, "is a LoRA for Stable Diffusion 2,", "inspect-unet sd15 --lora"),
         ({"x.lora_A.weight": [4, 7]}, "is a LoRA, not a model", "inspect-unet sd15 --lora"),
         ({"emb_params": [4, 768]}, "is a textual-inversion embedding for Stable Diffusion 1.5", "-m sd15"),
