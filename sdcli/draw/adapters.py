@@ -53,7 +53,7 @@ def additions(component: str, model: Model, adapters: Iterable[Adapter]) -> dict
     """What these adapters add to one component of the model."""
     found: dict[str, list[Term]] = {}
     for adapter in adapters:
-        if adapter.kind != "lora":
+        if adapter.kind != "lora" or component == "vae":  # no LoRA adds to a VAE
             continue
         matched = lora.match(_path(adapter), model)
         stored = pieces([str(matched.path)])
