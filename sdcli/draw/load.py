@@ -19,6 +19,8 @@ from sdcli.terminal import show
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
+NARROW = (torch.float8_e4m3fn,)  # for storage only
+
 # The only classes that are ever made. A config that names another is refused: no code comes from a model.
 CLASSES = {
     "unet": ("diffusers.models.unets.unet_2d_condition", "UNet2DConditionModel"),
@@ -39,13 +41,16 @@ class Filled:
 
 def load(
     name: str, component: Component, *, dtype: torch.dtype, device: torch.device | str, channels_last: bool,
-    added: Additions | None = None,
+    added: Additions | None = None, storage: torch.dtype | None = None,
 ) -> Filled:  # fmt: skip
     """`unet`, `vae`, `text_encoder` or `text_encoder_2` from a diffusers folder's files or a whole checkpoint.
 
-    `added` is what LoRAs add to its weights.
+    `added` is what LoRAs add to its weights. With `storage` the large layers keep their weights in that dtype and
+    widen them to `dtype` only while they compute.
     """
     module = build(name, component.config)
+    if storage is not None:  # before there are any weights: they are never held in `dtype` first
+        module.to(dtype).enable_layerwise_casting(storage_dtype=storage, compute_dtype=dtype)
     if component.random:
         return Filled(module, randomise(module, dtype=dtype, device=device, channels_last=channels_last))
     found = named(name, component.config, pieces(component.files))
@@ -113,10 +118,12 @@ def randomise(module: nn.Module, *, dtype: torch.dtype, device: torch.device | s
         if not meta.is_floating_point():
             tensor.copy_(torch.arange(meta.shape[-1]).expand(meta.shape))  # position numbers
         elif meta.ndim == 1:
-            tensor.normal_(0.0 if key.endswith("bias") else 1.0, 0.02, generator=generator)
+            wide = tensor if tensor.dtype not in NARROW else torch.empty_like(tensor, dtype=dtype)
+            tensor.copy_(wide.normal_(0.0 if key.endswith("bias") else 1.0, 0.02, generator=generator))
         else:
             spread = 0.1 if "embedding" in key else (meta.numel() // meta.shape[0]) ** -0.5
-            tensor.normal_(0.0, spread, generator=generator)
+            wide = tensor if tensor.dtype not in NARROW else torch.empty_like(tensor, dtype=dtype)
+            tensor.copy_(wide.normal_(0.0, spread, generator=generator))
         _assign(module, key, tensor)
         size += tensor.nbytes
     _restore_buffers(module, device)
@@ -124,7 +131,7 @@ def randomise(module: nn.Module, *, dtype: torch.dtype, device: torch.device | s
 
 
 def _room_for(meta: torch.Tensor, dtype: torch.dtype, device: torch.device | str, channels_last: bool) -> torch.Tensor:
-    kept = dtype if meta.is_floating_point() else meta.dtype
+    kept = dtype if meta.is_floating_point() and meta.dtype not in NARROW else meta.dtype
     packed = torch.channels_last if channels_last and meta.ndim == 4 else torch.contiguous_format
     return torch.empty(meta.shape, dtype=kept, device=device, memory_format=packed)
 

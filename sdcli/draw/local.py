@@ -2,12 +2,19 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
+import threading
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
+from sdcli.draw.exhausted import exhausted, first_line
+from sdcli.draw.oom import is_out_of_memory
 from sdcli.events import Done, Event, Timed
 from sdcli.machine.environment import environment
+from sdcli.machine.state import Probe
+from sdcli.plan.calibration import CUDA_CONTEXT
 from sdcli.plan.plan import Plan
 from sdcli.request.request import Job
 
@@ -21,7 +28,25 @@ def run(plan: Plan, batches: Batches | None = None) -> Iterator[Event]:
 
     Closing the generator, or an interrupt raised in it, gives all memory back; what was yielded is the caller's.
     """
+    try:
+        yield from _run(plan, batches)
+    except Exception as error:  # where no way down exists: imports, the start of a device
+        if not is_out_of_memory(error):
+            raise
+        raise exhausted(plan, "while starting", first_line(error)) from error
+
+
+def probe(device: str, threads: int) -> Probe:
+    """Which number types this device computes rightly and fast: at most a second, torch's import apart."""
+    from sdcli.draw import probe
+
+    return probe.probe(device, threads)
+
+
+def _run(plan: Plan, batches: Batches | None) -> Iterator[Event]:
     started = time.perf_counter()
+    with contextlib.suppress(RuntimeError):  # no room for a thread: then without it
+        threading.Thread(target=_read_ahead, args=(plan,), daemon=True).start()
     studio = _studio(plan)
     try:
         yield Timed(phase="import", seconds=time.perf_counter() - started)
@@ -35,6 +60,16 @@ def run(plan: Plan, batches: Batches | None = None) -> Iterator[Event]:
         studio.close()
 
 
+def _read_ahead(plan: Plan) -> None:
+    """Has the system fetch the weights' files into its cache while libraries are imported; they count as nobody's."""
+    advise = getattr(os, "posix_fadvise", None)
+    if advise is None:  # not Linux
+        return
+    for file in dict.fromkeys(file for part in plan.model.components.values() for file in part.files):
+        with contextlib.suppress(OSError), open(file, "rb") as stream:
+            advise(stream.fileno(), 0, 0, os.POSIX_FADV_WILLNEED)
+
+
 def _studio(plan: Plan) -> Any:
     from sdcli.draw import quiet
 
@@ -44,7 +79,23 @@ def _studio(plan: Plan) -> Any:
     from sdcli.draw.studio import Studio
 
     torch.set_num_threads(plan.setup.threads)
+    _keep_within(plan, torch)
     return Studio(plan)
+
+
+def _keep_within(plan: Plan, torch: Any) -> None:
+    """--max-vram holds for what is allocated too: beyond it torch reports out of memory, and the ladder goes on."""
+    device = torch.device(plan.setup.device)
+    if device.type == "cuda":
+        total = torch.cuda.get_device_properties(device).total_memory
+        torch.cuda.set_per_process_memory_fraction(share_of(plan.request.max_vram, total), device)
+
+
+def share_of(limit: int | None, total: int) -> float:
+    """Of a card's memory, for torch's allocator: the limit without what the context takes outside of it."""
+    if limit is None or total <= 0:
+        return 1.0
+    return min(1.0, max(0, limit - CUDA_CONTEXT) / total)
 
 
 def _windows(batches: Batches) -> Iterator[Sequence[tuple[int, tuple[Job, ...]]]]:

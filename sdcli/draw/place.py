@@ -90,7 +90,10 @@ class Placed:
             give_back(self.device)
 
     def drop_all(self) -> None:
+        """Everything, and what a load that failed halfway left behind."""
         self.drop(*self._modules)
+        gc.collect()
+        give_back(self.device)
 
     def _load(self, name: str) -> int:
         streamed = self.setup.placement == "group-offload" and name != "vae"
@@ -100,11 +103,10 @@ class Placed:
             device="cpu" if parked else self.device_of(name),
             channels_last=name in ("unet", "vae") and self.device.type != "mps",
             added=adapters.additions(name, self.model, self.setup.adapters),
+            storage=torch.float8_e4m3fn if name == "unet" and self.setup.storage == "fp8" else None,
         )  # fmt: skip
         if name == "unet":
             attention.set_attention(filled.module, self.setup.attention)
-            if self.setup.storage == "fp8":
-                filled.module.enable_layerwise_casting(storage_dtype=torch.float8_e4m3fn, compute_dtype=self.dtype)
         if name == "vae":
             attention.set_attention(filled.module, "blocked" if self.setup.attention == "blocked" else "fused")
             decode.set_tiles(filled.module, self.setup.vae)

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from sdcli.draw import decode, denoise, preview, schedulers
 from sdcli.draw.denoise import Halfway
+from sdcli.draw.exhausted import exhausted, first_line
 from sdcli.draw.meter import Meter
 from sdcli.draw.oom import is_out_of_memory
 from sdcli.draw.place import Placed
@@ -23,7 +24,6 @@ from sdcli.plan.ladder import after_out_of_memory
 from sdcli.plan.plan import Plan, Rung, Setup
 from sdcli.plan.techniques import TECHNIQUES
 from sdcli.request.request import Job
-from sdcli.terminal import show
 
 Batch = tuple[int, tuple[Job, ...]]
 T = TypeVar("T")
@@ -136,6 +136,8 @@ class Studio:
         if drawing.at is not None:
             return drawing.at
         first, components = drawing.jobs[0], self.plan.model.components
+        for job, generator in zip(drawing.jobs, drawing.generators, strict=True):
+            generator.manual_seed(job.seed)  # noise may have been drawn before memory ran out
         drawing.scheduler.set_timesteps(first.steps, device=self.placed.device)
         pixels = 2 ** (len(components["vae"].config["block_out_channels"]) - 1)  # a latent's edge
         return denoise.begin(
@@ -198,7 +200,7 @@ class Studio:
             except Exception as error:
                 if not is_out_of_memory(error):
                     raise
-                because = show(str(error).splitlines()[0] if str(error) else type(error).__name__, 160)
+                because = first_line(error)
             # Only here, after the except block, has the failed call's memory no holder any more.
             yield self._step_down(number, phase, drawing.step if drawing else None, because)
 
@@ -207,7 +209,7 @@ class Studio:
         rung = next((rung for rung in self._rungs(number, phase) if rung.setup not in self._used), None)
         self.placed.drop_all()
         if rung is None:
-            raise self._gave_up(phase, step, because)
+            raise self._gave_up(before, phase, step, because)
         self._used.add(rung.setup)
         self.placed = Placed(self.plan.model, rung.setup)
         self.meter = Meter(self.placed.device)
@@ -223,15 +225,11 @@ class Studio:
             return after_out_of_memory(self.plan, number, self.placed.setup, phase)
         return self.plan.ladder
 
-    def _gave_up(self, phase: str, step: int | None, because: str) -> OutOfMemory:
+    def _gave_up(self, setup: Setup, phase: str, step: int | None, because: str) -> OutOfMemory:
         where = {"load": "while loading", "encode": "encoding the prompt", "decode": "decoding the picture"}.get(
             phase, f"in step {(step or 0) + 1}"
         )
-        tried = "" if self.plan.request.fallback else "; --no-fallback is set"
-        return OutOfMemory(
-            f"out of memory {where} ({because}); nothing smaller is left to try{tried}",
-            hint='sdcli plan "a cat"', phase=phase, step=step, need=self.plan.footprint.device_peak,
-        )  # fmt: skip
+        return exhausted(self.plan, where, because, setup=setup, phase=phase, step=step)
 
 
 def _differing(setup: Setup, other: Setup) -> dict[str, str]:

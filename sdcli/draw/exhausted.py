@@ -1,0 +1,49 @@
+"""The end of the way down: what was needed, what is free, and the mildest change that would fit."""
+
+from __future__ import annotations
+
+import sys
+
+from sdcli.errors import OutOfMemory
+from sdcli.machine import memory
+from sdcli.plan.plan import Plan, Setup
+from sdcli.plan.refusal import way_out
+from sdcli.plan.techniques.technique import gib
+from sdcli.terminal import show
+
+
+def exhausted(
+    plan: Plan, where: str, because: str, *, setup: Setup | None = None, phase: str | None = None,
+    step: int | None = None,
+) -> OutOfMemory:  # fmt: skip
+    """`setup` is the one that failed last; need and free are of its device."""
+    need, free = _need(plan, setup or plan.setup), _free(setup or plan.setup)
+    numbers = f"{gib(need)} needed" + (f", {gib(free)} free now" if free is not None else "")
+    end = "nothing smaller is left to try" if plan.request.fallback else "--no-fallback is set"
+    return OutOfMemory(
+        f"out of memory {where}: {numbers}; {end} ({because})",
+        hint="sdcli doctor" if not plan.jobs else way_out(plan),
+        phase=phase, step=step, need=need, free=free,
+    )  # fmt: skip
+
+
+def first_line(error: BaseException) -> str:
+    """The exception's own words, made harmless and short."""
+    text = str(error).strip()
+    return show(text.splitlines()[0] if text else type(error).__name__, 160)
+
+
+def _need(plan: Plan, setup: Setup) -> int:
+    rungs = [rung.device_peak for rung in plan.ladder if rung.setup == setup]
+    return rungs[0] if rungs else plan.footprint.device_peak
+
+
+def _free(setup: Setup) -> int | None:
+    """Bytes to be had on the device, asked of torch where it has come that far."""
+    torch = sys.modules.get("torch")
+    if not setup.device.startswith("cuda"):
+        return memory.read().available or None
+    try:
+        return int(torch.cuda.mem_get_info(setup.device)[0]) if torch is not None else None
+    except (RuntimeError, AttributeError):
+        return None
