@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import contextlib
 import importlib
 import itertools
 import os
 import shutil
-import signal
 import sys
-import threading
 from collections.abc import Callable, Iterable, Iterator
 from functools import partial
 from typing import Any
@@ -20,6 +17,7 @@ from sdcli import events
 from sdcli.cli import complete, plan_screen, remembering
 from sdcli.cli.answer import say_error
 from sdcli.cli.ask import Asked
+from sdcli.cli.ending import termination
 from sdcli.cli.pull import plan_with_model
 from sdcli.errors import Interrupted, SdcliError, Terminated
 from sdcli.events import Event, Planned, Timed
@@ -112,7 +110,7 @@ def _batches(asked: Asked) -> Batches:
 def _drain(stream: Iterator[Event], folding: Folding) -> SdcliError | None:
     """Run to the end; an interruption or a typed failure ends the run, what is saved stays."""
     try:
-        with _termination():
+        with termination():
             for _ in stream:
                 pass
     except KeyboardInterrupt:
@@ -124,23 +122,6 @@ def _drain(stream: Iterator[Event], folding: Folding) -> SdcliError | None:
     except SdcliError as error:
         return error
     return None
-
-
-@contextlib.contextmanager
-def _termination() -> Iterator[None]:
-    """SIGTERM ends a run as Ctrl-C does: in order, with what is done kept."""
-
-    def stop(number: int, frame: object) -> None:
-        raise Terminated("terminated")
-
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    before = signal.signal(signal.SIGTERM, stop)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)
 
 
 def _told(error: SdcliError | None, kept: int, wanted: int, destination: names.Destination) -> SdcliError | None:

@@ -16,7 +16,8 @@ from sdcli.cli import complete
 from sdcli.cli.answer import print_json
 from sdcli.cli.ask import Asked, added_folders, plan_again, plan_for
 from sdcli.cli.download import Download, facts
-from sdcli.errors import Interrupted, ModelMissing, Offline, Usage
+from sdcli.cli.ending import termination
+from sdcli.errors import Interrupted, ModelMissing, Offline, Terminated, Usage
 from sdcli.machine.memory import disk_free
 from sdcli.models import hub, hub_cache, hub_connection, resolve
 from sdcli.models.hub import Offer
@@ -142,10 +143,14 @@ def _bring(
 
 @contextmanager
 def _kept_if_interrupted(offer: Offer) -> Iterator[None]:
+    again = "the same command again"
     try:
-        yield
+        with termination():
+            yield
     except KeyboardInterrupt:
-        raise Interrupted("interrupted", done=hub.kept_text(offer), hint="the same command again") from None
+        raise Interrupted("interrupted", done=hub.kept_text(offer), hint=again) from None
+    except Terminated:
+        raise Terminated("terminated", done=hub.kept_text(offer), hint=again) from None
 
 
 # --- before generate

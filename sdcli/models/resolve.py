@@ -188,6 +188,7 @@ def _here_whole(repository: str, revision: str | None, hub: Path | None, offline
     except (ModelMissing, folder.OnlyPickles) as error:
         if not offline:
             error.details.update(repository=repository, revision=revision)
+            error.hint = f"sdcli pull {show(repository)}" + (f" --revision {show(revision, 60)}" if revision else "")
         raise
 
 

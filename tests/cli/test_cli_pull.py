@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import io
 import json
+import os
 import signal
 import subprocess
 import sys
@@ -74,6 +75,11 @@ def test_an_alias_is_pulled_at_its_pinned_commit_and_then_needs_no_network(
     server.log.clear()
     again = sdcli(capfd, "pull", "sd15")
     assert (again.out, server.log) == (first.out, []) and "is here already" in again.err
+
+
+def test_a_former_name_is_pulled_from_where_it_is_now(server: FakeHub, capfd: pytest.CaptureFixture[str]) -> None:
+    told = sdcli(capfd, "pull", "runwayml/stable-diffusion-v1-5", "--json").json
+    assert (told["repository"], told["revision"]) == (SD15, PINNED)
 
 
 def test_pull_takes_exactly_one_name(capfd: pytest.CaptureFixture[str]) -> None:
@@ -167,7 +173,9 @@ def test_a_gated_model_says_page_and_command(server: FakeHub, capfd: pytest.Capt
     assert f"{server.url}/{ID}" in done.json["error"]["hint"]
 
 
-def test_ctrl_c_keeps_what_has_arrived(server: FakeHub, tmp_path: Path) -> None:
+@pytest.mark.skipif(os.name == "nt", reason="other signals")
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_signal_keeps_what_has_arrived(server: FakeHub, tmp_path: Path, number: int, code: int) -> None:
     large = next(path for path in pipeline() if path.startswith("unet") and path.endswith(LARGE))
     held = server.repositories[ID].commits[COMMIT][large]
     name = hashlib.sha256(held).hexdigest()
@@ -177,9 +185,9 @@ def test_ctrl_c_keeps_what_has_arrived(server: FakeHub, tmp_path: Path) -> None:
     for said in child.stderr:
         if b"trying again" in said:
             break
-    child.send_signal(signal.SIGINT)
+    child.send_signal(number)
     out, err = child.communicate(timeout=60)
-    assert child.returncode == 130 and out == b""
+    assert child.returncode == code and out == b""
     assert b"will continue" in err
 
 

@@ -438,7 +438,8 @@ def test_200_random_sequences_of_faults_end_in_a_whole_model_or_a_typed_error(se
         assert_nothing_wrong(server, cache)
         assert (hub_cache.snapshot(cache, ID, None) is not None) == (end == "whole")
         server.faults.clear()
-        fetched(server, cache)  # whatever was left behind, the next call makes a whole model of it
+        if end != "whole":
+            fetched(server, cache)  # whatever was left behind, the next call makes a whole model of it
         assert resolve.resolve(ID, hub=cache).cached
         assert not list(cache.rglob("*.incomplete")) and not list(cache.rglob("*.part"))
     assert ends.keys() >= {"whole", "offline"} and min(ends.values()) > 5, ends
