@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 import sys
 from array import array
@@ -22,6 +23,7 @@ class Likeness:
     lossy: bool
 
 
+@functools.lru_cache(maxsize=128)
 def compare(
     pixels: Path, reference: Path, latents: Path | None, reference_latents: Path | None, *, same_type: bool
 ) -> Likeness | None:

@@ -297,18 +297,26 @@ def read(path: Path) -> Result:
 def check(data: Result, where: str) -> Result:
     documents.check_schema(data, NAME, NEWEST, where)
     try:
-        for one in data["configurations"]:
-            assert isinstance(one["name"], str)
-            for image in one["runs"]:
-                assert all(isinstance(step, float | int) and 0 <= step < 1e9 for step in image["step_seconds"])
-                assert isinstance(image["process"], int) and isinstance(image["warmup"], bool)
-        assert isinstance(data["work"]["key"], str) and isinstance(data["environment"]["machine"], str)
-        assert data["configurations"]
-    except (KeyError, TypeError, AssertionError):
-        raise BadFile(
-            f"{show(where)} is no whole result of sdcli bench", hint="sdcli bench --quick --save new.json"
-        ) from None
+        whole = _is_whole(data)
+    except (KeyError, TypeError, AttributeError):
+        whole = False
+    if not whole:
+        raise BadFile(f"{show(where)} is no whole result of sdcli bench", hint="sdcli bench --quick --save new.json")
     return data
+
+
+def _is_whole(data: Mapping[str, Any]) -> bool:
+    """Everything a comparison reads is there and of its type."""
+    images = [image for one in data["configurations"] for image in one["runs"]]
+    return (
+        bool(data["configurations"])
+        and all(isinstance(one["name"], str) for one in data["configurations"])
+        and all(type(image["process"]) is int and type(image["warmup"]) is bool for image in images)
+        and all(type(step) in (int, float) and 0 <= step < 1e9 for image in images for step in image["step_seconds"])
+        and isinstance(data["work"]["key"], str)
+        and isinstance(data["environment"]["machine"], str)
+        and type(data["contended"]) is bool
+    )
 
 
 def processes(one: Mapping[str, Any]) -> list[list[tuple[float, ...]]]:

@@ -37,7 +37,7 @@ def _folded(line: str, width: int) -> list[str]:
     """A line too long goes on below, under its own text."""
     if cells(line) <= width:
         return [line]
-    below = " " * (10 if line.startswith("  ") and line[2:9].strip() else 2)
+    below = " " * (10 if line.startswith("  ") else 2)
     return textwrap.wrap(line, width, subsequent_indent=below, break_on_hyphens=False, drop_whitespace=True)
 
 
@@ -204,9 +204,11 @@ def _memory(one: Mapping[str, Any]) -> list[str]:
 
 def _table(result: Result, width: int) -> list[str]:
     rows = result["configurations"]
-    names = [show(one["name"], 36) for one in rows]
-    room = min(36, max(13, *map(cells, names)))
-    lines = [f"  {'configuration':<{room}}  {'step':>9}  {'ratio to the first':<20} {'memory':>9}  picture"]
+    keys = list(dict.fromkeys(key for one in rows for key in one["options"]))
+    names = [show(" ".join(one["options"].get(key, "") for key in keys) or one["name"], 60) for one in rows]
+    head = show(" ".join(keys) or "configuration", 60)
+    room = min(max(8, width - 61), max(cells(name) for name in (head, *names)))
+    lines = [f"  {fit(head, room):<{room}}  {'step':>9}  {'ratio':<21} {'memory':>8}  picture"]
     for one, name in zip(rows, names, strict=True):
         lines.append(f"  {fit(name, room):<{room}}  " + _cells(one))
     chosen = results.best(result)
@@ -220,7 +222,7 @@ def _table(result: Result, width: int) -> list[str]:
 
 def _cells(one: Mapping[str, Any]) -> str:
     if one["error"]:
-        return f"not measured: {show(one['error']['message'], 60)}"
+        return f"not measured: {show(one['error']['message'], 200)}"
     if not one["step"]:
         return "not measured"
     ratio = one["ratio"] or {}
@@ -228,7 +230,7 @@ def _cells(one: Mapping[str, Any]) -> str:
     used = one["memory"]["measured"]
     peak = used["reserved_peak"] or used["host_peak"]
     memory = size_text(peak) if peak else "–"
-    return f"{time_text(one['step']['median']):>9}  {spread:<20} {memory:>9}  {picture_text(one)}"
+    return f"{time_text(one['step']['median']):>9}  {spread:<21} {memory:>8}  {picture_text(one)}"
 
 
 def ratio_text(ratio: Mapping[str, Any]) -> str:
@@ -238,12 +240,12 @@ def ratio_text(ratio: Mapping[str, Any]) -> str:
 def picture_text(one: Mapping[str, Any]) -> str:
     image = one["image"]
     if one["reference"]:
-        return "the measure"
+        return "reference"
     if image["identical"]:
         return "identical"
     if image["psnr"] is None:
         return "–"
-    return f"{image['psnr']:.1f} dB{', lossy' if image['lossy'] else ''}"
+    return f"{image['psnr']:.0f} dB{', lossy' if image['lossy'] else ''}"
 
 
 # --- what to think of it
@@ -298,13 +300,17 @@ def methods(result: Result) -> str:
         else f"one process; 95 % intervals count its {counted} and hold within that process only"
     )
     state = "on a busy machine" if result["contended"] else "on a quiet machine"
+    warm = (
+        "after a warm-up until three image medians agreed within 2 %"
+        if all(one["warmup_stable"] for one in result["configurations"] if one["step"])
+        else "after a warm-up whose image medians did not all come to agree within 2 %"
+    )
     return (
         f"Measured with sdcli {result['version']} ({results.machine_text(about)}, {about.get('threads')} threads, "
         f"{about.get('platform')}) {state}: {work['model']}, {work['width']}×{work['height']}, "
         f"batch {work['batch_size']}, {work['steps']} steps of {work['sampler']}, guidance {work['guidance']:g}, "
         f"{2 * work['macs_per_step'] / 1e12:.4g} TFLOP a step with attention counted; {how}; medians of step times "
-        f"without each image's first step, after a warm-up until three image medians agreed within 2 %; no outlier "
-        f"was dropped."
+        f"without each image's first step, {warm}; no outlier was dropped."
     )
 
 

@@ -195,12 +195,23 @@ def compare(baseline: Sequence[Process], candidate: Sequence[Process]) -> Ratio:
     """The ratio of their medians by Welch's test on the logarithms of process medians."""
     sides = [_logarithms(baseline), _logarithms(candidate)]
     assumed = any(len(side) < 2 for side in sides)
-    variances = [(statistics.variance(side) if len(side) > 1 else ASSUMED_SPREAD**2) / len(side) for side in sides]
+    variances = [
+        statistics.variance(side) / len(side) if len(side) > 1 else _assumed(processes)
+        for side, processes in zip(sides, (baseline, candidate), strict=True)
+    ]
     middle = statistics.fmean(sides[1]) - statistics.fmean(sides[0])
     reach = student(_freedom(sides, variances)) * math.sqrt(sum(variances))
     low, high = math.exp(middle - reach), math.exp(middle + reach)
     verdict = "slower" if low > 1 else "faster" if high < 1 else "cannot-tell"
     return Ratio(value=math.exp(middle), low=low, high=high, verdict=verdict, assumed=assumed)
+
+
+def _assumed(processes: Sequence[Process]) -> float:
+    """The variance of a lone process's logarithm: what is seen within it, and what is not seen between processes."""
+    found, _ = interval([process for process in processes if any(process)])
+    low, high = max(found.low, 1e-12), max(found.high, 1e-12)
+    within = math.log(high / low) / 2 / student(math.inf)
+    return float(within**2 + ASSUMED_SPREAD**2)
 
 
 def _logarithms(processes: Sequence[Process]) -> list[float]:

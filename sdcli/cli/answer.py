@@ -14,6 +14,14 @@ from sdcli.errors import Interrupted, SdcliError, Terminated
 from sdcli.terminal import say
 
 
+class Answered(Exception):
+    """The command has said everything itself, also how it ended; its exit code is all that is left."""
+
+    def __init__(self, code: int) -> None:
+        super().__init__(code)
+        self.code = code
+
+
 def print_json(value: Any) -> None:
     """Exactly one object and a newline on stdout, in UTF-8 whatever the console speaks."""
     line = json.dumps(value, ensure_ascii=False, allow_nan=False) + "\n"

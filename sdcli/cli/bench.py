@@ -21,7 +21,7 @@ from sdcli.bench import result as results
 from sdcli.bench.result import Result
 from sdcli.bench.run import MAX_TIME, QUICK_TIME, Bench, Configuration, Limits, Listener, Row, scratch
 from sdcli.cli import ask, complete
-from sdcli.cli.answer import print_json, say_error
+from sdcli.cli.answer import Answered, print_json, say_error
 from sdcli.cli.interrupts import termination
 from sdcli.errors import BadFile, Bug, Interrupted, ModelMissing, SdcliError, Slower, Terminated, Usage
 from sdcli.machine import state
@@ -81,6 +81,8 @@ COMPARING: tuple[Option, ...] = (
            help="End with exit code 10 if it is slower by more than that; 3% if not given."),
     Option(field="processes", flags=("--processes",), metavar="N", panel=MEASURE,
            help="Runs of each sdcli; 5 if not given."),
+    Option(field="max_time", flags=("--max-time",), metavar="SECONDS", panel=MEASURE,
+           help="Of each run: begin nothing new after so long; 900."),
 )  # fmt: skip
 _TALK = tuple(option for option in SCREEN if option.field in ("json", "quiet", "debug", "engine"))
 
@@ -153,7 +155,7 @@ def _bench(typed: dict[str, Any]) -> None:
     if error is not None:
         if not typed.get("json"):
             say_error(error)
-        raise typer.Exit(error.code)
+        raise Answered(error.code)
 
 
 def _run(bench: Bench, listener: Talk) -> SdcliError | None:
@@ -494,7 +496,7 @@ def _measured_here(typed: Mapping[str, Any], runs: tuple[str, ...]) -> tuple[Res
 
 def _passed_on(typed: Mapping[str, Any]) -> Iterator[str]:
     yield from ("--processes", "1", "--json")
-    for option in (*DRAWING, RANDOM, *(o for o in SCREEN if o.field == "engine")):
+    for option in (*DRAWING, RANDOM, *COMPARING[-1:], *(o for o in SCREEN if o.field == "engine")):
         value = typed.get(option.field)
         if value is None:
             continue

@@ -25,10 +25,12 @@ def run(arguments: Sequence[str] | None = None) -> NoReturn:
 
 
 def _outcome(words: list[str]) -> int:
-    from sdcli.cli.answer import drop_stdout, end
+    from sdcli.cli.answer import Answered, drop_stdout, end
 
     try:
         return _invoke(words)
+    except Answered as answered:
+        return answered.code
     except SdcliError as error:
         return end(error, words)
     except (KeyboardInterrupt, EOFError):

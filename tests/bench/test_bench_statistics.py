@@ -1,4 +1,4 @@
-"""The statistics against step times whose truth is known, because they are made here: 2,000 seeded runs of each kind."""
+"""The statistics against step times whose truth is known, being made here: 2,000 seeded runs of each kind."""
 
 from __future__ import annotations
 
