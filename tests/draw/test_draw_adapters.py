@@ -150,6 +150,21 @@ def test_the_sum_is_rounded_once_to_the_dtype_drawn_in(tiny_folders: dict[str, P
         assert torch.equal(tensor, exact[place].to(tensor.dtype)), place
 
 
+def test_weights_stored_in_8_bits_are_rounded_after_the_sum(tiny_folders: dict[str, Path], tmp_path: Path) -> None:
+    model = resolve.at(tiny_folders["sd15"])
+    path = tmp_path / "l.safetensors"
+    write_lora(path, model, "kohya")
+    exact = weights(model, (asked(path),))
+    narrow = load.load(
+        "unet", model.components["unet"], dtype=torch.bfloat16, device="cpu", channels_last=True,
+        added=adapters.additions("unet", model, (asked(path),)), storage=torch.float8_e4m3fn,
+    ).module.state_dict()  # fmt: skip
+    eights = [name for name, tensor in narrow.items() if tensor.dtype == torch.float8_e4m3fn]
+    assert len(eights) > 100
+    for name in eights:
+        assert torch.equal(narrow[name].float(), exact["unet", name].to(torch.float8_e4m3fn).float()), name
+
+
 def test_a_convolution_in_three_steps_adds_what_the_three_do_in_turn(
     tiny_folders: dict[str, Path], tmp_path: Path
 ) -> None:
