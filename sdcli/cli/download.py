@@ -35,7 +35,8 @@ def facts(name: str, offer: Offer, licence: str | None, free: int | None) -> lis
             told.append(f"{disk_text(offer.kept)} of it here already")
         if free is not None:
             told.append(f"{disk_text(free)} free")
-    return [f"{show(name, 80)}: {show(offer.repository, 120)} @{offer.commit[:7]}", "  " + " · ".join(told)]
+    called = "" if name == offer.repository else f"{show(name, 80)}: "
+    return [f"{called}{show(offer.repository, 120)} @{offer.commit[:7]}", "  " + " · ".join(told)]
 
 
 class Download:

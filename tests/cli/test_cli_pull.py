@@ -55,7 +55,7 @@ def test_pull_shows_what_comes_and_prints_where_it_is(
     where = own_folders / "huggingface/hub/models--someone--tiny/snapshots" / COMMIT
     assert done.out == f"{where}\n" and (where / "model_index.json").is_file()
     first, second = done.err.splitlines()[:2]
-    assert first == f"{ID}: {ID} @ccccccc"
+    assert first == f"{ID} @ccccccc"
     assert second.startswith("  licence creativeml-openrail-m, open to all · ") and second.endswith(" free")
 
 
