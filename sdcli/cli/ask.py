@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from sdcli import __version__, data
-from sdcli.cli import adapters
+from sdcli.cli import adapters, probing
 from sdcli.errors import Usage
 from sdcli.machine import as_if, hardware, installation, state
 from sdcli.machine.hardware import Hardware
@@ -57,6 +57,8 @@ def plan_for(typed: Mapping[str, Any], command: str, model: Model | None = None)
         samplers.refuse_unable(samplers.find(name), model.zero_snr)
     beside = adapters.gather(request, tags, model, added_folders())
     place = _hardware(request, typed.get("as_if"))
+    if command == "generate" and typed.get("engine", "local") == "local" and "dtype" not in request.pins:
+        place = probing.probed(place)
     plan = make_plan(
         request, beside.model, place, remembered(place), origins=origins, jobs=made, version=__version__,
         adapters=beside.adapters,
