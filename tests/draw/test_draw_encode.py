@@ -121,7 +121,7 @@ def test_weights_and_200_tokens_equal_a_calculation_by_hand(
         ("stone " * 110 + ", a ", 1.0),
         ("red", 1.4),
         (" castle ", 1.0),
-        ("in fog", 1 / 1.1),
+        ("[in fog]", 1.0) if emphasis == "comfy" else ("in fog", 1 / 1.1),  # square brackets are text to ComfyUI
         (" " + "tree " * 90, 1.0),
     ]
     tokenize = pipeline.tokenizer
