@@ -32,7 +32,7 @@ h1{font-size:23px;margin:8px 0 2px} h2{font-size:18px;margin:30px 0 8px} p{max-w
 table{border-collapse:collapse;width:100%;font-size:13.5px;font-variant-numeric:tabular-nums}
 th,td{padding:3px 9px;text-align:right;white-space:nowrap;border-bottom:1px solid var(--line)}
 th{color:var(--soft);font-weight:500} th:first-child,td:first-child{text-align:left}
-tr.best td{font-weight:600}
+tr.best td{font-weight:600} td.why{text-align:left;white-space:normal;color:var(--soft)}
 .key span{display:inline-block;margin-right:18px} .key i{display:inline-block;width:10px;height:10px;border-radius:5px;
 margin-right:5px;vertical-align:-1px}
 .pictures{display:flex;flex-wrap:wrap;gap:16px} figure{margin:0;max-width:340px}
@@ -130,7 +130,11 @@ def _table(result: Result) -> str:
         rows.append((_figures(one), "best" if marked else ""))
     head = "".join(f"<th>{escape(cell)}</th>" for cell in heads)
     body = "\n".join(
-        f'<tr class="{kind}">' + "".join(f"<td>{escape(cell)}</td>" for cell in row) + "</tr>" for row, kind in rows
+        f'<tr class="{kind}"><td>{escape(row[0])}</td>'
+        + (f'<td class="why" colspan="{len(heads) - 1}">{escape(row[1])}</td>' if len(row) == 2 else "")
+        + ("".join(f"<td>{escape(cell)}</td>" for cell in row[1:]) if len(row) > 2 else "")
+        + "</tr>"
+        for row, kind in rows
     )
     return f'<div class="wide"><table><thead><tr>{head}</tr></thead><tbody>\n{body}\n</tbody></table></div>'
 
@@ -139,7 +143,7 @@ def _figures(one: Mapping[str, Any]) -> list[str]:
     step = one["step"]
     if not step:
         why = show(one["error"]["message"], 120) if one["error"] else "not measured"
-        return [show(one["name"], 60), why, *[""] * 14]
+        return [show(one["name"], 60), why]
     time, rates, rate = screen.time_text, one["rates"], one["work_rate"]
     ratio = "1" if one["reference"] else screen.ratio_text(one["ratio"]) if one["ratio"] else ""
     share = f"{screen.rate_text(rate['flops_per_second'])}, {rate['share'] * 100:.0f} %" if rate["share"] else ""
@@ -286,11 +290,11 @@ def _memory(one: Mapping[str, Any]) -> str:
         return 8 + (height - 16) * (1 - bytes_ / top)
 
     path = "M" + "L".join(f"{LEFT + n * across:.1f},{y(bytes_):.1f}" for n, (bytes_, _) in enumerate(held))
-    levels = [("peak", peak), ("predicted", predicted)]
+    levels = [("peak", peak, LEFT - 8), ("predicted", predicted, WIDTH - RIGHT)]
     lines = "".join(
         f'<line class="median" x1="{LEFT}" x2="{WIDTH - RIGHT}" y1="{y(level):.1f}" y2="{y(level):.1f}"/>'
-        f'<text x="{LEFT - 8}" y="{y(level) + 4:.1f}" text-anchor="end">{label}</text>'
-        for label, level in levels
+        f'<text x="{x}" y="{y(level) + (4 if label == "peak" else 15):.1f}" text-anchor="end">{label}</text>'
+        for label, level, x in levels
         if level
     )
     return (

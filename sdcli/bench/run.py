@@ -171,7 +171,7 @@ class Bench:
             self._measure([row for row in rows if row.error is None], workers, listener)
             if self.process == 0:
                 for row in rows:
-                    if row.error is None and not self._out_of_time:
+                    if row.error is None:
                         with self._errors_of(row):
                             self._yardsticks(row, workers[id(row)], listener)
             self.watch.stop()

@@ -1,0 +1,46 @@
+"""One measurement with the real engine: random weights in a process of their own, no files."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from sdcli.bench import random_models
+from sdcli.bench import result as results
+from sdcli.bench.run import Bench, Configuration, Limits, Listener
+from sdcli.cli import ask
+from sdcli.models import resolve
+
+
+def test_random_weights_are_the_whole_structure_without_a_file() -> None:
+    model = random_models.randomised(resolve.resolve("sdxl"))
+    assert model.cached and model.path is None
+    assert model.components["unet"].parameters == 2_567_463_684
+    assert all(part.random and not part.files for part in model.components.values())
+
+
+def test_the_real_engine_is_measured_step_by_step(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    typed = {"words": ("a cat",), "seeds": "1", "size": "64x64", "steps": "4", "fallback": "no"}
+    rows = []
+    for dtype in ("fp32", "bf16"):
+        plan = ask.plan_for({**typed, "dtype": dtype, "device": "cpu"}, "bench", random_models.tiny()).plan
+        rows.append(Configuration(name=dtype, options={"dtype": dtype}, flags=f"--dtype {dtype}", plan=plan))
+    bench = Bench(rows, Limits(processes=1, quick=True, max_time=1.0), tmp_path / "scratch")
+    bench.run(Listener())
+    result = json.loads(json.dumps(results.build(bench, "fp32", {}, {"machine": "here"})))
+    assert results.check(result, "here") is result
+    exact, half = result["configurations"]
+    for one in (exact, half):
+        assert one["error"] is None and one["step"]["n"] >= 3
+        assert all(0 < step for image in one["runs"] for step in image["step_seconds"])
+        assert one["phases"]["import"] > 0 and one["phases"]["load"] > 0
+        assert one["phases"]["cold_total"] > one["phases"]["load"]
+        assert 0 < one["work_rate"]["share"] <= 1
+        assert one["memory"]["measured"]["host_peak"] > 50 << 20
+    assert exact["image"]["identical"] and exact["image"]["latent_mean_abs"] == 0
+    assert not half["image"]["identical"] and 0 < half["image"]["latent_mean_abs"] < 1
+    assert half["image"]["psnr"] > 10
+    assert not list((tmp_path / "scratch").rglob("*.part"))

@@ -1,0 +1,99 @@
+"""What stood around a measurement, and how far pictures are apart."""
+
+from __future__ import annotations
+
+import math
+from array import array
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from sdcli.bench import likeness, surroundings
+from sdcli.machine import as_if
+
+PLACE = as_if.parse("cpu")
+
+
+def put(root: Path, name: str, text: str) -> None:
+    path = root / name
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(text)
+
+
+def test_a_battery_being_emptied_and_a_governor_are_seen(tmp_path: Path) -> None:
+    assert surroundings.on_battery(tmp_path) is None and surroundings.governor(tmp_path) is None
+    put(tmp_path, "sys/class/power_supply/AC/online", "1\n")
+    put(tmp_path, "sys/class/power_supply/BAT0/status", "Full\n")
+    assert surroundings.on_battery(tmp_path) is False
+    put(tmp_path, "sys/class/power_supply/BAT0/status", "Discharging\n")
+    put(tmp_path, "sys/devices/system/cpu/cpu0/cpufreq/scaling_governor", "powersave\n")
+    assert surroundings.on_battery(tmp_path) is True and surroundings.governor(tmp_path) == "powersave"
+
+
+def test_processor_time_is_read_from_the_kernels_first_line(tmp_path: Path) -> None:
+    assert surroundings.moment(tmp_path) is None
+    put(tmp_path, "proc/stat", "cpu  100 0 100 700 100 0 0 0 0 0\ncpu0 1 2 3\n")
+    found = surroundings.moment(tmp_path)
+    assert found is not None and found.busy / found.total == pytest.approx(0.2)
+
+
+@pytest.mark.parametrize(
+    ("mask", "reasons"),
+    (
+        ("0x0000000000000000", ()),
+        ("0x0000000000000001", ()),  # idle
+        ("0x0000000000000004", ("power cap",)),
+        ("0x0000000000000060", ("heat", "heat (hardware)")),
+        ("[N/A]", ()),
+    ),
+)
+def test_a_card_says_why_it_was_held_back(mask: str, reasons: tuple[str, ...]) -> None:
+    assert surroundings.held_back(mask) == reasons
+
+
+def test_reasons_name_what_disturbed() -> None:
+    watch = surroundings.Watch(PLACE)
+    watch.load, watch.cores, watch.governor, watch.battery = 0.1, 2, None, None
+    assert watch.reasons() == ()
+    watch.load, watch.battery, watch.foreign, watch.observed = 3.0, True, 2.0, 10.0
+    watch.cards = [surroundings.Card(others=1), surroundings.Card(held_back=("heat",))]
+    assert watch.reasons() == (
+        "load 3.0 on 2 cores before the start", "other programs took 20 % of the processor",
+        "other programs computed on the GPU", "the GPU was held back: heat", "on battery",
+    )  # fmt: skip
+
+
+def test_machines_differ_by_device_and_memory_and_not_by_the_moment() -> None:
+    assert surroundings.machine(PLACE) == surroundings.machine(replace(PLACE, free=1, ram_free=1))
+    assert surroundings.machine(PLACE) != surroundings.machine(replace(PLACE, name="another"))
+
+
+def test_provenance_holds_no_paths_and_no_names() -> None:
+    known = surroundings.provenance(PLACE, "abc", {"steps": "5"})
+    assert {"cpu", "isa", "torch", "git", "load", "governor", "battery", "model_hash", "options"} <= set(known)
+    assert str(Path.home()) not in str(known).replace("/ ", "") or str(Path.home()) == "/"
+
+
+def test_psnr_is_the_one_of_its_definition() -> None:
+    assert likeness.psnr(bytes([10] * 300), bytes([11] * 300)) == pytest.approx(20 * math.log10(255))
+    assert likeness.psnr(bytes(3), bytes(3)) == math.inf
+
+
+@pytest.mark.parametrize(("step", "same_type", "lossy"), ((1, True, False), (6, True, True), (6, False, False)))
+def test_pictures_are_lossy_where_rounding_does_not_explain_it(
+    step: int, same_type: bool, lossy: bool, tmp_path: Path
+) -> None:
+    ours, theirs = tmp_path / "a", tmp_path / "b"
+    ours.write_bytes(bytes([100] * 300))
+    theirs.write_bytes(bytes([100 + step] * 300))
+    latents, others = tmp_path / "c", tmp_path / "d"
+    latents.write_bytes(array("f", [1.0, 2.0]).tobytes())
+    others.write_bytes(array("f", [1.5, 2.0]).tobytes())
+    found = likeness.compare(ours, theirs, latents, others, same_type=same_type)
+    assert found is not None
+    assert (found.identical, found.lossy, found.latent_mean_abs) == (False, lossy, pytest.approx(0.25))
+    same = likeness.compare(ours, ours, None, None, same_type=True)
+    assert same is not None and same.identical and same.psnr is None and not same.lossy
+    theirs.write_bytes(b"short")
+    assert likeness.compare(ours, theirs.rename(tmp_path / "e"), None, None, same_type=True) is None
