@@ -305,13 +305,14 @@ def methods(result: Result) -> str:
         if all(one["warmup_stable"] for one in result["configurations"] if one["step"])
         else "after a warm-up whose image medians did not all come to agree within 2 %"
     )
-    return (
+    text = (
         f"Measured with sdcli {result['version']} ({results.machine_text(about)}, {about.get('threads')} threads, "
         f"{about.get('platform')}) {state}: {work['model']}, {work['width']}×{work['height']}, "
         f"batch {work['batch_size']}, {work['steps']} steps of {work['sampler']}, guidance {work['guidance']:g}, "
         f"{2 * work['macs_per_step'] / 1e12:.4g} TFLOP a step with attention counted; {how}; medians of step times "
         f"without each image's first step, {warm}; no outlier was dropped."
     )
+    return show(text, 2000)  # the names in it come from a file
 
 
 def markdown(result: Result) -> list[str]:

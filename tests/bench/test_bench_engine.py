@@ -35,7 +35,7 @@ def test_the_real_engine_is_measured_step_by_step(tmp_path: Path, monkeypatch: p
     exact, half = result["configurations"]
     for one in (exact, half):
         assert one["error"] is None and one["step"]["n"] >= 3
-        assert all(0 < step for image in one["runs"] for step in image["step_seconds"])
+        assert all(step > 0 for image in one["runs"] for step in image["step_seconds"])
         assert one["phases"]["import"] > 0 and one["phases"]["load"] > 0
         assert one["phases"]["cold_total"] > one["phases"]["load"]
         assert 0 < one["work_rate"]["share"] <= 1
