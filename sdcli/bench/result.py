@@ -24,6 +24,7 @@ from sdcli.terminal import show
 
 NAME, NEWEST = "sdcli.bench", 1
 _PEAKS = ("allocated_peak", "reserved_peak", "driver_peak", "pinned_peak", "host_peak")
+ELSEWHERE = "--save ~/bench.json"
 Result = dict[str, Any]
 
 
@@ -45,11 +46,13 @@ def build(bench: Bench, reference: str, ceilings: Mapping[str, float], about: Ma
         "seconds": bench.seconds,
         "contended": bool(reasons),
         "reasons": list(reasons),
+        "error": None,
         "work": work(planned),
         "configurations": configurations,
         "environment": {
             **about,
             "foreign_share": bench.watch.foreign_share,
+            "clocks": [schema.to_json(clock) for clock in bench.watch.clocks],
             "cards": [schema.to_json(card) for card in bench.watch.cards],
             "quick": bench.limits.quick,
         },
@@ -263,12 +266,12 @@ def _mark_pareto(configurations: list[Result]) -> None:
 def _score(one: Mapping[str, Any]) -> tuple[float, float, bool]:
     used = one["memory"]["measured"]
     peak = used["reserved_peak"] or used["host_peak"] or 0
-    return one["step"]["median"], peak, bool(one["image"]["lossy"])
+    return one["step"]["median"], peak, one["image"]["lossy"] is not False
 
 
 def best(result: Mapping[str, Any]) -> Mapping[str, Any] | None:
-    """The fastest row that draws the reference's picture."""
-    rows = [one for one in result["configurations"] if one["step"] and not one["image"]["lossy"]]
+    """The fastest row that draws the reference's picture; one of another size draws another."""
+    rows = [one for one in result["configurations"] if one["step"] and one["image"]["lossy"] is False]
     return min(rows, key=lambda one: float(one["step"]["median"]), default=None)
 
 
@@ -280,7 +283,7 @@ def write(result: Result, path: Path) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
         replace_whole(REAL, path, documents.pieces(result, end=b"\n "))
     except OSError as error:
-        raise cannot_write(path, error) from None
+        raise cannot_write(path, error, hint=f"sdcli bench {ELSEWHERE}") from None
 
 
 def read(path: Path) -> Result:

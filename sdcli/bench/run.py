@@ -84,7 +84,8 @@ class Row:
 
 
 class Bench:
-    """The state of a measurement. `stopped_by` is interval, max-time or interrupted once it is over."""
+    """The state of a measurement. `stopped_by` is interval, max-time, limit (as many processes or images as are ever
+    measured) or interrupted once it is over."""
 
     def __init__(self, configurations: Sequence[Configuration], limits: Limits, folder: Path) -> None:
         self.limits = limits
@@ -95,7 +96,7 @@ class Bench:
         self._started = time.monotonic()
         place = next(one.plan.hardware for one in configurations if one.plan is not None)
         self.watch = Watch(place)
-        self._out_of_time = False
+        self._out_of_time = self._at_limit = False
 
     @property
     def seconds(self) -> float:
@@ -117,8 +118,8 @@ class Bench:
                     self._generation(group, listener)
                 self.process += 1
                 listener.kept()
-            if self._out_of_time:
-                self.stopped_by = "max-time"
+            if self._out_of_time or self._at_limit:
+                self.stopped_by = "max-time" if self._out_of_time else "limit"
         except (KeyboardInterrupt, Interrupted, Terminated):
             self.stopped_by = "interrupted"
             raise
@@ -132,9 +133,9 @@ class Bench:
             return True
         if self.process >= self.limits.processes and all(self._enough(row) for row in self.alive):
             return True
-        longest = self.seconds / self.process
-        self._out_of_time = self.process >= MOST_PROCESSES or self.seconds + longest > self.limits.max_time
-        return self._out_of_time
+        self._at_limit = self.process >= MOST_PROCESSES
+        self._out_of_time = self.seconds + self.seconds / self.process > self.limits.max_time
+        return self._at_limit or self._out_of_time
 
     def _enough(self, row: Row) -> bool:
         return statistics.enough(row.processes(), self.planned)
@@ -146,6 +147,13 @@ class Bench:
             return True
         self._out_of_time = True
         return False
+
+    def _too_late(self) -> bool:
+        """Whether time is up, and something has been measured: the first row is measured whatever it takes."""
+        if self.seconds <= self.limits.max_time or not any(row.images for row in self.rows):
+            return False
+        self._out_of_time = True
+        return True
 
     # --- one process of each
 
@@ -161,19 +169,19 @@ class Bench:
         with ExitStack() as stack:
             workers: dict[int, Worker] = {}
             for row in rows:
+                if self._too_late():
+                    break
                 with self._errors_of(row):
                     worker = stack.enter_context(self._worker(row))
                     workers[id(row)] = worker
                     self._draw(row, worker, listener, warmup=True)
+                    if self.process == 0:
+                        self._yardsticks(row, worker, listener)
                     worker.pause()
+            started = [row for row in rows if id(row) in workers]
             self.watch.start([worker.process.pid for worker in workers.values()])
-            self._warm_up([row for row in rows if row.error is None], workers, listener)
-            self._measure([row for row in rows if row.error is None], workers, listener)
-            if self.process == 0:
-                for row in rows:
-                    if row.error is None:
-                        with self._errors_of(row):
-                            self._yardsticks(row, workers[id(row)], listener)
+            self._warm_up([row for row in started if row.error is None], workers, listener)
+            self._measure([row for row in started if row.error is None], workers, listener)
             self.watch.stop()
 
     def _worker(self, row: Row) -> Worker:
@@ -223,6 +231,7 @@ class Bench:
             listener.kept()
             if not going:
                 return
+        self._at_limit = True
 
     def _done_here(self, row: Row) -> bool:
         """Enough of this process: 20 steps, or with --quick an interval of its images that is narrow."""
@@ -250,16 +259,17 @@ class Bench:
         listener.drew(row)
 
     def _yardsticks(self, row: Row, worker: Worker, listener: Listener) -> None:
-        """The best rate, once per number type; on a card also how long its kernels run."""
+        """The best rate, once per number type; on a card also how long its kernels run. Before the warm-up: what is
+        tried here must not stand between the images that are measured, and counts against the time allowed."""
         plan = row.configuration.plan
         assert plan is not None
         same = [other for other in self.rows if other.rate and other.configuration.plan is not None]
         known = [other.rate for other in same if _type(other.configuration.plan) == _type(plan)]
-        listener.probing(row)
+        if not known:
+            listener.probing(row)
         row.rate = known[0] if known else worker.rate()
-        if plan.hardware.kind == "cuda":
+        if plan.hardware.kind == "cuda" and self.seconds + row.images[-1].drawn["seconds"] <= self.limits.max_time:
             row.busy = worker.draw(listener.step, watched=True)
-        worker.pause()
 
     def _of_process(self, row: Row) -> list[Image]:
         return [image for image in row.images if image.process == self.process]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import platform
+import re
 import time
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -36,7 +37,7 @@ class Card:
 
 @dataclass(frozen=True, kw_only=True)
 class Moment:
-    """Processor time since boot, in seconds of one core: all of it, and what was not idle."""
+    """Processor time since boot on the cores we may use, in seconds of one core: all of it, and what was not idle."""
 
     total: float
     busy: float
@@ -52,6 +53,7 @@ def provenance(place: Hardware, model_hash: str | None, options: Mapping[str, An
         **environment(place),
         "machine": machine(place),
         "cores": chip.cores,
+        "cores_allowed": len(allowed()),
         "ram_total": place.ram_total,
         "capability": place.capability,
         "governor": governor(),
@@ -110,14 +112,47 @@ def on_battery(root: Path = Path("/")) -> bool | None:
 # --- what is going on
 
 
-def moment(root: Path = Path("/")) -> Moment | None:
-    """From /proc/stat; None elsewhere."""
-    words = cgroups.read_text(root / "proc/stat").partition("\n")[0].split()
-    if len(words) < 6 or words[0] != "cpu" or not all(word.isdigit() for word in words[1:9]):
+def allowed() -> frozenset[int]:
+    """The cores this process may run on; those of other programs do not concern it."""
+    if hasattr(os, "sched_getaffinity"):
+        return frozenset(os.sched_getaffinity(0))
+    return frozenset(range(os.cpu_count() or 1))
+
+
+def moment(root: Path = Path("/"), cores: frozenset[int] | None = None) -> Moment | None:
+    """From /proc/stat; None elsewhere. Time that a host gave to others counts as busy."""
+    names = {f"cpu{number}" for number in (allowed() if cores is None else cores)}
+    rows = [line.split() for line in cgroups.read_text(root / "proc/stat").splitlines()]
+    found = [row[1:9] for row in rows if len(row) > 5 and row[0] in names]
+    if not found or not all(word.isdigit() for row in found for word in row):
         return None
-    ticks = [int(word) for word in words[1:9]]
+    ticks = [[int(word) for word in row] for row in found]
     rate = os.sysconf("SC_CLK_TCK")
-    return Moment(total=sum(ticks) / rate, busy=(sum(ticks) - ticks[3] - ticks[4]) / rate)
+    total = sum(map(sum, ticks)) / rate
+    return Moment(total=total, busy=total - sum(row[3] + row[4] for row in ticks) / rate)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Clock:
+    """The processor at one moment: its fastest core's clock, and how often heat has slowed cores down since boot."""
+
+    mhz: int | None = None
+    slowed_down: int | None = None
+
+
+def clock(root: Path = Path("/")) -> Clock:
+    """What Linux tells of it; a virtual machine is often told nothing."""
+    folder = root / "sys/devices/system/cpu"
+    clocks = [cgroups.read_text(folder / f"cpu{number}/cpufreq/scaling_cur_freq").strip() for number in allowed()]
+    counts = [
+        cgroups.read_text(folder / f"cpu{number}/thermal_throttle/core_throttle_count").strip() for number in allowed()
+    ]
+    khz = [int(text) for text in clocks if text.isdigit()]
+    slowed = [int(text) for text in counts if text.isdigit()]
+    if not khz:
+        lines = cgroups.read_text(root / "proc/cpuinfo").splitlines()
+        khz = [int(float(line.partition(":")[2]) * 1000) for line in lines if re.match(r"cpu MHz\s*: *[\d.]+$", line)]
+    return Clock(mhz=max(khz) // 1000 if khz else None, slowed_down=sum(slowed) if slowed else None)
 
 
 def own_seconds(pids: Iterable[int], root: Path = Path("/")) -> float:
@@ -176,10 +211,11 @@ class Watch:
     def __init__(self, place: Hardware) -> None:
         self.place = place
         chip = processor.read()
-        self.cores = max(1, os.cpu_count() or 1)
+        self.cores = max(1, len(allowed()))
         self.load = chip.load
         self.governor, self.battery = governor(), on_battery()
         self.cards: list[Card] = []
+        self.clocks: list[Clock] = [clock()]
         self.foreign = self.observed = 0.0
         self._before: tuple[Moment, float] | None = None
         self._pids: tuple[int, ...] = ()
@@ -199,6 +235,7 @@ class Watch:
             self.foreign += max(0.0, others)
             self.observed += now.total - then.total
         self._before = None
+        self.clocks.append(clock())
         found = card(self.place, self._pids)
         if found is not None:
             self.cards.append(found)
@@ -209,7 +246,8 @@ class Watch:
 
     def reasons(self) -> tuple[str, ...]:
         found = []
-        if self.load is not None and self.load / self.cores > BUSY_LOAD:
+        # The load of the last minute may be our own, of a measurement just over: only where nothing better is known.
+        if self.foreign_share is None and self.load is not None and self.load / self.cores > BUSY_LOAD:
             found.append(f"load {self.load:.1f} on {self.cores} cores before the start")
         if self.foreign_share is not None and self.foreign_share > FOREIGN_SHARE:
             found.append(f"other programs took {self.foreign_share * 100:.0f} % of the processor")
@@ -218,6 +256,9 @@ class Watch:
         held = sorted({name for card in self.cards for name in card.held_back})
         if held:
             found.append(f"the GPU was held back: {', '.join(held)}")
+        slowed = [one.slowed_down for one in self.clocks if one.slowed_down is not None]
+        if slowed and slowed[-1] > slowed[0]:
+            found.append("heat slowed the processor down")
         if self.governor == "powersave" and self.place.kind == "cpu" and not _steers_itself():
             found.append("the processor's governor is powersave")
         if self.battery:

@@ -25,6 +25,7 @@ from sdcli.errors import from_json as error_from_json
 from sdcli.events import Event
 from sdcli.machine import clock
 from sdcli.plan.plan import Plan
+from sdcli.record.files import cannot_write
 from sdcli.request.request import Job
 
 DRAW, RATE, BUSY = "draw", "rate", "busy"
@@ -212,10 +213,13 @@ class Drawing:
 
     def _put(self, name: str, content: bytes) -> str:
         path = Path(self.order.folder) / name
-        with path.open("wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
+        try:
+            with path.open("wb") as file:
+                file.write(content)
+                file.flush()
+                os.fsync(file.fileno())
+        except OSError as error:
+            raise cannot_write(path, error, hint="TMPDIR=/var/tmp sdcli bench") from None
         return str(path)
 
 

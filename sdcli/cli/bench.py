@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import inspect
 import itertools
 import json
-import os
 import re
+import shlex
 import subprocess
 import sys
+import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -18,12 +20,13 @@ import typer
 from sdcli import data
 from sdcli.bench import comparison, page, random_models, screen, surroundings
 from sdcli.bench import result as results
+from sdcli.bench.process import ENDING
 from sdcli.bench.result import Result
 from sdcli.bench.run import MAX_TIME, QUICK_TIME, Bench, Configuration, Limits, Listener, Row, scratch
 from sdcli.cli import ask, complete
 from sdcli.cli.answer import Answered, print_json, say_error
 from sdcli.cli.interrupts import termination
-from sdcli.errors import BadFile, Bug, Interrupted, ModelMissing, SdcliError, Slower, Terminated, Usage
+from sdcli.errors import BadFile, Bug, CannotWrite, Interrupted, ModelMissing, SdcliError, Slower, Terminated, Usage
 from sdcli.machine import state
 from sdcli.models.model import Model
 from sdcli.plan.plan import Plan
@@ -34,12 +37,13 @@ from sdcli.record.files import cannot_write
 from sdcli.request import config
 from sdcli.request.options import MODEL, OPTIONS, OUTPUT, SCREEN, Option, flag_of
 from sdcli.request.options import command as make
-from sdcli.terminal import is_terminal, say, show, speaks_unicode, width
+from sdcli.terminal import fit, is_terminal, say, show, speaks_unicode, width
 
 PROMPT = "a lighthouse on a cliff in the morning light"
 SEED = "1"
 MOST_ROWS = 64
 MEASURE = "Measure"
+QUIET_SECONDS = 2.0  # between two lines where no terminal shows them
 _NOT_HERE = frozenset(
     {
         "num_images",
@@ -82,7 +86,7 @@ COMPARING: tuple[Option, ...] = (
     Option(field="processes", flags=("--processes",), metavar="N", panel=MEASURE,
            help="Runs of each sdcli; 5 if not given."),
     Option(field="max_time", flags=("--max-time",), metavar="SECONDS", panel=MEASURE,
-           help="Of each run: begin nothing new after so long; 900."),
+           help="Of each run: begin nothing new after so long; 50."),
 )  # fmt: skip
 _TALK = tuple(option for option in SCREEN if option.field in ("json", "quiet", "debug", "engine"))
 
@@ -125,6 +129,7 @@ def _unless_subcommand(measure: Callable[..., None]) -> Callable[..., None]:
 def _bench(typed: dict[str, Any]) -> None:
     limits = _limits(typed)
     configurations = _configurations(typed)
+    preset = _preset_file(typed)
     known = [one.plan for one in configurations if one.plan is not None]
     if not known:
         raise configurations[0].error or Usage("nothing to measure", hint="sdcli bench --quick")
@@ -151,11 +156,34 @@ def _bench(typed: dict[str, Any]) -> None:
         raise error or next((row.error for row in bench.rows if row.error), Bug("nothing was measured"))
     if limits.engine == "local":
         _remember(result, machine)
-    _show(typed, result, destination)
+    unwritten = [failed for write in _files(typed, result, destination, preset) if (failed := _failure(write))]
+    error = error or next(iter(unwritten), None)
+    result["error"] = error.to_json() if error is not None else None
+    _show(typed, result, destination if not unwritten else None)
     if error is not None:
         if not typed.get("json"):
             say_error(error)
         raise Answered(error.code)
+
+
+def _files(
+    typed: Mapping[str, Any], result: Result, destination: Path | None, preset: Path | None
+) -> Iterator[Callable[[], None]]:
+    """What is to be written. One that fails hinders neither the others nor the screen."""
+    if destination is not None:
+        yield lambda: results.write(result, destination)
+    if typed.get("html"):
+        yield lambda: _write_page(Path(typed["html"]), result)
+    if preset is not None:
+        yield lambda: _save_preset(preset, result)
+
+
+def _failure(write: Callable[[], None]) -> CannotWrite | None:
+    try:
+        write()
+    except CannotWrite as error:
+        return error
+    return None
 
 
 def _run(bench: Bench, listener: Talk) -> SdcliError | None:
@@ -236,16 +264,21 @@ def _sweep(text: str) -> tuple[str, list[str]]:
     return name, values
 
 
-_FLAGS = {flag.removeprefix("--"): option for option in DRAWING for flag in option.flags if flag.startswith("--")}
+_FLAGS = {
+    flag.removeprefix("--"): option
+    for option in DRAWING
+    for flag in option.flags
+    if flag.startswith("--") and option.field != "pins"  # slots are swept by their own names
+}
 
 
 def _configuration(base: Mapping[str, Any], chosen: Mapping[str, str]) -> Configuration:
     name = " ".join(f"{key}={value}" for key, value in chosen.items()) or "as asked"
-    flags = " ".join(_flag(key, value) for key, value in chosen.items())
+    flags = " ".join(filter(None, (_flag(key, value) for key, value in chosen.items())))
+    typed = dict(base)
+    for key, value in chosen.items():
+        _choose(typed, key, value)
     try:
-        typed = dict(base)
-        for key, value in chosen.items():
-            _choose(typed, key, value)
         return Configuration(name=name, options=chosen, flags=flags, plan=_plan(typed))
     except SdcliError as error:
         return Configuration(name=name, options=chosen, flags=flags, error=error)
@@ -265,9 +298,13 @@ def _choose(typed: dict[str, Any], key: str, value: str) -> None:
 
 
 def _flag(key: str, value: str) -> str:
-    if key == "dtype" or key not in _SLOTS:
-        return f"{flag_of(_FLAGS[key].field)} {value}"
-    return f"--pin {key}={value}"
+    """As a shell takes it."""
+    if key in _SLOTS and key != "dtype":
+        return f"--pin {key}={value}"
+    option = _FLAGS[key]
+    if option.switch:
+        return flag_of(option.field) if config.convert(option.field, value) else ""
+    return f"{flag_of(option.field)} {shlex.quote(value)}"
 
 
 def _plan(typed: dict[str, Any]) -> Plan:
@@ -309,7 +346,8 @@ class Talk(Listener):
         self.quiet = quiet
         self.live = is_terminal(sys.stderr) and not quiet
         self._line = ""
-        self._said = ""
+        self._stage = self._said = ""
+        self._spoke = -QUIET_SECONDS
         self._written = 0
 
     def turn(self, row: Row, warmup: bool) -> None:
@@ -318,13 +356,14 @@ class Talk(Listener):
         what = "warming up" if warmup else "measuring"
         name = "" if len(self.bench.rows) == 1 else f"{show(row.configuration.name, 40)}, "
         self._line = f"process {count}{limit} · {name}{what}"
+        self._stage = f"process {count}{limit} · {what}" + (f" {len(self.bench.rows)} in turn" if name else "")
         self._update("")
 
     def step(self, step: int, of: int) -> None:
         self._update(f" · step {step}/{of}")
 
     def probing(self, row: Row) -> None:
-        self._line = "trying the device's best rate"
+        self._line = self._stage = "trying the device's best rate"
         self._update("")
 
     def drew(self, row: Row) -> None:
@@ -332,8 +371,10 @@ class Talk(Listener):
         self._update(f" · {screen.time_text(medians[-1])} a step" if medians else "")
 
     def kept(self) -> None:
+        """Written down every few seconds. Where that fails measuring goes on: what counts is the last time."""
         if self.bench.seconds - self._written > 2 or self._written == 0:
-            self.keep()
+            with contextlib.suppress(CannotWrite):
+                self.keep()
             self._written = int(self.bench.seconds) + 1
 
     def done(self) -> None:
@@ -345,10 +386,10 @@ class Talk(Listener):
             return
         if self.live:
             spent = f"{self.bench.seconds:4.0f} s  "
-            self._write("\r\x1b[2K" + (spent + self._line + more)[: width(sys.stderr) - 1])
-        elif self._line.partition(",")[0] != self._said:
-            self._said = self._line.partition(",")[0]
-            say(self._line)
+            self._write("\r\x1b[2K" + fit(spent + self._line + more, width(sys.stderr) - 1))
+        elif self._stage != self._said and self.bench.seconds - self._spoke >= QUIET_SECONDS:
+            self._said, self._spoke = self._stage, self.bench.seconds
+            say(self._stage)
 
     def _write(self, text: str) -> None:
         try:
@@ -363,12 +404,16 @@ class Talk(Listener):
 
 def _destination(typed: Mapping[str, Any], plan: Plan) -> Path | None:
     """--save, else a new file in sdcli-bench; with --json only where asked for."""
-    if typed.get("save"):
-        path = Path(typed["save"])
-        _writable(path)
-        return path
-    if typed.get("json"):
+    if typed.get("html"):
+        _writable(Path(typed["html"]), "--html ~/bench.html")
+    if typed.get("json") and not typed.get("save"):
         return None
+    path = Path(typed["save"]) if typed.get("save") else _new_file(plan)
+    _writable(path, results.ELSEWHERE)
+    return path
+
+
+def _new_file(plan: Plan) -> Path:
     date = surroundings.now_utc()[:10]
     stem = re.sub(r"[^a-z0-9]+", "-", f"{date}-{plan.model.name}-{plan.hardware.name}".casefold()).strip("-")[:80]
     for number in itertools.count(1):
@@ -378,19 +423,18 @@ def _destination(typed: Mapping[str, Any], plan: Plan) -> Path | None:
     raise AssertionError("counting has no end")
 
 
-def _writable(path: Path) -> None:
+def _writable(path: Path, elsewhere: str) -> None:
     """Before minutes are spent on what then could not be kept."""
     if path.is_dir():
-        raise Usage(f"--save: {show(path)} is a folder", hint="sdcli bench --quick --save new.json")
+        raise Usage(f"{show(path)} is a folder", hint=f"sdcli bench {elsewhere}")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        tempfile.TemporaryFile(dir=path.parent).close()
+    except OSError as error:
+        raise cannot_write(path, error, hint=f"sdcli bench {elsewhere}") from None
 
 
 def _show(typed: Mapping[str, Any], result: Result, destination: Path | None) -> None:
-    if destination is not None:
-        results.write(result, destination)
-    if typed.get("html"):
-        _write_page(Path(typed["html"]), result)
-    if typed.get("save_preset"):
-        _save_preset(typed, result)
     if typed.get("json"):
         print_json(result)
         return
@@ -403,15 +447,18 @@ def _show(typed: Mapping[str, Any], result: Result, destination: Path | None) ->
         say("")
         for line in _next(result, destination):
             say(line)
+        if typed.get("save_preset") and results.best(result) is not None:
+            say(f"Kept as a preset: --preset {typed['save_preset']}")
     if destination is not None and not typed.get("markdown"):
-        say(os.path.relpath(destination) if not destination.is_absolute() else str(destination), sys.stdout)
+        say(str(destination), sys.stdout)
 
 
 def _next(result: Result, destination: Path | None) -> Iterator[str]:
     if result["work"]["model"] in ("builtin", "tiny-random"):
         yield "Figures others can compare with: sdcli bench -m sd15 --random-weights"
-    name = str(destination) if destination is not None else "old.json"
-    yield f"Cite: --markdown, --html FILE   Gate: sdcli bench compare {show(name, 80)} new.json"
+    yield "Cite: --markdown, --html FILE"
+    name = shlex.quote(str(destination)) if destination is not None else "old.json"
+    yield f"Gate: sdcli bench compare {show(name, 200)} new.json"
 
 
 def _write_page(path: Path, result: Result) -> None:
@@ -419,30 +466,49 @@ def _write_page(path: Path, result: Result) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(page.html(result), encoding="utf-8", errors="backslashreplace")
     except OSError as error:
-        raise cannot_write(path, error) from None
+        raise cannot_write(path, error, hint="sdcli bench --html ~/bench.html") from None
 
 
-def _save_preset(typed: Mapping[str, Any], result: Result) -> None:
-    """The fastest row that draws the reference's picture, as a preset of the user's own."""
+_KEPT = "Fastest in a bench on "
+
+
+def _preset_file(typed: Mapping[str, Any]) -> Path | None:
+    """Where --save-preset puts it; what could not be kept is said before anything is measured."""
+    if "save_preset" not in typed:
+        return None
     name = str(typed["save_preset"])
     if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_-]{0,39}", name, re.ASCII):
         raise Usage(f'--save-preset: "{show(name, 60)}" is no name for a preset', hint="sdcli bench --save-preset fast")
+    swept = [name for name, _ in map(_sweep, typed.get("sweep", ()))]
+    passing = [key for key in swept if key not in _SLOTS and _FLAGS[key].field in {*config.NOT_KEPT, "preset"}]
+    if not swept or passing:
+        why = f"--sweep {passing[0]} is none of its settings" if passing else "there is no --sweep to choose from"
+        raise Usage(
+            f"--save-preset keeps the fastest row: {why}",
+            hint="sdcli bench --sweep dtype=fp32,bf16 --save-preset fast",
+        )
+    path = state.config_folder() / "presets" / f"{name}.toml"
+    if path.exists() and not str(config.read_toml(path).get("description", "")).startswith(_KEPT):
+        raise Usage(f"--save-preset: {show(path)} is there, and no bench wrote it", hint="sdcli config path")
+    return path
+
+
+def _save_preset(path: Path, result: Result) -> None:
+    """The fastest row that draws the reference's picture, as a preset of the user's own."""
     chosen = results.best(result)
     if chosen is None:
         return
     pins = {key: value for key, value in chosen["options"].items() if key in _SLOTS}
     rest = {_FLAGS[key].field: value for key, value in chosen["options"].items() if key not in _SLOTS}
-    lines = [f'description = "Fastest in a bench on {surroundings.now_utc()[:10]}"']
+    lines = [f'description = "{_KEPT}{surroundings.now_utc()[:10]}"']
     lines += [f"{field} = {json.dumps(value)}" for field, value in rest.items()]
     if pins:
         lines.append("pins = { " + ", ".join(f"{slot} = {json.dumps(choice)}" for slot, choice in pins.items()) + " }")
-    path = state.config_folder() / "presets" / f"{name}.toml"
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text("\n".join(lines) + "\n", encoding="utf-8")
     except OSError as error:
-        raise cannot_write(path, error) from None
-    say(f"kept as a preset: --preset {name}")
+        raise cannot_write(path, error, hint="sdcli config path") from None
 
 
 # --- comparing
@@ -451,23 +517,26 @@ def _save_preset(typed: Mapping[str, Any], result: Result) -> None:
 def _compare(typed: dict[str, Any]) -> None:
     threshold = _percent(str(typed.get("fail_if_slower", f"{comparison.THRESHOLD * 100:g}%")))
     words, runs = tuple(typed.get("words", ())), tuple(typed.get("run", ()))
+    error: SdcliError | None = None
     if runs:
         if len(runs) != 2 or words:
             raise Usage("--run is given twice: the baseline, then the candidate", hint=comparison.ADVICE)
-        baseline, candidate = _measured_here(typed, runs)
+        baseline, candidate, error = _measured_here(typed, runs)
     elif len(words) == 2:
         baseline, candidate = (results.read(Path(word)) for word in words)
     else:
         raise Usage("two results are compared", hint="sdcli bench compare old.json new.json")
     found = comparison.comparison(baseline, candidate, threshold, here=bool(runs))
+    if error is None and found["failed"]:
+        worst = max(row["ratio"]["value"] for row in found["rows"] if row["verdict"] == "slower")
+        error = Slower(f"slower by {(worst - 1) * 100:.1f} %, more than the {threshold * 100:g} % allowed")
     if typed.get("json"):
-        print_json(found)
-        raise typer.Exit(10 if found["failed"] else 0)
+        print_json(found | {"error": error.to_json() if error else None})
+        raise typer.Exit(error.code if error else 0)
     for line in comparison.lines(found):
         say(line, sys.stdout)
-    if found["failed"]:
-        worst = max(row["ratio"]["value"] for row in found["rows"] if row["verdict"] == "slower")
-        raise Slower(f"slower by {(worst - 1) * 100:.1f} %, more than the {threshold * 100:g} % allowed")
+    if error is not None:
+        raise error
 
 
 def _percent(text: str) -> float:
@@ -480,22 +549,34 @@ def _percent(text: str) -> float:
     return float(number) / 100
 
 
-def _measured_here(typed: Mapping[str, Any], runs: tuple[str, ...]) -> tuple[Result, Result]:
-    """Both programs in turn, a process of each per round, so that whatever the machine does meets both."""
+def _measured_here(
+    typed: Mapping[str, Any], runs: tuple[str, ...]
+) -> tuple[Result, Result, Interrupted | Terminated | None]:
+    """Both programs in turn, one process of each per round, so that whatever the machine does meets both. Interrupted
+    after a whole round, what was measured by then is compared."""
     rounds = _whole(typed, "processes", "--processes", 5)
     passed = list(_passed_on(typed))
     found: tuple[list[Result], list[Result]] = ([], [])
-    for number in range(rounds):
-        for side, program in enumerate(runs if number % 2 == 0 else tuple(reversed(runs))):
-            place = side if number % 2 == 0 else 1 - side
-            if not typed.get("quiet"):
-                say(f"round {number + 1} of {rounds}: {show(program, 100)}")
-            found[place].append(_run_other(program, passed))
-    return comparison.merged(found[0]), comparison.merged(found[1])
+    error: Interrupted | Terminated | None = None
+    try:
+        with termination():
+            for number in range(rounds):
+                for place in (0, 1) if number % 2 == 0 else (1, 0):
+                    if not typed.get("quiet"):
+                        say(f"round {number + 1} of {rounds}: {show(runs[place], 100)}")
+                    found[place].append(_run_other(runs[place], passed))
+    except KeyboardInterrupt:
+        error = Interrupted("interrupted")
+    except (Interrupted, Terminated) as ended:
+        error = ended
+    whole = min(map(len, found))
+    if error is not None and not whole:
+        raise error
+    return comparison.merged(found[0][:whole]), comparison.merged(found[1][:whole]), error
 
 
 def _passed_on(typed: Mapping[str, Any]) -> Iterator[str]:
-    yield from ("--processes", "1", "--json")
+    yield from ("--quick", "--json")
     for option in (*DRAWING, RANDOM, *COMPARING[-1:], *(o for o in SCREEN if o.field == "engine")):
         value = typed.get(option.field)
         if value is None:
@@ -512,17 +593,26 @@ def _run_other(program: str, passed: list[str]) -> Result:
     path = Path(program).expanduser()
     start = [sys.executable, str(path)] if path.suffix == ".py" else [str(path) if path.exists() else program]
     try:
-        done = subprocess.run([*start, "bench", *passed], capture_output=True, check=False)
+        process = subprocess.Popen([*start, "bench", *passed], stdout=subprocess.PIPE, stderr=subprocess.PIPE)
     except OSError as error:
         raise Usage(
             f"{show(program, 120)} cannot be run: {show(error.strerror or error)}", hint=comparison.ADVICE
         ) from None
-    if done.returncode != 0:
+    try:
+        content, _ = process.communicate()
+    except BaseException:  # it has processes of its own to end, and does so when asked
+        process.terminate()
+        try:
+            process.communicate(timeout=ENDING)
+        except subprocess.TimeoutExpired:
+            process.kill()
+        raise
+    if process.returncode != 0:
         raise BadFile(
-            f"{show(program, 120)} bench ended with exit code {done.returncode}{_told(done.stdout)}",
+            f"{show(program, 120)} bench ended with exit code {process.returncode}{_told(content)}",
             hint="sdcli doctor",
         )
-    return results.check(documents.load(done.stdout, program), program)
+    return results.check(documents.load(content, program), program)
 
 
 def _told(content: bytes) -> str:

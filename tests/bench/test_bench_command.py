@@ -16,9 +16,10 @@ import pytest
 from sdcli.bench import result as results
 from sdcli.cli import ask
 from sdcli.cli.main import run
+from sdcli.machine import state
 
 ROOT = Path(__file__).resolve().parents[2]
-FAKE = ("--engine", "fake", "-m", "sd15", "--size", "64x64", "-s", "6", "--max-time", "3")
+FAKE = ("--engine", "fake", "-m", "sd15", "--size", "64x64", "-s", "6", "--max-time", "1")
 
 
 @pytest.fixture(autouse=True)
@@ -74,12 +75,12 @@ def test_work_counts_attention_and_both_sides_of_guidance() -> None:
     assert alone["key"] != work["key"]
 
 
-def test_five_processes_are_what_the_interval_counts(here: Path, capfd: pytest.CaptureFixture[str]) -> None:
-    done = bench(capfd, *FAKE, "--processes", "3", "--max-time", "60", "--save", "r.json", "--markdown")
+def test_several_processes_are_what_the_interval_counts(here: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    done = bench(capfd, *FAKE, "--processes", "2", "--max-time", "6", "--save", "r.json", "--markdown")
     result = json.loads((here / "r.json").read_text())
     (one,) = result["configurations"]
-    assert {image["process"] for image in one["runs"]} >= {0, 1, 2}
-    assert one["step"]["interval"] == "processes" and one["step"]["processes"] >= 3
+    assert {image["process"] for image in one["runs"]} >= {0, 1}
+    assert one["step"]["interval"] == "processes" and one["step"]["processes"] >= 2
     assert done.out.startswith("| configuration |") and "processes per configuration" in done.out
     assert all(len(line) <= 80 for line in done.err.splitlines())
 
@@ -109,10 +110,38 @@ def test_the_fastest_row_can_be_kept_as_a_preset(capfd: pytest.CaptureFixture[st
     assert plan["origins"]["steps"] == "preset"
 
 
+def test_flags_are_printed_as_a_shell_takes_them(here: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    sweep = ("--sweep", "sampler=DPM++ 2M,Euler", "--sweep", "batch-invariant=yes,no")
+    done = bench(capfd, *FAKE, *sweep, "--quick", "--json")
+    rows = {tuple(row["options"].values()): row for row in done.json["configurations"]}
+    assert rows["DPM++ 2M", "yes"]["flags"] == "--sampler 'DPM++ 2M' --batch-invariant"
+    assert rows["Euler", "no"]["flags"] == "--sampler Euler"
+    assert all(row["step"] for row in rows.values())
+
+
+def test_another_size_is_no_candidate_for_the_same_picture(here: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    words = ("--sweep", "size=72x64,64x64", "--quick", "--save-preset", "small", "--save", "r.json")
+    done = bench(capfd, *FAKE, *words)
+    assert "fastest with the same picture: --size 72x64" in done.err
+    other = json.loads((here / "r.json").read_text())["configurations"][1]
+    assert other["image"]["lossy"] is None and other["step"]
+
+
+def test_without_a_terminal_little_is_said(capfd: pytest.CaptureFixture[str]) -> None:
+    done = bench(capfd, *FAKE, "--quick", "--sweep", "steps=5,6,7,8")
+    told = done.err.partition("sd15 ·")[0].splitlines()
+    assert told[0] == "process 1 · warming up 4 in turn" and len(told) <= 4
+
+
 @pytest.mark.parametrize(
     ("words", "said"),
     (
         (("--sweep", "nonsense=1,2"), "neither a slot"),
+        (("--sweep", "pin=vae=whole,vae=tile-256"), "neither a slot"),
+        (("--sweep", "compile=perhaps"), "neither yes nor no"),
+        (("--save-preset", "fast"), "no --sweep"),
+        (("--save-preset", "../fast", "--sweep", "steps=2,3"), "no name"),
+        (("--save-preset", "fast", "--sweep", "prompt=a,b"), "prompt is none of its settings"),
         (("--sweep", "dtype"), "NAME=VALUE"),
         (("--processes", "0"), "whole number"),
         (("--max-time", "soon"), "whole number"),
@@ -120,7 +149,18 @@ def test_the_fastest_row_can_be_kept_as_a_preset(capfd: pytest.CaptureFixture[st
 )
 def test_mistakes_are_usage(words: tuple[str, ...], said: str, capfd: pytest.CaptureFixture[str]) -> None:
     done = bench(capfd, *FAKE, *words)
-    assert done.code == 2 and said in done.err and "try: sdcli bench" in done.err
+    assert done.code == 2 and said in done.err and "try: sdcli " in done.err
+
+
+def test_a_preset_made_by_hand_is_not_replaced(here: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    words = (*FAKE, "--quick", "--sweep", "steps=3,4", "--save-preset", "mine")
+    assert bench(capfd, *words).code == 0
+    assert bench(capfd, *words).code == 0  # its own it may replace
+    path = state.config_folder() / "presets" / "mine.toml"
+    path.write_text('description = "Dear to me"\nsteps = 9\n')
+    done = bench(capfd, *words)
+    assert done.code == 2 and "no bench wrote it" in done.err
+    assert "Dear to me" in path.read_text()
 
 
 def test_a_model_that_is_not_here_is_measured_by_its_structure(capfd: pytest.CaptureFixture[str]) -> None:
@@ -131,11 +171,20 @@ def test_a_model_that_is_not_here_is_measured_by_its_structure(capfd: pytest.Cap
 # --- comparing
 
 
+@pytest.fixture(scope="module")
+def real(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """A result as bench writes it."""
+    path = tmp_path_factory.mktemp("bench") / "real.json"
+    words = ("bench", *FAKE, "--quick", "--save", str(path))
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    subprocess.run([sys.executable, "-m", "sdcli", *words], check=True, capture_output=True, env=environment)
+    return path.read_text()
+
+
 @pytest.fixture
-def measured(here: Path, capfd: pytest.CaptureFixture[str]) -> Path:
+def measured(here: Path, real: str) -> Path:
     """A result with the times of a steady machine put in: 10 ms, one per cent between five processes."""
-    assert bench(capfd, *FAKE, "--quick", "--save", "old.json").code == 0
-    result = json.loads((here / "old.json").read_text())
+    result = json.loads(real)
     (one,) = result["configurations"]
     one["runs"] = [
         {"process": n, "image": 0, "warmup": False, "seconds": 1.0,
@@ -215,6 +264,46 @@ def test_two_programs_are_measured_in_turn(here: Path, capfd: pytest.CaptureFixt
     assert done.code == 9 and "exit code 3" in done.err
 
 
+# --- what cannot be written
+
+
+def limited(here: Path, bytes_: int, *words: str) -> subprocess.CompletedProcess[str]:
+    """bench where no file may grow beyond so many bytes: to a program that is a full disk."""
+    start = f"import resource; resource.setrlimit(resource.RLIMIT_FSIZE, ({bytes_}, {bytes_}))"
+    code = f"{start}\nfrom sdcli.cli.main import run\nrun()"
+    return subprocess.run(
+        [sys.executable, "-c", code, "bench", *FAKE, "--quick", *words],
+        cwd=here, env=os.environ, capture_output=True, text=True, timeout=60,
+    )  # fmt: skip
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="limits of POSIX")
+def test_a_disk_that_fills_up_costs_the_file_and_not_the_figures(here: Path) -> None:
+    done = limited(here, 20_000, "-s", "200", "--save", "kept/r.json", "--html", "page.html")
+    assert done.returncode == 7
+    assert "error: could not write kept/r.json" in done.stderr and "try: sdcli bench --save" in done.stderr
+    assert "95 % interval within one process" in done.stderr and done.stdout == ""
+    assert not list((here / "kept").iterdir())  # no half of it
+    done = limited(here, 20_000, "-s", "200", "--save", "kept/r.json", "--json")
+    result = json.loads(done.stdout)
+    assert (done.returncode, result["error"]["type"]) == (7, "cannot_write")
+    assert result["configurations"][0]["step"]["n"] >= 20
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="limits of POSIX")
+def test_no_room_for_the_pictures_is_said(here: Path) -> None:
+    done = limited(here, 3000)  # the order to a worker goes through a pipe, its pictures do not
+    assert done.returncode == 7 and "could not write" in done.stderr and "Traceback" not in done.stderr
+
+
+def test_a_place_that_cannot_be_written_is_said_before_measuring(here: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    (here / "file").write_text("")
+    for flag in ("--save", "--html"):
+        done = bench(capfd, *FAKE, "--quick", flag, "file/r")
+        assert done.code == 7 and f"try: sdcli bench {flag}" in done.err and "process 1" not in done.err
+        assert bench(capfd, *FAKE, "--quick", flag, ".").code == 2
+
+
 # --- ending
 
 
@@ -242,6 +331,23 @@ def test_an_interruption_keeps_what_was_measured(number: int, code: int, here: P
     told, kept = json.loads(out), json.loads((here / "kept.json").read_text())
     assert told["status"] == kept["status"] == "interrupted"
     assert told["stopped_by"] == "interrupted" and told["configurations"][0]["step"]["n"] > 0
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="signals of POSIX")
+def test_an_interrupted_comparison_compares_the_rounds_it_has(here: Path) -> None:
+    program = here / "program.py"
+    program.write_text("from sdcli.cli.main import run\nrun()\n")
+    words = ("compare", "--run", str(program), "--run", str(program), *FAKE, "--processes", "9")
+    process = subprocess.Popen(
+        [sys.executable, "-m", "sdcli", "bench", *words], cwd=here, env=os.environ,
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    assert process.stderr is not None
+    told = [process.stderr.readline() for _ in range(3)]  # the third begins once both were measured
+    assert told[2].startswith("round 2 of 9")
+    process.send_signal(signal.SIGINT)
+    out, err = process.communicate(timeout=40)
+    assert process.returncode == 130 and out.startswith("as asked: ×") and "interrupted" in err
 
 
 @pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="reads /proc")

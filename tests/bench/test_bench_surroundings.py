@@ -31,11 +31,31 @@ def test_a_battery_being_emptied_and_a_governor_are_seen(tmp_path: Path) -> None
     assert surroundings.on_battery(tmp_path) is True and surroundings.governor(tmp_path) == "powersave"
 
 
-def test_processor_time_is_read_from_the_kernels_first_line(tmp_path: Path) -> None:
+def test_processor_time_is_the_one_of_the_cores_we_may_use(tmp_path: Path) -> None:
     assert surroundings.moment(tmp_path) is None
-    put(tmp_path, "proc/stat", "cpu  100 0 100 700 100 0 0 0 0 0\ncpu0 1 2 3\n")
-    found = surroundings.moment(tmp_path)
+    rows = (
+        "cpu  900 0 900 0 0 0 0 0 0 0",
+        "cpu0 100 0 100 700 100 0 0 0 0 0",
+        "cpu1 800 0 800 0 0 0 0 0 0 0",
+        "intr 9",
+    )
+    put(tmp_path, "proc/stat", "\n".join(rows) + "\n")
+    found = surroundings.moment(tmp_path, frozenset({0}))
     assert found is not None and found.busy / found.total == pytest.approx(0.2)
+    both = surroundings.moment(tmp_path, frozenset({0, 1}))
+    assert both is not None and both.busy / both.total == pytest.approx(1800 / 2600)
+    assert surroundings.moment(tmp_path, frozenset({7})) is None
+
+
+def test_clocks_and_heat_are_read_where_the_system_tells(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(surroundings, "allowed", lambda: frozenset({0, 1}))
+    assert surroundings.clock(tmp_path) == surroundings.Clock()
+    put(tmp_path, "proc/cpuinfo", "processor\t: 0\ncpu MHz\t\t: 2596.120\nprocessor\t: 1\ncpu MHz\t\t: 2601.5\n")
+    assert surroundings.clock(tmp_path) == surroundings.Clock(mhz=2601)
+    for number, khz, count in ((0, 4_100_000, 3), (1, 4_300_000, 4)):
+        put(tmp_path, f"sys/devices/system/cpu/cpu{number}/cpufreq/scaling_cur_freq", f"{khz}\n")
+        put(tmp_path, f"sys/devices/system/cpu/cpu{number}/thermal_throttle/core_throttle_count", f"{count}\n")
+    assert surroundings.clock(tmp_path) == surroundings.Clock(mhz=4300, slowed_down=7)
 
 
 @pytest.mark.parametrize(
@@ -54,14 +74,24 @@ def test_a_card_says_why_it_was_held_back(mask: str, reasons: tuple[str, ...]) -
 
 def test_reasons_name_what_disturbed() -> None:
     watch = surroundings.Watch(PLACE)
-    watch.load, watch.cores, watch.governor, watch.battery = 0.1, 2, None, None
+    watch.load, watch.cores, watch.governor, watch.battery, watch.clocks = 0.1, 2, None, None, []
     assert watch.reasons() == ()
-    watch.load, watch.battery, watch.foreign, watch.observed = 3.0, True, 2.0, 10.0
+    watch.load = 3.0
+    assert watch.reasons() == ("load 3.0 on 2 cores before the start",)
+    watch.battery, watch.foreign, watch.observed = True, 2.0, 10.0
     watch.cards = [surroundings.Card(others=1), surroundings.Card(held_back=("heat",))]
+    watch.clocks = [surroundings.Clock(slowed_down=3), surroundings.Clock(slowed_down=5)]
     assert watch.reasons() == (
-        "load 3.0 on 2 cores before the start", "other programs took 20 % of the processor",
-        "other programs computed on the GPU", "the GPU was held back: heat", "on battery",
+        "other programs took 20 % of the processor", "other programs computed on the GPU",
+        "the GPU was held back: heat", "heat slowed the processor down", "on battery",
     )  # fmt: skip
+
+
+def test_a_measurement_just_over_does_not_make_the_next_one_contended() -> None:
+    """The load of the last minute counts our own processes too; seconds taken by others are measured instead."""
+    watch = surroundings.Watch(PLACE)
+    watch.load, watch.governor, watch.battery, watch.foreign, watch.observed = 9.0, None, None, 0.1, 10.0
+    assert watch.reasons() == ()
 
 
 def test_machines_differ_by_device_and_memory_and_not_by_the_moment() -> None:
