@@ -1,0 +1,403 @@
+"""Memory runs out at every heavy call, on every rung, with every sampler: the picture comes all the same, or exit 4.
+
+The real engine draws on the CPU under plans made for a card, so that every placement has its rung. Failures are the
+exceptions that torch, cuDNN and cuBLAS raise, out of the modules' own calls.
+"""
+
+from __future__ import annotations
+
+import functools
+import gc
+import itertools
+import sys
+import tempfile
+import weakref
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, replace
+from itertools import product
+from pathlib import Path
+from typing import Any
+from unittest import mock
+
+ROOT = Path(__file__).resolve().parents[2]
+if str(ROOT) not in sys.path:
+    sys.path.insert(0, str(ROOT))
+
+import torch  # noqa: E402
+
+from scripts import make_checkpoint  # noqa: E402
+from sdcli.draw import local, quiet, schedulers  # noqa: E402
+from sdcli.errors import OutOfMemory  # noqa: E402
+from sdcli.events import Decoded, Degraded, Step  # noqa: E402
+from sdcli.machine.hardware import GIB, Hardware  # noqa: E402
+from sdcli.models import resolve  # noqa: E402
+from sdcli.plan.footprint import Shape, footprint  # noqa: E402
+from sdcli.plan.ladder import after_out_of_memory  # noqa: E402
+from sdcli.plan.plan import Plan, Rung, Setup  # noqa: E402
+from sdcli.plan.planner import make_plan  # noqa: E402
+from sdcli.plan.techniques import TECHNIQUES  # noqa: E402
+from sdcli.request.request import Request  # noqa: E402
+from sdcli.request.samplers import SAMPLERS  # noqa: E402
+
+NAME = "out_of_memory"
+CLAIM = (
+    "Memory runs out at every heavy call (encoders, every UNet call before and after scheduler.step, VAE), on tiny SD "
+    "and SDXL: × 18 samplers, × every rung for each sampler, × every rung and placement for one of them. Each time "
+    "the right rung, nothing held at the retry, no step twice, identical pixels where the rung moves none; or exit 4."
+)
+
+FAMILIES = ("sd15", "sdxl")
+NAMES = tuple(sampler.name for sampler in SAMPLERS)
+STEPS = 3
+PLACEMENTS = ("", "resident", "drop-encoders", "model-offload", "group-offload", "disk")  # "": the planner's choice
+PHASE_OF = {
+    "load": "load", "text_encoder": "encode", "text_encoder_2": "encode", "before unet": "denoise",
+    "after unet": "denoise", "after scheduler.step": "denoise", "vae": "decode",
+}  # fmt: skip
+CARD = Hardware(
+    device="cuda:0", name="a card", source="os", total=8 * GIB, free=8 * GIB, ram_total=64 * GIB, ram_free=64 * GIB,
+    threads=1, capability="8.6", dtypes={"fp32": "probed", "bf16": "probed", "fp16": "probed"},
+)  # fmt: skip
+
+
+def _really(size: int = 1 << 50) -> None:
+    torch.empty(size, dtype=torch.uint8, device="cpu")
+
+
+def _raising(error: Callable[[], BaseException]) -> Callable[[], None]:
+    def fail() -> None:
+        raise error()
+
+    return fail
+
+
+FAILURES: dict[str, Callable[[], None]] = {
+    "torch on CUDA": _raising(lambda: torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")),
+    "torch on a CPU": _really,
+    "cuDNN": _raising(lambda: RuntimeError("cuDNN error: CUDNN_STATUS_ALLOC_FAILED")),
+    "cuBLAS": _raising(
+        lambda: RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`")
+    ),
+    "MPS": _raising(lambda: RuntimeError("MPS backend out of memory (MPS allocated: 8.00 GB, max allowed: 9.07 GB).")),
+    "Python": _raising(MemoryError),
+}
+
+
+@dataclass(frozen=True)
+class Case:
+    """`times` attempts in a row fail at `point`, in the `call`th call of its kind."""
+
+    family: str
+    sampler: str = "Euler"
+    placement: str = ""
+    point: str = "before unet"
+    call: int = 1
+    times: int = 1
+    failure: str = "torch on CUDA"
+    fallback: bool = True
+
+
+class Failing:
+    """Fails as told, and holds weak references to what the failed call had in memory."""
+
+    def __init__(self, case: Case) -> None:
+        self.case = case
+        self.calls = 0
+        self.failed = 0
+        self.held: list[weakref.ref[Any]] = []
+
+    def __call__(self, *things: Any) -> None:
+        self.calls += 1
+        if self.calls < self.case.call or self.failed == self.case.times:
+            return
+        self.failed += 1
+        work = torch.ones(1000)  # what the call itself had made before it failed
+        self.held += [weakref.ref(thing) for thing in (work, *things)]
+        FAILURES[self.case.failure]()
+
+    def still_held(self) -> int:
+        return sum(reference() is not None for reference in self.held)
+
+
+@contextmanager
+def failing(case: Case, plan: Plan) -> Iterator[Failing]:
+    """torch's own hooks and the library's own functions; nothing of ours is replaced."""
+    found = Failing(case)
+    kinds = {
+        "text_encoder": "CLIPTextModel", "text_encoder_2": "CLIPTextModelWithProjection",
+        "before unet": "UNet2DConditionModel", "after unet": "UNet2DConditionModel", "vae": "Decoder",
+    }  # fmt: skip
+    with ExitStack() as stack:
+        if case.point == "load":
+            stack.enter_context(_failing_memory(found, plan))
+        elif case.point == "after scheduler.step":
+            stack.enter_context(_failing_scheduler(found, case, plan))
+        else:
+            hooks = torch.nn.modules.module
+            kind = kinds[case.point]
+
+            def hook(module: Any, *_: Any) -> None:
+                if type(module).__name__ == kind:
+                    found(module, next(module.parameters()))
+
+            after = case.point == "after unet"
+            register = hooks.register_module_forward_hook if after else hooks.register_module_forward_pre_hook
+            stack.callback(register(hook).remove)
+        yield found
+
+
+@contextmanager
+def _failing_memory(found: Failing, plan: Plan) -> Iterator[None]:
+    """The UNet's last convolution finds no room: by then most of it is loaded."""
+    config = plan.model.components["unet"].config
+    last, real = (config["out_channels"], config["block_out_channels"][0], 3, 3), torch.empty
+
+    def empty(*shape: Any, **given: Any) -> Any:
+        sizes = tuple(shape[0]) if shape and isinstance(shape[0], (tuple, torch.Size)) else shape
+        if sizes == last and torch.get_default_device().type != "meta":
+            found()
+        return real(*shape, **given)
+
+    with mock.patch.object(torch, "empty", empty):
+        yield
+
+
+@contextmanager
+def _failing_scheduler(found: Failing, case: Case, plan: Plan) -> Iterator[None]:
+    """The step is taken, then memory runs out: the scheduler has moved on and must be set back."""
+    kind = type(schedulers.make(case.sampler, plan.model.scheduler))
+    real = kind.step
+
+    @functools.wraps(real)
+    def step(self: Any, *args: Any, **given: Any) -> Any:
+        result = real(self, *args, **given)
+        found(result[0])
+        return result
+
+    with mock.patch.object(kind, "step", step):
+        yield
+
+
+# --- plans, and what must come of them
+
+
+class Bench:
+    """Tiny models, the pictures they draw undisturbed, and the cases judged."""
+
+    def __init__(self, root: Path) -> None:
+        quiet.hush()
+        torch.set_num_threads(1)
+        self.folders = {name: make_checkpoint.write_folder(root / name, name, tiny=True) for name in FAMILIES}
+        self._pictures: dict[tuple[Any, ...], list[bytes]] = {}
+        for family in FAMILIES:
+            self.pictures(self.plan(family, "Euler"))
+        gc.collect()
+        gc.freeze()  # the libraries' million objects would be looked through at every rung
+
+    @functools.cache  # noqa: B019
+    def plan(self, family: str, sampler: str, placement: str = "") -> Plan:
+        """Of a card, its setups then moved to the CPU: two pictures."""
+        pins = {"dtype": "fp32"} | ({"placement": placement} if placement else {})
+        request = Request(
+            prompts=("a cat",), seeds=(7, 8), steps=STEPS, guidance=5.0, width=64, height=64, sampler=sampler,
+            num_images=2, pins=pins,
+        )  # fmt: skip
+        return on_the_cpu(make_plan(request, resolve.at(self.folders[family]), CARD, {}))
+
+    def pictures(self, plan: Plan) -> list[bytes]:
+        key = (plan.model.path, plan.request.sampler, plan.setup)
+        if key not in self._pictures:
+            drawn = [event.pixels for event in local.run(plan) if isinstance(event, Decoded)]
+            self._pictures[key] = drawn
+        return self._pictures[key]
+
+    def rungs(self, case: Case) -> list[Rung]:
+        """Where the plan says to go, one failure after the other."""
+        plan, phase = self.plan(case.family, case.sampler, case.placement), PHASE_OF[case.point]
+        found: list[Rung] = []
+        current = plan.setup
+        if not case.fallback:
+            return []
+        while True:
+            used = {plan.setup, *(rung.setup for rung in found)}
+            below = [rung for rung in after_out_of_memory(plan, 0, current, phase) if rung.setup not in used]
+            if not below:
+                return found
+            found.append(below[0])
+            current = below[0].setup
+
+    def wrong(self, case: Case) -> list[str]:
+        """Everything that is not as it should be; empty where all holds."""
+        plan = self.plan(case.family, case.sampler, case.placement)
+        wanted, rungs = self.pictures(plan), self.rungs(case)[: case.times]
+        if not case.fallback:
+            plan = replace(plan, request=replace(plan.request, fallback=False))
+        seen: list[Any] = []
+        mistakes: list[str] = []
+        error: Exception | None = None
+        with failing(case, plan) as found:
+            try:
+                for event in local.run(plan):
+                    seen.append(event)
+                    if isinstance(event, Degraded) and found.still_held():
+                        mistakes.append(f"{found.still_held()} things of the failed attempt still held at the retry")
+            except Exception as caught:
+                error = caught
+        if not found.failed:
+            return ["nothing failed"]
+        mistakes += _fell(plan, [event for event in seen if isinstance(event, Degraded)], rungs, PHASE_OF[case.point])
+        drawn = {event.index: event.pixels for event in seen if isinstance(event, Decoded)}
+        for batch in (0, 1):  # none left out, none drawn a second time
+            steps = [event.step for event in seen if isinstance(event, Step) and event.batch == batch]
+            if steps != list(range(1, len(steps) + 1)) or (error is None and len(steps) != plan.jobs[0].unet_calls):
+                mistakes.append(f"batch {batch}: steps {steps}")
+        if len(rungs) < case.times:
+            finished = _finished_before(plan, case)
+            mistakes += _ended(error, case)
+            if [drawn.get(index) for index in range(finished)] != wanted[:finished] or len(drawn) != finished:
+                mistakes.append(f"{finished} pictures were finished, {len(drawn)} came")
+        elif error is not None:
+            mistakes.append(f"{type(error).__name__}: {error}")
+        else:
+            mistakes += self._drawn(plan, drawn, wanted, rungs, case)
+        return mistakes
+
+    def _drawn(
+        self, plan: Plan, drawn: dict[int, bytes], wanted: list[bytes], rungs: list[Rung], case: Case
+    ) -> list[str]:
+        if sorted(drawn) != [0, 1]:
+            return [f"pictures {sorted(drawn)}"]
+        if not any(rung.changes_pixels for rung in rungs):
+            return [] if [drawn[0], drawn[1]] == wanted else ["pixels moved, but no rung moves any"]
+        if case.point == "vae":  # decoded as if it had been planned so
+            lower = self.pictures(replace(plan, setup=rungs[-1].setup))
+            return [] if [drawn[0], drawn[1]] == lower else ["not what the lower rung draws"]
+        return []
+
+
+def on_the_cpu(plan: Plan) -> Plan:
+    """The same plan with every setup's device replaced by the one that is here."""
+
+    def here(setup: Setup) -> Setup:
+        return replace(setup, device="cpu")
+
+    rungs = tuple(replace(rung, setup=here(rung.setup)) for rung in plan.ladder)
+    return replace(plan, setup=here(plan.setup), ladder=rungs)
+
+
+def _fell(plan: Plan, events: list[Degraded], rungs: list[Rung], phase: str) -> list[str]:
+    """Each rung once, as the plan has it, and each smaller than the one before."""
+    mistakes: list[str] = []
+    setups = [plan.setup, *(rung.setup for rung in rungs)]
+    if len(events) != len(rungs):
+        return [f"{len(events)} rungs taken, not {len(rungs)}"]
+    for event, rung, before in zip(events, rungs, setups, strict=False):
+        moved = {t.slot: t.of(rung.setup) for t in TECHNIQUES if t.of(rung.setup) != t.of(before)}
+        if dict(event.after) != moved or event.phase != phase or event.changes_pixels != rung.changes_pixels:
+            mistakes.append(f"{event.phase}: {dict(event.after)}, not {moved}")
+        if _needs(plan, rung.setup, phase) >= _needs(plan, before, phase):
+            mistakes.append(f"{dict(event.after)} needs no less")
+    return mistakes
+
+
+def _needs(plan: Plan, setup: Setup, phase: str) -> int:
+    shape = Shape(width=64, height=64)
+    rows = footprint(plan.model, shape, setup, plan.hardware).phases
+    return next(row.device for row in rows if row.name == phase)
+
+
+def _finished_before(plan: Plan, case: Case) -> int:
+    """Pictures done when the failing call comes."""
+    each = {"denoise": plan.jobs[0].unet_calls, "decode": 1}.get(PHASE_OF[case.point], case.call)
+    return (case.call - 1) // each
+
+
+def _ended(error: Exception | None, case: Case) -> list[str]:
+    if not isinstance(error, OutOfMemory):
+        return [f"ended with {type(error).__name__}: {error}"]
+    mistakes = [] if error.code == 4 and error.hint else ["no exit 4 with a way out"]
+    figures = " needed" in error.message and " free now" in error.message
+    if not (figures and error.details.get("need") and error.details.get("free")):
+        mistakes.append(f"no numbers: {error.message}")
+    if not case.fallback and "--no-fallback" not in error.message:
+        mistakes.append("--no-fallback is not named")
+    return mistakes
+
+
+# --- which cases
+
+
+def points(family: str, sampler: str) -> list[tuple[str, int]]:
+    """(point, call): every heavy call of the first picture, and those of the second."""
+    calls = next(found for found in SAMPLERS if found.name == sampler).unet_calls(STEPS)
+    steps = range(1, 2 * calls + 1)
+    encoders = ("text_encoder", "text_encoder_2") if family == "sdxl" else ("text_encoder",)
+    return [
+        ("load", 1),
+        *[(name, 1) for name in encoders],
+        *product(("before unet", "after unet", "after scheduler.step"), steps),
+        ("vae", 1),
+        ("vae", 2),
+    ]
+
+
+def everything(bench: Bench) -> Iterator[Case]:
+    """Every call with every sampler, every rung with every sampler, and every call with every rung and placement."""
+    for family in FAMILIES:
+        for sampler in NAMES:
+            for point, call in points(family, sampler):
+                yield Case(family, sampler, "", point, call)
+            for point in _kinds(family):
+                yield from _depths(bench, Case(family, sampler, "", point), beyond=1)
+                yield Case(family, sampler, "", point, fallback=False)
+        for placement in PLACEMENTS[1:]:
+            for point, call in points(family, "DPM++ 2M SDE"):
+                yield from _depths(bench, Case(family, "DPM++ 2M SDE", placement, point, call))
+
+
+def covering(bench: Bench) -> Iterator[Case]:
+    """Every kind of call to its last rung (SDXL) and beyond (SD), every sampler, every placement; not each with each."""
+    for number, family in enumerate(FAMILIES):
+        for point in _kinds(family):
+            depth = len(bench.rungs(Case(family, point=point)))
+            yield Case(family, point=point, times=max(1, depth + 1 - number))
+        for sampler in NAMES[number :: len(FAMILIES)]:
+            yield Case(family, sampler, "", ("before unet", "after unet", "after scheduler.step")[len(sampler) % 3], 2)
+        for placement in PLACEMENTS[2 + number :: len(FAMILIES)]:
+            yield Case(family, "DPM++ 2M SDE", placement, "before unet", STEPS + 1)
+        yield Case(family, point="vae", call=2, fallback=False)
+
+
+def _kinds(family: str) -> list[str]:
+    return list(dict.fromkeys(point for point, _ in points(family, "Euler")))
+
+
+def _depths(bench: Bench, first: Case, beyond: int = 0) -> Iterator[Case]:
+    """The same call failing again and again, until no rung is left."""
+    for times in range(1 + beyond, len(bench.rungs(first)) + 2):
+        yield replace(first, times=times)
+
+
+def in_turn(cases: Iterable[Case]) -> Iterator[Case]:
+    """Each failing in another part of the stack than the one before."""
+    return (replace(case, failure=failure) for case, failure in zip(cases, itertools.cycle(FAILURES), strict=False))
+
+
+def main() -> list[tuple[str, str, str, bool]]:
+    rows: list[tuple[str, str, str, bool]] = []
+    with tempfile.TemporaryDirectory() as root:
+        bench = Bench(Path(root))
+        counts: dict[str, list[int]] = {}
+        first: dict[str, str] = {}
+        for case in in_turn(everything(bench)):
+            count = counts.setdefault(case.point, [0, 0])
+            count[0] += 1
+            wrong = bench.wrong(case)
+            if wrong:
+                count[1] += 1
+                first.setdefault(case.point, f"; first {case}: {wrong[0]}")
+    for point, (tried, wrong_count) in counts.items():
+        seen = f"{tried - wrong_count} of {tried}{first.get(point, '')}"
+        rows.append((point, seen, "all", wrong_count == 0))
+    return rows

@@ -1,0 +1,75 @@
+"""Memory that runs out in the middle, injected where it happens: in the calls of the modules themselves."""
+
+from __future__ import annotations
+
+import gc
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+
+from scripts.proofs import out_of_memory
+from scripts.proofs.out_of_memory import FAILURES, NAMES, PHASE_OF, Bench, Case
+from sdcli.draw import local, oom
+
+
+@pytest.fixture(scope="module")
+def bench(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Bench]:
+    yield Bench(tmp_path_factory.mktemp("exhausted"))
+    gc.unfreeze()
+
+
+def test_the_covering_cases_hold_every_call_sampler_failure_and_placement(bench: Bench) -> None:
+    cases = list(out_of_memory.in_turn(out_of_memory.covering(bench)))
+    assert {case.point for case in cases} == set(PHASE_OF)
+    assert {case.sampler for case in cases} == set(NAMES) and len(NAMES) == 18
+    assert {case.failure for case in cases} == set(FAILURES)
+    assert {case.placement for case in cases} >= set(out_of_memory.PLACEMENTS) - {"resident"}
+
+
+@pytest.mark.parametrize("family", out_of_memory.FAMILIES)
+def test_a_picture_survives_running_out_anywhere_or_ends_with_exit_4_and_numbers(bench: Bench, family: str) -> None:
+    cases = out_of_memory.in_turn(out_of_memory.covering(bench))
+    wrong = {case: bench.wrong(case) for case in cases if case.family == family}
+    assert {case: found for case, found in wrong.items() if found} == {}
+
+
+@pytest.mark.parametrize("failure", FAILURES)
+def test_every_part_of_the_stack_is_understood_when_it_has_no_memory(failure: str) -> None:
+    with pytest.raises(Exception) as caught:
+        FAILURES[failure]()
+    assert oom.is_out_of_memory(caught.value)
+
+
+def test_noise_drawn_before_memory_ran_out_is_drawn_again(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The generators have moved on by then; the picture must not."""
+    plan = bench.plan("sd15", "Euler a")
+    wanted = bench.pictures(plan)
+    real, calls = torch.randn, [0]
+
+    def randn(*shape: object, **given: object) -> object:
+        noise = real(*shape, **given)
+        calls[0] += 1
+        if calls[0] == 1:
+            raise torch.OutOfMemoryError("CUDA out of memory.")
+        return noise
+
+    monkeypatch.setattr(torch, "randn", randn)
+    found = list(local.run(plan))
+    assert sum(isinstance(event, out_of_memory.Degraded) for event in found) == 1
+    assert [event.pixels for event in found if isinstance(event, out_of_memory.Decoded)] == wanted
+
+
+def test_the_cap_of_torchs_allocator_is_the_limit_without_the_context() -> None:
+    gib = 1 << 30
+    assert local.share_of(None, 8 * gib) == 1.0
+    assert local.share_of(4 * gib, 8 * gib) == pytest.approx(3.5 / 8)
+    assert local.share_of(gib // 4, 8 * gib) == 0.0
+    assert local.share_of(24 * gib, 8 * gib) == 1.0
+
+
+def test_only_what_failed_is_named(bench: Bench) -> None:
+    """A case in which nothing fails would prove nothing, and is told apart."""
+    assert bench.wrong(Case("sd15", call=1000)) == ["nothing failed"]
+    assert Path(bench.folders["sd15"]).is_dir()
