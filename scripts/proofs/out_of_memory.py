@@ -357,7 +357,7 @@ def everything(bench: Bench) -> Iterator[Case]:
 
 
 def covering(bench: Bench) -> Iterator[Case]:
-    """Every kind of call to its last rung (SDXL) and beyond (SD), every sampler, every placement; not each with each."""
+    """Every kind of call to its last rung (SDXL) and beyond (SD), every sampler, every placement, not all with all."""
     for number, family in enumerate(FAMILIES):
         for point in _kinds(family):
             depth = len(bench.rungs(Case(family, point=point)))
