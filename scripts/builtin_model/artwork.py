@@ -1,0 +1,141 @@
+"""Emoji artwork from npm packages, rendered with transparency, and its names in three languages."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+import subprocess
+import tarfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from scripts.builtin_model.things import everyday
+
+# style: (package, version, licence)
+PACKAGES = {
+    "flat": ("@iconify-json/fluent-emoji-flat", "1.2.6", "MIT"),
+    "3d": ("@lobehub/fluent-emoji-3d", "1.1.0", "MIT"),
+    "noto": ("@iconify-json/noto", "1.2.9", "Apache-2.0"),
+}
+NAMES = ("emojibase-data", "17.0.0", "MIT")
+LEFT_OUT = (None, 2, 9)  # emojibase's groups: regional letters, components, flags
+
+
+@dataclass(frozen=True)
+class Thing:
+    """One emoji: its English name, and its names and tags in each language."""
+
+    code: str
+    name: str
+    names: dict[str, str]
+    tags: dict[str, tuple[str, ...]]
+
+
+@dataclass(frozen=True)
+class Artwork:
+    """`pictures[style]` holds one RGBA picture for each thing that has one: (index of the thing) → pixels."""
+
+    things: tuple[Thing, ...]
+    pictures: dict[str, dict[int, np.ndarray[Any, Any]]]
+
+
+def artwork(work: Path, scope: str, styles: tuple[str, ...], size: int) -> Artwork:
+    """Fetched and rendered once, then read from `work`."""
+    things = _things(work, scope)
+    pictures = {style: _rendered(work, style, things, size) for style in styles}
+    return Artwork(things, pictures)
+
+
+def _things(work: Path, scope: str) -> tuple[Thing, ...]:
+    package = _package(work, *NAMES[:2])
+    languages = {}
+    for language in ("en", "it", "zh"):
+        rows = json.loads(package.extractfile(f"package/{language}/data.json").read())  # type: ignore[union-attr]
+        languages[language] = {row["hexcode"]: row for row in rows}
+    wanted = set(everyday()) if scope == "everyday" else None
+    found = []
+    for code, row in languages["en"].items():
+        if row.get("group") in LEFT_OUT or (wanted is not None and row["label"] not in wanted):
+            continue
+        rows = {language: table.get(code, {}) for language, table in languages.items()}
+        names = {language: row["label"] for language, row in rows.items() if "label" in row}
+        tags = {language: tuple(row.get("tags") or ()) for language, row in rows.items()}
+        found.append(Thing(code.lower(), row["label"], names, tags))
+    return tuple(found)
+
+
+def _rendered(work: Path, style: str, things: tuple[Thing, ...], size: int) -> dict[int, np.ndarray[Any, Any]]:
+    key = hashlib.sha256(json.dumps([PACKAGES[style], size, [thing.code for thing in things]]).encode()).hexdigest()[
+        :12
+    ]
+    kept = work / f"artwork-{style}-{key}.npz"
+    if not kept.exists():
+        draw = _Files(work) if style == "3d" else _Vectors(work, style)
+        found = {index: draw(thing.code, size) for index, thing in enumerate(things)}
+        has = {index: picture for index, picture in found.items() if picture is not None}
+        np.savez_compressed(kept, indices=np.array(list(has)), pixels=np.stack(list(has.values())))
+    with np.load(kept) as file:
+        return dict(zip(file["indices"].tolist(), file["pixels"], strict=True))
+
+
+class _Vectors:
+    """An Iconify collection: one JSON file of SVG bodies."""
+
+    def __init__(self, work: Path, style: str) -> None:
+        package = _package(work, *PACKAGES[style][:2])
+        self.icons = json.loads(package.extractfile("package/icons.json").read())  # type: ignore[union-attr]
+        names = json.loads(package.extractfile("package/chars.json").read())  # type: ignore[union-attr]
+        self.names = {_plain(code): name for code, name in names.items()}
+
+    def __call__(self, code: str, size: int) -> np.ndarray[Any, Any] | None:
+        import resvg_py
+
+        icon = self.icons["icons"].get(self.names.get(_plain(code), ""))
+        if icon is None:
+            return None
+        width, height = icon.get("width", self.icons["width"]), icon.get("height", self.icons["height"])
+        box = f'viewBox="0 0 {width} {height}" width="{size}" height="{size}"'
+        text = f'<svg xmlns="http://www.w3.org/2000/svg" {box}>{icon["body"]}</svg>'
+        return _rgba(bytes(resvg_py.svg_to_bytes(svg_string=text, width=size, height=size)), size)
+
+
+class _Files:
+    """One picture file for each emoji."""
+
+    def __init__(self, work: Path) -> None:
+        self.package = _package(work, *PACKAGES["3d"][:2])
+        members = [member.name for member in self.package.getmembers() if member.name.endswith((".webp", ".png"))]
+        self.members = {_plain(Path(name).stem): name for name in members}
+
+    def __call__(self, code: str, size: int) -> np.ndarray[Any, Any] | None:
+        name = self.members.get(_plain(code))
+        return None if name is None else _rgba(self.package.extractfile(name).read(), size)  # type: ignore[union-attr]
+
+
+def _rgba(data: bytes, size: int) -> np.ndarray[Any, Any]:
+    with Image.open(io.BytesIO(data)) as image:
+        picture = image.convert("RGBA")
+        if picture.size != (size, size):
+            picture = picture.resize((size, size), Image.Resampling.LANCZOS)
+        return np.asarray(picture)
+
+
+def _plain(code: str) -> str:
+    """Codes with and without the mark "shown as a picture" mean the same emoji."""
+    return code.lower().replace("-fe0f", "")
+
+
+def _package(work: Path, name: str, version: str) -> tarfile.TarFile:
+    """From the npm registry that npm itself is set to."""
+    work.mkdir(parents=True, exist_ok=True)
+    kept = work / f"{name.lstrip('@').replace('/', '-')}-{version}.tgz"
+    if not kept.exists():
+        subprocess.run(
+            ["npm", "pack", f"{name}@{version}", "--pack-destination", str(work)], check=True, stdout=subprocess.DEVNULL
+        )
+    return tarfile.open(kept)

@@ -1,0 +1,169 @@
+"""The autoencoder: an AutoencoderKL trained on crops, whose own weights bring latents to mean 0 and deviation 1."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from diffusers import AutoencoderKL
+
+from scripts.builtin_model.artwork import Artwork
+from scripts.builtin_model.pictures import GROUNDS, HUES, any_look, picture
+
+NOISE = 0.1  # of a latent's deviation, added while training: the decoder forgives a denoiser's small errors
+
+
+@dataclass(frozen=True)
+class Recipe:
+    size: int = 128  # of a whole picture
+    crop: int = 64
+    widths: tuple[int, ...] = (16, 32, 64, 128)
+    latent_channels: int = 8
+    steps: int = 6000
+    batch: int = 12
+    rate: float = 2e-3
+    pool: int = 3000  # pictures drawn beforehand; every crop comes from one of them
+
+
+def new(recipe: Recipe) -> AutoencoderKL:
+    levels = len(recipe.widths)
+    return AutoencoderKL(
+        block_out_channels=recipe.widths, latent_channels=recipe.latent_channels, layers_per_block=1,
+        down_block_types=("DownEncoderBlock2D",) * levels, up_block_types=("UpDecoderBlock2D",) * levels,
+        norm_num_groups=8, sample_size=recipe.size, scaling_factor=1.0, force_upcast=False,
+    )  # fmt: skip
+
+
+def pool(artwork: Artwork, count: int, seed: int) -> np.ndarray[Any, Any]:
+    """Pictures of every thing, some on coloured grounds and in other colours."""
+    random = np.random.default_rng(seed)
+    every = [rgba for style in artwork.pictures.values() for rgba in style.values()]
+    grounds, hues = list(GROUNDS.values()), list(HUES.values())
+    found = []
+    for number in range(count):
+        fixed: dict[str, Any] = {}
+        if random.random() < 0.3:
+            fixed["ground"] = grounds[random.integers(len(grounds))]
+        if random.random() < 0.25:
+            fixed["hue"] = hues[random.integers(len(hues))]
+        found.append(picture(every[number % len(every)], any_look(random, **fixed)))
+    return np.stack(found)
+
+
+def train(
+    artwork: Artwork, recipe: Recipe, kept: Path, seed: int, device: str, say: Callable[[str], None]
+) -> AutoencoderKL:
+    """Resumes from `kept`."""
+    torch.manual_seed(seed)
+    model = new(recipe).to(device, memory_format=torch.channels_last)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=recipe.rate, betas=(0.9, 0.99), weight_decay=1e-4)
+    begun = 0
+    if kept.exists():
+        state = torch.load(kept, map_location=device, weights_only=True)
+        model.load_state_dict(state["model"])
+        optimizer.load_state_dict(state["optimizer"])
+        begun = state["step"]
+    if begun >= recipe.steps:
+        return model.eval()
+    crops = _crops(pool(artwork, recipe.pool, seed), recipe, seed + begun, device)
+    started, shown = time.monotonic(), begun
+    for step in range(begun, recipe.steps):
+        for group in optimizer.param_groups:
+            group["lr"] = recipe.rate * rate(step, recipe.steps)
+        wanted = next(crops)
+        with torch.autocast(device.split(":")[0], torch.bfloat16):
+            loss, seen = _loss(model, wanted)
+        optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+        if (step + 1) % 100 == 0:
+            speed = (step + 1 - shown) / (time.monotonic() - started)
+            say(f"autoencoder {step + 1}/{recipe.steps}  {seen:.1f} dB  {speed:.1f} steps/s")
+        if (step + 1) % 500 == 0 or step + 1 == recipe.steps:
+            _keep({"model": model.state_dict(), "optimizer": optimizer.state_dict(), "step": step + 1}, kept)
+    return model.eval()
+
+
+def _loss(model: AutoencoderKL, wanted: torch.Tensor) -> tuple[torch.Tensor, float]:
+    mean = model.encode(wanted).latent_dist.mean.float()
+    noisy = mean + NOISE * mean.detach().std(dim=(0, 2, 3), keepdim=True) * torch.randn_like(mean)
+    drawn = model.decode(noisy).sample.float()
+    far = drawn - wanted
+    edges = (far.diff(dim=-1).abs().mean() + far.diff(dim=-2).abs().mean()) / 2
+    square = far.square().mean()
+    loss = far.abs().mean() + 2 * square + edges + 1e-3 * mean.square().mean()
+    return loss, -10 * math.log10(max(1e-9, square.item() / 4))
+
+
+def _crops(pictures: np.ndarray[Any, Any], recipe: Recipe, seed: int, device: str) -> Iterator[torch.Tensor]:
+    random = np.random.default_rng(seed)
+    most = recipe.size - recipe.crop
+    while True:
+        chosen = random.integers(len(pictures), size=recipe.batch)
+        corners = random.integers(most + 1, size=(recipe.batch, 2))
+        cut = [
+            pictures[index, y : y + recipe.crop, x : x + recipe.crop]
+            for index, (y, x) in zip(chosen, corners, strict=True)
+        ]
+        yield tensor(np.stack(cut), device)
+
+
+def tensor(pictures: np.ndarray[Any, Any], device: str) -> torch.Tensor:
+    found = torch.from_numpy(pictures).to(device).permute(0, 3, 1, 2).float() / 127.5 - 1
+    return found.contiguous(memory_format=torch.channels_last)
+
+
+def rate(step: int, steps: int, warm: int = 200) -> float:
+    """Up in a line, down in half a cosine."""
+    return min(1.0, (step + 1) / warm) * (0.5 + 0.5 * math.cos(math.pi * step / steps)) + 1e-4
+
+
+@torch.no_grad()
+def encoded(model: AutoencoderKL, pictures: np.ndarray[Any, Any], device: str, batch: int = 32) -> torch.Tensor:
+    """Means, in fp16 on the CPU."""
+    found = []
+    for start in range(0, len(pictures), batch):
+        with torch.autocast(device.split(":")[0], torch.bfloat16):
+            mean = model.encode(tensor(pictures[start : start + batch], device)).latent_dist.mean
+        found.append(mean.half().cpu())
+    return torch.cat(found)
+
+
+@torch.no_grad()
+def fidelity(model: AutoencoderKL, pictures: np.ndarray[Any, Any], device: str) -> float:
+    """dB of the mean square error over whole pictures."""
+    square = 0.0
+    for start in range(0, len(pictures), 16):
+        wanted = tensor(pictures[start : start + 16], device)
+        drawn = model.decode(model.encode(wanted).latent_dist.mean).sample.clamp(-1, 1)
+        square += (drawn - wanted).square().mean(dim=(1, 2, 3)).sum().item()
+    return -10 * math.log10(max(1e-9, square / len(pictures) / 4))
+
+
+@torch.no_grad()
+def level(model: AutoencoderKL, latents: torch.Tensor) -> None:
+    """Each channel to mean 0 and deviation 1, folded into the 1×1 convolutions on both sides of the latents."""
+    latents = latents.float()
+    mean, deviation = latents.mean(dim=(0, 2, 3)), latents.std(dim=(0, 2, 3))
+    channels = len(mean)
+    before, after = model.quant_conv, model.post_quant_conv
+    before.weight[:channels] /= deviation[:, None, None, None]
+    before.bias[:channels] = (before.bias[:channels] - mean) / deviation
+    before.weight[channels:] = 0
+    before.bias[channels:] = 2 * math.log(NOISE)
+    after.bias += after.weight[:, :, 0, 0] @ mean
+    after.weight *= deviation[None, :, None, None]
+
+
+def _keep(state: dict[str, Any], path: Path) -> None:
+    """Whole or not at all: a training that is killed goes on from the last one."""
+    part = path.with_suffix(".part")
+    torch.save(state, part)
+    part.replace(path)

@@ -1,0 +1,67 @@
+"""Pictures as training sees them: on a ground, mirrored, a little smaller or aside, in another colour."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+Pixels = np.ndarray[Any, Any]
+
+GROUNDS = {
+    "white": (255, 255, 255), "red": (236, 92, 92), "orange": (250, 167, 84), "yellow": (252, 226, 110),
+    "green": (120, 201, 126), "blue": (104, 166, 240), "purple": (172, 134, 226), "pink": (250, 160, 196),
+    "brown": (158, 116, 88), "grey": (176, 176, 182), "black": (32, 32, 36),
+}  # fmt: skip
+HUES = {"red": 0.0, "orange": 0.08, "yellow": 0.145, "green": 0.35, "blue": 0.59, "purple": 0.76, "pink": 0.92}
+
+
+@dataclass(frozen=True)
+class Look:
+    """How one thing is put on the canvas; the defaults are the artwork as it is, on white."""
+
+    mirrored: bool = False
+    scale: float = 1.0
+    aside: tuple[float, float] = (0.0, 0.0)  # of the free border, -1 … 1
+    ground: tuple[int, int, int] = GROUNDS["white"]
+    hue: float | None = None
+
+
+def any_look(random: np.random.Generator, **fixed: Any) -> Look:
+    """What a seed may vary when the prompt is silent: the side it faces, its size, its place."""
+    scale = float(random.uniform(0.8, 1.0))
+    aside = (float(random.uniform(-1, 1)), float(random.uniform(-1, 1)))
+    return Look(mirrored=bool(random.random() < 0.5), scale=scale, aside=aside, **fixed)
+
+
+def picture(rgba: Pixels, look: Look) -> Pixels:
+    """RGB pixels of the size of the artwork."""
+    size = rgba.shape[0]
+    artwork = Image.fromarray(recoloured(rgba, look.hue) if look.hue is not None else rgba)
+    if look.mirrored:
+        artwork = artwork.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
+    side = max(1, round(size * look.scale))
+    if side != size:
+        artwork = artwork.resize((side, side), Image.Resampling.LANCZOS)
+    free = (size - side) / 2
+    at = (round(free * (1 + look.aside[0])), round(free * (1 + look.aside[1])))
+    canvas = Image.new("RGBA", (size, size), (*look.ground, 255))
+    canvas.alpha_composite(artwork, at)
+    return np.asarray(canvas.convert("RGB"))
+
+
+def recoloured(rgba: Pixels, hue: float) -> Pixels:
+    """Every coloured part takes the hue; light, shade and grey stay, greys that fill the thing are tinted."""
+    hsv = np.asarray(Image.fromarray(np.ascontiguousarray(rgba[..., :3])).convert("HSV")).astype(np.float32) / 255
+    coloured = hsv[..., 1] > 0.15
+    shown = rgba[..., 3] > 128
+    if (coloured & shown).sum() < 0.2 * shown.sum():  # a panda, a ghost: tint what is neither black nor white
+        middle = (hsv[..., 2] > 0.25) & shown
+        hsv[..., 1] = np.where(middle, np.maximum(hsv[..., 1], 0.55), hsv[..., 1])
+        coloured = coloured | middle
+    hsv[..., 0] = np.where(coloured, hue, hsv[..., 0])
+    hsv[..., 1] = np.where(coloured, np.clip(hsv[..., 1], 0.45, 0.9), hsv[..., 1])
+    rgb = np.asarray(Image.fromarray((hsv * 255).round().astype(np.uint8), "HSV").convert("RGB"))
+    return np.concatenate([rgb, rgba[..., 3:]], axis=-1)

@@ -1,0 +1,25 @@
+"""A hundred everyday words for things the model draws; no picture was ever shown with one of them."""
+
+HELD_OUT = {
+    "puppy": "dog", "hound": "dog", "kitty": "cat", "feline": "cat", "ape": "gorilla", "chimp": "monkey",
+    "pony": "horse", "stallion": "horse", "stag": "deer", "cattle": "cow", "hog": "pig", "piglet": "pig",
+    "bunny": "rabbit", "hare": "rabbit", "rodent": "mouse", "grizzly": "bear", "pigeon": "dove", "hawk": "eagle",
+    "falcon": "eagle", "mallard": "duck", "duckling": "duck", "toad": "frog", "alligator": "crocodile",
+    "tortoise": "turtle", "gecko": "lizard", "serpent": "snake", "viper": "snake", "cobra": "snake",
+    "dinosaur": "T-Rex", "orca": "whale", "porpoise": "dolphin", "squid": "octopus", "seashell": "spiral shell",
+    "prawn": "shrimp", "moth": "butterfly", "wasp": "honeybee", "ladybug": "lady beetle", "tarantula": "spider",
+    "fir": "evergreen tree", "oak": "deciduous tree", "houseplant": "potted plant", "fungus": "mushroom",
+    "mandarin": "tangerine", "aubergine": "eggplant", "maize": "ear of corn",
+    "chili": "hot pepper", "loaf": "bread", "burger": "hamburger", "frankfurter": "hot dog", "biscuit": "cookie",
+    "muffin": "cupcake", "sweets": "candy", "coffee": "hot beverage", "ale": "beer mug", "lager": "beer mug",
+    "cottage": "house", "fortress": "castle", "train": "locomotive", "cab": "taxi", "sedan": "automobile",
+    "motorbike": "motorcycle", "bike": "bicycle", "yacht": "sailboat", "vessel": "ship", "jet": "airplane",
+    "chopper": "helicopter", "spaceship": "rocket", "ufo": "flying saucer", "wristwatch": "watch",
+    "sunshine": "sun", "flame": "fire", "blaze": "fire", "saturn": "ringed planet", "parasol": "umbrella",
+    "pumpkin": "jack-o-lantern", "present": "wrapped gift", "prize": "trophy", "dice": "game die",
+    "spectacles": "glasses", "trousers": "jeans", "gown": "dress", "purse": "handbag", "rucksack": "backpack",
+    "tiara": "crown", "jewel": "gem stone", "headset": "headphone", "smartphone": "mobile phone",
+    "computer": "laptop", "novel": "closed book", "letter": "envelope", "mallet": "hammer", "stool": "chair",
+    "grin": "grinning face", "sobbing": "crying face", "phantom": "ghost", "android": "robot",
+    "canine": "dog", "foal": "horse", "aeroplane": "airplane", "bungalow": "house",
+}  # fmt: skip
