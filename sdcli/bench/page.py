@@ -13,7 +13,7 @@ from typing import Any
 from sdcli.bench import result as results
 from sdcli.bench import screen, statistics
 from sdcli.bench.result import Result
-from sdcli.terminal import show, size_text
+from sdcli.terminal import fit, show, size_text
 
 STYLE = """
 :root{color-scheme:light dark;--paper:#fff;--ink:#1c2430;--soft:#5d6b7e;--line:#d8dfe8;--card:#f5f7fa;
@@ -28,10 +28,11 @@ font:15px/1.5 system-ui,-apple-system,"Segoe UI",Roboto,"Helvetica Neue",Arial,s
 h1{font-size:23px;margin:8px 0 2px} h2{font-size:18px;margin:30px 0 8px} p{max-width:75ch}
 .soft{color:var(--soft)} .warn{border-left:4px solid var(--far);padding:4px 12px;background:var(--card)}
 .big{font-size:34px;font-weight:600;font-variant-numeric:tabular-nums}
-.wide{overflow-x:auto} svg{display:block;width:100%;height:auto}
+.wide{overflow-x:auto} svg{display:block;width:100%;min-width:720px;height:auto}
 table{border-collapse:collapse;width:100%;font-size:13.5px;font-variant-numeric:tabular-nums}
 th,td{padding:3px 9px;text-align:right;white-space:nowrap;border-bottom:1px solid var(--line)}
-th{color:var(--soft);font-weight:500} th:first-child,td:first-child{text-align:left}
+th{color:var(--soft);font-weight:500}
+th:first-child,td:first-child{text-align:left;position:sticky;left:0;background:var(--paper)}
 tr.best td{font-weight:600} td.why{text-align:left;white-space:normal;color:var(--soft)}
 .key span{display:inline-block;margin-right:18px} .key i{display:inline-block;width:10px;height:10px;border-radius:5px;
 margin-right:5px;vertical-align:-1px}
@@ -40,14 +41,18 @@ figure img{max-width:100%;display:block;border-radius:6px} figcaption{font-size:
 circle.step{fill:var(--step)} circle.first{fill:none;stroke:var(--first);stroke-width:1.4} circle.warm{fill:var(--warm)}
 circle.far{fill:var(--far)} line.axis,path.axis{stroke:var(--line)} line.median{stroke:var(--step);stroke-dasharray:5 4}
 rect.band{fill:var(--band)} svg text{fill:var(--soft);font-size:12px}
-path.bytes{fill:none;stroke:var(--p2);stroke-width:1.6}
-dl{display:grid;grid-template-columns:max-content 1fr;gap:2px 18px;font-size:13.5px} dt{color:var(--soft)} dd{margin:0;
-overflow-wrap:anywhere}
+path.bytes{fill:none;stroke:var(--p2);stroke-width:1.6} svg .name{fill:var(--ink);font-size:13px}
+rect.bar{fill:var(--step);opacity:.35} rect.bar.best{opacity:.8} line.spread{stroke:var(--ink);stroke-width:1.6}
+text.beyond{fill:var(--ink)}
+dl{display:grid;grid-template-columns:minmax(min-content,max-content) 1fr;gap:2px 18px;font-size:13.5px}
+dt{color:var(--soft)} dd{margin:0;overflow-wrap:anywhere}
 """
 PHASES = ("import", "load", "encode", "denoise", "decode", "save")
 MOST_POINTS = 4000  # in one plot; beyond that every second, third … one, but never an outlier, is left out
 WIDTH, HEIGHT = 1100, 260
 LEFT, RIGHT, TOP, BOTTOM = 70, 20, 14, 30
+SHARED = 4  # plots whose scales differ by less share one, so that they can be compared by eye
+MOST_LABELS = 8  # of steps beyond a plot's scale
 
 
 def html(result: Result) -> str:
@@ -60,8 +65,8 @@ def html(result: Result) -> str:
         f'<p class="soft">{escape(_where(result))}</p>',
         _headline(result, rows),
         _doubts(result, rows),
-        "<h2>Figures</h2>" + _table(result),
-        "<h2>Every step</h2>" + _legend() + "".join(_steps(one) for one in rows),
+        "<h2>Figures</h2>" + _overview(result, rows) + _table(result),
+        "<h2>Every step</h2>" + _every_step(rows),
         "<h2>Where the seconds go</h2>" + _phase_bars(rows),
         "<h2>Memory</h2>" + "".join(_memory(one) for one in rows),
         "<h2>Pictures</h2>" + _pictures(result),
@@ -109,11 +114,14 @@ def _doubts(result: Result, rows: Sequence[Mapping[str, Any]]) -> str:
         for one in rows
         if one["step"]["unstable"]
     ]
-    said += [
-        f"{show(one['name'], 60)} was not warm yet when it was measured" for one in rows if not one["warmup_stable"]
-    ]
+    cold = [show(one["name"], 60) for one in rows if not one["warmup_stable"]]
+    if cold:
+        which = "every configuration" if len(cold) == len(rows) > 1 else ", ".join(cold)
+        said.append(f"Not warm yet when measured: {which}")
     if result["stopped_by"] != "interval":
-        said.append(f"Measuring was stopped by {show(result['stopped_by'], 20)} before the intervals were narrow")
+        how = {"max-time": "--max-time", "limit": "as much as is ever measured", "interrupted": "an interruption"}
+        by = how.get(result["stopped_by"], show(result["stopped_by"], 20))
+        said.append(f"Measuring was ended by {by} before all intervals were narrow")
     return "".join(f'<p class="warn">{escape(line)}</p>' for line in said)
 
 
@@ -121,8 +129,8 @@ def _doubts(result: Result, rows: Sequence[Mapping[str, Any]]) -> str:
 
 
 def _table(result: Result) -> str:
-    heads = ("configuration", "step", "95 % interval", "p10", "p90", "p99", "MAD", "outliers", "n", "first step",
-             "steps/s", "images/s", "ratio", "work", "memory", "picture")  # fmt: skip
+    heads = ("configuration", "step", "95 % interval", "ratio", "picture", "memory", "steps/s", "images/s", "work",
+             "p10", "p90", "p99", "MAD", "first step", "outliers", "n")  # fmt: skip
     best = results.best(result)
     rows = []
     for one in result["configurations"]:
@@ -147,12 +155,15 @@ def _figures(one: Mapping[str, Any]) -> list[str]:
     time, rates, rate = screen.time_text, one["rates"], one["work_rate"]
     ratio = "1" if one["reference"] else screen.ratio_text(one["ratio"]) if one["ratio"] else ""
     share = f"{screen.rate_text(rate['flops_per_second'])}, {rate['share'] * 100:.0f} %" if rate["share"] else ""
+    if one["launch_bound"] is not None:
+        share += f", waits for launches {one['launch_bound'] * 100:.0f} %"
     peak = one["memory"]["measured"]["reserved_peak"] or one["memory"]["measured"]["host_peak"]
     return [
-        show(one["name"], 60), time(step["median"]), f"{time(step['low'])} – {time(step['high'])}", time(step["p10"]),
-        time(step["p90"]), time(step["p99"]), time(step["mad"]) if step["mad"] else "0", str(step["outliers"]),
-        str(step["n"]), time(one["first_step_seconds"]), _plain(rates["steps_per_second"]),
-        _plain(rates["images_per_second"]), ratio, share, size_text(peak) if peak else "", screen.picture_text(one),
+        show(one["name"], 60), time(step["median"]), f"{time(step['low'])} – {time(step['high'])}", ratio,
+        screen.picture_text(one), size_text(peak) if peak else "", _plain(rates["steps_per_second"]),
+        _plain(rates["images_per_second"]), share, time(step["p10"]), time(step["p90"]), time(step["p99"]),
+        time(step["mad"]) if step["mad"] else "0", time(one["first_step_seconds"]), str(step["outliers"]),
+        str(step["n"]),
     ]  # fmt: skip
 
 
@@ -160,7 +171,50 @@ def _plain(value: float | None) -> str:
     return "" if value is None else f"{value:,.0f}" if value >= 1000 else f"{value:.3g}"
 
 
+def _overview(result: Result, rows: Sequence[Mapping[str, Any]]) -> str:
+    """A bar for each configuration, its interval across the end."""
+    if len(rows) < 2:
+        return ""
+    best = results.best(result)
+    start, room = 250.0, WIDTH - 250.0 - 130.0
+    most = max(max(one["step"]["high"], one["step"]["median"]) for one in rows)
+    bars = []
+    for number, one in enumerate(rows):
+        step, y = one["step"], 4 + number * 28
+        end, low, high = (start + room * step[name] / most for name in ("median", "low", "high"))
+        chosen = " best" if best is not None and one["name"] == best["name"] else ""
+        bars.append(
+            f'<text class="name" x="0" y="{y + 15}">{escape(fit(show(one["name"], 60), 36))}</text>'
+            f'<rect class="bar{chosen}" x="{start}" y="{y}" width="{end - start:.1f}" height="20"/>'
+            f'<line class="spread" x1="{low:.1f}" x2="{high:.1f}" y1="{y + 10}" y2="{y + 10}"/>'
+            f'<text x="{max(end, high) + 8:.1f}" y="{y + 15}">{screen.time_text(step["median"])}'
+            f"{', lossy' if one['image']['lossy'] else ''}</text>"
+        )
+    return (
+        f'<div class="wide"><svg class="overview" viewBox="0 0 {WIDTH} {8 + 28 * len(rows)}" role="img" '
+        f'aria-label="Median step of each configuration">{"".join(bars)}</svg></div>'
+    )
+
+
 # --- every step
+
+
+def _every_step(rows: Sequence[Mapping[str, Any]]) -> str:
+    tops = [_top(one) for one in rows]
+    together = len(tops) > 1 and max(tops) <= SHARED * min(tops)
+    note = '<p class="soft">All on one scale.</p>' if together else ""
+    return (
+        _legend()
+        + note
+        + "".join(_steps(one, max(tops) if together else top) for one, top in zip(rows, tops, strict=True))
+    )
+
+
+def _top(one: Mapping[str, Any]) -> float:
+    """Where its scale ends. What lies far above the rest, as a first step that compiles, is drawn at the edge."""
+    points = [(seconds, kind) for seconds, kind, _ in _points(one)]
+    usual = max((seconds for seconds, kind in points if kind == "step"), default=one["step"]["max"])
+    return min(max(seconds for seconds, _ in points), 3 * usual) * 1.05 or 1.0
 
 
 def _legend() -> str:
@@ -169,22 +223,27 @@ def _legend() -> str:
     return f'<p class="key">{marks}<span class="soft">shaded: 95 % interval of the median</span></p>'
 
 
-def _steps(one: Mapping[str, Any]) -> str:
+def _steps(one: Mapping[str, Any], top: float) -> str:
     points = list(_points(one))
     step = one["step"]
-    top = max(seconds for seconds, _, _ in points) * 1.05
     across = (WIDTH - LEFT - RIGHT) / max(1, len(points) - 1)
 
     def y(seconds: float) -> float:
-        return TOP + (HEIGHT - TOP - BOTTOM) * (1 - seconds / top)
+        return TOP + (HEIGHT - TOP - BOTTOM) * (1 - min(seconds, top) / top)
 
+    beyond = [(place, seconds) for place, (seconds, _, _) in enumerate(points) if seconds > top]
+    told = "".join(
+        f'<text class="beyond" x="{min(LEFT + place * across, WIDTH - 90) + 6:.1f}" y="{TOP + 4}">'
+        f"{screen.time_text(seconds)} ↑</text>"
+        for place, seconds in beyond[:MOST_LABELS]
+    )
     thin = max(1, -(-len(points) // MOST_POINTS))
     dots = [
         f'<circle class="{kind}" cx="{LEFT + place * across:.1f}" cy="{y(seconds):.1f}" '
         f'r="{2.2 if kind == "step" else 3}">'
         f"<title>{escape(f'{about}: {screen.time_text(seconds)}')}</title></circle>"
         for place, (seconds, kind, about) in enumerate(points)
-        if kind == "far" or place % thin == 0
+        if kind == "far" or seconds > top or place % thin == 0
     ]
     middle = f"{y(step['median']):.1f}"
     band = (
@@ -200,9 +259,9 @@ def _steps(one: Mapping[str, Any]) -> str:
     )
     name = escape(show(one["name"], 60))
     return (
-        f'<h3>{name}</h3><svg class="steps" viewBox="0 0 {WIDTH} {HEIGHT}" role="img" '
+        f'<h3>{name}</h3><div class="wide"><svg class="steps" viewBox="0 0 {WIDTH} {HEIGHT}" role="img" '
         f'aria-label="Every step of {name}">'
-        f"{ticks}{band}{''.join(_borders(one, across))}{''.join(dots)}</svg>"
+        f"{ticks}{band}{''.join(_borders(one, across))}{''.join(dots)}{told}</svg></div>"
     )
 
 
@@ -243,11 +302,11 @@ def _phase_bars(rows: Sequence[Mapping[str, Any]]) -> str:
     longest = max((sum(one["phases"][name] or 0 for name in PHASES) for one in rows), default=0) or 1
     bars = []
     for number, one in enumerate(rows):
-        x, y = 170.0, 8 + number * 34
-        parts = [f'<text x="0" y="{y + 17}">{escape(show(one["name"], 24))}</text>']
+        x, y = 250.0, 8 + number * 34
+        parts = [f'<text class="name" x="0" y="{y + 17}">{escape(fit(show(one["name"], 60), 36))}</text>']
         for color, name in enumerate(PHASES):
             seconds = one["phases"][name] or 0.0
-            wide = (WIDTH - 170) * seconds / longest
+            wide = (WIDTH - 250) * seconds / longest
             label = f"{name} {screen.seconds_text(seconds)} s"
             parts.append(
                 f'<rect x="{x:.1f}" y="{y}" width="{wide:.1f}" height="24" style="fill:var(--p{color})">'
@@ -260,8 +319,8 @@ def _phase_bars(rows: Sequence[Mapping[str, Any]]) -> str:
     key = "".join(f'<span><i style="background:var(--p{color})"></i>{name}</span>' for color, name in enumerate(PHASES))
     cold = "; ".join(f"{show(one['name'], 40)} {screen.seconds_text(one['phases']['cold_total'])} s" for one in rows)
     return (
-        f'<p class="key">{key}</p><svg class="phases" viewBox="0 0 {WIDTH} {12 + 34 * len(rows)}" role="img" '
-        f'aria-label="Phases">{"".join(bars)}</svg>'
+        f'<p class="key">{key}</p><div class="wide"><svg class="phases" viewBox="0 0 {WIDTH} {12 + 34 * len(rows)}" '
+        f'role="img" aria-label="Phases">{"".join(bars)}</svg></div>'
         f'<p class="soft">From the start of the process to its first picture on disk: {escape(cold)}</p>'
     )
 
@@ -284,23 +343,28 @@ def _memory(one: Mapping[str, Any]) -> str:
         return f"<h3>{name}</h3><p>{escape(said)}</p>"
     top: float = max(predicted or 0, peak or 0, *(bytes_ for bytes_, _ in held)) * 1.05
     across = (WIDTH - LEFT - RIGHT) / (len(held) - 1)
-    height = 150
+    height = 170
 
     def y(bytes_: float) -> float:
         return 8 + (height - 16) * (1 - bytes_ / top)
 
     path = "M" + "L".join(f"{LEFT + n * across:.1f},{y(bytes_):.1f}" for n, (bytes_, _) in enumerate(held))
-    levels = [("peak", peak, LEFT - 8), ("predicted", predicted, WIDTH - RIGHT)]
+    levels = [("peak", peak, LEFT + 4, "start"), ("predicted", predicted, WIDTH - RIGHT, "end")]
     lines = "".join(
         f'<line class="median" x1="{LEFT}" x2="{WIDTH - RIGHT}" y1="{y(level):.1f}" y2="{y(level):.1f}"/>'
-        f'<text x="{x}" y="{y(level) + (4 if label == "peak" else 15):.1f}" text-anchor="end">{label}</text>'
-        for label, level, x in levels
+        f'<text x="{x}" y="{y(level) + 15:.1f}" text-anchor="{anchor}">{label} {size_text(level)}</text>'
+        for label, level, x, anchor in levels
         if level
     )
+    ticks = "".join(
+        f'<line class="axis" x1="{LEFT}" x2="{WIDTH - RIGHT}" y1="{y(top * n / 2):.1f}" y2="{y(top * n / 2):.1f}"/>'
+        f'<text x="{LEFT - 8}" y="{y(top * n / 2) + 4:.1f}" text-anchor="end">'
+        f"{size_text(int(top * n / 2)) if n else 0}</text>"
+        for n in range(3)
+    )
     return (
-        f'<h3>{name}</h3><svg class="memory" viewBox="0 0 {WIDTH} {height}" role="img" aria-label="Memory of {name}">'
-        f'<line class="axis" x1="{LEFT}" x2="{WIDTH - RIGHT}" y1="{height - 8}" y2="{height - 8}"/>{lines}'
-        f'<path class="bytes" d="{path}"/></svg>'
+        f'<h3>{name}</h3><div class="wide"><svg class="memory" viewBox="0 0 {WIDTH} {height}" role="img" '
+        f'aria-label="Memory of {name}">{ticks}{lines}<path class="bytes" d="{path}"/></svg></div>'
         f'<p class="soft">{escape(said)}; held after each step of the first process</p>'
     )
 

@@ -28,7 +28,7 @@ def render(result: Result, width: int = 80, ascii: bool = False) -> list[str]:
     if len(result["configurations"]) == 1 and rows:
         lines += ["", *_single(rows[0], ascii)]
     else:
-        lines += ["", *_table(result, width)]
+        lines += ["", *_table(result, width, ascii)]
     lines += [*_trust(result), _ending(result)]
     return [piece for line in lines for piece in _folded(line, width)]
 
@@ -67,6 +67,10 @@ def rate_text(rate: float) -> str:
         if value >= 1:
             return f"{value:,.0f} {unit}" if value >= 1000 else f"{value:.4g} {unit}"
     return f"{rate:,.0f} FLOP/s"
+
+
+def work_text(operations: float) -> str:
+    return rate_text(operations).removesuffix("/s")
 
 
 def seconds_text(value: float | None) -> str:
@@ -144,14 +148,18 @@ def _steps(one: Mapping[str, Any]) -> list[float]:
 def histogram(steps: Sequence[float], ascii: bool = False, bins: int = 24) -> str:
     """How often which time was seen, as a row of bars between the least and the most."""
     low, high = min(steps), max(steps)
+    bars = _bars(steps, low, high, bins, ascii)
+    return f"{bars}  {_number_in(low, low)} ▸ {_number_in(high, low)} {time_text(low).split()[1]}"
+
+
+def _bars(steps: Sequence[float], low: float, high: float, bins: int, ascii: bool) -> str:
     marks = PLAIN_BARS if ascii else BARS
     counts = [0] * bins
     for step in steps:
         place = int((step - low) / (high - low) * bins) if high > low else 0
         counts[min(place, bins - 1)] += 1
     most = max(counts)
-    bars = "".join(" " if not count else marks[max(0, math.ceil(count / most * len(marks)) - 1)] for count in counts)
-    return f"{bars}  {_number_in(low, low)} ▸ {_number_in(high, low)} {time_text(low).split()[1]}"
+    return "".join(" " if not count else marks[max(0, math.ceil(count / most * len(marks)) - 1)] for count in counts)
 
 
 def _work(one: Mapping[str, Any]) -> list[str]:
@@ -160,7 +168,7 @@ def _work(one: Mapping[str, Any]) -> list[str]:
         return []
     operations = rate["flops_per_second"] * one["step"]["median"]
     lines = [
-        f"  work    {rate_text(operations).removesuffix('/s')} a step = {rate_text(rate['flops_per_second'])}",
+        f"  work    {work_text(operations)} a step = {rate_text(rate['flops_per_second'])}",
         f"          {rate['share'] * 100:.0f} % of the {rate_text(rate['ceiling'])} seen here at best in "
         f"{one['setup']['dtype']}",
     ]
@@ -202,7 +210,7 @@ def _memory(one: Mapping[str, Any]) -> list[str]:
 # --- several
 
 
-def _table(result: Result, width: int) -> list[str]:
+def _table(result: Result, width: int, ascii: bool) -> list[str]:
     rows = result["configurations"]
     keys = list(dict.fromkeys(key for one in rows for key in one["options"]))
     names = [show(" ".join(one["options"].get(key, "") for key in keys) or one["name"], 60) for one in rows]
@@ -212,19 +220,37 @@ def _table(result: Result, width: int) -> list[str]:
     for one, name in zip(rows, names, strict=True):
         lines.append(f"  {fit(name, room):<{room}}  " + _cells(one))
     chosen = results.best(result)
-    lines.append("")
+    lines += ["", *_strips(rows, names, width, ascii)]
+    if any((one["ratio"] or {}).get("assumed") for one in rows):
+        lines.append("one process each: ratios assume that processes differ by 2 %")
     if chosen is not None and len(rows) > 1:
-        lines.append(f"fastest with the same picture: {chosen['flags'] or 'no flags needed'}")
+        unsure = "" if chosen["reference"] or chosen["ratio"]["verdict"] == "faster" else ", if not surely"
+        lines.append(f"fastest with the same picture{unsure}: {chosen['flags'] or 'no flags needed'}")
     unsteady = [one for one in rows if one["step"] and one["step"]["unstable"]]
     lines += [f"not steady: {show(one['name'], 40)} ({', '.join(one['step']['unstable_because'])})" for one in unsteady]
     return lines
+
+
+def _strips(rows: Sequence[Mapping[str, Any]], names: Sequence[str], width: int, ascii: bool) -> list[str]:
+    """Each row's steps on one scale; the last bar also holds what lies beyond it."""
+    known = [(name, _steps(one), one["step"]) for name, one in zip(names, rows, strict=True) if one["step"]]
+    if len(known) < 2:
+        return []
+    low = min(step["min"] for _, _, step in known)
+    high = max(max(step["p99"], step["median"]) for _, _, step in known)
+    room = min(max(8, width - 61), max(cells(name) for name, _, _ in known))
+    bins = min(50, max(10, width - room - 6))
+    strips = [f"  {fit(name, room):<{room}}  {_bars(steps, low, high, bins, ascii)}" for name, steps, _ in known]
+    left, right = time_text(low), time_text(high)
+    scale = f"  {'':<{room}}  {left}{right:>{max(1, bins - cells(left))}}"
+    return [*(strip.rstrip() for strip in strips), scale, ""]
 
 
 def _cells(one: Mapping[str, Any]) -> str:
     if one["error"]:
         return f"not measured: {show(one['error']['message'], 200)}"
     if not one["step"]:
-        return "not measured"
+        return "not measured: its time did not come"
     ratio = one["ratio"] or {}
     spread = "reference" if one["reference"] else ratio_text(ratio) if ratio else ""
     used = one["memory"]["measured"]
@@ -253,9 +279,8 @@ def picture_text(one: Mapping[str, Any]) -> str:
 
 def _trust(result: Result) -> list[str]:
     reasons = list(result["reasons"])
-    lines = [
-        f"  trust   contended: {show('; '.join(reasons), 200)}" if reasons else "  trust   quiet: nothing else ran"
-    ]
+    state = f"contended: {show('; '.join(reasons), 200)}" if reasons else f"quiet: {_quiet(result['environment'])}"
+    lines = [f"  trust   {state}"]
     if len(result["configurations"]) == 1 and result["configurations"][0]["step"]:
         step = result["configurations"][0]["step"]
         if step["unstable"]:
@@ -263,10 +288,26 @@ def _trust(result: Result) -> list[str]:
     return lines
 
 
+def _quiet(about: Mapping[str, Any]) -> str:
+    """What was looked at, as far as this machine tells of it."""
+    share, cards = about.get("foreign_share"), about.get("cards") or []
+    told = [f"other programs took {share * 100:.0f} % of the processor"] if share is not None else []
+    if cards:
+        told.append("no other GPU user, not throttled")
+    clocks = [card["clock_mhz"] for card in cards] or [clock["mhz"] for clock in about.get("clocks") or []]
+    known = [clock / 1000 for clock in clocks if clock]
+    if known:
+        low, high = f"{min(known):.2f}", f"{max(known):.2f}"
+        told.append(f"{low} GHz" if low == high else f"{low} to {high} GHz")
+    return ", ".join(told) or "nothing here tells otherwise"
+
+
 def _ending(result: Result) -> str:
     spent = f"{result['seconds']:.0f} s"
     if result["stopped_by"] == "interval":
         return f"stopped at {_widest(result)} after {spent}"
+    if result["stopped_by"] == "limit":
+        return f"stopped after {spent} with as much as is ever measured, at {_widest(result)}"
     if result["stopped_by"] == "interrupted":
         return f"interrupted after {spent}; what was measured by then is above"
     return f"stopped by --max-time after {spent}, at {_widest(result)}"
@@ -297,7 +338,7 @@ def methods(result: Result) -> str:
     how = (
         f"{processes} processes per configuration, started in turn; 95 % intervals are Student's on process medians"
         if counted == "processes"
-        else f"one process; 95 % intervals count its {counted} and hold within that process only"
+        else f"one process per configuration; 95 % intervals count its {counted} and hold within that process only"
     )
     state = "on a busy machine" if result["contended"] else "on a quiet machine"
     warm = (
@@ -306,10 +347,11 @@ def methods(result: Result) -> str:
         else "after a warm-up whose image medians did not all come to agree within 2 %"
     )
     text = (
-        f"Measured with sdcli {result['version']} ({results.machine_text(about)}, {about.get('threads')} threads, "
+        f"Measured with sdcli {result['version']} ({results.machine_text(about)}, "
+        f"{_count(about.get('threads') or 1, 'thread', 'threads')}, "
         f"{about.get('platform')}) {state}: {work['model']}, {work['width']}×{work['height']}, "
         f"batch {work['batch_size']}, {work['steps']} steps of {work['sampler']}, guidance {work['guidance']:g}, "
-        f"{2 * work['macs_per_step'] / 1e12:.4g} TFLOP a step with attention counted; {how}; medians of step times "
+        f"{work_text(2 * work['macs_per_step'])} a step with attention counted; {how}; medians of step times "
         f"without each image's first step, {warm}; no outlier was dropped."
     )
     return show(text, 2000)  # the names in it come from a file

@@ -69,7 +69,7 @@ MEASURING: tuple[Option, ...] = (
     Option(field="processes", flags=("--processes",), metavar="N", panel=MEASURE,
            help="Processes per configuration at least; 5 if not given."),
     Option(field="max_time", flags=("--max-time",), metavar="SECONDS", panel=MEASURE,
-           help="Begin nothing new after so long; 900, with --quick 50."),
+           help="Begin nothing new after so long, once each is measured; 900, with --quick 50."),
     Option(field="save", flags=("--save",), metavar="FILE", panel=OUTPUT,
            help="Where the result goes, with every step."),
     Option(field="html", flags=("--html",), metavar="FILE", panel=OUTPUT, help="A page with every step plotted."),
