@@ -56,7 +56,7 @@ def _generate(typed: dict[str, Any]) -> None:
     plan = asked.plan
     if not plan.fits:
         raise refused(plan)
-    engine = _engine(typed.get("engine", "local"))
+    engine = _engine(typed.get("engine", "local"), plan.model.vocabulary)
     destination = names.prepare(plan.request, count=len(plan.jobs), model=plan.model.name, origins=plan.origins)
     screen = Screen(typed, plan)
     screen.announce()
@@ -79,11 +79,11 @@ def _generate(typed: dict[str, Any]) -> None:
 # --- the engine and its events
 
 
-def _engine(name: str) -> Callable[[Plan, Batches], Iterator[Event]]:
+def _engine(name: str, vocabulary: str | None) -> Callable[[Plan, Batches], Iterator[Event]]:
     """Where drawing happens. The real one is imported only once its first event is asked for."""
     if name == "fake":
         fake = importlib.import_module("sdcli.draw.fake")
-        return partial(fake.run, count_tokens=tokenizer.count)
+        return partial(fake.run, count_tokens=partial(tokenizer.count, folder=vocabulary))
     return _local
 
 

@@ -69,20 +69,19 @@ def additions(component: str, model: Model, adapters: Iterable[Adapter]) -> dict
 
 
 @dataclass(frozen=True)
-class Vocabulary:
+class Learned:
     """The words that stand for learned vectors, and these vectors by text encoder, in fp32."""
 
     words: tokenizer.Words
     vectors: Mapping[str, Tensor]
 
 
-def vocabulary(model: Model, adapters: Iterable[Adapter]) -> Vocabulary:
+def learned(model: Model, adapters: Iterable[Adapter]) -> Learned:
     words: dict[str, tuple[int, ...]] = {}
     rows: dict[str, list[Tensor]] = {}
-    following = tokenizer.VOCABULARY
-    for adapter in adapters:
-        if adapter.kind != "embedding":
-            continue
+    embeddings = [adapter for adapter in adapters if adapter.kind == "embedding"]
+    following = tokenizer.vocabulary(model.vocabulary).size if embeddings else 0
+    for adapter in embeddings:
         found = embedding.read(_path(adapter), model)
         stored = pieces([str(found.path)])
         ids = tuple(range(following, following + found.vectors))
@@ -92,7 +91,7 @@ def vocabulary(model: Model, adapters: Iterable[Adapter]) -> Vocabulary:
             for encoder, name in found.tensors.items():
                 values = _exact(stored[name], reader)
                 rows.setdefault(encoder, []).append(values.reshape(found.vectors, -1))
-    return Vocabulary(words, {encoder: torch.cat(parts) for encoder, parts in rows.items()})
+    return Learned(words, {encoder: torch.cat(parts) for encoder, parts in rows.items()})
 
 
 def _path(adapter: Adapter) -> Path:

@@ -41,7 +41,7 @@ def must_upcast(config: Any, dtype: torch.dtype) -> bool:
 
 @torch.no_grad()
 def decode(vae: Any, latents: Tensor) -> Picture:
-    """One image from its latents [1, 4, h, w]; once more in fp32 if the first time is not finite."""
+    """One image from its latents [1, channels, h, w]; once more in fp32 if the first time is not finite."""
     if not bool(torch.isfinite(latents).all()):
         raise NotFinite("the latents are not finite")
     image = _decode(vae, latents)

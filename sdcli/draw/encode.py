@@ -14,20 +14,20 @@ from torch.nn import functional
 
 from sdcli.draw.denoise import Conditioning
 from sdcli.request.prompt import CHUNK, Chunk
-from sdcli.request.tokenizer import VOCABULARY
-
-START, END = 49406, 49407
+from sdcli.request.tokenizer import Vocabulary
 
 
 @dataclass(frozen=True)
 class Encoder:
-    """One CLIP text encoder. `pad` fills the chunks; SDXL's encoders are read one layer below the last."""
+    """One CLIP text encoder. `pad` fills the chunks, the end mark if not given; SDXL's encoders are read one layer
+    below the last."""
 
     module: Any
     device: torch.device  # where it computes, which need not be where its weights are now
-    pad: int = END
+    vocabulary: Vocabulary
+    pad: int | None = None
     penultimate: bool = False
-    vectors: Tensor | None = None  # of learned words: row n is token VOCABULARY + n
+    vectors: Tensor | None = None  # of learned words: row n is token vocabulary.size + n
 
 
 @dataclass(frozen=True)
@@ -105,11 +105,12 @@ def size_row(width: int, height: int, like: Tensor) -> Tensor:
 
 def _states(encoder: Encoder, tokens: Sequence[int], clip_skip: int) -> tuple[Tensor, Tensor | None]:
     """Hidden states [1, 77, width] of the layer asked for, and the pooled vector if this encoder projects one."""
-    module = encoder.module
-    filled = [START, *tokens, END] + [encoder.pad] * (CHUNK - len(tokens))
-    # learned words go in as token 0 and are put in place after the look-up: a number above END would be taken for the
-    # end of the prompt by encoders that look for the highest
-    ids = torch.tensor([[token if token < VOCABULARY else 0 for token in filled]], device=encoder.device)
+    module, known = encoder.module, encoder.vocabulary
+    pad = known.end if encoder.pad is None else encoder.pad
+    filled = [known.start, *tokens, known.end] + [pad] * (CHUNK - len(tokens))
+    # learned words go in as token 0 and are put in place after the look-up: a number above the end mark's would be
+    # taken for the end of the prompt by encoders that look for the highest
+    ids = torch.tensor([[token if token < known.size else 0 for token in filled]], device=encoder.device)
     with _learned(encoder, filled):
         if clip_skip <= 1 and not encoder.penultimate:
             return module(ids)[0], None
@@ -123,7 +124,8 @@ def _states(encoder: Encoder, tokens: Sequence[int], clip_skip: int) -> tuple[Te
 @contextmanager
 def _learned(encoder: Encoder, tokens: Sequence[int]) -> Iterator[None]:
     """The vectors of learned words among what the encoder looks up for `tokens`."""
-    places = [(place, token - VOCABULARY) for place, token in enumerate(tokens) if token >= VOCABULARY]
+    size = encoder.vocabulary.size
+    places = [(place, token - size) for place, token in enumerate(tokens) if token >= size]
     if not places or encoder.vectors is None:
         yield
         return

@@ -15,12 +15,18 @@ _MAPS = {
 }  # fmt: skip
 
 
+Rows = tuple[tuple[float, float, float], ...]
+
+
 @torch.no_grad()
-def preview(latents: Tensor, family: str) -> tuple[int, int, bytes]:
-    """Width, height and RGB8 rows of one image's latents [4, h, w], still noisy ones too."""
-    values = latents[:4].float().cpu()
+def preview(latents: Tensor, family: str, rows: Rows = ()) -> tuple[int, int, bytes]:
+    """Width, height and RGB8 rows of one image's latents [channels, h, w], still noisy ones too. `rows` is the model's
+    own map: a row for each channel, and perhaps one more, which every latent pixel has."""
+    map_ = torch.tensor(rows or _MAPS.get(family, _MAPS["sd15"]))
+    values = latents[: len(map_)].float().cpu()
     values = values / values.std().clamp(min=1.0)  # samplers differ in how much larger than the picture noise is
-    map_ = torch.tensor(_MAPS.get(family, _MAPS["sd15"]))
+    if len(map_) > len(values):
+        values = torch.cat([values, torch.ones_like(values[:1])])
     shares = torch.einsum("chw,cr->hwr", values, map_) * 0.5 + 0.5
     pixels = (torch.nan_to_num(shares).clamp(0, 1) * 255).round().to(torch.uint8).contiguous()
     return pixels.shape[1], pixels.shape[0], pixels.numpy().tobytes()

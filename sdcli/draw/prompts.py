@@ -8,10 +8,11 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from sdcli.draw import denoise, encode
-from sdcli.draw.adapters import vocabulary
+from sdcli.draw.adapters import learned
 from sdcli.draw.denoise import Conditioning
 from sdcli.draw.encode import Encoder, Text
 from sdcli.draw.place import Placed
+from sdcli.errors import BadFile
 from sdcli.events import Event
 from sdcli.models import folder
 from sdcli.models.model import Model
@@ -29,7 +30,8 @@ class Key(NamedTuple):
 
 class Prompts:
     def __init__(self, model: Model, adapters: Sequence[Adapter] = ()) -> None:
-        self._learned = vocabulary(model, adapters)
+        self._vocabulary = model.vocabulary
+        self._learned = learned(model, adapters)
         self._unet = model.components["unet"].config
         self._zeros = zeros_for_nothing(model)
         self._texts: dict[Key, Text] = {}
@@ -74,14 +76,18 @@ class Prompts:
         return seconds
 
     def _chunks(self, key: Key) -> tuple[Chunk, ...]:
-        return tokenizer.chunks(key.text, key.emphasis, self._learned.words)
+        return tokenizer.chunks(key.text, key.emphasis, self._learned.words, self._vocabulary)
 
     def _encoder(self, placed: Placed, name: str, module: Any) -> Encoder:
         """SDXL's two are read one layer below the last; its second pads with token 0."""
-        pad = 0 if name == "text_encoder_2" else encode.END
-        vectors = self._learned.vectors.get(name)
-        double = len(placed.encoders) > 1
-        return Encoder(module, placed.device_of(name), pad=pad, penultimate=double, vectors=vectors)
+        known, places = tokenizer.vocabulary(self._vocabulary), placed.model.components[name].config.get("vocab_size")
+        if isinstance(places, int) and known.size > places:
+            raise BadFile(f"the model's {name} has places for {places} tokens, its tokenizer knows {known.size}")
+        return Encoder(
+            module, placed.device_of(name), known,
+            pad=0 if name == "text_encoder_2" else None, penultimate=len(placed.encoders) > 1,
+            vectors=self._learned.vectors.get(name),
+        )  # fmt: skip
 
     def _encoded(self, encoder: Encoder, key: Key) -> Text:
         return encode.encode(encoder, self._chunks(key), clip_skip=key.clip_skip, emphasis=key.emphasis)

@@ -160,8 +160,9 @@ class Studio:
     def _previews(self, drawing: Drawing) -> Iterator[Event]:
         if drawing.at is None or drawing.step not in drawing.frames:
             return
+        model = self.plan.model
         for job, latents in zip(drawing.jobs, drawing.at.latents, strict=True):
-            width, height, pixels = preview.preview(latents, self.plan.model.family)
+            width, height, pixels = preview.preview(latents, model.family, model.preview)
             yield Preview(
                 batch=drawing.number, index=job.index, step=drawing.step, width=width, height=height, pixels=pixels
             )

@@ -64,12 +64,13 @@ def read(
     components = {part: _component(path / part, part, config) for part, config in configs.items()}
     scheduler = read_json(path / "scheduler" / "scheduler_config.json", required=False)
     return Model(
-        name=name or path.name, kind=kind, family=kind, source="builtin" if family == "builtin" else source,
+        name=name or family or path.name, kind=kind, family=kind, source="builtin" if family == "builtin" else source,
         revision=revision, prediction=_prediction(scheduler, path),
         zero_snr=scheduler.get("rescale_betas_zero_snr") is True,
         disk_bytes=sum(component.stored_bytes for component in components.values()), components=components,
-        path=str(path), repository=repository, licence=licence, scheduler=scheduler or shipped_scheduler(kind),
-        defaults={**_native(components, find(kind).native), **_asked(index)},
+        path=str(path), vocabulary=_vocabulary(components, path), repository=repository, licence=licence,
+        scheduler=scheduler or shipped_scheduler(kind),
+        defaults={**_native(components, find(kind).native), **_asked(index)}, preview=_preview(index, components),
     )  # fmt: skip
 
 
@@ -258,7 +259,7 @@ def _prediction(scheduler: Mapping[str, Any], path: Path) -> str:
     )
 
 
-def _native(components: Mapping[str, Component], usual: tuple[int, int]) -> dict[str, int]:
+def _native(components: Mapping[str, Component], usual: tuple[int, int] | None) -> dict[str, int]:
     """The size its UNet was trained at, where that is not the family's."""
     side = components["unet"].config.get("sample_size")
     if not isinstance(side, int) or isinstance(side, bool):
@@ -274,13 +275,43 @@ _SETTINGS: dict[str, tuple[type, ...]] = {
 }  # fmt: skip
 
 
+CLIP_TOKENS = 49_408
+
+
+def _vocabulary(components: Mapping[str, Component], path: Path) -> str | None:
+    """Where its own tokens are, if its text encoder knows fewer than CLIP's; more are CLIP's and words behind them."""
+    known = components["text_encoder"].config.get("vocab_size", CLIP_TOKENS)
+    if not isinstance(known, int) or known >= CLIP_TOKENS:
+        return None
+    for name in ("vocab.json", "merges.txt"):
+        if not (path / "tokenizer" / name).is_file():
+            raise ModelMissing(f"{show(path / 'tokenizer' / name)} is missing", hint=_AGAIN)
+    return str(path / "tokenizer")
+
+
 def _asked(index: Mapping[str, Any]) -> dict[str, Any]:
     """What the model's own index asks for, under `sdcli`: only plain settings of the right type."""
-    asked = index.get("sdcli")
-    if not isinstance(asked, dict):
-        return {}
+    asked = _own(index)
     return {
         name: asked[name]
         for name, types in _SETTINGS.items()
         if isinstance(asked.get(name), types) and not isinstance(asked[name], bool)
     }
+
+
+def _preview(index: Mapping[str, Any], components: Mapping[str, Component]) -> tuple[tuple[float, float, float], ...]:
+    """Red, green and blue of each latent channel, in the index under `sdcli`; one row more is added everywhere."""
+    told = _own(index).get("preview")
+    channels = components["unet"].config.get("in_channels", 4)
+    rows = told if isinstance(told, list) and len(told) in (channels, channels + 1) else []
+    plain = all(isinstance(row, list) and len(row) == 3 and all(map(_is_number, row)) for row in rows)
+    return tuple((float(row[0]), float(row[1]), float(row[2])) for row in rows) if plain else ()
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool)
+
+
+def _own(index: Mapping[str, Any]) -> Mapping[str, Any]:
+    own = index.get("sdcli")
+    return own if isinstance(own, dict) else {}

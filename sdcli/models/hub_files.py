@@ -73,7 +73,7 @@ def configs(files: Mapping[str, File], components: Iterable[str]) -> tuple[File,
 
 
 def tokenizers(files: Mapping[str, File], components: Iterable[str]) -> tuple[File, ...]:
-    """For other programs that use the same cache; sdcli brings its own."""
+    """For models whose tokens are not CLIP's, and for other programs that use the same cache."""
     folders = [part.replace("text_encoder", "tokenizer") for part in components if part.startswith("text_encoder")]
     return _small(files, [f"{folder}/{name}" for folder in folders for name in _TOKENIZER])
 

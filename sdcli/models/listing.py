@@ -230,8 +230,8 @@ def _folder_entry(found: Found, plain: Entry) -> Entry:
     model = folder.read(found.path, family="builtin" if plain.source == "builtin" else None)
     unet = model.components["unet"]
     return replace(
-        plain, name="builtin" if plain.source == "builtin" else plain.name, kind=model.kind, family=model.family,
-        layout=model.layout, bytes=model.disk_bytes, dtype=unet.stored_dtype, prediction=model.prediction, drawn=True,
+        plain, name=model.name, kind=model.kind, family=model.family, layout=model.layout, bytes=model.disk_bytes,
+        dtype=unet.stored_dtype, prediction=model.prediction, drawn=True,
     )  # fmt: skip
 
 

@@ -36,6 +36,8 @@ class Model:
     disk_bytes: int = 0
     components: Mapping[str, Component] = field(default_factory=dict)
     path: str | None = live(default=None)  # the folder or file; None while nothing is on this disk
+    vocabulary: str | None = live(default=None)  # the folder of its own tokens; None: CLIP's
+    preview: tuple[tuple[float, float, float], ...] = live(default=())  # its latents' colours; (): its family's
     layout: str = live(default="diffusers")  # diffusers | original (single checkpoint)
     repository: str | None = live(default=None)
     licence: str | None = live(default=None)

@@ -5,40 +5,58 @@ from __future__ import annotations
 import functools
 import re
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
 from types import MappingProxyType
 
 from sdcli import data
-from sdcli.errors import Bug
+from sdcli.errors import BadFile
 from sdcli.request import prompt
+from sdcli.terminal import show
 
-VOCABULARY = 49_408
-Words = Mapping[str, tuple[int, ...]]  # a word that stands for learned vectors → their numbers, VOCABULARY and up
+Words = Mapping[str, tuple[int, ...]]  # a word that stands for learned vectors → their numbers, a vocabulary's size up
 _NO_WORDS: Words = MappingProxyType({})
 # Letters in runs, digits one by one, everything else in runs; English endings apart.
 _WORDS = r"<\|startoftext\|>|<\|endoftext\|>|'s|'t|'re|'ve|'m|'ll|'d|[\p{L}]+|[\p{N}]|[^\s\p{L}\p{N}]+"
 
 
+@dataclass(frozen=True)
+class Vocabulary:
+    """The tokens a text encoder was trained with. `size` is the first number that is none of them."""
+
+    tokenize: Callable[[str], list[int]]  # without start and end marks
+    size: int
+    start: int
+    end: int
+
+
 @functools.cache
-def tokenize() -> Callable[[str], list[int]]:
-    """Text → token ids, without start and end marks."""
+def vocabulary(folder: str | None = None) -> Vocabulary:
+    """The vocabulary in a model's own folder; else CLIP's, which Stable Diffusion 1.5 and XL share."""
     from tokenizers import Regex, Tokenizer, normalizers, pre_tokenizers
     from tokenizers.models import BPE
 
-    folder = data.component_folder("clip")
-    model = BPE.from_file(
-        str(folder / "vocab.json"), str(folder / "merges.txt"),
-        continuing_subword_prefix="", end_of_word_suffix="</w>", unk_token="<|endoftext|>",
-    )  # fmt: skip
+    place = Path(folder) if folder else data.component_folder("clip")
+    try:
+        model = BPE.from_file(
+            str(place / "vocab.json"), str(place / "merges.txt"),
+            continuing_subword_prefix="", end_of_word_suffix="</w>", unk_token="<|endoftext|>",
+        )  # fmt: skip
+    except Exception as error:  # the library raises nothing more exact
+        raise BadFile(f"{show(place)} is damaged: {show(error, 120)}", hint="get the model again, or another") from None
     tokenizer = Tokenizer(model)
-    if tokenizer.get_vocab_size() != VOCABULARY:
-        raise Bug(f"the tokenizer knows {tokenizer.get_vocab_size()} tokens instead of {VOCABULARY}")
     tokenizer.normalizer = normalizers.Sequence(
         [normalizers.NFC(), normalizers.Replace(Regex(r"\s+"), " "), normalizers.Lowercase()]
     )
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
         [pre_tokenizers.Split(Regex(_WORDS), "removed", invert=True), pre_tokenizers.ByteLevel(add_prefix_space=False)]
     )
-    return lambda text: list(tokenizer.encode(_encodable(text)).ids)
+    start, end = tokenizer.token_to_id("<|startoftext|>"), tokenizer.token_to_id("<|endoftext|>")
+    if start is None or end is None:
+        raise BadFile(
+            f"{show(place / 'vocab.json')} has no start or no end mark", hint="get the model again, or another"
+        )
+    return Vocabulary(lambda text: list(tokenizer.encode(_encodable(text)).ids), tokenizer.get_vocab_size(), start, end)
 
 
 def _encodable(text: str) -> str:
@@ -46,9 +64,10 @@ def _encodable(text: str) -> str:
     return text.encode("utf-8", "replace").decode("utf-8")
 
 
-def with_words(words: Words) -> prompt.Tokenize:
-    """The same, but each of `words` becomes the numbers given for it, in any case of letters. The longest wins."""
-    plain = tokenize()
+def with_words(words: Words, folder: str | None = None) -> prompt.Tokenize:
+    """The vocabulary's tokens, but each of `words` becomes the numbers given for it, in any case of letters. The
+    longest wins."""
+    plain = vocabulary(folder).tokenize
     ordered = sorted(words, key=len, reverse=True)
     pattern = re.compile("|".join(f"({_alone(word)})" for word in ordered), re.IGNORECASE)
 
@@ -63,6 +82,11 @@ def with_words(words: Words) -> prompt.Tokenize:
     return ids if words else plain
 
 
+def alone(word: str) -> re.Pattern[str]:
+    """Where `with_words` finds this word in a text."""
+    return re.compile(_alone(word), re.IGNORECASE)
+
+
 def _alone(word: str) -> str:
     """Not inside another word; where it ends in a sign of its own, such as <cat>, that is end enough."""
     before = r"(?<!\w)" if re.match(r"\w", word) else ""
@@ -70,10 +94,12 @@ def _alone(word: str) -> str:
     return before + re.escape(word) + after
 
 
-def chunks(text: str, emphasis: str = "a1111", words: Words = _NO_WORDS) -> tuple[prompt.Chunk, ...]:
+def chunks(
+    text: str, emphasis: str = "a1111", words: Words = _NO_WORDS, folder: str | None = None
+) -> tuple[prompt.Chunk, ...]:
     whole = {ids[0]: len(ids) for ids in words.values()}
-    return prompt.chunks(prompt.parse(text, emphasis), with_words(words), whole)
+    return prompt.chunks(prompt.parse(text, emphasis), with_words(words, folder), whole)
 
 
-def count(text: str, emphasis: str = "a1111") -> int:
-    return sum(len(chunk) for chunk in chunks(text, emphasis))
+def count(text: str, emphasis: str = "a1111", folder: str | None = None) -> int:
+    return sum(len(chunk) for chunk in chunks(text, emphasis, folder=folder))

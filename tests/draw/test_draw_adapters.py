@@ -328,7 +328,7 @@ def test_the_word_diffusers_stored_is_known_beside_the_files_name(
 
 
 def test_a_learned_word_is_found_alone_and_stays_whole() -> None:
-    plain = tokenizer.tokenize()
+    plain = tokenizer.vocabulary().tokenize
     words = {"cat": (49408, 49409), "red cat": (49410,)}
     ids = tokenizer.with_words(words)
     assert ids("a cat, scattered") == [*plain("a"), 49408, 49409, *plain(", scattered")]

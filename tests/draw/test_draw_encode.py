@@ -17,11 +17,11 @@ LONG = "stone " * 110 + ", a (red:1.4) castle [in fog] " + "tree " * 90  # 200 t
 
 
 def encoders(pipeline: Any) -> list[Encoder]:
-    cpu = torch.device("cpu")
+    cpu, clip = torch.device("cpu"), tokenizer.vocabulary()
     if not hasattr(pipeline, "text_encoder_2"):
-        return [Encoder(pipeline.text_encoder, cpu)]
-    second = Encoder(pipeline.text_encoder_2, cpu, pad=0, penultimate=True)
-    return [Encoder(pipeline.text_encoder, cpu, penultimate=True), second]
+        return [Encoder(pipeline.text_encoder, cpu, clip)]
+    second = Encoder(pipeline.text_encoder_2, cpu, clip, pad=0, penultimate=True)
+    return [Encoder(pipeline.text_encoder, cpu, clip, penultimate=True), second]
 
 
 def encoded(pipeline: Any, text: str, clip_skip: int = 1, emphasis: str = "a1111") -> Text:
@@ -91,7 +91,7 @@ def by_hand(pipeline: Any, encoder: Encoder, rows: list[list[tuple[int, float]]]
     """Weights and chunks once more, from the modules alone."""
 
     def states(ids: list[int]) -> Tensor:
-        row = [49406, *ids, 49407] + [encoder.pad] * (75 - len(ids))
+        row = [49406, *ids, 49407] + [49407 if encoder.pad is None else encoder.pad] * (75 - len(ids))
         out = encoder.module(torch.tensor([row]), output_hidden_states=True)
         return out.hidden_states[-2] if encoder.penultimate else out.last_hidden_state
 

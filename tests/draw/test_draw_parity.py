@@ -41,7 +41,9 @@ def encoded(pipeline: Any, text: str, clip_skip: int = 1, emphasis: str = "a1111
     chunks = tokenizer.chunks(text, emphasis)
     return encode.joined([
         encode.encode(
-            Encoder(module, torch.device("cpu"), pad=0 if place else encode.END, penultimate=both),
+            Encoder(
+                module, torch.device("cpu"), tokenizer.vocabulary(), pad=0 if place else None, penultimate=both
+            ),
             chunks, clip_skip=clip_skip, emphasis=emphasis,
         )
         for place, module in enumerate(modules)

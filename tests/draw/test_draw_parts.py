@@ -108,6 +108,17 @@ def test_a_preview_is_a_small_picture_whatever_the_latents(family: str) -> None:
     assert min(bright) > 127 > max(dark)
 
 
+def test_a_preview_of_other_latents_has_the_colours_their_model_names() -> None:
+    rows = tuple((0.0, 0.0, 0.5 if channel == 6 else 0.0) for channel in range(8))
+    latents = torch.zeros(8, 2, 3)
+    latents[6] = 1.0
+    grey_blue = bytes((128, 128, 191)) * 6
+    assert preview.preview(latents, "builtin", rows) == (3, 2, grey_blue)
+    white = (*rows, (1.0, 1.0, 1.0))
+    assert preview.preview(torch.zeros(8, 2, 3), "builtin", white)[2] == b"\xff" * 18
+    assert preview.preview(latents, "builtin")[:2] == (3, 2)  # a model that names none still has a preview
+
+
 def test_filmstrip_frames_are_even_and_end_with_the_last_step() -> None:
     assert preview.frames(20, 4) == {5, 10, 15, 20}
     assert preview.frames(3, 10) == {1, 2, 3}

@@ -48,7 +48,7 @@ def pipeline(variant: str = ".fp16", seed: int = 0, **index: Any) -> dict[str, b
             files[f"{part}/{stem}{LARGE}"] = b"the larger variant, not wanted"
         files[f"{part}/{stem}.bin"] = b"a pickle, never wanted"
     files["tokenizer/merges.txt"] = b"#version: 0.2\na b\n"
-    files["tokenizer/vocab.json"] = b'{"a": 0}'
+    files["tokenizer/vocab.json"] = b'{"a": 0, "b": 1, "ab": 2, "<|startoftext|>": 3, "<|endoftext|>": 4}'
     for other in ("README.md", "run_me.py", "v1-5-pruned.ckpt", "unet/model.onnx", "safety_checker/model.safetensors"):
         files[other] = b"not wanted"
     return files

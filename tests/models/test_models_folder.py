@@ -310,5 +310,6 @@ def test_an_index_sets_plain_settings_only(tmp_path: Path) -> None:
 
 
 def test_the_built_in_model_is_a_folder_of_its_own_family(tmp_path: Path) -> None:
-    model = folder.read(make.folder(tmp_path / "shipped"), family="builtin", name="builtin")
+    model = folder.read(make.folder(tmp_path / "shipped"), family="builtin")
     assert (model.name, model.kind, model.family, model.source) == ("builtin", "builtin", "builtin", "builtin")
+    assert model.defaults == {"width": 512, "height": 512}  # as its UNet says: the family has no size of its own

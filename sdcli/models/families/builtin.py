@@ -1,4 +1,4 @@
-"""The model that ships with sdcli. Its size, sampler and steps stand in its own folder's model_index.json."""
+"""The model that ships with sdcli. Its own folder says its size, and its index the steps, guidance and sampler."""
 
 from sdcli.models.families.family import Family
 
@@ -7,5 +7,5 @@ FAMILY = Family(
     title="the built-in model",
     pipeline="StableDiffusionPipeline",
     components=("text_encoder", "unet", "vae"),
-    defaults={"width": 256, "height": 256, "steps": 20, "guidance": 4.0, "sampler": "DDIM"},
+    defaults={"steps": 20, "guidance": 4.0, "sampler": "DDIM"},
 )

@@ -24,9 +24,9 @@ class Family:
     title: str
     pipeline: str  # the diffusers class a model_index.json of this family names
     components: tuple[str, ...]
-    defaults: Mapping[str, Any]  # Request fields
+    defaults: Mapping[str, Any]  # Request fields; the size too where the family was trained at one
     known: Known | None = None
 
     @property
-    def native(self) -> tuple[int, int]:
-        return self.defaults["width"], self.defaults["height"]
+    def native(self) -> tuple[int, int] | None:
+        return (self.defaults["width"], self.defaults["height"]) if "width" in self.defaults else None
