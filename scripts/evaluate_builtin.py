@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import io
+import json
 import subprocess
 import sys
 import tempfile
@@ -25,6 +26,7 @@ if str(ROOT) not in sys.path:
 
 import numpy as np  # noqa: E402
 from PIL import Image  # noqa: E402
+from PIL.PngImagePlugin import PngInfo  # noqa: E402
 
 from scripts.builtin_model import artwork, likeness  # noqa: E402
 from scripts.builtin_model.captions import Captions  # noqa: E402
@@ -32,6 +34,7 @@ from scripts.builtin_model.pictures import GROUNDS, HUES, Look, any_look, pictur
 from scripts.builtin_model.synonyms import HELD_OUT  # noqa: E402
 
 SEED = 4
+COLUMNS = 20
 
 
 @dataclass(frozen=True)
@@ -73,6 +76,8 @@ def main() -> int:
         print("  ".join(rows[-1].cells()), flush=True)
     text = table(rows)
     print(text)
+    if asked.references:
+        reference_sheet(art, shown, Path(asked.references))
     if asked.write:
         Path(asked.write, "rates.md").write_text(text + "\n", encoding="utf-8")
         sheet(pictures["names"], Path(asked.write, "sheet.png"))
@@ -189,13 +194,25 @@ def table(rows: Sequence[Row]) -> str:
     return "\n".join([*lines, *("| " + " | ".join(row.cells()) + " |" for row in rows)])
 
 
-def sheet(drawn: Sequence[Any], path: Path, columns: int = 20) -> None:
+def sheet(drawn: Sequence[Any], path: Path, columns: int = COLUMNS) -> None:
     side = drawn[0].shape[0] // 2
     whole = Image.new("RGB", (columns * side, -(-len(drawn) // columns) * side), "white")
     for number, seen in enumerate(drawn):
         small = Image.fromarray(seen).resize((side, side), Image.Resampling.LANCZOS)
         whole.paste(small, (number % columns * side, number // columns * side))
     whole.save(path, optimize=True)
+
+
+def reference_sheet(art: artwork.Artwork, shown: Sequence[tuple[int, Any]], path: Path) -> None:
+    """The references in small, with their names inside the file: what the tests of the shipped model compare with."""
+    held = PngInfo()
+    held.add_text("names", json.dumps([art.things[thing].name for thing, _ in shown]))
+    side = likeness.SIDE
+    whole = Image.new("RGB", (COLUMNS * side, -(-len(shown) // COLUMNS) * side), "white")
+    for number, (_, seen) in enumerate(shown):
+        small = Image.fromarray(seen).resize((side, side), Image.Resampling.BOX)
+        whole.paste(small, (number % COLUMNS * side, number // COLUMNS * side))
+    whole.quantize(128).save(path, pnginfo=held, optimize=True)
 
 
 def arguments() -> argparse.Namespace:
@@ -206,6 +223,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--styles", default="flat")
     parser.add_argument("--size", type=int, default=128)
     parser.add_argument("--write", help="folder for rates.md and sheet.png")
+    parser.add_argument("--references", help="file for the references in small, for the tests")
     parser.add_argument("--dry", action="store_true", help="a few prompts of each kind")
     return parser.parse_args()
 

@@ -36,7 +36,7 @@ class Scope:
 
 
 SCOPES = {
-    "everyday": Scope("everyday", ("flat",), 128, {}, {}),
+    "everyday": Scope("everyday", ("flat",), 128, {}, {"coloured": 0.1}),
     "all": Scope(
         "all", ("flat", "3d", "noto"), 256,
         {"size": 256, "crop": 128, "steps": 40_000, "batch": 64, "pool": 12_000},
