@@ -6,6 +6,7 @@ import json
 import shutil
 import subprocess
 import sys
+import tarfile
 import zipfile
 from pathlib import Path
 
@@ -14,18 +15,36 @@ import pytest
 ROOT = Path(__file__).resolve().parents[2]
 
 
+BUILTIN = "sdcli/models/builtin"
+# A built-in model as this build may or may not have one: one small file of every kind.
+SMALL = (
+    "model_index.json", "README.md", "sheet.jpg", "words.txt", "unet/config.json", "tokenizer/merges.txt",
+    "unet/diffusion_pytorch_model-00001-of-00002.safetensors", "vae/diffusion_pytorch_model.safetensors",
+)  # fmt: skip
+
+
 @pytest.fixture(scope="module")
-def wheel(tmp_path_factory: pytest.TempPathFactory) -> zipfile.ZipFile:
-    """Built from a copy of what the repository holds, so that nothing lying around comes along."""
+def checkout(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A copy of what the repository holds, so that nothing lying around comes along; with a built-in model."""
     folder = tmp_path_factory.mktemp("package") / "checkout"
     folder.mkdir()
     leave = shutil.ignore_patterns("__pycache__", "*.pyc")
     for name in ("sdcli", "configs"):
         shutil.copytree(ROOT / name, folder / name, ignore=leave)
-    for name in ("pyproject.toml", "README.md", "CHANGELOG.md", "LICENSE"):
+    for name in ("pyproject.toml", "README.md", "CHANGELOG.md", "LICENSE", ".gitignore"):
         shutil.copy(ROOT / name, folder)
-    subprocess.run([sys.executable, "-m", "hatchling", "build", "-t", "wheel"], cwd=folder, check=True)
-    (built,) = (folder / "dist").glob("*.whl")
+    if not (folder / BUILTIN).exists():
+        for small in SMALL:
+            (folder / BUILTIN / small).parent.mkdir(parents=True, exist_ok=True)
+            (folder / BUILTIN / small).write_bytes(small.encode())
+    for target in ("wheel", "sdist"):
+        subprocess.run([sys.executable, "-m", "hatchling", "build", "-t", target], cwd=folder, check=True)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def wheel(checkout: Path) -> zipfile.ZipFile:
+    (built,) = (checkout / "dist").glob("*.whl")
     return zipfile.ZipFile(built)
 
 
@@ -47,6 +66,16 @@ def test_the_wheel_brings_the_command_and_its_licence_and_says_what_it_is(wheel:
     assert "Name: sdcli-diffusers" in metadata and "License-Expression: Apache-2.0" in metadata
     assert "Requires-Python: >=3.11" in metadata
     assert f"{info}/licenses/LICENSE" in wheel.namelist()
+
+
+def test_the_built_in_model_comes_along_whole(checkout: Path, wheel: zipfile.ZipFile) -> None:
+    files = {path.relative_to(checkout).as_posix() for path in (checkout / BUILTIN).rglob("*") if path.is_file()}
+    assert len(files) >= len(SMALL) and files <= set(wheel.namelist())
+    (archive,) = (checkout / "dist").glob("*.tar.gz")
+    with tarfile.open(archive) as held:
+        assert files <= {name.partition("/")[2] for name in held.getnames()}
+    one = next(name for name in sorted(files) if name.endswith(".safetensors"))
+    assert wheel.read(one) == (checkout / one).read_bytes()
 
 
 def test_sdcli_finds_its_configs_from_inside_the_wheel(wheel: zipfile.ZipFile, tmp_path: Path) -> None:
