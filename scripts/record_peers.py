@@ -23,6 +23,7 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
+from sdcli.bench import statistics
 from sdcli.machine import processor
 from sdcli.machine.installation import versions
 from sdcli.models import resolve
@@ -60,6 +61,7 @@ print(json.dumps({"import": imported - started, "load": loaded - imported, "step
 @dataclass(frozen=True)
 class Task:
     folder: Path
+    family: str
     steps: int
     width: int
     height: int
@@ -144,13 +146,11 @@ def page(task: Task, found: dict[str, list[Run]], load: tuple[float, float], mad
     cpu = processor.read()
     packages = ", ".join(f"{v.name} {v.version}" for v in versions(("torch", "diffusers", "transformers")))
     weights = "random weights of full size, stored in fp16" if made else f"the weights of {task.folder.name}"
-    kind = resolve.at(task.folder).family
     first = next(iter(found))
-    base = median(run.seconds for run in found[first])
     lines = [
         "# One picture on a CPU, from start to file",
         "",
-        f"Recorded {date.today().isoformat()} by `python -m scripts.record_peers`: {kind} at "
+        f"Recorded {date.today().isoformat()} by `python -m scripts.record_peers`: {task.family} at "
         f"{task.width}×{task.height}, {task.steps} steps of DPM++ 2M Karras, guidance 7.0, {weights}.",
         "",
         f"- machine: {cpu.name}, {cpu.threads} cores used, {cpu.isa}; {platform.system()} {platform.machine()}",
@@ -158,6 +158,9 @@ def page(task: Task, found: dict[str, list[Run]], load: tuple[float, float], mad
         f"- each row: {len(found[first])} processes, one after the other in turn with the other rows; medians, and all "
         "totals below. Seconds are from the start of the process to its end, the PNG on the disk.",
         "- peak: the most resident memory (VmHWM) of any of these processes, imports included.",
+        "- a step: the median of all but each picture's first; intervals are of 95 %, and count "
+        + ("processes." if len(found[first]) > 1 else "the steps of one process.")
+        + (" One process a row: ratios assume that processes differ by 2 %." if len(found[first]) < 2 else ""),
         "",
         "| | total s | import | load | a step | decode | peak GB | times as fast |",
         "|---|---|---|---|---|---|---|---|",
@@ -165,10 +168,11 @@ def page(task: Task, found: dict[str, list[Run]], load: tuple[float, float], mad
     for name, runs in found.items():
         parts = [run.parts for run in runs]
         total = median(run.seconds for run in runs)
+        step = statistics.summarise([[part["steps"]] for part in parts])
         cells = [
             f"{name} ({parts[0]['dtype']})", f"{total:.1f}", *(_median(parts, key, 1) for key in ("import", "load")),
-            f"{median(s for part in parts for s in part['steps']):.2f}", _median(parts, "decode", 1),
-            f"{max(run.peak for run in runs) / 1e9:.2f}", f"{base / total:.2f}",
+            f"{step.median:.2f} ({step.low:.2f}–{step.high:.2f})" if step else "–", _median(parts, "decode", 1),
+            f"{max(run.peak for run in runs) / 1e9:.2f}", _times_as_fast(runs, found[first]),
         ]  # fmt: skip
         lines.append("| " + " | ".join(cells) + " |")
     lines.append("")
@@ -179,6 +183,14 @@ def page(task: Task, found: dict[str, list[Run]], load: tuple[float, float], mad
     if max(load[0], 0) > QUIET * cpu.threads:
         lines.append("- **the machine was busy when this began: do not cite these seconds**")
     return "\n".join(lines) + "\n"
+
+
+def _times_as_fast(runs: list[Run], base: list[Run]) -> str:
+    """With its interval; a process is what is counted."""
+    if runs is base:
+        return "1"
+    ratio = statistics.compare([[[run.seconds]] for run in runs], [[[run.seconds]] for run in base])
+    return f"{ratio.value:.2f} ({ratio.low:.2f}–{ratio.high:.2f})"
 
 
 def _median(parts: list[dict[str, Any]], key: str, digits: int) -> str:
@@ -204,7 +216,7 @@ def main() -> None:
             write_folder(folder, "sd15", dtype="fp16")
         output = Path(scratch) / "pictures"
         output.mkdir()
-        task = Task(folder, asked.steps, width, height, output)
+        task = Task(folder, resolve.at(folder).family or "model", asked.steps, width, height, output)
         found = record(task, asked.rounds)
         text = page(task, found, (before, os.getloadavg()[0]), asked.model is None)
     asked.output.parent.mkdir(parents=True, exist_ok=True)
