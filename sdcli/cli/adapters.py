@@ -2,21 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+import os
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from sdcli.errors import BadFile, Usage
+from sdcli.errors import BadFile, ModelMissing, Offline, Usage
 from sdcli.machine import state
-from sdcli.models import beside, cache, embedding, lora
+from sdcli.models import beside, cache, check, embedding, hub_cache, hub_name, listing, lora
 from sdcli.models.beside import Place
+from sdcli.models.hub_cache import Snapshot
+from sdcli.models.hub_name import HubName
 from sdcli.models.model import Model
 from sdcli.plan.plan import Adapter, Warning
+from sdcli.request import tokenizer
 from sdcli.request.prompt import extract_loras
 from sdcli.request.request import Job, Request
 from sdcli.terminal import show
 
 Tags = tuple[tuple[str, float], ...]
+Fetch = Callable[
+    [HubName, Model], HubName
+]  # brings a LoRA for this model into the cache; its name with commit and file
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,26 +60,117 @@ def without(jobs: Iterable[Job], tags: Tags) -> Iterator[Job]:
         yield replace(job, prompt=prompt)
 
 
+# --- embeddings that prompts name
+
+
+@dataclass(frozen=True)
+class Named:
+    """A word of a prompt, in small letters, and the files in added folders that it may stand for."""
+
+    word: str
+    files: tuple[Path, ...]
+
+
+Learned = Mapping[str, Sequence[Path]]
+
+
+def learned(folders: Iterable[Path]) -> Learned:
+    """The words that embeddings in these folders stand for, as `sdcli models` last listed them."""
+    folders = tuple(folders)
+    if not folders:
+        return {}
+    return listing.learned_words(listing.recall(state.cache_folder() / "listing.json"), folders)
+
+
+def named_in(texts: Iterable[str], known: Learned) -> tuple[Named, ...]:
+    """The known words that stand in these texts on their own; the longest goes first, and takes its letters away."""
+    left = "\n".join(dict.fromkeys(texts))
+    folded = left.casefold()
+    found: list[Named] = []
+    for word in sorted((word for word in known if word in folded), key=len, reverse=True):
+        shorter, count = tokenizer.alone(word).subn("\n", left)
+        here = tuple(path for path in known[word] if count and path.is_file())
+        if here:
+            left = shorter
+            found.append(Named(word, here))
+    return tuple(found)
+
+
+def texts_of(jobs: Iterable[Job]) -> Iterator[str]:
+    for job in jobs:
+        yield from (job.prompt, job.negative_prompt)
+
+
+def as_learned(jobs: Iterable[Job], known: Learned, adapters: Iterable[Adapter]) -> Iterator[Job]:
+    """Jobs that come one by one: the words of later ones must have been learned by then."""
+    taken = {adapter.word.casefold() for adapter in adapters}
+    for job in jobs:
+        new = next((one for one in named_in(texts_of([job]), known) if one.word not in taken), None)
+        if new is not None:
+            raise Usage(
+                f'prompt {job.index + 1} names the embedding "{show(new.word, 60)}", the first does not: '
+                "a run loads the same for all its prompts",
+                hint=f'sdcli generate --prompts - --embedding "{show(new.files[0], 300)}"',
+            )
+        yield job
+
+
+def _fitting(named: Named, model: Model) -> Path:
+    """The file that fits the model; where several models have an embedding of this name, theirs are passed over."""
+    fits: list[Path] = []
+    misfit: BadFile | None = None
+    for path in named.files:
+        try:
+            embedding.read(path, model)
+            fits.append(path)
+        except BadFile as error:
+            misfit = misfit or error
+    if misfit is not None and not fits:
+        raise BadFile(f'"{show(named.word, 60)}" in the prompt: {misfit.message}', hint=misfit.hint)
+    if len(fits) > 1:
+        raise Usage(
+            f'"{show(named.word, 60)}" in the prompt is {len(fits)} embeddings: '
+            f"{', '.join(show(path, 120) for path in fits[:3])}",
+            hint=f'sdcli generate "a cat" --embedding "{show(fits[0], 300)}"',
+        )
+    return fits[0]
+
+
 # --- files
 
 
-def gather(request: Request, tags: Tags, model: Model, folders: Iterable[Path]) -> Beside:
-    """Every file found and held against the model before anything is loaded."""
-    if not (request.lora or tags or request.embeddings or request.vae_file):
+def gather(
+    request: Request, tags: Tags, model: Model, folders: Iterable[Path], fetch: Fetch | None = None,
+    named: Iterable[Named] = (),
+) -> Beside:  # fmt: skip
+    """Every file found and held against the model before anything is loaded; what the Hub has is fetched first.
+    `named` are the embeddings that the prompts name without a flag."""
+    named = tuple(named)
+    if not (request.lora or tags or request.embeddings or request.vae_file or named):
         return Beside(model=model)
+    folders = tuple(folders)
     where = beside.places(model, folders)
     adapters: list[Adapter] = []
     for text in request.lora:
         name, scale = beside.weighted(text)
-        adapters.append(_lora(beside.find(name, "LoRA", where), scale, model))
+        at_hub = beside.at_hub(name)
+        if at_hub is None:
+            adapters.append(_lora(beside.find(name, "LoRA", where), scale, model))
+        else:
+            adapters.append(_from_hub(at_hub, scale, model, None if request.offline else fetch, request.offline))
     for name, scale in tags:
         adapters.append(_lora(beside.find(name, "LoRA", where, paths=False), scale, model))
-    adapters += _embeddings(request.embeddings, where, model)
-    if request.vae_file:
-        path = beside.find(request.vae_file, "VAE", where)
-        model = beside.with_vae(model, path)
-        adapters.append(_adapter(path, "vae"))
-    return Beside(model=model, adapters=tuple(adapters), warnings=tuple(_warnings(adapters)))
+    adapters += _embeddings(request.embeddings, named, where, model)
+    model, vae = with_vae(request, model, folders)
+    return Beside(model=model, adapters=(*adapters, *vae), warnings=tuple(_warnings(adapters)))
+
+
+def with_vae(request: Request, model: Model, folders: Iterable[Path]) -> tuple[Model, tuple[Adapter, ...]]:
+    """The model with the VAE that was asked for, and that VAE."""
+    if not request.vae_file:
+        return model, ()
+    path = beside.find(request.vae_file, "VAE", beside.places(model, folders))
+    return beside.with_vae(model, path), (_adapter(path, "vae"),)
 
 
 def found_again(adapters: Iterable[Adapter], model: Model, folders: Iterable[Path]) -> tuple[Adapter, ...]:
@@ -81,7 +179,11 @@ def found_again(adapters: Iterable[Adapter], model: Model, folders: Iterable[Pat
     names = {"lora": "LoRA", "embedding": "embedding", "vae": "VAE"}
     found: list[Adapter] = []
     for adapter in adapters:
-        path = beside.find(adapter.name, names[adapter.kind], where, paths=False)
+        at_hub = hub_name.parse(adapter.hub)
+        if at_hub is not None:
+            path = _cached(at_hub).path
+        else:
+            path = beside.find(adapter.name, names[adapter.kind], where, paths=False)
         held = cache.sha256_of(path, _memory())
         if held != adapter.sha256:
             raise BadFile(
@@ -93,6 +195,41 @@ def found_again(adapters: Iterable[Adapter], model: Model, folders: Iterable[Pat
     return tuple(found)
 
 
+def _from_hub(name: HubName, scale: float, model: Model, fetch: Fetch | None, offline: bool) -> Adapter:
+    """What is in the cache is taken from there, without asking the Hub."""
+    here = hub_cache.file(hub_cache.folder(os.environ), name)
+    if here is None and fetch is not None:
+        name = fetch(name, model)
+        here = hub_cache.file(hub_cache.folder(os.environ), name)
+    found = here or _cached(name, offline)
+    made = _lora(found.path, scale, model)
+    told = check.expected_of(found.path)
+    if told not in (None, made.sha256):
+        raise BadFile(
+            f"{show(name, 200)} in the Hugging Face cache is not what the hub gave: its sha256 begins with "
+            f"{made.sha256[:12]}, not {told[:12]}",
+            hint=f"sdcli models rm {show(name.repository, 120)}   (then the same command again)",
+        )
+    short = found.path.stem if found.path.name != hub_name.USUAL else name.repository.split("/")[1]
+    file = found.path.relative_to(_snapshot_of(found)).as_posix()
+    return replace(made, name=short, hub=str(HubName(name.repository, found.revision, file)))
+
+
+def _cached(name: HubName, offline: bool = False) -> Snapshot:
+    here = hub_cache.file(hub_cache.folder(os.environ), name)
+    if here is None:
+        lacks = f"{show(name, 200)} is not in the Hugging Face cache of this machine"
+        hint = f'sdcli pull "{show(name, 300)}"'
+        if offline:
+            raise Offline(f"{lacks}, and nothing may be fetched", hint=f"{hint}   (without --offline)")
+        raise ModelMissing(lacks, hint=hint)
+    return here
+
+
+def _snapshot_of(found: Snapshot) -> Path:
+    return next(path for path in found.path.parents if path.name == found.revision)
+
+
 def _lora(path: Path, scale: float, model: Model) -> Adapter:
     matched = lora.match(path, model)
     return replace(
@@ -101,7 +238,9 @@ def _lora(path: Path, scale: float, model: Model) -> Adapter:
     )  # fmt: skip
 
 
-def _embeddings(asked: Iterable[str], where: tuple[Place, ...], model: Model) -> Iterator[Adapter]:
+def _embeddings(
+    asked: Iterable[str], named: Iterable[Named], where: tuple[Place, ...], model: Model
+) -> Iterator[Adapter]:  # fmt: skip
     taken: dict[str, Path] = {}
     for text in asked:
         name, word = beside.with_word(text)
@@ -115,6 +254,12 @@ def _embeddings(asked: Iterable[str], where: tuple[Place, ...], model: Model) ->
                     hint=f'sdcli generate "a cat" --embedding "{show(path, 300)}:WORD"',
                 )
         yield replace(_adapter(path, "embedding"), word=word)
+    for found in named:
+        if found.word not in taken:  # what a flag says goes before
+            path = _fitting(found, model)
+            word = path.stem if path.stem.casefold() == found.word else found.word
+            taken |= dict.fromkeys((one.casefold() for one in embedding.read(path, model).words(word)), path)
+            yield replace(_adapter(path, "embedding"), word=word)
 
 
 def _adapter(path: Path, kind: str, scale: float = 1.0) -> Adapter:

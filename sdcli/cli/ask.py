@@ -33,8 +33,11 @@ class Asked:
     later: Iterator[Job] | None = None
 
 
-def plan_for(typed: Mapping[str, Any], command: str, model: Model | None = None) -> Asked:
-    """The plan for what was typed; every refusal happens here, before anything is loaded. `model` stands for -m."""
+def plan_for(
+    typed: Mapping[str, Any], command: str, model: Model | None = None, fetch: adapters.Fetch | None = None
+) -> Asked:
+    """The plan for what was typed; every refusal happens here, before anything is loaded. `model` stands for -m,
+    `fetch` brings LoRAs from the Hub: without it one that is not here is an error."""
     words = tuple(typed.get("words", ()))
     mistake = jobs.forgotten_quotes(words, command)
     if mistake is not None:
@@ -55,7 +58,9 @@ def plan_for(typed: Mapping[str, Any], command: str, model: Model | None = None)
     request = replace(request, prompts=tuple(dict.fromkeys(job.prompt for job in made)))
     for name in dict.fromkeys(job.sampler for job in made):
         samplers.refuse_unable(samplers.find(name), model.zero_snr)
-    beside = adapters.gather(request, tags, model, added_folders())
+    learned = adapters.learned(added_folders())
+    named = adapters.named_in(adapters.texts_of(made), learned)
+    beside = adapters.gather(request, tags, model, added_folders(), fetch, named)
     place = _hardware(request, typed.get("as_if"))
     if command == "generate" and typed.get("engine", "local") == "local" and "dtype" not in request.pins:
         place = probing.probed(place)
@@ -64,8 +69,10 @@ def plan_for(typed: Mapping[str, Any], command: str, model: Model | None = None)
         adapters=beside.adapters,
     )  # fmt: skip
     plan = replace(plan, warnings=(*plan.warnings, *beside.warnings))
-    later = adapters.without(_later(request, lines, len(made)), tags) if waiting and lines is not None else None
-    return Asked(plan, later)
+    if not waiting or lines is None:
+        return Asked(plan)
+    later = adapters.without(_later(request, lines, len(made)), tags)
+    return Asked(plan, adapters.as_learned(later, learned, beside.adapters))
 
 
 def plan_again(asked: Asked, typed: Mapping[str, Any]) -> Asked:
@@ -73,7 +80,7 @@ def plan_again(asked: Asked, typed: Mapping[str, Any]) -> Asked:
     before = asked.plan
     model = find_model(read_sources(config.from_flags(typed)))
     samplers.refuse_unable(samplers.find(before.request.sampler), model.zero_snr)
-    model = adapters.gather(before.request, (), model, added_folders()).model  # with the VAE that was asked for
+    model, _ = adapters.with_vae(before.request, model, added_folders())
     plan = make_plan(
         before.request, model, before.hardware, remembered(before.hardware), origins=before.origins,
         jobs=before.jobs, version=__version__, adapters=before.setup.adapters,

@@ -10,6 +10,7 @@ from typing import IO, TYPE_CHECKING
 
 from sdcli import terminal
 from sdcli.models.hub import Offer, Progress, pair_text
+from sdcli.models.kinds import TITLES
 from sdcli.record.sinks.progress import clock_text
 from sdcli.record.sinks.streams import Tolerant
 from sdcli.terminal import cells, colour, disk_text, fit, plain, say, show, speaks_unicode
@@ -36,7 +37,19 @@ def facts(name: str, offer: Offer, licence: str | None, free: int | None) -> lis
         if free is not None:
             told.append(f"{disk_text(free)} free")
     called = "" if name == offer.repository else f"{show(name, 80)}: "
-    return [f"{called}{show(offer.repository, 120)} @{offer.commit[:7]}", "  " + " · ".join(told)]
+    file = f"/{show(offer.file, 120)}" if offer.file else ""
+    return [
+        f"{called}{show(offer.repository, 120)}{file} @{offer.commit[:7]}{_what(offer)}",
+        "  " + " · ".join(told),
+    ]
+
+
+def _what(offer: Offer) -> str:
+    """`, a LoRA for SDXL`; nothing of a whole model, which its name tells."""
+    if offer.kind not in TITLES:
+        return ""
+    base = f" for {TITLES[offer.family]}" if offer.family in TITLES and offer.family != offer.kind else ""
+    return f", {TITLES[offer.kind]}{base}"
 
 
 class Download:

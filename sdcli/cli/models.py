@@ -17,13 +17,15 @@ from sdcli.cli import complete
 from sdcli.cli.answer import print_json
 from sdcli.cli.ask import added_folders
 from sdcli.cli.download import Download
-from sdcli.errors import BadFile, CannotWrite, ModelMissing, Usage
+from sdcli.errors import BadFile, CannotWrite, ModelMissing, SdcliError, Usage
 from sdcli.machine import state
-from sdcli.models import check, hub_cache, listing, resolve
+from sdcli.models import check, checkpoint, folder, hub_cache, listing, resolve
 from sdcli.models.check import Check
+from sdcli.models.folder import Incomplete
 from sdcli.models.hub import Progress
 from sdcli.models.kinds import TITLES
 from sdcli.models.listing import Entry
+from sdcli.models.model import Model
 from sdcli.request import config
 from sdcli.request.options import SCREEN
 from sdcli.request.options import command as make
@@ -33,6 +35,7 @@ _VERBS = {"add": "DIR", "rm": "NAME", "check": "MODEL"}
 _ORDER = ("builtin", "sd15", "sdxl", "lora", "embedding", "vae", "controlnet")
 _SOURCES = {"builtin": "shipped with sdcli", "cache": "Hugging Face cache"}
 _LONGEST_NAME = 34
+_NAMED = 8  # missing tensors that the report names
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -107,11 +110,11 @@ def table(entries: Sequence[Entry], folders: Sequence[FolderState], columns: int
     lines: list[str] = []
     for source in ("builtin", "cache"):
         lines += _block(_SOURCES[source], [entry for entry in entries if entry.source == source], columns)
-    for folder in folders:
+    for place in folders:
         inside = [
-            entry for entry in entries if entry.source == "folder" and Path(entry.path).is_relative_to(folder.path)
+            entry for entry in entries if entry.source == "folder" and Path(entry.path).is_relative_to(place.path)
         ]
-        title = show(folder.path, 200) + ("" if inside else ": no models" if folder.exists else ": not there")
+        title = show(place.path, 200) + ("" if inside else ": no models" if place.exists else ": not there")
         lines += _block(title, inside, columns) or [title]
     return lines or ["no models here"]
 
@@ -147,7 +150,7 @@ def _kind(entry: Entry) -> str:
     """`sd15`, `LoRA sdxl`, `VAE`: short, for a column."""
     if entry.drawn:
         return entry.kind
-    title = TITLES.get(entry.kind, entry.kind)
+    title = "embedding" if entry.kind == "embedding" else TITLES.get(entry.kind, entry.kind)
     for article in ("a ", "an ", "the "):
         title = title.removeprefix(article)
     return fit(f"{title} {entry.family}" if entry.kind in ("lora", "embedding", "unet") else title, 26).rstrip()
@@ -244,13 +247,9 @@ def _mended(text: str) -> str:
 def _checked(text: str, quiet: bool) -> tuple[str, Check]:
     path = Path(text).expanduser()
     if path.is_file():  # any file of tensors, a LoRA too
-        reading = check.check(path.name, (path,))
-        name = path.name
+        name, reading = path.name, check.check(path.name, (path,), _checkpoint(path))
     else:
-        model = resolve.resolve(
-            text, offline=True, folders=added_folders(), hub=hub_cache.folder(os.environ),
-            builtin=data.builtin_model(),
-        )  # fmt: skip
+        model = _model(text)
         name, reading = model.name, check.check(model.name, check.files_of(model), model)
     screen = Download(sys.stderr, quiet=quiet)
     try:
@@ -264,6 +263,24 @@ def _checked(text: str, quiet: bool) -> tuple[str, Check]:
         screen.finish()
 
 
+def _checkpoint(path: Path) -> Model | None:
+    try:
+        return checkpoint.as_it_is(path)
+    except SdcliError:  # what is wrong with the file itself, the check says
+        return None
+
+
+def _model(text: str) -> Model:
+    """The model of this name, though it may lack tensors."""
+    try:
+        return resolve.resolve(
+            text, offline=True, folders=added_folders(), hub=hub_cache.folder(os.environ),
+            builtin=data.builtin_model(),
+        )  # fmt: skip
+    except Incomplete as error:
+        return folder.read(Path(error.details["folder"]), whole=False)
+
+
 def _report(name: str, found: Check) -> list[str]:
     lines = []
     for one in found.files:
@@ -275,7 +292,8 @@ def _report(name: str, found: Check) -> list[str]:
             lines.append(f"  {show(one.error, 300)}")
         for fault in one.not_finite[: check.MOST_NAMED]:
             lines.append(f"  {show(fault.name, 120)}: {fault.count:,} of {fault.of:,} numbers are not finite")
-    lines += [f"  missing: {show(missing, 120)}" for missing in found.missing]
-    lines += [f"  of another shape: {show(other, 120)}" for other in found.mismatched]
+    for what, names in (("missing", found.missing), ("of another shape", found.mismatched)):
+        lines += [f"  {what}: {show(name, 120)}" for name in names[:_NAMED]]
+        lines += [f"  {what}: {len(names) - _NAMED} more at least"] if len(names) > _NAMED else []
     lines.append(f"{show(name, 80)}: " + ("sound" if found.sound else "damaged"))
     return lines

@@ -1,5 +1,5 @@
-"""`sdcli pull`: a model from the Hub into the cache; and the same where generate needs it first. Asks nothing: to name
-a model is to want it."""
+"""`sdcli pull`: a model, or one file, from the Hub into the cache; and the same where generate needs it first. Asks
+nothing: to name it is to want it."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import os
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -19,9 +19,12 @@ from sdcli.cli.download import Download, facts
 from sdcli.cli.ending import termination
 from sdcli.errors import Interrupted, ModelMissing, Offline, Terminated, Usage
 from sdcli.machine.memory import disk_free
-from sdcli.models import hub, hub_cache, hub_connection, resolve
-from sdcli.models.hub import Offer
+from sdcli.models import hub, hub_cache, hub_connection, hub_name, lora, resolve
+from sdcli.models.headers import Header, read_header
+from sdcli.models.hub import NoIndex, Offer
 from sdcli.models.hub_files import File
+from sdcli.models.hub_name import HubName
+from sdcli.models.kinds import kind_of
 from sdcli.models.model import Model
 from sdcli.request.options import OPTIONS, SCREEN
 from sdcli.request.options import command as make
@@ -32,13 +35,14 @@ _FIELDS = ("revision", "offline", "json", "quiet", "debug")
 
 @dataclass(frozen=True, kw_only=True)
 class Pulled:
-    """What is in the cache now."""
+    """What is in the cache now. `kind` is a single file's own: lora, vae, sd15 …"""
 
     schema: str = "sdcli.pull/1"
     version: str = __version__
     name: str
     repository: str | None
     revision: str | None  # the commit
+    kind: str = "model"
     family: str
     licence: str | None
     path: str
@@ -51,7 +55,7 @@ def command() -> Callable[..., None]:
     options = [option for option in (*OPTIONS, *SCREEN) if option.field in _FIELDS]
     return make(
         _pull, options, name="pull", words="NAME", complete=complete.values,
-        help="Fetch a model into the Hugging Face cache: sdcli pull sdxl",
+        help="Fetch a model, or a file of a repository, into the Hugging Face cache: sdcli pull sdxl",
     )  # fmt: skip
 
 
@@ -59,16 +63,28 @@ def _pull(typed: dict[str, Any]) -> None:
     names = typed.get("words", ())
     if len(names) != 1:
         raise Usage(f"pull takes one name, not {len(names)}", hint="sdcli pull sd15")
-    found = pull(
-        names[0], typed.get("revision"), offline=bool(typed.get("offline")), quiet=bool(typed.get("quiet"))
-    )  # fmt: skip
+    offline, quiet = bool(typed.get("offline")), bool(typed.get("quiet"))
+    found = _named(names[0], typed.get("revision"), offline, quiet)
     if typed.get("json"):
         print_json(schema.to_json(found))
     else:
         say(found.path, sys.stdout)
 
 
-def pull(name: str, revision: str | None = None, *, offline: bool = False, quiet: bool = False) -> Pulled:
+def _named(text: str, revision: str | None, offline: bool, quiet: bool) -> Pulled:
+    """An alias, a path, `owner/name` or `owner/name/file.safetensors`, the latter two with @commit if need be."""
+    one = None if Path(text).exists() else hub_name.parse(text)
+    if one is None:
+        return pull(text, revision, offline, quiet)
+    if revision and one.revision:
+        raise Usage(f"two revisions: {show(revision, 60)} and {show(one.revision, 60)}", hint=f"sdcli pull {one}")
+    one = replace(one, revision=one.revision or revision)
+    if one.file is None and not (offline and hub_cache.file(hub_cache.folder(os.environ), one)):
+        return pull(one.repository, one.revision, offline, quiet)
+    return _pull_file(one, offline, quiet)
+
+
+def pull(name: str, revision: str | None = None, offline: bool = False, quiet: bool = False) -> Pulled:
     """The model called `name`, fetched where it is not here yet."""
     cache = hub_cache.folder(os.environ)
     known = resolve.known_as(name)
@@ -85,7 +101,11 @@ def pull(name: str, revision: str | None = None, *, offline: bool = False, quiet
     _check_online(name)
     asked = revision or (known.revision if known else None)
     licence = known.licence if known else None
-    offer, fetched = _bring(known.alias if known else name, repository, asked, licence, cache, quiet)
+    try:
+        offer = hub.offer(hub_connection.connect(os.environ), repository, asked, cache)
+    except NoIndex:
+        return _pull_file(HubName(repository, asked), offline, quiet)
+    fetched = _bring(known.alias if known else name, offer, licence, quiet)
     model = resolve.resolve(repository, revision=offer.commit, hub=cache)  # read once, so that damage shows now
     return Pulled(
         name=name, repository=offer.repository, revision=offer.commit, family=offer.family,
@@ -122,23 +142,19 @@ def _check_online(name: str) -> None:
         )
 
 
-def _bring(
-    name: str, repository: str, revision: str | None, licence: str | None, cache: Path, quiet: bool
-) -> tuple[Offer, int]:
-    """Say what comes, then fetch it with one display. Gives the offer and the bytes that were missing."""
-    connection = hub_connection.connect(os.environ)
-    offer = hub.offer(connection, repository, revision, cache)
+def _bring(name: str, offer: Offer, licence: str | None, quiet: bool) -> int:
+    """Say what comes, then fetch it with one display. Gives the bytes that were missing."""
     if not quiet:
-        for line in facts(name, offer, licence or offer.licence, disk_free(cache)):
+        for line in facts(name, offer, licence or offer.licence, disk_free(offer.cache)):
             say(line)
-    screen = Download(sys.stderr, quiet=quiet)
+    screen = Download(sys.stderr, quiet=quiet or not offer.missing)
     with _kept_if_interrupted(offer):
         try:
-            for progress in hub.fetch(connection, offer, disk_free):
+            for progress in hub.fetch(hub_connection.connect(os.environ), offer, disk_free):
                 screen(progress)
         finally:
             screen.finish()
-    return offer, offer.missing
+    return offer.missing
 
 
 @contextmanager
@@ -153,21 +169,69 @@ def _kept_if_interrupted(offer: Offer) -> Iterator[None]:
         raise Terminated("terminated", done=hub.kept_text(offer), hint=again) from None
 
 
+# --- one file
+
+
+def _pull_file(name: HubName, offline: bool, quiet: bool) -> Pulled:
+    cache = hub_cache.folder(os.environ)
+    here = hub_cache.file(cache, name) if offline or _is_commit(name.revision) else None
+    if here is not None:
+        kind, size = kind_of(read_header(here.path)), here.path.stat().st_size
+        if not quiet:
+            say(f"{show(name, 120)} is here already, {disk_text(size)}")
+        return Pulled(
+            name=str(name), repository=name.repository, revision=here.revision, kind=kind.kind, family=kind.family,
+            licence=None, path=str(here.path), bytes=size, fetched_bytes=0, files=(),
+        )  # fmt: skip
+    if offline:
+        raise Offline(
+            f"{show(name, 200)} is not on this machine, and nothing may be fetched",
+            hint=f'sdcli pull "{show(name, 300)}"   (without --offline)',
+        )
+    offer, fetched = _bring_file(name, lambda header: None, quiet)
+    return Pulled(
+        name=str(name), repository=offer.repository, revision=offer.commit, kind=offer.kind, family=offer.family,
+        licence=offer.licence, path=str(offer.snapshot / str(offer.file)), bytes=offer.size, fetched_bytes=fetched,
+        files=offer.files,
+    )  # fmt: skip
+
+
+def _bring_file(name: HubName, check: Callable[[Header], None], quiet: bool) -> tuple[Offer, int]:
+    _check_online(str(name))
+    offer = hub.offer_file(hub_connection.connect(os.environ), name, hub_cache.folder(os.environ), check)
+    return offer, _bring(offer.repository, offer, None, quiet)
+
+
+def pull_lora(name: HubName, model: Model, quiet: bool) -> HubName:
+    """A LoRA for `model`, in the cache: refused by its header where it is none, or one for another family."""
+    try:
+        offer, _ = _bring_file(name, lambda header: lora.check(header, model), quiet)
+    except Usage as error:
+        error.hint = error.hint.replace("sdcli pull ", 'sdcli generate "a cat" --lora ')
+        raise
+    return offer.name
+
+
 # --- before generate
 
 
 def plan_with_model(typed: dict[str, Any]) -> Asked:
-    """generate's plan, with the model fetched where it is not here: only then are its true sizes known."""
+    """generate's plan, with what is not here fetched: only then are a model's true sizes known."""
+    quiet = bool(typed.get("quiet"))
+
+    def fetch(name: HubName, model: Model) -> HubName:
+        return pull_lora(name, model, quiet)
+
     try:
-        asked = plan_for(typed, "generate")
+        asked = plan_for(typed, "generate", fetch=fetch)
     except ModelMissing as error:
         repository = error.details.get("repository")
         if not repository:
             raise
-        pull(repository, error.details.get("revision"), quiet=bool(typed.get("quiet")))
-        return plan_for(typed, "generate")
+        pull(repository, error.details.get("revision"), quiet=quiet)
+        return plan_for(typed, "generate", fetch=fetch)
     plan = asked.plan
     if plan.model.cached or not plan.fits or typed.get("engine") == "fake":
         return asked
-    pull(plan.model.name, plan.model.revision, quiet=bool(typed.get("quiet")))
+    pull(plan.model.name, plan.model.revision, quiet=quiet)
     return plan_again(asked, typed)

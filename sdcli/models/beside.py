@@ -11,8 +11,10 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from sdcli.errors import BadFile, ModelMissing, Usage
+from sdcli.models import hub_name
 from sdcli.models.cache import Memory
 from sdcli.models.headers import Header, read_header
+from sdcli.models.hub_name import HubName
 from sdcli.models.kinds import TITLES, kind_of
 from sdcli.models.model import Component, Model
 from sdcli.models.shipped import parameters_of
@@ -54,6 +56,15 @@ def with_word(text: str) -> tuple[str, str]:
     if _is_file(text) or not colon or not name or drive or not word.strip() or re.search(r"[\\/]", word):
         return text, ""
     return name, word.strip()
+
+
+def at_hub(text: str) -> HubName | None:
+    """What is no path here, nor in a folder that is here, may be on the Hub: owner/name, owner/name/file."""
+    found = hub_name.parse(text)
+    if found is None:
+        return None
+    path = Path(text)
+    return None if path.exists() or path.parent.is_dir() else found
 
 
 def _is_file(text: str) -> bool:

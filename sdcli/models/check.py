@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Generator, Iterator, Mapping, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
 
 from sdcli.errors import BadFile, SdcliError
-from sdcli.models import unet
+from sdcli.models import expected
 from sdcli.models.headers import Header, Tensor, read_header
 from sdcli.models.model import Model
 from sdcli.terminal import show
@@ -51,7 +51,7 @@ class FileCheck:
 
 @dataclass(frozen=True, kw_only=True)
 class Check:
-    """`missing` and `mismatched` are the UNet's, held against its config, where its names are diffusers' own."""
+    """`missing` and `mismatched` are tensors held against the configs: "unet: conv_out.weight", 20 at most."""
 
     schema: str = "sdcli.models-check/1"
     name: str
@@ -82,7 +82,7 @@ def check(name: str, files: Sequence[Path], model: Model | None = None) -> Gener
     for path, size in zip(files, sizes, strict=True):
         found.append((yield from _file(path, done, total)))
         done += size
-    missing, mismatched = _held_against_config(model) if model is not None else ((), ())
+    missing, mismatched = _held_against_configs(model) if model is not None else ((), ())
     sound = all(one.sound for one in found) and not missing and not mismatched
     return Check(name=name, sound=sound, files=tuple(found), missing=missing, mismatched=mismatched)
 
@@ -162,28 +162,17 @@ def not_finite(raw: bytes, dtype: str) -> int:
     return int(numpy.count_nonzero((bits & mask) == mask))
 
 
-# --- what its config describes
+# --- what its configs describe
 
 
-def _held_against_config(model: Model) -> tuple[tuple[str, ...], tuple[str, ...]]:
-    part = model.components.get("unet")
-    if part is None or model.layout != "diffusers" or not part.config:
-        return (), ()
-    held: dict[str, Tensor] = {}
-    for file in part.files:
-        held.update(read_header(Path(file)).tensors)
-    wanted = _wanted(part.config)
-    missing = [name for name in wanted if name not in held]
-    other = [name for name, shape in wanted.items() if name in held and shape and held[name].shape != shape]
+def _held_against_configs(model: Model) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    missing: list[str] = []
+    other: list[str] = []
+    for name, part in model.components.items():
+        held: dict[str, Tensor] = {}
+        for file in part.files:
+            held.update(read_header(Path(file)).tensors)
+        lacks, differs = expected.lacking(name, part.config, held)
+        missing += (f"{name}: {one}" for one in lacks)
+        other += (f"{name}: {one}" for one in differs)
     return tuple(missing[:MOST_NAMED]), tuple(other[:MOST_NAMED])
-
-
-def _wanted(config: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:
-    """Every weight of the UNet with its shape, and every bias; () where only the name is known."""
-    names: dict[str, tuple[int, ...]] = {}
-    for leaf in unet.analyse(config, height=64, width=64).leaves:
-        if leaf.parameters:
-            names[f"{leaf.name}.weight"] = leaf.weight_shape
-            if leaf.bias:
-                names[f"{leaf.name}.bias"] = ()
-    return names

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +28,17 @@ def read(path: Path) -> Model:
         raise _other(path, kind)
     _check_parts(path, kind)
     return _model(path, kind, header.size)
+
+
+def as_it_is(path: Path) -> Model | None:
+    """The same for looking at, a few tensors missing or not; None where it is no checkpoint to draw with. What lacks
+    more than a tenth of a part is not damaged but another model."""
+    header = read_header(path)
+    kind = kind_of(header)
+    whole = kind.kind in DRAWN and all(
+        name in kind.parts and kind.parts[name].parameters >= 0.9 * usual for name, usual in _usual(kind.family)
+    )
+    return _model(path, kind, header.size) if whole else None
 
 
 def _model(path: Path, kind: Kind, size: int) -> Model:
@@ -56,8 +68,7 @@ def _check_parts(path: Path, kind: Kind) -> None:
     missing = [_NAMES[name] for name in components if name not in kind.parts]
     if missing:
         raise BadFile(f"{show(path)} has no {' and no '.join(missing)}: not a whole checkpoint", hint=_ANOTHER)
-    for name in components:
-        usual = parameters_of(name, data.component_config(kind.family, name))
+    for name, usual in _usual(kind.family):
         held = kind.parts[name].parameters
         if held < usual:
             raise BadFile(
@@ -65,6 +76,12 @@ def _check_parts(path: Path, kind: Kind) -> None:
                 f"its {_NAMES[name]} has {held / 1e6:,.1f} of {usual / 1e6:,.1f} million parameters",
                 hint=_ANOTHER,
             )
+
+
+def _usual(family: str) -> Iterator[tuple[str, int]]:
+    """Parameters of each part, as the shipped configs describe it."""
+    for name in find(family).components:
+        yield name, parameters_of(name, data.component_config(family, name))
 
 
 def _use_of_lora(path: Path, family: str) -> str:

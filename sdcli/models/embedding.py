@@ -8,7 +8,7 @@ from pathlib import Path
 
 from sdcli.errors import BadFile
 from sdcli.models.headers import Header, Tensor, read_header
-from sdcli.models.kinds import TITLES, kind_of
+from sdcli.models.kinds import EMBEDDINGS, TITLES, kind_of
 from sdcli.models.lora import wrong_family
 from sdcli.models.model import Model
 from sdcli.terminal import show
@@ -16,7 +16,6 @@ from sdcli.terminal import show
 MOST_VECTORS = 75  # as many as a chunk of the prompt has places
 _FAMILIES = {768: "sd15", 1024: "sd2"}
 _PARTS = {"clip_l": "text_encoder", "clip_g": "text_encoder_2"}  # SDXL's two, by the names that all trainers use
-_PLAIN = "emb_params"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,8 +50,12 @@ def read(path: Path, model: Model) -> Embedding:
         raise BadFile(
             f"{show(path)} has {listed} vectors; an embedding has 1 to {MOST_VECTORS}, equally for each encoder"
         )
-    own = next(iter(header.tensors))
-    return Embedding(path=path, tensors=tensors, vectors=max(counts), token="" if double or own == _PLAIN else own)
+    return Embedding(path=path, tensors=tensors, vectors=max(counts), token=token_of(header))
+
+
+def token_of(header: Header) -> str:
+    """The word that the file itself names: diffusers calls the tensor by it."""
+    return next((name for name in header.tensors if len(header.tensors) == 1 and name not in EMBEDDINGS), "")
 
 
 def _check_kind(path: Path, header: Header) -> None:
@@ -72,7 +75,7 @@ def _family(header: Header) -> str:
 
 def _misfit(path: Path, header: Header, family: str, model: Model) -> BadFile:
     if family and model.family in TITLES and family != model.family:
-        return wrong_family(path, "an embedding", family, model)
+        return wrong_family(path, "an embedding", family, model, "--embedding")
     widths = " and ".join(str(tensor.shape[-1]) for tensor in header.tensors.values())
     wanted = " and ".join(
         str(component.config.get("hidden_size"))

@@ -53,15 +53,16 @@ class OnlyPickles(Unsafe):
 
 def read(
     path: Path, *, family: str | None = None, name: str | None = None, source: str = "folder",
-    repository: str | None = None, revision: str | None = None, licence: str | None = None,
+    repository: str | None = None, revision: str | None = None, licence: str | None = None, whole: bool = True,
 ) -> Model:  # fmt: skip
-    """The model in a folder; `family` is given for the built-in one, whose classes are Stable Diffusion's."""
+    """The model in a folder; `family` is given for the built-in one, whose classes are Stable Diffusion's. With
+    `whole` False it may lack tensors: for looking at."""
     index = _index(path)
     kind = family or _family(index, path)
     _check_classes(index, path)
     configs = {part: read_json(path / part / "config.json") for part in find(kind).components}
     _check_unet(configs["unet"], configs["vae"], kind if family is None else "", path)
-    components = {part: _component(path / part, part, config) for part, config in configs.items()}
+    components = {part: _component(path / part, part, config, whole) for part, config in configs.items()}
     scheduler = read_json(path / "scheduler" / "scheduler_config.json", required=False)
     return Model(
         name=name or family or path.name, kind=kind, family=kind, source="builtin" if family == "builtin" else source,
@@ -186,18 +187,22 @@ def _check_unet(unet: Mapping[str, Any], decoder: Mapping[str, Any], family: str
 # --- components
 
 
-def _component(folder: Path, part: str, config: Mapping[str, Any]) -> Component:
+class Incomplete(BadFile):
+    """Fewer numbers than the config describes. `details` has the folder of the model."""
+
+
+def _component(folder: Path, part: str, config: Mapping[str, Any], whole: bool) -> Component:
     if config.get("quantization_config") is not None:
         raise BadFile(f"{show(folder)} is quantized, a form sdcli does not read", hint=_ANOTHER)
     headers = [read_header(file) for file in _weights(folder, _STEMS.get(part, "model"))]
     held = part_of(item for header in headers for item in header.tensors.items())
     described = _described(part, config, folder)
-    if held is None or held.parameters < described:
-        raise BadFile(
+    if held is None or (whole and held.parameters < described):
+        raise Incomplete(
             f"{show(folder)} holds {held.parameters if held else 0:,} parameters, its config.json describes "
             f"{described:,}: not the same model",
-            hint=_AGAIN,
-        )
+            hint=_AGAIN, folder=str(folder.parent),
+        )  # fmt: skip
     return Component(
         parameters=held.parameters, stored_bytes=held.bytes, stored_dtype=held.dtype, config=config,
         files=tuple(str(header.path) for header in headers),

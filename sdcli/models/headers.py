@@ -85,6 +85,12 @@ def read_from(file: BinaryIO, size: int, path: Path) -> Header:
     return Header(path=path, size=size, data_start=8 + length, tensors=tensors, metadata=metadata)
 
 
+def length_of(start: bytes) -> int:
+    """How many bytes the header takes in all, as the file's first bytes say; FIRST_BYTES where they are no header's."""
+    told = 8 + int.from_bytes(start[:8], "little")
+    return max(FIRST_BYTES, told) if len(start) >= 8 and told <= 8 + LARGEST_HEADER else FIRST_BYTES
+
+
 def _parse(raw: bytes, path: Path) -> dict[str, Any]:
     _check_bulk(raw, path)
     try:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import io
 import re
 import tempfile
 import time
@@ -18,11 +19,14 @@ from typing import IO, Any
 from urllib.parse import quote
 
 from sdcli.errors import BadFile, CannotWrite, ModelMissing, Offline, SdcliError
-from sdcli.models import folder, hub_connection, hub_files, hub_store
+from sdcli.models import folder, headers, hub_connection, hub_files, hub_store
 from sdcli.models.families import families
+from sdcli.models.headers import Header
 from sdcli.models.hub_connection import Broken, Connection
 from sdcli.models.hub_files import File
+from sdcli.models.hub_name import HubName
 from sdcli.models.hub_store import Hash, Place
+from sdcli.models.kinds import kind_of
 from sdcli.terminal import disk_text, seconds_text, show
 
 INDEX = "model_index.json"
@@ -32,7 +36,7 @@ _ANOTHER = 'sdcli generate "a cat" -m sd15'
 
 @dataclass(frozen=True, kw_only=True)
 class Offer:
-    """A model on the Hub, by one commit: what it is, what fetching it takes, and what is already here."""
+    """A model on the Hub, or one file, by one commit: what it is, what fetching it takes, and what is already here."""
 
     repository: str
     revision: str  # as asked for: main, a tag, a commit
@@ -44,6 +48,8 @@ class Offer:
     small: Mapping[str, bytes] = field(default_factory=dict, repr=False)  # already read, not yet in the cache
     cache: Path
     kept: int = 0  # bytes that are in the cache already, whole files and beginnings
+    kind: str = "model"  # a single file's own kind: lora, vae, sd15 …
+    file: str | None = None  # the one that was asked for
 
     @property
     def size(self) -> int:
@@ -56,6 +62,15 @@ class Offer:
     @property
     def snapshot(self) -> Path:
         return Place(self.cache, self.repository).snapshot(self.commit)
+
+    @property
+    def name(self) -> HubName:
+        """By which it is found again, whatever `main` is by then."""
+        return HubName(self.repository, self.commit, self.file)
+
+
+class NoIndex(BadFile):
+    """A repository of single files."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -75,10 +90,7 @@ class Progress:
 def offer(connection: Connection, repository: str, revision: str | None, cache: Path) -> Offer:
     """The facts, from one commit; a refusal where sdcli does not draw with it. Writes nothing."""
     asked = revision or "main"
-    info = _info(connection, repository, asked)
-    commit = info.get("sha")
-    if not isinstance(commit, str) or not re.fullmatch(r"[0-9a-f]{40}", commit):
-        raise Offline(f"{connection.host} does not say which commit {show(asked, 60)} is", hint=_ANOTHER)
+    info, commit = _info(connection, repository, asked)
     files = hub_files.listed(info.get("siblings"))
     if INDEX not in files:
         raise _no_index(repository, files)
@@ -94,9 +106,7 @@ def offer(connection: Connection, repository: str, revision: str | None, cache: 
         *first,
         files[INDEX],  # last: a snapshot with an index is a whole one
     )
-    for file in chosen:
-        if not file.hash:
-            raise BadFile(f"{connection.host} gives no checksum of {show(file.path, 120)}", hint=_ANOTHER)
+    _check_hashes(connection, chosen)
     found = Offer(
         repository=repository, revision=asked, commit=commit, family=family, licence=_licence(info),
         gated=bool(info.get("gated")), files=chosen, small=small, cache=cache,
@@ -104,9 +114,62 @@ def offer(connection: Connection, repository: str, revision: str | None, cache: 
     return replace(found, kept=_held(found, Place(cache, repository)))
 
 
-def _info(connection: Connection, repository: str, revision: str) -> Mapping[str, Any]:
+def offer_file(
+    connection: Connection, name: HubName, cache: Path, check: Callable[[Header], None] = lambda header: None
+) -> Offer:
+    """One .safetensors file of a repository. `check` refuses it by its header, before its weights are fetched."""
+    asked = name.revision or "main"
+    info, commit = _info(connection, name.repository, asked)
+    files = hub_files.listed(info.get("siblings"))
+    if name.file is None and INDEX in files:
+        raise BadFile(
+            f"{show(name.repository)} is a whole model, and none of its files is named",
+            hint=f'sdcli generate "a cat" -m {show(name.repository)}',
+        )
+    chosen = hub_files.single(files, name)
+    _check_hashes(connection, chosen)
+    header = _header(connection, name.repository, commit, chosen[0], check)
+    kind = kind_of(header)
+    found = Offer(
+        repository=name.repository, revision=asked, commit=commit, family=kind.family, licence=_licence(info),
+        gated=bool(info.get("gated")), files=chosen, cache=cache, kind=kind.kind, file=chosen[0].path,
+    )  # fmt: skip
+    return replace(found, kept=_held(found, Place(cache, name.repository)))
+
+
+def _info(connection: Connection, repository: str, revision: str) -> tuple[Mapping[str, Any], str]:
+    """What the hub tells of a repository, and the commit that it tells it of."""
     url = f"{connection.endpoint}/api/models/{repository}/revision/{quote(revision, safe='')}?blobs=true"
-    return hub_connection.read_json(connection, url, repository)
+    info = hub_connection.read_json(connection, url, repository)
+    commit = info.get("sha")
+    if not isinstance(commit, str) or not re.fullmatch(r"[0-9a-f]{40}", commit):
+        raise Offline(f"{connection.host} does not say which commit {show(revision, 60)} is", hint=_ANOTHER)
+    return info, commit
+
+
+def _check_hashes(connection: Connection, files: tuple[File, ...]) -> None:
+    for file in files:
+        if not file.hash:
+            raise BadFile(f"{connection.host} gives no checksum of {show(file.path, 120)}", hint=_ANOTHER)
+
+
+def _header(
+    connection: Connection, repository: str, commit: str, file: File, check: Callable[[Header], None]
+) -> Header:
+    """Its beginning alone has no checksum: what it says refuses the file only when it is said twice."""
+    url = hub_connection.url_of(connection, repository, commit, file.path)
+    named = Path(repository, file.path)
+    for last in (False, True):
+        start = hub_connection.read_start(connection, url, repository, headers.length_of)
+        try:
+            header = headers.read_from(io.BytesIO(start), file.size, named)
+            check(header)
+        except BadFile:
+            if last:
+                raise
+        else:
+            return header
+    raise AssertionError("never reached")
 
 
 def _small(connection: Connection, repository: str, commit: str, file: File) -> bytes:
@@ -142,11 +205,11 @@ def _family(repository: str, small: Mapping[str, bytes]) -> str:
 
 
 def _no_index(repository: str, files: Mapping[str, File]) -> BadFile:
-    whole = sorted(name for name in files if "/" not in name and name.endswith(".safetensors"))
+    whole = sorted(name for name in files if name.endswith(".safetensors"))
     if whole:
-        return BadFile(
+        return NoIndex(
             f"{show(repository)} has no {INDEX}; it holds single files such as {show(whole[0], 80)}",
-            hint=f"hf download {show(repository)} {show(whole[0], 120)}\nthen -m with the path it prints",
+            hint=f'sdcli pull "{show(repository)}/{show(whole[0], 120)}"   (then -m or --lora with the path it prints)',
         )
     return BadFile(f"{show(repository)} is no text-to-image model: it has no {INDEX}", hint=_ANOTHER)
 

@@ -8,6 +8,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from sdcli.models import hub_name
+from sdcli.models.hub_name import HubName
+
 
 @dataclass(frozen=True)
 class Snapshot:
@@ -35,6 +38,19 @@ def snapshot(cache: Path, repository: str, revision: str | None) -> Snapshot | N
         return None
     path = place / "snapshots" / commit
     return Snapshot(path, commit) if (path / "model_index.json").is_file() else None
+
+
+def file(cache: Path, name: HubName) -> Snapshot | None:
+    """One file of a repository, and its commit: the file named, else the one that is meant of those that are here."""
+    place = cache / f"models--{name.repository.replace('/', '--')}"
+    commit = _commit(place, name.revision or "main")
+    if commit is None:
+        return None
+    base = place / "snapshots" / commit
+    chosen = name.file or hub_name.the_one(path.relative_to(base).as_posix() for path in base.rglob("*"))
+    if chosen is None or (name.file is None and (base / "model_index.json").is_file()):
+        return None
+    return Snapshot(base / chosen, commit) if (base / chosen).is_file() else None
 
 
 def _commit(place: Path, revision: str) -> str | None:

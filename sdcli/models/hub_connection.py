@@ -9,7 +9,7 @@ import contextlib
 import importlib
 import json
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 from urllib.parse import quote, urljoin, urlsplit
@@ -274,19 +274,37 @@ def is_hopeless(connection: Connection, failures: int, last: Broken) -> bool:
 
 def read(connection: Connection, url: str, repository: str, most: int = LARGEST_ANSWER) -> bytes:
     """A whole small answer, tried patiently."""
+    return _patiently(connection, url, repository, lambda body: _whole(body, most, url))
+
+
+def read_start(connection: Connection, url: str, repository: str, wanted: Callable[[bytes], int]) -> bytes:
+    """The beginning of a large file: `wanted` says from what has come how much it is. The rest is not waited for."""
+    return _patiently(connection, url, repository, lambda body: _first(body, wanted))
+
+
+def _patiently(connection: Connection, url: str, repository: str, take: Callable[[Body], bytes]) -> bytes:
     import time
 
     failures = 0
     while True:
         try:
             with attempt(connection, url, repository) as body:
-                return _whole(body, most, url)
+                return take(body)
         except Broken as broken:
             failures += 1
             without_a_line = broken.nobody and failures >= 2  # most likely there is none: no reason to wait long
             if without_a_line or is_hopeless(connection, failures, broken):
                 raise given_up(connection, broken, wanted=repository) from None
             time.sleep(connection.patience.wait(failures, broken.wait))
+
+
+def _first(body: Body, wanted: Callable[[bytes], int]) -> bytes:
+    held = b""
+    for chunk in body.chunks:
+        held += chunk
+        if len(held) >= wanted(held):
+            break
+    return held
 
 
 def _whole(body: Body, most: int, url: str) -> bytes:

@@ -5,15 +5,19 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from pathlib import PurePosixPath
 from typing import Any
 
-from sdcli.errors import BadFile, Unsafe
+from sdcli.errors import BadFile, ModelMissing, SdcliError, Unsafe, Usage
+from sdcli.models import hub_name
+from sdcli.models.hub_name import HubName
 from sdcli.models.sniff import PICKLE_SUFFIXES
 from sdcli.terminal import show
 
 VARIANTS = (".fp16", "", ".bf16", ".fp32")  # the order in which a folder's weights are looked for
 _TOKENIZER = ("tokenizer_config.json", "special_tokens_map.json", "vocab.json", "merges.txt")
 LARGEST_SMALL = 8 << 20
+_NAMED = 10  # files that an error lists at most
 _ANOTHER = 'sdcli generate "a cat" -m sd15'
 
 
@@ -80,6 +84,34 @@ def tokenizers(files: Mapping[str, File], components: Iterable[str]) -> tuple[Fi
 
 def _small(files: Mapping[str, File], wanted: Iterable[str]) -> tuple[File, ...]:
     return tuple(files[path] for path in wanted if path in files and files[path].size <= LARGEST_SMALL)
+
+
+def single(files: Mapping[str, File], name: HubName) -> tuple[File, ...]:
+    """The one file that is meant, and the settings that peft keeps beside its own."""
+    path = name.file or hub_name.the_one(files)
+    if path is None or path not in files:
+        raise _which(files, name)
+    beside = str(PurePosixPath(path).with_name("adapter_config.json"))
+    return (*_small(files, [beside]), files[path])[::-1]
+
+
+def _which(files: Mapping[str, File], name: HubName) -> SdcliError:
+    where = show(name.repository)
+    held = sorted(path for path in files if path.endswith(hub_name.SUFFIX))
+    pickles = [path for path in sorted(files) if path.endswith(tuple(PICKLE_SUFFIXES))]
+    if not held and pickles:
+        return Unsafe(
+            f"{where} has only pickles ({show(pickles[0], 80)}); loading one can run code, so sdcli does not",
+            hint=_ANOTHER,
+        )
+    if not held:
+        return BadFile(f"{where} holds no .safetensors file", hint=_ANOTHER)
+    listed = ", ".join(show(path, 80) for path in held[:_NAMED]) + (" …" if len(held) > _NAMED else "")
+    again = str(HubName(name.repository, name.revision, held[0]))
+    hint = f'sdcli pull "{show(again, 300)}"'
+    if name.file is not None:
+        return ModelMissing(f"{where} holds no {show(name.file, 120)}; it holds {listed}", hint=hint)
+    return Usage(f"{where} holds {len(held)} files, and none is named: {listed}", hint=hint)
 
 
 def weights(files: Mapping[str, File], components: Iterable[str], repository: str) -> tuple[File, ...]:

@@ -31,6 +31,7 @@ TITLES = {
     "ip-adapter": "an IP-Adapter", "pipeline": "a whole model under diffusers' names in one file",
     "unknown": "of an unknown kind",
 }  # fmt: skip
+EMBEDDINGS = ("emb_params", "clip_l", "clip_g")  # what learned vectors are called where they do not name their word
 # Constants that some files carry among the weights, in a dtype of their own; they are no parameters.
 _CONSTANTS = ("position_ids", "logit_scale", ".alpha")
 
@@ -246,7 +247,7 @@ def _encoder(tensors: Tensors, metadata: Metadata) -> Kind | None:
 
 
 def _embedding(tensors: Tensors, metadata: Metadata) -> Kind | None:
-    """A few vectors as wide as a text encoder: under A1111's names, SDXL's two, or the token itself."""
+    """A few vectors: under A1111's name, under SDXL's two, or, as wide as a text encoder, under the word itself."""
     if not 1 <= len(tensors) <= 2 or not all(_is_embedding(name, tensor) for name, tensor in tensors.items()):
         return None
     if "clip_g" in tensors:
@@ -258,8 +259,8 @@ def _embedding(tensors: Tensors, metadata: Metadata) -> Kind | None:
 
 
 def _is_embedding(name: str, tensor: Tensor) -> bool:
-    fits = 1 <= len(tensor.shape) <= 2 and tensor.shape[-1] in (768, 1024, 1280)
-    return fits and not name.endswith((".weight", ".bias"))
+    wide = name in EMBEDDINGS or (bool(tensor.shape) and tensor.shape[-1] in (768, 1024, 1280))
+    return wide and 1 <= len(tensor.shape) <= 2 and not name.endswith((".weight", ".bias"))
 
 
 def _bare_unet(tensors: Tensors, metadata: Metadata) -> Kind | None:

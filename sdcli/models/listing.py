@@ -15,8 +15,8 @@ from typing import Any
 
 from sdcli import schema
 from sdcli.errors import SdcliError, Unsafe
-from sdcli.models import folder, hub_cache, kinds
-from sdcli.models.headers import read_header
+from sdcli.models import embedding, folder, hub_cache, kinds
+from sdcli.models.headers import Header, read_header
 from sdcli.models.resolve import DEEPEST, MOST_FILES, known_as
 from sdcli.models.sniff import PICKLE_SUFFIXES
 from sdcli.terminal import show
@@ -24,7 +24,7 @@ from sdcli.terminal import show
 SUFFIX = ".safetensors"
 INDEX = "model_index.json"
 MOST_WORDS = 5
-_WHAT = "sdcli.listing/1"  # raised when what is read out of a file changes, so that old memories are forgotten
+_WHAT = "sdcli.listing/2"  # raised when what is read out of a file changes, so that old memories are forgotten
 _LARGEST_MEMORY = 64 << 20
 _MOST_REMEMBERED = 50_000
 
@@ -43,7 +43,7 @@ class Entry:
     dtype: str = ""
     prediction: str = ""
     drawn: bool = False  # sdcli can draw with it
-    words: tuple[str, ...] = ()  # that a LoRA was trained on
+    words: tuple[str, ...] = ()  # that a LoRA was trained on, or that an embedding stands for
     revision: str | None = None
     error: str | None = None
 
@@ -223,6 +223,22 @@ def _short(found: Found) -> str:
     return found.path.name if found.is_folder or found.path.suffix != SUFFIX else found.path.stem
 
 
+# --- words that files stand for
+
+
+def learned_words(memory: Memory, folders: Iterable[Path]) -> dict[str, list[Path]]:
+    """The words of prompts that are embeddings in these folders, as the last listing saw them: the disk is left alone,
+    since every word of every prompt is looked up here."""
+    inside = tuple(os.path.join(folder, "") for folder in folders)
+    found: dict[str, list[Path]] = {}
+    for key, held in memory.known.items():
+        told = held.get("entry") if isinstance(held, dict) and key.startswith(inside) else None
+        entry = _remembered(told) if isinstance(told, dict) and told.get("kind") == "embedding" else None
+        for word in (entry.name, *entry.words) if entry is not None else ():
+            found.setdefault(word.casefold(), []).append(Path(key))
+    return found
+
+
 # --- what it is
 
 
@@ -245,8 +261,14 @@ def _file_entry(found: Found, plain: Entry) -> Entry:
     return replace(
         plain, kind=kind.kind, family=kind.family, layout=kind.layout, dtype=part.dtype if part else "",
         prediction=kind.prediction or ("epsilon" if drawn else ""), drawn=drawn,
-        words=trigger_words(header.metadata) if kind.kind in ("lora", "embedding") else (),
+        words=_words(kind.kind, header),
     )  # fmt: skip
+
+
+def _words(kind: str, header: Header) -> tuple[str, ...]:
+    if kind == "embedding":
+        return tuple(filter(None, (embedding.token_of(header),)))
+    return trigger_words(header.metadata) if kind == "lora" else ()
 
 
 def trigger_words(metadata: Mapping[str, str]) -> tuple[str, ...]:

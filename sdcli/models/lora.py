@@ -14,7 +14,7 @@ from sdcli.errors import BadFile
 from sdcli.models import keys
 from sdcli.models import text as encoders
 from sdcli.models.headers import Header, Tensor, read_header
-from sdcli.models.kinds import TITLES, Kind, kind_of
+from sdcli.models.kinds import DRAWN, TITLES, Kind, kind_of
 from sdcli.models.model import Model
 from sdcli.models.unet import analyse
 from sdcli.terminal import show
@@ -201,11 +201,9 @@ class _Notes:
 def match(path: Path, model: Model) -> Match:
     """The LoRA's layers and where they go in `model`. One that fits nothing, or another family's, is BadFile."""
     header = read_header(path)
-    kind = kind_of(header)
-    _check_kind(path, kind, model)
-    found = modules(header.tensors)
     notes = _notes(header)
-    _check_other_kinds(path, found, notes)
+    check(header, model, decomposed=notes.decomposed)
+    found = modules(header.tensors)
     known = layers({name: component.config for name, component in model.components.items() if name != "vae"})
     fitted, unmatched = [], []
     for name, parts in found.items():
@@ -219,8 +217,14 @@ def match(path: Path, model: Model) -> Match:
         root = layer.component in notes.root
         fitted.append(Fitted(layer=layer, parts=parts, rank=rank, alpha=notes.alpha(layer), root=root))
     if not fitted:
-        raise _nothing_fits(path, kind, model, unmatched)
-    return Match(path=path, layout=kind.layout, fitted=tuple(fitted), unmatched=tuple(unmatched))
+        raise _nothing_fits(path, kind_of(header), model, unmatched)
+    return Match(path=path, layout=kind_of(header).layout, fitted=tuple(fitted), unmatched=tuple(unmatched))
+
+
+def check(header: Header, model: Model, *, decomposed: bool = False) -> None:
+    """Refuses what is no LoRA, or one for another family, by its header alone."""
+    _check_kind(header.path, kind_of(header), model)
+    _check_other_kinds(header.path, modules(header.tensors), decomposed)
 
 
 def _check_kind(path: Path, kind: Kind, model: Model) -> None:
@@ -232,9 +236,9 @@ def _check_kind(path: Path, kind: Kind, model: Model) -> None:
         raise wrong_family(path, "a LoRA", kind.family, model)
 
 
-def wrong_family(path: Path, what: str, family: str, model: Model) -> BadFile:
+def wrong_family(path: Path, what: str, family: str, model: Model, flag: str = "--lora") -> BadFile:
     made, drawn = TITLES.get(family, family), TITLES.get(model.family, model.family)
-    hint = f'sdcli generate "a cat" -m {family}' if family in ("sd15", "sdxl") else _ANOTHER
+    hint = f'sdcli generate "a cat" -m {family} {flag} "{show(path, 300)}"' if family in DRAWN else _ANOTHER
     return BadFile(f"{show(path)} is {what} for {made}; {show(model.name, 80)} is {drawn}", hint=hint)
 
 
@@ -249,10 +253,10 @@ def _nothing_fits(path: Path, kind: Kind, model: Model, unmatched: list[str]) ->
     )
 
 
-def _check_other_kinds(path: Path, found: Modules, notes: _Notes) -> None:
+def _check_other_kinds(path: Path, found: Modules, decomposed: bool) -> None:
     parts = {part for one in found.values() for part in one}
     title = next((title for start, title in _OTHER_KINDS if any(part.startswith(start) for part in parts)), None)
-    title = title or ("a DoRA" if notes.decomposed else None)
+    title = title or ("a DoRA" if decomposed else None)
     if title:
         raise BadFile(
             f"{show(path)} is {title}, a relative of LoRA that sdcli does not add to a model yet",

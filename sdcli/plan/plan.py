@@ -16,7 +16,8 @@ from sdcli.schema import live
 class Adapter:
     """A file put beside the model, by content: two runs with the same hash and scale were moved alike.
 
-    `word` stands for an embedding in the prompt. `matched` and `unmatched` count the layers of a LoRA.
+    `word` stands for an embedding in the prompt. `matched` and `unmatched` count the layers of a LoRA. `hub` is where a
+    file from the Hub came from, as --lora takes it: owner/name@commit/file.
     """
 
     name: str
@@ -28,6 +29,7 @@ class Adapter:
     tensors_sha256: str = ""  # of a LoRA, without its header: what galleries know it by
     matched: int = 0
     unmatched: int = 0
+    hub: str = ""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -69,7 +69,7 @@ OPTIONS: tuple[Option, ...] = (
            help="A rough preview every N steps."),
     Option(field="revision", flags=("--revision",), metavar="COMMIT", panel=MODEL, help="Revision of a Hub model."),
     Option(field="lora", flags=("--lora",), metavar="FILE[:WEIGHT]", repeatable=True, panel=MODEL,
-           help="Add a LoRA; also <lora:name:weight> in a prompt."),
+           help="Add a LoRA: a file, a name or a Hub id; also <lora:name:weight> in a prompt."),
     Option(field="embeddings", flags=("--embedding",), metavar="FILE[:WORD]", repeatable=True, panel=MODEL,
            help="A textual inversion; its file name is the word, unless given."),
     Option(field="vae_file", flags=("--vae",), metavar="FILE", panel=MODEL, help="Decode with this VAE."),

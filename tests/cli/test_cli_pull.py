@@ -9,14 +9,13 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from cli_run import sdcli, start
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "models"))
-from fake_hub import LARGE, FakeHub, Fault, pipeline, repository
+from fake_hub import LARGE, FakeHub, Fault, pipeline
 
 from sdcli.cli.download import Download, facts, line
 from sdcli.models.hub import Offer, Progress, pair_text
@@ -26,25 +25,6 @@ ID, COMMIT = "someone/tiny", "c" * 40
 SD15 = "stable-diffusion-v1-5/stable-diffusion-v1-5"
 PINNED = "451f4fe16113bff5a5d2269ed5ad43b0592e9a14"
 FAKE = ("--size", "64x64", "--seed", "1", "--device", "cpu")
-
-
-@pytest.fixture
-def server(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[FakeHub]:
-    for name in ("HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY", "http_proxy", "https_proxy", "all_proxy", "HF_TOKEN"):
-        monkeypatch.delenv(name, raising=False)
-    for name in ("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE", "HF_HUB_CACHE"):
-        monkeypatch.delenv(name, raising=False)
-    from huggingface_hub import close_session
-
-    close_session()
-    made = FakeHub()
-    made.repositories[ID] = repository()
-    made.repositories[SD15] = repository(commit=PINNED)
-    monkeypatch.setenv("HF_ENDPOINT", made.url)
-    monkeypatch.chdir(tmp_path)
-    yield made
-    close_session()
-    made.close()
 
 
 def test_pull_shows_what_comes_and_prints_where_it_is(

@@ -2,20 +2,24 @@
 
 from __future__ import annotations
 
+import errno
+import itertools
 import json
 import os
 import random
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import IO
 
 import pytest
-from fake_hub import LARGE, FakeHub, Fault, pipeline, repository
+from fake_hub import LARGE, Asked, FakeHub, Fault, pipeline, repository, safetensors
 
 from sdcli.errors import BadFile, CannotWrite, Gated, ModelMissing, Offline, SdcliError, Unsafe
-from sdcli.models import hub, hub_cache, hub_files, resolve
+from sdcli.models import hub, hub_cache, hub_files, hub_store, resolve
 from sdcli.models.hub import Offer, Progress
 from sdcli.models.hub_connection import Connection, Patience
+from sdcli.models.hub_name import HubName
 from sdcli.models.hub_store import Place
 
 ID, COMMIT = "someone/tiny", "c" * 40
@@ -56,16 +60,20 @@ def fetched(server: FakeHub, cache: Path, **more: object) -> list[Progress]:
 
 def assert_nothing_wrong(server: FakeHub, cache: Path) -> None:
     """Whatever stands under a name in the cache has the bytes that the hub holds."""
-    held = server.repositories[ID].commits[COMMIT]
-    for path in (cache / "models--someone--tiny" / "snapshots").rglob("*"):
+    commits = server.repositories[ID].commits
+    snapshots, blobs = (cache / "models--someone--tiny" / name for name in ("snapshots", "blobs"))
+    for path in snapshots.rglob("*"):
         if path.is_file():
-            name = path.relative_to(cache / "models--someone--tiny" / "snapshots" / COMMIT).as_posix()
-            assert path.read_bytes() == held[name], name
-    blobs = cache / "models--someone--tiny" / "blobs"
-    known = {hub_files.listed([entry])[entry["rfilename"]].hash: entry for entry in _entries(held)}
+            commit, _, name = path.relative_to(snapshots).as_posix().partition("/")
+            assert path.read_bytes() == commits[commit][name], name
+    known = {
+        hub_files.listed([entry])[str(entry["rfilename"])].hash: held[str(entry["rfilename"])]
+        for held in commits.values()
+        for entry in _entries(held)
+    }
     for path in blobs.glob("*") if blobs.is_dir() else ():
         if not path.name.endswith(".incomplete"):
-            assert path.read_bytes() == held[known[path.name]["rfilename"]]
+            assert path.read_bytes() == known[path.name]
 
 
 def _entries(held: dict[str, bytes]) -> list[dict[str, object]]:
@@ -204,7 +212,7 @@ def test_a_repository_of_single_files_says_how_to_get_one(server: FakeHub, cache
     server.repositories[ID] = repository({"dream.safetensors": b"x", "README.md": b"x"})
     with pytest.raises(BadFile, match=r"dream\.safetensors") as refused:
         offered(server, cache)
-    assert f"hf download {ID} dream.safetensors" in refused.value.hint
+    assert f'sdcli pull "{ID}/dream.safetensors"' in refused.value.hint
 
 
 def test_weights_without_a_checksum_are_not_fetched(
@@ -422,35 +430,117 @@ def test_more_bytes_than_listed_and_bytes_in_drops_do_no_harm(server: FakeHub, c
     assert_nothing_wrong(server, cache)
 
 
-def test_200_random_sequences_of_faults_end_in_a_whole_model_or_a_typed_error(server: FakeHub, tmp_path: Path) -> None:
+def test_a_file_that_the_list_names_and_the_hub_lacks_is_named_as_the_cause(server: FakeHub, cache: Path) -> None:
+    server.faults = [Fault("status", 404, {"X-Error-Code": "EntryNotFound"}, only="/resolve/")]
+    with pytest.raises(ModelMissing, match="lacks a file"):
+        offered(server, cache)
+
+
+def test_a_token_that_may_not_read_the_model_is_said_to_be_so(server: FakeHub, cache: Path) -> None:
+    server.token = "hf_right"
+    server.faults = [Fault("status", 403, {"X-Error-Message": "no access to this organisation"}, only="/api/")]
+    with pytest.raises(Gated, match="does not let this token read") as refused:
+        offered(server, cache, token="hf_right")
+    assert "hf auth login" in refused.value.hint
+
+
+def test_a_file_may_be_cut_at_any_byte(server: FakeHub, cache: Path, tmp_path: Path) -> None:
+    """Every one of a small file's: each time it goes on there, and the bytes are right."""
+    small = safetensors(60, seed=9)
+    server.repositories[ID] = repository({"one.safetensors": small})
+    server.uses_cdn = False
+    connection, name = line(server), HubName(ID)
+    for at in range(len(small)):
+        place = tmp_path / str(at)
+        offer = hub.offer_file(connection, name, place)
+        server.log.clear()
+        server.faults = [Fault("cut", at, only=LARGE)]
+        list(hub.fetch(connection, offer))
+        assert [asked.headers.get("range") for asked in server.log] == [None, f"bytes={at}-" if at else None]
+        assert (offer.snapshot / "one.safetensors").read_bytes() == small
+
+
+KINDS = ("status", "cut", "cut", "wrong", "longer", "drip", "whole", "reset", "elsewhere", "moves", "full")
+STATUSES = (401, 403, 404, 408, 425, 429, 429, 500, 502, 503, 504)
+OTHER = "e" * 40  # a second commit, to which `main` may move
+
+
+def test_200_random_sequences_of_faults_end_in_a_whole_model_or_a_typed_error(
+    server: FakeHub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     chance = random.Random(7)
+    server.token = "hf_right"
+    server.repositories[ID].commits[OTHER] = pipeline(seed=50)
+    disk = Disk(monkeypatch)
     ends: dict[str, int] = {}
+    kinds: dict[str, int] = {}
     for number in range(200):
         cache = tmp_path / str(number)
-        server.faults = [_any_fault(chance) for _ in range(chance.randrange(1, 14))]
+        planned = [_any_fault(chance, server) for _ in range(chance.randrange(1, 14))]
+        for fault in planned:
+            kinds[str(fault.number) if fault.kind == "status" else fault.kind] = 1
+        server.faults = [fault for fault in planned if fault.kind not in ("moves", "full")]
+        server.before = mover(server, [fault.number % 12 for fault in planned if fault.kind == "moves"])
+        disk.fills_after = min((fault.number % 15 for fault in planned if fault.kind == "full"), default=None)
         try:
-            fetched(server, cache)
+            fetched(server, cache, token="hf_right")
             end = "whole"
         except SdcliError as error:
-            assert error.message and error.hint and error.code in (3, 9), error
+            assert error.message and error.hint and error.code in (3, 7, 9), error
             end = error.type
         ends[end] = ends.get(end, 0) + 1
         assert_nothing_wrong(server, cache)
         assert (hub_cache.snapshot(cache, ID, None) is not None) == (end == "whole")
         server.faults.clear()
+        server.before = lambda asked: None
+        disk.fills_after = None
         if end != "whole":
-            fetched(server, cache)  # whatever was left behind, the next call makes a whole model of it
+            fetched(server, cache, token="hf_right")  # whatever was left, the next call makes a whole model of it
         assert resolve.resolve(ID, hub=cache).cached
-        assert not list(cache.rglob("*.incomplete")) and not list(cache.rglob("*.part"))
-    assert ends.keys() >= {"whole", "offline"} and min(ends.values()) > 5, ends
+        assert_nothing_wrong(server, cache)
+        assert not list(cache.rglob("*.part"))
+        server.repositories[ID].branches["main"] = COMMIT
+    assert kinds.keys() == {*map(str, STATUSES), *KINDS} - {"status"}
+    assert ends.keys() >= {"whole", "offline", "gated", "model_missing", "cannot_write"} and ends["whole"] > 20, ends
+    assert not [asked for asked in server.log if asked.host != "hub" and "authorization" in asked.headers]
 
 
-def _any_fault(chance: random.Random) -> Fault:
-    kind = chance.choice(["status", "cut", "cut", "wrong", "longer", "drip", "whole", "reset"])
-    number = chance.choice([408, 429, 500, 503]) if kind == "status" else chance.randrange(1 << 20)
+def mover(server: FakeHub, moments: list[int]) -> Callable[[Asked], None]:
+    """`main` is at the other commit from the request of each of these numbers on."""
+    seen = itertools.count()
+    branches = server.repositories[ID].branches
+
+    def before(asked: Asked) -> None:
+        if next(seen) in moments:
+            branches["main"] = OTHER if branches["main"] == COMMIT else COMMIT
+
+    return before
+
+
+class Disk:
+    """Full after so many writes, as the system says it."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.fills_after: int | None = None
+        real = hub_store.write
+
+        def write(out: IO[bytes], chunk: bytes) -> None:
+            if self.fills_after is not None:
+                if self.fills_after == 0:
+                    raise OSError(errno.ENOSPC, "No space left on device")
+                self.fills_after -= 1
+            real(out, chunk)
+
+        monkeypatch.setattr(hub_store, "write", write)
+
+
+def _any_fault(chance: random.Random, server: FakeHub) -> Fault:
+    kind = chance.choice(KINDS)
+    number = chance.choice(STATUSES) if kind == "status" else chance.randrange(1 << 20)
     # The list of files has no checksum of its own: what it names is right or not by the bytes alone.
     anywhere = [LARGE, "config.json"] if kind == "wrong" else ["", "", LARGE, "config.json"]
-    return Fault(kind, number, only=chance.choice(anywhere))
+    headers = {"Location": f"{server.cdn_url}/{chance.randrange(1 << 30):064x}"} if kind == "elsewhere" else {}
+    return Fault(kind, number, headers, only=chance.choice(anywhere))
 
 
 # --- the disk

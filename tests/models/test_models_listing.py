@@ -14,7 +14,7 @@ import model_files as files
 import pytest
 
 from sdcli import data
-from sdcli.models import check, headers, listing, resolve, unet
+from sdcli.models import check, expected, folder, headers, listing
 from sdcli.models.listing import Entry
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
@@ -77,9 +77,9 @@ def test_a_damaged_file_says_why_and_hides_no_other(tmp_path: Path) -> None:
     assert found["dream"].error is None
 
 
-def test_ten_thousand_files_are_listed_again_without_opening_one(tmp_path: Path, reads: list[Path]) -> None:
+def test_a_thousand_files_are_listed_again_without_opening_one(tmp_path: Path, reads: list[Path]) -> None:
     first = files.file(tmp_path / "many" / "0.safetensors", LORA)
-    for number in range(1, 10_000):
+    for number in range(1, 1000):
         os.link(first, first.with_name(f"{number}.safetensors"))
     place = tmp_path / "listing.json"
 
@@ -90,7 +90,7 @@ def test_ten_thousand_files_are_listed_again_without_opening_one(tmp_path: Path,
         return entries
 
     before = listed()
-    assert len(before) == len(reads) == 10_000
+    assert len(before) == len(reads) == 1000
     reads.clear()
     assert listed() == before
     assert reads == []
@@ -253,16 +253,91 @@ def test_in_the_cache_a_file_is_held_against_the_name_of_its_blob(tmp_path: Path
     assert not found.sound and found.files[0].expected == name != found.files[0].sha256
 
 
-def test_tensors_that_the_config_describes_are_missed(tmp_path: Path) -> None:
+def test_a_file_of_a_quarter_gigabyte_is_read_in_small_pieces(tmp_path: Path) -> None:
+    import tracemalloc
+
+    path = files.file(tmp_path / "x.safetensors", {"a": [1 << 27]}, dtype="F16")
+    done(check.check("x", [with_values(tmp_path / "y.safetensors", "F16", b"")]))  # what is imported is no memory of it
+    tracemalloc.start()
+    try:
+        found = done(check.check("x", [path]))
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert found.sound and found.files[0].bytes > 1 << 28
+    assert peak < 6 * check.PIECE
+
+
+# --- what the configs describe
+
+
+def tiny_configs(family: str) -> dict[str, dict[str, Any]]:
+    from scripts import make_checkpoint
+
+    return {name: made for name, made in make_checkpoint.configs(family, tiny=True).items() if name != "scheduler"}
+
+
+def stored(family: str, layout: str) -> dict[str, dict[str, headers.Tensor]]:
+    """Names and shapes of every component as files hold them, from the modules of diffusers and transformers."""
+    pytest.importorskip("torch")
+    from scripts import make_checkpoint
+
+    found: dict[str, dict[str, headers.Tensor]] = {}
+    for name, config in tiny_configs(family).items():
+        planned = make_checkpoint.planned(name, config, 0)
+        named = planned if layout == "diffusers" else dict(make_checkpoint.original(family, name, config, planned))
+        found[name] = {key: headers.Tensor("F32", tuple(made.shape), 0, 0) for key, made in named.items()}
+    return found
+
+
+@pytest.mark.parametrize("layout", ["diffusers", "original"])
+@pytest.mark.parametrize("family", ["sd15", "sdxl"])
+def test_every_tensor_of_every_component_is_known_in_both_layouts(family: str, layout: str) -> None:
+    """Nothing of a whole model is missed, and each tensor that is taken away or misshapen is named."""
+    held = stored(family, layout)
+    everything = {key: tensor for part in held.values() for key, tensor in part.items()}
+    for name, config in tiny_configs(family).items():
+        base = everything if layout == "original" else held[name]  # a single checkpoint holds the others too
+        assert expected.lacking(name, config, base) == ([], []), name
+        optional = ("position_ids", "logit_scale")
+        for key in list(held[name])[::7]:
+            if key.endswith(optional):
+                continue
+            missing, other = expected.lacking(name, config, {k: t for k, t in base.items() if k != key})
+            assert missing and not other, key
+            assert len(missing) == (3 if ".in_proj_" in key else 1)
+            if key.endswith("weight") and len(base[key].shape) > 1:
+                odd = headers.Tensor("F32", (base[key].shape[0] + 3, *base[key].shape[1:]), 0, 0)
+                missing, other = expected.lacking(name, config, {**base, key: odd})
+                assert other and not missing, key
+
+
+def test_a_whole_checkpoint_of_full_size_lacks_nothing(tmp_path: Path) -> None:
+    """Names and shapes of SDXL's parts as they are described, under diffusers' names."""
+    for family, part in (("sd15", "vae"), ("sdxl", "unet"), ("sdxl", "text_encoder_2")):
+        config = data.component_config(family, part)
+        named = {key: headers.Tensor("F16", shape, 0, 0) for key, shape in expected.described(part, config).items()}
+        assert expected.lacking(part, config, named) == ([], [])
+
+
+def test_what_is_left_of_a_model_is_told_by_name_whole_or_in_shards(tmp_path: Path) -> None:
     base = files.folder(tmp_path / "whole", "sd15")
-    config = data.component_config("sd15", "unet")
-    leaves = [leaf for leaf in unet.analyse(config, height=64, width=64).leaves if leaf.parameters]
-    named = {f"{leaf.name}.weight": list(leaf.weight_shape) for leaf in leaves}
-    named |= {f"{leaf.name}.bias": [leaf.weight_shape[0]] for leaf in leaves if leaf.bias}
-    del named["conv_out.weight"]
-    named["conv_in.weight"] = [4, 320, 3, 3]
-    rest = 859_520_964 - files.count(named)
-    files.file(base / "unet/diffusion_pytorch_model.safetensors", {**named, "else": [rest]}, dtype="F8_E4M3")
-    model = resolve.at(base)
-    missing, mismatched = check._held_against_config(model)
-    assert (missing, mismatched) == (("conv_out.weight",), ("conv_in.weight",))
+    for part in files.parts("sd15"):
+        wanted = expected.described(part, data.component_config("sd15", part))
+        shapes = {key: list(shape) or [1] for key, shape in wanted.items()}
+        rest = files.file(base / part / f"{files.stem(part)}.safetensors", shapes, dtype="F8_E4M3")
+        if part == "unet":
+            del shapes["conv_out.weight"]
+            shapes["conv_in.weight"] = [4, 320, 3, 3]
+            half = len(shapes) // 2
+            table = {}
+            for number, names in enumerate((list(shapes)[:half], list(shapes)[half:]), 1):
+                shard = f"{files.stem(part)}-0000{number}-of-00002.safetensors"
+                files.file(base / part / shard, {name: shapes[name] for name in names}, dtype="F8_E4M3")
+                table |= dict.fromkeys(names, shard)
+            files.write_json(base / part / f"{files.stem(part)}.safetensors.index.json", {"weight_map": table})
+            rest.unlink()
+    model = folder.read(base, whole=False)
+    assert len(model.components["unet"].files) == 2
+    missing, mismatched = check._held_against_configs(model)
+    assert (missing, mismatched) == (("unet: conv_out.weight",), ("unet: conv_in.weight",))

@@ -109,7 +109,7 @@ def _beside(setup: Setup) -> dict[str, Any]:
     plain = [one for one in setup.adapters if not re.search(r"[\\/:]|^[.~-]", one.name)]
     kinds = {kind: [one for one in plain if one.kind == kind] for kind in ("lora", "embedding", "vae")}
     found: dict[str, Any] = {
-        "lora": tuple(f"{one.name}:{lora_weight(one.scale)}" for one in kinds["lora"]),
+        "lora": tuple(f"{one.hub or one.name}:{lora_weight(one.scale)}" for one in kinds["lora"]),
         "embeddings": tuple(f"{one.name}:{one.word or one.name}" for one in kinds["embedding"]),
         "vae_file": next((one.name for one in kinds["vae"]), None),
     }

@@ -1,0 +1,47 @@
+"""What a file on the Hub is called: owner/name, owner/name/file.safetensors, either with @commit behind the name."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+SUFFIX = ".safetensors"
+USUAL = "pytorch_lora_weights.safetensors"  # what diffusers and its training scripts call a LoRA
+_PART = r"[A-Za-z0-9][\w.\-]{0,95}"
+_NAME = re.compile(
+    rf"(?P<repository>{_PART}/{_PART})(@(?P<revision>[\w.\-]{{1,100}}))?(/(?P<file>.{{1,300}}))?", re.ASCII
+)
+
+
+@dataclass(frozen=True)
+class HubName:
+    repository: str
+    revision: str | None = None
+    file: str | None = None
+
+    def __str__(self) -> str:
+        revision = f"@{self.revision}" if self.revision else ""
+        return self.repository + revision + (f"/{self.file}" if self.file else "")
+
+
+def parse(text: str) -> HubName | None:
+    """None for what cannot be one. Whether it is a path on this machine instead, the caller has looked."""
+    found = _NAME.fullmatch(text)
+    if found is None or found["repository"].casefold().endswith(SUFFIX):  # that is a file in a folder
+        return None
+    file = found["file"]
+    if file is not None and not (file.endswith(SUFFIX) and _is_plain(file)):
+        return None
+    return HubName(found["repository"], found["revision"], file)
+
+
+def _is_plain(file: str) -> bool:
+    """Folders and a name, nothing that leads elsewhere."""
+    return "\\" not in file and file.isprintable() and not {"", ".", ".."} & set(file.split("/"))
+
+
+def the_one(names: Iterable[str]) -> str | None:
+    """Of a repository's files the one that is meant where none is named: the only one, or diffusers' usual one."""
+    weights = [name for name in names if name.endswith(SUFFIX)]
+    return weights[0] if len(weights) == 1 else USUAL if USUAL in weights else None
