@@ -11,6 +11,7 @@ from typing import Any
 
 from sdcli import __version__, data
 from sdcli.cli import adapters, probing
+from sdcli.cli.former import not_needed
 from sdcli.errors import Usage
 from sdcli.machine import as_if, hardware, installation, state
 from sdcli.machine.hardware import Hardware
@@ -68,6 +69,7 @@ def plan_for(
         request, beside.model, place, remembered(place), origins=origins, jobs=made, version=__version__,
         adapters=beside.adapters,
     )  # fmt: skip
+    plan = replace(plan, warnings=(*plan.warnings, *not_needed(typed, plan)))
     plan = replace(plan, warnings=(*plan.warnings, *beside.warnings))
     if not waiting or lines is None:
         return Asked(plan)

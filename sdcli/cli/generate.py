@@ -18,6 +18,7 @@ from sdcli.cli import complete, plan_screen, remembering
 from sdcli.cli.answer import say_error
 from sdcli.cli.ask import Asked
 from sdcli.cli.ending import termination
+from sdcli.cli.former import FORMER_FLAGS, NOT_NEEDED
 from sdcli.cli.pull import plan_with_model
 from sdcli.errors import Interrupted, SdcliError, Terminated
 from sdcli.events import Event, Planned, Timed
@@ -46,7 +47,7 @@ Batches = Iterable[tuple[int, tuple[Job, ...]]]
 
 def command() -> Callable[..., None]:
     return make(
-        _generate, [*OPTIONS, *SCREEN], name="generate", words="PROMPT", complete=complete.values,
+        _generate, [*OPTIONS, *FORMER_FLAGS, *SCREEN], name="generate", words="PROMPT", complete=complete.values,
         help='Draw pictures from prompts: sdcli generate "a cat" -n 4',
     )  # fmt: skip
 
@@ -65,7 +66,7 @@ def _generate(typed: dict[str, Any]) -> None:
     stream = store(_events(asked, engine), destination, environment=around)
     strip = Filmstrip(plan.request.filmstrip)
     stream = watch(stream, folding, screen.progress, screen.picture, strip, *screen.results(folding, destination))
-    error = _drain(stream, folding)
+    error = _drain(stream, folding, plan)
     finished = folding.report(error)
     kept = sum(image.kept for image in finished.images)
     error = _told(error, kept, len(finished.images), destination)
@@ -107,7 +108,7 @@ def _batches(asked: Asked) -> Batches:
     return itertools.chain(own, ((number, (job,)) for number, job in enumerate(asked.later, len(own))))
 
 
-def _drain(stream: Iterator[Event], folding: Folding) -> SdcliError | None:
+def _drain(stream: Iterator[Event], folding: Folding, plan: Plan) -> SdcliError | None:
     """Run to the end; an interruption or a typed failure ends the run, what is saved stays."""
     try:
         with termination():
@@ -121,7 +122,17 @@ def _drain(stream: Iterator[Event], folding: Folding) -> SdcliError | None:
         return error
     except SdcliError as error:
         return error
-    return None
+    except Exception as error:  # the engine tells of its own; this is of saving and of what is said
+        from sdcli.draw import oom
+
+        if not oom.is_out_of_memory(error):
+            raise
+        because = oom.first_line(error)
+    else:
+        return None
+    from sdcli.draw.exhausted import exhausted  # only now has what was drawn no holder any more
+
+    return exhausted(plan, "outside of drawing", because)
 
 
 def _told(error: SdcliError | None, kept: int, wanted: int, destination: names.Destination) -> SdcliError | None:
@@ -151,6 +162,9 @@ class Screen:
         notice = hardware.gpu_warning(self.plan.hardware, asked=self.plan.request.device)
         if notice is not None:
             say(f"{notice.message}; {notice.hint}")
+        for warning in self.plan.warnings:
+            if warning.code == NOT_NEEDED:
+                say(f"note: {warning.message}")
         for line in plan_screen.render_summary(self.plan, width(sys.stderr), not speaks_unicode(sys.stderr)):
             say(line)
 

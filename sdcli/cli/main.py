@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import difflib
+import errno
 import os
 import shlex
 import sys
@@ -11,8 +12,15 @@ from collections.abc import Sequence
 from typing import NoReturn
 
 from sdcli import __version__
-from sdcli.errors import Bug, Interrupted, SdcliError, Usage
+from sdcli.errors import Bug, Interrupted, OutOfMemory, SdcliError, Usage
 from sdcli.terminal import say, show
+
+# Made beforehand: when they are needed there is no room to make them.
+_NO_MEMORY = b"error: out of memory\n  try: sdcli doctor\n"
+_NO_MEMORY_JSON = (
+    b'{"error": {"code": 4, "type": "out_of_memory", "message": "out of memory", "done": "", '
+    b'"hint": "sdcli doctor", "details": {"need": null, "free": null}}}\n'
+)
 
 
 def run(arguments: Sequence[str] | None = None) -> NoReturn:
@@ -21,7 +29,20 @@ def run(arguments: Sequence[str] | None = None) -> NoReturn:
     if words in (["--version"], ["-V"]):  # without even importing Typer
         say(f"sdcli {__version__}", sys.stdout)
         _leave(0)
-    _leave(_outcome(words), at_once=arguments is None)
+    try:
+        code = _outcome(words)
+    except (MemoryError, OSError, ImportError, SystemError) as error:  # no room even for a sentence with figures
+        if isinstance(error, OSError) and error.errno != errno.ENOMEM:
+            raise
+        code = _last_words(words)
+    _leave(code, at_once=arguments is None)
+
+
+def _last_words(words: list[str]) -> int:
+    wanted = "--json" in words
+    with contextlib.suppress(OSError):
+        os.write(1 if wanted else 2, _NO_MEMORY_JSON if wanted else _NO_MEMORY)
+    return OutOfMemory.code
 
 
 def _outcome(words: list[str]) -> int:
@@ -39,9 +60,19 @@ def _outcome(words: list[str]) -> int:
         drop_stdout()
         return 0
     except Exception as error:
+        short = _short_of_memory(error)
+        if short is not None:
+            return end(short, words)
         bug = Bug(f"{type(error).__name__}: {show(error)}", hint="the same command with --debug shows where")
         bug.__cause__ = error
         return end(bug, words)
+
+
+def _short_of_memory(error: Exception) -> OutOfMemory | None:
+    """Memory that ran out where nobody expected it: in reading settings, in planning, in printing."""
+    from sdcli.draw import oom
+
+    return oom.without_a_plan(error) if oom.is_out_of_memory(error) else None
 
 
 def _invoke(words: list[str]) -> int:

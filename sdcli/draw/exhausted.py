@@ -9,7 +9,6 @@ from sdcli.machine import memory
 from sdcli.plan.plan import Plan, Setup
 from sdcli.plan.refusal import way_out
 from sdcli.plan.techniques.technique import gib
-from sdcli.terminal import show
 
 
 def exhausted(
@@ -22,15 +21,17 @@ def exhausted(
     end = "nothing smaller is left to try" if plan.request.fallback else "--no-fallback is set"
     return OutOfMemory(
         f"out of memory {where}: {numbers}; {end} ({because})",
-        hint="sdcli doctor" if not plan.jobs else way_out(plan),
+        hint=_hint(plan, need),
         phase=phase, step=step, need=need, free=free,
     )  # fmt: skip
 
 
-def first_line(error: BaseException) -> str:
-    """The exception's own words, made harmless and short."""
-    text = str(error).strip()
-    return show(text.splitlines()[0] if text else type(error).__name__, 160)
+def _hint(plan: Plan, need: int) -> str:
+    if not plan.request.fallback and plan.ladder:
+        return "the same command without --no-fallback"
+    if memory.address_space_left() is not None:
+        return "ulimit -v unlimited, then the same command"
+    return way_out(plan, below=need) if plan.jobs else "sdcli doctor"
 
 
 def _need(plan: Plan, setup: Setup) -> int:
@@ -42,7 +43,8 @@ def _free(setup: Setup) -> int | None:
     """Bytes to be had on the device, asked of torch where it has come that far."""
     torch = sys.modules.get("torch")
     if not setup.device.startswith("cuda"):
-        return memory.read().available or None
+        host = memory.read()
+        return host.available if host.total else None
     try:
         return int(torch.cuda.mem_get_info(setup.device)[0]) if torch is not None else None
     except (RuntimeError, AttributeError):

@@ -9,8 +9,8 @@ import time
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
-from sdcli.draw.exhausted import exhausted, first_line
-from sdcli.draw.oom import is_out_of_memory
+from sdcli.draw.exhausted import exhausted
+from sdcli.draw.oom import first_line, is_out_of_memory
 from sdcli.events import Done, Event, Timed
 from sdcli.machine.environment import environment
 from sdcli.machine.state import Probe
@@ -45,7 +45,7 @@ def probe(device: str, threads: int) -> Probe:
 
 def _run(plan: Plan, batches: Batches | None) -> Iterator[Event]:
     started = time.perf_counter()
-    with contextlib.suppress(RuntimeError):  # no room for a thread: then without it
+    with contextlib.suppress(RuntimeError, MemoryError):  # no room for a thread: then without it
         threading.Thread(target=_read_ahead, args=(plan,), daemon=True).start()
     studio = _studio(plan)
     try:
@@ -66,7 +66,7 @@ def _read_ahead(plan: Plan) -> None:
     if advise is None:  # not Linux
         return
     for file in dict.fromkeys(file for part in plan.model.components.values() for file in part.files):
-        with contextlib.suppress(OSError), open(file, "rb") as stream:
+        with contextlib.suppress(OSError, MemoryError), open(file, "rb") as stream:
             advise(stream.fileno(), 0, 0, os.POSIX_FADV_WILLNEED)
 
 
@@ -78,9 +78,25 @@ def _studio(plan: Plan) -> Any:
 
     from sdcli.draw.studio import Studio
 
-    torch.set_num_threads(plan.setup.threads)
+    _start_threads(plan.setup.threads, torch)
     _keep_within(plan, torch)
     return Studio(plan)
+
+
+def _start_threads(count: int, torch: Any) -> None:
+    """OpenMP ends the whole process where it finds no room for a thread, so Python's threads try it first; OpenMP's,
+    started at once, then take over their stacks."""
+    go = threading.Event()
+    tried = [threading.Thread(target=go.wait, daemon=True) for _ in range(count - 1)]
+    try:
+        for thread in tried:
+            thread.start()
+    finally:
+        go.set()
+    for thread in tried:
+        thread.join()
+    torch.set_num_threads(count)
+    torch.zeros(count << 16).add_(1)
 
 
 def _keep_within(plan: Plan, torch: Any) -> None:

@@ -5,30 +5,96 @@ Without torch: it may be the very import of torch that finds no memory.
 
 from __future__ import annotations
 
-# A CPU's is a plain RuntimeError from torch's allocator; cuDNN, cuBLAS, MPS and the driver name their own status;
-# the loader of shared libraries fails to map them.
+from collections.abc import Iterator
+
+from sdcli.errors import OutOfMemory
+from sdcli.machine import memory
+from sdcli.terminal import show, size_text
+
+# A CPU's is a plain RuntimeError from torch's allocator (on Windows "not enough memory"); cuDNN, cuBLAS, MPS and the
+# driver name their own status; the loader of shared libraries fails to map them; a new thread finds no room.
 _WORDS = (
     "can't allocate memory",
     "cannot allocate memory",
     "not enough memory",
     "out of memory",
+    "exceed allowed memory",
+    "bad allocation",
     "std::bad_alloc",
     "cudnn_status_alloc_failed",
     "cudnn_status_internal_error_host_allocation_failed",
     "cublas_status_alloc_failed",
     "cuda_error_out_of_memory",
+    "cudaerrormemoryallocation",
     "invalid buffer size",
     "could not create a memory object",
     "failed to map segment",
+    "cannot create shared object descriptor",
+    "cannot allocate symbol search list",
+    "can't start new thread",
 )
+
+# oneDNN and the loader give no reason: it is memory where hardly any is left, and something else where there is plenty.
+_UNEXPLAINED = (
+    "could not create a primitive",
+    "could not execute a primitive",
+    "cannot map zero-fill pages",
+    "cannot open shared object file",
+    "error return without exception set",
+)
+HARDLY_ANY = 256 << 20
 
 
 def is_out_of_memory(error: BaseException) -> bool:
+    """Also where the failure was wrapped in another one on its way: `… requirements defined correctly?`"""
+    return any(map(_says_so, _chain(error)))
+
+
+def _chain(error: BaseException) -> Iterator[BaseException]:
+    """The error, and those that led to it."""
+    seen: set[int] = set()
+    found: BaseException | None = error
+    while found is not None and id(found) not in seen:
+        yield found
+        seen.add(id(found))
+        found = found.__cause__ or (None if found.__suppress_context__ else found.__context__)
+
+
+def _says_so(error: BaseException) -> bool:
     if isinstance(error, MemoryError):
         return True
-    if not isinstance(error, (RuntimeError, OSError, ImportError)):  # torch.OutOfMemoryError is a RuntimeError
+    if not isinstance(
+        error, (RuntimeError, OSError, ImportError, SystemError)
+    ):  # torch.OutOfMemoryError is a RuntimeError
         return False
     if type(error).__name__ == "OutOfMemoryError":
         return True
     text = str(error).lower()
-    return any(words in text for words in _WORDS)
+    if any(words in text for words in _WORDS):
+        return True
+    return any(words in text for words in _UNEXPLAINED) and _hardly_any_left()
+
+
+def _hardly_any_left() -> bool:
+    host = memory.read()
+    return host.total > 0 and host.available < HARDLY_ANY
+
+
+def without_a_plan(error: BaseException) -> OutOfMemory:
+    """Where nothing is known of what was needed, only of what is free."""
+    host, limit = memory.read(), memory.address_space_left()
+    free = f"{size_text(host.available)} free now"
+    if limit is not None:
+        free += " within this process's limit (ulimit -v)"
+    return OutOfMemory(
+        f"out of memory: more needed than the {free} ({first_line(error)})",
+        hint="ulimit -v unlimited, then the same command" if limit is not None else "sdcli doctor",
+        need=None, free=host.available,
+    )  # fmt: skip
+
+
+def first_line(error: BaseException) -> str:
+    """The exception's own words, made harmless and short: the line that tells of memory where there is one."""
+    lines = [line.strip() for one in _chain(error) for line in str(one).splitlines() if line.strip()]
+    telling = [line for line in lines if any(words in line.lower() for words in _WORDS)]
+    return show((telling or lines or [type(error).__name__])[0], 160)

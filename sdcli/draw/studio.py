@@ -13,9 +13,9 @@ from torch import Tensor
 
 from sdcli.draw import decode, denoise, preview, schedulers
 from sdcli.draw.denoise import Halfway
-from sdcli.draw.exhausted import exhausted, first_line
+from sdcli.draw.exhausted import exhausted
 from sdcli.draw.meter import Meter
-from sdcli.draw.oom import is_out_of_memory
+from sdcli.draw.oom import first_line, is_out_of_memory
 from sdcli.draw.place import Placed
 from sdcli.draw.prompts import Prompts
 from sdcli.errors import ImagesFailed, OutOfMemory

@@ -6,7 +6,7 @@ import os
 import re
 import sys
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from sdcli.machine import cgroups
@@ -27,9 +27,21 @@ def read(root: Path = Path("/"), platform: str = sys.platform) -> Memory:
     """Host memory as this process may use it; (0, 0) where the system does not tell."""
     if platform == "win32":
         return _windows()
-    if platform == "darwin":
-        return _mac()
-    return _within_cgroup(_meminfo(root), root)
+    found = _mac() if platform == "darwin" else _within_cgroup(_meminfo(root), root)
+    left = address_space_left(root)
+    return found if left is None else replace(found, available=min(found.available, left))
+
+
+def address_space_left(root: Path = Path("/")) -> int | None:
+    """Bytes this process may still map under a limit of its own (`ulimit -v`); None where there is no such limit."""
+    try:
+        import resource
+    except ImportError:  # Windows
+        return None
+    limit = resource.getrlimit(resource.RLIMIT_AS)[0]
+    if limit == resource.RLIM_INFINITY:
+        return None
+    return max(0, limit - _status(root).get("VmSize", 0))
 
 
 def _meminfo(root: Path) -> Memory:

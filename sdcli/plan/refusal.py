@@ -12,6 +12,7 @@ from sdcli.plan.techniques.technique import gib
 from sdcli.request.request import Request
 
 SMALLER = (0.75, 0.5, 0.375, 0.25)  # of each side
+CLEARLY_LESS = 0.95
 
 
 def refused(plan: Plan) -> DoesNotFit:
@@ -30,15 +31,19 @@ def refused(plan: Plan) -> DoesNotFit:
     return DoesNotFit(message, hint=way_out(plan), need=need, free=free, budget=have)
 
 
-def way_out(plan: Plan) -> str:
-    """What to add to the same command so that it fits; the first of the mildest changes that does."""
+def way_out(plan: Plan, below: int | None = None) -> str:
+    """What to add to the same command so that it fits; the first of the mildest changes that does.
+
+    `below`: bytes on the device that turned out to be too much, whatever the plan had thought.
+    """
     for changed, flags in _milder(plan.request):
         jobs = [replace(job, width=changed.width, height=changed.height) for job in plan.jobs]
         try:
-            if make_plan(changed, plan.model, plan.hardware, {}, jobs=jobs).fits:
-                return f"the same command {flags}"
+            found = make_plan(changed, plan.model, plan.hardware, {}, jobs=jobs)
         except SdcliError:
             continue
+        if found.fits and (below is None or found.footprint.device_peak <= below * CLEARLY_LESS):
+            return f"the same command {flags}"
     if any(way.setup.device == "cpu" and way.fits for way in plan.ways) and plan.hardware.kind != "cpu":
         return "the same command with --device cpu"
     return "sdcli doctor"

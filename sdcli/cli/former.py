@@ -1,0 +1,37 @@
+"""Memory flags of other programs: accepted, and answered in one line with what they mean here."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any
+
+from sdcli.plan.legality import legal
+from sdcli.plan.plan import Plan, Warning
+from sdcli.request.options import Option
+
+NOT_NEEDED = "flag-not-needed"
+LIKE = {"medvram": "model-offload", "lowvram": "group-offload"}
+FORMER_FLAGS = tuple(
+    Option(field=name, flags=(f"--{name}",), switch=True, hidden=True, panel="Memory", help="Not needed.")
+    for name in LIKE
+)
+
+
+def not_needed(typed: Mapping[str, Any], plan: Plan) -> tuple[Warning, ...]:
+    """One for each such flag that was typed; the plan is as without it."""
+    return tuple(
+        Warning(code=NOT_NEEDED, message=f"--{name} is not needed: {_reason(choice, plan)}")
+        for name, choice in LIKE.items()
+        if typed.get(name)
+    )
+
+
+def _reason(choice: str, plan: Plan) -> str:
+    if plan.hardware.kind == "cpu":
+        return "nothing is on a GPU here; --max-ram limits the memory"
+    if plan.setup.placement == choice:
+        return f"the plan does that by itself (placement={choice})"
+    if legal(replace(plan.setup, placement=choice), plan.hardware, plan.model) is not None:
+        return "the plan takes the fastest way that fits"
+    return f"the fastest way that fits is taken; to insist: --pin placement={choice}"
