@@ -30,6 +30,8 @@ class PhaseTime:
     count: int = 0
     device_peak: int | None = None
     host_peak: int | None = None
+    predicted_device_peak: int | None = None  # by the plan, to be compared; null on a CPU as device_peak is
+    predicted_host_peak: int | None = None
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -409,6 +411,8 @@ class Folding:
             steps = sum(batch.denoise_seconds for batch in self._batches.values())
             times |= {"denoise": [steps, len(self._batches)]} if steps else {}
         names = [*PHASES, *(name for name in times if name not in PHASES)]
+        planned = {phase.name: phase for phase in self.plan.footprint.phases} if self.plan is not None else {}
+        on_cpu = self.plan is not None and self.plan.setup.device == "cpu"
         return tuple(
             PhaseTime(
                 name=name,
@@ -416,6 +420,8 @@ class Folding:
                 count=int(times.get(name, [0.0, 0])[1]),
                 device_peak=self._peaks.get(name, [None, None])[0],
                 host_peak=self._peaks.get(name, [None, None])[1],
+                predicted_device_peak=planned[name].device if name in planned and not on_cpu else None,
+                predicted_host_peak=planned[name].host if name in planned else None,
             )
             for name in names
             if name in times or name in self._peaks

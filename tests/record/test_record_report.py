@@ -72,6 +72,8 @@ def test_a_good_run_is_done_with_every_figure_in_its_place(tmp_path: Path) -> No
     assert [phase.name for phase in report.phases] == ["import", "load", "encode", "denoise", "decode", "save"]
     assert report.phase("denoise").seconds == pytest.approx(0.8) and report.phase("denoise").count == 2
     assert report.phase("decode").host_peak == 2 * GIB
+    assert report.phase("decode").predicted_host_peak == GIB
+    assert report.phase("decode").predicted_device_peak is None
     assert [batch.step_seconds for batch in report.batches] == [(0.1,) * 4] * 2
     assert [image.tokens for image in report.images] == [3, 3]
     assert report.environment == {"torch": "2.13.0"}

@@ -258,7 +258,8 @@ def test_warnings_falls_and_failures_are_said_as_they_happen() -> None:
     text = shown(Log(), [Planned(plan=plan()), Warned(code="x", message="look here"), fall, failed])
     assert text.splitlines()[1:] == [
         "note: look here",
-        "note: out of memory; going on with vae whole → tile-512 (pixels move slightly)",
+        "note: out of memory in decode: vae whole → tile-512, pixels move slightly (out",
+        "      of memory)",
         "picture 1 failed: its pixels are not finite",
     ]
 
@@ -269,6 +270,18 @@ def test_warnings_falls_and_failures_are_said_as_they_happen() -> None:
 def test_one_picture_is_summed_up_in_a_line(tmp_path: Path) -> None:
     assert summary(report_of(run(tmp_path, plan()))) == [
         "load 1.9 s · 4 steps of 100 ms · decode 0.1 s · 7.8 s in all · peak 2.00 GiB"
+    ]
+
+
+@pytest.mark.parametrize("device", ["cpu", "cuda:0"])
+def test_what_was_given_up_for_memory_stands_in_the_last_block(tmp_path: Path, device: str) -> None:
+    fall = Degraded(
+        batch=0, phase="denoise", step=2, before={"placement": "resident"}, after={"placement": "group-offload"},
+        because="CUDA out of memory", changes_pixels=False,
+    )  # fmt: skip
+    lines = summary(report_of([*run(tmp_path, plan(device=device)), fall]))
+    assert [line.strip() for line in lines if "out of memory" in line] == [
+        "out of memory in step 3: placement resident → group-offload, same pixels"
     ]
 
 

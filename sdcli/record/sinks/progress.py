@@ -17,7 +17,7 @@ from sdcli.machine.hardware import GIB
 from sdcli.plan.plan import Plan
 from sdcli.record.report import Report
 from sdcli.record.sinks.streams import Tolerant
-from sdcli.record.sinks.summary import asked, step_text, summary
+from sdcli.record.sinks.summary import asked, fall_text, step_text, summary
 from sdcli.terminal import cells, colour, fit, plain, show, speaks_unicode
 
 if TYPE_CHECKING:
@@ -284,6 +284,4 @@ def _ahead(plan: Plan) -> list[tuple[int, int]]:
 
 
 def _fall(event: events.Degraded) -> str:
-    moved = " (pixels move slightly)" if event.changes_pixels else ""
-    changes = ", ".join(f"{slot} {event.before.get(slot, '?')} → {choice}" for slot, choice in event.after.items())
-    return f"note: {show(event.because)}; going on with {show(changes)}{moved}"
+    return f"note: out of memory {fall_text(event)} ({show(event.because)})"

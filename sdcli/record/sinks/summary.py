@@ -7,6 +7,7 @@ from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
+from sdcli.events import Degraded
 from sdcli.machine.hardware import GIB
 from sdcli.record.report import Report
 from sdcli.terminal import cells, disk_text, fit, seconds_text, show
@@ -37,7 +38,7 @@ def short(report: Report, width: int = 80) -> list[str]:
     peak = _device_peak(report) if _on_card(report) else report.memory.measured.host_peak
     if peak:
         pieces.append(f"peak {peak / GIB:.2f} GiB")
-    return flow(pieces, width)
+    return [*flow(pieces, width), *(fit(f"out of memory {fall_text(fall)}", width) for fall in report.degraded)]
 
 
 def _steps(report: Report) -> list[str]:
@@ -62,7 +63,8 @@ def flow(pieces: Iterable[str], width: int, between: str = " · ") -> list[str]:
 
 def table(report: Report, width: int = 80, where: Path | None = None) -> list[str]:
     left, right = _times(report), _memory(report, narrow=width < SIDE_BY_SIDE)
-    record = [f"report   {show(where)}"] if where is not None else []
+    record = [f"out of memory {fall_text(fall)}" for fall in report.degraded]
+    record += [f"report   {show(where)}"] if where is not None else []
     if width < SIDE_BY_SIDE:
         rows = [*left, *([""] if right else []), *right]
     else:
@@ -115,6 +117,13 @@ def _memory(report: Report, narrow: bool) -> list[str]:
         measured = report.memory.measured.host_peak
         lines.append(f"{'host RAM':<{name}}{_gib(host):>{figure}}{_gib(measured):>{figure}} GiB")
     return lines if len(lines) > 1 else []
+
+
+def fall_text(fall: Degraded) -> str:
+    """Where memory ran out, what was given up for it, and whether the picture is another one."""
+    where = f"in step {(fall.step or 0) + 1}" if fall.phase == "denoise" else f"in {show(fall.phase, 20)}"
+    changes = ", ".join(f"{slot} {fall.before.get(slot, '?')} → {choice}" for slot, choice in fall.after.items())
+    return f"{where}: {show(changes)}, {'pixels move slightly' if fall.changes_pixels else 'same pixels'}"
 
 
 def _gib(count: int | None) -> str:
