@@ -6,16 +6,17 @@ import os
 import sys
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
 from sdcli import __version__, data
-from sdcli.cli import adapters, probing
+from sdcli.cli import adapters, builtin, probing
 from sdcli.cli.former import not_needed
 from sdcli.errors import Usage
 from sdcli.machine import as_if, hardware, installation, state
 from sdcli.machine.hardware import Hardware
-from sdcli.models import hub_cache, resolve
+from sdcli.models import cache, hub_cache, resolve
 from sdcli.models.model import Model
 from sdcli.plan.plan import Plan
 from sdcli.plan.planner import make_plan
@@ -70,7 +71,8 @@ def plan_for(
         adapters=beside.adapters,
     )  # fmt: skip
     plan = replace(plan, warnings=(*plan.warnings, *not_needed(typed, plan)))
-    plan = replace(plan, warnings=(*plan.warnings, *beside.warnings))
+    strange = builtin.unknown_words(model, made, beside.adapters)
+    plan = replace(plan, warnings=(*plan.warnings, *beside.warnings, *strange))
     if not waiting or lines is None:
         return Asked(plan)
     later = adapters.without(_later(request, lines, len(made)), tags)
@@ -111,10 +113,17 @@ def find_model(sources: Sources) -> Model:
     values, _ = config.resolve(sources, family={}, model={})
     shipped = data.builtin_model()
     name = values.get("model") or default_model()
-    return resolve.resolve(
+    found = resolve.resolve(
         name, revision=values.get("revision"), offline=bool(values.get("offline")), folders=added_folders(),
         hub=hub_cache.folder(os.environ), builtin=shipped,
     )  # fmt: skip
+    return replace(found, hash=_hash(found)) if found.source == "builtin" else found
+
+
+def _hash(model: Model) -> str:
+    """Of the built-in model's UNet, which another version of sdcli may have trained anew."""
+    files = [cache.sha256_of(Path(file), state.store("hashes")) for file in model.components["unet"].files]
+    return (files[0] if len(files) == 1 else sha256("".join(files).encode()).hexdigest())[:10]
 
 
 def added_folders() -> tuple[Path, ...]:

@@ -15,6 +15,7 @@ from typing import Any
 import typer
 
 from sdcli import __version__, data, schema
+from sdcli.cli import builtin
 from sdcli.cli.answer import print_json
 from sdcli.errors import SdcliError
 from sdcli.machine import installation, memory, state, survey
@@ -227,7 +228,7 @@ def screen(found: Examination) -> list[str]:
         *_gpu_lines(found),
         *_entry("CPU", [_cpu_line(found)]),
         *_entry("python", _version_lines(found.report)),
-        *_entry("models", ["   ".join(_model_text(model) for model in found.report.models)]),
+        *_entry("models", _model_lines(found.report)),
         *_entry("disk", [_disk_line(found.report)]),
         *_entry("network", [_network_line(found)]),
         *_entry("config", [_config_line(found.report)]),
@@ -324,9 +325,15 @@ def _wrapped(text: str, indent: str = "") -> list[str]:
     return textwrap.wrap(text, 80 - 9, initial_indent=indent, subsequent_indent="  ", break_on_hyphens=False)
 
 
+def _model_lines(report: Report) -> list[str]:
+    lines = ["   ".join(_model_text(model) for model in report.models)]
+    ready = [model.name for model in report.models if model.ready]
+    return [*lines, "  Photographs: sdcli pull sd15"] if ready == ["builtin"] else lines
+
+
 def _model_text(model: ModelState) -> str:
     if model.ready:
-        return f"{model.name} ✓"
+        return f"{model.name} ✓ {builtin.WHAT}" if model.name == "builtin" else f"{model.name} ✓"
     if model.name == "builtin":
         return "builtin ✗ not in this build"
     return f"{model.name} – {disk_text(model.download_bytes)}" if model.download_bytes else f"{model.name} ✗ damaged"

@@ -14,14 +14,14 @@ from typing import Any
 import typer
 
 from sdcli import events
-from sdcli.cli import complete, plan_screen, remembering
+from sdcli.cli import builtin, complete, plan_screen, remembering
 from sdcli.cli.answer import say_error
 from sdcli.cli.ask import Asked
 from sdcli.cli.ending import termination
 from sdcli.cli.former import FORMER_FLAGS, NOT_NEEDED
 from sdcli.cli.pull import plan_with_model
 from sdcli.errors import Interrupted, SdcliError, Terminated
-from sdcli.events import Event, Planned, Timed
+from sdcli.events import Event, Planned, Timed, Warned
 from sdcli.machine import hardware
 from sdcli.machine.clock import since_start
 from sdcli.machine.environment import environment
@@ -96,6 +96,9 @@ def _local(plan: Plan, batches: Batches) -> Iterator[Event]:
 def _events(asked: Asked, engine: Callable[[Plan, Batches], Iterator[Event]]) -> Iterator[Event]:
     yield Planned(plan=asked.plan)
     yield Timed(phase="plan", seconds=since_start())
+    for warning in asked.plan.warnings:
+        if warning.code == builtin.CODE:
+            yield Warned(code=warning.code, message=warning.message)
     yield from engine(asked.plan, _batches(asked))
 
 
@@ -191,6 +194,8 @@ class Screen:
     def finish(self, finished: report.Report, destination: names.Destination, error: SdcliError | None) -> None:
         where = destination.records / "report.json"
         self.progress.finish(finished if error is None else None, where)
+        if self.plan.model.kind == "builtin" and error is None and not self.quiet:
+            say(builtin.photographs())
         if self.json:
             write_object(finished, destination.folder, sys.stdout.buffer)
         elif error is not None:

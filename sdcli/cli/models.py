@@ -13,7 +13,7 @@ from typing import Any
 import typer
 
 from sdcli import __version__, data, schema
-from sdcli.cli import complete
+from sdcli.cli import builtin, complete
 from sdcli.cli.answer import print_json
 from sdcli.cli.ask import added_folders
 from sdcli.cli.download import Download
@@ -98,7 +98,9 @@ def _advice(entries: Sequence[Entry], folders: Sequence[Path]) -> str:
     if first is not None:
         name = first.name if first.source == "cache" or not _is_twice(first, entries) else first.path
         return f'Draw with one: sdcli generate "a cat" -m "{show(name, 300)}"'
-    return "" if folders else "Models in a folder of yours: sdcli models add DIR    From the Hub: sdcli pull sd15"
+    if folders:
+        return builtin.photographs() if any(entry.source == "builtin" for entry in entries) else ""
+    return "Models in a folder of yours: sdcli models add DIR    From the Hub: sdcli pull sd15"
 
 
 def _is_twice(entry: Entry, entries: Sequence[Entry]) -> bool:
@@ -149,7 +151,7 @@ def _rank(entry: Entry) -> tuple[bool, bool, int, str, str]:
 def _kind(entry: Entry) -> str:
     """`sd15`, `LoRA sdxl`, `VAE`: short, for a column."""
     if entry.drawn:
-        return entry.kind
+        return builtin.WHAT.removeprefix("a ") if entry.source == "builtin" else entry.kind
     title = "embedding" if entry.kind == "embedding" else TITLES.get(entry.kind, entry.kind)
     for article in ("a ", "an ", "the "):
         title = title.removeprefix(article)

@@ -10,7 +10,7 @@ from typing import Any
 import typer
 
 from sdcli import schema
-from sdcli.cli import complete, plan_screen
+from sdcli.cli import builtin, complete, plan_screen
 from sdcli.cli.answer import print_json
 from sdcli.cli.ask import plan_for
 from sdcli.cli.former import FORMER_FLAGS
@@ -37,5 +37,7 @@ def _plan(typed: dict[str, Any]) -> None:
     free = disk_free(Path(plan.request.output or "."))
     for line in plan_screen.render(plan, width(sys.stdout), not speaks_unicode(sys.stdout), free):
         say(line, sys.stdout)
+    if plan.model.kind == "builtin":
+        say(f"  {builtin.photographs()}", sys.stdout)
     if not plan.fits:
         raise refused(plan)

@@ -19,7 +19,7 @@ TITLES = {
     "sdxl": "UNet of Stable Diffusion XL",
     "refiner": "UNet of the SDXL refiner",
     "unet2015": "The U-Net of 2015",
-    "builtin": "UNet of sdcli's built-in model",
+    "builtin": "UNet of sdcli's built-in emoji model",
 }
 CONDITIONAL = ("sd15", "sd21", "sdxl", "refiner")
 

@@ -1,0 +1,66 @@
+"""What is said of the built-in model: what it is, what draws more, and which words of a prompt it does not know."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable
+from pathlib import Path
+
+from sdcli.errors import SdcliError
+from sdcli.models import hub_cache, resolve
+from sdcli.models.model import Model
+from sdcli.plan.plan import Adapter, Warning
+from sdcli.request import words
+from sdcli.request.request import Job
+from sdcli.terminal import disk_text, show
+
+WHAT = "a small emoji model"
+CODE = "unknown-words"
+WORDS = "words.txt"  # in its folder: the words it was trained with, one a line, in small letters
+MOST_NAMED = 3
+
+
+def photographs() -> str:
+    """How to draw more than emoji, in one line."""
+    return "Photographs: " + " or ".join(f"-m {name}{_price(name)}" for name in ("sd15", "sdxl"))
+
+
+def _price(name: str) -> str:
+    try:
+        model = resolve.resolve(name, hub=hub_cache.folder(os.environ))
+    except (SdcliError, OSError):  # a damaged copy: drawing with it says so
+        return ""
+    return "" if model.cached else f" ({disk_text(model.download_bytes)} once)"
+
+
+def unknown_words(model: Model, jobs: Iterable[Job], adapters: Iterable[Adapter] = ()) -> tuple[Warning, ...]:
+    """The words of the prompts that the built-in model never saw; of any other model nothing is known."""
+    known = _words_of(model)
+    if not known:
+        return ()
+    for adapter in adapters:
+        if adapter.kind == "embedding":
+            known |= set(words.unknown(adapter.word or adapter.name, known, "none"))
+    prompts = dict.fromkeys((job.prompt, job.emphasis) for job in jobs)
+    found = dict.fromkeys(word for text, emphasis in prompts for word in words.unknown(text, known, emphasis))
+    if not found:
+        return ()
+    message = f"the built-in model does not know {_listed(list(found))}; it will guess"
+    return (Warning(code=CODE, message=message),)
+
+
+def _words_of(model: Model) -> frozenset[str]:
+    if model.kind != "builtin" or model.path is None:
+        return frozenset()
+    try:
+        return frozenset((Path(model.path) / WORDS).read_text(encoding="utf-8").splitlines())
+    except (OSError, ValueError):
+        return frozenset()
+
+
+def _listed(found: list[str]) -> str:
+    named = [f"“{show(word, 40)}”" for word in found[:MOST_NAMED]]
+    more = len(found) - len(named)
+    if more:
+        return ", ".join(named) + f" and {more} more"
+    return named[0] if len(named) == 1 else ", ".join(named[:-1]) + f" and {named[-1]}"
