@@ -1,0 +1,283 @@
+"""Memory as a user meets it: what is refused, what is survived, what is told and what is remembered."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+from cli_run import Outcome, sdcli
+
+from scripts import make_checkpoint
+
+GIB = 1 << 30
+PHASES = ("load", "encode", "denoise", "decode")
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> str:
+    return str(make_checkpoint.write_folder(tmp_path_factory.mktemp("model") / "tiny", "sd15", tiny=True))
+
+
+@pytest.fixture(autouse=True)
+def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def words(model: str, *more: str) -> tuple[str, ...]:
+    return ("a cat", "-m", model, "--size", "64x64", "-s", "3", "--sampler", "Euler a", "--dtype", "fp32", *more)
+
+
+@contextmanager
+def running_out(call: int, times: int = 1) -> Iterator[None]:
+    """`times` UNet calls in a row find no memory, beginning with the `call`th."""
+    import torch
+
+    calls = [0]
+
+    def fail(module: Any, *_: Any) -> None:
+        if type(module).__name__ == "UNet2DConditionModel":
+            calls[0] += 1
+            if call <= calls[0] < call + times:
+                raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
+
+    handle = torch.nn.modules.module.register_module_forward_pre_hook(fail)
+    try:
+        yield
+    finally:
+        handle.remove()
+    assert calls[0] >= call
+
+
+def stored(done: Outcome) -> tuple[dict[str, Any], list[dict[str, Any]], list[dict[str, Any]]]:
+    """The report on the disk, the lines of run.jsonl, and sdcli's own chunk of every picture."""
+    from PIL import Image
+
+    folder = Path(done.json["folder"])
+    records = folder / "runs" / done.json["run"]
+    chunks = []
+    for image in done.json["images"]:
+        with Image.open(image["path"]) as opened:
+            opened.load()
+            chunks.append(json.loads(opened.text["sdcli"]))  # type: ignore[attr-defined]
+    lines = [json.loads(line) for line in (records / "run.jsonl").read_text().splitlines()]
+    return json.loads((records / "report.json").read_text()), lines, chunks
+
+
+def drawn_before(capfd: pytest.CaptureFixture[str], model: str) -> None:
+    """The tests' own libraries are in the peak that is measured, so that there is something to save by a way down."""
+    assert sdcli(capfd, "generate", *words(model, "--seed", "1")).code == 0
+    assert sdcli(capfd, "plan", *words(model, "--json")).json["ladder"]
+
+
+# --- survived
+
+
+def test_a_drop_is_shown_once_recorded_everywhere_and_draws_the_same_picture(
+    model: str, capfd: pytest.CaptureFixture[str]
+) -> None:
+    asked = ("generate", *words(model, "--seed", "5..6", "--json"))
+    undisturbed = sdcli(capfd, *asked).json
+    with running_out(call=5):  # in the second picture
+        done = sdcli(capfd, *asked)
+    assert done.code == 0
+    assert [image["pixel_sha256"] for image in done.json["images"]] == [
+        image["pixel_sha256"] for image in undisturbed["images"]
+    ]
+    (fall,) = done.json["degraded"]
+    assert (fall["batch"], fall["phase"], fall["step"], fall["changes_pixels"]) == (1, "denoise", 1, False)
+    assert fall["from"] == {"placement": "resident"} and fall["to"] == {"placement": "drop-encoders"}
+    assert "CUDA out of memory" in fall["because"]
+    report, lines, chunks = stored(done)
+    assert report["degraded"] == [fall]
+    recorded = [line for line in lines if line["type"] == "degraded"]
+    assert [{name: line[name] for name in fall} for line in recorded] == [fall]
+    assert [chunk["degraded"] for chunk in chunks] == [[], [fall]]
+    told = [line for line in done.err.splitlines() if "placement resident → drop-encoders, same pixels" in line]
+    assert len([line for line in told if line.startswith("note: out of memory in step 2: ")]) == 1
+    assert len([line for line in told if line.startswith("out of memory in step 2: ")]) == 1  # the final block
+
+
+def test_no_fallback_ends_at_once_with_exit_4_and_keeps_what_is_done(
+    model: str, capfd: pytest.CaptureFixture[str]
+) -> None:
+    drawn_before(capfd, model)
+    with running_out(call=5):
+        done = sdcli(capfd, "generate", *words(model, "--seed", "5..6", "--no-fallback"))
+    assert done.code == 4
+    assert done.out == "sdcli-images/0002-a-cat-5.png\n" and Path(done.out.strip()).is_file()
+    error, kept, hint = done.err.splitlines()[-3:]
+    assert error.startswith("error: out of memory in step 2: ") and "--no-fallback is set" in error
+    assert " GiB needed, " in error and " GiB free now" in error
+    assert kept == " kept: 1 of 2 pictures in " + str(Path("sdcli-images").absolute())
+    assert hint == "  try: the same command without --no-fallback"
+    assert "note: out of memory" not in done.err
+
+
+def test_past_the_last_rung_it_is_exit_4_with_need_free_and_a_way_out(
+    model: str, capfd: pytest.CaptureFixture[str]
+) -> None:
+    drawn_before(capfd, model)
+    with running_out(call=2, times=50):
+        done = sdcli(capfd, "generate", *words(model, "--json"))
+    assert done.code == 4
+    error = done.json["error"]
+    assert error["type"] == "out_of_memory" and error["hint"]
+    assert error["details"]["need"] > 0 and error["details"]["free"] > 0
+    assert "nothing smaller is left to try" in error["message"]
+    assert len(done.json["degraded"]) >= 1 and done.json["images"][0]["status"] == "missing"
+
+
+# --- predicted, measured, remembered
+
+
+def test_predicted_and_measured_stand_side_by_side_in_table_report_and_json(
+    model: str, capfd: pytest.CaptureFixture[str]
+) -> None:
+    done = sdcli(capfd, "generate", *words(model, "-v", "--json"))
+    planned = {phase["name"]: phase for phase in done.json["plan"]["footprint"]["phases"]}
+    for report in (done.json, stored(done)[0]):
+        phases = {phase["name"]: phase for phase in report["phases"]}
+        for name in PHASES:
+            assert phases[name]["predicted_host_peak"] == planned[name]["host"] > 0
+            assert phases[name]["host_peak"] > 0 and phases[name]["predicted_device_peak"] is None
+        memory = report["memory"]
+        assert memory["ratio"] == memory["measured"]["host_peak"] / memory["predicted"]["host_peak"]
+    for name in PHASES:
+        predicted, measured = planned[name]["host"] / GIB, phases[name]["host_peak"] / GIB
+        assert [
+            line for line in done.err.splitlines() if f"{predicted:.2f}" in line and f"{measured:.2f} GiB" in line
+        ], name
+    assert "predicted" in done.err and "measured" in done.err
+
+
+def test_measured_peaks_are_remembered_for_this_way_and_no_other(model: str, capfd: pytest.CaptureFixture[str]) -> None:
+    before = sdcli(capfd, "plan", *words(model, "--json")).json
+    assert before["footprint"]["runs"] == 0 and before["seconds"] is None
+    with running_out(call=2):
+        sdcli(capfd, "generate", *words(model))
+    assert sdcli(capfd, "plan", *words(model, "--json")).json["footprint"]["runs"] == 0  # a drop measures nothing
+    measured = sdcli(capfd, "generate", *words(model, "--json")).json["memory"]["measured"]
+    after = sdcli(capfd, "plan", *words(model, "--json")).json
+    assert after["footprint"]["runs"] == 1
+    assert after["footprint"]["host_peak"] == after["footprint"]["device_peak"] == measured["host_peak"]
+    assert after["seconds"]["source"] == "remembered"
+    assert {row["slot"] for row in after["decisions"] if row["source"] == "remembered"} == {"placement", "vae"}
+    assert "Figures from 1 run here" in sdcli(capfd, "plan", *words(model)).out
+    for other in (("--size", "72x64"), ("--batch-size", "2", "-n", "2"), ("--dtype", "bf16"), ("-g", "1")):
+        plan = sdcli(capfd, "plan", *words(model, *other))
+        assert "Figures predicted" in plan.out, other
+    assert "Figures predicted" in sdcli(capfd, "plan", *words(model, "--as-if", "cpu")).out
+
+
+# --- refused
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+def test_where_loading_alone_would_kill_the_process_it_is_refused_with_numbers(
+    model: str, here: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A container of 300 MiB: torch alone takes more."""
+    from sdcli.machine import memory
+
+    container, real = a_container(here / "root", 300 << 20), memory.read
+    monkeypatch.setattr(memory, "read", lambda: real(container, "linux"))
+    done = sdcli(capfd, "generate", *words(model, "--json"))
+    assert done.code == 4
+    error = done.json["error"]
+    assert error["type"] == "does_not_fit"
+    assert error["details"]["need"] > error["details"]["budget"] == int(0.92 * (300 << 20))
+    assert error["details"]["free"] == 300 << 20
+    assert "the smallest way needs 0." in error["message"] and "may be used" in error["message"]
+    assert not (here / "sdcli-images").exists()
+
+
+def a_container(root: Path, limit: int) -> Path:
+    """What Linux shows a process in a control group of so many bytes."""
+    files = {
+        "proc/meminfo": f"MemTotal: {64 << 20} kB\nMemAvailable: {60 << 20} kB\n",
+        "proc/self/cgroup": "0::/job\n",
+        "proc/self/mountinfo": "30 23 0:26 / /sys/fs/cgroup rw shared:4 - cgroup2 cgroup2 rw,nsdelegate\n",
+        "sys/fs/cgroup/job/memory.max": str(limit),
+        "sys/fs/cgroup/job/memory.current": "0",
+    }
+    for name, text in files.items():
+        path = root / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text)
+    return root
+
+
+def test_max_ram_keeps_components_on_the_disk_until_they_are_needed(
+    model: str, capfd: pytest.CaptureFixture[str]
+) -> None:
+    peaks = {}
+    for placement in ("resident", "drop-encoders", "disk"):
+        pinned = sdcli(capfd, "plan", *words(model, "--pin", f"placement={placement}", "--json")).json
+        peaks[placement] = pinned["footprint"]["host_peak"]
+    assert peaks["disk"] < peaks["drop-encoders"] < peaks["resident"]
+    limit = (peaks["disk"] + peaks["drop-encoders"]) / 2 / 0.92 / (1 << 20)
+    asked = ("generate", *words(model, "--seed", "5", "--json"))
+    free, kept_small = sdcli(capfd, *asked).json, sdcli(capfd, *asked, "--max-ram", f"{limit:.4f}MiB").json
+    assert free["plan"]["setup"]["placement"] == "resident"
+    assert kept_small["plan"]["setup"]["placement"] == "disk" and kept_small["exit_code"] == 0
+    assert kept_small["images"][0]["pixel_sha256"] == free["images"][0]["pixel_sha256"]
+    refusal = sdcli(capfd, *asked, "--max-ram", f"{limit * 0.9:.4f}MiB")
+    assert (refusal.code, refusal.json["error"]["type"]) == (4, "does_not_fit")
+
+
+WRONG = {
+    "no size": (("--max-vram", "lots", "--as-if", "cuda:8GiB"), "6GiB"),
+    "a negative size": (("--max-vram=-6", "--as-if", "cuda:8GiB"), "6GiB"),
+    "no ram": (("--max-ram", "0"), "6GiB"),
+    "vram on a cpu": (("--max-vram", "6", "--as-if", "cpu"), "--max-ram 6"),
+    "vram on a mac": (("--max-vram", "6", "--as-if", "mps"), "--max-ram 6"),
+    "no machine": (("--as-if", "gpu:8GiB"), "cpu, mps, cuda:8GiB"),
+    "no size of a card": (("--as-if", "cuda"), "cuda:8GiB"),
+    "more free than there is": (("--as-if", "cuda:8GiB/9GiB"), "cuda:24GiB/20GiB"),
+    "no slot": (("--pin", "place=disk"), "placement"),
+    "no choice": (("--pin", "vae=tiles"), "tile-512"),
+    "no pin": (("--pin", "disk"), "SLOT=CHOICE"),
+    "a choice that cannot be here": (("--pin", "placement=model-offload", "--as-if", "cpu"), "placement can be"),
+}
+
+
+@pytest.mark.parametrize("case", WRONG)
+def test_a_limit_pin_or_machine_that_cannot_be_names_those_that_can(
+    case: str, capfd: pytest.CaptureFixture[str]
+) -> None:
+    more, valid = WRONG[case]
+    done = sdcli(capfd, "plan", "a cat", "-m", "sd15", *more)
+    assert (done.code, done.out) == (2, "")
+    assert done.err.startswith("error: ") and "\n  try: " in done.err
+    assert valid in done.err
+
+
+@pytest.mark.parametrize(
+    ("flag", "machine", "said"),
+    [
+        ("--medvram", "cuda:24GiB", "to insist: --pin placement=model-offload"),
+        ("--lowvram", "cuda:24GiB", "to insist: --pin placement=group-offload"),
+        ("--lowvram", "cuda:1.5GiB,ram:64GiB", "the plan does that by itself (placement=group-offload)"),
+        ("--medvram", "cpu", "nothing is on a GPU here"),
+    ],
+)
+def test_low_memory_flags_of_other_programs_are_answered_in_a_line_and_change_nothing(
+    flag: str, machine: str, said: str, capfd: pytest.CaptureFixture[str]
+) -> None:
+    asked = ("plan", "a cat", "-m", "sd15", "--seed", "1", "--as-if", machine, "--json")
+    plan, without = sdcli(capfd, *asked, flag).json, sdcli(capfd, *asked).json
+    (warning,) = [found for found in plan["warnings"] if found["code"] == "flag-not-needed"]
+    assert warning["message"].startswith(f"{flag} is not needed: ") and said in warning["message"]
+    assert plan["setup"] == without["setup"]
+
+
+def test_generate_answers_a_low_memory_flag_before_it_draws(model: str, capfd: pytest.CaptureFixture[str]) -> None:
+    done = sdcli(capfd, "generate", *words(model, "--medvram", "--engine", "fake"))
+    assert done.code == 0
+    assert done.err.splitlines()[0].startswith("note: --medvram is not needed: ")
