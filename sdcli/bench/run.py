@@ -212,7 +212,7 @@ class Bench:
                     row.steady = False
                     waiting.remove(row)
                 else:
-                    with self._errors_of(row):
+                    with self._errors_of(row), self.watch.looking():
                         self._turn(row, workers[id(row)], listener, warmup=True)
                 if row.error is not None and row in waiting:
                     waiting.remove(row)

@@ -5,9 +5,11 @@ from __future__ import annotations
 import os
 import platform
 import re
+import threading
 import time
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
@@ -18,6 +20,7 @@ from sdcli.machine.hardware import Hardware
 from sdcli.machine.memory import output
 
 BUSY_LOAD = 0.5  # programs running or waiting per core before we begin
+WORKING = 0.1  # seconds into an image, when its steps run
 FOREIGN_SHARE = 0.1  # of the processor's time, taken by others while we measure
 # Bits of NVML's reasons for lower clocks that say the card was held back, by heat or power.
 HELD_BACK = {0x4: "power cap", 0x8: "hardware slowdown", 0x20: "heat", 0x40: "heat (hardware)", 0x80: "power brake"}
@@ -178,12 +181,16 @@ def card(place: Hardware, ours: Iterable[int] = ()) -> Card | None:
     if len(words) != 5:
         return None
     running = output("nvidia-smi", *which, "--query-compute-apps=pid", "--format=csv,noheader").split()
-    own = {str(pid) for pid in ours}
     return Card(
         clock_mhz=_whole(words[0]), memory_clock_mhz=_whole(words[1]), celsius=_whole(words[2]),
         watts=_number(words[3]), held_back=held_back(words[4]),
-        others=sum(1 for pid in running if pid.isdigit() and pid not in own),
+        others=others({int(pid) for pid in running if pid.isdigit()}, set(ours)),
     )  # fmt: skip
+
+
+def others(running: set[int], own: set[int]) -> int:
+    """How many programs are not ours. Within a container the driver knows ours by other numbers: then it is counted."""
+    return len(running - own) if running & own else max(0, len(running) - len(own))
 
 
 def held_back(mask: str) -> tuple[str, ...]:
@@ -215,7 +222,7 @@ class Watch:
         self.load = chip.load
         self.governor, self.battery = governor(), on_battery()
         self.cards: list[Card] = []
-        self.clocks: list[Clock] = [clock()]
+        self.clocks: list[Clock] = [replace(clock(), mhz=None)]
         self.foreign = self.observed = 0.0
         self._before: tuple[Moment, float] | None = None
         self._pids: tuple[int, ...] = ()
@@ -235,6 +242,23 @@ class Watch:
             self.foreign += max(0.0, others)
             self.observed += now.total - then.total
         self._before = None
+        self.clocks.append(replace(clock(), mhz=None))  # nothing works now, so that clocks tell nothing
+        found = card(self.place, self._pids)
+        if found is not None:
+            self.cards.append(replace(found, clock_mhz=None, memory_clock_mhz=None))
+
+    @contextmanager
+    def looking(self) -> Iterator[None]:
+        """Around work that is not measured but like what is: clocks, heat and who else is there, meanwhile."""
+        looking = threading.Thread(target=self._look, daemon=True)
+        looking.start()
+        try:
+            yield
+        finally:
+            looking.join()
+
+    def _look(self) -> None:
+        time.sleep(WORKING)
         self.clocks.append(clock())
         found = card(self.place, self._pids)
         if found is not None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import os
 import signal
@@ -12,10 +13,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
+from sdcli.bench import comparison
 from sdcli.bench import result as results
 from sdcli.cli import ask
 from sdcli.cli.main import run
+from sdcli.errors import BadFile, Usage
 from sdcli.machine import state
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -250,6 +255,64 @@ def test_foreign_files_are_bad_files(content: bytes, measured: Path, capfd: pyte
     (measured / "new.json").write_bytes(content)
     assert bench(capfd, "compare", "old.json", "new.json").code == 9
     assert bench(capfd, "compare", "new.json", "absent.json").code == 9
+
+
+FOREIGN = (
+    None,
+    True,
+    -1,
+    10**400,
+    1e308,
+    -0.5,
+    "",
+    "\x1b[2J\u202e",
+    [],
+    {},
+    [[]],
+    [None],
+    {"a": 1},
+    "0",
+    [0.0],
+    [1e-320],
+)
+
+
+def places(value: Any, path: tuple[Any, ...] = ()) -> list[tuple[Any, ...]]:
+    """Every place in a JSON value, of long lists only the first few."""
+    items = (
+        list(value.items())
+        if isinstance(value, dict)
+        else list(enumerate(value))[:3]
+        if isinstance(value, list)
+        else []
+    )
+    return [path, *(place for key, item in items for place in places(item, (*path, key)))]
+
+
+@settings(deadline=None, derandomize=True, max_examples=150)
+@given(data=st.data())
+def test_a_result_with_anything_in_any_place_is_compared_or_refused(real: str, data: st.DataObject) -> None:
+    other = json.loads(real)
+    for _ in range(data.draw(st.integers(1, 3))):
+        found = places(other)[1:]
+        read = [path for path in found if path[0] in ("configurations", "work", "contended")]
+        path = data.draw(st.sampled_from(data.draw(st.sampled_from([found, read or found]))))
+        room = other
+        for key in path[:-1]:
+            room = room[key]
+        if data.draw(st.booleans()) or isinstance(room, list):
+            room[path[-1]] = copy.deepcopy(data.draw(st.sampled_from(FOREIGN)))
+        else:
+            del room[path[-1]]
+        if not other or not places(other)[1:]:
+            break
+    for sides in ((json.loads(real), other), (other, json.loads(real))):
+        try:
+            checked = [results.check(side, "r.json") for side in sides]
+            lines = comparison.lines(comparison.comparison(checked[0], checked[1], 0.03))
+            assert "\x1b" not in "".join(lines) and "\u202e" not in "".join(lines)
+        except (BadFile, Usage) as error:
+            assert error.code in (2, 9) and "\x1b" not in error.message
 
 
 def test_two_programs_are_measured_in_turn(here: Path, capfd: pytest.CaptureFixture[str]) -> None:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+import os
+import sys
 from array import array
 from dataclasses import replace
 from pathlib import Path
@@ -92,6 +94,39 @@ def test_a_measurement_just_over_does_not_make_the_next_one_contended() -> None:
     watch = surroundings.Watch(PLACE)
     watch.load, watch.governor, watch.battery, watch.foreign, watch.observed = 9.0, None, None, 0.1, 10.0
     assert watch.reasons() == ()
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="a driver's tool as a shell script")
+def test_a_card_is_asked_while_it_works_and_its_clock_counts_only_then(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tool = tmp_path / "nvidia-smi"
+    said = "1980, 2619, 61, 412.5, 0x0000000000000004"
+    tool.write_text(f'#!/bin/sh\ncase "$*" in *compute-apps*) echo 7; echo 8;; *) echo "{said}";; esac')
+    tool.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}{os.pathsep}{os.environ['PATH']}")
+    watch = surroundings.Watch(as_if.parse("cuda:8GiB"))
+    watch.start([7, 8])
+    with watch.looking():
+        pass
+    watch.stop()
+    working, resting = watch.cards
+    assert working == surroundings.Card(
+        clock_mhz=1980, memory_clock_mhz=2619, celsius=61, watts=412.5, held_back=("power cap",), others=0
+    )
+    assert (resting.clock_mhz, resting.held_back) == (None, ("power cap",))
+    assert [clock.mhz for clock in watch.clocks][::2] == [None, None] and len(watch.clocks) == 3
+    assert "the GPU was held back: power cap" in watch.reasons()
+
+
+@pytest.mark.parametrize(
+    ("running", "own", "count"),
+    (({7, 8}, {7, 8}, 0), ({7, 9}, {7}, 1), ({501, 502}, {7, 8}, 0), ({501, 502, 503}, {7}, 2), (set(), {7}, 0)),
+)
+def test_others_on_a_card_are_told_from_ours_also_within_a_container(
+    running: set[int], own: set[int], count: int
+) -> None:
+    assert surroundings.others(running, own) == count
 
 
 def test_machines_differ_by_device_and_memory_and_not_by_the_moment() -> None:
