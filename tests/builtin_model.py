@@ -3,20 +3,25 @@
 from __future__ import annotations
 
 import json
+import unicodedata
 from pathlib import Path
 from typing import Any
 
 from sdcli import data
+from sdcli.cli.builtin import WORDS as WORDS_FILE
+from sdcli.models.folder import read
 from sdcli.models.shipped import parameters_of
+from sdcli.models.vae import scale
+from sdcli.request import samplers
 
 TOKENS = 4096
 START, END = TOKENS - 2, TOKENS - 1
 SIDE = 128
-UNET_PARAMETERS = 20_399_880
+UNET_PARAMETERS = 14_397_992
 
 UNET: dict[str, Any] = {
     "_class_name": "UNet2DConditionModel", "sample_size": 16, "in_channels": 8, "out_channels": 8,
-    "block_out_channels": [96, 160, 256], "layers_per_block": 1, "norm_num_groups": 16,
+    "block_out_channels": [80, 144, 208], "layers_per_block": 1, "norm_num_groups": 16,
     "down_block_types": ["DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"],
     "up_block_types": ["CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"],
     "cross_attention_dim": 256, "attention_head_dim": 8, "addition_embed_type": "text",
@@ -61,8 +66,52 @@ def write(folder: Path, *, hollow: bool = False) -> Path:
     _json(folder / "scheduler" / "scheduler_config.json", SCHEDULER)
     _json(folder / "model_index.json", INDEX)
     _tokenizer(folder / "tokenizer")
-    (folder / "words.txt").write_text("".join(f"{word}\n" for word in WORDS), encoding="utf-8")
+    (folder / WORDS_FILE).write_text("".join(f"{word}\n" for word in WORDS), encoding="utf-8")
     return folder
+
+
+def faults(folder: Path) -> list[str]:
+    """What keeps a folder from being a built-in model, whoever wrote it; by its files alone."""
+    model = read(folder, family="builtin")
+    index, scheduler = _read(folder / "model_index.json"), _read(folder / "scheduler" / "scheduler_config.json")
+    tokens = _read(folder / "tokenizer" / "vocab.json")
+    words = (folder / WORDS_FILE).read_text(encoding="utf-8").splitlines()
+    asked = index.get("sdcli", {})
+    side = model.components["unet"].config["sample_size"] * scale(model.components["vae"].config)
+    size = sum(path.stat().st_size for path in folder.rglob("*.safetensors"))
+    table = _read(folder / "tokenizer" / "tokenizer_config.json")
+    checks = {
+        "the index asks for size, steps, guidance and sampler": {"width", "height", "steps", "guidance", "sampler"}
+        <= set(model.defaults) & set(asked),
+        "its size is its UNet's": (asked.get("width"), asked.get("height")) == (side, side),
+        "20 steps at most": 1 <= asked.get("steps", 0) <= 20,
+        "its sampler can start from pure noise": asked.get("sampler") in samplers.ABLE,
+        "a colour for each latent channel": len(model.preview) >= model.components["unet"].config["in_channels"],
+        "zero terminal SNR, trailing, v-prediction": model.zero_snr
+        and model.prediction == "v_prediction"
+        and scheduler.get("timestep_spacing") == "trailing",
+        "what diffusers would change of the scheduler": scheduler.get("steps_offset") == 1
+        and scheduler.get("clip_sample") is False,
+        "numbers 0 to the encoder's last, the marks at the end": sorted(tokens.values())
+        == list(range(model.components["text_encoder"].config["vocab_size"]))
+        and [tokens.get("<|startoftext|>"), tokens.get("<|endoftext|>")] == [len(tokens) - 2, len(tokens) - 1],
+        "padding is the end mark": _content(table.get("pad_token", "<|endoftext|>")) == "<|endoftext|>",
+        "75 words a chunk": model.components["text_encoder"].config["max_position_embeddings"] == 77,
+        "words in small letters, composed, sorted, each once": words == sorted(set(words))
+        and all(word == unicodedata.normalize("NFC", word).lower().strip() != "" for word in words),
+        "fp16": {part.stored_dtype for part in model.components.values()} == {"fp16"},
+        "40 MB at most": size <= 40_000_000,
+    }
+    return [name for name, holds in checks.items() if not holds]
+
+
+def _content(token: Any) -> Any:
+    return token.get("content") if isinstance(token, dict) else token
+
+
+def _read(path: Path) -> dict[str, Any]:
+    held: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    return held
 
 
 def _tokenizer(folder: Path) -> None:
@@ -82,9 +131,12 @@ def _tokenizer(folder: Path) -> None:
 
 
 def _weights(path: Path, part: str, config: dict[str, Any]) -> None:
-    from scripts.make_checkpoint import planned, write_safetensors
+    from scripts.make_checkpoint import planned, write_safetensors, write_sharded
 
-    write_safetensors(path, planned(part, config, 0), "fp16")
+    if part == "unet":  # as the real one: no file above 16 MiB
+        write_sharded(path.parent, path.stem, "", planned(part, config, 0), "fp16", 2)
+    else:
+        write_safetensors(path, planned(part, config, 0), "fp16")
 
 
 def _hole(path: Path, part: str, config: dict[str, Any]) -> None:

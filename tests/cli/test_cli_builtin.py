@@ -7,7 +7,7 @@ from pathlib import Path
 
 import builtin_model
 import pytest
-from cli_run import Outcome, sdcli
+from cli_run import ROOT, Outcome, sdcli
 
 from sdcli import data
 
@@ -99,12 +99,22 @@ def test_the_plan_says_what_it_is_and_that_it_is_small(capfd: pytest.CaptureFixt
 def test_models_and_doctor_know_it(capfd: pytest.CaptureFixture[str], shipped: Path) -> None:
     listed = sdcli(capfd, "models").out.splitlines()
     assert listed[0] == "shipped with sdcli"
-    assert listed[1].split() == ["builtin", "small", "emoji", "model", "52", "MB", "fp16", "v_prediction"]
+    assert listed[1].split() == ["builtin", "small", "emoji", "model", "40", "MB", "fp16", "v_prediction"]
     doctor = sdcli(capfd, "doctor").out
     assert "builtin ✓ a small emoji model   sd15 – 2.13 GB   sdxl – 6.94 GB" in doctor
     assert "Photographs: sdcli pull sd15" in doctor
     checked = sdcli(capfd, "models", "check", "builtin")  # its weights are holes here, without names
     assert str(shipped / "unet" / "diffusion_pytorch_model.safetensors") in checked.out and checked.code == 9
+
+
+def test_bench_measures_it_and_names_the_line_for_figures_to_compare(
+    capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PYTHONPATH", str(ROOT))
+    done = sdcli(capfd, "bench", "--engine", "fake", "-s", "2", "--quick", "--max-time", "1")
+    assert done.code == 0, done.err
+    assert "builtin" in done.err and "128×128" in done.err
+    assert "Figures others can compare with: sdcli bench -m sd15 --random-weights" in done.err
 
 
 def test_a_sampler_it_cannot_use_is_refused_with_the_reason(capfd: pytest.CaptureFixture[str]) -> None:
