@@ -5,42 +5,52 @@ Without torch: it may be the very import of torch that finds no memory.
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator
 
 from sdcli.errors import OutOfMemory
 from sdcli.machine import memory
 from sdcli.terminal import show, size_text
 
-# A CPU's is a plain RuntimeError from torch's allocator (on Windows "not enough memory"); cuDNN, cuBLAS, MPS and the
-# driver name their own status; the loader of shared libraries fails to map them; a new thread finds no room.
+# A CPU's is a plain RuntimeError from torch's allocator (on Windows "not enough memory"); CUDA's and ROCm's libraries,
+# MPS and the drivers name a status of their own; the loader of shared libraries fails to map them (on Windows for want
+# of a paging file); a new thread finds no room.
 _WORDS = (
+    "out of memory",
     "can't allocate memory",
     "cannot allocate memory",
     "not enough memory",
-    "out of memory",
+    "insufficient memory",
     "exceed allowed memory",
     "bad allocation",
     "std::bad_alloc",
-    "cudnn_status_alloc_failed",
-    "cudnn_status_internal_error_host_allocation_failed",
-    "cublas_status_alloc_failed",
-    "cuda_error_out_of_memory",
+    "_status_alloc_failed",
+    "host_allocation_failed",
+    "error_out_of_memory",
+    "erroroutofmemory",
     "cudaerrormemoryallocation",
     "invalid buffer size",
     "could not create a memory object",
     "failed to map segment",
     "cannot create shared object descriptor",
     "cannot allocate symbol search list",
+    "paging file is too small",
     "can't start new thread",
 )
 
-# oneDNN and the loader give no reason: it is memory where hardly any is left, and something else where there is plenty.
+# These give no reason: it is memory where hardly any is left, and something else where there is plenty.
 _UNEXPLAINED = (
     "could not create a primitive",
     "could not execute a primitive",
     "cannot map zero-fill pages",
     "cannot open shared object file",
     "error return without exception set",
+)
+_UNEXPLAINED_ON_A_CARD = (
+    "cublas_status_not_initialized",
+    "cudnn_status_not_initialized",
+    "cudnn_status_internal_error",
+    "unable to find an engine",
 )
 HARDLY_ANY = 256 << 20
 
@@ -72,12 +82,24 @@ def _says_so(error: BaseException) -> bool:
     text = str(error).lower()
     if any(words in text for words in _WORDS):
         return True
-    return any(words in text for words in _UNEXPLAINED) and _hardly_any_left()
+    if any(words in text for words in _UNEXPLAINED):
+        return _hardly_any_left()
+    return any(words in text for words in _UNEXPLAINED_ON_A_CARD) and _hardly_any_left_on_the_card()
 
 
 def _hardly_any_left() -> bool:
     host = memory.read()
     return host.total > 0 and host.available < HARDLY_ANY
+
+
+def _hardly_any_left_on_the_card() -> bool:
+    torch = sys.modules.get("torch")
+    if torch is None or not torch.cuda.is_available():
+        return False
+    try:
+        return int(torch.cuda.mem_get_info()[0]) < HARDLY_ANY
+    except RuntimeError:  # a lost device cannot tell
+        return False
 
 
 def without_a_plan(error: BaseException) -> OutOfMemory:
@@ -95,6 +117,7 @@ def without_a_plan(error: BaseException) -> OutOfMemory:
 
 def first_line(error: BaseException) -> str:
     """The exception's own words, made harmless and short: the line that tells of memory where there is one."""
-    lines = [line.strip() for one in _chain(error) for line in str(one).splitlines() if line.strip()]
+    origin = next((one for one in _chain(error) if _says_so(one)), error)
+    lines = [line.strip() for line in str(origin).splitlines() if line.strip()]
     telling = [line for line in lines if any(words in line.lower() for words in _WORDS)]
-    return show((telling or lines or [type(error).__name__])[0], 160)
+    return show((telling or lines or [type(origin).__name__])[0], 160)

@@ -1,0 +1,36 @@
+"""A process with too little room for itself ends with exit 4, a sentence and a way out; the sweep is a proof."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import pytest
+
+from scripts.proofs import address_space
+from scripts.proofs.address_space import MIB
+
+pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="elsewhere the system does not keep to such limits")
+
+
+@pytest.mark.parametrize("as_json", [False, True])
+@pytest.mark.parametrize("more", [0, 16])  # MiB above what Python and sdcli's first module take
+def test_hardly_starting_is_exit_4(tmp_path: Path, tiny_folders: dict[str, Path], more: int, as_json: bool) -> None:
+    limit = (address_space.least(tmp_path) + more) * MIB
+    ended = address_space.tried(tiny_folders["sd15"], limit, tmp_path, as_json)
+    assert (ended.code, ended.wrong) == (4, ())
+    assert ended.said.startswith("out of memory")
+
+
+def test_a_limit_below_what_the_plan_needs_is_refused_before_anything_is_loaded(
+    tmp_path: Path, tiny_folders: dict[str, Path]
+) -> None:
+    ended = address_space.tried(tiny_folders["sd15"], 256 * MIB, tmp_path, as_json=True)
+    assert (ended.code, ended.wrong) == (4, ())
+    assert "does not fit" in ended.said and " may be used" in ended.said
+
+
+def test_libraries_that_cannot_be_mapped_are_exit_4(tmp_path: Path, tiny_folders: dict[str, Path]) -> None:
+    ended = address_space.tried(tiny_folders["sd15"], 600 * MIB, tmp_path, as_json=False)
+    assert (ended.code, ended.wrong) == (4, ())
+    assert "out of memory while starting: " in ended.said and " needed, " in ended.said and " free now" in ended.said
