@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import hashlib
+import io
 import json
+import os
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -173,6 +175,99 @@ def test_the_text_for_other_programs_has_the_tags_and_the_hashes_galleries_know(
     assert found.unknown["Lora hashes"] == f"ink wash: {hashlib.sha256(tensors).hexdigest()[:12]}"
     assert found.unknown["VAE"] == "sharp" and len(found.unknown["VAE hash"]) == 10
     assert found.unknown["TI hashes"].startswith("mycat: ")
+
+
+# --- embeddings that the prompt names
+
+
+@pytest.fixture
+def learned(shelf: Path, own_folders: Path, capfd: pytest.CaptureFixture[str]) -> Path:
+    """An added folder with an embedding for the tiny model, and one for another family."""
+    away = own_folders / "away"
+    away.mkdir()
+    (away / "My Cat.safetensors").write_bytes((shelf / "embeddings" / "mycat.safetensors").read_bytes())
+    save_file({"clip_l": torch.zeros(2, 768), "clip_g": torch.zeros(2, 1280)}, away / "bigword.safetensors")
+    save_file({"<red-fox>": torch.zeros(2, 768)}, away / "learned_embeds.safetensors")
+    assert sdcli(capfd, "models", "add", str(away)).code == 0
+    return away
+
+
+def test_a_prompt_that_names_an_embedding_of_an_added_folder_learns_it(typed: Typed, learned: Path) -> None:
+    plain = typed.picture("a dog")
+    assert plain["pixel_sha256"] == typed.pixels("a dog", "--embedding", str(learned / "My Cat.safetensors"))
+    wanted = typed.pixels("a my cat!", "--embedding", str(learned / "My Cat.safetensors"))
+    named = typed.picture("a my cat!")
+    assert named["pixel_sha256"] == wanted
+    found = metadata.read(named["path"])
+    assert found.values["embeddings"] == ("My Cat:My Cat",)
+    assert "with embedding My Cat" in typed("a (my cat:1.2)").err
+    assert [one["word"] for one in typed.adapters("a dog", "--negative-prompt", "MY CAT, blurry")] == ["My Cat"]
+    for words in ("a mycat", "my catalogue", "army cat"):
+        assert typed.adapters(words) == []
+
+
+def test_an_embedding_named_for_another_family_names_both(typed: Typed, learned: Path) -> None:
+    done = typed("a bigword sleeps")
+    assert done.code == 9 and '"bigword" in the prompt' in done.err
+    assert "an embedding for SDXL" in done.err and "Stable Diffusion 1.5" in done.err
+    done = typed("a <red-fox> sleeps")
+    assert done.code == 9 and "learned_embeds" in done.err
+
+
+def test_of_two_embeddings_of_one_name_the_one_that_fits_is_taken(
+    typed: Typed, learned: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    (learned / "xl").mkdir()
+    save_file({"clip_l": torch.zeros(2, 768), "clip_g": torch.zeros(2, 1280)}, learned / "xl" / "My Cat.safetensors")
+    sdcli(capfd, "models")
+    assert [one["word"] for one in typed.adapters("a my cat")] == ["My Cat"]
+    (learned / "two").mkdir()
+    (learned / "two" / "My Cat.safetensors").write_bytes((learned / "My Cat.safetensors").read_bytes())
+    sdcli(capfd, "models")
+    done = typed("a my cat")
+    assert done.code == 2 and "is 2 embeddings" in done.err
+
+
+def test_the_longest_name_is_meant_and_a_flag_goes_before(
+    typed: Typed, learned: Path, capfd: pytest.CaptureFixture[str], shelf: Path
+) -> None:
+    (learned / "cat.safetensors").write_bytes((learned / "My Cat.safetensors").read_bytes())
+    sdcli(capfd, "models")
+    assert [one["word"] for one in typed.adapters("a my cat")] == ["My Cat"]
+    assert [one["word"] for one in typed.adapters("a my cat and a cat")] == ["My Cat", "cat"]
+    file = shelf / "embeddings" / "mycat.safetensors"
+    (found,) = typed.adapters("a cat", "--embedding", f"{file}:cat")
+    assert found["name"] == "mycat"
+
+
+def test_words_of_prompts_are_looked_up_in_the_last_listing_and_nowhere_else(
+    typed: Typed, learned: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """A file that came since is found by `sdcli models`; one that went is a word again. No folder is read."""
+    (learned / "newer.safetensors").write_bytes((learned / "My Cat.safetensors").read_bytes())
+    looked: list[str] = []
+    real = os.scandir
+    monkeypatch.setattr(os, "scandir", lambda path=".": looked.append(str(path)) or real(path))  # type: ignore[func-returns-value]
+    assert typed.adapters("a newer dog") == []
+    assert not [place for place in looked if place.startswith(str(learned))]
+    monkeypatch.undo()
+    monkeypatch.chdir(learned.parent)
+    monkeypatch.setenv("SDCLI_HOME", str(learned.parent))
+    sdcli(capfd, "models")
+    assert [one["name"] for one in typed.adapters("a newer dog")] == ["newer"]
+    (learned / "newer.safetensors").unlink()
+    assert typed.adapters("a newer dog") == []
+
+
+def test_prompts_that_come_one_by_one_learn_what_the_first_does(
+    typed: Typed, learned: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("sys.stdin", io.StringIO("a my cat\na dog\na MY CAT asleep\n"))
+    done = typed("--prompts", "-", "--engine", "fake", "--json")
+    assert done.code == 0 and len(done.json["images"]) == 3
+    monkeypatch.setattr("sys.stdin", io.StringIO("a dog\na my cat\n"))
+    done = typed("--prompts", "-", "--engine", "fake")
+    assert done.code == 2 and 'prompt 2 names the embedding "my cat"' in done.err and "--embedding" in done.err
 
 
 # --- what is refused
