@@ -154,7 +154,7 @@ def _figures(one: Mapping[str, Any]) -> list[str]:
         return [show(one["name"], 60), why]
     time, rates, rate = screen.time_text, one["rates"], one["work_rate"]
     ratio = "1" if one["reference"] else screen.ratio_text(one["ratio"]) if one["ratio"] else ""
-    share = f"{screen.rate_text(rate['flops_per_second'])}, {rate['share'] * 100:.0f} %" if rate["share"] else ""
+    share = f"{screen.rate_text(rate['flops_per_second'])}, {screen.share_text(rate['share'])}" if rate["share"] else ""
     if one["launch_bound"] is not None:
         share += f", waits for launches {one['launch_bound'] * 100:.0f} %"
     peak = one["memory"]["measured"]["reserved_peak"] or one["memory"]["measured"]["host_peak"]

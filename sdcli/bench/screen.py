@@ -73,6 +73,10 @@ def work_text(operations: float) -> str:
     return rate_text(operations).removesuffix("/s")
 
 
+def share_text(share: float) -> str:
+    return f"{share * 100:.0f} %" if share >= 0.1 else f"{share * 100:.2g} %"
+
+
 def seconds_text(value: float | None) -> str:
     return "–" if value is None else f"{value:.2f}" if value < 100 else f"{value:.0f}"
 
@@ -169,7 +173,7 @@ def _work(one: Mapping[str, Any]) -> list[str]:
     operations = rate["flops_per_second"] * one["step"]["median"]
     lines = [
         f"  work    {work_text(operations)} a step = {rate_text(rate['flops_per_second'])}",
-        f"          {rate['share'] * 100:.0f} % of the {rate_text(rate['ceiling'])} seen here at best in "
+        f"          {share_text(rate['share'])} of the {rate_text(rate['ceiling'])} seen here at best in "
         f"{one['setup']['dtype']}",
     ]
     if one["launch_bound"] is not None:

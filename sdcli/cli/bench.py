@@ -315,9 +315,11 @@ def _plan(typed: dict[str, Any]) -> Plan:
     plan = ask.plan_for(typed, "bench", _model(typed, random)).plan
     if not plan.model.cached and typed.get("engine") != "fake":
         name = show(plan.model.name, 80)
+        preset = f"--preset {shlex.quote(typed['preset'])} " if "preset" in typed else ""
+        named = "" if preset and "model" not in typed else f"-m {name} "
         raise ModelMissing(
             f"{name} is not on this disk; its structure with random weights takes as long a step",
-            hint=f"sdcli bench -m {name} --random-weights",
+            hint=f"sdcli bench {preset}{named}--random-weights",
         )
     if not plan.fits:
         raise refused(plan)

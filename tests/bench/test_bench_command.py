@@ -171,6 +171,11 @@ def test_a_preset_made_by_hand_is_not_replaced(here: Path, capfd: pytest.Capture
 def test_a_model_that_is_not_here_is_measured_by_its_structure(capfd: pytest.CaptureFixture[str]) -> None:
     done = bench(capfd, "-m", "sd15", "--quick")
     assert done.code == 3 and "try: sdcli bench -m sd15 --random-weights" in done.err
+    done = bench(capfd, "--preset", "mlperf")
+    assert done.code == 3 and "try: sdcli bench --preset mlperf --random-weights" in done.err
+    words = ("--preset", "mlperf", "--random-weights", "--engine", "fake", "--quick", "--max-time", "1", "--json")
+    work = bench(capfd, *words, "--size", "64x64").json["work"]
+    assert (work["model"], work["steps"], work["guidance"], work["sampler"]) == ("sdxl", 20, 8.0, "Euler")
 
 
 # --- comparing
