@@ -5,7 +5,6 @@ from __future__ import annotations
 import textwrap
 from collections.abc import Iterable, Sequence
 
-from sdcli.cli import builtin
 from sdcli.plan.plan import Decision, Plan, Rung, Setup, Way
 from sdcli.plan.techniques import TECHNIQUES
 from sdcli.terminal import cells, disk_text, fit, plain, seconds_text, show
@@ -45,22 +44,18 @@ def render_summary(plan: Plan, width: int = 80, ascii: bool = False) -> list[str
     """What generate says first: the way, what it needs; and why, where the fastest way did not fit."""
     setup = plan.setup
     if plan.hardware.kind == "cpu":
-        parts, between = [_named(plan), f"cpu {setup.dtype}", *_extras(setup), _needs(plan)], " · "
+        name = show(plan.model.name, 40)
+        named = f"{name}, a small emoji model" if plan.model.kind == "builtin" else name
+        parts, between = [named, f"cpu {setup.dtype}", *_extras(setup), _needs(plan)], " · "
         if setup.placement != "resident":
             parts.insert(2, PLACES[setup.placement][0])
     else:
-        of = _named(plan) if plan.model.kind == "builtin" else "plan"
-        parts, between = [f"{of}: {_device_name(plan)}", setup.dtype, way_name(setup, None), _needs(plan)], ", "
+        parts, between = [f"plan: {_device_name(plan)}", setup.dtype, way_name(setup, None), _needs(plan)], ", "
     if plan.seconds is not None:
         parts.append(f"about {seconds_text(plan.seconds.total)}")
     reason = _main_reason(plan)
     lines = [*_flow(parts, between, width), *([f"  {reason}"] if reason else []), *_beside(setup, width)]
     return [_within(line, width, ascii) for line in lines]
-
-
-def _named(plan: Plan) -> str:
-    name = show(plan.model.name, 60)
-    return f"{name}, {builtin.WHAT}" if plan.model.kind == "builtin" else name
 
 
 def _flow(parts: Sequence[str], between: str, width: int) -> list[str]:
@@ -156,7 +151,7 @@ def _needs(plan: Plan) -> str:
 def _asked(plan: Plan, width: int, disk_free: int | None) -> list[str]:
     model, request, jobs = plan.model, plan.request, plan.jobs
     where = model.repository or (model.path if model.source in ("folder", "file") else None)
-    head = [_named(plan) + (f": {show(where, 60)}" if where else "")]
+    head = [show(model.name, 60) + (f": {show(where, 60)}" if where else "")]
     if model.licence:
         head.append(f"licence {show(model.licence, 30)}")
     sizes = sorted({(job.width * job.height, job.width, job.height) for job in jobs}, reverse=True)
@@ -222,7 +217,7 @@ def sensible(plan: Plan) -> list[Way]:
         rivals = [row for row in kept if row.setup.device == plan.setup.device]
         if not eight_bits:
             rivals = [row for row in rivals if row.setup.storage == way.setup.storage]
-        smaller = all(way.device_peak <= row.device_peak * A_STEP for row in rivals)
+        smaller = all(_smaller(way, row) for row in rivals)
         if smaller and not (eight_bits and lossy == MOST_LOSSY):
             lossy += eight_bits
             kept.append(way)
@@ -231,21 +226,26 @@ def sensible(plan: Plan) -> list[Way]:
     return sorted(kept, key=lambda way: (way.setup.device != plan.setup.device, -way.device_peak, way.slowdown))
 
 
+def _smaller(way: Way, row: Way) -> bool:
+    """By a step, and by the figure that is shown."""
+    return way.device_peak <= row.device_peak * A_STEP and _amount(way.device_peak) != _amount(row.device_peak)
+
+
 def _table(plan: Plan, width: int) -> list[str]:
     ways = sensible(plan)
     two = plan.hardware.kind != "cpu"
     remarks = [_remark(way, plan) for way in ways]
     beside = max([len(remark) for remark in remarks], default=0) + 2 if width >= NARROW else 0
-    columns = 8 + (9 if two else 0) + 9
+    columns = 8 + (9 if two else 0) + 8
     room = max(10, width - 2 - columns - beside)
     room = min(room, max(cells(way_name(way.setup, plan.setup)) for way in ways) + 2)
-    head = (f"{'GPU GiB':>8}" if two else "") + f"{'RAM GiB':>{9 if two else 8}}" + f"{'time':>9}"
+    head = (f"{'GPU GiB':>8}" if two else "") + f"{'RAM GiB':>{9 if two else 8}}" + f"{'time':>8}"
     lines = ["  " + "way".ljust(room) + head]
     for way, remark in zip(ways, remarks, strict=True):
         mark = "▸ " if way.chosen and plan.fits else "  "
         name = way_name(way.setup, plan.setup, room)
         device = "–" if way.setup.device != plan.setup.device else _amount(way.device_peak)
-        figures = (f"{device:>8}" if two else "") + f"{_amount(way.host_peak):>{9 if two else 8}}" + f"{_time(way):>9}"
+        figures = (f"{device:>8}" if two else "") + f"{_amount(way.host_peak):>{9 if two else 8}}" + f"{_time(way):>8}"
         lines.append(mark + name + " " * (room - cells(name)) + figures + (f"  {remark}" if beside else ""))
     return lines
 
@@ -329,9 +329,10 @@ def _source_of_figures(plan: Plan) -> str:
 
 
 def _elsewhere(plan: Plan, width: int) -> list[str]:
-    own = [way.setup.placement for way in plan.ways if way.setup.device == plan.setup.device]
-    other = next((placement for placement in reversed(own) if placement != plan.setup.placement), own[0])
-    card = "cuda:6GiB" if plan.hardware.kind == "cuda" else "cuda:8GiB"
+    own = [way for way in sensible(plan) if way.setup.device == plan.setup.device]
+    others = [way for way in own if way.fits and way.setup.placement != plan.setup.placement] or own
+    other = others[-1].setup.placement
+    card = "cuda:8GiB" if plan.hardware.kind != "cuda" or plan.hardware.total // GIB == 6 else "cuda:6GiB"
     choose = "Choose again: leave out --pin" if plan.request.pins else f"Choose yourself: --pin placement={other}"
     parts = [f"  {choose}", f"Other card: --as-if {card}"]
     return _flow(parts, "   ", width)

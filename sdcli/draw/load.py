@@ -58,15 +58,20 @@ def load(
     return Filled(module, size)
 
 
-def build(name: str, config: Mapping[str, Any]) -> Any:
-    """The module on the meta device: its whole structure, no memory and no random numbers."""
+def kind_of(name: str) -> Any:
+    """The component's class. Its libraries come with it, which is most of what importing takes."""
     if name not in CLASSES:
         raise BadFile(f"components called {show(name, 40)} are not supported")
     place, cls = CLASSES[name]
-    asked = config.get("_class_name") or next(iter(config.get("architectures") or ()), cls)
-    if asked != cls:
-        raise BadFile(f"the model's {name} is a {show(asked, 60)}; only {cls} is supported")
-    kind = getattr(importlib.import_module(place), cls)
+    return getattr(importlib.import_module(place), cls)
+
+
+def build(name: str, config: Mapping[str, Any]) -> Any:
+    """The module on the meta device: its whole structure, no memory and no random numbers."""
+    kind = kind_of(name)
+    asked = config.get("_class_name") or next(iter(config.get("architectures") or ()), kind.__name__)
+    if asked != kind.__name__:
+        raise BadFile(f"the model's {name} is a {show(asked, 60)}; only {kind.__name__} is supported")
     with torch.device("meta"):
         if name.startswith("text_encoder"):
             from transformers import CLIPTextConfig

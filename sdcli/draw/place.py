@@ -5,8 +5,10 @@ Components are moved at the borders of phases, whole, or (group-offload) a layer
 
 from __future__ import annotations
 
+import functools
 import gc
 import re
+import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -78,6 +80,7 @@ class Placed:
         yield self._modules[name]
         if waiting is not None:
             waiting.go()
+        give_back(self.device)
 
     def drop(self, *names: str) -> None:
         """Forgets components; they can be loaded again."""
@@ -132,7 +135,6 @@ class Waiting:
     def go(self) -> None:
         for tensor, host in self._weights:
             tensor.data = host
-        give_back(self._device)
 
 
 def stream_layers(module: nn.Module, device: torch.device) -> None:
@@ -154,8 +156,26 @@ def _hash_in_name(model: Model, name: str) -> str | None:
 
 
 def give_back(device: torch.device) -> None:
-    """What the allocator keeps for later, so that the next component, or another program, can have it."""
+    """What the allocator keeps for later, so that the next component, or another program, can have it.
+
+    On a CPU with the GNU C library that is what a UNet's calls leave behind: its heap cannot fill the holes with the
+    VAE's larger tensors, and weights that are dropped would stay in it as holes.
+    """
     if device.type == "cuda":
         torch.cuda.empty_cache()
     elif device.type == "mps":
         torch.mps.empty_cache()
+    else:
+        trim = _trim()
+        if trim is not None:
+            trim(0)
+
+
+@functools.cache
+def _trim() -> Any:
+    """glibc's malloc_trim; None with every other C library."""
+    if not sys.platform.startswith("linux"):
+        return None
+    import ctypes
+
+    return getattr(ctypes.CDLL(None), "malloc_trim", None)

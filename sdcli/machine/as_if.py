@@ -41,7 +41,7 @@ def _host(rest: str, text: str, host: Memory | None) -> Memory:
 def _hardware(kind: str, size: int, free: int, host: Memory, chip: Processor) -> Hardware:
     total = {"cpu": host.total, "mps": memory.apple_limit(host.total)}.get(kind, size)
     numbers = {"cpu": dtypes.cpu(chip.isa), "mps": dtypes.mps()}.get(kind, dtypes.cuda(None))
-    name = {"cpu": chip.name, "mps": "an Apple GPU"}.get(kind, f"a {size / GIB:.3g} GiB NVIDIA card")
+    name = {"cpu": chip.name, "mps": "an Apple GPU"}.get(kind, _card(size))
     return Hardware(
         device="cuda:0" if kind == "cuda" else kind,
         name=name,
@@ -54,6 +54,11 @@ def _hardware(kind: str, size: int, free: int, host: Memory, chip: Processor) ->
         threads=chip.threads,
         dtypes=numbers,
     )
+
+
+def _card(size: int) -> str:
+    number = f"{size / GIB:.3g}"
+    return f"{'an' if number.startswith('8') or number in ('11', '18') else 'a'} {number} GiB NVIDIA card"
 
 
 def _size(text: str, whole: str) -> int:

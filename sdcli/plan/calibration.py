@@ -10,14 +10,15 @@ SAFETY = 0.92  # share of what is free that a plan may use: the rest is for the 
 CUDA_CONTEXT = GIB // 2  # published: 0.4-0.6 GiB of context, cuBLAS and cuDNN outside torch's allocator
 
 # Host
-IMPORTS = 369 * MIB  # measured: python with torch, diffusers and transformers imported, CPU build, resident pages
+IMPORTS = 430 * MIB  # measured: python with torch, diffusers, transformers and the models' classes, CPU build, RSS
 CUDA_LIBRARIES = GIB  # assumed: kernels and the driver's host side once a CUDA context exists; not yet measured
 PICTURE_BYTES_PER_PIXEL = 3 * (4 + 1 + 1)  # counted: the decoded picture as fp32, as bytes, and its encoder's copy
 
 # Device work: live bytes are counted; an allocator that hands out rounded blocks reserves a little more
-CUDA_ROUNDING = 1.05  # assumed: caching allocator with expandable segments; not yet measured
+CUDA_ROUNDING = 1.05  # assumed: a caching allocator that hands out blocks of 2 MiB; not yet measured
 CUDA_WORKSPACE = 32 * MIB  # documented: cuBLAS keeps 32 MiB on recent cards (8 on older ones), through the allocator
-CPU_ROUNDING = 1.0  # counted live bytes; oneDNN's scratch is small beside them; not yet measured
+CPU_ROUNDING = 1.0  # measured with every tensor in pages of its own: live bytes as counted, to 1 MiB in 384
+CPU_WORKSPACE = 56 * MIB  # measured: code paged in and oneDNN's kernels, by the first encode and the first UNet call
 MPS_ROUNDING = 1.1  # assumed, not yet measured
 
 STREAMED_LAYERS = 3  # counted: the layer at work, the one fetched ahead, and one whose memory is not yet given back
@@ -28,4 +29,4 @@ def rounding(kind: str) -> float:
 
 
 def workspace(kind: str) -> int:
-    return CUDA_WORKSPACE if kind == "cuda" else 0
+    return {"cuda": CUDA_WORKSPACE, "cpu": CPU_WORKSPACE}.get(kind, 0)

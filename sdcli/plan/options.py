@@ -67,10 +67,10 @@ def choose(options: Sequence[Option], pins: Mapping[str, str]) -> Option:
     return min(allowed, key=lambda option: (sum(option.over), option.price))
 
 
-def lacking(options: Sequence[Option], slot: str, choice: str) -> tuple[int, int] | None:
-    """Bytes above the budgets at the least, with this choice and whatever else; None where no way has it."""
-    found = [option.over for option in options if getattr(option.setup, slot) == choice and not option.lossy]
-    return min(found, key=sum, default=None)
+def lacking(options: Sequence[Option], chosen: Option, slot: str, choice: str) -> tuple[int, int] | None:
+    """Bytes above the budgets at the least of the ways with this choice that are faster; None where there are none."""
+    faster = [option for option in options if option.price < chosen.price and option.lossy <= chosen.lossy]
+    return min((option.over for option in faster if getattr(option.setup, slot) == choice), key=sum, default=None)
 
 
 def front(options: Sequence[Option], chosen: Option, forecast: Forecast) -> tuple[Way, ...]:

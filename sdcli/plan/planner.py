@@ -119,7 +119,7 @@ def _decisions(
         guided=forecast.heaviest[0].guided,
         phases=forecast.phases,
         peaks=forecast.peaks,
-        lacking=partial(lacking, options),
+        lacking=partial(lacking, options, chosen),
     )
     from_memory = forecast.measured(chosen.setup) is not None
     rows = []

@@ -41,7 +41,7 @@ def because(setup: Setup, situation: Situation) -> str:
 
 
 def _short(setup: Setup, situation: Situation) -> str:
-    """What is missing for the faster placement that comes just before this one, whatever else is tried with it."""
+    """What the nearest faster way with another placement lacks."""
     for faster in reversed(TECHNIQUE.choices[: TECHNIQUE.choices.index(setup.placement)]):
         device, host = situation.lacking("placement", faster) or (0, 0)
         if device:

@@ -20,9 +20,8 @@ class Situation:
     guided: bool
     phases: Callable[[Setup], tuple[Phase, ...]]
     peaks: Callable[[Setup], tuple[int, int]]  # device and host, measured where remembered
-    lacking: Callable[
-        [str, str], tuple[int, int] | None
-    ]  # slot, choice → bytes above the budgets at the least; None: no way
+    # slot, choice → bytes above the budgets at the least of the faster ways with it; None: there are none
+    lacking: Callable[[str, str], tuple[int, int] | None]
 
     def heaviest(self, setup: Setup) -> str:
         """The phase that sets the device's peak."""
