@@ -5,6 +5,7 @@ from __future__ import annotations
 import textwrap
 from collections.abc import Iterable, Sequence
 
+from sdcli.cli import builtin
 from sdcli.plan.plan import Decision, Plan, Rung, Setup, Way
 from sdcli.plan.techniques import TECHNIQUES
 from sdcli.terminal import cells, disk_text, fit, plain, seconds_text, show
@@ -44,18 +45,22 @@ def render_summary(plan: Plan, width: int = 80, ascii: bool = False) -> list[str
     """What generate says first: the way, what it needs; and why, where the fastest way did not fit."""
     setup = plan.setup
     if plan.hardware.kind == "cpu":
-        name = show(plan.model.name, 40)
-        named = f"{name}, a small emoji model" if plan.model.kind == "builtin" else name
-        parts, between = [named, f"cpu {setup.dtype}", *_extras(setup), _needs(plan)], " · "
+        parts, between = [_named(plan), f"cpu {setup.dtype}", *_extras(setup), _needs(plan)], " · "
         if setup.placement != "resident":
             parts.insert(2, PLACES[setup.placement][0])
     else:
-        parts, between = [f"plan: {_device_name(plan)}", setup.dtype, way_name(setup, None), _needs(plan)], ", "
+        of = _named(plan) if plan.model.kind == "builtin" else "plan"
+        parts, between = [f"{of}: {_device_name(plan)}", setup.dtype, way_name(setup, None), _needs(plan)], ", "
     if plan.seconds is not None:
         parts.append(f"about {seconds_text(plan.seconds.total)}")
     reason = _main_reason(plan)
     lines = [*_flow(parts, between, width), *([f"  {reason}"] if reason else []), *_beside(setup, width)]
     return [_within(line, width, ascii) for line in lines]
+
+
+def _named(plan: Plan) -> str:
+    name = show(plan.model.name, 60)
+    return f"{name}, {builtin.WHAT}" if plan.model.kind == "builtin" else name
 
 
 def _flow(parts: Sequence[str], between: str, width: int) -> list[str]:
@@ -151,7 +156,7 @@ def _needs(plan: Plan) -> str:
 def _asked(plan: Plan, width: int, disk_free: int | None) -> list[str]:
     model, request, jobs = plan.model, plan.request, plan.jobs
     where = model.repository or (model.path if model.source in ("folder", "file") else None)
-    head = [show(model.name, 60) + (f": {show(where, 60)}" if where else "")]
+    head = [_named(plan) + (f": {show(where, 60)}" if where else "")]
     if model.licence:
         head.append(f"licence {show(model.licence, 30)}")
     sizes = sorted({(job.width * job.height, job.width, job.height) for job in jobs}, reverse=True)
