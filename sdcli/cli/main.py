@@ -12,15 +12,9 @@ from collections.abc import Sequence
 from typing import NoReturn
 
 from sdcli import __version__
+from sdcli.cli.last_words import aborts_heeded, say_out_of_memory
 from sdcli.errors import Bug, Interrupted, OutOfMemory, SdcliError, Usage
 from sdcli.terminal import say, show
-
-# Made beforehand: when they are needed there is no room to make them.
-_NO_MEMORY = b"error: out of memory\n  try: sdcli doctor\n"
-_NO_MEMORY_JSON = (
-    b'{"error": {"code": 4, "type": "out_of_memory", "message": "out of memory", "done": "", '
-    b'"hint": "sdcli doctor", "details": {"need": null, "free": null}}}\n'
-)
 
 
 def run(arguments: Sequence[str] | None = None) -> NoReturn:
@@ -30,19 +24,13 @@ def run(arguments: Sequence[str] | None = None) -> NoReturn:
         say(f"sdcli {__version__}", sys.stdout)
         _leave(0)
     try:
-        code = _outcome(words)
+        with aborts_heeded(words, wanted=arguments is None):
+            code = _outcome(words)
     except (MemoryError, OSError, ImportError, SystemError) as error:  # no room even for a sentence with figures
         if isinstance(error, OSError) and error.errno != errno.ENOMEM:
             raise
-        code = _last_words(words)
+        code = say_out_of_memory(words)
     _leave(code, at_once=arguments is None)
-
-
-def _last_words(words: list[str]) -> int:
-    wanted = "--json" in words
-    with contextlib.suppress(OSError):
-        os.write(1 if wanted else 2, _NO_MEMORY_JSON if wanted else _NO_MEMORY)
-    return OutOfMemory.code
 
 
 def _outcome(words: list[str]) -> int:

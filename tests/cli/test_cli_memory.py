@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -10,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from cli_run import Outcome, sdcli
+from cli_run import ROOT, Outcome, sdcli
 
 from scripts import make_checkpoint
 
@@ -281,3 +283,30 @@ def test_generate_answers_a_low_memory_flag_before_it_draws(model: str, capfd: p
     done = sdcli(capfd, "generate", *words(model, "--medvram", "--engine", "fake"))
     assert done.code == 0
     assert done.err.splitlines()[0].startswith("note: --medvram is not needed: ")
+
+
+GIVES_UP = """
+import ctypes, resource, sys
+from sdcli.cli import main
+from sdcli.machine.memory import _status, Path
+limit = _status(Path("/"))["VmSize"] + (300 << 20)
+resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
+main._invoke = lambda words: {give_up}
+main.run()
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere the system does not keep to such limits")
+@pytest.mark.parametrize("words", [(), ("--json",)])
+@pytest.mark.parametrize("give_up", ["ctypes.PyDLL(None).abort()", "ctypes.CDLL(None).abort()", "ctypes.string_at(0)"])
+def test_a_library_that_ends_the_process_for_want_of_memory_is_exit_4(give_up: str, words: tuple[str, ...]) -> None:
+    """Libraries in C++ and Rust do so: with the interpreter's lock held, without it, by a null pointer."""
+    done = subprocess.run(
+        [sys.executable, "-c", GIVES_UP.replace("{give_up}", give_up), "generate", "a cat", *words],
+        env={**os.environ, "PYTHONPATH": str(ROOT)}, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert done.returncode == 4
+    if words:
+        assert json.loads(done.stdout)["error"]["type"] == "out_of_memory"
+    else:
+        assert done.stderr == "error: out of memory\n  try: sdcli doctor\n"

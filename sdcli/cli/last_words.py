@@ -1,0 +1,57 @@
+"""The end when there is no memory even for a sentence with figures. Light: it is loaded before anything else."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Iterator, Sequence
+from typing import Any, NoReturn
+
+from sdcli.errors import OutOfMemory
+
+# Made beforehand: when they are needed there is no room to make them.
+_TEXT = b"error: out of memory\n  try: sdcli doctor\n"
+_JSON = (
+    b'{"error": {"code": 4, "type": "out_of_memory", "message": "out of memory", "done": "", '
+    b'"hint": "sdcli doctor", "details": {"need": null, "free": null}}}\n'
+)
+
+
+def say_out_of_memory(words: Sequence[str]) -> int:
+    """The exit code."""
+    as_json = "--json" in words
+    with contextlib.suppress(OSError):
+        os.write(1 if as_json else 2, _JSON if as_json else _TEXT)
+    return OutOfMemory.code
+
+
+@contextlib.contextmanager
+def aborts_heeded(words: Sequence[str], wanted: bool = True) -> Iterator[None]:
+    """Under `ulimit -v`, libraries in C++ and Rust that find no memory end the whole process: it ends like the rest.
+
+    Without such a limit memory is handed out until the system kills somebody, and an abort means something else.
+    """
+    handler = _heed(words) if wanted else None
+    yield
+    del handler  # until here it had to be kept
+
+
+def _heed(words: Sequence[str]) -> Any:
+    with contextlib.suppress(ImportError, MemoryError, OSError, AttributeError):
+        import resource
+        import signal
+
+        if resource.getrlimit(resource.RLIMIT_AS)[0] == resource.RLIM_INFINITY:
+            return None
+        import ctypes
+
+        def gave_up(number: int) -> NoReturn:
+            os._exit(say_out_of_memory(words))
+
+        handler = ctypes.CFUNCTYPE(None, ctypes.c_int)(gave_up)
+        libc = ctypes.CDLL(None)
+        libc.signal.restype = ctypes.c_void_p
+        for number in (signal.SIGABRT, signal.SIGSEGV, signal.SIGBUS):
+            libc.signal(int(number), handler)
+        return handler
+    return None
