@@ -76,10 +76,13 @@ def _studio(plan: Plan) -> Any:
     quiet.hush()
     import torch
 
+    from sdcli.draw import load
     from sdcli.draw.studio import Studio
 
     _start_threads(plan.setup.threads, torch)
     _keep_within(plan, torch)
+    for name in load.CLASSES.keys() & plan.model.components.keys():
+        load.kind_of(name)  # here, so that what importing takes is told apart from what loading takes
     return Studio(plan)
 
 
