@@ -122,6 +122,7 @@ class Bench:
                 self.stopped_by = "max-time" if self._out_of_time else "limit"
         except (KeyboardInterrupt, Interrupted, Terminated):
             self.stopped_by = "interrupted"
+            self._take_warmup(self.rows)
             raise
 
     # --- when to stop
@@ -180,9 +181,11 @@ class Bench:
                     worker.pause()
             started = [row for row in rows if id(row) in workers]
             self.watch.start([worker.process.pid for worker in workers.values()])
-            self._warm_up([row for row in started if row.error is None], workers, listener)
-            self._measure([row for row in started if row.error is None], workers, listener)
-            self.watch.stop()
+            try:
+                self._warm_up([row for row in started if row.error is None], workers, listener)
+                self._measure([row for row in started if row.error is None], workers, listener)
+            finally:
+                self.watch.stop()
 
     def _worker(self, row: Row) -> Worker:
         plan = row.configuration.plan
@@ -237,12 +240,17 @@ class Bench:
         """Enough of this process: 20 steps, or with --quick an interval of its images that is narrow."""
         images = [image for image in self._of_process(row) if not image.warmup]
         if not self._time_for(row):
-            if not row.measured:  # better the last image of the warm-up than nothing, and it is said
-                row.images[-1].warmup, row.steady = False, False
+            self._take_warmup([row])
             return True
         if self.limits.quick:
             return self._enough(row)
         return sum(len(statistics.steady(image.steps)) for image in images) >= statistics.LEAST_STEPS
+
+    def _take_warmup(self, rows: Sequence[Row]) -> None:
+        """Better the last image of a warm-up than nothing; and it is said."""
+        for row in rows:
+            if row.images and not row.measured:
+                row.images[-1].warmup, row.steady = False, False
 
     def _turn(self, row: Row, worker: Worker, listener: Listener, *, warmup: bool) -> None:
         worker.resume()

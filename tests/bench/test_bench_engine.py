@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from sdcli.bench import random_models
+from sdcli.bench import random_models, screen
 from sdcli.bench import result as results
-from sdcli.bench.run import Bench, Configuration, Limits, Listener
+from sdcli.bench.run import Bench, Configuration, Limits, Listener, Row
 from sdcli.cli import ask
 from sdcli.models import resolve
 
@@ -19,6 +19,27 @@ def test_random_weights_are_the_whole_structure_without_a_file() -> None:
     assert model.cached and model.path is None
     assert model.components["unet"].parameters == 2_567_463_684
     assert all(part.random and not part.files for part in model.components.values())
+
+
+class Impatient(Listener):
+    """Interrupts as soon as the first picture is there."""
+
+    def drew(self, row: Row) -> None:
+        raise KeyboardInterrupt
+
+
+def test_an_interruption_while_warming_up_keeps_the_picture_it_has(tmp_path: Path) -> None:
+    plan = ask.plan_for({"words": ("a cat",), "seeds": "1", "size": "64x64"}, "bench", random_models.tiny()).plan
+    rows = [Configuration(name=name, options={}, flags="", plan=plan) for name in ("one", "two")]
+    bench = Bench(rows, Limits(engine="fake"), tmp_path)
+    with pytest.raises(KeyboardInterrupt):
+        bench.run(Impatient())
+    result = results.build(bench, "one", {}, {"machine": "here"})
+    measured, other = result["configurations"]
+    assert (result["status"], result["stopped_by"]) == ("interrupted", "interrupted")
+    assert measured["step"]["n"] == len(measured["runs"][0]["step_seconds"]) - 1 and not measured["warmup_stable"]
+    assert other["step"] is None
+    assert "not measured: its time did not come" in "\n".join(screen.render(result))
 
 
 def test_the_real_engine_is_measured_step_by_step(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
