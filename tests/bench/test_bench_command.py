@@ -80,13 +80,9 @@ def test_work_counts_attention_and_both_sides_of_guidance() -> None:
     assert alone["key"] != work["key"]
 
 
-def test_several_processes_are_what_the_interval_counts(here: Path, capfd: pytest.CaptureFixture[str]) -> None:
-    done = bench(capfd, *FAKE, "--processes", "2", "--max-time", "8", "--save", "r.json", "--markdown")
-    result = json.loads((here / "r.json").read_text())
-    (one,) = result["configurations"]
-    assert {image["process"] for image in one["runs"]} >= {0, 1}
-    assert one["step"]["interval"] == "processes" and one["step"]["processes"] >= 2
-    assert done.out.startswith("| configuration |") and "processes per configuration" in done.out
+def test_a_table_and_the_method_are_printed_to_be_pasted(capfd: pytest.CaptureFixture[str]) -> None:
+    done = bench(capfd, *FAKE, "--quick", "--markdown")
+    assert done.out.startswith("| configuration |") and "one process per configuration" in done.out
     assert all(len(line) <= 80 for line in done.err.splitlines())
 
 
@@ -381,7 +377,7 @@ def started(folder: Path, *words: str) -> subprocess.Popen[bytes]:
         [sys.executable, "-m", "sdcli", "bench", *FAKE, *words, "--save", "kept.json"],
         cwd=folder, env=os.environ, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
     )  # fmt: skip
-    for _ in range(600):
+    for _ in range(1800):
         if (folder / "kept.json").exists():
             return process
         time.sleep(0.05)

@@ -21,6 +21,33 @@ def test_random_weights_are_the_whole_structure_without_a_file() -> None:
     assert all(part.random and not part.files for part in model.components.values())
 
 
+class Until(Listener):
+    """Interrupts once so many processes are done."""
+
+    def __init__(self, bench: Bench, processes: int) -> None:
+        self.bench, self.processes = bench, processes
+
+    def kept(self) -> None:
+        if self.bench.process == self.processes:
+            raise KeyboardInterrupt
+
+
+def test_several_processes_are_what_the_interval_counts(tmp_path: Path) -> None:
+    plan = ask.plan_for({"words": ("a cat",), "seeds": "1", "size": "64x64"}, "bench", random_models.tiny()).plan
+    one = Configuration(name="as asked", options={}, flags="", plan=plan)
+    bench = Bench([one], Limits(processes=9, max_time=600, engine="fake"), tmp_path)
+    with pytest.raises(KeyboardInterrupt):
+        bench.run(Until(bench, 2))
+    result = results.build(bench, "as asked", {}, {"machine": "here"})
+    (found,) = result["configurations"]
+    assert {image["process"] for image in found["runs"]} == {0, 1}
+    assert (found["step"]["interval"], found["step"]["processes"]) == ("processes", 2)
+    for number in (0, 1):
+        measured = [run for run in found["runs"] if run["process"] == number and not run["warmup"]]
+        assert sum(len(run["step_seconds"]) - 1 for run in measured) >= 20
+    assert "2 processes per configuration" in screen.methods(result)
+
+
 class Impatient(Listener):
     """Interrupts as soon as the first picture is there."""
 
