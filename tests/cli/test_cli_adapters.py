@@ -177,6 +177,19 @@ def test_the_text_for_other_programs_has_the_tags_and_the_hashes_galleries_know(
     assert found.unknown["TI hashes"].startswith("mycat: ")
 
 
+def test_an_independent_reader_still_finds_its_way_past_the_hashes(typed: Typed) -> None:
+    """It knows no quoted values, so it passes over `Lora hashes`; all that stands around them must stay readable."""
+    from sd_parsers import ParserManager
+
+    words = ("a cat", "--lora", "ink wash:0.5", "--lora", "pencil:-0.25", "--metadata", "a1111")
+    parsed = ParserManager().parse(typed.picture(*words)["path"])
+    assert parsed is not None
+    assert [one.value for one in parsed.prompts] == ["a cat <lora:ink wash:0.5> <lora:pencil:-0.25>"]
+    (sampler,) = parsed.samplers
+    assert (sampler.parameters["seed"], sampler.parameters["steps"]) == ("5", "2")
+    assert parsed.metadata["Size"] == "64x64" and parsed.metadata["Version"].startswith("sdcli")
+
+
 # --- embeddings that the prompt names
 
 
