@@ -12,6 +12,7 @@ from __future__ import annotations
 import argparse
 import io
 import json
+import os
 import subprocess
 import sys
 import tempfile
@@ -123,8 +124,8 @@ def questions(art: artwork.Artwork) -> list[tuple[str, list[Asked], str]]:
     ]  # fmt: skip
 
 
-def draw(model: str, prompts: Sequence[str]) -> list[Any]:
-    """All in one run of the program, with seed 1."""
+def draw(model: str, prompts: Sequence[str], seed: int = 1) -> list[Any]:
+    """All in one run of the program, each with this seed."""
     with tempfile.TemporaryDirectory() as folder:
         listed = Path(folder, "prompts.txt")
         listed.write_text("\n".join(prompts) + "\n", encoding="utf-8")
@@ -142,7 +143,9 @@ def draw(model: str, prompts: Sequence[str]) -> list[Any]:
             "--seed",
             "1",
         ]
-        subprocess.run([*command, "-o", str(out), "-q"], check=True, cwd=ROOT)
+        subprocess.run(
+            [*command, "-o", str(out), "-q"], check=True, cwd=ROOT, env={**os.environ, "PYTHONPATH": str(ROOT)}
+        )
         return [np.asarray(Image.open(path).convert("RGB")) for path in sorted(out.parent.glob("*.png"))]
 
 

@@ -40,4 +40,6 @@ def export(
         "tokenizer": ["transformers", "CLIPTokenizer"], "unet": ["diffusers", "UNet2DConditionModel"],
         "vae": ["diffusers", "AutoencoderKL"], "sdcli": defaults,
     }  # fmt: skip
+    for weights in folder.rglob("*.safetensors"):
+        weights.chmod(0o644)
     (folder / "model_index.json").write_text(json.dumps(index, indent=2, sort_keys=True) + "\n", encoding="utf-8")
