@@ -21,7 +21,7 @@ from sdcli.cli import adapters
 from sdcli.errors import BadFile, ModelMissing, SdcliError
 from sdcli.models import hub, hub_cache, hub_name, resolve
 from sdcli.models.hub_connection import Connection, Patience
-from sdcli.plan.plan import Setup
+from sdcli.plan.plan import Adapter, Setup
 
 ID, COMMIT = "someone/ink", "d" * 40
 DRAW = ("--engine", "fake", "--size", "64x64", "--seed", "1", "--device", "cpu")
@@ -235,6 +235,20 @@ def test_a_picture_with_one_is_drawn_again_by_its_commit(ink: FakeHub, capfd: py
     again = generate(capfd, "--settings-from", first["path"], "--json")
     assert adapter(again)["hub"] == f"{ID}@{COMMIT}/ink.safetensors" and adapter(again)["scale"] == 0.5
     assert not ink.log
+
+
+@pytest.mark.parametrize(
+    "hub", ["../../etc/passwd", "a/b", "a/b/c.safetensors", f"a/b@{COMMIT}", "a/b@main/c.safetensors"]
+)
+def test_what_a_picture_says_of_the_hub_is_no_path(hub: str) -> None:
+    """Pictures come from anyone: only a whole name, commit and file included, is asked for again."""
+    from sdcli.record.metadata import own
+
+    setup = Setup(adapters=(Adapter(name="ink", sha256="", scale=0.5, hub=hub),))
+    assert own._beside(setup) == {"lora": ("ink:0.5",)}
+    whole = f"a/b@{COMMIT}/c.safetensors"
+    setup = Setup(adapters=(Adapter(name="ink", sha256="", scale=0.5, hub=whole),))
+    assert own._beside(setup) == {"lora": (f"{whole}:0.5",)}
 
 
 # --- pull

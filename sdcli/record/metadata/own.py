@@ -9,8 +9,9 @@ from typing import Any
 
 from sdcli import schema as translate
 from sdcli.errors import BadFile
+from sdcli.models import hub_name
 from sdcli.models.model import Model
-from sdcli.plan.plan import Plan, Setup
+from sdcli.plan.plan import Adapter, Plan, Setup
 from sdcli.record import documents
 from sdcli.request.prompt import lora_weight
 from sdcli.request.request import Job
@@ -109,8 +110,15 @@ def _beside(setup: Setup) -> dict[str, Any]:
     plain = [one for one in setup.adapters if not re.search(r"[\\/:]|^[.~-]", one.name)]
     kinds = {kind: [one for one in plain if one.kind == kind] for kind in ("lora", "embedding", "vae")}
     found: dict[str, Any] = {
-        "lora": tuple(f"{one.hub or one.name}:{lora_weight(one.scale)}" for one in kinds["lora"]),
+        "lora": tuple(f"{_of_hub(one) or one.name}:{lora_weight(one.scale)}" for one in kinds["lora"]),
         "embeddings": tuple(f"{one.name}:{one.word or one.name}" for one in kinds["embedding"]),
         "vae_file": next((one.name for one in kinds["vae"]), None),
     }
     return {name: value for name, value in found.items() if value}
+
+
+def _of_hub(one: Adapter) -> str:
+    """Its name on the Hub, if it is one by commit and file; anything else might be taken for a path."""
+    found = hub_name.parse(one.hub)
+    whole = found is not None and found.file and re.fullmatch(r"[0-9a-f]{40}", found.revision or "")
+    return one.hub if whole else ""
