@@ -20,7 +20,7 @@ _SAID = {"width": "size", "height": "size"}
 
 def comparison(baseline: Result, candidate: Result, threshold: float, here: bool = False) -> Result:
     """Ratios of what both measured. Other work is refused, and another machine; `here`: measured on this one."""
-    _refuse_other_work(baseline, candidate)
+    _refuse_other_work(baseline, candidate, _same_work(baseline["work"]) if here else ADVICE)
     if not here:
         _refuse_other_machine(baseline, candidate)
     rows = [_row(name, one, other) for name, one, other in _pairs(baseline, candidate)]
@@ -61,7 +61,13 @@ def _pairs(baseline: Result, candidate: Result) -> list[tuple[str, Mapping[str, 
     return [(one["name"], one, theirs[one["name"]]) for one in ours if one["name"] in theirs]
 
 
-def _refuse_other_work(baseline: Result, candidate: Result) -> None:
+def _same_work(work: Mapping[str, Any]) -> str:
+    """Both programs told what to draw: what one of them takes for granted, the other may not."""
+    size, sampler = f"{work.get('width')}x{work.get('height')}", show(work.get("sampler"), 40)
+    return f'{ADVICE} -s {work.get("steps")} -g {work.get("guidance")} --size {size} --sampler "{sampler}"'
+
+
+def _refuse_other_work(baseline: Result, candidate: Result, advice: str) -> None:
     if baseline["work"]["key"] == candidate["work"]["key"]:
         return
     names = [name for name in baseline["work"] if name != "key"]
@@ -71,7 +77,7 @@ def _refuse_other_work(baseline: Result, candidate: Result) -> None:
         for name in apart[:3]
     )
     raise Usage(
-        f"the two results measured other work ({said or 'another prompt'}), which no ratio can compare", hint=ADVICE
+        f"the two results measured other work ({said or 'another prompt'}), which no ratio can compare", hint=advice
     )
 
 

@@ -43,7 +43,7 @@ circle.far{fill:var(--far)} line.axis,path.axis{stroke:var(--line)} line.median{
 rect.band{fill:var(--band)} svg text{fill:var(--soft);font-size:12px}
 path.bytes{fill:none;stroke:var(--p2);stroke-width:1.6} svg .name{fill:var(--ink);font-size:13px}
 rect.bar{fill:var(--step);opacity:.35} rect.bar.best{opacity:.8} line.spread{stroke:var(--ink);stroke-width:1.6}
-text.beyond{fill:var(--ink)}
+text.beyond{fill:var(--ink)} svg.memory text{paint-order:stroke;stroke:var(--paper);stroke-width:4px}
 dl{display:grid;grid-template-columns:minmax(min-content,max-content) 1fr;gap:2px 18px;font-size:13.5px}
 dt{color:var(--soft)} dd{margin:0;overflow-wrap:anywhere}
 """
@@ -184,7 +184,7 @@ def _overview(result: Result, rows: Sequence[Mapping[str, Any]]) -> str:
         end, low, high = (start + room * step[name] / most for name in ("median", "low", "high"))
         chosen = " best" if best is not None and one["name"] == best["name"] else ""
         bars.append(
-            f'<text class="name" x="0" y="{y + 15}">{escape(fit(show(one["name"], 60), 36))}</text>'
+            f'<text class="name" x="0" y="{y + 15}">{escape(fit(show(one["name"], 60), 32))}</text>'
             f'<rect class="bar{chosen}" x="{start}" y="{y}" width="{end - start:.1f}" height="20"/>'
             f'<line class="spread" x1="{low:.1f}" x2="{high:.1f}" y1="{y + 10}" y2="{y + 10}"/>'
             f'<text x="{max(end, high) + 8:.1f}" y="{y + 15}">{screen.time_text(step["median"])}'
@@ -303,7 +303,7 @@ def _phase_bars(rows: Sequence[Mapping[str, Any]]) -> str:
     bars = []
     for number, one in enumerate(rows):
         x, y = 250.0, 8 + number * 34
-        parts = [f'<text class="name" x="0" y="{y + 17}">{escape(fit(show(one["name"], 60), 36))}</text>']
+        parts = [f'<text class="name" x="0" y="{y + 17}">{escape(fit(show(one["name"], 60), 32))}</text>']
         for color, name in enumerate(PHASES):
             seconds = one["phases"][name] or 0.0
             wide = (WIDTH - 250) * seconds / longest

@@ -22,6 +22,13 @@ from sdcli.machine.memory import output
 BUSY_LOAD = 0.5  # programs running or waiting per core before we begin
 WORKING = 0.1  # seconds into an image, when its steps run
 FOREIGN_SHARE = 0.1  # of the processor's time, taken by others while we measure
+# What changes how torch computes, from outside; none of them holds a path.
+VARIABLES = (
+    "OMP_NUM_THREADS", "MKL_NUM_THREADS", "OMP_PROC_BIND", "KMP_AFFINITY", "GOMP_CPU_AFFINITY", "ATEN_CPU_CAPABILITY",
+    "ONEDNN_MAX_CPU_ISA", "DNNL_MAX_CPU_ISA", "MALLOC_ARENA_MAX", "PYTORCH_ALLOC_CONF", "PYTORCH_CUDA_ALLOC_CONF",
+    "CUDA_VISIBLE_DEVICES", "CUDA_LAUNCH_BLOCKING", "CUDNN_BENCHMARK", "NVIDIA_TF32_OVERRIDE",
+    "TORCH_ALLOW_TF32_CUBLAS_OVERRIDE",
+)  # fmt: skip
 # Bits of NVML's reasons for lower clocks that say the card was held back, by heat or power.
 HELD_BACK = {0x4: "power cap", 0x8: "hardware slowdown", 0x20: "heat", 0x40: "heat (hardware)", 0x80: "power brake"}
 
@@ -62,6 +69,7 @@ def provenance(place: Hardware, model_hash: str | None, options: Mapping[str, An
         "governor": governor(),
         "battery": on_battery(),
         "load": chip.load,
+        "variables": {name: os.environ[name] for name in VARIABLES if name in os.environ},
         "git": revision(),
         "model_hash": model_hash,
         "options": dict(options),

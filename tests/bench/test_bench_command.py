@@ -240,6 +240,10 @@ def test_other_work_and_other_machines_are_refused_with_the_way_out(
     change(measured, work__key="0" * 64, work__steps=30)
     done = bench(capfd, "compare", "old.json", "new.json")
     assert done.code == 2 and "other work (steps 6 against 30)" in done.err
+    results_of_two = [json.loads((measured / name).read_text()) for name in ("old.json", "new.json")]
+    with pytest.raises(Usage) as refused:  # two programs here, whose defaults differ
+        comparison.comparison(results_of_two[0], results_of_two[1], 0.03, here=True)
+    assert refused.value.hint.endswith('-s 6 -g 7.0 --size 64x64 --sampler "DPM++ 2M Karras"')
     change(measured, environment__machine="elsewhere")
     done = bench(capfd, "compare", "old.json", "new.json")
     assert done.code == 2 and "try: sdcli bench compare --run" in done.err

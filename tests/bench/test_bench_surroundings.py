@@ -134,9 +134,11 @@ def test_machines_differ_by_device_and_memory_and_not_by_the_moment() -> None:
     assert surroundings.machine(PLACE) != surroundings.machine(replace(PLACE, name="another"))
 
 
-def test_provenance_holds_no_paths_and_no_names() -> None:
+def test_provenance_holds_no_paths_and_no_names(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("OMP_NUM_THREADS", "3")
     known = surroundings.provenance(PLACE, "abc", {"steps": "5"})
     assert {"cpu", "isa", "torch", "git", "load", "governor", "battery", "model_hash", "options"} <= set(known)
+    assert known["variables"]["OMP_NUM_THREADS"] == "3" and "HOME" not in known["variables"]
     assert str(Path.home()) not in str(known).replace("/ ", "") or str(Path.home()) == "/"
 
 
