@@ -45,10 +45,10 @@ def test_the_screen_of_an_8_gib_card_reads_as_it_should() -> None:
         "RTX 4060: 7.1 of 8.0 GiB free now, budget 6.1 · host RAM: 24.1 of 24.1 GiB free",
         "",
         "  way                                     GPU GiB  RAM GiB    time",
-        "  all on the GPU                              8.1      1.5   ×1.00  2.0 too much",
-        "  encoders dropped after use                  6.5      1.5   ×1.01  0.5 too much",
+        "  all on the GPU                              8.1      1.6   ×1.00  2.0 too much",
+        "  encoders dropped after use                  6.5      1.6   ×1.01  0.5 too much",
     ]
-    assert "▸ encoders dropped, VAE in tiles of 512       5.4      1.5   ×1.03  fastest fit" in lines
+    assert "▸ encoders dropped, VAE in tiles of 512       5.4      1.6   ×1.03  fastest fit" in lines
     whole = text(lines)
     assert "on the CPU, fp32 –" in whole
     assert "Why keeping everything loaded needs" in whole
@@ -73,7 +73,7 @@ def test_figures_are_called_predicted_until_measured() -> None:
 def test_the_summary_is_one_line_where_everything_fits() -> None:
     plan = planned("sd15", card(8, free=7.1))
     assert render_summary(plan) == ["plan: RTX 4060, fp16, all on the GPU, needs 2.4 of 7.1 GiB free"]
-    assert render_summary(planned("sd15", processor(9.8))) == ["sd15 · cpu bf16 · needs 2.8 of 9.8 GiB free"]
+    assert render_summary(planned("sd15", processor(9.8))) == ["sd15 · cpu bf16 · needs 2.9 of 9.8 GiB free"]
 
 
 def test_the_summary_says_why_where_the_fastest_way_does_not_fit() -> None:
