@@ -1,10 +1,11 @@
 #!/usr/bin/env python3
 """Host memory on the CPU, predicted beside measured (VmHWM), for full-size SD1.5 and SDXL with random weights.
 
-    python scripts/measure_memory.py FOLDER [--only sdxl-1024] [--dry] [--write docs/benchmarks/memory-cpu.md]
+    python scripts/measure_memory.py FOLDER [--only sdxl-1024] [--again] [--dry] [--write docs/benchmarks/memory-cpu.md]
 
-FOLDER gets the weights (2.1 and 6.9 GB, kept for the next time). Every case is one `sdcli generate` of two steps in
-its own process. Peaks do not depend on how busy the machine is; --dry takes tiny models and only shows that all runs.
+FOLDER gets the weights (2.1 and 6.9 GB, kept for the next time) and a line for every case that was measured, so that
+the same command goes on where it was stopped; --again measures anew. Every case is one `sdcli generate` of two steps
+in its own process. Peaks do not depend on how busy the machine is; --dry takes tiny models and shows that all runs.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -66,6 +67,7 @@ class Row:
     imports: int
     imports_predicted: int
     phases: dict[str, tuple[int, int | None]]  # predicted with the imports read live, measured
+    date: str = ""
 
     @property
     def live(self) -> int:
@@ -126,7 +128,35 @@ def row(case: Case, report: dict[str, Any]) -> Row:
             phase["name"]: (phase["host"] - IMPORTS + imports, found.get(phase["name"]))
             for phase in plan["footprint"]["phases"]
         },
+        date=time.strftime("%Y-%m-%d", time.gmtime()),
     )
+
+
+# What was measured before, with these versions: a line for each case, the last one counts
+
+
+def lines(folder: Path, dry: bool) -> Path:
+    return folder / f"memory-cpu{'-dry' if dry else ''}.jsonl"
+
+
+def keep(path: Path, row: Row) -> None:
+    with path.open("a", encoding="utf-8") as file:
+        file.write(json.dumps({"with": circumstances(), "row": asdict(row)}) + "\n")
+
+
+def kept(path: Path) -> dict[Case, Row]:
+    found: dict[Case, Row] = {}
+    for text in path.read_text(encoding="utf-8").splitlines() if path.exists() else ():
+        try:
+            line = json.loads(text)
+        except ValueError:
+            continue  # torn by an interruption
+        if line["with"] == circumstances():
+            data = line["row"]
+            case = Case(**{**data["case"], "flags": tuple(data["case"]["flags"])})
+            phases = {name: (pair[0], pair[1]) for name, pair in data["phases"].items()}
+            found[case] = Row(**{**data, "case": case, "phases": phases})
+    return found
 
 
 def text(rows: Sequence[Row]) -> str:
@@ -159,7 +189,7 @@ def text(rows: Sequence[Row]) -> str:
         f"Imports: {imports[0] / MIB:.0f} to {imports[-1] / MIB:.0f} MiB measured, {assumed / MIB:.0f} MiB in a plan, "
         "which is made before anything is imported.",
         "",
-        f"{held} of {len(rows)} within 10 %. {circumstances()}",
+        f"{held} of {len(rows)} within 10 %. {' and '.join(sorted({row.date for row in rows}))}, {circumstances()}",
     ]
     return "\n".join(lines) + "\n"
 
@@ -176,14 +206,20 @@ def gib(count: int | None) -> str:
 
 def circumstances() -> str:
     versions = ", ".join(f"{name} {metadata.version(name)}" for name in ("torch", "diffusers", "transformers"))
-    day = time.strftime("%Y-%m-%d", time.gmtime())
-    return f"{day}, Python {platform.python_version()}, {versions}, {platform.system()} {platform.machine()}."
+    from sdcli.machine import processor
+
+    chip = processor.read()
+    return (
+        f"{chip.name}, {chip.isa}, Python {platform.python_version()}, {versions}, "
+        f"{platform.system()} {platform.machine()}."
+    )
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folder", type=Path, help="where the weights are, or will be")
     parser.add_argument("--only", action="append", help="a case by name; repeatable")
+    parser.add_argument("--again", action="store_true", help="measure also what was measured before")
     parser.add_argument("--dry", action="store_true", help="tiny models at 64×64: shows that it runs, no figures")
     parser.add_argument("--write", type=Path, help="the table's file")
     asked = parser.parse_args()
@@ -192,11 +228,16 @@ def main() -> int:
     if not cases:
         print("no such case; there are: " + "; ".join(case.name for case in CASES), file=sys.stderr)
         return 2
-    rows = []
+    asked.folder.mkdir(parents=True, exist_ok=True)
+    path = lines(asked.folder, asked.dry)
+    known = kept(path)
     for case in cases:
-        rows.append(measured(case, asked.folder, asked.dry))
-        last = rows[-1]
+        if case in known and not asked.again:
+            continue
+        known[case] = last = measured(case, asked.folder, asked.dry)
+        keep(path, last)
         print(f"{case.name}: {gib(last.live)} predicted, {gib(last.measured)} measured, {last.error:+.1%}", flush=True)
+    rows = [known[case] for case in CASES if case in known]
     table = text(rows)
     if asked.write:
         asked.write.parent.mkdir(parents=True, exist_ok=True)
