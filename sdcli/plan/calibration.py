@@ -10,7 +10,7 @@ SAFETY = 0.92  # share of what is free that a plan may use: the rest is for the 
 CUDA_CONTEXT = GIB // 2  # published: 0.4-0.6 GiB of context, cuBLAS and cuDNN outside torch's allocator
 
 # Host
-IMPORTS = 460 * MIB  # measured: `sdcli generate` before any weights: torch, diffusers, transformers, the models' classes
+IMPORTS = 460 * MIB  # measured before any weights: torch's CPU build, diffusers, transformers, the models' classes
 CUDA_LIBRARIES = GIB  # assumed: kernels and the driver's host side once a CUDA context exists; not yet measured
 PICTURE_BYTES_PER_PIXEL = 3 * (4 + 1 + 1)  # counted: the decoded picture as fp32, as bytes, and its encoder's copy
 
