@@ -103,8 +103,16 @@ def _error(done: subprocess.CompletedProcess[str], as_json: bool) -> dict[str, o
 
 
 def least(folder: Path) -> int:
-    """The smallest limit, in MiB, under which sdcli can say its version."""
-    return next(size for size in range(8, 512) if limited(["--version"], size * MIB, folder).returncode == 0)
+    """The smallest limit, in MiB, under which sdcli can say its version. From above: far below it, Python itself
+    may try for ever."""
+
+    def starts(size: int) -> bool:
+        return limited(["--version"], size * MIB, folder).returncode == 0
+
+    size = next(size for size in (32, 64, 128, 256, 512) if starts(size))
+    while starts(size - 1):
+        size -= 1
+    return size
 
 
 def enough(model: Path, folder: Path) -> int:

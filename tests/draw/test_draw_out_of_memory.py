@@ -12,6 +12,10 @@ import torch
 from scripts.proofs import out_of_memory
 from scripts.proofs.out_of_memory import FAILURES, NAMES, PHASE_OF, Bench, Case
 from sdcli.draw import local, oom
+from sdcli.events import Decoded, Degraded, Event, Step
+from sdcli.models import resolve
+from sdcli.plan.planner import make_plan
+from sdcli.request.request import Request
 
 
 @pytest.fixture(scope="module")
@@ -33,6 +37,34 @@ def test_a_picture_survives_running_out_anywhere_or_ends_with_exit_4_and_numbers
     cases = out_of_memory.in_turn(out_of_memory.covering(bench))
     wrong = {case: bench.wrong(case) for case in cases if case.family == family}
     assert {case: found for case, found in wrong.items() if found} == {}
+
+
+def test_a_decode_goes_to_tiles_of_512_then_256_then_to_the_cpu_and_no_step_is_drawn_again(bench: Bench) -> None:
+    """Each smaller way of decoding fails too, until the last; the latents stay."""
+    request = Request(
+        prompts=("a cat",), seeds=(7,), steps=1, guidance=1.0, width=576, height=576, sampler="Euler",
+        pins={"dtype": "fp32"},
+    )  # fmt: skip
+    made = make_plan(request, resolve.at(bench.folders["sd15"]), out_of_memory.CARD, {})
+    plan = out_of_memory.on_the_cpu(made)
+    (wanted,) = bench.pictures(plan)
+    found: list[Event] = []
+
+    def fail(module: torch.nn.Module, *_: object) -> None:
+        if type(module).__name__ == "Decoder" and sum(isinstance(event, Degraded) for event in found) < 3:
+            raise torch.OutOfMemoryError("CUDA out of memory.")
+
+    hook = torch.nn.modules.module.register_module_forward_pre_hook(fail)
+    try:
+        for event in local.run(plan):
+            found.append(event)
+    finally:
+        hook.remove()
+    falls = [event for event in found if isinstance(event, Degraded)]
+    assert [event.after["vae"] for event in falls] == ["tile-512", "tile-256", "cpu"]
+    assert {event.phase for event in falls} == {"decode"} and all(event.changes_pixels for event in falls)
+    assert [event.step for event in found if isinstance(event, Step)] == [1]
+    assert [event.pixels for event in found if isinstance(event, Decoded)] == [wanted]  # whole again, on the CPU
 
 
 @pytest.mark.parametrize("failure", FAILURES)
@@ -57,8 +89,8 @@ def test_noise_drawn_before_memory_ran_out_is_drawn_again(bench: Bench, monkeypa
 
     monkeypatch.setattr(torch, "randn", randn)
     found = list(local.run(plan))
-    assert sum(isinstance(event, out_of_memory.Degraded) for event in found) == 1
-    assert [event.pixels for event in found if isinstance(event, out_of_memory.Decoded)] == wanted
+    assert sum(isinstance(event, Degraded) for event in found) == 1
+    assert [event.pixels for event in found if isinstance(event, Decoded)] == wanted
 
 
 def test_the_cap_of_torchs_allocator_is_the_limit_without_the_context() -> None:
