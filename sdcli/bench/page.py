@@ -99,12 +99,16 @@ def _headline(result: Result, rows: Sequence[Mapping[str, Any]]) -> str:
         return "<p>Nothing was measured.</p>"
     step = best["step"]
     name = f"{escape(show(best['name'], 60))}, " if len(rows) > 1 else ""
+    known = f"{screen.INTERVALS[step['interval']]} " if screen.has_interval(step) else ""
     return (
         f'<p><span class="big">{screen.time_text(step["median"])}</span> a step<br>'
-        f'<span class="soft">{name}{screen.INTERVALS[step["interval"]]} {screen.time_text(step["low"])} – '
-        f"{screen.time_text(step['high'])}, {step['n']} steps in {step['processes']} "
-        f"process{'' if step['processes'] == 1 else 'es'}</span></p>"
+        f'<span class="soft">{name}{known}{screen.interval_text(step)}, {_count(step["n"], "step", "s")} in '
+        f"{_count(step['processes'], 'process', 'es')}</span></p>"
     )
+
+
+def _count(number: int, what: str, many: str) -> str:
+    return f"{number} {what}{'' if number == 1 else many}"
 
 
 def _doubts(result: Result, rows: Sequence[Mapping[str, Any]]) -> str:
@@ -159,7 +163,7 @@ def _figures(one: Mapping[str, Any]) -> list[str]:
         share += f", waits for launches {one['launch_bound'] * 100:.0f} %"
     peak = one["memory"]["measured"]["reserved_peak"] or one["memory"]["measured"]["host_peak"]
     return [
-        show(one["name"], 60), time(step["median"]), f"{time(step['low'])} – {time(step['high'])}", ratio,
+        show(one["name"], 60), time(step["median"]), screen.interval_text(step), ratio,
         screen.picture_text(one), size_text(peak) if peak else "", _plain(rates["steps_per_second"]),
         _plain(rates["images_per_second"]), share, time(step["p10"]), time(step["p90"]), time(step["p99"]),
         time(step["mad"]) if step["mad"] else "0", time(one["first_step_seconds"]), str(step["outliers"]),

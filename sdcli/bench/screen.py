@@ -44,6 +44,19 @@ def _folded(line: str, width: int) -> list[str]:
 # --- one figure
 
 
+def interval_text(step: Mapping[str, Any], unit: bool = True) -> str:
+    if not has_interval(step):
+        return "too few steps for an interval"
+    middle = step["median"]
+    if unit:
+        return f"{time_text(step['low'])} – {time_text(step['high'])}"
+    return f"{INTERVALS[step['interval']]} {_number_in(step['low'], middle)}–{_number_in(step['high'], middle)}"
+
+
+def has_interval(step: Mapping[str, Any]) -> bool:
+    return bool(step["interval"] != "steps" or step["n"] >= statistics.LEAST_RANKS)
+
+
 def time_text(seconds: float) -> str:
     """Four figures, in the unit that needs no zeros: 101.3 ms, 2.604 s, 84.20 µs."""
     for unit, scale in (("s", 1.0), ("ms", 1e3), ("µs", 1e6)):
@@ -108,8 +121,7 @@ def _single(one: Mapping[str, Any], ascii: bool) -> list[str]:
     return [
         _warm_up(one),
         "",
-        f"  step    {time_text(middle)}   {INTERVALS[step['interval']]} {_number_in(step['low'], middle)}–"
-        f"{_number_in(step['high'], middle)}   {_steps_a_second(rates)}",
+        f"  step    {time_text(middle)}   {interval_text(step, unit=False)}   {_steps_a_second(rates)}",
         f"          p10 {_number_in(step['p10'], middle)}  p90 {_number_in(step['p90'], middle)}  p99 "
         f"{_number_in(step['p99'], middle)}  MAD {_number_in(step['mad'], middle)}   first step "
         f"{_number_in(one['first_step_seconds'], middle)} apart",
@@ -309,21 +321,21 @@ def _quiet(about: Mapping[str, Any]) -> str:
 def _ending(result: Result) -> str:
     spent = f"{result['seconds']:.0f} s"
     if result["stopped_by"] == "interval":
-        return f"stopped at {_widest(result)} after {spent}"
+        return f"stopped {_widest(result)} after {spent}"
     if result["stopped_by"] == "limit":
-        return f"stopped after {spent} with as much as is ever measured, at {_widest(result)}"
+        return f"stopped after {spent} with as much as is ever measured, {_widest(result)}"
     if result["stopped_by"] == "interrupted":
         return f"interrupted after {spent}; what was measured by then is above"
-    return f"stopped by --max-time after {spent}, at {_widest(result)}"
+    return f"stopped by --max-time after {spent}, {_widest(result)}"
 
 
 def _widest(result: Result) -> str:
     widths = [
         (one["step"]["high"] - one["step"]["low"]) / 2 / one["step"]["median"]
         for one in result["configurations"]
-        if one["step"] and one["step"]["median"]
+        if one["step"] and one["step"]["median"] and has_interval(one["step"])
     ]
-    return f"±{max(widths) * 100:.1f} %" if widths else "nothing measured"
+    return f"at ±{max(widths) * 100:.1f} %" if widths else "with too few steps for an interval"
 
 
 def _count(number: int, one: str, many: str) -> str:
@@ -342,6 +354,8 @@ def methods(result: Result) -> str:
     how = (
         f"{processes} processes per configuration, started in turn; 95 % intervals are Student's on process medians"
         if counted == "processes"
+        else "one process per configuration, with too few steps for intervals"
+        if not any(map(has_interval, steps))
         else f"one process per configuration; 95 % intervals count its {counted} and hold within that process only"
     )
     state = "on a busy machine" if result["contended"] else "on a quiet machine"
@@ -380,7 +394,7 @@ def _markdown_cells(one: Mapping[str, Any]) -> list[str]:
     peak = used["reserved_peak"] or used["host_peak"]
     ratio = "1" if one["reference"] else ratio_text(one["ratio"]) if one["ratio"] else ""
     return [
-        name, time_text(step["median"]), f"{time_text(step['low'])} – {time_text(step['high'])}",
+        name, time_text(step["median"]), interval_text(step),
         time_text(step["p10"]), time_text(step["p90"]), time_text(step["p99"]), str(step["n"]), ratio,
         size_text(peak) if peak else "", picture_text(one),
     ]  # fmt: skip

@@ -24,6 +24,8 @@ HALF_WIDTH = 0.01  # of the median: measuring ends here
 LEAST_PROCESSES, LEAST_STEPS, LEAST_IMAGES = 5, 20, 5
 AGREEMENT, AGREEING = 0.02, 3  # warm-up ends once so many image medians lie within so much of each other
 OUTLIER = 3.5  # modified z, as Iglewicz and Hoaglin advise
+LEAST_RANKS = 6  # the extremes of fewer values hold their median in less than 95 of 100 cases: that is no interval
+FEW_SPREAD = 0.1  # what the median of fewer steps than that may be off; no more than a guess
 # What two processes of the same work may differ by. It stands in only where a single process cannot show it.
 ASSUMED_SPREAD = 0.02
 
@@ -208,7 +210,10 @@ def compare(baseline: Sequence[Process], candidate: Sequence[Process]) -> Ratio:
 
 def _assumed(processes: Sequence[Process]) -> float:
     """The variance of a lone process's logarithm: what is seen within it, and what is not seen between processes."""
-    found, _ = interval([process for process in processes if any(process)])
+    known = [process for process in processes if any(process)]
+    found, unit = interval(known)
+    if unit == "steps" and sum(map(len, known[0])) < LEAST_RANKS:
+        return FEW_SPREAD**2 + ASSUMED_SPREAD**2
     low, high = max(found.low, 1e-12), max(found.high, 1e-12)
     within = math.log(high / low) / 2 / student(math.inf)
     return float(within**2 + ASSUMED_SPREAD**2)

@@ -112,6 +112,16 @@ def test_the_method_is_said_as_it_was() -> None:
     assert "did not all come to agree" in screen.methods(result)
 
 
+def test_a_step_or_two_have_no_interval() -> None:
+    result = made(("dtype=fp32",))
+    (one,) = result["configurations"]
+    one["runs"] = [{**one["runs"][1], "image": 0, "step_seconds": [0.2, 0.1, 0.1]}]
+    one["step"] = to_json(statistics.summarise(results.processes(one)))
+    result["stopped_by"] = "max-time"
+    for text in ("\n".join(screen.render(result)), "\n".join(screen.markdown(result)), page.html(result)):
+        assert "too few steps for an interval" in text and "±" not in text
+
+
 def test_the_histogram_shows_where_the_steps_are() -> None:
     text = screen.histogram([0.1] * 90 + [0.124] * 10)
     assert text.startswith("█") and text[23] == "▁" and text[1:23].strip() == ""

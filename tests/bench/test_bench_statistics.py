@@ -145,6 +145,8 @@ def test_single_processes_are_not_taken_for_witnesses_of_the_next_ones() -> None
         return ratio.verdict != "cannot-tell"
 
     assert share(alarm() for _ in range(RUNS)) <= 0.07
+    few = statistics.compare([[[1.0]]], [[[1.1, 1.1]]])
+    assert (few.verdict, few.assumed) == ("cannot-tell", True)
     twice = statistics.compare([[[1.0] * 20]], [[[2.0] * 20]])
     assert (twice.value, twice.verdict) == (pytest.approx(2.0), "slower")
 
