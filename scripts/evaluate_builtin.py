@@ -130,22 +130,10 @@ def draw(model: str, prompts: Sequence[str], seed: int = 1) -> list[Any]:
         listed = Path(folder, "prompts.txt")
         listed.write_text("\n".join(prompts) + "\n", encoding="utf-8")
         out = Path(folder, "drawn", "{index:05d}.png")
-        command = [
-            sys.executable,
-            "-P",
-            "-m",
-            "sdcli",
-            "generate",
-            "--prompts",
-            str(listed),
-            "-m",
-            model,
-            "--seed",
-            "1",
-        ]
-        subprocess.run(
-            [*command, "-o", str(out), "-q"], check=True, cwd=ROOT, env={**os.environ, "PYTHONPATH": str(ROOT)}
-        )
+        command = [sys.executable, "-P", "-m", "sdcli", "generate", "-m", model, "--seed", str(seed)]
+        around = {**os.environ, "PYTHONPATH": str(ROOT)}
+        command += ["--prompts", str(listed), "-o", str(out), "-q"]
+        subprocess.run(command, check=True, cwd=ROOT, env=around, stdout=subprocess.DEVNULL)
         return [np.asarray(Image.open(path).convert("RGB")) for path in sorted(out.parent.glob("*.png"))]
 
 
