@@ -85,7 +85,7 @@ def _within(line: str, width: int, ascii: bool) -> str:
 # names
 
 
-def way_name(setup: Setup, beside: Setup | None, room: int = 60) -> str:
+def way_name(setup: Setup, beside: Setup | None, room: int = 66) -> str:
     """A setup as a person would say it; what it shares with `beside` (number types) is left out."""
     for brevity in (0, 1, 2):
         name = _composed(setup, beside, brevity)
