@@ -12,6 +12,8 @@ import torch
 from scripts import make_checkpoint
 from sdcli.draw import load, weights
 from sdcli.errors import BadFile
+from sdcli.models.headers import read_header
+from sdcli.models.kinds import kind_of
 from sdcli.models.model import Component
 
 
@@ -81,6 +83,81 @@ def test_a_checkpoint_in_the_original_layout_equals_the_folder_and_diffusers_own
         own = load.load(name, single, dtype=torch.float32, device="cpu", channels_last=False).module
         same(own, loaded(name, tiny_folders[family] / name))
         same(own, getattr(theirs, name))
+
+
+def few_words(family: str) -> dict[str, dict[str, Any]]:
+    """Tiny configs whose encoders know few tokens, so that many files can be written."""
+    found = {name: made for name, made in make_checkpoint.configs(family, tiny=True).items() if name != "scheduler"}
+    return {name: made | ({"vocab_size": 200} if "text" in name else {}) for name, made in found.items()}
+
+
+def of_file(name: str, config: dict[str, Any], file: Path, dtype: torch.dtype) -> Any:
+    single = Component(parameters=0, stored_bytes=0, stored_dtype="fp32", config=config, files=(str(file),))
+    return load.load(name, single, dtype=dtype, device="cpu", channels_last=False).module
+
+
+def bits(module: torch.nn.Module) -> dict[str, bytes]:
+    return {
+        key: tensor.contiguous().reshape(-1).view(torch.uint8).numpy().tobytes()
+        for key, tensor in module.state_dict().items()
+    }
+
+
+def averaged(planned: dict[str, make_checkpoint.Planned]) -> dict[str, make_checkpoint.Planned]:
+    """The averages that training leaves beside a UNet: every name without its dots, other values."""
+    flat = {f"model_ema.diffusion_model{name.replace('.', '')}": made for name, made in planned.items()}
+    counters = {name: make_checkpoint.Planned((), lambda: torch.tensor(1.0)) for name in ("decay", "num_updates")}
+    return flat | {f"model_ema.{name}": made for name, made in counters.items()}
+
+
+@pytest.mark.parametrize("ema", [False, True])
+@pytest.mark.parametrize("stored", ["fp32", "fp16", "bf16"])
+@pytest.mark.parametrize("family", ["sd15", "sdxl"])
+def test_each_component_of_a_single_checkpoint_is_bit_equal_to_its_folder(
+    tmp_path: Path, family: str, stored: str, ema: bool
+) -> None:
+    """UNet, VAE and text encoders, as they are stored, with and without averaged weights beside them."""
+    configs = few_words(family)
+    single: dict[str, make_checkpoint.Planned] = {}
+    for name, config in configs.items():
+        planned = make_checkpoint.planned(name, config, 4)
+        make_checkpoint.write_safetensors(tmp_path / f"{name}.safetensors", planned, stored)
+        single |= dict(make_checkpoint.original(family, name, config, planned))
+    if ema:
+        config = configs["unet"]
+        other = make_checkpoint.planned("unet", config, 5)
+        single |= averaged({make_checkpoint.original_unet_name(name, config): made for name, made in other.items()})
+    file = tmp_path / "single.safetensors"
+    make_checkpoint.write_safetensors(file, single, stored)
+    assert kind_of(read_header(file)).ema is ema
+    dtype = make_checkpoint.DTYPES[stored][0]
+    for name, config in configs.items():
+        wanted = bits(of_file(name, config, tmp_path / f"{name}.safetensors", dtype))
+        assert wanted and bits(of_file(name, config, file, dtype)) == wanted, name
+
+
+def test_a_merged_checkpoint_with_mixed_dtypes_and_odd_company_loads(tmp_path: Path) -> None:
+    """As merging tools write them: half a UNet beside a full VAE, schedules, whole numbers, CLIP without its prefix."""
+    from safetensors.torch import save_file
+
+    configs = few_words("sd15")
+    held: dict[str, torch.Tensor] = {name: torch.linspace(0, 1, 1000) for name in ("betas", "sqrt_alphas_cumprod")}
+    held |= {"model.diffusion_model_stray": torch.zeros(3), "lora_te_alpha": torch.zeros(())}
+    dtypes = {"unet": torch.float16, "vae": torch.float32, "text_encoder": torch.float32}
+    wanted: dict[str, dict[str, torch.Tensor]] = {}
+    for name, config in configs.items():
+        planned = make_checkpoint.planned(name, config, 6)
+        wanted[name] = {key.removeprefix("text_model."): made.make().to(dtypes[name]) for key, made in planned.items()}
+        for key, made in make_checkpoint.original("sd15", name, config, planned):
+            held[key.replace(".text_model.", ".")] = made.make().to(dtypes[name]).contiguous()
+    held["cond_stage_model.transformer.embeddings.position_ids"] = torch.arange(77)[None]
+    file = tmp_path / "merged.safetensors"
+    save_file(held, file)
+    for name, config in configs.items():
+        found = {
+            k.removeprefix("text_model."): t for k, t in of_file(name, config, file, torch.float32).state_dict().items()
+        }
+        assert all(torch.equal(found[key], tensor.float()) for key, tensor in wanted[name].items()), name
 
 
 @pytest.mark.parametrize("family", ["sd15", "sdxl"])
