@@ -9,7 +9,7 @@ from pathlib import Path
 
 from sdcli.errors import BadFile, ModelMissing, Offline, Usage
 from sdcli.machine import state
-from sdcli.models import beside, cache, check, embedding, hub_cache, hub_name, listing, lora
+from sdcli.models import beside, cache, embedding, hub_cache, hub_name, lora
 from sdcli.models.beside import Place
 from sdcli.models.hub_cache import Snapshot
 from sdcli.models.hub_name import HubName
@@ -79,6 +79,8 @@ def learned(folders: Iterable[Path]) -> Learned:
     folders = tuple(folders)
     if not folders:
         return {}
+    from sdcli.models import listing  # not for those who have none
+
     return listing.learned_words(listing.recall(state.cache_folder() / "listing.json"), folders)
 
 
@@ -203,7 +205,7 @@ def _from_hub(name: HubName, scale: float, model: Model, fetch: Fetch | None, of
         here = hub_cache.file(hub_cache.folder(os.environ), name)
     found = here or _cached(name, offline)
     made = _lora(found.path, scale, model)
-    told = check.expected_of(found.path)
+    told = hub_cache.told_sha256(found.path)
     if told not in (None, made.sha256):
         raise BadFile(
             f"{show(name, 200)} in the Hugging Face cache is not what the hub gave: its sha256 begins with "

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import hashlib
-import re
 from collections.abc import Generator, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
 
 from sdcli.errors import BadFile, SdcliError
-from sdcli.models import expected
+from sdcli.models import expected, hub_cache
 from sdcli.models.headers import Header, Tensor, read_header
 from sdcli.models.model import Model
 from sdcli.terminal import show
@@ -87,12 +86,6 @@ def check(name: str, files: Sequence[Path], model: Model | None = None) -> Gener
     return Check(name=name, sound=sound, files=tuple(found), missing=missing, mismatched=mismatched)
 
 
-def expected_of(path: Path) -> str | None:
-    """In the Hub's cache a large file is a link to a blob that is named by its sha256."""
-    blob = path.resolve().name if path.is_symlink() else ""
-    return blob if re.fullmatch(r"[0-9a-f]{64}", blob) else None
-
-
 def _file(path: Path, before: int, total: int) -> Generator[Reading, None, FileCheck]:
     state = hashlib.sha256()
     faults: list[NotFinite] = []
@@ -114,7 +107,7 @@ def _file(path: Path, before: int, total: int) -> Generator[Reading, None, FileC
             f"{show(path)} cannot be read: {show(refused.strerror or refused)}", hint="sdcli doctor"
         ) from None
     return FileCheck(
-        path=str(path), bytes=size, sha256=state.hexdigest(), expected=expected_of(path),
+        path=str(path), bytes=size, sha256=state.hexdigest(), expected=hub_cache.told_sha256(path),
         not_finite=tuple(faults), error=error,
     )  # fmt: skip
 

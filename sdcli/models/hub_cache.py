@@ -76,6 +76,12 @@ def _by_first_letters(place: Path, revision: str) -> str | None:
     return fitting[0] if len(fitting) == 1 else None
 
 
+def told_sha256(path: Path) -> str | None:
+    """What the hub said of a file: in the cache a large one is a link to a blob that is named by its sha256."""
+    blob = path.resolve().name if path.is_symlink() else ""
+    return blob if re.fullmatch(r"[0-9a-f]{64}", blob) else None
+
+
 def repositories(cache: Path) -> tuple[str, ...]:
     try:
         names = [entry.name for entry in os.scandir(cache) if entry.name.startswith("models--")]
