@@ -275,11 +275,6 @@ def _native(components: Mapping[str, Component], usual: tuple[int, int] | None) 
     return {"width": pixels, "height": pixels}
 
 
-_SETTINGS: dict[str, tuple[type, ...]] = {
-    "width": (int,), "height": (int,), "steps": (int,), "guidance": (int, float), "sampler": (str,)
-}  # fmt: skip
-
-
 CLIP_TOKENS = 49_408
 
 
@@ -292,6 +287,11 @@ def _vocabulary(components: Mapping[str, Component], path: Path) -> str | None:
         if not (path / "tokenizer" / name).is_file():
             raise ModelMissing(f"{show(path / 'tokenizer' / name)} is missing", hint=_AGAIN)
     return str(path / "tokenizer")
+
+
+_SETTINGS: dict[str, tuple[type, ...]] = {
+    "width": (int,), "height": (int,), "steps": (int,), "guidance": (int, float), "sampler": (str,)
+}  # fmt: skip
 
 
 def _asked(index: Mapping[str, Any]) -> dict[str, Any]:
