@@ -90,7 +90,7 @@ def test_any_prompt_is_drawn_and_none_drives_the_terminal(text: str, capfd: pyte
 
 def test_prompts_of_a_file_bring_their_own_settings(here: Path, capfd: pytest.CaptureFixture[str]) -> None:
     (here / "p.csv").write_text('prompt,id,seed,steps\n"a cat, sitting",one,5,3\nb,two,6,\n')
-    report = sdcli(capfd, "generate", "--prompts", "p.csv", *FAKE, "--json").json
+    report = sdcli(capfd, "generate", "--prompts", "p.csv", "-m", "sd15", *FAKE, "--json").json
     jobs = report["plan"]["jobs"]
     assert [(job["prompt"], job["id"], job["seed"], job["steps"]) for job in jobs] == [
         ("a cat, sitting", "one", 5, 3), ("b", "two", 6, 25),
