@@ -55,7 +55,8 @@ def test_prompts_are_outer_and_seeds_inner_in_the_folder_too(here: Path, capfd: 
 
 def test_the_settings_of_a_picture_draw_it_again(capfd: pytest.CaptureFixture[str]) -> None:
     words = ("generate", "a (red:1.3) cat", "--negative", "rain", "-s", "9", "-g", "4.5", "--sampler", "heun")
-    first = sdcli(capfd, *words, "--size", "72x64", "--engine", "fake", "--json").json["images"][0]
+    words = (*words, "-m", "sd15", "--size", "72x64")
+    first = sdcli(capfd, *words, "--engine", "fake", "--json").json["images"][0]
     again = sdcli(capfd, "generate", "--settings-from", first["path"], "--engine", "fake", "--json").json["images"][0]
     for name in (
         "prompt",
