@@ -132,12 +132,15 @@ class Made:
         sheet.save(self.work / f"sheet-{step:06d}.png")
 
     def export(self, asked: argparse.Namespace) -> None:
+        from scripts.builtin_model import autoencoder
         from scripts.builtin_model.export import export
 
         size = self.scope.size
+        preview = autoencoder.colours(self.vae, autoencoder.pool(self.art, 200, SEED + 2), self.device)
         export(
             Path(asked.out), autoencoder=self.vae, encoder=self.encoder, tokenizer=self.work / "tokenizer",
-            denoiser=self.unet, words=self.known, defaults={"width": size, "height": size, **DEFAULTS},
+            denoiser=self.unet, words=self.known,
+            defaults={"width": size, "height": size, "preview": preview, **DEFAULTS},
         )  # fmt: skip
         say(f"exported to {asked.out}")
 

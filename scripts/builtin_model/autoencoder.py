@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import torch
 from diffusers import AutoencoderKL
+from torch.nn import functional
 
 from scripts.builtin_model.artwork import Artwork
 from scripts.builtin_model.pictures import GROUNDS, HUES, any_look, picture
@@ -160,6 +161,16 @@ def level(model: AutoencoderKL, latents: torch.Tensor) -> None:
     before.bias[channels:] = 2 * math.log(NOISE)
     after.bias += after.weight[:, :, 0, 0] @ mean
     after.weight *= deviation[None, :, None, None]
+
+
+def colours(model: AutoencoderKL, pictures: np.ndarray[Any, Any], device: str) -> list[list[float]]:
+    """Red, green and blue of each latent channel, and one row that every place has: for previews."""
+    latents = encoded(model, pictures, device).float()
+    small = functional.interpolate(tensor(pictures, "cpu"), size=tuple(latents.shape[-2:]), mode="area")
+    given = latents.permute(0, 2, 3, 1).reshape(-1, latents.shape[1])
+    wanted = small.permute(0, 2, 3, 1).reshape(-1, 3)
+    rows = torch.linalg.lstsq(torch.cat([given, torch.ones(len(given), 1)], dim=1), wanted).solution
+    return [[round(value, 4) for value in row] for row in rows.tolist()]
 
 
 def _keep(state: dict[str, Any], path: Path) -> None:

@@ -25,7 +25,7 @@ from scripts.builtin_model.text_encoder import tokens
 SCHEDULER = {
     "beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear", "num_train_timesteps": 1000,
     "prediction_type": "v_prediction", "rescale_betas_zero_snr": True, "timestep_spacing": "trailing",
-    "clip_sample": False, "set_alpha_to_one": True, "steps_offset": 0,
+    "clip_sample": False, "set_alpha_to_one": True, "steps_offset": 1,
 }  # fmt: skip
 
 

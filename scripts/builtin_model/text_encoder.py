@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import time
+import unicodedata
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -109,7 +110,8 @@ def frequent(count: int) -> list[str]:
 
 def known_words(captions: Captions, recipe: Recipe) -> list[str]:
     """Every word that the encoder was taught, in any of the three languages."""
-    return sorted({*captions.words(), *frequent(recipe.words), "a", "an", "of", "on", "in", "at", "to", "my"})
+    found = {*captions.words(), *frequent(recipe.words), "a", "an", "of", "on", "in", "at", "to", "my"}
+    return sorted({unicodedata.normalize("NFC", word).lower() for word in found})
 
 
 def new(recipe: Recipe, tokenizer: CLIPTokenizer) -> CLIPTextModel:
