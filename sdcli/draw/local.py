@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import gc
 import os
+import sys
 import threading
 import time
 from collections.abc import Iterable, Iterator, Sequence
@@ -71,24 +73,41 @@ def _read_ahead(plan: Plan) -> None:
 
 
 def _studio(plan: Plan) -> Any:
-    from sdcli.draw import quiet
+    with _seldom_collecting():
+        from sdcli.draw import quiet
 
-    quiet.hush()
-    import torch
+        quiet.hush()
+        import torch
 
-    from sdcli.draw import load
-    from sdcli.draw.studio import Studio
+        from sdcli.draw import load
+        from sdcli.draw.studio import Studio
 
-    _start_threads(plan.setup.threads, torch)
-    _keep_within(plan, torch)
-    for name in load.CLASSES.keys() & plan.model.components.keys():
-        load.kind_of(name)  # here, so that what importing takes is told apart from what loading takes
+        _start_threads(plan.setup.threads, torch)
+        _keep_within(plan, torch)
+        for name in load.CLASSES.keys() & plan.model.components.keys():
+            load.kind_of(name)  # here, so that what importing takes is told apart from what loading takes
     return Studio(plan)
 
 
 def _start_threads(count: int, torch: Any) -> None:
     """OpenMP ends the whole process where it finds no room for a thread, so Python's threads try it first; OpenMP's,
     started at once, then take over their stacks."""
+@contextlib.contextmanager
+def _seldom_collecting() -> Iterator[None]:
+    """Libraries leave 400,000 objects that stay for good. Searching them for garbage again and again takes a tenth of
+    the imports' time, and once more whenever memory is given back."""
+    if "diffusers" in sys.modules:  # what is here by now is the caller's
+        yield
+        return
+    before = gc.get_threshold()
+    gc.set_threshold(50_000, 1000, 1000)
+    try:
+        yield
+    finally:
+        gc.set_threshold(*before)
+        gc.freeze()
+
+
     go = threading.Event()
     tried = [threading.Thread(target=go.wait, daemon=True) for _ in range(count - 1)]
     try:

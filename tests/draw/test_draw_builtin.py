@@ -15,6 +15,7 @@ import torch
 from draw_samples import HARDWARE
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from safetensors.torch import save_file
 
 from sdcli.draw import local, prompts
 from sdcli.draw.place import Placed
@@ -23,8 +24,10 @@ from sdcli.events import Decoded, Denoised, Encoded, Preview
 from sdcli.models import folder, unet
 from sdcli.models.model import Model
 from sdcli.plan import calibration
+from sdcli.plan.plan import Adapter, Setup
 from sdcli.plan.planner import make_plan
 from sdcli.request import prompt, samplers, tokenizer
+from sdcli.request.jobs import make_jobs
 from sdcli.request.request import Request
 
 PROMPTS = ("a red cat", "un gatto rosso con l'ombrello, caffè", "一只红色的猫")
@@ -171,6 +174,22 @@ def test_a_vocabulary_larger_than_the_encoders_is_refused(model: Model, tmp_path
     tokenizer.vocabulary.cache_clear()
     with pytest.raises(BadFile):
         events(replace(model, vocabulary=str(own)))
+
+
+def test_a_learned_word_stands_behind_its_own_tokens(model: Model, pipeline: Any, tmp_path: Path) -> None:
+    """Vectors that are those of two known tokens draw what these tokens draw."""
+    tokens = tokenizer.vocabulary(model.vocabulary).tokenize("xylophone")
+    table = pipeline.text_encoder.get_input_embeddings().weight.detach()
+    file = tmp_path / "instrument.safetensors"
+    save_file({"emb_params": table[tokens].clone()}, file)
+    word = Adapter(name="instrument", word="instrument", sha256="0" * 64, scale=1.0, kind="embedding", path=str(file))
+    jobs = make_jobs(Request(prompts=("a red (instrument:1.2)", "a red (xylophone:1.2)"), seeds=(7,), sampler="Euler"))
+    own, placed = prompts.Prompts(model, [word]), Placed(model, Setup())
+    keys = own.wanted(jobs)
+    for _ in own.encode(placed, keys):
+        pass
+    rows = own.conditioning(jobs, placed, alone=False).rows["encoder_hidden_states"]
+    assert len(tokens) > 1 and torch.equal(rows[2], rows[3]) and not torch.equal(rows[0], rows[2])
 
 
 # --- on paper
