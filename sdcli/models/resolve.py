@@ -9,11 +9,12 @@ import difflib
 import os
 import re
 from collections.abc import Iterable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from sdcli.errors import BadFile, ModelMissing, Offline, SdcliError, Usage
-from sdcli.models import checkpoint, folder, hub_cache
+from sdcli.models import checkpoint, folder, hub_cache, hub_name
 from sdcli.models.families import families
 from sdcli.models.families.family import Family, Known
 from sdcli.models.model import Model
@@ -45,6 +46,7 @@ def resolve(
     if path is not None and _is_meant(text, path):
         return at(path)
     found = _named(text, revision, offline, hub, builtin) or _added(text, places)
+    found = found or _single(text, revision, hub)
     if found is None and is_hub_id(text):
         found = _here_whole(text, revision, hub, offline)
     if found is not None:
@@ -52,7 +54,9 @@ def resolve(
     if path is not None:  # a folder without a model in it, which no other name explains
         return at(path)
     if _looks_like_a_path(text):
-        raise ModelMissing(f"there is nothing at {show(text, 200)}{_beside(Path(text))}", hint="sdcli doctor")
+        at_hub = hub_name.parse(text)
+        hint = f'sdcli pull "{show(text, 300)}"' if at_hub is not None and at_hub.file else "sdcli doctor"
+        raise ModelMissing(f"there is nothing at {show(text, 200)}{_beside(Path(text))}", hint=hint)
     if is_hub_id(text):
         raise _not_cached(text, revision, offline)
     raise _unknown(text, places, hub)
@@ -179,6 +183,17 @@ def _cached(repository: str, revision: str | None, hub: Path | None, known: Know
         snapshot.path, name=known.alias if known else repository.split("/")[1], source="hub",
         repository=repository, revision=snapshot.revision, licence=known.licence if known else None,
     )  # fmt: skip
+
+
+def _single(text: str, revision: str | None, hub: Path | None) -> Model | None:
+    """`owner/name/file.safetensors`, where the cache has that file."""
+    name = hub_name.parse(text)
+    if name is None or name.file is None or hub is None:
+        return None
+    here = hub_cache.file(hub, replace(name, revision=name.revision or revision))
+    if here is None:
+        return None
+    return replace(checkpoint.read(here.path), source="hub", repository=name.repository, revision=here.revision)
 
 
 def _here_whole(repository: str, revision: str | None, hub: Path | None, offline: bool) -> Model | None:

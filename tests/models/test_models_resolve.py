@@ -264,6 +264,21 @@ def test_a_tampered_copy_of_a_known_model_is_refused_not_passed_over(here: Path)
         resolve("sd15", hub=here)
 
 
+def test_a_single_file_of_a_repository_is_a_model_by_its_whole_name(here: Path) -> None:
+    place = here / "hub/models--me--dream"
+    dream(place / "snapshots" / COMMIT / "v8" / "dream.safetensors")
+    (place / "refs").mkdir()
+    (place / "refs/main").write_text(COMMIT)
+    for name in ("me/dream/v8/dream.safetensors", f"me/dream@{COMMIT}/v8/dream.safetensors"):
+        found = resolve(name, offline=True, hub=here / "hub")
+        assert (found.name, found.kind, found.source) == ("dream", "sd15", "hub")
+        assert (found.repository, found.revision) == ("me/dream", COMMIT)
+    for name in ("me/dream/v9.safetensors", "me/other/v8/dream.safetensors"):
+        with pytest.raises(ModelMissing, match="there is nothing at") as missing:
+            resolve(name, hub=here / "hub")
+        assert missing.value.hint == f'sdcli pull "{name}"'
+
+
 def test_offline_says_so_instead_of_planning_a_download(here: Path) -> None:
     for name in ("sd15", SDXL, "me/absent"):
         with pytest.raises(Offline) as caught:
