@@ -63,7 +63,10 @@ def _run(plan: Plan, batches: Batches | None) -> Iterator[Event]:
 
 
 def _read_ahead(plan: Plan) -> None:
-    """Has the system fetch the weights' files into its cache while libraries are imported; they count as nobody's."""
+    """Has the system fetch the weights' files into its cache while libraries are imported; they count as nobody's.
+
+    A help, not a must: whatever stops it, loading reads the files all the same.
+    """
     advise = getattr(os, "posix_fadvise", None)
     if advise is None:  # not Linux
         return
@@ -89,9 +92,6 @@ def _studio(plan: Plan) -> Any:
     return Studio(plan)
 
 
-def _start_threads(count: int, torch: Any) -> None:
-    """OpenMP ends the whole process where it finds no room for a thread, so Python's threads try it first; OpenMP's,
-    started at once, then take over their stacks."""
 @contextlib.contextmanager
 def _seldom_collecting() -> Iterator[None]:
     """Libraries leave 400,000 objects that stay for good. Searching them for garbage again and again takes a tenth of
@@ -108,6 +108,9 @@ def _seldom_collecting() -> Iterator[None]:
         gc.freeze()
 
 
+def _start_threads(count: int, torch: Any) -> None:
+    """OpenMP ends the whole process where it finds no room for a thread, so Python's threads try it first; OpenMP's,
+    started at once, then take over their stacks."""
     go = threading.Event()
     tried = [threading.Thread(target=go.wait, daemon=True) for _ in range(count - 1)]
     try:
