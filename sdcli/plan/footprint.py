@@ -113,7 +113,7 @@ class Sizes:
     def denoise_work(self, setup: Setup) -> int:
         key = ("denoise", setup.dtype, setup.storage, setup.attention, setup.guidance)
         if key not in self._work:
-            self._work[key] = self._reserved(self._denoise_live(setup))
+            self._work[key] = self._reserved(self._denoise_live(setup), heap=True)
         return self._work[key]
 
     def _denoise_live(self, setup: Setup) -> int:
@@ -155,8 +155,8 @@ class Sizes:
         """Whether decoding so runs over more than one tile."""
         return max(self.shape.height, self.shape.width) > vae_tiles.TILES.get(how, 1 << 60)
 
-    def _reserved(self, live: int) -> int:
-        return int(live * calibration.rounding(self.kind)) + calibration.workspace(self.kind)
+    def _reserved(self, live: int, heap: bool = False) -> int:
+        return int(live * calibration.rounding(self.kind, heap)) + calibration.workspace(self.kind)
 
     # weights and phases
 
