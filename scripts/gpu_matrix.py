@@ -531,7 +531,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     failed = [row for row in verdicts(lines.results, lines.rate) if row[3] is False]
     for what, seen, goal, _ in failed:
         print(f"FAILS {what}: {seen}, {goal}")
-    return 1 if failed else 0
+    broken = [found.name for found in lines.results.values() if found.exit not in (0, 4)]
+    return 1 if failed or broken else 0
 
 
 if __name__ == "__main__":

@@ -19,7 +19,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -132,7 +132,7 @@ def row(case: Case, report: dict[str, Any]) -> Row:
     )
 
 
-# What was measured before, with these versions: a line for each case, the last one counts
+# What was measured before, with these versions: a line for each case, the last one counts; the forecast is today's
 
 
 def lines(folder: Path, dry: bool) -> Path:
@@ -157,6 +157,24 @@ def kept(path: Path) -> dict[Case, Row]:
             phases = {name: (pair[0], pair[1]) for name, pair in data["phases"].items()}
             found[case] = Row(**{**data, "case": case, "phases": phases})
     return found
+
+
+def forecast_now(row: Row, folder: Path, dry: bool) -> Row:
+    from sdcli import schema
+    from sdcli.machine import hardware
+    from sdcli.models import resolve
+    from sdcli.plan.calibration import IMPORTS
+    from sdcli.plan.footprint import Shape, footprint
+    from sdcli.plan.plan import Setup
+
+    side = 64 if dry else row.case.side
+    model, setup = resolve.at(weights(folder, row.case.family, dry)), schema.from_json(Setup, row.setup)
+    found = footprint(model, Shape(width=side, height=side), setup, hardware.detect("cpu"))
+    phases = {
+        phase.name: (phase.host - IMPORTS + row.imports, row.phases.get(phase.name, (0, None))[1])
+        for phase in found.phases
+    }
+    return replace(row, predicted=found.host_peak, imports_predicted=IMPORTS, phases=phases)
 
 
 def text(rows: Sequence[Row]) -> str:
@@ -191,6 +209,9 @@ def text(rows: Sequence[Row]) -> str:
         "",
         f"{held} of {len(rows)} within 10 %. {' and '.join(sorted({row.date for row in rows}))}, {circumstances()}",
     ]
+    missing = [case.name for case in CASES if case not in {row.case for row in rows}]
+    if missing:
+        lines += ["", f"Not measured yet: {'; '.join(missing)}."]
     return "\n".join(lines) + "\n"
 
 
@@ -230,7 +251,7 @@ def main() -> int:
         return 2
     asked.folder.mkdir(parents=True, exist_ok=True)
     path = lines(asked.folder, asked.dry)
-    known = kept(path)
+    known = {case: forecast_now(row, asked.folder, asked.dry) for case, row in kept(path).items()}
     for case in cases:
         if case in known and not asked.again:
             continue
