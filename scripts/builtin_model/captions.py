@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -89,9 +90,10 @@ class Captions:
         for language in LANGUAGES:
             texts = [name for names in self.names[language] for name in names]
             texts += [*SENTENCES[language], *COLOURED[language], *GROUNDED[language], *COLOURS[language].values()]
-            found |= set(texts) if language == "zh" else {word for text in texts for word in text.split()}
-        plain = {word.strip("{},，.'’“”!").lower() for word in found}
-        return sorted(word for word in plain if word and "{" not in word)
+            pieces = [piece for text in texts for piece in re.split(r"\{\w*\}", text)]
+            found |= set(pieces) if language == "zh" else {word for piece in pieces for word in piece.split()}
+        plain = {word.strip(" ,，.'’“”!").lower() for word in found}
+        return sorted(word for word in plain if word)
 
 
 def _names(things: Sequence[Thing], language: str) -> list[list[str]]:

@@ -102,15 +102,15 @@ def train_vocabulary(captions: Captions, recipe: Recipe, folder: Path) -> None:
     )
 
 
-def frequent(count: int) -> list[str]:
+def frequent(count: int, shortest: int = 3) -> list[str]:
     from wordfreq import top_n_list
 
-    return [word for word in top_n_list("en", count) if word.isascii() and word.isalpha() and len(word) > 2]
+    return [word for word in top_n_list("en", count) if word.isascii() and word.isalpha() and len(word) >= shortest]
 
 
 def known_words(captions: Captions, recipe: Recipe) -> list[str]:
     """Every word that the encoder was taught, in any of the three languages."""
-    found = {*captions.words(), *frequent(recipe.words), "a", "an", "of", "on", "in", "at", "to", "my"}
+    found = {*captions.words(), *frequent(recipe.words, 1), *"一只个的和"}
     return sorted({unicodedata.normalize("NFC", word).lower() for word in found})
 
 
