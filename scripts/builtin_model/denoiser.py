@@ -37,7 +37,7 @@ class Recipe:
     latent_channels: int = 8
     latent_size: int = 16
     text_width: int = 256
-    steps: int = 16_000
+    steps: int = 15_000
     batch: int = 16
     rate: float = 1e-3
     falling: float = 0.3  # the last part of the steps, in which the rate falls to 0
