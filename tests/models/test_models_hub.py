@@ -446,7 +446,7 @@ def test_a_token_that_may_not_read_the_model_is_said_to_be_so(server: FakeHub, c
 
 def test_a_file_may_be_cut_at_any_byte(server: FakeHub, cache: Path, tmp_path: Path) -> None:
     """Every one of a small file's: each time it goes on there, and the bytes are right."""
-    small = safetensors(60, seed=9)
+    small = safetensors(8, seed=9)
     server.repositories[ID] = repository({"one.safetensors": small})
     server.uses_cdn = False
     connection, name = line(server), HubName(ID)
