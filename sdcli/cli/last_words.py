@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 from collections.abc import Iterator, Sequence
-from typing import Any, NoReturn
+from typing import Any
 
 from sdcli.errors import OutOfMemory
 
@@ -15,6 +15,7 @@ _JSON = (
     b'{"error": {"code": 4, "type": "out_of_memory", "message": "out of memory", "done": "", '
     b'"hint": "sdcli doctor", "details": {"need": null, "free": null}}}\n'
 )
+LITTLE = 256 << 20  # bytes
 
 
 def say_out_of_memory(words: Sequence[str]) -> int:
@@ -36,21 +37,33 @@ def aborts_heeded(words: Sequence[str], wanted: bool = True) -> Iterator[None]:
     del handler  # until here it had to be kept
 
 
+def _little_left(limit: int) -> bool:
+    with contextlib.suppress(OSError, ValueError, MemoryError):
+        statm = os.open("/proc/self/statm", os.O_RDONLY)
+        mapped = int(os.read(statm, 64).split()[0]) * os.sysconf("SC_PAGE_SIZE")
+        return limit - mapped < LITTLE
+    return True
+
+
 def _heed(words: Sequence[str]) -> Any:
     with contextlib.suppress(ImportError, MemoryError, OSError, AttributeError):
         import resource
         import signal
 
-        if resource.getrlimit(resource.RLIMIT_AS)[0] == resource.RLIM_INFINITY:
+        limit = resource.getrlimit(resource.RLIMIT_AS)[0]
+        if limit == resource.RLIM_INFINITY:
             return None
         import ctypes
 
-        def gave_up(number: int) -> NoReturn:
-            os._exit(say_out_of_memory(words))
-
-        handler = ctypes.CFUNCTYPE(None, ctypes.c_int)(gave_up)
         libc = ctypes.CDLL(None)
         libc.signal.restype = ctypes.c_void_p
+
+        def gave_up(number: int) -> None:
+            if _little_left(limit):
+                os._exit(say_out_of_memory(words))
+            libc.signal(number, None)  # something else: on returning, the system does as ever
+
+        handler = ctypes.CFUNCTYPE(None, ctypes.c_int)(gave_up)
         for number in (signal.SIGABRT, signal.SIGSEGV, signal.SIGBUS):
             libc.signal(int(number), handler)
         return handler

@@ -289,7 +289,7 @@ GIVES_UP = """
 import ctypes, resource, sys
 from sdcli.cli import main
 from sdcli.machine.memory import _status, Path
-limit = _status(Path("/"))["VmSize"] + (300 << 20)
+limit = _status(Path("/"))["VmSize"] + ({room} << 20)
 resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
 main._invoke = lambda words: {give_up}
 main.run()
@@ -302,7 +302,7 @@ main.run()
 def test_a_library_that_ends_the_process_for_want_of_memory_is_exit_4(give_up: str, words: tuple[str, ...]) -> None:
     """Libraries in C++ and Rust do so: with the interpreter's lock held, without it, by a null pointer."""
     done = subprocess.run(
-        [sys.executable, "-c", GIVES_UP.replace("{give_up}", give_up), "generate", "a cat", *words],
+        [sys.executable, "-c", GIVES_UP.format(give_up=give_up, room=100), "generate", "a cat", *words],
         env={**os.environ, "PYTHONPATH": str(ROOT)}, capture_output=True, text=True, check=False,
     )  # fmt: skip
     assert done.returncode == 4
@@ -310,3 +310,13 @@ def test_a_library_that_ends_the_process_for_want_of_memory_is_exit_4(give_up: s
         assert json.loads(done.stdout)["error"]["type"] == "out_of_memory"
     else:
         assert done.stderr == "error: out of memory\n  try: sdcli doctor\n"
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere the system does not keep to such limits")
+@pytest.mark.parametrize(("give_up", "signal"), [("ctypes.CDLL(None).abort()", 6), ("ctypes.string_at(0)", 11)])
+def test_with_memory_left_a_crash_stays_a_crash(give_up: str, signal: int) -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", GIVES_UP.format(give_up=give_up, room=1000), "generate", "a cat"],
+        env={**os.environ, "PYTHONPATH": str(ROOT)}, capture_output=True, check=False,
+    )  # fmt: skip
+    assert done.returncode == -signal and b"out of memory" not in done.stderr
