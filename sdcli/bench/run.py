@@ -23,6 +23,7 @@ from sdcli.plan.plan import Plan
 
 MAX_TIME, QUICK_TIME = 900.0, 50.0  # seconds; what is begun then is still finished
 WARM_IMAGES, WARM_SECONDS = 8, 60.0  # the longest warm-up of a process
+RATE_SECONDS = 6.0  # to try the best rate in one number type, on a busy machine
 MOST_PROCESSES, MOST_IMAGES = 40, 200
 
 
@@ -144,7 +145,7 @@ class Bench:
     def _time_for(self, row: Row) -> bool:
         """Whether one more image of this row would end in time, as long as it has been measured at all."""
         last = row.images[-1].drawn["seconds"] if row.images else 0.0
-        if self.seconds + last <= self.limits.max_time:
+        if self.seconds + last <= self.limits.max_time - self._spared():
             return True
         self._out_of_time = True
         return False
@@ -155,6 +156,11 @@ class Bench:
             return False
         self._out_of_time = True
         return True
+
+    def _spared(self) -> float:
+        """Seconds of the time allowed that the first process needs for its yardsticks."""
+        kinds = {_type(row.configuration.plan) for row in self.alive}
+        return min(len(kinds) * RATE_SECONDS, self.limits.max_time / 2) if self.process == 0 else 0.0
 
     # --- one process of each
 
@@ -176,14 +182,16 @@ class Bench:
                     worker = stack.enter_context(self._worker(row))
                     workers[id(row)] = worker
                     self._draw(row, worker, listener, warmup=True)
-                    if self.process == 0:
-                        self._yardsticks(row, worker, listener)
                     worker.pause()
             started = [row for row in rows if id(row) in workers]
             self.watch.start([worker.process.pid for worker in workers.values()])
             try:
                 self._warm_up([row for row in started if row.error is None], workers, listener)
                 self._measure([row for row in started if row.error is None], workers, listener)
+                for row in started if self.process == 0 else ():
+                    if row.error is None:
+                        with self._errors_of(row):
+                            self._yardsticks(row, workers[id(row)], listener)
             finally:
                 self.watch.stop()
 
@@ -267,8 +275,8 @@ class Bench:
         listener.drew(row)
 
     def _yardsticks(self, row: Row, worker: Worker, listener: Listener) -> None:
-        """The best rate, once per number type; on a card also how long its kernels run. Before the warm-up: what is
-        tried here must not stand between the images that are measured, and counts against the time allowed."""
+        """The best rate, once per number type; on a card also how long its kernels run. After what is measured: the
+        memory that it takes is not the model's."""
         plan = row.configuration.plan
         assert plan is not None
         same = [other for other in self.rows if other.rate and other.configuration.plan is not None]
@@ -278,6 +286,7 @@ class Bench:
         row.rate = known[0] if known else worker.rate()
         if plan.hardware.kind == "cuda" and self.seconds + row.images[-1].drawn["seconds"] <= self.limits.max_time:
             row.busy = worker.draw(listener.step, watched=True)
+        worker.pause()
 
     def _of_process(self, row: Row) -> list[Image]:
         return [image for image in row.images if image.process == self.process]
