@@ -21,13 +21,13 @@ def exhausted(
     end = "nothing smaller is left to try" if plan.request.fallback else "--no-fallback is set"
     return OutOfMemory(
         f"out of memory {where}: {numbers}; {end} ({because})",
-        hint=_hint(plan, need),
+        hint=_hint(plan, need, phase),
         phase=phase, step=step, need=need, free=free,
     )  # fmt: skip
 
 
-def _hint(plan: Plan, need: int) -> str:
-    if not plan.request.fallback and plan.ladder:
+def _hint(plan: Plan, need: int, phase: str | None) -> str:
+    if not plan.request.fallback and (plan.ladder or phase == "decode"):
         return "the same command without --no-fallback"
     if memory.address_space_left() is not None:
         return "ulimit -v unlimited, then the same command"
