@@ -31,6 +31,7 @@ FAKE = ("--engine", "fake", "-m", "sd15", "--size", "64x64", "-s", "6", "--max-t
 def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("PYTHONPATH", str(ROOT))
+    monkeypatch.setenv("TMPDIR", str(tmp_path))  # a process that is killed leaves its scratch folder behind
     return tmp_path
 
 
