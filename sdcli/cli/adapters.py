@@ -20,6 +20,7 @@ from sdcli.request.prompt import extract_loras
 from sdcli.request.request import Job, Request
 from sdcli.terminal import show
 
+CODES = UNMATCHED, PASSED_OVER = "lora-unmatched", "embedding-passed-over"  # told before drawing
 Tags = tuple[tuple[str, float], ...]
 Fetch = Callable[
     [HubName, Model], HubName
@@ -103,11 +104,12 @@ def texts_of(jobs: Iterable[Job]) -> Iterator[str]:
         yield from (job.prompt, job.negative_prompt)
 
 
-def as_learned(jobs: Iterable[Job], known: Learned, adapters: Iterable[Adapter]) -> Iterator[Job]:
+def as_learned(jobs: Iterable[Job], known: Learned, adapters: Iterable[Adapter], model: Model) -> Iterator[Job]:
     """Jobs that come one by one: the words of later ones must have been learned by then."""
     taken = {adapter.word.casefold() for adapter in adapters}
     for job in jobs:
-        new = next((one for one in named_in(texts_of([job]), known) if one.word not in taken), None)
+        here = (one for one in named_in(texts_of([job]), known) if one.word not in taken)
+        new = next((one for one in here if _fits(one, model)[0]), None)
         if new is not None:
             raise Usage(
                 f'prompt {job.index + 1} names the embedding "{show(new.word, 60)}", the first does not: '
@@ -117,8 +119,29 @@ def as_learned(jobs: Iterable[Job], known: Learned, adapters: Iterable[Adapter])
         yield job
 
 
-def _fitting(named: Named, model: Model) -> Path:
-    """The file that fits the model; where several models have an embedding of this name, theirs are passed over."""
+def meant(named: Iterable[Named], model: Model) -> tuple[tuple[Named, ...], tuple[Warning, ...]]:
+    """Each with the one file that fits the model. A word whose embeddings are all for other models is a plain word,
+    and that is said: nobody asked for the file, it only has the name."""
+    chosen: list[Named] = []
+    passed: list[Warning] = []
+    for one in named:
+        fits, misfit = _fits(one, model)
+        if len(fits) > 1:
+            raise Usage(
+                f'"{show(one.word, 60)}" in the prompt is {len(fits)} embeddings: '
+                f"{', '.join(show(path, 120) for path in fits[:3])}",
+                hint=f'sdcli generate "a cat" --embedding "{show(fits[0], 300)}"',
+            )
+        if fits:
+            chosen.append(replace(one, files=tuple(fits)))
+        elif misfit is not None:
+            said = f'"{show(one.word, 60)}" in the prompt is a plain word: {misfit.message}'
+            passed.append(Warning(code=PASSED_OVER, message=said))
+    return tuple(chosen), tuple(passed)
+
+
+def _fits(named: Named, model: Model) -> tuple[list[Path], BadFile | None]:
+    """The files that fit, and why another does not."""
     fits: list[Path] = []
     misfit: BadFile | None = None
     for path in named.files:
@@ -127,15 +150,7 @@ def _fitting(named: Named, model: Model) -> Path:
             fits.append(path)
         except BadFile as error:
             misfit = misfit or error
-    if misfit is not None and not fits:
-        raise BadFile(f'"{show(named.word, 60)}" in the prompt: {misfit.message}', hint=misfit.hint)
-    if len(fits) > 1:
-        raise Usage(
-            f'"{show(named.word, 60)}" in the prompt is {len(fits)} embeddings: '
-            f"{', '.join(show(path, 120) for path in fits[:3])}",
-            hint=f'sdcli generate "a cat" --embedding "{show(fits[0], 300)}"',
-        )
-    return fits[0]
+    return fits, misfit
 
 
 # --- files
@@ -147,9 +162,9 @@ def gather(
 ) -> Beside:  # fmt: skip
     """Every file found and held against the model before anything is loaded; what the Hub has is fetched first.
     `named` are the embeddings that the prompts name without a flag."""
-    named = tuple(named)
+    named, passed = meant(named, model)
     if not (request.lora or tags or request.embeddings or request.vae_file or named):
-        return Beside(model=model)
+        return Beside(model=model, warnings=passed)
     folders = tuple(folders)
     where = beside.places(model, folders)
     adapters: list[Adapter] = []
@@ -164,7 +179,7 @@ def gather(
         adapters.append(_lora(beside.find(name, "LoRA", where, paths=False), scale, model))
     adapters += _embeddings(request.embeddings, named, where, model)
     model, vae = with_vae(request, model, folders)
-    return Beside(model=model, adapters=(*adapters, *vae), warnings=tuple(_warnings(adapters)))
+    return Beside(model=model, adapters=(*adapters, *vae), warnings=(*passed, *_warnings(adapters)))
 
 
 def with_vae(request: Request, model: Model, folders: Iterable[Path]) -> tuple[Model, tuple[Adapter, ...]]:
@@ -258,7 +273,7 @@ def _embeddings(
         yield replace(_adapter(path, "embedding"), word=word)
     for found in named:
         if found.word not in taken:  # what a flag says goes before
-            path = _fitting(found, model)
+            (path,) = found.files
             word = path.stem if path.stem.casefold() == found.word else found.word
             taken |= dict.fromkeys((one.casefold() for one in embedding.read(path, model).words(word)), path)
             yield replace(_adapter(path, "embedding"), word=word)
@@ -277,7 +292,7 @@ def _warnings(adapters: Iterable[Adapter]) -> Iterator[Warning]:
         if adapter.unmatched:
             of = adapter.matched + adapter.unmatched
             yield Warning(
-                code="lora-unmatched",
+                code=UNMATCHED,
                 message=f"{adapter.unmatched} of {of} layers of the LoRA {show(adapter.name, 60)} fit no layer of the "
                 "model and are left out",
             )  # fmt: skip

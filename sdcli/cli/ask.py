@@ -76,7 +76,7 @@ def plan_for(
     if not waiting or lines is None:
         return Asked(plan)
     later = adapters.without(_later(request, lines, len(made)), tags)
-    return Asked(plan, adapters.as_learned(later, learned, beside.adapters))
+    return Asked(plan, adapters.as_learned(later, learned, beside.adapters, beside.model))
 
 
 def plan_again(asked: Asked, typed: Mapping[str, Any]) -> Asked:

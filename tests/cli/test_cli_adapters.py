@@ -219,12 +219,19 @@ def test_a_prompt_that_names_an_embedding_of_an_added_folder_learns_it(typed: Ty
         assert typed.adapters(words) == []
 
 
-def test_an_embedding_named_for_another_family_names_both(typed: Typed, learned: Path) -> None:
-    done = typed("a bigword sleeps")
-    assert done.code == 9 and '"bigword" in the prompt' in done.err
-    assert "an embedding for SDXL" in done.err and "Stable Diffusion 1.5" in done.err
-    done = typed("a <red-fox> sleeps")
-    assert done.code == 9 and "learned_embeds" in done.err
+def test_a_word_whose_embedding_is_for_another_family_is_a_plain_word_and_that_is_said(
+    typed: Typed, learned: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    done = typed("a bigword sleeps", "--json")
+    assert done.code == 0 and done.json["plan"]["setup"].get("adapters", []) == []
+    (told,) = [one["message"] for one in done.json["warnings"] if one["code"] == "embedding-passed-over"]
+    assert told.startswith('"bigword" in the prompt is a plain word')
+    assert "an embedding for SDXL" in told and "Stable Diffusion 1.5" in told
+    assert "learned_embeds" in typed("a <red-fox> sleeps").err
+    monkeypatch.setattr("sys.stdin", io.StringIO("a dog\na bigword sleeps\n"))
+    assert typed("--prompts", "-", "--engine", "fake").code == 0
+    done = typed("a dog", "--embedding", str(learned / "bigword.safetensors"))  # asked for by name: an error
+    assert done.code == 9 and "an embedding for SDXL" in done.err
 
 
 def test_of_two_embeddings_of_one_name_the_one_that_fits_is_taken(
