@@ -208,7 +208,8 @@ class Bench:
         return on_the_cpu(make_plan(request, resolve.at(self.folders[family]), CARD, {}))
 
     def pictures(self, plan: Plan) -> list[bytes]:
-        key = (plan.model.path, plan.request.sampler, plan.setup)
+        asked = plan.request
+        key = (plan.model.path, plan.setup, asked.sampler, asked.seeds, asked.width)
         if key not in self._pictures:
             drawn = [event.pixels for event in local.run(plan) if isinstance(event, Decoded)]
             self._pictures[key] = drawn
