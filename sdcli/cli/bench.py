@@ -25,7 +25,7 @@ from sdcli.bench.result import Result
 from sdcli.bench.run import MAX_TIME, QUICK_TIME, Bench, Configuration, Limits, Listener, Row, scratch
 from sdcli.cli import ask, complete
 from sdcli.cli.answer import Answered, print_json, say_error
-from sdcli.cli.interrupts import termination
+from sdcli.cli.ending import termination
 from sdcli.errors import BadFile, Bug, CannotWrite, Interrupted, ModelMissing, SdcliError, Slower, Terminated, Usage
 from sdcli.machine import state
 from sdcli.models.model import Model
