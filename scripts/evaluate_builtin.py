@@ -191,7 +191,7 @@ def sheet(drawn: Sequence[Any], path: Path, columns: int = COLUMNS) -> None:
     for number, seen in enumerate(drawn):
         small = Image.fromarray(seen).resize((side, side), Image.Resampling.LANCZOS)
         whole.paste(small, (number % columns * side, number // columns * side))
-    whole.save(path, optimize=True)
+    whole.quantize(256).save(path, optimize=True)
 
 
 def reference_sheet(art: artwork.Artwork, shown: Sequence[tuple[int, Any]], path: Path) -> None:

@@ -1,0 +1,55 @@
+"""The shipped model draws what it is asked for; a broken one cannot ship."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from scripts import evaluate_builtin
+from scripts.builtin_model import likeness
+
+REFERENCES = Path(__file__).parent / "emoji_references.png"
+TEN = ("cat", "elephant", "butterfly", "sunflower", "red apple", "pizza", "rocket", "umbrella", "guitar", "ghost")
+
+
+def tiles() -> tuple[list[str], likeness.References]:
+    with Image.open(REFERENCES) as image:
+        names = json.loads(image.text["names"])
+        whole = np.asarray(image.convert("RGB"))
+    side = likeness.SIDE
+    columns = whole.shape[1] // side
+    shown = [(n, whole[n // columns * side :, n % columns * side :][:side, :side]) for n in range(len(names))]
+    return names, likeness.references(shown)
+
+
+@pytest.fixture(scope="module")
+def drawn() -> dict[str, np.ndarray]:
+    return dict(zip(TEN, evaluate_builtin.draw("builtin", [f"a {name}" for name in TEN]), strict=True))
+
+
+def test_ten_names_are_drawn_so_that_the_nearest_of_two_hundred_references_has_that_name(
+    drawn: dict[str, np.ndarray],
+) -> None:
+    names, references = tiles()
+    assert len(names) == 200
+    seen = {name: [names[thing] for thing in references.nearest(picture)] for name, picture in drawn.items()}
+    assert {name: found for name, found in seen.items() if name not in found} == {}
+    assert sum(found[0] == name for name, found in seen.items()) >= 9
+
+
+def test_the_measure_would_notice_noise(drawn: dict[str, np.ndarray]) -> None:
+    names, references = tiles()
+    random = np.random.default_rng(0)
+    noise = [random.integers(0, 256, drawn["cat"].shape, dtype=np.uint8) for _ in TEN]
+    right = [names[references.nearest(one)[0]] == name for name, one in zip(TEN, noise, strict=True)]
+    assert sum(right) <= 1
+
+
+def test_another_seed_is_another_picture_and_the_same_one_the_same(drawn: dict[str, np.ndarray]) -> None:
+    again, other = evaluate_builtin.draw("builtin", ["a cat"]), evaluate_builtin.draw("builtin", ["a cat"], seed=2)
+    assert np.array_equal(again[0], drawn["cat"])
+    assert np.abs(other[0].astype(int) - drawn["cat"]).mean() > 4
