@@ -160,11 +160,17 @@ def of_means(units: Sequence[float], confidence: float = CONFIDENCE) -> Interval
 def of_ranks(ordered: Sequence[float]) -> Interval:
     """The two order statistics that a fair coin would put around the median; the extremes where there are few."""
     count = len(ordered)
-    below, tail = 0, 0.5**count
-    while below < count // 2 and tail + math.comb(count, below + 1) * 0.5**count <= (1 - CONFIDENCE) / 2:
+    below, tail = 0, _of_coins(count, 0)
+    while below < count // 2 and tail + _of_coins(count, below + 1) <= (1 - CONFIDENCE) / 2:
         below += 1
-        tail += math.comb(count, below) * 0.5**count
+        tail += _of_coins(count, below)
     return Interval(low=ordered[below], high=ordered[count - 1 - below])
+
+
+def _of_coins(count: int, heads: int) -> float:
+    """Chance of so many heads; by logarithms, since a thousand steps have more orders than a float can count."""
+    orders = math.lgamma(count + 1) - math.lgamma(heads + 1) - math.lgamma(count - heads + 1)
+    return math.exp(orders - count * math.log(2))
 
 
 # --- when to begin and when to end

@@ -243,3 +243,13 @@ def test_students_t_is_the_one_of_the_tables() -> None:
     known = {1: 12.706, 2: 4.303, 4: 2.776, 8: 2.306, 30: 2.042, math.inf: 1.960}
     assert {freedom: round(statistics.student(freedom), 3) for freedom in known} == known
     assert statistics.student(10, 0.99) == pytest.approx(3.169, abs=5e-4)
+
+
+def test_an_interval_of_thousands_of_steps_is_counted_as_one_of_few() -> None:
+    few, many = of_ranks_of(101), of_ranks_of(5001)
+    assert (few.low, few.high) == (40, 60)  # from tables of the sign test
+    assert 2430 - 2 <= many.low <= 2430 + 2 and many.low + many.high == 5000
+
+
+def of_ranks_of(count: int) -> statistics.Interval:
+    return statistics.of_ranks([float(number) for number in range(count)])
