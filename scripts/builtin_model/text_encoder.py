@@ -22,10 +22,11 @@ from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
 from scripts.builtin_model import teacher
 from scripts.builtin_model.artwork import Thing
-from scripts.builtin_model.autoencoder import rate
+from scripts.builtin_model.autoencoder import keep, rate
 from scripts.builtin_model.captions import Captions, Meaning
 from scripts.builtin_model.pictures import GROUNDS, HUES
 from scripts.builtin_model.synonyms import HELD_OUT
+from sdcli.request.tokenizer import cut_as_clip_does
 
 START, END = "<|startoftext|>", "<|endoftext|>"
 LENGTH = 77
@@ -59,20 +60,9 @@ class Lessons:
 
 def train_vocabulary(captions: Captions, recipe: Recipe, folder: Path) -> None:
     """Byte pairs learned on the captions and the word list, in the files CLIP's tokenizer reads."""
-    from tokenizers import Regex, Tokenizer, models, normalizers, pre_tokenizers, trainers
+    from tokenizers import Tokenizer, models, pre_tokenizers, trainers
 
-    from sdcli.request import tokenizer as plain
-
-    found = Tokenizer(models.BPE(continuing_subword_prefix="", end_of_word_suffix="</w>"))
-    found.normalizer = normalizers.Sequence(
-        [normalizers.NFC(), normalizers.Replace(Regex(r"\s+"), " "), normalizers.Lowercase()]
-    )
-    found.pre_tokenizer = pre_tokenizers.Sequence(
-        [
-            pre_tokenizers.Split(Regex(plain._WORDS), "removed", invert=True),
-            pre_tokenizers.ByteLevel(add_prefix_space=False),
-        ]
-    )
+    found = cut_as_clip_does(Tokenizer(models.BPE(continuing_subword_prefix="", end_of_word_suffix="</w>")))
     trainer = trainers.BpeTrainer(
         vocab_size=recipe.vocabulary - 256 - 2, end_of_word_suffix="</w>", show_progress=False,
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
@@ -186,10 +176,10 @@ class Student(torch.nn.Module):
         self.hue = torch.nn.Linear(recipe.width, len(HUES) + 1)
         self.ground = torch.nn.Linear(recipe.width, len(GROUNDS) + 1)
 
-    def forward(self, ids: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    def forward(self, ids: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         states = self.encoder(ids).last_hidden_state[:, 1:]
         pooled = states.mean(1)
-        return self.code(pooled), self.hue(pooled), self.ground(pooled), pooled
+        return self.code(pooled), self.hue(pooled), self.ground(pooled)
 
 
 def train(
@@ -220,7 +210,7 @@ def train(
         length = int(random.choice((16, 24, 40, LENGTH), p=(0.6, 0.25, 0.1, 0.05)))
         ids = tokens(tokenizer, texts, length).to(device)
         with torch.autocast(device.split(":")[0], torch.bfloat16):
-            code, hue, ground, _ = student(ids)
+            code, hue, ground = student(ids)
         wanted = blends.to(device).float() @ codes
         far = functional.mse_loss(code.float(), wanted)
         loss = far + 0.3 * functional.cross_entropy(hue.float(), hues.to(device))
@@ -235,9 +225,7 @@ def train(
             say(f"text encoder {step + 1}/{recipe.steps}  loss {loss.item():.3f}  {seen}  {speed:.1f} steps/s")
         if (step + 1) % 500 == 0 or step + 1 == recipe.steps:
             state = {"student": student.state_dict(), "optimizer": optimizer.state_dict(), "step": step + 1}
-            part = kept.with_suffix(".part")
-            torch.save(state, part)
-            part.replace(kept)
+            keep(state, kept)
     return student.encoder.eval()
 
 

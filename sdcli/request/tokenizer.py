@@ -8,11 +8,15 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
+from typing import TYPE_CHECKING
 
 from sdcli import data
 from sdcli.errors import BadFile
 from sdcli.request import prompt
 from sdcli.terminal import show
+
+if TYPE_CHECKING:
+    from tokenizers import Tokenizer
 
 Words = Mapping[str, tuple[int, ...]]  # a word that stands for learned vectors → their numbers, a vocabulary's size up
 _NO_WORDS: Words = MappingProxyType({})
@@ -33,7 +37,7 @@ class Vocabulary:
 @functools.cache
 def vocabulary(folder: str | None = None) -> Vocabulary:
     """The vocabulary in a model's own folder; else CLIP's, which Stable Diffusion 1.5 and XL share."""
-    from tokenizers import Regex, Tokenizer, normalizers, pre_tokenizers
+    from tokenizers import Tokenizer
     from tokenizers.models import BPE
 
     place = Path(folder) if folder else data.component_folder("clip")
@@ -44,19 +48,26 @@ def vocabulary(folder: str | None = None) -> Vocabulary:
         )  # fmt: skip
     except Exception as error:  # the library raises nothing more exact
         raise BadFile(f"{show(place)} is damaged: {show(error, 120)}", hint="get the model again, or another") from None
-    tokenizer = Tokenizer(model)
-    tokenizer.normalizer = normalizers.Sequence(
-        [normalizers.NFC(), normalizers.Replace(Regex(r"\s+"), " "), normalizers.Lowercase()]
-    )
-    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
-        [pre_tokenizers.Split(Regex(_WORDS), "removed", invert=True), pre_tokenizers.ByteLevel(add_prefix_space=False)]
-    )
+    tokenizer = cut_as_clip_does(Tokenizer(model))
     start, end = tokenizer.token_to_id("<|startoftext|>"), tokenizer.token_to_id("<|endoftext|>")
     if start is None or end is None:
         raise BadFile(
             f"{show(place / 'vocab.json')} has no start or no end mark", hint="get the model again, or another"
         )
     return Vocabulary(lambda text: list(tokenizer.encode(_encodable(text)).ids), tokenizer.get_vocab_size(), start, end)
+
+
+def cut_as_clip_does(tokenizer: Tokenizer) -> Tokenizer:
+    """Small letters, single spaces, words and their bytes: before any vocabulary."""
+    from tokenizers import Regex, normalizers, pre_tokenizers
+
+    tokenizer.normalizer = normalizers.Sequence(
+        [normalizers.NFC(), normalizers.Replace(Regex(r"\s+"), " "), normalizers.Lowercase()]
+    )
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
+        [pre_tokenizers.Split(Regex(_WORDS), "removed", invert=True), pre_tokenizers.ByteLevel(add_prefix_space=False)]
+    )
+    return tokenizer
 
 
 def _encodable(text: str) -> str:
