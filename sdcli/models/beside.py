@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from sdcli.errors import BadFile, ModelMissing, Usage
-from sdcli.models import hub_name
+from sdcli.models import hub_name, searching
 from sdcli.models.cache import Memory
 from sdcli.models.headers import Header, read_header
 from sdcli.models.hub_name import HubName
@@ -22,8 +22,6 @@ from sdcli.models.sniff import PICKLE_SUFFIXES
 from sdcli.terminal import show
 
 SUFFIX = ".safetensors"
-DEEPEST = 4  # folders below one that is looked through
-MOST_FILES = 20_000
 COMMANDS = {
     "LoRA": 'sdcli generate "a cat" --lora',
     "embedding": 'sdcli generate "a cat" --embedding',
@@ -82,7 +80,7 @@ class Place:
     """A folder looked through for names, and how deep."""
 
     folder: Path
-    deepest: int = DEEPEST
+    deepest: int = searching.DEEPEST
 
 
 def places(model: Model, folders: Iterable[Path]) -> tuple[Place, ...]:
@@ -134,21 +132,9 @@ def _named(where: tuple[Place, ...]) -> dict[str, list[Path]]:
 
 
 def _files(place: Place) -> Iterator[Path]:
-    left = MOST_FILES
-    waiting = [(Path(os.path.abspath(place.folder)), 0)]
-    while waiting and left > 0:
-        base, depth = waiting.pop()
-        try:
-            entries = sorted(os.scandir(base), key=lambda entry: entry.name)
-        except OSError:
-            continue
-        for entry in entries:
-            left -= 1
-            if entry.is_dir(follow_symlinks=False):
-                if depth < place.deepest:
-                    waiting.append((Path(entry.path), depth + 1))
-            elif entry.name.casefold().endswith(SUFFIX):
-                yield Path(entry.path)
+    for entry in searching.files([Path(os.path.abspath(place.folder))], place.deepest):
+        if entry.name.casefold().endswith(SUFFIX):
+            yield Path(entry.path)
 
 
 def _unknown(text: str, what: str, where: tuple[Place, ...], known: Iterable[str]) -> ModelMissing:

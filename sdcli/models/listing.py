@@ -17,7 +17,8 @@ from sdcli import schema
 from sdcli.errors import SdcliError, Unsafe
 from sdcli.models import embedding, folder, hub_cache, kinds
 from sdcli.models.headers import Header, read_header
-from sdcli.models.resolve import DEEPEST, MOST_FILES, known_as
+from sdcli.models.resolve import known_as
+from sdcli.models.searching import DEEPEST, MOST_FILES
 from sdcli.models.sniff import PICKLE_SUFFIXES
 from sdcli.terminal import show
 

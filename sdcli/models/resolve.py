@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from sdcli.errors import BadFile, ModelMissing, Offline, SdcliError, Usage
-from sdcli.models import checkpoint, folder, hub_cache, hub_name
+from sdcli.models import checkpoint, folder, hub_cache, hub_name, searching
 from sdcli.models.families import families
 from sdcli.models.families.family import Family, Known
 from sdcli.models.model import Model
@@ -23,8 +23,6 @@ from sdcli.models.sniff import PICKLE_SUFFIXES
 from sdcli.terminal import disk_text, show
 
 MODEL_SUFFIXES = (".safetensors", ".gguf", *sorted(PICKLE_SUFFIXES))
-DEEPEST = 4  # folders below an added one
-MOST_FILES = 20_000
 
 
 def resolve(
@@ -235,24 +233,13 @@ def _added(text: str, folders: tuple[Path, ...]) -> Model | None:
 
 def _models_in(folders: tuple[Path, ...]) -> Iterator[Path]:
     """Model files and diffusers folders, at most DEEPEST below; a folder that is a model is not looked into."""
-    left = MOST_FILES
-    waiting = [(base, 0) for base in folders]
-    while waiting and left > 0:
-        base, depth = waiting.pop()
-        try:
-            entries = sorted(os.scandir(base), key=lambda entry: entry.name)
-        except OSError:
-            continue
-        for entry in entries:
-            left -= 1
-            path = Path(entry.path)
-            if entry.is_dir(follow_symlinks=False):
-                if (path / "model_index.json").is_file():
-                    yield path
-                elif depth < DEEPEST:
-                    waiting.append((path, depth + 1))
-            elif entry.name.casefold().endswith(MODEL_SUFFIXES):
-                yield path
+    for entry in searching.files(folders, one_thing=_is_model):
+        if entry.is_dir(follow_symlinks=False) or entry.name.casefold().endswith(MODEL_SUFFIXES):
+            yield Path(entry.path)
+
+
+def _is_model(folder: Path) -> bool:
+    return (folder / "model_index.json").is_file()
 
 
 def _short(path: Path) -> str:
