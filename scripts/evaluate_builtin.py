@@ -142,26 +142,19 @@ def judged(
     goal: str,
 ) -> Row:  # fmt: skip
     right = five = 0
+    recoloured = {hue: coloured(art, hue) for hue in {one.hue for one in prompts if one.hue}}
     for one, seen in zip(prompts, drawn, strict=True):
-        near = references.nearest(seen)
-        if one.hue:
-            near = coloured(art, one.hue).nearest(seen)
+        near = recoloured.get(one.hue or "", references).nearest(seen)
         fits = (one.hue is None or hue_of(seen) == one.hue) and (one.ground is None or ground_of(seen) == one.ground)
         right += near[0] == one.thing and fits
         five += one.thing in near and fits
     return Row(what, right, five, len(prompts), goal)
 
 
-_COLOURED: dict[str, likeness.References] = {}
-
-
 def coloured(art: artwork.Artwork, hue: str) -> likeness.References:
-    if hue not in _COLOURED:
-        random = np.random.default_rng(0)
-        look = any_look(random, hue=HUES[hue])
-        every = [(thing, picture(rgba, look)) for style in art.pictures.values() for thing, rgba in style.items()]
-        _COLOURED[hue] = likeness.references(every)
-    return _COLOURED[hue]
+    look = any_look(np.random.default_rng(0), hue=HUES[hue])
+    every = [(thing, picture(rgba, look)) for style in art.pictures.values() for thing, rgba in style.items()]
+    return likeness.references(every)
 
 
 def hue_of(seen: Any) -> str:

@@ -88,7 +88,7 @@ def train(
             speed = (step + 1 - shown) / (time.monotonic() - started)
             say(f"autoencoder {step + 1}/{recipe.steps}  {seen:.1f} dB  {speed:.1f} steps/s")
         if (step + 1) % 500 == 0 or step + 1 == recipe.steps:
-            _keep({"model": model.state_dict(), "optimizer": optimizer.state_dict(), "step": step + 1}, kept)
+            keep({"model": model.state_dict(), "optimizer": optimizer.state_dict(), "step": step + 1}, kept)
     return model.eval()
 
 
@@ -173,7 +173,7 @@ def colours(model: AutoencoderKL, pictures: np.ndarray[Any, Any], device: str) -
     return [[round(value, 4) for value in row] for row in rows.tolist()]
 
 
-def _keep(state: dict[str, Any], path: Path) -> None:
+def keep(state: dict[str, Any], path: Path) -> None:
     """Whole or not at all: a training that is killed goes on from the last one."""
     part = path.with_suffix(".part")
     torch.save(state, part)

@@ -17,7 +17,7 @@ from torch import Tensor
 from transformers import CLIPTextModel, CLIPTokenizer
 
 from scripts.builtin_model.artwork import Artwork
-from scripts.builtin_model.autoencoder import encoded
+from scripts.builtin_model.autoencoder import encoded, keep
 from scripts.builtin_model.captions import Captions, Meaning
 from scripts.builtin_model.pictures import GROUNDS, HUES, Look, any_look, picture
 from scripts.builtin_model.text_encoder import tokens
@@ -122,15 +122,13 @@ class Training:
             "model": self.model.state_dict(), "averaged": self.averaged.state_dict(),
             "optimizer": self.optimizer.state_dict(), "step": self.step,
         }  # fmt: skip
-        part = path.with_suffix(".part")
-        torch.save(state, part)
-        part.replace(path)
+        keep(state, path)
 
     @torch.no_grad()
-    def average(self, keep: float) -> None:
-        keep = min(keep, (1 + self.step) / (10 + self.step))  # the first steps are forgotten soon
+    def average(self, share: float) -> None:
+        share = min(share, (1 + self.step) / (10 + self.step))  # the first steps are forgotten soon
         for mean, now in zip(self.averaged.parameters(), self.model.parameters(), strict=True):
-            mean.lerp_(now, 1 - keep)
+            mean.lerp_(now, 1 - share)
 
 
 def train(
@@ -147,9 +145,8 @@ def train(
     for step in range(begun, recipe.steps):
         for group in training.optimizer.param_groups:
             group["lr"] = recipe.rate * _rate(step, recipe)
-        random = np.random.default_rng(
-            (seed, step)
-        )  # a step is the same whether or not the training was stopped before
+        # a step is the same whether or not the training was stopped before
+        random = np.random.default_rng((seed, step))
         generator = torch.Generator().manual_seed(int(random.integers(1 << 62)))
         chosen = random.choice(len(shown.meanings), size=recipe.batch, p=shown.chances)
         said = [
