@@ -23,6 +23,7 @@ PACKAGES = {
     "noto": ("@iconify-json/noto", "1.2.9", "Apache-2.0"),
 }
 NAMES = ("emojibase-data", "17.0.0", "MIT")
+TWINS = 0.035  # the deviation of two pictures' means, of 1, under which they are taken for the same
 LEFT_OUT = (None, 2, 9)  # emojibase's groups: regional letters, components, flags
 
 
@@ -38,24 +39,38 @@ class Thing:
 
 @dataclass(frozen=True)
 class Artwork:
-    """`pictures[style]` holds one RGBA picture for each thing that has one: (index of the thing) → pixels."""
+    """`pictures[style]` holds one RGBA picture for each thing that has one: (index of the thing) → pixels.
+
+    A thing is `sided` when its mirror image is another thing: a clock, an arrow, somebody who walks to the right.
+    """
 
     things: tuple[Thing, ...]
     pictures: dict[str, dict[int, np.ndarray[Any, Any]]]
+    sided: frozenset[int]
+
+    def usual(self, thing: int) -> str:
+        """The style of a prompt that names none."""
+        return next(style for style, every in self.pictures.items() if thing in every)
+
+    def any(self, random: np.random.Generator) -> tuple[str, int]:
+        """A style, and a thing that has a picture in it."""
+        style = list(self.pictures)[random.integers(len(self.pictures))]
+        things = list(self.pictures[style])
+        return style, things[random.integers(len(things))]
 
 
 def artwork(work: Path, scope: str, styles: tuple[str, ...], size: int) -> Artwork:
     """Fetched and rendered once, then read from `work`."""
     things = _things(work, scope)
     pictures = {style: _rendered(work, style, things, size) for style in styles}
-    return Artwork(things, pictures)
+    return Artwork(things, pictures, _sided(pictures))
 
 
 def _things(work: Path, scope: str) -> tuple[Thing, ...]:
-    package = _package(work, *NAMES[:2])
+    held = package(work, *NAMES[:2])
     languages = {}
     for language in ("en", "it", "zh"):
-        rows = json.loads(package.extractfile(f"package/{language}/data.json").read())  # type: ignore[union-attr]
+        rows = json.loads(held.extractfile(f"package/{language}/data.json").read())  # type: ignore[union-attr]
         languages[language] = {row["hexcode"]: row for row in rows}
     wanted = set(everyday()) if scope == "everyday" else None
     found = []
@@ -67,6 +82,27 @@ def _things(work: Path, scope: str) -> tuple[Thing, ...]:
         tags = {language: tuple(row.get("tags") or ()) for language, row in rows.items()}
         found.append(Thing(code.lower(), row["label"], names, tags))
     return tuple(found)
+
+
+def _sided(pictures: dict[str, dict[int, np.ndarray[Any, Any]]]) -> frozenset[int]:
+    found: set[int] = set()
+    for every in pictures.values():
+        small = np.stack([_small(rgba) for rgba in every.values()])
+        turned = small[:, :, ::-1].reshape(len(small), -1)
+        flat = small.reshape(len(small), -1)
+        square = np.square(turned).sum(1)[:, None] + np.square(flat).sum(1)[None] - 2 * turned @ flat.T
+        np.fill_diagonal(square, np.inf)
+        near = np.sqrt(np.maximum(square.min(1), 0) / flat.shape[1]) < TWINS
+        found |= {thing for thing, twin in zip(every, near, strict=True) if twin}
+    return frozenset(found)
+
+
+def _small(rgba: np.ndarray[Any, Any], side: int = 16) -> np.ndarray[Any, Any]:
+    """On white, as 16 × 16 means."""
+    part = rgba[..., 3:].astype(np.float32) / 255
+    white = rgba[..., :3].astype(np.float32) / 255 * part + 1 - part
+    cell = rgba.shape[0] // side
+    return white.reshape(side, cell, side, cell, 3).mean((1, 3))
 
 
 def _rendered(work: Path, style: str, things: tuple[Thing, ...], size: int) -> dict[int, np.ndarray[Any, Any]]:
@@ -87,9 +123,9 @@ class _Vectors:
     """An Iconify collection: one JSON file of SVG bodies."""
 
     def __init__(self, work: Path, style: str) -> None:
-        package = _package(work, *PACKAGES[style][:2])
-        self.icons = json.loads(package.extractfile("package/icons.json").read())  # type: ignore[union-attr]
-        names = json.loads(package.extractfile("package/chars.json").read())  # type: ignore[union-attr]
+        held = package(work, *PACKAGES[style][:2])
+        self.icons = json.loads(held.extractfile("package/icons.json").read())  # type: ignore[union-attr]
+        names = json.loads(held.extractfile("package/chars.json").read())  # type: ignore[union-attr]
         self.names = {_plain(code): name for code, name in names.items()}
 
     def __call__(self, code: str, size: int) -> np.ndarray[Any, Any] | None:
@@ -108,7 +144,7 @@ class _Files:
     """One picture file for each emoji."""
 
     def __init__(self, work: Path) -> None:
-        self.package = _package(work, *PACKAGES["3d"][:2])
+        self.package = package(work, *PACKAGES["3d"][:2])
         members = [member.name for member in self.package.getmembers() if member.name.endswith((".webp", ".png"))]
         self.members = {_plain(Path(name).stem): name for name in members}
 
@@ -130,7 +166,7 @@ def _plain(code: str) -> str:
     return code.lower().replace("-fe0f", "")
 
 
-def _package(work: Path, name: str, version: str) -> tarfile.TarFile:
+def package(work: Path, name: str, version: str) -> tarfile.TarFile:
     """From the npm registry that npm itself is set to."""
     work.mkdir(parents=True, exist_ok=True)
     kept = work / f"{name.lstrip('@').replace('/', '-')}-{version}.tgz"

@@ -95,12 +95,16 @@ def train(
 def _loss(model: AutoencoderKL, wanted: torch.Tensor) -> tuple[torch.Tensor, float]:
     mean = model.encode(wanted).latent_dist.mean.float()
     noisy = mean + NOISE * mean.detach().std(dim=(0, 2, 3), keepdim=True) * torch.randn_like(mean)
-    drawn = model.decode(noisy).sample.float()
+    loss, seen = _far(model.decode(noisy).sample.float(), wanted)
+    return loss + 1e-3 * mean.square().mean(), seen
+
+
+def _far(drawn: torch.Tensor, wanted: torch.Tensor) -> tuple[torch.Tensor, float]:
+    """In values and in edges; and in dB."""
     far = drawn - wanted
     edges = (far.diff(dim=-1).abs().mean() + far.diff(dim=-2).abs().mean()) / 2
     square = far.square().mean()
-    loss = far.abs().mean() + 2 * square + edges + 1e-3 * mean.square().mean()
-    return loss, -10 * math.log10(max(1e-9, square.item() / 4))
+    return far.abs().mean() + 2 * square + edges, -10 * math.log10(max(1e-9, square.item() / 4))
 
 
 def _crops(pictures: np.ndarray[Any, Any], recipe: Recipe, seed: int, device: str) -> Iterator[torch.Tensor]:
@@ -124,6 +128,128 @@ def tensor(pictures: np.ndarray[Any, Any], device: str) -> torch.Tensor:
 def rate(step: int, steps: int, warm: int = 200) -> float:
     """Up in a line, down in half a cosine."""
     return min(1.0, (step + 1) / warm) * (0.5 + 0.5 * math.cos(math.pi * step / steps)) + 1e-4
+
+
+# --- twice as large: one more level outside of a trained one, whose latents stay what they are
+
+
+@dataclass(frozen=True)
+class Outer:
+    reading: int = 1500  # steps of the encoder's level
+    crop: int = 64
+    steps: int = 500
+    batch: int = 4
+    rate: float = 2e-3
+    pool: int = 3000
+
+
+def widened(inner: AutoencoderKL) -> AutoencoderKL:
+    """Reads and draws pictures twice as large through the same latents; at first it merely repeats each pixel."""
+    config = {name: value for name, value in inner.config.items() if not name.startswith("_")}
+    levels = len(inner.config.block_out_channels) + 1
+    config |= {
+        "block_out_channels": (inner.config.block_out_channels[0], *inner.config.block_out_channels),
+        "down_block_types": ("DownEncoderBlock2D",) * levels, "up_block_types": ("UpDecoderBlock2D",) * levels,
+        "sample_size": 2 * inner.config.sample_size,
+    }  # fmt: skip
+    model = AutoencoderKL(**config)
+    state = model.state_dict()
+    for name, value in inner.state_dict().items():
+        if name.startswith("encoder.down_blocks."):
+            number, rest = name.removeprefix("encoder.down_blocks.").split(".", 1)
+            name = f"encoder.down_blocks.{int(number) + 1}.{rest}"
+        if not name.startswith("encoder.conv_in"):
+            state[name] = value.clone()
+    model.load_state_dict(state)
+    with torch.no_grad():
+        torch.nn.init.dirac_(model.encoder.conv_in.weight)
+        torch.nn.init.dirac_(model.decoder.up_blocks[-2].upsamplers[0].conv.weight)
+        for block in (model.encoder.down_blocks[0], model.decoder.up_blocks[-1]):
+            for resnet in block.resnets:
+                resnet.conv2.weight.zero_()
+                resnet.conv2.bias.zero_()
+        model.encoder.conv_in.bias.zero_()
+        model.decoder.up_blocks[-2].upsamplers[0].conv.bias.zero_()
+    return model
+
+
+def train_outer(
+    artwork: Artwork, inner: AutoencoderKL, recipe: Outer, kept: Path, seed: int, device: str,
+    say: Callable[[str], None],
+) -> AutoencoderKL:  # fmt: skip
+    """The outermost levels alone, the encoder's on crops and the decoder's on whole pictures. Resumes from `kept`."""
+    torch.manual_seed(seed)
+    inner = inner.to(device, memory_format=torch.channels_last).eval().requires_grad_(False)
+    model = widened(inner).to(device, memory_format=torch.channels_last).requires_grad_(False)
+    for part in (*model.decoder.up_blocks[-2:], model.decoder.conv_norm_out, model.decoder.conv_out):
+        part.requires_grad_(True)
+    # torch crashes in the backward of a group norm whose input needs no gradient
+    model.decoder.up_blocks[-2].resnets[0].norm1.requires_grad_(False)
+    moving = [value for value in model.parameters() if value.requires_grad]
+    optimizer = torch.optim.AdamW(moving, lr=recipe.rate, betas=(0.9, 0.99), weight_decay=1e-4)
+    begun = 0
+    if kept.exists():
+        state = torch.load(kept, map_location=device, weights_only=True)
+        model.load_state_dict(state["model"])
+        begun = state["step"]
+        if begun >= recipe.steps:
+            return model.eval()
+        optimizer.load_state_dict(state["optimizer"])
+    pictures = pool(artwork, recipe.pool, seed)
+    if not begun:
+        _read_alike(model, inner, pictures, recipe, seed, device)
+    started, seen = time.monotonic(), []
+    for step in range(begun, recipe.steps):
+        for group in optimizer.param_groups:
+            group["lr"] = recipe.rate * rate(step, recipe.steps, 50)
+        random = np.random.default_rng((seed, step))
+        wanted = tensor(pictures[random.integers(len(pictures), size=recipe.batch)], device)
+        small = functional.avg_pool2d(wanted, 2)
+        with torch.autocast(device.split(":")[0], torch.bfloat16):
+            with torch.no_grad():
+                mean = inner.encode(small).latent_dist.mean.float()
+                noisy = mean + NOISE * torch.randn_like(mean)  # of latents that are level
+            drawn = model.decode(noisy).sample.float()
+        loss, shown = _far(drawn, wanted)
+        optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(moving, 1.0)
+        optimizer.step()
+        seen.append(shown)
+        if (step + 1) % 50 == 0:
+            speed = (step + 1 - begun) / (time.monotonic() - started)
+            say(f"outer level {step + 1}/{recipe.steps}  {np.mean(seen[-50:]):.1f} dB  {speed:.2f} steps/s")
+        if (step + 1) % 200 == 0 or step + 1 == recipe.steps:
+            keep({"model": model.state_dict(), "optimizer": optimizer.state_dict(), "step": step + 1}, kept)
+    return model.eval()
+
+
+def _read_alike(
+    model: AutoencoderKL, inner: AutoencoderKL, pictures: np.ndarray[Any, Any], recipe: Outer, seed: int, device: str
+) -> None:
+    """Two convolutions that read a picture as the inner ones read it at half its size."""
+    first, second = model.encoder.conv_in, model.encoder.down_blocks[0].downsamplers[0]
+    moving = [*first.parameters(), *second.parameters()]
+    for value in moving:
+        value.requires_grad_(True)
+    with torch.no_grad():
+        first.weight.add_(0.05 * torch.randn_like(first.weight))  # else some channels would stay dead
+    optimizer = torch.optim.Adam(moving, lr=recipe.rate)
+    random = np.random.default_rng(seed)
+    for step in range(recipe.reading):
+        for group in optimizer.param_groups:
+            group["lr"] = 2 * recipe.rate * rate(step, recipe.reading, 50)
+        chosen = pictures[random.integers(len(pictures), size=recipe.batch)]
+        left, top = random.integers(0, chosen.shape[1] - recipe.crop + 1, 2)
+        whole = tensor(chosen[:, top : top + recipe.crop, left : left + recipe.crop], device)
+        with torch.no_grad():
+            wanted = inner.encoder.conv_in(functional.avg_pool2d(whole, 2))
+        loss = (second(first(whole)) - wanted).square().mean() / wanted.square().mean()
+        optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        optimizer.step()
+    for value in moving:
+        value.requires_grad_(False)
 
 
 @torch.no_grad()

@@ -43,20 +43,46 @@ GROUNDED = {
     "it": ("{} su sfondo {colour}", "{}, sfondo {colour}"),
     "zh": ("{colour}背景的{}", "{}，{colour}背景"),
 }
+STYLES = ("flat", "3d", "noto")
+STYLED = {
+    "en": ("{name}, {style}", "{name}, {style}", "{style} {name}", "{name} in {style} style", "{name}, {style} style"),
+    "it": ("{name}, {style}", "{name} {style}", "{name}, stile {style}"),
+    "zh": ("{name}, {style}", "{name}，{style}", "{style}{name}"),
+}
+COUNTED = {
+    "en": {2: ("two {}", "2 {}", "a pair of {}"), 3: ("three {}", "3 {}"), 4: ("four {}", "4 {}")},
+    "it": {2: ("due {}", "2 {}"), 3: ("tre {}", "3 {}"), 4: ("quattro {}", "4 {}")},
+    "zh": {2: ("两个{}", "两只{}"), 3: ("三个{}", "三只{}"), 4: ("四个{}", "四只{}")},
+}
+PAIRED = {
+    "en": ("a {} and a {}", "{} and {}", "a {} next to a {}", "a {} beside a {}", "{} with {}"),
+    "it": ("un {} e un {}", "una {} e un {}", "{} e {}", "un {} accanto a un {}"),
+    "zh": ("{}和{}", "一只{}和一只{}", "一个{}和一个{}"),
+}
 
 
 @dataclass(frozen=True)
 class Meaning:
-    """What a caption says, and so what a picture must show. None: not said, white, or as the artwork is."""
+    """What a caption says, and so what a picture must show. None: not said, white, alone, or as the artwork is."""
 
-    thing: int | None
+    thing: int
+    style: str | None = None
     hue: str | None = None
     ground: str | None = None
+    count: int = 1
+    beside: int | None = None
+
+    def plain(self) -> bool:
+        return self.hue is None and self.ground is None and self.count == 1 and self.beside is None
 
 
 class Captions:
-    def __init__(self, things: Sequence[Thing], fitting: Callable[[int, str], bool] = lambda thing, tag: True) -> None:
-        """`fitting`: whether an English tag means this thing more than the others."""
+    def __init__(
+        self, things: Sequence[Thing], usual: Callable[[int], str],
+        fitting: Callable[[int, str], bool] = lambda thing, tag: True,
+    ) -> None:  # fmt: skip
+        """`usual`: the style when none is named; `fitting`: whether a tag means this thing more than the others."""
+        self.usual = usual
         self.names = {language: _names(things, language) for language in LANGUAGES}
         self.names["en"] = [
             [names[0], *(name for name in names[1:] if fitting(thing, name))]
@@ -64,24 +90,37 @@ class Captions:
         ]
 
     def any(self, meaning: Meaning, random: np.random.Generator) -> str:
-        """One of the ways to say it; English half of the time."""
-        assert meaning.thing is not None
+        """One of the ways to say it; English most of the time."""
         language = LANGUAGES[random.choice(3, p=(0.6, 0.2, 0.2))]
-        names = self.names[language][meaning.thing]
-        name = names[0] if random.random() < 0.5 else names[random.integers(len(names))]
-        return self.said(name, meaning, language, random)
+        name = self.name(meaning.thing, language, random)
+        beside = None if meaning.beside is None else self.name(meaning.beside, language, random)
+        return self.said(name, meaning, language, random, beside)
 
-    def said(self, name: str, meaning: Meaning, language: str, random: np.random.Generator) -> str:
+    def name(self, thing: int, language: str, random: np.random.Generator) -> str:
+        names = self.names[language][thing]
+        return names[0] if random.random() < 0.6 else names[random.integers(len(names))]
+
+    def said(
+        self, name: str, meaning: Meaning, language: str, random: np.random.Generator, beside: str | None = None
+    ) -> str:
+        """The usual style is named now and then, another one always."""
+
+        def one(patterns: Sequence[str]) -> str:
+            return patterns[random.integers(len(patterns))]
+
         colours = COLOURS[language]
-        if meaning.hue:
-            pattern = COLOURED[language][random.integers(len(COLOURED[language]))]
-            text = pattern.format(name=name, colour=colours[meaning.hue])
+        if beside is not None:
+            text = one(PAIRED[language]).format(name, beside)
+        elif meaning.count > 1:
+            text = one(COUNTED[language][meaning.count]).format(several(name) if language == "en" else name)
+        elif meaning.hue:
+            text = one(COLOURED[language]).format(name=name, colour=colours[meaning.hue])
         else:
-            patterns = SENTENCES[language]
-            text = patterns[random.integers(len(patterns))].format(name)
+            text = one(SENTENCES[language]).format(name)
         if meaning.ground:
-            patterns = GROUNDED[language]
-            text = patterns[random.integers(len(patterns))].format(text, colour=colours[meaning.ground])
+            text = one(GROUNDED[language]).format(text, colour=colours[meaning.ground])
+        if meaning.style and (meaning.style != self.usual(meaning.thing) or random.random() < 0.25):
+            text = one(STYLED[language]).format(name=text, style=meaning.style)
         return text
 
     def words(self) -> list[str]:
@@ -90,10 +129,23 @@ class Captions:
         for language in LANGUAGES:
             texts = [name for names in self.names[language] for name in names]
             texts += [*SENTENCES[language], *COLOURED[language], *GROUNDED[language], *COLOURS[language].values()]
+            texts += [*STYLED[language], *STYLES, *PAIRED[language]]
+            texts += [pattern for patterns in COUNTED[language].values() for pattern in patterns]
+            if language == "en":
+                texts += [several(names[0]) for names in self.names[language]]
             pieces = [piece for text in texts for piece in re.split(r"\{\w*\}", text)]
             found |= set(pieces) if language == "zh" else {word for piece in pieces for word in piece.split()}
         plain = {word.strip(" ,，.'’“”!").lower() for word in found}
         return sorted(word for word in plain if word)
+
+
+def several(name: str) -> str:
+    """The plural of an English name, by its last word."""
+    if name.endswith(("s", "x", "z", "ch", "sh")):
+        return name if name.endswith("s") and not name.endswith("ss") else name + "es"
+    if name.endswith("y") and name[-2:-1] not in "aeiou":
+        return name[:-1] + "ies"
+    return name + "s"
 
 
 def _names(things: Sequence[Thing], language: str) -> list[list[str]]:
@@ -110,5 +162,5 @@ def _names(things: Sequence[Thing], language: str) -> list[list[str]]:
             if len(words) > 1 and labels[word] == 1 and not shared[word] and word not in colours:
                 own.append(word)
         own += [tag.lower() for tag in thing.tags[language] if shared[tag.lower()] == 1 and tag.lower() not in colours]
-        found.append([name for name in dict.fromkeys(own) if name not in HELD_OUT])
+        found.append([label, *(name for name in dict.fromkeys(own[1:]) if name not in HELD_OUT and name != label)])
     return found

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,19 +21,22 @@ class References:
     """One row for each reference picture, as it is and mirrored."""
 
     features: Pixels
-    names: tuple[int, ...]
+    names: tuple[Hashable, ...]
 
-    def nearest(self, picture: Pixels, count: int = 5) -> list[int]:
-        """Different things, the nearest first."""
+    def nearest(self, picture: Pixels, count: int = 5) -> list[Any]:
+        """Different names, the nearest first."""
         far = np.square(self.features - feature(picture)[None]).sum(1)
         found = dict.fromkeys(self.names[row] for row in np.argsort(far, kind="stable"))
         return list(found)[:count]
 
 
-def references(pictures: Sequence[tuple[int, Pixels]]) -> References:
-    """From (thing, RGB pixels)."""
-    rows = [(thing, feature(seen)) for thing, shown in pictures for seen in (shown, shown[:, ::-1])]
-    return References(np.stack([row for _, row in rows]), tuple(thing for thing, _ in rows))
+def references(
+    pictures: Sequence[tuple[Hashable, Pixels]], sided: Callable[[Any], bool] = lambda name: False
+) -> References:
+    """From (name, RGB pixels); what is `sided` only as it is."""
+    rows = [(name, feature(seen)) for name, shown in pictures
+            for seen in ((shown,) if sided(name) else (shown, shown[:, ::-1]))]  # fmt: skip
+    return References(np.stack([row for _, row in rows]), tuple(name for name, _ in rows))
 
 
 def feature(picture: Pixels) -> Pixels:

@@ -1,7 +1,8 @@
-"""Pictures as training sees them: on a ground, mirrored, a little smaller or aside, in another colour."""
+"""Pictures as training sees them: on a ground, mirrored, smaller or aside, in another colour, several at once."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,6 +16,12 @@ GROUNDS = {
     "green": (120, 201, 126), "blue": (104, 166, 240), "purple": (172, 134, 226), "pink": (250, 160, 196),
     "brown": (158, 116, 88), "grey": (176, 176, 182), "black": (32, 32, 36),
 }  # fmt: skip
+# Where two, three and four things stand: the upper left corners, in halves of a side.
+PLACES = {
+    2: ((0.0, 0.5), (1.0, 0.5)),
+    3: ((0.5, 0.0), (0.0, 1.0), (1.0, 1.0)),
+    4: ((0.0, 0.0), (1.0, 0.0), (0.0, 1.0), (1.0, 1.0)),
+}
 HUES = {"red": 0.0, "orange": 0.08, "yellow": 0.145, "green": 0.35, "blue": 0.59, "purple": 0.76, "pink": 0.92}
 
 
@@ -29,11 +36,11 @@ class Look:
     hue: float | None = None
 
 
-def any_look(random: np.random.Generator, **fixed: Any) -> Look:
-    """What a seed may vary when the prompt is silent: the side it faces, its size, its place."""
+def any_look(random: np.random.Generator, sided: bool = False, **fixed: Any) -> Look:
+    """What a seed may vary when the prompt is silent: its size, its place, the side it faces if that does not count."""
     scale = float(random.uniform(0.8, 1.0))
     aside = (float(random.uniform(-1, 1)), float(random.uniform(-1, 1)))
-    return Look(mirrored=bool(random.random() < 0.5), scale=scale, aside=aside, **fixed)
+    return Look(mirrored=bool(random.random() < 0.5) and not sided, scale=scale, aside=aside, **fixed)
 
 
 def picture(rgba: Pixels, look: Look) -> Pixels:
@@ -49,6 +56,20 @@ def picture(rgba: Pixels, look: Look) -> Pixels:
     at = (round(free * (1 + look.aside[0])), round(free * (1 + look.aside[1])))
     canvas = Image.new("RGBA", (size, size), (*look.ground, 255))
     canvas.alpha_composite(artwork, at)
+    return np.asarray(canvas.convert("RGB"))
+
+
+def together(
+    artworks: Sequence[Pixels], mirrored: Sequence[bool], ground: tuple[int, int, int] = GROUNDS["white"]
+) -> Pixels:
+    """Two, three or four things, each half as large."""
+    size = artworks[0].shape[0]
+    canvas = Image.new("RGBA", (size, size), (*ground, 255))
+    for rgba, turned, (across, down) in zip(artworks, mirrored, PLACES[len(artworks)], strict=True):
+        small = Image.fromarray(rgba).resize((size // 2, size // 2), Image.Resampling.LANCZOS)
+        if turned:
+            small = small.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
+        canvas.alpha_composite(small, (round(across * size / 2), round(down * size / 2)))
     return np.asarray(canvas.convert("RGB"))
 
 

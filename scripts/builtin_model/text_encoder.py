@@ -1,7 +1,7 @@
 """The text encoder: a small CLIPTextModel with its own vocabulary, taught what words mean before any picture.
 
-Every caption of a thing is led to that thing's code; any other word to a blend of the codes of the things nearest to it
-in the teacher's eyes, so that a word never shown with a picture still lands on something that can be drawn.
+Every caption is led to the code of its picture (scripts/builtin_model/examples.py); any other word to the code of the
+thing nearest to it in the teacher's eyes, so that a word never shown with a picture still means something to draw.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import time
 import unicodedata
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,17 +20,19 @@ from torch import Tensor
 from torch.nn import functional
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
-from scripts.builtin_model import teacher
+from scripts.builtin_model import teacher, wordnet
 from scripts.builtin_model.artwork import Thing
 from scripts.builtin_model.autoencoder import keep, rate
-from scripts.builtin_model.captions import Captions, Meaning
-from scripts.builtin_model.pictures import GROUNDS, HUES
-from scripts.builtin_model.synonyms import HELD_OUT
+from scripts.builtin_model.captions import STYLES, Captions, Meaning
+from scripts.builtin_model.examples import Examples
+from scripts.builtin_model.synonyms import HELD_OUT, named
+from scripts.builtin_model.things import everyday
 from sdcli.request.tokenizer import cut_as_clip_does
 
 START, END = "<|startoftext|>", "<|endoftext|>"
 LENGTH = 77
-SHARPNESS = 0.03  # of the blend: one that is nearer by this much counts e times more
+EVERYDAY = 0.05  # how much nearer an everyday thing is to any word
+KINDS = 0.3  # how much nearer a word is to the thing that WordNet says it is a kind of
 
 
 @dataclass(frozen=True)
@@ -39,20 +41,10 @@ class Recipe:
     width: int = 256
     layers: int = 2
     words: int = 50_000  # of the language's most frequent
-    steps: int = 2400
-    captions: int = 96  # in a batch
-    others: int = 128  # words in a batch
-    rate: float = 1.5e-3
-
-
-@dataclass(frozen=True)
-class Lessons:
-    """Codes of the things, and the word list with what each word should be."""
-
-    codes: Tensor  # [things, width of a code]
-    words: list[str]
-    blends: Tensor  # [words, things], fp16
-    weights: np.ndarray[Any, Any]  # how often each word is asked
+    steps: int = 3000
+    captions: int = 128  # in a batch
+    others: int = 192  # words in a batch
+    rate: float = 2e-3
 
 
 # --- the vocabulary
@@ -108,7 +100,7 @@ def new(recipe: Recipe, tokenizer: CLIPTokenizer) -> CLIPTextModel:
     size = len(tokenizer)
     return CLIPTextModel(
         CLIPTextConfig(
-            vocab_size=size, hidden_size=recipe.width, intermediate_size=2 * recipe.width, projection_dim=recipe.width,
+            vocab_size=size, hidden_size=recipe.width, intermediate_size=4 * recipe.width, projection_dim=recipe.width,
             num_hidden_layers=recipe.layers, num_attention_heads=4, max_position_embeddings=LENGTH,
             bos_token_id=size - 2, eos_token_id=size - 1, pad_token_id=size - 1, hidden_act="gelu",
         )
@@ -118,18 +110,37 @@ def new(recipe: Recipe, tokenizer: CLIPTokenizer) -> CLIPTextModel:
 # --- what is taught
 
 
-def lessons(things: Sequence[Thing], captions: Captions, recipe: Recipe, kept: Path) -> Lessons:
-    names = [thing.name.lower() for thing in things]
-    vectors = teacher.meanings(names)
+@dataclass(frozen=True)
+class Lessons:
+    """What can be drawn, in codes, and the word list with the thing that each word is nearest to."""
+
+    codes: Tensor  # [meanings, width]
+    silent: Tensor
+    meanings: list[Meaning]
+    chances: np.ndarray[Any, Any]  # how often each meaning is asked
+    plain: dict[tuple[int, str | None], int]  # (thing, style): which meaning that is
+    words: list[str]
+    nearest: np.ndarray[Any, Any]  # the thing of each word
+    weights: np.ndarray[Any, Any]  # how often each word is asked
+
+
+def lessons(shown: Examples, things: Sequence[Thing], captions: Captions, recipe: Recipe, kept: Path) -> Lessons:
     words = frequent(recipe.words)
-    likeness = _likeness(teacher.kept_meanings(words, kept), vectors, captions)
-    top = likeness.max(1).values
+    likeness = _likeness(teacher.kept_meanings(words, kept), things, captions)
+    likeness += KINDS * wordnet.Kinds(kept.parent).likeness(words, things)
+    top, nearest = likeness.max(1)
     weights = np.array([1 / (place + 50) ** 0.5 for place in range(len(words))])
-    weights *= np.where(top.numpy() > 0.5, 8.0, np.where(top.numpy() > 0.4, 2.0, 0.3))
+    near = top.numpy()
+    weights *= np.select([near > 0.8, near > 0.65, near > 0.6, near > 0.5], [12.0, 8.0, 4.0, 0.1], 0.02)
     taught = {name for names in captions.names["en"] for name in names}
     weights *= np.array([0.0 if word in taught else 1.0 for word in words])  # captions teach those
-    blends = torch.softmax(likeness / SHARPNESS, dim=1)
-    return Lessons(_codes(vectors), words, blends.half(), weights / weights.sum())
+    kinds = np.array([meaning.plain() for meaning in shown.meanings])
+    chances = np.where(kinds, 0.6 / kinds.sum(), 0.4 / max(1, (~kinds).sum()))
+    plain = {(shown.meanings[row].thing, shown.meanings[row].style): int(row) for row in np.flatnonzero(kinds)}
+    return Lessons(
+        shown.codes, shown.silent, shown.meanings, chances / chances.sum(), plain, words, nearest.numpy(),
+        weights / weights.sum(),
+    )  # fmt: skip
 
 
 def fitting(things: Sequence[Thing]) -> Callable[[int, str], bool]:
@@ -144,89 +155,96 @@ def fitting(things: Sequence[Thing]) -> Callable[[int, str], bool]:
     return lambda thing, tag: thing in table.get(tag, {thing})
 
 
-def _likeness(words: Tensor, names: Tensor, captions: Captions) -> Tensor:
-    """To a thing: to its name and to the nearest of its other names, mixed."""
-    plain = words @ names.T
+def _likeness(words: Tensor, things: Sequence[Thing], captions: Captions) -> Tensor:
+    """To a thing: to its name and to the nearest of its other names, mixed; everyday things a little nearer."""
+    plain = words @ teacher.meanings([thing.name.lower() for thing in things]).T
     best = plain.clone()
     others = [(thing, name) for thing, every in enumerate(captions.names["en"]) for name in every[1:]]
     near = words @ teacher.meanings([name for _, name in others]).T
     for column, (thing, _) in enumerate(others):
         best[:, thing] = torch.maximum(best[:, thing], near[:, column])
-    return 0.3 * plain + 0.7 * best
-
-
-def _codes(vectors: Tensor) -> Tensor:
-    """Meanings turned so that their main directions are even: alike things stay alike, but can be told apart."""
-    centred = vectors - vectors.mean(0)
-    left, strength, _ = torch.linalg.svd(centred, full_matrices=False)
-    codes = functional.normalize(left * strength**0.4, dim=1) * len(vectors) ** 0.5
-    return functional.pad(codes, (0, max(0, len(vectors) - codes.shape[1])))  # as wide as there are things
+    usual = set(everyday())
+    return 0.3 * plain + 0.7 * best + torch.tensor([EVERYDAY if thing.name in usual else 0.0 for thing in things])
 
 
 # --- training
 
 
-class Student(torch.nn.Module):
-    """The encoder with heads that are thrown away: code of the thing, colour, ground."""
-
-    def __init__(self, encoder: CLIPTextModel, code: int, recipe: Recipe) -> None:
-        super().__init__()
-        self.encoder = encoder
-        self.code = torch.nn.Linear(recipe.width, code)
-        self.hue = torch.nn.Linear(recipe.width, len(HUES) + 1)
-        self.ground = torch.nn.Linear(recipe.width, len(GROUNDS) + 1)
-
-    def forward(self, ids: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        states = self.encoder(ids).last_hidden_state[:, 1:]
-        pooled = states.mean(1)
-        return self.code(pooled), self.hue(pooled), self.ground(pooled)
-
-
 def train(
-    things: Sequence[Thing], captions: Captions, recipe: Recipe, folder: Path, kept: Path, seed: int, device: str,
-    say: Callable[[str], None],
+    shown: Examples, things: Sequence[Thing], captions: Captions, recipe: Recipe, folder: Path, kept: Path, seed: int,
+    device: str, say: Callable[[str], None],
 ) -> CLIPTextModel:  # fmt: skip
     """Resumes from `kept`; the vocabulary is in `folder`."""
     torch.manual_seed(seed)
     tokenizer = CLIPTokenizer.from_pretrained(folder)
-    student = Student(new(recipe, tokenizer), len(things), recipe).to(device)
-    optimizer = torch.optim.AdamW(student.parameters(), lr=recipe.rate, betas=(0.9, 0.98), weight_decay=0.01)
+    encoder = new(recipe, tokenizer).to(device)
+    optimizers = _optimizers(encoder, recipe)
     begun = 0
     if kept.exists():
         state = torch.load(kept, map_location=device, weights_only=True)
-        student.load_state_dict(state["student"])
-        optimizer.load_state_dict(state["optimizer"])
+        encoder.load_state_dict(state["encoder"])
+        for optimizer, past in zip(optimizers, state["optimizers"], strict=True):
+            optimizer.load_state_dict(past)
         begun = state["step"]
     if begun >= recipe.steps:
-        return student.encoder.eval()
-    taught = lessons(things, captions, recipe, kept.with_name("meanings.pt"))
-    random = np.random.default_rng(seed + begun)
-    codes = taught.codes.to(device)
-    started = time.monotonic()
+        return encoder.eval()
+    taught = lessons(shown, things, captions, recipe, kept.with_name("meanings.pt"))
+    started, losses = time.monotonic(), []
     for step in range(begun, recipe.steps):
-        for group in optimizer.param_groups:
+        for group in (group for optimizer in optimizers for group in optimizer.param_groups):
             group["lr"] = recipe.rate * rate(step, recipe.steps)
-        texts, blends, hues, grounds = _lesson(taught, captions, recipe, random)
-        length = int(random.choice((16, 24, 40, LENGTH), p=(0.6, 0.25, 0.1, 0.05)))
-        ids = tokens(tokenizer, texts, length).to(device)
-        with torch.autocast(device.split(":")[0], torch.bfloat16):
-            code, hue, ground = student(ids)
-        wanted = blends.to(device).float() @ codes
-        far = functional.mse_loss(code.float(), wanted)
-        loss = far + 0.3 * functional.cross_entropy(hue.float(), hues.to(device))
-        loss = loss + 0.3 * functional.cross_entropy(ground.float(), grounds.to(device))
-        optimizer.zero_grad(set_to_none=True)
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(student.parameters(), 1.0)
-        optimizer.step()
+        # a step is the same whether or not the training was stopped before
+        random = np.random.default_rng((seed, step))
+        texts, wanted = _lesson(taught, captions, recipe, random)
+        for optimizer in optimizers:
+            optimizer.zero_grad(set_to_none=True)
+        losses.append(sum(_learn(encoder, ids.to(device), wanted[rows].to(device), len(texts), tokenizer.eos_token_id)
+                          for ids, rows in _alike(tokenizer, texts, random)))  # fmt: skip
+        torch.nn.utils.clip_grad_norm_(encoder.parameters(), 1.0)
+        for optimizer in optimizers:
+            optimizer.step()
         if (step + 1) % 100 == 0:
-            seen = knows(student, tokenizer, taught, things, device)
             speed = (step + 1 - begun) / (time.monotonic() - started)
-            say(f"text encoder {step + 1}/{recipe.steps}  loss {loss.item():.3f}  {seen}  {speed:.1f} steps/s")
+            seen = knows(encoder, tokenizer, taught, things, captions, device)
+            mean = np.mean(losses[-100:])
+            say(f"text encoder {step + 1}/{recipe.steps}  loss {mean:.3f}  {seen}  {speed:.1f} steps/s")
         if (step + 1) % 500 == 0 or step + 1 == recipe.steps:
-            state = {"student": student.state_dict(), "optimizer": optimizer.state_dict(), "step": step + 1}
-            keep(state, kept)
-    return student.encoder.eval()
+            past = [optimizer.state_dict() for optimizer in optimizers]
+            keep({"encoder": encoder.state_dict(), "optimizers": past, "step": step + 1}, kept)
+    return encoder.eval()
+
+
+def _optimizers(encoder: CLIPTextModel, recipe: Recipe) -> list[torch.optim.Optimizer]:
+    """Muon for what multiplies, AdamW for tables, norms and biases."""
+    inner = [value for name, value in encoder.named_parameters() if value.ndim == 2 and "embedding" not in name]
+    rest = [value for name, value in encoder.named_parameters() if value.ndim != 2 or "embedding" in name]
+    return [
+        torch.optim.Muon(inner, lr=recipe.rate, weight_decay=0.01, adjust_lr_fn="match_rms_adamw"),
+        torch.optim.AdamW(rest, lr=recipe.rate, betas=(0.9, 0.98), weight_decay=0.01, fused=True),
+    ]
+
+
+def _learn(encoder: CLIPTextModel, ids: Tensor, wanted: Tensor, whole: int, end: int) -> float:
+    """From the end of a caption on, every state says all of it."""
+    with torch.autocast(ids.device.type, torch.bfloat16):
+        states = encoder(ids).last_hidden_state
+    after = (ids == end).float()[..., None]
+    far = ((states.float() - wanted[:, None]).square() * after).sum((1, 2)) / after.sum((1, 2))
+    loss = far.sum() / wanted.shape[1] / whole
+    loss.backward()
+    return float(loss.detach())
+
+
+def _alike(
+    tokenizer: CLIPTokenizer, texts: Sequence[str], random: np.random.Generator, parts: int = 4
+) -> Iterator[tuple[Tensor, list[int]]]:
+    """The captions in parts of like length, padded to that and a little more, now and then to the whole length."""
+    lengths = [len(ids) for ids in tokenizer(list(texts)).input_ids]
+    for rows in np.array_split(np.argsort(lengths, kind="stable"), parts):
+        length = min(LENGTH, lengths[rows[-1]] + int(random.integers(1, 5)))
+        if random.random() < 0.03:
+            length = LENGTH
+        yield tokens(tokenizer, [texts[row] for row in rows], length), rows.tolist()
 
 
 def tokens(tokenizer: CLIPTokenizer, texts: Sequence[str], length: int = LENGTH) -> Tensor:
@@ -237,35 +255,42 @@ def tokens(tokenizer: CLIPTokenizer, texts: Sequence[str], length: int = LENGTH)
 
 def _lesson(
     taught: Lessons, captions: Captions, recipe: Recipe, random: np.random.Generator
-) -> tuple[list[str], Tensor, Tensor, Tensor]:
-    things = len(taught.codes)
-    hues, grounds = list(HUES), list(GROUNDS)
-    texts, rows, colours, backs = [], [], [], []
-    for _ in range(recipe.captions):
-        thing = int(random.integers(things))
-        hue = hues[random.integers(len(hues))] if random.random() < 0.3 else None
-        ground = grounds[random.integers(len(grounds))] if random.random() < 0.25 else None
-        texts.append(captions.any(Meaning(thing, hue, ground), random))
-        rows.append(functional.one_hot(torch.tensor(thing), things).half())
-        colours.append(hues.index(hue) + 1 if hue else 0)
-        backs.append(grounds.index(ground) + 1 if ground else 0)
-    for chosen in random.choice(len(taught.words), size=recipe.others, p=taught.weights):
-        hue = hues[random.integers(len(hues))] if random.random() < 0.15 else None
-        texts.append(captions.said(taught.words[chosen], Meaning(0, hue), "en", random))
-        rows.append(taught.blends[chosen])
-        colours.append(hues.index(hue) + 1 if hue else 0)
-        backs.append(0)
-    return texts, torch.stack(rows), torch.tensor(colours), torch.tensor(backs)
+) -> tuple[list[str], Tensor]:
+    chosen = random.choice(len(taught.meanings), size=recipe.captions, p=taught.chances)
+    texts = [captions.any(taught.meanings[row], random) for row in chosen]
+    rows = [taught.codes[row] for row in chosen]
+    for word in random.choice(len(taught.words), size=recipe.others, p=taught.weights):
+        thing = int(taught.nearest[word])
+        styles = [style for style in STYLES if (thing, style) in taught.plain]
+        style = captions.usual(thing) if random.random() < 0.8 else styles[random.integers(len(styles))]
+        texts.append(captions.said(taught.words[word], Meaning(thing, style), "en", random))
+        rows.append(taught.codes[taught.plain[thing, style]])
+    return [*texts, ""], torch.stack([*rows, taught.silent])
 
 
 @torch.no_grad()
-def knows(student: Student, tokenizer: CLIPTokenizer, taught: Lessons, things: Sequence[Thing], device: str) -> str:
-    """How many held-out words land nearest to their thing."""
-    names = [thing.name for thing in things]
-    pairs = [(word, names.index(name)) for word, name in HELD_OUT.items() if name in names]
-    if not pairs:
-        return ""
-    code = student(tokens(tokenizer, [f"a {word}" for word, _ in pairs], 24).to(device))[0]
-    near = functional.normalize(code.float(), dim=1) @ functional.normalize(taught.codes.to(device), dim=1).T
-    right = sum(int(row.argmax()) == thing for row, (_, thing) in zip(near, pairs, strict=True))
-    return f"synonyms {right}/{len(pairs)}"
+def knows(
+    encoder: CLIPTextModel, tokenizer: CLIPTokenizer, taught: Lessons, things: Sequence[Thing], captions: Captions,
+    device: str,
+) -> str:  # fmt: skip
+    """How many names, names with a style and held-out words land nearest to their thing."""
+    plain = list(taught.plain.items())
+    table = functional.normalize(taught.codes[[row for _, row in plain]], dim=1)
+    names = {thing.name: number for number, thing in enumerate(things)}
+    asked = {
+        "names": [(f"a {thing.name}", {number}, captions.usual(number)) for number, thing in enumerate(things)][::7],
+        "styles": [(f"{things[thing].name}, {style}", {thing}, style) for (thing, style), _ in plain][::17],
+        "synonyms": [(f"a {word}", {names.get(name) for name in named(word)}, "") for word in HELD_OUT],
+    }
+    told = []
+    for what, rows in asked.items():
+        if rows:
+            states = encoder(tokens(tokenizer, [text for text, _, _ in rows], 32).to(device)).last_hidden_state[:, -1]
+            near = (functional.normalize(states.float().cpu(), dim=1) @ table.T).argmax(1).tolist()
+            found = [plain[row][0] for row in near]
+            right = sum(
+                seen in fits and style in ("", drawn)
+                for (_, fits, style), (seen, drawn) in zip(rows, found, strict=True)
+            )
+            told.append(f"{what} {right}/{len(rows)}")
+    return "  ".join(told)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import io
+import tarfile
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,24 +14,18 @@ import torch
 from PIL import Image, ImageDraw
 from transformers import CLIPTokenizer
 
-from scripts.builtin_model import autoencoder, denoiser, export, likeness, pictures, text_encoder
-from scripts.builtin_model.artwork import Artwork, Thing
-from scripts.builtin_model.captions import Captions, Meaning
-from scripts.builtin_model.synonyms import HELD_OUT
+from scripts import evaluate_builtin
+from scripts.builtin_model import autoencoder, denoiser, examples, export, likeness, pictures, text_encoder, wordnet
+from scripts.builtin_model.artwork import Artwork, Thing, _sided
+from scripts.builtin_model.captions import Captions, Meaning, several
+from scripts.builtin_model.synonyms import HELD_OUT, named
 from scripts.builtin_model.things import everyday
 
 NAMES = ("disc", "square box", "tall tower", "ring")
 TINY = denoiser.Recipe(
-    widths=(16, 16),
-    read=(False, True),
-    latent_channels=2,
-    latent_size=8,
-    text_width=16,
-    steps=4,
-    batch=3,
-    looks=1,
-    kept_every=2,
+    widths=(16, 16), moment=16, latent_channels=2, latent_size=8, text_width=16, steps=4, read=2, batch=3, kept_every=2
 )
+FEW = examples.Amounts(looks=1, coloured=6, grounded=6, pairs=6, counts=6)
 
 
 def thing(name: str, tags: tuple[str, ...] = ()) -> Thing:
@@ -46,17 +42,22 @@ def drawn(size: int = 64) -> Artwork:
         else:
             pen.rectangle(box, fill=(240, 190, 40, 255), outline=(20, 60, 20, 255), width=3)
         found[index] = np.asarray(image.resize((size, size)))
-    return Artwork(tuple(thing(name) for name in NAMES), {"flat": found})
+    return Artwork(tuple(thing(name) for name in NAMES), {"flat": found}, frozenset({2}))
+
+
+def usual(thing: int) -> str:
+    return "flat"
 
 
 def test_two_hundred_things_each_once() -> None:
     assert len(everyday()) == len(set(everyday())) == 200
     assert set(HELD_OUT.values()) <= set(everyday()) and len(HELD_OUT) == 100
+    assert named("kitty") == ("cat", "cat face") and named("mallet") == ("hammer",)
 
 
 def test_no_caption_ever_holds_a_held_out_word() -> None:
     things = [thing("cat", ("kitty", "pet")), thing("dog", ("puppy", "pet")), thing("red apple", ("fruit",))]
-    captions = Captions(things)
+    captions = Captions(things, usual)
     assert captions.names["en"] == [["cat"], ["dog"], ["red apple", "apple", "fruit"]]
     random = np.random.default_rng(0)
     said = " ".join(captions.any(Meaning(n % 3, hue="blue"), random) for n in range(300))
@@ -66,7 +67,41 @@ def test_no_caption_ever_holds_a_held_out_word() -> None:
 
 def test_a_tag_that_means_another_thing_is_no_name() -> None:
     things = [thing("shrimp", ("small",)), thing("ant", ("insect",))]
-    assert Captions(things, lambda index, tag: tag != "small").names["en"] == [["shrimp"], ["ant", "insect"]]
+    assert Captions(things, usual, lambda index, tag: tag != "small").names["en"] == [["shrimp"], ["ant", "insect"]]
+
+
+def test_captions_say_styles_counts_and_what_stands_beside() -> None:
+    captions = Captions([thing("cat"), thing("cherry")], usual)
+    random = np.random.default_rng(0)
+
+    def said(meaning: Meaning) -> set[str]:
+        return {captions.any(meaning, random) for _ in range(300)}
+
+    assert "cat, 3d" in said(Meaning(0, "3d")) and all("3d" in text for text in said(Meaning(0, "3d")))
+    assert any("flat" in text for text in said(Meaning(0, "flat"))) and "a cat" in said(Meaning(0, "flat"))
+    assert {"three cherries", "tre cherry it", "三个东西"} <= said(Meaning(1, count=3))
+    assert {"a cat and a cherry", "cat it e cherry it"} <= said(Meaning(0, beside=1))
+    assert [several(name) for name in ("apple", "box", "cherry", "key", "glasses", "dress")] == [
+        "apples", "boxes", "cherries", "keys", "glasses", "dresses",
+    ]  # fmt: skip
+
+
+def test_several_things_stand_where_they_are_looked_for() -> None:
+    art = drawn()
+    both = pictures.together([art.pictures["flat"][0], art.pictures["flat"][1]], (False, True))
+    shown = {index: pictures.picture(rgba, pictures.Look()) for index, rgba in art.pictures["flat"].items()}
+    references = likeness.references(list(shown.items()))
+    assert [references.nearest(cell, 1) for cell in evaluate_builtin.cells(both, 2)] == [[0], [1]]
+    three = pictures.together([art.pictures["flat"][3]] * 3, [False] * 3)
+    assert [references.nearest(cell, 1) for cell in evaluate_builtin.cells(three, 3)] == [[3]] * 3
+
+
+def test_a_thing_whose_mirror_image_is_another_thing_is_sided() -> None:
+    left = np.zeros((32, 32, 4), np.uint8)
+    left[8:24, 2:10] = (200, 0, 0, 255)
+    whole = np.zeros((32, 32, 4), np.uint8)
+    whole[8:24, 4:28] = (0, 0, 200, 255)
+    assert _sided({"flat": {0: left, 1: left[:, ::-1].copy(), 2: whole}}) == {0, 1}
 
 
 def test_the_measure_knows_a_picture_moved_mirrored_smaller_and_as_jpeg() -> None:
@@ -125,29 +160,82 @@ def small(folder: Path) -> tuple[CLIPTokenizer, Any]:
     return tokenizer, text_encoder.new(text_encoder.Recipe(width=16, layers=1), tokenizer).eval()
 
 
-def miniature(words: Path, kept: Path, look: Any = None) -> Any:
+def miniature(words: Path, kept: Path, stop_at: int = 0) -> Any:
     torch.manual_seed(2)
     art = drawn()
     vae = autoencoder.new(autoencoder.Recipe(size=64, widths=(16, 16, 16, 16), latent_channels=2)).eval()
     tokenizer, encoder = small(words)
-    shown = denoiser.examples(art, vae, TINY, 3, "cpu")
-    captions = Captions(art.things)
-    unet = denoiser.train(shown, captions, tokenizer, encoder, TINY, kept, 5, "cpu", lambda line: None, look)
+    shown = examples.examples(art, vae, 16, FEW, 3, "cpu", kept.with_name("examples.pt"))
+    reader = denoiser.Reader(Captions(art.things, art.usual), tokenizer, encoder, "cpu")
+    recipe = replace(TINY, read=stop_at) if stop_at else TINY
+    unet = denoiser.train(shown, None if stop_at else reader, recipe, kept, 5, "cpu", lambda line: None)
     return unet, (vae, tokenizer, encoder)
 
 
 def test_a_training_that_was_stopped_goes_on_as_if_it_had_not_been(words: Path, tmp_path: Path) -> None:
-    def stop(model: Any, step: int) -> None:
-        if step == 2:
-            raise KeyboardInterrupt
-
     whole, _ = miniature(words, tmp_path / "whole.pt")
-    with pytest.raises(KeyboardInterrupt):
-        miniature(words, tmp_path / "stopped.pt", stop)
+    miniature(words, tmp_path / "stopped.pt", stop_at=2)
+    assert torch.load(tmp_path / "stopped.pt", weights_only=True)["step"] == 2
     resumed, _ = miniature(words, tmp_path / "stopped.pt")
     again, _ = miniature(words, tmp_path / "whole.pt")  # finished: only read
     for one, two, three in zip(whole.parameters(), resumed.parameters(), again.parameters(), strict=True):
         assert torch.equal(one, two) and torch.equal(one, three)
+
+
+def test_a_code_is_its_picture_in_the_form_of_the_encoder_s_states(words: Path, tmp_path: Path) -> None:
+    miniature(words, tmp_path / "kept.pt")
+    shown = examples.examples(drawn(), None, 16, FEW, 3, "cpu", tmp_path / "examples.pt")  # type: ignore[arg-type]
+    every = torch.cat([shown.codes, shown.silent[None]])
+    assert every.mean(1).abs().max() < 1e-5  # what the last norm of the encoder takes away
+    assert torch.allclose(every.square().mean(1), torch.ones(len(every)), atol=1e-5)
+    assert torch.pdist(shown.codes[[0, 1, 2, 3]]).min() > 1
+    assert abs(shown.chances.sum() - 1) < 1e-9 and len(shown.chances) == len(shown.latents) == len(shown.meant)
+    assert {meaning.count for meaning in shown.meanings} > {1} and any(m.beside is not None for m in shown.meanings)
+
+
+def test_words_are_kinds_of_things(tmp_path: Path) -> None:
+    """A WordNet of five senses, in the files of the real one."""
+    nouns = {
+        "00000001": ("entity", ""), "00000002": ("animal", "@ 00000001 n 0000"),
+        "00000003": ("cat", "@ 00000002 n 0000"), "00000004": ("kitty", "@ 00000003 n 0000"),
+        "00000005": ("pot", "@ 00000001 n 0000"),
+    }  # fmt: skip
+    data = "".join(
+        f"{place} 03 n 01 {word} 0 {1 if up else 0:03d} {up} | said\n" for place, (word, up) in nouns.items()
+    )
+    senses = {word: [place] for place, (word, _) in nouns.items()} | {"kitty": ["00000005", "00000004"]}
+    index = "".join(f"{word} n {len(found)} 1 @ {len(found)} 0 {' '.join(found)}  \n" for word, found in senses.items())
+    name, version, _ = wordnet.PACKAGE
+    with tarfile.open(tmp_path / f"{name}-{version}.tgz", "w:gz") as file:
+        for path, text in (("index.noun", "  1 a licence\n" + index), ("data.noun", "  1 a licence\n" + data)):
+            held = tarfile.TarInfo(f"package/dict/{path}")
+            held.size = len(text.encode())
+            file.addfile(held, io.BytesIO(text.encode()))
+    table = wordnet.Kinds(tmp_path).likeness(["cat", "kitty", "animal", "pot", "unheard"], [thing("cat"), thing("pot")])
+    assert table[0].tolist() == [1, 0] and table[3].tolist() == [0, 1]
+    assert table[1, 1] == 1 and 0.5 < table[1, 0] < 1  # its first sense is the pot, its second a kind of cat
+    assert table[2].tolist() == [0, 0] and table[4].tolist() == [0, 0]
+
+
+def test_an_autoencoder_grows_a_level_around_the_same_latents(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    inner = autoencoder.new(autoencoder.Recipe(size=32, widths=(16, 16), latent_channels=2)).eval()
+    model = autoencoder.widened(inner).eval()
+    latents = torch.randn(1, 2, 16, 16)
+    assert model.decode(latents).sample.shape == (1, 3, 64, 64)
+    before = {name: value.clone() for name, value in inner.state_dict().items()}
+    recipe = autoencoder.Outer(reading=400, steps=5, batch=2, pool=4)
+    found = autoencoder.train_outer(drawn(), inner, recipe, tmp_path / "outer.pt", 1, "cpu", lambda line: None)
+    again = autoencoder.train_outer(drawn(), inner, recipe, tmp_path / "outer.pt", 1, "cpu", lambda line: None)
+    same = dict(zip(found.state_dict(), zip(found.parameters(), again.parameters(), strict=True), strict=True))
+    assert all(torch.equal(one, two) for one, two in same.values())
+    assert not torch.equal(found.decoder.conv_out.weight, before["decoder.conv_out.weight"])
+    assert torch.equal(found.quant_conv.weight, before["quant_conv.weight"])  # what is between stays
+    whole = autoencoder.tensor(autoencoder.pool(drawn(), 2, 1), "cpu")
+    with torch.no_grad():
+        read = found.encode(whole).latent_dist.mean
+        wanted = inner.encode(torch.nn.functional.avg_pool2d(whole, 2)).latent_dist.mean
+    assert (read - wanted).square().mean() < 0.15 * wanted.var()
 
 
 def test_the_exported_folder_is_one_diffusers_reads(words: Path, tmp_path: Path) -> None:
