@@ -39,7 +39,7 @@ class Amounts:
 
 
 EVERYTHING = Amounts()
-EVERYDAY = Amounts(looks=6, coloured=3000, grounded=3000, pairs=4000, counts=1500, shares=(0.56, 0.1, 0.09, 0.15, 0.1))
+EVERYDAY = Amounts(looks=6, coloured=4200, grounded=6000, pairs=8000, counts=1800, shares=(0.46, 0.1, 0.13, 0.17, 0.14))
 
 
 @dataclass(frozen=True)
