@@ -73,7 +73,11 @@ class Meaning:
     beside: int | None = None
 
     def plain(self) -> bool:
-        return self.hue is None and self.ground is None and self.count == 1 and self.beside is None
+        return self.kind() == "plain"
+
+    def kind(self) -> str:
+        said = {"hue": self.hue, "ground": self.ground, "beside": self.beside, "count": self.count > 1 or None}
+        return next((kind for kind, what in said.items() if what is not None), "plain")
 
 
 class Captions:

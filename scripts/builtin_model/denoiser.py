@@ -38,12 +38,12 @@ class Recipe:
     latent_channels: int = 8
     latent_size: int = 16
     text_width: int = 256
-    steps: int = 45_000
+    steps: int = 65_000
     broad: int = 7500  # so long it is shown everything, then what it is to know
     read: int = 9000  # from this step on, it is shown captions; before, codes
     batch: int = 32
     rate: float = 1e-3
-    falling: float = 0.4  # the last part of the steps, in which the rate falls to 0
+    falling: float = 0.25  # the last part of the steps, in which the rate falls to 0
     average: float = 0.9995
     silent: float = 0.08  # captions dropped, for guidance
     kept_every: int = 500

@@ -1,12 +1,14 @@
 """What the denoiser is shown: each picture with the code of what it means.
 
-A code is the picture itself in few numbers: the main directions of its latents, as it looks when nothing is left to
-chance. The text encoder learns to say codes, the denoiser to draw from them; so neither has to know all the artwork.
+A code is the picture itself in few numbers: the main directions of its latents, as it looks on white when nothing is
+left to chance. Beside these it marks what is said of the thing (a style, a colour, a ground, how many), always in the
+same way, so that what one thing taught holds for the others. The text encoder learns to say codes, the denoiser to draw
+from them; so neither has to know all the artwork.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,12 +20,20 @@ from torch import Tensor
 
 from scripts.builtin_model.artwork import Artwork
 from scripts.builtin_model.autoencoder import encoded, keep
-from scripts.builtin_model.captions import Meaning
+from scripts.builtin_model.captions import STYLES, Meaning
 from scripts.builtin_model.pictures import GROUNDS, HUES, Look, any_look, picture, together
 
 Pixels = np.ndarray[Any, Any]
 AS_IT_IS = 0.6  # of the pictures of one meaning: the one with nothing left to chance
 EVENNESS = 0.5  # 0: directions count as much as they vary, 1: all the same
+# What a code says beside the thing, each in a direction of its own, and how loud against the thing.
+MARKS: dict[tuple[str, str | int], float] = {
+    **{("style", style): 0.35 for style in STYLES},
+    **{("hue", hue): 0.7 for hue in HUES},
+    **{("ground", ground): 0.7 for ground in GROUNDS if ground != "white"},
+    **{("count", count): 0.9 for count in (2, 3, 4)},
+    ("beside", "another"): 0.9,
+}
 
 
 @dataclass(frozen=True)
@@ -39,7 +49,9 @@ class Amounts:
 
 
 EVERYTHING = Amounts()
-EVERYDAY = Amounts(looks=6, coloured=4200, grounded=6000, pairs=8000, counts=1800, shares=(0.46, 0.1, 0.13, 0.17, 0.14))
+EVERYDAY = Amounts(
+    looks=6, coloured=4200, grounded=6000, pairs=8000, counts=1800, shares=(0.44, 0.11, 0.14, 0.17, 0.14)
+)
 
 
 @dataclass(frozen=True)
@@ -47,12 +59,19 @@ class Basis:
     """From latents to codes: as wide as the text encoder's states, and of the length they have after its last norm."""
 
     mean: Tensor
-    directions: Tensor  # [width - 2, values of a latent]
+    directions: Tensor  # [width - 2 - marks, values of a latent]
     turn: Tensor  # [width, width - 1]: away from the all-ones direction, which that norm removes
     still: float  # the part of every code that says nothing, so that weak and strong ones differ in length
 
-    def codes(self, latents: Tensor) -> Tensor:
+    def codes(self, latents: Tensor, meanings: Sequence[Meaning]) -> Tensor:
         said = (latents.float().flatten(1) - self.mean) @ self.directions.T
+        marks = self.still * torch.tensor([_marks(meaning) for meaning in meanings])
+        return self._whole(torch.cat([said, marks], dim=1))
+
+    def silence(self) -> Tensor:
+        return self._whole(torch.zeros(1, len(self.directions) + len(MARKS)))[0]
+
+    def _whole(self, said: Tensor) -> Tensor:
         whole = torch.cat([said, torch.full((len(said), 1), self.still)], dim=1)
         whole = torch.nn.functional.normalize(whole, dim=1) * self.turn.shape[0] ** 0.5
         return whole @ self.turn.T
@@ -80,11 +99,15 @@ def examples(
         keep(_made(artwork, autoencoder, amounts, seed, device), kept)
     state = torch.load(kept, weights_only=True)
     meanings = [Meaning(*row) for row in state["meanings"]]
+    plain = {(meaning.thing, meaning.style): row for row, meaning in enumerate(meanings) if meaning.plain()}
+    # a ground is marked only: the rest of the code is the thing's own
+    looks = [plain[meaning.thing, meaning.style] if meaning.ground else row for row, meaning in enumerate(meanings)]
+    canonical = state["canonical"][looks]
     single = torch.tensor([meaning.plain() for meaning in meanings])
-    basis = _basis(state["canonical"], single, width, seed) if like is None else like.basis
+    basis = _basis(canonical, single, width, seed) if like is None else like.basis
     return Examples(
-        state["latents"], state["meant"].numpy(), basis.codes(state["canonical"]), basis.codes(basis.mean[None])[0],
-        meanings, state["chances"].numpy(), basis,
+        state["latents"], state["meant"].numpy(), basis.codes(canonical, meanings), basis.silence(), meanings,
+        state["chances"].numpy(), basis,
     )  # fmt: skip
 
 
@@ -182,13 +205,22 @@ def _counts(artwork: Artwork, count: int, random: np.random.Generator) -> Iterat
         yield Meaning(thing, style, count=number), [together(every, [False] * number), together(every, turned)]
 
 
+def _marks(meaning: Meaning) -> list[float]:
+    said = {
+        ("style", meaning.style), ("hue", meaning.hue), ("ground", meaning.ground), ("count", meaning.count),
+        ("beside", None if meaning.beside is None else "another"),
+    }  # fmt: skip
+    return [strength if mark in said else 0.0 for mark, strength in MARKS.items()]
+
+
 def _basis(canonical: Tensor, single: Tensor, width: int, seed: int) -> Basis:
     """Main directions, mostly of single things."""
     flat = canonical.float().flatten(1)
     mean = flat[single].mean(0)
     counted = (flat - mean) * torch.where(single, 1.0, 0.45)[:, None]
     _, strength, directions = torch.linalg.svd(counted, full_matrices=False)
-    rows = directions[: width - 2] / (strength[: width - 2, None] / strength[0]) ** EVENNESS
+    count = width - 2 - len(MARKS)
+    rows = directions[:count] / (strength[:count, None] / strength[0]) ** EVENNESS
     length = ((flat[single] - mean) @ rows.T).square().sum(1).mean().sqrt().item()
     generator = torch.Generator().manual_seed(seed)
     start = torch.randn(width, width, generator=generator)

@@ -23,7 +23,7 @@ from scripts.builtin_model.things import everyday
 
 NAMES = ("disc", "square box", "tall tower", "ring")
 TINY = denoiser.Recipe(
-    widths=(16, 16), moment=16, latent_channels=2, latent_size=8, text_width=16, steps=4, read=2, batch=3, kept_every=2
+    widths=(16, 16), moment=16, latent_channels=2, latent_size=8, text_width=32, steps=4, read=2, batch=3, kept_every=2
 )
 FEW = examples.Amounts(looks=1, coloured=6, grounded=6, pairs=6, counts=6)
 
@@ -42,7 +42,8 @@ def drawn(size: int = 64) -> Artwork:
         else:
             pen.rectangle(box, fill=(240, 190, 40, 255), outline=(20, 60, 20, 255), width=3)
         found[index] = np.asarray(image.resize((size, size)))
-    return Artwork(tuple(thing(name) for name in NAMES), {"flat": found}, frozenset({2}))
+    other = {index: rgba[..., [2, 0, 1, 3]] for index, rgba in found.items()}
+    return Artwork(tuple(thing(name) for name in NAMES), {"flat": found, "3d": other}, frozenset({2}))
 
 
 def usual(thing: int) -> str:
@@ -157,7 +158,7 @@ def words(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def small(folder: Path) -> tuple[CLIPTokenizer, Any]:
     tokenizer = CLIPTokenizer.from_pretrained(folder)
     torch.manual_seed(1)
-    return tokenizer, text_encoder.new(text_encoder.Recipe(width=16, layers=1), tokenizer).eval()
+    return tokenizer, text_encoder.new(text_encoder.Recipe(width=32, layers=1), tokenizer).eval()
 
 
 def miniature(words: Path, kept: Path, stop_at: int = 0) -> Any:
@@ -165,7 +166,7 @@ def miniature(words: Path, kept: Path, stop_at: int = 0) -> Any:
     art = drawn()
     vae = autoencoder.new(autoencoder.Recipe(size=64, widths=(16, 16, 16, 16), latent_channels=2)).eval()
     tokenizer, encoder = small(words)
-    shown = examples.examples(art, vae, 16, FEW, 3, "cpu", kept.with_name("examples.pt"))
+    shown = examples.examples(art, vae, 32, FEW, 3, "cpu", kept.with_name("examples.pt"))
     reader = denoiser.Reader(Captions(art.things, art.usual), tokenizer, encoder, "cpu")
     recipe = replace(TINY, read=stop_at) if stop_at else TINY
     unet = denoiser.train(shown, None if stop_at else reader, recipe, kept, 5, "cpu", lambda line: None)
@@ -184,13 +185,32 @@ def test_a_training_that_was_stopped_goes_on_as_if_it_had_not_been(words: Path, 
 
 def test_a_code_is_its_picture_in_the_form_of_the_encoder_s_states(words: Path, tmp_path: Path) -> None:
     miniature(words, tmp_path / "kept.pt")
-    shown = examples.examples(drawn(), None, 16, FEW, 3, "cpu", tmp_path / "examples.pt")  # type: ignore[arg-type]
+    shown = examples.examples(drawn(), None, 32, FEW, 3, "cpu", tmp_path / "examples.pt")  # type: ignore[arg-type]
     every = torch.cat([shown.codes, shown.silent[None]])
     assert every.mean(1).abs().max() < 1e-5  # what the last norm of the encoder takes away
     assert torch.allclose(every.square().mean(1), torch.ones(len(every)), atol=1e-5)
     assert torch.pdist(shown.codes[[0, 1, 2, 3]]).min() > 1
     assert abs(shown.chances.sum() - 1) < 1e-9 and len(shown.chances) == len(shown.latents) == len(shown.meant)
     assert {meaning.count for meaning in shown.meanings} > {1} and any(m.beside is not None for m in shown.meanings)
+
+
+def test_what_is_said_of_a_thing_is_marked_in_its_code_always_in_the_same_way(words: Path, tmp_path: Path) -> None:
+    miniature(words, tmp_path / "kept.pt")
+    shown = examples.examples(drawn(), None, 32, FEW, 3, "cpu", tmp_path / "examples.pt")  # type: ignore[arg-type]
+    said = shown.codes @ shown.basis.turn
+    said = said / said[:, -1:]  # against the part that is always the same
+    directions = len(shown.basis.directions)
+    plain = {(m.thing, m.style): code for m, code in zip(shown.meanings, said, strict=True) if m.plain()}
+    assert len(plain) == 8 and len(shown.meanings) > 20
+    for meaning, code in zip(shown.meanings, said, strict=True):
+        heard = dict(zip(examples.MARKS, code[directions:-1].tolist(), strict=True))
+        given = {
+            ("style", meaning.style), ("hue", meaning.hue), ("ground", meaning.ground), ("count", meaning.count),
+            ("beside", "another" if meaning.beside is not None else None),
+        }  # fmt: skip
+        assert heard == pytest.approx({mark: loud * (mark in given) for mark, loud in examples.MARKS.items()}, abs=1e-4)
+        if meaning.ground:
+            assert torch.allclose(code[:directions], plain[meaning.thing, meaning.style][:directions], atol=1e-4)
 
 
 def test_words_are_kinds_of_things(tmp_path: Path) -> None:
