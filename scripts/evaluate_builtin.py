@@ -31,7 +31,7 @@ from PIL.PngImagePlugin import PngInfo  # noqa: E402
 
 from scripts.builtin_model import artwork, likeness  # noqa: E402
 from scripts.builtin_model.captions import STYLES, Captions, several  # noqa: E402
-from scripts.builtin_model.pictures import GROUNDS, HUES, PLACES, Look, picture  # noqa: E402
+from scripts.builtin_model.pictures import COLOURED_GROUNDS, GROUNDS, HUES, PLACES, Look, picture  # noqa: E402
 from scripts.builtin_model.synonyms import HELD_OUT, named  # noqa: E402
 from scripts.builtin_model.things import everyday  # noqa: E402
 
@@ -128,7 +128,7 @@ def questions(art: artwork.Artwork, asked: str) -> list[tuple[str, list[Asked], 
                 for word in HELD_OUT]  # fmt: skip
     styles = [(index, style) for index, style in zip(common, STYLES * 20, strict=False) if index in art.pictures[style]]
     hues = list(HUES) * 8
-    grounds = [name for name in GROUNDS if name != "white"] * 5
+    grounds = COLOURED_GROUNDS * 5
     counts = [(index, number) for index, number in zip(common[60:96], (2, 3, 4) * 12, strict=True)]
     return [
         ("names", [Asked(f"a {names[index]}", (index,)) for index in common[:200]], "≥ 85 %, five ≥ 95 %"),

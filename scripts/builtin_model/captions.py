@@ -76,8 +76,16 @@ class Meaning:
         return self.kind() == "plain"
 
     def kind(self) -> str:
-        said = {"hue": self.hue, "ground": self.ground, "beside": self.beside, "count": self.count > 1 or None}
-        return next((kind for kind, what in said.items() if what is not None), "plain")
+        said = {
+            "hue": self.hue is not None, "ground": self.ground is not None, "beside": self.beside is not None,
+            "count": self.count > 1,
+        }  # fmt: skip
+        return next((kind for kind, given in said.items() if given), "plain")
+
+
+def alone(meanings: Sequence[Meaning]) -> dict[tuple[int, str | None], int]:
+    """(thing, style): which meaning is that thing alone, as the artwork is."""
+    return {(meaning.thing, meaning.style): row for row, meaning in enumerate(meanings) if meaning.plain()}
 
 
 class Captions:

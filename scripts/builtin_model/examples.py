@@ -20,8 +20,8 @@ from torch import Tensor
 
 from scripts.builtin_model.artwork import Artwork
 from scripts.builtin_model.autoencoder import encoded, keep
-from scripts.builtin_model.captions import STYLES, Meaning
-from scripts.builtin_model.pictures import GROUNDS, HUES, Look, any_look, picture, together
+from scripts.builtin_model.captions import STYLES, Meaning, alone
+from scripts.builtin_model.pictures import COLOURED_GROUNDS, GROUNDS, HUES, PLACES, Look, any_look, picture, together
 
 Pixels = np.ndarray[Any, Any]
 AS_IT_IS = 0.6  # of the pictures of one meaning: the one with nothing left to chance
@@ -30,8 +30,8 @@ EVENNESS = 0.5  # 0: directions count as much as they vary, 1: all the same
 MARKS: dict[tuple[str, str | int], float] = {
     **{("style", style): 0.35 for style in STYLES},
     **{("hue", hue): 0.7 for hue in HUES},
-    **{("ground", ground): 0.7 for ground in GROUNDS if ground != "white"},
-    **{("count", count): 0.9 for count in (2, 3, 4)},
+    **{("ground", ground): 0.7 for ground in COLOURED_GROUNDS},
+    **{("count", count): 0.9 for count in PLACES},
     ("beside", "another"): 0.9,
 }
 
@@ -99,7 +99,7 @@ def examples(
         keep(_made(artwork, autoencoder, amounts, seed, device), kept)
     state = torch.load(kept, weights_only=True)
     meanings = [Meaning(*row) for row in state["meanings"]]
-    plain = {(meaning.thing, meaning.style): row for row, meaning in enumerate(meanings) if meaning.plain()}
+    plain = alone(meanings)
     # a ground is marked only: the rest of the code is the thing's own
     looks = [plain[meaning.thing, meaning.style] if meaning.ground else row for row, meaning in enumerate(meanings)]
     canonical = state["canonical"][looks]
@@ -177,10 +177,9 @@ def _coloured(artwork: Artwork, count: int, random: np.random.Generator) -> Iter
 
 
 def _grounded(artwork: Artwork, count: int, random: np.random.Generator) -> Iterator[Row]:
-    names = [name for name in GROUNDS if name != "white"]
     for _ in range(count):
         style, thing = artwork.any(random)
-        ground = names[random.integers(len(names))]
+        ground = COLOURED_GROUNDS[random.integers(len(COLOURED_GROUNDS))]
         rgba = artwork.pictures[style][thing]
         look = any_look(random, sided=thing in artwork.sided, ground=GROUNDS[ground])
         yield Meaning(thing, style, ground=ground), [picture(rgba, Look(ground=GROUNDS[ground])), picture(rgba, look)]

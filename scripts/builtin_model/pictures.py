@@ -16,6 +16,7 @@ GROUNDS = {
     "green": (120, 201, 126), "blue": (104, 166, 240), "purple": (172, 134, 226), "pink": (250, 160, 196),
     "brown": (158, 116, 88), "grey": (176, 176, 182), "black": (32, 32, 36),
 }  # fmt: skip
+COLOURED_GROUNDS = [name for name in GROUNDS if name != "white"]
 # Where two, three and four things stand: the upper left corners, in halves of a side.
 PLACES = {
     2: ((0.0, 0.5), (1.0, 0.5)),

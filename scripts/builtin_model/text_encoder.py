@@ -24,7 +24,7 @@ from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 from scripts.builtin_model import teacher, wordnet
 from scripts.builtin_model.artwork import Thing
 from scripts.builtin_model.autoencoder import keep, rate
-from scripts.builtin_model.captions import STYLES, Captions, Meaning
+from scripts.builtin_model.captions import STYLES, Captions, Meaning, alone
 from scripts.builtin_model.examples import Examples
 from scripts.builtin_model.synonyms import HELD_OUT, named
 from scripts.builtin_model.things import everyday
@@ -138,10 +138,9 @@ def lessons(shown: Examples, things: Sequence[Thing], captions: Captions, recipe
     weights *= np.array([0.0 if word in taught else 1.0 for word in words])  # captions teach those
     held = Counter(meaning.kind() for meaning in shown.meanings)
     chances = np.array([SHARES[meaning.kind()] / held[meaning.kind()] for meaning in shown.meanings])
-    plain = {(meaning.thing, meaning.style): row for row, meaning in enumerate(shown.meanings) if meaning.plain()}
     return Lessons(
-        shown.codes, shown.silent, shown.meanings, chances / chances.sum(), plain, words, nearest.numpy(),
-        weights / weights.sum(),
+        shown.codes, shown.silent, shown.meanings, chances / chances.sum(), alone(shown.meanings), words,
+        nearest.numpy(), weights / weights.sum(),
     )  # fmt: skip
 
 
