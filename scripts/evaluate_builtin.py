@@ -37,7 +37,9 @@ from scripts.builtin_model.things import everyday  # noqa: E402
 
 SEED = 4
 COLUMNS = 20
+AGAIN = 50  # names drawn with another seed as well
 SIZE = 256
+VISIBLE = 10.0  # the mean CIE76 difference from which two pictures count as different to the eye
 NUMBERS = {2: "two", 3: "three", 4: "four"}
 Named = tuple[int, str]  # thing, style
 
@@ -82,6 +84,7 @@ def main() -> int:
         pictures[what] = drawn
         rows += judged(what, given, drawn, references, art, goal)
         print("  ".join(rows[-1].cells()), flush=True)
+    rows += another_seed(asked.model, questions(art, asked.things)[0], pictures["names"], references, asked.dry)
     text = table(rows)
     print(text)
     if asked.references:
@@ -183,6 +186,31 @@ def judged(
         rows = [Row("styles: the thing", right, five, len(prompts), ""),
                 Row("styles: the style", styled, -1, len(prompts), goal)]  # fmt: skip
     return rows
+
+
+def another_seed(
+    model: str, names: tuple[str, list[Asked], str], drawn: Sequence[Any], references: likeness.References, dry: bool
+) -> list[Row]:  # fmt: skip
+    """The first names once more: still the thing, and to the eye another picture."""
+    prompts = names[1][:: 25 if dry else 1][:AGAIN]
+    again = draw(model, [one.prompt for one in prompts], seed=2)
+    right = sum(things(references, seen)[0] in one.things for one, seen in zip(prompts, again, strict=True))
+    other = sum(difference(one, two) >= VISIBLE for one, two in zip(drawn[:AGAIN], again, strict=True))
+    return [Row("another seed: the thing", right, -1, len(prompts), ""),
+            Row("another seed: another picture", other, -1, len(prompts), "visible")]  # fmt: skip
+
+
+def difference(one: Any, two: Any) -> float:
+    """Mean of the distance in CIELAB, over all pixels."""
+    return float(np.linalg.norm(_lab(one) - _lab(two), axis=-1).mean())
+
+
+def _lab(seen: Any) -> Any:
+    light = seen / 255
+    light = np.where(light > 0.04045, ((light + 0.055) / 1.055) ** 2.4, light / 12.92)
+    xyz = light @ np.array([[0.4339, 0.2126, 0.0177], [0.3762, 0.7152, 0.1095], [0.1899, 0.0722, 0.8728]])  # of white
+    x, y, z = np.moveaxis(np.where(xyz > 0.008856, np.cbrt(xyz), 7.787 * xyz + 16 / 116), -1, 0)
+    return np.stack([116 * y - 16, 500 * (x - y), 200 * (y - z)], axis=-1)
 
 
 def cells(seen: Any, count: int) -> list[Any]:

@@ -119,6 +119,16 @@ def test_the_measure_knows_a_picture_moved_mirrored_smaller_and_as_jpeg() -> Non
     assert len(references.nearest(blank)) == 4  # nothing to cut out is no failure
 
 
+def test_how_far_two_pictures_are_apart_to_the_eye() -> None:
+    white, black = np.full((4, 4, 3), 255, np.uint8), np.zeros((4, 4, 3), np.uint8)
+    red = np.full((4, 4, 3), (255, 0, 0), np.uint8)
+    assert evaluate_builtin.difference(white, white) == 0
+    assert evaluate_builtin.difference(white, black) == pytest.approx(100, abs=0.1)
+    assert evaluate_builtin.difference(white, red) == pytest.approx(np.linalg.norm((46.76, 80.11, 67.22)), abs=0.2)
+    half = np.concatenate([white[:2], black[:2]])
+    assert evaluate_builtin.difference(white, half) == pytest.approx(50, abs=0.1)
+
+
 def test_colours_and_grounds_are_put_where_they_belong() -> None:
     art = drawn()
     blue = pictures.picture(art.pictures["flat"][0], pictures.Look(hue=pictures.HUES["blue"], ground=(10, 20, 30)))
