@@ -77,21 +77,21 @@ def main() -> int:
     shown = [((thing, style), picture(rgba, Look())) for style, every in art.pictures.items()
              for thing, rgba in every.items()]  # fmt: skip
     references = likeness.references(shown, lambda name: name[0] in art.sided)
-    rows, pictures = [itself(references, shown)], {}
+    rows, kept = [itself(references, shown)], {}
     for what, prompts, goal in questions(art, asked.things):
         given = prompts[:: 25 if asked.dry else 1]
         drawn = draw(asked.model, [one.prompt for one in given])
-        pictures[what] = drawn
+        kept[what] = given, drawn
         rows += judged(what, given, drawn, references, art, goal)
         print("  ".join(rows[-1].cells()), flush=True)
-    rows += another_seed(asked.model, questions(art, asked.things)[0], pictures["names"], references, asked.dry)
+    rows += another_seed(asked.model, *kept["names"], references, art)
     text = table(rows)
     print(text)
     if asked.references:
         reference_sheet(art, dict(shown), Path(asked.references))
     if asked.write:
         Path(asked.write, "rates.md").write_text(text + "\n", encoding="utf-8")
-        sheet(pictures["names"], Path(asked.write, "sheet.png"))
+        sheet(kept["names"][1], Path(asked.write, "sheet.png"))
     return 0
 
 
@@ -189,15 +189,15 @@ def judged(
 
 
 def another_seed(
-    model: str, names: tuple[str, list[Asked], str], drawn: Sequence[Any], references: likeness.References, dry: bool
-) -> list[Row]:  # fmt: skip
+    model: str, names: Sequence[Asked], drawn: Sequence[Any], references: likeness.References, art: artwork.Artwork
+) -> list[Row]:
     """The first names once more: still the thing, and to the eye another picture."""
-    prompts = names[1][:: 25 if dry else 1][:AGAIN]
-    again = draw(model, [one.prompt for one in prompts], seed=2)
-    right = sum(things(references, seen)[0] in one.things for one, seen in zip(prompts, again, strict=True))
-    other = sum(difference(one, two) >= VISIBLE for one, two in zip(drawn[:AGAIN], again, strict=True))
-    return [Row("another seed: the thing", right, -1, len(prompts), ""),
-            Row("another seed: another picture", other, -1, len(prompts), "visible")]  # fmt: skip
+    names, drawn = names[:AGAIN], drawn[:AGAIN]
+    again = draw(model, [one.prompt for one in names], seed=2)
+    right = judged("names", names, again, references, art, "")[0].right
+    other = sum(difference(one, two) >= VISIBLE for one, two in zip(drawn, again, strict=True))
+    return [Row("another seed: the thing", right, -1, len(names), ""),
+            Row("another seed: another picture", other, -1, len(names), "visible")]  # fmt: skip
 
 
 def difference(one: Any, two: Any) -> float:
