@@ -37,7 +37,7 @@ from scripts.builtin_model.things import everyday  # noqa: E402
 
 SEED = 4
 COLUMNS = 20
-AGAIN = 50  # names drawn with another seed as well
+AGAIN, OTHERS = 50, 1001  # names drawn with another seed as well, and the first of these seeds
 SIZE = 256
 VISIBLE = 10.0  # the mean CIE76 difference from which two pictures count as different to the eye
 NUMBERS = {2: "two", 3: "three", 4: "four"}
@@ -150,13 +150,14 @@ def questions(art: artwork.Artwork, asked: str) -> list[tuple[str, list[Asked], 
     ]  # fmt: skip
 
 
-def draw(model: str, prompts: Sequence[str], seed: int = 1) -> list[Any]:
-    """All in one run of the program, each with this seed."""
+def draw(model: str, prompts: Sequence[str], first: int = 1) -> list[Any]:
+    """All in one run of the program, each with a seed of its own, counted from the first."""
     with tempfile.TemporaryDirectory() as folder:
-        listed = Path(folder, "prompts.txt")
-        listed.write_text("\n".join(prompts) + "\n", encoding="utf-8")
+        listed = Path(folder, "prompts.jsonl")
+        lines = [json.dumps({"prompt": prompt, "seed": seed}) for seed, prompt in enumerate(prompts, first)]
+        listed.write_text("\n".join(lines) + "\n", encoding="utf-8")
         out = Path(folder, "drawn", "{index:05d}.png")
-        command = [sys.executable, "-P", "-m", "sdcli", "generate", "-m", model, "--seed", str(seed)]
+        command = [sys.executable, "-P", "-m", "sdcli", "generate", "-m", model]
         around = {**os.environ, "PYTHONPATH": str(ROOT)}
         command += ["--prompts", str(listed), "-o", str(out), "-q"]
         subprocess.run(command, check=True, cwd=ROOT, env=around, stdout=subprocess.DEVNULL)
@@ -191,9 +192,9 @@ def judged(
 def another_seed(
     model: str, names: Sequence[Asked], drawn: Sequence[Any], references: likeness.References, art: artwork.Artwork
 ) -> list[Row]:
-    """The first names once more: still the thing, and to the eye another picture."""
+    """The first names once more with other seeds: still the thing, and to the eye another picture."""
     names, drawn = names[:AGAIN], drawn[:AGAIN]
-    again = draw(model, [one.prompt for one in names], seed=2)
+    again = draw(model, [one.prompt for one in names], first=OTHERS)
     right = judged("names", names, again, references, art, "")[0].right
     other = sum(difference(one, two) >= VISIBLE for one, two in zip(drawn, again, strict=True))
     return [Row("another seed: the thing", right, -1, len(names), ""),

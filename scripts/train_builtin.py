@@ -19,7 +19,7 @@ ROOT = Path(__file__).resolve().parents[1]
 if str(ROOT) not in sys.path:
     sys.path.insert(0, str(ROOT))
 
-STAGES = ("autoencoder", "outer", "words", "denoiser", "export")
+STAGES = ("autoencoder", "outer", "colours", "words", "denoiser", "export")
 SEED = 20261121
 SIZE = 256
 DEFAULTS = {"width": SIZE, "height": SIZE, "steps": 20, "guidance": 2.0, "sampler": "DDIM"}
@@ -72,12 +72,20 @@ class Made:
         from scripts.builtin_model import artwork, autoencoder
         from scripts.builtin_model.captions import STYLES
 
-        large = artwork.artwork(self.work, "all", STYLES, SIZE)
-        recipe = autoencoder.Outer()
-        self.vae = autoencoder.train_outer(large, self.inner, recipe, self.work / "outer.pt", SEED, self.device, say)
-        shown = autoencoder.pool(large, 5000, SEED + 2)[::25]
-        self.preview = autoencoder.colours(self.vae, shown, self.device)
-        say(f"autoencoder: {autoencoder.fidelity(self.vae, shown, self.device):.1f} dB on whole pictures")
+        self.large = artwork.artwork(self.work, "all", STYLES, SIZE)
+        kept = self.work / "outer.pt"
+        self.plain = autoencoder.train_outer(self.large, self.inner, autoencoder.Outer(), kept, SEED, self.device, say)
+        shown = autoencoder.pool(self.large, 5000, SEED + 2)[::25]
+        say(f"autoencoder: {autoencoder.fidelity(self.plain, shown, self.device):.1f} dB on whole pictures")
+
+    def colours(self, asked: argparse.Namespace) -> None:
+        from scripts.builtin_model import laying
+
+        shown = laying.pictures(self.large, self.plain, 800, SEED, self.device)
+        self.vae = laying.train(shown, self.plain, laying.Recipe(), self.work / "laid.pt", SEED, self.device, say)
+        self.preview = laying.preview(shown, SEED)
+        laid, read = laying.fidelity(self.vae, shown, SEED + 2, self.device)
+        say(f"colours: {laid:.1f} dB laid on whole pictures, {read:.1f} dB read and drawn again")
 
     def words(self, asked: argparse.Namespace) -> None:
         """Codes are made of everything; what is said and drawn at the end are the things asked for."""

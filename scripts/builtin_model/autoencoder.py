@@ -95,11 +95,11 @@ def train(
 def _loss(model: AutoencoderKL, wanted: torch.Tensor) -> tuple[torch.Tensor, float]:
     mean = model.encode(wanted).latent_dist.mean.float()
     noisy = mean + NOISE * mean.detach().std(dim=(0, 2, 3), keepdim=True) * torch.randn_like(mean)
-    loss, seen = _far(model.decode(noisy).sample.float(), wanted)
+    loss, seen = distance(model.decode(noisy).sample.float(), wanted)
     return loss + 1e-3 * mean.square().mean(), seen
 
 
-def _far(drawn: torch.Tensor, wanted: torch.Tensor) -> tuple[torch.Tensor, float]:
+def distance(drawn: torch.Tensor, wanted: torch.Tensor) -> tuple[torch.Tensor, float]:
     """In values and in edges; and in dB."""
     far = drawn - wanted
     edges = (far.diff(dim=-1).abs().mean() + far.diff(dim=-2).abs().mean()) / 2
@@ -210,7 +210,7 @@ def train_outer(
                 mean = inner.encode(small).latent_dist.mean.float()
                 noisy = mean + NOISE * torch.randn_like(mean)  # of latents that are level
             drawn = model.decode(noisy).sample.float()
-        loss, shown = _far(drawn, wanted)
+        loss, shown = distance(drawn, wanted)
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
         torch.nn.utils.clip_grad_norm_(moving, 1.0)
@@ -287,16 +287,6 @@ def level(model: AutoencoderKL, latents: torch.Tensor) -> None:
     before.bias[channels:] = 2 * math.log(NOISE)
     after.bias += after.weight[:, :, 0, 0] @ mean
     after.weight *= deviation[None, :, None, None]
-
-
-def colours(model: AutoencoderKL, pictures: np.ndarray[Any, Any], device: str) -> list[list[float]]:
-    """Red, green and blue of each latent channel, and one row that every place has: for previews."""
-    latents = encoded(model, pictures, device).float()
-    small = functional.interpolate(tensor(pictures, "cpu"), size=tuple(latents.shape[-2:]), mode="area")
-    given = latents.permute(0, 2, 3, 1).reshape(-1, latents.shape[1])
-    wanted = small.permute(0, 2, 3, 1).reshape(-1, 3)
-    rows = torch.linalg.lstsq(torch.cat([given, torch.ones(len(given), 1)], dim=1), wanted).solution
-    return [[round(value, 4) for value in row] for row in rows.tolist()]
 
 
 def keep(state: dict[str, Any], path: Path) -> None:

@@ -63,7 +63,7 @@ PAIRED = {
 
 @dataclass(frozen=True)
 class Meaning:
-    """What a caption says, and so what a picture must show. None: not said, white, alone, or as the artwork is."""
+    """What a caption says, and so what a picture must show. None: up to the seed, alone, or as the artwork is."""
 
     thing: int
     style: str | None = None
@@ -81,11 +81,6 @@ class Meaning:
             "count": self.count > 1,
         }  # fmt: skip
         return next((kind for kind, given in said.items() if given), "plain")
-
-
-def alone(meanings: Sequence[Meaning]) -> dict[tuple[int, str | None], int]:
-    """(thing, style): which meaning is that thing alone, as the artwork is."""
-    return {(meaning.thing, meaning.style): row for row, meaning in enumerate(meanings) if meaning.plain()}
 
 
 class Captions:

@@ -18,6 +18,7 @@ from transformers import CLIPTextModel, CLIPTokenizer
 from scripts.builtin_model.autoencoder import keep
 from scripts.builtin_model.captions import Captions, Meaning
 from scripts.builtin_model.examples import Examples
+from scripts.builtin_model.fields import COUNT, DRAWN, chosen
 from scripts.builtin_model.text_encoder import tokens
 
 SCHEDULER = {
@@ -28,6 +29,8 @@ SCHEDULER = {
 
 
 REPEATED = 16  # times a code stands where a caption's states will
+SHARES = {"plain": 0.4, "beside": 0.18, "count": 0.11, "hue": 0.2, "ground": 0.11}  # of what is said
+COLOURS = 2.5  # how much a channel beside the drawing counts in the loss
 
 
 @dataclass(frozen=True)
@@ -35,10 +38,10 @@ class Recipe:
     widths: tuple[int, ...] = (80, 160, 272)
     moment: int = 512  # width of what tells the time and the prompt
     layers: int = 1
-    latent_channels: int = 8
+    latent_channels: int = DRAWN + COUNT
     latent_size: int = 16
     text_width: int = 256
-    steps: int = 65_000
+    steps: int = 75_000
     broad: int = 7500  # so long it is shown everything, then what it is to know
     read: int = 9000  # from this step on, it is shown captions; before, codes
     batch: int = 32
@@ -129,16 +132,16 @@ def train(
         # a step is the same whether or not the training was stopped before
         random = np.random.default_rng((seed, step))
         generator = torch.Generator().manual_seed(int(random.integers(1 << 62)))
-        chosen = random.choice(len(shown.latents), size=recipe.batch, p=shown.chances)
-        said = [int(shown.meant[index]) if random.random() >= recipe.silent else -1 for index in chosen]
+        said = [shown.any(random, SHARES) for _ in range(recipe.batch)]
+        latents = _latents(shown, said, random).to(device).contiguous(memory_format=torch.channels_last)
+        heard = random.random(recipe.batch) >= recipe.silent
         if reader is None or step < recipe.read:
-            codes = torch.stack([shown.codes[index] if index >= 0 else shown.silent for index in said])
+            codes = shown.codes([row for row, _ in said], [meaning for _, meaning in said])
+            codes[torch.from_numpy(~heard)] = shown.basis.silence()
             states = codes[:, None].expand(-1, REPEATED, -1).to(device)
         else:
-            states = reader.states([shown.meanings[index] if index >= 0 else None for index in said], random)
-        latents = (
-            shown.latents[torch.from_numpy(chosen)].to(device).float().contiguous(memory_format=torch.channels_last)
-        )
+            told = [meaning if kept else None for (_, meaning), kept in zip(said, heard, strict=True)]
+            states = reader.states(told, random)
         loss = _loss(model, states, latents, alphas, generator)
         training.optimizer.zero_grad(set_to_none=True)
         loss.backward()
@@ -155,6 +158,15 @@ def train(
     return training.averaged.eval()
 
 
+def _latents(shown: Examples, said: Sequence[tuple[int, Meaning]], random: np.random.Generator) -> Tensor:
+    """The things, where they are, and colours as said or by chance."""
+    rows = [row for row, _ in said]
+    colours = [chosen(random, meaning, shown.grey[row], shown.free[row]).values() for row, meaning in said]
+    drawn, mattes = shown.latents[rows].float(), shown.mattes[rows].float()[:, None]
+    everywhere = torch.tensor(colours)[..., None, None].expand(-1, -1, *drawn.shape[-2:])
+    return torch.cat([drawn, mattes, everywhere], dim=1)
+
+
 def _loss(
     model: Callable[..., Any], states: Tensor, latents: Tensor, alphas: Tensor, generator: torch.Generator
 ) -> Tensor:
@@ -168,7 +180,8 @@ def _loss(
     wanted = alpha * noise - sigma * latents
     with torch.autocast(latents.device.type, torch.bfloat16):
         given = model(alpha * latents + sigma * noise, times, states).sample
-    return (given.float() - wanted).square().mean()
+    far = (given.float() - wanted).square().mean((0, 2, 3))
+    return far[:DRAWN].mean() + COLOURS * far[DRAWN:].mean()
 
 
 def _rate(step: int, recipe: Recipe) -> float:

@@ -1,15 +1,16 @@
 """What the denoiser is shown: each picture with the code of what it means.
 
-A code is the picture itself in few numbers: the main directions of its latents, as it looks on white when nothing is
-left to chance. Beside these it marks what is said of the thing (a style, a colour, a ground, how many), always in the
-same way, so that what one thing taught holds for the others. The text encoder learns to say codes, the denoiser to draw
-from them; so neither has to know all the artwork.
+A code is the picture itself in few numbers: the main directions of its latents, as it looks on white. Beside these it
+marks what is said of the thing (a style, a colour, a ground, how many), always in the same way, so that what one thing
+taught holds for the others. The text encoder learns to say codes, the denoiser to draw from them; so neither has to
+know all the artwork.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -20,11 +21,20 @@ from torch import Tensor
 
 from scripts.builtin_model.artwork import Artwork
 from scripts.builtin_model.autoencoder import encoded, keep
-from scripts.builtin_model.captions import STYLES, Meaning, alone
-from scripts.builtin_model.pictures import COLOURED_GROUNDS, GROUNDS, HUES, PLACES, Look, any_look, picture, together
+from scripts.builtin_model.captions import STYLES, Meaning
+from scripts.builtin_model.fields import any_colour, matte
+from scripts.builtin_model.pictures import (
+    COLOURED_GROUNDS,
+    GROUNDS,
+    HUES,
+    PLACES,
+    Look,
+    Pixels,
+    grey,
+    picture,
+    together,
+)
 
-Pixels = np.ndarray[Any, Any]
-AS_IT_IS = 0.6  # of the pictures of one meaning: the one with nothing left to chance
 EVENNESS = 0.5  # 0: directions count as much as they vary, 1: all the same
 # What a code says beside the thing, each in a direction of its own, and how loud against the thing.
 MARKS: dict[tuple[str, str | int], float] = {
@@ -38,20 +48,14 @@ MARKS: dict[tuple[str, str | int], float] = {
 
 @dataclass(frozen=True)
 class Amounts:
-    """How many examples of each kind are drawn beforehand, and how often each kind is taken."""
+    """How many pictures of several things are drawn beforehand."""
 
-    looks: int = 3  # of every picture, beside the artwork as it is
-    coloured: int = 5000
-    grounded: int = 5000
     pairs: int = 6000
     counts: int = 5000
-    shares: tuple[float, ...] = (0.62, 0.1, 0.1, 0.1, 0.08)
 
 
 EVERYTHING = Amounts()
-EVERYDAY = Amounts(
-    looks=6, coloured=4200, grounded=6000, pairs=8000, counts=1800, shares=(0.44, 0.11, 0.14, 0.17, 0.14)
-)
+EVERYDAY = Amounts(pairs=8000, counts=1800)
 
 
 @dataclass(frozen=True)
@@ -79,15 +83,37 @@ class Basis:
 
 @dataclass(frozen=True)
 class Examples:
-    """`codes[meant[i]]` is what `latents[i]` means, and `meanings[meant[i]]` says it."""
+    """`latents[i]` is `meanings[i]` as the artwork is, on white; colours and grounds are said of these and laid on."""
 
     latents: Tensor
-    meant: np.ndarray[Any, Any]
-    codes: Tensor
-    silent: Tensor  # the code of no words at all
+    mattes: Tensor
     meanings: list[Meaning]
-    chances: np.ndarray[Any, Any]
+    grey: list[bool]
+    free: list[bool]  # comes in any colour
     basis: Basis
+
+    @cached_property
+    def rows(self) -> dict[str, list[int]]:
+        found: dict[str, list[int]] = {"plain": [], "beside": [], "count": []}
+        for row, meaning in enumerate(self.meanings):
+            found[meaning.kind()].append(row)
+        return found | {"hue": found["plain"], "ground": found["plain"]}
+
+    @cached_property
+    def plain(self) -> dict[tuple[int, str | None], int]:
+        """(thing, style): which row is that thing alone."""
+        return {(self.meanings[row].thing, self.meanings[row].style): row for row in self.rows["plain"]}
+
+    def any(self, random: np.random.Generator, shares: Mapping[str, float]) -> tuple[int, Meaning]:
+        """A row, and what may be said of it."""
+        kind = str(random.choice(list(shares), p=list(shares.values())))
+        row = self.rows[kind][random.integers(len(self.rows[kind]))]
+        hue = list(HUES)[random.integers(len(HUES))] if kind == "hue" else None
+        ground = list(GROUNDS)[random.integers(len(GROUNDS))] if kind == "ground" else None
+        return row, replace(self.meanings[row], hue=hue, ground=ground)
+
+    def codes(self, rows: Sequence[int], meanings: Sequence[Meaning]) -> Tensor:
+        return self.basis.codes(self.latents[list(rows)], meanings)
 
 
 def examples(
@@ -98,55 +124,32 @@ def examples(
     if not kept.exists():
         keep(_made(artwork, autoencoder, amounts, seed, device), kept)
     state = torch.load(kept, weights_only=True)
-    meanings = [Meaning(*row) for row in state["meanings"]]
-    plain = alone(meanings)
-    # a ground is marked only: the rest of the code is the thing's own
-    looks = [plain[meaning.thing, meaning.style] if meaning.ground else row for row, meaning in enumerate(meanings)]
-    canonical = state["canonical"][looks]
+    meanings = [Meaning(thing, style, count=count, beside=beside) for thing, style, count, beside in state["meanings"]]
+    names = any_colour()
+    free = [meaning.plain() and artwork.things[meaning.thing].name in names for meaning in meanings]
     single = torch.tensor([meaning.plain() for meaning in meanings])
-    basis = _basis(canonical, single, width, seed) if like is None else like.basis
-    return Examples(
-        state["latents"], state["meant"].numpy(), basis.codes(canonical, meanings), basis.silence(), meanings,
-        state["chances"].numpy(), basis,
-    )  # fmt: skip
+    basis = _basis(state["latents"], single, width, seed) if like is None else like.basis
+    return Examples(state["latents"], state["mattes"], meanings, state["grey"], free, basis)
 
 
 def _made(artwork: Artwork, autoencoder: AutoencoderKL, amounts: Amounts, seed: int, device: str) -> dict[str, Any]:
     random = np.random.default_rng(seed)
     latents: list[Tensor] = []
-    canonical: list[Tensor] = []
+    mattes: list[Tensor] = []
     meanings: list[tuple[Any, ...]] = []
-    meant: list[int] = []
-    chances: list[float] = []
-    kinds = [
-        _single(artwork, amounts, random), _coloured(artwork, amounts.coloured, random),
-        _grounded(artwork, amounts.grounded, random), _pairs(artwork, amounts.pairs, random),
-        _counts(artwork, amounts.counts, random),
-    ]  # fmt: skip
-    for kind, share in zip(kinds, amounts.shares, strict=True):
-        before = len(meant)
+    greys: list[bool] = []
+    for kind in (_single(artwork), _pairs(artwork, amounts.pairs, random), _counts(artwork, amounts.counts, random)):
         for rows in _in_batches(kind):
-            # the first picture of each row is how it looks when nothing is left to chance
-            shown = encoded(autoencoder, np.stack([seen for _, row in rows for seen in row]), device)
-            start = 0
-            for meaning, row in rows:
-                canonical.append(shown[start])
-                meanings.append(
-                    (meaning.thing, meaning.style, meaning.hue, meaning.ground, meaning.count, meaning.beside)
-                )
-                meant += [len(meanings) - 1] * len(row)
-                chances += [AS_IT_IS, *[(1 - AS_IT_IS) / (len(row) - 1)] * (len(row) - 1)] if len(row) > 1 else [1.0]
-                start += len(row)
+            drawn = np.stack([rgba for _, rgba in rows])
+            shown = encoded(autoencoder, np.stack([picture(rgba, Look()) for rgba in drawn]), device)
             latents.append(shown)
-        total = sum(chances[before:])
-        chances[before:] = [chance * share / total for chance in chances[before:]]
-    return {
-        "latents": torch.cat(latents), "canonical": torch.stack(canonical), "meanings": meanings,
-        "meant": torch.tensor(meant), "chances": torch.tensor(chances, dtype=torch.float64) / sum(chances),
-    }  # fmt: skip
+            mattes.append(matte(drawn[..., 3], shown.shape[-1]).half())
+            meanings += [(meaning.thing, meaning.style, meaning.count, meaning.beside) for meaning, _ in rows]
+            greys += [grey(rgba) for rgba in drawn]
+    return {"latents": torch.cat(latents), "mattes": torch.cat(mattes), "meanings": meanings, "grey": greys}
 
 
-Row = tuple[Meaning, list[Pixels]]
+Row = tuple[Meaning, Pixels]
 
 
 def _in_batches(rows: Iterator[Row], count: int = 64) -> Iterator[list[Row]]:
@@ -160,29 +163,10 @@ def _in_batches(rows: Iterator[Row], count: int = 64) -> Iterator[list[Row]]:
         yield held
 
 
-def _single(artwork: Artwork, amounts: Amounts, random: np.random.Generator) -> Iterator[Row]:
+def _single(artwork: Artwork) -> Iterator[Row]:
     for style, every in artwork.pictures.items():
         for thing, rgba in every.items():
-            looks = [any_look(random, sided=thing in artwork.sided) for _ in range(amounts.looks)]
-            yield Meaning(thing, style), [picture(rgba, look) for look in (Look(), *looks)]
-
-
-def _coloured(artwork: Artwork, count: int, random: np.random.Generator) -> Iterator[Row]:
-    for _ in range(count):
-        style, thing = artwork.any(random)
-        hue = list(HUES)[random.integers(len(HUES))]
-        rgba = artwork.pictures[style][thing]
-        look = any_look(random, sided=thing in artwork.sided, hue=HUES[hue])
-        yield Meaning(thing, style, hue=hue), [picture(rgba, Look(hue=HUES[hue])), picture(rgba, look)]
-
-
-def _grounded(artwork: Artwork, count: int, random: np.random.Generator) -> Iterator[Row]:
-    for _ in range(count):
-        style, thing = artwork.any(random)
-        ground = COLOURED_GROUNDS[random.integers(len(COLOURED_GROUNDS))]
-        rgba = artwork.pictures[style][thing]
-        look = any_look(random, sided=thing in artwork.sided, ground=GROUNDS[ground])
-        yield Meaning(thing, style, ground=ground), [picture(rgba, Look(ground=GROUNDS[ground])), picture(rgba, look)]
+            yield Meaning(thing, style), rgba
 
 
 def _pairs(artwork: Artwork, count: int, random: np.random.Generator) -> Iterator[Row]:
@@ -190,18 +174,17 @@ def _pairs(artwork: Artwork, count: int, random: np.random.Generator) -> Iterato
         style, left = artwork.any(random)
         right = list(artwork.pictures[style])[random.integers(len(artwork.pictures[style]))]
         if left != right:
-            both = [artwork.pictures[style][thing] for thing in (left, right)]
-            turned = [bool(random.random() < 0.5) and thing not in artwork.sided for thing in (left, right)]
-            yield Meaning(left, style, beside=right), [together(both, (False, False)), together(both, turned)]
+            yield (
+                Meaning(left, style, beside=right),
+                together([artwork.pictures[style][thing] for thing in (left, right)]),
+            )
 
 
 def _counts(artwork: Artwork, count: int, random: np.random.Generator) -> Iterator[Row]:
     for _ in range(count):
         style, thing = artwork.any(random)
         number = int(random.integers(2, 5))
-        every = [artwork.pictures[style][thing]] * number
-        turned = [bool(random.random() < 0.5) and thing not in artwork.sided] * number
-        yield Meaning(thing, style, count=number), [together(every, [False] * number), together(every, turned)]
+        yield Meaning(thing, style, count=number), together([artwork.pictures[style][thing]] * number)
 
 
 def _marks(meaning: Meaning) -> list[float]:
@@ -209,12 +192,16 @@ def _marks(meaning: Meaning) -> list[float]:
         ("style", meaning.style), ("hue", meaning.hue), ("ground", meaning.ground), ("count", meaning.count),
         ("beside", None if meaning.beside is None else "another"),
     }  # fmt: skip
-    return [strength if mark in said else 0.0 for mark, strength in MARKS.items()]
+    marks = [strength if mark in said else 0.0 for mark, strength in MARKS.items()]
+    if meaning.ground == "white":  # the opposite of black: no direction of its own
+        black = ("ground", "black")
+        marks[list(MARKS).index(black)] = -MARKS[black]
+    return marks
 
 
-def _basis(canonical: Tensor, single: Tensor, width: int, seed: int) -> Basis:
+def _basis(latents: Tensor, single: Tensor, width: int, seed: int) -> Basis:
     """Main directions, mostly of single things."""
-    flat = canonical.float().flatten(1)
+    flat = latents.float().flatten(1)
     mean = flat[single].mean(0)
     counted = (flat - mean) * torch.where(single, 1.0, 0.45)[:, None]
     _, strength, directions = torch.linalg.svd(counted, full_matrices=False)

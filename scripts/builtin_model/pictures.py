@@ -23,6 +23,7 @@ PLACES = {
     3: ((0.5, 0.0), (0.0, 1.0), (1.0, 1.0)),
     4: ((0.0, 0.0), (1.0, 0.0), (0.0, 1.0), (1.0, 1.0)),
 }
+COLOURED = 0.15  # the saturation from which a part is not grey
 HUES = {"red": 0.0, "orange": 0.08, "yellow": 0.145, "green": 0.35, "blue": 0.59, "purple": 0.76, "pink": 0.92}
 
 
@@ -37,11 +38,11 @@ class Look:
     hue: float | None = None
 
 
-def any_look(random: np.random.Generator, sided: bool = False, **fixed: Any) -> Look:
-    """What a seed may vary when the prompt is silent: its size, its place, the side it faces if that does not count."""
+def any_look(random: np.random.Generator, **fixed: Any) -> Look:
+    """Another size, another place, perhaps mirrored: all that an autoencoder may have to draw."""
     scale = float(random.uniform(0.8, 1.0))
     aside = (float(random.uniform(-1, 1)), float(random.uniform(-1, 1)))
-    return Look(mirrored=bool(random.random() < 0.5) and not sided, scale=scale, aside=aside, **fixed)
+    return Look(mirrored=bool(random.random() < 0.5), scale=scale, aside=aside, **fixed)
 
 
 def picture(rgba: Pixels, look: Look) -> Pixels:
@@ -60,30 +61,43 @@ def picture(rgba: Pixels, look: Look) -> Pixels:
     return np.asarray(canvas.convert("RGB"))
 
 
-def together(
-    artworks: Sequence[Pixels], mirrored: Sequence[bool], ground: tuple[int, int, int] = GROUNDS["white"]
-) -> Pixels:
-    """Two, three or four things, each half as large."""
+def together(artworks: Sequence[Pixels]) -> Pixels:
+    """Two, three or four things, each half as large; RGBA as they are."""
     size = artworks[0].shape[0]
-    canvas = Image.new("RGBA", (size, size), (*ground, 255))
-    for rgba, turned, (across, down) in zip(artworks, mirrored, PLACES[len(artworks)], strict=True):
+    canvas = Image.new("RGBA", (size, size))
+    for rgba, (across, down) in zip(artworks, PLACES[len(artworks)], strict=True):
         small = Image.fromarray(rgba).resize((size // 2, size // 2), Image.Resampling.LANCZOS)
-        if turned:
-            small = small.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
         canvas.alpha_composite(small, (round(across * size / 2), round(down * size / 2)))
-    return np.asarray(canvas.convert("RGB"))
+    return np.asarray(canvas)
 
 
-def recoloured(rgba: Pixels, hue: float) -> Pixels:
-    """Every coloured part takes the hue; light, shade and grey stay, greys that fill the thing are tinted."""
-    hsv = np.asarray(Image.fromarray(np.ascontiguousarray(rgba[..., :3])).convert("HSV")).astype(np.float32) / 255
-    coloured = hsv[..., 1] > 0.15
-    shown = rgba[..., 3] > 128
-    if (coloured & shown).sum() < 0.2 * shown.sum():  # a panda, a ghost: tint what is neither black nor white
-        middle = (hsv[..., 2] > 0.25) & shown
+def recoloured(rgba: Pixels, hue: float, tinted: bool | None = None) -> Pixels:
+    """Coloured parts take the hue; light, shade and grey stay. `tinted`: greys take it too; None: if all is grey."""
+    hsv = _hsv(rgba)
+    coloured = hsv[..., 1] > COLOURED
+    if grey(rgba) if tinted is None else tinted:
+        middle = hsv[..., 2] > 0.25
         hsv[..., 1] = np.where(middle, np.maximum(hsv[..., 1], 0.55), hsv[..., 1])
         coloured = coloured | middle
     hsv[..., 0] = np.where(coloured, hue, hsv[..., 0])
     hsv[..., 1] = np.where(coloured, np.clip(hsv[..., 1], 0.45, 0.9), hsv[..., 1])
     rgb = np.asarray(Image.fromarray((hsv * 255).round().astype(np.uint8), "HSV").convert("RGB"))
     return np.concatenate([rgb, rgba[..., 3:]], axis=-1)
+
+
+def grey(rgba: Pixels) -> bool:
+    """Hardly coloured: a panda, a ghost."""
+    shown = rgba[..., 3] > 128
+    return bool(((_hsv(rgba)[..., 1] > COLOURED) & shown).sum() < 0.2 * shown.sum())
+
+
+def _hsv(rgba: Pixels) -> Pixels:
+    return np.asarray(Image.fromarray(np.ascontiguousarray(rgba[..., :3])).convert("HSV")).astype(np.float32) / 255
+
+
+def shaded(rgb: Pixels, vivid: float, light: float) -> Pixels:
+    """From pale to vivid and from dark to light, each -1 … 1."""
+    middle = rgb.mean(-1, keepdims=True)
+    seen = middle + (rgb - middle) * (1 + 0.35 * vivid)
+    seen = seen + (255 - seen) * 0.25 * light if light > 0 else seen * (1 + 0.3 * light)
+    return seen.clip(0, 255)

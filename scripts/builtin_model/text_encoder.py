@@ -9,7 +9,6 @@ from __future__ import annotations
 import json
 import time
 import unicodedata
-from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,7 +23,7 @@ from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 from scripts.builtin_model import teacher, wordnet
 from scripts.builtin_model.artwork import Thing
 from scripts.builtin_model.autoencoder import keep, rate
-from scripts.builtin_model.captions import STYLES, Captions, Meaning, alone
+from scripts.builtin_model.captions import STYLES, Captions, Meaning
 from scripts.builtin_model.examples import Examples
 from scripts.builtin_model.synonyms import HELD_OUT, named
 from scripts.builtin_model.things import everyday
@@ -113,20 +112,15 @@ def new(recipe: Recipe, tokenizer: CLIPTokenizer) -> CLIPTextModel:
 
 
 @dataclass(frozen=True)
-class Lessons:
-    """What can be drawn, in codes, and the word list with the thing that each word is nearest to."""
+class Words:
+    """The word list, with the thing that each word is nearest to."""
 
-    codes: Tensor  # [meanings, width]
-    silent: Tensor
-    meanings: list[Meaning]
-    chances: np.ndarray[Any, Any]  # how often each meaning is asked
-    plain: dict[tuple[int, str | None], int]  # (thing, style): which meaning that is
     words: list[str]
     nearest: np.ndarray[Any, Any]  # the thing of each word
     weights: np.ndarray[Any, Any]  # how often each word is asked
 
 
-def lessons(shown: Examples, things: Sequence[Thing], captions: Captions, recipe: Recipe, kept: Path) -> Lessons:
+def near_things(things: Sequence[Thing], captions: Captions, recipe: Recipe, kept: Path) -> Words:
     words = frequent(recipe.words)
     likeness = _likeness(teacher.kept_meanings(words, kept), things, captions)
     likeness += KINDS * wordnet.Kinds(kept.parent).likeness(words, things)
@@ -136,12 +130,7 @@ def lessons(shown: Examples, things: Sequence[Thing], captions: Captions, recipe
     weights *= np.select([near > 0.8, near > 0.65, near > 0.6, near > 0.5], [12.0, 8.0, 4.0, 0.1], 0.02)
     taught = {name for names in captions.names["en"] for name in names}
     weights *= np.array([0.0 if word in taught else 1.0 for word in words])  # captions teach those
-    held = Counter(meaning.kind() for meaning in shown.meanings)
-    chances = np.array([SHARES[meaning.kind()] / held[meaning.kind()] for meaning in shown.meanings])
-    return Lessons(
-        shown.codes, shown.silent, shown.meanings, chances / chances.sum(), alone(shown.meanings), words,
-        nearest.numpy(), weights / weights.sum(),
-    )  # fmt: skip
+    return Words(words, nearest.numpy(), weights / weights.sum())
 
 
 def fitting(things: Sequence[Thing]) -> Callable[[int, str], bool]:
@@ -189,14 +178,14 @@ def train(
         begun = state["step"]
     if begun >= recipe.steps:
         return encoder.eval()
-    taught = lessons(shown, things, captions, recipe, kept.with_name("meanings.pt"))
+    words = near_things(things, captions, recipe, kept.with_name("meanings.pt"))
     started, losses = time.monotonic(), []
     for step in range(begun, recipe.steps):
         for group in (group for optimizer in optimizers for group in optimizer.param_groups):
             group["lr"] = recipe.rate * rate(step, recipe.steps)
         # a step is the same whether or not the training was stopped before
         random = np.random.default_rng((seed, step))
-        texts, wanted = _lesson(taught, captions, recipe, random)
+        texts, wanted = _lesson(shown, words, captions, recipe, random)
         for optimizer in optimizers:
             optimizer.zero_grad(set_to_none=True)
         losses.append(sum(_learn(encoder, ids.to(device), wanted[rows].to(device), len(texts), tokenizer.eos_token_id)
@@ -206,7 +195,7 @@ def train(
             optimizer.step()
         if (step + 1) % 100 == 0:
             speed = (step + 1 - begun) / (time.monotonic() - started)
-            seen = knows(encoder, tokenizer, taught, things, captions, device)
+            seen = knows(encoder, tokenizer, shown, things, captions, device)
             mean = np.mean(losses[-100:])
             say(f"text encoder {step + 1}/{recipe.steps}  loss {mean:.3f}  {seen}  {speed:.1f} steps/s")
         if (step + 1) % 500 == 0 or step + 1 == recipe.steps:
@@ -255,28 +244,30 @@ def tokens(tokenizer: CLIPTokenizer, texts: Sequence[str], length: int = LENGTH)
 
 
 def _lesson(
-    taught: Lessons, captions: Captions, recipe: Recipe, random: np.random.Generator
+    shown: Examples, words: Words, captions: Captions, recipe: Recipe, random: np.random.Generator
 ) -> tuple[list[str], Tensor]:
-    chosen = random.choice(len(taught.meanings), size=recipe.captions, p=taught.chances)
-    texts = [captions.any(taught.meanings[row], random) for row in chosen]
-    rows = [taught.codes[row] for row in chosen]
-    for word in random.choice(len(taught.words), size=recipe.others, p=taught.weights):
-        thing = int(taught.nearest[word])
-        styles = [style for style in STYLES if (thing, style) in taught.plain]
+    chosen = [shown.any(random, SHARES) for _ in range(recipe.captions)]
+    texts = [captions.any(meaning, random) for _, meaning in chosen]
+    for word in random.choice(len(words.words), size=recipe.others, p=words.weights):
+        thing = int(words.nearest[word])
+        styles = [style for style in STYLES if (thing, style) in shown.plain]
         style = captions.usual(thing) if random.random() < 0.8 else styles[random.integers(len(styles))]
-        texts.append(captions.said(taught.words[word], Meaning(thing, style), "en", random))
-        rows.append(taught.codes[taught.plain[thing, style]])
-    return [*texts, ""], torch.stack([*rows, taught.silent])
+        meaning = Meaning(thing, style)
+        texts.append(captions.said(words.words[word], meaning, "en", random))
+        chosen.append((shown.plain[thing, style], meaning))
+    wanted = shown.codes([row for row, _ in chosen], [meaning for _, meaning in chosen])
+    return [*texts, ""], torch.cat([wanted, shown.basis.silence()[None]])
 
 
 @torch.no_grad()
 def knows(
-    encoder: CLIPTextModel, tokenizer: CLIPTokenizer, taught: Lessons, things: Sequence[Thing], captions: Captions,
+    encoder: CLIPTextModel, tokenizer: CLIPTokenizer, shown: Examples, things: Sequence[Thing], captions: Captions,
     device: str,
 ) -> str:  # fmt: skip
     """How many names, names with a style and held-out words land nearest to their thing."""
-    plain = list(taught.plain.items())
-    table = functional.normalize(taught.codes[[row for _, row in plain]], dim=1)
+    plain = list(shown.plain.items())
+    rows = [row for _, row in plain]
+    table = functional.normalize(shown.codes(rows, [shown.meanings[row] for row in rows]), dim=1)
     names = {thing.name: number for number, thing in enumerate(things)}
     asked = {
         "names": [(f"a {thing.name}", {number}, captions.usual(number)) for number, thing in enumerate(things)][::7],

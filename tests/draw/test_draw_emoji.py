@@ -11,6 +11,7 @@ from PIL import Image
 
 from scripts import evaluate_builtin
 from scripts.builtin_model import likeness
+from scripts.builtin_model.pictures import GROUNDS
 
 REFERENCES = Path(__file__).parent / "emoji_references.png"
 TEN = ("cat", "elephant", "butterfly", "sunflower", "red apple", "pizza", "rocket", "umbrella", "guitar", "ghost")
@@ -49,7 +50,20 @@ def test_the_measure_would_notice_noise(drawn: dict[str, np.ndarray]) -> None:
     assert sum(right) <= 1
 
 
-def test_another_seed_is_another_picture_and_the_same_one_the_same(drawn: dict[str, np.ndarray]) -> None:
-    again, other = evaluate_builtin.draw("builtin", ["a cat"]), evaluate_builtin.draw("builtin", ["a cat"], seed=2)
+def test_another_seed_is_to_the_eye_another_picture_of_the_same_thing_and_the_same_seed_the_same(
+    drawn: dict[str, np.ndarray],
+) -> None:
+    names, references = tiles()
+    again = evaluate_builtin.draw("builtin", ["a cat"])
     assert np.array_equal(again[0], drawn["cat"])
-    assert np.abs(other[0].astype(int) - drawn["cat"]).mean() > 4
+    other = evaluate_builtin.draw("builtin", [f"a {name}" for name in TEN], first=101)
+    far = [evaluate_builtin.difference(one, two) for one, two in zip(drawn.values(), other, strict=True)]
+    assert sum(difference >= evaluate_builtin.VISIBLE for difference in far) >= 8
+    right = [name in [names[thing] for thing in references.nearest(one)] for name, one in zip(TEN, other, strict=True)]
+    assert sum(right) >= 9
+
+
+def test_a_ground_that_is_asked_for_is_the_same_with_every_seed() -> None:
+    prompts = [f"a cat on a {ground} background" for ground in ("white", "green")]
+    for number, one in enumerate(evaluate_builtin.draw("builtin", prompts * 3)):
+        assert np.abs(likeness.ground(one) - np.array(GROUNDS[("white", "green")[number % 2]])).max() < 40

@@ -15,17 +15,26 @@ from PIL import Image, ImageDraw
 from transformers import CLIPTokenizer
 
 from scripts import evaluate_builtin
-from scripts.builtin_model import autoencoder, denoiser, examples, export, likeness, pictures, text_encoder, wordnet
+from scripts.builtin_model import (
+    autoencoder,
+    denoiser,
+    examples,
+    export,
+    fields,
+    laying,
+    likeness,
+    pictures,
+    text_encoder,
+    wordnet,
+)
 from scripts.builtin_model.artwork import Artwork, Thing, _sided
 from scripts.builtin_model.captions import Captions, Meaning, several
 from scripts.builtin_model.synonyms import HELD_OUT, named
 from scripts.builtin_model.things import everyday
 
 NAMES = ("disc", "square box", "tall tower", "ring")
-TINY = denoiser.Recipe(
-    widths=(16, 16), moment=16, latent_channels=2, latent_size=8, text_width=32, steps=4, read=2, batch=3, kept_every=2
-)
-FEW = examples.Amounts(looks=1, coloured=6, grounded=6, pairs=6, counts=6)
+TINY = denoiser.Recipe(widths=(16, 16), moment=16, latent_size=8, text_width=32, steps=4, read=2, batch=3, kept_every=2)
+FEW = examples.Amounts(pairs=6, counts=6)
 
 
 def thing(name: str, tags: tuple[str, ...] = ()) -> Thing:
@@ -89,11 +98,11 @@ def test_captions_say_styles_counts_and_what_stands_beside() -> None:
 
 def test_several_things_stand_where_they_are_looked_for() -> None:
     art = drawn()
-    both = pictures.together([art.pictures["flat"][0], art.pictures["flat"][1]], (False, True))
+    both = fields.Colours().on(pictures.together([art.pictures["flat"][0], art.pictures["flat"][1]]))
     shown = {index: pictures.picture(rgba, pictures.Look()) for index, rgba in art.pictures["flat"].items()}
     references = likeness.references(list(shown.items()))
     assert [references.nearest(cell, 1) for cell in evaluate_builtin.cells(both, 2)] == [[0], [1]]
-    three = pictures.together([art.pictures["flat"][3]] * 3, [False] * 3)
+    three = fields.Colours((250, 220, 200)).on(pictures.together([art.pictures["flat"][3]] * 3))
     assert [references.nearest(cell, 1) for cell in evaluate_builtin.cells(three, 3)] == [[3]] * 3
 
 
@@ -174,7 +183,7 @@ def small(folder: Path) -> tuple[CLIPTokenizer, Any]:
 def miniature(words: Path, kept: Path, stop_at: int = 0) -> Any:
     torch.manual_seed(2)
     art = drawn()
-    vae = autoencoder.new(autoencoder.Recipe(size=64, widths=(16, 16, 16, 16), latent_channels=2)).eval()
+    vae = autoencoder.new(autoencoder.Recipe(size=64, widths=(16, 16, 16, 16))).eval()
     tokenizer, encoder = small(words)
     shown = examples.examples(art, vae, 32, FEW, 3, "cpu", kept.with_name("examples.pt"))
     reader = denoiser.Reader(Captions(art.things, art.usual), tokenizer, encoder, "cpu")
@@ -193,34 +202,119 @@ def test_a_training_that_was_stopped_goes_on_as_if_it_had_not_been(words: Path, 
         assert torch.equal(one, two) and torch.equal(one, three)
 
 
+def made(words: Path, folder: Path) -> examples.Examples:
+    miniature(words, folder / "kept.pt")
+    return examples.examples(drawn(), None, 32, FEW, 3, "cpu", folder / "examples.pt")  # type: ignore[arg-type]
+
+
 def test_a_code_is_its_picture_in_the_form_of_the_encoder_s_states(words: Path, tmp_path: Path) -> None:
-    miniature(words, tmp_path / "kept.pt")
-    shown = examples.examples(drawn(), None, 32, FEW, 3, "cpu", tmp_path / "examples.pt")  # type: ignore[arg-type]
-    every = torch.cat([shown.codes, shown.silent[None]])
+    found = made(words, tmp_path)
+    codes = found.codes(range(len(found.meanings)), found.meanings)
+    every = torch.cat([codes, found.basis.silence()[None]])
     assert every.mean(1).abs().max() < 1e-5  # what the last norm of the encoder takes away
     assert torch.allclose(every.square().mean(1), torch.ones(len(every)), atol=1e-5)
-    assert torch.pdist(shown.codes[[0, 1, 2, 3]]).min() > 1
-    assert abs(shown.chances.sum() - 1) < 1e-9 and len(shown.chances) == len(shown.latents) == len(shown.meant)
-    assert {meaning.count for meaning in shown.meanings} > {1} and any(m.beside is not None for m in shown.meanings)
+    assert torch.pdist(codes[[0, 1, 2, 3]]).min() > 1
+    assert len(found.meanings) == len(found.latents) == len(found.mattes) == len(found.grey) == len(found.free)
+    assert {meaning.count for meaning in found.meanings} > {1} and any(m.beside is not None for m in found.meanings)
 
 
 def test_what_is_said_of_a_thing_is_marked_in_its_code_always_in_the_same_way(words: Path, tmp_path: Path) -> None:
-    miniature(words, tmp_path / "kept.pt")
-    shown = examples.examples(drawn(), None, 32, FEW, 3, "cpu", tmp_path / "examples.pt")  # type: ignore[arg-type]
-    said = shown.codes @ shown.basis.turn
+    found, random = made(words, tmp_path), np.random.default_rng(1)
+    asked = [found.any(random, denoiser.SHARES) for _ in range(900)]
+    said = found.codes([row for row, _ in asked], [meaning for _, meaning in asked]) @ found.basis.turn
     said = said / said[:, -1:]  # against the part that is always the same
-    directions = len(shown.basis.directions)
-    plain = {(m.thing, m.style): code for m, code in zip(shown.meanings, said, strict=True) if m.plain()}
-    assert len(plain) == 8 and len(shown.meanings) > 20
-    for meaning, code in zip(shown.meanings, said, strict=True):
+    directions = len(found.basis.directions)
+    alone = found.codes(range(len(found.meanings)), found.meanings) @ found.basis.turn
+    alone = alone / alone[:, -1:]
+    assert {meaning.kind() for _, meaning in asked} == set(denoiser.SHARES)
+    assert {"white", "black"} <= {meaning.ground for _, meaning in asked}
+    for (row, meaning), code in zip(asked, said, strict=True):
         heard = dict(zip(examples.MARKS, code[directions:-1].tolist(), strict=True))
         given = {
             ("style", meaning.style), ("hue", meaning.hue), ("ground", meaning.ground), ("count", meaning.count),
             ("beside", "another" if meaning.beside is not None else None),
         }  # fmt: skip
-        assert heard == pytest.approx({mark: loud * (mark in given) for mark, loud in examples.MARKS.items()}, abs=1e-4)
-        if meaning.ground:
-            assert torch.allclose(code[:directions], plain[meaning.thing, meaning.style][:directions], atol=1e-4)
+        wanted = {mark: loud * (mark in given) for mark, loud in examples.MARKS.items()}
+        if meaning.ground == "white":
+            wanted["ground", "black"] = -examples.MARKS["ground", "black"]
+        assert heard == pytest.approx(wanted, abs=1e-4)
+        assert torch.allclose(code[:directions], alone[row][:directions], atol=1e-4)  # the thing's own
+
+
+def test_a_lesson_is_captions_and_words_with_the_codes_they_are_led_to(words: Path, tmp_path: Path) -> None:
+    found, art = made(words, tmp_path), drawn()
+    captions = Captions(art.things, art.usual)
+    listed = text_encoder.Words(["blob", "slab"], np.array([0, 1]), np.array([0.5, 0.5]))
+    recipe = text_encoder.Recipe(captions=20, others=8)
+    texts, wanted = text_encoder._lesson(found, listed, captions, recipe, np.random.default_rng(1))
+    assert len(texts) == len(wanted) == 29
+    assert texts[-1] == "" and torch.equal(wanted[-1], found.basis.silence())
+    for text, code in zip(texts[20:28], wanted[20:28], strict=True):
+        thing, style = (0 if "blob" in text else 1), ("3d" if "3d" in text else "flat")
+        row = found.plain[thing, style]
+        assert torch.allclose(code, found.codes([row], [found.meanings[row]])[0], atol=1e-5)
+    tokenizer, encoder = small(words)
+    assert "names" in text_encoder.knows(encoder, tokenizer, found, art.things, captions, "cpu")
+
+
+def test_what_a_prompt_leaves_open_is_chosen_by_chance_and_the_rest_is_not() -> None:
+    random = np.random.default_rng(1)
+    silent = [fields.chosen(random, Meaning(0), free=True) for _ in range(400)]
+    assert len({one.ground for one in silent}) > 300 and len({one.hue for one in silent}) > 250
+    assert 40 < sum(one.hue is None for one in silent) < 130  # now and then the artwork's own
+    for one in silent:
+        assert max(one.ground) >= 239 and min(one.ground) >= 170  # soft
+    said = [fields.chosen(random, Meaning(0, hue="blue", ground="white"), grey=True, free=True) for _ in range(50)]
+    assert {(one.ground, one.hue, one.tinted) for one in said} == {((255, 255, 255), pictures.HUES["blue"], True)}
+    assert {fields.chosen(random, Meaning(0)).hue for _ in range(50)} == {None}
+    assert fields.any_colour() <= set(everyday())
+
+
+def test_colours_are_numbers_and_pictures() -> None:
+    art = drawn().pictures["flat"]
+    assert fields.Colours().values() == [1.0, 1.0, 1.0, 0.0, 0.0, 0.0, 0.0, 0.0]
+    assert len(fields.Colours().values()) == fields.COUNT - 1
+    assert np.array_equal(fields.Colours().on(art[1]), pictures.picture(art[1], pictures.Look()))
+    ground = pictures.GROUNDS["green"]
+    for hue in (None, pictures.HUES["blue"]):
+        wanted = pictures.picture(art[1], pictures.Look(ground=ground, hue=hue))
+        seen = fields.Colours(ground, hue, hue is not None and pictures.grey(art[1])).on(art[1])
+        assert np.abs(seen.astype(int) - wanted).max() <= 1
+    means = [fields.Colours(light=light).on(art[1])[32, 32].mean() for light in (-1.0, 0.0, 1.0)]
+    assert means == sorted(set(means))
+    spread = [np.ptp(fields.Colours(vivid=vivid).on(art[1])[32, 32].astype(int)) for vivid in (-1.0, 0.0)]
+    assert spread[0] < spread[1]
+    cells = fields.matte(np.stack([rgba[..., 3] for rgba in art.values()]), 8)
+    assert cells.shape == (4, 8, 8) and cells[1, 4, 4] == 1 and cells[1, 0, 0] == -1 and -1 < cells[1, 1, 4] < 1
+
+
+def test_an_autoencoder_gains_channels_for_colours_around_the_same_latents(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    plain = autoencoder.new(autoencoder.Recipe(size=64, widths=(16, 16, 16))).eval()
+    autoencoder.level(plain, torch.randn(4, 8, 16, 16))
+    model = laying.widened(plain).eval()
+    whole = autoencoder.tensor(autoencoder.pool(drawn(), 2, 1), "cpu")
+    with torch.no_grad():
+        found, before = model.encode(whole).latent_dist, plain.encode(whole).latent_dist
+        assert torch.allclose(found.mean[:, :8], before.mean, atol=1e-5) and found.mean.shape[1] == 17
+        assert torch.allclose(found.std, torch.full_like(found.std, autoencoder.NOISE), atol=1e-5)
+        louder = torch.cat([before.mean, torch.randn(2, 9, 16, 16)], dim=1)
+        assert torch.allclose(model.decode(louder).sample, plain.decode(before.mean).sample, atol=1e-4)
+    shown = laying.pictures(drawn(), plain, 4, 1, "cpu")
+    told: list[str] = []
+    recipe, kept = laying.Recipe(crop=32, crops=4, steps=100, reading=150, rate=6e-3), tmp_path / "laid.pt"
+    trained, again = (laying.train(shown, plain, recipe, kept, 1, "cpu", told.append) for _ in range(2))
+    assert len(told) == 2 and "laid" in told[0] and "read" in told[1]  # the second time it was only read from the files
+    assert all(torch.equal(one, two) for one, two in zip(trained.parameters(), again.parameters(), strict=True))
+    (before_laid, _), (after_laid, _) = (laying.fidelity(one, shown, 3, "cpu", 20) for one in (model, trained))
+    assert after_laid > before_laid + 3
+    grounded = shown.any(np.random.default_rng(3), 8).grounded()
+    with torch.no_grad():
+        far = [(one.encode(grounded.seen("cpu")).latent_dist.mean - grounded.latents("cpu")).square().mean()
+               for one in (model, trained)]  # fmt: skip
+    assert far[1] < 0.7 * far[0]
+    rows = laying.preview(shown, 1, 20)
+    assert len(rows) == 18 and all(len(row) == 3 for row in rows)
 
 
 def test_words_are_kinds_of_things(tmp_path: Path) -> None:
@@ -275,7 +369,8 @@ def test_the_exported_folder_is_one_diffusers_reads(words: Path, tmp_path: Path)
     folder = tmp_path / "model"
     for _ in range(2):  # written anew
         export.export(
-            folder, autoencoder=vae, encoder=encoder, tokenizer=words, denoiser=unet, words=["a", "disc"],
+            folder, autoencoder=laying.widened(vae), encoder=encoder, tokenizer=words, denoiser=unet,
+            words=["a", "disc"],
             defaults={"width": 64, "height": 64, "steps": 2, "guidance": 2.0, "sampler": "DDIM"},
         )  # fmt: skip
     pipeline = StableDiffusionPipeline.from_pretrained(folder, torch_dtype=torch.float32)
