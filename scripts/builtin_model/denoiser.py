@@ -18,7 +18,7 @@ from transformers import CLIPTextModel, CLIPTokenizer
 from scripts.builtin_model.autoencoder import keep
 from scripts.builtin_model.captions import Captions, Meaning
 from scripts.builtin_model.examples import Examples
-from scripts.builtin_model.fields import COUNT, DRAWN, chosen
+from scripts.builtin_model.fields import COUNT, DRAWN, chosen, with_colours
 from scripts.builtin_model.text_encoder import tokens
 
 SCHEDULER = {
@@ -161,10 +161,9 @@ def train(
 def _latents(shown: Examples, said: Sequence[tuple[int, Meaning]], random: np.random.Generator) -> Tensor:
     """The things, where they are, and colours as said or by chance."""
     rows = [row for row, _ in said]
-    colours = [chosen(random, meaning, shown.grey[row], shown.free[row]).values() for row, meaning in said]
-    drawn, mattes = shown.latents[rows].float(), shown.mattes[rows].float()[:, None]
-    everywhere = torch.tensor(colours)[..., None, None].expand(-1, -1, *drawn.shape[-2:])
-    return torch.cat([drawn, mattes, everywhere], dim=1)
+    colours = [chosen(random, meaning, shown.grey[row], shown.free[row]) for row, meaning in said]
+    drawn = torch.cat([shown.latents[rows], shown.mattes[rows][:, None]], dim=1).float()
+    return with_colours(drawn, colours)
 
 
 def _loss(

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import colorsys
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -57,10 +58,16 @@ class Colours:
         return (seen * part + np.float32(self.ground) * (1 - part)).round().astype(np.uint8)
 
 
-def chosen(random: np.random.Generator, meaning: Meaning | None, grey: bool = False, free: bool = False) -> Colours:
+def with_colours(drawn: Tensor, colours: Sequence[Colours]) -> Tensor:
+    """Whole latents: those of things with their mattes, then the colours, the same at every place."""
+    values = torch.tensor([one.values() for one in colours])
+    return torch.cat([drawn, values[..., None, None].expand(-1, -1, *drawn.shape[-2:])], dim=1)
+
+
+def chosen(random: np.random.Generator, meaning: Meaning, grey: bool = False, free: bool = False) -> Colours:
     """As it is said, and by chance where it is not; `free`: the thing comes in any colour."""
-    ground = any_ground(random) if meaning is None or meaning.ground is None else GROUNDS[meaning.ground]
-    hue = HUES[meaning.hue] if meaning is not None and meaning.hue else None
+    ground = any_ground(random) if meaning.ground is None else GROUNDS[meaning.ground]
+    hue = HUES[meaning.hue] if meaning.hue else None
     if hue is None and free and random.random() < 0.8:
         hue = float(random.random())
     vivid, light = (float(random.uniform(-1, 1)) for _ in range(2))

@@ -16,7 +16,7 @@ from torch.nn import functional
 
 from scripts.builtin_model.artwork import Artwork
 from scripts.builtin_model.autoencoder import NOISE, distance, encoded, keep, rate, tensor
-from scripts.builtin_model.fields import COUNT, DRAWN, Colours, any_ground, matte
+from scripts.builtin_model.fields import COUNT, DRAWN, Colours, any_ground, matte, with_colours
 from scripts.builtin_model.pictures import GROUNDS, Pixels, grey, together
 
 LOUD = (*[NOISE] * DRAWN, 0.2, *[0.05] * (COUNT - 1))  # of each channel, added while training
@@ -100,8 +100,7 @@ class Laid:
         return tensor(np.stack([one.on(rgba) for rgba, one in zip(self.artwork, self.colours, strict=True)]), device)
 
     def latents(self, device: str) -> Tensor:
-        values = torch.tensor([one.values() for one in self.colours])
-        return torch.cat([self.drawn, values[..., None, None].expand(-1, -1, *self.drawn.shape[-2:])], dim=1).to(device)
+        return with_colours(self.drawn, self.colours).to(device)
 
 
 def pictures(artwork: Artwork, plain: AutoencoderKL, several: int, seed: int, device: str) -> Pictures:
@@ -155,7 +154,7 @@ def _course(
     optimizer = torch.optim.AdamW(moving, lr=highest, betas=(0.9, 0.99), weight_decay=1e-4)
     begun = 0
     if kept.exists():
-        state = torch.load(kept, weights_only=True)
+        state = torch.load(kept, map_location=moving[0].device, weights_only=True)
         model.load_state_dict(state["model"])
         optimizer.load_state_dict(state["optimizer"])
         begun = state["step"]
