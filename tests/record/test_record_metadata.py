@@ -245,9 +245,13 @@ def test_a_png_holds_the_pixels_it_was_given() -> None:
 
 @pytest.mark.parametrize("prompt", ["a cat, (red:1.2)", "Crème brûlée", "一只猫 🐈\nin the rain"])
 @pytest.mark.parametrize("format", ["png", "jpg", "webp"])
-def test_an_independent_reader_finds_the_settings(tmp_path: Path, format: str, prompt: str) -> None:
+def test_an_independent_reader_finds_the_settings(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, format: str, prompt: str
+) -> None:
     from sd_parsers import ParserManager
 
+    # It remembers the last picture by its `id`, which the next one may be given again.
+    monkeypatch.setattr("sd_parsers.extractors._jpeg_usercomment._image_id", None)
     of = drawn(job=job(prompt=prompt, negative_prompt="blurry, bad", seed=123, steps=20, width=512, height=768))
     parsed = ParserManager().parse(written(tmp_path, format, of))
     assert parsed is not None
