@@ -29,7 +29,7 @@ SCHEDULER = {
 
 
 REPEATED = 16  # times a code stands where a caption's states will
-SHARES = {"plain": 0.4, "beside": 0.18, "count": 0.11, "hue": 0.2, "ground": 0.11}  # of what is said
+SHARES = {"plain": 0.58, "beside": 0.09, "count": 0.14, "hue": 0.11, "ground": 0.08}  # of what is said
 COLOURS = 2.5  # how much a channel beside the drawing counts in the loss
 
 
@@ -161,7 +161,7 @@ def train(
 def _latents(shown: Examples, said: Sequence[tuple[int, Meaning]], random: np.random.Generator) -> Tensor:
     """The things, where they are, and colours as said or by chance."""
     rows = [row for row, _ in said]
-    colours = [chosen(random, meaning, shown.grey[row], shown.free[row]) for row, meaning in said]
+    colours = [chosen(random, meaning, shown.grey[row]) for row, meaning in said]
     drawn = torch.cat([shown.latents[rows], shown.mattes[rows][:, None]], dim=1).float()
     return with_colours(drawn, colours)
 

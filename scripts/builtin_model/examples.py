@@ -22,7 +22,7 @@ from torch import Tensor
 from scripts.builtin_model.artwork import Artwork
 from scripts.builtin_model.autoencoder import encoded, keep
 from scripts.builtin_model.captions import STYLES, Meaning
-from scripts.builtin_model.fields import any_colour, matte
+from scripts.builtin_model.fields import matte
 from scripts.builtin_model.pictures import (
     COLOURED_GROUNDS,
     GROUNDS,
@@ -55,7 +55,7 @@ class Amounts:
 
 
 EVERYTHING = Amounts()
-EVERYDAY = Amounts(pairs=8000, counts=1800)
+EVERYDAY = Amounts(pairs=20_000, counts=1800)
 
 
 @dataclass(frozen=True)
@@ -89,7 +89,6 @@ class Examples:
     mattes: Tensor
     meanings: list[Meaning]
     grey: list[bool]
-    free: list[bool]  # comes in any colour
     basis: Basis
 
     @cached_property
@@ -125,11 +124,9 @@ def examples(
         keep(_made(artwork, autoencoder, amounts, seed, device), kept)
     state = torch.load(kept, weights_only=True)
     meanings = [Meaning(thing, style, count=count, beside=beside) for thing, style, count, beside in state["meanings"]]
-    names = any_colour()
-    free = [meaning.plain() and artwork.things[meaning.thing].name in names for meaning in meanings]
     single = torch.tensor([meaning.plain() for meaning in meanings])
     basis = _basis(state["latents"], single, width, seed) if like is None else like.basis
-    return Examples(state["latents"], state["mattes"], meanings, state["grey"], free, basis)
+    return Examples(state["latents"], state["mattes"], meanings, state["grey"], basis)
 
 
 def _made(artwork: Artwork, autoencoder: AutoencoderKL, amounts: Amounts, seed: int, device: str) -> dict[str, Any]:
@@ -181,9 +178,12 @@ def _pairs(artwork: Artwork, count: int, random: np.random.Generator) -> Iterato
 
 
 def _counts(artwork: Artwork, count: int, random: np.random.Generator) -> Iterator[Row]:
-    for _ in range(count):
-        style, thing = artwork.any(random)
-        number = int(random.integers(2, 5))
+    """All there are, or as many of them."""
+    every = [
+        (style, thing, number) for style, found in artwork.pictures.items() for thing in found for number in PLACES
+    ]
+    for index in random.permutation(len(every))[:count]:
+        style, thing, number = every[index]
         yield Meaning(thing, style, count=number), together([artwork.pictures[style][thing]] * number)
 
 

@@ -21,18 +21,7 @@ from scripts.builtin_model.pictures import GROUNDS, HUES, Pixels, recoloured, sh
 
 DRAWN = 8  # channels of the things themselves, as on white
 COUNT = 9  # channels beside these: the matte, then one for each value of `Colours.values`
-PALEST, DEEPEST, DARKEST = 0.1, 0.28, 0.94  # saturations and value of grounds that nobody asked for
-
-# Things that come in any colour and are never taken for another in it: the seed chooses where the prompt does not.
-ANY_COLOUR = """
-parrot, butterfly, tulip, cupcake, lollipop, doughnut, tent, bus, racing car, motorcycle, bicycle, sailboat, helicopter,
-umbrella, balloon, kite, teddy bear, glasses, sunglasses, t-shirt, handbag, headphone, guitar, drum, mobile phone,
-candle, chair, dragon, snake, house, alarm clock
-"""
-
-
-def any_colour() -> frozenset[str]:
-    return frozenset(name.strip() for line in ANY_COLOUR.strip().splitlines() for name in line.split(",") if name)
+PALEST, DEEPEST, DARKEST = 0.1, 0.36, 0.94  # saturations and value of grounds that nobody asked for
 
 
 @dataclass(frozen=True)
@@ -64,12 +53,10 @@ def with_colours(drawn: Tensor, colours: Sequence[Colours]) -> Tensor:
     return torch.cat([drawn, values[..., None, None].expand(-1, -1, *drawn.shape[-2:])], dim=1)
 
 
-def chosen(random: np.random.Generator, meaning: Meaning, grey: bool = False, free: bool = False) -> Colours:
-    """As it is said, and by chance where it is not; `free`: the thing comes in any colour."""
+def chosen(random: np.random.Generator, meaning: Meaning, grey: bool = False) -> Colours:
+    """As it is said; by chance where it is not, except for the hue, which is then the thing's own."""
     ground = any_ground(random) if meaning.ground is None else GROUNDS[meaning.ground]
     hue = HUES[meaning.hue] if meaning.hue else None
-    if hue is None and free and random.random() < 0.8:
-        hue = float(random.random())
     vivid, light = (float(random.uniform(-1, 1)) for _ in range(2))
     return Colours(ground, hue, hue is not None and grey, vivid, light)
 
