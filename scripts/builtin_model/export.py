@@ -27,6 +27,7 @@ def export(
     folder.mkdir(parents=True, exist_ok=True)
     for part, name in ((autoencoder, "vae"), (encoder, "text_encoder"), (denoiser, "unet")):
         copy.deepcopy(part).half().save_pretrained(folder / name, safe_serialization=True, max_shard_size=SHARD)
+        _without_origin(folder / name / "config.json")
     (folder / "tokenizer").mkdir()
     for name in ("vocab.json", "merges.txt", "tokenizer_config.json", "special_tokens_map.json"):
         if (tokenizer / name).exists():
@@ -43,3 +44,10 @@ def export(
     for weights in folder.rglob("*.safetensors"):
         weights.chmod(0o644)
     (folder / "model_index.json").write_text(json.dumps(index, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+
+
+def _without_origin(config: Path) -> None:
+    """diffusers writes down from which folder of this machine a part was read."""
+    said = json.loads(config.read_text(encoding="utf-8"))
+    said.pop("_name_or_path", None)
+    config.write_text(json.dumps(said, indent=2) + "\n", encoding="utf-8")

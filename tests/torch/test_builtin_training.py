@@ -363,13 +363,15 @@ def test_an_autoencoder_grows_a_level_around_the_same_latents(tmp_path: Path) ->
 
 
 def test_the_exported_folder_is_one_diffusers_reads(words: Path, tmp_path: Path) -> None:
-    from diffusers import StableDiffusionPipeline
+    from diffusers import AutoencoderKL, StableDiffusionPipeline
 
     unet, (vae, _, encoder) = miniature(words, tmp_path / "kept.pt")
     folder = tmp_path / "model"
+    laying.widened(vae).save_pretrained(tmp_path / "vae")
+    read = AutoencoderKL.from_pretrained(tmp_path / "vae")
     for _ in range(2):  # written anew
         export.export(
-            folder, autoencoder=laying.widened(vae), encoder=encoder, tokenizer=words, denoiser=unet,
+            folder, autoencoder=read, encoder=encoder, tokenizer=words, denoiser=unet,
             words=["a", "disc"],
             defaults={"width": 64, "height": 64, "steps": 2, "guidance": 2.0, "sampler": "DDIM"},
         )  # fmt: skip
@@ -378,4 +380,5 @@ def test_the_exported_folder_is_one_diffusers_reads(words: Path, tmp_path: Path)
     image = pipeline("a disc", num_inference_steps=2, width=64, height=64, output_type="np").images[0]
     assert image.shape == (64, 64, 3) and np.isfinite(image).all()
     assert (folder / "words.txt").read_text() == "a\ndisc\n"
+    assert not [file for file in folder.rglob("*.json") if str(tmp_path) in file.read_text(encoding="utf-8")]
     assert unet.dtype == torch.float32  # export leaves the trained one alone
