@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -64,12 +64,7 @@ def train(
     torch.manual_seed(seed)
     model = new(recipe).to(device, memory_format=torch.channels_last)
     optimizer = torch.optim.AdamW(model.parameters(), lr=recipe.rate, betas=(0.9, 0.99), weight_decay=1e-4)
-    begun = 0
-    if kept.exists():
-        state = torch.load(kept, map_location=device, weights_only=True)
-        model.load_state_dict(state["model"])
-        optimizer.load_state_dict(state["optimizer"])
-        begun = state["step"]
+    begun = resumed(model, optimizer, kept, device)
     if begun >= recipe.steps:
         return model.eval()
     crops = _crops(pool(artwork, recipe.pool, seed), recipe, seed + begun, device)
@@ -80,15 +75,12 @@ def train(
         wanted = next(crops)
         with torch.autocast(device.split(":")[0], torch.bfloat16):
             loss, seen = _loss(model, wanted)
-        optimizer.zero_grad(set_to_none=True)
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        optimizer.step()
+        descend(loss, optimizer, model.parameters())
         if (step + 1) % 100 == 0:
             speed = (step + 1 - shown) / (time.monotonic() - started)
             say(f"autoencoder {step + 1}/{recipe.steps}  {seen:.1f} dB  {speed:.1f} steps/s")
         if (step + 1) % 500 == 0 or step + 1 == recipe.steps:
-            keep({"model": model.state_dict(), "optimizer": optimizer.state_dict(), "step": step + 1}, kept)
+            keep_step(model, optimizer, step + 1, kept)
     return model.eval()
 
 
@@ -187,14 +179,9 @@ def train_outer(
     model.decoder.up_blocks[-2].resnets[0].norm1.requires_grad_(False)
     moving = [value for value in model.parameters() if value.requires_grad]
     optimizer = torch.optim.AdamW(moving, lr=recipe.rate, betas=(0.9, 0.99), weight_decay=1e-4)
-    begun = 0
-    if kept.exists():
-        state = torch.load(kept, map_location=device, weights_only=True)
-        model.load_state_dict(state["model"])
-        begun = state["step"]
-        if begun >= recipe.steps:
-            return model.eval()
-        optimizer.load_state_dict(state["optimizer"])
+    begun = resumed(model, optimizer, kept, device)
+    if begun >= recipe.steps:
+        return model.eval()
     pictures = pool(artwork, recipe.pool, seed)
     if not begun:
         _read_alike(model, inner, pictures, recipe, seed, device)
@@ -211,16 +198,13 @@ def train_outer(
                 noisy = mean + NOISE * torch.randn_like(mean)  # of latents that are level
             drawn = model.decode(noisy).sample.float()
         loss, shown = distance(drawn, wanted)
-        optimizer.zero_grad(set_to_none=True)
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(moving, 1.0)
-        optimizer.step()
+        descend(loss, optimizer, moving)
         seen.append(shown)
         if (step + 1) % 50 == 0:
             speed = (step + 1 - begun) / (time.monotonic() - started)
             say(f"outer level {step + 1}/{recipe.steps}  {np.mean(seen[-50:]):.1f} dB  {speed:.2f} steps/s")
         if (step + 1) % 200 == 0 or step + 1 == recipe.steps:
-            keep({"model": model.state_dict(), "optimizer": optimizer.state_dict(), "step": step + 1}, kept)
+            keep_step(model, optimizer, step + 1, kept)
     return model.eval()
 
 
@@ -287,6 +271,28 @@ def level(model: AutoencoderKL, latents: torch.Tensor) -> None:
     before.bias[channels:] = 2 * math.log(NOISE)
     after.bias += after.weight[:, :, 0, 0] @ mean
     after.weight *= deviation[None, :, None, None]
+
+
+def descend(loss: torch.Tensor, optimizer: torch.optim.Optimizer, moving: Iterable[torch.Tensor]) -> None:
+    """One step, never a long one."""
+    optimizer.zero_grad(set_to_none=True)
+    loss.backward()
+    torch.nn.utils.clip_grad_norm_(moving, 1.0)
+    optimizer.step()
+
+
+def resumed(model: torch.nn.Module, optimizer: torch.optim.Optimizer, kept: Path, device: str) -> int:
+    """The step to go on from, with model and optimizer as they were then."""
+    if not kept.exists():
+        return 0
+    state = torch.load(kept, map_location=device, weights_only=True)
+    model.load_state_dict(state["model"])
+    optimizer.load_state_dict(state["optimizer"])
+    return int(state["step"])
+
+
+def keep_step(model: torch.nn.Module, optimizer: torch.optim.Optimizer, step: int, kept: Path) -> None:
+    keep({"model": model.state_dict(), "optimizer": optimizer.state_dict(), "step": step}, kept)
 
 
 def keep(state: dict[str, Any], path: Path) -> None:

@@ -15,7 +15,7 @@ from diffusers import DDIMScheduler, UNet2DConditionModel
 from torch import Tensor
 from transformers import CLIPTextModel, CLIPTokenizer
 
-from scripts.builtin_model.autoencoder import keep
+from scripts.builtin_model.autoencoder import descend, keep
 from scripts.builtin_model.captions import Captions, Meaning
 from scripts.builtin_model.examples import Examples
 from scripts.builtin_model.fields import COUNT, DRAWN, chosen, with_colours
@@ -140,13 +140,10 @@ def train(
             codes[torch.from_numpy(~heard)] = shown.basis.silence()
             states = codes[:, None].expand(-1, REPEATED, -1).to(device)
         else:
-            told = [meaning if kept else None for (_, meaning), kept in zip(said, heard, strict=True)]
+            told = [meaning if aloud else None for (_, meaning), aloud in zip(said, heard, strict=True)]
             states = reader.states(told, random)
         loss = _loss(model, states, latents, alphas, generator)
-        training.optimizer.zero_grad(set_to_none=True)
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(training.model.parameters(), 1.0)
-        training.optimizer.step()
+        descend(loss, training.optimizer, training.model.parameters())
         training.step = step + 1
         training.average(recipe.average)
         losses.append(loss.item())

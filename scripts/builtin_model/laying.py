@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from scripts.builtin_model.artwork import Artwork
-from scripts.builtin_model.autoencoder import NOISE, distance, encoded, keep, rate, tensor
+from scripts.builtin_model.autoencoder import NOISE, descend, distance, encoded, keep_step, rate, resumed, tensor
 from scripts.builtin_model.fields import COUNT, DRAWN, Colours, any_ground, matte, with_colours
 from scripts.builtin_model.pictures import GROUNDS, Pixels, grey, together
 
@@ -152,27 +152,19 @@ def _course(
 ) -> None:  # fmt: skip
     """`learn` gets the part of the steps that is left. Resumes from `kept`."""
     optimizer = torch.optim.AdamW(moving, lr=highest, betas=(0.9, 0.99), weight_decay=1e-4)
-    begun = 0
-    if kept.exists():
-        state = torch.load(kept, map_location=moving[0].device, weights_only=True)
-        model.load_state_dict(state["model"])
-        optimizer.load_state_dict(state["optimizer"])
-        begun = state["step"]
+    begun = resumed(model, optimizer, kept, str(moving[0].device))
     started, seen = time.monotonic(), []
     for step in range(begun, steps):
         for group in optimizer.param_groups:
             group["lr"] = highest * rate(step, steps, 100)
         loss, near = learn(np.random.default_rng((seed, step)), 1 - step / steps)
-        optimizer.zero_grad(set_to_none=True)
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(moving, 1.0)
-        optimizer.step()
+        descend(loss, optimizer, moving)
         seen.append(near)
         if (step + 1) % 100 == 0:
             speed = (step + 1 - begun) / (time.monotonic() - started)
             say(f"{what} {np.mean(seen[-100:]):.3f}  {step + 1}/{steps}  {speed:.2f} steps/s")
         if (step + 1) % 500 == 0 or step + 1 == steps:
-            keep({"model": model.state_dict(), "optimizer": optimizer.state_dict(), "step": step + 1}, kept)
+            keep_step(model, optimizer, step + 1, kept)
 
 
 def _any_colours(random: np.random.Generator, greys: bool) -> Colours:
