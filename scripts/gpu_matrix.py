@@ -478,8 +478,9 @@ def predicted_now(one: Result) -> int:
     from sdcli import schema
     from sdcli.machine.hardware import Hardware
     from sdcli.models import resolve
-    from sdcli.plan.footprint import Shape, footprint
+    from sdcli.plan.footprint import footprint
     from sdcli.plan.plan import Setup
+    from sdcli.plan.stages import Shape
 
     family, side = one.name.split()[0].split("-")
     model = resolve.resolve(family)

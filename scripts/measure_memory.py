@@ -164,8 +164,9 @@ def forecast_now(row: Row, folder: Path, dry: bool) -> Row:
     from sdcli.machine import hardware
     from sdcli.models import resolve
     from sdcli.plan.calibration import IMPORTS
-    from sdcli.plan.footprint import Shape, footprint
+    from sdcli.plan.footprint import footprint
     from sdcli.plan.plan import Setup
+    from sdcli.plan.stages import Shape
 
     side = 64 if dry else row.case.side
     model, setup = resolve.at(weights(folder, row.case.family, dry)), schema.from_json(Setup, row.setup)

@@ -32,10 +32,11 @@ from sdcli.errors import OutOfMemory  # noqa: E402
 from sdcli.events import Decoded, Degraded, Step  # noqa: E402
 from sdcli.machine.hardware import GIB, Hardware  # noqa: E402
 from sdcli.models import resolve  # noqa: E402
-from sdcli.plan.footprint import Shape, footprint  # noqa: E402
+from sdcli.plan.footprint import footprint  # noqa: E402
 from sdcli.plan.ladder import after_out_of_memory  # noqa: E402
 from sdcli.plan.plan import Plan, Rung, Setup  # noqa: E402
 from sdcli.plan.planner import make_plan  # noqa: E402
+from sdcli.plan.stages import Shape  # noqa: E402
 from sdcli.plan.techniques import TECHNIQUES  # noqa: E402
 from sdcli.request.request import Request  # noqa: E402
 from sdcli.request.samplers import SAMPLERS  # noqa: E402

@@ -68,7 +68,7 @@ def plan_for(
         place = probing.probed(place)
     plan = make_plan(
         request, beside.model, place, remembered(place), origins=origins, jobs=made, version=__version__,
-        adapters=beside.adapters,
+        adapters=beside.adapters, more=waiting,
     )  # fmt: skip
     plan = replace(plan, warnings=(*plan.warnings, *not_needed(typed, plan)))
     strange = builtin.unknown_words(model, made, beside.adapters)
@@ -87,7 +87,7 @@ def plan_again(asked: Asked, typed: Mapping[str, Any]) -> Asked:
     model, _ = adapters.with_vae(before.request, model, added_folders())
     plan = make_plan(
         before.request, model, before.hardware, remembered(before.hardware), origins=before.origins,
-        jobs=before.jobs, version=__version__, adapters=before.setup.adapters,
+        jobs=before.jobs, version=__version__, adapters=before.setup.adapters, more=asked.later is not None,
     )  # fmt: skip
     more = tuple(warning for warning in before.warnings if warning not in plan.warnings)
     return replace(asked, plan=replace(plan, warnings=(*plan.warnings, *more)))

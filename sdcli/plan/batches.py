@@ -6,6 +6,8 @@ from collections.abc import Sequence
 
 from sdcli.request.request import Job
 
+WINDOW = 64  # batches whose prompts are encoded together, before any of them goes on
+
 
 def in_batches(jobs: Sequence[Job], batch_size: int) -> tuple[tuple[int, ...], ...]:
     """Positions in `jobs`, grouped by size, steps, sampler and guidance, at most `batch_size` each, order kept."""
@@ -17,6 +19,11 @@ def in_batches(jobs: Sequence[Job], batch_size: int) -> tuple[tuple[int, ...], .
         chunks[-1].append(position)
     found = [tuple(chunk) for chunks in groups.values() for chunk in chunks]
     return tuple(sorted(found))
+
+
+def windows(batches: int) -> int:
+    """How often prompts are encoded ahead in a run of so many batches."""
+    return max(1, -(-batches // WINDOW))
 
 
 def _together(job: Job) -> tuple[object, ...]:

@@ -1,125 +1,106 @@
-"""Bytes a setup needs on the device and on the host, phase by phase; counted from configs, never loaded."""
+"""Bytes a setup needs on the device and on the host, stage by stage; counted from configs, never loaded."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
 
 from sdcli.machine.hardware import Hardware
 from sdcli.models import text, unet, vae
 from sdcli.models.model import Model
 from sdcli.plan import calibration
 from sdcli.plan.plan import Footprint, Phase, Setup
+from sdcli.plan.stages import TOKENS, Shape, Stage, parts_of, stages_at
+from sdcli.plan.techniques import placement
 from sdcli.plan.techniques import vae as vae_tiles
 from sdcli.plan.techniques.attention import BLOCK
 from sdcli.plan.techniques.dtype import BYTES
 from sdcli.plan.techniques.vae_dtype import effective
 
-TOKENS = 77
-
-
-@dataclass(frozen=True, kw_only=True)
-class Shape:
-    """What one UNet call and one decode work on. `batch` counts pictures; guidance's second half comes on top."""
-
-    width: int
-    height: int
-    batch: int = 1
-    guided: bool = True
-    tokens: int = TOKENS
-
-
-@dataclass(frozen=True)
-class Weights:
-    """Bytes per component as this setup holds them."""
-
-    encoders: int
-    largest_encoder: int
-    unet: int
-    vae: int  # 0 where the VAE is on the CPU of a machine with a card
-    vae_on_host: int
-
-    @property
-    def all(self) -> int:
-        return self.encoders + self.unet + self.vae
+# What a stage's work, and a setup's weights, depend on.
+_WORK = ("dtype", "storage", "attention", "guidance", "vae", "vae_dtype")
+_COUNTED = (*_WORK, "placement")
 
 
 class Sizes:
-    """The footprints of one model at one shape on one device. Parts are kept, so that a product of setups is cheap."""
+    """The footprints of one model's stages on one device. Parts are kept, so that a product of setups is cheap."""
 
     def __init__(
-        self, model: Model, shape: Shape, hardware: Hardware, imports_bytes: int = calibration.IMPORTS
+        self, model: Model, stages: Sequence[Stage], hardware: Hardware, imports_bytes: int = calibration.IMPORTS
     ) -> None:
         self.model = model
-        self.shape = shape
+        self.stages = tuple(stages)
         self.kind = hardware.kind
+        self.shared = self.kind in ("cpu", "mps")  # a CPU, or a Mac whose GPU has the host's memory: counted once
         self.imports = imports_bytes + (calibration.CUDA_LIBRARIES if self.kind == "cuda" else 0)
-        self.encoders = tuple(name for name in model.components if name.startswith("text_encoder"))
         self.scale = vae.scale(self.config("vae"))
-        self.picture = shape.width * shape.height * calibration.PICTURE_BYTES_PER_PIXEL
-        self._unet_call: dict[int, unet.Unet] = {}
-        self._parts: dict[tuple[object, ...], tuple[Phase, ...]] = {}
-        self._work: dict[tuple[object, ...], int] = {}
-        self.largest_layer = self.call(1).largest_leaf  # parameters
+        self._calls: dict[tuple[Shape, int], unet.Unet] = {}
+        self._rows: dict[tuple[str, ...], tuple[Phase, ...]] = {}
+        self._work: dict[tuple[str, ...], int] = {}
+        self.largest_layer = max(
+            self.call(stage.shape, 1).largest_leaf for stage in self.stages if stage.work == "unet"
+        )  # parameters
 
     # what the configs say
 
     def config(self, component: str) -> Mapping[str, object]:
         return self.model.components[component].config
 
-    def call(self, batch: int) -> unet.Unet:
+    def call(self, shape: Shape, batch: int) -> unet.Unet:
         """One UNet call on `batch` latents."""
-        if batch not in self._unet_call:
-            self._unet_call[batch] = unet.analyse(
+        key = (shape, batch)
+        if key not in self._calls:
+            self._calls[key] = unet.analyse(
                 self.config("unet"),
-                height=self.shape.height // self.scale,
-                width=self.shape.width // self.scale,
+                height=shape.height // self.scale,
+                width=shape.width // self.scale,
                 batch=batch,
-                tokens=self.shape.tokens,
+                tokens=shape.tokens,
             )
-        return self._unet_call[batch]
+        return self._calls[key]
 
-    def weights(self, component: str, dtype: str) -> int:
-        return self.model.components[component].parameters * BYTES[dtype]
-
-    def largest_tensor(self, dtype_bytes: int) -> int:
-        """The largest tensor a loader holds beside what is in place already."""
-        largest = self.largest_layer
-        for name in self.encoders:
-            config = self.config(name)
-            vocabulary, width = config.get("vocab_size"), config.get("hidden_size")
-            if isinstance(vocabulary, int) and isinstance(width, int):
-                largest = max(largest, vocabulary * width)
-        return largest * dtype_bytes
-
-    # work: activations and workspace
-
-    def encode_work(self, setup: Setup) -> int:
-        key = ("encode", setup.dtype)
-        if key not in self._work:
-            live = max((self._encoder_live(name, BYTES[setup.dtype]) for name in self.encoders), default=0)
-            self._work[key] = self._reserved(live)
-        return self._work[key]
-
-    def _encoder_live(self, name: str, dtype_bytes: int) -> int:
-        return self.encoder(name).activation_peak(dtype_bytes)
-
-    def encoder(self, name: str) -> text.TextEncoder:
+    def encoder(self, shape: Shape, name: str) -> text.TextEncoder:
         """One chunk of a prompt through one text encoder."""
         config = self.config(name)
         longest = config.get("max_position_embeddings")
-        return text.analyse(config, tokens=min(self.shape.tokens, longest if isinstance(longest, int) else TOKENS))
+        return text.analyse(config, tokens=min(shape.tokens, longest if isinstance(longest, int) else TOKENS))
 
-    def denoise_work(self, setup: Setup) -> int:
-        key = ("denoise", setup.dtype, setup.storage, setup.attention, setup.guidance)
+    def decoder(self, shape: Shape, how: str) -> vae.Pass:
+        """Decoding one image whole or in tiles."""
+        config, height, width = self.config("vae"), shape.height, shape.width
+        if how in vae_tiles.TILES:
+            return vae.decode_tiled(config, height=height, width=width, tile=vae_tiles.TILES[how])
+        return vae.decode(config, height=height, width=width)
+
+    def weights(self, part: str, setup: Setup) -> int:
+        """Bytes of a component as this setup holds it."""
+        dtype = effective(setup) if part == "vae" else setup.dtype
+        if part == "unet" and setup.storage == "fp8":
+            dtype = "fp8"
+        return self.model.components[part].parameters * BYTES[dtype]
+
+    def apart(self, part: str, setup: Setup) -> bool:
+        """Whether it is and computes on the host of a machine with another device."""
+        return part == "vae" and setup.vae == "cpu" and self.kind != "cpu"
+
+    # work: activations and workspace
+
+    def work(self, stage: Stage, setup: Setup) -> int:
+        """While this stage computes; where its part is on the host, there."""
+        key = (stage.name, *[getattr(setup, slot) for slot in _WORK])
         if key not in self._work:
-            self._work[key] = self._reserved(self._denoise_live(setup), heap=True)
+            self._work[key] = {"text": self._text, "unet": self._unet, "image": self._image}[stage.work](stage, setup)
         return self._work[key]
 
-    def _denoise_live(self, setup: Setup) -> int:
-        together = 2 if self.shape.guided and setup.guidance == "batched" else 1
-        batch = self.shape.batch * together
-        call, size = self.call(batch), BYTES[setup.dtype]
+    def _text(self, stage: Stage, setup: Setup) -> int:
+        size = BYTES[setup.dtype]
+        return self._reserved(
+            max((self.encoder(stage.shape, part).activation_peak(size) for part in stage.parts), default=0)
+        )
+
+    def _unet(self, stage: Stage, setup: Setup) -> int:
+        together = 2 if stage.shape.guided and setup.guidance == "batched" else 1
+        batch = stage.shape.batch * together
+        call, size = self.call(stage.shape, batch), BYTES[setup.dtype]
         live = call.activation_peak(size)
         scores = 0
         if setup.attention == "sliced":  # scores and their softmax for half the heads of one latent
@@ -130,57 +111,23 @@ class Sizes:
         live = max(live, live // 2 + scores)  # at the attention less than half lives of what the feed-forward needs
         if setup.storage == "fp8":  # the layer at work, widened
             live += self.largest_layer * size
-        return live
+        return self._reserved(live, heap=True)
 
-    def decode_work(self, setup: Setup) -> int:
-        """Decoding one picture; where the VAE is on the CPU, its work there."""
-        dtype = effective(setup)
-        key = ("decode", dtype, setup.vae)
-        if key not in self._work:
-            live = self._decode_live(setup.vae, BYTES[dtype])
-            self._work[key] = live if setup.vae == "cpu" else self._reserved(live)
-        return self._work[key]
-
-    def _decode_live(self, how: str, dtype_bytes: int) -> int:
-        return self.decoder(how).activation_peak(dtype_bytes)
-
-    def decoder(self, how: str) -> vae.Pass:
-        """Decoding one picture whole or in tiles."""
-        config, height, width = self.config("vae"), self.shape.height, self.shape.width
-        if how in vae_tiles.TILES:
-            return vae.decode_tiled(config, height=height, width=width, tile=vae_tiles.TILES[how])
-        return vae.decode(config, height=height, width=width)
-
-    def split(self, how: str) -> bool:
-        """Whether decoding so runs over more than one tile."""
-        return max(self.shape.height, self.shape.width) > vae_tiles.TILES.get(how, 1 << 60)
+    def _image(self, stage: Stage, setup: Setup) -> int:
+        live = self.decoder(stage.shape, setup.vae).activation_peak(BYTES[effective(setup)])
+        return live if setup.vae == "cpu" else self._reserved(live)
 
     def _reserved(self, live: int, heap: bool = False) -> int:
         return int(live * calibration.rounding(self.kind, heap)) + calibration.workspace(self.kind)
 
-    # weights and phases
-
-    def weigh(self, setup: Setup) -> Weights:
-        """Bytes per component as this setup holds them."""
-        encoders = [self.weights(name, setup.dtype) for name in self.encoders]
-        vae_bytes = self.weights("vae", effective(setup))
-        apart = setup.vae == "cpu" and self.kind != "cpu"
-        return Weights(
-            encoders=sum(encoders),
-            largest_encoder=max(encoders, default=0),
-            unet=self.weights("unet", "fp8" if setup.storage == "fp8" else setup.dtype),
-            vae=0 if apart else vae_bytes,
-            vae_on_host=vae_bytes if apart else 0,
-        )
+    # phases: loading, then the stages
 
     def phases(self, setup: Setup) -> tuple[Phase, ...]:
-        key = (
-            setup.dtype, setup.storage, setup.placement, setup.attention, setup.guidance, setup.vae, setup.vae_dtype,
-        )  # fmt: skip
-        if key not in self._parts:
-            rows = _on_one_memory(self, setup) if self.kind in ("cpu", "mps") else _on_a_card(self, setup)
-            self._parts[key] = rows
-        return self._parts[key]
+        key = tuple([getattr(setup, slot) for slot in _COUNTED])
+        if key not in self._rows:
+            rows = tuple(self._phase(stage, setup) for stage in self.stages)
+            self._rows[key] = (self._load(rows, setup), *rows)
+        return self._rows[key]
 
     def peaks(self, setup: Setup) -> tuple[int, int]:
         phases = self.phases(setup)
@@ -191,86 +138,87 @@ class Sizes:
         device, host = self.peaks(setup)
         return Footprint(device_peak=device, host_peak=host, phases=phases)
 
+    def _phase(self, stage: Stage, setup: Setup) -> Phase:
+        """Parts in use, parts parked, and work."""
+        used, there = self._weights_at_work(stage, setup)
+        work = self.work(stage, setup)
+        on_host = any(self.apart(part, setup) for part in stage.parts)
+        aside = self._on_the_host(stage, setup) + (work if on_host else 0)
+        if stage.work == "image":
+            aside += stage.shape.width * stage.shape.height * calibration.PICTURE_BYTES_PER_PIXEL
+        return self._row(stage.name, used, there, 0 if on_host else work, aside, setup)
+
+    def _weights_at_work(self, stage: Stage, setup: Setup) -> tuple[int, int]:
+        """Bytes on the device in use, and all that are there meanwhile: the most of any of the stage's parts."""
+        used = there = 0
+        at_once = setup.placement not in (*placement.ONE_AT_A_TIME, *placement.PARKED_ON_HOST)
+        for part in stage.parts:
+            mine = stage.parts if at_once else (part,)
+            held = placement.held(setup.placement, self.stages, stage, part) if at_once else mine
+            used = max(used, self._on_the_device(mine, setup))
+            there = max(there, self._on_the_device(held, setup))
+        return used, there
+
+    def _on_the_device(self, parts: Sequence[str], setup: Setup) -> int:
+        return sum(
+            min(self.weights(part, setup), self._window(setup))
+            if placement.streamed(setup.placement, part)
+            else self.weights(part, setup)
+            for part in parts
+            if not self.apart(part, setup)
+        )
+
+    def _window(self, setup: Setup) -> int:
+        """Bytes of the layers on the device at once where they are streamed."""
+        size = 1 if setup.storage == "fp8" else BYTES[setup.dtype]
+        return calibration.STREAMED_LAYERS * self.largest_layer * size
+
+    def _on_the_host(self, stage: Stage | None, setup: Setup) -> int:
+        """Weights that are on the host and not on the device: parked, or of a part that computes there."""
+        parts = parts_of(self.stages)
+        parked = setup.placement in placement.PARKED_ON_HOST and not self.shared
+        found = sum(self.weights(part, setup) for part in parts if parked and not self.apart(part, setup))
+        for part in parts:
+            waits = setup.placement != "disk" or (stage is not None and part in stage.parts)
+            if self.apart(part, setup) and waits:
+                found += self.weights(part, setup)
+        return found
+
+    def _load(self, rows: Sequence[Phase], setup: Setup) -> Phase:
+        """The most weights at once, and the tensor that the loader converts from, as its file has it."""
+        parked = setup.placement in placement.PARKED_ON_HOST and not self.shared
+        there = 0 if parked else max(row.weights + row.parked for row in rows)
+        widest = max(BYTES.get(part.stored_dtype, 4) for part in self.model.components.values())
+        aside = self._on_the_host(None, setup) + self._largest_tensor() * widest
+        return self._row("load", there, there, 0, aside, setup)
+
+    def _largest_tensor(self) -> int:
+        """Parameters of the largest tensor a loader holds beside what is in place already."""
+        largest = self.largest_layer
+        for part in parts_of(self.stages):
+            vocabulary, width = self.config(part).get("vocab_size"), self.config(part).get("hidden_size")
+            if isinstance(vocabulary, int) and isinstance(width, int):
+                largest = max(largest, vocabulary * width)
+        return largest
+
+    def _row(self, name: str, used: int, there: int, work: int, aside: int, setup: Setup) -> Phase:
+        """`aside`: bytes on the host and not on the device."""
+        device, host = there + work, self.imports + aside
+        if self.shared:
+            host += device
+        pinned = sum(
+            self.weights(part, setup)
+            for part in parts_of(self.stages)
+            if placement.streamed(setup.placement, part) and not self.shared
+        )
+        return Phase(
+            name=name, device=host if self.kind == "cpu" else device, host=host, weights=used, parked=there - used,
+            work=work, pinned=pinned,
+        )  # fmt: skip
+
 
 def footprint(
     model: Model, shape: Shape, setup: Setup, hardware: Hardware, imports_bytes: int = calibration.IMPORTS
 ) -> Footprint:
-    """Predicted peaks of one setup: load, encode, denoise, decode."""
-    return Sizes(model, shape, hardware, imports_bytes).footprint(setup)
-
-
-def _stored(sizes: Sizes) -> int:
-    """Bytes of the largest tensor as the file has it: what the loader converts from."""
-    widest = max(BYTES.get(part.stored_dtype, 4) for part in sizes.model.components.values())
-    return sizes.largest_tensor(widest)
-
-
-def _on_a_card(sizes: Sizes, setup: Setup) -> tuple[Phase, ...]:
-    """A device with its own memory: weights are here, parked here, or parked on the host."""
-    have, placement = sizes.weigh(setup), setup.placement
-    encode, denoise = sizes.encode_work(setup), sizes.denoise_work(setup)
-    decode = sizes.decode_work(setup)
-    staging = _stored(sizes)
-    window = calibration.STREAMED_LAYERS * sizes.largest_layer * (1 if setup.storage == "fp8" else BYTES[setup.dtype])
-    streamed = placement == "group-offload"
-    kept = have.all if placement in ("model-offload", "group-offload") else 0  # parked on the host
-    pinned = have.encoders + have.unet if streamed else 0
-    still = 0 if placement == "disk" else have.vae_on_host  # a VAE that waits on the host
-    base = sizes.imports + kept + still
-    on_host = sizes.picture + (decode if setup.vae == "cpu" else 0) + (have.vae_on_host - still)
-    used = {
-        "resident": (have.encoders, have.unet, have.vae),
-        "drop-encoders": (have.encoders, have.unet, have.vae),
-        "group-offload": (min(have.largest_encoder, window), min(have.unet, window), have.vae),
-    }.get(placement, (have.largest_encoder, have.unet, have.vae))
-    parked = {
-        "resident": (have.unet + have.vae, have.encoders + have.vae, have.encoders + have.unet),
-        "drop-encoders": (0, have.vae, have.unet),
-    }.get(placement, (0, 0, 0))
-    loaded = {
-        "resident": have.all,
-        "drop-encoders": max(have.encoders, have.unet + have.vae),
-        "disk": max(have.largest_encoder, have.unet, have.vae),
-    }.get(placement, 0)
-    decoding = 0 if setup.vae == "cpu" else decode
-    return (
-        Phase(name="load", device=loaded, host=base + staging, weights=loaded, pinned=pinned),
-        _phase("encode", used[0], parked[0], encode, base, pinned),
-        _phase("denoise", used[1], parked[1], denoise, base, pinned),
-        _phase("decode", used[2], parked[2], decoding, base + on_host, pinned),
-    )
-
-
-def _phase(name: str, weights: int, parked: int, work: int, host: int, pinned: int) -> Phase:
-    device = weights + parked + work
-    return Phase(name=name, device=device, host=host, weights=weights, parked=parked, work=work, pinned=pinned)
-
-
-def _on_one_memory(sizes: Sizes, setup: Setup) -> tuple[Phase, ...]:
-    """A CPU, or a Mac whose GPU shares the host's memory: everything counts on the host, once."""
-    have, placement = sizes.weigh(setup), setup.placement
-    together = have.unet + have.vae
-    held = {
-        "resident": (have.all, have.all, have.all),
-        "drop-encoders": (have.encoders, together, together),
-    }.get(placement, (have.largest_encoder, have.unet, have.vae))
-    used = (have.encoders if placement != "disk" else have.largest_encoder, have.unet, have.vae)
-    work = (sizes.encode_work(setup), sizes.denoise_work(setup), sizes.decode_work(setup))
-    aside = have.vae_on_host  # a Mac's VAE on the CPU: in the same memory, not on the device
-    largest = max(held)
-    rows = [_shared(sizes, "load", largest, largest, 0, aside + _stored(sizes))]
-    for index, name in enumerate(("encode", "denoise", "decode")):
-        extra = aside if placement != "disk" or name == "decode" else 0
-        on_device = work[index]
-        if name == "decode":
-            extra += sizes.picture
-            if aside:
-                extra, on_device = extra + work[index], 0
-        rows.append(_shared(sizes, name, held[index], min(used[index], held[index]), on_device, extra))
-    return tuple(rows)
-
-
-def _shared(sizes: Sizes, name: str, held: int, used: int, work: int, aside: int) -> Phase:
-    host = sizes.imports + held + work + aside
-    device = host if sizes.kind == "cpu" else held + work
-    return Phase(name=name, device=device, host=host, weights=used, parked=held - used, work=work)
+    """Predicted peaks of one setup: loading, then each stage."""
+    return Sizes(model, stages_at(model, shape), hardware, imports_bytes).footprint(setup)

@@ -8,12 +8,15 @@ from typing import Any
 from sdcli.machine.hardware import Hardware
 from sdcli.models.model import Model
 from sdcli.plan import calibration
-from sdcli.plan.footprint import Shape, Sizes
+from sdcli.plan.batches import windows
+from sdcli.plan.footprint import Sizes
 from sdcli.plan.plan import Budget, Phase, Setup
 from sdcli.plan.price import Price, Work
 from sdcli.plan.remembered import Measures, key_of, measures
+from sdcli.plan.stages import stages
 from sdcli.request.request import Job
 
+MANY = 1000  # batches, where more are to come
 SHAPES_LOOKED_AT = 3  # a list of prompts may name many sizes; the heaviest decide
 
 
@@ -28,19 +31,27 @@ class Forecast:
         remembered: Mapping[str, Any],
         imports_bytes: int = calibration.IMPORTS,
         alone: bool = False,
+        more: bool = False,
     ) -> None:
-        """`alone`: each picture of a batch has its own UNet calls."""
+        """`alone`: each image of a batch has its own UNet calls; `more`: these are not all, others come one by one."""
         self.model = model
         self.hardware = hardware
         self.imports_bytes = imports_bytes
         self.alone = alone
+        self.more = more
         self.remembered = remembered
         self.runs = runs = list(batches)
         heaviest = sorted({_weight(batch): batch for batch in runs}.items(), reverse=True)[:SHAPES_LOOKED_AT]
         self.heaviest = heaviest[0][1]
-        self.sizes = [Sizes(model, _shape(batch, alone), hardware, imports_bytes) for _, batch in heaviest]
-        calls = self.heaviest[0].unet_calls * (len(self.heaviest) if alone else 1)
-        self.price = Price(self.sizes[0], Work(calls=calls, batches=len(runs)), hardware)
+        self.sizes = [Sizes(model, stages(model, batch, alone=alone), hardware, imports_bytes) for _, batch in heaviest]
+        # jobs that are read as they come are encoded as they come; how many there are nobody knows
+        work = Work(batches=MANY, windows=MANY) if more else Work(batches=len(runs), windows=windows(len(runs)))
+        self.price = Price(self.sizes[0], work, hardware)
+
+    @property
+    def guided(self) -> bool:
+        """Whether a step needs the unconditional half too."""
+        return any(stage.shape.guided for stage in self.sizes[0].stages)
 
     def phases(self, setup: Setup) -> tuple[Phase, ...]:
         """The heavier of each phase over all sizes asked for."""
@@ -77,7 +88,7 @@ class Forecast:
 
     def on(self, hardware: Hardware) -> Forecast:
         """The same run elsewhere."""
-        return Forecast(self.model, hardware, self.runs, {}, self.imports_bytes, self.alone)
+        return Forecast(self.model, hardware, self.runs, {}, self.imports_bytes, self.alone, self.more)
 
     def seconds(self, setup: Setup) -> float:
         return self.price.seconds(setup)
@@ -92,11 +103,6 @@ def _weight(batch: tuple[Job, ...]) -> tuple[int, ...]:
         first.unet_calls,
         first.width,
     )
-
-
-def _shape(batch: tuple[Job, ...], alone: bool) -> Shape:
-    first = batch[0]
-    return Shape(width=first.width, height=first.height, batch=1 if alone else len(batch), guided=first.guided)
 
 
 def budget(hardware: Hardware, max_vram: int | None = None, max_ram: int | None = None) -> Budget:

@@ -6,10 +6,11 @@ from collections.abc import Callable, Iterable
 from dataclasses import replace
 
 from sdcli.plan import calibration
-from sdcli.plan.footprint import Shape, Sizes
+from sdcli.plan.footprint import Sizes
 from sdcli.plan.legality import legal
 from sdcli.plan.pins import BY_SLOT, read_pins
 from sdcli.plan.plan import Plan, Rung, Setup
+from sdcli.plan.stages import stages
 from sdcli.plan.techniques import TECHNIQUES
 from sdcli.plan.techniques import vae as vae_technique
 
@@ -63,12 +64,8 @@ def after_out_of_memory(
 
     Every rung needs less than `current` in that phase. A decode first changes how it decodes: its latents are done.
     """
-    first = plan.batch(batch)[0]
-    alone = plan.request.batch_invariant
-    shape = Shape(
-        width=first.width, height=first.height, batch=1 if alone else len(plan.batches[batch]), guided=first.guided
-    )
-    sizes = Sizes(plan.model, shape, plan.hardware, imports_bytes)
+    gone_through = stages(plan.model, plan.batch(batch), alone=plan.request.batch_invariant)
+    sizes = Sizes(plan.model, gone_through, plan.hardware, imports_bytes)
 
     def needs(setup: Setup) -> int:
         return next(row.device for row in sizes.phases(setup) if row.name == phase)

@@ -35,11 +35,13 @@ def make_plan(
     jobs: Sequence[Job] | None = None,
     version: str = "",
     adapters: Sequence[Adapter] = (),
+    more: bool = False,
     imports_bytes: int = calibration.IMPORTS,
 ) -> Plan:
     """Every choice, with its reason and its price. A plan that does not fit says so: refusal.refused(plan).
 
-    An illegal pin, or --max-vram without a card that has its own memory, is Usage.
+    `more`: jobs are still to come, one by one, and these stand for them. An illegal pin, or --max-vram without a card
+    that has its own memory, is Usage.
     """
     _check_limits(request, hardware)
     pins = read_pins(request.pins)
@@ -49,7 +51,7 @@ def make_plan(
     runs = [tuple(jobs[index] for index in batch) for batch in batches] or [(make_job(request, 0, "", 0),)]
     if hardware.source == "as-if":
         remembered = {}  # what was measured here says nothing about another machine
-    forecast = Forecast(model, hardware, runs, remembered, imports_bytes, alone=request.batch_invariant)
+    forecast = Forecast(model, hardware, runs, remembered, imports_bytes, request.batch_invariant, more)
     limits = budget(hardware, request.max_vram, request.max_ram)
     start = Setup(threads=hardware.threads, device=hardware.device, isa=hardware.isa, adapters=tuple(adapters))
     unpinned = candidates(start, hardware, model, {})
@@ -116,7 +118,7 @@ def _decisions(
         hardware=forecast.hardware,
         model=forecast.model,
         budget=limits,
-        guided=forecast.heaviest[0].guided,
+        guided=forecast.guided,
         phases=forecast.phases,
         peaks=forecast.peaks,
         lacking=partial(lacking, options, chosen),

@@ -8,19 +8,26 @@ from sdcli.machine.hardware import Hardware
 from sdcli.plan.footprint import Sizes
 from sdcli.plan.plan import Setup
 from sdcli.plan.rates import rates
+from sdcli.plan.stages import Stage, parts_of
 from sdcli.plan.techniques import attention, dtype, execution, guidance, placement, storage, vae
 from sdcli.plan.techniques.dtype import BYTES
 from sdcli.plan.techniques.vae_dtype import effective
 
 FLOP = 2  # a multiply-add
+# What each kind of work takes its time by.
+_SLOTS = {
+    "text": ("dtype",),
+    "unet": ("dtype", "storage", "placement", "attention", "guidance", "execution"),
+    "image": ("dtype", "vae", "vae_dtype"),
+}
 
 
 @dataclass(frozen=True, kw_only=True)
 class Work:
     """How often things happen in the run that is planned."""
 
-    calls: int  # UNet calls of one batch, guidance's pair counted once
     batches: int = 1
+    windows: int = 1  # batches whose prompts are encoded together, before any of them goes on, count as one
 
 
 class Price:
@@ -32,32 +39,36 @@ class Price:
         self.hardware = hardware
         self.rates = rates(hardware)
         self._parts: dict[tuple[str, ...], float] = {}
-        self._layers = sum(1 for leaf in sizes.call(1).leaves if leaf.parameters and leaf.kind != "norm")
+        self._layers = {
+            stage: sum(1 for leaf in sizes.call(stage.shape, 1).leaves if leaf.parameters and leaf.kind != "norm")
+            for stage in sizes.stages
+            if stage.work == "unet"
+        }
 
     def seconds(self, setup: Setup) -> float:
-        total = self._denoise(setup) + self._decode(setup) + self._moving(setup) + self._encode(setup)
+        total = sum(self._stage(stage, setup) for stage in self.sizes.stages) + self._moving(setup)
         return total * placement.DROPPING if setup.placement in placement.ENCODERS_LEAVE else total
 
-    def _encode(self, setup: Setup) -> float:
-        key = ("encode", setup.dtype)
+    def _stage(self, stage: Stage, setup: Setup) -> float:
+        key = (stage.name, *[getattr(setup, slot) for slot in _SLOTS[stage.work]])
         if key not in self._parts:
-            macs = sum(self.sizes.encoder(name).macs for name in self.sizes.encoders)
-            passes = 2 if self.sizes.shape.guided else 1
-            self._parts[key] = passes * FLOP * macs / self.rates.compute * dtype.slowdown(setup.dtype, self.hardware)
+            self._parts[key] = {"text": self._text, "unet": self._unet, "image": self._image}[stage.work](stage, setup)
         return self._parts[key]
 
-    def _denoise(self, setup: Setup) -> float:
-        key = ("denoise", setup.dtype, setup.storage, setup.placement, setup.attention, setup.guidance, setup.execution)
-        if key not in self._parts:
-            self._parts[key] = self.work.calls * self._step(setup)
-        return self._parts[key]
+    def _text(self, stage: Stage, setup: Setup) -> float:
+        macs = sum(self.sizes.encoder(stage.shape, part).macs for part in stage.parts)
+        passes = 2 if stage.shape.guided else 1
+        return passes * FLOP * macs / self.rates.compute * dtype.slowdown(setup.dtype, self.hardware)
 
-    def _step(self, setup: Setup) -> float:
-        guided = self.sizes.shape.guided
+    def _unet(self, stage: Stage, setup: Setup) -> float:
+        return stage.steps * self._step(stage, setup)
+
+    def _step(self, stage: Stage, setup: Setup) -> float:
+        guided = stage.shape.guided
         calls = 2 if guided and setup.guidance == "in-turn" else 1
-        batch = self.sizes.shape.batch * (2 if guided and setup.guidance == "batched" else 1)
-        one = self.sizes.call(1)
-        launched = self.rates.launch * self._layers * execution.slowdown(setup.execution, self.hardware)
+        batch = stage.shape.batch * (2 if guided and setup.guidance == "batched" else 1)
+        one = self.sizes.call(stage.shape, 1)
+        launched = self.rates.launch * self._layers[stage] * execution.slowdown(setup.execution, self.hardware)
         factors = (
             dtype.slowdown(setup.dtype, self.hardware)
             * attention.slowdown(setup.attention)
@@ -66,34 +77,43 @@ class Price:
         )
         computing = max(launched, FLOP * one.macs * batch / self.rates.compute * factors)
         call = computing + storage.widening(setup.storage, one.parameters)
-        if setup.placement in placement.STREAMED:
+        if placement.streamed(setup.placement, "unet"):
             size = 1 if setup.storage == "fp8" else BYTES[setup.dtype]
             call = placement.STREAMING * max(call, one.parameters * size / self.rates.pinned)
         return calls * call
 
-    def _decode(self, setup: Setup) -> float:
-        """All pictures of the batch, one by one."""
-        numbers = effective(setup)
-        key = ("decode", numbers, setup.vae)
-        if key not in self._parts:
-            work = FLOP * self.sizes.decoder(setup.vae).macs * self.sizes.shape.batch
-            if setup.vae == "cpu":
-                self._parts[key] = work / self.rates.host
-            else:
-                split = vae.BLENDING if self.sizes.split(setup.vae) else 1.0
-                self._parts[key] = split * work / self.rates.compute * dtype.slowdown(numbers, self.hardware)
-        return self._parts[key]
+    def _image(self, stage: Stage, setup: Setup) -> float:
+        """All images of the batch, one by one."""
+        work = FLOP * self.sizes.decoder(stage.shape, setup.vae).macs * stage.shape.batch
+        if setup.vae == "cpu":
+            return work / self.rates.host
+        larger = max(stage.shape.height, stage.shape.width)
+        split = vae.BLENDING if larger > vae.TILES.get(setup.vae, larger) else 1.0
+        return split * work / self.rates.compute * dtype.slowdown(effective(setup), self.hardware)
 
     def _moving(self, setup: Setup) -> float:
-        """Bytes that reach the device again for every batch."""
-        if setup.placement not in (*placement.ONE_AT_A_TIME, *placement.STREAMED):
-            return 0.0
+        """Seconds a batch in which weights are read again, or reach the device again."""
         key = ("moving", setup.dtype, setup.storage, setup.placement, setup.vae, setup.vae_dtype)
         if key not in self._parts:
-            held = self.sizes.weigh(setup)
-            whole = held.vae if setup.placement in placement.STREAMED else held.unet + held.vae
-            rate = self.rates.disk if setup.placement == "disk" else self.rates.pageable
-            # prompts are encoded once, ahead of all batches
-            streamed = held.encoders / (self.rates.pinned if setup.placement in placement.STREAMED else rate)
-            self._parts[key] = whole / rate + streamed / self.work.batches
+            self._parts[key] = self._reading(setup) if setup.placement == "drop-encoders" else self._fetching(setup)
         return self._parts[key]
+
+    def _reading(self, setup: Setup) -> float:
+        """Everything once more for each window after the first: what encoded leaves for what draws, and back."""
+        whole = sum(self.sizes.weights(part, setup) for part in parts_of(self.sizes.stages))
+        return whole / self.rates.disk * (self.work.windows - 1) / self.work.batches
+
+    def _fetching(self, setup: Setup) -> float:
+        if setup.placement == "resident":
+            return 0.0
+        rate = self.rates.disk if setup.placement == "disk" else self.rates.pageable
+        seconds = 0.0
+        for stage in self.sizes.stages:
+            share = self.work.windows / self.work.batches if stage.ahead else 1.0
+            for part in stage.parts:
+                streamed = placement.streamed(setup.placement, part)
+                if self.sizes.apart(part, setup) or (streamed and stage.work == "unet"):  # there it is part of a step
+                    continue
+                size = self.sizes.weights(part, setup)
+                seconds += share * size / (self.rates.pinned if streamed else rate)
+        return seconds

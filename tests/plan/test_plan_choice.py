@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -209,3 +210,20 @@ def test_a_picture_drawn_alone_needs_less_than_one_of_a_batch() -> None:
         return next(phase.work for phase in plan.footprint.phases if phase.name == "denoise")
 
     assert work(alone) < work(together) / 2
+
+
+def test_prompts_that_are_read_as_they_come_are_not_planned_with_encoders_that_come_back_for_each() -> None:
+    """Dropped encoders make room once; for every line of stdin they would be read from disk again, and the UNet too."""
+    request, model, hardware = asking("sdxl"), known_model("sdxl"), card(7)
+    known = make_plan(request, model, hardware, {})
+    assert known.setup.placement == "drop-encoders"
+    coming = make_plan(request, model, hardware, {}, more=True)
+    assert coming.fits and coming.setup.placement == "model-offload"
+    asked = make_plan(replace(request, pins={"placement": "drop-encoders"}), model, hardware, {}, more=True)
+    assert asked.slowdown > coming.slowdown > known.slowdown
+
+
+def test_a_run_of_many_windows_pays_for_reading_the_weights_again() -> None:
+    request, model = asking("sdxl", count=65, pins={"placement": "drop-encoders"}), known_model("sdxl")
+    once = make_plan(replace(request, seeds=tuple(range(64)), num_images=64), model, card(7), {})
+    assert make_plan(request, model, card(7), {}).slowdown > once.slowdown

@@ -13,8 +13,9 @@ import pytest
 from making import card, known_model
 
 from sdcli.plan import calibration
-from sdcli.plan.footprint import Shape, footprint
+from sdcli.plan.footprint import footprint
 from sdcli.plan.plan import Setup
+from sdcli.plan.stages import Shape
 from sdcli.plan.techniques import TECHNIQUES
 
 ROOT = Path(__file__).resolve().parents[2]

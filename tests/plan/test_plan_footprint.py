@@ -11,8 +11,9 @@ from making import card, known_model, mac, processor
 
 from sdcli.machine.hardware import Hardware
 from sdcli.plan import calibration
-from sdcli.plan.footprint import Shape, footprint
+from sdcli.plan.footprint import footprint
 from sdcli.plan.plan import Footprint, Setup
+from sdcli.plan.stages import Shape
 
 MIB = 1 << 20
 SIZE = {"sd15": 512, "sdxl": 1024}

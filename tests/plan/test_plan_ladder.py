@@ -10,10 +10,11 @@ import pytest
 from making import asking, card, jobs_of, known_model, processor
 
 from sdcli.machine.hardware import Hardware
-from sdcli.plan.footprint import Shape, footprint
+from sdcli.plan.footprint import footprint
 from sdcli.plan.ladder import after_out_of_memory, changes_pixels
 from sdcli.plan.plan import Plan, Setup
 from sdcli.plan.planner import make_plan
+from sdcli.plan.stages import Shape
 
 
 def named(hardware: Hardware) -> str:

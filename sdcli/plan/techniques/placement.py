@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from sdcli.machine.hardware import Hardware
 from sdcli.models.model import Model
 from sdcli.plan.plan import Setup
+from sdcli.plan.stages import Stage, parts_ahead, parts_of
 from sdcli.plan.techniques.technique import Situation, Technique, gib
 
 # No figure is published: encoding has to end before the UNet is read, so that the two do not overlap.
@@ -12,9 +15,24 @@ DROPPING = 1.01
 # Assumed until measured: a streamed step takes up to a quarter longer than the slower of computing and moving.
 STREAMING = 1.25
 ENCODERS_LEAVE = ("drop-encoders", "disk")  # before the UNet is read
-STREAMED = ("group-offload",)  # weights reach the device a layer at a time
-PARKED_ON_HOST = ("model-offload", "group-offload")  # the host keeps a copy of every weight
+PARKED_ON_HOST = ("model-offload", "group-offload")  # the host keeps a copy of every weight, the device none
 ONE_AT_A_TIME = ("model-offload", "disk")
+
+
+def held(choice: str, stages: Sequence[Stage], stage: Stage, part: str) -> tuple[str, ...]:
+    """The components that are loaded while `part` is at work in `stage`: what is counted, and what draw obeys."""
+    if choice == "disk":
+        return (part,)
+    everything = parts_of(stages)
+    if choice != "drop-encoders":
+        return everything
+    leaving = parts_ahead(stages)
+    return tuple(each for each in everything if (each in leaving) == stage.ahead)
+
+
+def streamed(choice: str, part: str) -> bool:
+    """Whether a component's weights reach the device a layer at a time."""
+    return choice == "group-offload" and part != "vae"
 
 
 def illegal(setup: Setup, hardware: Hardware, model: Model) -> str | None:
