@@ -39,7 +39,7 @@ class Task:
     published: tuple[Published, ...] = ()
 
 
-SWEEP = ("--sweep", "execution=eager,graph,compile")
+SWEEP = ("--sweep", "dtype=fp16,bf16")
 TASKS = (
     Task(
         "SD1.5, 512×512", ("-m", "sd15", "-s", "25", *SWEEP), ("--size", "64x64", "-s", "5"),

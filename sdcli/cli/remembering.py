@@ -19,11 +19,19 @@ def remember(plan: Plan, report: Report) -> None:
     if report.environment.get("engine") == "fake":
         return
     found = _measured(plan, report)
-    jobs = plan.batch(0)
-    if found is None or not jobs:
+    batch = plan.batch(0) if plan.batches else ()
+    if found is None or not batch or not _alike(report):
         return
-    way = key_of(plan.model, plan.setup, jobs[0], len(jobs))
+    way = key_of(plan.model, plan.setup, batch, plan.request.batch_invariant)
     state.remember_run(machine_of(plan.hardware), way, lambda old: schema.to_json(merged(old, found)))
+
+
+def _alike(report: Report) -> bool:
+    """Whether all batches need what the first one does: peaks of the whole run are told, not of a batch. A last batch
+    with fewer images is lighter; long prompts are not planned for."""
+    shapes = {(image.width, image.height, (image.guidance or 0) > 1) for image in report.images}
+    most = len(report.batches[0].images)
+    return len(shapes) == 1 and all(len(one.images) <= most and one.chunks == 1 for one in report.batches)
 
 
 def _measured(plan: Plan, report: Report) -> Measures | None:

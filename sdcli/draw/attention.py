@@ -8,23 +8,23 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-SCORES = 1 << 20  # attention scores a thread has at once: 2 MiB in bf16, about what a core keeps near
-FEWEST_KEYS = 256  # below, as with the 77 of a prompt, the fused kernel is as fast
+from sdcli.plan.techniques.attention import FEWEST_KEYS, blocks
 
 
-def set_attention(module: Any, choice: str) -> None:
-    """`fused`, `blocked` or `sliced`, for a UNet or a VAE."""
+
+def set_attention(module: Any, choice: str, threads: int) -> None:
+    """`fused`, `blocked` or `sliced`, for a UNet or a VAE. `threads` decide how large a block is."""
     from diffusers.models.attention_processor import AttnProcessor2_0
 
     if choice == "sliced" and hasattr(module, "set_attention_slice"):
         module.set_attention_slice("auto")
     elif choice == "blocked":
-        module.set_attn_processor(Blocked())
+        module.set_attn_processor(Blocked(threads))
     elif any(type(used) is not AttnProcessor2_0 for used in module.attn_processors.values()):
         module.set_attn_processor(AttnProcessor2_0())
 
 
-def blocked(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+def blocked(query: Tensor, key: Tensor, value: Tensor, threads: int) -> Tensor:
     """Attention over [batch, heads, tokens, width], as two matrix products around a softmax, block by block.
 
     torch's fused bf16 kernel for CPUs takes twice as long; the whole matrix at once would leave the cache.
@@ -35,13 +35,11 @@ def blocked(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
     keys = key.reshape(rows, -1, width).transpose(1, 2)
     values = value.reshape(rows, -1, value.shape[-1])
     out = torch.empty((rows, tokens, values.shape[-1]), dtype=query.dtype, device=query.device)
-    threads = torch.get_num_threads()
-    together = min(rows, max(2, threads))
-    block = max(64, SCORES * threads // (together * keys.shape[-1]))
-    for row in range(0, rows, together):
-        side = slice(row, row + together)
-        for first in range(0, tokens, block):
-            part = slice(first, first + block)
+    block = blocks(rows, keys.shape[-1], threads)
+    for row in range(0, rows, block.rows):
+        side = slice(row, row + block.rows)
+        for first in range(0, tokens, block.queries):
+            part = slice(first, first + block.queries)
             scores = torch.bmm(queries[side, part], keys[side]).softmax(-1)
             out[side, part] = torch.bmm(scores, values[side])
     return out.view(batch, heads, tokens, -1)
@@ -49,6 +47,9 @@ def blocked(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
 
 class Blocked:
     """diffusers' attention layer with `blocked` in the middle wherever there are many keys."""
+
+    def __init__(self, threads: int) -> None:
+        self.threads = threads
 
     def __call__(
         self, attn: Any, hidden_states: Tensor, encoder_hidden_states: Tensor | None = None,
@@ -67,7 +68,7 @@ class Blocked:
             for part in (query, key, value)
         )
         if attention_mask is None and key.shape[2] >= FEWEST_KEYS:
-            mixed: Tensor = blocked(query, key, value)
+            mixed: Tensor = blocked(query, key, value, self.threads)
         else:
             mixed = functional.scaled_dot_product_attention(query, key, value, attn_mask=attention_mask)
         mixed = attn.to_out[0](mixed.transpose(1, 2).reshape(batch, tokens, -1))

@@ -34,11 +34,6 @@ def set_tiles(vae: Any, choice: str) -> None:
         vae.tile_latent_min_size = edge // 2 ** (len(vae.config.block_out_channels) - 1)
 
 
-def must_upcast(config: Any, dtype: torch.dtype) -> bool:
-    """SDXL's first VAE overflows in fp16 and says so in its config."""
-    return dtype == torch.float16 and bool(config.get("force_upcast", False))
-
-
 @torch.no_grad()
 def decode(vae: Any, latents: Tensor) -> Picture:
     """One image from its latents [1, channels, h, w]; once more in fp32 if the first time is not finite."""

@@ -22,6 +22,8 @@ from sdcli.draw import adapters, attention, decode, load
 from sdcli.events import Loaded
 from sdcli.models.model import Model
 from sdcli.plan.plan import Setup
+from sdcli.plan.techniques.attention import of_vae as vae_attention
+from sdcli.plan.techniques.vae_dtype import effective
 
 ENCODERS = ("text_encoder", "text_encoder_2")
 
@@ -55,8 +57,7 @@ class Placed:
     def dtype_of(self, name: str) -> torch.dtype:
         if name != "vae":
             return self.dtype
-        wanted = self.dtype if self.setup.vae_dtype == "same" else load.DTYPES[self.setup.vae_dtype]
-        return torch.float32 if decode.must_upcast(self.model.components["vae"].config, wanted) else wanted
+        return load.DTYPES[effective(self.setup)]
 
     def ready(self, *names: str) -> Iterator[Loaded]:
         """Loads those of `names` that are not there; what stays in another's way leaves first."""
@@ -109,9 +110,9 @@ class Placed:
             storage=torch.float8_e4m3fn if name == "unet" and self.setup.storage == "fp8" else None,
         )  # fmt: skip
         if name == "unet":
-            attention.set_attention(filled.module, self.setup.attention)
+            attention.set_attention(filled.module, self.setup.attention, self.setup.threads)
         if name == "vae":
-            attention.set_attention(filled.module, "blocked" if self.setup.attention == "blocked" else "fused")
+            attention.set_attention(filled.module, vae_attention(self.setup), self.setup.threads)
             decode.set_tiles(filled.module, self.setup.vae)
         if streamed:
             stream_layers(filled.module, self.device)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Generator, Iterable, Sequence
-from pathlib import Path
 from typing import Any, NamedTuple
 
 from sdcli.draw import denoise, encode
@@ -14,9 +13,10 @@ from sdcli.draw.encode import Encoder, Text
 from sdcli.draw.place import Placed
 from sdcli.errors import BadFile
 from sdcli.events import Event
-from sdcli.models import folder
+from sdcli.models import families
 from sdcli.models.model import Model
 from sdcli.plan.plan import Adapter
+from sdcli.plan.stages import guided
 from sdcli.request import tokenizer
 from sdcli.request.prompt import Chunk
 from sdcli.request.request import Job
@@ -30,25 +30,22 @@ class Key(NamedTuple):
 
 class Prompts:
     def __init__(self, model: Model, adapters: Sequence[Adapter] = ()) -> None:
+        self._model = model
         self._vocabulary = model.vocabulary
         self._learned = learned(model, adapters)
         self._unet = model.components["unet"].config
-        self._zeros = zeros_for_nothing(model)
+        self._zeros = model.empty_is_zeros
         self._texts: dict[Key, Text] = {}
 
     def wanted(self, jobs: Sequence[Job]) -> list[Key]:
         """What a batch needs encoded: no negative prompts without guidance or where zeros stand for them, and the
         empty prompt only to fill up where lengths differ."""
         keys = [_key(job, job.prompt) for job in jobs]
-        if self.guided(jobs[0]):
+        if guided(self._model, jobs[0]):
             keys += [_key(job, text) for job in jobs if (text := self._negative(job)) is not None]
         if len({len(self._chunks(key)) for key in keys}) > 1:
             keys += [_key(job, "") for job in jobs]
         return list(dict.fromkeys(keys))
-
-    def guided(self, job: Job) -> bool:
-        """A UNet distilled with guidance inside is never guided from outside (diffusers' own rule)."""
-        return job.guided and not self._unet.get("time_cond_proj_dim")
 
     def keep(self, keys: Iterable[Key]) -> None:
         """Forgets all others: a long run does not grow."""
@@ -79,13 +76,13 @@ class Prompts:
         return tokenizer.chunks(key.text, key.emphasis, self._learned.words, self._vocabulary)
 
     def _encoder(self, placed: Placed, name: str, module: Any) -> Encoder:
-        """SDXL's two are read one layer below the last; its second pads with token 0."""
+        """As its family reads it."""
         known, places = tokenizer.vocabulary(self._vocabulary), placed.model.components[name].config.get("vocab_size")
         if isinstance(places, int) and known.size > places:
             raise BadFile(f"the model's {name} has places for {places} tokens, its tokenizer knows {known.size}")
+        told = next(one for one in families.find(placed.model.family).encoders if one.part == name)
         return Encoder(
-            module, placed.device_of(name), known,
-            pad=0 if name == "text_encoder_2" else None, penultimate=len(placed.encoders) > 1,
+            module, placed.device_of(name), known, pad=told.pad, penultimate=told.penultimate,
             vectors=self._learned.vectors.get(name),
         )  # fmt: skip
 
@@ -94,9 +91,9 @@ class Prompts:
 
     def conditioning(self, jobs: Sequence[Job], placed: Placed, *, alone: bool) -> Conditioning:
         """`alone`: each image goes through the UNet by itself, whatever the batch."""
-        guided = self.guided(jobs[0])
+        with_both = guided(self._model, jobs[0])
         prompts = [self._texts[_key(job, job.prompt)] for job in jobs]
-        words = [self._negative(job) for job in jobs] if guided else []
+        words = [self._negative(job) for job in jobs] if with_both else []
         others = [None if text is None else self._texts[_key(jobs[n], text)] for n, text in enumerate(words)]
         chunks = max(text.chunks for text in (*prompts, *others) if text is not None)
         prompts = [self._filled(job, text, chunks) for job, text in zip(jobs, prompts, strict=True)]
@@ -105,8 +102,8 @@ class Prompts:
         ]
         in_turn = placed.setup.guidance == "in-turn"
         return encode.conditioning(
-            prompts, negatives, guidance=jobs[0].guidance, guided=guided, size=(jobs[0].width, jobs[0].height),
-            unet=self._unet, groups=denoise.groups(len(jobs), guided, in_turn=in_turn, alone=alone),
+            prompts, negatives, guidance=jobs[0].guidance, guided=with_both, size=(jobs[0].width, jobs[0].height),
+            unet=self._unet, groups=denoise.groups(len(jobs), with_both, in_turn=in_turn, alone=alone),
         ).to(placed.device, placed.dtype)  # fmt: skip
 
     def _negative(self, job: Job) -> str | None:
@@ -115,16 +112,6 @@ class Prompts:
 
     def _filled(self, job: Job, text: Text, chunks: int) -> Text:
         return text if text.chunks == chunks else encode.padded(text, self._texts[_key(job, "")], chunks)
-
-
-def zeros_for_nothing(model: Model) -> bool:
-    """SDXL's index says whether an empty negative prompt means zeros; its family's answer is yes."""
-    if "text_encoder_2" not in model.components:
-        return False
-    index: dict[str, Any] = {}
-    if model.path and model.layout == "diffusers":
-        index = folder.read_json(Path(model.path) / "model_index.json", required=False)
-    return bool(index.get("force_zeros_for_empty_prompt", True))
 
 
 def _key(job: Job, text: str) -> Key:

@@ -20,6 +20,7 @@ from sdcli.draw.place import Placed
 from sdcli.draw.prompts import Prompts
 from sdcli.errors import ImagesFailed, OutOfMemory
 from sdcli.events import Decoded, Degraded, Denoised, Encoded, Event, Failed, Preview, Step
+from sdcli.models.families import find
 from sdcli.plan.ladder import after_out_of_memory
 from sdcli.plan.plan import Plan, Rung, Setup
 from sdcli.plan.techniques import TECHNIQUES
@@ -162,7 +163,7 @@ class Studio:
             return
         model = self.plan.model
         for job, latents in zip(drawing.jobs, drawing.at.latents, strict=True):
-            width, height, pixels = preview.preview(latents, model.family, model.preview)
+            width, height, pixels = preview.preview(latents, model.preview or find(model.family).colours)
             yield Preview(
                 batch=drawing.number, index=job.index, step=drawing.step, width=width, height=height, pixels=pixels
             )

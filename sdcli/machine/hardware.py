@@ -32,7 +32,6 @@ class Hardware:
     dtypes: Mapping[str, str] = field(default_factory=dict)  # name → probed | assumed | unavailable
     uuid: str | None = live(default=None)
     notes: tuple[str, ...] = live(default=())  # what a person should know of this device
-    executions: tuple[str, ...] = live(default=("eager", "compile"))  # ways to launch the UNet that are installed
 
     @property
     def kind(self) -> str:

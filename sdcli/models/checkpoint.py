@@ -57,8 +57,8 @@ def _model(path: Path, kind: Kind, size: int) -> Model:
     }  # fmt: skip
     return Model(
         name=path.stem, kind=kind.kind, family=kind.family, source="file", prediction=kind.prediction or "epsilon",
-        zero_snr=kind.zero_snr, disk_bytes=size, components=components, path=str(path), layout="original",
-        scheduler=scheduler,
+        zero_snr=kind.zero_snr, empty_is_zeros=find(kind.family).empty_is_zeros, disk_bytes=size,
+        components=components, path=str(path), layout="original", scheduler=scheduler,
     )  # fmt: skip
 
 

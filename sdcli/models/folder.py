@@ -68,6 +68,7 @@ def read(
         name=name or family or path.name, kind=kind, family=kind, source="builtin" if family == "builtin" else source,
         revision=revision, prediction=_prediction(scheduler, path),
         zero_snr=scheduler.get("rescale_betas_zero_snr") is True,
+        empty_is_zeros=_truth(index.get("force_zeros_for_empty_prompt"), find(kind).empty_is_zeros),
         disk_bytes=sum(component.stored_bytes for component in components.values()), components=components,
         path=str(path), vocabulary=_vocabulary(components, path), repository=repository, licence=licence,
         scheduler=scheduler or shipped_scheduler(kind),
@@ -253,6 +254,10 @@ def _shards(table: Path) -> list[Path]:
 
 
 # --- what the model's own files set
+
+
+def _truth(told: Any, usual: bool) -> bool:
+    return told if isinstance(told, bool) else usual
 
 
 def _prediction(scheduler: Mapping[str, Any], path: Path) -> str:

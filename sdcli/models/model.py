@@ -31,6 +31,7 @@ class Model:
     hash: str | None = None  # first 10 hex of the checkpoint's sha256 (single files), where known
     prediction: str = "epsilon"  # epsilon | v_prediction
     zero_snr: bool = False
+    empty_is_zeros: bool = False  # what an empty negative prompt is taken for
     cached: bool = True
     download_bytes: int = 0
     disk_bytes: int = 0

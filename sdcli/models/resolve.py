@@ -162,7 +162,7 @@ def _not_yet_here(known: Known, revision: str | None) -> Model:
     return Model(
         name=known.alias, kind=family.name, family=family.name, source="hub", revision=revision or known.revision,
         cached=False, download_bytes=size, disk_bytes=size, components=components, repository=known.repository,
-        licence=known.licence, scheduler=folder.shipped_scheduler(family.name),
+        licence=known.licence, empty_is_zeros=family.empty_is_zeros, scheduler=folder.shipped_scheduler(family.name),
     )  # fmt: skip
 
 

@@ -12,12 +12,12 @@ from sdcli.plan.plan import Footprint, Phase, Setup
 from sdcli.plan.stages import TOKENS, Shape, Stage, parts_of, stages_at
 from sdcli.plan.techniques import placement
 from sdcli.plan.techniques import vae as vae_tiles
-from sdcli.plan.techniques.attention import BLOCK
+from sdcli.plan.techniques.attention import FEWEST_KEYS, blocks
 from sdcli.plan.techniques.dtype import BYTES
 from sdcli.plan.techniques.vae_dtype import effective
 
 # What a stage's work, and a setup's weights, depend on.
-_WORK = ("dtype", "storage", "attention", "guidance", "vae", "vae_dtype")
+_WORK = ("dtype", "storage", "attention", "guidance", "vae", "vae_dtype", "threads")
 _COUNTED = (*_WORK, "placement")
 
 
@@ -105,9 +105,8 @@ class Sizes:
         scores = 0
         if setup.attention == "sliced":  # scores and their softmax for half the heads of one latent
             scores = 2 * (call.largest_scores // (2 * batch)) * size
-        if setup.attention == "blocked":  # the same for a block of queries, all heads
-            queries = max(BLOCK, call.latent[1] * call.latent[2])
-            scores = 2 * (call.largest_scores * BLOCK // queries) * size
+        if setup.attention == "blocked":  # the same for a block of queries
+            scores = 2 * _scores_at_once(call, setup.threads) * size
         live = max(live, live // 2 + scores)  # at the attention less than half lives of what the feed-forward needs
         if setup.storage == "fp8":  # the layer at work, widened
             live += self.largest_layer * size
@@ -215,6 +214,19 @@ class Sizes:
             name=name, device=host if self.kind == "cpu" else device, host=host, weights=used, parked=there - used,
             work=work, pinned=pinned,
         )  # fmt: skip
+
+
+def _scores_at_once(call: unet.Unet, threads: int) -> int:
+    """Elements of the largest block of an attention matrix, where it is made in blocks."""
+    most = 0
+    for leaf in call.leaves:
+        if leaf.kind == "attention":
+            batch, heads, queries, width = leaf.output_shape
+            keys = leaf.macs // (2 * batch * heads * queries * width)
+            if keys >= FEWEST_KEYS:
+                block = blocks(batch * heads, keys, threads)
+                most = max(most, block.rows * min(block.queries, queries) * keys)
+    return most
 
 
 def footprint(

@@ -77,7 +77,7 @@ class Forecast:
     def measured(self, setup: Setup) -> Measures | None:
         if not self.remembered:
             return None
-        return measures(self.remembered.get(key_of(self.model, setup, self.heaviest[0], len(self.heaviest))))
+        return measures(self.remembered.get(key_of(self.model, setup, self.heaviest, self.alone)))
 
     def total_seconds(self, setup: Setup) -> float | None:
         """Of the whole run, from what was measured here; never from assumed rates."""

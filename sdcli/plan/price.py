@@ -9,7 +9,7 @@ from sdcli.plan.footprint import Sizes
 from sdcli.plan.plan import Setup
 from sdcli.plan.rates import rates
 from sdcli.plan.stages import Stage, parts_of
-from sdcli.plan.techniques import attention, dtype, execution, guidance, placement, storage, vae
+from sdcli.plan.techniques import attention, dtype, guidance, placement, storage, vae
 from sdcli.plan.techniques.dtype import BYTES
 from sdcli.plan.techniques.vae_dtype import effective
 
@@ -17,7 +17,7 @@ FLOP = 2  # a multiply-add
 # What each kind of work takes its time by.
 _SLOTS = {
     "text": ("dtype",),
-    "unet": ("dtype", "storage", "placement", "attention", "guidance", "execution"),
+    "unet": ("dtype", "storage", "placement", "attention", "guidance"),
     "image": ("dtype", "vae", "vae_dtype"),
 }
 
@@ -68,11 +68,10 @@ class Price:
         calls = 2 if guided and setup.guidance == "in-turn" else 1
         batch = stage.shape.batch * (2 if guided and setup.guidance == "batched" else 1)
         one = self.sizes.call(stage.shape, 1)
-        launched = self.rates.launch * self._layers[stage] * execution.slowdown(setup.execution, self.hardware)
+        launched = self.rates.launch * self._layers[stage]
         factors = (
             dtype.slowdown(setup.dtype, self.hardware)
-            * attention.slowdown(setup.attention)
-            * execution.slowdown(setup.execution, self.hardware)
+            * attention.slowdown(setup.attention, self.hardware)
             * (guidance.slowdown(setup.guidance) if guided else 1.0)
         )
         computing = max(launched, FLOP * one.macs * batch / self.rates.compute * factors)

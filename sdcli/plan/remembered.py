@@ -3,26 +3,28 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from sdcli.models.model import Model
 from sdcli.plan.plan import Setup
+from sdcli.plan.stages import guided
 from sdcli.plan.techniques import TECHNIQUES
 from sdcli.request.request import Job
 from sdcli.terminal import show
 
 
-def key_of(model: Model, setup: Setup, job: Job, batch: int) -> str:
+def key_of(model: Model, setup: Setup, batch: Sequence[Job], alone: bool = False) -> str:
     """Model, size, batch and every slot. The machine and the versions are the caller's part of the key."""
+    job = batch[0]
     parts = (
         show(model.name),
         model.hash or model.revision or model.family,
         str(sum(part.parameters for part in model.components.values())),
         f"{job.width}x{job.height}",
-        f"batch={batch}",
-        "guided" if job.guided else "plain",
+        f"batch={len(batch)}" + (" alone" if alone and len(batch) > 1 else ""),
+        "guided" if guided(model, job) else "plain",
         setup.device,
         f"threads={setup.threads}",
         *[f"{technique.flag}={technique.of(setup)}" for technique in TECHNIQUES],

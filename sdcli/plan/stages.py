@@ -6,6 +6,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
+from sdcli.models.families import find
 from sdcli.models.model import Model
 from sdcli.request.request import Job
 
@@ -51,9 +52,9 @@ def stages(model: Model, batch: Sequence[Job], *, alone: bool = False) -> tuple[
 
 
 def stages_at(model: Model, shape: Shape, *, steps: int = 1) -> tuple[Stage, ...]:
-    encoders = tuple(name for name in model.components if name.startswith("text_encoder"))
+    encoders = find(model.family).encoders
     return (
-        Stage(name="encode", work="text", parts=encoders, shape=shape),
+        Stage(name="encode", work="text", parts=tuple(encoder.part for encoder in encoders), shape=shape),
         Stage(name="denoise", work="unet", parts=("unet",), shape=shape, steps=steps),
         Stage(name="decode", work="image", parts=("vae",), shape=shape),
     )

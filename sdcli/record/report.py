@@ -46,6 +46,7 @@ class BatchTimes:
     save_seconds: float = 0.0
     steps: int = 0
     denoise_seconds: float = 0.0
+    chunks: int = 1  # of 75 tokens, in its longest prompt
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -265,7 +266,7 @@ class Folding:
     def _see_encoded(self, event: events.Encoded) -> None:
         self._time("encode", event.seconds)
         self._tokens[event.batch] = event.tokens
-        self._add(event.batch, encode_seconds=event.seconds)
+        self._add(event.batch, encode_seconds=event.seconds, chunks=event.chunks - 1)
 
     def _see_step(self, event: events.Step) -> None:
         if event.batch not in self._steps and self._kept_steps + event.of <= MOST_STEPS:

@@ -88,7 +88,7 @@ def _text(field: str, text: str) -> str:
 _CONVERT: dict[str, Callable[[str, str], Any]] = {
     **dict.fromkeys(("steps", "num_images", "width", "height", "clip_skip", "batch_size"), _integer),
     **dict.fromkeys(("filmstrip", "preview_every"), _integer),
-    **dict.fromkeys(("batch_invariant", "offline", "fallback", "overwrite", "compile"), _yes),
+    **dict.fromkeys(("batch_invariant", "offline", "fallback", "overwrite"), _yes),
     **dict.fromkeys(("emphasis", "format", "metadata", "dtype"), _choice),
     "guidance": _number,
     "seeds": lambda field, text: jobs.parse_seeds(text),
@@ -152,8 +152,6 @@ def resolve(
     layers = (family, model, sources.user, sources.environment, sources.preset, sources.settings_from, sources.flag)
     known = {f.name for f in fields(Request)}
     for origin, layer in zip(ORDER, layers, strict=True):
-        if layer.get("compile") is False and values.get("pins", {}).get("execution") == "compile":
-            values["pins"] = {slot: choice for slot, choice in values["pins"].items() if slot != "execution"}
         for name, value in unfolded(layer).items():
             if name in known:
                 values[name] = {**values.get(name, {}), **value} if name == "pins" else value
@@ -164,16 +162,14 @@ def resolve(
 
 
 def unfolded(layer: Mapping[str, Any]) -> dict[str, Any]:
-    """Shorthands into the fields they stand for: size, dtype, compile."""
-    values = {name: value for name, value in layer.items() if name not in ("size", "dtype", "compile")}
+    """Shorthands into the fields they stand for: size, dtype."""
+    values = {name: value for name, value in layer.items() if name not in ("size", "dtype")}
     if "size" in layer:
         width, height = layer["size"]
         values = {"width": width, "height": height, **values}
     pins = dict(values.get("pins", {}))
     if "dtype" in layer:
         pins["dtype"] = layer["dtype"]
-    if layer.get("compile"):
-        pins["execution"] = "compile"
     return {**values, "pins": pins} if pins else values
 
 

@@ -82,8 +82,6 @@ OPTIONS: tuple[Option, ...] = (
            help="Decide one slot yourself: placement=group-offload."),
     Option(field="fallback", flags=("--fallback/--no-fallback",), switch=True, panel=MEMORY,
            help="Continue on the next rung after running out of memory, or stop."),
-    Option(field="compile", flags=("--compile",), switch=True, panel=MEMORY,
-           help="Compile the UNet: slow to start, faster for many pictures."),
     Option(field="format", flags=("--format",), metavar="TYPE", choices=("png", "jpg", "webp"), panel=OUTPUT,
            help="png, jpg or webp."),
     Option(field="metadata", flags=("--metadata",), metavar="KIND", choices=("full", "a1111", "none"), panel=OUTPUT,
@@ -92,7 +90,7 @@ OPTIONS: tuple[Option, ...] = (
 )  # fmt: skip
 
 # Spelled as options but no fields of Request: they are folded into fields, or name a source of them.
-SHORTHANDS = frozenset({"size", "dtype", "compile", "preset", "settings_from", "prompts_file"})
+SHORTHANDS = frozenset({"size", "dtype", "preset", "settings_from", "prompts_file"})
 
 SCREEN: tuple[Option, ...] = (
     Option(field="json", flags=("--json",), switch=True, panel=OUTPUT, help="One JSON object on stdout."),

@@ -140,7 +140,7 @@ def test_without_a_terminal_little_is_said(capfd: pytest.CaptureFixture[str]) ->
     (
         (("--sweep", "nonsense=1,2"), "neither a slot"),
         (("--sweep", "pin=vae=whole,vae=tile-256"), "neither a slot"),
-        (("--sweep", "compile=perhaps"), "neither yes nor no"),
+        (("--sweep", "batch_invariant=perhaps"), "neither yes nor no"),
         (("--save-preset", "fast"), "no --sweep"),
         (("--save-preset", "../fast", "--sweep", "steps=2,3"), "no name"),
         (("--save-preset", "fast", "--sweep", "prompt=a,b"), "prompt is none of its settings"),

@@ -172,6 +172,23 @@ def test_measured_peaks_are_remembered_for_this_way_and_no_other(model: str, cap
 # --- refused
 
 
+@pytest.mark.parametrize("lines", [
+    '{"prompt": "a", "width": 64, "height": 64}\n{"prompt": "b", "width": 320, "height": 320}\n',
+    '{"prompt": "' + "word " * 90 + '", "width": 64, "height": 64}\n',
+], ids=["two sizes", "a long prompt"])  # fmt: skip
+def test_a_run_of_unlike_images_leaves_no_peak_behind_for_the_small_one(
+    model: str, capfd: pytest.CaptureFixture[str], tmp_path: Path, lines: str
+) -> None:
+    """Its peaks are those of the largest image: filed under the smallest, that one would need too much for good."""
+    (tmp_path / "list.jsonl").write_text(lines)
+    small = ("-m", model, "-s", "2", "--sampler", "Euler a", "--dtype", "fp32", "--json")
+    assert sdcli(capfd, "generate", "--prompts", "list.jsonl", *small).code == 0
+    for size in ("64x64", "320x320"):
+        plan = sdcli(capfd, "plan", "a", *small, "--size", size).json
+        assert plan["footprint"]["runs"] == 0
+
+
+
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
 def test_where_loading_alone_would_kill_the_process_it_is_refused_with_numbers(
     model: str, here: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch

@@ -27,7 +27,7 @@ def test_blocked_attention_is_attention_within_rounding(
         for count in (tokens, keys, keys)
     )
     exact = functional.scaled_dot_product_attention(query.double(), key.double(), value.double())
-    own = (attention.blocked(query, key, value).double() - exact).abs().max()
+    own = (attention.blocked(query, key, value, 2).double() - exact).abs().max()
     # queries, scores and weights are each rounded once to the dtype, scores of order ten
     assert own <= 10 * torch.finfo(dtype).eps * exact.abs().max().clamp(min=1)
 
@@ -38,7 +38,7 @@ def test_blocked_attention_in_bf16_is_as_exact_as_a_unet_needs() -> None:
     query, key, value = (torch.randn((2, 8, 1024, 40), generator=generator) for _ in range(3))
     exact = functional.scaled_dot_product_attention(query, key, value)
     half = [part.bfloat16() for part in (query, key, value)]
-    own = (attention.blocked(*half).float() - exact).square().mean().sqrt()
+    own = (attention.blocked(*half, 2).float() - exact).square().mean().sqrt()
     fused = (functional.scaled_dot_product_attention(*half).float() - exact).square().mean().sqrt()
     assert own <= 3 * fused
 
@@ -99,13 +99,13 @@ def test_torchs_own_failure_to_allocate_is_understood() -> None:
     assert is_out_of_memory(caught.value)
 
 
-@pytest.mark.parametrize("family", ["sd15", "sdxl", "something else"])
+@pytest.mark.parametrize("family", list(families()))
 def test_a_preview_is_a_small_picture_whatever_the_latents(family: str) -> None:
     for latents in (torch.randn(4, 6, 9) * 14, torch.zeros(4, 6, 9), torch.full((4, 6, 9), float("nan"))):
-        width, height, pixels = preview.preview(latents, family)
+        width, height, pixels = preview.preview(latents, find(family).colours)
         assert (width, height, len(pixels)) == (9, 6, 9 * 6 * 3)
     flat = torch.tensor([2.0, 0.0, 0.0, -2.0]).view(4, 1, 1).expand(4, 2, 2)
-    bright, dark = (preview.preview(sign * flat, "sd15")[2] for sign in (1, -1))
+    bright, dark = (preview.preview(sign * flat, find("sd15").colours)[2] for sign in (1, -1))
     assert min(bright) > 127 > max(dark)
 
 
@@ -114,10 +114,11 @@ def test_a_preview_of_other_latents_has_the_colours_their_model_names() -> None:
     latents = torch.zeros(8, 2, 3)
     latents[6] = 1.0
     grey_blue = bytes((128, 128, 191)) * 6
-    assert preview.preview(latents, "builtin", rows) == (3, 2, grey_blue)
+    assert preview.preview(latents, rows) == (3, 2, grey_blue)
     white = (*rows, (1.0, 1.0, 1.0))
-    assert preview.preview(torch.zeros(8, 2, 3), "builtin", white)[2] == b"\xff" * 18
-    assert preview.preview(latents, "builtin")[:2] == (3, 2)  # a model that names none still has a preview
+    assert preview.preview(torch.zeros(8, 2, 3), white)[2] == b"\xff" * 18
+    usual = find("builtin").colours  # a model that names none still has a preview
+    assert preview.preview(latents, usual)[:2] == (3, 2)
 
 
 def test_filmstrip_frames_are_even_and_end_with_the_last_step() -> None:

@@ -145,9 +145,6 @@ KNOWN_BAD: list[tuple[Hardware, str, dict[str, str]]] = [
     (card(8, capability="7.5"), "sd15", {"dtype": "bf16"}),
     (card(8), "sdxl", {"dtype": "fp16", "vae_dtype": "same"}),
     (card(8), "sd15", {"vae": "cpu", "vae_dtype": "bf16"}),
-    (card(8), "sd15", {"execution": "openvino"}),
-    (card(8), "sd15", {"execution": "graph", "placement": "group-offload"}),
-    (card(8), "sd15", {"execution": "compile", "attention": "sliced"}),
     (mac(8), "sd15", {"placement": "model-offload"}),
     (mac(8), "sd15", {"attention": "sliced"}),
 ]

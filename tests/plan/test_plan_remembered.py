@@ -28,7 +28,7 @@ def planned(remembered: dict[str, Any], hardware: Hardware = HERE, **asked: Any)
 
 def key(plan: Plan, **slots: str) -> str:
     setup = replace(plan.setup, **slots)  # type: ignore[arg-type]
-    return key_of(plan.model, setup, plan.jobs[0], len(plan.batches[0]))
+    return key_of(plan.model, setup, plan.batch(0))
 
 
 def test_seconds_are_given_only_where_remembered() -> None:
@@ -72,15 +72,17 @@ def test_keys_differ_with_everything_that_moves_the_peak() -> None:
         key(plan),
         key(plan, vae="whole"),
         key(plan, placement="resident"),
-        key_of(model, plan.setup, job, 2),
-        key_of(model, plan.setup, replace(job, width=512), 1),
-        key_of(model, plan.setup, replace(job, guidance=1.0), 1),
-        key_of(replace(model, revision="abc"), plan.setup, job, 1),
-        key_of(known_model("sd15"), plan.setup, job, 1),
+        key_of(model, plan.setup, (job, job)),
+        key_of(model, plan.setup, (job, job), alone=True),
+        key_of(model, plan.setup, (replace(job, width=512),)),
+        key_of(model, plan.setup, (replace(job, guidance=1.0),)),
+        key_of(replace(model, revision="abc"), plan.setup, (job,)),
+        key_of(known_model("sd15"), plan.setup, (job,)),
     }
-    assert len(keys) == 8
-    assert key_of(model, plan.setup, replace(job, seed=9, prompt="x", steps=5), 1) == key(plan)
-    assert "\n" not in key_of(replace(model, name="a\nb"), plan.setup, job, 1)
+    assert len(keys) == 9
+    assert key_of(model, plan.setup, (replace(job, seed=9, prompt="x", steps=5),)) == key(plan)
+    assert key_of(model, plan.setup, (job,), alone=True) == key(plan)  # by itself it is alone anyway
+    assert "\n" not in key_of(replace(model, name="a\nb"), plan.setup, (job,))
 
 
 def test_runs_add_up_and_the_highest_peak_stays() -> None:

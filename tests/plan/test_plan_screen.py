@@ -63,7 +63,7 @@ def test_figures_are_called_predicted_until_measured() -> None:
     assert "Figures predicted, not yet measured on this machine (±10 %)" in text(render(plan))
     assert "about" not in text(render_summary(plan))
     memory = {"device_peak": 5 * GIB, "host_peak": GIB, "load": 4.0, "step": 0.8, "picture": 1.0, "runs": 3}
-    again = planned("sdxl", here, {key_of(plan.model, plan.setup, plan.jobs[0], 1): memory})
+    again = planned("sdxl", here, {key_of(plan.model, plan.setup, plan.batch(0)): memory})
     assert "Figures from 3 runs here" in text(render(again))
     assert " 29 s  fastest fit" in "\n".join(render(again))
     assert render_summary(again)[-1].endswith("about 29 s")

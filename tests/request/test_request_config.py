@@ -275,15 +275,6 @@ def test_pins_are_merged_slot_by_slot() -> None:
     assert origins["pins"] == "flag"
 
 
-def test_compile_is_a_pin_that_a_later_source_takes_back() -> None:
-    user = {"compile": True}
-    assert config.resolve(config.Sources(user=user), family={}, model={})[0]["pins"] == {"execution": "compile"}
-    off = config.Sources(user=user, environment={"compile": False})
-    assert config.resolve(off, family={}, model={})[0]["pins"] == {}
-    graph = config.Sources(user={"pins": {"execution": "graph"}}, flag={"compile": False})
-    assert config.resolve(graph, family={}, model={})[0]["pins"] == {"execution": "graph"}
-
-
 def test_a_list_of_seeds_decides_the_number_of_pictures_over_earlier_sources_only() -> None:
     earlier = config.Sources(user={"num_images": 4}, flag={"seeds": (1, 5, 9)})
     values, origins = config.resolve(earlier, family={}, model={})

@@ -19,13 +19,30 @@ class Known:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Encoder:
+    """How one of its text encoders is read."""
+
+    part: str = "text_encoder"
+    pad: int | None = None  # the token that fills a chunk; None: the end mark
+    penultimate: bool = False  # one layer below the last, not normalised
+
+
+@dataclass(frozen=True, kw_only=True)
 class Family:
     name: str
     title: str
     pipeline: str  # the diffusers class a model_index.json of this family names
-    components: tuple[str, ...]
+    encoders: tuple[Encoder, ...] = (Encoder(),)
     defaults: Mapping[str, Any]  # Request fields; the size too where the family was trained at one
     known: Known | None = None
+    empty_is_zeros: bool = False  # an empty negative prompt is zeros, unless the model's index says otherwise
+    vae_overflows: bool = False  # its VAE leaves the range of fp16, unless its config says force_upcast = false
+    # Red, green and blue of each latent channel, in -1…1, for previews.
+    colours: tuple[tuple[float, float, float], ...] = ()
+
+    @property
+    def components(self) -> tuple[str, ...]:
+        return (*(encoder.part for encoder in self.encoders), "unet", "vae")
 
     @property
     def native(self) -> tuple[int, int] | None:

@@ -1,17 +1,23 @@
 """SDXL base and everything fine-tuned from it."""
 
-from sdcli.models.families.family import Family, Known
+from sdcli.models.families.family import Encoder, Family, Known
 
 FAMILY = Family(
     name="sdxl",
     title="SDXL",
     pipeline="StableDiffusionXLPipeline",
-    components=("text_encoder", "text_encoder_2", "unet", "vae"),
+    encoders=(Encoder(penultimate=True), Encoder(part="text_encoder_2", pad=0, penultimate=True)),
     defaults={"width": 1024, "height": 1024, "steps": 30, "guidance": 5.5, "sampler": "DPM++ 2M Karras"},
+    empty_is_zeros=True,
+    vae_overflows=True,
+    # fitted by others to its VAE's latents: the diffusers documentation
+    colours=(
+        (0.3448, 0.4168, 0.4395), (-0.1953, -0.0290, 0.0250), (0.1074, 0.0886, -0.0163), (-0.3730, -0.2499, -0.2088),
+    ),
     known=Known(
         alias="sdxl",
         repository="stabilityai/stable-diffusion-xl-base-1.0",
         revision="462165984030d82259a11f4367a4eed129e94a7b",
         licence="OpenRAIL++-M",
     ),
-)
+)  # fmt: skip

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from sdcli.machine.hardware import Hardware
+from sdcli.models.families import find
 from sdcli.models.model import Model
 from sdcli.plan.plan import Setup
 from sdcli.plan.techniques import dtype
@@ -14,9 +15,10 @@ def effective(setup: Setup) -> str:
 
 
 def overflows(model: Model) -> bool:
-    """SDXL's own VAE leaves fp16's range and decodes to black; repaired ones say force_upcast = false."""
+    """SDXL's own VAE leaves fp16's range and decodes to black; repaired ones say force_upcast = false. What SD1.5's
+    config says counts for nothing: diffusers' pipeline does not heed it either."""
     vae = model.components.get("vae")
-    return model.family == "sdxl" and (vae is None or vae.config.get("force_upcast", True) is True)
+    return find(model.family).vae_overflows and (vae is None or vae.config.get("force_upcast", True) is True)
 
 
 def illegal(setup: Setup, hardware: Hardware, model: Model) -> str | None:
