@@ -11,26 +11,33 @@ from typing import Any
 
 from sdcli import schema
 from sdcli.errors import BadFile
-from sdcli.plan.plan import Plan
+from sdcli.plan.plan import Plan, Setup
 from sdcli.request.request import Job
 from sdcli.schema import live, renamed
 
 
 @dataclass(frozen=True, kw_only=True)
-class Planned:
+class Happened:
+    """What all events have. `worker` names who tells it, where several draw at once; no two have the same batch."""
+
+    worker: str = ""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Planned(Happened):
     plan: Plan
 
 
 @dataclass(frozen=True, kw_only=True)
-class Timed:
-    """A phase outside the batches: plan, import, compile, or load as a whole."""
+class Timed(Happened):
+    """A phase outside the batches: plan, import, or load as a whole."""
 
     phase: str
     seconds: float
 
 
 @dataclass(frozen=True, kw_only=True)
-class Loaded:
+class Loaded(Happened):
     """One component is in place. `bytes` as held in memory; `seconds` its own."""
 
     component: str
@@ -40,7 +47,8 @@ class Loaded:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Encoded:
+class Encoded(Happened):
+    stage: str = "encode"
     batch: int
     tokens: tuple[int, ...]  # one count per image of the batch
     seconds: float
@@ -48,9 +56,10 @@ class Encoded:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Step:
+class Step(Happened):
     """One UNet call (guidance's pair counts once) and its scheduler step. `step` counts from 1 to `of`."""
 
+    stage: str = "denoise"
     batch: int
     step: int
     of: int
@@ -60,16 +69,18 @@ class Step:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Denoised:
+class Denoised(Happened):
+    stage: str = "denoise"
     batch: int
     seconds: float
     latents: Any = live(default=None)  # of the whole batch, as the engine holds them
 
 
 @dataclass(frozen=True, kw_only=True)
-class Preview:
+class Preview(Happened):
     """A rough picture of the latents of one image, RGB8 rows."""
 
+    stage: str = "denoise"
     batch: int
     index: int
     step: int
@@ -79,8 +90,9 @@ class Preview:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Memory:
-    """Peaks of one phase, measured. Device figures are null on a CPU; host_peak is VmHWM where readable."""
+class Memory(Happened):
+    """Peaks of one phase, measured: of loading, or of a stage. Device figures are null on a CPU; host_peak is VmHWM
+    where that can be read."""
 
     phase: str
     device_peak: int | None = None
@@ -92,9 +104,10 @@ class Memory:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Decoded:
-    """One picture, whole and finite. `scheduler` is the config it was drawn with."""
+class Decoded(Happened):
+    """One picture, whole and finite. `setup` and `scheduler` (its config) are those it was really drawn with."""
 
+    stage: str = "decode"
     batch: int
     index: int
     job: Job
@@ -102,12 +115,13 @@ class Decoded:
     height: int
     seconds: float
     pixels: bytes = live(default=b"")
+    setup: Setup | None = None  # null: the plan's
     scheduler: Mapping[str, Any] = field(default_factory=dict)
     retried: str | None = None  # why it was decoded a second time, if it was
 
 
 @dataclass(frozen=True, kw_only=True)
-class Saved:
+class Saved(Happened):
     batch: int
     index: int
     status: str  # saved | suspect
@@ -123,7 +137,7 @@ class Saved:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Degraded:
+class Degraded(Happened):
     """A rung down the ladder: what was given up, where, and whether it moves pixels."""
 
     batch: int
@@ -136,13 +150,13 @@ class Degraded:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Warned:
+class Warned(Happened):
     code: str
     message: str
 
 
 @dataclass(frozen=True, kw_only=True)
-class Failed:
+class Failed(Happened):
     """One image will not be. `error` as errors.SdcliError.to_json()."""
 
     batch: int
@@ -151,13 +165,13 @@ class Failed:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Interrupted:
+class Interrupted(Happened):
     signal: str  # interrupted | terminated
     kept: int = 0
 
 
 @dataclass(frozen=True, kw_only=True)
-class Done:
+class Done(Happened):
     environment: Mapping[str, Any] = field(default_factory=dict)
 
 

@@ -189,7 +189,8 @@ class Bench:
     """Tiny models, the pictures they draw undisturbed, and the cases judged."""
 
     def __init__(self, root: Path) -> None:
-        quiet.hush()
+        self._hushed = quiet.hushed()
+        self._hushed.__enter__()  # for as long as this process lives
         torch.set_num_threads(1)
         self.folders = {name: make_checkpoint.write_folder(root / name, name, tiny=True) for name in FAMILIES}
         self._pictures: dict[tuple[Any, ...], list[bytes]] = {}
@@ -219,13 +220,13 @@ class Bench:
     def rungs(self, case: Case) -> list[Rung]:
         """Where the plan says to go, one failure after the other."""
         plan = self.plan(case.family, case.sampler, case.placement)
-        phase = phase_of(case, plan)
         found: list[Rung] = []
         current = plan.setup
         if not case.fallback:
             return []
         while True:
             used = {plan.setup, *(rung.setup for rung in found)}
+            phase = phase_of(case, plan.setup, *(rung.setup for rung in found))
             below = [rung for rung in after_out_of_memory(plan, 0, current, phase) if rung.setup not in used]
             if not below:
                 return found
@@ -251,7 +252,7 @@ class Bench:
                 error = caught
         if not found.failed:
             return ["nothing failed"]
-        mistakes += _fell(plan, [event for event in seen if isinstance(event, Degraded)], rungs, phase_of(case, plan))
+        mistakes += _fell(plan, [event for event in seen if isinstance(event, Degraded)], rungs, case)
         drawn = {event.index: event.pixels for event in seen if isinstance(event, Decoded)}
         for batch in (0, 1):  # none left out, none drawn a second time
             steps = [event.step for event in seen if isinstance(event, Step) and event.batch == batch]
@@ -281,8 +282,9 @@ class Bench:
         return []
 
 
-def phase_of(case: Case, plan: Plan) -> str:
-    late = case.point == "load" and plan.setup.placement in LOADS_LATE
+def phase_of(case: Case, *setups: Setup) -> str:
+    """Where the next failure is met, after these setups in turn."""
+    late = case.point == "load" and any(setup.placement in LOADS_LATE for setup in setups)
     return "denoise" if late else PHASE_OF[case.point]
 
 
@@ -296,13 +298,14 @@ def on_the_cpu(plan: Plan) -> Plan:
     return replace(plan, setup=here(plan.setup), ladder=rungs)
 
 
-def _fell(plan: Plan, events: list[Degraded], rungs: list[Rung], phase: str) -> list[str]:
+def _fell(plan: Plan, events: list[Degraded], rungs: list[Rung], case: Case) -> list[str]:
     """Each rung once, as the plan has it, and each smaller than the one before."""
     mistakes: list[str] = []
     setups = [plan.setup, *(rung.setup for rung in rungs)]
     if len(events) != len(rungs):
         return [f"{len(events)} rungs taken, not {len(rungs)}"]
-    for event, rung, before in zip(events, rungs, setups, strict=False):
+    for number, (event, rung, before) in enumerate(zip(events, rungs, setups, strict=False)):
+        phase = phase_of(case, *setups[: number + 1])
         moved = {t.slot: t.of(rung.setup) for t in TECHNIQUES if t.of(rung.setup) != t.of(before)}
         if dict(event.after) != moved or event.phase != phase or event.changes_pixels != rung.changes_pixels:
             mistakes.append(f"{event.phase}: {dict(event.after)}, not {moved}")
@@ -319,7 +322,7 @@ def _needs(plan: Plan, setup: Setup, phase: str) -> int:
 
 def _finished_before(plan: Plan, case: Case) -> int:
     """Pictures done when the failing call comes."""
-    each = {"denoise": plan.jobs[0].unet_calls, "decode": 1}.get(phase_of(case, plan), case.call)
+    each = {"denoise": plan.jobs[0].unet_calls, "decode": 1}.get(phase_of(case, plan.setup), case.call)
     return (case.call - 1) // each
 
 

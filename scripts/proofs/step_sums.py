@@ -62,10 +62,10 @@ class Clocks:
 @contextmanager
 def watched() -> Iterator[Clocks]:
     """The engine with clocks around its calls; what it computes stays as it is."""
-    from sdcli.draw import denoise, meter, studio
+    from sdcli.draw import denoise, meter, run
 
     clocks = Clocks()
-    loop, phase, tell = denoise.denoise, studio.Studio._denoise, studio.Studio._timed
+    loop, phase, tell = denoise.denoise, run.Run._steps, run.Run._timed
 
     def timed_loop(unet: Any, scheduler: Any, *rest: Any) -> Iterator[Any]:
         kind = type(scheduler)
@@ -74,8 +74,8 @@ def watched() -> Iterator[Clocks]:
                 stack.enter_context(mock.patch.object(kind, name, clocks.around("scheduler", getattr(kind, name))))
             yield from loop(clocks.around("unet", unet), scheduler, *rest)
 
-    def timed_phase(self: Any, drawing: Any) -> Generator[Any, Any, Any]:
-        inner = phase(self, drawing)
+    def timed_phase(self: Any, drawing: Any, stage: Any) -> Generator[Any, Any, Any]:
+        inner = phase(self, drawing, stage)
         answer = None
         while True:
             try:
@@ -86,9 +86,9 @@ def watched() -> Iterator[Clocks]:
                 clocks.denoise += event.seconds
             answer = yield event
 
-    def timed_telling(self: Any, drawing: Any, running: int) -> Iterator[Any]:
+    def timed_telling(self: Any, drawing: Any, stage: Any, running: int) -> Iterator[Any]:
         """From asking for the event to its last listener's return; the meter's share of it is the meter's."""
-        inner, metered, before = tell(self, drawing, running), clocks.meter, time.perf_counter()
+        inner, metered, before = tell(self, drawing, stage, running), clocks.meter, time.perf_counter()
         for event in inner:
             clocks.steps.append(event.seconds)
             yield event
@@ -96,8 +96,8 @@ def watched() -> Iterator[Clocks]:
 
     with ExitStack() as stack:
         stack.enter_context(mock.patch.object(denoise, "denoise", timed_loop))
-        stack.enter_context(mock.patch.object(studio.Studio, "_denoise", timed_phase))
-        stack.enter_context(mock.patch.object(studio.Studio, "_timed", timed_telling))
+        stack.enter_context(mock.patch.object(run.Run, "_steps", timed_phase))
+        stack.enter_context(mock.patch.object(run.Run, "_timed", timed_telling))
         for name in ("mark", "between", "now"):
             around = clocks.around("meter", getattr(meter.Meter, name))
             stack.enter_context(mock.patch.object(meter.Meter, name, around))

@@ -11,7 +11,6 @@ from torch.nn import functional
 from sdcli.plan.techniques.attention import FEWEST_KEYS, blocks
 
 
-
 def set_attention(module: Any, choice: str, threads: int) -> None:
     """`fused`, `blocked` or `sliced`, for a UNet or a VAE. `threads` decide how large a block is."""
     from diffusers.models.attention_processor import AttnProcessor2_0

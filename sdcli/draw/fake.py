@@ -1,62 +1,124 @@
-"""An engine without torch: the same events in milliseconds, and a gradient made from each seed."""
+"""An engine without torch: the same events in the same order, in milliseconds, and a gradient made from each seed."""
 
 from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 
 from sdcli.events import Decoded, Denoised, Done, Encoded, Event, Loaded, Memory, Preview, Step, Timed
+from sdcli.plan.batches import Batch, windows_of
 from sdcli.plan.plan import Plan
+from sdcli.plan.stages import Stage, parts_of, previews_after, stages, walk
+from sdcli.plan.techniques import placement
 from sdcli.request.request import Job
 
 
+class Engine:
+    """As draw/local.py's, for one plan after another; nothing is ever held."""
+
+    def __init__(self, count_tokens: Callable[[str], int] | None = None) -> None:
+        self._count_tokens = count_tokens or _count_words
+
+    def run(self, plan: Plan, batches: Iterable[Batch] | None = None) -> Iterator[Event]:
+        """`batches` as (number, jobs), read as they come; the plan's own if not given."""
+        yield from Run(plan, self._count_tokens).events(batches)
+
+    def close(self) -> None:
+        pass
+
+    def __enter__(self) -> Engine:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+
 def run(
-    plan: Plan,
-    batches: Iterable[tuple[int, tuple[Job, ...]]] | None = None,
-    count_tokens: Callable[[str], int] | None = None,
+    plan: Plan, batches: Iterable[Batch] | None = None, count_tokens: Callable[[str], int] | None = None
 ) -> Iterator[Event]:
-    """Every event a real run has. `batches` as (number, jobs), read as they come; the plan's own if not given."""
-    yield Timed(phase="import", seconds=0.0)
-    for name, component in plan.model.components.items():
-        yield Loaded(component=name, bytes=component.stored_bytes, seconds=0.0)
-    yield _peak("load", plan)
-    own = ((number, plan.batch(number)) for number in range(len(plan.batches)))
-    for number, jobs in batches if batches is not None else own:
-        yield from _draw(plan, number, jobs, count_tokens or _count_words)
-    yield Done(environment={"engine": "fake"})
+    with Engine(count_tokens) as engine:
+        yield from engine.run(plan, batches)
 
 
-def _draw(plan: Plan, number: int, jobs: tuple[Job, ...], count_tokens: Callable[[str], int]) -> Iterator[Event]:
-    yield Encoded(batch=number, tokens=tuple(count_tokens(job.prompt) for job in jobs), seconds=0.0)
-    yield _peak("encode", plan)
-    started = time.perf_counter()
-    calls = jobs[0].unet_calls
-    for step in range(1, calls + 1):
-        before = time.perf_counter()
-        yield Step(batch=number, step=step, of=calls, seconds=time.perf_counter() - before)
-        every = plan.request.preview_every
-        if every and step % every == 0:
-            for job in jobs:
+class Run:
+    def __init__(self, plan: Plan, count_tokens: Callable[[str], int]) -> None:
+        self.plan = plan
+        self.count_tokens = count_tokens
+        self._loaded: tuple[str, ...] = ()
+        self._texts: set[str] = set()  # encoded, and wanted by this window
+
+    def events(self, batches: Iterable[Batch] | None) -> Iterator[Event]:
+        plan, alone = self.plan, self.plan.request.batch_invariant
+        yield Timed(phase="import", seconds=0.0)
+        yield self._peak("import")
+        first = stages(plan.model, plan.jobs[:1])
+        there = placement.held(plan.setup.placement, first, first[0], first[0].parts[0])
+        if set(there) == set(parts_of(first)):
+            yield from self._load(there)
+        own = [(number, plan.batch(number)) for number in range(len(plan.batches))]
+        for window in windows_of(own if batches is None else batches):
+            self._texts &= {text for _, jobs in window for text in _texts(jobs)}
+            for number, jobs, stage in walk(plan.model, window, alone=alone):
+                for part in stage.parts if self._needed(stage, jobs) else ():
+                    every = stages(plan.model, jobs, alone=alone)
+                    yield from self._load(placement.held(plan.setup.placement, every, stage, part))
+                yield from {"text": self._encode, "unet": self._denoise, "image": self._decode}[stage.work](
+                    number, jobs, stage
+                )
+                yield self._peak(stage.name)
+        yield Done(environment={"engine": "fake"})
+
+    def _needed(self, stage: Stage, jobs: Sequence[Job]) -> bool:
+        return stage.work != "text" or not _texts(jobs) <= self._texts
+
+    def _load(self, there: Sequence[str]) -> Iterator[Event]:
+        missing = [part for part in there if part not in self._loaded]
+        self._loaded = tuple(there)
+        for part in missing:
+            yield Loaded(component=part, bytes=self.plan.model.components[part].stored_bytes, seconds=0.0)
+        if missing:
+            yield self._peak("load")
+
+    def _encode(self, number: int, jobs: Sequence[Job], stage: Stage) -> Iterator[Event]:
+        self._texts |= _texts(jobs)
+        tokens = tuple(self.count_tokens(job.prompt) for job in jobs)
+        yield Encoded(stage=stage.name, batch=number, tokens=tokens, seconds=0.0)
+
+    def _denoise(self, number: int, jobs: Sequence[Job], stage: Stage) -> Iterator[Event]:
+        started, calls = time.perf_counter(), jobs[0].unet_calls
+        wanted = previews_after(self.plan.request, calls)
+        for step in range(1, calls + 1):
+            before = time.perf_counter()
+            yield Step(
+                stage=stage.name, batch=number, step=step, of=calls, seconds=time.perf_counter() - before
+            )  # fmt: skip
+            for job in jobs if step in wanted else ():
                 pixels = _gradient(job.seed, 16, 16)
-                yield Preview(batch=number, index=job.index, step=step, width=16, height=16, pixels=pixels)
-    yield Denoised(batch=number, seconds=time.perf_counter() - started)
-    yield _peak("denoise", plan)
-    for job in jobs:
-        before = time.perf_counter()
-        pixels = _gradient(job.seed, job.width, job.height)
-        yield Decoded(
-            batch=number, index=job.index, job=job, width=job.width, height=job.height,
-            seconds=time.perf_counter() - before, pixels=pixels, scheduler=dict(plan.model.scheduler),
-        )  # fmt: skip
-    yield _peak("decode", plan)
+                yield Preview(
+                    stage=stage.name, batch=number, index=job.index, step=step, width=16, height=16, pixels=pixels
+                )
+        yield Denoised(stage=stage.name, batch=number, seconds=time.perf_counter() - started)
+
+    def _decode(self, number: int, jobs: Sequence[Job], stage: Stage) -> Iterator[Event]:
+        for job in jobs:
+            before = time.perf_counter()
+            pixels = _gradient(job.seed, job.width, job.height)
+            yield Decoded(
+                stage=stage.name, batch=number, index=job.index, job=job, width=job.width, height=job.height,
+                seconds=time.perf_counter() - before, pixels=pixels, setup=self.plan.setup,
+                scheduler=dict(self.plan.model.scheduler),
+            )  # fmt: skip
+
+    def _peak(self, phase: str) -> Memory:
+        """The prediction stands for the measurement, as nothing was really loaded."""
+        predicted = next((p for p in self.plan.footprint.phases if p.name == phase), None)
+        device = predicted.device if predicted and self.plan.hardware.kind != "cpu" else None
+        return Memory(phase=phase, device_peak=device, host_peak=predicted.host if predicted else None)
 
 
-def _peak(phase: str, plan: Plan) -> Memory:
-    """The prediction stands for the measurement, as nothing was really loaded."""
-    predicted = next((p for p in plan.footprint.phases if p.name == phase), None)
-    device = predicted.device if predicted and plan.hardware.kind != "cpu" else None
-    return Memory(phase=phase, device_peak=device, host_peak=predicted.host if predicted else None)
+def _texts(jobs: Sequence[Job]) -> set[str]:
+    return {text for job in jobs for text in (job.prompt, job.negative_prompt)}
 
 
 def _count_words(prompt: str) -> int:

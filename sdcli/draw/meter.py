@@ -50,6 +50,12 @@ class Meter:
             return torch.mps.current_allocated_memory(), None
         return memory.resident(), None
 
+    def held(self) -> int:
+        """Bytes that the device would have free again without us, its context apart."""
+        if self.on_card:
+            return int(torch.cuda.memory_reserved(self.device))
+        return int(torch.mps.driver_allocated_memory()) if self.device.type == "mps" else 0
+
     def read(self, phase: str) -> Memory:
         """The phase's peaks, and the next count begins."""
         host = memory.peak()

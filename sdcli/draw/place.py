@@ -10,7 +10,7 @@ import gc
 import re
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -22,10 +22,9 @@ from sdcli.draw import adapters, attention, decode, load
 from sdcli.events import Loaded
 from sdcli.models.model import Model
 from sdcli.plan.plan import Setup
+from sdcli.plan.techniques import placement
 from sdcli.plan.techniques.attention import of_vae as vae_attention
 from sdcli.plan.techniques.vae_dtype import effective
-
-ENCODERS = ("text_encoder", "text_encoder_2")
 
 
 class Placed:
@@ -40,32 +39,20 @@ class Placed:
         self._waiting: dict[str, Waiting] = {}
 
     @property
-    def encoders(self) -> tuple[str, ...]:
-        return tuple(name for name in ENCODERS if name in self.model.components)
-
-    @property
-    def one_at_a_time(self) -> bool:
-        return self.setup.placement == "disk"
-
-    def has(self, name: str) -> bool:
-        return name in self._modules
+    def loaded(self) -> tuple[str, ...]:
+        return tuple(self._modules)
 
     def device_of(self, name: str) -> torch.device:
         """Where it computes."""
         return torch.device("cpu") if name == "vae" and self.setup.vae == "cpu" else self.device
 
     def dtype_of(self, name: str) -> torch.dtype:
-        if name != "vae":
-            return self.dtype
-        return load.DTYPES[effective(self.setup)]
+        return load.DTYPES[effective(self.setup)] if name == "vae" else self.dtype
 
-    def ready(self, *names: str) -> Iterator[Loaded]:
-        """Loads those of `names` that are not there; what stays in another's way leaves first."""
-        if self.setup.placement == "drop-encoders" and not set(names) & set(ENCODERS):
-            self.drop(*self.encoders)
-        if self.one_at_a_time:
-            self.drop(*(name for name in self._modules if name not in names))
-        for name in names:
+    def ready(self, there: Sequence[str]) -> Iterator[Loaded]:
+        """Exactly these components: what else there is leaves first, then what lacks is loaded."""
+        self.drop(*(name for name in self._modules if name not in there))
+        for name in there:
             if name not in self._modules:
                 started = time.perf_counter()
                 size = self._load(name)
@@ -74,13 +61,15 @@ class Placed:
 
     @contextmanager
     def use(self, name: str) -> Iterator[Any]:
-        """The component on its device. A failure leaves it as it may be: it has to be dropped then."""
+        """The component on its device. What failed in it may have left more behind: it has to be dropped then."""
         waiting = self._waiting.get(name)
-        if waiting is not None:
-            waiting.come()
-        yield self._modules[name]
-        if waiting is not None:
-            waiting.go()
+        try:
+            if waiting is not None:
+                waiting.come()
+            yield self._modules[name]
+        finally:
+            if waiting is not None:
+                waiting.go()
         give_back(self.device)
 
     def drop(self, *names: str) -> None:
@@ -100,8 +89,8 @@ class Placed:
         give_back(self.device)
 
     def _load(self, name: str) -> int:
-        streamed = self.setup.placement == "group-offload" and name != "vae"
-        parked = self.setup.placement in ("model-offload", "group-offload") and self.device_of(name) == self.device
+        streamed = placement.streamed(self.setup.placement, name)
+        parked = self.setup.placement in placement.PARKED_ON_HOST and self.device_of(name) == self.device
         filled = load.load(
             name, self.model.components[name], dtype=self.dtype_of(name),
             device="cpu" if parked else self.device_of(name),

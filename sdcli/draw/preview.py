@@ -20,9 +20,3 @@ def preview(latents: Tensor, rows: Rows) -> tuple[int, int, bytes]:
     shares = torch.einsum("chw,cr->hwr", values, map_) * 0.5 + 0.5
     pixels = (torch.nan_to_num(shares).clamp(0, 1) * 255).round().to(torch.uint8).contiguous()
     return pixels.shape[1], pixels.shape[0], pixels.numpy().tobytes()
-
-
-def frames(steps: int, wanted: int) -> frozenset[int]:
-    """After which steps to take `wanted` pictures of the way, evenly, the last step always among them."""
-    wanted = min(max(wanted, 0), steps)
-    return frozenset(round(number * steps / wanted) for number in range(1, wanted + 1)) if wanted else frozenset()

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import time
-from collections.abc import Generator, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
 
 from sdcli.draw import denoise, encode
@@ -12,7 +11,6 @@ from sdcli.draw.denoise import Conditioning
 from sdcli.draw.encode import Encoder, Text
 from sdcli.draw.place import Placed
 from sdcli.errors import BadFile
-from sdcli.events import Event
 from sdcli.models import families
 from sdcli.models.model import Model
 from sdcli.plan.plan import Adapter
@@ -28,7 +26,12 @@ class Key(NamedTuple):
     clip_skip: int
 
 
+Column = list[Text]  # what one encoder gave for a list of texts
+
+
 class Prompts:
+    """What is encoded so far; texts that nobody wants any more are forgotten."""
+
     def __init__(self, model: Model, adapters: Sequence[Adapter] = ()) -> None:
         self._model = model
         self._vocabulary = model.vocabulary
@@ -58,19 +61,19 @@ class Prompts:
     def tokens(self, job: Job) -> int:
         return self._texts[_key(job, job.prompt)].tokens
 
-    def encode(self, placed: Placed, keys: Sequence[Key]) -> Generator[Event, None, float]:
-        """Encoder by encoder, so that one can leave before the next comes; returns the seconds without loading."""
-        columns: list[list[Text]] = []
-        seconds = 0.0
-        for name in placed.encoders:
-            yield from placed.ready(*((name,) if placed.one_at_a_time else placed.encoders))
-            started = time.perf_counter()
-            with placed.use(name) as module:
-                encoder = self._encoder(placed, name, module)
-                columns.append([self._encoded(encoder, key) for key in keys])
-            seconds += time.perf_counter() - started
+    def chunks(self, jobs: Sequence[Job]) -> int:
+        """Of the longest text that steers this batch."""
+        return max(self._texts[key].chunks for key in self.wanted(jobs))
+
+    def encode(self, placed: Placed, part: str, keys: Sequence[Key]) -> Column:
+        """These texts through one encoder."""
+        with placed.use(part) as module:
+            encoder = self._encoder(placed, part, module)
+            return [self._encoded(encoder, key) for key in keys]
+
+    def take(self, keys: Sequence[Key], columns: Sequence[Column]) -> None:
+        """What the encoders gave, one column each, is what these texts are from now on."""
         self._texts |= {key: encode.joined(parts) for key, *parts in zip(keys, *columns, strict=True)}
-        return seconds
 
     def _chunks(self, key: Key) -> tuple[Chunk, ...]:
         return tokenizer.chunks(key.text, key.emphasis, self._learned.words, self._vocabulary)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 _SETTINGS = {
     "DIFFUSERS_VERBOSITY": "error",
@@ -17,16 +19,39 @@ _SETTINGS = {
 }
 
 
-def hush() -> None:
-    """Call before the first import of diffusers or transformers: some of these are read only then."""
+@contextmanager
+def hushed() -> Iterator[None]:
+    """Enter before the first import of diffusers or transformers: some of these are read only then."""
+    before = {name: os.environ.get(name) for name in _SETTINGS}
     os.environ.update(_SETTINGS)
-    for category in (FutureWarning, DeprecationWarning, UserWarning):
-        warnings.filterwarnings(
-            "ignore", category=category, module=r"(diffusers|transformers|huggingface_hub|peft|torch)"
-        )
+    with warnings.catch_warnings():
+        for category in (FutureWarning, DeprecationWarning, UserWarning):
+            warnings.filterwarnings(
+                "ignore", category=category, module=r"(diffusers|transformers|huggingface_hub|peft|torch)"
+            )
+        with _only_exceptions():
+            try:
+                yield
+            finally:
+                for name, value in before.items():
+                    os.environ.pop(name, None)
+                    if value is not None:
+                        os.environ[name] = value
+
+
+@contextmanager
+def _only_exceptions() -> Iterator[None]:
     from diffusers.utils import logging as diffusers_logging
     from transformers.utils import logging as transformers_logging
 
-    for logging in (diffusers_logging, transformers_logging):
+    both = (diffusers_logging, transformers_logging)
+    levels = [logging.get_verbosity() for logging in both]
+    for logging in both:
         logging.set_verbosity(50)  # CRITICAL: errors come to us as exceptions
         logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        for logging, level in zip(both, levels, strict=True):
+            logging.set_verbosity(level)
+            logging.enable_progress_bar()

@@ -106,16 +106,16 @@ def _build(look: Inspection, place: torch.device, dtype: torch.dtype) -> Any:
     """The module without its slow initialisation: memory straight on the device, then one cheap fill."""
     import torch
 
-    from sdcli.draw.quiet import hush
+    from sdcli.draw.quiet import hushed
 
-    hush()
-    from diffusers import UNet2DConditionModel
+    with hushed():
+        from diffusers import UNet2DConditionModel
 
-    with torch.device("meta"):
-        try:
-            model = UNet2DConditionModel.from_config(dict(look.source.config))
-        except (ValueError, TypeError) as error:
-            raise BadFile(f"diffusers cannot build this UNet: {show(error, 200)}") from None
+        with torch.device("meta"):
+            try:
+                model = UNet2DConditionModel.from_config(dict(look.source.config))
+            except (ValueError, TypeError) as error:
+                raise BadFile(f"diffusers cannot build this UNet: {show(error, 200)}") from None
     model = model.to(dtype).to_empty(device=place).eval()
     with torch.no_grad():
         for name, weight in model.named_parameters():

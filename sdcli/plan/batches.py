@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
 from sdcli.request.request import Job
 
@@ -19,6 +19,19 @@ def in_batches(jobs: Sequence[Job], batch_size: int) -> tuple[tuple[int, ...], .
         chunks[-1].append(position)
     found = [tuple(chunk) for chunks in groups.values() for chunk in chunks]
     return tuple(sorted(found))
+
+
+Batch = tuple[int, tuple[Job, ...]]  # its number, which nothing else in the run has, and its jobs
+
+
+def windows_of(batches: Iterable[Batch]) -> Iterator[Sequence[Batch]]:
+    """Batches whose prompts are encoded together: a list is looked ahead into, what is read as it comes is not."""
+    if isinstance(batches, Sequence):
+        for first in range(0, len(batches), WINDOW):
+            yield batches[first : first + WINDOW]
+    else:
+        for batch in batches:
+            yield [batch]
 
 
 def windows(batches: int) -> int:

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
 from sdcli.models.families import find
 from sdcli.models.model import Model
-from sdcli.request.request import Job
+from sdcli.request.request import Job, Request
 
 TOKENS = 77
 
@@ -58,6 +58,25 @@ def stages_at(model: Model, shape: Shape, *, steps: int = 1) -> tuple[Stage, ...
         Stage(name="denoise", work="unet", parts=("unet",), shape=shape, steps=steps),
         Stage(name="decode", work="image", parts=("vae",), shape=shape),
     )
+
+
+def walk(
+    model: Model, window: Sequence[tuple[int, tuple[Job, ...]]], *, alone: bool = False
+) -> Iterator[tuple[int, tuple[Job, ...], Stage]]:
+    """The stages of these batches in the order in which they are gone through."""
+    for ahead in (True, False):
+        for number, jobs in window:
+            for stage in stages(model, jobs, alone=alone):
+                if stage.ahead == ahead:
+                    yield number, jobs, stage
+
+
+def previews_after(request: Request, steps: int) -> frozenset[int]:
+    """After which steps a rough image is taken: every so many, and for the strip evenly, the last always among them."""
+    wanted = min(max(request.filmstrip, 0), steps)
+    strip = (round(number * steps / wanted) for number in range(1, wanted + 1)) if wanted else ()
+    every = request.preview_every
+    return frozenset(strip) | frozenset(range(every, steps + 1, every) if every > 0 else ())
 
 
 def guided(model: Model, job: Job) -> bool:

@@ -188,7 +188,6 @@ def test_a_run_of_unlike_images_leaves_no_peak_behind_for_the_small_one(
         assert plan["footprint"]["runs"] == 0
 
 
-
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
 def test_where_loading_alone_would_kill_the_process_it_is_refused_with_numbers(
     model: str, here: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -14,9 +15,10 @@ from sdcli.draw import quiet
 
 
 @pytest.fixture(scope="session", autouse=True)
-def one_quiet_thread() -> None:
-    quiet.hush()
-    torch.set_num_threads(1)
+def one_quiet_thread() -> Iterator[None]:
+    with quiet.hushed():
+        torch.set_num_threads(1)
+        yield
 
 
 @pytest.fixture(scope="session")

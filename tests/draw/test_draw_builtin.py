@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -28,7 +28,7 @@ from sdcli.plan.plan import Adapter, Setup
 from sdcli.plan.planner import make_plan
 from sdcli.request import prompt, samplers, tokenizer
 from sdcli.request.jobs import make_jobs
-from sdcli.request.request import Request
+from sdcli.request.request import Job, Request
 
 PROMPTS = ("a red cat", "un gatto rosso con l'ombrello, caffè", "一只红色的猫")
 LONG = "stone " * 80 + ", a (red:1.4) castle " + "tree " * 40
@@ -142,6 +142,15 @@ def test_it_shares_no_number_with_clip(path: Path) -> None:
     }
 
 
+def encoded_by(model: Model, setup: Setup, jobs: Sequence[Job]) -> tuple[prompts.Prompts, Placed]:
+    """These jobs' texts through the model's one encoder."""
+    own, placed = prompts.Prompts(model, setup.adapters), Placed(model, setup)
+    list(placed.ready(["text_encoder"]))
+    keys = own.wanted(jobs)
+    own.take(keys, [own.encode(placed, "text_encoder", keys)])
+    return own, placed
+
+
 @torch.no_grad()
 def test_a_long_weighted_prompt_is_encoded_in_chunks_as_calculated_by_hand(model: Model, pipeline: Any) -> None:
     (encoded,) = [event for event in events(model, prompts=(LONG,), steps=1) if isinstance(event, Encoded)]
@@ -156,9 +165,7 @@ def test_a_long_weighted_prompt_is_encoded_in_chunks_as_calculated_by_hand(model
         parts.append(states if (weights == 1).all() else states * weights * (states.mean() / (states * weights).mean()))
     request = Request(prompts=(LONG,), seeds=(7,), width=64, height=64, pins={"dtype": "fp32"}, sampler="Euler")
     plan = make_plan(request, model, HARDWARE, {})
-    own, placed = prompts.Prompts(model), Placed(model, plan.setup)
-    for _ in own.encode(placed, own.wanted(plan.jobs)):
-        pass
+    own, placed = encoded_by(model, plan.setup, plan.jobs)
     rows = own.conditioning(plan.jobs, placed, alone=False).rows["encoder_hidden_states"]
     torch.testing.assert_close(rows[1:], torch.cat(parts, dim=1), rtol=1e-5, atol=1e-6)
 
@@ -184,10 +191,7 @@ def test_a_learned_word_stands_behind_its_own_tokens(model: Model, pipeline: Any
     save_file({"emb_params": table[tokens].clone()}, file)
     word = Adapter(name="instrument", word="instrument", sha256="0" * 64, scale=1.0, kind="embedding", path=str(file))
     jobs = make_jobs(Request(prompts=("a red (instrument:1.2)", "a red (xylophone:1.2)"), seeds=(7,), sampler="Euler"))
-    own, placed = prompts.Prompts(model, [word]), Placed(model, Setup())
-    keys = own.wanted(jobs)
-    for _ in own.encode(placed, keys):
-        pass
+    own, placed = encoded_by(model, Setup(adapters=(word,)), jobs)
     rows = own.conditioning(jobs, placed, alone=False).rows["encoder_hidden_states"]
     assert len(tokens) > 1 and torch.equal(rows[2], rows[3]) and not torch.equal(rows[0], rows[2])
 

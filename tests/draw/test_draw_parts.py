@@ -11,6 +11,8 @@ from torch.nn import functional
 
 from sdcli.draw import attention, preview, probe
 from sdcli.draw.oom import is_out_of_memory
+from sdcli.models.families import families, find
+from sdcli.plan.techniques import attention as planned_attention
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
@@ -20,7 +22,7 @@ from sdcli.draw.oom import is_out_of_memory
 def test_blocked_attention_is_attention_within_rounding(
     monkeypatch: pytest.MonkeyPatch, dtype: torch.dtype, tokens: int, keys: int, heads: int, width: int
 ) -> None:
-    monkeypatch.setattr(attention, "SCORES", 1 << 17)  # several blocks, also at this size
+    monkeypatch.setattr(planned_attention, "SCORES", 1 << 17)  # several blocks, also at this size
     generator = torch.Generator("cpu").manual_seed(tokens)
     query, key, value = (
         torch.randn((2, count, heads, width), generator=generator).to(dtype).transpose(1, 2)
@@ -119,15 +121,6 @@ def test_a_preview_of_other_latents_has_the_colours_their_model_names() -> None:
     assert preview.preview(torch.zeros(8, 2, 3), white)[2] == b"\xff" * 18
     usual = find("builtin").colours  # a model that names none still has a preview
     assert preview.preview(latents, usual)[:2] == (3, 2)
-
-
-def test_filmstrip_frames_are_even_and_end_with_the_last_step() -> None:
-    assert preview.frames(20, 4) == {5, 10, 15, 20}
-    assert preview.frames(3, 10) == {1, 2, 3}
-    assert preview.frames(20, 0) == frozenset()
-    for steps in range(1, 30):
-        for wanted in range(1, steps + 1):
-            assert len(preview.frames(steps, wanted)) == wanted and max(preview.frames(steps, wanted)) == steps
 
 
 def test_importing_the_engine_imports_neither_torch_nor_diffusers() -> None:
