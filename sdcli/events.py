@@ -1,13 +1,14 @@
 """What happens while a plan runs: one stream of small values, from the engine through the store to the sinks.
 
-Every event turns into JSON and back (pixels apart), so that a stream can cross a process.
+Every event turns into JSON and back. A stream crosses a process as lines of it, pixels behind theirs as they are.
 """
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import IO, Any
 
 from sdcli import schema
 from sdcli.errors import BadFile
@@ -182,13 +183,32 @@ Event = (
 KINDS: dict[str, type] = {cls.__name__.lower(): cls for cls in Event.__args__}
 
 
-def to_json(event: Event) -> dict[str, Any]:
-    return {"event": type(event).__name__.lower(), **schema.to_json(event)}
+def to_json(event: Event, whole: bool = False) -> dict[str, Any]:
+    """As recorded; `whole`, for a process of our own, with paths and pixels."""
+    return {"event": type(event).__name__.lower(), **schema.to_json(event, whole)}
 
 
-def from_json(data: Mapping[str, Any]) -> Event:
+def from_json(data: Mapping[str, Any], whole: bool = False) -> Event:
     cls = KINDS.get(str(data.get("event")))
     if cls is None:
         raise BadFile(f"unknown event {data.get('event')!r}")
-    event: Event = schema.from_json(cls, data)
+    event: Event = schema.from_json(cls, data, whole=whole)
     return event
+
+
+def write(event: Event, stream: IO[bytes]) -> None:
+    """To another process of ours: a line of JSON, and the bytes of an image behind it. Latents stay where they are."""
+    data = to_json(event, whole=True)
+    data.pop("latents", None)
+    pixels = data.pop("pixels", b"")
+    stream.write(json.dumps(data | {"pixels_bytes": len(pixels)}).encode() + b"\n" + pixels)
+
+
+def read(stream: IO[bytes]) -> Event | None:
+    """The next event that `write` wrote; None at the end."""
+    line = stream.readline()
+    if not line:
+        return None
+    data = json.loads(line)
+    pixels = stream.read(data["pixels_bytes"])
+    return from_json(data | ({"pixels": pixels} if pixels else {}), whole=True)

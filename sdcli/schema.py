@@ -1,7 +1,7 @@
 """Frozen dataclasses into JSON and back: the one translator for everything that flows or is written.
 
 Rules: keys are always present; NaN and infinity become null; unknown keys are ignored when reading;
-a field marked `live()` belongs to this process alone (weights' paths, pixels) and is left out.
+a field marked `live()` (paths, pixels) is in no record, and crosses to a process of our own only with `whole`.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ T = TypeVar("T")
 
 
 def live(**kwargs: Any) -> Any:
-    """A field that stays in this process: never written, filled by its default when read back."""
+    """A field that is never recorded: where it is not given, reading fills in its default."""
     return dataclasses.field(metadata={"live": True}, **kwargs)
 
 
@@ -29,17 +29,17 @@ def renamed(key: str, **kwargs: Any) -> Any:
     return dataclasses.field(metadata={"key": key}, **kwargs)
 
 
-def to_json(value: Any) -> Any:
+def to_json(value: Any, whole: bool = False) -> Any:
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         return {
-            field.metadata.get("key", field.name): to_json(getattr(value, field.name))
+            field.metadata.get("key", field.name): to_json(getattr(value, field.name), whole)
             for field in dataclasses.fields(value)
-            if not field.metadata.get("live")
+            if whole or not field.metadata.get("live")
         }
     if isinstance(value, Mapping):
-        return {str(key): to_json(item) for key, item in value.items()}
+        return {str(key): to_json(item, whole) for key, item in value.items()}
     if isinstance(value, (tuple, list)):
-        return [to_json(item) for item in value]
+        return [to_json(item, whole) for item in value]
     if isinstance(value, float) and not math.isfinite(value):
         return None
     return value
@@ -50,7 +50,7 @@ def _hints(cls: type) -> dict[str, Any]:
     return typing.get_type_hints(cls)
 
 
-def from_json(cls: type[T], data: Any, where: str = "") -> T:
+def from_json(cls: type[T], data: Any, where: str = "", whole: bool = False) -> T:
     """`cls` from what `to_json` made; a wrong shape is BadFile naming the key."""
     where = where or cls.__name__
     if not isinstance(data, Mapping):
@@ -58,16 +58,16 @@ def from_json(cls: type[T], data: Any, where: str = "") -> T:
     values: dict[str, Any] = {}
     for field in dataclasses.fields(cls):  # type: ignore[arg-type]
         key = field.metadata.get("key", field.name)
-        if field.metadata.get("live"):
+        if field.metadata.get("live") and not whole:
             continue
         if key in data:
-            values[field.name] = _read(_hints(typing.cast(Any, cls))[field.name], data[key], f"{where}.{key}")
+            values[field.name] = _read(_hints(typing.cast(Any, cls))[field.name], data[key], f"{where}.{key}", whole)
         elif field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING:
             raise BadFile(f"{where}.{key} is missing")
     return cls(**values)
 
 
-def _read(hint: Any, data: Any, where: str) -> Any:
+def _read(hint: Any, data: Any, where: str, whole: bool) -> Any:
     origin = typing.get_origin(hint)
     arguments = typing.get_args(hint)
     if hint is Any:
@@ -75,7 +75,7 @@ def _read(hint: Any, data: Any, where: str) -> Any:
     if origin in (typing.Union, types.UnionType):
         if data is None and type(None) in arguments:
             return None
-        return _read_union([a for a in arguments if a is not type(None)], data, where)
+        return _read_union([a for a in arguments if a is not type(None)], data, where, whole)
     if origin is typing.Literal:
         if data in arguments:
             return data
@@ -84,26 +84,28 @@ def _read(hint: Any, data: Any, where: str) -> Any:
         if not isinstance(data, (list, tuple)):
             raise BadFile(f"{where}: expected a list, got {type(data).__name__}")
         if len(arguments) == 2 and arguments[1] is Ellipsis:
-            return tuple(_read(arguments[0], item, f"{where}[{i}]") for i, item in enumerate(data))
+            return tuple(_read(arguments[0], item, f"{where}[{i}]", whole) for i, item in enumerate(data))
         if len(data) != len(arguments):
             raise BadFile(f"{where}: expected {len(arguments)} values, got {len(data)}")
-        return tuple(_read(a, item, f"{where}[{i}]") for i, (a, item) in enumerate(zip(arguments, data, strict=True)))
+        return tuple(
+            _read(a, item, f"{where}[{i}]", whole) for i, (a, item) in enumerate(zip(arguments, data, strict=True))
+        )
     if origin is not None and issubclass(origin, Mapping):
         if not isinstance(data, Mapping):
             raise BadFile(f"{where}: expected an object, got {type(data).__name__}")
-        return {str(key): _read(arguments[1], item, f"{where}.{key}") for key, item in data.items()}
+        return {str(key): _read(arguments[1], item, f"{where}.{key}", whole) for key, item in data.items()}
     if dataclasses.is_dataclass(hint):
-        return from_json(typing.cast(type, hint), data, where)
+        return from_json(typing.cast(type, hint), data, where, whole)
     return _read_plain(hint, data, where)
 
 
-def _read_union(choices: list[Any], data: Any, where: str) -> Any:
+def _read_union(choices: list[Any], data: Any, where: str, whole: bool) -> Any:
     for choice in choices[:-1]:
         try:
-            return _read(choice, data, where)
+            return _read(choice, data, where, whole)
         except BadFile:
             continue
-    return _read(choices[-1], data, where)
+    return _read(choices[-1], data, where, whole)
 
 
 def _read_plain(hint: Any, data: Any, where: str) -> Any:

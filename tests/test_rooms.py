@@ -37,11 +37,12 @@ TORCH = {"torch", "diffusers", "transformers", "accelerate", "peft"}
 # The files outside draw that lead into torch, and which modules of draw may be entered, from anywhere, in functions.
 LEADS_INTO_TORCH = {"inspect/measure.py", "inspect/modules.py"}
 DOORS_OF_DRAW = {
-    "sdcli.draw.local", "sdcli.draw.fake", "sdcli.draw.quiet", "sdcli.draw.oom", "sdcli.draw.exhausted",
+    "sdcli.draw.engines", "sdcli.draw.local", "sdcli.draw.fake", "sdcli.draw.quiet", "sdcli.draw.oom",
+    "sdcli.draw.exhausted",
 }  # fmt: skip
 
 # In draw, but free of torch: the engine for tests, and the engine's own door.
-LIGHT_IN_DRAW = ("sdcli.draw.fake", "sdcli.draw.local", "sdcli.draw.oom", "sdcli.draw.exhausted")
+LIGHT_IN_DRAW = ("sdcli.draw.engines", "sdcli.draw.fake", "sdcli.draw.local", "sdcli.draw.oom", "sdcli.draw.exhausted")
 
 
 @dataclass(frozen=True)

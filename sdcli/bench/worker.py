@@ -1,7 +1,7 @@
 """A process that draws when told to and answers with what it took: `python -m sdcli.bench.worker`, commands on stdin.
 
-First comes the order (a pickle from the parent: a plan keeps its paths), then a command a line. Each answer is a line
-of JSON. Nothing else reaches stdout, and hardly anything is said while steps run.
+First comes the order, then a command a line. Each answer, like the order, is a line of JSON. Nothing else reaches
+stdout, and hardly anything is said while steps run.
 """
 
 from __future__ import annotations
@@ -11,7 +11,6 @@ import importlib
 import io
 import json
 import os
-import pickle
 import sys
 import time
 from collections.abc import Iterator
@@ -26,11 +25,9 @@ from sdcli.events import Event
 from sdcli.machine import clock
 from sdcli.plan.plan import Plan
 from sdcli.record.files import cannot_write
-from sdcli.request.request import Job
 
 DRAW, RATE, BUSY = "draw", "rate", "busy"
 SILENCE = 0.5  # seconds between two words about progress: writing one costs microseconds, and no step shall pay twice
-ENGINES = {"local": "sdcli.draw.local", "fake": "sdcli.draw.fake"}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -85,15 +82,11 @@ def _streams() -> tuple[IO[bytes], IO[bytes]]:
 
 
 def send(order: Order) -> bytes:
-    content = pickle.dumps(order)
-    return len(content).to_bytes(8, "big") + content
+    return _line(**schema.to_json(order, whole=True))
 
 
 def receive(stream: IO[bytes]) -> Order:
-    length = int.from_bytes(stream.read(8), "big")
-    order = pickle.load(io.BytesIO(stream.read(length)))
-    assert isinstance(order, Order)
-    return order
+    return schema.from_json(Order, json.loads(stream.readline()), whole=True)
 
 
 def _line(**answer: Any) -> bytes:
@@ -101,7 +94,7 @@ def _line(**answer: Any) -> bytes:
 
 
 class Drawing:
-    """The engine at work. It asks for its next batch only when told to, and meanwhile answers other commands."""
+    """The engine at work: one run for every batch it is told to draw, with what is loaded kept between them."""
 
     def __init__(self, order: Order, commands: IO[bytes], answers: IO[bytes]) -> None:
         self.order = order
@@ -109,7 +102,6 @@ class Drawing:
         self.commands = commands
         self.answers = answers
         self.current: Drawn | None = None
-        self._first = Drawn()  # gathers what happens before the first batch
         self._began = 0.0
         self._count = 0
         self._spoke = 0.0
@@ -117,29 +109,29 @@ class Drawing:
         self._watches = False
 
     def run(self) -> None:
-        engine = importlib.import_module(ENGINES[self.order.engine])
-        for event in engine.run(self.plan, self._batches()):
-            before = time.perf_counter()
-            self._see(event)
-            if self.current is not None and isinstance(event, (events.Step, events.Denoised)):
-                self.current.event_seconds += time.perf_counter() - before
-
-    def _batches(self) -> Iterator[tuple[int, tuple[Job, ...]]]:
         """One batch for every `draw`; the end of stdin is the end."""
-        jobs = self.plan.batch(0)
-        while True:
-            self._tell_drawn()
-            command = self.commands.readline().decode().strip()
-            if not command:
-                return
+        from sdcli.draw.engines import engine
+
+        with engine(self.order.engine) as drawn_by:
+            for number in self._told():
+                for event in drawn_by.run(self.plan, [(number, self.plan.batch(0))]):
+                    before = time.perf_counter()
+                    self._see(event)
+                    if self.current is not None and isinstance(event, (events.Step, events.Denoised)):
+                        self.current.event_seconds += time.perf_counter() - before
+                self._tell_drawn()
+
+    def _told(self) -> Iterator[int]:
+        """The number of every batch that is to be drawn; other commands are answered meanwhile."""
+        while command := self.commands.readline().decode().strip():
             if command == RATE:
                 self._answer(rate=_local().best_rate(self.plan) if self.order.engine == "local" else None)
                 continue
             self._watches = command == BUSY
-            self.current = self._first if self._count == 0 else Drawn()
+            self.current = Drawn()
             self._count += 1
             self._began = time.perf_counter()
-            yield self._count - 1, jobs
+            yield self._count - 1
 
     def _tell_drawn(self) -> None:
         if self.current is not None:
@@ -151,7 +143,8 @@ class Drawing:
         self.answers.flush()
 
     def _see(self, event: Event) -> None:
-        drawn = self.current or self._first
+        drawn = self.current
+        assert drawn is not None
         match event:
             case events.Timed():
                 drawn.phases[event.phase] = drawn.phases.get(event.phase, 0.0) + event.seconds
@@ -166,6 +159,8 @@ class Drawing:
                 self._denoised(drawn, event)
             case events.Memory():
                 drawn.peaks[event.phase] = schema.to_json(event)
+                if event.phase in ("import", "load"):  # told apart from drawing
+                    self._began = time.perf_counter()
             case events.Decoded():
                 drawn.decode += event.seconds
                 self._decoded(drawn, event)
@@ -236,5 +231,4 @@ def encoded(event: events.Decoded) -> bytes:
 
 
 if __name__ == "__main__":
-    # not this module's own `main`: an order comes pickled under the name sdcli.bench.worker, and is one only there
-    importlib.import_module("sdcli.bench.worker").main()
+    main()

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import importlib
 import itertools
 import os
 import shutil
 import sys
 from collections.abc import Callable, Iterable, Iterator
-from functools import partial
 from typing import Any
 
 import typer
@@ -25,6 +23,7 @@ from sdcli.events import Event, Planned, Timed, Warned
 from sdcli.machine import hardware
 from sdcli.machine.clock import since_start
 from sdcli.machine.environment import environment
+from sdcli.plan.batches import Batch
 from sdcli.plan.plan import Plan
 from sdcli.plan.refusal import refused
 from sdcli.record import names, report, runs
@@ -36,13 +35,9 @@ from sdcli.record.sinks.paths import Paths
 from sdcli.record.sinks.progress import Progress
 from sdcli.record.sinks.watch import Sink, watch
 from sdcli.record.store import store
-from sdcli.request import tokenizer
 from sdcli.request.options import OPTIONS, SCREEN
 from sdcli.request.options import command as make
-from sdcli.request.request import Job
 from sdcli.terminal import is_terminal, say, show, speaks_unicode, width
-
-Batches = Iterable[tuple[int, tuple[Job, ...]]]
 
 
 def command() -> Callable[..., None]:
@@ -57,13 +52,12 @@ def _generate(typed: dict[str, Any]) -> None:
     plan = asked.plan
     if not plan.fits:
         raise refused(plan)
-    engine = _engine(typed.get("engine", "local"), plan.model.vocabulary)
     destination = names.prepare(plan.request, count=len(plan.jobs), model=plan.model.name, origins=plan.origins)
     screen = Screen(typed, plan)
     screen.announce()
     around = environment(plan.hardware)
     folding = Folding(started=runs.now(), run=destination.run, clock=since_start, environment=around)
-    stream = store(_events(asked, engine), destination, environment=around)
+    stream = store(_events(asked, typed.get("engine", "local")), destination, environment=around)
     strip = Filmstrip(plan.request.filmstrip)
     stream = watch(stream, folding, screen.progress, screen.picture, strip, *screen.results(folding, destination))
     error = _drain(stream, folding, plan)
@@ -80,29 +74,19 @@ def _generate(typed: dict[str, Any]) -> None:
 # --- the engine and its events
 
 
-def _engine(name: str, vocabulary: str | None) -> Callable[[Plan, Batches], Iterator[Event]]:
-    """Where drawing happens. The real one is imported only once its first event is asked for."""
-    if name == "fake":
-        fake = importlib.import_module("sdcli.draw.fake")
-        return partial(fake.run, count_tokens=partial(tokenizer.count, folder=vocabulary))
-    return _local
-
-
-def _local(plan: Plan, batches: Batches) -> Iterator[Event]:
-    local = importlib.import_module("sdcli.draw.local")
-    yield from local.run(plan, batches)
-
-
-def _events(asked: Asked, engine: Callable[[Plan, Batches], Iterator[Event]]) -> Iterator[Event]:
+def _events(asked: Asked, engine: str) -> Iterator[Event]:
     yield Planned(plan=asked.plan)
     yield Timed(phase="plan", seconds=since_start())
     for warning in asked.plan.warnings:
         if warning.code == builtin.CODE:
             yield Warned(code=warning.code, message=warning.message)
-    yield from engine(asked.plan, _batches(asked))
+    from sdcli.draw import engines
+
+    with engines.engine(engine) as drawing:
+        yield from drawing.run(asked.plan, _batches(asked))
 
 
-def _batches(asked: Asked) -> Batches:
+def _batches(asked: Asked) -> Iterable[Batch]:
     """The plan's own batches; where jobs come from stdin, those after them, one by one as they are read."""
     plan = asked.plan
     own = [(number, plan.batch(number)) for number in range(len(plan.batches))]

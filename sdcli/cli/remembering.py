@@ -29,7 +29,7 @@ def remember(plan: Plan, report: Report) -> None:
 def _alike(report: Report) -> bool:
     """Whether all batches need what the first one does: peaks of the whole run are told, not of a batch. A last batch
     with fewer images is lighter; long prompts are not planned for."""
-    shapes = {(image.width, image.height, (image.guidance or 0) > 1) for image in report.images}
+    shapes = {(image.width, image.height, image.job and image.job.guided) for image in report.images}
     most = len(report.batches[0].images)
     return len(shapes) == 1 and all(len(one.images) <= most and one.chunks == 1 for one in report.batches)
 

@@ -4,25 +4,27 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
 from sdcli.events import Decoded, Denoised, Done, Encoded, Event, Loaded, Memory, Preview, Step, Timed
+from sdcli.machine.hardware import Hardware
 from sdcli.plan.batches import Batch, windows_of
 from sdcli.plan.plan import Plan
 from sdcli.plan.stages import Stage, parts_of, previews_after, stages, walk
 from sdcli.plan.techniques import placement
+from sdcli.request import tokenizer
 from sdcli.request.request import Job
 
 
 class Engine:
     """As draw/local.py's, for one plan after another; nothing is ever held."""
 
-    def __init__(self, count_tokens: Callable[[str], int] | None = None) -> None:
-        self._count_tokens = count_tokens or _count_words
-
     def run(self, plan: Plan, batches: Iterable[Batch] | None = None) -> Iterator[Event]:
         """`batches` as (number, jobs), read as they come; the plan's own if not given."""
-        yield from Run(plan, self._count_tokens).events(batches)
+        yield from Run(plan).events(batches)
+
+    def without_own(self, hardware: Hardware) -> Hardware:
+        return hardware
 
     def close(self) -> None:
         pass
@@ -34,17 +36,13 @@ class Engine:
         self.close()
 
 
-def run(
-    plan: Plan, batches: Iterable[Batch] | None = None, count_tokens: Callable[[str], int] | None = None
-) -> Iterator[Event]:
-    with Engine(count_tokens) as engine:
-        yield from engine.run(plan, batches)
+def run(plan: Plan, batches: Iterable[Batch] | None = None) -> Iterator[Event]:
+    yield from Engine().run(plan, batches)
 
 
 class Run:
-    def __init__(self, plan: Plan, count_tokens: Callable[[str], int]) -> None:
+    def __init__(self, plan: Plan) -> None:
         self.plan = plan
-        self.count_tokens = count_tokens
         self._loaded: tuple[str, ...] = ()
         self._texts: set[str] = set()  # encoded, and wanted by this window
 
@@ -82,8 +80,13 @@ class Run:
 
     def _encode(self, number: int, jobs: Sequence[Job], stage: Stage) -> Iterator[Event]:
         self._texts |= _texts(jobs)
-        tokens = tuple(self.count_tokens(job.prompt) for job in jobs)
-        yield Encoded(stage=stage.name, batch=number, tokens=tokens, seconds=0.0)
+        chunks = {
+            job.prompt: tokenizer.chunks(job.prompt, job.emphasis, folder=self.plan.model.vocabulary) for job in jobs
+        }
+        yield Encoded(
+            stage=stage.name, batch=number, seconds=0.0, chunks=max(map(len, chunks.values())),
+            tokens=tuple(sum(map(len, chunks[job.prompt])) for job in jobs),
+        )  # fmt: skip
 
     def _denoise(self, number: int, jobs: Sequence[Job], stage: Stage) -> Iterator[Event]:
         started, calls = time.perf_counter(), jobs[0].unet_calls
@@ -119,10 +122,6 @@ class Run:
 
 def _texts(jobs: Sequence[Job]) -> set[str]:
     return {text for job in jobs for text in (job.prompt, job.negative_prompt)}
-
-
-def _count_words(prompt: str) -> int:
-    return len(prompt.split())
 
 
 def _gradient(seed: int, width: int, height: int) -> bytes:

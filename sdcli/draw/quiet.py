@@ -54,4 +54,7 @@ def _only_exceptions() -> Iterator[None]:
     finally:
         for logging, level in zip(both, levels, strict=True):
             logging.set_verbosity(level)
-            logging.enable_progress_bar()
+            with warnings.catch_warnings(
+                action="ignore"
+            ):  # the Hub's own stay off where they were when it was imported
+                logging.enable_progress_bar()

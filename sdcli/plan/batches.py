@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 
-from sdcli.request.request import Job
+from sdcli.request.request import PER_IMAGE, Job
 
+_SHARED = ("unet_calls", *(name for name in PER_IMAGE if name != "negative_prompt"))
 WINDOW = 64  # batches whose prompts are encoded together, before any of them goes on
 
 
@@ -40,4 +41,5 @@ def windows(batches: int) -> int:
 
 
 def _together(job: Job) -> tuple[object, ...]:
-    return job.width, job.height, job.steps, job.unet_calls, job.sampler, job.guidance, job.clip_skip, job.emphasis
+    """Everything but what each image of a batch may have for itself."""
+    return tuple(getattr(job, name) for name in _SHARED)

@@ -19,7 +19,7 @@ from sdcli.request.request import Job
 NAME, NEWEST = "sdcli.report", 1
 MOST_STEPS = 10_000
 MOST_WARNINGS = 200
-PHASES = ("plan", "import", "load", "compile", "encode", "denoise", "decode", "save")
+BEFORE, AFTER = ("plan", "import"), ("save",)  # phases around those that the plan counts
 BEFORE_LOAD = ("before-load", "import")  # Memory events that say what the process held before any weights
 
 
@@ -58,13 +58,7 @@ class Image:
     bytes: int | None = None
     width: int | None = None
     height: int | None = None
-    prompt: str | None = None
-    negative_prompt: str | None = None
-    seed: int | None = None
-    steps: int | None = None
-    unet_calls: int | None = None
-    guidance: float | None = None
-    sampler: str | None = None
+    job: Job | None = None  # in JSON its fields stand beside these
     tokens: int | None = None
     pixel_sha256: str | None = None
     file_sha256: str | None = None
@@ -134,7 +128,12 @@ def to_json(report: Report, folder: Path | None = None) -> dict[str, Any]:
 
 
 def image_json(image: Image, folder: Path | None = None) -> dict[str, Any]:
-    data: dict[str, Any] = schema.to_json(image)
+    data: dict[str, Any] = {}
+    for name, value in schema.to_json(image).items():
+        if name == "job":
+            data |= {field: held for field, held in (value or _NO_JOB).items() if field not in data}
+        else:
+            data[name] = value
     if folder is None:
         return data
     path = str(folder / image.file) if image.file is not None else None
@@ -142,9 +141,23 @@ def image_json(image: Image, folder: Path | None = None) -> dict[str, Any]:
     return {**head, "path": path, **data}
 
 
+_NO_JOB = dict.fromkeys(one.name for one in fields(Job))
+
+
 def from_json(data: Mapping[str, Any], where: str = "report.json") -> Report:
     documents.check_schema(data, NAME, NEWEST, where)
+    images = data.get("images")
+    if isinstance(images, list):
+        data = {**data, "images": [_with_job(image) for image in images]}
     return schema.from_json(Report, data, where)
+
+
+def _with_job(image: Any) -> Any:
+    """An image's entry with its job's fields gathered again; one that no plan knew has no seed."""
+    if not isinstance(image, Mapping) or image.get("seed") is None:
+        return image
+    names = {one.name for one in fields(Job)}
+    return {**image, "job": {name: value for name, value in image.items() if name in names}}
 
 
 def pieces(report: Report) -> Iterator[bytes]:
@@ -154,7 +167,8 @@ def pieces(report: Report) -> Iterator[bytes]:
         yield (b",\n" if number else b"{") + documents.dump(one.name) + b":"
         if isinstance(value, tuple) and value:
             for place, item in enumerate(value):
-                yield (b",\n " if place else b"[\n ") + documents.dump(schema.to_json(item))
+                told = image_json(item) if isinstance(item, Image) else schema.to_json(item)
+                yield (b",\n " if place else b"[\n ") + documents.dump(told)
             yield b"]"
         else:
             yield from documents.pieces(schema.to_json(value), end=b"\n ", levels=2)
@@ -216,6 +230,7 @@ class Folding:
         self._batches: dict[int, BatchTimes] = {}
         self._steps: dict[int, list[float]] = {}
         self._kept_steps = 0
+        self._stepped: dict[str, list[float]] = {}  # seconds and count of the stages that go in steps
         self._tokens: dict[int, tuple[int, ...]] = {}
         self._decoded: dict[int, Job] = {}
         self._images: dict[int, Image] = {}
@@ -238,7 +253,7 @@ class Folding:
             case events.Step():
                 self._see_step(event)
             case events.Denoised():
-                self._time("denoise", event.seconds)
+                self._time(event.stage, event.seconds)
             case events.Memory():
                 self._see_memory(event)
             case events.Decoded():
@@ -264,7 +279,7 @@ class Folding:
             self._warn(warning)
 
     def _see_encoded(self, event: events.Encoded) -> None:
-        self._time("encode", event.seconds)
+        self._time(event.stage, event.seconds)
         self._tokens[event.batch] = event.tokens
         self._add(event.batch, encode_seconds=event.seconds, chunks=event.chunks - 1)
 
@@ -276,22 +291,26 @@ class Folding:
         if kept is not None:
             kept.append(event.seconds)
         self._add(event.batch, steps=1, denoise_seconds=event.seconds)
+        stepped = self._stepped.setdefault(event.stage, [0.0, 0])
+        stepped[0] += event.seconds
+        stepped[1] += event.step == 1
         if event.device_peak is not None:
-            self._peak("denoise", event.device_peak, None)
+            self._peak(event.stage, event.device_peak, None)
 
     def _see_memory(self, event: events.Memory) -> None:
         if event.phase in BEFORE_LOAD:
-            self._measured = replace(self._measured, host_before_load=event.host_peak)
+            before = _larger(self._measured.host_before_load, event.host_peak)
+            self._measured = replace(self._measured, host_before_load=before)
         else:
             names = ("allocated_peak", "reserved_peak", "driver_peak", "pinned_peak", "host_peak")
             found = {name: _larger(getattr(self._measured, name), getattr(event, name)) for name in names}
             self._measured = replace(self._measured, **found)
             self._device_peak = _larger(self._device_peak, event.device_peak)
-        if event.phase in PHASES:
+        if event.phase != "before-load":
             self._peak(event.phase, event.device_peak, event.host_peak)
 
     def _see_decoded(self, event: events.Decoded) -> None:
-        self._time("decode", event.seconds)
+        self._time(event.stage, event.seconds)
         self._add(event.batch, decode_seconds=event.seconds)
         self._decoded[event.index] = event.job
 
@@ -408,11 +427,10 @@ class Folding:
         times = dict(self._times)
         if "load" not in times and self._loads[1]:
             times["load"] = self._loads
-        if "denoise" not in times and self._batches:  # stopped within the first batch
-            steps = sum(batch.denoise_seconds for batch in self._batches.values())
-            times |= {"denoise": [steps, len(self._batches)]} if steps else {}
-        names = [*PHASES, *(name for name in times if name not in PHASES)]
+        times |= {name: sums for name, sums in self._stepped.items() if name not in times}  # stopped within the first
         planned = {phase.name: phase for phase in self.plan.footprint.phases} if self.plan is not None else {}
+        known = [*BEFORE, *planned, *AFTER]
+        names = [*known, *(name for name in times if name not in known)]
         on_cpu = self.plan is not None and self.plan.setup.device == "cpu"
         return tuple(
             PhaseTime(
@@ -444,19 +462,7 @@ class Folding:
 def image_of(job: Job | None, index: int, status: str) -> Image:
     if job is None:
         return Image(index=index, status=status)
-    return Image(
-        index=index,
-        status=status,
-        width=job.width,
-        height=job.height,
-        prompt=job.prompt,
-        negative_prompt=job.negative_prompt,
-        seed=job.seed,
-        steps=job.steps,
-        unet_calls=job.unet_calls,
-        guidance=job.guidance,
-        sampler=job.sampler,
-    )
+    return Image(index=index, status=status, width=job.width, height=job.height, job=job)
 
 
 def _had_already(job: Job | None, intent: Intent) -> Image:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import time
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -72,6 +72,15 @@ class Written:
     noted: OSError | None  # the picture is there, but saying so failed
 
 
+@dataclass
+class Batch:
+    """What was seen of a batch that is being drawn."""
+
+    size: int = 1
+    passed: int = 0  # its images that are over, drawn or failed
+    degraded: list[Degraded] = field(default_factory=list)
+
+
 class Shelf:
     """What the store remembers between two pictures: a few numbers, never a picture."""
 
@@ -90,8 +99,7 @@ class Shelf:
         self.clock = clock
         self.plan: Plan | None = None
         self.unet_sha256: str | None = None
-        self.degraded: list[Degraded] = []
-        self.batch, self.batch_size, self.position = -1, 1, 0
+        self.batches: dict[int, Batch] = {}  # those that are not finished yet, whoever draws them
         self.number = 0
         self.names: set[str] = set()
         self.saved = 0
@@ -113,17 +121,28 @@ class Shelf:
         elif isinstance(event, Loaded) and event.component == "unet":
             self.unet_sha256 = event.sha256
         elif isinstance(event, TextEncoded):
-            self.batch_size = len(event.tokens)
+            self._batch(event.batch).size = len(event.tokens)
         elif isinstance(event, Degraded):
-            self.degraded.append(event)
+            self._batch(event.batch).degraded.append(event)
             self._append("degraded", **schema.to_json(event))
         elif isinstance(event, Failed):
             self.flawed += 1
+            self._passed(event.batch)
             self._append("failed", index=event.index, error=schema.to_json(event.error))
         elif isinstance(event, InterruptedEvent):
             self.stopped = Terminated("terminated") if event.signal == "terminated" else Interrupted("interrupted")
         elif isinstance(event, Done):
             self.environment = {**self.environment, **event.environment}
+
+    def _batch(self, number: int) -> Batch:
+        return self.batches.setdefault(number, Batch())
+
+    def _passed(self, number: int) -> None:
+        """One image more of this batch is over; with the last one it is forgotten."""
+        batch = self._batch(number)
+        batch.passed += 1
+        if batch.passed >= batch.size:
+            del self.batches[number]
 
     def _append(self, kind: str, **fields: Any) -> None:
         if self.manifest is None:
@@ -166,6 +185,7 @@ class Shelf:
             raise Bug("a picture came before its plan")
         pixel_sha256 = hashlib.sha256(event.pixels).hexdigest()
         drawn = self._drawn(plan, event, pixel_sha256)
+        self._passed(event.batch)
         encoded = encode(event.pixels, event.width, event.height, self.destination.format, drawn, plan.request.metadata)
         intent = Intent(
             index=event.index,
@@ -193,17 +213,16 @@ class Shelf:
             raise self._cannot_write(manifest.path, written.noted)
 
     def _drawn(self, plan: Plan, event: Decoded, pixel_sha256: str) -> own.Drawn:
-        self.position = self.position + 1 if event.batch == self.batch else 0
-        self.batch = event.batch
+        batch = self._batch(event.batch)
         return own.Drawn(
             version=__version__,
             job=event.job,
-            setup=plan.setup,
+            setup=event.setup or plan.setup,
             model=own.drawn_model(plan.model, self.unet_sha256),
             scheduler=event.scheduler,
             negative=event.job.negative_prompt,
-            batch=own.place(plan, event.batch, event.index, self.batch_size, self.position),
-            degraded=tuple(schema.to_json(fall) for fall in self.degraded if fall.batch <= event.batch),
+            batch=own.place(plan, event.batch, event.index, batch.size, batch.passed),
+            degraded=tuple(schema.to_json(fall) for fall in batch.degraded),
             pixel_sha256=pixel_sha256,
             environment=self.environment,
         )

@@ -12,7 +12,7 @@ from itertools import islice
 from sdcli.errors import Usage
 from sdcli.request import samplers
 from sdcli.request.options import OPTIONS, flag_of
-from sdcli.request.request import LARGEST_SEED, Job, Request
+from sdcli.request.request import LARGEST_SEED, PER_IMAGE, Job, Request
 from sdcli.sizes import parse_size
 from sdcli.terminal import show
 
@@ -180,9 +180,8 @@ def make_job(request: Request, index: int, prompt: str, seed: int, id: str | Non
     sampler = samplers.find(request.sampler)
     samplers.check_steps(sampler, request.steps)
     return Job(
-        index=index, prompt=prompt, negative_prompt=request.negative_prompt, seed=seed, steps=request.steps,
-        unet_calls=sampler.unet_calls(request.steps), guidance=request.guidance, width=request.width,
-        height=request.height, sampler=sampler.name, clip_skip=request.clip_skip, emphasis=request.emphasis, id=id,
+        index=index, prompt=prompt, seed=seed, id=id, unet_calls=sampler.unet_calls(request.steps),
+        **{name: getattr(request, name) for name in PER_IMAGE} | {"sampler": sampler.name},
     )  # fmt: skip
 
 

@@ -13,13 +13,12 @@ from typing import IO, Any
 from sdcli.errors import BadFile, SdcliError, Usage
 from sdcli.request import config, jobs
 from sdcli.request.near import near_text, nearest
-from sdcli.request.request import Job, Request
+from sdcli.request.request import PER_IMAGE, Job, Request
 from sdcli.terminal import show
 
 LONGEST_LINE = 1 << 20
 # What a line may set for itself; all else belongs to the run.
-OWN = ("negative_prompt", "steps", "guidance", "width", "height", "sampler", "clip_skip", "emphasis")
-COLUMNS = ("prompt", "id", "seed", *OWN)
+COLUMNS = ("prompt", "id", "seed", *PER_IMAGE)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -142,7 +141,7 @@ def _line(held: Mapping[str, Any], where: str) -> Line:
     if not isinstance(prompt, str) or not prompt.strip():
         raise BadFile(f"{show(where)}: no prompt", hint="sdcli help formats")
     try:
-        settings = {name: config.convert(name, held[name]) for name in OWN if held.get(name) is not None}
+        settings = {name: config.convert(name, held[name]) for name in PER_IMAGE if held.get(name) is not None}
         seeds = config.convert("seeds", held["seed"]) if held.get("seed") is not None else ()
     except SdcliError as error:
         raise BadFile(f"{show(where)}: {error.message}", hint="sdcli help formats") from None

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from typing import Literal
 
 Origin = Literal["family", "model", "user", "environment", "preset", "settings-from", "flag", "random"]
@@ -70,3 +70,7 @@ class Job:
     def guided(self) -> bool:
         """Whether each step needs the unconditional call too (diffusers' own rule)."""
         return self.guidance > 1.0
+
+
+# Settings that each image of a run may have for itself, under the same name in both.
+PER_IMAGE = tuple(one.name for one in fields(Job) if one.name in {other.name for other in fields(Request)})

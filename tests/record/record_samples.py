@@ -37,7 +37,10 @@ def plan(images: int = 1, batch_size: int = 1, device: str = "cpu", jobs: Sequen
         ),
         model=Model(
             name="sd15", kind="sd15", family="sd15", source="hub", revision="451f4fe", hash="6ce0161689",
-            components={"unet": Component(parameters=10, stored_bytes=20, stored_dtype="fp16")},
+            components={
+                name: Component(parameters=10, stored_bytes=20, stored_dtype="fp16")
+                for name in ("text_encoder", "unet", "vae")
+            },
         ),
         hardware=Hardware(
             device=device, name="NVIDIA GeForce RTX 4060" if gpu else "a CPU", source="as-if", total=8 * GIB,

@@ -61,8 +61,9 @@ KEYS = [
     "batches", "images", "memory", "degraded", "warnings", "environment",
 ]  # fmt: skip
 IMAGE_KEYS = [
-    "index", "status", "file", "path", "format", "bytes", "width", "height", "prompt", "negative_prompt",
-    "seed", "steps", "unet_calls", "guidance", "sampler", "tokens", "pixel_sha256", "file_sha256", "error",
+    "index", "status", "file", "path", "format", "bytes", "width", "height", "prompt", "negative_prompt", "seed",
+    "steps", "unet_calls", "guidance", "sampler", "clip_skip", "emphasis", "id", "tokens", "pixel_sha256",
+    "file_sha256", "error",
 ]  # fmt: skip
 
 
@@ -154,7 +155,7 @@ def test_a_failed_image_keeps_its_error_and_its_settings() -> None:
         [Planned(plan=OF), Encoded(batch=1, tokens=(7,), seconds=0.0), Failed(batch=1, index=1, error=failure())]
     )
     one = report.images[1]
-    assert (one.status, one.file, one.tokens, one.seed) == ("failed", None, 7, 43)
+    assert (one.status, one.file, one.tokens, one.job and one.job.seed) == ("failed", None, 7, 43)
     assert one.error is not None and one.error["message"] == "not finite"
 
 
@@ -218,7 +219,7 @@ def test_a_rung_down_the_ladder_is_told_as_the_schema_says() -> None:
     data = reports.to_json(folded([Planned(plan=plan()), fall]))
     assert data["degraded"] == [
         {
-            "batch": 0, "phase": "denoise", "step": 7, "from": {"placement": "resident"},
+            "worker": "", "batch": 0, "phase": "denoise", "step": 7, "from": {"placement": "resident"},
             "to": {"placement": "group-offload"}, "because": "out of memory", "changes_pixels": False,
         }
     ]  # fmt: skip
@@ -240,7 +241,7 @@ def test_pictures_of_prompts_read_as_they_come_are_reported_though_no_plan_lists
     for one in later:
         events.append(replace(decoded(of, 1, 0), index=one.index, job=one))
     report = folded(store(iter([*events, done]), destination(tmp_path)))
-    assert [(image.prompt, image.tokens, image.status) for image in report.images] == [
+    assert [(image.job and image.job.prompt, image.tokens, image.status) for image in report.images] == [
         ("a cat", 3, "saved"), ("a dog", 4, "saved"), ("a fox", 5, "saved")
     ]  # fmt: skip
     assert (report.exit_code, report.batches[1].images) == (0, (1, 2))

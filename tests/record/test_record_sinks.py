@@ -181,7 +181,7 @@ def test_the_bar_always_fits_and_always_says_where_it_is(
     total: int, pictures: int, seconds: float, width: int, card: bool, done: int
 ) -> None:
     state = State(
-        step=min(done, total), of=total, done=min(done, total), total=total, seconds=seconds, pictures=pictures,
+        step=min(done, total), of=total, done=min(done, total), total=total, seconds=seconds, images=pictures,
         first=1, last=1, device_bytes=GIB if card else None, device_peak=GIB if card else None,
     )  # fmt: skip
     line = "".join(bar_line(state, width))
@@ -292,7 +292,7 @@ def test_on_a_card_the_predicted_peaks_stand_beside_the_measured_ones(tmp_path: 
     assert lines == [
         "",
         "  import   3.1 s                     peak GPU memory   predicted   measured",
-        "  load     1.9 s   20 B              denoise                1.50       2.00 GiB",
+        "  load     1.9 s   60 B              denoise                1.50       2.00 GiB",
         "  encode   0.03 s                    decode                 2.00       2.00 GiB",
         "  steps    0.40 s  4 × 100 ms        host RAM               1.00       2.00 GiB",
         "  decode   0.14 s",

@@ -197,7 +197,7 @@ def test_a_failed_image_is_noted_and_the_others_go_on(tmp_path: Path) -> None:
     of = plan(images=2)
     failure = {"code": 5, "type": "images_failed", "message": "not finite"}
     fall = Degraded(
-        batch=0, phase="decode", step=None, before={"vae": "whole"}, after={"vae": "tile-512"}, because="memory",
+        batch=1, phase="decode", step=None, before={"vae": "whole"}, after={"vae": "tile-512"}, because="memory",
         changes_pixels=True,
     )  # fmt: skip
     events = [Planned(plan=of), Failed(batch=0, index=0, error=failure), fall, decoded(of, 1, 1), Done()]

@@ -14,7 +14,7 @@ from sdcli.models.model import Model
 from sdcli.plan.plan import Adapter, Plan, Setup
 from sdcli.record import documents
 from sdcli.request.prompt import lora_weight
-from sdcli.request.request import Job
+from sdcli.request.request import PER_IMAGE, Job
 
 NAME, NEWEST = "sdcli.image", 1
 LIMIT = 65_536
@@ -91,15 +91,8 @@ def values(drawn: Drawn) -> dict[str, Any]:
     job = drawn.job
     return {
         "prompts": (job.prompt,),
-        "negative_prompt": job.negative_prompt,
         "seeds": (job.seed,),
-        "steps": job.steps,
-        "guidance": job.guidance,
-        "width": job.width,
-        "height": job.height,
-        "sampler": job.sampler,
-        "clip_skip": job.clip_skip,
-        "emphasis": job.emphasis,
+        **{name: getattr(job, name) for name in PER_IMAGE},
         "model": drawn.model.name,
         **_beside(drawn.setup),
     }

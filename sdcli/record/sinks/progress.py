@@ -40,9 +40,9 @@ class State:
     done: int  # steps of the whole run, this one included
     total: int
     seconds: float  # of one step, lately
-    first: int = 1  # pictures of the batch being drawn
+    first: int = 1  # images of the batch being drawn
     last: int = 1
-    pictures: int = 1
+    images: int = 1
     device_bytes: int | None = None
     device_peak: int | None = None
 
@@ -65,12 +65,10 @@ def pieces_of(state: State) -> list[str]:
 
 
 def label_of(state: State) -> str:
-    if state.pictures == 1:
+    if state.images == 1:
         return "steps"
     return (
-        f"{state.first}/{state.pictures}"
-        if state.first == state.last
-        else f"{state.first}-{state.last}/{state.pictures}"
+        f"{state.first}/{state.images}" if state.first == state.last else f"{state.first}-{state.last}/{state.images}"
     )
 
 
@@ -100,6 +98,48 @@ def clock_text(seconds: float) -> str:
     return f"{hours}:{minutes:02d}:{whole % 60:02d}" if hours else f"{minutes}:{whole % 60:02d}"
 
 
+class Way:
+    """How far all batches are, whoever draws them, in whatever order they come. The plan says what a batch is; of one
+    that no plan lists, what is seen."""
+
+    def __init__(self) -> None:
+        self._places: dict[int, tuple[int, int]] = {}  # batch → its first image's place, and how many it has
+        self._steps: dict[tuple[int, str], tuple[int, int]] = {}  # of batch and stage: done and in all
+        self._done = 0  # steps of stages that are over
+        self._total = 0  # steps of all batches known
+        self._images = 0
+
+    def plan(self, plan: Plan) -> None:
+        for number, batch in enumerate(plan.batches):
+            self._add(number, len(batch))
+            self._total += plan.jobs[batch[0]].unet_calls
+
+    def meet(self, event: events.Encoded) -> None:
+        if event.batch not in self._places:
+            self._add(event.batch, len(event.tokens) or 1)
+
+    def _add(self, number: int, images: int) -> None:
+        self._places[number] = (self._images + 1, images)
+        self._images += images
+
+    def step(self, event: events.Step, seconds: float) -> State:
+        if event.batch not in self._places:
+            self._add(event.batch, 1)
+        first, images = self._places[event.batch]
+        self._steps[event.batch, event.stage] = (event.step, event.of)
+        done = self._done + sum(step for step, _ in self._steps.values())
+        # steps that no plan counted: of prompts read as they come
+        self._total = max(self._total, self._done + sum(of for _, of in self._steps.values()))
+        if event.step == event.of:
+            self._done += event.of
+            del self._steps[event.batch, event.stage]
+        return State(
+            step=event.step, of=event.of, done=done, total=self._total, seconds=seconds, first=first,
+            last=first + images - 1, images=self._images, device_bytes=event.device_bytes,
+            device_peak=event.device_peak,
+        )  # fmt: skip
+
+
 class Progress:
     """A sink. Between events nothing is drawn, so that a line never outlives what it says."""
 
@@ -122,25 +162,19 @@ class Progress:
         self._drawn_at = self._said_at = -EVERY_SECONDS
         self._said_share = -1.0
         self._recent: deque[float] = deque(maxlen=RECENT)
-        self._batch = -1
-        self._of = 0  # steps of this batch
-        self._drawn = 0  # pictures of this batch
-        self._before = 0  # steps of finished batches
-        self._pictures = 0  # of finished batches
-        self._size = 1  # pictures of the batch encoded last
-        self._ahead: list[tuple[int, int]] = []  # steps and pictures that follow each batch
+        self._way = Way()
 
     def __call__(self, event: Event) -> None:
         if self._quiet:
             return
         match event:
             case events.Planned():
-                self._ahead = _ahead(event.plan)
+                self._way.plan(event.plan)
                 self._say(*asked(event.plan.jobs, self._width()) if event.plan.jobs else ())
             case events.Loaded():
                 self._show_loading(event)
             case events.Encoded():
-                self._size = len(event.tokens) or 1
+                self._way.meet(event)
             case events.Step():
                 self._show_step(event)
             case events.Denoised():
@@ -157,38 +191,16 @@ class Progress:
     # --- steps
 
     def _show_step(self, event: events.Step) -> None:
-        if event.batch != self._batch:
-            self._begin_batch(event)
+        if event.step == 1:
+            self._recent.clear()
         self._recent.append(event.seconds)
-        state = self._state(event)
+        state = self._way.step(event, sum(self._recent) / len(self._recent))
         if self._moves:
             self._draw(state)
         elif self._due(state):
             left = [f"{clock_text(state.left)} left"] if state.done < state.total else []
             line = "  " + " · ".join([_place(state), *pieces_of(state)[1:2], *left])
             self._say(fit(line, self._width()))
-
-    def _begin_batch(self, event: events.Step) -> None:
-        if self._batch >= 0:
-            self._before += self._of
-            self._pictures += self._drawn
-        self._batch, self._of, self._drawn = event.batch, event.of, self._size
-        self._recent.clear()
-
-    def _state(self, event: events.Step) -> State:
-        steps, pictures = self._ahead[event.batch] if event.batch < len(self._ahead) else (0, 0)
-        return State(
-            step=event.step,
-            of=event.of,
-            done=self._before + event.step,
-            total=self._before + event.of + steps,
-            seconds=sum(self._recent) / len(self._recent),
-            first=self._pictures + 1,
-            last=self._pictures + self._drawn,
-            pictures=self._pictures + self._drawn + pictures,
-            device_bytes=event.device_bytes,
-            device_peak=event.device_peak,
-        )
 
     def _due(self, state: State) -> bool:
         """The first step, the last one, and between them one line for each tenth of the way, 5 s apart at least."""
@@ -270,17 +282,7 @@ class Progress:
 
 def _place(state: State) -> str:
     steps = f"step {state.step}/{state.of}"
-    return steps if state.pictures == 1 else f"picture {label_of(state)} {steps}"
-
-
-def _ahead(plan: Plan) -> list[tuple[int, int]]:
-    found: list[tuple[int, int]] = []
-    steps = pictures = 0
-    for batch in reversed(plan.batches):
-        found.append((steps, pictures))
-        steps += plan.jobs[batch[0]].unet_calls
-        pictures += len(batch)
-    return found[::-1]
+    return steps if state.images == 1 else f"picture {label_of(state)} {steps}"
 
 
 def _fall(event: events.Degraded) -> str:

@@ -108,7 +108,7 @@ def _memory(report: Report, narrow: bool) -> list[str]:
     title = ("GPU peak" if card else "peak") if narrow else ("peak GPU memory" if card else "peak memory")
     lines = [f"{title:<{name}}{'predicted':>{figure}}{'measured':>{figure}}"]
     predicted = {phase["name"]: phase[side] for phase in _at(report.plan, "footprint", "phases", default=[])}
-    for phase in ("load", "encode", "denoise", "decode"):
+    for phase in predicted:
         measured = getattr(report.phase(phase), f"{side}_peak")
         if measured is not None:
             lines.append(f"{phase:<{name}}{_gib(predicted.get(phase)):>{figure}}{_gib(measured):>{figure}} GiB")

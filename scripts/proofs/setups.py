@@ -1,0 +1,230 @@
+"""What is drawn is what Setup says: one image of a tiny model under a setup, with everything looked at that computes.
+
+The proof goes through all legal setups, the tests through some that hold every pair of choices. Setups of a card are
+drawn on the CPU: with a card's legality, and this device in the setup.
+"""
+
+from __future__ import annotations
+
+import itertools
+import random
+import sys
+import tempfile
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+from unittest import mock
+
+ROOT = Path(__file__).resolve().parents[2]
+if str(ROOT) not in sys.path:
+    sys.path.insert(0, str(ROOT))
+
+import torch  # noqa: E402
+
+from scripts import make_checkpoint  # noqa: E402
+from sdcli.draw import attention, local  # noqa: E402
+from sdcli.draw.place import Placed  # noqa: E402
+from sdcli.events import Decoded  # noqa: E402
+from sdcli.machine.hardware import GIB, Hardware  # noqa: E402
+from sdcli.models import resolve  # noqa: E402
+from sdcli.models.model import Model  # noqa: E402
+from sdcli.plan.legality import legal  # noqa: E402
+from sdcli.plan.plan import Plan, Setup  # noqa: E402
+from sdcli.plan.planner import make_plan  # noqa: E402
+from sdcli.plan.techniques import TECHNIQUES  # noqa: E402
+from sdcli.plan.techniques.vae_dtype import effective  # noqa: E402
+from sdcli.request.request import Request  # noqa: E402
+
+NAME = "setups"
+CLAIM = (
+    "Every legal setup of a CPU and of a card, for tiny SD and SDXL: number types, storage, attention, rows of a UNet "
+    "call, tiles, threads, and what is in memory meanwhile are looked at in the modules, and are what Setup says."
+)
+
+FAMILIES = ("sd15", "sdxl")
+SIZE = {"width": 576, "height": 64}  # wider than the larger tiles
+DTYPES = {torch.float32: "fp32", torch.bfloat16: "bf16", torch.float16: "fp16"}
+THREADS = 2
+
+
+def processor() -> Hardware:
+    return Hardware(
+        device="cpu", name="a CPU", source="os", total=64 * GIB, free=64 * GIB, ram_total=64 * GIB, ram_free=64 * GIB,
+        isa="avx512_bf16", threads=THREADS, dtypes={"fp32": "probed", "bf16": "probed", "fp16": "unavailable"},
+    )  # fmt: skip
+
+
+def card() -> Hardware:
+    return replace(processor(), device="cuda:0", name="a card", capability="8.9", dtypes={})
+
+
+MACHINES = {"cpu": processor(), "card": card()}
+
+
+def legal_setups(model: Model, hardware: Hardware) -> list[Setup]:
+    """All of them; on a card too the device is the one that is here."""
+    found = []
+    for choices in itertools.product(*[technique.choices for technique in TECHNIQUES]):
+        slots = dict(zip([technique.slot for technique in TECHNIQUES], choices, strict=True))
+        setup = Setup(threads=THREADS, device="cpu", isa=hardware.isa, **slots)  # type: ignore[arg-type]
+        if legal(setup, hardware, model) is None:
+            found.append(setup)
+    return found
+
+
+def covering(setups: list[Setup]) -> list[Setup]:
+    """Few of them that hold every pair of choices which any of them holds."""
+
+    def pairs(setup: Setup) -> set[tuple[str, ...]]:
+        chosen = [(t.slot, t.of(setup)) for t in TECHNIQUES]
+        return {(*a, *b) for a, b in itertools.combinations(chosen, 2)}
+
+    left = set().union(*map(pairs, setups))
+    order = list(setups)
+    random.Random(0).shuffle(order)
+    found = []
+    while left:
+        best = max(order, key=lambda setup: len(pairs(setup) & left))
+        found.append(best)
+        left -= pairs(best)
+    return found
+
+
+def plan_of(path: Path, hardware: Hardware, setup: Setup) -> Plan:
+    request = Request(prompts=("a cat",), seeds=(7,), steps=1, guidance=5.0, sampler="Euler", **SIZE)  # type: ignore[arg-type]
+    plan = make_plan(request, resolve.at(path), hardware, {})
+    return replace(plan, setup=setup, ladder=())
+
+
+@dataclass
+class Seen:
+    """What was looked at while an image was drawn."""
+
+    rows: list[int] = field(default_factory=list)  # of the UNet's calls
+    dtypes: dict[str, set[str]] = field(default_factory=dict)  # of what components compute with
+    stored: dict[str, set[Any]] = field(default_factory=dict)  # of their weights while they rest
+    processors: dict[str, set[str]] = field(default_factory=dict)
+    tiles: list[tuple[int, int]] = field(default_factory=list)  # latents that the decoder was given
+    blocks: set[int] = field(default_factory=set)  # threads that blocks are made for
+    loaded: dict[str, tuple[str, ...]] = field(default_factory=dict)  # components there while one is at work
+    threads: set[int] = field(default_factory=set)
+    streamed: dict[str, bool] = field(default_factory=dict)
+    waiting: dict[str, bool] = field(default_factory=dict)
+    drawn: list[Decoded] = field(default_factory=list)
+
+
+def draw(plan: Plan) -> Seen:
+    seen = Seen()
+    real_use, real_blocked = Placed.use, attention.blocked
+
+    def use(self: Placed, name: str) -> Any:
+        context = real_use(self, name)
+        module = context.__enter__()
+        _look(seen, self, name, module)
+        return _Entered(context, module)
+
+    def blocked(query: Any, key: Any, value: Any, threads: int) -> Any:
+        seen.blocks.add(threads)
+        return real_blocked(query, key, value, threads)
+
+    with ExitStack() as stack:
+        stack.enter_context(mock.patch.object(Placed, "use", use))
+        stack.enter_context(mock.patch.object(attention, "blocked", blocked))
+        seen.drawn = [event for event in local.run(plan) if isinstance(event, Decoded)]
+    return seen
+
+
+class _Entered:
+    """A context that was entered already, to look at what it gives."""
+
+    def __init__(self, context: Any, module: Any) -> None:
+        self.context, self.module = context, module
+
+    def __enter__(self) -> Any:
+        return self.module
+
+    def __exit__(self, *error: Any) -> Any:
+        return self.context.__exit__(*error)
+
+
+def _look(seen: Seen, placed: Placed, name: str, module: Any) -> None:
+    seen.loaded[name] = placed.loaded
+    seen.threads.add(torch.get_num_threads())
+    large = [p for p in module.parameters() if p.ndim >= 2]
+    seen.stored[name] = {p.dtype for p in large}
+    seen.streamed[name] = any(
+        "group_offloading" in str(getattr(m, "_diffusers_hook", None) and m._diffusers_hook.hooks)
+        for m in module.modules()
+    )
+    seen.waiting[name] = name in placed._waiting
+    if hasattr(module, "attn_processors"):
+        seen.processors[name] = {type(one).__name__ for one in module.attn_processors.values()}
+    computed = seen.dtypes.setdefault(name, set())
+    if getattr(module, "_looked_at", False):
+        return
+    module._looked_at = True
+    for part in module.modules():
+        if isinstance(part, (torch.nn.Linear, torch.nn.Conv2d)):
+            part.register_forward_hook(lambda _, given, out: computed.add(DTYPES[out.dtype]))
+    if name == "unet":
+        module.register_forward_pre_hook(lambda _, given: seen.rows.append(given[0].shape[0]))
+    if name == "vae":
+        module.decoder.register_forward_pre_hook(lambda _, given: seen.tiles.append(tuple(given[0].shape[-2:])))
+
+
+PROCESSORS = {"fused": {"AttnProcessor2_0"}, "blocked": {"Blocked"}, "sliced": {"SlicedAttnProcessor"}}
+
+
+def differences(plan: Plan, seen: Seen) -> Iterator[str]:
+    """Where what was drawn is not what the setup says; nothing where all is."""
+    setup = plan.setup
+    encoders = {name for name in plan.model.components if name.startswith("text_encoder")}
+    vae_dtype = effective(setup)
+    wanted: Mapping[str, Any] = {
+        "dtype of the UNet": (seen.dtypes["unet"], {setup.dtype}),
+        "dtype of the encoders": (set().union(*(seen.dtypes[name] for name in encoders)), {setup.dtype}),
+        "dtype of the VAE": (seen.dtypes["vae"], {vae_dtype}),
+        "storage": (torch.float8_e4m3fn in seen.stored["unet"], setup.storage == "fp8"),
+        "attention": (seen.processors["unet"], PROCESSORS[setup.attention]),
+        "attention of the VAE": (
+            seen.processors["vae"], PROCESSORS["blocked" if setup.attention == "blocked" else "fused"]
+        ),
+        "threads of the blocks": (seen.blocks, {setup.threads} if setup.attention == "blocked" else set()),
+        "rows of a UNet call": (seen.rows, [2] if setup.guidance == "batched" else [1, 1]),
+        "threads": (seen.threads, {setup.threads}),
+        "streamed": (seen.streamed["unet"], setup.placement == "group-offload"),
+        "waits on the host": (seen.waiting["unet"], setup.placement == "model-offload"),
+        "setup of the image": ([event.setup for event in seen.drawn], [setup]),
+        "decoded again": ([event.retried for event in seen.drawn], [None]),
+    }  # fmt: skip
+    for what, (found, right) in wanted.items():
+        if found != right:
+            yield f"{what}: {found}, not {right}"
+    edge = int(setup.vae.removeprefix("tile-")) // 8 if setup.vae.startswith("tile-") else 10**6
+    whole = SIZE["height"] // 8, SIZE["width"] // 8
+    if max(max(tile) for tile in seen.tiles) != min(edge, max(whole)) or (len(seen.tiles) > 1) != (edge < max(whole)):
+        yield f"tiles: {seen.tiles} under {setup.vae}"
+    there = set(seen.loaded["unet"])
+    kept = {"drop-encoders": {"unet", "vae"}, "disk": {"unet"}}.get(setup.placement, {*encoders, "unet", "vae"})
+    if there != kept:
+        yield f"beside the UNet: {there}, not {kept}"
+
+
+def main() -> list[tuple[str, str, str, bool]]:
+    rows = []
+    with tempfile.TemporaryDirectory() as root:
+        for family in FAMILIES:
+            path = make_checkpoint.write_folder(Path(root) / family, family, tiny=True)
+            for machine, hardware in MACHINES.items():
+                setups = legal_setups(resolve.at(path), hardware)
+                wrong = {}
+                for setup in setups:
+                    plan = plan_of(path, hardware, setup)
+                    if found := list(differences(plan, draw(plan))):
+                        wrong[setup] = found[0]
+                first = f"; first {next(iter(wrong.items()))}" if wrong else ""
+                seen = f"{len(setups) - len(wrong)} of {len(setups)}{first}"
+                rows.append((f"{family} on a {machine}", seen, "all", not wrong))
+    return rows

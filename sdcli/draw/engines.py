@@ -1,0 +1,34 @@
+"""The engines by their names. A plan goes in, events come out; what is heavy is imported only once one runs."""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Iterable, Iterator
+from typing import Protocol, Self
+
+from sdcli.events import Event
+from sdcli.machine.hardware import Hardware
+from sdcli.plan.batches import Batch
+from sdcli.plan.plan import Plan
+
+NAMES = ("local", "fake")
+
+
+class Engine(Protocol):
+    """Draws one plan after another, and keeps what is loaded as long as the next one needs the same."""
+
+    def run(self, plan: Plan, batches: Iterable[Batch] | None = None) -> Iterator[Event]: ...
+
+    def without_own(self, hardware: Hardware) -> Hardware:
+        """The machine as the next plan should see it, with this engine's own memory free."""
+
+    def close(self) -> None: ...
+
+    def __enter__(self) -> Self: ...
+
+    def __exit__(self, *_: object) -> None: ...
+
+
+def engine(name: str = "local") -> Engine:
+    made: Engine = importlib.import_module(f"sdcli.draw.{name}").Engine()
+    return made

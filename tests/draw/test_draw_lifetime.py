@@ -1,0 +1,172 @@
+"""An engine that lives: what stays loaded between runs, what it gives back, and the other engine beside it."""
+
+from __future__ import annotations
+
+import gc
+import os
+import warnings
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from draw_samples import events_of, plan_for
+
+from sdcli.draw import denoise, fake, local
+from sdcli.draw.engines import NAMES, engine
+from sdcli.errors import Bug
+from sdcli.events import Decoded, Encoded, Event, Loaded, Step
+from sdcli.machine import memory
+from sdcli.plan import batches
+from sdcli.plan.plan import Plan
+
+
+def pixels(found: Iterator[Event]) -> list[bytes]:
+    return [event.pixels for event in found if isinstance(event, Decoded)]
+
+
+def loads(found: list[Event]) -> list[str]:
+    return [event.component for event in found if isinstance(event, Loaded)]
+
+
+def test_what_is_loaded_stays_while_model_and_setup_do(tiny_folders: dict[str, Path]) -> None:
+    plan = plan_for(tiny_folders["sd15"])
+    other = plan_for(tiny_folders["sd15"], prompts=("a dog",), seeds=(3,), steps=2, width=96)
+    alone = [pixels(local.run(one)) for one in (plan, other)]
+    with engine() as drawing:
+        first, second = list(drawing.run(plan)), list(drawing.run(other))
+        assert loads(first) == ["text_encoder", "unet", "vae"] and loads(second) == []
+        assert [pixels(iter(first)), pixels(iter(second))] == alone
+        changed = list(drawing.run(replace(other, setup=replace(other.setup, guidance="in-turn"))))
+        assert loads(changed) == ["text_encoder", "unet", "vae"]
+        elsewhere = list(drawing.run(plan_for(tiny_folders["sdxl"])))
+        assert "text_encoder_2" in loads(elsewhere)
+    again = list(local.run(plan))
+    assert pixels(iter(again)) == alone[0]
+
+
+def test_a_prompt_that_was_encoded_is_not_encoded_again_and_drops_nothing(tiny_folders: dict[str, Path]) -> None:
+    asked = plan_for(tiny_folders["sdxl"])
+    plan = replace(asked, setup=replace(asked.setup, placement="drop-encoders"))
+    with engine() as drawing:
+        list(drawing.run(plan))
+        assert loads(list(drawing.run(plan))) == []
+        new = plan_for(tiny_folders["sdxl"], prompts=("a dog",))
+        encoders = ["text_encoder", "text_encoder_2"]
+        assert loads(list(drawing.run(replace(new, setup=plan.setup)))) == [*encoders, "unet", "vae"]
+
+
+def test_a_run_that_is_closed_early_leaves_the_model_ready_for_the_next(tiny_folders: dict[str, Path]) -> None:
+    plan = plan_for(tiny_folders["sd15"])
+    with engine() as drawing:
+        running = drawing.run(plan)
+        while not isinstance(next(running), Step):
+            pass
+        running.close()  # type: ignore[attr-defined]
+        found = list(drawing.run(plan))
+        assert loads(found) == [] and pixels(iter(found)) == pixels(local.run(plan))
+
+
+def test_a_run_that_failed_gives_all_memory_back_and_the_next_one_draws(
+    tiny_folders: dict[str, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plan = plan_for(tiny_folders["sd15"])
+    with engine() as drawing:
+        with monkeypatch.context() as patched:
+            patched.setattr(denoise, "_predict", lambda *_: 1 / 0)
+            with pytest.raises(ZeroDivisionError):
+                list(drawing.run(plan))
+        found = list(drawing.run(plan))
+        assert loads(found) == ["text_encoder", "unet", "vae"] and len(pixels(iter(found))) == 1
+
+
+def test_its_own_memory_is_free_for_the_next_plan(tiny_folders: dict[str, Path]) -> None:
+    plan = plan_for(tiny_folders["sd15"])
+    busy = replace(plan.hardware, free=plan.hardware.total // 2, ram_free=plan.hardware.total // 2)
+    with engine() as drawing:
+        assert drawing.without_own(busy) == busy
+        list(drawing.run(plan))
+        held = memory.resident()
+        if held is None:
+            pytest.skip("this system does not say what a process holds")
+        free = drawing.without_own(busy)
+        assert free.free == free.ram_free and abs(free.free - busy.free - held) < 64 << 20
+        full = replace(plan.hardware, free=plan.hardware.total, ram_free=plan.hardware.ram_total)
+        assert drawing.without_own(full) == full  # never more than there is
+    assert drawing.without_own(busy) == busy
+
+
+def test_a_closed_engine_leaves_the_process_as_it_was(tiny_folders: dict[str, Path]) -> None:
+    plan = plan_for(tiny_folders["sd15"], steps=1)
+    names = ("DIFFUSERS_VERBOSITY", "TOKENIZERS_PARALLELISM", "OPENBLAS_NUM_THREADS", "HF_HUB_DISABLE_TELEMETRY")
+    for name in names:
+        os.environ.pop(name, None)
+    os.environ["TRANSFORMERS_VERBOSITY"] = "info"
+
+    def state() -> list[Any]:
+        told = {name: value for name, value in os.environ.items() if name in (*names, "TRANSFORMERS_VERBOSITY")}
+        return [told, torch.get_num_threads(), list(warnings.filters), gc.get_threshold(), gc.get_freeze_count()]
+
+    before = state()
+    for _ in range(2):
+        with engine() as drawing:
+            list(drawing.run(replace(plan, setup=replace(plan.setup, threads=2))))
+            assert torch.get_num_threads() == 2 and os.environ["TRANSFORMERS_VERBOSITY"] == "error"
+        assert state() == before
+    del os.environ["TRANSFORMERS_VERBOSITY"]
+
+
+def test_a_setup_that_cannot_be_is_not_drawn(tiny_folders: dict[str, Path]) -> None:
+    plan = plan_for(tiny_folders["sd15"])
+    with pytest.raises(Bug, match="nowhere to offload"):
+        events_of(replace(plan, setup=replace(plan.setup, placement="model-offload")))
+
+
+def test_cards_are_told_apart_by_their_uuids() -> None:
+    planned = "GPU-2f3e5a10-aaaa-bbbb-cccc-1234567890ab"
+    assert not local.is_another_card(planned, "2f3e5a10-aaaa-bbbb-cccc-1234567890ab")
+    assert local.is_another_card(planned, "99995a10-aaaa-bbbb-cccc-1234567890ab")
+    assert not local.is_another_card(None, "2f3e5a10")  # where one side does not tell, nothing is claimed
+    assert not local.is_another_card(planned, "")
+    assert not local.is_another_card("MIG-2f3e5a10", "99995a10")
+
+
+# --- the engine without torch
+
+
+def skeleton(found: Iterator[Event]) -> list[tuple[Any, ...]]:
+    """Everything of a stream but figures: kind, stage or phase, batch, image, step, component, tokens."""
+    keys = ("stage", "phase", "batch", "index", "step", "of", "component", "tokens", "chunks")
+    return [(type(event).__name__, *[getattr(event, key, None) for key in keys]) for event in found]
+
+
+STREAMS: dict[str, dict[str, Any]] = {
+    "two windows": {"prompts": ("a", "b", "a"), "seeds": (1, 2)},
+    "batches of two": {"prompts": ("a", "b " * 90, "c"), "batch_size": 2, "negative_prompt": "x"},
+    "a strip": {"filmstrip": 2, "preview_every": 3, "sampler": "Heun"},
+    "alone": {"seeds": (1, 2), "batch_size": 2, "batch_invariant": True, "guidance": 1.0},
+}
+
+
+@pytest.mark.parametrize("placement", ["resident", "drop-encoders", "disk"])
+@pytest.mark.parametrize("case", STREAMS)
+def test_the_fake_engines_events_are_the_real_ones_in_their_order(
+    tiny_folders: dict[str, Path], monkeypatch: pytest.MonkeyPatch, case: str, placement: str
+) -> None:
+    monkeypatch.setattr(batches, "WINDOW", 2)
+    asked = plan_for(tiny_folders["sdxl"], **STREAMS[case])
+    plan = replace(asked, setup=replace(asked.setup, placement=placement))
+    assert skeleton(fake.run(plan)) == skeleton(local.run(plan))
+
+
+def test_engines_are_known_by_name() -> None:
+    for name in NAMES:
+        with engine(name) as made:
+            assert hasattr(made, "run")
+
+
+def test_encoded_says_how_long_the_longest_prompt_is(tiny_folders: dict[str, Path]) -> None:
+    plan: Plan = plan_for(tiny_folders["sd15"], prompts=("a cat", "word " * 100), batch_size=2, steps=1)
+    assert [event.chunks for event in events_of(plan, Encoded)] == [2]

@@ -1,0 +1,34 @@
+"""What is drawn is what Setup says, looked at in the modules."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from scripts.proofs import setups
+from sdcli.models import resolve
+from sdcli.plan.techniques import TECHNIQUES
+
+
+@pytest.mark.parametrize("machine", setups.MACHINES)
+@pytest.mark.parametrize("family", setups.FAMILIES)
+def test_what_is_drawn_is_what_setup_says(tiny_folders: dict[str, Path], family: str, machine: str) -> None:
+    """Some legal setups that hold every pair of choices; scripts/prove goes through all of them."""
+    hardware, path = setups.MACHINES[machine], tiny_folders[family]
+    wrong = {}
+    for setup in setups.covering(setups.legal_setups(resolve.at(path), hardware)):
+        plan = setups.plan_of(path, hardware, setup)
+        found = list(setups.differences(plan, setups.draw(plan)))
+        if found:
+            wrong[str(setup)] = found
+    assert wrong == {}
+
+
+def test_every_choice_of_every_slot_is_drawn_somewhere(tiny_folders: dict[str, Path]) -> None:
+    """What is offered is what draw can do."""
+    drawn = set()
+    for hardware in setups.MACHINES.values():
+        for setup in setups.covering(setups.legal_setups(resolve.at(tiny_folders["sd15"]), hardware)):
+            drawn |= {(technique.slot, technique.of(setup)) for technique in TECHNIQUES}
+    assert drawn == {(technique.slot, choice) for technique in TECHNIQUES for choice in technique.choices}
