@@ -93,6 +93,16 @@ class Terminated(SdcliError):
     code, type = 143, "terminated"
 
 
+class Stop(BaseException):
+    """SIGTERM or SIGHUP, from the moment it comes to where it ends the command. No failure, so that nothing which looks
+    for failures, a library that is loading for one, can take it for one and go on."""
+
+
+def stopped_by(stop: BaseException) -> Interrupted | Terminated:
+    """How a command ends on Ctrl-C, or on a signal that wants it gone."""
+    return Terminated("terminated") if isinstance(stop, Stop) else Interrupted("interrupted")
+
+
 REGISTRY: dict[str, type[SdcliError]] = {cls.type: cls for cls in SdcliError.__subclasses__()}
 
 MEANINGS: dict[int, str] = {

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
+import errno
 import os
 import sys
 import unicodedata
 from typing import IO, TYPE_CHECKING, Any
+
+from sdcli.errors import CannotWrite
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -117,9 +121,69 @@ def width(stream: IO[str] | None = None) -> int:
         return 80
 
 
+class StdoutLost(CannotWrite):
+    """Results cannot be told. Nobody reading them any more (`| head`) is no such loss."""
+
+
+def put(*pieces: bytes) -> None:
+    """Results, byte for byte, to stdout."""
+    stream = sys.stdout
+    if stream is None:
+        raise StdoutLost("stdout is closed: results cannot be written to it", hint="the same command with > FILE")
+    try:
+        buffer = getattr(stream, "buffer", None)
+        if buffer is None:  # a stand-in that takes text alone
+            stream.write(b"".join(pieces).decode("utf-8", "surrogateescape"))
+        else:
+            stream.flush()
+            for piece in pieces:
+                buffer.write(piece)
+        stream.flush()
+    except (OSError, ValueError) as error:
+        drop_stdout()
+        if not _unread(error):
+            raise lost(error) from None
+
+
+def tell(text: str = "") -> None:
+    """A line of results, in what characters the console has."""
+    stream = sys.stdout
+    line = text if stream is None or speaks_unicode(stream) else plain(text)
+    encoding = getattr(stream, "encoding", None) or "utf-8"
+    put(line.encode(encoding, "backslashreplace") + b"\n")
+
+
+def lost(error: OSError | ValueError) -> StdoutLost:
+    full = isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)
+    because = "the disk is full" if full else show(getattr(error, "strerror", None) or error, 120)
+    return StdoutLost(f"results could not be written to stdout: {because}", hint="the same command with > FILE")
+
+
+def drop_stdout() -> None:
+    """What is still on its way to stdout goes nowhere: else Python complains of it while leaving."""
+    with contextlib.suppress(OSError, ValueError, AttributeError):
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+def stdout_left() -> StdoutLost | None:
+    """Why what a command printed did not arrive, if it did not; the last thing that is done with stdout."""
+    try:
+        put()
+    except StdoutLost as error:
+        return error
+    return None
+
+
+def _unread(error: OSError | ValueError) -> bool:
+    """A pipe whose reader has what it wanted; on Windows that is an invalid argument."""
+    return isinstance(error, BrokenPipeError) or (os.name == "nt" and getattr(error, "errno", None) == errno.EINVAL)
+
+
 def say(text: str = "", stream: IO[str] | None = None) -> None:
     """One line of talk (stderr unless told); a closed or narrow-minded stream is not an error."""
     stream = stream if stream is not None else sys.stderr
+    if stream is None:
+        return
     line = text if speaks_unicode(stream) else plain(text)
     try:
         stream.write(line + "\n")

@@ -18,7 +18,7 @@ from sdcli.bench import statistics
 from sdcli.bench.process import Worker
 from sdcli.bench.surroundings import Watch
 from sdcli.bench.worker import Order
-from sdcli.errors import Interrupted, SdcliError, Terminated
+from sdcli.errors import Interrupted, SdcliError, Stop
 from sdcli.plan.plan import Plan
 
 MAX_TIME, QUICK_TIME = 900.0, 50.0  # seconds; what is begun then is still finished
@@ -121,7 +121,7 @@ class Bench:
                 listener.kept()
             if self._out_of_time or self._at_limit:
                 self.stopped_by = "max-time" if self._out_of_time else "limit"
-        except (KeyboardInterrupt, Interrupted, Terminated):
+        except (KeyboardInterrupt, Stop, Interrupted):
             self.stopped_by = "interrupted"
             self._take_warmup(self.rows)
             raise
@@ -206,7 +206,7 @@ class Bench:
         """A configuration that fails is a row that says so; the others go on."""
         try:
             yield
-        except (Interrupted, Terminated):
+        except Interrupted:
             raise
         except SdcliError as error:
             row.error = error

@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
-import os
 import sys
 import traceback
 from collections.abc import Sequence
 from typing import Any
 
 from sdcli.errors import Interrupted, SdcliError, Terminated
-from sdcli.terminal import say
+from sdcli.terminal import StdoutLost, put, say
 
 
 class Answered(Exception):
@@ -24,20 +22,17 @@ class Answered(Exception):
 
 def print_json(value: Any) -> None:
     """Exactly one object and a newline on stdout, in UTF-8 whatever the console speaks."""
-    line = json.dumps(value, ensure_ascii=False, allow_nan=False) + "\n"
-    stream = getattr(sys.stdout, "buffer", None)
-    if stream is None:
-        sys.stdout.write(line)
-        return
-    stream.write(line.encode("utf-8", "backslashreplace"))
-    stream.flush()
+    put((json.dumps(value, ensure_ascii=False, allow_nan=False) + "\n").encode("utf-8", "backslashreplace"))
 
 
 def end(error: SdcliError, words: Sequence[str]) -> int:
     """Say the error the way that was asked for, and give its exit code."""
-    if "--json" in words:
-        print_json({"error": error.to_json()})
-    else:
+    try:
+        if "--json" in words and not isinstance(error, StdoutLost):
+            print_json({"error": error.to_json()})
+        else:
+            say_error(error)
+    except StdoutLost:
         say_error(error)
     if "--debug" in words:
         traceback.print_exception(error.__cause__ or error.__context__ or error, file=sys.stderr)
@@ -54,9 +49,3 @@ def say_error(error: SdcliError) -> None:
         say(f" kept: {error.done}")
     for number, line in enumerate(line for line in error.hint.splitlines() if line):
         say(("  try: " if number == 0 else "       ") + line)
-
-
-def drop_stdout() -> None:
-    """Nobody reads stdout any more: keep Python from complaining about it while leaving."""
-    with contextlib.suppress(OSError, ValueError, AttributeError):
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

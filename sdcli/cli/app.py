@@ -1,7 +1,6 @@
 """The Typer program. Only the command asked for is imported; the others stand as a name and a line of help."""
 
 import importlib
-import sys
 from collections.abc import Callable
 from typing import Annotated, Any
 
@@ -9,7 +8,7 @@ import typer
 import typer.core
 
 from sdcli import __version__
-from sdcli.terminal import say
+from sdcli.terminal import tell
 
 # name → where its maker is ("module:function", giving what Typer registers) and its line of help
 COMMANDS: dict[str, tuple[str, str]] = {
@@ -73,9 +72,9 @@ def _front_page(
     version: Annotated[bool, typer.Option("--version", "-V", help="Print the version.")] = False,
 ) -> None:
     if version:
-        say(f"sdcli {__version__}", sys.stdout)
+        tell(f"sdcli {__version__}")
     elif context.invoked_subcommand is None:
-        say(context.get_help(), sys.stdout)
+        tell(context.get_help())
 
 
 def _stand_in() -> None:

@@ -25,8 +25,19 @@ from sdcli.bench.result import Result
 from sdcli.bench.run import MAX_TIME, QUICK_TIME, Bench, Configuration, Limits, Listener, Row, scratch
 from sdcli.cli import ask, complete
 from sdcli.cli.answer import Answered, print_json, say_error
-from sdcli.cli.ending import termination
-from sdcli.errors import BadFile, Bug, CannotWrite, Interrupted, ModelMissing, SdcliError, Slower, Terminated, Usage
+from sdcli.errors import (
+    BadFile,
+    Bug,
+    CannotWrite,
+    Interrupted,
+    ModelMissing,
+    SdcliError,
+    Slower,
+    Stop,
+    Terminated,
+    Usage,
+    stopped_by,
+)
 from sdcli.machine import state
 from sdcli.models.model import Model
 from sdcli.plan.plan import Plan
@@ -37,7 +48,7 @@ from sdcli.record.files import cannot_write
 from sdcli.request import config
 from sdcli.request.options import MODEL, OPTIONS, OUTPUT, SCREEN, Option, flag_of
 from sdcli.request.options import command as make
-from sdcli.terminal import fit, is_terminal, say, show, speaks_unicode, width
+from sdcli.terminal import fit, is_terminal, say, show, speaks_unicode, tell, width
 
 PROMPT = "a lighthouse on a cliff in the morning light"
 SEED = "1"
@@ -188,11 +199,10 @@ def _failure(write: Callable[[], None]) -> CannotWrite | None:
 
 def _run(bench: Bench, listener: Talk) -> SdcliError | None:
     try:
-        with termination():
-            bench.run(listener)
-    except KeyboardInterrupt:
-        return Interrupted("interrupted")
-    except (Interrupted, Terminated) as error:
+        bench.run(listener)
+    except (KeyboardInterrupt, Stop) as stop:
+        return stopped_by(stop)
+    except Interrupted as error:  # its worker was
         return error
     finally:
         listener.done()
@@ -442,7 +452,7 @@ def _show(typed: Mapping[str, Any], result: Result, destination: Path | None) ->
         return
     if typed.get("markdown"):
         for line in screen.markdown(result):
-            say(line, sys.stdout)
+            tell(line)
     if not typed.get("quiet"):
         for line in screen.render(result, width(sys.stderr), not speaks_unicode(sys.stderr)):
             say(line)
@@ -452,7 +462,7 @@ def _show(typed: Mapping[str, Any], result: Result, destination: Path | None) ->
         if typed.get("save_preset") and results.best(result) is not None:
             say(f"Kept as a preset: --preset {typed['save_preset']}")
     if destination is not None and not typed.get("markdown"):
-        say(str(destination), sys.stdout)
+        tell(str(destination))
 
 
 def _next(result: Result, destination: Path | None) -> Iterator[str]:
@@ -536,7 +546,7 @@ def _compare(typed: dict[str, Any]) -> None:
         print_json(found | {"error": error.to_json() if error else None})
         raise typer.Exit(error.code if error else 0)
     for line in comparison.lines(found):
-        say(line, sys.stdout)
+        tell(line)
     if error is not None:
         raise error
 
@@ -561,15 +571,14 @@ def _measured_here(
     found: tuple[list[Result], list[Result]] = ([], [])
     error: Interrupted | Terminated | None = None
     try:
-        with termination():
-            for number in range(rounds):
-                for place in (0, 1) if number % 2 == 0 else (1, 0):
-                    if not typed.get("quiet"):
-                        say(f"round {number + 1} of {rounds}: {show(runs[place], 100)}")
-                    found[place].append(_run_other(runs[place], passed))
-    except KeyboardInterrupt:
-        error = Interrupted("interrupted")
-    except (Interrupted, Terminated) as ended:
+        for number in range(rounds):
+            for place in (0, 1) if number % 2 == 0 else (1, 0):
+                if not typed.get("quiet"):
+                    say(f"round {number + 1} of {rounds}: {show(runs[place], 100)}")
+                found[place].append(_run_other(runs[place], passed))
+    except (KeyboardInterrupt, Stop) as stop:
+        error = stopped_by(stop)
+    except (Interrupted, Terminated) as ended:  # the other program was
         error = ended
     whole = min(map(len, found))
     if error is not None and not whole:

@@ -1,7 +1,6 @@
 """`sdcli config`: the settings that stay, where each value comes from, and how to change one."""
 
 import os
-import sys
 from dataclasses import MISSING, fields
 from pathlib import Path
 from typing import Annotated, Any
@@ -15,7 +14,7 @@ from sdcli.machine import state
 from sdcli.models.families import find
 from sdcli.request import config
 from sdcli.request.request import Request
-from sdcli.terminal import say, show
+from sdcli.terminal import say, show, tell
 
 Name = Annotated[str, typer.Argument(metavar="NAME", help="A setting, as in `sdcli config show`.")]
 
@@ -38,7 +37,7 @@ def _show(json: Annotated[bool, typer.Option("--json", help="One JSON object on 
     widest = max(len(row["name"]) for row in rows)
     for row in rows:
         value = "-" if row["value"] is None else show(row["value"], 60)
-        say(f"{row['name']:<{widest}}  {value:<24} {row['origin']}", sys.stdout)
+        tell(f"{row['name']:<{widest}}  {value:<24} {row['origin']}")
     say("family: the default of the model's family, here SD1.5's. Change one: sdcli config set steps 30")
 
 
@@ -56,7 +55,7 @@ def _unset(name: Name) -> None:
 
 def _path() -> None:
     """Where the settings are kept."""
-    say(str(file()), sys.stdout)
+    tell(str(file()))
 
 
 def file() -> Path:

@@ -25,7 +25,7 @@ from sdcli.machine.survey import Survey
 from sdcli.models import hub_cache, resolve
 from sdcli.request.options import OUTPUT, SCREEN, Option
 from sdcli.request.options import command as make
-from sdcli.terminal import cells, disk_text, say, seconds_text, show
+from sdcli.terminal import cells, disk_text, seconds_text, show, tell
 
 HUB = "https://huggingface.co"
 GPU_CODES = ("gpu-unusable", "gpu-no-driver", "no-torch")
@@ -52,7 +52,7 @@ def doctor(json: bool = False, network: bool = False) -> None:
         print_json(schema.to_json(found.report))
     else:
         for line in screen(found):
-            say(line, sys.stdout)
+            tell(line)
     raise typer.Exit(exit_code(found.report))
 
 

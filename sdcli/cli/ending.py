@@ -1,27 +1,56 @@
-"""SIGTERM ends a command as Ctrl-C does: in order, with what is done kept."""
+"""Ctrl-C, SIGTERM and SIGHUP end a command in order, with what is done kept, also where a library swallows them."""
 
 from __future__ import annotations
 
 import contextlib
+import os
 import signal
 import threading
+import time
 from collections.abc import Iterator
 
-from sdcli.errors import Terminated
+from sdcli.errors import Interrupted, Stop, Terminated
+
+PATIENCE = 2.0  # seconds until one more signal of the same kind means: now
+
+
+class Heeded:
+    """The handler of all three: it raises once, and remembers, since what it raises may fall into a destructor."""
+
+    def __init__(self) -> None:
+        self.asked: BaseException | None = None
+        self._at = 0.0
+
+    def __call__(self, number: int, frame: object) -> None:
+        if self.asked is None:
+            self.asked, self._at = KeyboardInterrupt() if number == signal.SIGINT else Stop(), time.monotonic()
+            raise self.asked
+        if time.monotonic() - self._at > PATIENCE:
+            os._exit(Interrupted.code if number == signal.SIGINT else Terminated.code)
 
 
 @contextlib.contextmanager
-def termination() -> Iterator[None]:
-    """Inside, SIGTERM raises Terminated. Outside the main thread, where signals cannot be caught, it does nothing."""
-
-    def stop(number: int, frame: object) -> None:
-        raise Terminated("terminated")
-
+def heeded() -> Iterator[None]:
+    """Inside, a signal raises KeyboardInterrupt or Stop. One that the caller has switched off stays off (nohup), and
+    outside the main thread, where signals cannot be caught, nothing happens."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return
-    before = signal.signal(signal.SIGTERM, stop)
+    numbers = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)]
+    handler = Heeded()
+    before = {number: found for number in numbers if (found := signal.getsignal(number)) is not signal.SIG_IGN}
+    for number in before:
+        signal.signal(number, handler)
     try:
         yield
     finally:
-        signal.signal(signal.SIGTERM, before)
+        for number, old in before.items():
+            signal.signal(number, old)
+
+
+def check() -> None:
+    """Between two steps: ends the command if it was told to, and the telling was lost on the way."""
+    for name in ("SIGINT", "SIGTERM"):
+        handler = signal.getsignal(getattr(signal, name))
+        if isinstance(handler, Heeded) and handler.asked is not None:
+            raise handler.asked

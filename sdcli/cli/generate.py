@@ -2,23 +2,24 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import os
 import shutil
 import sys
 from collections.abc import Callable, Iterable, Iterator
+from dataclasses import replace
+from pathlib import Path
 from typing import Any
-
-import typer
 
 from sdcli import events
 from sdcli.cli import adapters, builtin, complete, plan_screen, remembering
-from sdcli.cli.answer import say_error
+from sdcli.cli.answer import Answered, say_error
 from sdcli.cli.ask import Asked
-from sdcli.cli.ending import termination
+from sdcli.cli.ending import check
 from sdcli.cli.former import FORMER_FLAGS, NOT_NEEDED
 from sdcli.cli.pull import plan_with_model
-from sdcli.errors import Interrupted, SdcliError, Terminated
+from sdcli.errors import CannotWrite, ImagesFailed, Interrupted, SdcliError, Stop, Terminated, from_json, stopped_by
 from sdcli.events import Event, Planned, Timed, Warned
 from sdcli.machine import hardware
 from sdcli.machine.clock import since_start
@@ -30,14 +31,14 @@ from sdcli.record import names, report, runs
 from sdcli.record.report import Folding
 from sdcli.record.sinks.filmstrip import Filmstrip
 from sdcli.record.sinks.json_lines import JsonLines
-from sdcli.record.sinks.json_object import write_object
+from sdcli.record.sinks.json_object import object_of
 from sdcli.record.sinks.paths import Paths
 from sdcli.record.sinks.progress import Progress
-from sdcli.record.sinks.watch import Sink, watch
+from sdcli.record.sinks.watch import Sink, Watch
 from sdcli.record.store import store
 from sdcli.request.options import OPTIONS, SCREEN
 from sdcli.request.options import command as make
-from sdcli.terminal import is_terminal, say, show, speaks_unicode, width
+from sdcli.terminal import StdoutLost, is_terminal, put, say, show, speaks_unicode, width
 
 
 def command() -> Callable[..., None]:
@@ -57,18 +58,32 @@ def _generate(typed: dict[str, Any]) -> None:
     screen.announce()
     around = environment(plan.hardware)
     folding = Folding(started=runs.now(), run=destination.run, clock=since_start, environment=around)
-    stream = store(_events(asked, typed.get("engine", "local")), destination, environment=around)
+    stored = store(_events(asked, typed.get("engine", "local")), destination, environment=around)
     strip = Filmstrip(plan.request.filmstrip)
-    stream = watch(stream, folding, screen.progress, screen.picture, strip, *screen.results(folding, destination))
-    error = _drain(stream, folding, plan)
-    finished = folding.report(error)
-    kept = sum(image.kept for image in finished.images)
-    error = _told(error, kept, len(finished.images), destination)
-    if kept or error is None:
+    watch = Watch(folding, screen.progress, screen.picture, strip, *screen.results(folding, destination))
+    error = _drain(watch(stored), stored, folding, plan, destination.records) or watch.lost
+    finished = _recorded(error, folding, asked, destination)
+    try:
+        screen.finish(finished, destination)
+    except StdoutLost as lost:
+        raise _told(lost, folding, asked, destination) or lost from None
+    raise Answered(finished.exit_code)
+
+
+def _recorded(
+    error: SdcliError | None, folding: Folding, asked: Asked, destination: names.Destination
+) -> report.Report:
+    """The report, on the disk too. The first error is the run's; one in writing the report counts if there was none."""
+    finished = folding.report(_told(error, folding, asked, destination))
+    if not destination.records.exists():  # it ended before it began
+        return finished
+    try:
         report.write(finished, destination.records / "report.json")
-        remembering.remember(plan, finished)
-    screen.finish(finished, destination, error)
-    raise typer.Exit(finished.exit_code)
+    except CannotWrite as failed:
+        if error is None:
+            return folding.report(_told(failed, folding, asked, destination))
+    remembering.remember(asked.plan, finished)
+    return finished
 
 
 # --- the engine and its events
@@ -95,26 +110,29 @@ def _batches(asked: Asked) -> Iterable[Batch]:
     return itertools.chain(own, ((number, (job,)) for number, job in enumerate(asked.later, len(own))))
 
 
-def _drain(stream: Iterator[Event], folding: Folding, plan: Plan) -> SdcliError | None:
+def _drain(
+    stream: Iterator[Event], stored: Iterator[Event], folding: Folding, plan: Plan, records: Path
+) -> SdcliError | None:  # fmt: skip
     """Run to the end; an interruption or a typed failure ends the run, what is saved stays."""
     try:
-        with termination():
-            for _ in stream:
-                pass
-    except KeyboardInterrupt:
-        folding(events.Interrupted(signal="interrupted"))
-        return Interrupted("interrupted")
-    except Terminated as error:
-        folding(events.Interrupted(signal="terminated"))
+        for _ in stream:
+            check()
+    except (KeyboardInterrupt, Stop) as stop:
+        with contextlib.suppress(KeyboardInterrupt, Stop, StopIteration):
+            stored.throw(stop)  # type: ignore[attr-defined]  # met while watching: the journal ends with it too
+        error = stopped_by(stop)
+        folding(events.Interrupted(signal=error.type))
+        with contextlib.suppress(SdcliError, OSError):  # one may have got its name in the very moment of the signal
+            folding.had(runs.recover(runs.read(records)).done)
         return error
-    except SdcliError as error:
-        return error
-    except Exception as error:  # the engine tells of its own; this is of saving and of what is said
+    except SdcliError as failed:
+        return failed
+    except Exception as failure:  # the engine tells of its own; this is of saving and of what is said
         from sdcli.draw import oom
 
-        if not oom.is_out_of_memory(error):
+        if not oom.is_out_of_memory(failure):
             raise
-        because = oom.first_line(error)
+        because = oom.first_line(failure)
     else:
         return None
     from sdcli.draw.exhausted import exhausted  # only now has what was drawn no holder any more
@@ -122,10 +140,34 @@ def _drain(stream: Iterator[Event], folding: Folding, plan: Plan) -> SdcliError 
     return exhausted(plan, "outside of drawing", because)
 
 
-def _told(error: SdcliError | None, kept: int, wanted: int, destination: names.Destination) -> SdcliError | None:
-    if error is not None and not error.done and kept:
-        error.done = f"{kept} of {wanted} pictures in {show(destination.folder, 200)}"
+def _told(
+    error: SdcliError | None, folding: Folding, asked: Asked, destination: names.Destination
+) -> SdcliError | None:
+    """What was kept, and how to go on with what was not drawn."""
+    if error is None:
+        return None
+    kept, wanted = folding.kept
+    if not error.done and kept:
+        error.done = f"{kept} of {wanted} images in {show(destination.folder, 200)}"
+    if not error.hint and isinstance(error, (Interrupted, Terminated)):
+        error.hint = _the_rest(folding, asked)
     return error
+
+
+def _the_rest(folding: Folding, asked: Asked) -> str:
+    """The same command for the seeds that are left, where one line can say them."""
+    jobs = asked.plan.jobs
+    kept = {image.index for image in folding.images() if image.kept}
+    left = [job for job in jobs if job.index not in kept]
+    alike = {replace(job, index=0, seed=0) for job in jobs}
+    if asked.later is not None or len(alike) > 1 or not left:
+        return ""
+    seeds = [job.seed for job in left]
+    if len(seeds) > 2 and seeds == list(range(seeds[0], seeds[0] + len(seeds))):
+        told = f"{seeds[0]}..{seeds[-1]}"
+    else:
+        told = ",".join(map(str, seeds[:20]))
+    return f"the same command with --seed {told}" + (" and without -n" if len(jobs) > 1 else "")
 
 
 # --- what is said
@@ -160,8 +202,8 @@ class Screen:
         if self.json:
             return []
         if self.json_lines:
-            return [JsonLines(sys.stdout.buffer, folding, destination.folder)]
-        return [Paths(sys.stdout.buffer, os.getcwd())]
+            return [JsonLines(put, folding, destination.folder)]
+        return [Paths(put, os.getcwd())]
 
     def picture(self, event: Event) -> None:
         """The picture itself, where the terminal can show it."""
@@ -175,12 +217,13 @@ class Screen:
         usual = len(self.plan.jobs) <= 4 and is_terminal(sys.stderr) and not self.quiet
         return usual if self.show is None else bool(self.show)
 
-    def finish(self, finished: report.Report, destination: names.Destination, error: SdcliError | None) -> None:
+    def finish(self, finished: report.Report, destination: names.Destination) -> None:
         where = destination.records / "report.json"
-        self.progress.finish(finished if error is None else None, where)
+        error = from_json(dict(finished.error)) if finished.error else None
+        self.progress.finish(finished if error is None or finished.exit_code == ImagesFailed.code else None, where)
         if self.plan.model.kind == "builtin" and error is None and not self.quiet:
             say(builtin.photographs())
         if self.json:
-            write_object(finished, destination.folder, sys.stdout.buffer)
+            put(*object_of(finished, destination.folder))
         elif error is not None:
             say_error(error)

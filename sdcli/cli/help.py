@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import sys
 import textwrap
 from collections.abc import Callable
 from typing import Any
 
 from sdcli.errors import MEANINGS, REGISTRY, Usage
 from sdcli.request.options import command as make
-from sdcli.terminal import say, show
+from sdcli.terminal import show, tell
 
 
 def command() -> Callable[..., None]:
@@ -19,14 +18,14 @@ def command() -> Callable[..., None]:
 def _show(typed: dict[str, Any]) -> None:
     words = typed.get("words", [])
     if not words:
-        say("sdcli help TOPIC, where TOPIC is one of: " + ", ".join(TOPICS), sys.stdout)
-        say("Every command has --help.", sys.stdout)
+        tell("sdcli help TOPIC, where TOPIC is one of: " + ", ".join(TOPICS))
+        tell("Every command has --help.")
         return
     topic = TOPICS.get(words[0])
     if topic is None:
         raise Usage(f'no help on "{show(words[0], 60)}"; there is {", ".join(TOPICS)}', hint="sdcli help exit-codes")
     for line in topic():
-        say(line, sys.stdout)
+        tell(line)
 
 
 def _exit_codes() -> list[str]:

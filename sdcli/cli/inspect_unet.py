@@ -12,7 +12,7 @@ import typer
 
 from sdcli import terminal
 from sdcli.errors import Usage
-from sdcli.terminal import plain, say, show
+from sdcli.terminal import plain, put, say, show, tell
 
 FEW, MANY = 6, 40  # rows of a module's first table
 TABLES, FILES, SIZE, COMPARE = "Tables", "Output", "Size", "Compare and run"
@@ -242,7 +242,7 @@ def _answer(asked: Asked, look: Any, *, drawn: bool) -> None:
     elif not drawn:
         colour = terminal.colour(sys.stdout) and not asked.ascii
         for line in screen.draw(look, terminal.width(sys.stdout), colour=colour, ascii=asked.ascii):
-            say(line, sys.stdout)
+            tell(line)
     if look.measured is not None and view is None:
         _lines(asked, ["", *tables.text(tables.by_block(look, tables.layers(look)), look, _wide(), view="blocks")])
         _lines(asked, screen.measured(look))
@@ -286,17 +286,12 @@ def _wide() -> int:
 
 def _lines(asked: Asked, lines: list[str]) -> None:
     for line in lines:
-        say(plain(line) if asked.ascii else line, sys.stdout)
+        tell(plain(line) if asked.ascii else line)
 
 
 def _print(text: str) -> None:
     """CSV and Markdown, in UTF-8 whatever the console speaks."""
-    stream = getattr(sys.stdout, "buffer", None)
-    if stream is None:
-        sys.stdout.write(text)
-        return
-    stream.write(text.encode("utf-8", "backslashreplace"))
-    stream.flush()
+    put(text.encode("utf-8", "backslashreplace"))
 
 
 def _draw(look: Any, path: str, kind: str) -> None:

@@ -12,17 +12,17 @@ from collections.abc import Sequence
 from typing import NoReturn
 
 from sdcli import __version__
+from sdcli.cli.ending import heeded
 from sdcli.cli.last_words import aborts_heeded, say_out_of_memory
-from sdcli.errors import Bug, Interrupted, OutOfMemory, SdcliError, Usage
-from sdcli.terminal import say, show
+from sdcli.errors import Bug, Interrupted, OutOfMemory, SdcliError, Stop, Terminated, Usage, stopped_by
+from sdcli.terminal import drop_stdout, lost, show, stdout_left, tell
+
+_STDOUT_LOST = (errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EBADF, errno.EFBIG)
 
 
 def run(arguments: Sequence[str] | None = None) -> NoReturn:
     """Entry point of the `sdcli` script. Never returns."""
     words = list(sys.argv[1:] if arguments is None else arguments)
-    if words in (["--version"], ["-V"]):  # without even importing Typer
-        say(f"sdcli {__version__}", sys.stdout)
-        _leave(0)
     try:
         with aborts_heeded(words, wanted=arguments is None):
             code = _outcome(words)
@@ -34,20 +34,31 @@ def run(arguments: Sequence[str] | None = None) -> NoReturn:
 
 
 def _outcome(words: list[str]) -> int:
-    from sdcli.cli.answer import Answered, drop_stdout, end
+    from sdcli.cli.answer import Answered, end
 
     try:
-        return _invoke(words)
+        if words in (["--version"], ["-V"]):  # without even importing Typer
+            tell(f"sdcli {__version__}")
+            return 0
+        with heeded():
+            return _invoke(words)
     except Answered as answered:
         return answered.code
     except SdcliError as error:
         return end(error, words)
-    except (KeyboardInterrupt, EOFError):
-        return end(Interrupted("interrupted"), words)
+    except (KeyboardInterrupt, EOFError, Stop) as stop:
+        return end(stopped_by(stop), words)
     except BrokenPipeError:
         drop_stdout()
         return 0
+    except SystemExit:  # so Typer leaves when nobody reads its --help
+        return 0
     except Exception as error:
+        if (
+            isinstance(error, OSError) and error.filename is None and error.errno in _STDOUT_LOST
+        ):  # Typer's own printing
+            drop_stdout()
+            return end(lost(error), words)
         short = _short_of_memory(error)
         if short is not None:
             return end(short, words)
@@ -75,14 +86,14 @@ def _invoke(words: list[str]) -> int:
         code = app.call(app.build(None if _completing() else name), words)
     except typer.TyperException as error:
         if type(error).__name__ == "NoArgsIsHelpError":
-            say(error.format_message(), sys.stdout)
+            tell(error.format_message())
             return 0
         raise Usage(
             _sentence(error.format_message()), hint=f"sdcli {name} --help" if name else "sdcli --help"
         ) from None
     except typer.Abort:
         raise Interrupted("interrupted") from None
-    if code == 130:  # Typer's answer to Ctrl-C
+    if code == Interrupted.code:  # Typer's answer to Ctrl-C; a command that has said so itself raises Answered
         raise Interrupted("interrupted")
     return code if isinstance(code, int) else 0
 
@@ -116,14 +127,14 @@ def _leave(code: int, at_once: bool = False) -> NoReturn:
 
     Nor after an interrupt: one that came while a module was being made would turn the exit code into a signal.
     """
-    from sdcli.cli.answer import drop_stdout
+    error = stdout_left()
+    if error is not None and code == 0:
+        from sdcli.cli.answer import say_error
 
-    try:
-        sys.stdout.flush()
-    except (OSError, ValueError):
-        drop_stdout()
-    if at_once and ("torch" in sys.modules or code == 130):
-        with contextlib.suppress(OSError, ValueError):
+        say_error(error)
+        code = error.code
+    if at_once and ("torch" in sys.modules or code in (Interrupted.code, Terminated.code)):
+        with contextlib.suppress(OSError, ValueError, AttributeError):
             sys.stderr.flush()
         os._exit(code)
     sys.exit(code)

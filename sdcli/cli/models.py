@@ -29,7 +29,7 @@ from sdcli.models.model import Model
 from sdcli.request import config
 from sdcli.request.options import SCREEN
 from sdcli.request.options import command as make
-from sdcli.terminal import cells, disk_text, fit, say, show, width
+from sdcli.terminal import cells, disk_text, fit, say, show, tell, width
 
 _VERBS = {"add": "DIR", "rm": "NAME", "check": "MODEL"}
 _ORDER = ("builtin", "sd15", "sdxl", "lora", "embedding", "vae", "controlnet")
@@ -88,7 +88,7 @@ def _list(text: str, typed: dict[str, Any]) -> None:
         print_json(schema.to_json(Listing(folders=states, models=tuple(entries))))
         return
     for line in table(entries, states, width(sys.stdout)):
-        say(line, sys.stdout)
+        tell(line)
     if not typed.get("quiet"):
         say(_advice(entries, folders))
 
@@ -233,7 +233,7 @@ def _check(text: str, typed: dict[str, Any]) -> None:
         print_json(schema.to_json(found))
     else:
         for line in _report(name, found):
-            say(line, sys.stdout)
+            tell(line)
         if not found.sound:
             raise BadFile(f"{show(name, 120)} is damaged", hint=_mended(text))
     raise typer.Exit(0 if found.sound else BadFile.code)

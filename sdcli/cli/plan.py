@@ -18,7 +18,7 @@ from sdcli.machine.memory import disk_free
 from sdcli.plan.refusal import refused
 from sdcli.request.options import AS_IF, OPTIONS, SCREEN
 from sdcli.request.options import command as make
-from sdcli.terminal import say, speaks_unicode, width
+from sdcli.terminal import speaks_unicode, tell, width
 
 
 def command() -> Callable[..., None]:
@@ -36,8 +36,8 @@ def _plan(typed: dict[str, Any]) -> None:
         raise typer.Exit(0 if plan.fits else 4)
     free = disk_free(Path(plan.request.output or "."))
     for line in plan_screen.render(plan, width(sys.stdout), not speaks_unicode(sys.stdout), free):
-        say(line, sys.stdout)
+        tell(line)
     if plan.model.kind == "builtin":
-        say(f"  {builtin.photographs()}", sys.stdout)
+        tell(f"  {builtin.photographs()}")
     if not plan.fits:
         raise refused(plan)

@@ -16,8 +16,7 @@ from sdcli.cli import complete
 from sdcli.cli.answer import print_json
 from sdcli.cli.ask import Asked, added_folders, plan_again, plan_for
 from sdcli.cli.download import Download, facts
-from sdcli.cli.ending import termination
-from sdcli.errors import Interrupted, ModelMissing, Offline, Terminated, Usage
+from sdcli.errors import ModelMissing, Offline, Stop, Usage, stopped_by
 from sdcli.machine.memory import disk_free
 from sdcli.models import hub, hub_cache, hub_connection, hub_name, lora, resolve
 from sdcli.models.headers import Header, read_header
@@ -28,7 +27,7 @@ from sdcli.models.kinds import kind_of
 from sdcli.models.model import Model
 from sdcli.request.options import OPTIONS, SCREEN
 from sdcli.request.options import command as make
-from sdcli.terminal import disk_text, say, show
+from sdcli.terminal import disk_text, say, show, tell
 
 _FIELDS = ("revision", "offline", "json", "quiet", "debug")
 
@@ -68,7 +67,7 @@ def _pull(typed: dict[str, Any]) -> None:
     if typed.get("json"):
         print_json(schema.to_json(found))
     else:
-        say(found.path, sys.stdout)
+        tell(found.path)
 
 
 def _named(text: str, revision: str | None, offline: bool, quiet: bool) -> Pulled:
@@ -161,12 +160,11 @@ def _bring(name: str, offer: Offer, licence: str | None, quiet: bool) -> int:
 def _kept_if_interrupted(offer: Offer) -> Iterator[None]:
     again = "the same command again"
     try:
-        with termination():
-            yield
-    except KeyboardInterrupt:
-        raise Interrupted("interrupted", done=hub.kept_text(offer), hint=again) from None
-    except Terminated:
-        raise Terminated("terminated", done=hub.kept_text(offer), hint=again) from None
+        yield
+    except (KeyboardInterrupt, Stop) as stop:
+        ended = stopped_by(stop)
+        ended.done, ended.hint = hub.kept_text(offer), again
+        raise ended from None
 
 
 # --- one file

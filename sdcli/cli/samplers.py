@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable
 from typing import Any
 
 from sdcli.request.options import SCREEN
 from sdcli.request.options import command as make
-from sdcli.terminal import say
+from sdcli.terminal import say, tell
 
 
 def command() -> Callable[..., None]:
@@ -24,11 +23,11 @@ def _show(typed: dict[str, Any]) -> None:
         print_json(samplers.to_json())
         return
     widest = max(len(sampler.name) for sampler in samplers.SAMPLERS)
-    say(f"{'sampler':<{widest}}  UNet calls  noise  zero SNR  also", sys.stdout)
+    tell(f"{'sampler':<{widest}}  UNet calls  noise  zero SNR  also")
     for sampler in samplers.SAMPLERS:
         noise = "yes" if sampler.stochastic else "-"
         zero = "yes" if sampler.zero_snr else "-"
         also = ", ".join(sampler.aliases[:2])
-        say(f"{sampler.name:<{widest}}  {sampler.calls:<10}  {noise:<5}  {zero:<8}  {also}", sys.stdout)
+        tell(f"{sampler.name:<{widest}}  {sampler.calls:<10}  {noise:<5}  {zero:<8}  {also}")
     say("UNet calls for n steps. noise: fresh noise in every step, so steps change the picture more.")
     say("zero SNR: may be used with models trained to zero terminal SNR.")

@@ -81,6 +81,12 @@ def part_prefix(run: str) -> str:
     return f".sdcli-{run}-"
 
 
+def part_of_run(name: str) -> str | None:
+    """The run that a temporary file of this name belongs to."""
+    found = re.fullmatch(r"\.sdcli-(\d{8}-\d{6}-[0-9a-f]{4})-\d{6}\.part", name)
+    return found[1] if found else None
+
+
 def new_run(now: datetime | None = None) -> str:
     moment = (now or datetime.now(UTC)).strftime("%Y%m%d-%H%M%S")
     return f"{moment}-{secrets.token_hex(2)}"

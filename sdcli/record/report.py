@@ -180,7 +180,7 @@ def write(report: Report, path: Path, files: Files = REAL) -> None:
     try:
         replace_whole(files, path, pieces(report))
     except OSError as error:
-        raise cannot_write(path, error, done="the pictures are saved") from None
+        raise cannot_write(path, error) from None
 
 
 # --- folding
@@ -384,8 +384,18 @@ class Folding:
         """What is known of one picture now."""
         return self._images.get(index)
 
+    def had(self, intents: Mapping[int, Intent]) -> None:
+        """Images that the journal and the disk have, though no event came to say so."""
+        self._earlier |= intents
+
+    @property
+    def kept(self) -> tuple[int, int]:
+        """Images on the disk, and images asked for, as far as that is known."""
+        images = self.images()
+        return sum(image.kept for image in images), len(images)
+
     def report(self, error: SdcliError | None = None) -> Report:
-        images = self._all_images()
+        images = self.images()
         stopped = error or self._stopped
         failure = stopped or _shortfall(images)
         return Report(
@@ -412,7 +422,7 @@ class Folding:
             images = self.plan.batches[batch.index]
         return replace(batch, images=images, step_seconds=tuple(self._steps.get(batch.index, ())))
 
-    def _all_images(self) -> tuple[Image, ...]:
+    def images(self) -> tuple[Image, ...]:
         found = dict(self._images)
         planned = self.plan.jobs if self.plan is not None else ()
         for index, intent in self._earlier.items():

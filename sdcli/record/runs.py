@@ -21,7 +21,7 @@ from sdcli.events import Degraded
 from sdcli.plan.plan import Plan
 from sdcli.record import documents
 from sdcli.record.files import REAL, Files, cannot_write, discard, quoted, write_whole
-from sdcli.record.names import Destination, part_prefix, values_of
+from sdcli.record.names import Destination, part_of_run, part_prefix, values_of
 from sdcli.record.names import filled as fill
 from sdcli.record.names import parse_template as parse
 from sdcli.terminal import show
@@ -112,6 +112,7 @@ def begin(
         )
         for folder in (destination.records, destination.records.parent, destination.folder):
             files.sync_folder(folder)
+        _discard_abandoned(destination, files)
     except BaseException as error:
         manifest.close()
         if not isinstance(error, OSError):
@@ -403,6 +404,15 @@ def _folders(run: Run) -> set[Path]:
     pieces = parse(destination.pattern)
     names = {fill(pieces, values_of(destination, job)) for job in run.plan.jobs}
     return {(destination.folder / name).parent for name in names}
+
+
+def _discard_abandoned(destination: Destination, files: Files) -> None:
+    """Half-made files of other runs that nobody draws any more: whoever draws holds the lock of its journal."""
+    parts = (part_of_run(path.name) for path in destination.folder.glob(".sdcli-*.part"))
+    for run in {run for run in parts if run and run != destination.run}:
+        records = destination.records.parent / run
+        if (records / JOURNAL).exists() and not is_running(records):
+            _discard_parts(destination.folder, run, files)
 
 
 def _discard_parts(folder: Path, run: str, files: Files) -> list[str]:

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from sdcli import __version__, schema
-from sdcli.errors import Bug, CannotWrite, Interrupted, SdcliError, Terminated
+from sdcli.errors import Bug, CannotWrite, Interrupted, SdcliError, Stop, Terminated, stopped_by
 from sdcli.events import Decoded, Degraded, Done, Event, Failed, Loaded, Planned, Saved, Warned
 from sdcli.events import Encoded as TextEncoded
 from sdcli.events import Interrupted as InterruptedEvent
@@ -58,8 +58,8 @@ def store(
     except SdcliError as error:
         shelf.end(error)
         raise
-    except KeyboardInterrupt:
-        shelf.end(Interrupted("interrupted"))
+    except (KeyboardInterrupt, Stop) as stop:  # here, or thrown in by whoever met it while watching
+        shelf.end(stopped_by(stop))
         raise
     finally:
         shelf.close()

@@ -23,13 +23,13 @@ from sdcli.plan.plan import Plan
 from sdcli.record import report as reports
 from sdcli.record.report import Folding, Report, fold
 from sdcli.record.sinks.json_lines import JsonLines
-from sdcli.record.sinks.json_object import write_object
+from sdcli.record.sinks.json_object import object_of
 from sdcli.record.sinks.paths import Paths
 from sdcli.record.sinks.progress import Progress, State, bar_line, clock_text
 from sdcli.record.sinks.summary import asked, summary
-from sdcli.record.sinks.watch import watch
+from sdcli.record.sinks.watch import Watch, watch
 from sdcli.record.store import store
-from sdcli.terminal import cells
+from sdcli.terminal import StdoutLost, cells
 
 ESCAPE = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]")
 
@@ -372,17 +372,39 @@ def test_a_closed_pipe_does_not_stop_a_run(tmp_path: Path) -> None:
     progress.finish(report_of(events))
 
 
-class Unread(io.BytesIO):
-    def write(self, data: object) -> int:
-        raise BrokenPipeError
-
-
-def test_results_nobody_reads_do_not_stop_a_run(tmp_path: Path) -> None:
+@pytest.mark.parametrize("failing", [0, 1])
+def test_a_sink_that_fails_is_told_of_once_and_the_run_goes_on(tmp_path: Path, failing: int) -> None:
+    """Whichever place it has among them; the others see every event, and that it is gone."""
     folding = Folding(started="", run=RUN, clock=lambda: 1.0)
-    sinks = (folding, JsonLines(Unread(), folding, tmp_path), Paths(Unread(), "/"))
-    events = list(watch(store(stream(plan(images=2)), destination(tmp_path)), *sinks))
-    write_object(folding.report(), tmp_path, Unread())
+
+    def broken(event: Event) -> None:
+        if isinstance(event, Step):
+            raise RuntimeError("no room for a frame")
+
+    sinks = [folding, broken] if failing else [broken, folding]
+    records = tmp_path / "runs" / RUN
+    events = list(watch(store(stream(plan(images=3)), destination(tmp_path)), *sinks))
+    assert sum(isinstance(event, Saved) for event in events) == 3
+    warnings = [event for event in events if isinstance(event, Warned)]
+    assert [(one.code, one.message) for one in warnings] == [
+        ("sink-failed", "broken stopped: RuntimeError: no room for a frame")
+    ]
+    assert [one.code for one in folding.report().warnings] == ["sink-failed"]
+    end = json.loads((records / "run.jsonl").read_text().splitlines()[-1])
+    assert (end["type"], end["status"]) == ("end", "done")
+
+
+def test_results_that_cannot_be_told_are_no_reason_to_stop_and_are_not_forgotten(tmp_path: Path) -> None:
+    """A full disk behind stdout: every picture is drawn and saved, and the run knows."""
+
+    def full(_: bytes) -> None:
+        raise StdoutLost("the disk is full")
+
+    folding = Folding(started="", run=RUN, clock=lambda: 1.0)
+    watching = Watch(folding, JsonLines(full, folding, tmp_path), Paths(full, "/"))
+    events = list(watching(store(stream(plan(images=2)), destination(tmp_path))))
     assert sum(isinstance(event, Saved) for event in events) == 2
+    assert watching.lost is not None and watching.lost.code == 7
 
 
 # --- for programs
@@ -391,7 +413,9 @@ def test_results_nobody_reads_do_not_stop_a_run(tmp_path: Path) -> None:
 def test_json_lines_has_one_object_for_each_picture_as_it_is_saved(tmp_path: Path) -> None:
     out = io.BytesIO()
     folding = Folding(started="", run=RUN, clock=lambda: 1.0)
-    stream_of = watch(store(stream(plan(images=3)), destination(tmp_path)), folding, JsonLines(out, folding, tmp_path))
+    stream_of = watch(
+        store(stream(plan(images=3)), destination(tmp_path)), folding, JsonLines(out.write, folding, tmp_path)
+    )
     count = 0
     for event in stream_of:
         if isinstance(event, Saved):
@@ -404,9 +428,7 @@ def test_json_lines_has_one_object_for_each_picture_as_it_is_saved(tmp_path: Pat
 
 def test_json_is_one_object_and_a_newline(tmp_path: Path) -> None:
     events = run(tmp_path, plan(jobs=[job(prompt="a\nb 猫 \udc80")]))
-    out = io.BytesIO()
-    write_object(report_of(events), tmp_path, out)
-    text = out.getvalue().decode("utf-8")
+    text = b"".join(object_of(report_of(events), tmp_path)).decode("utf-8")
     assert text.endswith("}\n") and text.count("\n") == 1
     assert json.loads(text) == reports.to_json(report_of(events), tmp_path)
 
@@ -419,7 +441,7 @@ def test_paths_are_short_below_the_current_folder(tmp_path: Path) -> None:
     ):
         out = io.BytesIO()
         folder = tmp_path if here != Path("/") else tmp_path / "other"
-        list(watch(store(stream(of), destination(folder)), Paths(out, str(here))))
+        list(watch(store(stream(of), destination(folder)), Paths(out.write, str(here))))
         assert (
             out.getvalue()
             .decode()

@@ -612,3 +612,23 @@ def test_no_name_at_all_is_cannot_write(tmp_path: Path, monkeypatch: pytest.Monk
                 destination(tmp_path, kind="template", pattern="{seed}.png"),
             )
         )
+
+
+def test_half_made_files_of_a_run_that_was_killed_go_with_the_next_one_and_those_of_a_living_one_stay(
+    tmp_path: Path,
+) -> None:
+    killed, living = "20261103-142501-dead", "20261103-142502-beef"
+    parts = {run: tmp_path / f".sdcli-{run}-000006.part" for run in (killed, living, "20261103-142503-0000")}
+    for part in parts.values():
+        part.write_bytes(b"half")
+    for run in (killed, living):
+        records = tmp_path / "runs" / run
+        records.mkdir(parents=True)
+        (records / "run.jsonl").write_bytes(b"")
+    drawing = runs.begin(destination(tmp_path, records=tmp_path / "runs" / living / "now", run=living), plan(), {})
+    (tmp_path / "runs" / living / "run.jsonl").unlink()
+    os.link(tmp_path / "runs" / living / "now" / "run.jsonl", tmp_path / "runs" / living / "run.jsonl")
+    list(store(stream(plan()), destination(tmp_path)))
+    # of the third no record says whether it is over
+    assert [part.exists() for part in parts.values()] == [False, True, True]
+    drawing.close()

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
-from typing import IO
 
 from sdcli.events import Event, Failed, Saved
 from sdcli.record import documents
@@ -13,20 +13,14 @@ from sdcli.record.report import Folding, image_json
 class JsonLines:
     """The entry the report will have, with its absolute path. `folding` must see each event before this does."""
 
-    def __init__(self, stream: IO[bytes], folding: Folding, folder: Path) -> None:
-        self._stream = stream
+    def __init__(self, put: Callable[[bytes], object], folding: Folding, folder: Path) -> None:
+        self._put = put
         self._folding = folding
         self._folder = folder
-        self._unread = False
 
     def __call__(self, event: Event) -> None:
-        if not isinstance(event, (Saved, Failed)) or self._unread:
+        if not isinstance(event, (Saved, Failed)):
             return
         image = self._folding.entry(event.index)
-        if image is None:
-            return
-        try:
-            self._stream.write(documents.dump(image_json(image, self._folder)) + b"\n")
-            self._stream.flush()
-        except (OSError, ValueError):
-            self._unread = True  # `| head -1`: the reader has what it wanted; drawing goes on
+        if image is not None:
+            self._put(documents.dump(image_json(image, self._folder)) + b"\n")

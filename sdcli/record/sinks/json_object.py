@@ -2,19 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
-from typing import IO
 
 from sdcli.record import documents
 from sdcli.record.report import Report, to_json
 
 
-def write_object(report: Report, folder: Path, stream: IO[bytes]) -> None:
-    """One line, so that it can be read with a single readline; a closed pipe is not an error."""
-    try:
-        for piece in documents.pieces(to_json(report, folder)):
-            stream.write(piece)
-        stream.write(b"\n")
-        stream.flush()
-    except (OSError, ValueError):
-        pass
+def object_of(report: Report, folder: Path) -> Iterator[bytes]:
+    """One line, so that it can be read with a single readline, bit by bit."""
+    yield from documents.pieces(to_json(report, folder))
+    yield b"\n"

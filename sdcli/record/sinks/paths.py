@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from typing import IO
+from collections.abc import Callable
 
 from sdcli.events import Event, Saved
 
@@ -11,16 +11,10 @@ from sdcli.events import Event, Saved
 class Paths:
     """Byte for byte as the file system knows it, and short where it lies below the current folder."""
 
-    def __init__(self, stream: IO[bytes], here: str) -> None:
-        self._stream = stream
+    def __init__(self, put: Callable[[bytes], object], here: str) -> None:
+        self._put = put
         self._here = here.rstrip(os.sep) + os.sep
-        self._unread = False
 
     def __call__(self, event: Event) -> None:
-        if not isinstance(event, Saved) or self._unread:
-            return
-        try:
-            self._stream.write(os.fsencode(event.path.removeprefix(self._here)) + b"\n")
-            self._stream.flush()
-        except (OSError, ValueError):
-            self._unread = True
+        if isinstance(event, Saved):
+            self._put(os.fsencode(event.path.removeprefix(self._here)) + b"\n")

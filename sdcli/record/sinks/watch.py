@@ -2,16 +2,56 @@
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable, Iterator
 
-from sdcli.events import Event
+from sdcli.errors import SdcliError
+from sdcli.events import Event, Warned
+from sdcli.terminal import StdoutLost, show
 
 Sink = Callable[[Event], None]
 
 
+class Watch:
+    """The same events, each shown to the sinks in their order before it goes on.
+
+    A sink that fails is told of once and left out from then on. `lost` is why results could not be told, if so.
+    """
+
+    def __init__(self, *sinks: Sink) -> None:
+        self._sinks = list(sinks)
+        self.lost: SdcliError | None = None
+
+    def __call__(self, events: Iterator[Event]) -> Iterator[Event]:
+        for event in events:
+            waiting = deque([event])
+            while waiting:
+                shown = waiting.popleft()
+                waiting += self._show(shown)
+                yield shown
+
+    def _show(self, event: Event) -> list[Event]:
+        """What is to be told of sinks that failed at it."""
+        told: list[Event] = []
+        for sink in tuple(self._sinks):
+            try:
+                sink(event)
+            except StdoutLost as error:
+                self.lost = self.lost or error
+                self._sinks.remove(sink)
+            except Exception as error:
+                self._sinks.remove(sink)
+                told.append(Warned(code="sink-failed", message=f"{_name(sink)} stopped: {_because(error)}"))
+        return told
+
+
 def watch(events: Iterator[Event], *sinks: Sink) -> Iterator[Event]:
-    """The same events, each shown to the sinks in their order before it goes on."""
-    for event in events:
-        for sink in sinks:
-            sink(event)
-        yield event
+    return Watch(*sinks)(events)
+
+
+def _name(sink: Sink) -> str:
+    return show(getattr(sink, "__name__", type(sink).__name__).lower(), 40)
+
+
+def _because(error: Exception) -> str:
+    return error.message if isinstance(error, SdcliError) else f"{type(error).__name__}: {show(error, 200)}"
