@@ -23,6 +23,7 @@ from sdcli import data
 DTYPES = {"fp32": (torch.float32, "F32"), "fp16": (torch.float16, "F16"), "bf16": (torch.bfloat16, "BF16")}
 COMPONENTS = {
     "sd15": ("unet", "text_encoder", "vae"),
+    "sd2": ("unet", "text_encoder", "vae"),
     "sdxl": ("unet", "text_encoder", "text_encoder_2", "vae"),
 }
 TINY_CLIP = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 3, "num_attention_heads": 4}
@@ -32,6 +33,17 @@ TINY: dict[str, dict[str, dict[str, Any]]] = {
             "block_out_channels": [32, 64, 64, 64],
             "layers_per_block": 1,
             "attention_head_dim": 4,
+            "cross_attention_dim": 32,
+            "sample_size": 8,
+        },
+        "vae": {"block_out_channels": [32, 32, 64, 64], "layers_per_block": 1, "sample_size": 64},
+        "text_encoder": TINY_CLIP,
+    },
+    "sd2": {
+        "unet": {
+            "block_out_channels": [32, 64, 64, 64],
+            "layers_per_block": 1,
+            "attention_head_dim": [2, 4, 4, 4],
             "cross_attention_dim": 32,
             "sample_size": 8,
         },
@@ -216,7 +228,11 @@ def original(
                 _as_conv(name, tensor),
             )
     elif component == "text_encoder_2":
-        yield from _open_clip(tensors)
+        yield from _open_clip(tensors, "conditioner.embedders.1.model.")
+    elif family == "sd2":
+        yield from _open_clip(tensors, "cond_stage_model.model.")
+        width = config["hidden_size"]  # a projection that nothing reads
+        yield "cond_stage_model.model.text_projection", Planned((width, width), lambda: torch.eye(width))
     else:
         prefix = "cond_stage_model." if family == "sd15" else "conditioner.embedders.0."
         for name, tensor in tensors.items():
@@ -283,8 +299,7 @@ def _as_conv(name: str, tensor: Planned) -> Planned:
     return Planned((*tensor.shape, 1, 1), lambda: tensor.make()[:, :, None, None])
 
 
-def _open_clip(tensors: dict[str, Planned]) -> Iterator[tuple[str, Planned]]:
-    prefix = "conditioner.embedders.1.model."
+def _open_clip(tensors: dict[str, Planned], prefix: str) -> Iterator[tuple[str, Planned]]:
     flat = {
         "text_model.embeddings.token_embedding.weight": "token_embedding.weight",
         "text_model.embeddings.position_embedding.weight": "positional_embedding",

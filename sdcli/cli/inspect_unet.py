@@ -48,7 +48,7 @@ def inspect_unet(
         str | None,
         typer.Argument(
             metavar="MODEL",
-            help="sd15, sdxl, sd21, refiner, builtin, unet2015, a Hub id in the cache, a folder, a .safetensors file "
+            help="sd15, sdxl, sd2, refiner, builtin, unet2015, a Hub id in the cache, a folder, a .safetensors file "
             "or a config.json.",
             show_default=False,
         ),
@@ -184,7 +184,7 @@ def _unet(asked: Asked, *, measure: bool, device: str, svg: str | None, html: st
     from sdcli.inspect import facts, source
 
     if asked.model is None:
-        raise Usage("which UNet?", hint="sdcli inspect-unet sd15   (sdxl, sd21, refiner, unet2015, or a path)")
+        raise Usage("which UNet?", hint="sdcli inspect-unet sd15   (sdxl, sd2, refiner, unet2015, or a path)")
     found = source.find(asked.model)
     if isinstance(found, source.LoraFile):
         _show_lora(asked, found, None)

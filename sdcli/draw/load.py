@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib
 from collections.abc import Mapping
 from dataclasses import dataclass
-from types import MappingProxyType
+from types import MappingProxyType, SimpleNamespace
 from typing import Any
 
 import torch
@@ -14,6 +14,7 @@ from torch import nn
 from sdcli.draw.adapters import Additions
 from sdcli.draw.weights import Piece, Reader, pieces
 from sdcli.errors import BadFile, Bug
+from sdcli.models.expected import open_clip
 from sdcli.models.model import Component
 from sdcli.terminal import show
 
@@ -203,11 +204,12 @@ def _vae_names(config: Mapping[str, Any], stored: dict[str, Piece]) -> dict[str,
 def _text_names(name: str, stored: dict[str, Piece]) -> dict[str, Piece]:
     from diffusers.loaders import single_file_utils
 
-    if name == "text_encoder_2" and any(key.startswith("conditioner.embedders.1.") for key in stored):
-        prefix = "conditioner.embedders.1.model."
-        if prefix + "text_projection" not in stored:
+    if prefix := open_clip(name, stored):
+        if prefix + "text_projection" not in stored and name == "text_encoder_2":
             raise BadFile(f"the file holds no whole {name}: {prefix}text_projection not found")
-        stored = single_file_utils.convert_open_clip_checkpoint(None, stored, prefix=prefix)
+        width = stored[prefix + "ln_final.weight"].shape[0] if prefix + "ln_final.weight" in stored else 0
+        like = SimpleNamespace(config=SimpleNamespace(hidden_size=width))
+        stored = single_file_utils.convert_open_clip_checkpoint(like, stored, prefix=prefix)
     elif any(key.startswith(("cond_stage_model.", "conditioner.")) for key in stored):
         stored = single_file_utils.convert_ldm_clip_checkpoint(stored)
     # transformers has moved CLIP's layers in and out of `text_model`: each name answers to both spellings

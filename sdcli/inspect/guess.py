@@ -15,13 +15,13 @@ Shapes = Mapping[str, tuple[int, ...]]
 
 TITLES = {
     "sd15": "UNet of Stable Diffusion 1.5",
-    "sd21": "UNet of Stable Diffusion 2.1",
+    "sd2": "UNet of Stable Diffusion 2.1",
     "sdxl": "UNet of Stable Diffusion XL",
     "refiner": "UNet of the SDXL refiner",
     "unet2015": "The U-Net of 2015",
     "builtin": "UNet of sdcli's built-in emoji model",
 }
-CONDITIONAL = ("sd15", "sd21", "sdxl", "refiner")
+CONDITIONAL = ("sd15", "sd2", "sdxl", "refiner")
 
 
 @functools.cache

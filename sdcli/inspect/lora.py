@@ -13,13 +13,14 @@ from sdcli.inspect import figures, tables
 from sdcli.inspect.facts import Source
 from sdcli.inspect.numbers import scalar
 from sdcli.inspect.source import LoraFile
-from sdcli.models import lora
+from sdcli.models import kinds, lora
+from sdcli.models.families import families
 from sdcli.models.headers import Tensor
 from sdcli.models.lora import Layer
 from sdcli.terminal import cells, disk_text, fit, show
 
-FAMILIES = ("sd15", "sdxl", "sd21", "refiner")
-TITLES = {"sd15": "Stable Diffusion 1.5", "sdxl": "SDXL", "sd21": "Stable Diffusion 2", "refiner": "the SDXL refiner"}
+FAMILIES = ("sd15", "sdxl", "sd2", "refiner")
+TITLES = kinds.TITLES
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -97,7 +98,7 @@ def _known_layers(family: str) -> Mapping[str, Layer]:
 
 
 def _layers(config: Mapping[str, Any], family: str) -> dict[str, Layer]:
-    encoders = {"sd15": ("text_encoder",), "sdxl": ("text_encoder", "text_encoder_2")}.get(family, ())
+    encoders = [encoder.part for encoder in families()[family].encoders] if family in families() else []
     return lora.layers({"unet": config} | {name: data.component_config(family, name) for name in encoders})
 
 

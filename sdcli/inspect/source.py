@@ -23,13 +23,13 @@ from sdcli.models.headers import NAMES, Header, Tensor
 from sdcli.models.unet import CLASS_NAMES, analyse
 from sdcli.terminal import disk_text, show
 
-KNOWN = ("sd15", "sdxl", "sd21", "refiner", "unet2015", "builtin")
+KNOWN = ("sd15", "sdxl", "sd2", "refiner", "unet2015", "builtin")
 REPOSITORIES = {
     "stable-diffusion-v1-5/stable-diffusion-v1-5": "sd15",
     "runwayml/stable-diffusion-v1-5": "sd15",
     "stabilityai/stable-diffusion-xl-base-1.0": "sdxl",
     "stabilityai/stable-diffusion-xl-refiner-1.0": "refiner",
-    "stabilityai/stable-diffusion-2-1": "sd21",
+    "stabilityai/stable-diffusion-2-1": "sd2",
 }
 LARGEST_JSON = 4 << 20
 UNKNOWN = "UNet of its own shape"
@@ -50,6 +50,8 @@ def find(model: str) -> Source | LoraFile:
     name = model.strip()
     if name.casefold() in KNOWN:
         return known(name.casefold())
+    if name.casefold() == "sd21":  # 2.0 and 2.1 have the same UNet
+        return known("sd2")
     path = Path(name).expanduser()
     try:
         if path.is_dir():
@@ -73,7 +75,7 @@ def find_lora(path: str) -> LoraFile:
         raise BadFile(
             f"{show(file, 120)} is {title}, not a LoRA", hint=f"sdcli inspect-unet {show(shlex.quote(path), 200)}"
         )
-    return LoraFile(path=file, header=header, family=_ours(kind.family))
+    return LoraFile(path=file, header=header, family=kind.family)
 
 
 def known(family: str) -> Source:
@@ -255,7 +257,7 @@ def _file(path: Path) -> Source | LoraFile:
         header, fault = readable, error
     kind = kinds.kind_of(header)
     if kind.kind == "lora":
-        return LoraFile(path=path, header=header, family=_ours(kind.family))
+        return LoraFile(path=path, header=header, family=kind.family)
     inside = _unet_tensors(header)
     if not inside:
         raise fault or _no_unet(path, header, kind)
@@ -270,10 +272,6 @@ def _file(path: Path) -> Source | LoraFile:
 
 
 _PARTS = {"vae": "VAE", "text_encoder": "text encoder", "text_encoder_2": "second text encoder"}
-
-
-def _ours(family: str) -> str:
-    return "sd21" if family == "sd2" else family
 
 
 def _no_unet(path: Path, header: Header, kind: kinds.Kind) -> BadFile:

@@ -50,13 +50,14 @@ def _model(path: Path, kind: Kind, size: int) -> Model:
         scheduler.update(rescale_betas_zero_snr=True, timestep_spacing="trailing")
     components = {
         name: Component(
-            parameters=kind.parts[name].parameters, stored_bytes=kind.parts[name].bytes,
-            stored_dtype=kind.parts[name].dtype, config=data.component_config(kind.family, name), files=(str(path),),
+            parameters=parameters_of(name, data.component_config(kind.family, name)),
+            stored_bytes=kind.parts[name].bytes, stored_dtype=kind.parts[name].dtype,
+            config=data.component_config(kind.family, name), files=(str(path),),
         )
         for name in find(kind.family).components
     }  # fmt: skip
     return Model(
-        name=path.stem, kind=kind.kind, family=kind.family, source="file", prediction=kind.prediction or "epsilon",
+        name=path.stem, kind=kind.kind, family=kind.family, source="file", prediction=scheduler["prediction_type"],
         zero_snr=kind.zero_snr, empty_is_zeros=find(kind.family).empty_is_zeros, disk_bytes=size,
         components=components, path=str(path), layout="original", scheduler=scheduler,
     )  # fmt: skip
@@ -86,7 +87,7 @@ def _usual(family: str) -> Iterator[tuple[str, int]]:
 
 def _use_of_lora(path: Path, family: str) -> str:
     """With its base model; where that is not known or not drawn with, a look at it."""
-    if family in DRAWN:
+    if family in DRAWN and find(family).known is not None:
         return f'sdcli generate "a cat" -m {family} --lora "{show(path, 300)}"'
     return f'sdcli inspect-unet sd15 --lora "{show(path, 300)}"'
 

@@ -7,12 +7,11 @@ from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 from sdcli.models import keys, text, unet, vae
+from sdcli.models.families import original_places
 from sdcli.models.headers import Tensor
 from sdcli.models.kinds import UNET, VAE
 
 Shape = tuple[int, ...]
-_CLIP = ("cond_stage_model.transformer.", "conditioner.embedders.0.transformer.")
-_OPEN_CLIP = "conditioner.embedders.1.model."
 _OLD_ATTENTION = {"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": "to_out.0"}
 _VAE_NAMES = (
     (r"\bmid\.block_1\b", "mid_block.resnets.0"), (r"\bmid\.block_2\b", "mid_block.resnets.1"),
@@ -61,6 +60,12 @@ def _leaves(component: str, config: Mapping[str, Any]) -> Iterable[Any]:
     return text.analyse(config).leaves
 
 
+def open_clip(component: str, names: Iterable[str]) -> str:
+    """Where a file has this text encoder in OpenCLIP's layout: SDXL's second, SD2's only one; "" where it has not."""
+    places = [place for place in original_places(component) if place.endswith(".model.")]
+    return next((place for place in places if any(name.startswith(place) for name in names)), "")
+
+
 def _other(held: Shape, wanted: Shape) -> bool:
     """A linear layer and a convolution of 1×1 hold the same numbers."""
     return _plain(held) != _plain(wanted)
@@ -81,13 +86,13 @@ def _named(component: str, held: Mapping[str, Tensor], levels: int) -> Iterator[
         yield from ((renamed.get(name, name), tensor.shape) for name, tensor in bare.items())
     elif component == "vae":
         yield from ((_of_vae(name.removeprefix(VAE), levels), tensor.shape) for name, tensor in held.items())
-    elif component == "text_encoder_2" and any(name.startswith(_OPEN_CLIP) for name in held):
+    elif prefix := open_clip(component, held):
         for name, tensor in held.items():
-            if name.startswith(_OPEN_CLIP):
-                yield from _of_open_clip(name.removeprefix(_OPEN_CLIP), tensor.shape)
+            if name.startswith(prefix):
+                yield from _of_open_clip(name.removeprefix(prefix), tensor.shape)
     else:
         for name, tensor in held.items():
-            start = next((prefix for prefix in _CLIP if name.startswith(prefix)), "")
+            start = next((prefix for prefix in original_places(component) if name.startswith(prefix)), "")
             yield name.removeprefix(start).removeprefix("text_model."), tensor.shape
 
 

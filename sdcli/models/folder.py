@@ -10,9 +10,9 @@ from typing import Any
 from sdcli import data
 from sdcli.errors import BadFile, ModelMissing, Unsafe
 from sdcli.models import shipped, strict, vae
-from sdcli.models.families import families, find
+from sdcli.models.families import families, find, of_unet
 from sdcli.models.headers import read_header
-from sdcli.models.kinds import TITLES, kind_of_config, part_of
+from sdcli.models.kinds import DRAWN, TITLES, kind_of_config, part_of
 from sdcli.models.model import Component, Model
 from sdcli.models.sniff import PICKLE_SUFFIXES
 from sdcli.terminal import show
@@ -58,7 +58,7 @@ def read(
     """The model in a folder; `family` is given for the built-in one, whose classes are Stable Diffusion's. With
     `whole` False it may lack tensors: for looking at."""
     index = _index(path)
-    kind = family or _family(index, path)
+    kind = family or family_of(path)
     _check_classes(index, path)
     configs = {part: read_json(path / part / "config.json") for part in find(kind).components}
     _check_unet(configs["unet"], configs["vae"], kind if family is None else "", path)
@@ -145,17 +145,23 @@ def _index(path: Path) -> dict[str, Any]:
     raise ModelMissing(f"{show(path)} is no model: there is no model_index.json in it", hint=_ANOTHER)
 
 
-def _family(index: Mapping[str, Any], path: Path) -> str:
+def family_of(path: Path) -> str:
+    """The family of the model in a folder, by its UNet's config: several share a pipeline's class."""
+    index = _index(path)
     pipeline = index.get("_class_name")
     if isinstance(pipeline, list):  # how a folder names a pipeline of its own, in Python
         raise Unsafe(f"{show(path)} wants to run its own {show(pipeline, 60)}; refused", hint=_ANOTHER)
-    for family in families().values():
-        if family.pipeline == pipeline and family.name != "builtin":
-            return family.name
-    raise BadFile(
-        f"{show(path)} is for {show(pipeline, 60)}, which sdcli does not draw with; it draws with SD1.5 and SDXL",
-        hint=_ANOTHER,
-    )
+    if pipeline not in [family.pipeline for family in families().values()]:
+        titles = " and ".join(TITLES[name] for name in DRAWN)
+        raise BadFile(
+            f"{show(path)} is for {show(pipeline, 60)}, which sdcli does not draw with; it draws with {titles}",
+            hint=_ANOTHER,
+        )
+    unet = read_json(path / "unet" / "config.json")
+    found = of_unet(unet)
+    if found is None or unet.get("encoder_hid_dim") is not None:
+        raise BadFile(f"{show(path)} has a UNet that sdcli does not draw with", hint=_ANOTHER)
+    return found.name
 
 
 def _check_classes(index: Mapping[str, Any], path: Path) -> None:

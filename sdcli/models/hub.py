@@ -30,6 +30,7 @@ from sdcli.models.kinds import kind_of
 from sdcli.terminal import disk_text, seconds_text, show
 
 INDEX = "model_index.json"
+UNET = "unet/config.json"
 NEWS = 1 << 20  # bytes that count as getting on, so that attempts are counted anew
 _ANOTHER = 'sdcli generate "a cat" -m sd15'
 
@@ -94,7 +95,7 @@ def offer(connection: Connection, repository: str, revision: str | None, cache: 
     files = hub_files.listed(info.get("siblings"))
     if INDEX not in files:
         raise _no_index(repository, files)
-    small = {INDEX: _small(connection, repository, commit, files[INDEX])}
+    small = {name: _small(connection, repository, commit, files[name]) for name in (INDEX, UNET) if name in files}
     family = _family(repository, small)
     components = families()[family].components
     first = hub_files.configs(files, components)
@@ -200,8 +201,7 @@ def _family(repository: str, small: Mapping[str, bytes]) -> str:
         except SdcliError as error:
             message = error.message.replace(show(base), show(repository))
             raise type(error)(message, hint=error.hint, **error.details) from None
-        pipeline = folder.read_json(base / INDEX).get("_class_name")
-    return next(f.name for f in families().values() if f.pipeline == pipeline and f.name != "builtin")
+        return folder.family_of(base)
 
 
 def _no_index(repository: str, files: Mapping[str, File]) -> BadFile:

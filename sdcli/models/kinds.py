@@ -7,17 +7,19 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from sdcli.models.families import families, original_places
 from sdcli.models.headers import NAMES, Header, Tensor
 
 UNET = "model.diffusion_model."
 VAE = "first_stage_model."
-# Cross-attention width → family. 1280 is the refiner's; 2048 is both of SDXL's encoders side by side.
-_WIDTHS = {768: "sd15", 1024: "sd2", 1280: "refiner", 2048: "sdxl"}
+# The width of the text that a UNet reads → its family; the refiner is one that nothing draws with by itself.
+_WIDTHS = {family.text_width: family.name for family in families().values() if family.text_width} | {1280: "refiner"}
 # Input channels → what the UNet sees beside the noise: a mask and a picture, a picture, a depth map.
 _INPUTS = {4: "", 5: "-depth", 7: "-upscaler", 8: "-edit", 9: "-inpainting"}
-DRAWN = ("sd15", "sdxl")
+DRAWN = tuple(family.name for family in families().values() if family.text_width)
 TITLES = {
-    "sd15": "Stable Diffusion 1.5", "sdxl": "SDXL", "sd2": "Stable Diffusion 2", "refiner": "the SDXL refiner",
+    **{family.name: family.title for family in families().values() if family.text_width},
+    "refiner": "the SDXL refiner",
     "sd15-inpainting": "Stable Diffusion 1.5 inpainting", "sdxl-inpainting": "SDXL inpainting",
     "sd2-inpainting": "Stable Diffusion 2 inpainting", "sd15-edit": "Stable Diffusion 1.5 for editing pictures",
     "sdxl-edit": "SDXL for editing pictures", "sd2-depth": "Stable Diffusion 2 with depth",
@@ -77,10 +79,8 @@ def kind_of(header: Header) -> Kind:
 _PARTS: dict[str, Callable[[str], bool]] = {
     "unet": lambda name: name.startswith(UNET),
     "vae": lambda name: name.startswith(VAE),
-    "text_encoder": lambda name: name.startswith(
-        ("cond_stage_model.transformer.", "conditioner.embedders.0.transformer.", "cond_stage_model.model.")
-    ),
-    "text_encoder_2": lambda name: name.startswith("conditioner.embedders.1.model."),
+    "text_encoder": lambda name: name.startswith(original_places("text_encoder")),
+    "text_encoder_2": lambda name: name.startswith(original_places("text_encoder_2")),
 }
 
 

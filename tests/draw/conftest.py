@@ -1,4 +1,4 @@
-"""Tiny random SD1.5 and SDXL with the real topology, written once per run, and diffusers' own pipelines on them."""
+"""Tiny random SD1.5, SD2 and SDXL of the real topology, written once a run, and diffusers' own pipelines on them."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from draw_samples import diffusers_pipelines
+from draw_samples import FAMILIES, diffusers_pipelines
 
 from scripts import make_checkpoint
 from sdcli.draw import quiet
@@ -23,9 +23,9 @@ def one_quiet_thread() -> Iterator[None]:
 
 @pytest.fixture(scope="session")
 def tiny_folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    """fp32 diffusers folders of both families."""
+    """fp32 diffusers folders of all families."""
     root = tmp_path_factory.mktemp("tiny")
-    return {family: make_checkpoint.write_folder(root / family, family, tiny=True) for family in ("sd15", "sdxl")}
+    return {family: make_checkpoint.write_folder(root / family, family, tiny=True) for family in FAMILIES}
 
 
 @pytest.fixture(scope="session")

@@ -15,12 +15,15 @@ from sdcli.plan.plan import Plan
 from sdcli.plan.planner import make_plan
 from sdcli.request.request import Request
 
+FAMILIES = ("sd15", "sd2", "sdxl")
+
 
 def diffusers_pipelines(folders: dict[str, Path], dtype: torch.dtype) -> dict[str, Any]:
     from diffusers import StableDiffusionPipeline, StableDiffusionXLPipeline
 
     made: dict[str, Any] = {}
-    for family, kind in (("sd15", StableDiffusionPipeline), ("sdxl", StableDiffusionXLPipeline)):
+    for family in FAMILIES:
+        kind = StableDiffusionXLPipeline if family == "sdxl" else StableDiffusionPipeline
         made[family] = kind.from_pretrained(folders[family], dtype=dtype, local_files_only=True)
         made[family].set_progress_bar_config(disable=True)
     return made

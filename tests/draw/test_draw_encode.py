@@ -6,10 +6,12 @@ from typing import Any
 
 import pytest
 import torch
+from draw_samples import FAMILIES
 from torch import Tensor
 
 from sdcli.draw import encode
 from sdcli.draw.encode import Encoder, Text
+from sdcli.models.families import of_unet
 from sdcli.request import tokenizer
 
 PROMPTS = ("a cat on a red sofa", "", "Ein Bär, 2024: it's done?", "word " * 75)
@@ -17,11 +19,13 @@ LONG = "stone " * 110 + ", a (red:1.4) castle [in fog] " + "tree " * 90  # 200 t
 
 
 def encoders(pipeline: Any) -> list[Encoder]:
-    cpu, clip = torch.device("cpu"), tokenizer.vocabulary()
-    if not hasattr(pipeline, "text_encoder_2"):
-        return [Encoder(pipeline.text_encoder, cpu, clip)]
-    second = Encoder(pipeline.text_encoder_2, cpu, clip, pad=0, penultimate=True)
-    return [Encoder(pipeline.text_encoder, cpu, clip, penultimate=True), second]
+    """As the family of the pipeline's UNet has them."""
+    family = of_unet(pipeline.unet.config)
+    assert family is not None
+    return [
+        Encoder(getattr(pipeline, one.part), torch.device("cpu"), tokenizer.vocabulary(), one.pad, one.penultimate)
+        for one in family.encoders
+    ]
 
 
 def encoded(pipeline: Any, text: str, clip_skip: int = 1, emphasis: str = "a1111") -> Text:
@@ -42,7 +46,7 @@ def from_diffusers(pipeline: Any, prompt: str, negative: str | None = None, **gi
 
 
 @pytest.mark.parametrize("prompt", PROMPTS)
-@pytest.mark.parametrize("family", ["sd15", "sdxl"])
+@pytest.mark.parametrize("family", FAMILIES)
 def test_plain_prompts_equal_those_of_diffusers(pipelines: dict[str, Any], family: str, prompt: str) -> None:
     own, other = encoded(pipelines[family], prompt), encoded(pipelines[family], "blurry")
     embeds, negative, *pooled = from_diffusers(pipelines[family], prompt, "blurry")
@@ -112,7 +116,7 @@ def by_hand(pipeline: Any, encoder: Encoder, rows: list[list[tuple[int, float]]]
 
 
 @pytest.mark.parametrize("emphasis", ["a1111", "comfy"])
-@pytest.mark.parametrize("family", ["sd15", "sdxl"])
+@pytest.mark.parametrize("family", FAMILIES)
 def test_weights_and_200_tokens_equal_a_calculation_by_hand(
     pipelines: dict[str, Any], family: str, emphasis: str
 ) -> None:

@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 import torch
 from diffusers import UNet2DConditionModel
-from draw_samples import diffusers_pipelines, events_of, plan_for
+from draw_samples import FAMILIES, diffusers_pipelines, events_of, plan_for
 
 from sdcli import events
 from sdcli.draw import denoise, local, place, prompts, run
@@ -28,8 +28,6 @@ from sdcli.plan.legality import legal
 from sdcli.plan.plan import Plan
 from sdcli.plan.stages import stages
 from sdcli.plan.techniques import placement as place_of
-
-FAMILIES = ("sd15", "sdxl")
 
 
 def pixels(plan: Plan) -> list[bytes]:

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from draw_samples import FAMILIES
 
 from scripts import make_checkpoint
 from sdcli.draw import load, weights
@@ -39,7 +40,7 @@ def same(own: torch.nn.Module, theirs: torch.nn.Module) -> None:
         assert torch.equal(mine[key], tensor), key
 
 
-@pytest.mark.parametrize("family", ["sd15", "sdxl"])
+@pytest.mark.parametrize("family", FAMILIES)
 def test_a_folder_loads_as_from_pretrained_does(
     tiny_folders: dict[str, Path], pipelines: dict[str, Any], family: str
 ) -> None:
@@ -68,14 +69,14 @@ def test_shards_and_a_variant_load_like_one_file(tmp_path: Path, tiny_folders: d
         same(loaded(name, folder / name), loaded(name, tiny_folders["sdxl"] / name))
 
 
-@pytest.mark.parametrize("family", ["sd15", "sdxl"])
+@pytest.mark.parametrize("family", FAMILIES)
 def test_a_checkpoint_in_the_original_layout_equals_the_folder_and_diffusers_own_conversion(
     tmp_path: Path, tiny_folders: dict[str, Path], family: str
 ) -> None:
     import diffusers
 
     file = make_checkpoint.write_file(tmp_path / "model.safetensors", family, tiny=True)
-    kind = diffusers.StableDiffusionPipeline if family == "sd15" else diffusers.StableDiffusionXLPipeline
+    kind = diffusers.StableDiffusionXLPipeline if family == "sdxl" else diffusers.StableDiffusionPipeline
     theirs = kind.from_single_file(str(file), config=str(tiny_folders[family]), local_files_only=True)
     for name in make_checkpoint.COMPONENTS[family]:
         config = make_checkpoint.configs(family, tiny=True)[name]
@@ -112,7 +113,7 @@ def averaged(planned: dict[str, make_checkpoint.Planned]) -> dict[str, make_chec
 
 @pytest.mark.parametrize("ema", [False, True])
 @pytest.mark.parametrize("stored", ["fp32", "fp16", "bf16"])
-@pytest.mark.parametrize("family", ["sd15", "sdxl"])
+@pytest.mark.parametrize("family", FAMILIES)
 def test_each_component_of_a_single_checkpoint_is_bit_equal_to_its_folder(
     tmp_path: Path, family: str, stored: str, ema: bool
 ) -> None:
@@ -160,7 +161,7 @@ def test_a_merged_checkpoint_with_mixed_dtypes_and_odd_company_loads(tmp_path: P
         assert all(torch.equal(found[key], tensor.float()) for key, tensor in wanted[name].items()), name
 
 
-@pytest.mark.parametrize("family", ["sd15", "sdxl"])
+@pytest.mark.parametrize("family", FAMILIES)
 def test_every_name_of_the_full_size_original_layout_finds_its_place(family: str) -> None:
     """Names and shapes only: nothing of full size is read or written."""
     configs = make_checkpoint.configs(family)

@@ -6,10 +6,12 @@ from typing import Any
 
 import pytest
 import torch
+from draw_samples import FAMILIES
 from torch import Tensor
 
 from sdcli.draw import decode, denoise, encode, schedulers
 from sdcli.draw.encode import Encoder, Text
+from sdcli.models.families import of_unet
 from sdcli.request import tokenizer
 from sdcli.request.samplers import SAMPLERS, find
 
@@ -36,17 +38,16 @@ def theirs(pipeline: Any, sampler: str, **given: Any) -> Any:
 
 
 def encoded(pipeline: Any, text: str, clip_skip: int = 1, emphasis: str = "a1111") -> Text:
-    both = hasattr(pipeline, "text_encoder_2")
-    modules = [pipeline.text_encoder, *([pipeline.text_encoder_2] if both else [])]
-    chunks = tokenizer.chunks(text, emphasis)
+    family, chunks = of_unet(pipeline.unet.config), tokenizer.chunks(text, emphasis)
+    assert family is not None
     return encode.joined([
         encode.encode(
             Encoder(
-                module, torch.device("cpu"), tokenizer.vocabulary(), pad=0 if place else None, penultimate=both
+                getattr(pipeline, one.part), torch.device("cpu"), tokenizer.vocabulary(), one.pad, one.penultimate
             ),
             chunks, clip_skip=clip_skip, emphasis=emphasis,
         )
-        for place, module in enumerate(modules)
+        for one in family.encoders
     ])  # fmt: skip
 
 
@@ -99,7 +100,19 @@ def test_latents_equal_those_of_diffusers_bit_for_bit(
     assert (own - wanted).abs().max().item() == 0.0
 
 
-@pytest.mark.parametrize("family", ["sd15", "sdxl"])
+@pytest.mark.parametrize("sampler", [sampler.name for sampler in SAMPLERS])
+def test_sd2_predicting_v_equals_diffusers_too(
+    pipelines: dict[str, Any], texts: dict[str, tuple[Text, Text]], sampler: str
+) -> None:
+    """768-v with its own scheduler's settings, text and all by diffusers' own way."""
+    pipeline, (prompt, negative) = pipelines["sd2"], texts["sd2"]
+    assert pipeline.scheduler.config.prediction_type == "v_prediction"
+    given = {"guidance_scale": 7.5, "negative_prompt": NEGATIVE, "prediction": "v_prediction"}
+    own = ours(pipeline, sampler, guidance=7.5, prediction="v_prediction", prompt=prompt, negative=negative)
+    assert torch.equal(own, theirs(pipeline, sampler, **given))
+
+
+@pytest.mark.parametrize("family", FAMILIES)
 def test_the_picture_equals_the_one_diffusers_draws(pipelines: dict[str, Any], family: str) -> None:
     pipeline = pipelines[family]
     given = {"guidance_scale": 5.0, "negative_prompt": NEGATIVE, "output_type": "pil"}
@@ -109,7 +122,7 @@ def test_the_picture_equals_the_one_diffusers_draws(pipelines: dict[str, Any], f
     assert own.pixels == image.tobytes()
 
 
-@pytest.mark.parametrize("family", ["sd15", "sdxl"])
+@pytest.mark.parametrize("family", FAMILIES)
 def test_a_batch_decodes_image_by_image_as_diffusers_decodes_each(pipelines: dict[str, Any], family: str) -> None:
     """Several images in one decode differ in the last bits, in diffusers too: so each is compared by itself."""
     pipeline = pipelines[family]
@@ -121,7 +134,7 @@ def test_a_batch_decodes_image_by_image_as_diffusers_decodes_each(pipelines: dic
 
 @pytest.mark.parametrize("size", [(64, 64), (96, 64), (96, 72)])
 @pytest.mark.parametrize("sampler", ["Euler a", "DPM++ 2M Karras", "UniPC"])
-@pytest.mark.parametrize("family", ["sd15", "sdxl"])
+@pytest.mark.parametrize("family", FAMILIES)
 def test_bf16_latents_and_pixels_are_equal_too(
     bf16_pipelines: dict[str, Any], family: str, sampler: str, size: tuple[int, int]
 ) -> None:

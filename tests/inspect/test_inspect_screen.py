@@ -9,7 +9,7 @@ from sdcli.inspect.screen import draw, insight
 from sdcli.inspect.source import known
 from sdcli.terminal import cells
 
-NAMES = ["sd15", "sdxl", "sd21", "refiner", "unet2015"]
+NAMES = ["sd15", "sdxl", "sd2", "refiner", "unet2015"]
 
 
 def look(name: str, **at: object) -> Inspection:

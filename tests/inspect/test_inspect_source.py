@@ -43,7 +43,7 @@ def found(model: object) -> Source:
     return result
 
 
-@pytest.mark.parametrize("name", ["sd15", "SDXL", "sd21", "refiner", "unet2015"])
+@pytest.mark.parametrize("name", ["sd15", "SDXL", "sd2", "refiner", "unet2015"])
 def test_known_families_need_no_files(name: str) -> None:
     known = found(name)
     assert (known.kind, known.family, known.whole) == ("known", name.lower(), True)
@@ -59,7 +59,7 @@ def test_the_builtin_model_is_shown_or_said_to_be_missing() -> None:
         assert found("builtin").family == "builtin"
 
 
-@pytest.mark.parametrize("family", ["sd15", "sd21", "sdxl", "refiner"])
+@pytest.mark.parametrize("family", ["sd15", "sd2", "sdxl", "refiner"])
 def test_both_layouts_and_a_bare_unet_are_the_same_family(family: str, tmp_path: Path) -> None:
     shapes = guess.expected(family)
     files = {
@@ -207,7 +207,7 @@ def test_what_is_absent_is_missing_and_a_pickle_is_unsafe(tmp_path: Path) -> Non
         source.find(str(pickle))
 
 
-@pytest.mark.parametrize("family", ["sd15", "sd21", "sdxl", "refiner"])
+@pytest.mark.parametrize("family", ["sd15", "sd2", "sdxl", "refiner"])
 def test_original_names_lead_back_to_their_own(family: str) -> None:
     shapes = guess.expected(family)
     there = original(shapes, "")
@@ -215,7 +215,7 @@ def test_original_names_lead_back_to_their_own(family: str) -> None:
     assert [back[name] for name in there] == list(shapes)
 
 
-@pytest.mark.parametrize("family", ["sd15", "sd21", "sdxl", "refiner"])
+@pytest.mark.parametrize("family", ["sd15", "sd2", "sdxl", "refiner"])
 def test_a_config_is_read_back_from_shapes_alone(family: str) -> None:
     config = guess.config_of(guess.expected(family))
     side = {"height": 64, "width": 64}

@@ -17,6 +17,7 @@ UNET, VAE = "model.diffusion_model.", "first_stage_model."
 _CONTEXT = {"sd15": 768, "sd2": 1024, "refiner": 1280, "sdxl": 2048}
 _TEXT = {
     "sd15": {"text_encoder": "cond_stage_model.transformer."},
+    "sd2": {"text_encoder": "cond_stage_model.model."},
     "sdxl": {
         "text_encoder": "conditioner.embedders.0.transformer.",
         "text_encoder_2": "conditioner.embedders.1.model.",

@@ -12,12 +12,13 @@ from sdcli.errors import BadFile
 from sdcli.models import checkpoint
 
 
-@pytest.mark.parametrize("family", ["sd15", "sdxl"])
+@pytest.mark.parametrize("family", ["sd15", "sd2", "sdxl"])
 def test_a_checkpoint_is_a_model_of_its_family_with_the_shipped_configs(tmp_path: Path, family: str) -> None:
     path = make.file(tmp_path / "dream.safetensors", make.checkpoint(family))
     model = checkpoint.read(path)
     assert (model.name, model.kind, model.family, model.source) == ("dream", family, family, "file")
-    assert (model.layout, model.prediction, model.zero_snr) == ("original", "epsilon", False)
+    predicts = "v_prediction" if family == "sd2" else "epsilon"  # of SD2's the file says nothing; most are 768-v
+    assert (model.layout, model.prediction, model.zero_snr) == ("original", predicts, False)
     assert model.disk_bytes == path.stat().st_size
     assert model.scheduler == data.component_config(family, "scheduler")
     for name, component in model.components.items():
@@ -61,7 +62,7 @@ def test_a_pruned_relative_is_not_taken_for_its_big_sister(tmp_path: Path) -> No
 @pytest.mark.parametrize(
     ("shapes", "words", "hint"),
     [
-        (make.checkpoint("sd2"), "is Stable Diffusion 2, which sdcli does not draw with", "-m sd15"),
+        (make.checkpoint("sd2", channels=5), "is Stable Diffusion 2 with depth, which", "-m sd15"),
         (make.checkpoint("refiner"), "is the SDXL refiner", "-m sd15"),
         (make.checkpoint("sd15", channels=9), "is Stable Diffusion 1.5 inpainting, which", "-m sd15"),
         ({"double_blocks.0.x": [1], "single_blocks.0.x": [1]}, "is FLUX", "-m sd15"),

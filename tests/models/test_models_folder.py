@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from sdcli import data
 from sdcli.errors import BadFile, ModelMissing, SdcliError, Unsafe
-from sdcli.models import folder
+from sdcli.models import families, folder
 
 
 def test_both_families_have_their_published_sizes(tmp_path: Path) -> None:
@@ -131,8 +131,8 @@ def test_weights_that_are_fewer_than_the_config_says_are_not_this_model(tmp_path
 @pytest.mark.parametrize(
     ("configs", "words"),
     [
-        ({"unet": {"cross_attention_dim": 1024}}, "Stable Diffusion 2"),
-        ({"unet": {"cross_attention_dim": 2048}}, "is SDXL"),
+        ({"unet": {"cross_attention_dim": 1024}}, "not the same model"),  # read as SD2's, which has more of it
+        ({"unet": {"encoder_hid_dim": 4096}}, "a UNet that sdcli does not draw with"),
         ({"unet": {"in_channels": 9}}, "inpainting"),
         ({"unet": {"time_cond_proj_dim": 256}}, "latent consistency"),
         ({"unet": {"cross_attention_dim": 40, "in_channels": 9}}, "takes 9 channels, its VAE gives 4"),
@@ -149,6 +149,27 @@ def test_a_model_of_another_kind_behind_a_familiar_index_is_named(
         folder.read(make.folder(tmp_path / "mine", configs=configs))
     assert words in caught.value.message
     assert caught.value.hint
+
+
+def test_a_family_is_known_by_its_unet_whatever_the_index_calls_the_pipeline(tmp_path: Path) -> None:
+    """SD1.5 and SD2 share a pipeline's class; widths of one's own do not matter."""
+    assert folder.read(make.folder(tmp_path / "two", "sd2")).family == "sd2"
+    mislabelled = make.folder(tmp_path / "xl", "sd15", _class_name="StableDiffusionXLPipeline")
+    assert folder.read(mislabelled).family == "sd15"
+    for family in ("sd15", "sd2", "sdxl"):
+        config = {**data.component_config(family, "unet"), "cross_attention_dim": 40}
+        assert getattr(families.of_unet(config), "name", None) == family
+
+
+def test_sd2_base_says_its_size_and_that_it_predicts_noise(tmp_path: Path) -> None:
+    configs = {"unet": {"sample_size": 64}, "scheduler": {"prediction_type": "epsilon"}}
+    base, large = (
+        folder.read(make.folder(tmp_path / "b", "sd2", configs=configs)),
+        folder.read(make.folder(tmp_path / "v", "sd2")),
+    )
+    assert (base.prediction, base.defaults) == ("epsilon", {"width": 512, "height": 512})
+    assert (large.prediction, large.defaults) == ("v_prediction", {})
+    assert base.components["text_encoder"].parameters == 340_387_840
 
 
 # --- hostile folders

@@ -29,7 +29,7 @@ def test_a_random_unet_is_counted_exactly(seed: int) -> None:
     assert sum(block.parameters for block in found.blocks) == found.parameters
 
 
-KNOWN = [("sd15", 64), ("sdxl", 128), ("sd21", 96), ("refiner", 128)]
+KNOWN = [("sd15", 64), ("sdxl", 128), ("sd2", 96), ("refiner", 128)]
 
 
 @pytest.mark.parametrize(("name", "side"), KNOWN)

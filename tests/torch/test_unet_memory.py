@@ -12,7 +12,7 @@ from sdcli import data
 from sdcli.models import text, vae
 from sdcli.models.unet import analyse
 
-KNOWN = [("sd15", 64, 1), ("sd15", 64, 2), ("sdxl", 128, 2), ("sd21", 96, 1), ("refiner", 128, 1), ("sd15", 96, 1)]
+KNOWN = [("sd15", 64, 1), ("sd15", 64, 2), ("sdxl", 128, 2), ("sd2", 96, 1), ("refiner", 128, 1), ("sd15", 96, 1)]
 
 
 @pytest.mark.parametrize(("name", "side", "batch"), KNOWN)

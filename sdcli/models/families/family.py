@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -25,6 +25,7 @@ class Encoder:
     part: str = "text_encoder"
     pad: int | None = None  # the token that fills a chunk; None: the end mark
     penultimate: bool = False  # one layer below the last, not normalised
+    original: str = "cond_stage_model.transformer."  # where its tensors stand in a single file
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,6 +33,8 @@ class Family:
     name: str
     title: str
     pipeline: str  # the diffusers class a model_index.json of this family names
+    text_width: int = 0  # of the text that its UNet reads (cross_attention_dim), as published
+    owns: Callable[[Mapping[str, Any]], bool] | None = None  # by its UNet's config, whatever its widths
     encoders: tuple[Encoder, ...] = (Encoder(),)
     defaults: Mapping[str, Any]  # Request fields; the size too where the family was trained at one
     known: Known | None = None

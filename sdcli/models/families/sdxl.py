@@ -1,12 +1,25 @@
 """SDXL base and everything fine-tuned from it."""
 
+from collections.abc import Mapping
+from typing import Any
+
 from sdcli.models.families.family import Encoder, Family, Known
+
+
+def _owns(unet: Mapping[str, Any]) -> bool:
+    return unet.get("addition_embed_type") == "text_time"
+
 
 FAMILY = Family(
     name="sdxl",
     title="SDXL",
     pipeline="StableDiffusionXLPipeline",
-    encoders=(Encoder(penultimate=True), Encoder(part="text_encoder_2", pad=0, penultimate=True)),
+    text_width=2048,
+    owns=_owns,
+    encoders=(
+        Encoder(penultimate=True, original="conditioner.embedders.0.transformer."),
+        Encoder(part="text_encoder_2", pad=0, penultimate=True, original="conditioner.embedders.1.model."),
+    ),
     defaults={"width": 1024, "height": 1024, "steps": 30, "guidance": 5.5, "sampler": "DPM++ 2M Karras"},
     empty_is_zeros=True,
     vae_overflows=True,

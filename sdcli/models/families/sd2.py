@@ -1,0 +1,27 @@
+"""Stable Diffusion 2.0 and 2.1, base and 768-v, and everything fine-tuned from them.
+
+Their text encoder is OpenCLIP's ViT-H, and its last layer is left out of its config: what diffusers reads is the last
+layer but one, normalised. 768-v predicts v; the base models, at 512², predict noise and say so in their scheduler.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+from sdcli.models.families import sd15
+from sdcli.models.families.family import Encoder, Family
+
+
+def _owns(unet: Mapping[str, Any]) -> bool:
+    return bool(unet.get("use_linear_projection")) and unet.get("addition_embed_type") != "text_time"
+
+
+FAMILY = Family(
+    name="sd2",
+    title="Stable Diffusion 2",
+    pipeline="StableDiffusionPipeline",
+    text_width=1024,
+    owns=_owns,
+    encoders=(Encoder(pad=0, original="cond_stage_model.model."),),
+    defaults={"width": 768, "height": 768, "steps": 25, "guidance": 7.0, "sampler": "DPM++ 2M Karras"},
+    colours=sd15.FAMILY.colours,  # the same VAE
+)
