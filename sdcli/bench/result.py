@@ -11,7 +11,7 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-from sdcli import __version__, schema
+from sdcli import __version__, reading, schema
 from sdcli.bench import likeness, statistics
 from sdcli.bench.run import Bench, Row, rate_of
 from sdcli.errors import BadFile
@@ -23,6 +23,7 @@ from sdcli.record.report import Measured, MemoryUse, Predicted
 from sdcli.terminal import show
 
 NAME, NEWEST = "sdcli.bench", 1
+LARGEST_FILE = 256 << 20
 _PEAKS = ("allocated_peak", "reserved_peak", "driver_peak", "pinned_peak", "host_peak")
 ELSEWHERE = "--save ~/bench.json"
 Result = dict[str, Any]
@@ -289,7 +290,7 @@ def write(result: Result, path: Path) -> None:
 def read(path: Path) -> Result:
     """A result that was written by `write` or printed by --json; anything else is a bad file."""
     try:
-        content = path.read_bytes()
+        content = reading.whole(path, LARGEST_FILE)
     except OSError as error:
         raise BadFile(
             f"{show(path)} cannot be read: {show(error.strerror or error)}", hint="sdcli bench --quick --save new.json"
@@ -304,7 +305,9 @@ def check(data: Result, where: str) -> Result:
     except (KeyError, TypeError, AttributeError):
         whole = False
     if not whole:
-        raise BadFile(f"{show(where)} is no whole result of sdcli bench", hint="sdcli bench --quick --save new.json")
+        raise BadFile(
+            f"{show(where)} is not a complete result of sdcli bench", hint="sdcli bench --quick --save new.json"
+        )
     return data
 
 

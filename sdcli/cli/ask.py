@@ -13,18 +13,21 @@ from typing import Any
 from sdcli import __version__, data
 from sdcli.cli import adapters, builtin, probing
 from sdcli.cli.former import not_needed
-from sdcli.errors import Usage
+from sdcli.errors import ModelMissing, Usage
 from sdcli.machine import as_if, hardware, installation, state
 from sdcli.machine.hardware import Hardware
 from sdcli.models import cache, hub_cache, resolve
 from sdcli.models.model import Model
-from sdcli.plan.plan import Plan
+from sdcli.plan.plan import Plan, Warning
 from sdcli.plan.planner import make_plan
 from sdcli.record.metadata import read as metadata
 from sdcli.request import config, jobs, prompt_files, samplers
 from sdcli.request.config import Sources
-from sdcli.request.options import OPTIONS
+from sdcli.request.options import OPTIONS, SCREEN
 from sdcli.request.request import Job, Request
+from sdcli.terminal import show
+
+MOST_TOLD = 8  # settings of a picture that are not taken
 
 
 @dataclass(frozen=True)
@@ -44,6 +47,7 @@ def plan_for(
     mistake = jobs.forgotten_quotes(words, command)
     if mistake is not None:
         raise mistake
+    check_engine(typed)
     flags = config.from_flags(typed)
     sources = read_sources(flags)
     model = model or find_model(sources)
@@ -72,11 +76,19 @@ def plan_for(
     )  # fmt: skip
     plan = replace(plan, warnings=(*plan.warnings, *not_needed(typed, plan)))
     strange = builtin.unknown_words(model, made, beside.adapters)
-    plan = replace(plan, warnings=(*plan.warnings, *beside.warnings, *strange))
+    more = not_taken(flags.get("settings_from"), request)
+    plan = replace(plan, warnings=(*plan.warnings, *beside.warnings, *strange, *more))
     if not waiting or lines is None:
         return Asked(plan)
     later = adapters.without(_later(request, lines, len(made)), tags)
     return Asked(plan, adapters.as_learned(later, learned, beside.adapters, beside.model))
+
+
+def check_engine(typed: Mapping[str, Any]) -> None:
+    option = next(option for option in SCREEN if option.field == "engine")
+    name = typed.get("engine", "local")
+    if name not in option.choices:
+        raise Usage(f'--engine: "{show(name, 60)}" is none of {", ".join(option.choices)}', hint="leave out --engine")
 
 
 def plan_again(asked: Asked, typed: Mapping[str, Any]) -> Asked:
@@ -108,15 +120,43 @@ def read_sources(flags: Mapping[str, Any]) -> Sources:
     )
 
 
+# Of an A1111 text: what needs no word. Hashes tell what was used, and `Version` who wrote it.
+_SAYS_NOTHING = ("Version", "Model hash", "VAE hash", "Lora hashes", "TI hashes", "Hashes", "User", "RNG")
+
+
+def not_taken(image: str | None, request: Request) -> tuple[Warning, ...]:
+    """The settings of the picture that nothing here can follow, and the sampler that stands in for its own."""
+    unknown = metadata.read(image).unknown if image else {}
+    left = {name: value for name, value in unknown.items() if name not in _SAYS_NOTHING}
+    if not left:
+        return ()
+    sampler = " ".join(str(left.pop(name)) for name in ("Sampler", "Schedule type") if name in left)
+    told = [f"sampler {show(sampler, 60)} ({request.sampler} instead)"] if sampler else []
+    told += [name if name == value else f"{show(name, 40)} {show(value, 40)}" for name, value in left.items()]
+    more = f" and {len(told) - MOST_TOLD} more" if len(told) > MOST_TOLD else ""
+    message = f"not taken from {show(image, 120)}: {', '.join(told[:MOST_TOLD])}{more}"
+    return (Warning(code="settings-not-taken", message=message),)
+
+
 def find_model(sources: Sources) -> Model:
     """The model that is asked for; the built-in one, else SD1.5, where nothing names one."""
-    values, _ = config.resolve(sources, family={}, model={})
+    values, origins = config.resolve(sources, family={}, model={})
     shipped = data.builtin_model()
-    name = values.get("model") or default_model()
-    found = resolve.resolve(
-        name, revision=values.get("revision"), offline=bool(values.get("offline")), folders=added_folders(),
-        hub=hub_cache.folder(os.environ), builtin=shipped,
-    )  # fmt: skip
+    name = values.get("model", default_model())
+    try:
+        found = resolve.resolve(
+            name, revision=values.get("revision"), offline=bool(values.get("offline")), folders=added_folders(),
+            hub=hub_cache.folder(os.environ), builtin=shipped,
+        )  # fmt: skip
+    except ModelMissing as error:
+        if origins.get("model") != "settings-from":
+            raise
+        raise ModelMissing(
+            f'the picture was drawn with "{show(name, 80)}", which is not here by that name: {error.message}',
+            hint="the same command with -m and where that model is",
+        ) from None
+    if values.get("revision") and found.source != "hub":
+        raise Usage(f"--revision is for models of the Hub, and {show(name, 80)} is none", hint="leave out --revision")
     return replace(found, hash=_hash(found)) if found.source == "builtin" else found
 
 

@@ -1,6 +1,5 @@
 """`sdcli config`: the settings that stay, where each value comes from, and how to change one."""
 
-import os
 from dataclasses import MISSING, fields
 from pathlib import Path
 from typing import Annotated, Any
@@ -8,10 +7,14 @@ from typing import Annotated, Any
 import typer
 
 from sdcli import schema
+from sdcli.cli import ask
 from sdcli.cli.answer import print_json
 from sdcli.cli.ask import default_model
+from sdcli.errors import SdcliError
 from sdcli.machine import state
+from sdcli.models import resolve
 from sdcli.models.families import find
+from sdcli.models.model import Model
 from sdcli.request import config
 from sdcli.request.request import Request
 from sdcli.terminal import say, show, tell
@@ -38,7 +41,7 @@ def _show(json: Annotated[bool, typer.Option("--json", help="One JSON object on 
     for row in rows:
         value = "-" if row["value"] is None else show(row["value"], 60)
         tell(f"{row['name']:<{widest}}  {value:<24} {row['origin']}")
-    say("family: the default of the model's family, here SD1.5's. Change one: sdcli config set steps 30")
+    say(f"{_in_force()[1]} Change one: sdcli config set steps 30")
 
 
 def _set(name: Name, value: Annotated[str, typer.Argument(metavar="VALUE", help="Its value.")]) -> None:
@@ -63,10 +66,12 @@ def file() -> Path:
 
 
 def _rows() -> list[dict[str, Any]]:
-    """What a run without any flags would use, for a model of SD1.5's family."""
-    user, environment = config.from_user(file()), config.from_environment(os.environ)
-    sources = config.Sources(user=user, environment=environment)
-    values, origins = config.resolve(sources, family={**_defaults(), **find("sd15").defaults}, model={})
+    """What a run without any flags would use, with the model that is in force."""
+    sources = ask.read_sources({})
+    model, _ = _in_force()
+    family = find(model.family if model is not None else "sd15").defaults
+    own = model.defaults if model is not None else {}
+    values, origins = config.resolve(sources, family={**_defaults(), **family}, model=own)
     places = {"user": str(file()), "environment": "environment"}
     return [
         {
@@ -78,6 +83,16 @@ def _rows() -> list[dict[str, Any]]:
         for name in sorted(values)
         if name in config.SETTINGS and name not in config.NOT_KEPT
     ]
+
+
+def _in_force() -> tuple[Model | None, str]:
+    """The model that a run would use, and what its defaults are; None where it is not to be had."""
+    try:
+        model = ask.find_model(ask.read_sources({}))
+        title = resolve.family_of(model).title
+    except SdcliError as error:
+        return None, f"The model in force cannot be used ({error.message}); shown are the defaults of SD1.5."
+    return model, f"family: the defaults of {title}; model: of {show(model.name, 60)} itself."
 
 
 def _defaults() -> dict[str, Any]:

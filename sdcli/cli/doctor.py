@@ -7,7 +7,7 @@ import platform
 import sys
 import textwrap
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,12 +17,13 @@ import typer
 from sdcli import __version__, data, schema
 from sdcli.cli import builtin
 from sdcli.cli.answer import print_json
-from sdcli.errors import SdcliError
+from sdcli.errors import DeviceUnusable, Offline, SdcliError, Usage
 from sdcli.machine import installation, memory, state, survey
 from sdcli.machine.hardware import Hardware, Notice
 from sdcli.machine.installation import Version
 from sdcli.machine.survey import Survey
 from sdcli.models import hub_cache, resolve
+from sdcli.request import config
 from sdcli.request.options import OUTPUT, SCREEN, Option
 from sdcli.request.options import command as make
 from sdcli.terminal import cells, disk_text, seconds_text, show, tell
@@ -46,7 +47,8 @@ def _doctor(typed: Mapping[str, Any]) -> None:
 
 
 def doctor(json: bool = False, network: bool = False) -> None:
-    """Look, say, and end with 8 when a GPU that is there cannot be used (or nothing can draw at all)."""
+    """Look, say, and end with 8 when a GPU that is there cannot be used (or nothing can draw at all), 2 when settings
+    are broken, 3 when the Hub was tried and does not answer."""
     found = examine(network=network)
     if json:
         print_json(schema.to_json(found.report))
@@ -116,7 +118,7 @@ def examine(*, network: bool = False, seen: Survey | None = None) -> Examination
         models=_models(),
         folders=folders,
         network=answer[0] if answer else None,
-        problems=_problems(seen, versions, folders),
+        problems=(*_problems(seen, versions, folders), *_config_problem(), *_network_problem(answer)),
     )
     torch = seen.torch.version if seen.torch is not None else ""
     probe = state.remembered_probe(seen.processor.name, seen.processor.isa, torch)
@@ -170,6 +172,21 @@ def _problems(seen: Survey, versions: tuple[Version, ...], folders: tuple[Folder
     return tuple(found)
 
 
+def _config_problem() -> Iterator[Notice]:
+    """What every other command would refuse to begin with."""
+    try:
+        config.from_user(state.config_folder() / "config.toml")
+        config.from_environment(os.environ)
+    except SdcliError as error:
+        yield Notice(code="config", message=error.message, hint=error.hint)
+
+
+def _network_problem(answer: tuple[bool, str] | None) -> Iterator[Notice]:
+    if answer is not None and not answer[0]:
+        hint = "set HTTPS_PROXY, or HF_ENDPOINT to a mirror; then: sdcli doctor --network"
+        yield Notice(code="network", message=f"the Hub cannot be reached: {answer[1]}", hint=hint)
+
+
 def _version_problem(version: Version, seen: Survey) -> list[Notice]:
     floor = installation.below_floor(version.name, version.version)
     missing = not version.version and version.name != "torch"
@@ -184,7 +201,13 @@ def _version_problem(version: Version, seen: Survey) -> list[Notice]:
 
 
 def exit_code(report: Report) -> int:
-    return 8 if any(problem.code in GPU_CODES for problem in report.problems) else 0
+    """Of what would fail first: a broken config stops every command, a card's absence and the Hub's only some."""
+    codes = {problem.code for problem in report.problems}
+    if "config" in codes:
+        return Usage.code
+    if codes & set(GPU_CODES):
+        return DeviceUnusable.code
+    return Offline.code if "network" in codes else 0
 
 
 def reach(address: str) -> tuple[bool, str]:

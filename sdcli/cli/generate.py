@@ -13,11 +13,11 @@ from pathlib import Path
 from typing import Any
 
 from sdcli import events
-from sdcli.cli import adapters, builtin, complete, plan_screen, remembering
+from sdcli.cli import builtin, complete, plan_screen, remembering
 from sdcli.cli.answer import Answered, say_error
 from sdcli.cli.ask import Asked
 from sdcli.cli.ending import check
-from sdcli.cli.former import FORMER_FLAGS, NOT_NEEDED
+from sdcli.cli.former import FORMER_FLAGS
 from sdcli.cli.pull import plan_with_model
 from sdcli.errors import CannotWrite, ImagesFailed, Interrupted, SdcliError, Stop, Terminated, from_json, stopped_by
 from sdcli.events import Event, Planned, Timed, Warned
@@ -192,7 +192,7 @@ class Screen:
         if notice is not None:
             say(f"{notice.message}; {notice.hint}")
         for warning in self.plan.warnings:
-            if warning.code in (NOT_NEEDED, *adapters.CODES):
+            if warning.code != builtin.CODE:  # that one comes with the events
                 say(f"note: {warning.message}")
         for line in plan_screen.render_summary(self.plan, width(sys.stderr), not speaks_unicode(sys.stderr)):
             say(line)

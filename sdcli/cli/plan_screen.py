@@ -329,8 +329,8 @@ def _source_of_figures(plan: Plan) -> str:
     if plan.footprint.runs:
         return f"Figures from {plan.footprint.runs} run{'' if plan.footprint.runs == 1 else 's'} here"
     if plan.hardware.source == "as-if":
-        return "Figures predicted for a machine that is not this one (±10 %)"
-    return "Figures predicted, not yet measured on this machine (±10 %)"
+        return "Figures predicted for another machine, not measured there"
+    return "Figures predicted, not yet measured on this machine"
 
 
 def _elsewhere(plan: Plan, width: int) -> list[str]:

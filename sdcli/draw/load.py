@@ -12,6 +12,7 @@ import torch
 from torch import nn
 
 from sdcli.draw.adapters import Additions
+from sdcli.draw.made import made_from
 from sdcli.draw.weights import Piece, Reader, pieces
 from sdcli.errors import BadFile, Bug
 from sdcli.models.expected import open_clip
@@ -73,14 +74,17 @@ def build(name: str, config: Mapping[str, Any]) -> Any:
     asked = config.get("_class_name") or next(iter(config.get("architectures") or ()), kind.__name__)
     if asked != kind.__name__:
         raise BadFile(f"the model's {name} is a {show(asked, 60)}; only {kind.__name__} is supported")
-    with torch.device("meta"):
-        if name.startswith("text_encoder"):
-            from transformers import CLIPTextConfig
-
-            module = kind(CLIPTextConfig.from_dict(dict(config)))
-        else:
-            module = kind.from_config(dict(config))
+    with made_from(f"{name}/config.json", f"the {name}"), torch.device("meta"):
+        module = _made(kind, name, config)
     return module.eval().requires_grad_(False)
+
+
+def _made(kind: Any, name: str, config: Mapping[str, Any]) -> Any:
+    if name.startswith("text_encoder"):
+        from transformers import CLIPTextConfig
+
+        return kind(CLIPTextConfig.from_dict(dict(config)))
+    return kind.from_config(dict(config))
 
 
 def fill(

@@ -25,7 +25,7 @@ def hushed() -> Iterator[None]:
     before = {name: os.environ.get(name) for name in _SETTINGS}
     os.environ.update(_SETTINGS)
     with warnings.catch_warnings():
-        for category in (FutureWarning, DeprecationWarning, UserWarning):
+        for category in (FutureWarning, DeprecationWarning, UserWarning, RuntimeWarning):
             warnings.filterwarnings(
                 "ignore", category=category, module=r"(diffusers|transformers|huggingface_hub|peft|torch)"
             )

@@ -156,7 +156,7 @@ class Run:
         placed, vae = self.session.placed, self.plan.model.components["vae"].config
         for job, generator in zip(drawing.jobs, drawing.generators, strict=True):
             generator.manual_seed(job.seed)  # noise may have been drawn before memory ran out
-        drawing.scheduler.set_timesteps(drawing.jobs[0].steps, device=placed.device)
+        schedulers.set_steps(drawing.scheduler, drawing.jobs[0].steps, placed.device)
         edge = scale(vae)
         return denoise.begin(
             drawing.scheduler, drawing.generators,

@@ -5,7 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from sdcli.draw.made import made_from
 from sdcli.request import samplers
+
+FILE = "scheduler/scheduler_config.json"
 
 
 def make(sampler: str, config: Mapping[str, Any]) -> Any:
@@ -13,7 +16,13 @@ def make(sampler: str, config: Mapping[str, Any]) -> Any:
     import diffusers
 
     known = samplers.find(sampler)
-    return getattr(diffusers, known.scheduler).from_config(dict(config), **known.options)
+    with made_from(FILE, known.name):
+        return getattr(diffusers, known.scheduler).from_config(dict(config), **known.options)
+
+
+def set_steps(scheduler: Any, steps: int, device: Any) -> None:
+    with made_from(FILE, f"the timesteps of {type(scheduler).__name__}"):
+        scheduler.set_timesteps(steps, device=device)
 
 
 def settings(scheduler: Any) -> dict[str, Any]:

@@ -14,7 +14,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from sdcli import data
+from sdcli import data, reading
 from sdcli.errors import BadFile, ModelMissing, SdcliError
 from sdcli.inspect import guess
 from sdcli.inspect.facts import Mismatch, Source, Stored
@@ -138,15 +138,15 @@ def _hub(name: str) -> Source:
 
 def _json(path: Path) -> dict[str, Any]:
     try:
-        if path.stat().st_size > LARGEST_JSON:
-            raise BadFile(f"{show(path)} is too large for a config")
-        value = json.loads(path.read_text(encoding="utf-8"))
+        value = json.loads(reading.whole(path, LARGEST_JSON))
     except FileNotFoundError:
-        raise ModelMissing(f"there is no file {show(path)}") from None
-    except (OSError, ValueError, RecursionError):
-        raise BadFile(f"{show(path)} is not readable JSON") from None
+        raise ModelMissing(f"there is no file {show(path)}", hint="sdcli inspect-unet sd15") from None
+    except OSError as error:
+        raise BadFile(f"{show(path)} cannot be read: {show(error.strerror)}", hint="sdcli inspect-unet sd15") from None
+    except (ValueError, RecursionError):
+        raise BadFile(f"{show(path)} is not JSON", hint="sdcli inspect-unet sd15") from None
     if not isinstance(value, dict):
-        raise BadFile(f"{show(path)} is no config: a list or a value, not a table")
+        raise BadFile(f"{show(path)} is not a config: a list or a value, not a table", hint="sdcli inspect-unet sd15")
     return value
 
 
@@ -288,7 +288,7 @@ def _no_unet(path: Path, header: Header, kind: kinds.Kind) -> BadFile:
 def _readable(path: Path) -> Header | None:
     """The header of a damaged file, as far as it can be understood: names and shapes, nothing checked."""
     try:
-        with path.open("rb") as file:
+        with reading.opened(path) as file:
             size = file.seek(0, 2)
             file.seek(0)
             length = int.from_bytes(file.read(8), "little")

@@ -7,9 +7,9 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from sdcli import data
+from sdcli import data, reading
 from sdcli.errors import BadFile, ModelMissing, Unsafe
-from sdcli.models import shipped, strict, vae
+from sdcli.models import sane, shipped, strict, vae
 from sdcli.models.families import families, find, of_unet
 from sdcli.models.headers import read_header
 from sdcli.models.kinds import DRAWN, TITLES, kind_of_config, part_of
@@ -61,9 +61,12 @@ def read(
     kind = family or family_of(path)
     _check_classes(index, path)
     configs = {part: read_json(path / part / "config.json") for part in find(kind).components}
+    for part, config in configs.items():
+        sane.check(part, config, path / part / "config.json")
     _check_unet(configs["unet"], configs["vae"], kind if family is None else "", path)
     components = {part: _component(path / part, part, config, whole) for part, config in configs.items()}
     scheduler = read_json(path / "scheduler" / "scheduler_config.json", required=False)
+    sane.check("scheduler", scheduler, path / "scheduler" / "scheduler_config.json")
     return Model(
         name=name or family or path.name, kind=kind, family=kind, source="builtin" if family == "builtin" else source,
         revision=revision, prediction=_prediction(scheduler, path),
@@ -86,7 +89,7 @@ def shipped_scheduler(family: str) -> Mapping[str, Any]:
 def read_json(path: Path, *, required: bool = True) -> dict[str, Any]:
     """A JSON object of limited size without keys that could make a library run code."""
     try:
-        with path.open("rb") as file:
+        with reading.opened(path) as file:
             raw = file.read(LARGEST_JSON + 1)
     except FileNotFoundError:
         if not required:

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import stat
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO, TypeGuard
 
+from sdcli import reading
 from sdcli.errors import BadFile, ModelMissing
 from sdcli.models import strict
 from sdcli.models.sniff import FIRST_BYTES, bad, sniff
@@ -56,9 +56,7 @@ class Header:
 def read_header(path: Path) -> Header:
     """The header, with every claim in it checked against the file. Only the header is read."""
     try:
-        if not stat.S_ISREG(path.stat().st_mode):  # to open a pipe would be to wait for its writer
-            raise bad(path, "no file but a folder or a device")
-        with path.open("rb") as file:
+        with reading.opened(path) as file:
             size = file.seek(0, 2)
             file.seek(0)
             return read_from(file, size, path)

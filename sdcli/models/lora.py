@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from sdcli import reading
 from sdcli.errors import BadFile
 from sdcli.models import keys
 from sdcli.models import text as encoders
@@ -270,7 +271,7 @@ def _notes(header: Header) -> _Notes:
     said = _json(header.metadata.get("lora_adapter_metadata", "{}"), f"{show(header.path)}: its lora_adapter_metadata")
     beside = header.path.parent / "adapter_config.json"
     if any(name.startswith(_PEFT) for name in header.tensors) and beside.is_file():
-        with beside.open("rb") as file:
+        with reading.opened(beside) as file:
             said |= {f"unet.{key}": value for key, value in _json(file.read(LARGEST_CONFIG), show(beside)).items()}
     components = ("unet", *ENCODERS)
     alphas = {name: alpha for name in components if (alpha := _number(said.get(f"{name}.lora_alpha"))) is not None}

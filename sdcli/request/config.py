@@ -15,7 +15,7 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
-from sdcli import data
+from sdcli import data, reading
 from sdcli.errors import CannotWrite, Usage
 from sdcli.request import jobs, samplers
 from sdcli.request.near import near_text, nearest
@@ -240,7 +240,7 @@ def read_toml(path: Path) -> dict[str, Any]:
 def _text_of(path: Path) -> str:
     """The file as it is, line ends too; empty if there is none."""
     try:
-        with path.open("rb") as file:
+        with reading.opened(path) as file:
             raw = file.read(LARGEST_FILE + 1)
     except FileNotFoundError:
         return ""

@@ -208,6 +208,29 @@ def test_a_vanished_base_python_makes_the_environment_anew(made: Path, environme
     assert done.returncode == 0 and "tinydep 1.0" in done.stdout
 
 
+@POSIX
+@pytest.mark.parametrize("words", [(), ("--json",)], ids=["", "json"])
+def test_a_python_that_this_user_may_not_run_is_refused_and_left_alone(
+    made: Path, environment: Environment, words: tuple[str, ...]
+) -> None:
+    """It is there, and another may run it: neither it nor the mark of a whole environment is touched."""
+    python, marker = made / ".sdcli" / "venv" / "bin" / "python", made / ".sdcli" / "venv" / "sdcli-whole"
+    kept = os.readlink(python) if python.is_symlink() else None
+    python.unlink()
+    python.write_text("#!/bin/sh\nexit 0\n")
+    python.chmod(0o644)
+    before = marker.read_text()
+    done = start(made, environment, *words)
+    assert done.returncode == 8 and "Traceback" not in done.stderr
+    assert "error: this user may not run the Python" in done.stderr and "  try: " in done.stderr
+    assert marker.read_text() == before and python.exists() and "One-time set-up" not in done.stderr
+    if words:
+        assert json.loads(done.stdout)["error"]["code"] == 8
+    if kept is not None:
+        python.unlink()
+        python.symlink_to(kept)
+
+
 def test_only_pips_settings_decide_where_things_come_from_and_never_where_they_go(
     tmp_path: Path, environment: Environment
 ) -> None:

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from sdcli import reading
 from sdcli.errors import BadFile, SdcliError, Usage
 from sdcli.record.metadata import a1111, exif, own
 from sdcli.terminal import show
@@ -60,7 +61,7 @@ def _bytes(path: Path, name: str) -> bytes:
             raise Usage(f"{name} is not a file", hint="--settings-from IMAGE   (a png, jpg or webp)")
         if status.st_size > LARGEST_FILE:
             raise BadFile(f"{name} has {status.st_size >> 20} MiB; settings are read from images up to 64 MiB")
-        with open(path, "rb") as file:
+        with reading.opened(path) as file:
             return file.read(LARGEST_FILE + 1)
     except (OSError, ValueError) as error:  # ValueError: a NUL in the path
         reason = error.strerror if isinstance(error, OSError) else "not a path"
