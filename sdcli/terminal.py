@@ -126,18 +126,18 @@ class StdoutLost(CannotWrite):
 
 
 def put(*pieces: bytes) -> None:
-    """Results, byte for byte, to stdout."""
+    """Results, byte for byte, to stdout: all of them or, where memory is short, none."""
+    content = b"".join(pieces)
     stream = sys.stdout
     if stream is None:
         raise StdoutLost("stdout is closed: results cannot be written to it", hint="the same command with > FILE")
     try:
         buffer = getattr(stream, "buffer", None)
         if buffer is None:  # a stand-in that takes text alone
-            stream.write(b"".join(pieces).decode("utf-8", "surrogateescape"))
+            stream.write(content.decode("utf-8", "surrogateescape"))
         else:
             stream.flush()
-            for piece in pieces:
-                buffer.write(piece)
+            buffer.write(content)
         stream.flush()
     except (OSError, ValueError) as error:
         drop_stdout()

@@ -8,6 +8,7 @@ from typing import Any
 
 from sdcli.errors import MEANINGS, REGISTRY, Usage
 from sdcli.request.options import command as make
+from sdcli.request.prompt_files import COLUMNS
 from sdcli.terminal import show, tell
 
 
@@ -95,8 +96,12 @@ def _formats() -> list[str]:
         "Pictures  png, jpg, webp. Each holds the A1111 settings text, and sdcli's own",
         "          chunk with everything needed to draw it again (--metadata full).",
         "Prompts   --prompts FILE: text (a prompt per line), JSONL or CSV with columns",
-        "          prompt, id, negative_prompt, seed, steps, guidance, width, height,",
-        "          sampler, clip_skip, emphasis. - reads stdin line by line.",
+        *textwrap.wrap(
+            f"{', '.join(COLUMNS)}. - reads stdin line by line.",
+            78,
+            initial_indent=" " * 10,
+            subsequent_indent=" " * 10,
+        ),
         "Names     NNNN-words-of-the-prompt-seed.png; -o takes a folder, a file, or a",
         "          template of {index} {seed} {width} {height} {model} {steps} {run}",
         "          {slug}.",

@@ -85,12 +85,11 @@ def _text(field: str, text: str) -> str:
     return text
 
 
+_BY_TYPE: dict[str, Callable[[str, str], Any]] = {"int": _integer, "float": _number, "bool": _yes}
+# A field's own type says how its text is read; those below have a spelling of their own.
 _CONVERT: dict[str, Callable[[str, str], Any]] = {
-    **dict.fromkeys(("steps", "num_images", "width", "height", "clip_skip", "batch_size"), _integer),
-    **dict.fromkeys(("filmstrip", "preview_every"), _integer),
-    **dict.fromkeys(("batch_invariant", "offline", "fallback", "overwrite"), _yes),
-    **dict.fromkeys(("emphasis", "format", "metadata", "dtype"), _choice),
-    "guidance": _number,
+    **{field.name: _BY_TYPE[str(field.type)] for field in fields(Request) if str(field.type) in _BY_TYPE},
+    **{option.field: _choice for option in OPTIONS if option.choices},
     "seeds": lambda field, text: jobs.parse_seeds(text),
     "size": lambda field, text: jobs.parse_sides(text),
     "max_vram": lambda field, text: jobs.parse_memory(text, "--max-vram"),

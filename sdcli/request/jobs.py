@@ -11,7 +11,7 @@ from itertools import islice
 
 from sdcli.errors import Usage
 from sdcli.request import samplers
-from sdcli.request.options import OPTIONS, flag_of
+from sdcli.request.options import OPTIONS, Option, flag_of
 from sdcli.request.request import LARGEST_SEED, PER_IMAGE, Job, Request
 from sdcli.sizes import parse_size
 from sdcli.terminal import show
@@ -80,18 +80,14 @@ def check(request: Request) -> None:
         raise Usage("the prompt is empty", hint='sdcli generate "a cat"')
     for text in (*request.prompts, request.negative_prompt):
         _check_text(text)
-    for field in ("emphasis", "format", "metadata"):
-        _check_choice(field, getattr(request, field))
+    for option in OPTIONS:
+        if option.choices and hasattr(request, option.field):
+            _check_choice(option, getattr(request, option.field))
+        if option.within is not None:
+            _within(option, getattr(request, option.field))
     for seed in request.seeds:
-        _within("--seed", seed, 0, LARGEST_SEED)
-    _within("--steps", request.steps, 1, 10_000)
-    _within("--num-images", request.num_images, 1, MOST_JOBS)
-    _within("--batch-size", request.batch_size, 1, 64)
-    _within("--clip-skip", request.clip_skip, 1, 12)
-    _within("--filmstrip", request.filmstrip, 0, 1000)
-    _within("--preview-every", request.preview_every, 0, 10_000)
-    if not (math.isfinite(request.guidance) and 0 <= request.guidance <= 100):
-        raise Usage(f"--guidance {request.guidance} is not between 0 and 100", hint='sdcli generate "a cat" -g 7')
+        _between("--seed", seed, 0, LARGEST_SEED)
+    _between("--num-images", request.num_images, 1, MOST_JOBS)
     check_side("--width", request.width)
     check_side("--height", request.height)
     if len(request.prompts) * max(1, len(request.seeds)) > MOST_JOBS:
@@ -110,19 +106,23 @@ def _check_text(text: str) -> None:
         raise Usage(f'the prompt "{show(text, 60)}" is not valid Unicode text', hint=hint) from None
 
 
-def _check_choice(field: str, value: str) -> None:
-    option = next(option for option in OPTIONS if option.field == field)
+def _check_choice(option: Option, value: str) -> None:
     if value not in option.choices:
-        flag = flag_of(field)
+        flag = flag_of(option.field)
         raise Usage(
             f'{flag}: "{show(value, 60)}" is none of {", ".join(option.choices)}',
             hint=f'sdcli generate "a cat" {flag} {option.choices[0]}',
         )
 
 
-def _within(flag: str, value: int, lowest: int, highest: int) -> None:
-    if not lowest <= value <= highest:
-        near = min(max(value, lowest), highest)
+def _within(option: Option, value: float) -> None:
+    assert option.within is not None
+    _between(flag_of(option.field), value, *option.within)
+
+
+def _between(flag: str, value: float, lowest: float, highest: float) -> None:
+    if not lowest <= value <= highest:  # not a number is not between either
+        near = min(max(value, lowest), highest) if math.isfinite(value) else highest
         raise Usage(
             f"{flag} {value} is not between {lowest} and {highest}", hint=f'sdcli generate "a cat" {flag} {near}'
         )
@@ -131,7 +131,7 @@ def _within(flag: str, value: int, lowest: int, highest: int) -> None:
 def check_side(flag: str, value: int) -> None:
     lowest, highest = SIDES
     if not lowest <= value <= highest:
-        _within(flag, value, lowest, highest)
+        _between(flag, value, lowest, highest)
     if value % 8:
         below, above = value // 8 * 8, value // 8 * 8 + 8
         raise Usage(
@@ -155,7 +155,7 @@ def resolve_seeds(
             )
         return asked, False
     count = 1 if num_images is None else num_images
-    _within("--num-images", count, 1, MOST_JOBS)
+    _between("--num-images", count, 1, MOST_JOBS)
     first = asked[0] if asked else (draw or _by_chance)(LARGEST_SEED + 2 - count)
     if first + count - 1 > LARGEST_SEED:
         raise Usage(

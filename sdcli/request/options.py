@@ -27,6 +27,7 @@ class Option:
     repeatable: bool = False
     hidden: bool = False
     choices: tuple[str, ...] = ()
+    within: tuple[float, float] | None = None  # of a number: least and most
 
 
 OPTIONS: tuple[Option, ...] = (
@@ -34,9 +35,10 @@ OPTIONS: tuple[Option, ...] = (
            help="Name (sd15, sdxl), Hub id, folder or .safetensors file."),
     Option(field="negative_prompt", flags=("--negative-prompt", "--negative"), panel=EVERYDAY,
            help="What the picture should not show."),
-    Option(field="steps", flags=("-s", "--steps"), metavar="N", panel=EVERYDAY, help="Denoising steps."),
+    Option(field="steps", flags=("-s", "--steps"), metavar="N", panel=EVERYDAY, within=(1, 10_000),
+           help="Denoising steps."),
     Option(field="guidance", flags=("-g", "--guidance", "--cfg-scale", "--guidance-scale"), metavar="X", panel=EVERYDAY,
-           help="How closely to follow the prompt; 1 turns guidance off."),
+           within=(0, 100), help="How closely to follow the prompt; 1 turns guidance off."),
     Option(field="seeds", flags=("--seed",), metavar="N|1,5,9|1..8", panel=EVERYDAY,
            help="Seed, list or range (both ends); random and printed if not given."),
     Option(field="num_images", flags=("-n", "--num-images"), metavar="N", panel=EVERYDAY,
@@ -53,20 +55,20 @@ OPTIONS: tuple[Option, ...] = (
            help="Prompts from text, JSONL or CSV; - reads stdin line by line."),
     Option(field="emphasis", flags=("--emphasis",), metavar="MODE", choices=("a1111", "comfy", "none"), panel=PROMPT,
            help="How (word:1.3) is weighed: a1111, comfy or none."),
-    Option(field="clip_skip", flags=("--clip-skip",), metavar="N", panel=PROMPT,
+    Option(field="clip_skip", flags=("--clip-skip",), metavar="N", panel=PROMPT, within=(1, 12),
            help="Text encoder layers to stop before the end; 1 is all of them."),
     Option(field="settings_from", flags=("--settings-from",), metavar="IMAGE", panel=PROMPT,
            help="Take the settings stored in a picture."),
     Option(field="width", flags=("-W", "--width"), metavar="N", panel=PICTURE, help="A multiple of 8."),
     Option(field="height", flags=("-H", "--height"), metavar="N", panel=PICTURE, help="A multiple of 8."),
-    Option(field="batch_size", flags=("--batch-size",), metavar="N", panel=PICTURE,
+    Option(field="batch_size", flags=("--batch-size",), metavar="N", panel=PICTURE, within=(1, 64),
            help="Pictures drawn at once; moves pixels slightly."),
     Option(field="batch_invariant", flags=("--batch-invariant",), switch=True, panel=PICTURE,
            help="The same pixels whatever the batch size; slower."),
-    Option(field="filmstrip", flags=("--filmstrip",), metavar="N", panel=PICTURE,
-           help="Also save N pictures of the way from noise to picture."),
+    Option(field="filmstrip", flags=("--filmstrip",), metavar="N", panel=PICTURE, within=(0, 1000),
+           help="Also save a strip of N frames from noise to picture, beside it."),
     Option(field="preview_every", flags=("--preview-every",), metavar="N", panel=PICTURE, hidden=True,
-           help="A rough preview every N steps."),
+           within=(0, 10_000), help="A rough preview every N steps."),
     Option(field="revision", flags=("--revision",), metavar="COMMIT", panel=MODEL, help="Revision of a Hub model."),
     Option(field="lora", flags=("--lora",), metavar="FILE[:WEIGHT]", repeatable=True, panel=MODEL,
            help="Add a LoRA: a file, a name or a Hub id; also <lora:name:weight> in a prompt."),

@@ -1,7 +1,9 @@
 """Seeds, sizes and jobs: exact where right, a sentence with a way out where not."""
 
 import itertools
+import re
 import shlex
+from pathlib import Path
 
 import pytest
 from hypothesis import given, settings
@@ -9,8 +11,8 @@ from hypothesis import strategies as st
 
 from sdcli import data
 from sdcli.errors import SdcliError, Usage
-from sdcli.request import jobs, samplers
-from sdcli.request.request import LARGEST_SEED, Request
+from sdcli.request import jobs, prompt_files, samplers
+from sdcli.request.request import LARGEST_SEED, PER_IMAGE, Request
 
 ANY = st.text(st.characters(codec=None), max_size=40) | st.text(st.sampled_from("0123456789.,-x×GMiB "), max_size=20)
 
@@ -294,3 +296,18 @@ def test_no_two_samplers_share_a_name_and_the_table_is_printed_as_it_is() -> Non
         samplers._key(name) for s in samplers.SAMPLERS for name in {samplers._key(n) for n in (s.name, *s.aliases)}
     ]
     assert len(names) == len(set(names))
+
+
+def test_a_setting_of_each_image_is_declared_in_one_place_and_used_where_it_counts() -> None:
+    """Reading it from text, checking it, files of prompts, batches, reports and metadata all follow from that."""
+    here = {"request/request.py", "request/options.py"}
+    uses = {"draw/prompts.py", "draw/encode.py"}  # what it does
+    foreign = {"record/metadata/a1111.py"}  # what another program calls it
+    root = Path(jobs.__file__).resolve().parents[1]
+    found = {
+        path.relative_to(root).as_posix()
+        for path in root.rglob("*.py")
+        if re.search(r"\bclip_skip\b", path.read_text(encoding="utf-8"))
+    }
+    assert found == here | uses | foreign
+    assert "clip_skip" in PER_IMAGE and "clip_skip" in prompt_files.COLUMNS
