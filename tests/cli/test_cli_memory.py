@@ -109,7 +109,7 @@ def test_no_fallback_ends_at_once_with_exit_4_and_keeps_what_is_done(
     error, kept, hint = done.err.splitlines()[-3:]
     assert error.startswith("error: out of memory decoding the picture: ") and "--no-fallback is set" in error
     assert " GiB needed, " in error and " GiB free now" in error
-    assert kept == " kept: 1 of 2 pictures in " + str(Path("sdcli-images").absolute())
+    assert kept == " kept: 1 of 2 images in " + str(Path("sdcli-images").absolute())
     assert hint == "  try: the same command without --no-fallback"
     assert "note: out of memory" not in done.err
 

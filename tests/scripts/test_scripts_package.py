@@ -61,7 +61,7 @@ def test_the_wheel_holds_every_module_and_every_shipped_config(wheel: zipfile.Zi
 def test_the_wheel_brings_the_command_and_its_licence_and_says_what_it_is(wheel: zipfile.ZipFile) -> None:
     (info,) = {name.split("/")[0] for name in wheel.namelist() if ".dist-info/" in name}
     assert info.startswith("sdcli_diffusers-")
-    assert "sdcli = sdcli.cli.main:run" in wheel.read(f"{info}/entry_points.txt").decode()
+    assert "sdcli = sdcli.__main__:run" in wheel.read(f"{info}/entry_points.txt").decode()
     metadata = wheel.read(f"{info}/METADATA").decode()
     assert "Name: sdcli-diffusers" in metadata and "License-Expression: Apache-2.0" in metadata
     assert "Requires-Python: >=3.11" in metadata
