@@ -87,8 +87,8 @@ def _slots() -> list[str]:
 def _formats() -> list[str]:
     return [
         "Models    .safetensors only: a diffusers folder, or a single checkpoint of",
-        "          SD1.5 or SDXL in the original layout. Pickles (.ckpt, .pt, .bin) can",
-        "          run code and are refused.",
+        "          SD1.5, SD2 or SDXL in the original layout. Pickles (.ckpt, .pt, .bin)",
+        "          can run code and are refused.",
         "Beside it --lora (kohya's or diffusers' names; also <lora:name:0.8> in the",
         "          prompt), --embedding (textual inversion), --vae: .safetensors only,",
         "          by path, or by name from the model's folder, from Lora/, embeddings/",
