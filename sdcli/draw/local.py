@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import gc
+import io
 import os
 import sys
 import threading
@@ -96,7 +97,8 @@ class Engine:
         if not self._started:
             with contextlib.suppress(RuntimeError, MemoryError):  # no room for a thread: then without it
                 threading.Thread(target=_read_ahead, args=(plan,), daemon=True).start()
-            with _seldom_collecting(self._undo):
+            # stdout is for results: a library that cannot be imported whole may print there
+            with _seldom_collecting(self._undo), contextlib.redirect_stdout(io.StringIO()):
                 self._import(plan)
             self._started = True
         import torch

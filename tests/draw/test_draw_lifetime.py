@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import gc
 import os
+import subprocess
+import sys
 import warnings
 from collections.abc import Iterator
 from dataclasses import replace
@@ -131,6 +133,29 @@ def test_cards_are_told_apart_by_their_uuids() -> None:
     assert not local.is_another_card(None, "2f3e5a10")  # where one side does not tell, nothing is claimed
     assert not local.is_another_card(planned, "")
     assert not local.is_another_card("MIG-2f3e5a10", "99995a10")
+
+
+PRINTS = """
+import sys
+class Prints:
+    def find_spec(self, name, *rest):
+        if name.startswith(("huggingface_hub", "diffusers.models")): print("Error importing", name)
+sys.meta_path.insert(0, Prints())
+sys.path[:0] = sys.argv[2:]
+from draw_samples import plan_for
+from pathlib import Path
+from sdcli.draw.engines import engine
+with engine() as drawing:
+    for event in drawing.run(plan_for(Path(sys.argv[1]), steps=1)): pass
+print("a result")
+"""
+
+
+def test_what_a_library_prints_while_it_is_imported_is_not_among_the_results(tiny_folders: dict[str, Path]) -> None:
+    here = Path(__file__).resolve()
+    given = [str(tiny_folders["sd15"]), str(here.parent), str(here.parents[2])]
+    done = subprocess.run([sys.executable, "-c", PRINTS, *given], capture_output=True, text=True, check=True)
+    assert done.stdout == "a result\n"
 
 
 # --- the engine without torch
