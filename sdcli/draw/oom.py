@@ -45,6 +45,7 @@ _UNEXPLAINED = (
     "cannot map zero-fill pages",
     "cannot open shared object file",
     "error return without exception set",
+    "returned null without setting an exception",
 )
 _UNEXPLAINED_ON_A_CARD = (
     "cublas_status_not_initialized",

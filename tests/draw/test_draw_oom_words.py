@@ -37,6 +37,7 @@ NOT_MEMORY: list[BaseException] = [
     RuntimeError("CUDA error: an illegal memory access was encountered"),
     RuntimeError("mat1 and mat2 shapes cannot be multiplied (154x768 and 1024x320)"),
     RuntimeError("cuDNN error: CUDNN_STATUS_NOT_SUPPORTED"),
+    SystemError("<function _find_and_load at 0x7f> returned NULL without setting an exception"),
     RuntimeError("could not create a primitive"),  # there is plenty here, so it is something else
     RuntimeError("could not create a primitive descriptor for a convolution forward propagation primitive"),
     RuntimeError("GET was unable to find an engine to execute this computation"),
@@ -77,6 +78,7 @@ now = memory._status(memory.Path("/"))["VmSize"]
 resource.setrlimit(resource.RLIMIT_AS, (now + (100 << 20), resource.RLIM_INFINITY))
 assert memory.read().available <= 100 << 20
 assert oom.is_out_of_memory(RuntimeError("could not create a primitive"))
+assert oom.is_out_of_memory(SystemError("<function _find_and_load> returned NULL without setting an exception"))
 assert not oom.is_out_of_memory(RuntimeError("mat1 and mat2 shapes cannot be multiplied"))
 error = oom.without_a_plan(MemoryError())
 assert error.code == 4 and 0 < error.details["free"] <= 100 << 20, error.details
