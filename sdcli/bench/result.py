@@ -11,7 +11,7 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-from sdcli import __version__, schema
+from sdcli import __version__, reading, schema
 from sdcli.bench import likeness, statistics
 from sdcli.bench.run import Bench, Row, rate_of
 from sdcli.errors import BadFile
@@ -24,6 +24,7 @@ from sdcli.terminal import show
 
 NAME, NEWEST = "sdcli.bench", 1
 _PEAKS = ("allocated_peak", "reserved_peak", "driver_peak", "pinned_peak", "host_peak")
+LARGEST_FILE = 256 << 20  # a sweep holds a picture of each row
 ELSEWHERE = "--save ~/bench.json"
 Result = dict[str, Any]
 
@@ -289,7 +290,7 @@ def write(result: Result, path: Path) -> None:
 def read(path: Path) -> Result:
     """A result that was written by `write` or printed by --json; anything else is a bad file."""
     try:
-        content = path.read_bytes()
+        content = reading.whole(path, LARGEST_FILE)
     except OSError as error:
         raise BadFile(
             f"{show(path)} cannot be read: {show(error.strerror or error)}", hint="sdcli bench --quick --save new.json"

@@ -10,6 +10,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from sdcli import reading
 from sdcli.errors import BadFile, ModelMissing, Usage
 from sdcli.models import hub_name, searching
 from sdcli.models.cache import Memory
@@ -172,7 +173,7 @@ def tensors_sha256(path: Path, memory: Memory | None = None) -> str:
 
 def _hash_from(path: Path, start: int) -> str:
     state = hashlib.sha256()
-    with path.open("rb") as file:
+    with reading.opened(path) as file:
         file.seek(start)
         while piece := file.read(_AT_ONCE):
             state.update(piece)

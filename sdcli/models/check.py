@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
 
+from sdcli import reading
 from sdcli.errors import BadFile, SdcliError
 from sdcli.models import expected, hub_cache
 from sdcli.models.headers import Header, Tensor, read_header
@@ -96,7 +97,7 @@ def _file(path: Path, before: int, total: int) -> Generator[Reading, None, FileC
     except SdcliError as refused:  # its hash may still be worth knowing
         header, error = None, refused.message
     try:
-        with path.open("rb") as file:
+        with reading.opened(path) as file:
             for value in _values(file, header, state):
                 if isinstance(value, NotFinite):
                     faults.append(value)

@@ -7,15 +7,15 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from sdcli import data
+from sdcli import data, reading
 from sdcli.errors import BadFile, ModelMissing, Unsafe
-from sdcli.models import shipped, strict, vae
+from sdcli.models import shipped, vae
 from sdcli.models.families import families, find
 from sdcli.models.headers import read_header
 from sdcli.models.kinds import TITLES, kind_of_config, part_of
 from sdcli.models.model import Component, Model
 from sdcli.models.sniff import PICKLE_SUFFIXES
-from sdcli.terminal import show
+from sdcli.terminal import show, size_text
 
 LARGEST_JSON = 8 << 20
 # Keys through which a config has been able to make a library fetch or run code.
@@ -85,22 +85,15 @@ def shipped_scheduler(family: str) -> Mapping[str, Any]:
 def read_json(path: Path, *, required: bool = True) -> dict[str, Any]:
     """A JSON object of limited size without keys that could make a library run code."""
     try:
-        with path.open("rb") as file:
-            raw = file.read(LARGEST_JSON + 1)
+        held = reading.parse_object(reading.whole(path, LARGEST_JSON))
     except FileNotFoundError:
         if not required:
             return {}
         raise ModelMissing(f"{show(path)} is missing", hint=_AGAIN) from None
     except OSError as error:
         raise BadFile(f"{show(path)} cannot be read: {show(error.strerror or error)}", hint="sdcli doctor") from None
-    if len(raw) > LARGEST_JSON:
-        raise BadFile(f"{show(path)} is larger than 8 MiB", hint=_AGAIN)
-    try:
-        held = strict.parse(raw)
-    except strict.StrictError as error:
+    except reading.NotJson as error:
         raise BadFile(f"{show(path)} is damaged: it {error}", hint=_AGAIN) from None
-    if not isinstance(held, dict):
-        raise BadFile(f"{show(path)} is damaged: not a JSON object", hint=_AGAIN)
     for key, value in _keys(held):
         if key.startswith(DANGEROUS) and not (key == _HARMLESS and isinstance(value, bool)):
             raise Unsafe(f'{show(path)} has the key "{show(key, 60)}", which can make code run; refused', hint=_ANOTHER)
@@ -283,9 +276,11 @@ def _vocabulary(components: Mapping[str, Component], path: Path) -> str | None:
     known = components["text_encoder"].config.get("vocab_size", CLIP_TOKENS)
     if not isinstance(known, int) or known >= CLIP_TOKENS:
         return None
-    for name in ("vocab.json", "merges.txt"):
-        if not (path / "tokenizer" / name).is_file():
-            raise ModelMissing(f"{show(path / 'tokenizer' / name)} is missing", hint=_AGAIN)
+    for file in (path / "tokenizer" / "vocab.json", path / "tokenizer" / "merges.txt"):
+        if not file.is_file():
+            raise ModelMissing(f"{show(file)} is missing", hint=_AGAIN)
+        if file.stat().st_size > LARGEST_JSON:  # the library reads it whole
+            raise BadFile(f"{show(file)} is larger than {size_text(LARGEST_JSON)}", hint=_AGAIN)
     return str(path / "tokenizer")
 
 

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import stat
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO, TypeGuard
 
+from sdcli import reading
 from sdcli.errors import BadFile, ModelMissing
-from sdcli.models import strict
 from sdcli.models.sniff import FIRST_BYTES, bad, sniff
 from sdcli.models.sniff import LARGEST_HEADER as LARGEST_HEADER
 from sdcli.terminal import disk_text, show
@@ -56,9 +55,7 @@ class Header:
 def read_header(path: Path) -> Header:
     """The header, with every claim in it checked against the file. Only the header is read."""
     try:
-        if not stat.S_ISREG(path.stat().st_mode):  # to open a pipe would be to wait for its writer
-            raise bad(path, "no file but a folder or a device")
-        with path.open("rb") as file:
+        with reading.opened(path) as file:
             size = file.seek(0, 2)
             file.seek(0)
             return read_from(file, size, path)
@@ -94,12 +91,9 @@ def length_of(start: bytes) -> int:
 def _parse(raw: bytes, path: Path) -> dict[str, Any]:
     _check_bulk(raw, path)
     try:
-        table = strict.parse(raw)
-    except strict.StrictError as error:
+        return reading.parse_object(raw)
+    except reading.NotJson as error:
         raise bad(path, f"damaged: its header {error}") from None
-    if not isinstance(table, dict):
-        raise bad(path, "damaged: its header is no table")
-    return table
 
 
 def _check_bulk(raw: bytes, path: Path) -> None:

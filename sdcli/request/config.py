@@ -15,7 +15,7 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
-from sdcli import data
+from sdcli import data, reading
 from sdcli.errors import CannotWrite, Usage
 from sdcli.request import jobs, samplers
 from sdcli.request.near import near_text, nearest
@@ -244,16 +244,13 @@ def read_toml(path: Path) -> dict[str, Any]:
 def _text_of(path: Path) -> str:
     """The file as it is, line ends too; empty if there is none."""
     try:
-        with path.open("rb") as file:
-            raw = file.read(LARGEST_FILE + 1)
+        raw = reading.whole(path, LARGEST_FILE)
     except FileNotFoundError:
         return ""
     except (OSError, ValueError) as error:
         raise Usage(
             f"{show(path)} cannot be read: {show(getattr(error, 'strerror', None) or error)}", hint="sdcli config path"
         ) from None
-    if len(raw) > LARGEST_FILE:
-        raise Usage(f"{show(path)} is larger than 1 MiB", hint="sdcli config path")
     try:
         return raw.decode("utf-8-sig")
     except UnicodeDecodeError as error:

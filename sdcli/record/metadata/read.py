@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
+import errno
 import io
 import math
-import os
-import stat
 import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from sdcli import reading
 from sdcli.errors import BadFile, SdcliError, Usage
 from sdcli.record.metadata import a1111, exif, own
 from sdcli.terminal import show
@@ -20,6 +20,7 @@ LARGEST_FILE = 64 << 20
 MOST_PIXELS = 64_000_000
 LONGEST_TEXT = 1 << 20
 FORMATS = ("PNG", "JPEG", "WEBP")
+AN_IMAGE = 'sdcli generate "a cat" --settings-from IMAGE   (a png, jpg or webp)'
 AS_FLAGS = "--seed 42 --steps 25   (the settings as flags, instead of --settings-from)"
 
 
@@ -55,18 +56,12 @@ def read(path: str | Path) -> Found:
 
 def _bytes(path: Path, name: str) -> bytes:
     try:
-        status = os.stat(path)
-        if not stat.S_ISREG(status.st_mode):
-            raise Usage(f"{name} is not a file", hint="--settings-from IMAGE   (a png, jpg or webp)")
-        if status.st_size > LARGEST_FILE:
-            raise BadFile(f"{name} has {status.st_size >> 20} MiB; settings are read from images up to 64 MiB")
-        with open(path, "rb") as file:
-            return file.read(LARGEST_FILE + 1)
-    except (OSError, ValueError) as error:  # ValueError: a NUL in the path
-        reason = error.strerror if isinstance(error, OSError) else "not a path"
-        raise Usage(
-            f"cannot read {name}: {show(reason)}", hint="--settings-from IMAGE   (a png, jpg or webp)"
-        ) from None
+        return reading.whole(path, LARGEST_FILE)
+    except ValueError:  # a NUL in it
+        raise Usage(f"{name} is not a path", hint=AN_IMAGE) from None
+    except OSError as error:
+        large = error.errno == errno.EFBIG
+        raise (BadFile if large else Usage)(f"cannot read {name}: {show(error.strerror)}", hint=AN_IMAGE) from None
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,114 @@
+"""Files from outside, read with bounds: regular ones only, no larger than said, and JSON that means one thing."""
+
+from __future__ import annotations
+
+import errno
+import io
+import json
+import os
+import stat
+from collections import Counter
+from pathlib import Path
+from typing import IO, Any
+
+from sdcli.terminal import show, size_text
+
+DEEPEST = 64
+_AT_ONCE = 1 << 20
+# Opening a pipe without this waits for its writer, and a terminal would become ours. Windows has neither flag.
+_UNASKED = getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_NOCTTY", 0) | getattr(os, "O_BINARY", 0)
+
+
+class NotJson(ValueError):
+    """What is wrong, as the end of a sentence: "names "a" twice"."""
+
+
+# --- bytes
+
+
+def opened(path: str | Path) -> io.BufferedReader:
+    """A regular file, open. A pipe or a device, which might hang or never end, is an OSError like any other."""
+    handle = os.open(path, os.O_RDONLY | _UNASKED)
+    try:
+        _check_regular(os.fstat(handle).st_mode)
+        return os.fdopen(handle, "rb")
+    except BaseException:
+        os.close(handle)
+        raise
+
+
+def _check_regular(mode: int) -> None:
+    """Asked of what was opened, not of its name: that may mean another file by then."""
+    if stat.S_ISDIR(mode):
+        raise IsADirectoryError(errno.EISDIR, "it is a folder")
+    if not stat.S_ISREG(mode):
+        raise OSError(errno.EINVAL, "it is a pipe or a device, not a file")
+
+
+def whole(path: str | Path, most: int) -> bytes:
+    """All of a regular file; larger than `most` is an OSError."""
+    with opened(path) as file:
+        return bounded(file, most)
+
+
+def bounded(file: IO[bytes], most: int) -> bytes:
+    """What is left in a stream, at most `most` bytes; more is an OSError."""
+    raw = bytearray()
+    while piece := file.read(min(_AT_ONCE, most + 1 - len(raw))):
+        raw += piece
+        if len(raw) > most:
+            raise OSError(errno.EFBIG, f"it is larger than {size_text(most)}")
+    return bytes(raw)
+
+
+# --- JSON
+
+
+def parse(raw: bytes | str) -> Any:
+    """UTF-8, no key twice, no NaN, no depth that exhausts whoever walks through it."""
+    try:
+        text = raw.decode("utf-8") if isinstance(raw, bytes) else raw
+        value = json.loads(text, object_pairs_hook=_no_duplicates, parse_constant=_no_constant)
+    except NotJson:
+        raise
+    except (ValueError, RecursionError):  # not UTF-8, not JSON, or a number of 5,000 digits
+        raise NotJson("is not JSON") from None
+    if _depth(value) > DEEPEST:
+        raise NotJson(f"is nested more than {DEEPEST} deep")
+    return value
+
+
+def parse_object(raw: bytes | str) -> dict[str, Any]:
+    value = parse(raw)
+    if not isinstance(value, dict):
+        raise NotJson("is not a JSON object")
+    return value
+
+
+def _no_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """Two readers may believe two different ones of the same key: neither is right."""
+    table = dict(pairs)
+    if len(table) != len(pairs):
+        counts = Counter(name for name, _ in pairs)
+        twice = next(name for name, count in counts.items() if count > 1)
+        raise NotJson(f'names "{show(twice, 80)}" twice')
+    return table
+
+
+def _no_constant(name: str) -> None:
+    raise ValueError(name)
+
+
+def _depth(value: Any) -> int:
+    """Level by level, because a recursive walk is what deep nesting is meant to break."""
+    depth, level = 0, [value]
+    while level and depth <= DEEPEST:
+        depth += 1
+        inner: list[Any] = []
+        for item in level:
+            if isinstance(item, dict):
+                inner.extend(item.values())
+            elif isinstance(item, list):
+                inner.extend(item)
+        level = inner
+    return depth

@@ -1,0 +1,115 @@
+"""Files that come in: pipes, devices, damage. Each is refused with its own code, a sentence and a way out."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import model_files as make
+import pytest
+from cli_run import ROOT, Outcome, sdcli
+
+needs_pipes = pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="this system has no named pipes")
+
+
+@pytest.fixture(autouse=True)
+def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def pipe(path: Path) -> Path:
+    path.unlink(missing_ok=True)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    os.mkfifo(path)
+    return path
+
+
+def refused(done: Outcome, code: int) -> None:
+    error, hint = done.err.splitlines()[:2]
+    assert (done.code, done.out) == (code, ""), done.err
+    assert error.startswith("error: ") and hint.startswith("  try: "), done.err
+    assert "Traceback" not in done.err
+
+
+# --- pipes and devices
+
+
+@needs_pipes
+@pytest.mark.parametrize(
+    ("code", "name"),
+    [
+        (3, "model_index.json"),
+        (9, "unet/config.json"),
+        (9, "vae/config.json"),
+        (9, "scheduler/scheduler_config.json"),
+        (3, "unet/diffusion_pytorch_model.safetensors"),
+    ],
+)
+def test_a_pipe_in_a_models_folder_is_refused_at_once(code: int, name: str, capfd: pytest.CaptureFixture[str]) -> None:
+    pipe(make.folder(Path("model")) / name)
+    refused(sdcli(capfd, "plan", "a cat", "-m", "./model"), code)
+
+
+@needs_pipes
+@pytest.mark.parametrize(
+    ("code", "words"),
+    [
+        (9, ["inspect-unet", "pipe"]),
+        (9, ["inspect-unet", "pipe.json"]),
+        (9, ["bench", "compare", "pipe", "pipe"]),
+        (9, ["plan", "a cat", "-m", "./pipe.safetensors"]),
+        (2, ["plan", "a cat", "--settings-from", "pipe"]),
+        (3, ["plan", "a cat", "--lora", "pipe.safetensors"]),
+        (3, ["plan", "a cat", "--vae", "pipe.safetensors"]),
+        (3, ["plan", "a cat", "--embedding", "pipe.safetensors"]),
+        (9, ["models", "check", "./pipe.safetensors"]),
+    ],
+)
+def test_a_pipe_in_place_of_a_file_is_refused_at_once(
+    code: int, words: list[str], capfd: pytest.CaptureFixture[str]
+) -> None:
+    for name in ("pipe", "pipe.json", "pipe.safetensors"):
+        pipe(Path(name))
+    refused(sdcli(capfd, *words), code)
+
+
+@needs_pipes
+@pytest.mark.parametrize("name", ["config.toml", "presets/mine.toml"])
+def test_a_pipe_in_place_of_settings_is_refused_at_once(
+    name: str, own_folders: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    pipe(own_folders / "config" / name)
+    done = sdcli(capfd, "plan", "a cat", "--preset", "mine")
+    refused(done, 2)
+    assert "a pipe or a device" in done.err
+
+
+@pytest.mark.skipif(not os.path.exists("/dev/zero"), reason="this system has no such device")
+@pytest.mark.parametrize(
+    ("code", "words"),
+    [
+        (9, ["bench", "compare", "/dev/zero", "/dev/zero"]),
+        (9, ["inspect-unet", "/dev/zero"]),
+        (9, ["plan", "a cat", "-m", "/dev/zero"]),
+        (2, ["plan", "a cat", "--settings-from", "/dev/zero"]),
+        (9, ["plan", "--prompts", "/dev/zero"]),
+    ],
+)
+def test_a_device_without_an_end_is_not_read(code: int, words: list[str], capfd: pytest.CaptureFixture[str]) -> None:
+    refused(sdcli(capfd, *words), code)
+
+
+@needs_pipes
+def test_prompts_may_come_through_a_pipe(here: Path) -> None:
+    """As `--prompts <(…)` gives them."""
+    pipe(here / "prompts")
+    command = [sys.executable, "-m", "sdcli", "plan", "--prompts", "prompts", "--json"]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    with subprocess.Popen(command, stdout=subprocess.PIPE, env=environment) as started:
+        (here / "prompts").write_text("a cat\na dog\n")
+        plan = json.loads(started.communicate()[0])
+    assert plan["request"]["prompts"] == ["a cat", "a dog"]
