@@ -11,9 +11,9 @@ from pathlib import Path
 from typing import Any
 
 from sdcli import __version__, data
-from sdcli.cli import adapters, builtin, probing
+from sdcli.cli import adapters, builtin, not_taken, probing
 from sdcli.cli.former import not_needed
-from sdcli.errors import Usage
+from sdcli.errors import ModelMissing, Usage
 from sdcli.machine import as_if, hardware, installation, state
 from sdcli.machine.hardware import Hardware
 from sdcli.models import cache, hub_cache, resolve
@@ -25,6 +25,7 @@ from sdcli.request import config, jobs, prompt_files, samplers
 from sdcli.request.config import Sources
 from sdcli.request.options import OPTIONS
 from sdcli.request.request import Job, Request
+from sdcli.terminal import show
 
 
 @dataclass(frozen=True)
@@ -72,7 +73,8 @@ def plan_for(
     )  # fmt: skip
     plan = replace(plan, warnings=(*plan.warnings, *not_needed(typed, plan)))
     strange = builtin.unknown_words(model, made, beside.adapters)
-    plan = replace(plan, warnings=(*plan.warnings, *beside.warnings, *strange))
+    left = not_taken.not_taken(sources.not_taken, request, origins, beside.adapters)
+    plan = replace(plan, warnings=(*plan.warnings, *beside.warnings, *strange, *left))
     if not waiting or lines is None:
         return Asked(plan)
     later = adapters.without(_later(request, lines, len(made)), tags)
@@ -98,26 +100,41 @@ def read_sources(flags: Mapping[str, Any]) -> Sources:
     user = config.from_user(state.config_folder() / "config.toml")
     environment = config.from_environment(os.environ)
     preset = flags.get("preset") or environment.get("preset") or user.get("preset")
-    image = flags.get("settings_from")
+    image = metadata.read(flags["settings_from"]) if flags.get("settings_from") else None
     return Sources(
         user=user,
         environment=environment,
         preset=config.from_preset(preset, state.config_folder() / "presets") if preset else {},
-        settings_from=dict(metadata.read(image).values) if image else {},
+        settings_from=image.values if image else {},
+        not_taken=image.unknown if image else {},
         flag=flags,
     )
 
 
 def find_model(sources: Sources) -> Model:
     """The model that is asked for; the built-in one, else SD1.5, where nothing names one."""
-    values, _ = config.resolve(sources, family={}, model={})
+    values, origins = config.resolve(sources, family={}, model={})
     shipped = data.builtin_model()
     name = values.get("model") or default_model()
-    found = resolve.resolve(
-        name, revision=values.get("revision"), offline=bool(values.get("offline")), folders=added_folders(),
-        hub=hub_cache.folder(os.environ), builtin=shipped,
-    )  # fmt: skip
+    try:
+        found = resolve.resolve(
+            name, revision=values.get("revision"), offline=bool(values.get("offline")), folders=added_folders(),
+            hub=hub_cache.folder(os.environ), builtin=shipped,
+        )  # fmt: skip
+    except ModelMissing as error:
+        if origins.get("model") == "settings-from" and not error.details.get("repository"):
+            raise _drawn_elsewhere(name, sources.flag["settings_from"]) from None
+        raise
     return replace(found, hash=_hash(found)) if found.source == "builtin" else found
+
+
+def _drawn_elsewhere(name: str, image: str) -> ModelMissing:
+    """A picture tells its model's name, never the place where it lay."""
+    shown = show(name, 80)
+    return ModelMissing(
+        f"the picture was drawn with {shown}, and no model of that name is known here",
+        hint=f'sdcli generate --settings-from "{show(image, 200)}" -m PATH   (where {shown} is)',
+    )
 
 
 def _hash(model: Model) -> str:

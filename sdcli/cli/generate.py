@@ -14,7 +14,7 @@ from typing import Any
 import typer
 
 from sdcli import events
-from sdcli.cli import adapters, builtin, complete, plan_screen, remembering
+from sdcli.cli import adapters, builtin, complete, not_taken, plan_screen, remembering
 from sdcli.cli.answer import say_error
 from sdcli.cli.ask import Asked
 from sdcli.cli.ending import termination
@@ -166,7 +166,7 @@ class Screen:
         if notice is not None:
             say(f"{notice.message}; {notice.hint}")
         for warning in self.plan.warnings:
-            if warning.code in (NOT_NEEDED, *adapters.CODES):
+            if warning.code in (NOT_NEEDED, not_taken.CODE, *adapters.CODES):
                 say(f"note: {warning.message}")
         for line in plan_screen.render_summary(self.plan, width(sys.stderr), not speaks_unicode(sys.stderr)):
             say(line)

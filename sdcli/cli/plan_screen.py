@@ -313,7 +313,7 @@ def _main_reason(plan: Plan) -> str:
 
 
 def _notes(plan: Plan, width: int) -> list[str]:
-    texts = [show(warning.message, 300) for warning in plan.warnings]
+    texts = [show(warning.message, 800) for warning in plan.warnings]
     if plan.ladder:
         texts.append(f"should memory run out all the same: {_first_rung(plan.ladder, plan.setup)}")
     return _labelled("Note", texts, width)

@@ -137,6 +137,7 @@ class Sources:
     environment: Mapping[str, Any] = field(default_factory=dict)
     preset: Mapping[str, Any] = field(default_factory=dict)
     settings_from: Mapping[str, Any] = field(default_factory=dict)
+    not_taken: Mapping[str, Any] = field(default_factory=dict)  # what else stands in that picture, to be told
     flag: Mapping[str, Any] = field(default_factory=dict)
 
 

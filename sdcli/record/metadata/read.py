@@ -26,7 +26,7 @@ AS_FLAGS = "--seed 42 --steps 25   (the settings as flags, instead of --settings
 
 @dataclass(frozen=True, kw_only=True)
 class Found:
-    """`values` are Request fields by name; `unknown` is shown to people and used for nothing."""
+    """`values` are Request fields by name; `unknown` is what else stands there: shown to people, used for nothing."""
 
     dialect: str  # sdcli | a1111
     values: Mapping[str, Any]
@@ -41,11 +41,12 @@ def read(path: str | Path) -> Found:
     if texts.own is not None:
         drawn = own.read(texts.own, f"{name}: its sdcli chunk")
         found = own.values(drawn)
+        unknown = {}
         if a1111.plain_name(found["model"]) is None:
-            del found["model"]
+            unknown["Model"] = found.pop("model")
         if not math.isfinite(found["guidance"]):
             del found["guidance"]
-        return Found(dialect="sdcli", values=found, drawn=drawn)
+        return Found(dialect="sdcli", values=found, unknown=unknown, drawn=drawn)
     if texts.parameters is not None:
         info = a1111.read(texts.parameters)
         if info.pairs:
