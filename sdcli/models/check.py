@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from sdcli import reading
-from sdcli.errors import BadFile, SdcliError
+from sdcli.errors import BadFile, SdcliError, Unsafe
 from sdcli.models import expected, hub_cache
 from sdcli.models.headers import Header, Tensor, read_header
 from sdcli.models.model import Model
@@ -94,6 +94,8 @@ def _file(path: Path, before: int, total: int) -> Generator[Reading, None, FileC
     size = path.stat().st_size
     try:
         header = read_header(path)
+    except Unsafe:  # what could run code is left alone
+        raise
     except SdcliError as refused:  # its hash may still be worth knowing
         header, error = None, refused.message
     try:

@@ -103,6 +103,14 @@ def test_a_device_without_an_end_is_not_read(code: int, words: list[str], capfd:
     refused(sdcli(capfd, *words), code)
 
 
+@pytest.mark.parametrize("name", ["a.ckpt", "renamed.safetensors"])
+def test_checking_a_pickle_refuses_it_unread(name: str, capfd: pytest.CaptureFixture[str]) -> None:
+    Path(name).write_bytes(b"\x80\x02}q\x00." + bytes(40))
+    done = sdcli(capfd, "models", "check", f"./{name}")
+    refused(done, 6)
+    assert "sha256" not in done.err
+
+
 @needs_pipes
 def test_prompts_may_come_through_a_pipe(here: Path) -> None:
     """As `--prompts <(…)` gives them."""
