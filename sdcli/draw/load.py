@@ -12,6 +12,7 @@ import torch
 from torch import nn
 
 from sdcli.draw.adapters import Additions
+from sdcli.draw.made import made_from_config
 from sdcli.draw.weights import Piece, Reader, pieces
 from sdcli.errors import BadFile, Bug
 from sdcli.models.model import Component
@@ -72,7 +73,7 @@ def build(name: str, config: Mapping[str, Any]) -> Any:
     asked = config.get("_class_name") or next(iter(config.get("architectures") or ()), kind.__name__)
     if asked != kind.__name__:
         raise BadFile(f"the model's {name} is a {show(asked, 60)}; only {kind.__name__} is supported")
-    with torch.device("meta"):
+    with made_from_config(name), torch.device("meta"):
         if name.startswith("text_encoder"):
             from transformers import CLIPTextConfig
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from sdcli.draw.made import made_from_config
 from sdcli.request import samplers
 
 
@@ -13,7 +14,8 @@ def make(sampler: str, config: Mapping[str, Any]) -> Any:
     import diffusers
 
     known = samplers.find(sampler)
-    return getattr(diffusers, known.scheduler).from_config(dict(config), **known.options)
+    with made_from_config("scheduler"):
+        return getattr(diffusers, known.scheduler).from_config(dict(config), **known.options)
 
 
 def settings(scheduler: Any) -> dict[str, Any]:

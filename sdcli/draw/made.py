@@ -1,0 +1,24 @@
+"""What a library says against a model's config is the config's fault, not a bug of sdcli."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from sdcli.draw import oom
+from sdcli.errors import BadFile, SdcliError
+
+
+@contextmanager
+def made_from_config(what: str) -> Iterator[None]:
+    try:
+        yield
+    except SdcliError:
+        raise
+    except Exception as error:
+        if oom.is_out_of_memory(error):
+            raise
+        raise BadFile(
+            f"the model's {what} cannot be made from its config: {type(error).__name__}: {oom.first_line(error)}",
+            hint="get the model again, or another",
+        ) from error
