@@ -9,7 +9,7 @@ import os
 import stat
 from collections import Counter
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, NoReturn
 
 from sdcli.terminal import show, size_text
 
@@ -64,11 +64,14 @@ def bounded(file: IO[bytes], most: int) -> bytes:
 # --- JSON
 
 
-def parse(raw: bytes | str) -> Any:
-    """UTF-8, no key twice, no NaN, no depth that exhausts whoever walks through it."""
+def parse(raw: bytes | str, *, infinite: bool = False) -> Any:
+    """UTF-8, no key twice, no NaN, no depth that exhausts whoever walks through it. With `infinite` there may be
+    infinities, which JSON has not, but Python writes."""
     try:
         text = raw.decode("utf-8") if isinstance(raw, bytes) else raw
-        value = json.loads(text, object_pairs_hook=_no_duplicates, parse_constant=_no_constant)
+        value = json.loads(
+            text, object_pairs_hook=_no_duplicates, parse_constant=_infinity if infinite else _no_constant
+        )
     except NotJson:
         raise
     except (ValueError, RecursionError):  # not UTF-8, not JSON, or a number of 5,000 digits
@@ -78,8 +81,8 @@ def parse(raw: bytes | str) -> Any:
     return value
 
 
-def parse_object(raw: bytes | str) -> dict[str, Any]:
-    value = parse(raw)
+def parse_object(raw: bytes | str, *, infinite: bool = False) -> dict[str, Any]:
+    value = parse(raw, infinite=infinite)
     if not isinstance(value, dict):
         raise NotJson("is not a JSON object")
     return value
@@ -95,8 +98,12 @@ def _no_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return table
 
 
-def _no_constant(name: str) -> None:
+def _no_constant(name: str) -> NoReturn:
     raise ValueError(name)
+
+
+def _infinity(name: str) -> float:
+    return float(name) if name.endswith("Infinity") else _no_constant(name)
 
 
 def _depth(value: Any) -> int:

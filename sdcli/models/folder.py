@@ -9,7 +9,7 @@ from typing import Any
 
 from sdcli import data, reading
 from sdcli.errors import BadFile, ModelMissing, Unsafe
-from sdcli.models import shipped, vae
+from sdcli.models import configs, shipped, vae
 from sdcli.models.families import families, find
 from sdcli.models.headers import read_header
 from sdcli.models.kinds import TITLES, kind_of_config, part_of
@@ -60,10 +60,12 @@ def read(
     index = _index(path)
     kind = family or _family(index, path)
     _check_classes(index, path)
-    configs = {part: read_json(path / part / "config.json") for part in find(kind).components}
-    _check_unet(configs["unet"], configs["vae"], kind if family is None else "", path)
-    components = {part: _component(path / part, part, config, whole) for part, config in configs.items()}
-    scheduler = read_json(path / "scheduler" / "scheduler_config.json", required=False)
+    read_configs = {part: read_json(path / part / "config.json") for part in find(kind).components}
+    _check_unet(read_configs["unet"], read_configs["vae"], kind if family is None else "", path)
+    for part, config in read_configs.items():
+        configs.check(part, config, path / part / "config.json")
+    components = {part: _component(path / part, part, config, whole) for part, config in read_configs.items()}
+    scheduler = _scheduler(path / "scheduler" / "scheduler_config.json")
     return Model(
         name=name or family or path.name, kind=kind, family=kind, source="builtin" if family == "builtin" else source,
         revision=revision, prediction=_prediction(scheduler, path),
@@ -82,10 +84,10 @@ def shipped_scheduler(family: str) -> Mapping[str, Any]:
 # --- JSON
 
 
-def read_json(path: Path, *, required: bool = True) -> dict[str, Any]:
+def read_json(path: Path, *, required: bool = True, infinite: bool = False) -> dict[str, Any]:
     """A JSON object of limited size without keys that could make a library run code."""
     try:
-        held = reading.parse_object(reading.whole(path, LARGEST_JSON))
+        held = reading.parse_object(reading.whole(path, LARGEST_JSON), infinite=infinite)
     except FileNotFoundError:
         if not required:
             return {}
@@ -206,7 +208,8 @@ def _described(part: str, config: Mapping[str, Any], folder: Path) -> int:
     try:
         return shipped.parameters_of(part, config)
     except BadFile as error:
-        raise BadFile(f"{show(folder)}: {error.message}", hint=_ANOTHER) from None
+        message = error.message.removeprefix("config: ")
+        raise BadFile(f"{show(folder / 'config.json')}: {message}", hint=_ANOTHER) from None
 
 
 def _weights(folder: Path, stem: str) -> list[Path]:
@@ -246,6 +249,13 @@ def _shards(table: Path) -> list[Path]:
 
 
 # --- what the model's own files set
+
+
+def _scheduler(file: Path) -> dict[str, Any]:
+    """Its numbers; diffusers itself writes an infinity into some, which JSON has not."""
+    config = read_json(file, required=False, infinite=True)
+    configs.check("scheduler", config, file)
+    return config
 
 
 def _prediction(scheduler: Mapping[str, Any], path: Path) -> str:
