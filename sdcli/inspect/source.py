@@ -56,7 +56,9 @@ def find(model: str) -> Source | LoraFile:
         if path.exists():
             return _file(path)
     except OSError as error:
-        raise ModelMissing(f"{show(name, 200)} cannot be opened: {show(error.strerror or error)}") from None
+        raise ModelMissing(
+            f"{show(name, 200)} cannot be opened: {show(error.strerror or error)}", hint="sdcli inspect-unet sd15"
+        ) from None
     if _looks_like_hub_id(name):
         return _hub(name)
     raise _nowhere(name)
@@ -179,7 +181,13 @@ def _weights(folder: Path) -> tuple[list[Path], SdcliError | None]:
         names = sorted({name for name in table.values() if Path(name).name == name})
         present = [folder / name for name in names if (folder / name).exists()]
         lacking = [name for name in names if not (folder / name).exists()]
-        fault = ModelMissing(f"{len(lacking)} of {len(names)} weight files are missing") if lacking else None
+        fault = (
+            ModelMissing(
+                f"{len(lacking)} of {len(names)} weight files are missing", hint="get the model again, or another"
+            )
+            if lacking
+            else None
+        )
         return present, fault
     plain = [file for file in files if file.stem in ("diffusion_pytorch_model", "model")]
     return plain[:1] or files[:1], None

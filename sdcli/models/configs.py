@@ -71,6 +71,8 @@ _NULL = Rule("null: sdcli does not draw with it", lambda value: value is None)
 _SIDE = _whole(1)
 _PAIR = _list_of(_SIDE, "a list of whole numbers above 0")
 _SIDES = Rule("a whole number above 0, or two", lambda value: _SIDE.holds(value) or _PAIR.holds(value))
+# what the size is told for, a default, can do without it: strange ones are passed over
+_NOT_BELOW_ONE = Rule("a whole number above 0", lambda value: type(value) is not int or value > 0)
 _BETA = Rule("a number between 0 and 1", lambda value: _is_number(value) and 0 < value < 1)
 _EPSILON = _above(0, 1)
 _FACTOR = _above(0, 1e6)
@@ -79,8 +81,8 @@ _ACTIVATION = _one_of("silu", "swish", "mish", "gelu", "relu")
 _CLASS = Rule("the name of a class", lambda value: isinstance(value, str))
 
 _UNET: Mapping[str, Rule] = {
-    "_class_name": _CLASS, "act_fn": _ACTIVATION, "norm_num_groups": _whole(1), "norm_eps": _EPSILON,
-    "out_channels": _whole(1), "dropout": _number(0, 1), "freq_shift": _number(0, 1),
+    "_class_name": _CLASS, "sample_size": _NOT_BELOW_ONE, "act_fn": _ACTIVATION, "norm_num_groups": _whole(1),
+    "norm_eps": _EPSILON, "out_channels": _whole(1), "dropout": _number(0, 1), "freq_shift": _number(0, 1),
     "mid_block_scale_factor": _FACTOR, "resnet_out_scale_factor": _FACTOR, "center_input_sample": _YES,
     "flip_sin_to_cos": _YES, "upcast_attention": _YES, "use_linear_projection": _YES, "resnet_skip_time_act": _YES,
     "time_embedding_act_fn": _or_null(_ACTIVATION), "timestep_post_act": _or_null(_ACTIVATION),

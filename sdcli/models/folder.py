@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from sdcli import data, reading
-from sdcli.errors import BadFile, ModelMissing, Unsafe
+from sdcli.errors import BadFile, ModelMissing, Unsafe, Usage
 from sdcli.models import configs, shipped, vae
 from sdcli.models.families import families, find
 from sdcli.models.headers import read_header
@@ -207,7 +207,7 @@ def _component(folder: Path, part: str, config: Mapping[str, Any], whole: bool) 
 def _described(part: str, config: Mapping[str, Any], folder: Path) -> int:
     try:
         return shipped.parameters_of(part, config)
-    except BadFile as error:
+    except (BadFile, Usage) as error:
         message = error.message.removeprefix("config: ")
         raise BadFile(f"{show(folder / 'config.json')}: {message}", hint=_ANOTHER) from None
 

@@ -46,7 +46,7 @@ def check_schema(data: Mapping[str, Any], name: str, newest: int, where: str) ->
     found = data.get("schema")
     kind, _, number = str(found).rpartition("/")
     if kind != name or not number.isascii() or not number.isdigit() or len(number) > 6 or int(number) < 1:
-        raise BadFile(f"{show(where)}: expected {name}, found {show(found, 60)}")
+        raise BadFile(f"{show(where)} is not a document of the kind {name}: its schema is {show(found, 60)}")
     if int(number) > newest:
         raise BadFile(
             f"{show(where)} was written by a newer sdcli: it is {show(found, 60)}, this one reads {name}/{newest}",

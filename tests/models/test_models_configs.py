@@ -44,6 +44,7 @@ BAD = {
     ("unet", "norm_eps"): ["0", "-1", "null", '"x"', "1e400"],
     ("unet", "mid_block_scale_factor"): ["0", "1e400", "[1]"],
     ("unet", "block_out_channels"): ["0", "[]", "[0, 0, 0, 0]", "[320]"],
+    ("unet", "sample_size"): ["0", "-1"],
     ("unet", "class_embed_type"): ['"timestep"'],
     ("unet", "addition_embed_type"): ['"image"', "1"],
     ("vae", "scaling_factor"): ['"1"', "0", "-1", "1e400", "null", "true", "[1]"],
@@ -74,6 +75,11 @@ def test_a_value_that_cannot_be_is_refused_by_file_and_key(whole: Path, part: st
         read_with(whole, part, key, text)
     assert refused.value.message.startswith(f"{whole / FILES[part]}: ") and key in refused.value.message
     assert refused.value.hint
+
+
+def test_a_structure_that_no_size_fits_is_the_files_fault(whole: Path) -> None:
+    with pytest.raises(BadFile, match="this UNet cannot run"):
+        read_with(whole, "unet", "downsample_padding", "2")
 
 
 @pytest.mark.parametrize(

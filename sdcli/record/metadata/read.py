@@ -39,7 +39,7 @@ def read(path: str | Path) -> Found:
     name = show(path, 200)
     texts = _texts(_bytes(Path(path), name), name)
     if texts.own is not None:
-        drawn = own.read(texts.own, f"{name}: its sdcli chunk")
+        drawn = _own(texts.own, name)
         found = own.values(drawn)
         unknown = {}
         if a1111.plain_name(found["model"]) is None:
@@ -53,6 +53,15 @@ def read(path: str | Path) -> Found:
             values, unknown = a1111.values(info)
             return Found(dialect="a1111", values=values, unknown=unknown)
     raise BadFile(f"{name} holds no settings that sdcli can read", hint=AS_FLAGS)
+
+
+def _own(text: str, name: str) -> own.Drawn:
+    try:
+        return own.read(text, f"the sdcli chunk of {name}")
+    except BadFile as error:
+        if error.hint == BadFile.usual_hint:
+            error.hint = AS_FLAGS
+        raise
 
 
 def _bytes(path: Path, name: str) -> bytes:
