@@ -101,7 +101,8 @@ _VAE: Mapping[str, Rule] = {
 _TEXT: Mapping[str, Rule] = {
     "hidden_act": _one_of("quick_gelu", "gelu", "gelu_new", "gelu_fast", "gelu_pytorch_tanh", "relu", "silu", "swish"),
     "layer_norm_eps": _EPSILON, "attention_dropout": _number(0, 1), "max_position_embeddings": _whole(77),
-    "bos_token_id": _or_null(_whole(-1)), "eos_token_id": _or_null(_whole(-1)), "pad_token_id": _or_null(_whole(-1)),
+    "return_dict": Rule("true", lambda value: value is True), "torchscript": _NO, "eos_token_id": _whole(-1),
+    "bos_token_id": _or_null(_whole(-1)), "pad_token_id": _or_null(_whole(-1)),
 }  # fmt: skip
 _SCHEDULER: Mapping[str, Rule] = {
     "_class_name": _CLASS,

@@ -121,3 +121,40 @@ def test_prompts_may_come_through_a_pipe(here: Path) -> None:
         (here / "prompts").write_text("a cat\na dog\n")
         plan = json.loads(started.communicate()[0])
     assert plan["request"]["prompts"] == ["a cat", "a dog"]
+
+
+# --- sentences
+
+
+def test_a_picture_that_is_none_is_told_without_pythons_words(capfd: pytest.CaptureFixture[str]) -> None:
+    Path("x.png").write_text("hello")
+    done = sdcli(capfd, "plan", "--settings-from", "x.png")
+    refused(done, 9)
+    assert done.err.splitlines()[0] == "error: x.png is not a PNG, JPEG or WebP image"
+
+
+def test_a_damaged_chunk_names_its_key_and_a_way_out(capfd: pytest.CaptureFixture[str]) -> None:
+    from PIL import Image
+    from PIL.PngImagePlugin import PngInfo
+
+    info = PngInfo()
+    info.add_text("sdcli", '{"schema": "sdcli.image/1", "job": {"index": null}}')
+    Image.new("RGB", (8, 8)).save("x.png", pnginfo=info)
+    done = sdcli(capfd, "plan", "--settings-from", "x.png")
+    refused(done, 9)
+    assert done.err.splitlines()[0] == ("error: the sdcli chunk of x.png: job.index should be a whole number, not null")
+
+
+@pytest.mark.parametrize("address", ["garbage", "http://", "http://[", "ftp://x"])
+def test_an_endpoint_that_is_no_address_is_named(
+    address: str, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("HF_ENDPOINT", address)
+    done = sdcli(capfd, "pull", "someone/model")
+    refused(done, 2)
+    assert done.err.splitlines()[0] == f'error: HF_ENDPOINT is not a web address: "{address.rstrip("/")}"'
+
+
+def test_one_step_is_one_step(capfd: pytest.CaptureFixture[str]) -> None:
+    done = sdcli(capfd, "plan", "a cat", "-m", "sd15", "--steps", "1")
+    assert "1 step " in done.out and "1 steps" not in done.out

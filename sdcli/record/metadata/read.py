@@ -82,7 +82,7 @@ class Texts:
 
 def _texts(data: bytes, name: str) -> Texts:
     """Pillow's decoders fail in many ways on damaged files, not all of them documented; here they become one."""
-    from PIL import Image
+    from PIL import Image, UnidentifiedImageError
 
     try:
         with warnings.catch_warnings():
@@ -96,8 +96,10 @@ def _texts(data: bytes, name: str) -> Texts:
                     texts = _texts_of(picture)
     except SdcliError:
         raise
+    except UnidentifiedImageError:  # its words name an object of Python's
+        raise BadFile(f"{name} is not a PNG, JPEG or WebP image", hint=AN_IMAGE) from None
     except Exception as error:
-        raise BadFile(f"{name} is no readable PNG, JPEG or WebP image ({show(error, 120)})", hint=AS_FLAGS) from None
+        raise BadFile(f"{name} is a damaged image ({show(error, 120)})", hint=AS_FLAGS) from None
     return texts
 
 
