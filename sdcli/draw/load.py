@@ -83,6 +83,10 @@ def build(name: str, config: Mapping[str, Any]) -> Any:
     return module.eval().requires_grad_(False)
 
 
+def _file_of(found: Mapping[str, Piece]) -> str:
+    return show(next((piece.file for piece in found.values()), "the file"))
+
+
 def fill(
     module: nn.Module, found: Mapping[str, Piece], name: str, *, dtype: torch.dtype, device: torch.device | str,
     channels_last: bool, added: Additions = MappingProxyType({}),
@@ -92,7 +96,7 @@ def fill(
     missing = [key for key in empty if key not in found]
     if missing:
         more = f" and {len(missing) - 1} more" if len(missing) > 1 else ""
-        raise BadFile(f"the file holds no whole {name}: {show(missing[0], 120)}{more} not found")
+        raise BadFile(f"{_file_of(found)} holds no whole {name}: {show(missing[0], 120)}{more} not found")
     size = 0
     with Reader() as reader:
         for key, meta in empty.items():
@@ -207,7 +211,7 @@ def _text_names(name: str, stored: dict[str, Piece]) -> dict[str, Piece]:
     if name == "text_encoder_2" and any(key.startswith("conditioner.embedders.1.") for key in stored):
         prefix = "conditioner.embedders.1.model."
         if prefix + "text_projection" not in stored:
-            raise BadFile(f"the file holds no whole {name}: {prefix}text_projection not found")
+            raise BadFile(f"{_file_of(stored)} holds no whole {name}: {prefix}text_projection not found")
         stored = single_file_utils.convert_open_clip_checkpoint(None, stored, prefix=prefix)
     elif any(key.startswith(("cond_stage_model.", "conditioner.")) for key in stored):
         stored = single_file_utils.convert_ldm_clip_checkpoint(stored)
