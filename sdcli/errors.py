@@ -10,12 +10,13 @@ class SdcliError(Exception):
 
     code: ClassVar[int]
     type: ClassVar[str]
+    usual_hint: ClassVar[str] = ""  # where nothing better is known
 
     def __init__(self, message: str, *, done: str = "", hint: str = "", **details: Any) -> None:
         super().__init__(message)
         self.message = message
         self.done = done
-        self.hint = hint
+        self.hint = hint or self.usual_hint
         self.details = details
 
     def to_json(self) -> dict[str, Any]:
@@ -31,6 +32,7 @@ class SdcliError(Exception):
 
 class Bug(SdcliError):
     code, type = 1, "bug"
+    usual_hint = "the same command with --debug shows where"
 
 
 class Usage(SdcliError):
@@ -59,6 +61,7 @@ class OutOfMemory(SdcliError):
 
 class ImagesFailed(SdcliError):
     code, type = 5, "images_failed"
+    usual_hint = "sdcli doctor"
 
 
 class Unsafe(SdcliError):
@@ -75,6 +78,7 @@ class DeviceUnusable(SdcliError):
 
 class BadFile(SdcliError):
     code, type = 9, "bad_file"
+    usual_hint = "get the file again, or another"
 
 
 class Differs(SdcliError):

@@ -1,33 +1,121 @@
-"""Files from outside, opened so that they can neither make their reader wait nor fill its memory."""
+"""Files from outside, read with bounds: regular ones only, no larger than said, and JSON that means one thing."""
 
 from __future__ import annotations
 
 import errno
+import io
+import json
 import os
 import stat
+from collections import Counter
 from pathlib import Path
-from typing import BinaryIO
+from typing import IO, Any, NoReturn
 
-_FLAGS = os.O_RDONLY | getattr(os, "O_BINARY", 0) | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_CLOEXEC", 0)
+from sdcli.terminal import show, size_text
+
+DEEPEST = 64
+_AT_ONCE = 1 << 20
+# Opening a pipe without this waits for its writer, and a terminal would become ours. Windows has neither flag.
+_UNASKED = getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_NOCTTY", 0) | getattr(os, "O_BINARY", 0)
 
 
-def opened(path: str | Path) -> BinaryIO:
-    """A regular file, to be read; OSError for anything else. A pipe is not waited for, and what is opened is what is
-    looked at."""
-    file = os.open(path, _FLAGS)
+class NotJson(ValueError):
+    """What is wrong, as the end of a sentence: "names "a" twice"."""
+
+
+# --- bytes
+
+
+def opened(path: str | Path) -> io.BufferedReader:
+    """A regular file, open. A pipe or a device, which might hang or never end, is an OSError like any other."""
+    handle = os.open(path, os.O_RDONLY | _UNASKED)
     try:
-        if not stat.S_ISREG(os.fstat(file).st_mode):
-            raise OSError(errno.EINVAL, "not a file but a folder, a pipe or a device", str(path))
-        return os.fdopen(file, "rb")
+        _check_regular(os.fstat(handle).st_mode)
+        return os.fdopen(handle, "rb")
     except BaseException:
-        os.close(file)
+        os.close(handle)
         raise
 
 
+def _check_regular(mode: int) -> None:
+    """Asked of what was opened, not of its name: that may mean another file by then."""
+    if stat.S_ISDIR(mode):
+        raise IsADirectoryError(errno.EISDIR, "it is a folder")
+    if not stat.S_ISREG(mode):
+        raise OSError(errno.EINVAL, "it is a pipe or a device, not a file")
+
+
 def whole(path: str | Path, most: int) -> bytes:
-    """All of a file that may have so many bytes; OSError where it has more."""
+    """All of a regular file; larger than `most` is an OSError."""
     with opened(path) as file:
-        content = file.read(most + 1)
-    if len(content) > most:
-        raise OSError(errno.EFBIG, f"larger than {most >> 20} MiB", str(path))
-    return content
+        return bounded(file, most)
+
+
+def bounded(file: IO[bytes], most: int) -> bytes:
+    """What is left in a stream, at most `most` bytes; more is an OSError."""
+    raw = bytearray()
+    while piece := file.read(min(_AT_ONCE, most + 1 - len(raw))):
+        raw += piece
+        if len(raw) > most:
+            raise OSError(errno.EFBIG, f"it is larger than {size_text(most)}")
+    return bytes(raw)
+
+
+# --- JSON
+
+
+def parse(raw: bytes | str, *, infinite: bool = False) -> Any:
+    """UTF-8, no key twice, no NaN, no depth that exhausts whoever walks through it. With `infinite` there may be
+    infinities, which JSON has not, but Python writes."""
+    try:
+        text = raw.decode("utf-8") if isinstance(raw, bytes) else raw
+        value = json.loads(
+            text, object_pairs_hook=_no_duplicates, parse_constant=_infinity if infinite else _no_constant
+        )
+    except NotJson:
+        raise
+    except (ValueError, RecursionError):  # not UTF-8, not JSON, or a number of 5,000 digits
+        raise NotJson("is not JSON") from None
+    if _depth(value) > DEEPEST:
+        raise NotJson(f"is nested more than {DEEPEST} deep")
+    return value
+
+
+def parse_object(raw: bytes | str, *, infinite: bool = False) -> dict[str, Any]:
+    value = parse(raw, infinite=infinite)
+    if not isinstance(value, dict):
+        raise NotJson("is not a JSON object")
+    return value
+
+
+def _no_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """Two readers may believe two different ones of the same key: neither is right."""
+    table = dict(pairs)
+    if len(table) != len(pairs):
+        counts = Counter(name for name, _ in pairs)
+        twice = next(name for name, count in counts.items() if count > 1)
+        raise NotJson(f'names "{show(twice, 80)}" twice')
+    return table
+
+
+def _no_constant(name: str) -> NoReturn:
+    raise ValueError(name)
+
+
+def _infinity(name: str) -> float:
+    return float(name) if name.endswith("Infinity") else _no_constant(name)
+
+
+def _depth(value: Any) -> int:
+    """Level by level, because a recursive walk is what deep nesting is meant to break."""
+    depth, level = 0, [value]
+    while level and depth <= DEEPEST:
+        depth += 1
+        inner: list[Any] = []
+        for item in level:
+            if isinstance(item, dict):
+                inner.extend(item.values())
+            elif isinstance(item, list):
+                inner.extend(item)
+        level = inner
+    return depth

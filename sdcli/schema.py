@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import json
 import math
 import types
 import typing
@@ -15,6 +16,7 @@ from collections.abc import Mapping
 from typing import Any, TypeVar
 
 from sdcli.errors import BadFile
+from sdcli.terminal import show
 
 T = TypeVar("T")
 
@@ -50,24 +52,37 @@ def _hints(cls: type) -> dict[str, Any]:
     return typing.get_type_hints(cls)
 
 
+class _Wrong(ValueError):
+    """Which key is wrong, and how: "job.steps should be a whole number, not null"."""
+
+
 def from_json(cls: type[T], data: Any, where: str = "", whole: bool = False) -> T:
-    """`cls` from what `to_json` made; a wrong shape is BadFile naming the key."""
-    where = where or cls.__name__
-    if not isinstance(data, Mapping):
-        raise BadFile(f"{where}: expected an object, got {type(data).__name__}")
+    """`cls` from what `to_json` made; a wrong shape is BadFile naming `where` and the key."""
+    try:
+        return _object(cls, data, "", whole)
+    except _Wrong as wrong:
+        raise BadFile(f"{where or cls.__name__}: {wrong}") from None
+
+
+def _object(cls: type[T], data: Any, at: str, whole: bool) -> T:
     values: dict[str, Any] = {}
+    held = _typed(Mapping, data, at)
     for field in dataclasses.fields(cls):  # type: ignore[arg-type]
         key = field.metadata.get("key", field.name)
         if field.metadata.get("live") and not whole:
             continue
-        if key in data:
-            values[field.name] = _read(_hints(typing.cast(Any, cls))[field.name], data[key], f"{where}.{key}", whole)
+        if key in held:
+            values[field.name] = _read(_hints(typing.cast(Any, cls))[field.name], held[key], _below(at, key), whole)
         elif field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING:
-            raise BadFile(f"{where}.{key} is missing")
+            raise _Wrong(f"{_below(at, key)} is missing")
     return cls(**values)
 
 
-def _read(hint: Any, data: Any, where: str, whole: bool) -> Any:
+def _below(at: str, key: str) -> str:
+    return f"{at}.{key}" if at else key
+
+
+def _read(hint: Any, data: Any, at: str, whole: bool) -> Any:
     origin = typing.get_origin(hint)
     arguments = typing.get_args(hint)
     if hint is Any:
@@ -75,44 +90,62 @@ def _read(hint: Any, data: Any, where: str, whole: bool) -> Any:
     if origin in (typing.Union, types.UnionType):
         if data is None and type(None) in arguments:
             return None
-        return _read_union([a for a in arguments if a is not type(None)], data, where, whole)
+        return _read_union([a for a in arguments if a is not type(None)], data, at, whole)
     if origin is typing.Literal:
         if data in arguments:
             return data
-        raise BadFile(f"{where}: {data!r} is none of {', '.join(map(str, arguments))}")
+        raise _Wrong(f"{at} should be one of {', '.join(map(str, arguments))}, not {_shown(data)}")
     if origin is tuple:
-        if not isinstance(data, (list, tuple)):
-            raise BadFile(f"{where}: expected a list, got {type(data).__name__}")
+        items = _typed(list, data, at)
         if len(arguments) == 2 and arguments[1] is Ellipsis:
-            return tuple(_read(arguments[0], item, f"{where}[{i}]", whole) for i, item in enumerate(data))
-        if len(data) != len(arguments):
-            raise BadFile(f"{where}: expected {len(arguments)} values, got {len(data)}")
+            return tuple(_read(arguments[0], item, f"{at}[{i}]", whole) for i, item in enumerate(items))
+        if len(items) != len(arguments):
+            raise _Wrong(f"{at} should have {len(arguments)} values, not {len(items)}")
         return tuple(
-            _read(a, item, f"{where}[{i}]", whole) for i, (a, item) in enumerate(zip(arguments, data, strict=True))
+            _read(a, item, f"{at}[{i}]", whole) for i, (a, item) in enumerate(zip(arguments, items, strict=True))
         )
     if origin is not None and issubclass(origin, Mapping):
-        if not isinstance(data, Mapping):
-            raise BadFile(f"{where}: expected an object, got {type(data).__name__}")
-        return {str(key): _read(arguments[1], item, f"{where}.{key}", whole) for key, item in data.items()}
+        return {
+            str(key): _read(arguments[1], item, _below(at, key), whole)
+            for key, item in _typed(Mapping, data, at).items()
+        }
     if dataclasses.is_dataclass(hint):
-        return from_json(typing.cast(type, hint), data, where, whole)
-    return _read_plain(hint, data, where)
+        return _object(typing.cast(type, hint), data, at, whole)
+    return _read_plain(hint, data, at)
 
 
-def _read_union(choices: list[Any], data: Any, where: str, whole: bool) -> Any:
+def _read_union(choices: list[Any], data: Any, at: str, whole: bool) -> Any:
     for choice in choices[:-1]:
         try:
-            return _read(choice, data, where, whole)
-        except BadFile:
+            return _read(choice, data, at, whole)
+        except _Wrong:
             continue
-    return _read(choices[-1], data, where, whole)
+    return _read(choices[-1], data, at, whole)
 
 
-def _read_plain(hint: Any, data: Any, where: str) -> Any:
+def _read_plain(hint: Any, data: Any, at: str) -> Any:
     if hint is float and isinstance(data, (int, float)) and not isinstance(data, bool):
         return float(data)
     if hint is float and data is None:
         return math.nan
-    if isinstance(data, hint) and not (hint is int and isinstance(data, bool)):
+    if hint is int and isinstance(data, bool):
+        raise _Wrong(f"{at} should be {_WORDS[int]}, not {_shown(data)}")
+    return _typed(hint, data, at)
+
+
+_WORDS: dict[Any, str] = {
+    int: "a whole number", float: "a number", bool: "true or false", str: "text", list: "a list", Mapping: "an object",
+}  # fmt: skip
+
+
+def _typed(kind: Any, data: Any, at: str) -> Any:
+    if isinstance(data, (list, tuple) if kind is list else kind):
         return data
-    raise BadFile(f"{where}: expected {hint.__name__}, got {type(data).__name__}")
+    raise _Wrong(f"{at or 'it'} should be {_WORDS.get(kind, kind.__name__)}, not {_shown(data)}")
+
+
+def _shown(data: Any) -> str:
+    """What JSON calls it; of a list or an object that alone, which may be long."""
+    if isinstance(data, (list, tuple)):
+        return "a list"
+    return "an object" if isinstance(data, Mapping) else show(json.dumps(data), 60)

@@ -210,6 +210,11 @@ def console(stream: IO[str] | None = None, **options: Any) -> Console:
     return Console(file=stream or sys.stderr, markup=False, emoji=False, highlight=False, soft_wrap=True, **options)
 
 
+def counted(number: int, word: str) -> str:
+    """1 step, 20 steps."""
+    return f"{number} {word}{'' if number == 1 else 's'}"
+
+
 def size_text(count: int | float) -> str:
     """Bytes in the units of memory tools: 2.31 GiB, 65 MiB."""
     value = float(count)

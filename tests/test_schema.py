@@ -73,13 +73,17 @@ def test_unknown_keys_are_ignored() -> None:
 @pytest.mark.parametrize(
     ("data", "key"),
     [
-        ({"share": 1.0}, "Outer.count is missing"),
-        ({"count": "1", "share": 1.0}, "Outer.count"),
-        ({"count": True, "share": 1.0}, "Outer.count"),
-        ({"count": 1, "share": 1, "mode": "c"}, "Outer.mode"),
-        ({"count": 1, "share": 1, "many": [{"name": "x", "size": [1]}]}, "Outer.many[0].size"),
-        ({"count": 1, "share": 1, "table": []}, "Outer.table"),
-        ([], "Outer"),
+        ({"share": 1.0}, "Outer: count is missing"),
+        ({"count": "1", "share": 1.0}, 'Outer: count should be a whole number, not "1"'),
+        ({"count": True, "share": 1.0}, "Outer: count should be a whole number, not true"),
+        ({"count": 1, "share": 1, "mode": "c"}, "Outer: mode should be one of "),
+        (
+            {"count": 1, "share": 1, "many": [{"name": "x", "size": [1]}]},
+            "Outer: many[0].size should have 2 values, not 1",
+        ),
+        ({"count": None, "share": 1}, "Outer: count should be a whole number, not null"),
+        ({"count": 1, "share": 1, "table": []}, "Outer: table should be an object, not a list"),
+        ([], "Outer: it should be an object, not a list"),
     ],
 )
 def test_a_wrong_shape_names_the_key(data: Any, key: str) -> None:

@@ -25,6 +25,7 @@ from sdcli.terminal import show
 NAME, NEWEST = "sdcli.bench", 1
 LARGEST_FILE = 256 << 20
 _PEAKS = ("allocated_peak", "reserved_peak", "driver_peak", "pinned_peak", "host_peak")
+LARGEST_FILE = 256 << 20  # a sweep holds a picture of each row
 ELSEWHERE = "--save ~/bench.json"
 Result = dict[str, Any]
 

@@ -11,14 +11,14 @@ from pathlib import Path
 from typing import Any
 
 from sdcli import __version__, data
-from sdcli.cli import adapters, builtin, probing
+from sdcli.cli import adapters, builtin, not_taken, probing
 from sdcli.cli.former import not_needed
 from sdcli.errors import ModelMissing, Usage
 from sdcli.machine import as_if, hardware, installation, state
 from sdcli.machine.hardware import Hardware
 from sdcli.models import cache, hub_cache, resolve
 from sdcli.models.model import Model
-from sdcli.plan.plan import Plan, Warning
+from sdcli.plan.plan import Plan
 from sdcli.plan.planner import make_plan
 from sdcli.record.metadata import read as metadata
 from sdcli.request import config, jobs, prompt_files, samplers
@@ -26,8 +26,6 @@ from sdcli.request.config import Sources
 from sdcli.request.options import OPTIONS, SCREEN
 from sdcli.request.request import Job, Request
 from sdcli.terminal import show
-
-MOST_TOLD = 8  # settings of a picture that are not taken
 
 
 @dataclass(frozen=True)
@@ -76,8 +74,8 @@ def plan_for(
     )  # fmt: skip
     plan = replace(plan, warnings=(*plan.warnings, *not_needed(typed, plan)))
     strange = builtin.unknown_words(model, made, beside.adapters)
-    more = not_taken(flags.get("settings_from"), request)
-    plan = replace(plan, warnings=(*plan.warnings, *beside.warnings, *strange, *more))
+    left = not_taken.not_taken(sources.not_taken, request, origins, beside.adapters)
+    plan = replace(plan, warnings=(*plan.warnings, *beside.warnings, *strange, *left))
     if not waiting or lines is None:
         return Asked(plan)
     later = adapters.without(_later(request, lines, len(made)), tags)
@@ -110,32 +108,15 @@ def read_sources(flags: Mapping[str, Any]) -> Sources:
     user = config.from_user(state.config_folder() / "config.toml")
     environment = config.from_environment(os.environ)
     preset = flags.get("preset") or environment.get("preset") or user.get("preset")
-    image = flags.get("settings_from")
+    image = metadata.read(flags["settings_from"]) if flags.get("settings_from") else None
     return Sources(
         user=user,
         environment=environment,
         preset=config.from_preset(preset, state.config_folder() / "presets") if preset else {},
-        settings_from=dict(metadata.read(image).values) if image else {},
+        settings_from=image.values if image else {},
+        not_taken=image.unknown if image else {},
         flag=flags,
     )
-
-
-# Of an A1111 text: what needs no word. Hashes tell what was used, and `Version` who wrote it.
-_SAYS_NOTHING = ("Version", "Model hash", "VAE hash", "Lora hashes", "TI hashes", "Hashes", "User", "RNG")
-
-
-def not_taken(image: str | None, request: Request) -> tuple[Warning, ...]:
-    """The settings of the picture that nothing here can follow, and the sampler that stands in for its own."""
-    unknown = metadata.read(image).unknown if image else {}
-    left = {name: value for name, value in unknown.items() if name not in _SAYS_NOTHING}
-    if not left:
-        return ()
-    sampler = " ".join(str(left.pop(name)) for name in ("Sampler", "Schedule type") if name in left)
-    told = [f"sampler {show(sampler, 60)} ({request.sampler} instead)"] if sampler else []
-    told += [name if name == value else f"{show(name, 40)} {show(value, 40)}" for name, value in left.items()]
-    more = f" and {len(told) - MOST_TOLD} more" if len(told) > MOST_TOLD else ""
-    message = f"not taken from {show(image, 120)}: {', '.join(told[:MOST_TOLD])}{more}"
-    return (Warning(code="settings-not-taken", message=message),)
 
 
 def find_model(sources: Sources) -> Model:
@@ -149,15 +130,21 @@ def find_model(sources: Sources) -> Model:
             hub=hub_cache.folder(os.environ), builtin=shipped,
         )  # fmt: skip
     except ModelMissing as error:
-        if origins.get("model") != "settings-from":
-            raise
-        raise ModelMissing(
-            f'the picture was drawn with "{show(name, 80)}", which is not here by that name: {error.message}',
-            hint="the same command with -m and where that model is",
-        ) from None
+        if origins.get("model") == "settings-from" and not error.details.get("repository"):
+            raise _drawn_elsewhere(name, sources.flag["settings_from"]) from None
+        raise
     if values.get("revision") and found.source != "hub":
         raise Usage(f"--revision is for models of the Hub, and {show(name, 80)} is none", hint="leave out --revision")
     return replace(found, hash=_hash(found)) if found.source == "builtin" else found
+
+
+def _drawn_elsewhere(name: str, image: str) -> ModelMissing:
+    """A picture tells its model's name, never the place where it lay."""
+    shown = show(name, 80)
+    return ModelMissing(
+        f"the picture was drawn with {shown}, and no model of that name is known here",
+        hint=f'sdcli generate --settings-from "{show(image, 200)}" -m PATH   (where {shown} is)',
+    )
 
 
 def _hash(model: Model) -> str:

@@ -541,7 +541,9 @@ def _compare(typed: dict[str, Any]) -> None:
     found = comparison.comparison(baseline, candidate, threshold, here=bool(runs))
     if error is None and found["failed"]:
         worst = max(row["ratio"]["value"] for row in found["rows"] if row["verdict"] == "slower")
-        error = Slower(f"slower by {(worst - 1) * 100:.1f} %, more than the {threshold * 100:g} % allowed")
+        error = Slower(
+            f"slower by {(worst - 1) * 100:.1f} %, more than the {threshold * 100:g} % allowed", hint=comparison.ADVICE
+        )
     if typed.get("json"):
         print_json(found | {"error": error.to_json() if error else None})
         raise typer.Exit(error.code if error else 0)

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Sequence
 from sdcli.cli import builtin
 from sdcli.plan.plan import Decision, Plan, Rung, Setup, Way
 from sdcli.plan.techniques import TECHNIQUES
-from sdcli.terminal import cells, disk_text, fit, plain, seconds_text, show
+from sdcli.terminal import cells, counted, disk_text, fit, plain, seconds_text, show
 
 GIB = 1 << 30
 MOST_ROWS = 9
@@ -162,9 +162,8 @@ def _asked(plan: Plan, width: int, disk_free: int | None) -> list[str]:
     sizes = sorted({(job.width * job.height, job.width, job.height) for job in jobs}, reverse=True)
     _, wide, high = sizes[0] if sizes else (0, request.width, request.height)
     some = f"{len(jobs)} image{'' if len(jobs) == 1 else 's'}" if jobs else "images as prompts come,"
-    what = (
-        f"  {some}{' up to' if len(sizes) > 1 else ''} {wide}×{high}, {request.steps} steps {show(request.sampler, 30)}"
-    )
+    way = f"{counted(request.steps, 'step')} {show(request.sampler, 30)}"
+    what = f"  {some}{' up to' if len(sizes) > 1 else ''} {wide}×{high}, {way}"
     if request.batch_size > 1:
         what += f", {request.batch_size} at once"
     return [
@@ -313,7 +312,7 @@ def _main_reason(plan: Plan) -> str:
 
 
 def _notes(plan: Plan, width: int) -> list[str]:
-    texts = [show(warning.message, 300) for warning in plan.warnings]
+    texts = [show(warning.message, 800) for warning in plan.warnings]
     if plan.ladder:
         texts.append(f"should memory run out all the same: {_first_rung(plan.ladder, plan.setup)}")
     return _labelled("Note", texts, width)

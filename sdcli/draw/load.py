@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from sdcli.draw.adapters import Additions
-from sdcli.draw.made import made_from
+from sdcli.draw.made import made_from_config
 from sdcli.draw.weights import Piece, Reader, pieces
 from sdcli.errors import BadFile, Bug
 from sdcli.models.expected import open_clip
@@ -74,17 +74,18 @@ def build(name: str, config: Mapping[str, Any]) -> Any:
     asked = config.get("_class_name") or next(iter(config.get("architectures") or ()), kind.__name__)
     if asked != kind.__name__:
         raise BadFile(f"the model's {name} is a {show(asked, 60)}; only {kind.__name__} is supported")
-    with made_from(f"{name}/config.json", f"the {name}"), torch.device("meta"):
-        module = _made(kind, name, config)
+    with made_from_config(name), torch.device("meta"):
+        if name.startswith("text_encoder"):
+            from transformers import CLIPTextConfig
+
+            module = kind(CLIPTextConfig.from_dict(dict(config)))
+        else:
+            module = kind.from_config(dict(config))
     return module.eval().requires_grad_(False)
 
 
-def _made(kind: Any, name: str, config: Mapping[str, Any]) -> Any:
-    if name.startswith("text_encoder"):
-        from transformers import CLIPTextConfig
-
-        return kind(CLIPTextConfig.from_dict(dict(config)))
-    return kind.from_config(dict(config))
+def _file_of(found: Mapping[str, Piece]) -> str:
+    return show(next((piece.file for piece in found.values()), "the file"))
 
 
 def fill(
@@ -96,7 +97,7 @@ def fill(
     missing = [key for key in empty if key not in found]
     if missing:
         more = f" and {len(missing) - 1} more" if len(missing) > 1 else ""
-        raise BadFile(f"the file holds no whole {name}: {show(missing[0], 120)}{more} not found")
+        raise BadFile(f"{_file_of(found)} holds no whole {name}: {show(missing[0], 120)}{more} not found")
     size = 0
     with Reader() as reader:
         for key, meta in empty.items():
@@ -210,7 +211,7 @@ def _text_names(name: str, stored: dict[str, Piece]) -> dict[str, Piece]:
 
     if prefix := open_clip(name, stored):
         if prefix + "text_projection" not in stored and name == "text_encoder_2":
-            raise BadFile(f"the file holds no whole {name}: {prefix}text_projection not found")
+            raise BadFile(f"{_file_of(stored)} holds no whole {name}: {prefix}text_projection not found")
         width = stored[prefix + "ln_final.weight"].shape[0] if prefix + "ln_final.weight" in stored else 0
         like = SimpleNamespace(config=SimpleNamespace(hidden_size=width))
         stored = single_file_utils.convert_open_clip_checkpoint(like, stored, prefix=prefix)

@@ -1,25 +1,24 @@
-"""Libraries say in their own ways that a config cannot be; here it becomes one: the model's file is damaged."""
+"""What a library says against a model's config is the config's fault, not a bug of sdcli."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from sdcli.draw.oom import first_line, is_out_of_memory
+from sdcli.draw import oom
 from sdcli.errors import BadFile, SdcliError
 
 
 @contextmanager
-def made_from(file: str, what: str) -> Iterator[None]:
-    """Around what is made from nothing but the values in one of the model's files."""
+def made_from_config(what: str) -> Iterator[None]:
     try:
         yield
     except SdcliError:
         raise
     except Exception as error:
-        if is_out_of_memory(error):
+        if oom.is_out_of_memory(error):
             raise
         raise BadFile(
-            f"{what} cannot be made from the model's {file}: {first_line(error)}",
+            f"the model's {what} cannot be made from its config: {type(error).__name__}: {oom.first_line(error)}",
             hint="get the model again, or another",
-        ) from None
+        ) from error

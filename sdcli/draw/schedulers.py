@@ -5,10 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from sdcli.draw.made import made_from
+from sdcli.draw.made import made_from_config
 from sdcli.request import samplers
-
-FILE = "scheduler/scheduler_config.json"
 
 
 def make(sampler: str, config: Mapping[str, Any]) -> Any:
@@ -16,12 +14,12 @@ def make(sampler: str, config: Mapping[str, Any]) -> Any:
     import diffusers
 
     known = samplers.find(sampler)
-    with made_from(FILE, known.name):
+    with made_from_config("scheduler"):
         return getattr(diffusers, known.scheduler).from_config(dict(config), **known.options)
 
 
 def set_steps(scheduler: Any, steps: int, device: Any) -> None:
-    with made_from(FILE, f"the timesteps of {type(scheduler).__name__}"):
+    with made_from_config("scheduler"):
         scheduler.set_timesteps(steps, device=device)
 
 

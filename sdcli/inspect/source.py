@@ -6,7 +6,6 @@ Of weights only the header is read. What stands beside the UNet, is missing or h
 from __future__ import annotations
 
 import difflib
-import json
 import os
 import shlex
 from collections.abc import Iterable, Mapping
@@ -19,6 +18,7 @@ from sdcli.errors import BadFile, ModelMissing, SdcliError
 from sdcli.inspect import guess
 from sdcli.inspect.facts import Mismatch, Source, Stored
 from sdcli.models import headers, hub_cache, keys, kinds
+from sdcli.models.folder import read_json
 from sdcli.models.headers import NAMES, Header, Tensor
 from sdcli.models.unet import CLASS_NAMES, analyse
 from sdcli.terminal import disk_text, show
@@ -31,7 +31,6 @@ REPOSITORIES = {
     "stabilityai/stable-diffusion-xl-refiner-1.0": "refiner",
     "stabilityai/stable-diffusion-2-1": "sd2",
 }
-LARGEST_JSON = 4 << 20
 UNKNOWN = "UNet of its own shape"
 SHIPPED = "from the shipped config, nothing downloaded"
 
@@ -59,7 +58,9 @@ def find(model: str) -> Source | LoraFile:
         if path.exists():
             return _file(path)
     except OSError as error:
-        raise ModelMissing(f"{show(name, 200)} cannot be opened: {show(error.strerror or error)}") from None
+        raise ModelMissing(
+            f"{show(name, 200)} cannot be opened: {show(error.strerror or error)}", hint="sdcli inspect-unet sd15"
+        ) from None
     if _looks_like_hub_id(name):
         return _hub(name)
     raise _nowhere(name)
@@ -136,26 +137,12 @@ def _hub(name: str) -> Source:
 # folders and config.json
 
 
-def _json(path: Path) -> dict[str, Any]:
-    try:
-        value = json.loads(reading.whole(path, LARGEST_JSON))
-    except FileNotFoundError:
-        raise ModelMissing(f"there is no file {show(path)}", hint="sdcli inspect-unet sd15") from None
-    except OSError as error:
-        raise BadFile(f"{show(path)} cannot be read: {show(error.strerror)}", hint="sdcli inspect-unet sd15") from None
-    except (ValueError, RecursionError):
-        raise BadFile(f"{show(path)} is not JSON", hint="sdcli inspect-unet sd15") from None
-    if not isinstance(value, dict):
-        raise BadFile(f"{show(path)} is not a config: a list or a value, not a table", hint="sdcli inspect-unet sd15")
-    return value
-
-
 def _folder(folder: Path, name: str, kind: str) -> Source:
     """A diffusers folder: the whole model, or its unet folder alone."""
     inside = folder / "unet" if (folder / "unet" / "config.json").exists() else folder
     if not (inside / "config.json").exists():
         raise ModelMissing(f"{show(folder)} has no unet/config.json and no config.json", hint="sdcli inspect-unet sd15")
-    config = _json(inside / "config.json")
+    config = read_json(inside / "config.json")
     found = _of_config(config, name, kind, f"{show(name, 60)}/{inside.name}" if inside != folder else show(name, 60))
     found = replace(found, pixels_per_latent=_scale(folder, config))
     files, fault = _weights(inside)
@@ -177,7 +164,7 @@ def _scale(folder: Path, config: Mapping[str, Any]) -> int:
     """Pixels per latent: from the VAE beside it, else 8 unless the UNet works on pixels."""
     beside = folder / "vae" / "config.json"
     if beside.exists():
-        widths = _json(beside).get("block_out_channels")
+        widths = read_json(beside).get("block_out_channels")
         if isinstance(widths, list) and 1 <= len(widths) <= 8:
             return 1 << (len(widths) - 1)
     pixels = config.get("in_channels") in (1, 3, 6) or config.get("_class_name") == "UNet2015"
@@ -190,13 +177,19 @@ def _weights(folder: Path) -> tuple[list[Path], SdcliError | None]:
     if not files:
         return [], None
     for index in sorted(folder.glob("*.safetensors.index*.json")):
-        table = _json(index).get("weight_map")
+        table = read_json(index).get("weight_map")
         if not isinstance(table, dict) or not all(isinstance(name, str) for name in table.values()):
             return [], BadFile(f"{show(index)} has no weight_map")
         names = sorted({name for name in table.values() if Path(name).name == name})
         present = [folder / name for name in names if (folder / name).exists()]
         lacking = [name for name in names if not (folder / name).exists()]
-        fault = ModelMissing(f"{len(lacking)} of {len(names)} weight files are missing") if lacking else None
+        fault = (
+            ModelMissing(
+                f"{len(lacking)} of {len(names)} weight files are missing", hint="get the model again, or another"
+            )
+            if lacking
+            else None
+        )
         return present, fault
     plain = [file for file in files if file.stem in ("diffusion_pytorch_model", "model")]
     return plain[:1] or files[:1], None
@@ -244,7 +237,7 @@ def _said(config: Mapping[str, Any]) -> str:
 
 def _file(path: Path) -> Source | LoraFile:
     if path.suffix == ".json":
-        config = _json(path)
+        config = read_json(path)
         found = _of_config(config, path.stem, "config", show(path.name, 60))
         return replace(found, pixels_per_latent=_scale(path.parent.parent, config))
     fault: SdcliError | None = None
@@ -294,10 +287,8 @@ def _readable(path: Path) -> Header | None:
             length = int.from_bytes(file.read(8), "little")
             if not 2 <= length <= min(headers.LARGEST_HEADER, size - 8):
                 return None
-            table = json.loads(file.read(length))
-    except (OSError, ValueError, RecursionError):
-        return None
-    if not isinstance(table, dict):
+            table = reading.parse_object(file.read(length))
+    except (OSError, reading.NotJson):
         return None
     tensors = {}
     for name, entry in table.items():
@@ -332,7 +323,7 @@ def _config_beside(path: Path, inside: Mapping[str, Tensor]) -> dict[str, Any] |
     if keys.is_original(inside) or not beside.exists():
         return None
     try:
-        config = _json(beside)
+        config = read_json(beside)
     except SdcliError:
         return None
     return config if config.get("_class_name") == "UNet2DConditionModel" else None

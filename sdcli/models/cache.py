@@ -7,6 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Protocol
 
+from sdcli import reading
 from sdcli.errors import BadFile, ModelMissing
 from sdcli.terminal import show
 
@@ -52,7 +53,7 @@ def _remembered(entry: Any, stamp: list[int]) -> str | None:
 def _hash(path: Path) -> str:
     state = hashlib.sha256()
     buffer = memoryview(bytearray(_AT_ONCE))
-    with path.open("rb", buffering=0) as file:
+    with reading.opened(path) as file:
         while count := file.readinto(buffer):
             state.update(buffer[:count])
     return state.hexdigest()

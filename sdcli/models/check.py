@@ -94,7 +94,7 @@ def _file(path: Path, before: int, total: int) -> Generator[Reading, None, FileC
     size = path.stat().st_size
     try:
         header = read_header(path)
-    except Unsafe:
+    except Unsafe:  # what could run code is left alone
         raise
     except SdcliError as refused:  # its hash may still be worth knowing
         header, error = None, refused.message

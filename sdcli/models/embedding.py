@@ -48,7 +48,8 @@ def read(path: Path, model: Model) -> Embedding:
     if len(counts) != 1 or not 1 <= max(counts) <= MOST_VECTORS:
         listed = " and ".join(str(count) for count in sorted(counts))
         raise BadFile(
-            f"{show(path)} has {listed} vectors; an embedding has 1 to {MOST_VECTORS}, equally for each encoder"
+            f"{show(path)} has {listed} vectors; an embedding has 1 to {MOST_VECTORS}, equally for each encoder",
+            hint="sdcli help formats",
         )
     return Embedding(path=path, tensors=tensors, vectors=max(counts), token=token_of(header))
 

@@ -8,14 +8,14 @@ from pathlib import Path
 from typing import Any
 
 from sdcli import data, reading
-from sdcli.errors import BadFile, ModelMissing, Unsafe
-from sdcli.models import sane, shipped, strict, vae
+from sdcli.errors import BadFile, ModelMissing, Unsafe, Usage
+from sdcli.models import configs, shipped, vae
 from sdcli.models.families import families, find, of_unet
 from sdcli.models.headers import read_header
 from sdcli.models.kinds import DRAWN, TITLES, kind_of_config, part_of
 from sdcli.models.model import Component, Model
 from sdcli.models.sniff import PICKLE_SUFFIXES
-from sdcli.terminal import show
+from sdcli.terminal import show, size_text
 
 LARGEST_JSON = 8 << 20
 # Keys through which a config has been able to make a library fetch or run code.
@@ -60,13 +60,12 @@ def read(
     index = _index(path)
     kind = family or family_of(path)
     _check_classes(index, path)
-    configs = {part: read_json(path / part / "config.json") for part in find(kind).components}
-    for part, config in configs.items():
-        sane.check(part, config, path / part / "config.json")
-    _check_unet(configs["unet"], configs["vae"], kind if family is None else "", path)
-    components = {part: _component(path / part, part, config, whole) for part, config in configs.items()}
-    scheduler = read_json(path / "scheduler" / "scheduler_config.json", required=False)
-    sane.check("scheduler", scheduler, path / "scheduler" / "scheduler_config.json")
+    read_configs = {part: read_json(path / part / "config.json") for part in find(kind).components}
+    _check_unet(read_configs["unet"], read_configs["vae"], kind if family is None else "", path)
+    for part, config in read_configs.items():
+        configs.check(part, config, path / part / "config.json")
+    components = {part: _component(path / part, part, config, whole) for part, config in read_configs.items()}
+    scheduler = _scheduler(path / "scheduler" / "scheduler_config.json")
     return Model(
         name=name or family or path.name, kind=kind, family=kind, source="builtin" if family == "builtin" else source,
         revision=revision, prediction=_prediction(scheduler, path),
@@ -86,25 +85,18 @@ def shipped_scheduler(family: str) -> Mapping[str, Any]:
 # --- JSON
 
 
-def read_json(path: Path, *, required: bool = True) -> dict[str, Any]:
+def read_json(path: Path, *, required: bool = True, infinite: bool = False) -> dict[str, Any]:
     """A JSON object of limited size without keys that could make a library run code."""
     try:
-        with reading.opened(path) as file:
-            raw = file.read(LARGEST_JSON + 1)
+        held = reading.parse_object(reading.whole(path, LARGEST_JSON), infinite=infinite)
     except FileNotFoundError:
         if not required:
             return {}
         raise ModelMissing(f"{show(path)} is missing", hint=_AGAIN) from None
     except OSError as error:
         raise BadFile(f"{show(path)} cannot be read: {show(error.strerror or error)}", hint="sdcli doctor") from None
-    if len(raw) > LARGEST_JSON:
-        raise BadFile(f"{show(path)} is larger than 8 MiB", hint=_AGAIN)
-    try:
-        held = strict.parse(raw)
-    except strict.StrictError as error:
+    except reading.NotJson as error:
         raise BadFile(f"{show(path)} is damaged: it {error}", hint=_AGAIN) from None
-    if not isinstance(held, dict):
-        raise BadFile(f"{show(path)} is damaged: not a JSON object", hint=_AGAIN)
     for key, value in _keys(held):
         if key.startswith(DANGEROUS) and not (key == _HARMLESS and isinstance(value, bool)):
             raise Unsafe(f'{show(path)} has the key "{show(key, 60)}", which can make code run; refused', hint=_ANOTHER)
@@ -222,8 +214,9 @@ def _component(folder: Path, part: str, config: Mapping[str, Any], whole: bool) 
 def _described(part: str, config: Mapping[str, Any], folder: Path) -> int:
     try:
         return shipped.parameters_of(part, config)
-    except BadFile as error:
-        raise BadFile(f"{show(folder)}: {error.message}", hint=_ANOTHER) from None
+    except (BadFile, Usage) as error:
+        message = error.message.removeprefix("config: ")
+        raise BadFile(f"{show(folder / 'config.json')}: {message}", hint=_ANOTHER) from None
 
 
 def _weights(folder: Path, stem: str) -> list[Path]:
@@ -269,6 +262,13 @@ def _truth(told: Any, usual: bool) -> bool:
     return told if isinstance(told, bool) else usual
 
 
+def _scheduler(file: Path) -> dict[str, Any]:
+    """Its numbers; diffusers itself writes an infinity into some, which JSON has not."""
+    config = read_json(file, required=False, infinite=True)
+    configs.check("scheduler", config, file)
+    return config
+
+
 def _prediction(scheduler: Mapping[str, Any], path: Path) -> str:
     named = scheduler.get("prediction_type", "epsilon")
     if named in _PREDICTIONS:
@@ -297,9 +297,11 @@ def _vocabulary(components: Mapping[str, Component], path: Path) -> str | None:
     known = components["text_encoder"].config.get("vocab_size", CLIP_TOKENS)
     if not isinstance(known, int) or known >= CLIP_TOKENS:
         return None
-    for name in ("vocab.json", "merges.txt"):
-        if not (path / "tokenizer" / name).is_file():
-            raise ModelMissing(f"{show(path / 'tokenizer' / name)} is missing", hint=_AGAIN)
+    for file in (path / "tokenizer" / "vocab.json", path / "tokenizer" / "merges.txt"):
+        if not file.is_file():
+            raise ModelMissing(f"{show(file)} is missing", hint=_AGAIN)
+        if file.stat().st_size > LARGEST_JSON:  # the library reads it whole
+            raise BadFile(f"{show(file)} is larger than {size_text(LARGEST_JSON)}", hint=_AGAIN)
     return str(path / "tokenizer")
 
 

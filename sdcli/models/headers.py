@@ -9,7 +9,6 @@ from typing import Any, BinaryIO, TypeGuard
 
 from sdcli import reading
 from sdcli.errors import BadFile, ModelMissing
-from sdcli.models import strict
 from sdcli.models.sniff import FIRST_BYTES, bad, sniff
 from sdcli.models.sniff import LARGEST_HEADER as LARGEST_HEADER
 from sdcli.terminal import disk_text, show
@@ -74,7 +73,7 @@ def read_from(file: BinaryIO, size: int, path: Path) -> Header:
         raise foreign
     length = int.from_bytes(start[:8], "little")
     if length > size - 8:
-        raise bad(path, f"cut off: its header alone has {disk_text(length)}, the file {disk_text(size)}")
+        raise bad(path, f"cut off: its header alone has {length:,} bytes, the file {size:,}")
     file.seek(8)
     table = _parse(file.read(length), path)
     metadata = _metadata(table.pop("__metadata__", {}), path)
@@ -92,12 +91,9 @@ def length_of(start: bytes) -> int:
 def _parse(raw: bytes, path: Path) -> dict[str, Any]:
     _check_bulk(raw, path)
     try:
-        table = strict.parse(raw)
-    except strict.StrictError as error:
+        return reading.parse_object(raw)
+    except reading.NotJson as error:
         raise bad(path, f"damaged: its header {error}") from None
-    if not isinstance(table, dict):
-        raise bad(path, "damaged: its header is no table")
-    return table
 
 
 def _check_bulk(raw: bytes, path: Path) -> None:
@@ -124,12 +120,14 @@ def _tensor(name: str, entry: Any, path: Path) -> Tensor:
         raise bad(path, f"damaged: {where} is no table")
     dtype, shape, offsets = entry.get("dtype"), entry.get("shape"), entry.get("data_offsets")
     width = _WIDTHS.get(dtype) if isinstance(dtype, str) else None
-    if width is None or not isinstance(dtype, str):
-        raise bad(path, f"{where} has the dtype {show(dtype, 20)}, which sdcli does not read")
+    if not isinstance(dtype, str):
+        raise bad(path, f"damaged: {where} names no dtype")
+    if width is None:
+        raise bad(path, f"not readable here: {where} has the dtype {show(dtype, 20)}, which sdcli does not know")
     if not _whole_numbers(shape) or len(shape) > 16:
-        raise bad(path, f"damaged: the shape of {where}")
+        raise bad(path, f"damaged: {where} has no shape that can be")
     if not _whole_numbers(offsets) or len(offsets) != 2 or offsets[1] < offsets[0]:
-        raise bad(path, f"damaged: the place of {where}")
+        raise bad(path, f"damaged: {where} has no place in the file that can be")
     tensor = Tensor(dtype, tuple(shape), offsets[0], offsets[1])
     if tensor.parameters * width != tensor.size:
         raise bad(path, f"damaged: {where} has {tensor.size} bytes, its shape needs {tensor.parameters * width}")
@@ -151,6 +149,6 @@ def _check_layout(tensors: Mapping[str, Tensor], data: int, path: Path) -> None:
             raise bad(path, f'damaged: tensor "{show(name, 80)}" {fault}')
         position = tensor.end
     if position > data:
-        raise bad(path, f"cut off: {disk_text(data)} of {disk_text(position)} are there")
+        raise bad(path, f"cut off: {data:,} of {position:,} bytes are there")
     if position < data:
         raise bad(path, f"damaged: {disk_text(data - position)} after its last tensor")

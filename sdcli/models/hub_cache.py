@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from sdcli import reading
 from sdcli.models import hub_name
 from sdcli.models.hub_name import HubName
 
@@ -60,7 +61,7 @@ def _commit(place: Path, revision: str) -> str | None:
     if not re.fullmatch(r"\w[\w.\-/]{0,199}", revision, re.ASCII) or ".." in revision:
         return None
     try:
-        found = (place / "refs" / revision).read_text(encoding="ascii").strip()
+        found = reading.whole(place / "refs" / revision, 1000).decode("ascii").strip()
     except (OSError, ValueError):
         return _by_first_letters(place, revision)
     return found if re.fullmatch(r"[0-9a-f]{40}", found) else None

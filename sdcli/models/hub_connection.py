@@ -15,7 +15,7 @@ from typing import Any
 from urllib.parse import quote, urljoin, urlsplit
 
 from sdcli import __version__
-from sdcli.errors import Gated, ModelMissing, Offline, SdcliError
+from sdcli.errors import Gated, ModelMissing, Offline, SdcliError, Usage
 from sdcli.terminal import seconds_text, show
 
 USUAL = "https://huggingface.co"
@@ -67,11 +67,24 @@ def connect(environment: Mapping[str, str] = os.environ, patience: Patience | No
     """The hub that HF_ENDPOINT names and the token that huggingface_hub would use."""
     from huggingface_hub import get_token
 
+    endpoint = (environment.get("HF_ENDPOINT", "").strip() or USUAL).rstrip("/")
+    if not _is_address(endpoint):
+        raise Usage(
+            f'HF_ENDPOINT is not a web address: "{show(endpoint, 60)}"',
+            hint=f"unset HF_ENDPOINT   (or HF_ENDPOINT={USUAL})",
+        )
     return Connection(
-        endpoint=(environment.get("HF_ENDPOINT", "").strip() or USUAL).rstrip("/"),
+        endpoint=endpoint,
         token=None if _yes(environment.get("HF_HUB_DISABLE_IMPLICIT_TOKEN")) else get_token(),
         patience=patience or Patience(),
     )
+
+
+def _is_address(text: str) -> bool:
+    try:
+        return text.startswith(("https://", "http://")) and bool(urlsplit(text).hostname)
+    except ValueError:  # half of an IPv6 address
+        return False
 
 
 def is_offline(environment: Mapping[str, str]) -> bool:

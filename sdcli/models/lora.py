@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 import re
 from collections.abc import Iterable, Mapping
@@ -271,8 +270,7 @@ def _notes(header: Header) -> _Notes:
     said = _json(header.metadata.get("lora_adapter_metadata", "{}"), f"{show(header.path)}: its lora_adapter_metadata")
     beside = header.path.parent / "adapter_config.json"
     if any(name.startswith(_PEFT) for name in header.tensors) and beside.is_file():
-        with reading.opened(beside) as file:
-            said |= {f"unet.{key}": value for key, value in _json(file.read(LARGEST_CONFIG), show(beside)).items()}
+        said |= {f"unet.{key}": value for key, value in _settings_in(beside).items()}
     components = ("unet", *ENCODERS)
     alphas = {name: alpha for name in components if (alpha := _number(said.get(f"{name}.lora_alpha"))) is not None}
     patterns = {name: _numbers(said.get(f"{name}.alpha_pattern")) for name in components}
@@ -284,11 +282,18 @@ def _notes(header: Header) -> _Notes:
     )
 
 
+def _settings_in(path: Path) -> dict[str, Any]:
+    try:
+        return _json(reading.whole(path, LARGEST_CONFIG), show(path))
+    except OSError as error:
+        raise BadFile(f"{show(path)} cannot be read: {show(error.strerror or error)}", hint="sdcli doctor") from None
+
+
 def _json(text: str | bytes, what: str) -> dict[str, Any]:
     try:
-        said = json.loads(text)
-    except (ValueError, RecursionError):
-        raise BadFile(f"{what} is damaged: no JSON", hint="get the file again, or another") from None
+        said = reading.parse(text)
+    except reading.NotJson as error:
+        raise BadFile(f"{what} is damaged: it {error}", hint="get the file again, or another") from None
     return said if isinstance(said, dict) else {}
 
 

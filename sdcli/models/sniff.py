@@ -32,7 +32,8 @@ def sniff(start: bytes, size: int, path: Path) -> SdcliError | None:
         if found is not None:
             return found
     if not _may_be_safetensors(start):
-        return bad(path, f"no safetensors file{_as_text(start)}")
+        told = "" if path.is_symlink() else _as_text(start)  # a link may lead to what is none of the model's
+        return bad(path, f"no safetensors file{told}")
     return None
 
 

@@ -37,7 +37,7 @@ def analyse(config: Mapping[str, Any], *, tokens: int = 77, batch: int = 1) -> T
     """What one call of this text encoder costs, all hidden states kept (as diffusers' pipelines ask)."""
     for name, value in (("tokens", tokens), ("batch", batch)):
         if not 0 < value <= reading.LARGEST:
-            raise Usage(f"{name} {value} is outside 1 to {reading.LARGEST}")
+            raise Usage(f"{name} {value} is outside 1 to {reading.LARGEST}", hint=reading.AT_A_USUAL_SIZE)
     try:
         key = json.dumps(dict(config), sort_keys=True)
     except (TypeError, ValueError, RecursionError) as error:
@@ -97,7 +97,9 @@ def _projected(config: Mapping[str, Any]) -> bool:
 def _embeddings(trace: Trace, config: Mapping[str, Any], start: str, tokens: int, hidden: int) -> None:
     longest = reading.number(config, "max_position_embeddings", 77)
     if tokens > longest:
-        raise Usage(f"{tokens} tokens, but this text encoder reads at most {longest} at once")
+        raise Usage(
+            f"{tokens} tokens, but this text encoder reads at most {longest} at once", hint=reading.AT_A_USUAL_SIZE
+        )
     words = reading.number(config, "vocab_size", 49408)
     trace.embedding(f"{start}embeddings.token_embedding", words, hidden, (tokens, hidden))
     trace.embedding(f"{start}embeddings.position_embedding", longest, hidden, (tokens, hidden))

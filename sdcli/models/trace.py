@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 from sdcli.errors import BadFile
 
 MOST_LEAVES = 50_000  # the largest known UNet has 2,000; a hostile config must not fill the memory
+AT_A_USUAL_SIZE = "sdcli inspect-unet sd15 --at 512x512 --batch 1 --tokens 77"
 LARGEST = 1 << 24  # no width, size or count in a real config comes near
 
 

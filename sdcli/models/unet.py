@@ -15,7 +15,7 @@ from typing import Any
 from sdcli.errors import BadFile, Usage
 from sdcli.models import trace as reading
 from sdcli.models.blocks import Place, downsample, pixel_attention, resnet, upsample
-from sdcli.models.trace import Leaf
+from sdcli.models.trace import AT_A_USUAL_SIZE, Leaf
 from sdcli.models.unet2015 import ClassicWalk
 from sdcli.models.walk import Block, Skip, Unet, Walk
 
@@ -28,7 +28,7 @@ def analyse(config: Mapping[str, Any], *, height: int, width: int, batch: int = 
     """Every layer of one call on `batch` latents of height × width (latents, not pixels) and `tokens` text tokens."""
     for name, value in (("height", height), ("width", width), ("batch", batch), ("tokens", tokens)):
         if not 0 < value <= reading.LARGEST:
-            raise Usage(f"{name} {value} is outside 1 to {reading.LARGEST}")
+            raise Usage(f"{name} {value} is outside 1 to {reading.LARGEST}", hint=AT_A_USUAL_SIZE)
     try:
         key = json.dumps(dict(config), sort_keys=True)
     except (TypeError, ValueError, RecursionError) as error:
@@ -340,7 +340,7 @@ class _Walk(Walk):
             else:
                 at = downsample(self.trace, name, at, width, _padding(self.config))
             if not at.pixels:
-                raise Usage(f"too small: nothing is left of the picture at {prefix}")
+                raise Usage(f"too small: nothing is left of the picture at {prefix}", hint=AT_A_USUAL_SIZE)
             self.push(name, at)
         return at
 
@@ -396,7 +396,8 @@ class _Walk(Walk):
         if (at.height, at.width) != (skip.height, skip.width):
             raise Usage(
                 f"this UNet cannot run at that size: {target} gets {at.width}×{at.height}, its skip connection is "
-                f"{skip.width}×{skip.height}"
+                f"{skip.width}×{skip.height}",
+                hint=AT_A_USUAL_SIZE,
             )
         joined = at.with_channels(at.channels + skip.channels)
         self.skips.append(
@@ -572,5 +573,5 @@ def _padding(config: Mapping[str, Any]) -> int:
 def _convolved(at: Place, channels: int, kernel: int) -> Place:
     grown = 2 * ((kernel - 1) // 2) - kernel + 1
     if at.height + grown < 1 or at.width + grown < 1:
-        raise Usage(f"too small for a convolution of {kernel}×{kernel}")
+        raise Usage(f"too small for a convolution of {kernel}×{kernel}", hint=AT_A_USUAL_SIZE)
     return Place(channels, at.height + grown, at.width + grown)

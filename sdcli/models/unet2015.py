@@ -92,4 +92,4 @@ class ClassicWalk(Walk):
 
     def _refuse_nothing(self, name: str, at: Place) -> None:
         if at.height < 1 or at.width < 1:
-            raise Usage(f"too small: nothing is left of the picture at {name}")
+            raise Usage(f"too small: nothing is left of the picture at {name}", hint=reading.AT_A_USUAL_SIZE)

@@ -64,7 +64,7 @@ def decode_tiled(config: Mapping[str, Any], *, height: int, width: int, tile: in
     """
     side = scale(config)
     if tile < side:
-        raise Usage(f"a tile of {tile} pixels is smaller than one latent of {side}")
+        raise Usage(f"a tile of {tile} pixels is smaller than one latent of {side}", hint=reading.AT_A_USUAL_SIZE)
     if height <= tile and width <= tile:
         return decode(config, height=height, width=width, batch=batch)
     given = reading.number(config, "out_channels", 3)
@@ -95,9 +95,9 @@ def _key(config: Mapping[str, Any], height: int, width: int, batch: int) -> str:
     side = scale(config)
     for name, value in (("height", height), ("width", width)):
         if not side <= value <= reading.LARGEST:
-            raise Usage(f"{name} {value} is outside {side} to {reading.LARGEST}")
+            raise Usage(f"{name} {value} is outside {side} to {reading.LARGEST}", hint=reading.AT_A_USUAL_SIZE)
     if not 0 < batch <= reading.LARGEST:
-        raise Usage(f"batch {batch} is outside 1 to {reading.LARGEST}")
+        raise Usage(f"batch {batch} is outside 1 to {reading.LARGEST}", hint=reading.AT_A_USUAL_SIZE)
     try:
         return json.dumps(dict(config), sort_keys=True)
     except (TypeError, ValueError, RecursionError) as error:

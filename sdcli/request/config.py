@@ -136,6 +136,7 @@ class Sources:
     environment: Mapping[str, Any] = field(default_factory=dict)
     preset: Mapping[str, Any] = field(default_factory=dict)
     settings_from: Mapping[str, Any] = field(default_factory=dict)
+    not_taken: Mapping[str, Any] = field(default_factory=dict)  # what else stands in that picture, to be told
     flag: Mapping[str, Any] = field(default_factory=dict)
 
 
@@ -239,16 +240,13 @@ def read_toml(path: Path) -> dict[str, Any]:
 def _text_of(path: Path) -> str:
     """The file as it is, line ends too; empty if there is none."""
     try:
-        with reading.opened(path) as file:
-            raw = file.read(LARGEST_FILE + 1)
+        raw = reading.whole(path, LARGEST_FILE)
     except FileNotFoundError:
         return ""
     except (OSError, ValueError) as error:
         raise Usage(
             f"{show(path)} cannot be read: {show(getattr(error, 'strerror', None) or error)}", hint="sdcli config path"
         ) from None
-    if len(raw) > LARGEST_FILE:
-        raise Usage(f"{show(path)} is larger than 1 MiB", hint="sdcli config path")
     try:
         return raw.decode("utf-8-sig")
     except UnicodeDecodeError as error:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import re
 from collections.abc import Iterable, Iterator, Mapping
@@ -10,6 +11,7 @@ from itertools import islice
 from pathlib import Path
 from typing import IO, Any
 
+from sdcli import reading
 from sdcli.errors import BadFile, SdcliError, Usage
 from sdcli.request import config, jobs
 from sdcli.request.near import near_text, nearest
@@ -17,6 +19,7 @@ from sdcli.request.request import PER_IMAGE, Job, Request
 from sdcli.terminal import show
 
 LONGEST_LINE = 1 << 20
+LARGEST_FILE = 64 << 20
 # What a line may set for itself; all else belongs to the run.
 COLUMNS = ("prompt", "id", "seed", *PER_IMAGE)
 
@@ -35,8 +38,9 @@ class Line:
 def read(path: Path) -> tuple[Line, ...]:
     """All lines of a file, checked; at most as many as a run may have pictures."""
     try:
-        with path.open(encoding="utf-8-sig", newline="") as file:
-            lines = tuple(islice(parse(file, str(path), path.suffix.casefold()), jobs.MOST_JOBS + 1))
+        with path.open("rb") as file:  # a pipe is welcome: `--prompts <(…)`
+            text = io.TextIOWrapper(io.BytesIO(reading.bounded(file, LARGEST_FILE)), "utf-8-sig", newline="")
+        lines = tuple(islice(parse(text, str(path), path.suffix.casefold()), jobs.MOST_JOBS + 1))
     except FileNotFoundError:
         raise Usage(f"--prompts: there is no file {show(path)}", hint="sdcli help formats") from None
     except OSError as error:

@@ -1,25 +1,18 @@
-"""Files that come in: damaged, endless, or of another program. Each is a sentence, a hint and the right code."""
+"""Files that come in: pipes, devices, damage. Each is refused with its own code, a sentence and a way out."""
 
 from __future__ import annotations
 
 import json
 import os
-import shutil
 import subprocess
+import sys
 from pathlib import Path
-from typing import Any
 
+import model_files as make
 import pytest
-from cli_run import sdcli, start
+from cli_run import ROOT, Outcome, sdcli
 
-from scripts import make_checkpoint
-
-POSIX = pytest.mark.skipif(os.name == "nt", reason="pipes and devices as POSIX has them")
-
-
-@pytest.fixture(scope="module")
-def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return make_checkpoint.write_folder(tmp_path_factory.mktemp("model") / "tiny", "sd15", tiny=True)
+needs_pipes = pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="this system has no named pipes")
 
 
 @pytest.fixture(autouse=True)
@@ -28,216 +21,140 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
-# --- damaged configs
-
-
-DAMAGED = [
-    ("unet", "act_fn", "nonsense"), ("unet", "norm_num_groups", 0), ("unet", "norm_num_groups", True),
-    ("unet", "block_out_channels", [0, 0, 0, 0]), ("unet", "attention_head_dim", 0), ("unet", "in_channels", "4"),
-    ("unet", "cross_attention_dim", -32), ("unet", "layers_per_block", [1]),
-    ("vae", "scaling_factor", "1"), ("vae", "scaling_factor", 0), ("vae", "latent_channels", 1e9),
-    ("vae", "act_fn", 3), ("vae", "norm_num_groups", -1),
-    ("text_encoder", "hidden_act", "nonsense"), ("text_encoder", "num_attention_heads", 0),
-    ("text_encoder", "max_position_embeddings", 7),
-    ("scheduler", "beta_start", "x"), ("scheduler", "beta_end", [1]), ("scheduler", "num_train_timesteps", 0),
-    ("scheduler", "num_train_timesteps", 10**12), ("scheduler", "beta_schedule", "nonsense"),
-    ("scheduler", "steps_offset", -1), ("scheduler", "timestep_spacing", "nonsense"),
-    ("scheduler", "trained_betas", ["x"]),
-]  # fmt: skip
-
-
-@pytest.mark.parametrize(("part", "key", "value"), DAMAGED, ids=str)
-def test_a_damaged_config_is_a_bad_file_and_no_bug(
-    tiny: Path, here: Path, capfd: pytest.CaptureFixture[str], part: str, key: str, value: Any
-) -> None:
-    folder = here / "model"
-    shutil.copytree(tiny, folder, copy_function=os.link)
-    name = "scheduler_config.json" if part == "scheduler" else "config.json"
-    config = json.loads((folder / part / name).read_text())
-    (folder / part / name).unlink()
-    (folder / part / name).write_text(json.dumps({**config, key: value}))
-    done = sdcli(capfd, "generate", "a cat", "-m", str(folder), "-s", "1", "--size", "64x64", "--dtype", "fp32", "-q")
-    assert done.code == 9, done.err
-    assert "Traceback" not in done.err and "Warning" not in done.err
-    assert done.err.startswith("error: ") and "\n  try: " in done.err
-
-
-# --- what never ends
-
-
-@POSIX
-@pytest.mark.parametrize("words", [
-    ("generate", "a cat", "-m", "model"), ("inspect-unet", "pipe"), ("inspect-unet", "model"),
-    ("bench", "compare", "pipe", "pipe"), ("bench", "compare", "/dev/zero", "/dev/zero"),
-    ("generate", "a cat", "--engine", "fake", "--settings-from", "pipe"), ("models", "check", "pipe"),
-    ("generate", "a cat", "-m", "model", "--lora", "pipe"), ("inspect-unet", "/dev/zero"),
-    ("generate", "a cat", "--engine", "fake", "--settings-from", "/dev/zero"),
-], ids=" ".join)  # fmt: skip
-def test_a_pipe_or_a_device_is_not_waited_for_nor_read_without_end(
-    tiny: Path, here: Path, words: tuple[str, ...]
-) -> None:
-    shutil.copytree(tiny, here / "model", copy_function=os.link)
-    (here / "model/unet/config.json").unlink()
-    os.mkfifo(here / "model/unet/config.json")
-    os.mkfifo(here / "pipe")
-    done = start(*words, cwd=here, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
-    try:
-        _, error = done.communicate(timeout=60)
-    finally:
-        done.kill()
-    assert done.returncode in (2, 3, 9), error
-    assert b"Traceback" not in error and b"error: " in error and b"  try: " in error
-
-
-@POSIX
-def test_a_broken_link_in_a_model_shows_nothing_of_what_it_leads_to(
-    tiny: Path, here: Path, capfd: pytest.CaptureFixture[str]
-) -> None:
-    """A config that is a link to a file of somebody else's."""
-    (here / "secret").write_text("root:x:0:0:top secret")
-    shutil.copytree(tiny, here / "model", copy_function=os.link)
-    (here / "model/unet/config.json").unlink()
-    (here / "model/unet/config.json").symlink_to(here / "secret")
-    done = sdcli(capfd, "generate", "a cat", "-m", "model", "-q")
-    assert done.code == 9 and "secret" not in done.err and "root:" not in done.err
-
-
-def test_a_pickle_is_refused_by_models_check_as_everywhere(here: Path, capfd: pytest.CaptureFixture[str]) -> None:
-    import pickle
-
-    (here / "a.ckpt").write_bytes(pickle.dumps({"state_dict": {}}, protocol=2) + b"\0" * 100)
-    done = sdcli(capfd, "models", "check", "a.ckpt")
-    assert done.code == 6 and "  try: " in done.err
-
-
-# --- settings of other programs
-
-
-def a1111(path: Path, sampler: str, **more: str) -> Path:
-    from PIL import Image
-    from PIL.PngImagePlugin import PngInfo
-
-    pairs = {
-        "Steps": "3",
-        "Sampler": sampler,
-        "CFG scale": "5",
-        "Seed": "9",
-        "Size": "64x64",
-        **more,
-        "Version": "v1.9",
-    }
-    text = PngInfo()
-    text.add_text(
-        "parameters", "a cat\n" + ", ".join(f"{key.replace('_', ' ')}: {value}" for key, value in pairs.items())
-    )
-    Image.new("RGB", (8, 8)).save(path, pnginfo=text)
+def pipe(path: Path) -> Path:
+    path.unlink(missing_ok=True)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    os.mkfifo(path)
     return path
 
 
+def refused(done: Outcome, code: int) -> None:
+    error, hint = done.err.splitlines()[:2]
+    assert (done.code, done.out) == (code, ""), done.err
+    assert error.startswith("error: ") and hint.startswith("  try: "), done.err
+    assert "Traceback" not in done.err
+
+
+# --- pipes and devices
+
+
+@needs_pipes
 @pytest.mark.parametrize(
-    ("sampler", "schedule", "taken"),
+    ("code", "name"),
     [
-        ("Euler a", "Karras", None), ("DPM++ 2M", "Exponential", None), ("DPM++ SDE", "Karras", None),
-        ("DPM++ 3M SDE", "Karras", None), ("Restart", None, None), ("LMS", None, None), ("DPM fast", None, None),
-        ("DPM2 a", "Karras", None), ("DPM++ 2M", "Karras", "DPM++ 2M Karras"),
-        ("DPM++ 2M Karras", None, "DPM++ 2M Karras"),
-        ("Euler a", "Automatic", "Euler a"), ("DDIM", None, "DDIM"),
+        (3, "model_index.json"),
+        (9, "unet/config.json"),
+        (9, "vae/config.json"),
+        (9, "scheduler/scheduler_config.json"),
+        (3, "unet/diffusion_pytorch_model.safetensors"),
     ],
-)  # fmt: skip
-def test_a_sampler_that_is_not_here_is_named_with_the_one_that_stands_in(
-    here: Path, capfd: pytest.CaptureFixture[str], sampler: str, schedule: str | None, taken: str | None
-) -> None:
-    image = a1111(here / "theirs.png", sampler, **({"Schedule_type": schedule} if schedule else {}))
-    plan = sdcli(capfd, "plan", "--settings-from", str(image), "-m", "sd15", "--json").json
-    warned = [one["message"] for one in plan["warnings"] if one["code"] == "settings-not-taken"]
-    if taken:
-        assert plan["request"]["sampler"] == taken and warned == []
-    else:
-        name = f"{sampler} {schedule}" if schedule else sampler
-        (message,) = warned
-        assert f"sampler {name} ({plan['request']['sampler']} instead)" in message and "theirs.png" in message
-
-
-def test_settings_that_nothing_here_follows_are_named_also_while_drawing(
-    here: Path, capfd: pytest.CaptureFixture[str]
-) -> None:
-    image = a1111(
-        here / "theirs.png",
-        "DDIM",
-        Denoising_strength="0.5",
-        Hires_upscale="2",
-        VAE="better.pt",
-        Model_hash="0123456789",
-    )
-    done = sdcli(capfd, "generate", "--settings-from", str(image), "--engine", "fake")
-    assert done.code == 0
-    (line,) = [line for line in done.err.splitlines() if "not taken" in line]
-    assert line.startswith("note: ") and "hash" not in line and "Version" not in line
-    for told in ("Denoising strength 0.5", "Hires upscale 2", "VAE better.pt"):
-        assert told in line
-
-
-def test_a_picture_of_a_model_that_is_not_here_by_name_asks_for_its_place(
-    tiny: Path, here: Path, capfd: pytest.CaptureFixture[str]
-) -> None:
-    words = ("-s", "1", "--size", "64x64", "--dtype", "fp32", "-q", "-o", "own.png")
-    assert sdcli(capfd, "generate", "a cat", "-m", str(tiny), *words).code == 0
-    done = sdcli(capfd, "generate", "--settings-from", "own.png", "-q")
-    assert done.code == 3 and 'the picture was drawn with "tiny"' in done.err
-    assert "try: the same command with -m and where that model is" in done.err
-    assert sdcli(capfd, "generate", "--settings-from", "own.png", "-m", str(tiny), "-o", "again.png", "-q").code == 0
-
-
-# --- flags and settings
-
-
-@pytest.mark.parametrize(
-    ("words", "said"),
-    [
-        (("generate", "a cat", "--engine", "foo"), "--engine"),
-        (("plan", "a cat", "--revision", "main", "-m", "tiny"), "--revision is for models of the Hub"),
-        (("plan", "a cat", "-m", ""), "-m"),
-    ],
-    ids=["an engine", "a revision of a folder", "no model"],
 )
-def test_what_cannot_be_meant_is_refused(
-    tiny: Path, here: Path, capfd: pytest.CaptureFixture[str], words: tuple[str, ...], said: str
+def test_a_pipe_in_a_models_folder_is_refused_at_once(code: int, name: str, capfd: pytest.CaptureFixture[str]) -> None:
+    pipe(make.folder(Path("model")) / name)
+    refused(sdcli(capfd, "plan", "a cat", "-m", "./model"), code)
+
+
+@needs_pipes
+@pytest.mark.parametrize(
+    ("code", "words"),
+    [
+        (9, ["inspect-unet", "pipe"]),
+        (9, ["inspect-unet", "pipe.json"]),
+        (9, ["bench", "compare", "pipe", "pipe"]),
+        (9, ["plan", "a cat", "-m", "./pipe.safetensors"]),
+        (2, ["plan", "a cat", "--settings-from", "pipe"]),
+        (3, ["plan", "a cat", "--lora", "pipe.safetensors"]),
+        (3, ["plan", "a cat", "--vae", "pipe.safetensors"]),
+        (3, ["plan", "a cat", "--embedding", "pipe.safetensors"]),
+        (9, ["models", "check", "./pipe.safetensors"]),
+    ],
+)
+def test_a_pipe_in_place_of_a_file_is_refused_at_once(
+    code: int, words: list[str], capfd: pytest.CaptureFixture[str]
 ) -> None:
-    done = sdcli(capfd, *[str(tiny) if word == "tiny" else word for word in words])
-    assert done.code == 2 and said in done.err and "  try: " in done.err
+    for name in ("pipe", "pipe.json", "pipe.safetensors"):
+        pipe(Path(name))
+    refused(sdcli(capfd, *words), code)
 
 
-def test_config_show_tells_what_a_run_would_use_with_the_model_in_force(
-    here: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+@needs_pipes
+@pytest.mark.parametrize("name", ["config.toml", "presets/mine.toml"])
+def test_a_pipe_in_place_of_settings_is_refused_at_once(
+    name: str, own_folders: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    def shown() -> dict[str, tuple[Any, str]]:
-        rows = sdcli(capfd, "config", "show", "--json").json["values"]
-        return {row["name"]: (row["value"], row["origin"]) for row in rows}
-
-    plan = sdcli(capfd, "plan", "a cat", "--json").json
-    for name in ("model", "width", "height", "steps", "guidance", "sampler"):
-        assert shown()[name] == (plan["request"][name], plan["origins"][name]), name
-    monkeypatch.setenv("SDCLI_MODEL", "sdxl")
-    assert shown()["width"] == (1024, "family") and shown()["model"] == ("sdxl", "environment")
-    assert "the defaults of SDXL" in sdcli(capfd, "config", "show").err
-    monkeypatch.setenv("SDCLI_MODEL", "nowhere-9")
-    told = sdcli(capfd, "config", "show")
-    assert told.code == 0 and "cannot be used" in told.err
+    pipe(own_folders / "config" / name)
+    done = sdcli(capfd, "plan", "a cat", "--preset", "mine")
+    refused(done, 2)
+    assert "a pipe or a device" in done.err
 
 
-def test_a_broken_config_file_is_a_problem_to_doctor(
-    here: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+@pytest.mark.skipif(not os.path.exists("/dev/zero"), reason="this system has no such device")
+@pytest.mark.parametrize(
+    ("code", "words"),
+    [
+        (9, ["bench", "compare", "/dev/zero", "/dev/zero"]),
+        (9, ["inspect-unet", "/dev/zero"]),
+        (9, ["plan", "a cat", "-m", "/dev/zero"]),
+        (2, ["plan", "a cat", "--settings-from", "/dev/zero"]),
+        (9, ["plan", "--prompts", "/dev/zero"]),
+    ],
+)
+def test_a_device_without_an_end_is_not_read(code: int, words: list[str], capfd: pytest.CaptureFixture[str]) -> None:
+    refused(sdcli(capfd, *words), code)
+
+
+@pytest.mark.parametrize("name", ["a.ckpt", "renamed.safetensors"])
+def test_checking_a_pickle_refuses_it_unread(name: str, capfd: pytest.CaptureFixture[str]) -> None:
+    Path(name).write_bytes(b"\x80\x02}q\x00." + bytes(40))
+    done = sdcli(capfd, "models", "check", f"./{name}")
+    refused(done, 6)
+    assert "sha256" not in done.err
+
+
+@needs_pipes
+def test_prompts_may_come_through_a_pipe(here: Path) -> None:
+    """As `--prompts <(…)` gives them."""
+    pipe(here / "prompts")
+    command = [sys.executable, "-m", "sdcli", "plan", "--prompts", "prompts", "--json"]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    with subprocess.Popen(command, stdout=subprocess.PIPE, env=environment) as started:
+        (here / "prompts").write_text("a cat\na dog\n")
+        plan = json.loads(started.communicate()[0])
+    assert plan["request"]["prompts"] == ["a cat", "a dog"]
+
+
+# --- sentences
+
+
+def test_a_picture_that_is_none_is_told_without_pythons_words(capfd: pytest.CaptureFixture[str]) -> None:
+    Path("x.png").write_text("hello")
+    done = sdcli(capfd, "plan", "--settings-from", "x.png")
+    refused(done, 9)
+    assert done.err.splitlines()[0] == "error: x.png is not a PNG, JPEG or WebP image"
+
+
+def test_a_damaged_chunk_names_its_key_and_a_way_out(capfd: pytest.CaptureFixture[str]) -> None:
+    from PIL import Image
+    from PIL.PngImagePlugin import PngInfo
+
+    info = PngInfo()
+    info.add_text("sdcli", '{"schema": "sdcli.image/1", "job": {"index": null}}')
+    Image.new("RGB", (8, 8)).save("x.png", pnginfo=info)
+    done = sdcli(capfd, "plan", "--settings-from", "x.png")
+    refused(done, 9)
+    assert done.err.splitlines()[0] == ("error: the sdcli chunk of x.png: job.index should be a whole number, not null")
+
+
+@pytest.mark.parametrize("address", ["garbage", "http://", "http://[", "ftp://x"])
+def test_an_endpoint_that_is_no_address_is_named(
+    address: str, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setenv("SDCLI_HOME", str(here / "home"))
-    (here / "home/config").mkdir(parents=True)
-    (here / "home/config/config.toml").write_text("garbage = = 3\n")
-    done = sdcli(capfd, "doctor", "--json")
-    assert done.code == 2 and "config" in [problem["code"] for problem in done.json["problems"]]
-    assert "config.toml:1" in sdcli(capfd, "doctor").out
+    monkeypatch.setenv("HF_ENDPOINT", address)
+    done = sdcli(capfd, "pull", "someone/model")
+    refused(done, 2)
+    assert done.err.splitlines()[0] == f'error: HF_ENDPOINT is not a web address: "{address.rstrip("/")}"'
 
 
-def test_what_a_plan_warns_of_is_said_before_drawing_and_not_with_q(capfd: pytest.CaptureFixture[str]) -> None:
-    words = ("generate", "a cat", "--engine", "fake", "--size", "64x64", "-s", "1", "-g", "5")
-    told = sdcli(capfd, *words).err
-    assert "note: builtin was trained at 256×256; at 64×64" in told and "note: 1 step is few for" in told
-    assert "note:" not in sdcli(capfd, *words, "-q").err
+def test_one_step_is_one_step(capfd: pytest.CaptureFixture[str]) -> None:
+    done = sdcli(capfd, "plan", "a cat", "-m", "sd15", "--steps", "1")
+    assert "1 step " in done.out and "1 steps" not in done.out

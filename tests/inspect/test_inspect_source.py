@@ -189,8 +189,8 @@ def test_other_architectures_and_broken_configs_are_refused(tmp_path: Path) -> N
     for text, named in (
         ('{"_class_name": "FluxTransformer2DModel", "num_layers": 19}', "FluxTransformer2DModel.*num_layers 19"),
         ('{"_class_name": "UNet2DConditionModel", "down_block_types": ["KDownBlock2D"]}', "KDownBlock2D"),
-        ("[1]", "no config"),
-        ("{", "not readable JSON"),
+        ("[1]", "not a JSON object"),
+        ("{", "is not JSON"),
     ):
         path.write_text(text, encoding="utf-8")
         with pytest.raises(BadFile, match=named):

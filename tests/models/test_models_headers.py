@@ -2,6 +2,7 @@
 
 import io
 import json
+import os
 import random
 import tracemalloc
 from pathlib import Path
@@ -131,6 +132,35 @@ def test_a_file_of_another_length_than_its_header_says_is_refused(tmp_path: Path
     with pytest.raises(BadFile) as caught:
         read_header(path)
     assert words in caught.value.message
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"dtype": None}, 'damaged: tensor "x" names no dtype'),
+        ({"dtype": "F4"}, 'not readable here: tensor "x" has the dtype F4, which sdcli does not know'),
+        ({"shape": [-1]}, 'damaged: tensor "x" has no shape that can be'),
+        ({"data_offsets": [4, 0]}, 'damaged: tensor "x" has no place in the file that can be'),
+        ({}, "cut off: 3,999,997 of 4,000,000 bytes are there"),
+    ],
+)
+def test_a_damaged_header_is_told_in_whole_sentences(tmp_path: Path, change: dict[str, object], said: str) -> None:
+    tensor = {"dtype": "F32", "shape": [1_000_000], "data_offsets": [0, 4_000_000], **change}
+    header = json.dumps({"x": tensor}).encode()
+    path = tmp_path / "m.safetensors"
+    path.write_bytes(len(header).to_bytes(8, "little") + header + bytes(3_999_997))
+    with pytest.raises(BadFile) as caught:
+        read_header(path)
+    assert caught.value.message == f"{path} is {said}"
+
+
+@pytest.mark.skipif(os.name == "nt", reason="links need rights there")
+def test_what_a_link_leads_to_is_not_quoted(tmp_path: Path) -> None:
+    (tmp_path / "secret").write_text("root:x:0:0:root:/root:/bin/bash")
+    (tmp_path / "m.safetensors").symlink_to(tmp_path / "secret")
+    with pytest.raises(BadFile) as caught:
+        read_header(tmp_path / "m.safetensors")
+    assert "root:x" not in caught.value.message
 
 
 def test_two_thousand_mutated_headers_are_read_or_refused_in_bounded_memory(tmp_path: Path) -> None:

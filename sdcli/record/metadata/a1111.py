@@ -23,6 +23,7 @@ NEGATIVE = "Negative prompt:"
 FEWEST_PAIRS = 3  # fewer in the last line, and every reader takes the line for prompt
 LONGEST_KEY = 100
 _KEY = re.compile(r"\w[\w /-]+")
+_WITH_SCHEDULE = re.compile(r"(.+?) (Karras|Exponential)")
 _QUOTED = re.compile(r'"(?:[^"\\]|\\.)*"')
 
 
@@ -155,11 +156,7 @@ def values(info: Infotext) -> tuple[dict[str, Any], dict[str, str]]:
     if size:
         found["width"], found["height"] = int(size[1]), int(size[2])
         del left["Size"]
-    sampler = _sampler(left.get("Sampler", ""), left.get("Schedule type"))
-    if sampler is not None:
-        found["sampler"] = sampler
-        left.pop("Sampler")
-        left.pop("Schedule type", None)
+    _take_sampler(left, found)
     emphasis = {"None": "none", "Comfy": "comfy", "Original": "a1111"}.get(left.get("Emphasis", ""))
     _take(left, "Emphasis", found, "emphasis", emphasis)
     _take(left, "Model", found, "model", plain_name(left.get("Model", "")))
@@ -198,7 +195,18 @@ def _pair(name: str) -> tuple[str, str | None]:
         return name, None  # a name of a later sdcli, in a plan made elsewhere
 
 
-def _sampler(name: str, schedule: str | None) -> str | None:
-    """Our name of the pair; None where we offer no such."""
+def _take_sampler(left: dict[str, str], found: dict[str, Any]) -> None:
+    """Our name of the pair; where we offer no such pair the sampler alone, and the schedule is left over."""
+    name, schedule = left.get("Sampler", ""), left.get("Schedule type")
     known = samplers.from_a1111(name, schedule)
-    return known.name if known is not None else None
+    if known is not None:
+        left.pop("Schedule type", None)
+    else:
+        older = _WITH_SCHEDULE.fullmatch(name)  # before 1.9 both stood in one name
+        name, schedule = (older[1], older[2]) if older else (name, schedule)
+        known = samplers.from_a1111(name)
+        if known is not None and schedule:
+            left["Schedule type"] = schedule
+    if known is not None:
+        found["sampler"] = known.name
+        del left["Sampler"]

@@ -15,6 +15,7 @@ from sdcli.plan.plan import Adapter, Plan, Setup
 from sdcli.record import documents
 from sdcli.request.prompt import lora_weight
 from sdcli.request.request import PER_IMAGE, Job
+from sdcli.terminal import size_text
 
 NAME, NEWEST = "sdcli.image", 1
 LIMIT = 65_536
@@ -80,7 +81,7 @@ def shorter(drawn: Drawn) -> Iterator[Drawn]:
 def read(text: str | bytes, where: str = "the sdcli chunk") -> Drawn:
     """The chunk as it was written; damaged, foreign or newer is BadFile."""
     if len(text) > LIMIT:
-        raise BadFile(f"{where} is larger than {LIMIT} bytes")
+        raise BadFile(f"{where} is larger than {size_text(LIMIT)}")
     data = documents.load(text, where)
     documents.check_schema(data, NAME, NEWEST, where)
     return translate.from_json(Drawn, data, where)

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import io
 import math
-import os
-import stat
 import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -21,12 +20,13 @@ LARGEST_FILE = 64 << 20
 MOST_PIXELS = 64_000_000
 LONGEST_TEXT = 1 << 20
 FORMATS = ("PNG", "JPEG", "WEBP")
+AN_IMAGE = 'sdcli generate "a cat" --settings-from IMAGE   (a png, jpg or webp)'
 AS_FLAGS = "--seed 42 --steps 25   (the settings as flags, instead of --settings-from)"
 
 
 @dataclass(frozen=True, kw_only=True)
 class Found:
-    """`values` are Request fields by name; `unknown` is shown to people and used for nothing."""
+    """`values` are Request fields by name; `unknown` is what else stands there: shown to people, used for nothing."""
 
     dialect: str  # sdcli | a1111
     values: Mapping[str, Any]
@@ -39,13 +39,14 @@ def read(path: str | Path) -> Found:
     name = show(path, 200)
     texts = _texts(_bytes(Path(path), name), name)
     if texts.own is not None:
-        drawn = own.read(texts.own, f"{name}: its sdcli chunk")
+        drawn = _own(texts.own, name)
         found = own.values(drawn)
+        unknown = {}
         if a1111.plain_name(found["model"]) is None:
-            del found["model"]
+            unknown["Model"] = found.pop("model")
         if not math.isfinite(found["guidance"]):
             del found["guidance"]
-        return Found(dialect="sdcli", values=found, drawn=drawn)
+        return Found(dialect="sdcli", values=found, unknown=unknown, drawn=drawn)
     if texts.parameters is not None:
         info = a1111.read(texts.parameters)
         if info.pairs:
@@ -54,20 +55,23 @@ def read(path: str | Path) -> Found:
     raise BadFile(f"{name} holds no settings that sdcli can read", hint=AS_FLAGS)
 
 
+def _own(text: str, name: str) -> own.Drawn:
+    try:
+        return own.read(text, f"the sdcli chunk of {name}")
+    except BadFile as error:
+        if error.hint == BadFile.usual_hint:
+            error.hint = AS_FLAGS
+        raise
+
+
 def _bytes(path: Path, name: str) -> bytes:
     try:
-        status = os.stat(path)
-        if not stat.S_ISREG(status.st_mode):
-            raise Usage(f"{name} is not a file", hint="--settings-from IMAGE   (a png, jpg or webp)")
-        if status.st_size > LARGEST_FILE:
-            raise BadFile(f"{name} has {status.st_size >> 20} MiB; settings are read from images up to 64 MiB")
-        with reading.opened(path) as file:
-            return file.read(LARGEST_FILE + 1)
-    except (OSError, ValueError) as error:  # ValueError: a NUL in the path
-        reason = error.strerror if isinstance(error, OSError) else "not a path"
-        raise Usage(
-            f"cannot read {name}: {show(reason)}", hint="--settings-from IMAGE   (a png, jpg or webp)"
-        ) from None
+        return reading.whole(path, LARGEST_FILE)
+    except ValueError:  # a NUL in it
+        raise Usage(f"{name} is not a path", hint=AN_IMAGE) from None
+    except OSError as error:
+        large = error.errno == errno.EFBIG
+        raise (BadFile if large else Usage)(f"cannot read {name}: {show(error.strerror)}", hint=AN_IMAGE) from None
 
 
 @dataclass(frozen=True)
@@ -78,7 +82,7 @@ class Texts:
 
 def _texts(data: bytes, name: str) -> Texts:
     """Pillow's decoders fail in many ways on damaged files, not all of them documented; here they become one."""
-    from PIL import Image
+    from PIL import Image, UnidentifiedImageError
 
     try:
         with warnings.catch_warnings():
@@ -92,8 +96,10 @@ def _texts(data: bytes, name: str) -> Texts:
                     texts = _texts_of(picture)
     except SdcliError:
         raise
+    except UnidentifiedImageError:  # its words name an object of Python's
+        raise BadFile(f"{name} is not a PNG, JPEG or WebP image", hint=AN_IMAGE) from None
     except Exception as error:
-        raise BadFile(f"{name} is no readable PNG, JPEG or WebP image ({show(error, 120)})", hint=AS_FLAGS) from None
+        raise BadFile(f"{name} is a damaged image ({show(error, 120)})", hint=AS_FLAGS) from None
     return texts
 
 

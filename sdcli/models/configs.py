@@ -1,0 +1,168 @@
+"""What the configs of a model may say: the types and ranges that sdcli and diffusers can work with.
+
+A UNet's or VAE's structure (widths, blocks, heads) is checked where it is walked, in unet.py, vae.py and text.py.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from sdcli.errors import BadFile
+from sdcli.terminal import show
+
+# sdcli's samplers know a thousand training steps, as all of Stable Diffusion has; a hundred thousand fill no memory.
+FEWEST_STEPS, MOST_STEPS = 1000, 100_000
+LARGEST = 1 << 24
+_ANOTHER = 'sdcli generate "a cat" -m sd15'
+
+
+@dataclass(frozen=True)
+class Rule:
+    """`said` ends the sentence "beta_start should be …"."""
+
+    said: str
+    holds: Callable[[Any], bool]
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool)
+
+
+def _whole(lowest: int, highest: int = LARGEST) -> Rule:
+    def holds(value: Any) -> bool:
+        return isinstance(value, int) and not isinstance(value, bool) and lowest <= value <= highest
+
+    return Rule(f"a whole number from {lowest:,} to {highest:,}", holds)
+
+
+def _number(lowest: float, highest: float) -> Rule:
+    return Rule(
+        f"a number from {lowest:g} to {highest:g}", lambda value: _is_number(value) and lowest <= value <= highest
+    )
+
+
+def _above(lowest: float, highest: float) -> Rule:
+    return Rule(
+        f"a number above {lowest:g}, up to {highest:g}",
+        lambda value: _is_number(value) and lowest < value <= highest,
+    )
+
+
+def _one_of(*names: str) -> Rule:
+    return Rule(f"one of {', '.join(names)}", lambda value: isinstance(value, str) and value in names)
+
+
+def _list_of(rule: Rule, what: str) -> Rule:
+    return Rule(what, lambda value: isinstance(value, list) and bool(value) and all(map(rule.holds, value)))
+
+
+def _or_null(rule: Rule) -> Rule:
+    return Rule(f"{rule.said}, or null", lambda value: value is None or rule.holds(value))
+
+
+_YES = Rule("true or false", lambda value: value is None or isinstance(value, bool))
+_NO = Rule("false: sdcli does not draw with it", lambda value: value is None or value is False)
+_NULL = Rule("null: sdcli does not draw with it", lambda value: value is None)
+_SIDE = _whole(1)
+_PAIR = _list_of(_SIDE, "a list of whole numbers above 0")
+_SIDES = Rule("a whole number above 0, or two", lambda value: _SIDE.holds(value) or _PAIR.holds(value))
+# what the size is told for, a default, can do without it: strange ones are passed over
+_NOT_BELOW_ONE = Rule("a whole number above 0", lambda value: type(value) is not int or value > 0)
+_BETA = Rule("a number between 0 and 1", lambda value: _is_number(value) and 0 < value < 1)
+_EPSILON = _above(0, 1)
+_FACTOR = _above(0, 1e6)
+_ACTIVATION = _one_of("silu", "swish", "mish", "gelu", "relu")
+
+_CLASS = Rule("the name of a class", lambda value: isinstance(value, str))
+
+_UNET: Mapping[str, Rule] = {
+    "_class_name": _CLASS, "sample_size": _NOT_BELOW_ONE, "act_fn": _ACTIVATION, "norm_num_groups": _whole(1),
+    "norm_eps": _EPSILON, "out_channels": _whole(1), "dropout": _number(0, 1), "freq_shift": _number(0, 1),
+    "mid_block_scale_factor": _FACTOR, "resnet_out_scale_factor": _FACTOR, "center_input_sample": _YES,
+    "flip_sin_to_cos": _YES, "upcast_attention": _YES, "use_linear_projection": _YES, "resnet_skip_time_act": _YES,
+    "time_embedding_act_fn": _or_null(_ACTIVATION), "timestep_post_act": _or_null(_ACTIVATION),
+    # what else such a UNet would have to be given, besides text, size and time
+    "class_embed_type": _NULL, "num_class_embeds": _NULL, "encoder_hid_dim_type": _or_null(_one_of("text_proj")),
+    "addition_embed_type": _or_null(_one_of("text", "text_time")),
+}  # fmt: skip
+_VAE: Mapping[str, Rule] = {
+    "_class_name": _CLASS, "sample_size": _or_null(_SIDES),
+    "act_fn": _ACTIVATION, "norm_num_groups": _whole(1), "scaling_factor": _FACTOR,
+    "shift_factor": _or_null(_number(-1e6, 1e6)), "force_upcast": _YES, "use_quant_conv": _YES,
+    "use_post_quant_conv": _YES, "mid_block_add_attention": _YES,
+    "latents_mean": _or_null(_list_of(_number(-1e6, 1e6), "a list of numbers")),
+    "latents_std": _or_null(_list_of(_FACTOR, "a list of numbers above 0")),
+}  # fmt: skip
+_TEXT: Mapping[str, Rule] = {
+    "hidden_act": _one_of("quick_gelu", "gelu", "gelu_new", "gelu_fast", "gelu_pytorch_tanh", "relu", "silu", "swish"),
+    "layer_norm_eps": _EPSILON, "attention_dropout": _number(0, 1), "max_position_embeddings": _whole(77),
+    "return_dict": Rule("true", lambda value: value is True), "torchscript": _NO, "eos_token_id": _whole(-1),
+    "bos_token_id": _or_null(_whole(-1)), "pad_token_id": _or_null(_whole(-1)),
+}  # fmt: skip
+_SCHEDULER: Mapping[str, Rule] = {
+    "_class_name": _CLASS,
+    "num_train_timesteps": _whole(FEWEST_STEPS, MOST_STEPS), "beta_start": _BETA, "beta_end": _BETA,
+    "beta_schedule": _one_of("linear", "scaled_linear", "squaredcos_cap_v2", "sigmoid"),
+    "trained_betas": _or_null(_list_of(_BETA, "a list of numbers between 0 and 1")),
+    "steps_offset": _whole(0, 10), "timestep_spacing": _one_of("leading", "trailing", "linspace"),
+    "interpolation_type": _one_of("linear", "log_linear"), "final_sigmas_type": _one_of("zero", "sigma_min"),
+    "timestep_type": _one_of("discrete", "continuous"), "solver_order": _whole(1, 3),
+    "predictor_order": _whole(1, 4), "corrector_order": _whole(0, 4), "original_inference_steps": _whole(1, 1000),
+    "sigma_min": _or_null(_FACTOR), "sigma_max": _or_null(_FACTOR), "flow_shift": _FACTOR, "timestep_scaling": _FACTOR,
+    "clip_sample_range": _FACTOR, "sample_max_value": _number(1, 1e6), "dynamic_thresholding_ratio": _number(0, 1),
+    "lambda_min_clipped": Rule("a number", _is_number),
+    "disable_corrector": Rule("an empty list", lambda value: value == []),
+    "variance_type": _or_null(_one_of("fixed_small", "fixed_small_log", "fixed_large", "fixed_large_log")),
+    **dict.fromkeys(("clip_sample", "set_alpha_to_one", "thresholding", "skip_prk_steps", "predict_x0"), _YES),
+    **dict.fromkeys(("rescale_betas_zero_snr", "lower_order_final", "euler_at_final", "use_lu_lambdas"), _YES),
+    **dict.fromkeys(("use_karras_sigmas", "use_exponential_sigmas", "use_beta_sigmas"), _YES),
+    **dict.fromkeys(("use_flow_sigmas", "use_dynamic_shifting"), _NO), "shift_terminal": _NULL, "solver_p": _NULL,
+}  # fmt: skip
+_RULES = {"unet": _UNET, "vae": _VAE, "text_encoder": _TEXT, "text_encoder_2": _TEXT, "scheduler": _SCHEDULER}
+
+
+def check(part: str, config: Mapping[str, Any], file: Path) -> None:
+    """BadFile that names the file and the key, for the first value that cannot be."""
+    for key, rule in _RULES[part].items():
+        if key in config and not rule.holds(config[key]):
+            raise _bad(file, f"{key} should be {rule.said}, not {_shown(config[key])}")
+    if part in ("unet", "vae"):
+        _check_groups(config, file)
+    if part == "scheduler":
+        _check_betas(config, file)
+
+
+def _check_groups(config: Mapping[str, Any], file: Path) -> None:
+    groups, widths = config.get("norm_num_groups", 32), config.get("block_out_channels", ())
+    for width in widths if isinstance(widths, list) else ():
+        if isinstance(width, int) and width % groups:
+            raise _bad(file, f"norm_num_groups {groups} does not divide block_out_channels {width}")
+
+
+def _check_betas(config: Mapping[str, Any], file: Path) -> None:
+    """Something of the picture is left at the last step, if next to nothing: zero is what float32 would divide by."""
+    steps, trained = config.get("num_train_timesteps", FEWEST_STEPS), config.get("trained_betas")
+    if trained is not None and len(trained) != steps:
+        raise _bad(file, f"trained_betas should have {steps} values, as num_train_timesteps says, not {len(trained)}")
+    if sum(math.log1p(-beta) for beta in trained or _betas(config, steps)) < -80:
+        named = "trained_betas" if trained else "beta_start, beta_end and num_train_timesteps"
+        raise _bad(file, f"{named} make more noise than float32 can hold")
+
+
+def _betas(config: Mapping[str, Any], steps: int) -> Sequence[float]:
+    start, end = config.get("beta_start", 0.0001), config.get("beta_end", 0.02)
+    return [start + (end - start) * step / (steps - 1) for step in range(steps)]
+
+
+def _bad(file: Path, what: str) -> BadFile:
+    return BadFile(f"{show(file)}: {what}", hint=_ANOTHER)
+
+
+def _shown(value: Any) -> str:
+    """As JSON writes it, so that "1" is told from 1."""
+    return show(json.dumps(value)[:1000], 60)
