@@ -76,6 +76,20 @@ def fit(text: str, width: int) -> str:
     return "".join(kept) + "…"
 
 
+def folded(text: str, width: int, first: str = "", rest: str | None = None) -> list[str]:
+    """`text` in lines of at most `width`, broken between words only: what is to be pasted stays whole.
+
+    `first` begins the first line, `rest` (its width in spaces unless told) those below.
+    """
+    import textwrap  # few commands talk at length
+
+    below = " " * cells(first) if rest is None else rest
+    return textwrap.wrap(
+        text, max(20, width), initial_indent=first, subsequent_indent=below, break_long_words=False,
+        break_on_hyphens=False,
+    ) or [first.rstrip()]  # fmt: skip
+
+
 def speaks_unicode(stream: IO[str]) -> bool:
     encoding = getattr(stream, "encoding", None) or "ascii"
     try:

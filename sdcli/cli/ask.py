@@ -110,14 +110,24 @@ def read_sources(flags: Mapping[str, Any]) -> Sources:
 
 def find_model(sources: Sources) -> Model:
     """The model that is asked for; the built-in one, else SD1.5, where nothing names one."""
-    values, _ = config.resolve(sources, family={}, model={})
-    shipped = data.builtin_model()
-    name = values.get("model") or default_model()
-    found = resolve.resolve(
-        name, revision=values.get("revision"), offline=bool(values.get("offline")), folders=added_folders(),
-        hub=hub_cache.folder(os.environ), builtin=shipped,
-    )  # fmt: skip
+    found = look_for_model(sources)
     return replace(found, hash=_hash(found)) if found.source == "builtin" else found
+
+
+def look_for_model(sources: Sources) -> Model:
+    """The same, without hashing what ships: enough for its settings."""
+    values, _ = config.resolve(sources, family={}, model={})
+    return resolve.resolve(
+        values.get("model") or default_model(), revision=values.get("revision"), offline=bool(values.get("offline")),
+        folders=added_folders(), hub=hub_cache.folder(os.environ), builtin=data.builtin_model(),
+    )  # fmt: skip
+
+
+def settings(sources: Sources, model: Model) -> tuple[dict[str, Any], dict[str, str]]:
+    """What a run with this model would use, value by value, and where each comes from."""
+    family = resolve.family_of(model)
+    sampler = samplers.default_for(family.defaults["sampler"], model.zero_snr)
+    return config.resolve(sources, family={**family.defaults, "sampler": sampler}, model=model.defaults)
 
 
 def _hash(model: Model) -> str:
@@ -139,9 +149,7 @@ def default_model() -> str:
 def _request(sources: Sources, model: Model, prompts: tuple[str, ...], command: str) -> tuple[Request, dict[str, str]]:
     if not prompts:
         raise Usage("no prompt", hint=f'sdcli {command} "a cat"')
-    family = resolve.family_of(model)
-    sampler = samplers.default_for(family.defaults["sampler"], model.zero_snr)
-    values, origins = config.resolve(sources, family={**family.defaults, "sampler": sampler}, model=model.defaults)
+    values, origins = settings(sources, model)
     seeds, drawn = jobs.resolve_seeds(values.get("seeds", ()), values.get("num_images"))
     values.update(prompts=prompts, seeds=seeds, num_images=len(seeds))
     values["model"] = values.get("model") or model.name

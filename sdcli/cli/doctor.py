@@ -15,9 +15,9 @@ from typing import Any
 import typer
 
 from sdcli import __version__, data, schema
-from sdcli.cli import builtin
+from sdcli.cli import ask, builtin
 from sdcli.cli.answer import print_json
-from sdcli.errors import SdcliError
+from sdcli.errors import SdcliError, Usage
 from sdcli.machine import installation, memory, state, survey
 from sdcli.machine.hardware import Hardware, Notice
 from sdcli.machine.installation import Version
@@ -46,7 +46,8 @@ def _doctor(typed: Mapping[str, Any]) -> None:
 
 
 def doctor(json: bool = False, network: bool = False) -> None:
-    """Look, say, and end with 8 when a GPU that is there cannot be used (or nothing can draw at all)."""
+    """Look, say, and end with 8 when a GPU that is there cannot be used (or nothing can draw at all), with 2 when the
+    settings are wrong, with 3 when the Hub was to be tried and does not answer."""
     found = examine(network=network)
     if json:
         print_json(schema.to_json(found.report))
@@ -116,7 +117,7 @@ def examine(*, network: bool = False, seen: Survey | None = None) -> Examination
         models=_models(),
         folders=folders,
         network=answer[0] if answer else None,
-        problems=_problems(seen, versions, folders),
+        problems=(*_problems(seen, versions, folders), *_settings_problem(), *_network_problem(answer)),
     )
     torch = seen.torch.version if seen.torch is not None else ""
     probe = state.remembered_probe(seen.processor.name, seen.processor.isa, torch)
@@ -170,6 +171,23 @@ def _problems(seen: Survey, versions: tuple[Version, ...], folders: tuple[Folder
     return tuple(found)
 
 
+def _settings_problem() -> list[Notice]:
+    """What every other command would stop at."""
+    try:
+        ask.read_sources({})
+        ask.added_folders()
+    except Usage as error:
+        return [Notice(code="config", message=error.message, hint=error.hint)]
+    return []
+
+
+def _network_problem(answer: tuple[bool, str] | None) -> list[Notice]:
+    if answer is None or answer[0]:
+        return []
+    hint = "sdcli doctor --network   (once the connection is back; HF_ENDPOINT and HTTPS_PROXY are heeded)"
+    return [Notice(code="network", message=answer[1], hint=hint)]
+
+
 def _version_problem(version: Version, seen: Survey) -> list[Notice]:
     floor = installation.below_floor(version.name, version.version)
     missing = not version.version and version.name != "torch"
@@ -184,7 +202,9 @@ def _version_problem(version: Version, seen: Survey) -> list[Notice]:
 
 
 def exit_code(report: Report) -> int:
-    return 8 if any(problem.code in GPU_CODES for problem in report.problems) else 0
+    """The gravest; a full disk or an old library does not stop a picture."""
+    codes = {problem.code for problem in report.problems}
+    return 8 if codes & set(GPU_CODES) else 2 if "config" in codes else 3 if "network" in codes else 0
 
 
 def reach(address: str) -> tuple[bool, str]:

@@ -202,14 +202,20 @@ def from_table(table: Mapping[str, Any], path: Path | None = None) -> dict[str, 
     """The settings of a TOML table; with `path`, its file, a mistake is told with its line."""
     values: dict[str, Any] = {}
     for name, given in table.items():
+        hint = "sdcli config show" if path is None else _mended(name, given)
         if name not in SETTINGS or name in NOT_KEPT:
             near = near_text(nearest(name, [setting for setting in SETTINGS if setting not in NOT_KEPT], 1))
-            raise Usage(f'{_place(path, name)}no setting "{show(name, 60)}"{near}', hint="sdcli config show")
+            raise Usage(f'{_place(path, name)}no setting "{show(name, 60)}"{near}', hint=hint)
         try:
             values[name] = convert(name, given)
         except Usage as error:
-            raise Usage(f"{_place(path, name)}{error.message}", hint="sdcli config show") from None
+            raise Usage(f"{_place(path, name)}{error.message}", hint=hint) from None
     return values
+
+
+def _mended(name: str, given: Any) -> str:
+    """What takes a wrong line out of the user's file; a table is more than a line."""
+    return "sdcli config path" if isinstance(given, Mapping) else f"sdcli config unset {shlex.quote(show(name, 60))}"
 
 
 def _place(path: Path | None, name: str) -> str:

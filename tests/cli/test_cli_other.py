@@ -74,6 +74,51 @@ def test_a_setting_is_kept_shown_used_and_forgotten(own_folders: Path, capfd: py
     assert path.read_text() == "# mine\nguidance = 6.5 # calm\n"
 
 
+def shown(capfd: pytest.CaptureFixture[str]) -> dict[str, tuple[object, str]]:
+    rows = sdcli(capfd, "config", "show", "--json").json["values"]
+    return {row["name"]: (row["value"], row["origin"]) for row in rows}
+
+
+def test_config_show_is_what_a_run_of_the_model_in_force_would_use(
+    own_folders: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    names = ("width", "height", "steps", "sampler", "guidance")
+    for model in ("builtin", "sdxl"):
+        if model != "builtin":
+            monkeypatch.setenv("SDCLI_MODEL", model)
+        plan = sdcli(capfd, "plan", "a cat", "--as-if", "cpu", "--json").json
+        rows = shown(capfd)
+        assert {name: rows[name] for name in names} == {
+            name: (plan["request"][name], plan["origins"][name]) for name in names
+        }
+    assert rows["width"] == (1024, "family") and rows["model"] == ("sdxl", "environment")
+    assert rows["format"] == ("png", "default")
+
+
+def test_config_show_still_shows_a_model_that_is_not_there(
+    own_folders: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("SDCLI_MODEL", "nope")
+    rows = shown(capfd)
+    assert rows["model"] == ("nope", "environment") and rows["steps"][0] is None
+    assert 'no model "nope"' in sdcli(capfd, "config", "show").err
+
+
+@pytest.mark.parametrize("line", ["stepz = 3", 'steps = "many"', "width = 100.5"])
+def test_a_wrong_line_of_the_config_is_a_problem_for_doctor_and_the_hint_mends_it(
+    line: str, own_folders: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    (own_folders / "config").mkdir()
+    (own_folders / "config" / "config.toml").write_text(line + "\n")
+    told = sdcli(capfd, "doctor", "--json")
+    assert told.code in (2, 8) and "config" in [problem["code"] for problem in told.json["problems"]]
+    shown = sdcli(capfd, "config", "show")
+    hint = shown.err.split("try: ")[1].split()
+    assert shown.code == 2 and hint[:3] == ["sdcli", "config", "unset"]
+    assert sdcli(capfd, *hint[1:]).code == 0
+    assert sdcli(capfd, "config", "show").code == 0
+
+
 @pytest.mark.parametrize(
     ("name", "value"), [("stpes", "3"), ("steps", "many"), ("steps", "3\nmodel='x'"), ("prompts", "x")]
 )
