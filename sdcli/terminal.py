@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import sys
 import unicodedata
 from typing import IO, TYPE_CHECKING, Any
@@ -88,6 +89,21 @@ def folded(text: str, width: int, first: str = "", rest: str | None = None) -> l
         text, max(20, width), initial_indent=first, subsequent_indent=below, break_long_words=False,
         break_on_hyphens=False,
     ) or [first.rstrip()]  # fmt: skip
+
+
+def quoted(word: str) -> str:
+    """As this system's shell takes it; in double quotes where that is enough, which every shell understands."""
+    if re.fullmatch(r"[\w@%+=:,./-]+", word, re.ASCII):
+        return word
+    if not set(word) & set('"\\$`!'):
+        return f'"{word}"'
+    if os.name == "nt":
+        import subprocess
+
+        return subprocess.list2cmdline([word])
+    import shlex
+
+    return shlex.quote(word)
 
 
 def speaks_unicode(stream: IO[str]) -> bool:

@@ -10,6 +10,7 @@ import traceback
 from collections.abc import Sequence
 from typing import Any
 
+from sdcli.cli import line
 from sdcli.errors import Interrupted, SdcliError, Terminated
 from sdcli.terminal import say
 
@@ -35,6 +36,8 @@ def print_json(value: Any) -> None:
 
 def end(error: SdcliError, words: Sequence[str]) -> int:
     """Say the error the way that was asked for, and give its exit code."""
+    with contextlib.suppress(MemoryError, ImportError):  # a better hint is not worth a second error
+        error.hint = line.corrected(error.hint, words)
     if "--json" in words:
         print_json({"error": error.to_json()})
     else:
@@ -52,8 +55,8 @@ def say_error(error: SdcliError) -> None:
         say(f"error: {error.message}")
     if error.done:
         say(f" kept: {error.done}")
-    for number, line in enumerate(line for line in error.hint.splitlines() if line):
-        say(("  try: " if number == 0 else "       ") + line)
+    for number, text in enumerate(text for text in error.hint.splitlines() if text):
+        say(("  try: " if number == 0 else "       ") + text)
 
 
 def drop_stdout() -> None:

@@ -23,8 +23,10 @@ from sdcli.plan.planner import make_plan
 from sdcli.record.metadata import read as metadata
 from sdcli.request import config, jobs, prompt_files, samplers
 from sdcli.request.config import Sources
-from sdcli.request.options import OPTIONS
+from sdcli.request.near import nearest
+from sdcli.request.options import OPTIONS, SCREEN
 from sdcli.request.request import Job, Request
+from sdcli.terminal import show
 
 
 @dataclass(frozen=True)
@@ -40,8 +42,9 @@ def plan_for(
 ) -> Asked:
     """The plan for what was typed; every refusal happens here, before anything is loaded. `model` stands for -m,
     `fetch` brings LoRAs from the Hub: without it one that is not here is an error."""
+    engine_of(typed)
     words = tuple(typed.get("words", ()))
-    mistake = jobs.forgotten_quotes(words, command)
+    mistake = jobs.forgotten_quotes(words)
     if mistake is not None:
         raise mistake
     flags = config.from_flags(typed)
@@ -50,7 +53,7 @@ def plan_for(
     lines = _lines(flags.get("prompts_file"))
     first = next(lines, None) if lines is not None else None
     if lines is not None and (words or flags.get("prompts")):
-        raise Usage("prompts both on the command line and from --prompts", hint="sdcli help formats")
+        raise Usage("prompts both on the command line and from --prompts", hint="the same command without --prompts")
     if lines is not None and first is None:
         raise Usage("--prompts -: stdin holds no prompt", hint="sdcli help formats")
     prompts = (*words, *flags.get("prompts", ())) or tuple(sources.settings_from.get("prompts", ()))
@@ -64,7 +67,7 @@ def plan_for(
     named = adapters.named_in(adapters.texts_of(made), learned)
     beside = adapters.gather(request, tags, model, added_folders(), fetch, named)
     place = _hardware(request, typed.get("as_if"))
-    if command == "generate" and typed.get("engine", "local") == "local" and "dtype" not in request.pins:
+    if command == "generate" and engine_of(typed) == "local" and "dtype" not in request.pins:
         place = probing.probed(place)
     plan = make_plan(
         request, beside.model, place, remembered(place), origins=origins, jobs=made, version=__version__,
@@ -77,6 +80,16 @@ def plan_for(
         return Asked(plan)
     later = adapters.without(_later(request, lines, len(made)), tags)
     return Asked(plan, adapters.as_learned(later, learned, beside.adapters, beside.model))
+
+
+def engine_of(typed: Mapping[str, Any]) -> str:
+    """The engine that is asked for: a misspelled one must not draw (and fetch) for real."""
+    name = str(typed.get("engine", "local"))
+    choices = next(option.choices for option in SCREEN if option.field == "engine")
+    if name not in choices:
+        near = nearest(name, choices, 1) or choices
+        raise Usage(f'--engine: "{show(name, 60)}" is none of {", ".join(choices)}', hint=f"--engine {near[0]}")
+    return name
 
 
 def plan_again(asked: Asked, typed: Mapping[str, Any]) -> Asked:
@@ -148,7 +161,7 @@ def default_model() -> str:
 
 def _request(sources: Sources, model: Model, prompts: tuple[str, ...], command: str) -> tuple[Request, dict[str, str]]:
     if not prompts:
-        raise Usage("no prompt", hint=f'sdcli {command} "a cat"')
+        raise Usage("no prompt", hint='"a cat"')
     values, origins = settings(sources, model)
     seeds, drawn = jobs.resolve_seeds(values.get("seeds", ()), values.get("num_images"))
     values.update(prompts=prompts, seeds=seeds, num_images=len(seeds))
