@@ -35,7 +35,7 @@ def _draw(plan: Plan, number: int, jobs: tuple[Job, ...], count_tokens: Callable
     for step in range(1, calls + 1):
         before = time.perf_counter()
         yield Step(batch=number, step=step, of=calls, seconds=time.perf_counter() - before)
-        every = plan.request.preview_every
+        every = plan.request.preview_every or (1 if plan.request.filmstrip else 0)
         if every and step % every == 0:
             for job in jobs:
                 pixels = _gradient(job.seed, 16, 16)
