@@ -56,6 +56,7 @@ def _sizes(model: Model, jobs: Sequence[Job]) -> list[Warning]:
 def _steps(jobs: Sequence[Job]) -> list[Warning]:
     for job in jobs:
         if job.steps < FEW_STEPS and job.sampler not in FEW_STEP_SAMPLERS and job.guided:
-            message = f"{job.steps} steps is few for {job.sampler}; 20 to 30 is usual"
+            few = "1 step is" if job.steps == 1 else f"{job.steps} steps are"
+            message = f"{few} few for {job.sampler}; 20 to 30 is usual"
             return [Warning(code="few-steps", message=message)]
     return []
