@@ -18,18 +18,19 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "models": ("sdcli.cli.models:command", "List the models that are here; add folders; check one."),
     "pull": ("sdcli.cli.pull:command", "Fetch a model from the Hugging Face Hub."),
     "samplers": ("sdcli.cli.samplers:command", "List the samplers and their names elsewhere."),
-    "bench": ("sdcli.cli.bench:command", "Measure time per step, compare, decide."),
-    "inspect-unet": ("sdcli.cli.inspect_unet:command", "See a UNet: layers, sizes, work, skips."),
+    "presets": ("sdcli.cli.presets:command", "List the presets: named sets of settings."),
+    "bench": ("sdcli.cli.bench:command", "Benchmark time per step; compare results."),
+    "inspect-unet": ("sdcli.cli.inspect_unet:command", "Show a UNet's layers, sizes, compute and skips."),
     "doctor": ("sdcli.cli.doctor:command", "Check this machine: GPU, versions, models, disk."),
-    "config": ("sdcli.cli.config:command", "Show or change settings that stay."),
+    "config": ("sdcli.cli.config:command", "Show or change saved settings."),
     "help": ("sdcli.cli.help:command", "Read about exit codes, environment, memory or formats."),
 }
 
 
-class Grouped(typer.core.TyperCommand):
-    """A command whose --help keeps its options in their panels, in plain text."""
+class Panels:
+    """Keeps the options of --help in their panels, in plain text."""
 
-    def format_options(self, ctx: Any, formatter: Any) -> None:
+    def panels(self: Any, ctx: Any, formatter: Any) -> None:
         panels: dict[str, list[tuple[str, str]]] = {}
         for parameter in self.get_params(ctx):
             record = parameter.get_help_record(ctx)
@@ -38,6 +39,19 @@ class Grouped(typer.core.TyperCommand):
         for name, rows in panels.items():
             with formatter.section(name):
                 formatter.write_dl(rows)
+
+
+class Grouped(Panels, typer.core.TyperCommand):
+    def format_options(self, ctx: Any, formatter: Any) -> None:
+        self.panels(ctx, formatter)
+
+
+class GroupedGroup(Panels, typer.core.TyperGroup):
+    """A command that has subcommands besides."""
+
+    def format_options(self, ctx: Any, formatter: Any) -> None:
+        self.panels(ctx, formatter)
+        self.format_commands(ctx, formatter)
 
 
 def build(only: str | None = None) -> typer.Typer:
@@ -57,7 +71,9 @@ def build(only: str | None = None) -> typer.Typer:
             continue
         made = _load(where)
         if isinstance(made, typer.Typer):
-            program.add_typer(made, name=name, help=line)
+            for inner in made.registered_commands:
+                inner.cls = Grouped
+            program.add_typer(made, name=name, help=line, cls=GroupedGroup)
         else:
             program.command(name, cls=Grouped)(made)
     return program

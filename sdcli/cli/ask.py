@@ -35,6 +35,7 @@ class Asked:
 
     plan: Plan
     later: Iterator[Job] | None = None
+    imported: float = 0.0  # seconds that loading libraries took, where planning needed them already
 
 
 def plan_for(
@@ -66,9 +67,9 @@ def plan_for(
     learned = adapters.learned(added_folders())
     named = adapters.named_in(adapters.texts_of(made), learned)
     beside = adapters.gather(request, tags, model, added_folders(), fetch, named)
-    place = _hardware(request, typed.get("as_if"))
+    place, imported = _hardware(request, typed.get("as_if")), 0.0
     if command == "generate" and engine_of(typed) == "local" and "dtype" not in request.pins:
-        place = probing.probed(place)
+        place, imported = probing.probed(place)
     plan = make_plan(
         request, beside.model, place, remembered(place), origins=origins, jobs=made, version=__version__,
         adapters=beside.adapters,
@@ -77,9 +78,9 @@ def plan_for(
     strange = builtin.unknown_words(model, made, beside.adapters)
     plan = replace(plan, warnings=(*plan.warnings, *beside.warnings, *strange))
     if not waiting or lines is None:
-        return Asked(plan)
+        return Asked(plan, imported=imported)
     later = adapters.without(_later(request, lines, len(made)), tags)
-    return Asked(plan, adapters.as_learned(later, learned, beside.adapters, beside.model))
+    return Asked(plan, adapters.as_learned(later, learned, beside.adapters, beside.model), imported)
 
 
 def engine_of(typed: Mapping[str, Any]) -> str:

@@ -8,17 +8,19 @@ import os
 import shutil
 import sys
 from collections.abc import Callable, Iterable, Iterator
+from dataclasses import replace
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import typer
 
 from sdcli import events
-from sdcli.cli import adapters, builtin, complete, plan_screen, remembering
+from sdcli.cli import builtin, complete, plan_screen, remembering
 from sdcli.cli.answer import say_error
 from sdcli.cli.ask import Asked
 from sdcli.cli.ending import termination
-from sdcli.cli.former import FORMER_FLAGS, NOT_NEEDED
+from sdcli.cli.former import FORMER_FLAGS
 from sdcli.cli.pull import plan_with_model
 from sdcli.errors import Interrupted, SdcliError, Terminated
 from sdcli.events import Event, Planned, Timed, Warned
@@ -40,7 +42,7 @@ from sdcli.request import tokenizer
 from sdcli.request.options import OPTIONS, SCREEN
 from sdcli.request.options import command as make
 from sdcli.request.request import Job
-from sdcli.terminal import is_terminal, say, show, speaks_unicode, width
+from sdcli.terminal import folded, is_terminal, say, show, speaks_unicode, width
 
 Batches = Iterable[tuple[int, tuple[Job, ...]]]
 
@@ -64,7 +66,7 @@ def _generate(typed: dict[str, Any]) -> None:
     around = environment(plan.hardware)
     folding = Folding(started=runs.now(), run=destination.run, clock=since_start, environment=around)
     stream = store(_events(asked, engine), destination, environment=around)
-    strip = Filmstrip(plan.request.filmstrip)
+    strip = Filmstrip(plan.request.filmstrip, told=screen.strip)
     stream = watch(stream, folding, screen.progress, screen.picture, strip, *screen.results(folding, destination))
     error = _drain(stream, folding, plan)
     finished = folding.report(error)
@@ -95,7 +97,9 @@ def _local(plan: Plan, batches: Batches) -> Iterator[Event]:
 
 def _events(asked: Asked, engine: Callable[[Plan, Batches], Iterator[Event]]) -> Iterator[Event]:
     yield Planned(plan=asked.plan)
-    yield Timed(phase="plan", seconds=since_start())
+    yield Timed(phase="plan", seconds=since_start() - asked.imported)
+    if asked.imported:
+        yield Timed(phase="import", seconds=asked.imported)
     for warning in asked.plan.warnings:
         if warning.code == builtin.CODE:
             yield Warned(code=warning.code, message=warning.message)
@@ -155,6 +159,7 @@ class Screen:
         self.json = bool(typed.get("json"))
         self.json_lines = bool(typed.get("json_lines"))
         self.quiet = bool(typed.get("quiet"))
+        self.real = typed.get("engine", "local") == "local"
         self.show = typed.get("show")
         self.progress = Progress(sys.stderr, verbose=bool(typed.get("verbose")), quiet=self.quiet)
 
@@ -166,9 +171,11 @@ class Screen:
         if notice is not None:
             say(f"{notice.message}; {notice.hint}")
         for warning in self.plan.warnings:
-            if warning.code in (NOT_NEEDED, *adapters.CODES):
-                say(f"note: {warning.message}")
-        for line in plan_screen.render_summary(self.plan, width(sys.stderr), not speaks_unicode(sys.stderr)):
+            if warning.code != builtin.CODE:  # that one comes with the events
+                for line in folded(show(warning.message), width(sys.stderr), first="note: "):
+                    say(line)
+        told = self.plan if self.real else replace(self.plan, seconds=None)  # nothing is known of another engine
+        for line in plan_screen.render_summary(told, width(sys.stderr), not speaks_unicode(sys.stderr)):
             say(line)
 
     def results(self, folding: Folding, destination: names.Destination) -> list[Sink]:
@@ -190,6 +197,10 @@ class Screen:
     def _shows(self) -> bool:
         usual = len(self.plan.jobs) <= 4 and is_terminal(sys.stderr) and not self.quiet
         return usual if self.show is None else bool(self.show)
+
+    def strip(self, path: Path) -> None:
+        if not self.quiet:
+            say(f"filmstrip: {show(os.path.relpath(path))}")
 
     def finish(self, finished: report.Report, destination: names.Destination, error: SdcliError | None) -> None:
         where = destination.records / "report.json"

@@ -203,6 +203,24 @@ def test_every_command_has_help(command: list[str], capfd: pytest.CaptureFixture
     assert "Usage: sdcli" in done.out
 
 
+def test_presets_are_listed_with_ones_own(own_folders: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    (own_folders / "config" / "presets").mkdir(parents=True)
+    (own_folders / "config" / "presets" / "mine.toml").write_text('description = "calm"\nsteps = 9\n')
+    done = sdcli(capfd, "presets")
+    assert "mine          calm" in done.out and "lcm " in done.out and "presets/NAME.toml" in done.err
+    data = sdcli(capfd, "presets", "--json").json
+    assert data["schema"] == "sdcli.presets/1"
+    assert {"name", "description", "path"} == set(data["presets"][0])
+
+
+@pytest.mark.parametrize("words", [("bench",), ("bench", "compare")])
+def test_the_help_of_bench_is_in_groups_too(words: tuple[str, ...], capfd: pytest.CaptureFixture[str]) -> None:
+    done = sdcli(capfd, *words, "--help")
+    groups = re.findall(r"^(\w+):$", done.out, re.MULTILINE)
+    assert groups[:2] == (["Everyday", "Prompt"] if len(words) == 1 else ["Measure", "Everyday"])
+    assert ("Commands" in groups) == (words == ("bench",))
+
+
 def test_the_help_of_generate_is_in_groups_the_everyday_options_first(capfd: pytest.CaptureFixture[str]) -> None:
     groups = re.findall(r"^(\w+):$", sdcli(capfd, "generate", "--help").out, re.MULTILINE)
     assert groups == ["Everyday", "Prompt", "Picture", "Model", "Memory", "Output", "Options"]
