@@ -91,6 +91,13 @@ def folded(text: str, width: int, first: str = "", rest: str | None = None) -> l
     ) or [first.rstrip()]  # fmt: skip
 
 
+def in_columns(label: str, text: str, room: int, width: int) -> list[str]:
+    """`text` beside its label, `room` columns in; below it where too little would be left beside it."""
+    if width - room >= 24:
+        return folded(text, width, label + " " * (room - cells(label)))
+    return [label.rstrip(), *folded(text, width, "    ")]
+
+
 def quoted(word: str) -> str:
     """As this system's shell takes it; in double quotes where that is enough, which every shell understands."""
     if re.fullmatch(r"[\w@%+=:,./-]+", word, re.ASCII):

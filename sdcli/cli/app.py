@@ -9,7 +9,9 @@ import typer
 import typer.core
 
 from sdcli import __version__
-from sdcli.terminal import say
+from sdcli.terminal import folded, in_columns, say, width
+
+LONGEST_LABEL = 28  # of an option; what is said of a longer one stands below it
 
 # name → where its maker is ("module:function", giving what Typer registers) and its line of help
 COMMANDS: dict[str, tuple[str, str]] = {
@@ -27,6 +29,18 @@ COMMANDS: dict[str, tuple[str, str]] = {
 }
 
 
+def _write(rows: list[tuple[str, str]], formatter: Any) -> None:
+    """As Typer would, but broken between words only: `placement=group-offload` is to be pasted."""
+    columns = min(80, width(sys.stdout))
+    room = min(LONGEST_LABEL, max(len(label) for label, _ in rows)) + 4
+    for label, text in rows:
+        if len(label) + 4 <= room:
+            lines = in_columns(f"  {label}", text, room, columns)
+        else:
+            lines = [*folded(label, columns, "  "), *in_columns(" " * room, text, room, columns)]
+        formatter.write("".join(f"{line}\n" for line in lines if line))
+
+
 class Panels:
     """Keeps the options of --help in their panels, in plain text."""
 
@@ -38,7 +52,7 @@ class Panels:
                 panels.setdefault(getattr(parameter, "rich_help_panel", None) or "Options", []).append(record)
         for name, rows in panels.items():
             with formatter.section(name):
-                formatter.write_dl(rows)
+                _write(rows, formatter)
 
 
 class Grouped(Panels, typer.core.TyperCommand):
@@ -51,13 +65,16 @@ class GroupedGroup(Panels, typer.core.TyperGroup):
 
     def format_options(self, ctx: Any, formatter: Any) -> None:
         self.panels(ctx, formatter)
-        self.format_commands(ctx, formatter)
+        lines = [(name, command.help or "") for name, command in self.commands.items() if not command.hidden]
+        with formatter.section("Commands"):
+            _write(lines, formatter)
 
 
 def build(only: str | None = None) -> typer.Typer:
     """The program with the command `only` filled in; None fills in all of them (completion, tests of the docs)."""
     program = typer.Typer(
         name="sdcli",
+        cls=GroupedGroup,
         help="Stable Diffusion on your own machine, with a plan before loading and figures one can trust.",
         context_settings={"help_option_names": ["-h", "--help"]},
         rich_markup_mode=None,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import platform
+import re
 import sys
 import textwrap
 import time
@@ -25,7 +26,7 @@ from sdcli.machine.survey import Survey
 from sdcli.models import hub_cache, resolve
 from sdcli.request.options import OUTPUT, SCREEN, Option
 from sdcli.request.options import command as make
-from sdcli.terminal import cells, disk_text, say, seconds_text, show
+from sdcli.terminal import cells, disk_text, folded, say, seconds_text, show, width
 
 HUB = "https://huggingface.co"
 GPU_CODES = ("gpu-unusable", "gpu-no-driver", "no-torch")
@@ -52,7 +53,7 @@ def doctor(json: bool = False, network: bool = False) -> None:
     if json:
         print_json(schema.to_json(found.report))
     else:
-        for line in screen(found):
+        for line in screen(found, width(sys.stdout)):
             say(line, sys.stdout)
     raise typer.Exit(exit_code(found.report))
 
@@ -241,11 +242,23 @@ def system_name() -> str:
 # --- the screen
 
 
-def screen(found: Examination) -> list[str]:
-    """The lines a person reads."""
+def screen(found: Examination, columns: int = 80) -> list[str]:
+    """The lines a person reads; what is to be pasted stays whole."""
+    return [part for line in _lines(found, columns) for part in _folded(line, columns)]
+
+
+def _folded(line: str, columns: int) -> list[str]:
+    if cells(line) <= columns or "  try: " in line or "-m pip" in line:
+        return [line]
+    start = re.match(r"(?:\w+ {2,}| *)", line)
+    first = start[0] if start else ""
+    return folded(line[len(first) :], columns, first)
+
+
+def _lines(found: Examination, columns: int) -> list[str]:
     lines = [
         *_entry("machine", [_machine_line(found)]),
-        *_gpu_lines(found),
+        *_gpu_lines(found, columns),
         *_entry("CPU", [_cpu_line(found)]),
         *_entry("python", _version_lines(found.report)),
         *_entry("models", _model_lines(found.report)),
@@ -278,9 +291,9 @@ def _machine_line(found: Examination) -> str:
     )
 
 
-def _gpu_lines(found: Examination) -> list[str]:
+def _gpu_lines(found: Examination, columns: int) -> list[str]:
     usable = [device for device in found.report.devices if device.kind != "cpu"]
-    lines = [line for device in usable for line in _card_lines(device, found)]
+    lines = [line for device in usable for line in _card_lines(device, found, columns)]
     if lines:
         return lines
     problem = next((problem for problem in found.report.problems if problem.code == "gpu-no-driver"), None)
@@ -294,23 +307,23 @@ def _gpu_lines(found: Examination) -> list[str]:
     return _entry("GPU", ["none found; the CPU draws"])
 
 
-def _card_lines(device: Hardware, found: Examination) -> list[str]:
+def _card_lines(device: Hardware, found: Examination, columns: int) -> list[str]:
     driver = f", driver {show(device.driver)}" if device.driver else ""
     line = f"{show(device.name, 40)}, {_gib(device.total)} GiB, {_gib(device.free)} free{driver}"
     if device.dtypes.get("fp32") != "unavailable":
-        return _entry("GPU", [_beside(line, f"✓ {device.device}"), *(f"  {note}" for note in device.notes)])
+        return _entry("GPU", [_beside(line, f"✓ {device.device}", columns), *(f"  {note}" for note in device.notes)])
     card = found.survey.visible[int(device.device.partition(":")[2])]
     reason = installation.unusable(found.survey.torch, card, found.survey.nvidia)
-    texts = [_beside(line, "✗ torch can't use"), f"  {show(reason)}"]
+    texts = [_beside(line, "✗ torch can't use", columns), f"  {show(reason)}"]
     for problem in found.report.problems:
         if problem.code == "gpu-unusable":
             texts.append(f"  {problem.hint}" + ("   (about 3 GB)" if "torch" in problem.hint else ""))
     return _entry("GPU", texts)
 
 
-def _beside(text: str, mark: str) -> str:
-    """The verdict at the right edge of 80 columns."""
-    return text + " " * max(2, 80 - 9 - cells(text) - cells(mark)) + mark
+def _beside(text: str, mark: str, columns: int) -> str:
+    """The verdict at the right edge."""
+    return text + " " * max(2, min(80, columns) - 9 - cells(text) - cells(mark)) + mark
 
 
 def _cpu_line(found: Examination) -> str:

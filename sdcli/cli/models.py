@@ -130,12 +130,13 @@ def _block(title: str, entries: Sequence[Entry], columns: int) -> list[str]:
     if not entries:
         return []
     ordered = sorted(entries, key=_rank)
-    name = min(_LONGEST_NAME, max(cells(show(entry.name, 200)) for entry in entries))
+    names = [show(_called(entry, entries), 200) for entry in ordered]
+    name = min(_LONGEST_NAME, max(map(cells, names)))
     kinds = [_kind(entry) for entry in ordered]
     kind = max(map(cells, kinds))
     lines = [title]
-    for entry, called in zip(ordered, kinds, strict=True):
-        shown = _padded(show(entry.name, 200), name)
+    for entry, named, called in zip(ordered, names, kinds, strict=True):
+        shown = _padded(named, name)
         if entry.error is not None:
             lines.append(fit(f"  {shown}  {show(entry.error, 300)}", columns))
             continue
@@ -146,6 +147,14 @@ def _block(title: str, entries: Sequence[Entry], columns: int) -> list[str]:
         )
         lines.append(fit(told.rstrip(), columns))
     return lines
+
+
+def _called(entry: Entry, entries: Sequence[Entry]) -> str:
+    """A folder and a file of one name are told apart, the file as -m takes it."""
+    if entry.source != "folder" or not _is_twice(entry, entries):
+        return entry.name
+    path = Path(entry.path)
+    return path.name if path.suffix.casefold() == ".safetensors" else f"{path.name}/"
 
 
 def _rank(entry: Entry) -> tuple[bool, bool, int, str, str]:

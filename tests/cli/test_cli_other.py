@@ -9,6 +9,7 @@ from cli_run import sdcli
 
 from sdcli import schema
 from sdcli.plan.plan import Plan
+from sdcli.terminal import cells
 
 
 def test_plan_shows_every_way_and_marks_the_one_it_takes(capfd: pytest.CaptureFixture[str]) -> None:
@@ -224,3 +225,42 @@ def test_the_help_of_bench_is_in_groups_too(words: tuple[str, ...], capfd: pytes
 def test_the_help_of_generate_is_in_groups_the_everyday_options_first(capfd: pytest.CaptureFixture[str]) -> None:
     groups = re.findall(r"^(\w+):$", sdcli(capfd, "generate", "--help").out, re.MULTILINE)
     assert groups == ["Everyday", "Prompt", "Picture", "Model", "Memory", "Output", "Options"]
+
+
+@pytest.mark.parametrize(
+    ("typed", "offered"), [("DPM++", "DPM++\\ 2M\\ Karras"), ('"DPM++', "DPM++ 2M Karras"), ("Eul", "Euler\\ a")]
+)
+def test_a_name_with_spaces_completes_as_one_word_in_bash(
+    typed: str, offered: str, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("_SDCLI_COMPLETE", "complete_bash")
+    monkeypatch.setenv("COMP_WORDS", f"sdcli generate --sampler {typed}")
+    monkeypatch.setenv("COMP_CWORD", "3")
+    assert offered in sdcli(capfd).out.splitlines()
+
+
+@pytest.mark.parametrize("columns", [40, 60])
+@pytest.mark.parametrize(
+    "words",
+    [
+        "--help", "generate --help", "bench --help", "doctor", "samplers", "presets", "config show", "help",
+        "help memory", "help formats", "help environment", "help exit-codes", "inspect-unet sd15",
+    ],
+)  # fmt: skip
+def test_screens_fold_between_words(
+    words: str, columns: int, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def read(width: int) -> tuple[list[str], list[str]]:
+        monkeypatch.setenv("COLUMNS", str(width))
+        done = sdcli(capfd, *words.split())
+        assert done.code in (0, 8)
+        return done.out.splitlines(), done.out.split()
+
+    (lines, narrow), (_, wide) = read(columns), read(100)
+    if not words.startswith("inspect"):  # the U is drawn to measure
+        signs = "(),.;"
+        whole = {word.strip(signs) for word in wide}
+        assert not [word for word in narrow if not re.search(r"\d", word) and word.strip(signs) not in whole]
+    assert not any(word.endswith("…") for word in narrow if word not in wide)
+    if columns == 60:
+        assert all(cells(line) <= 60 or " " not in line.strip() for line in lines)
