@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
+import re
 import sys
 import unicodedata
 from typing import IO, TYPE_CHECKING, Any
@@ -78,6 +79,42 @@ def fit(text: str, width: int) -> str:
             break
         kept.append(character)
     return "".join(kept) + "…"
+
+
+def folded(text: str, width: int, first: str = "", rest: str | None = None) -> list[str]:
+    """`text` in lines of at most `width`, broken between words only: what is to be pasted stays whole.
+
+    `first` begins the first line, `rest` (its width in spaces unless told) those below.
+    """
+    import textwrap  # few commands talk at length
+
+    below = " " * cells(first) if rest is None else rest
+    return textwrap.wrap(
+        text, max(20, width), initial_indent=first, subsequent_indent=below, break_long_words=False,
+        break_on_hyphens=False,
+    ) or [first.rstrip()]  # fmt: skip
+
+
+def in_columns(label: str, text: str, room: int, width: int) -> list[str]:
+    """`text` beside its label, `room` columns in; below it where too little would be left beside it."""
+    if width - room >= 24:
+        return folded(text, width, label + " " * (room - cells(label)))
+    return [label.rstrip(), *folded(text, width, "    ")]
+
+
+def quoted(word: str) -> str:
+    """As this system's shell takes it; in double quotes where that is enough, which every shell understands."""
+    if re.fullmatch(r"[\w@%+=:,./-]+", word, re.ASCII):
+        return word
+    if not set(word) & set('"\\$`!'):
+        return f'"{word}"'
+    if os.name == "nt":
+        import subprocess
+
+        return subprocess.list2cmdline([word])
+    import shlex
+
+    return shlex.quote(word)
 
 
 def speaks_unicode(stream: IO[str]) -> bool:

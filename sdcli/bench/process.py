@@ -108,7 +108,7 @@ class Worker:
         if CAN_PAUSE and code == -signal.SIGKILL:
             return OutOfMemory(
                 "the process being measured was killed by the system, most likely for want of memory",
-                hint='sdcli plan "a cat"',
+                hint="sdcli doctor",
             )
         last = show(said[-1], 200) if said else f"exit code {code}"
         return Bug(f"the process being measured ended: {last}", hint="the same command with --debug shows where")

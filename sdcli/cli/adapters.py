@@ -54,10 +54,10 @@ def without(jobs: Iterable[Job], tags: Tags) -> Iterator[Job]:
         if own != tags:
             raise Usage(
                 f"prompt {job.index + 1} asks for other LoRAs than the first; a run has the same for all its prompts",
-                hint='sdcli generate "a cat" --lora FILE:0.8',
+                hint="--lora FILE:0.8",
             )
         if tags and not prompt:
-            raise Usage("the prompt holds nothing but a LoRA", hint='sdcli generate "a cat <lora:NAME:0.8>"')
+            raise Usage("the prompt holds nothing but a LoRA", hint='"a cat <lora:NAME:0.8>"')
         yield replace(job, prompt=prompt)
 
 
@@ -114,7 +114,7 @@ def as_learned(jobs: Iterable[Job], known: Learned, adapters: Iterable[Adapter],
             raise Usage(
                 f'prompt {job.index + 1} names the embedding "{show(new.word, 60)}", the first does not: '
                 "a run loads the same for all its prompts",
-                hint=f'sdcli generate --prompts - --embedding "{show(new.files[0], 300)}"',
+                hint=f'the same command with --embedding "{show(new.files[0], 300)}"',
             )
         yield job
 
@@ -130,7 +130,7 @@ def meant(named: Iterable[Named], model: Model) -> tuple[tuple[Named, ...], tupl
             raise Usage(
                 f'"{show(one.word, 60)}" in the prompt is {len(fits)} embeddings: '
                 f"{', '.join(show(path, 120) for path in fits[:3])}",
-                hint=f'sdcli generate "a cat" --embedding "{show(fits[0], 300)}"',
+                hint=f'the same command with --embedding "{show(fits[0], 300)}"',
             )
         if fits:
             chosen.append(replace(one, files=tuple(fits)))
@@ -268,7 +268,7 @@ def _embeddings(
             if other != path:
                 raise Usage(
                     f'"{show(one, 60)}" would stand for both {show(other, 120)} and {show(path, 120)}',
-                    hint=f'sdcli generate "a cat" --embedding "{show(path, 300)}:WORD"',
+                    hint=f'--embedding "{show(path, 300)}:WORD"',
                 )
         yield replace(_adapter(path, "embedding"), word=word)
     for found in named:

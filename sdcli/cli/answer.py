@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import sys
 import traceback
 from collections.abc import Sequence
 from typing import Any
 
+from sdcli.cli import line
 from sdcli.errors import Interrupted, SdcliError, Terminated
 from sdcli.terminal import StdoutLost, put, say
 
@@ -27,6 +29,8 @@ def print_json(value: Any) -> None:
 
 def end(error: SdcliError, words: Sequence[str]) -> int:
     """Say the error the way that was asked for, and give its exit code."""
+    with contextlib.suppress(MemoryError, ImportError):  # a better hint is not worth a second error
+        error.hint = line.corrected(error.hint, words)
     try:
         if "--json" in words and not isinstance(error, StdoutLost):
             print_json({"error": error.to_json()})
@@ -47,5 +51,5 @@ def say_error(error: SdcliError) -> None:
         say(f"error: {error.message}")
     if error.done:
         say(f" kept: {error.done}")
-    for number, line in enumerate(line for line in error.hint.splitlines() if line):
-        say(("  try: " if number == 0 else "       ") + line)
+    for number, text in enumerate(text for text in error.hint.splitlines() if text):
+        say(("  try: " if number == 0 else "       ") + text)

@@ -1,6 +1,7 @@
 """The Typer program. Only the command asked for is imported; the others stand as a name and a line of help."""
 
 import importlib
+import sys
 from collections.abc import Callable
 from typing import Annotated, Any
 
@@ -8,7 +9,9 @@ import typer
 import typer.core
 
 from sdcli import __version__
-from sdcli.terminal import tell
+from sdcli.terminal import folded, in_columns, tell, width
+
+LONGEST_LABEL = 28  # of an option; what is said of a longer one stands below it
 
 # name → where its maker is ("module:function", giving what Typer registers) and its line of help
 COMMANDS: dict[str, tuple[str, str]] = {
@@ -17,18 +20,31 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "models": ("sdcli.cli.models:command", "List the models that are here; add folders; check one."),
     "pull": ("sdcli.cli.pull:command", "Fetch a model from the Hugging Face Hub."),
     "samplers": ("sdcli.cli.samplers:command", "List the samplers and their names elsewhere."),
-    "bench": ("sdcli.cli.bench:command", "Measure time per step, compare, decide."),
-    "inspect-unet": ("sdcli.cli.inspect_unet:command", "See a UNet: layers, sizes, work, skips."),
+    "presets": ("sdcli.cli.presets:command", "List the presets: named sets of settings."),
+    "bench": ("sdcli.cli.bench:command", "Benchmark time per step; compare results."),
+    "inspect-unet": ("sdcli.cli.inspect_unet:command", "Show a UNet's layers, sizes, compute and skips."),
     "doctor": ("sdcli.cli.doctor:command", "Check this machine: GPU, versions, models, disk."),
-    "config": ("sdcli.cli.config:command", "Show or change settings that stay."),
+    "config": ("sdcli.cli.config:command", "Show or change saved settings."),
     "help": ("sdcli.cli.help:command", "Read about exit codes, environment, memory or formats."),
 }
 
 
-class Grouped(typer.core.TyperCommand):
-    """A command whose --help keeps its options in their panels, in plain text."""
+def _write(rows: list[tuple[str, str]], formatter: Any) -> None:
+    """As Typer would, but broken between words only: `placement=group-offload` is to be pasted."""
+    columns = min(80, width(sys.stdout))
+    room = min(LONGEST_LABEL, max(len(label) for label, _ in rows)) + 4
+    for label, text in rows:
+        if len(label) + 4 <= room:
+            lines = in_columns(f"  {label}", text, room, columns)
+        else:
+            lines = [*folded(label, columns, "  "), *in_columns(" " * room, text, room, columns)]
+        formatter.write("".join(f"{line}\n" for line in lines if line))
 
-    def format_options(self, ctx: Any, formatter: Any) -> None:
+
+class Panels:
+    """Keeps the options of --help in their panels, in plain text."""
+
+    def panels(self: Any, ctx: Any, formatter: Any) -> None:
         panels: dict[str, list[tuple[str, str]]] = {}
         for parameter in self.get_params(ctx):
             record = parameter.get_help_record(ctx)
@@ -36,13 +52,29 @@ class Grouped(typer.core.TyperCommand):
                 panels.setdefault(getattr(parameter, "rich_help_panel", None) or "Options", []).append(record)
         for name, rows in panels.items():
             with formatter.section(name):
-                formatter.write_dl(rows)
+                _write(rows, formatter)
+
+
+class Grouped(Panels, typer.core.TyperCommand):
+    def format_options(self, ctx: Any, formatter: Any) -> None:
+        self.panels(ctx, formatter)
+
+
+class GroupedGroup(Panels, typer.core.TyperGroup):
+    """A command that has subcommands besides."""
+
+    def format_options(self, ctx: Any, formatter: Any) -> None:
+        self.panels(ctx, formatter)
+        lines = [(name, command.help or "") for name, command in self.commands.items() if not command.hidden]
+        with formatter.section("Commands"):
+            _write(lines, formatter)
 
 
 def build(only: str | None = None) -> typer.Typer:
     """The program with the command `only` filled in; None fills in all of them (completion, tests of the docs)."""
     program = typer.Typer(
         name="sdcli",
+        cls=GroupedGroup,
         help="Stable Diffusion on your own machine, with a plan before loading and figures one can trust.",
         context_settings={"help_option_names": ["-h", "--help"]},
         rich_markup_mode=None,
@@ -56,7 +88,9 @@ def build(only: str | None = None) -> typer.Typer:
             continue
         made = _load(where)
         if isinstance(made, typer.Typer):
-            program.add_typer(made, name=name, help=line)
+            for inner in made.registered_commands:
+                inner.cls = Grouped
+            program.add_typer(made, name=name, help=line, cls=GroupedGroup)
         else:
             program.command(name, cls=Grouped)(made)
     return program

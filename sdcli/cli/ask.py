@@ -23,6 +23,7 @@ from sdcli.plan.planner import make_plan
 from sdcli.record.metadata import read as metadata
 from sdcli.request import config, jobs, prompt_files, samplers
 from sdcli.request.config import Sources
+from sdcli.request.near import nearest
 from sdcli.request.options import OPTIONS, SCREEN
 from sdcli.request.request import Job, Request
 from sdcli.terminal import show
@@ -34,6 +35,7 @@ class Asked:
 
     plan: Plan
     later: Iterator[Job] | None = None
+    imported: float = 0.0  # seconds that loading libraries took, where planning needed them already
 
 
 def plan_for(
@@ -41,18 +43,18 @@ def plan_for(
 ) -> Asked:
     """The plan for what was typed; every refusal happens here, before anything is loaded. `model` stands for -m,
     `fetch` brings LoRAs from the Hub: without it one that is not here is an error."""
+    engine_of(typed)
     words = tuple(typed.get("words", ()))
-    mistake = jobs.forgotten_quotes(words, command)
+    mistake = jobs.forgotten_quotes(words)
     if mistake is not None:
         raise mistake
-    check_engine(typed)
     flags = config.from_flags(typed)
     sources = read_sources(flags)
     model = model or find_model(sources)
     lines = _lines(flags.get("prompts_file"))
     first = next(lines, None) if lines is not None else None
     if lines is not None and (words or flags.get("prompts")):
-        raise Usage("prompts both on the command line and from --prompts", hint="sdcli help formats")
+        raise Usage("prompts both on the command line and from --prompts", hint="the same command without --prompts")
     if lines is not None and first is None:
         raise Usage("--prompts -: stdin holds no prompt", hint="sdcli help formats")
     prompts = (*words, *flags.get("prompts", ())) or tuple(sources.settings_from.get("prompts", ()))
@@ -65,9 +67,9 @@ def plan_for(
     learned = adapters.learned(added_folders())
     named = adapters.named_in(adapters.texts_of(made), learned)
     beside = adapters.gather(request, tags, model, added_folders(), fetch, named)
-    place = _hardware(request, typed.get("as_if"))
-    if command == "generate" and typed.get("engine", "local") == "local" and "dtype" not in request.pins:
-        place = probing.probed(place)
+    place, imported = _hardware(request, typed.get("as_if")), 0.0
+    if command == "generate" and engine_of(typed) == "local" and "dtype" not in request.pins:
+        place, imported = probing.probed(place)
     plan = make_plan(
         request, beside.model, place, remembered(place), origins=origins, jobs=made, version=__version__,
         adapters=beside.adapters, more=waiting,
@@ -77,16 +79,19 @@ def plan_for(
     left = not_taken.not_taken(sources.not_taken, request, origins, beside.adapters)
     plan = replace(plan, warnings=(*plan.warnings, *beside.warnings, *strange, *left))
     if not waiting or lines is None:
-        return Asked(plan)
+        return Asked(plan, imported=imported)
     later = adapters.without(_later(request, lines, len(made)), tags)
-    return Asked(plan, adapters.as_learned(later, learned, beside.adapters, beside.model))
+    return Asked(plan, adapters.as_learned(later, learned, beside.adapters, beside.model), imported)
 
 
-def check_engine(typed: Mapping[str, Any]) -> None:
-    option = next(option for option in SCREEN if option.field == "engine")
-    name = typed.get("engine", "local")
-    if name not in option.choices:
-        raise Usage(f'--engine: "{show(name, 60)}" is none of {", ".join(option.choices)}', hint="leave out --engine")
+def engine_of(typed: Mapping[str, Any]) -> str:
+    """The engine that is asked for: a misspelled one must not draw (and fetch) for real."""
+    name = str(typed.get("engine", "local"))
+    choices = next(option.choices for option in SCREEN if option.field == "engine")
+    if name not in choices:
+        near = nearest(name, choices, 1) or choices
+        raise Usage(f'--engine: "{show(name, 60)}" is none of {", ".join(choices)}', hint=f"--engine {near[0]}")
+    return name
 
 
 def plan_again(asked: Asked, typed: Mapping[str, Any]) -> Asked:
@@ -121,30 +126,42 @@ def read_sources(flags: Mapping[str, Any]) -> Sources:
 
 def find_model(sources: Sources) -> Model:
     """The model that is asked for; the built-in one, else SD1.5, where nothing names one."""
+    found = look_for_model(sources)
+    return replace(found, hash=_hash(found)) if found.source == "builtin" else found
+
+
+def look_for_model(sources: Sources) -> Model:
+    """The same, without hashing what ships: enough for its settings."""
     values, origins = config.resolve(sources, family={}, model={})
-    shipped = data.builtin_model()
     name = values.get("model", default_model())
     try:
         found = resolve.resolve(
             name, revision=values.get("revision"), offline=bool(values.get("offline")), folders=added_folders(),
-            hub=hub_cache.folder(os.environ), builtin=shipped,
+            hub=hub_cache.folder(os.environ), builtin=data.builtin_model(),
         )  # fmt: skip
     except ModelMissing as error:
         if origins.get("model") == "settings-from" and not error.details.get("repository"):
-            raise _drawn_elsewhere(name, sources.flag["settings_from"]) from None
+            raise _drawn_elsewhere(name) from None
         raise
     if values.get("revision") and found.source != "hub":
         raise Usage(f"--revision is for models of the Hub, and {show(name, 80)} is none", hint="leave out --revision")
-    return replace(found, hash=_hash(found)) if found.source == "builtin" else found
+    return found
 
 
-def _drawn_elsewhere(name: str, image: str) -> ModelMissing:
+def _drawn_elsewhere(name: str) -> ModelMissing:
     """A picture tells its model's name, never the place where it lay."""
     shown = show(name, 80)
     return ModelMissing(
         f"the picture was drawn with {shown}, and no model of that name is known here",
-        hint=f'sdcli generate --settings-from "{show(image, 200)}" -m PATH   (where {shown} is)',
+        hint=f"the same command with -m PATH   (where {shown} is)",
     )
+
+
+def settings(sources: Sources, model: Model) -> tuple[dict[str, Any], dict[str, str]]:
+    """What a run with this model would use, value by value, and where each comes from."""
+    family = resolve.family_of(model)
+    sampler = samplers.default_for(family.defaults["sampler"], model.zero_snr)
+    return config.resolve(sources, family={**family.defaults, "sampler": sampler}, model=model.defaults)
 
 
 def _hash(model: Model) -> str:
@@ -165,10 +182,8 @@ def default_model() -> str:
 
 def _request(sources: Sources, model: Model, prompts: tuple[str, ...], command: str) -> tuple[Request, dict[str, str]]:
     if not prompts:
-        raise Usage("no prompt", hint=f'sdcli {command} "a cat"')
-    family = resolve.family_of(model)
-    sampler = samplers.default_for(family.defaults["sampler"], model.zero_snr)
-    values, origins = config.resolve(sources, family={**family.defaults, "sampler": sampler}, model=model.defaults)
+        raise Usage("no prompt", hint='"a cat"')
+    values, origins = settings(sources, model)
     seeds, drawn = jobs.resolve_seeds(values.get("seeds", ()), values.get("num_images"))
     values.update(prompts=prompts, seeds=seeds, num_images=len(seeds))
     values["model"] = values.get("model") or model.name

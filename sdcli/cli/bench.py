@@ -143,7 +143,7 @@ def _bench(typed: dict[str, Any]) -> None:
     preset = _preset_file(typed)
     known = [one.plan for one in configurations if one.plan is not None]
     if not known:
-        raise configurations[0].error or Usage("nothing to measure", hint="sdcli bench --quick")
+        raise configurations[0].error or Usage("nothing to measure", hint="--quick")
     plan = known[0]
     machine = ask.machine_of(plan.hardware)
     options = {name: value for name, value in typed.items() if name not in ("json", "quiet", "debug", "save", "html")}
@@ -213,15 +213,13 @@ def _limits(typed: Mapping[str, Any]) -> Limits:
     quick = bool(typed.get("quick"))
     processes = 1 if quick else _whole(typed, "processes", "--processes", 5)
     most = _whole(typed, "max_time", "--max-time", int(QUICK_TIME if quick else MAX_TIME))
-    return Limits(processes=processes, quick=quick, max_time=float(most), engine=typed.get("engine", "local"))
+    return Limits(processes=processes, quick=quick, max_time=float(most), engine=ask.engine_of(typed))
 
 
 def _whole(typed: Mapping[str, Any], field: str, flag: str, usual: int) -> int:
     text = str(typed.get(field, usual)).strip().removesuffix("s")
     if not re.fullmatch(r"\d{1,6}", text, re.ASCII) or int(text) < 1:
-        raise Usage(
-            f'{flag}: "{show(typed[field], 40)}" is not a whole number above 0', hint=f"sdcli bench {flag} {usual}"
-        )
+        raise Usage(f'{flag}: "{show(typed[field], 40)}" is not a whole number above 0', hint=f"{flag} {usual}")
     return int(text)
 
 
@@ -240,9 +238,7 @@ def _configurations(typed: dict[str, Any]) -> list[Configuration]:
     sweeps = [_sweep(text) for text in typed.get("sweep", ())]
     rows = list(itertools.product(*(values for _, values in sweeps)))
     if len(rows) > MOST_ROWS:
-        raise Usage(
-            f"--sweep: {len(rows)} configurations, more than {MOST_ROWS}", hint="sdcli bench --sweep dtype=fp32,bf16"
-        )
+        raise Usage(f"--sweep: {len(rows)} configurations, more than {MOST_ROWS}", hint="--sweep dtype=fp32,bf16")
     return [_configuration(base, dict(zip((name for name, _ in sweeps), row, strict=True))) for row in rows]
 
 
@@ -265,11 +261,11 @@ def _sweep(text: str) -> tuple[str, list[str]]:
     name = name.strip().lstrip("-").replace("_", "-")
     values = [value.strip() for value in listed.split(",") if value.strip()]
     if not equals or not values:
-        raise Usage(f'--sweep: "{show(text, 60)}" is not NAME=VALUE,VALUE', hint="sdcli bench --sweep dtype=fp32,bf16")
+        raise Usage(f'--sweep: "{show(text, 60)}" is not NAME=VALUE,VALUE', hint="--sweep dtype=fp32,bf16")
     if name not in _SLOTS and name not in _FLAGS:
         raise Usage(
             f'--sweep: "{show(name, 40)}" is neither a slot ({", ".join(_SLOTS)}) nor an option',
-            hint="sdcli bench --sweep attention=fused,blocked",
+            hint="--sweep attention=fused,blocked",
         )
     return name, values
 
@@ -325,11 +321,9 @@ def _plan(typed: dict[str, Any]) -> Plan:
     plan = ask.plan_for(typed, "bench", _model(typed, random)).plan
     if not plan.model.cached and typed.get("engine") != "fake":
         name = show(plan.model.name, 80)
-        preset = f"--preset {shlex.quote(typed['preset'])} " if "preset" in typed else ""
-        named = "" if preset and "model" not in typed else f"-m {name} "
         raise ModelMissing(
             f"{name} is not on this disk; its structure with random weights takes as long a step",
-            hint=f"sdcli bench {preset}{named}--random-weights",
+            hint="--random-weights",
         )
     if not plan.fits:
         raise refused(plan)
@@ -478,7 +472,7 @@ def _write_page(path: Path, result: Result) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(page.html(result), encoding="utf-8", errors="backslashreplace")
     except OSError as error:
-        raise cannot_write(path, error, hint="sdcli bench --html ~/bench.html") from None
+        raise cannot_write(path, error, hint="--html ~/bench.html") from None
 
 
 _KEPT = "Fastest in a bench on "
@@ -490,14 +484,14 @@ def _preset_file(typed: Mapping[str, Any]) -> Path | None:
         return None
     name = str(typed["save_preset"])
     if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_-]{0,39}", name, re.ASCII):
-        raise Usage(f'--save-preset: "{show(name, 60)}" is no name for a preset', hint="sdcli bench --save-preset fast")
+        raise Usage(f'--save-preset: "{show(name, 60)}" is no name for a preset', hint="--save-preset fast")
     swept = [name for name, _ in map(_sweep, typed.get("sweep", ()))]
     passing = [key for key in swept if key not in _SLOTS and _FLAGS[key].field in {*config.NOT_KEPT, "preset"}]
     if not swept or passing:
         why = f"--sweep {passing[0]} is none of its settings" if passing else "there is no --sweep to choose from"
         raise Usage(
             f"--save-preset keeps the fastest row: {why}",
-            hint="sdcli bench --sweep dtype=fp32,bf16 --save-preset fast",
+            hint="--sweep dtype=fp32,bf16 --save-preset fast",
         )
     path = state.config_folder() / "presets" / f"{name}.toml"
     if path.exists() and not str(config.read_toml(path).get("description", "")).startswith(_KEPT):
@@ -558,7 +552,7 @@ def _percent(text: str) -> float:
     if not re.fullmatch(r"\d{1,3}(\.\d{1,6})?", number, re.ASCII):
         raise Usage(
             f'--fail-if-slower: "{show(text, 40)}" is no percentage',
-            hint="sdcli bench compare old.json new.json --fail-if-slower 3%",
+            hint="--fail-if-slower 3%",
         )
     return float(number) / 100
 

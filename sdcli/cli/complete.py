@@ -2,9 +2,19 @@
 
 from __future__ import annotations
 
+import os
+
 
 def values(field: str, incomplete: str) -> list[str]:
-    return [value for value in _all(field) if value.casefold().startswith(incomplete.casefold())]
+    found = [value for value in _all(field) if value.casefold().startswith(incomplete.casefold())]
+    return [value.replace(" ", "\\ ") for value in found] if _bash_splits() else found
+
+
+def _bash_splits() -> bool:
+    """bash inserts what it is given as it stands: a space ends the word, unless a quote is open."""
+    typed = os.environ.get("COMP_WORDS", "")
+    quoted = typed.count('"') % 2 or typed.count("'") % 2
+    return os.environ.get("_SDCLI_COMPLETE", "") == "complete_bash" and not quoted
 
 
 def _all(field: str) -> list[str]:

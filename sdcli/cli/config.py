@@ -1,5 +1,6 @@
 """`sdcli config`: the settings that stay, where each value comes from, and how to change one."""
 
+import sys
 from dataclasses import MISSING, fields
 from pathlib import Path
 from typing import Annotated, Any
@@ -9,15 +10,17 @@ import typer
 from sdcli import schema
 from sdcli.cli import ask
 from sdcli.cli.answer import print_json
-from sdcli.cli.ask import default_model
+from sdcli.cli.ask import default_model, look_for_model, read_sources, settings
 from sdcli.errors import SdcliError
 from sdcli.machine import state
 from sdcli.models import resolve
 from sdcli.models.families import find
 from sdcli.models.model import Model
+from sdcli.models.resolve import family_of
 from sdcli.request import config
+from sdcli.request.config import Sources
 from sdcli.request.request import Request
-from sdcli.terminal import say, show, tell
+from sdcli.terminal import cells, folded, say, show, tell, width
 
 Name = Annotated[str, typer.Argument(metavar="NAME", help="A setting, as in `sdcli config show`.")]
 
@@ -33,15 +36,37 @@ def command() -> typer.Typer:
 
 def _show(json: Annotated[bool, typer.Option("--json", help="One JSON object on stdout.")] = False) -> None:
     """Every setting, its value and where that comes from."""
-    rows = _rows()
+    sources = read_sources({})
+    try:
+        model, problem = look_for_model(sources), ""
+    except SdcliError as error:  # a name that was kept and means nothing (any more) is what one wants to see here
+        model, problem = None, error.message
+    rows = _rows(sources, model)
     if json:
         print_json({"schema": "sdcli.config/1", "values": rows})
         return
     widest = max(len(row["name"]) for row in rows)
     for row in rows:
         value = "-" if row["value"] is None else show(row["value"], 60)
-        tell(f"{row['name']:<{widest}}  {value:<24} {row['origin']}")
-    say(f"{_in_force()[1]} Change one: sdcli config set steps 30")
+        for line in _row(row["name"], widest, value, row["origin"], width(sys.stdout)):
+            tell(line)
+    for line in _explained(model, problem, width()):
+        say(line)
+
+
+def _row(name: str, widest: int, value: str, origin: str, columns: int) -> list[str]:
+    """On one line, or with the origin on the next where the width asks for it."""
+    line = f"{name:<{widest}}  {value:<{min(24, max(8, columns - widest - 18))}} {origin}"
+    return [line] if cells(line) <= columns else [f"{name:<{widest}}  {value}", f"{'':<{widest}}  {origin}"]
+
+
+def _explained(model: Model | None, problem: str, columns: int) -> list[str]:
+    if model is None:
+        told = f"The model is not there, so what it would set is left out: {problem}"
+    else:
+        told = f"Settings for {show(model.name, 60)}. family: as {family_of(model).title} is meant to be used; model: "
+        told += "from the model's own files; default: sdcli's own."
+    return folded(f"{told.rstrip('.')}. Change one: sdcli config set steps 30", columns)
 
 
 def _set(name: Name, value: Annotated[str, typer.Argument(metavar="VALUE", help="Its value.")]) -> None:
@@ -65,20 +90,19 @@ def file() -> Path:
     return state.config_folder() / "config.toml"
 
 
-def _rows() -> list[dict[str, Any]]:
-    """What a run without any flags would use, with the model that is in force."""
-    sources = ask.read_sources({})
-    model, _ = _in_force()
-    family = find(model.family if model is not None else "sd15").defaults
-    own = model.defaults if model is not None else {}
-    values, origins = config.resolve(sources, family={**_defaults(), **family}, model=own)
-    places = {"user": str(file()), "environment": "environment"}
+def _rows(sources: Sources, model: Model | None) -> list[dict[str, Any]]:
+    """What a run without any flags would use."""
+    if model is None:
+        values, origins = config.resolve(sources, family=dict.fromkeys(find("sd15").defaults), model={})
+    else:
+        values, origins = settings(sources, model)
+    values = {**_defaults(), **values}
     return [
         {
             "name": name,
             "value": schema.to_json(values[name]),
-            "origin": origins.get(name, "family"),
-            "where": _where(name, origins.get(name, "family"), places),
+            "origin": origins.get(name, "default"),
+            "where": _where(name, origins.get(name, "default")),
         }
         for name in sorted(values)
         if name in config.SETTINGS and name not in config.NOT_KEPT
@@ -96,10 +120,12 @@ def _in_force() -> tuple[Model | None, str]:
 
 
 def _defaults() -> dict[str, Any]:
-    """Of the fields that have one whatever the family; pins are shown slot by slot only where set."""
+    """Of the fields that have one whatever the model; pins are shown slot by slot only where set."""
     plain = {f.name: f.default for f in fields(Request) if f.default is not MISSING}
     return {**plain, "model": default_model()}
 
 
-def _where(name: str, origin: str, places: dict[str, str]) -> str | None:
-    return f"SDCLI_{name.upper()}" if origin == "environment" else places.get(origin)
+def _where(name: str, origin: str) -> str | None:
+    if origin == "environment":
+        return f"SDCLI_{name.upper()}"
+    return str(file()) if origin == "user" else None

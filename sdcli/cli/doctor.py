@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import os
 import platform
+import re
 import sys
 import textwrap
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,18 +16,17 @@ from typing import Any
 import typer
 
 from sdcli import __version__, data, schema
-from sdcli.cli import builtin
+from sdcli.cli import ask, builtin
 from sdcli.cli.answer import print_json
-from sdcli.errors import DeviceUnusable, Offline, SdcliError, Usage
+from sdcli.errors import SdcliError, Usage
 from sdcli.machine import installation, memory, state, survey
 from sdcli.machine.hardware import Hardware, Notice
 from sdcli.machine.installation import Version
 from sdcli.machine.survey import Survey
 from sdcli.models import hub_cache, resolve
-from sdcli.request import config
 from sdcli.request.options import OUTPUT, SCREEN, Option
 from sdcli.request.options import command as make
-from sdcli.terminal import cells, disk_text, seconds_text, show, tell
+from sdcli.terminal import cells, disk_text, folded, seconds_text, show, tell, width
 
 HUB = "https://huggingface.co"
 GPU_CODES = ("gpu-unusable", "gpu-no-driver", "no-torch")
@@ -47,13 +47,13 @@ def _doctor(typed: Mapping[str, Any]) -> None:
 
 
 def doctor(json: bool = False, network: bool = False) -> None:
-    """Look, say, and end with 8 when a GPU that is there cannot be used (or nothing can draw at all), 2 when settings
-    are broken, 3 when the Hub was tried and does not answer."""
+    """Look, say, and end with 8 when a GPU that is there cannot be used (or nothing can draw at all), with 2 when the
+    settings are wrong, with 3 when the Hub was to be tried and does not answer."""
     found = examine(network=network)
     if json:
         print_json(schema.to_json(found.report))
     else:
-        for line in screen(found):
+        for line in screen(found, width(sys.stdout)):
             tell(line)
     raise typer.Exit(exit_code(found.report))
 
@@ -118,7 +118,7 @@ def examine(*, network: bool = False, seen: Survey | None = None) -> Examination
         models=_models(),
         folders=folders,
         network=answer[0] if answer else None,
-        problems=(*_problems(seen, versions, folders), *_config_problem(), *_network_problem(answer)),
+        problems=(*_problems(seen, versions, folders), *_settings_problem(), *_network_problem(answer)),
     )
     torch = seen.torch.version if seen.torch is not None else ""
     probe = state.remembered_probe(seen.processor.name, seen.processor.isa, torch)
@@ -172,19 +172,21 @@ def _problems(seen: Survey, versions: tuple[Version, ...], folders: tuple[Folder
     return tuple(found)
 
 
-def _config_problem() -> Iterator[Notice]:
-    """What every other command would refuse to begin with."""
+def _settings_problem() -> list[Notice]:
+    """What every other command would stop at."""
     try:
-        config.from_user(state.config_folder() / "config.toml")
-        config.from_environment(os.environ)
-    except SdcliError as error:
-        yield Notice(code="config", message=error.message, hint=error.hint)
+        ask.read_sources({})
+        ask.added_folders()
+    except Usage as error:
+        return [Notice(code="config", message=error.message, hint=error.hint)]
+    return []
 
 
-def _network_problem(answer: tuple[bool, str] | None) -> Iterator[Notice]:
-    if answer is not None and not answer[0]:
-        hint = "set HTTPS_PROXY, or HF_ENDPOINT to a mirror; then: sdcli doctor --network"
-        yield Notice(code="network", message=f"the Hub cannot be reached: {answer[1]}", hint=hint)
+def _network_problem(answer: tuple[bool, str] | None) -> list[Notice]:
+    if answer is None or answer[0]:
+        return []
+    hint = "sdcli doctor --network   (once the connection is back; HF_ENDPOINT and HTTPS_PROXY are heeded)"
+    return [Notice(code="network", message=answer[1], hint=hint)]
 
 
 def _version_problem(version: Version, seen: Survey) -> list[Notice]:
@@ -201,13 +203,9 @@ def _version_problem(version: Version, seen: Survey) -> list[Notice]:
 
 
 def exit_code(report: Report) -> int:
-    """Of what would fail first: a broken config stops every command, a card's absence and the Hub's only some."""
+    """The gravest; a full disk or an old library does not stop a picture."""
     codes = {problem.code for problem in report.problems}
-    if "config" in codes:
-        return Usage.code
-    if codes & set(GPU_CODES):
-        return DeviceUnusable.code
-    return Offline.code if "network" in codes else 0
+    return 8 if codes & set(GPU_CODES) else 2 if "config" in codes else 3 if "network" in codes else 0
 
 
 def reach(address: str) -> tuple[bool, str]:
@@ -244,11 +242,23 @@ def system_name() -> str:
 # --- the screen
 
 
-def screen(found: Examination) -> list[str]:
-    """The lines a person reads."""
+def screen(found: Examination, columns: int = 80) -> list[str]:
+    """The lines a person reads; what is to be pasted stays whole."""
+    return [part for line in _lines(found, columns) for part in _folded(line, columns)]
+
+
+def _folded(line: str, columns: int) -> list[str]:
+    if cells(line) <= columns or "  try: " in line or "-m pip" in line:
+        return [line]
+    start = re.match(r"(?:\w+ {2,}| *)", line)
+    first = start[0] if start else ""
+    return folded(line[len(first) :], columns, first)
+
+
+def _lines(found: Examination, columns: int) -> list[str]:
     lines = [
         *_entry("machine", [_machine_line(found)]),
-        *_gpu_lines(found),
+        *_gpu_lines(found, columns),
         *_entry("CPU", [_cpu_line(found)]),
         *_entry("python", _version_lines(found.report)),
         *_entry("models", _model_lines(found.report)),
@@ -281,9 +291,9 @@ def _machine_line(found: Examination) -> str:
     )
 
 
-def _gpu_lines(found: Examination) -> list[str]:
+def _gpu_lines(found: Examination, columns: int) -> list[str]:
     usable = [device for device in found.report.devices if device.kind != "cpu"]
-    lines = [line for device in usable for line in _card_lines(device, found)]
+    lines = [line for device in usable for line in _card_lines(device, found, columns)]
     if lines:
         return lines
     problem = next((problem for problem in found.report.problems if problem.code == "gpu-no-driver"), None)
@@ -297,23 +307,23 @@ def _gpu_lines(found: Examination) -> list[str]:
     return _entry("GPU", ["none found; the CPU draws"])
 
 
-def _card_lines(device: Hardware, found: Examination) -> list[str]:
+def _card_lines(device: Hardware, found: Examination, columns: int) -> list[str]:
     driver = f", driver {show(device.driver)}" if device.driver else ""
     line = f"{show(device.name, 40)}, {_gib(device.total)} GiB, {_gib(device.free)} free{driver}"
     if device.dtypes.get("fp32") != "unavailable":
-        return _entry("GPU", [_beside(line, f"✓ {device.device}"), *(f"  {note}" for note in device.notes)])
+        return _entry("GPU", [_beside(line, f"✓ {device.device}", columns), *(f"  {note}" for note in device.notes)])
     card = found.survey.visible[int(device.device.partition(":")[2])]
     reason = installation.unusable(found.survey.torch, card, found.survey.nvidia)
-    texts = [_beside(line, "✗ torch can't use"), f"  {show(reason)}"]
+    texts = [_beside(line, "✗ torch can't use", columns), f"  {show(reason)}"]
     for problem in found.report.problems:
         if problem.code == "gpu-unusable":
             texts.append(f"  {problem.hint}" + ("   (about 3 GB)" if "torch" in problem.hint else ""))
     return _entry("GPU", texts)
 
 
-def _beside(text: str, mark: str) -> str:
-    """The verdict at the right edge of 80 columns."""
-    return text + " " * max(2, 80 - 9 - cells(text) - cells(mark)) + mark
+def _beside(text: str, mark: str, columns: int) -> str:
+    """The verdict at the right edge."""
+    return text + " " * max(2, min(80, columns) - 9 - cells(text) - cells(mark)) + mark
 
 
 def _cpu_line(found: Examination) -> str:

@@ -38,7 +38,7 @@ from sdcli.record.sinks.watch import Sink, Watch
 from sdcli.record.store import store
 from sdcli.request.options import OPTIONS, SCREEN
 from sdcli.request.options import command as make
-from sdcli.terminal import StdoutLost, is_terminal, put, say, show, speaks_unicode, width
+from sdcli.terminal import StdoutLost, folded, is_terminal, put, say, show, speaks_unicode, width
 
 
 def command() -> Callable[..., None]:
@@ -59,7 +59,7 @@ def _generate(typed: dict[str, Any]) -> None:
     around = environment(plan.hardware)
     folding = Folding(started=runs.now(), run=destination.run, clock=since_start, environment=around)
     stored = store(_events(asked, typed.get("engine", "local")), destination, environment=around)
-    strip = Filmstrip(plan.request.filmstrip)
+    strip = Filmstrip(plan.request.filmstrip, told=screen.strip)
     watch = Watch(folding, screen.progress, screen.picture, strip, *screen.results(folding, destination))
     error = _drain(watch(stored), stored, folding, plan, destination.records) or watch.lost
     finished = _recorded(error, folding, asked, destination)
@@ -91,7 +91,9 @@ def _recorded(
 
 def _events(asked: Asked, engine: str) -> Iterator[Event]:
     yield Planned(plan=asked.plan)
-    yield Timed(phase="plan", seconds=since_start())
+    yield Timed(phase="plan", seconds=since_start() - asked.imported)
+    if asked.imported:
+        yield Timed(phase="import", seconds=asked.imported)
     for warning in asked.plan.warnings:
         if warning.code == builtin.CODE:
             yield Warned(code=warning.code, message=warning.message)
@@ -181,6 +183,7 @@ class Screen:
         self.json = bool(typed.get("json"))
         self.json_lines = bool(typed.get("json_lines"))
         self.quiet = bool(typed.get("quiet"))
+        self.real = typed.get("engine", "local") == "local"
         self.show = typed.get("show")
         self.progress = Progress(sys.stderr, verbose=bool(typed.get("verbose")), quiet=self.quiet)
 
@@ -193,8 +196,10 @@ class Screen:
             say(f"{notice.message}; {notice.hint}")
         for warning in self.plan.warnings:
             if warning.code != builtin.CODE:  # that one comes with the events
-                say(f"note: {warning.message}")
-        for line in plan_screen.render_summary(self.plan, width(sys.stderr), not speaks_unicode(sys.stderr)):
+                for line in folded(show(warning.message), width(sys.stderr), first="note: "):
+                    say(line)
+        told = self.plan if self.real else replace(self.plan, seconds=None)  # nothing is known of another engine
+        for line in plan_screen.render_summary(told, width(sys.stderr), not speaks_unicode(sys.stderr)):
             say(line)
 
     def results(self, folding: Folding, destination: names.Destination) -> list[Sink]:
@@ -216,6 +221,10 @@ class Screen:
     def _shows(self) -> bool:
         usual = len(self.plan.jobs) <= 4 and is_terminal(sys.stderr) and not self.quiet
         return usual if self.show is None else bool(self.show)
+
+    def strip(self, path: Path) -> None:
+        if not self.quiet:
+            say(f"filmstrip: {show(os.path.relpath(path))}")
 
     def finish(self, finished: report.Report, destination: names.Destination) -> None:
         where = destination.records / "report.json"

@@ -145,7 +145,8 @@ def inspect_unet(
     """See a UNet: layers, sizes, work and skips, from its config or a file's header. Nothing is loaded."""
     if sum((as_json, as_csv, as_markdown)) > 1:
         raise Usage(
-            "--json, --csv and --markdown each want stdout for themselves", hint="sdcli inspect-unet sd15 --json"
+            "--json, --csv and --markdown each want stdout for themselves",
+            hint="the same command without --csv --markdown",
         )
     if model and model_option and model != model_option:
         raise Usage(
@@ -211,16 +212,16 @@ def _at(asked: Asked, found: Any) -> Any:
     if asked.at is not None:
         match = re.fullmatch(r"(\d{1,6})(?:[xX×](\d{1,6}))?", asked.at.strip())
         if not match:
-            raise Usage(f"--at {show(asked.at, 40)} is no size", hint="sdcli inspect-unet sd15 --at 768x512")
+            raise Usage(f"--at {show(asked.at, 40)} is no size", hint="--at 768x512")
         width, height = int(match[1]), int(match[2] or match[1])
     if asked.dtype not in facts.DTYPE_BYTES:
         raise Usage(
             f"--dtype {show(asked.dtype, 40)} is none of {', '.join(facts.DTYPE_BYTES)}",
-            hint="sdcli inspect-unet sd15 --dtype bf16",
+            hint="--dtype bf16",
         )
     for flag, value in (("--batch", asked.batch), ("--tokens", asked.tokens)):
         if not 1 <= value <= 100_000:
-            raise Usage(f"{flag} {value} is outside 1 to 100000", hint=f"sdcli inspect-unet sd15 {flag} 1")
+            raise Usage(f"{flag} {value} is outside 1 to 100000", hint=f"{flag} 1")
     return facts.At(width=width, height=height, batch=asked.batch, tokens=asked.tokens, dtype=asked.dtype)
 
 
@@ -257,16 +258,16 @@ def _rows(asked: Asked, look: Any) -> tuple[list[Any], str | None]:
     wanted = [flag for flag in (asked.layers, asked.depth is not None, asked.by is not None) if flag]
     if len(wanted) > 1:
         raise Usage(
-            "--layers, --depth and --by are three tables; one at a time", hint="sdcli inspect-unet sd15 --layers"
+            "--layers, --depth and --by are three tables; one at a time", hint="the same command without --depth --by"
         )
     view: str | None = None
     if asked.depth is not None:
         if asked.depth < 1:
-            raise Usage(f"--depth {asked.depth} is below 1", hint="sdcli inspect-unet sd15 --depth 2")
+            raise Usage(f"--depth {asked.depth} is below 1", hint="--depth 2")
         rows, view = tables.by_depth(leaves, asked.depth), "sums"
     elif asked.by is not None:
         if asked.by not in ("kind", "block"):
-            raise Usage(f"--by {show(asked.by, 40)} is none of kind, block", hint="sdcli inspect-unet sd15 --by kind")
+            raise Usage(f"--by {show(asked.by, 40)} is none of kind, block", hint="--by kind")
         rows, view = (
             (tables.by_kind(leaves), "sums") if asked.by == "kind" else (tables.by_block(look, leaves), "blocks")
         )

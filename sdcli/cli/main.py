@@ -6,18 +6,23 @@ import contextlib
 import difflib
 import errno
 import os
-import shlex
 import sys
 from collections.abc import Sequence
-from typing import NoReturn
+from typing import TYPE_CHECKING, NoReturn
 
 from sdcli import __version__
 from sdcli.cli.ending import heeded
 from sdcli.cli.last_words import aborts_heeded, say_out_of_memory
 from sdcli.errors import Bug, Interrupted, OutOfMemory, SdcliError, Stop, Terminated, Usage, stopped_by
+from sdcli.request.near import near_text, nearest
 from sdcli.terminal import drop_stdout, lost, show, stdout_left, tell
 
 _STDOUT_LOST = (errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EBADF, errno.EFBIG)
+
+if TYPE_CHECKING:
+    import typer
+
+ELSEWHERE = {"txt2img": "generate", "draw": "generate"}  # what other programs call it
 
 
 def run(arguments: Sequence[str] | None = None) -> NoReturn:
@@ -77,20 +82,19 @@ def _short_of_memory(error: Exception) -> OutOfMemory | None:
 def _invoke(words: list[str]) -> int:
     import typer
 
-    from sdcli.cli import app
+    from sdcli.cli import app, line
 
     name = _command_in(words)
     if name and name not in app.COMMANDS:
         raise _no_command(name, words, list(app.COMMANDS))
     try:
-        code = app.call(app.build(None if _completing() else name), words)
+        line.refuse_flags_as_values(words)
+        code = app.call(app.build(None if _completing() else name), line.prompts_in_order(words))
     except typer.TyperException as error:
         if type(error).__name__ == "NoArgsIsHelpError":
             tell(error.format_message())
             return 0
-        raise Usage(
-            _sentence(error.format_message()), hint=f"sdcli {name} --help" if name else "sdcli --help"
-        ) from None
+        raise _usage(error, words, f"sdcli {name} --help" if name else "sdcli --help") from None
     except typer.Abort:
         raise Interrupted("interrupted") from None
     if code == Interrupted.code:  # Typer's answer to Ctrl-C; a command that has said so itself raises Answered
@@ -107,14 +111,35 @@ def _command_in(words: list[str]) -> str:
 
 
 def _no_command(word: str, words: list[str], commands: list[str]) -> SdcliError:
-    """`sdcli "a cat"` means generate, but a mistyped command must not start drawing."""
+    """`sdcli "a cat"` means generate, but a mistyped command must not start drawing, nor one of another program."""
+    from sdcli.cli import line
+
+    told = f'no command "{show(word, 60)}"'
+    rest = words[words.index(word) + 1 :]
     near = difflib.get_close_matches(word, commands, n=1, cutoff=0.7)
-    rest = words[words.index(word) + 1 :] if near else words
-    meant = near[0] if near else "generate"
-    return Usage(
-        f'no command "{show(word, 60)}"; did you mean {meant}?',
-        hint=show(shlex.join(["sdcli", meant, *rest]), 200),
-    )
+    if near or word in ELSEWHERE:
+        meant, rest = near[0] if near else ELSEWHERE[word], rest
+    elif words[0].startswith(("--install-completion", "--show-completion")):
+        return Usage(f"{words[0]} takes no value: it is for the shell it runs in", hint=f"sdcli {words[0]}")
+    else:
+        meant, rest = "generate", line.with_one_prompt(words)
+    if not rest:
+        return Usage(told, hint="sdcli --help")
+    return Usage(f"{told}; did you mean {meant}?", hint=line.joined([meant, *rest]) or f"sdcli {meant} --help")
+
+
+def _usage(error: typer.TyperException, words: list[str], help: str) -> Usage:
+    """What Typer found wrong; an option that does not exist by the names of those that --help shows."""
+    from sdcli.cli import line
+
+    wrong, context = getattr(error, "option_name", None), getattr(error, "ctx", None)
+    if type(error).__name__ != "NoSuchOption" or not wrong or context is None:
+        return Usage(_sentence(error.format_message()), hint=help)
+    shown = [flag for one in context.command.params if not getattr(one, "hidden", False) for flag in one.opts]
+    near = nearest(wrong, [flag for flag in shown if flag.startswith("--")])
+    sure = difflib.get_close_matches(wrong, near, n=1, cutoff=0.8)
+    hint = line.renamed(words, wrong, sure[0]) if sure else ""
+    return Usage(f"no option {show(wrong, 60)}{near_text(near)}", hint=hint or help)
 
 
 def _sentence(message: str) -> str:

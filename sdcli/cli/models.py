@@ -17,6 +17,7 @@ from sdcli.cli import builtin, complete
 from sdcli.cli.answer import print_json
 from sdcli.cli.ask import added_folders
 from sdcli.cli.download import Download
+from sdcli.cli.line import joined
 from sdcli.errors import BadFile, CannotWrite, ModelMissing, SdcliError, Usage
 from sdcli.machine import state
 from sdcli.models import check, checkpoint, folder, hub_cache, listing, resolve
@@ -32,6 +33,7 @@ from sdcli.request.options import command as make
 from sdcli.terminal import cells, disk_text, fit, say, show, tell, width
 
 _VERBS = {"add": "DIR", "rm": "NAME", "check": "MODEL"}
+_SYNONYMS = {**dict.fromkeys(("remove", "delete", "del", "uninstall"), "rm"), "verify": "check"}
 _ORDER = ("builtin", "sd15", "sdxl", "lora", "embedding", "vae", "controlnet")
 _SOURCES = {"builtin": "shipped with sdcli", "cache": "Hugging Face cache"}
 _LONGEST_NAME = 34
@@ -62,6 +64,9 @@ def command() -> Callable[..., None]:
 
 def _models(typed: dict[str, Any]) -> None:
     words = list(typed.get("words", ()))
+    if words and words[0] in _SYNONYMS and not Path(words[0]).exists():
+        meant = joined(["models", _SYNONYMS[words[0]], *words[1:]]) if words[1:] else ""
+        raise Usage(f'models has no "{show(words[0], 40)}"', hint=meant or "sdcli models --help")
     verb = words[0] if words and words[0] in _VERBS else ""
     rest = words[1:] if verb else words
     if len(rest) > 1 or (verb and not rest):
@@ -125,12 +130,13 @@ def _block(title: str, entries: Sequence[Entry], columns: int) -> list[str]:
     if not entries:
         return []
     ordered = sorted(entries, key=_rank)
-    name = min(_LONGEST_NAME, max(cells(show(entry.name, 200)) for entry in entries))
+    names = [show(_called(entry, entries), 200) for entry in ordered]
+    name = min(_LONGEST_NAME, max(map(cells, names)))
     kinds = [_kind(entry) for entry in ordered]
     kind = max(map(cells, kinds))
     lines = [title]
-    for entry, called in zip(ordered, kinds, strict=True):
-        shown = _padded(show(entry.name, 200), name)
+    for entry, named, called in zip(ordered, names, kinds, strict=True):
+        shown = _padded(named, name)
         if entry.error is not None:
             lines.append(fit(f"  {shown}  {show(entry.error, 300)}", columns))
             continue
@@ -141,6 +147,14 @@ def _block(title: str, entries: Sequence[Entry], columns: int) -> list[str]:
         )
         lines.append(fit(told.rstrip(), columns))
     return lines
+
+
+def _called(entry: Entry, entries: Sequence[Entry]) -> str:
+    """A folder and a file of one name are told apart, the file as -m takes it."""
+    if entry.source != "folder" or not _is_twice(entry, entries):
+        return entry.name
+    path = Path(entry.path)
+    return path.name if path.suffix.casefold() == ".safetensors" else f"{path.name}/"
 
 
 def _rank(entry: Entry) -> tuple[bool, bool, int, str, str]:

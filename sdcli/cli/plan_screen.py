@@ -8,7 +8,7 @@ from collections.abc import Iterable, Sequence
 from sdcli.cli import builtin
 from sdcli.plan.plan import Decision, Plan, Rung, Setup, Way
 from sdcli.plan.techniques import TECHNIQUES
-from sdcli.terminal import cells, counted, disk_text, fit, plain, seconds_text, show
+from sdcli.terminal import cells, counted, disk_text, fit, folded, plain, seconds_text, show
 
 GIB = 1 << 30
 MOST_ROWS = 9
@@ -35,7 +35,7 @@ def render(plan: Plan, width: int = 80, ascii: bool = False, disk_free: int | No
         "",
         *_why(plan, width),
         *_notes(plan, width),
-        "  " + _source_of_figures(plan),
+        *folded(_source_of_figures(plan), width, first="  "),
         *_elsewhere(plan, width),
     ]
     return [_within(line, width, ascii) for line in lines]
@@ -274,10 +274,14 @@ def _remark(way: Way, plan: Plan) -> str:
 
 
 def _why(plan: Plan, width: int) -> list[str]:
-    told = {row.slot: row.because + (" (pinned)" if row.source == "pin" else "") for row in _worth_saying(plan)}
+    told = {row.slot: _because(row) for row in _worth_saying(plan)}
     if "dtype" in told and "attention" in told:  # the two that are about rate, in one sentence
         told["dtype"] += "; " + told.pop("attention")
     return _labelled("Why", told.values(), width)
+
+
+def _because(row: Decision) -> str:
+    return row.because + (" (pinned)" if row.source == "pin" and "pinned" not in row.because else "")
 
 
 def _labelled(label: str, texts: Iterable[str], width: int) -> list[str]:
@@ -314,7 +318,7 @@ def _main_reason(plan: Plan) -> str:
 def _notes(plan: Plan, width: int) -> list[str]:
     texts = [show(warning.message, 800) for warning in plan.warnings]
     if plan.ladder:
-        texts.append(f"should memory run out all the same: {_first_rung(plan.ladder, plan.setup)}")
+        texts.append(f"if memory still runs out: {_first_rung(plan.ladder, plan.setup)}")
     return _labelled("Note", texts, width)
 
 
@@ -327,9 +331,10 @@ def _first_rung(ladder: Sequence[Rung], chosen: Setup) -> str:
 def _source_of_figures(plan: Plan) -> str:
     if plan.footprint.runs:
         return f"Figures from {plan.footprint.runs} run{'' if plan.footprint.runs == 1 else 's'} here"
+    known = " (±10 % on the CPUs tried)" if plan.hardware.kind == "cpu" else ""  # of cards there is no record
     if plan.hardware.source == "as-if":
-        return "Figures predicted for another machine, not measured there"
-    return "Figures predicted, not yet measured on this machine"
+        return f"Figures predicted for another machine, not measured{known}"
+    return f"Figures predicted, not measured on this machine{known}"
 
 
 def _elsewhere(plan: Plan, width: int) -> list[str]:

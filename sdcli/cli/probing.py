@@ -3,22 +3,26 @@
 from __future__ import annotations
 
 import importlib
+import time
 from dataclasses import replace
 
 from sdcli.machine import installation, state
 from sdcli.machine.hardware import Hardware
 
 
-def probed(place: Hardware) -> Hardware:
-    """With what a second's trial found; remembered per processor, instruction set and version of torch.
+def probed(place: Hardware) -> tuple[Hardware, float]:
+    """With what a second's trial found, remembered per processor, instruction set and version of torch; and the
+    seconds that loading torch for it took, which every other run spends later.
 
     Only a CPU that claims bf16 is tried: elsewhere nothing would be decided by it.
     """
     torch = installation.torch_build()
     if place.device != "cpu" or place.source != "os" or torch is None or place.dtypes.get("bf16") != "assumed":
-        return place
+        return place, 0.0
     if state.remembered_probe(place.name, place.isa, torch.version) is not None:
-        return place
+        return place, 0.0
+    started = time.perf_counter()
     found = importlib.import_module("sdcli.draw.local").probe(place.device, place.threads)
     state.remember_probe(place.name, place.isa, torch.version, found)
-    return replace(place, dtypes={**place.dtypes, **found.dtypes})
+    tried = replace(place, dtypes={**place.dtypes, **found.dtypes})
+    return tried, max(0.0, time.perf_counter() - started - found.seconds)

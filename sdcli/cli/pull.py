@@ -72,11 +72,14 @@ def _pull(typed: dict[str, Any]) -> None:
 
 def _named(text: str, revision: str | None, offline: bool, quiet: bool) -> Pulled:
     """An alias, a path, `owner/name` or `owner/name/file.safetensors`, the latter two with @commit if need be."""
-    one = None if Path(text).exists() else hub_name.parse(text)
+    one = None if Path(text).exists() else hub_name.of_page(text) or hub_name.parse(text)
     if one is None:
         return pull(text, revision, offline, quiet)
     if revision and one.revision:
-        raise Usage(f"two revisions: {show(revision, 60)} and {show(one.revision, 60)}", hint=f"sdcli pull {one}")
+        raise Usage(
+            f"two revisions: {show(revision, 60)} and {show(one.revision, 60)}",
+            hint="the same command without --revision",
+        )
     one = replace(one, revision=one.revision or revision)
     if one.file is None and not (offline and hub_cache.file(hub_cache.folder(os.environ), one)):
         return pull(one.repository, one.revision, offline, quiet)
@@ -205,7 +208,7 @@ def pull_lora(name: HubName, model: Model, quiet: bool) -> HubName:
     try:
         offer, _ = _bring_file(name, lambda header: lora.check(header, model), quiet)
     except Usage as error:
-        error.hint = error.hint.replace("sdcli pull ", 'sdcli generate "a cat" --lora ')
+        error.hint = error.hint.replace("sdcli pull ", "--lora ")
         raise
     return offer.name
 

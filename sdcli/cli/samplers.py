@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
 from typing import Any
 
 from sdcli.request.options import SCREEN
 from sdcli.request.options import command as make
-from sdcli.terminal import say, tell
+from sdcli.terminal import folded, in_columns, say, tell, width
 
 
 def command() -> Callable[..., None]:
@@ -24,10 +25,16 @@ def _show(typed: dict[str, Any]) -> None:
         return
     widest = max(len(sampler.name) for sampler in samplers.SAMPLERS)
     tell(f"{'sampler':<{widest}}  UNet calls  noise  zero SNR  also")
+    room = widest + 33
     for sampler in samplers.SAMPLERS:
         noise = "yes" if sampler.stochastic else "-"
         zero = "yes" if sampler.zero_snr else "-"
         also = ", ".join(sampler.aliases[:2])
-        tell(f"{sampler.name:<{widest}}  {sampler.calls:<10}  {noise:<5}  {zero:<8}  {also}")
-    say("UNet calls for n steps. noise: fresh noise in every step, so steps change the picture more.")
-    say("zero SNR: may be used with models trained to zero terminal SNR.")
+        start = f"{sampler.name:<{widest}}  {sampler.calls:<10}  {noise:<5}  {zero:<8}"
+        for line in in_columns(start, also, room, width(sys.stdout)):
+            tell(line)
+    told = (
+        "UNet calls for n steps. noise: fresh noise in every step, so steps change the picture more. zero SNR: may be "
+    )
+    for line in folded(f"{told}used with models trained to zero terminal SNR.", width()):
+        say(line)

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from sdcli.inspect import figures
 from sdcli.inspect.facts import Inspection, Source, native_size
 from sdcli.models.unet import Block, Unet
-from sdcli.terminal import cells, disk_text, fit, plain, seconds_text, show, size_text
+from sdcli.terminal import cells, disk_text, fit, folded, plain, seconds_text, show, size_text
 
 NARROWEST, ROOMY, WIDEST = 60, 76, 112
 STYLES = {"down": "36", "up": "35", "mid": "33", "skip": "2", "bold": "1", "dim": "2"}  # ANSI
@@ -34,11 +34,15 @@ def draw(look: Inspection, width: int, *, colour: bool = False, ascii: bool = Fa
         *the_u(look.unet, width, ascii=ascii),
         (),
         *_legend(look, width),
-        (Piece(fit(" " + insight(look, ascii=ascii), width), "bold"),),
-        (Piece(fit(" " + _more(look), width), "dim"),),
+        *_sentence(insight(look, ascii=ascii), width, " ", "bold"),
+        *_sentence(_more(look), width, " ", "dim"),
     ]
     painted = [_painted(line, colour) for line in lines]
     return [plain(line)[:width] for line in painted] if ascii else painted
+
+
+def _sentence(text: str, width: int, indent: str = "", style: str = "") -> Iterable[Line]:
+    return ((Piece(line, style),) for line in folded(text, width, indent, indent + "  "))
 
 
 def _painted(line: Line, colour: bool) -> str:
@@ -58,16 +62,20 @@ def _summary(look: Inspection, width: int) -> Iterable[Line]:
         f"{size_text(unet.parameters)} fp8"
     )
     title = fit(show(source.title, 60), width)
-    yield (Piece(title, "bold"), Piece(fit(f" · {source.origin}", max(1, width - cells(title)))))
+    if cells(f"{title} · {source.origin}") <= width:
+        yield (Piece(title, "bold"), Piece(f" · {source.origin}"))
+    else:
+        yield (Piece(title, "bold"),)
+        yield from _sentence(source.origin, width, "  ")
     if source.stored_bytes is not None:
-        yield (Piece(fit("  " + _as_stored(look), width)),)
-    yield (Piece(fit(f"{unet.parameters:,} parameters: {sizes}", width)),)
+        yield from _sentence(_as_stored(look), width, "  ")
+    yield from _sentence(f"{unet.parameters:,} parameters: {sizes}", width)
     batch = f", batch {at.batch}" if at.batch > 1 else ""
     call = f"{work_text(unet.macs)} a call at {at.width}×{at.height}{batch}"
-    yield (Piece(fit(f"{call} · {size_text(look.peak_bytes)} of activations, {at.dtype}", width)),)
+    yield from _sentence(f"{call} · {size_text(look.peak_bytes)} of activations, {at.dtype}", width)
     weights = {kind: n for kind, n in figures.parameters_by_kind(unet).items() if kind in ("convolution", "linear")}
-    text = f"  work: {figures.shares(unet.macs_by_kind)} · weights: {figures.shares(weights)}"
-    yield (Piece(fit(text if cells(text) <= width else text.replace("convolution", "conv"), width)),)
+    text = f"work: {figures.shares(unet.macs_by_kind)} · weights: {figures.shares(weights)}"
+    yield from _sentence(text if cells(text) + 2 <= width else text.replace("convolution", "conv"), width, "  ")
 
 
 def _as_stored(look: Inspection) -> str:
@@ -249,7 +257,8 @@ def _plain_turn(left: int, indent: int, width: int) -> Line:
 
 def _legend(look: Inspection, width: int) -> Iterable[Line]:
     unet = look.unet
-    yield (Piece(fit(" M million parameters  G billion multiply-adds (bars)  ├▶ joined channel-wise", width), "dim"),)
+    signs = "M million parameters  G billion multiply-adds (bars)  ├▶ joined channel-wise"
+    yield from _sentence(signs, width, " ", "dim")
     told = []
     if unet.text_enters:
         told.append(f"T text enters: cross-attention, {unet.tokens}×{unet.text_channels}, {unet.text_enters} places")
@@ -259,7 +268,7 @@ def _legend(look: Inspection, width: int) -> Iterable[Line]:
         told.append("A attention between pixels")
     if not told:
         told.append("no text and no time step: a picture in, a map out")
-    yield (Piece(fit(" " + "; ".join(told), width), "dim"),)
+    yield from _sentence("; ".join(told), width, " ", "dim")
 
 
 def insight(look: Inspection, *, ascii: bool = False) -> str:

@@ -72,5 +72,5 @@ def _wrong(text: str, reason: str = "") -> Usage:
     because = f": {reason}" if reason else ""
     return Usage(
         f'--as-if: "{show(text, 60)}" is no machine{because}; it is {FORMS}',
-        hint='sdcli plan "a cat" --as-if cuda:8GiB,ram:32GiB',
+        hint="--as-if cuda:8GiB,ram:32GiB",
     )

@@ -59,7 +59,7 @@ def choose(device: str, survey: Survey) -> Hardware:
     if not re.fullmatch(r"auto|cpu|mps|cuda(?::\d{1,3})?", wanted, re.ASCII):
         raise Usage(
             f'--device: there is no "{show(device, 60)}"; it is auto, cpu, cuda, cuda:1 or mps',
-            hint='sdcli generate "a cat" --device auto',
+            hint="--device auto",
         )
     found = usable(survey)
     if wanted == "auto":
@@ -192,7 +192,7 @@ def _missing(wanted: str, found: tuple[Hardware, ...], survey: Survey) -> Device
 
 
 def _try(device: str) -> str:
-    return f'sdcli generate "a cat" --device {device}'
+    return f"--device {device}"
 
 
 def _unset() -> str:

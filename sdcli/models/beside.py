@@ -23,11 +23,7 @@ from sdcli.models.sniff import PICKLE_SUFFIXES
 from sdcli.terminal import show
 
 SUFFIX = ".safetensors"
-COMMANDS = {
-    "LoRA": 'sdcli generate "a cat" --lora',
-    "embedding": 'sdcli generate "a cat" --embedding',
-    "VAE": 'sdcli generate "a cat" --vae',
-}
+FLAGS = {"LoRA": "--lora", "embedding": "--embedding", "VAE": "--vae"}
 _FOLDERS = ("lora", "loras", "lycoris", "embeddings", "vae")  # what other programs call them
 _WEIGHT = re.compile(r"[+-]?(\d{1,4}(\.\d{0,6})?|\.\d{1,6})", re.ASCII)
 _AT_ONCE = 4 << 20
@@ -44,7 +40,7 @@ def weighted(text: str) -> tuple[str, float]:
     if _WEIGHT.fullmatch(weight.strip()):
         return name, float(weight)
     if _is_file(name):
-        raise Usage(f'--lora: "{show(weight, 40)}" is no weight', hint=f'{COMMANDS["LoRA"]} "{show(name, 200)}:0.8"')
+        raise Usage(f'--lora: "{show(weight, 40)}" is no weight', hint=f'{FLAGS["LoRA"]} "{show(name, 200)}:0.8"')
     return text, 1.0
 
 
@@ -59,7 +55,7 @@ def with_word(text: str) -> tuple[str, str]:
 
 def at_hub(text: str) -> HubName | None:
     """What is no path here, nor in a folder that is here, may be on the Hub: owner/name, owner/name/file."""
-    found = hub_name.parse(text)
+    found = hub_name.of_page(text) or hub_name.parse(text)
     if found is None:
         return None
     path = Path(text)
@@ -107,7 +103,7 @@ def find(text: str, what: str, where: tuple[Place, ...], *, paths: bool = True) 
     if paths and _is_file(text):
         return Path(os.path.abspath(Path(text).expanduser()))
     if paths and (re.search(r"[\\/]", text) or text.casefold().endswith((SUFFIX, *PICKLE_SUFFIXES))):
-        raise ModelMissing(f"there is no file {show(text, 200)}", hint=f"{COMMANDS[what]} FILE{SUFFIX}")
+        raise ModelMissing(f"there is no file {show(text, 200)}", hint=f"{FLAGS[what]} FILE{SUFFIX}")
     known = _named(where)
     found = known.get(text) or known.get(text.casefold())
     if found is None:
@@ -115,7 +111,7 @@ def find(text: str, what: str, where: tuple[Place, ...], *, paths: bool = True) 
     if len(found) > 1:
         listed = ", ".join(show(path, 120) for path in found[:3])
         raise Usage(
-            f'"{show(text, 80)}" is {len(found)} files: {listed}', hint=f'{COMMANDS[what]} "{show(found[0], 300)}"'
+            f'"{show(text, 80)}" is {len(found)} files: {listed}', hint=f'{FLAGS[what]} "{show(found[0], 300)}"'
         )
     return found[0]
 
@@ -146,7 +142,7 @@ def _unknown(text: str, what: str, where: tuple[Place, ...], known: Iterable[str
     example = show(near[0], 80) if near else f"FILE{SUFFIX}"
     return ModelMissing(
         f'no {what} "{show(text, 80)}": no file of that name{there}{tail}',
-        hint=f"{COMMANDS[what]} {example}",
+        hint=f"{FLAGS[what]} {example}",
         near=near,
     )
 
@@ -190,7 +186,7 @@ def with_vae(model: Model, path: Path) -> Model:
     part = kind.parts.get("vae")
     if part is None or kind.kind == "taesd":
         raise BadFile(
-            f"{show(path)} is {TITLES.get(kind.kind, kind.kind)}, not a VAE", hint=f"{COMMANDS['VAE']} FILE{SUFFIX}"
+            f"{show(path)} is {TITLES.get(kind.kind, kind.kind)}, not a VAE", hint=f"{FLAGS['VAE']} FILE{SUFFIX}"
         )
     own = model.components["vae"]
     _check_vae(path, header, kind.latent_channels, part.parameters, model, own)
@@ -206,11 +202,11 @@ def _check_vae(path: Path, header: Header, channels: int, parameters: int, model
     if channels != wanted:
         raise BadFile(
             f"{show(path)} is a VAE with {channels} latent channels; {show(model.name, 80)} has {show(wanted, 20)}",
-            hint=f"{COMMANDS['VAE']} FILE{SUFFIX}",
+            hint=f"{FLAGS['VAE']} FILE{SUFFIX}",
         )
     described = parameters_of("vae", own.config)
     if parameters < described:
         raise BadFile(
             f"{show(path)} holds {parameters:,} parameters of a VAE; that of {show(model.name, 80)} has {described:,}",
-            hint=f"{COMMANDS['VAE']} FILE{SUFFIX}",
+            hint=f"{FLAGS['VAE']} FILE{SUFFIX}",
         )

@@ -18,7 +18,7 @@ from sdcli.terminal import show
 
 _BESIDE = ("lora", "embedding", "controlnet", "ip-adapter", "unet")  # what a family's model is used with
 _NAMES = {"unet": "UNet", "vae": "VAE", "text_encoder": "text encoder", "text_encoder_2": "second text encoder"}
-_ANOTHER = 'sdcli generate "a cat" -m sd15'
+_ANOTHER = "-m sd15"
 
 
 def read(path: Path) -> Model:
@@ -88,7 +88,7 @@ def _usual(family: str) -> Iterator[tuple[str, int]]:
 def _use_of_lora(path: Path, family: str) -> str:
     """With its base model; where that is not known or not drawn with, a look at it."""
     if family in DRAWN and find(family).known is not None:
-        return f'sdcli generate "a cat" -m {family} --lora "{show(path, 300)}"'
+        return f'the same command with -m {family} --lora "{show(path, 300)}"'
     return f'sdcli inspect-unet sd15 --lora "{show(path, 300)}"'
 
 

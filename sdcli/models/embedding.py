@@ -85,7 +85,7 @@ def _misfit(path: Path, header: Header, family: str, model: Model) -> BadFile:
     )
     return BadFile(
         f"{show(path)} has vectors {widths} wide; {show(model.name, 80)} reads text {wanted} wide",
-        hint='sdcli generate "a cat" -m sd15',
+        hint="-m sd15",
     )
 
 

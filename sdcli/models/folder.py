@@ -44,7 +44,7 @@ _NOT_LOADED = ("safety_checker", "feature_extractor", "image_encoder", "schedule
 _STEMS = {"unet": "diffusion_pytorch_model", "vae": "diffusion_pytorch_model"}
 _PREDICTIONS = ("epsilon", "v_prediction")
 _AGAIN = "get the model again, or another"
-_ANOTHER = 'sdcli generate "a cat" -m sd15'
+_ANOTHER = "-m sd15"
 
 
 class OnlyPickles(Unsafe):
@@ -135,7 +135,7 @@ def _index(path: Path) -> dict[str, Any]:
         listed = ", ".join(show(name, 60) for name in files[:3]) + (" …" if len(files) > 3 else "")
         raise ModelMissing(
             f"{show(path)} has no model_index.json; it holds {listed}",
-            hint=f'sdcli generate "a cat" -m "{show(path / files[0], 300)}"',
+            hint=f'-m "{show(path / files[0], 300)}"',
         )
     raise ModelMissing(f"{show(path)} is no model: there is no model_index.json in it", hint=_ANOTHER)
 

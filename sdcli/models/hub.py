@@ -32,7 +32,7 @@ from sdcli.terminal import disk_text, seconds_text, show
 INDEX = "model_index.json"
 UNET = "unet/config.json"
 NEWS = 1 << 20  # bytes that count as getting on, so that attempts are counted anew
-_ANOTHER = 'sdcli generate "a cat" -m sd15'
+_ANOTHER = "-m sd15"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -125,7 +125,7 @@ def offer_file(
     if name.file is None and INDEX in files:
         raise BadFile(
             f"{show(name.repository)} is a whole model, and none of its files is named",
-            hint=f'sdcli generate "a cat" -m {show(name.repository)}',
+            hint=f"-m {show(name.repository)}",
         )
     chosen = hub_files.single(files, name)
     _check_hashes(connection, chosen)

@@ -239,7 +239,7 @@ def _refusal(connection: Connection, status: int, headers: Mapping[str, str], re
     if code == "EntryNotFound":
         return ModelMissing(f"{name} lacks a file that its own list names", hint=f"sdcli pull {name}")
     if "disabled" in said:
-        return ModelMissing(f"{name} has been disabled by {connection.host}", hint='sdcli generate "a cat" -m sd15')
+        return ModelMissing(f"{name} has been disabled by {connection.host}", hint="-m sd15")
     if status == 403:
         return Gated(
             f"{connection.host} does not let this token read {name}{f': {show(said, 200)}' if said else ''}",
@@ -247,7 +247,7 @@ def _refusal(connection: Connection, status: int, headers: Mapping[str, str], re
         )  # fmt: skip
     if status in (401, 404, 410):
         whose = "" if connection.token else ", or it is private and needs a token (hf auth login)"
-        return ModelMissing(f"{connection.host} has no model {name}{whose}", hint='sdcli generate "a cat" -m sd15')
+        return ModelMissing(f"{connection.host} has no model {name}{whose}", hint="-m sd15")
     return Offline(f"{connection.host} answered {status}{f': {show(said, 200)}' if said else ''}", hint=_AGAIN)
 
 

@@ -18,7 +18,7 @@ VARIANTS = (".fp16", "", ".bf16", ".fp32")  # the order in which a folder's weig
 _TOKENIZER = ("tokenizer_config.json", "special_tokens_map.json", "vocab.json", "merges.txt")
 LARGEST_SMALL = 8 << 20
 _NAMED = 10  # files that an error lists at most
-_ANOTHER = 'sdcli generate "a cat" -m sd15'
+_ANOTHER = "-m sd15"
 
 
 @dataclass(frozen=True, kw_only=True)

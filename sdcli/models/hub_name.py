@@ -14,6 +14,13 @@ _NAME = re.compile(
 )
 
 
+_PAGE = re.compile(
+    rf"https?://(www\.)?(huggingface\.co|hf\.co)/(?P<repository>{_PART}/{_PART})"
+    r"(/(?P<what>tree|blob|resolve)/(?P<revision>[\w.\-]{1,100})(/(?P<file>[^?#]{1,300}))?)?/?([?#].*)?",
+    re.ASCII,
+)
+
+
 @dataclass(frozen=True)
 class HubName:
     repository: str
@@ -34,6 +41,16 @@ def parse(text: str) -> HubName | None:
     if file is not None and not (file.endswith(SUFFIX) and _is_plain(file)):
         return None
     return HubName(found["repository"], found["revision"], file)
+
+
+def of_page(text: str) -> HubName | None:
+    """What the address of a page at the Hub is about, as a browser shows it; None for any other text."""
+    page = _PAGE.fullmatch(text)
+    if page is None:
+        return None
+    revision = page["revision"] if page["revision"] != "main" else None
+    file = page["file"] if page["what"] != "tree" else None
+    return parse(str(HubName(page["repository"], revision, file)))
 
 
 def _is_plain(file: str) -> bool:

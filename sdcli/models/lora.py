@@ -38,7 +38,7 @@ _PEFT = "base_model.model."
 LARGEST_CONFIG = 1 << 20
 ENCODERS = ("text_encoder", "text_encoder_2")
 _OLD_PROJECTIONS = {"to_q": "q_proj", "to_k": "k_proj", "to_v": "v_proj", "to_out": "out_proj"}
-_ANOTHER = 'sdcli generate "a cat" -m sd15'
+_ANOTHER = "-m sd15"
 
 Modules = Mapping[str, Mapping[str, str]]  # module's name in the file → part → tensor's name
 
@@ -238,7 +238,7 @@ def _check_kind(path: Path, kind: Kind, model: Model) -> None:
 
 def wrong_family(path: Path, what: str, family: str, model: Model, flag: str = "--lora") -> BadFile:
     made, drawn = TITLES.get(family, family), TITLES.get(model.family, model.family)
-    hint = f'sdcli generate "a cat" -m {family} {flag} "{show(path, 300)}"' if family in DRAWN else _ANOTHER
+    hint = f"-m {family}" if family in DRAWN else _ANOTHER
     return BadFile(f"{show(path)} is {what} for {made}; {show(model.name, 80)} is {drawn}", hint=hint)
 
 

@@ -20,7 +20,7 @@ from sdcli.models.families.family import Family, Known
 from sdcli.models.model import Model
 from sdcli.models.shipped import component_of
 from sdcli.models.sniff import PICKLE_SUFFIXES
-from sdcli.terminal import disk_text, show
+from sdcli.terminal import disk_text, quoted, show
 
 MODEL_SUFFIXES = (".safetensors", ".gguf", *sorted(PICKLE_SUFFIXES))
 
@@ -37,8 +37,11 @@ def resolve(
     """The model called `name`. `hub` is the Hub cache's folder; what it lacks comes back with cached=False if known,
     or as Offline where nothing may be fetched."""
     text = name.strip()
+    page = hub_name.of_page(text)
+    if page is not None:
+        text, revision = str(replace(page, revision=None)), revision or page.revision
     if not text:
-        raise Usage("--model: no name", hint='sdcli generate "a cat" -m sd15')
+        raise Usage("--model: no name", hint="-m sd15")
     places = tuple(folders)
     path = _existing(text)
     if path is not None and _is_meant(text, path):
@@ -53,8 +56,11 @@ def resolve(
         return at(path)
     if _looks_like_a_path(text):
         at_hub = hub_name.parse(text)
-        hint = f'sdcli pull "{show(text, 300)}"' if at_hub is not None and at_hub.file else "sdcli doctor"
-        raise ModelMissing(f"there is nothing at {show(text, 200)}{_beside(Path(text))}", hint=hint)
+        near = _beside(Path(text))
+        hint = f'sdcli pull "{show(text, 300)}"' if at_hub is not None and at_hub.file else "sdcli models"
+        hint = f"-m {quoted(show(Path(text).with_name(near)))}" if near else hint
+        tail = f"; near: {show(near, 120)}" if near else ""
+        raise ModelMissing(f"there is nothing at {show(text, 200)}{tail}", hint=hint)
     if is_hub_id(text):
         raise _not_cached(text, revision, offline)
     raise _unknown(text, places, hub)
@@ -70,7 +76,7 @@ def family_of(model: Model) -> Family:
     """The family that draws it, or BadFile naming what it is instead."""
     found = families().get(model.family)
     if found is None:
-        raise BadFile(f"{show(model.name)} cannot be drawn with", hint='sdcli generate "a cat" -m sd15')
+        raise BadFile(f"{show(model.name)} cannot be drawn with", hint="-m sd15")
     return found
 
 
@@ -82,7 +88,7 @@ def _existing(text: str) -> Path | None:
         path = Path(text).expanduser()
         return path if path.exists() else None
     except (OSError, ValueError, RuntimeError):  # too long, a zero byte, the home of an unknown user
-        raise ModelMissing(f"-m {show(text, 120)} is no path", hint="sdcli doctor") from None
+        raise ModelMissing(f"-m {show(text, 120)} is not a path", hint="sdcli models") from None
 
 
 def _is_meant(text: str, path: Path) -> bool:
@@ -108,16 +114,16 @@ def _beside(path: Path) -> str:
     except (OSError, ValueError, RuntimeError):
         return ""
     near = difflib.get_close_matches(path.name, names, n=1, cutoff=0.6)
-    return f"; near: {show(near[0], 120)}" if near else ""
+    return near[0] if near else ""
 
 
 # --- names that sdcli knows
 
 
 def _named(text: str, revision: str | None, offline: bool, hub: Path | None, builtin: Path | None) -> Model | None:
-    if text == "builtin":
+    if text.casefold() == "builtin":
         if builtin is None:
-            raise ModelMissing("this build of sdcli has no built-in model", hint='sdcli generate "a cat" -m sd15')
+            raise ModelMissing("this build of sdcli has no built-in model", hint="-m sd15")
         return folder.read(builtin, family="builtin")
     known = known_as(text)
     return None if known is None else _from_known(text, known, revision, offline, hub, builtin)
@@ -125,7 +131,9 @@ def _named(text: str, revision: str | None, offline: bool, hub: Path | None, bui
 
 def known_as(text: str) -> Known | None:
     """The repository that an alias, its own id or a former one stands for."""
-    return next((known for known in _all_known() if text in (known.alias, known.repository, *known.formerly)), None)
+    word = text.casefold()
+    names = ((known, (known.alias, known.repository, *known.formerly)) for known in _all_known())
+    return next((known for known, called in names if word in map(str.casefold, called)), None)
 
 
 def _all_known() -> Iterator[Known]:
@@ -149,7 +157,7 @@ def _from_known(
         raise Offline(
             f"{known.alias} ({known.repository}) is not on this machine, and nothing may be fetched: "
             f"it takes {disk_text(absent.download_bytes)}",
-            hint='sdcli generate "a cat" -m builtin' if builtin else f"sdcli pull {known.alias}   (without --offline)",
+            hint="-m builtin" if builtin else f"sdcli pull {known.alias}   (without --offline)",
         )
     return absent
 
@@ -226,7 +234,7 @@ def _added(text: str, folders: tuple[Path, ...]) -> Model | None:
     if len(safe) > 1:
         raise Usage(
             f'"{show(text, 80)}" is {len(safe)} models: {", ".join(show(path, 120) for path in safe[:3])}',
-            hint=f'sdcli generate "a cat" -m "{show(safe[0], 300)}"',
+            hint=f'-m "{show(safe[0], 300)}"',
         )
     return at(safe[0]) if safe else None
 
@@ -260,7 +268,7 @@ def _unknown(text: str, folders: tuple[Path, ...], hub: Path | None) -> ModelMis
     where = f"in {places} or the Hugging Face cache" if places else "or in the Hugging Face cache"
     return ModelMissing(
         f'no model "{show(text, 80)}": not an alias, a path, {where}{tail}',
-        hint=f'sdcli generate "a cat" -m {show(near[0], 80) if near else "sd15"}',
+        hint=f"-m {show(near[0], 80) if near else 'sd15'}",
         near=near,
     )
 

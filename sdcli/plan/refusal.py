@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 
 from sdcli.errors import DoesNotFit, SdcliError
@@ -11,7 +11,7 @@ from sdcli.plan.planner import make_plan
 from sdcli.plan.techniques.technique import gib
 from sdcli.request.request import Request
 
-SMALLER = (0.75, 0.5, 0.375, 0.25)  # of each side
+SMALLER = (0.75, 0.5, 0.375, 0.25, 0.125)  # of each side
 CLEARLY_LESS = 0.95
 
 
@@ -23,12 +23,19 @@ def refused(plan: Plan) -> DoesNotFit:
     free = plan.hardware.free if on_device else plan.hardware.ram_free
     what = "GPU memory" if on_device else "memory"
     width, height = _size(plan)
-    pinned = " with these pins" if plan.request.pins else ""
+    lossy = any(way.fits and way.setup.storage == "fp8" and plan.setup.storage != "fp8" for way in plan.ways)
     message = (
-        f"{plan.model.name} at {width}×{height} does not fit{pinned}: the smallest way needs {gib(need)} of {what}, "
-        f"{gib(have)} of the {gib(free)} free may be used"
+        f"{plan.model.name} at {width}×{height} does not fit{_pinned(plan.request)}: it needs at least {gib(need)} of "
+        f"{what}{' without loss' if lossy else ''}; {gib(have)} available ({gib(free)} free, less a safety margin)"
     )
     return DoesNotFit(message, hint=way_out(plan), need=need, free=free, budget=have)
+
+
+def _pinned(request: Request) -> str:
+    """` in fp32 with placement=resident`: what the user decided, and the plan could not."""
+    pins = {slot: choice for slot, choice in request.pins.items() if slot != "dtype"}
+    named = ", ".join(f"{slot}={choice}" for slot, choice in pins.items())
+    return (f" in {request.pins['dtype']}" if "dtype" in request.pins else "") + (f" with {named}" if named else "")
 
 
 def way_out(plan: Plan, below: int | None = None) -> str:
@@ -46,20 +53,32 @@ def way_out(plan: Plan, below: int | None = None) -> str:
             return f"the same command {flags}"
     if any(way.setup.device == "cpu" and way.fits for way in plan.ways) and plan.hardware.kind != "cpu":
         return "the same command with --device cpu"
-    return "sdcli doctor"
+    return "the same command with -m builtin --size 256x256" if plan.model.kind != "builtin" else "sdcli doctor"
 
 
 def _milder(request: Request) -> Iterator[tuple[Request, str]]:
     if request.batch_size > 1:
         request = replace(request, batch_size=1)
         yield request, "with --batch-size 1"
+    lossy = replace(request, pins={**request.pins, "storage": "fp8"}), "with --pin storage=fp8"
     if request.pins:
-        yield replace(request, pins={}), "without --pin"
+        if "storage" not in request.pins:
+            yield lossy
+        yield replace(request, pins={}), f"without {_flags_of(request.pins)}"
     for share in SMALLER:
         width, height = (max(64, int(side * share) // 64 * 64) for side in (request.width, request.height))
         yield replace(request, width=width, height=height), f"with --size {width}x{height}"
     if "storage" not in request.pins:
-        yield replace(request, pins={**request.pins, "storage": "fp8"}), "with --pin storage=fp8"
+        yield lossy
+    if request.max_vram is not None:
+        yield replace(request, max_vram=None), "without --max-vram"
+    if request.max_ram is not None:
+        yield replace(request, max_ram=None), "without --max-ram"
+
+
+def _flags_of(pins: Mapping[str, str]) -> str:
+    """A pinned dtype is mostly typed as --dtype."""
+    return " ".join((["--pin"] if set(pins) - {"dtype"} else []) + (["--dtype"] if "dtype" in pins else []))
 
 
 def _size(plan: Plan) -> tuple[int, int]:

@@ -10,7 +10,6 @@ from sdcli.models.vae import scale
 from sdcli.plan.plan import Setup, Warning
 from sdcli.plan.techniques import dtype
 from sdcli.request.request import Job, Request
-from sdcli.terminal import counted
 
 FEW_STEP_SAMPLERS = ("LCM", "TCD")
 FEW_STEPS = 10
@@ -57,6 +56,7 @@ def _sizes(model: Model, jobs: Sequence[Job]) -> list[Warning]:
 def _steps(jobs: Sequence[Job]) -> list[Warning]:
     for job in jobs:
         if job.steps < FEW_STEPS and job.sampler not in FEW_STEP_SAMPLERS and job.guided:
-            message = f"{counted(job.steps, 'step')} is few for {job.sampler}; 20 to 30 is usual"
+            few = "1 step is" if job.steps == 1 else f"{job.steps} steps are"
+            message = f"{few} few for {job.sampler}; 20 to 30 is usual"
             return [Warning(code="few-steps", message=message)]
     return []

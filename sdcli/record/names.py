@@ -60,7 +60,10 @@ class Destination:
         return self.records.parent.parent != self.folder
 
     def names(self, job: Job, number: int = 1) -> Iterator[str]:
-        """The name this picture should have, then those to fall back on when it is taken. Always with `/`."""
+        """The name this picture should have, then those to fall back on when it is taken. Always with `/`.
+
+        A file that was named has none to fall back on but beside other pictures of its own run.
+        """
         if self.kind == "numbered":
             for taken in itertools.count(number):
                 yield numbered_name(taken, job, self.suffix)
@@ -390,11 +393,11 @@ def _check_one_file(path: Path, count: int, overwrite: bool) -> None:
             count=count,
         )
     if os.path.lexists(path) and not overwrite:
-        raise CannotWrite(
-            f"{show(path)} exists and is not replaced unasked",
-            hint="--overwrite   (or another name)",
-            path=str(path),
-        )
+        raise already_there(path)
+
+
+def already_there(path: Path) -> CannotWrite:
+    return CannotWrite(f"{show(path)} already exists", hint="--overwrite   (or another name)", path=str(path))
 
 
 def _check_writable(folder: Path, run: str, files: Files) -> None:

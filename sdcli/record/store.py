@@ -22,7 +22,7 @@ from sdcli.plan.plan import Plan
 from sdcli.record.encode import Encoded, encode
 from sdcli.record.files import REAL, Files, cannot_write, discard, publish, write_new
 from sdcli.record.metadata import own
-from sdcli.record.names import Destination, inside, next_number
+from sdcli.record.names import Destination, already_there, inside, next_number
 from sdcli.record.runs import Intent, Manifest, begin
 from sdcli.terminal import show
 
@@ -241,6 +241,8 @@ class Shelf:
             for attempt, name in enumerate(destination.names(event.job, self.number)):
                 path = inside(destination.folder, name)
                 ours = name in self.names  # --overwrite replaces what was there before this run, not its own pictures
+                if destination.kind == "file" and not ours and path_taken(path) and not destination.overwrite:
+                    raise already_there(path)  # by another run since this one began
                 if ours or (path_taken(path) and not destination.overwrite):
                     if attempt > MOST_NAMES:
                         raise FileExistsError(17, "every name is taken", str(path))
@@ -254,6 +256,8 @@ class Shelf:
                 try:
                     publish(files, part, path, overwrite=destination.overwrite)
                 except FileExistsError:
+                    if destination.kind == "file" and not ours:
+                        raise already_there(path) from None
                     continue  # taken this very moment: the next name
                 part = None
                 return self._settle(name, path, attempt, intent, manifest)

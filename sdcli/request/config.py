@@ -36,17 +36,24 @@ ORDER = ("family", "model", "user", "environment", "preset", "settings-from", "f
 def _integer(field: str, text: str) -> int:
     if re.fullmatch(r"\s*[+-]?\d{1,18}\s*", text, re.ASCII):
         return int(text)
-    raise Usage(f'{flag_of(field)}: "{show(text, 60)}" is not a whole number', hint=f"sdcli help {_topic(field)}")
+    flag = flag_of(field)
+    raise Usage(f'{flag}: "{show(text, 60)}" is not a whole number', hint=f"{flag} {_digits(text) or _usual(field)}")
 
 
-def _topic(field: str) -> str:
-    return "memory" if field in ("max_vram", "max_ram", "pins") else "environment"
+def _digits(text: str) -> str:
+    """What a number was probably meant to be: 30.0, 30x, ~30."""
+    found = re.search(r"[1-9]\d{0,3}", text, re.ASCII)
+    return found[0] if found else ""
+
+
+def _usual(field: str) -> object:
+    return next(f.default for f in fields(Request) if f.name == field)
 
 
 def _number(field: str, text: str) -> float:
     if re.fullmatch(r"\s*[+-]?(\d{1,18}(\.\d{0,18})?|\.\d{1,18})\s*", text, re.ASCII):
         return float(text)
-    raise Usage(f'{flag_of(field)}: "{show(text, 60)}" is not a number', hint='sdcli generate "a cat" --guidance 7')
+    raise Usage(f'{flag_of(field)}: "{show(text, 60)}" is not a number', hint=f"{flag_of(field)} 7")
 
 
 def _yes(field: str, text: str) -> bool:
@@ -65,7 +72,7 @@ def _choice(field: str, text: str) -> str:
         near = nearest(word, choices, 1)
         raise Usage(
             f'{flag_of(field)}: "{show(text, 60)}" is none of {", ".join(choices)}',
-            hint=f'sdcli generate "a cat" {flag_of(field)} {near[0] if near else choices[0]}',
+            hint=f"{flag_of(field)} {near[0] if near else choices[0]}",
         )
     return word
 
@@ -198,14 +205,20 @@ def from_table(table: Mapping[str, Any], path: Path | None = None) -> dict[str, 
     """The settings of a TOML table; with `path`, its file, a mistake is told with its line."""
     values: dict[str, Any] = {}
     for name, given in table.items():
+        hint = "sdcli config show" if path is None else _mended(name, given)
         if name not in SETTINGS or name in NOT_KEPT:
             near = near_text(nearest(name, [setting for setting in SETTINGS if setting not in NOT_KEPT], 1))
-            raise Usage(f'{_place(path, name)}no setting "{show(name, 60)}"{near}', hint="sdcli config show")
+            raise Usage(f'{_place(path, name)}no setting "{show(name, 60)}"{near}', hint=hint)
         try:
             values[name] = convert(name, given)
         except Usage as error:
-            raise Usage(f"{_place(path, name)}{error.message}", hint="sdcli config show") from None
+            raise Usage(f"{_place(path, name)}{error.message}", hint=hint) from None
     return values
+
+
+def _mended(name: str, given: Any) -> str:
+    """What takes a wrong line out of the user's file; a table is more than a line."""
+    return "sdcli config path" if isinstance(given, Mapping) else f"sdcli config unset {shlex.quote(show(name, 60))}"
 
 
 def _place(path: Path | None, name: str) -> str:
@@ -282,6 +295,9 @@ def _preset_files(user_folder: Path) -> dict[str, Path]:
     return {path.stem: path for folder in (data.presets(), user_folder) for path in sorted(folder.glob("*.toml"))}
 
 
+_WITHOUT_PRESET = "the same command without --preset   (or mend its file)"
+
+
 def from_preset(name: str, user_folder: Path) -> dict[str, Any]:
     """What a preset sets; only its own file is read."""
     files = _preset_files(user_folder)
@@ -289,13 +305,16 @@ def from_preset(name: str, user_folder: Path) -> dict[str, Any]:
         near = nearest(name, files) or sorted(files)
         raise Usage(
             f'no preset "{show(name, 60)}"; there is {", ".join(show(known, 60) for known in near)}',
-            hint=f'sdcli generate "a cat" --preset {shlex.quote(near[0])}' if near else "sdcli config path",
+            hint=f"--preset {shlex.quote(near[0])}" if near else "sdcli config path",
         )
     table = read_toml(files[name])
     table.pop("description", None)
     if "preset" in table:
-        raise Usage(f"{_place(files[name], 'preset')}a preset cannot name another", hint="sdcli config path")
-    return from_table(table, files[name])
+        raise Usage(f"{_place(files[name], 'preset')}a preset cannot name another", hint=_WITHOUT_PRESET)
+    try:
+        return from_table(table, files[name])
+    except Usage as error:
+        raise Usage(error.message, hint=_WITHOUT_PRESET) from None
 
 
 # --- changing the user's file

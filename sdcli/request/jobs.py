@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 import re
-import shlex
 from collections.abc import Callable, Iterable
 from dataclasses import replace
 from itertools import islice
@@ -14,7 +13,7 @@ from sdcli.request import samplers
 from sdcli.request.options import OPTIONS, Option, flag_of
 from sdcli.request.request import LARGEST_SEED, PER_IMAGE, Job, Request
 from sdcli.sizes import parse_size
-from sdcli.terminal import show
+from sdcli.terminal import quoted, show
 
 MOST_JOBS = 10_000
 SIDES = (64, 8192)
@@ -30,34 +29,44 @@ def parse_seeds(text: str) -> tuple[int, ...]:
     for part in text.split(","):
         seeds.extend(_seed_range(part.strip(), text))
         if len(seeds) > MOST_JOBS:
-            raise Usage(f"--seed: more than {MOST_JOBS} seeds", hint='sdcli generate "a cat" --seed 1..8')
+            raise Usage(f"--seed: more than {MOST_JOBS} seeds", hint="--seed 1..8")
     return tuple(seeds)
 
 
 def _seed_range(part: str, text: str) -> Iterable[int]:
     found = re.fullmatch(r"(\d{1,40})(?:\.\.(\d{1,40}))?", part, re.ASCII)
     if found is None:
-        raise Usage(f'--seed: "{show(text, 60)}" is no seed, list or range', hint='sdcli generate "a cat" --seed 1,5,9')
+        raise Usage(f'--seed: "{show(text, 60)}" is not a seed, list or range', hint=_seed_meant(text.strip()))
     first, last = int(found[1]), int(found[2] or found[1])
     for seed in (first, last):
         if seed > LARGEST_SEED:
             raise Usage(
                 f"--seed {seed} is larger than {LARGEST_SEED} (2^32 - 1)",
-                hint=f'sdcli generate "a cat" --seed {seed % (LARGEST_SEED + 1)}',
+                hint=f"--seed {seed % (LARGEST_SEED + 1)}",
             )
     if last < first:
-        raise Usage(f"--seed {first}..{last} runs backwards", hint=f'sdcli generate "a cat" --seed {last}..{first}')
+        raise Usage(f"--seed {first}..{last} runs backwards", hint=f"--seed {last}..{first}")
     if last - first >= MOST_JOBS:
-        raise Usage(f"--seed: more than {MOST_JOBS} seeds", hint='sdcli generate "a cat" --seed 1..8')
+        raise Usage(f"--seed: more than {MOST_JOBS} seeds", hint="--seed 1..8")
     return range(first, last + 1)
 
 
+def _seed_meant(text: str) -> str:
+    """Other programs write a range as 1-3, and a random seed as -1."""
+    range_ = re.fullmatch(r"(\d{1,10})\s*(?:-|:|\.\.\.|to)\s*(\d{1,10})", text, re.ASCII)
+    if range_:
+        return f"--seed {range_[1]}..{range_[2]}"
+    if text in ("-1", "random"):
+        return "the same command without --seed   (a random one is taken, and printed)"
+    return "--seed 1,5,9   (or 1..8, or without --seed for a random one)"
+
+
 def parse_sides(text: str) -> tuple[int, int]:
-    """`1024x768` as (width, height)."""
-    found = re.fullmatch(r"\s*(\d{1,9})\s*[x×*]\s*(\d{1,9})\s*", text, re.ASCII | re.IGNORECASE)
+    """`1024x768` as (width, height); `512` is a square."""
+    found = re.fullmatch(r"\s*(\d{1,9})\s*(?:[x×*]\s*(\d{1,9})\s*)?", text, re.ASCII | re.IGNORECASE)
     if found is None:
-        raise Usage(f'--size: "{show(text, 60)}" is not WIDTHxHEIGHT', hint='sdcli generate "a cat" --size 1024x768')
-    return int(found[1]), int(found[2])
+        raise Usage(f'--size: "{show(text, 60)}" is not WIDTHxHEIGHT', hint="--size 1024x768")
+    return int(found[1]), int(found[2] or found[1])
 
 
 def parse_memory(text: str, flag: str = "--max-vram") -> int:
@@ -67,7 +76,7 @@ def parse_memory(text: str, flag: str = "--max-vram") -> int:
     except ValueError:
         raise Usage(
             f'{flag}: "{show(text, 60)}" is no size; write 6, 6GiB, 6GB or 6000MiB',
-            hint=f'sdcli plan "a cat" {flag} 6GiB',
+            hint=f"{flag} 6GiB",
         ) from None
 
 
@@ -77,7 +86,7 @@ def parse_memory(text: str, flag: str = "--max-vram") -> int:
 def check(request: Request) -> None:
     """Every range, with the flag's name and what would do."""
     if not request.prompts or not all(prompt.strip() for prompt in request.prompts):
-        raise Usage("the prompt is empty", hint='sdcli generate "a cat"')
+        raise Usage("the prompt is empty", hint='"a cat"')
     for text in (*request.prompts, request.negative_prompt):
         _check_text(text)
     for option in OPTIONS:
@@ -88,14 +97,13 @@ def check(request: Request) -> None:
     for seed in request.seeds:
         _between("--seed", seed, 0, LARGEST_SEED)
     _between("--num-images", request.num_images, 1, MOST_JOBS)
-    check_side("--width", request.width)
-    check_side("--height", request.height)
+    _check_sides(request)
     if len(request.prompts) * max(1, len(request.seeds)) > MOST_JOBS:
-        raise Usage(f"more than {MOST_JOBS} pictures in one run", hint='sdcli generate "a cat" --seed 1..8')
+        raise Usage(f"more than {MOST_JOBS} pictures in one run", hint="--seed 1..8 --num-images 8")
 
 
 def _check_text(text: str) -> None:
-    hint = 'sdcli generate "a cat"'
+    hint = '"a cat"'
     if len(text) > LONGEST_PROMPT:
         raise Usage(f"a prompt of {len(text)} characters is longer than {LONGEST_PROMPT}", hint=hint)
     if "\0" in text:
@@ -111,7 +119,7 @@ def _check_choice(option: Option, value: str) -> None:
         flag = flag_of(option.field)
         raise Usage(
             f'{flag}: "{show(value, 60)}" is none of {", ".join(option.choices)}',
-            hint=f'sdcli generate "a cat" {flag} {option.choices[0]}',
+            hint=f"{flag} {option.choices[0]}",
         )
 
 
@@ -123,9 +131,19 @@ def _within(option: Option, value: float) -> None:
 def _between(flag: str, value: float, lowest: float, highest: float) -> None:
     if not lowest <= value <= highest:  # not a number is not between either
         near = min(max(value, lowest), highest) if math.isfinite(value) else highest
-        raise Usage(
-            f"{flag} {value} is not between {lowest} and {highest}", hint=f'sdcli generate "a cat" {flag} {near}'
-        )
+        raise Usage(f"{flag} {value} is not between {lowest} and {highest}", hint=f"{flag} {near}")
+
+
+def _check_sides(request: Request) -> None:
+    """The hint mends both where both are wrong."""
+    wrong = []
+    for flag, value in (("--width", request.width), ("--height", request.height)):
+        try:
+            check_side(flag, value)
+        except Usage as error:
+            wrong.append(error)
+    if wrong:
+        raise Usage(wrong[0].message, hint=" ".join(error.hint for error in wrong))
 
 
 def check_side(flag: str, value: int) -> None:
@@ -136,7 +154,7 @@ def check_side(flag: str, value: int) -> None:
         below, above = value // 8 * 8, value // 8 * 8 + 8
         raise Usage(
             f"{flag} {value} is not a multiple of 8; the nearest are {below} and {above}",
-            hint=f'sdcli generate "a cat" {flag} {above}',
+            hint=f"{flag} {above}",
         )
 
 
@@ -151,16 +169,14 @@ def resolve_seeds(
         if num_images not in (None, len(asked)):
             raise Usage(
                 f"--num-images {num_images} does not go with {len(asked)} seeds",
-                hint=f'sdcli generate "a cat" --seed {asked[0]} --num-images {num_images}',
+                hint=f"--seed {asked[0]} --num-images {num_images}",
             )
         return asked, False
     count = 1 if num_images is None else num_images
     _between("--num-images", count, 1, MOST_JOBS)
     first = asked[0] if asked else (draw or _by_chance)(LARGEST_SEED + 2 - count)
     if first + count - 1 > LARGEST_SEED:
-        raise Usage(
-            f"--seed {first} leaves no room for {count} seeds below 2^32", hint='sdcli generate "a cat" --seed 1'
-        )
+        raise Usage(f"--seed {first} leaves no room for {count} seeds below 2^32", hint="--seed 1")
     return tuple(range(first, first + count)), not asked
 
 
@@ -189,26 +205,24 @@ def renumbered(jobs: Iterable[Job]) -> tuple[Job, ...]:
     """Jobs from several lines as those of one run, no more than a run may have."""
     numbered = tuple(replace(job, index=index) for index, job in enumerate(islice(jobs, MOST_JOBS + 1)))
     if len(numbered) > MOST_JOBS:
-        raise Usage(f"more than {MOST_JOBS} pictures in one run", hint='sdcli generate "a cat" --seed 1..8')
+        raise Usage(f"more than {MOST_JOBS} pictures in one run", hint="--seed 1..8")
     return numbered
 
 
 # --- a forgotten quote
 
 
-def forgotten_quotes(words: tuple[str, ...], command: str = "generate") -> Usage | None:
-    """Several prompts of one word each are a sentence whose quotes were forgotten; the error has the line repaired."""
+def forgotten_quotes(words: tuple[str, ...]) -> Usage | None:
+    """Several prompts of one word each are a sentence whose quotes were forgotten; the error has them put right."""
     if len(words) < 2 or any(len(word.split()) != 1 for word in words):
         return None
-    sentence = " ".join(words)
-    quoted = f'"{sentence}"' if not set(sentence) & set('"\\$`!') else shlex.quote(sentence)
-    hint = f"sdcli {command} {show(quoted)}"
+    hint = quoted(" ".join(words))
     if len(words) <= 10:
-        separate = " ".join(f"-p {shlex.quote(word)}" for word in words)
+        separate = " ".join(f"-p {quoted(word)}" for word in words)
         hint += f"      (or {show(separate)} to mean {_COUNTS[len(words) - 2]})"
     return Usage(
         f"{len(words)} prompts of one word each look like one sentence without quotes",
-        hint=hint if len(sentence) <= 200 else f'sdcli {command} "a red cat"',
+        hint=hint if len(hint) <= 400 and show(hint) == hint else '"a red cat"',
     )
 
 

@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 from sdcli.errors import Usage
 from sdcli.request.near import near_text, nearest
-from sdcli.terminal import show
+from sdcli.terminal import quoted, show
 
 Calls = Literal["n", "2n-1", "n+1"]
 
@@ -180,7 +180,7 @@ def find(name: str) -> Sampler:
     close = tuple(dict.fromkeys(_by_key()[key].name for key in nearest(_key(name), _by_key(), 4)))
     raise Usage(
         f'no sampler "{show(name, 60)}"{near_text(close)}',
-        hint="sdcli samplers",
+        hint=f"--sampler {quoted(close[0])}" if close else "sdcli samplers",
         field="sampler",
         near=list(close),
     )
@@ -195,7 +195,7 @@ def check_steps(sampler: Sampler, steps: int) -> None:
     if not 1 <= steps <= sampler.most_steps:
         raise Usage(
             f"{sampler.name} takes 1 to {sampler.most_steps} steps, not {steps}",
-            hint=f'sdcli generate "a cat" --sampler "{sampler.name}" --steps {min(max(steps, 1), sampler.most_steps)}',
+            hint=f"--steps {min(max(steps, 1), sampler.most_steps)}",
             field="steps",
         )
 
@@ -204,9 +204,9 @@ def refuse_unable(sampler: Sampler, zero_snr: bool) -> None:
     """Refuse a sampler that would not start from pure noise, for a model trained to (zero terminal SNR)."""
     if zero_snr and not sampler.zero_snr:
         raise Usage(
-            f"{sampler.name} cannot start from pure noise, as this model was trained to (zero terminal SNR); "
-            f"able are {', '.join(ABLE)}",
-            hint='sdcli generate "a cat" --sampler Euler',
+            f"{sampler.name} does not support models trained with zero terminal SNR, such as this one; "
+            f"use one of: {', '.join(ABLE)}",
+            hint="--sampler Euler",
             field="sampler",
             near=list(ABLE),
         )

@@ -4,10 +4,13 @@ import hashlib
 import json
 import signal
 import subprocess
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from cli_run import sdcli, start
+
+from sdcli.machine import state
 
 FAKE = ("--engine", "fake", "--size", "64x64")
 
@@ -167,3 +170,46 @@ def test_a_console_of_few_characters_is_no_obstacle(here: Path, encoding: str) -
     _, error = process.communicate(timeout=30)
     assert process.returncode == 0
     error.decode(encoding)
+
+
+def test_what_the_plan_warns_of_is_said_before_drawing_and_not_where_only_results_are_wanted(
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    words = ("generate", "a cat", "--engine", "fake", "--size", "64x64", "-s", "1")
+    told = sdcli(capfd, *words).err
+    assert "note: 1 step is few for DDIM" in told and "note: builtin was trained at 256×256" in told
+    assert "note" not in sdcli(capfd, *words, "-q").err
+    assert "note" not in sdcli(capfd, *words[:4]).err
+
+
+def test_an_engine_that_draws_nothing_is_not_forecast_by_the_real_one(
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    from sdcli.cli import ask
+    from sdcli.plan.remembered import key_of
+
+    plan = ask.plan_for({"words": ["a cat"], "seeds": "1"}, "plan").plan
+    key = key_of(plan.model, plan.setup, plan.jobs[0], 1)
+    measured = {"host_peak": 1 << 29, "load": 400.0, "step": 2.0, "picture": 1.0}
+    state.remember_run(ask.machine_of(plan.hardware), key, lambda old: measured)
+    assert "7 min" in " ".join(sdcli(capfd, "plan", "a cat").out.split())
+    assert "about" not in sdcli(capfd, "generate", "a cat", "--engine", "fake").err
+
+
+def test_the_place_of_a_filmstrip_is_told(
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    words = ("generate", "a cat", "--engine", "fake", "--filmstrip", "3", "-o", "cat.png")
+    assert "filmstrip: cat.filmstrip.png\n" in sdcli(capfd, *words).err
+    assert Path("cat.filmstrip.png").is_file()
+    assert "filmstrip" not in sdcli(capfd, *words, "--overwrite", "-q").err
+
+
+def test_loading_that_planning_did_already_is_told_as_loading() -> None:
+    from sdcli.cli import ask, generate
+    from sdcli.draw import fake
+    from sdcli.events import Timed
+
+    asked = replace(ask.plan_for({"words": ["a cat"]}, "plan"), imported=0.25)
+    told = [event for event in generate._events(asked, fake.run) if isinstance(event, Timed)]
+    assert [event.seconds for event in told if event.phase == "import"] == [0.25, 0.0]

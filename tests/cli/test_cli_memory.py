@@ -203,7 +203,7 @@ def test_where_loading_alone_would_kill_the_process_it_is_refused_with_numbers(
     assert error["type"] == "does_not_fit"
     assert error["details"]["need"] > error["details"]["budget"] == int(0.92 * (300 << 20))
     assert error["details"]["free"] == 300 << 20
-    assert "the smallest way needs 0." in error["message"] and "may be used" in error["message"]
+    assert "it needs at least 0." in error["message"] and "may be used" in error["message"]
     assert not (here / "sdcli-images").exists()
 
 

@@ -9,6 +9,7 @@ from cli_run import sdcli
 
 from sdcli import schema
 from sdcli.plan.plan import Plan
+from sdcli.terminal import cells
 
 
 def test_plan_shows_every_way_and_marks_the_one_it_takes(capfd: pytest.CaptureFixture[str]) -> None:
@@ -72,6 +73,51 @@ def test_a_setting_is_kept_shown_used_and_forgotten(own_folders: Path, capfd: py
     assert (plan["request"]["steps"], plan["request"]["guidance"], plan["origins"]["steps"]) == (31, 6.5, "user")
     assert sdcli(capfd, "config", "unset", "steps").code == 0
     assert path.read_text() == "# mine\nguidance = 6.5 # calm\n"
+
+
+def shown(capfd: pytest.CaptureFixture[str]) -> dict[str, tuple[object, str]]:
+    rows = sdcli(capfd, "config", "show", "--json").json["values"]
+    return {row["name"]: (row["value"], row["origin"]) for row in rows}
+
+
+def test_config_show_is_what_a_run_of_the_model_in_force_would_use(
+    own_folders: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    names = ("width", "height", "steps", "sampler", "guidance")
+    for model in ("builtin", "sdxl"):
+        if model != "builtin":
+            monkeypatch.setenv("SDCLI_MODEL", model)
+        plan = sdcli(capfd, "plan", "a cat", "--as-if", "cpu", "--json").json
+        rows = shown(capfd)
+        assert {name: rows[name] for name in names} == {
+            name: (plan["request"][name], plan["origins"][name]) for name in names
+        }
+    assert rows["width"] == (1024, "family") and rows["model"] == ("sdxl", "environment")
+    assert rows["format"] == ("png", "default")
+
+
+def test_config_show_still_shows_a_model_that_is_not_there(
+    own_folders: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("SDCLI_MODEL", "nope")
+    rows = shown(capfd)
+    assert rows["model"] == ("nope", "environment") and rows["steps"][0] is None
+    assert 'no model "nope"' in sdcli(capfd, "config", "show").err
+
+
+@pytest.mark.parametrize("line", ["stepz = 3", 'steps = "many"', "width = 100.5"])
+def test_a_wrong_line_of_the_config_is_a_problem_for_doctor_and_the_hint_mends_it(
+    line: str, own_folders: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    (own_folders / "config").mkdir()
+    (own_folders / "config" / "config.toml").write_text(line + "\n")
+    told = sdcli(capfd, "doctor", "--json")
+    assert told.code in (2, 8) and "config" in [problem["code"] for problem in told.json["problems"]]
+    shown = sdcli(capfd, "config", "show")
+    hint = shown.err.split("try: ")[1].split()
+    assert shown.code == 2 and hint[:3] == ["sdcli", "config", "unset"]
+    assert sdcli(capfd, *hint[1:]).code == 0
+    assert sdcli(capfd, "config", "show").code == 0
 
 
 @pytest.mark.parametrize(
@@ -158,6 +204,63 @@ def test_every_command_has_help(command: list[str], capfd: pytest.CaptureFixture
     assert "Usage: sdcli" in done.out
 
 
+def test_presets_are_listed_with_ones_own(own_folders: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    (own_folders / "config" / "presets").mkdir(parents=True)
+    (own_folders / "config" / "presets" / "mine.toml").write_text('description = "calm"\nsteps = 9\n')
+    done = sdcli(capfd, "presets")
+    assert "mine          calm" in done.out and "lcm " in done.out and "presets/NAME.toml" in done.err
+    data = sdcli(capfd, "presets", "--json").json
+    assert data["schema"] == "sdcli.presets/1"
+    assert {"name", "description", "path"} == set(data["presets"][0])
+
+
+@pytest.mark.parametrize("words", [("bench",), ("bench", "compare")])
+def test_the_help_of_bench_is_in_groups_too(words: tuple[str, ...], capfd: pytest.CaptureFixture[str]) -> None:
+    done = sdcli(capfd, *words, "--help")
+    groups = re.findall(r"^(\w+):$", done.out, re.MULTILINE)
+    assert groups[:2] == (["Everyday", "Prompt"] if len(words) == 1 else ["Measure", "Everyday"])
+    assert ("Commands" in groups) == (words == ("bench",))
+
+
 def test_the_help_of_generate_is_in_groups_the_everyday_options_first(capfd: pytest.CaptureFixture[str]) -> None:
     groups = re.findall(r"^(\w+):$", sdcli(capfd, "generate", "--help").out, re.MULTILINE)
     assert groups == ["Everyday", "Prompt", "Picture", "Model", "Memory", "Output", "Options"]
+
+
+@pytest.mark.parametrize(
+    ("typed", "offered"), [("DPM++", "DPM++\\ 2M\\ Karras"), ('"DPM++', "DPM++ 2M Karras"), ("Eul", "Euler\\ a")]
+)
+def test_a_name_with_spaces_completes_as_one_word_in_bash(
+    typed: str, offered: str, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("_SDCLI_COMPLETE", "complete_bash")
+    monkeypatch.setenv("COMP_WORDS", f"sdcli generate --sampler {typed}")
+    monkeypatch.setenv("COMP_CWORD", "3")
+    assert offered in sdcli(capfd).out.splitlines()
+
+
+@pytest.mark.parametrize("columns", [40, 60])
+@pytest.mark.parametrize(
+    "words",
+    [
+        "--help", "generate --help", "bench --help", "doctor", "samplers", "presets", "config show", "help",
+        "help memory", "help formats", "help environment", "help exit-codes", "inspect-unet sd15",
+    ],
+)  # fmt: skip
+def test_screens_fold_between_words(
+    words: str, columns: int, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def read(width: int) -> tuple[list[str], list[str]]:
+        monkeypatch.setenv("COLUMNS", str(width))
+        done = sdcli(capfd, *words.split())
+        assert done.code in (0, 8)
+        return done.out.splitlines(), done.out.split()
+
+    (lines, narrow), (_, wide) = read(columns), read(100)
+    if not words.startswith("inspect"):  # the U is drawn to measure
+        signs = "(),.;"
+        whole = {word.strip(signs) for word in wide}
+        assert not [word for word in narrow if not re.search(r"\d", word) and word.strip(signs) not in whole]
+    assert not any(word.endswith("…") for word in narrow if word not in wide)
+    if columns == 60:
+        assert all(cells(line) <= 60 or " " not in line.strip() for line in lines)

@@ -98,11 +98,11 @@ def test_every_command_answers_a_usage_error_with_code_2(words: list[str], capfd
 def test_a_bare_prompt_is_asked_about(capfd: pytest.CaptureFixture[str]) -> None:
     done = sdcli(capfd, "a cat", "-n", "2")
     assert done.code == 2
-    assert "did you mean generate" in done.err and "sdcli generate 'a cat' -n 2" in done.err
+    assert "did you mean generate" in done.err and 'sdcli generate "a cat" -n 2' in done.err
 
 
 def test_a_mistyped_command_names_the_right_one(capfd: pytest.CaptureFixture[str]) -> None:
-    assert "sdcli generate 'a cat'" in sdcli(capfd, "genrate", "a cat").err
+    assert 'sdcli generate "a cat"' in sdcli(capfd, "genrate", "a cat").err
 
 
 @pytest.mark.skipif(os.name == "nt", reason="no such folder there")

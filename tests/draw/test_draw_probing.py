@@ -16,14 +16,15 @@ PLACE = replace(HARDWARE, dtypes={"fp32": "assumed", "bf16": "assumed", "fp16": 
 
 
 def test_a_cpu_that_claims_bf16_is_tried_once_and_remembered(monkeypatch: pytest.MonkeyPatch) -> None:
-    found = probing.probed(PLACE)
+    found, seconds = probing.probed(PLACE)
+    assert seconds > 0.0
     assert found.dtypes["bf16"] in ("probed", "unavailable") and found.dtypes["fp32"] == "probed"
     torch = installation.torch_build()
     assert torch is not None
     kept = state.remembered_probe(PLACE.name, PLACE.isa, torch.version)
     assert kept is not None and kept.dtypes == found.dtypes and kept.ratio["fp32"] == 1.0
     monkeypatch.setattr(local, "probe", None)  # a second trial would fail
-    assert probing.probed(PLACE) is PLACE
+    assert probing.probed(PLACE) == (PLACE, 0.0)
 
 
 @pytest.mark.parametrize(
@@ -37,4 +38,4 @@ def test_a_cpu_that_claims_bf16_is_tried_once_and_remembered(monkeypatch: pytest
 )
 def test_nothing_is_tried_where_it_would_decide_nothing(monkeypatch: pytest.MonkeyPatch, place: object) -> None:
     monkeypatch.setattr(importlib, "import_module", None)
-    assert probing.probed(place) is place  # type: ignore[arg-type]
+    assert probing.probed(place) == (place, 0.0)  # type: ignore[arg-type]

@@ -163,6 +163,22 @@ def test_a_hub_that_does_not_answer_is_said_to(own_folders: Path) -> None:
     assert not reachable and "does not answer" in words
 
 
+def test_a_hub_that_was_to_be_tried_and_does_not_answer_is_a_problem(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HF_ENDPOINT", "file:///etc/passwd")
+    found = doctor.examine(network=True, seen=machine(torch=CPU_TORCH))
+    assert [problem.code for problem in found.report.problems] == ["network"]
+    assert doctor.exit_code(found.report) == 3 and doctor.screen(found)[-1] == "1 problem. (exit 3)"
+    assert _exit(machine(torch=CPU_TORCH)) == 0  # unasked
+
+
+def test_settings_that_are_wrong_are_a_problem(own_folders: Path) -> None:
+    (own_folders / "config").mkdir()
+    (own_folders / "config" / "config.toml").write_text("garbage = = 3\n")
+    text = _screen(machine(torch=CPU_TORCH))
+    assert "config.toml:1: " in text and text.endswith("1 problem. (exit 2)")
+    assert _exit(machine(torch=CPU_TORCH)) == 2 and _exit(machine(card(), torch=CPU_TORCH)) == 8
+
+
 def test_a_hub_that_answers_is_timed_and_one_that_refuses_is_quoted() -> None:
     import http.server
     import threading

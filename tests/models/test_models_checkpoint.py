@@ -69,7 +69,7 @@ def test_a_pruned_relative_is_not_taken_for_its_big_sister(tmp_path: Path) -> No
         (
             {"a.attn2.to_k.lora_A.weight": [4, 2048]},
             "is a LoRA for SDXL, not a model",
-            'generate "a cat" -m sdxl --lora',
+            "the same command with -m sdxl --lora",
         ),
         ({"a.attn2.to_k.lora_A.weight": [4, 1024]}, "is a LoRA for Stable Diffusion 2,", "inspect-unet sd15 --lora"),
         ({"x.lora_A.weight": [4, 7]}, "is a LoRA, not a model", "inspect-unet sd15 --lora"),

@@ -9,8 +9,9 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from sdcli import data
 from sdcli.errors import BadFile, ModelMissing, Offline, SdcliError, Unsafe, Usage
-from sdcli.models import hub_cache
+from sdcli.models import hub_cache, hub_name
 from sdcli.models.families import families, find
 from sdcli.models.resolve import at, family_of, resolve
 from sdcli.schema import from_json, to_json
@@ -202,12 +203,36 @@ def test_an_unknown_word_is_answered_with_what_is_near_and_how_large(here: Path)
     first, second = caught.value.message.split("\n")
     assert first.startswith('no model "dreamshaper9": not an alias, a path, in ')
     assert second == "  near: dreamshaper_8 (sd15, 2.13 GB)   dreamshaperXL_v21 (sdxl, 6.94 GB)"
-    assert caught.value.hint == 'sdcli generate "a cat" -m dreamshaper_8'
+    assert caught.value.hint == "-m dreamshaper_8"
     assert caught.value.details["near"] == ["dreamshaper_8", "dreamshaperXL_v21"]
 
 
-def test_a_known_alias_in_other_letters_is_near() -> None:
-    for text, near in (("SD15", "sd15"), ("sdlx", "sdxl"), ("buildin", "builtin")):
+def test_a_known_alias_may_be_written_in_capitals() -> None:
+    assert (resolve("SD15").name, resolve("SdXL").name) == ("sd15", "sdxl")
+    assert resolve("Builtin", builtin=data.builtin_model()).kind == "builtin"
+
+
+@pytest.mark.parametrize(
+    ("page", "name"),
+    [
+        ("https://huggingface.co/stabilityai/stable-diffusion-xl-base-1.0", "sdxl"),
+        ("https://huggingface.co/stable-diffusion-v1-5/stable-diffusion-v1-5/tree/main?x=1", "sd15"),
+    ],
+)
+def test_the_address_of_a_page_at_the_hub_is_the_model_it_is_about(page: str, name: str) -> None:
+    assert resolve(page).name == name
+
+
+def test_the_address_of_a_file_or_a_commit_at_the_hub_keeps_them(here: Path) -> None:
+    assert str(hub_name.of_page("https://hf.co/me/x/blob/main/a/b.safetensors")) == "me/x/a/b.safetensors"
+    assert str(hub_name.of_page(f"https://huggingface.co/me/x/tree/{COMMIT}")) == f"me/x@{COMMIT}"
+    assert hub_name.of_page("https://huggingface.co.evil.org/me/x") is None
+    make.snapshot(here, "me/dream", COMMIT)
+    assert resolve(f"https://huggingface.co/me/dream/tree/{COMMIT[:7]}", hub=here, offline=True).revision == COMMIT
+
+
+def test_a_known_alias_with_a_slip_is_near() -> None:
+    for text, near in (("sdlx", "sdxl"), ("buildin", "builtin")):
         with pytest.raises(ModelMissing) as caught:
             resolve(text)
         assert caught.value.details["near"][0] == near

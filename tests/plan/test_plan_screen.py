@@ -60,14 +60,23 @@ def test_the_screen_of_an_8_gib_card_reads_as_it_should() -> None:
 def test_figures_are_called_predicted_until_measured() -> None:
     here = replace(EIGHT, source="nvml")
     plan = planned("sdxl", here)
-    assert "Figures predicted, not yet measured on this machine" in text(render(plan))
+    assert "Figures predicted, not measured on this machine" in text(render(plan)) and "±" not in text(render(plan))
     assert "about" not in text(render_summary(plan))
     memory = {"device_peak": 5 * GIB, "host_peak": GIB, "load": 4.0, "step": 0.8, "picture": 1.0, "runs": 3}
     again = planned("sdxl", here, {key_of(plan.model, plan.setup, plan.batch(0)): memory})
     assert "Figures from 3 runs here" in text(render(again))
     assert " 29 s  fastest fit" in "\n".join(render(again))
     assert render_summary(again)[-1].endswith("about 29 s")
-    assert "a machine that is not this one" in text(render(planned("sdxl", EIGHT)))
+    assert "Figures predicted for another machine, not measured" in text(render(planned("sdxl", EIGHT)))
+    assert "(±10 % on the CPUs tried)" in text(render(planned("sd15", processor(32))))
+
+
+def test_a_pinned_choice_is_called_so_once() -> None:
+    plan = planned("sd15", processor(32), pins={"vae": "tile-256", "attention": "sliced", "dtype": "fp32"})
+    whole = text(render(plan))
+    said = [row.because for row in plan.decisions if row.source == "pin"]
+    assert any("pinned" in because for because in said) and "(pinned)" in whole
+    assert not any(f"{because} (pinned)" in whole for because in said if "pinned" in because)
 
 
 def test_the_summary_is_one_line_where_everything_fits() -> None:

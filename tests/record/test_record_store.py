@@ -133,6 +133,28 @@ def test_a_name_taken_between_the_look_and_the_link_is_followed_by_the_next_numb
     assert recovered.done[0].file == "0002-a-cat-42.png"
 
 
+@pytest.mark.parametrize("look", [True, False], ids=["before the look", "between the look and the link"])
+def test_a_file_that_was_named_and_taken_by_another_run_meanwhile_is_refused_as_one_that_was_there(
+    tmp_path: Path, look: bool
+) -> None:
+    of = destination(tmp_path, kind="file", pattern="x.png")
+
+    class Late(Files):
+        def link(self, source: Path, target: Path) -> None:
+            if not target.exists():
+                target.write_bytes(b"of another run")
+            super().link(source, target)
+
+    if look:
+        (tmp_path / "x.png").write_bytes(b"of another run")
+    events: list[Event] = []
+    with pytest.raises(CannotWrite, match="already exists") as caught:
+        for event in store(stream(plan()), of, files=REAL if look else Late()):
+            events.append(event)
+    assert caught.value.hint.startswith("--overwrite") and any(isinstance(event, Failed) for event in events)
+    assert (tmp_path / "x.png").read_bytes() == b"of another run" and not (tmp_path / "x-2.png").exists()
+
+
 def test_two_runs_in_one_folder_at_once_never_touch_each_others_pictures(tmp_path: Path) -> None:
     of = plan(images=6)
     one = store(stream(of), destination(tmp_path))

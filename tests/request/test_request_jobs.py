@@ -163,22 +163,22 @@ def test_several_prompts_of_one_word_are_a_forgotten_quote() -> None:
     error = jobs.forgotten_quotes(("a", "red", "cat"))
     assert error is not None
     assert error.message == "3 prompts of one word each look like one sentence without quotes"
-    assert error.hint == 'sdcli generate "a red cat"      (or -p a -p red -p cat to mean three)'
+    assert error.hint == '"a red cat"      (or -p a -p red -p cat to mean three)'
 
 
-def test_a_forgotten_quote_is_repaired_for_the_command_that_was_typed_and_with_signs_quoted() -> None:
-    error = jobs.forgotten_quotes(("it's", "$5"), "plan")
+def test_a_forgotten_quote_is_repaired_with_signs_quoted() -> None:
+    error = jobs.forgotten_quotes(("it's", "$5"))
     assert error is not None
     line, _, other = error.hint.partition("      (or ")
-    assert shlex.split(line) == ["sdcli", "plan", "it's $5"]
+    assert shlex.split(line) == ["it's $5"]
     assert shlex.split(other.removesuffix(" to mean two)")) == ["-p", "it's", "-p", "$5"]
 
 
 def test_a_long_sentence_without_quotes_is_repaired_by_example() -> None:
     error = jobs.forgotten_quotes(("word",) * 12)
-    assert error is not None and error.hint == 'sdcli generate "' + " ".join(["word"] * 12) + '"'
+    assert error is not None and error.hint == '"' + " ".join(["word"] * 12) + '"'
     error = jobs.forgotten_quotes(("word",) * 900)
-    assert error is not None and error.hint == 'sdcli generate "a red cat"'
+    assert error is not None and error.hint == '"a red cat"'
 
 
 @pytest.mark.parametrize("words", [(), ("cat",), ("a cat", "a dog"), ("cat", "a dog")])

@@ -10,6 +10,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 import zipfile
@@ -209,26 +210,48 @@ def test_a_vanished_base_python_makes_the_environment_anew(made: Path, environme
 
 
 @POSIX
-@pytest.mark.parametrize("words", [(), ("--json",)], ids=["", "json"])
-def test_a_python_that_this_user_may_not_run_is_refused_and_left_alone(
-    made: Path, environment: Environment, words: tuple[str, ...]
+@pytest.mark.parametrize("touched", [False, True], ids=["as it was", "after a changed pin"])
+def test_a_python_that_this_user_may_not_run_is_refused_and_nothing_is_deleted(
+    made: Path, environment: Environment, touched: bool
 ) -> None:
-    """It is there, and another may run it: neither it nor the mark of a whole environment is touched."""
-    python, marker = made / ".sdcli" / "venv" / "bin" / "python", made / ".sdcli" / "venv" / "sdcli-whole"
-    kept = os.readlink(python) if python.is_symlink() else None
-    python.unlink()
-    python.write_text("#!/bin/sh\nexit 0\n")
-    python.chmod(0o644)
-    before = marker.read_text()
-    done = start(made, environment, *words)
-    assert done.returncode == 8 and "Traceback" not in done.stderr
-    assert "error: this user may not run the Python" in done.stderr and "  try: " in done.stderr
-    assert marker.read_text() == before and python.exists() and "One-time set-up" not in done.stderr
-    if words:
-        assert json.loads(done.stdout)["error"]["code"] == 8
-    if kept is not None:
-        python.unlink()
-        python.symlink_to(kept)
+    for name in (made / ".sdcli" / "venv" / "bin").glob("python*"):
+        name.unlink()
+        name.write_bytes(b"")  # there, and not executable: not for root either
+    if touched:
+        (made / "constraints.txt").write_text(PINS.replace("tinydep==1.0", "tinydep==2.0"))
+    before = sorted((path, path.lstat().st_mtime_ns) for path in (made / ".sdcli" / "venv").rglob("*"))
+    done = start(made, environment, "generate", "--json")
+    error = json.loads(done.stdout)["error"]
+    assert (done.returncode, error["code"], error["type"]) == (8, 8, "device")
+    assert "error: this user cannot run the Python of .sdcli/" in done.stderr and "  try: " in done.stderr
+    assert "Traceback" not in done.stderr
+    assert sorted((path, path.lstat().st_mtime_ns) for path in (made / ".sdcli" / "venv").rglob("*")) == before
+
+
+@POSIX
+@pytest.mark.skipif(shutil.which("setpriv") is None or os.geteuid() != 0, reason="another user takes root")
+def test_a_python_in_the_home_of_another_user_is_not_taken_for_gone(
+    made: Path, environment: Environment, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    with tempfile.TemporaryDirectory() as open_to_all:
+        os.chmod(open_to_all, 0o755)
+        home = Path(open_to_all, "home")
+        home.mkdir(mode=0o700)
+        (home / "python").symlink_to(sys.executable)
+        folder = Path(shutil.copytree(made, Path(open_to_all, "clone"), symlinks=True))
+        for name in (folder / ".sdcli" / "venv" / "bin").glob("python*"):
+            name.unlink()
+            name.symlink_to(home / "python")
+        for path in (folder, *folder.rglob("*")):
+            os.chown(path, 65534, 65534, follow_symlinks=False)  # with the right to delete it
+        other = ["setpriv", "--reuid=65534", "--regid=65534", "--clear-groups"]
+        base = os.path.realpath(sys.executable)
+        done = subprocess.run(
+            [*other, base, str(folder / "scripts" / "sdcli"), "doctor"],
+            env={**environment, "HOME": open_to_all}, cwd=open_to_all, capture_output=True, text=True,
+        )  # fmt: skip
+        assert done.returncode == 8 and "this user cannot run the Python of .sdcli/" in done.stderr, done.stderr
+        assert (folder / ".sdcli" / "venv" / "sdcli-whole").is_file()
 
 
 def test_only_pips_settings_decide_where_things_come_from_and_never_where_they_go(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,9 @@ SUFFIX = ".filmstrip.png"
 class Filmstrip:
     """A sink. Frames are kept only until their picture is saved."""
 
-    def __init__(self, frames: int, files: Files = REAL) -> None:
+    def __init__(self, frames: int, files: Files = REAL, told: Callable[[Path], None] = lambda path: None) -> None:
+        """`told` is called with the place of each strip."""
+        self._told = told
         self._wanted = frames
         self._files = files
         self._frames: dict[int, list[Preview]] = {}
@@ -47,6 +50,7 @@ class Filmstrip:
             replace_whole(self._files, path, [_png(strip)])
         except OSError as error:
             raise cannot_write(path, error, done=f"{picture.name} is saved") from None
+        self._told(path)
 
 
 def _height(height: int) -> int:
