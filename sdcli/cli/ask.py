@@ -125,7 +125,15 @@ def find_model(sources: Sources) -> Model:
         if origins.get("model") == "settings-from" and not error.details.get("repository"):
             raise _drawn_elsewhere(name, sources.flag["settings_from"]) from None
         raise
+    if sources.flag.get("revision") and found.source != "hub":
+        raise Usage(
+            f"--revision is for models of the Hub; {show(found.name, 80)} is {_PLACES[found.source]}",
+            hint=f'sdcli generate "a cat" -m "{show(name, 200)}"',
+        )
     return replace(found, hash=_hash(found)) if found.source == "builtin" else found
+
+
+_PLACES = {"folder": "a folder here", "file": "a file here", "builtin": "built in"}
 
 
 def _drawn_elsewhere(name: str, image: str) -> ModelMissing:

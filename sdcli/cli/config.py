@@ -10,7 +10,8 @@ import typer
 
 from sdcli import schema
 from sdcli.cli.answer import print_json
-from sdcli.cli.ask import default_model
+from sdcli.cli.ask import default_model, find_model
+from sdcli.errors import ModelMissing
 from sdcli.machine import state
 from sdcli.models.families import find
 from sdcli.request import config
@@ -44,8 +45,19 @@ def _show(json: Annotated[bool, typer.Option("--json", help="One JSON object on 
 
 def _set(name: Name, value: Annotated[str, typer.Argument(metavar="VALUE", help="Its value.")]) -> None:
     """Keep a value for later runs: sdcli config set steps 30."""
+    if name == "model" and value.strip():
+        _check_known(value)
     config.set_value(file(), name, value)
     say(f"{name} = {show(value, 60)}, kept in {show(file())}")
+
+
+def _check_known(model: str) -> None:
+    """A model on this machine, or one that the Hub may have."""
+    try:
+        find_model(config.Sources(flag={"model": model}))
+    except ModelMissing as error:
+        if not error.details.get("repository"):
+            raise
 
 
 def _unset(name: Name) -> None:
