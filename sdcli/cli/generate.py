@@ -166,7 +166,7 @@ class Screen:
         if notice is not None:
             say(f"{notice.message}; {notice.hint}")
         for warning in self.plan.warnings:
-            if warning.code in (NOT_NEEDED, not_taken.CODE, *adapters.CODES):
+            if warning.code in (NOT_NEEDED, *not_taken.CODES, *adapters.CODES):
                 say(f"note: {warning.message}")
         for line in plan_screen.render_summary(self.plan, width(sys.stderr), not speaks_unicode(sys.stderr)):
             say(line)

@@ -162,3 +162,11 @@ def test_what_could_never_work_is_not_taken_in_silence(
 def test_what_may_work_is_kept(name: str, value: str, own_folders: Path, capfd: pytest.CaptureFixture[str]) -> None:
     assert sdcli(capfd, "config", "set", name, value).code == 0
     assert value in (own_folders / "config" / "config.toml").read_text()
+
+
+def test_syntax_that_sdcli_lacks_is_told(capfd: pytest.CaptureFixture[str]) -> None:
+    said = "drawn as plain words, for sdcli has no such syntax: [cat:dog:0.5], AND, {a|b}, __wild__"
+    words = ["a [cat:dog:0.5] AND {a|b} __wild__", "-m", "builtin"]
+    assert f"note: {said}\n" in sdcli(capfd, "generate", *words, *GOOD).err
+    plan = sdcli(capfd, "plan", *words, "--json").json
+    assert said in [one["message"] for one in plan["warnings"] if one["code"] == "syntax-not-known"]
