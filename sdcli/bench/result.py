@@ -23,9 +23,9 @@ from sdcli.record.report import Measured, MemoryUse, Predicted
 from sdcli.terminal import show
 
 NAME, NEWEST = "sdcli.bench", 1
-LARGEST_FILE = 256 << 20
 _PEAKS = ("allocated_peak", "reserved_peak", "driver_peak", "pinned_peak", "host_peak")
 LARGEST_FILE = 256 << 20  # a sweep holds a picture of each row
+ANOTHER = "sdcli bench --quick --save new.json"
 ELSEWHERE = "--save ~/bench.json"
 Result = dict[str, Any]
 
@@ -293,22 +293,18 @@ def read(path: Path) -> Result:
     try:
         content = reading.whole(path, LARGEST_FILE)
     except OSError as error:
-        raise BadFile(
-            f"{show(path)} cannot be read: {show(error.strerror or error)}", hint="sdcli bench --quick --save new.json"
-        ) from None
-    return check(documents.load(content, str(path)), str(path))
+        raise BadFile(f"{show(path)} cannot be read: {show(error.strerror or error)}", hint=ANOTHER) from None
+    return check(documents.load(content, str(path), ANOTHER), str(path))
 
 
 def check(data: Result, where: str) -> Result:
-    documents.check_schema(data, NAME, NEWEST, where)
+    documents.check_schema(data, NAME, NEWEST, where, ANOTHER)
     try:
         whole = _is_whole(data)
     except (KeyError, TypeError, AttributeError):
         whole = False
     if not whole:
-        raise BadFile(
-            f"{show(where)} is not a complete result of sdcli bench", hint="sdcli bench --quick --save new.json"
-        )
+        raise BadFile(f"{show(where)} is not a complete result of sdcli bench", hint=ANOTHER)
     return data
 
 

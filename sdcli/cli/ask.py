@@ -76,8 +76,9 @@ def plan_for(
     )  # fmt: skip
     plan = replace(plan, warnings=(*plan.warnings, *not_needed(typed, plan)))
     strange = builtin.unknown_words(model, made, beside.adapters)
+    plain = not_taken.plain_words(adapters.texts_of(made))
     left = not_taken.not_taken(sources.not_taken, request, origins, beside.adapters)
-    plan = replace(plan, warnings=(*plan.warnings, *beside.warnings, *strange, *left))
+    plan = replace(plan, warnings=(*plan.warnings, *beside.warnings, *strange, *left, *plain))
     if not waiting or lines is None:
         return Asked(plan, imported=imported)
     later = adapters.without(_later(request, lines, len(made)), tags)

@@ -8,12 +8,10 @@ from typing import Annotated, Any
 import typer
 
 from sdcli import schema
-from sdcli.cli import ask
 from sdcli.cli.answer import print_json
 from sdcli.cli.ask import default_model, look_for_model, read_sources, settings
-from sdcli.errors import SdcliError
+from sdcli.errors import ModelMissing, SdcliError
 from sdcli.machine import state
-from sdcli.models import resolve
 from sdcli.models.families import find
 from sdcli.models.model import Model
 from sdcli.models.resolve import family_of
@@ -71,8 +69,19 @@ def _explained(model: Model | None, problem: str, columns: int) -> list[str]:
 
 def _set(name: Name, value: Annotated[str, typer.Argument(metavar="VALUE", help="Its value.")]) -> None:
     """Keep a value for later runs: sdcli config set steps 30."""
+    if name == "model" and value.strip():
+        _check_known(value)
     config.set_value(file(), name, value)
     say(f"{name} = {show(value, 60)}, kept in {show(file())}")
+
+
+def _check_known(model: str) -> None:
+    """A model on this machine, or one that the Hub may have."""
+    try:
+        look_for_model(Sources(flag={"model": model}))
+    except ModelMissing as error:
+        if not error.details.get("repository"):
+            raise
 
 
 def _unset(name: Name) -> None:
@@ -107,16 +116,6 @@ def _rows(sources: Sources, model: Model | None) -> list[dict[str, Any]]:
         for name in sorted(values)
         if name in config.SETTINGS and name not in config.NOT_KEPT
     ]
-
-
-def _in_force() -> tuple[Model | None, str]:
-    """The model that a run would use, and what its defaults are; None where it is not to be had."""
-    try:
-        model = ask.find_model(ask.read_sources({}))
-        title = resolve.family_of(model).title
-    except SdcliError as error:
-        return None, f"The model in force cannot be used ({error.message}); shown are the defaults of SD1.5."
-    return model, f"family: the defaults of {title}; model: of {show(model.name, 60)} itself."
 
 
 def _defaults() -> dict[str, Any]:

@@ -98,7 +98,7 @@ def _formats(columns: int) -> list[str]:
         "and VAE/ next to it, or from the folders of the config file.",
         "Pictures": "png, jpg, webp. Each holds the A1111 settings text, and sdcli's own chunk with everything needed "
         "to draw it again (--metadata full).",
-        "Prompts": "--prompts FILE: text (a prompt per line), JSONL or CSV with columns "
+        "Prompts": "--prompts FILE: text (a prompt per line; # and a space begin a comment), JSONL or CSV with columns "
         f"{', '.join(COLUMNS)}. - reads stdin line by line.",
         "Names": "NNNN-words-of-the-prompt-seed.png; -o takes a folder, a file, or a template of {index} {seed} "
         "{width} {height} {model} {steps} {run} {slug}.",

@@ -1,4 +1,4 @@
-"""What --settings-from could not take from a picture: told, since a setting left out draws another picture."""
+"""What was meant but is not taken, told, since another picture is drawn: settings of a picture, syntax of a prompt."""
 
 from __future__ import annotations
 
@@ -7,11 +7,13 @@ from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 from sdcli.plan.plan import Adapter, Warning
+from sdcli.request.prompt import of_other_programs
 from sdcli.request.request import Request
 from sdcli.terminal import show
 
-CODE = "settings-not-taken"
+CODES = SETTINGS, SYNTAX = "settings-not-taken", "syntax-not-known"  # told before drawing
 MOST_NAMED = 12
+MOST_SYNTAX = 4
 # Of the web UI's pairs, those that say where a picture comes from, not how it was drawn.
 _NO_SETTINGS = frozenset({"Version", "Model hash", "VAE hash", "Hashes", "User", "Created Date", "Time taken"})
 _FIELDS = {
@@ -30,7 +32,17 @@ def not_taken(
         return ()
     more = len(told) - MOST_NAMED
     listed = ", ".join(told[:MOST_NAMED]) + (f" and {more} more" if more > 0 else "")
-    return (Warning(code=CODE, message=f"not taken from the picture's settings: {listed}"),)
+    return (Warning(code=SETTINGS, message=f"not taken from the picture's settings: {listed}"),)
+
+
+def plain_words(texts: Iterable[str]) -> tuple[Warning, ...]:
+    """What these prompts hold that is syntax elsewhere."""
+    found = list(dict.fromkeys(one for text in dict.fromkeys(texts) for one in of_other_programs(text)))
+    if not found:
+        return ()
+    more = len(found) - MOST_SYNTAX
+    listed = ", ".join(show(one, 40) for one in found[:MOST_SYNTAX]) + (f" and {more} more" if more > 0 else "")
+    return (Warning(code=SYNTAX, message=f"drawn as plain words, for sdcli has no such syntax: {listed}"),)
 
 
 def _told(

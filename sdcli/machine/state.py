@@ -53,26 +53,36 @@ def _folder(kind: str, environment: Mapping[str, str] | None, platform: str) -> 
         return Path(own).expanduser().absolute() / kind
     if platform == "win32":
         name, default = _WINDOWS[kind]
-        folder = Path(environment.get(name) or _home(environment) / default) / "sdcli"
+        folder = Path(environment.get(name) or _home(environment, platform) / default) / "sdcli"
         return folder / kind if kind != "config" else folder  # cache and state share LOCALAPPDATA
     if platform == "darwin":
-        folder = _home(environment) / "Library" / _MAC[kind] / "sdcli"
+        folder = _home(environment, platform) / "Library" / _MAC[kind] / "sdcli"
         return folder / kind if kind == "state" else folder
     name, default = _XDG[kind]
     named = environment.get(name, "")
     # The standard says that a relative path there is to be ignored.
-    return (Path(named) if named.startswith("/") else _home(environment) / default) / "sdcli"
+    return (Path(named) if named.startswith("/") else _home(environment, platform) / default) / "sdcli"
 
 
-def _home(environment: Mapping[str, str]) -> Path:
+def _home(environment: Mapping[str, str], platform: str) -> Path:
+    """HOME, unless it is empty or relative: settings in whatever folder one stands in, or in /, are nobody's."""
     named = environment.get("HOME") or environment.get("USERPROFILE")
-    if named:
+    if named and (platform == "win32" or Path(named).is_absolute()):
         return Path(named)
     try:
-        return Path.home()
-    except RuntimeError:
+        return _home_of_user()
+    except (RuntimeError, KeyError):
         # A user without a home (some containers): nothing is found there, and nothing can be written.
         return Path(os.devnull)
+
+
+def _home_of_user() -> Path:
+    """What the system knows, whatever HOME says."""
+    try:
+        import pwd  # on POSIX alone
+    except ImportError:
+        return Path.home()
+    return Path(pwd.getpwuid(os.getuid()).pw_dir)
 
 
 # --- a small file of memories

@@ -33,20 +33,21 @@ def pieces(value: Any, *, end: bytes = b"", levels: int = 3) -> Iterator[bytes]:
         yield dump(value)
 
 
-def load(data: bytes | str, where: str) -> dict[str, Any]:
+def load(data: bytes | str, where: str, hint: str = "") -> dict[str, Any]:
     """One JSON object; anything else is BadFile saying where."""
     try:
         return reading.parse_object(data)
     except reading.NotJson as error:
-        raise BadFile(f"{show(where)} {error}") from None
+        raise BadFile(f"{show(where)} {error}", hint=hint) from None
 
 
-def check_schema(data: Mapping[str, Any], name: str, newest: int, where: str) -> None:
+def check_schema(data: Mapping[str, Any], name: str, newest: int, where: str, hint: str = "") -> None:
     """`data` says `name/1` … `name/newest`; a higher number was written by a newer sdcli and is refused."""
     found = data.get("schema")
     kind, _, number = str(found).rpartition("/")
     if kind != name or not number.isascii() or not number.isdigit() or len(number) > 6 or int(number) < 1:
-        raise BadFile(f"{show(where)} is not a document of the kind {name}: its schema is {show(found, 60)}")
+        instead = "names no schema" if found is None else f"is {show(found, 60)}"
+        raise BadFile(f"{show(where)} is not an {name} document: it {instead}", hint=hint)
     if int(number) > newest:
         raise BadFile(
             f"{show(where)} was written by a newer sdcli: it is {show(found, 60)}, this one reads {name}/{newest}",

@@ -92,6 +92,13 @@ def _text(field: str, text: str) -> str:
     return text
 
 
+def _name(field: str, text: str) -> str:
+    if not text.strip():
+        flag = flag_of(field)
+        raise Usage(f"{flag}: nothing is named", hint=f'sdcli generate "a cat"   (without {flag})')
+    return text
+
+
 _BY_TYPE: dict[str, Callable[[str, str], Any]] = {"int": _integer, "float": _number, "bool": _yes}
 # A field's own type says how its text is read; those below have a spelling of their own.
 _CONVERT: dict[str, Callable[[str, str], Any]] = {
@@ -103,6 +110,8 @@ _CONVERT: dict[str, Callable[[str, str], Any]] = {
     "max_ram": lambda field, text: jobs.parse_memory(text, "--max-ram"),
     "sampler": lambda field, text: samplers.find(text).name,
     "pins": _pins,
+    **dict.fromkeys(("model", "revision", "vae_file", "device", "output", "preset"), _name),
+    **dict.fromkeys(("settings_from", "prompts_file"), _name),
 }  # fmt: skip
 _SEVERAL = frozenset({"prompts", "lora", "embeddings"})
 
@@ -110,7 +119,7 @@ _SEVERAL = frozenset({"prompts", "lora", "embeddings"})
 def convert(field: str, given: Any) -> Any:
     """A setting's value from what a source holds: text, a list of texts, or TOML's own types."""
     if field in _SEVERAL:
-        return _texts(field, given)
+        return _texts(field, given) if field == "prompts" else tuple(_name(field, one) for one in _texts(field, given))
     if field == "pins" and isinstance(given, Mapping):
         return dict(zip(_texts(field, tuple(given)), _texts(field, tuple(given.values())), strict=True))
     if field == "pins":
@@ -323,7 +332,13 @@ def from_preset(name: str, user_folder: Path) -> dict[str, Any]:
 def set_value(path: Path, name: str, text: str) -> None:
     """Keep `name`; other lines and comments of the file stay as they are."""
     value = from_table({name: text})[name]
+    jobs.check(Request(prompts=("a cat",), **_of_request({name: value})))
     _rewrite(path, name, f"{name} = {_toml(name, value, text)}")
+
+
+def _of_request(layer: Mapping[str, Any]) -> dict[str, Any]:
+    known = {f.name for f in fields(Request)}
+    return {name: value for name, value in unfolded(layer).items() if name in known}
 
 
 def unset_value(path: Path, name: str) -> None:

@@ -250,6 +250,25 @@ def neutral(text: str) -> str:
     return _MARKS.sub(" ", text)
 
 
+# --- what other programs read
+
+_ELSEWHERE = re.compile(
+    r"""
+    (?<!\\)\[[^\[\]]*:\s*(?:\d+(?:\.\d*)?|\.\d+)\s*\]   # [from:to:when]
+  | (?<!\\)\[[^\[\]|]*\|[^\[\]]*\]                     # [this|that] in turns
+  | (?<!\\)\{[^{}|]*\|[^{}]*\}                           # {one|of|these}
+  | __[\w/*-]+__                                        # a wildcard's file
+  | \bAND\b                                            # two prompts at once
+    """,
+    re.VERBOSE,
+)
+
+
+def of_other_programs(text: str) -> tuple[str, ...]:
+    """What the web UI, or an extension of it, would not take for words; here it is words."""
+    return tuple(dict.fromkeys(found[0] for found in _ELSEWHERE.finditer(text)))
+
+
 # --- LoRA tags
 
 _LORA = re.compile(r"<lora:([^:<>]{1,200})(?::([+-]?(?:\d{1,4}(?:\.\d{0,6})?|\.\d{1,6})))?>", re.ASCII)

@@ -20,6 +20,7 @@ from sdcli.terminal import show
 
 LONGEST_LINE = 1 << 20
 LARGEST_FILE = 64 << 20
+_COMMENT = re.compile(r"#+(\s|$)")
 # What a line may set for itself; all else belongs to the run.
 COLUMNS = ("prompt", "id", "seed", *PER_IMAGE)
 
@@ -55,13 +56,16 @@ def read(path: Path) -> tuple[Line, ...]:
 
 
 def parse(file: IO[str], where: str, suffix: str) -> Iterator[Line]:
-    """Lines as they come. Without a telling suffix (stdin), a line that begins like a JSON object is read as one."""
+    """Lines as they come. Without a telling suffix (stdin), a line that begins like a JSON object is read as one.
+
+    In text `# this` is a comment, as in most lists that people keep, and `#this` a prompt.
+    """
     if suffix == ".csv":
         yield from _csv(_bounded(file, where), where)
         return
     for number, text in enumerate(_bounded(file, where), 1):
         stripped = text.strip()
-        if not stripped:
+        if not stripped or _COMMENT.match(stripped):
             continue
         if suffix in (".jsonl", ".ndjson", ".json") or (suffix == "" and re.match(r'\{\s*"', stripped)):
             yield _object(stripped, f"{where}:{number}")
@@ -123,6 +127,7 @@ def _csv(lines: Iterable[str], where: str) -> Iterator[Line]:
         repeated = next((name for name in header if header.count(name) > 1), None)
         if repeated is not None:
             raise BadFile(f'{show(where)}:1: two columns "{show(repeated, 60)}"', hint="sdcli help formats")
+        _check_columns(header, f"{where}:1")
         for row in reader:
             place = f"{where}:{reader.line_num}"
             if not row:
@@ -136,11 +141,16 @@ def _csv(lines: Iterable[str], where: str) -> Iterator[Line]:
         raise BadFile(f"{show(where)}:{reader.line_num}: {show(error)}", hint="sdcli help formats") from None
 
 
-def _line(held: Mapping[str, Any], where: str) -> Line:
-    unknown = next((name for name in held if name not in COLUMNS), None)
+def _check_columns(names: Iterable[str], where: str) -> None:
+    unknown = next((name for name in names if name not in COLUMNS), None)
     if unknown is not None:
         near = near_text(nearest(unknown, COLUMNS, 1)) or f"; there is {', '.join(COLUMNS)}"
+        near = "; columns are separated by commas" if ";" in unknown or "\t" in unknown else near
         raise BadFile(f'{show(where)}: no column "{show(unknown, 60)}"{near}', hint="sdcli help formats")
+
+
+def _line(held: Mapping[str, Any], where: str) -> Line:
+    _check_columns(held, where)
     prompt = held.get("prompt")
     if not isinstance(prompt, str) or not prompt.strip():
         raise BadFile(f"{show(where)}: no prompt", hint="sdcli help formats")

@@ -158,3 +158,20 @@ def test_an_endpoint_that_is_no_address_is_named(
 def test_one_step_is_one_step(capfd: pytest.CaptureFixture[str]) -> None:
     done = sdcli(capfd, "plan", "a cat", "-m", "sd15", "--steps", "1")
     assert "1 step " in done.out and "1 steps" not in done.out
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        ("hello", "wrong.json is not JSON"),
+        ('{"a": 1}', "wrong.json is not an sdcli.bench document: it names no schema"),
+        ('{"schema": "sdcli.bench/1"}', "wrong.json is no whole result of sdcli bench"),
+    ],
+)
+def test_a_file_that_is_no_result_of_bench_is_told_with_a_way_to_one(
+    content: str, said: str, capfd: pytest.CaptureFixture[str]
+) -> None:
+    Path("wrong.json").write_text(content)
+    done = sdcli(capfd, "bench", "compare", "wrong.json", "wrong.json")
+    assert done.code == 9
+    assert done.err.splitlines() == [f"error: {said}", "  try: sdcli bench --quick --save new.json"]

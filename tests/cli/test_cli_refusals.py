@@ -49,6 +49,12 @@ CASES = {
     "seeds and number": (2, ["a cat", "--seed", "1,2", "-n", "3"], "--num-images"),
     "bad template": (2, ["a cat", "-o", "{prompt}.png"], "{seed}"),
     "two in one file": (2, ["a cat", "-n", "2", "-o", "one.png"], "one"),
+    "model of no name": (2, ["a cat", "-m", ""], "--model"),
+    "vae of no name": (2, ["a cat", "--vae", " "], "--vae"),
+    "lora of no name": (2, ["a cat", "--lora", ""], "--lora"),
+    "preset of no name": (2, ["a cat", "--preset", ""], "--preset"),
+    "settings from nowhere": (2, ["a cat", "--settings-from", ""], "--settings-from"),
+    "revision of the built-in model": (2, ["a cat", "-m", "builtin", "--revision", "main"], "built in"),
     "unknown device": (2, ["a cat", "--device", "gpu"], "cuda"),
     "unknown model": (3, ["a cat", "-m", "dreamshaper9"], "dreamshaper9"),
     "absent path": (3, ["a cat", "-m", "./none.safetensors"], "none.safetensors"),
@@ -128,3 +134,39 @@ def test_a_bug_is_code_1_with_a_traceback_only_where_asked(
     assert (quiet.code, "Traceback" in quiet.err) == (1, False)
     assert "Traceback" in sdcli(capfd, "generate", "a cat", *GOOD, "--debug").err
     assert sdcli(capfd, "generate", "a cat", *GOOD, "--json").json["error"]["type"] == "bug"
+
+
+@pytest.mark.parametrize(
+    ("code", "words", "said"),
+    [
+        (2, ["config", "set", "guidance", "99999"], "--guidance 99999"),
+        (2, ["config", "set", "width", "100"], "--width 100"),
+        (2, ["config", "set", "steps", "0"], "--steps 0"),
+        (2, ["config", "set", "model", ""], "--model"),
+        (3, ["config", "set", "model", "nope"], 'no model "nope"'),
+        (2, ["bench", "--processes", "0"], "--processes"),
+        (2, ["bench", "--quick", "--processes", "0"], "--processes"),
+        (2, ["bench", "--quick", "--processes", "3"], "--quick"),
+    ],
+)
+def test_what_could_never_work_is_not_taken_in_silence(
+    code: int, words: list[str], said: str, own_folders: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    done = sdcli(capfd, *words)
+    assert (done.code, done.out) == (code, "")
+    assert said in done.err and "\n  try: " in done.err
+    assert not (own_folders / "config" / "config.toml").exists()
+
+
+@pytest.mark.parametrize(("name", "value"), [("model", "sd15"), ("model", "someone/model"), ("guidance", "5")])
+def test_what_may_work_is_kept(name: str, value: str, own_folders: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    assert sdcli(capfd, "config", "set", name, value).code == 0
+    assert value in (own_folders / "config" / "config.toml").read_text()
+
+
+def test_syntax_that_sdcli_lacks_is_told(capfd: pytest.CaptureFixture[str]) -> None:
+    said = "drawn as plain words, for sdcli has no such syntax: [cat:dog:0.5], AND, {a|b}, __wild__"
+    words = ["a [cat:dog:0.5] AND {a|b} __wild__", "-m", "builtin"]
+    assert f"note: {said}\n" in sdcli(capfd, "generate", *words, *GOOD).err
+    plan = sdcli(capfd, "plan", *words, "--json").json
+    assert said in [one["message"] for one in plan["warnings"] if one["code"] == "syntax-not-known"]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import multiprocessing
 import os
+import sys
 from pathlib import Path
 
 import pytest
@@ -65,11 +66,24 @@ def test_asking_creates_nothing(tmp_path: Path) -> None:
     assert not home.exists()
 
 
-def test_a_user_without_a_home_remembers_nothing_and_fails_at_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
-    def nowhere() -> Path:
-        raise RuntimeError("no home")
+@pytest.mark.skipif(sys.platform == "win32", reason="the system's own list of users is POSIX'")
+@pytest.mark.parametrize("home", ["", "relative", "./x"])
+def test_a_home_that_is_empty_or_relative_is_the_one_the_system_knows(home: str) -> None:
+    import pwd
 
-    monkeypatch.setattr(Path, "home", nowhere)
+    known = pwd.getpwuid(os.getuid()).pw_dir
+    assert _all("linux", HOME=home)[0] == f"{known}/.config/sdcli"
+    assert _all("darwin", HOME=home)[1] == f"{known}/Library/Caches/sdcli"
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="the system's own list of users is POSIX'")
+def test_a_user_without_a_home_remembers_nothing_and_fails_at_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    import pwd
+
+    def nobody(number: int) -> object:
+        raise KeyError(number)
+
+    monkeypatch.setattr(pwd, "getpwuid", nobody)
     store = Store(state.state_folder({}, "linux") / "measured.json")
     assert store.read() == {}
     assert store.update("a", lambda old: 1) is False

@@ -378,7 +378,10 @@ def test_each_form_of_file_gives_the_same_lines(tmp_path: Path) -> None:
         ("p.jsonl", "[1]\n", "JSON object"),
         ("p.txt", "\n\n", "no prompt"),
         ("p.csv", "prompt,seed,seed\na,1,2\n", ":1: two columns"),
-        ("p.csv", "promt\na\n", 'no column "promt"; near: prompt'),
+        ("p.csv", "promt\na\n", 'p.csv:1: no column "promt"; near: prompt'),
+        ("p.csv", "prompt,colour\n", 'p.csv:1: no column "colour"'),
+        ("p.csv", "prompt;seed\na;1\n", 'p.csv:1: no column "prompt;seed"; columns are separated by commas'),
+        ("p.txt", "# only a comment\n", "no prompt"),
         ("p.csv", 'prompt\n"a', ":2"),
         ("p.csv", "prompt\na\n" + "b" * 200_000 + "\n", ":3"),
         ("p.jsonl", '{"prompt": "a", "seed": 1e400}\n', ":1"),
@@ -419,10 +422,10 @@ def test_lines_are_read_one_at_a_time_as_they_are_asked_for() -> None:
 
 
 def test_stdin_mixes_text_and_objects_and_a_brace_alone_is_text() -> None:
-    text = 'a cat\r\n\n{"prompt": "a dog", "seed": 3}\n{red|blue} fish\n# not a comment\n'
+    text = 'a cat\r\n\n{"prompt": "a dog", "seed": 3}\n{red|blue} fish\n# a comment\n#\n## another\n#not one\n'
     lines = list(prompt_files.parse(io.StringIO(text, newline=""), "stdin", ""))
-    assert [line.prompt for line in lines] == ["a cat", "a dog", "{red|blue} fish", "# not a comment"]
-    assert [line.where for line in lines] == ["stdin:1", "stdin:3", "stdin:4", "stdin:5"]
+    assert [line.prompt for line in lines] == ["a cat", "a dog", "{red|blue} fish", "#not one"]
+    assert [line.where for line in lines] == ["stdin:1", "stdin:3", "stdin:4", "stdin:8"]
 
 
 REQUEST = Request(prompts=("x",), seeds=(5, 6), num_images=2, steps=20)

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sdcli.request.prompt import CHUNK, Break, Segment, chunks, extract_loras, neutral, parse, render
+from sdcli.request.prompt import CHUNK, Break, Segment, chunks, extract_loras, neutral, of_other_programs, parse, render
 
 WORDS = [
     "a",
@@ -244,3 +244,25 @@ def test_an_empty_prompt_is_one_empty_chunk() -> None:
 def test_lora_tags_are_taken_out_of_the_prompt() -> None:
     assert extract_loras("a cat <lora:ink:0.7> <lora:old>") == ("a cat", (("ink", 0.7), ("old", 1.0)))
     assert extract_loras("a < b") == ("a < b", ())
+
+
+# --- what other programs read
+
+
+@pytest.mark.parametrize(
+    ("text", "found"),
+    [
+        ("a [cat:dog:0.5] on a mat", ("[cat:dog:0.5]",)),
+        ("a [cat:10] and [ :dog: .5 ]", ("[cat:10]", "[ :dog: .5 ]")),
+        ("[cow|horse] in a field", ("[cow|horse]",)),
+        ("a {red|blue} cat, {red|blue} dog", ("{red|blue}",)),
+        ("__colour__ cat in __place/inside__", ("__colour__", "__place/inside__")),
+        ("a cat AND a dog", ("AND",)),
+        ("[(cat:1.2):dog:0.5]", ("[(cat:1.2):dog:0.5]",)),
+        ("a [cat], (a dog:1.2), ((x)), band, sand and and", ()),
+        (r"a \[cat:dog:0.5\] BREAK a_b __ {x}", ()),
+        ("12:30 o'clock [a: b]", ()),
+    ],
+)
+def test_syntax_of_other_programs_is_found(text: str, found: tuple[str, ...]) -> None:
+    assert of_other_programs(text) == found
