@@ -104,7 +104,7 @@ def in_columns(label: str, text: str, room: int, width: int) -> list[str]:
 
 def quoted(word: str) -> str:
     """As this system's shell takes it; in double quotes where that is enough, which every shell understands."""
-    if re.fullmatch(r"[\w@%+=:,./-]+", word, re.ASCII):
+    if re.fullmatch(r"(~/)?[\w@%+=:,./-]+", word, re.ASCII):
         return word
     if not set(word) & set('"\\$`!'):
         return f'"{word}"'

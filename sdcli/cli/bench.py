@@ -434,12 +434,12 @@ def _new_file(plan: Plan) -> Path:
 def _writable(path: Path, elsewhere: str) -> None:
     """Before minutes are spent on what then could not be kept."""
     if path.is_dir():
-        raise Usage(f"{show(path)} is a folder", hint=f"sdcli bench {elsewhere}")
+        raise Usage(f"{show(path)} is a folder", hint=elsewhere)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         tempfile.TemporaryFile(dir=path.parent).close()
     except OSError as error:
-        raise cannot_write(path, error, hint=f"sdcli bench {elsewhere}") from None
+        raise cannot_write(path, error, hint=elsewhere) from None
 
 
 def _show(typed: Mapping[str, Any], result: Result, destination: Path | None) -> None:

@@ -167,6 +167,8 @@ def _with(typed: list[Piece], wanted: Piece, command: Command, adding: bool) -> 
         return typed
     if wanted.option == "size":  # a side of its own would go before it
         typed = [piece for piece in typed if piece.option not in ("width", "height")]
+    if wanted.option == "pins" and _key(wanted.value) == "dtype" and any(piece.option == "dtype" for piece in typed):
+        wanted = Piece("dtype", "--dtype", (wanted.value or "").partition("=")[2])  # as it was spelled, which wins
     sized = _sized(typed, wanted)
     if sized is not None:
         return sized
@@ -239,8 +241,8 @@ def refuse_flags_as_values(words: list[str]) -> None:
     command, rest = command_of(words)
     for piece in pieces(rest, command.flags):
         if piece.value and not piece.joined and piece.flag and piece.value.partition("=")[0] in command.flags:
-            at = next(at for at in range(len(words)) if words[at : at + 2] == [piece.flag, piece.value])
-            meant = joined([*words[: at + 1], "VALUE", *words[at + 1 :]])
+            at = len(words) - 1 - words[::-1].index(piece.value)  # the last: those before it may be meant
+            meant = joined([*words[:at], "VALUE", *words[at:]]) or f"sdcli {command.name} --help"
             raise Usage(
                 f"{piece.flag} needs a value, and {show(piece.value, 60)} is an option",
                 hint=f"{meant}   (or {piece.flag}={quoted(show(piece.value))} to mean that text)",

@@ -167,7 +167,7 @@ def test_a_preset_made_by_hand_is_not_replaced(here: Path, capfd: pytest.Capture
 
 def test_a_model_that_is_not_here_is_measured_by_its_structure(capfd: pytest.CaptureFixture[str]) -> None:
     done = bench(capfd, "-m", "sd15", "--quick")
-    assert done.code == 3 and "try: sdcli bench -m sd15 --random-weights" in done.err
+    assert done.code == 3 and "try: sdcli bench -m sd15 --quick --random-weights" in done.err
     done = bench(capfd, "--preset", "mlperf")
     assert done.code == 3 and "try: sdcli bench --preset mlperf --random-weights" in done.err
     words = ("--preset", "mlperf", "--random-weights", "--engine", "fake", "--quick", "--max-time", "1", "--json")
@@ -369,7 +369,7 @@ def test_a_place_that_cannot_be_written_is_said_before_measuring(here: Path, cap
     (here / "file").write_text("")
     for flag in ("--save", "--html"):
         done = bench(capfd, *FAKE, "--quick", flag, "file/r")
-        assert done.code == 7 and f"try: sdcli bench {flag}" in done.err and "process 1" not in done.err
+        assert done.code == 7 and f"{flag} ~/bench." in done.err and "process 1" not in done.err
         assert bench(capfd, *FAKE, "--quick", flag, ".").code == 2
 
 

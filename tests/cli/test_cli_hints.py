@@ -143,6 +143,18 @@ def test_of_several_loras_the_one_that_is_meant_is_corrected_and_more_are_added(
     assert more == "sdcli generate cat --lora ink:0.8 --lora sun --lora moon"
 
 
+def test_a_choice_is_corrected_as_it_was_spelled(capfd: pytest.CaptureFixture[str]) -> None:
+    done = sdcli(capfd, "plan", "cat", "-m", "sd15", "--dtype", "fp16", "--as-if", "cpu")
+    hint = done.err.split("try: ")[1].split()
+    assert done.code == 2 and hint[:6] == ["sdcli", "plan", "cat", "-m", "sd15", "--dtype"] and "--pin" not in hint
+    assert sdcli(capfd, *hint[1:]).code == 0
+
+
+def test_an_option_eaten_behind_joined_switches_is_refused_too(capfd: pytest.CaptureFixture[str]) -> None:
+    done = sdcli(capfd, "generate", "cat", "-qs", "--json-lines", "--engine", "fake")
+    assert done.code == 2 and "-s needs a value" in done.err
+
+
 def test_a_hint_that_changes_nothing_or_is_a_sentence_stays_as_it_is() -> None:
     typed = ["generate", "cat", "--width", "992"]
     for hint in (

@@ -39,6 +39,19 @@ def test_a_folder_is_listed_with_what_can_be_drawn_with_first(mine: Path, capfd:
     assert all(len(line) <= 80 for line in lines[1:])
 
 
+def test_a_folder_and_a_file_of_one_name_are_told_apart(mine: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    files.folder(mine / "dream", "sd15")
+    names = [line.split()[0] for line in sdcli(capfd, "models", str(mine)).out.splitlines()[1:]]
+    assert {"dream/", "dream.safetensors"} <= set(names)
+
+
+@pytest.mark.parametrize("word", ["remove", "delete"])
+def test_another_word_for_a_verb_is_named(word: str, mine: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    sdcli(capfd, "models", "add", str(mine))
+    done = sdcli(capfd, "models", word, str(mine))
+    assert done.code == 2 and f"  try: sdcli models rm {mine}\n" in done.err
+
+
 def test_the_line_to_paste_draws_with_the_first(mine: Path, capfd: pytest.CaptureFixture[str]) -> None:
     sdcli(capfd, "models", "add", str(mine))
     assert '-m "dream"' in sdcli(capfd, "models").err
