@@ -14,8 +14,9 @@ def make(sampler: str, config: Mapping[str, Any]) -> Any:
     import diffusers
 
     known = samplers.find(sampler)
+    kind = getattr(diffusers, known.scheduler)  # imported only now: what goes wrong there is no config's fault
     with made_from_config("scheduler"):
-        return getattr(diffusers, known.scheduler).from_config(dict(config), **known.options)
+        return kind.from_config(dict(config), **known.options)
 
 
 def set_steps(scheduler: Any, steps: int, device: Any) -> None:

@@ -113,7 +113,8 @@ _SCHEDULER: Mapping[str, Rule] = {
     "interpolation_type": _one_of("linear", "log_linear"), "final_sigmas_type": _one_of("zero", "sigma_min"),
     "timestep_type": _one_of("discrete", "continuous"), "solver_order": _whole(1, 3),
     "predictor_order": _whole(1, 4), "corrector_order": _whole(0, 4), "original_inference_steps": _whole(1, 1000),
-    "sigma_min": _or_null(_FACTOR), "sigma_max": _or_null(_FACTOR), "flow_shift": _FACTOR, "timestep_scaling": _FACTOR,
+    "sigma_min": _or_null(_above(0, 1)), "sigma_max": _or_null(_above(1, 1e6)),
+    "flow_shift": _FACTOR, "timestep_scaling": _FACTOR,
     "clip_sample_range": _FACTOR, "sample_max_value": _number(1, 1e6), "dynamic_thresholding_ratio": _number(0, 1),
     "lambda_min_clipped": Rule("a number", _is_number),
     "disable_corrector": Rule("an empty list", lambda value: value == []),
@@ -121,7 +122,8 @@ _SCHEDULER: Mapping[str, Rule] = {
     **dict.fromkeys(("clip_sample", "set_alpha_to_one", "thresholding", "skip_prk_steps", "predict_x0"), _YES),
     **dict.fromkeys(("rescale_betas_zero_snr", "lower_order_final", "euler_at_final", "use_lu_lambdas"), _YES),
     **dict.fromkeys(("use_karras_sigmas", "use_exponential_sigmas", "use_beta_sigmas"), _YES),
-    **dict.fromkeys(("use_flow_sigmas", "use_dynamic_shifting"), _NO), "shift_terminal": _NULL, "solver_p": _NULL,
+    **dict.fromkeys(("use_flow_sigmas", "use_dynamic_shifting"), _NO),
+    **dict.fromkeys(("shift_terminal", "solver_p", "tau_func"), _NULL),
 }  # fmt: skip
 _RULES = {"unet": _UNET, "vae": _VAE, "text_encoder": _TEXT, "text_encoder_2": _TEXT, "scheduler": _SCHEDULER}
 

@@ -60,11 +60,11 @@ def read(
     index = _index(path)
     kind = family or family_of(path)
     _check_classes(index, path)
-    read_configs = {part: read_json(path / part / "config.json") for part in find(kind).components}
-    _check_unet(read_configs["unet"], read_configs["vae"], kind if family is None else "", path)
-    for part, config in read_configs.items():
+    described = {part: read_json(path / part / "config.json") for part in find(kind).components}
+    _check_unet(described["unet"], described["vae"], kind if family is None else "", path)
+    for part, config in described.items():
         configs.check(part, config, path / part / "config.json")
-    components = {part: _component(path / part, part, config, whole) for part, config in read_configs.items()}
+    components = {part: _component(path / part, part, config, whole) for part, config in described.items()}
     scheduler = _scheduler(path / "scheduler" / "scheduler_config.json")
     return Model(
         name=name or family or path.name, kind=kind, family=kind, source="builtin" if family == "builtin" else source,

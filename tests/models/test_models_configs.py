@@ -63,6 +63,8 @@ BAD = {
     ("scheduler", "steps_offset"): ["-1", "1000000000000", '"1"'],
     ("scheduler", "timestep_spacing"): ['"nonsense"', "null"],
     ("scheduler", "use_dynamic_shifting"): ["true"],
+    ("scheduler", "sigma_max"): ["1e-9", '"x"'],
+    ("scheduler", "tau_func"): ["1", '"x"'],
     ("scheduler", "variance_type"): ['"learned_range"'],
 }
 
