@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from sdcli.cli import line
+from sdcli.cli.ending import over
 from sdcli.errors import Interrupted, SdcliError, Terminated
 from sdcli.terminal import StdoutLost, put, say
 
@@ -24,11 +25,13 @@ class Answered(Exception):
 
 def print_json(value: Any) -> None:
     """Exactly one object and a newline on stdout, in UTF-8 whatever the console speaks."""
+    over()
     put((json.dumps(value, ensure_ascii=False, allow_nan=False) + "\n").encode("utf-8", "backslashreplace"))
 
 
 def end(error: SdcliError, words: Sequence[str]) -> int:
     """Say the error the way that was asked for, and give its exit code."""
+    over()
     with contextlib.suppress(MemoryError, ImportError):  # a better hint is not worth a second error
         error.hint = line.corrected(error.hint, words)
     try:
@@ -39,8 +42,12 @@ def end(error: SdcliError, words: Sequence[str]) -> int:
     except StdoutLost:
         say_error(error)
     if "--debug" in words:
-        traceback.print_exception(error.__cause__ or error.__context__ or error, file=sys.stderr)
+        trace(error)
     return error.code
+
+
+def trace(error: SdcliError) -> None:
+    traceback.print_exception(error.__cause__ or error.__context__ or error, file=sys.stderr)
 
 
 def say_error(error: SdcliError) -> None:

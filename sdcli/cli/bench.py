@@ -542,7 +542,7 @@ def _compare(typed: dict[str, Any]) -> None:
         )
     if typed.get("json"):
         print_json(found | {"error": error.to_json() if error else None})
-        raise typer.Exit(error.code if error else 0)
+        raise Answered(error.code if error else 0)
     for line in comparison.lines(found):
         tell(line)
     if error is not None:

@@ -14,12 +14,22 @@ from typing import Any
 
 from sdcli import events
 from sdcli.cli import builtin, complete, plan_screen, remembering
-from sdcli.cli.answer import Answered, say_error
+from sdcli.cli.answer import Answered, say_error, trace
 from sdcli.cli.ask import Asked
-from sdcli.cli.ending import check
+from sdcli.cli.ending import check, over
 from sdcli.cli.former import FORMER_FLAGS
 from sdcli.cli.pull import plan_with_model
-from sdcli.errors import CannotWrite, ImagesFailed, Interrupted, SdcliError, Stop, Terminated, from_json, stopped_by
+from sdcli.errors import (
+    Bug,
+    CannotWrite,
+    ImagesFailed,
+    Interrupted,
+    SdcliError,
+    Stop,
+    Terminated,
+    from_json,
+    stopped_by,
+)
 from sdcli.events import Event, Planned, Timed, Warned
 from sdcli.machine import hardware
 from sdcli.machine.clock import since_start
@@ -39,6 +49,8 @@ from sdcli.record.store import store
 from sdcli.request.options import OPTIONS, SCREEN
 from sdcli.request.options import command as make
 from sdcli.terminal import StdoutLost, folded, is_terminal, put, say, show, speaks_unicode, width
+
+MOST_SEEDS = 20  # that a hint lists one by one
 
 
 def command() -> Callable[..., None]:
@@ -60,13 +72,19 @@ def _generate(typed: dict[str, Any]) -> None:
     folding = Folding(started=runs.now(), run=destination.run, clock=since_start, environment=around)
     stored = store(_events(asked, typed.get("engine", "local")), destination, environment=around)
     strip = Filmstrip(plan.request.filmstrip, told=screen.strip)
-    watch = Watch(folding, screen.progress, screen.picture, strip, *screen.results(folding, destination))
+    sinks: tuple[Sink, ...] = (screen.progress, screen.picture, strip, *screen.results(folding, destination))
+    watch = Watch(*sinks, record=folding)
     error = _drain(watch(stored), stored, folding, plan, destination.records) or watch.lost
+    over()
     finished = _recorded(error, folding, asked, destination)
     try:
         screen.finish(finished, destination)
     except StdoutLost as lost:
-        raise _told(lost, folding, asked, destination) or lost from None
+        if finished.error is None:
+            raise _told(lost, folding, asked, destination) or lost from None
+        say_error(from_json(dict(finished.error)))  # the first error is the run's
+    if error is not None and typed.get("debug"):
+        trace(error)
     raise Answered(finished.exit_code)
 
 
@@ -132,14 +150,22 @@ def _drain(
     except Exception as failure:  # the engine tells of its own; this is of saving and of what is said
         from sdcli.draw import oom
 
+        with contextlib.suppress(Exception):
+            stored.throw(failure)  # type: ignore[attr-defined]
         if not oom.is_out_of_memory(failure):
-            raise
+            return _bug(failure)
         because = oom.first_line(failure)
     else:
         return None
     from sdcli.draw.exhausted import exhausted  # only now has what was drawn no holder any more
 
     return exhausted(plan, "outside of drawing", because)
+
+
+def _bug(failure: Exception) -> Bug:
+    bug = Bug(f"{type(failure).__name__}: {show(failure)}", hint="the same command with --debug shows where")
+    bug.__cause__ = failure
+    return bug
 
 
 def _told(
@@ -152,23 +178,21 @@ def _told(
     if not error.done and kept:
         error.done = f"{kept} of {wanted} images in {show(destination.folder, 200)}"
     if not error.hint and isinstance(error, (Interrupted, Terminated)):
-        error.hint = _the_rest(folding, asked)
+        error.hint = _the_rest(folding, asked, destination)
     return error
 
 
-def _the_rest(folding: Folding, asked: Asked) -> str:
-    """The same command for the seeds that are left, where one line can say them."""
+def _the_rest(folding: Folding, asked: Asked, destination: names.Destination) -> str:
+    """The same command for the seeds that are left, where one line can say them; else where the rest is listed."""
     jobs = asked.plan.jobs
     kept = {image.index for image in folding.images() if image.kept}
     left = [job for job in jobs if job.index not in kept]
     alike = {replace(job, index=0, seed=0) for job in jobs}
-    if asked.later is not None or len(alike) > 1 or not left:
-        return ""
     seeds = [job.seed for job in left]
-    if len(seeds) > 2 and seeds == list(range(seeds[0], seeds[0] + len(seeds))):
-        told = f"{seeds[0]}..{seeds[-1]}"
-    else:
-        told = ",".join(map(str, seeds[:20]))
+    together = len(seeds) > 2 and seeds == list(range(seeds[0], seeds[0] + len(seeds)))
+    if asked.later is not None or len(alike) > 1 or not left or (len(left) > MOST_SEEDS and not together):
+        return f"the same command for the images that {show(destination.records / runs.REPORT, 300)} calls missing"
+    told = f"{seeds[0]}..{seeds[-1]}" if together else ",".join(map(str, seeds))
     return f"the same command with --seed {told}" + (" and without -n" if len(jobs) > 1 else "")
 
 

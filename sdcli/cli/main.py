@@ -30,7 +30,7 @@ def run(arguments: Sequence[str] | None = None) -> NoReturn:
     words = list(sys.argv[1:] if arguments is None else arguments)
     try:
         with aborts_heeded(words, wanted=arguments is None):
-            code = _outcome(words)
+            code = _outcome(words, alone=arguments is None)
     except (MemoryError, OSError, ImportError, SystemError) as error:  # no room even for a sentence with figures
         if isinstance(error, OSError) and error.errno != errno.ENOMEM:
             raise
@@ -38,14 +38,15 @@ def run(arguments: Sequence[str] | None = None) -> NoReturn:
     _leave(code, at_once=arguments is None)
 
 
-def _outcome(words: list[str]) -> int:
+def _outcome(words: list[str], alone: bool) -> int:
+    """`alone`: the process ends with this command."""
     from sdcli.cli.answer import Answered, end
 
     try:
         if words in (["--version"], ["-V"]):  # without even importing Typer
             tell(f"sdcli {__version__}")
             return 0
-        with heeded():
+        with heeded(for_good=alone):
             return _invoke(words)
     except Answered as answered:
         return answered.code

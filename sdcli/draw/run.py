@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import time
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
@@ -26,6 +27,7 @@ from sdcli.plan.plan import Plan, Rung, Setup
 from sdcli.plan.stages import Stage, parts_of, previews_after, stages, walk
 from sdcli.plan.techniques import TECHNIQUES, placement
 from sdcli.request.request import Job
+from sdcli.terminal import show
 
 T = TypeVar("T")
 Work = Generator[Event, None, T]
@@ -199,7 +201,7 @@ class Run:
             try:
                 picture, seconds = yield from self._surviving(number, stage.name, lambda: self._picture(stage, one))  # noqa: B023
             except decode.NotFinite as error:
-                yield Failed(batch=number, index=job.index, error=_not_finite(job, error).to_json())
+                yield Failed(batch=number, index=job.index, error=self._not_finite(job, error).to_json())
                 continue
             yield Decoded(
                 stage=stage.name, batch=number, index=job.index, job=job, width=picture.width, height=picture.height,
@@ -207,6 +209,12 @@ class Run:
                 retried=picture.retried,
             )  # fmt: skip
         yield self.session.meter.read(stage.name)
+
+    def _not_finite(self, job: Job, error: decode.NotFinite) -> ImagesFailed:
+        model = show(shlex.quote(self.plan.request.model or self.plan.model.name), 300)
+        exact = self.session.placed.setup.dtype == "fp32"  # then no rounding did it, but the weights
+        hint = f"sdcli models check {model}" if exact else "the same command with --dtype fp32"
+        return ImagesFailed(f"image {job.index + 1}: {error}", done="it was not written", hint=hint)
 
     def _picture(self, stage: Stage, latents: Tensor) -> Work[tuple[decode.Picture, float]]:
         (part,) = stage.parts
@@ -266,9 +274,3 @@ class Run:
 
 def _differing(setup: Setup, other: Setup) -> dict[str, str]:
     return {t.slot: t.of(setup) for t in TECHNIQUES if t.of(setup) != t.of(other)}
-
-
-def _not_finite(job: Job, error: decode.NotFinite) -> ImagesFailed:
-    return ImagesFailed(
-        f"image {job.index + 1}: {error}", done="it was not written", hint='sdcli generate "a cat" --dtype fp32'
-    )

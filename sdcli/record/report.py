@@ -508,10 +508,12 @@ def _shortfall(images: Sequence[Image]) -> ImagesFailed | None:
     told = [f"{lost} of {of} could not be saved"] if lost else []
     told += [f"{suspect} of {of} came out as one flat colour"] if suspect else []
     kept = len(images) - lost
+    again = "the same command with the --seed of what is missing" if lost else "the same command with another --seed"
+    hints = {str((image.error or {}).get("hint") or again) for image in images if not image.kept}
     return ImagesFailed(
         "; ".join(told),
         done=f"{kept} saved" if kept else "nothing was saved",
-        hint="the same command with the --seed of what is missing" if lost else "the same command with another --seed",
+        hint=hints.pop() if len(hints) == 1 else again,
         failed=lost,
         suspect=suspect,
     )

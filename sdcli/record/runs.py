@@ -112,7 +112,7 @@ def begin(
         )
         for folder in (destination.records, destination.records.parent, destination.folder):
             files.sync_folder(folder)
-        _discard_abandoned(destination, files)
+        _discard_abandoned(destination, plan, files)
     except BaseException as error:
         manifest.close()
         if not isinstance(error, OSError):
@@ -141,7 +141,7 @@ def reopen(run: Run, environment: Mapping[str, Any], *, files: Files = REAL) -> 
         file = files.append(path)
     except OSError as error:
         raise cannot_write(path, error) from None
-    if not _lock(file):
+    if _lock(file) is False:
         files.close(file)
         raise Usage(f"run {show(run.run)} is being drawn by another process", hint="wait until that one has ended")
     manifest = Manifest(path, file, run.length, files)
@@ -154,8 +154,8 @@ def reopen(run: Run, environment: Mapping[str, Any], *, files: Files = REAL) -> 
     return manifest
 
 
-def _lock(file: int) -> bool:
-    """False when another process holds the journal. Storage that knows no locks is taken as free."""
+def _lock(file: int) -> bool | None:
+    """False when another process holds the journal, None where the storage knows no locks."""
     try:
         import fcntl
     except ImportError:
@@ -165,7 +165,7 @@ def _lock(file: int) -> bool:
     except BlockingIOError:
         return False
     except OSError:
-        return True
+        return None
     return True
 
 
@@ -186,12 +186,17 @@ def _lock_on_windows(file: int) -> bool:
 
 
 def is_running(records: Path) -> bool:
+    return _locked(records) is False
+
+
+def _locked(records: Path) -> bool | None:
+    """What `_lock` says of this run's journal; None also where there is none that we may open."""
     try:
         file = os.open(records / JOURNAL, os.O_RDWR)
     except OSError:
-        return False
+        return None
     try:
-        return not _lock(file)
+        return _lock(file)
     finally:
         os.close(file)
 
@@ -371,7 +376,8 @@ def recover(run: Run, *, files: Files = REAL) -> Recovered:
     for index, intent in run.intents.items():
         if index not in done and index not in run.noted:
             _discard_claim(run.destination.folder / intent.file, files)
-    removed = [discarded for folder in _folders(run) for discarded in _discard_parts(folder, run.run, files)]
+    folders = _folders(run.destination, run.plan)
+    removed = [discarded for folder in folders for discarded in _discard_parts(folder, run.run, files)]
     missing = tuple(job.index for job in run.plan.jobs if job.index not in done)
     return Recovered(run=run, done=done, missing=missing, removed=tuple(removed))
 
@@ -396,23 +402,23 @@ def _discard_claim(path: Path, files: Files) -> None:
             discard(files, path)
 
 
-def _folders(run: Run) -> set[Path]:
-    """Every folder a picture of this run may go to."""
-    destination = run.destination
+def _folders(destination: Destination, plan: Plan) -> set[Path]:
+    """Every folder a picture of this plan may go to."""
     if destination.kind != "template" or "/" not in destination.pattern:
         return {destination.folder}
     pieces = parse(destination.pattern)
-    names = {fill(pieces, values_of(destination, job)) for job in run.plan.jobs}
+    names = {fill(pieces, values_of(destination, job)) for job in plan.jobs}
     return {(destination.folder / name).parent for name in names}
 
 
-def _discard_abandoned(destination: Destination, files: Files) -> None:
-    """Half-made files of other runs that nobody draws any more: whoever draws holds the lock of its journal."""
-    parts = (part_of_run(path.name) for path in destination.folder.glob(".sdcli-*.part"))
-    for run in {run for run in parts if run and run != destination.run}:
-        records = destination.records.parent / run
-        if (records / JOURNAL).exists() and not is_running(records):
-            _discard_parts(destination.folder, run, files)
+def _discard_abandoned(destination: Destination, plan: Plan, files: Files) -> None:
+    """Half-made files of other runs that nobody draws any more: whoever draws holds the lock of its journal. Where
+    that cannot be told (no locks, another user's journal, none) they stay: the run may be alive."""
+    for folder in _folders(destination, plan):
+        parts = (part_of_run(path.name) for path in folder.glob(".sdcli-*.part"))
+        for run in {run for run in parts if run and run != destination.run}:
+            if _locked(destination.records.parent / run):
+                _discard_parts(folder, run, files)
 
 
 def _discard_parts(folder: Path, run: str, files: Files) -> list[str]:

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from sdcli import __version__, schema
-from sdcli.errors import Bug, CannotWrite, Interrupted, SdcliError, Stop, Terminated, stopped_by
+from sdcli.errors import Bug, CannotWrite, Interrupted, OutOfMemory, SdcliError, Stop, Terminated, stopped_by
 from sdcli.events import Decoded, Degraded, Done, Event, Failed, Loaded, Planned, Saved, Warned
 from sdcli.events import Encoded as TextEncoded
 from sdcli.events import Interrupted as InterruptedEvent
@@ -60,6 +60,9 @@ def store(
         raise
     except (KeyboardInterrupt, Stop) as stop:  # here, or thrown in by whoever met it while watching
         shelf.end(stopped_by(stop))
+        raise
+    except Exception as failure:  # nobody foresaw it; whoever catches it finds the words
+        shelf.end(OutOfMemory("") if isinstance(failure, MemoryError) else Bug(""))
         raise
     finally:
         shelf.close()

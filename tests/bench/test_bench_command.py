@@ -403,10 +403,11 @@ def test_an_interruption_keeps_what_was_measured(number: int, code: int, here: P
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="signals of POSIX")
-def test_an_interrupted_comparison_compares_the_rounds_it_has(here: Path) -> None:
+@pytest.mark.parametrize("more", [(), ("--json",)], ids=["", "json"])
+def test_an_interrupted_comparison_compares_the_rounds_it_has(here: Path, more: tuple[str, ...]) -> None:
     program = here / "program.py"
     program.write_text("from sdcli.cli.main import run\nrun()\n")
-    words = ("compare", "--run", str(program), "--run", str(program), *FAKE, "--processes", "9")
+    words = ("compare", "--run", str(program), "--run", str(program), *FAKE, "--processes", "9", *more)
     process = subprocess.Popen(
         [sys.executable, "-m", "sdcli", "bench", *words], cwd=here, env=os.environ,
         stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
@@ -416,7 +417,11 @@ def test_an_interrupted_comparison_compares_the_rounds_it_has(here: Path) -> Non
     assert told[2].startswith("round 2 of 9")
     process.send_signal(signal.SIGINT)
     out, err = process.communicate(timeout=40)
-    assert process.returncode == 130 and out.startswith("as asked: ×") and "interrupted" in err
+    assert process.returncode == 130
+    if more:
+        assert out.count("\n") == 1 and json.loads(out)["error"]["type"] == "interrupted"
+    else:
+        assert out.startswith("as asked: ×") and "interrupted" in err
 
 
 @pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="reads /proc")

@@ -120,7 +120,6 @@ def encode(self, *given):
     except Exception: pass
     yield from real(self, *given)
 fake.Run._encode = encode
-sys.unraisablehook = lambda *_: None
 run()
 """
 
@@ -134,7 +133,79 @@ def test_a_signal_that_falls_into_a_destructor_is_not_lost(here: Path, name: str
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     done = subprocess.run([sys.executable, "-c", script, *words], cwd=here, env=environment, capture_output=True)
     assert done.returncode == code and word in done.stderr.decode()
+    assert "Exception ignored" not in done.stderr.decode()
     assert list((here / "sdcli-images").glob("*.png")) == []
+
+
+STRUCK = """
+import atexit, os, signal
+from sdcli import terminal
+from sdcli.cli import answer, generate
+from sdcli.record import report
+def strike(): os.kill(os.getpid(), signal.SIGINT); 1 + 1
+def after(real):
+    def both(*given, **named):
+        found = real(*given, **named)
+        strike()
+        return found
+    return both
+def before(real):
+    def both(*given, **named):
+        strike()
+        return real(*given, **named)
+    return both
+{moment}
+from sdcli.__main__ import run
+run()
+"""
+MOMENTS = {
+    "recording": "report.write = before(report.write)",
+    "answering": "generate.put = answer.put = after(terminal.put)",
+    "leaving": "atexit.register(strike)",
+}
+
+
+@POSIX
+@pytest.mark.parametrize(("moment", "command"), [*((one, "generate") for one in MOMENTS), ("leaving", "plan")])
+def test_a_signal_once_all_is_done_changes_neither_the_answer_nor_the_record(
+    here: Path, moment: str, command: str
+) -> None:
+    script = STRUCK.format(moment=MOMENTS[moment])
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    words = (command, "a cat", "--json", *(FAKE if command == "generate" else ()))
+    done = subprocess.run([sys.executable, "-c", script, *words], cwd=here, env=environment, capture_output=True)
+    assert done.returncode == 0 and "error" not in done.stderr.decode()
+    assert done.stdout.count(b"\n") == 1 and "schema" in json.loads(done.stdout)
+    if command == "generate":
+        assert list((here / "sdcli-images/runs").glob("*/report.json"))
+
+
+@POSIX
+def test_an_interrupted_run_of_several_prompts_says_where_the_rest_is_listed(here: Path) -> None:
+    process = drawing(here, "-p", "a dog")
+    process.send_signal(signal.SIGINT)
+    error = process.communicate(timeout=30)[1].decode()
+    (record,) = (here / "sdcli-images/runs").iterdir()
+    assert f"  try: the same command for the images that {record / 'report.json'} calls missing\n" in error
+
+
+@POSIX
+def test_a_terminal_that_was_closed_ends_a_run_as_its_journal_says(here: Path) -> None:
+    """Neither is there anybody to give the one object to."""
+    pty = pytest.importorskip("pty")
+    ours, theirs = pty.openpty()
+    process = start(
+        "generate", "a cat", "-n", "3000", "--engine", "fake", "--size", "256x256", "--json", cwd=here, stdin=theirs,
+        stdout=theirs, stderr=theirs, start_new_session=True, preexec_fn=lambda: os.close(os.open(os.ttyname(0), 2)),
+    )  # fmt: skip
+    os.close(theirs)
+    while not list((here / "sdcli-images").glob("0001-*.png")):
+        assert process.poll() is None
+    os.close(ours)
+    assert process.wait(30) == 143
+    (record,) = (here / "sdcli-images/runs").iterdir()
+    assert json.loads((record / "run.jsonl").read_text().splitlines()[-1])["exit_code"] == 143
+    assert json.loads((record / "report.json").read_text())["error"]["type"] == "terminated"
 
 
 def test_no_library_can_take_a_signal_for_a_failure_of_its_own() -> None:
@@ -190,6 +261,39 @@ def test_a_closed_stdout_is_exit_7_and_a_reader_that_left_is_0(here: Path, words
     assert left.returncode == 0 and "Traceback" not in error and "error:" not in error
 
 
+@POSIX
+def test_an_early_signal_is_a_code_also_where_nothing_can_be_said(here: Path) -> None:
+    script = AT_START.format(early=True, name="SIGTERM")
+    for end in (">&-", ">/dev/full") if os.path.exists("/dev/full") else (">&-",):
+        line = f'exec "$0" -c "$1" --json {end}'
+        environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+        done = subprocess.run(["sh", "-c", line, sys.executable, script], env=environment, capture_output=True)
+        assert (done.returncode, done.stderr) == (143, b"")
+
+
+@POSIX
+def test_with_stdout_closed_no_file_of_the_run_takes_its_place(here: Path) -> None:
+    """Else what a library prints would land in the journal, or in an image."""
+    script = """
+import os, sys
+from sdcli.record import files
+real = files.Files.create
+def create(self, path):
+    file = real(self, path)
+    assert file > 2, path
+    return file
+files.Files.create = create
+from sdcli.__main__ import run
+run()
+"""
+    line = 'exec "$0" -c "$@" >&- 2>&- <&-'
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    words = (script, "generate", "a cat", *FAKE)
+    done = subprocess.run(["sh", "-c", line, sys.executable, *words], cwd=here, env=environment)
+    assert done.returncode == 7
+    assert len(list((here / "sdcli-images").glob("*.png"))) == 1
+
+
 # --- the disk
 
 
@@ -242,3 +346,40 @@ def test_a_run_with_a_suspect_picture_says_so_and_what_to_try(
     done = sdcli(capfd, "generate", "a cat", *FAKE, *more)
     assert done.code == 5
     assert "error: 1 of 1 picture came out as one flat colour" in done.err and "  try: the same command" in done.err
+
+
+# --- by a failure that nobody foresaw
+
+
+@pytest.mark.parametrize(("failure", "code"), [(RuntimeError("device-side assert"), 1), (MemoryError(), 4)], ids=repr)
+@pytest.mark.parametrize("where", ["drawing", "recording"])
+def test_an_unforeseen_failure_leaves_a_whole_record_with_what_is_kept(
+    capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, here: Path, where: str, failure: Exception,
+    code: int,
+) -> None:  # fmt: skip
+    from sdcli.draw import fake
+    from sdcli.events import Saved
+
+    def failing(real: Any) -> Any:
+        seen: list[object] = []
+
+        def second(self: Any, *given: Any) -> Any:
+            if where == "drawing" or isinstance(given[0], Saved):
+                seen.append(given)
+                if len(seen) == 2:
+                    raise failure
+            return real(self, *given)
+
+        return second
+
+    if where == "drawing":
+        monkeypatch.setattr(fake.Run, "_decode", failing(fake.Run._decode))
+    else:
+        monkeypatch.setattr(reports.Folding, "__call__", failing(reports.Folding.__call__))
+    done = sdcli(capfd, "generate", "a cat", "-n", "3", *FAKE, "--json")
+    assert (done.code, done.json["exit_code"], done.json["status"]) == (code, code, "partial")
+    assert done.json["error"]["done"] == f"1 of 3 images in {here / 'sdcli-images'}"
+    (record,) = (here / "sdcli-images/runs").iterdir()
+    assert json.loads((record / "report.json").read_text())["error"] == done.json["error"]
+    end = json.loads((record / "run.jsonl").read_text().splitlines()[-1])
+    assert (end["type"], end["exit_code"]) == ("end", code)

@@ -251,8 +251,11 @@ def test_pixels_that_are_not_finite_are_decoded_again_in_fp32_or_not_at_all(
     assert max(abs(a - b) for a, b in zip(drawn.pixels, wanted.pixels, strict=True)) <= 2
 
 
+@pytest.mark.parametrize(
+    ("dtype", "hint"), [("bf16", "the same command with --dtype fp32"), ("fp32", "sdcli models check broken")]
+)
 def test_an_image_that_stays_broken_has_failed_and_the_others_are_drawn(
-    tmp_path: Path, tiny_folders: dict[str, Path]
+    tmp_path: Path, tiny_folders: dict[str, Path], dtype: str, hint: str
 ) -> None:
     from safetensors.torch import load_file, save_file
 
@@ -261,10 +264,10 @@ def test_an_image_that_stays_broken_has_failed_and_the_others_are_drawn(
     weights = load_file(file)
     weights["decoder.conv_out.bias"][0] = float("nan")
     save_file(weights, file)
-    found = events_of(plan_for(folder, seeds=(1, 2)))
+    found = events_of(plan_for(folder, seeds=(1, 2), model="broken", pins={"dtype": dtype}))
     failed = [event for event in found if isinstance(event, Failed)]
     assert [(event.index, event.error["type"]) for event in failed] == [(0, "images_failed"), (1, "images_failed")]
-    assert "fp32" in failed[0].error["hint"] and isinstance(found[-1], Done)
+    assert failed[0].error["hint"] == hint and isinstance(found[-1], Done)
 
 
 # Interrupted

@@ -150,6 +150,15 @@ def test_status_and_exit_code_follow_from_what_happened(
     assert report.error is None or report.error["code"] == code
 
 
+def test_what_all_that_failed_have_to_try_is_what_the_run_has_to_try() -> None:
+    """Another draw with the same seed would fail in the same way."""
+    error = ImagesFailed("not finite", hint="sdcli models check broken").to_json()
+    report = folded([Planned(plan=OF), *(Failed(batch=n, index=n, error=error) for n in (0, 1)), Done()])
+    assert report.error is not None and report.error["hint"] == "sdcli models check broken"
+    report = folded([Planned(plan=OF), Failed(batch=0, index=0, error=error), Done()])  # of the other nothing is known
+    assert report.error is not None and report.error["hint"] == "the same command with the --seed of what is missing"
+
+
 def test_a_failed_image_keeps_its_error_and_its_settings() -> None:
     report = folded(
         [Planned(plan=OF), Encoded(batch=1, tokens=(7,), seconds=0.0), Failed(batch=1, index=1, error=failure())]

@@ -654,3 +654,39 @@ def test_half_made_files_of_a_run_that_was_killed_go_with_the_next_one_and_those
     # of the third no record says whether it is over
     assert [part.exists() for part in parts.values()] == [False, True, True]
     drawing.close()
+
+
+@pytest.mark.parametrize("unknown", ["no locks", "another user's"])
+def test_half_made_files_stay_where_nobody_can_tell_whether_their_run_is_over(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, unknown: str
+) -> None:
+    other = "20261103-142502-beef"
+    part = tmp_path / f".sdcli-{other}-000001.part"
+    drawing = runs.begin(destination(tmp_path, run=other, records=tmp_path / "runs" / other), plan(), {})
+    part.write_bytes(b"half")
+    real = os.open
+
+    def refusing(path: Path, flags: int, *rest: int) -> int:
+        if Path(path) == drawing.path:
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+        return real(path, flags, *rest)
+
+    def no_locks(*_: object) -> None:
+        raise OSError(errno.ENOTSUP, os.strerror(errno.ENOTSUP))
+
+    if unknown == "no locks":
+        monkeypatch.setattr(pytest.importorskip("fcntl"), "flock", no_locks)
+    else:
+        monkeypatch.setattr(os, "open", refusing)
+    list(store(stream(plan()), destination(tmp_path)))
+    assert part.exists()
+    drawing.close()
+
+
+def test_half_made_files_go_from_every_folder_that_a_template_leads_to(tmp_path: Path) -> None:
+    killed = "20261103-142501-dead"
+    for name in (f"runs/{killed}/run.jsonl", f"sd15/.sdcli-{killed}-000000.part"):
+        (tmp_path / name).parent.mkdir(parents=True)
+        (tmp_path / name).write_bytes(b"")
+    list(store(stream(plan()), destination(tmp_path, kind="template", pattern="{model}/{seed}.png")))
+    assert [path.name for path in (tmp_path / "sd15").iterdir()] == ["42.png"]

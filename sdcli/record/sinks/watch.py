@@ -15,10 +15,12 @@ Sink = Callable[[Event], None]
 class Watch:
     """The same events, each shown to the sinks in their order before it goes on.
 
-    A sink that fails is told of once and left out from then on. `lost` is why results could not be told, if so.
+    A sink that fails is told of once and left out from then on; not so the `record`, which sees each event first and
+    without which the run could not say what it drew. `lost` is why results could not be told, if so.
     """
 
-    def __init__(self, *sinks: Sink) -> None:
+    def __init__(self, *sinks: Sink, record: Sink = lambda event: None) -> None:
+        self._record = record
         self._sinks = list(sinks)
         self.lost: SdcliError | None = None
 
@@ -27,6 +29,7 @@ class Watch:
             waiting = deque([event])
             while waiting:
                 shown = waiting.popleft()
+                self._record(shown)
                 waiting += self._show(shown)
                 yield shown
 
