@@ -145,8 +145,14 @@ def look_for_model(sources: Sources) -> Model:
             raise _drawn_elsewhere(name) from None
         raise
     if values.get("revision") and found.source != "hub":
-        raise Usage(f"--revision is for models of the Hub, and {show(name, 80)} is none", hint="leave out --revision")
+        raise Usage(
+            f"--revision is for models of the Hub; {show(found.name, 80)} is {_PLACES[found.source]}",
+            hint="the same command without --revision",
+        )
     return found
+
+
+_PLACES = {"folder": "a folder here", "file": "a file here", "builtin": "built in"}
 
 
 def _drawn_elsewhere(name: str) -> ModelMissing:

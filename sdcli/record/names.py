@@ -446,7 +446,7 @@ def inside(folder: Path, name: str) -> Path:
     if ".." in name.split("/") or not path.parent.resolve().is_relative_to(base):
         raise CannotWrite(
             f"{show(name)} would lead out of {show(folder)}: one of its folders is a link",
-            hint='sdcli generate "a cat" -o sdcli-images',
+            hint="the same command with -o sdcli-images",
             path=str(path),
         )
     return path

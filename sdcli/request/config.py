@@ -95,7 +95,7 @@ def _text(field: str, text: str) -> str:
 def _name(field: str, text: str) -> str:
     if not text.strip():
         flag = flag_of(field)
-        raise Usage(f"{flag}: nothing is named", hint=f'sdcli generate "a cat"   (without {flag})')
+        raise Usage(f"{flag}: nothing is named", hint=f"the same command without {flag}")
     return text
 
 

@@ -165,7 +165,7 @@ def test_one_step_is_one_step(capfd: pytest.CaptureFixture[str]) -> None:
     [
         ("hello", "wrong.json is not JSON"),
         ('{"a": 1}', "wrong.json is not an sdcli.bench document: it names no schema"),
-        ('{"schema": "sdcli.bench/1"}', "wrong.json is no whole result of sdcli bench"),
+        ('{"schema": "sdcli.bench/1"}', "wrong.json is not a complete result of sdcli bench"),
     ],
 )
 def test_a_file_that_is_no_result_of_bench_is_told_with_a_way_to_one(

@@ -36,7 +36,7 @@ CORRECTED = {
     "plan cat --preset mlpref": "plan cat --preset mlperf",
     "plan cat --pin vae=tile-512 --pin place=resident": "plan cat --pin vae=tile-512 --pin placement=resident",
     "plan cat --pin vae=tile-512 --pin placement=residnt": "plan cat --pin vae=tile-512 --pin placement=resident",
-    "plan cat --cfg-scale 200": "plan cat --cfg-scale 7",
+    "plan cat --cfg-scale 200": "plan cat --cfg-scale 100",
     "plan cat --stepz=3 -m sd15": "plan cat --steps=3 -m sd15",
     "plan cat --emphasis a111": "plan cat --emphasis a1111",
     "plan cat --max-vram lots": "plan cat --max-vram 6GiB",
