@@ -10,13 +10,14 @@ import typer
 from sdcli import schema
 from sdcli.cli.answer import print_json
 from sdcli.cli.ask import default_model, look_for_model, read_sources, settings
-from sdcli.errors import ModelMissing, SdcliError
+from sdcli.errors import ModelMissing, SdcliError, Usage
 from sdcli.machine import state
 from sdcli.models.families import find
 from sdcli.models.model import Model
 from sdcli.models.resolve import family_of
 from sdcli.request import config
 from sdcli.request.config import Sources
+from sdcli.request.options import flag_of
 from sdcli.request.request import Request
 from sdcli.terminal import cells, folded, say, show, tell, width
 
@@ -71,7 +72,13 @@ def _set(name: Name, value: Annotated[str, typer.Argument(metavar="VALUE", help=
     """Keep a value for later runs: sdcli config set steps 30."""
     if name == "model" and value.strip():
         _check_known(value)
-    config.set_value(file(), name, value)
+    try:
+        config.set_value(file(), name, value)
+    except Usage as error:
+        flag, _, better = error.hint.partition(" ")
+        if flag == flag_of(name) and better:  # told as generate would tell it
+            error.hint = f"sdcli config set {name} {better}"
+        raise
     say(f"{name} = {show(value, 60)}, kept in {show(file())}")
 
 

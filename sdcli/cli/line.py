@@ -126,6 +126,8 @@ def corrected(hint: str, words: Sequence[str]) -> str:
     wanted = pieces(changes, {"-m": Flag("model", takes_value=True, repeatable=False), **command.flags})
     if same and any(not piece.option for piece in wanted):  # a sentence goes on behind the flags
         return hint
+    if any(piece.flag not in ("", "--") and not piece.option for piece in wanted):  # no flag of this command
+        return hint
     if same and same[1] == "without":
         made = [piece for piece in typed if piece.option not in {one.option for one in wanted}]
     else:

@@ -142,3 +142,14 @@ def test_what_a_plan_warns_of_is_said_before_drawing_and_not_with_q(capfd: pytes
     told = sdcli(capfd, *words).err
     assert "note: builtin was trained at 256×256; at 64×64" in told and "note: 1 step is few for" in told
     assert "note:" not in sdcli(capfd, *words, "-q").err
+
+
+@pytest.mark.parametrize(
+    ("name", "wrong", "right"), [("steps", "0", "1"), ("guidance", "200", "100"), ("width", "5", "64")]
+)
+def test_a_setting_that_no_run_could_use_is_corrected_with_a_line_that_works(
+    capfd: pytest.CaptureFixture[str], name: str, wrong: str, right: str
+) -> None:
+    refused = sdcli(capfd, "config", "set", name, wrong)
+    assert refused.code == 2 and f"  try: sdcli config set {name} {right}\n" in refused.err
+    assert sdcli(capfd, "config", "set", name, right).code == 0
