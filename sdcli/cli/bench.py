@@ -213,7 +213,7 @@ def _limits(typed: Mapping[str, Any]) -> Limits:
     quick = bool(typed.get("quick"))
     processes = _whole(typed, "processes", "--processes", 1 if quick else 5)
     if quick and processes > 1:
-        raise Usage(f"--quick measures one process, not {processes}", hint=f"sdcli bench --processes {processes}")
+        raise Usage(f"--quick measures one process, not {processes}", hint="the same command without --quick")
     most = _whole(typed, "max_time", "--max-time", int(QUICK_TIME if quick else MAX_TIME))
     return Limits(processes=processes, quick=quick, max_time=float(most), engine=ask.engine_of(typed))
 

@@ -62,7 +62,7 @@ def store(
         shelf.end(stopped_by(stop))
         raise
     except Exception as failure:  # nobody foresaw it; whoever catches it finds the words
-        shelf.end(OutOfMemory("") if isinstance(failure, MemoryError) else Bug(""))
+        shelf.end(OutOfMemory("", hint="sdcli help memory") if isinstance(failure, MemoryError) else Bug(""))
         raise
     finally:
         shelf.close()

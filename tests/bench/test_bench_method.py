@@ -36,7 +36,8 @@ def test_the_commands_run_in_the_order_shown(tmp_path: Path) -> None:
         program.chmod(0o755)
     for words in commands():
         files = words[1:2] == ["compare"] and "--run" not in words
-        small = () if files else (*REHEARSED, "--size", "64x64", "--processes", "2")
+        few = () if "--quick" in words else ("--processes", "2")
+        small = () if files else (*REHEARSED, "--size", "64x64", *few)
         done = subprocess.run(
             [sys.executable, "-m", "sdcli", *words, *small],
             cwd=tmp_path, env=environment, capture_output=True, text=True, encoding="utf-8", timeout=300,

@@ -189,7 +189,7 @@ def test_an_engine_that_draws_nothing_is_not_forecast_by_the_real_one(
     from sdcli.plan.remembered import key_of
 
     plan = ask.plan_for({"words": ["a cat"], "seeds": "1"}, "plan").plan
-    key = key_of(plan.model, plan.setup, plan.jobs[0], 1)
+    key = key_of(plan.model, plan.setup, plan.jobs[:1], alone=True)
     measured = {"host_peak": 1 << 29, "load": 400.0, "step": 2.0, "picture": 1.0}
     state.remember_run(ask.machine_of(plan.hardware), key, lambda old: measured)
     assert "7 min" in " ".join(sdcli(capfd, "plan", "a cat").out.split())
@@ -207,9 +207,8 @@ def test_the_place_of_a_filmstrip_is_told(
 
 def test_loading_that_planning_did_already_is_told_as_loading() -> None:
     from sdcli.cli import ask, generate
-    from sdcli.draw import fake
     from sdcli.events import Timed
 
     asked = replace(ask.plan_for({"words": ["a cat"]}, "plan"), imported=0.25)
-    told = [event for event in generate._events(asked, fake.run) if isinstance(event, Timed)]
+    told = [event for event in generate._events(asked, "fake") if isinstance(event, Timed)]
     assert [event.seconds for event in told if event.phase == "import"] == [0.25, 0.0]

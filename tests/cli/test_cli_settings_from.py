@@ -107,6 +107,6 @@ def test_a_picture_of_a_model_given_by_path_asks_for_its_place(capfd: pytest.Cap
     assert done.code == 3
     assert done.err.splitlines() == [
         "error: the picture was drawn with tiny15, and no model of that name is known here",
-        '  try: sdcli generate --settings-from "drawn.png" -m PATH   (where tiny15 is)',
+        "  try: sdcli plan --settings-from drawn.png -m PATH   (where tiny15 is)",
     ]
     assert sdcli(capfd, "plan", "--settings-from", "drawn.png", "-m", "models/tiny15").code == 0

@@ -27,7 +27,7 @@ def test_a_limit_below_what_the_plan_needs_is_refused_before_anything_is_loaded(
 ) -> None:
     ended = address_space.tried(tiny_folders["sd15"], 256 * MIB, tmp_path, as_json=True)
     assert (ended.code, ended.wrong) == (4, ())
-    assert "does not fit" in ended.said and " may be used" in ended.said
+    assert "does not fit" in ended.said and "less a safety margin" in ended.said
 
 
 def test_libraries_that_cannot_be_mapped_are_exit_4(tmp_path: Path, tiny_folders: dict[str, Path]) -> None:

@@ -175,7 +175,7 @@ def test_settings_that_are_wrong_are_a_problem(own_folders: Path) -> None:
     (own_folders / "config").mkdir()
     (own_folders / "config" / "config.toml").write_text("garbage = = 3\n")
     text = _screen(machine(torch=CPU_TORCH))
-    assert "config.toml:1: " in text and text.endswith("1 problem. (exit 2)")
+    assert "config.toml:1:" in text and text.endswith("1 problem. (exit 2)")
     assert _exit(machine(torch=CPU_TORCH)) == 2 and _exit(machine(card(), torch=CPU_TORCH)) == 8
 
 
