@@ -37,6 +37,17 @@ def aborts_heeded(words: Sequence[str], wanted: bool = True) -> Iterator[None]:
     del handler  # until here it had to be kept
 
 
+def short() -> bool:
+    """Whether there is a limit, and hardly anything is left of it."""
+    try:
+        import resource
+
+        limit = resource.getrlimit(resource.RLIMIT_AS)[0]
+    except (ImportError, MemoryError, OSError):
+        return False
+    return limit != resource.RLIM_INFINITY and _little_left(limit)
+
+
 def _little_left(limit: int) -> bool:
     with contextlib.suppress(OSError, ValueError, MemoryError):
         statm = os.open("/proc/self/statm", os.O_RDONLY)
@@ -63,8 +74,15 @@ def _heed(words: Sequence[str]) -> Any:
                 os._exit(say_out_of_memory(words))
             libc.signal(number, None)  # something else: on returning, the system does as ever
 
+        def left(status: int, nothing: int | None) -> None:
+            if _little_left(limit):
+                os._exit(say_out_of_memory(words))
+
         handler = ctypes.CFUNCTYPE(None, ctypes.c_int)(gave_up)
         for number in (signal.SIGABRT, signal.SIGSEGV, signal.SIGBUS):
             libc.signal(int(number), handler)
-        return handler
+        leaving = ctypes.CFUNCTYPE(None, ctypes.c_int, ctypes.c_void_p)(left)
+        if hasattr(libc, "on_exit"):  # sdcli itself leaves without; OpenMP that gets no thread does not
+            libc.on_exit(leaving, None)
+        return handler, leaving
     return None

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, NoReturn
 
 from sdcli import __version__
 from sdcli.cli.ending import heeded
-from sdcli.cli.last_words import aborts_heeded, say_out_of_memory
+from sdcli.cli.last_words import aborts_heeded, say_out_of_memory, short
 from sdcli.errors import Bug, Interrupted, OutOfMemory, SdcliError, Stop, Terminated, Usage, stopped_by
 from sdcli.request.near import near_text, nearest
 from sdcli.terminal import drop_stdout, lost, show, stdout_left, tell
@@ -31,8 +31,9 @@ def run(arguments: Sequence[str] | None = None) -> NoReturn:
     try:
         with aborts_heeded(words, wanted=arguments is None):
             code = _outcome(words, alone=arguments is None)
-    except (MemoryError, OSError, ImportError, SystemError) as error:  # no room even for a sentence with figures
-        if isinstance(error, OSError) and error.errno != errno.ENOMEM:
+    except Exception as error:  # no room even for a sentence with figures
+        memory = isinstance(error, (MemoryError, ImportError, SystemError))
+        if not memory and getattr(error, "errno", None) != errno.ENOMEM and not short():
             raise
         code = say_out_of_memory(words)
     _leave(code, at_once=arguments is None)
