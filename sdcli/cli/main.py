@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, NoReturn
 from sdcli import __version__
 from sdcli.cli.ending import heeded
 from sdcli.cli.last_words import aborts_heeded, say_out_of_memory, short
-from sdcli.errors import Bug, Interrupted, OutOfMemory, SdcliError, Stop, Terminated, Usage, stopped_by
+from sdcli.errors import Bug, Interrupted, OutOfMemory, SdcliError, Stop, Usage, stopped_by
 from sdcli.request.near import near_text, nearest
 from sdcli.terminal import drop_stdout, lost, show, stdout_left, tell
 
@@ -152,7 +152,7 @@ def _sentence(message: str) -> str:
 def _leave(code: int, at_once: bool = False) -> NoReturn:
     """`at_once`: without Python's own tidying up, which takes a second once torch is loaded and is for nothing here.
 
-    Nor after an interrupt: one that came while a module was being made would turn the exit code into a signal.
+    After an interrupt that came while a module was being made, or an import that memory ended, it would even crash.
     """
     error = stdout_left()
     if error is not None and code == 0:
@@ -160,7 +160,7 @@ def _leave(code: int, at_once: bool = False) -> NoReturn:
 
         say_error(error)
         code = error.code
-    if at_once and ("torch" in sys.modules or code in (Interrupted.code, Terminated.code)):
+    if at_once:
         with contextlib.suppress(OSError, ValueError, AttributeError):
             sys.stderr.flush()
         os._exit(code)
