@@ -111,7 +111,7 @@ class Worker:
                 hint="sdcli doctor",
             )
         last = show(said[-1], 200) if said else f"exit code {code}"
-        return Bug(f"the process being measured ended: {last}", hint="the same command with --debug shows where")
+        return Bug(f"the process being measured ended: {last}")
 
 
 def _environment() -> dict[str, str]:

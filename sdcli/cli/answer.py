@@ -11,8 +11,8 @@ from typing import Any
 
 from sdcli.cli import line
 from sdcli.cli.ending import over
-from sdcli.errors import Interrupted, SdcliError, Terminated
-from sdcli.terminal import StdoutLost, put, say
+from sdcli.errors import Bug, Interrupted, SdcliError, Terminated
+from sdcli.terminal import StdoutLost, put, say, show
 
 
 class Answered(Exception):
@@ -44,6 +44,13 @@ def end(error: SdcliError, words: Sequence[str]) -> int:
     if "--debug" in words:
         trace(error)
     return error.code
+
+
+def bug_of(failure: Exception) -> Bug:
+    """What nobody foresaw."""
+    bug = Bug(f"{type(failure).__name__}: {show(failure)}")
+    bug.__cause__ = failure
+    return bug
 
 
 def trace(error: SdcliError) -> None:

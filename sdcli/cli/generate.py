@@ -14,13 +14,12 @@ from typing import Any
 
 from sdcli import events
 from sdcli.cli import builtin, complete, plan_screen, remembering
-from sdcli.cli.answer import Answered, say_error, trace
+from sdcli.cli.answer import Answered, bug_of, say_error, trace
 from sdcli.cli.ask import Asked
 from sdcli.cli.ending import check, over
 from sdcli.cli.former import FORMER_FLAGS
 from sdcli.cli.pull import plan_with_model
 from sdcli.errors import (
-    Bug,
     CannotWrite,
     ImagesFailed,
     Interrupted,
@@ -124,7 +123,7 @@ def _events(asked: Asked, engine: str) -> Iterator[Event]:
 def _batches(asked: Asked) -> Iterable[Batch]:
     """The plan's own batches; where jobs come from stdin, those after them, one by one as they are read."""
     plan = asked.plan
-    own = [(number, plan.batch(number)) for number in range(len(plan.batches))]
+    own = plan.numbered()
     if asked.later is None:
         return own
     return itertools.chain(own, ((number, (job,)) for number, job in enumerate(asked.later, len(own))))
@@ -153,19 +152,13 @@ def _drain(
         with contextlib.suppress(Exception):
             stored.throw(failure)  # type: ignore[attr-defined]
         if not oom.is_out_of_memory(failure):
-            return _bug(failure)
+            return bug_of(failure)
         because = oom.first_line(failure)
     else:
         return None
     from sdcli.draw.exhausted import exhausted  # only now has what was drawn no holder any more
 
     return exhausted(plan, "outside of drawing", because)
-
-
-def _bug(failure: Exception) -> Bug:
-    bug = Bug(f"{type(failure).__name__}: {show(failure)}", hint="the same command with --debug shows where")
-    bug.__cause__ = failure
-    return bug
 
 
 def _told(

@@ -37,15 +37,20 @@ def aborts_heeded(words: Sequence[str], wanted: bool = True) -> Iterator[None]:
     del handler  # until here it had to be kept
 
 
-def short() -> bool:
+def hardly_any_left() -> bool:
     """Whether there is a limit, and hardly anything is left of it."""
-    try:
-        import resource
+    with contextlib.suppress(ImportError, MemoryError, OSError):
+        limit = _limit()
+        return limit is not None and _little_left(limit)
+    return False
 
-        limit = resource.getrlimit(resource.RLIMIT_AS)[0]
-    except (ImportError, MemoryError, OSError):
-        return False
-    return limit != resource.RLIM_INFINITY and _little_left(limit)
+
+def _limit() -> int | None:
+    """In bytes, of the address space; None where there is none."""
+    import resource
+
+    limit = resource.getrlimit(resource.RLIMIT_AS)[0]
+    return None if limit == resource.RLIM_INFINITY else limit
 
 
 def _little_left(limit: int) -> bool:
@@ -58,25 +63,22 @@ def _little_left(limit: int) -> bool:
 
 def _heed(words: Sequence[str]) -> Any:
     with contextlib.suppress(ImportError, MemoryError, OSError, AttributeError):
-        import resource
-        import signal
-
-        limit = resource.getrlimit(resource.RLIMIT_AS)[0]
-        if limit == resource.RLIM_INFINITY:
+        limit = _limit()
+        if limit is None:
             return None
         import ctypes
+        import signal
 
         libc = ctypes.CDLL(None)
         libc.signal.restype = ctypes.c_void_p
 
-        def gave_up(number: int) -> None:
+        def left(status: int = 0, nothing: int | None = None) -> None:
             if _little_left(limit):
                 os._exit(say_out_of_memory(words))
-            libc.signal(number, None)  # something else: on returning, the system does as ever
 
-        def left(status: int, nothing: int | None) -> None:
-            if _little_left(limit):
-                os._exit(say_out_of_memory(words))
+        def gave_up(number: int) -> None:
+            left()
+            libc.signal(number, None)  # something else: on returning, the system does as ever
 
         handler = ctypes.CFUNCTYPE(None, ctypes.c_int)(gave_up)
         for number in (signal.SIGABRT, signal.SIGSEGV, signal.SIGBUS):

@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, NoReturn
 
 from sdcli import __version__
 from sdcli.cli.ending import heeded
-from sdcli.cli.last_words import aborts_heeded, say_out_of_memory, short
-from sdcli.errors import Bug, Interrupted, OutOfMemory, SdcliError, Stop, Usage, stopped_by
+from sdcli.cli.last_words import aborts_heeded, hardly_any_left, say_out_of_memory
+from sdcli.errors import Interrupted, OutOfMemory, SdcliError, Stop, Usage, stopped_by
 from sdcli.request.near import near_text, nearest
 from sdcli.terminal import drop_stdout, lost, show, stdout_left, tell
 
@@ -33,7 +33,7 @@ def run(arguments: Sequence[str] | None = None) -> NoReturn:
             code = _outcome(words, alone=arguments is None)
     except Exception as error:  # no room even for a sentence with figures
         memory = isinstance(error, (MemoryError, ImportError, SystemError))
-        if not memory and getattr(error, "errno", None) != errno.ENOMEM and not short():
+        if not memory and getattr(error, "errno", None) != errno.ENOMEM and not hardly_any_left():
             raise
         code = say_out_of_memory(words)
     _leave(code, at_once=arguments is None)
@@ -41,7 +41,7 @@ def run(arguments: Sequence[str] | None = None) -> NoReturn:
 
 def _outcome(words: list[str], alone: bool) -> int:
     """`alone`: the process ends with this command."""
-    from sdcli.cli.answer import Answered, end
+    from sdcli.cli.answer import Answered, bug_of, end
 
     try:
         if words in (["--version"], ["-V"]):  # without even importing Typer
@@ -66,12 +66,7 @@ def _outcome(words: list[str], alone: bool) -> int:
         ):  # Typer's own printing
             drop_stdout()
             return end(lost(error), words)
-        short = _short_of_memory(error)
-        if short is not None:
-            return end(short, words)
-        bug = Bug(f"{type(error).__name__}: {show(error)}", hint="the same command with --debug shows where")
-        bug.__cause__ = error
-        return end(bug, words)
+        return end(_short_of_memory(error) or bug_of(error), words)
 
 
 def _short_of_memory(error: Exception) -> OutOfMemory | None:

@@ -54,8 +54,7 @@ class Run:
         there = placement.held(plan.setup.placement, first, first[0], first[0].parts[0])
         if set(there) == set(parts_of(first)):
             yield from self._load(there)
-        own = [(number, plan.batch(number)) for number in range(len(plan.batches))]
-        for window in windows_of(own if batches is None else batches):
+        for window in windows_of(plan.numbered() if batches is None else batches):
             self._texts &= {text for _, jobs in window for text in _texts(jobs)}
             for number, jobs, stage in walk(plan.model, window, alone=alone):
                 for part in stage.parts if self._needed(stage, jobs) else ():

@@ -86,8 +86,7 @@ class Engine:
         yield Timed(phase="import", seconds=time.perf_counter() - started)
         yield self._session.meter.read("import")
         yield from run.load()
-        own = [(number, plan.batch(number)) for number in range(len(plan.batches))]
-        yield from run.draw(own if batches is None else batches)
+        yield from run.draw(plan.numbered() if batches is None else batches)
         yield Done(environment=environment(plan.hardware) | {"threads": plan.setup.threads, "isa": plan.setup.isa})
 
     def _ready(self, plan: Plan) -> Any:

@@ -148,5 +148,9 @@ class Plan:
     def batch(self, number: int) -> tuple[Job, ...]:
         return tuple(self.jobs[index] for index in self.batches[number])
 
+    def numbered(self) -> list[tuple[int, tuple[Job, ...]]]:
+        """Every batch with its number, in the order in which they are drawn."""
+        return [(number, self.batch(number)) for number in range(len(self.batches))]
+
 
 Remembered = Mapping[str, Any]  # machine/state.py: what this machine measured before, by key
