@@ -15,10 +15,10 @@ from sdcli import __version__, reading, schema
 from sdcli.bench import likeness, statistics
 from sdcli.bench.run import Bench, Row, rate_of
 from sdcli.errors import BadFile
+from sdcli.files import REAL, cannot_write, replace_whole
 from sdcli.models import unet, vae
 from sdcli.plan.plan import Plan
 from sdcli.record import documents
-from sdcli.record.files import REAL, cannot_write, replace_whole
 from sdcli.record.report import Measured, MemoryUse, Predicted
 from sdcli.terminal import show
 

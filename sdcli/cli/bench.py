@@ -38,13 +38,13 @@ from sdcli.errors import (
     Usage,
     stopped_by,
 )
+from sdcli.files import cannot_write, save
 from sdcli.machine import state
 from sdcli.models.model import Model
 from sdcli.plan.plan import Plan
 from sdcli.plan.refusal import refused
 from sdcli.plan.techniques import TECHNIQUES
 from sdcli.record import documents
-from sdcli.record.files import cannot_write
 from sdcli.request import config
 from sdcli.request.options import MODEL, OPTIONS, OUTPUT, SCREEN, Option, flag_of
 from sdcli.request.options import command as make
@@ -184,7 +184,7 @@ def _files(
     if destination is not None:
         yield lambda: results.write(result, destination)
     if typed.get("html"):
-        yield lambda: _write_page(Path(typed["html"]), result)
+        yield lambda: save(Path(typed["html"]), page.html(result), hint="--html ~/bench.html")
     if preset is not None:
         yield lambda: _save_preset(preset, result)
 
@@ -469,14 +469,6 @@ def _next(result: Result, destination: Path | None) -> Iterator[str]:
     yield f"Gate: sdcli bench compare {show(name, 200)} new.json"
 
 
-def _write_page(path: Path, result: Result) -> None:
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(page.html(result), encoding="utf-8", errors="backslashreplace")
-    except OSError as error:
-        raise cannot_write(path, error, hint="--html ~/bench.html") from None
-
-
 _KEPT = "Fastest in a bench on "
 
 
@@ -512,11 +504,7 @@ def _save_preset(path: Path, result: Result) -> None:
     lines += [f"{field} = {json.dumps(value)}" for field, value in rest.items()]
     if pins:
         lines.append("pins = { " + ", ".join(f"{slot} = {json.dumps(choice)}" for slot, choice in pins.items()) + " }")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text("\n".join(lines) + "\n", encoding="utf-8")
-    except OSError as error:
-        raise cannot_write(path, error, hint="sdcli config path") from None
+    save(path, "\n".join(lines) + "\n", hint="sdcli config path")
 
 
 # --- comparing

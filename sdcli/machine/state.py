@@ -12,6 +12,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from sdcli.files import REAL, replace_whole
+
 if TYPE_CHECKING:
     from sdcli.machine.hardware import Hardware
 
@@ -125,22 +127,10 @@ class Store:
                 entries = self.read()
                 new = change(entries.pop(key, None))
                 entries[key] = new
-                self._replace(entries)
+                replace_whole(REAL, self.path, [self._fitting(entries)])
         except (OSError, ValueError, TypeError):
             return False
         return True
-
-    def _replace(self, entries: dict[str, Any]) -> None:
-        content = self._fitting(entries)
-        temporary = self.path.with_name(f"{self.path.name}.{os.getpid()}.part")
-        try:
-            with temporary.open("wb") as file:
-                file.write(content)
-                file.flush()
-                os.fsync(file.fileno())
-            _replace_patiently(temporary, self.path)
-        finally:
-            temporary.unlink(missing_ok=True)
 
     def _fitting(self, entries: dict[str, Any]) -> bytes:
         """The newest entries that stay within the bounds."""
@@ -151,19 +141,6 @@ class Store:
             if len(content) <= self.most_bytes or not names:
                 return content
             names = names[len(names) // 4 + 1 :]
-
-
-def _replace_patiently(source: Path, target: Path) -> None:
-    """On Windows a file that another program has open cannot be replaced; it will be closed in a moment."""
-    for _ in range(20):
-        try:
-            source.replace(target)
-            return
-        except PermissionError:
-            if os.name != "nt":
-                raise
-            time.sleep(0.05)
-    source.replace(target)
 
 
 class _Lock:

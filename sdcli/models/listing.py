@@ -6,7 +6,6 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-import tempfile
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
@@ -15,6 +14,7 @@ from typing import Any
 
 from sdcli import schema
 from sdcli.errors import SdcliError, Unsafe
+from sdcli.files import REAL, replace_whole
 from sdcli.models import embedding, folder, hub_cache, kinds
 from sdcli.models.headers import Header, read_header
 from sdcli.models.resolve import known_as
@@ -110,14 +110,7 @@ def keep(memory: Memory) -> None:
     content = json.dumps({"schema": _WHAT, "entries": newest}).encode()
     with contextlib.suppress(OSError):
         memory.path.parent.mkdir(parents=True, exist_ok=True)
-        handle, temporary = tempfile.mkstemp(dir=memory.path.parent, prefix=".listing-", suffix=".part")
-        try:
-            with os.fdopen(handle, "wb") as file:
-                file.write(content)
-            os.replace(temporary, memory.path)
-        except BaseException:
-            Path(temporary).unlink(missing_ok=True)
-            raise
+        replace_whole(REAL, memory.path, [content], sync=False)
 
 
 # --- what is where

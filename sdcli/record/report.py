@@ -10,9 +10,9 @@ from typing import Any
 from sdcli import __version__, events, schema
 from sdcli.errors import ImagesFailed, Interrupted, SdcliError, Terminated
 from sdcli.events import Event
+from sdcli.files import REAL, Files, cannot_write, replace_whole
 from sdcli.plan.plan import Plan, Warning
 from sdcli.record import documents
-from sdcli.record.files import REAL, Files, cannot_write, replace_whole
 from sdcli.record.runs import Intent, plan_json
 from sdcli.request.request import Job
 

@@ -18,9 +18,9 @@ from typing import Any
 from sdcli import __version__, schema
 from sdcli.errors import BadFile, Usage
 from sdcli.events import Degraded
+from sdcli.files import REAL, Files, cannot_write, discard, quoted, write_whole
 from sdcli.plan.plan import Plan
 from sdcli.record import documents
-from sdcli.record.files import REAL, Files, cannot_write, discard, quoted, write_whole
 from sdcli.record.names import Destination, part_of_run, part_prefix, values_of
 from sdcli.record.names import filled as fill
 from sdcli.record.names import parse_template as parse

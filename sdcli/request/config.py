@@ -6,7 +6,6 @@ whichever source, is converted by one table, so that every source accepts the sa
 
 from __future__ import annotations
 
-import os
 import re
 import shlex
 import tomllib
@@ -16,7 +15,8 @@ from pathlib import Path
 from typing import Any
 
 from sdcli import data, reading
-from sdcli.errors import CannotWrite, Usage
+from sdcli.errors import Usage
+from sdcli.files import save
 from sdcli.request import jobs, samplers
 from sdcli.request.near import near_text, nearest
 from sdcli.request.options import OPTIONS, flag_of
@@ -387,7 +387,7 @@ def _rewrite(path: Path, name: str, line: str | None) -> None:
     before = read_toml(path)
     for text in _edits(_text_of(path), name, line, name in before):
         if _changes_only(text, name, line, before):
-            _replace(path, text)
+            save(path, text, hint="sdcli config path")
             return
     raise Usage(f'"{show(name, 60)}" cannot be changed line by line; edit the file yourself', hint="sdcli config path")
 
@@ -439,27 +439,3 @@ def _changes_only(text: str, name: str, line: str | None, before: Mapping[str, A
         return False
     wanted = {key: value for key, value in before.items() if key != name}
     return after == (wanted if line is None else {**wanted, **tomllib.loads(line)})
-
-
-def _replace(path: Path, text: str) -> None:
-    """Atomically, and through a symbolic link: a person's settings may live elsewhere."""
-    import shutil  # here, because few runs change settings
-    import tempfile
-
-    path = Path(os.path.realpath(path))
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=".config-", suffix=".part")
-        try:
-            with os.fdopen(handle, "w", encoding="utf-8", newline="") as file:
-                file.write(text)
-                file.flush()
-                os.fsync(file.fileno())
-            if path.exists():
-                shutil.copymode(path, temporary)
-            os.replace(temporary, path)
-        except BaseException:
-            Path(temporary).unlink(missing_ok=True)
-            raise
-    except OSError as error:
-        raise CannotWrite(f"{show(path)}: {show(error.strerror or error)}", hint="sdcli config path") from None

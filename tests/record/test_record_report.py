@@ -31,11 +31,11 @@ from sdcli.events import (
     Timed,
     Warned,
 )
+from sdcli.files import Files
 from sdcli.machine.hardware import GIB
 from sdcli.plan.plan import Plan, Warning
 from sdcli.record import report as reports
 from sdcli.record import runs
-from sdcli.record.files import Files
 from sdcli.record.report import Folding, Report, fold
 from sdcli.record.store import store
 
@@ -310,7 +310,7 @@ from pathlib import Path
 from record_samples import plan, destination, stream
 from sdcli.record.report import Folding, write
 from sdcli.record.store import store
-from sdcli.record.files import Files
+from sdcli.files import Files
 class Quick(Files):
     def sync(self, file): pass
     def sync_folder(self, path): pass
