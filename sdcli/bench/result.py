@@ -290,11 +290,7 @@ def write(result: Result, path: Path) -> None:
 
 def read(path: Path) -> Result:
     """A result that was written by `write` or printed by --json; anything else is a bad file."""
-    try:
-        content = reading.whole(path, LARGEST_FILE)
-    except OSError as error:
-        raise BadFile(f"{show(path)} cannot be read: {show(error.strerror or error)}", hint=ANOTHER) from None
-    return check(documents.load(content, str(path), ANOTHER), str(path))
+    return check(reading.read(path, most=LARGEST_FILE, hint=ANOTHER), str(path))
 
 
 def check(data: Result, where: str) -> Result:

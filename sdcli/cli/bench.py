@@ -17,7 +17,7 @@ from typing import Any
 
 import typer
 
-from sdcli import data
+from sdcli import data, reading
 from sdcli.bench import comparison, page, random_models, screen, surroundings
 from sdcli.bench import result as results
 from sdcli.bench.process import ENDING
@@ -44,7 +44,6 @@ from sdcli.models.model import Model
 from sdcli.plan.plan import Plan
 from sdcli.plan.refusal import refused
 from sdcli.plan.techniques import TECHNIQUES
-from sdcli.record import documents
 from sdcli.request import config
 from sdcli.request.options import MODEL, OPTIONS, OUTPUT, SCREEN, Option, flag_of
 from sdcli.request.options import command as make
@@ -609,11 +608,11 @@ def _run_other(program: str, passed: list[str]) -> Result:
             f"{show(program, 120)} bench ended with exit code {process.returncode}{_told(content)}",
             hint="sdcli doctor",
         )
-    return results.check(documents.load(content, program), program)
+    return results.check(reading.read(content, program), program)
 
 
 def _told(content: bytes) -> str:
     try:
-        return f": {show(documents.load(content, 'answer')['error']['message'], 200)}"
+        return f": {show(reading.read(content, 'answer')['error']['message'], 200)}"
     except (SdcliError, KeyError, TypeError):
         return ""

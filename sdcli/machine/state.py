@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from sdcli import reading
 from sdcli.files import REAL, replace_whole
 
 if TYPE_CHECKING:
@@ -102,21 +103,9 @@ class Store:
 
     def read(self) -> dict[str, Any]:
         """What is remembered, oldest first; nothing where the file is absent, damaged, too large or newer."""
-        try:
-            with self.path.open("rb") as file:
-                content = file.read(self.most_bytes + 1)
-        except (OSError, ValueError):
-            return {}
-        if len(content) > self.most_bytes:
-            return {}
-        try:
-            data = json.loads(content)
-        except (ValueError, RecursionError):
-            return {}
-        if not isinstance(data, dict) or data.get("schema") != SCHEMA or not isinstance(data.get("entries"), dict):
-            return {}
-        entries: dict[str, Any] = data["entries"]
-        return entries
+        data = reading.recall(self.path, self.most_bytes)
+        entries = data.get("entries") if data.get("schema") == SCHEMA else None
+        return entries if isinstance(entries, dict) else {}
 
     def update(self, key: str, change: Callable[[Any], Any]) -> bool:
         """Put `change(old or None)` under `key`, as the newest entry. False where it could not be written:

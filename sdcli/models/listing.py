@@ -12,7 +12,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from sdcli import schema
+from sdcli import reading, schema
 from sdcli.errors import SdcliError, Unsafe
 from sdcli.files import REAL, replace_whole
 from sdcli.models import embedding, folder, hub_cache, kinds
@@ -92,13 +92,8 @@ def _remembered(told: Any) -> Entry | None:
 def recall(path: Path | None) -> Memory:
     if path is None:
         return Memory()
-    try:
-        with path.open("rb") as file:
-            raw = file.read(_LARGEST_MEMORY + 1)
-        held = json.loads(raw) if len(raw) <= _LARGEST_MEMORY else None
-    except (OSError, ValueError, RecursionError):
-        held = None
-    entries = held.get("entries") if isinstance(held, dict) and held.get("schema") == _WHAT else None
+    data = reading.recall(path, _LARGEST_MEMORY)
+    entries = data.get("entries") if data.get("schema") == _WHAT else None
     return Memory(path, entries if isinstance(entries, dict) else {})
 
 

@@ -15,7 +15,7 @@ from datetime import UTC, datetime
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from sdcli import __version__, schema
+from sdcli import __version__, reading, schema
 from sdcli.errors import BadFile, Usage
 from sdcli.events import Degraded
 from sdcli.files import REAL, Files, cannot_write, discard, quoted, write_whole
@@ -273,7 +273,7 @@ def _checked(raw: bytes) -> dict[str, Any] | None:
     if found is None or zlib.crc32(raw[: found.start()] + b"}") != int(found[1], 16):
         return None
     try:
-        return documents.load(raw, "a line")
+        return reading.read(raw, "a line")
     except BadFile:
         return None
 

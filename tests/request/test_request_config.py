@@ -386,7 +386,7 @@ def test_each_form_of_file_gives_the_same_lines(tmp_path: Path) -> None:
         ("p.csv", "prompt\na\n" + "b" * 200_000 + "\n", ":3"),
         ("p.jsonl", '{"prompt": "a", "seed": 1e400}\n', ":1"),
         ("p.jsonl", '{"prompt": "a", "seed": "9..1"}\n', ":1"),
-        ("p.jsonl", '{"prompt": "a", "guidance": NaN}\n', ":1: --guidance"),
+        ("p.jsonl", '{"prompt": "a", "guidance": NaN}\n', ":1 is not JSON"),
         ("p.jsonl", '{"prompt": 3}\n', ":1"),
         ("p.jsonl", "[" * 100_000 + "\n", ":1"),
         ("p.txt", "a\n" + "b" * (prompt_files.LONGEST_LINE + 1), ":2 is longer"),
