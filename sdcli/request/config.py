@@ -17,8 +17,8 @@ from typing import Any
 from sdcli import data, reading
 from sdcli.errors import Usage
 from sdcli.files import save
+from sdcli.near import near_text, nearest
 from sdcli.request import jobs, samplers
-from sdcli.request.near import near_text, nearest
 from sdcli.request.options import OPTIONS, flag_of
 from sdcli.request.request import Request
 from sdcli.terminal import show

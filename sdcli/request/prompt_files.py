@@ -12,8 +12,8 @@ from typing import IO, Any
 
 from sdcli import reading
 from sdcli.errors import BadFile, SdcliError, Usage
+from sdcli.near import near_text, nearest
 from sdcli.request import config, jobs
-from sdcli.request.near import near_text, nearest
 from sdcli.request.request import PER_IMAGE, Job, Request
 from sdcli.terminal import show
 
