@@ -39,6 +39,7 @@ from sdcli.errors import (
     stopped_by,
 )
 from sdcli.files import cannot_write, save
+from sdcli.live import LiveLine
 from sdcli.machine import state
 from sdcli.models.model import Model
 from sdcli.plan.plan import Plan
@@ -47,12 +48,13 @@ from sdcli.plan.techniques import TECHNIQUES
 from sdcli.request import config
 from sdcli.request.options import MODEL, OPTIONS, OUTPUT, SCREEN, Option, flag_of
 from sdcli.request.options import command as make
-from sdcli.terminal import fit, is_terminal, say, show, speaks_unicode, tell, width
+from sdcli.terminal import fit, say, show, speaks_unicode, tell, width
 
 PROMPT = "a lighthouse on a cliff in the morning light"
 SEED = "1"
 MOST_ROWS = 64
 MEASURE = "Measure"
+FRAME = 0.1  # seconds between two images of the live line
 QUIET_SECONDS = 2.0  # between two lines where no terminal shows them
 _NOT_HERE = frozenset(
     {
@@ -351,9 +353,8 @@ class Talk(Listener):
         self.bench = bench
         self.keep = keep
         self.quiet = quiet
-        self.live = is_terminal(sys.stderr) and not quiet
-        self._line = ""
-        self._stage = self._said = ""
+        self.live = LiveLine(sys.stderr, frame=FRAME)
+        self._line = self._stage = self._said = ""
         self._spoke = -QUIET_SECONDS
         self._written = 0
 
@@ -371,7 +372,7 @@ class Talk(Listener):
 
     def probing(self, row: Row) -> None:
         self._line = self._stage = "trying the device's best rate"
-        self._update("")
+        self._update("", now=True)
 
     def drew(self, row: Row) -> None:
         medians = self.bench.medians(row)
@@ -385,25 +386,17 @@ class Talk(Listener):
             self._written = int(self.bench.seconds) + 1
 
     def done(self) -> None:
-        if self.live:
-            self._write("\r\x1b[2K")
+        self.live.hide()
 
-    def _update(self, more: str) -> None:
+    def _update(self, more: str, now: bool = False) -> None:
         if self.quiet:
             return
-        if self.live:
+        if self.live.moves:
             spent = f"{self.bench.seconds:4.0f} s  "
-            self._write("\r\x1b[2K" + fit(spent + self._line + more, width(sys.stderr) - 1))
+            self.live.show(fit(spent + self._line + more, self.live.room), now=now)
         elif self._stage != self._said and self.bench.seconds - self._spoke >= QUIET_SECONDS:
             self._said, self._spoke = self._stage, self.bench.seconds
             say(self._stage)
-
-    def _write(self, text: str) -> None:
-        try:
-            sys.stderr.write(text if speaks_unicode(sys.stderr) else text.replace("·", "-"))
-            sys.stderr.flush()
-        except (OSError, ValueError):
-            self.live = False
 
 
 # --- what comes out
