@@ -13,10 +13,10 @@ from typing import IO
 from sdcli import events
 from sdcli.events import Event
 from sdcli.live import LiveLine, bar, clock_text
-from sdcli.machine.hardware import GIB
 from sdcli.plan.plan import Plan
 from sdcli.record.report import Report
 from sdcli.record.sinks.summary import asked, fall_text, step_text, summary
+from sdcli.sizes import gib
 from sdcli.terminal import disk_text, fit, show
 
 FRAME = 0.05  # seconds between two images of the live line
@@ -51,8 +51,8 @@ def pieces_of(state: State) -> list[str]:
         found.append(f"{rate:.1f}/s" if rate >= 1 else f"{step_text(state.seconds)} each")
     found.append(clock_text(state.left))
     if state.device_bytes is not None:
-        peak = f", max {state.device_peak / GIB:.1f}" if state.device_peak is not None else ""
-        found.append(f"{state.device_bytes / GIB:.1f} GiB{peak}")
+        peak = f", max {gib(state.device_peak)}" if state.device_peak is not None else ""
+        found.append(f"{gib(state.device_bytes)} GiB{peak}")
     return found
 
 
