@@ -265,7 +265,11 @@ def test_a_resumed_run_reports_the_pictures_it_had_and_those_it_drew(tmp_path: P
     rest: list[Event] = [Planned(plan=of), *(decoded(of, n, n) for n in recovered.missing), Done()]
     manifest = runs.reopen(recovered.run, {})
     through = store(iter(rest), destination(tmp_path), manifest=manifest, earlier=recovered.done)
-    report = folded(through, earlier=recovered.done)
+    folding = Folding(started="", run=RUN, clock=lambda: 1.0)
+    folding.had(recovered.done)
+    for event in through:
+        folding(event)
+    report = folding.report()
     whole = folded(good_run(tmp_path / "whole", of))
     assert report.status == "done"
     for one, other in zip(report.images, whole.images, strict=True):
