@@ -11,6 +11,7 @@ from collections import Counter
 from pathlib import Path
 from typing import IO, Any, NoReturn
 
+from sdcli.errors import BadFile
 from sdcli.terminal import show, size_text
 
 DEEPEST = 64
@@ -64,13 +65,39 @@ def bounded(file: IO[bytes], most: int) -> bytes:
 # --- JSON
 
 
-def parse(raw: bytes | str, *, infinite: bool = False) -> Any:
-    """UTF-8, no key twice, no NaN, no depth that exhausts whoever walks through it. With `infinite` there may be
-    infinities, which JSON has not, but Python writes."""
+def read(
+    source: Path | bytes | str, where: str = "", *, most: int = 0, hint: str = "", duplicates: bool = False
+) -> dict[str, Any]:
+    """One JSON object from a file of at most `most` bytes, or from its text; anything else is BadFile saying where."""
+    where = where or str(source)
+    try:
+        return parse_object(whole(source, most) if isinstance(source, Path) else source, duplicates=duplicates)
+    except OSError as error:
+        raise BadFile(f"{show(where)} cannot be read: {show(error.strerror or error)}", hint=hint) from None
+    except NotJson as error:
+        raise BadFile(f"{show(where)} {error}", hint=hint) from None
+
+
+def recall(path: Path, most: int) -> dict[str, Any]:
+    """What we wrote down ourselves; where it is absent, damaged or too large, nothing. It is read while someone waits,
+    so what a stranger's file is checked for is not."""
+    try:
+        value = json.loads(whole(path, most))
+    except (OSError, ValueError, RecursionError):
+        return {}
+    return value if isinstance(value, dict) else {}
+
+
+def parse(raw: bytes | str, *, infinite: bool = False, duplicates: bool = False) -> Any:
+    """UTF-8, no NaN, no depth that exhausts whoever walks through it, and no key twice but with `duplicates`: what a
+    person types may be corrected further on. With `infinite` there may be infinities, which JSON has not, but Python
+    writes."""
     try:
         text = raw.decode("utf-8") if isinstance(raw, bytes) else raw
         value = json.loads(
-            text, object_pairs_hook=_no_duplicates, parse_constant=_infinity if infinite else _no_constant
+            text,
+            object_pairs_hook=None if duplicates else _no_duplicates,
+            parse_constant=_infinity if infinite else _no_constant,
         )
     except NotJson:
         raise
@@ -81,8 +108,8 @@ def parse(raw: bytes | str, *, infinite: bool = False) -> Any:
     return value
 
 
-def parse_object(raw: bytes | str, *, infinite: bool = False) -> dict[str, Any]:
-    value = parse(raw, infinite=infinite)
+def parse_object(raw: bytes | str, *, infinite: bool = False, duplicates: bool = False) -> dict[str, Any]:
+    value = parse(raw, infinite=infinite, duplicates=duplicates)
     if not isinstance(value, dict):
         raise NotJson("is not a JSON object")
     return value

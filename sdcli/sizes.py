@@ -1,15 +1,16 @@
-"""A size as people write it, in bytes: 8GiB, 6.5, 6000MiB, 24GB."""
+"""A size as people write it, in bytes: 8GiB, 6.5, 6000MiB, 24GB; and memory as a figure in GiB."""
 
 from __future__ import annotations
 
 import re
 
+GIB = 1 << 30
 _UNITS = {
-    "": 1 << 30,  # memory is spoken of in GiB
-    "g": 1 << 30,
+    "": GIB,  # memory is spoken of in GiB
+    "g": GIB,
     "m": 1 << 20,
     "t": 1 << 40,
-    "gib": 1 << 30,
+    "gib": GIB,
     "mib": 1 << 20,
     "tib": 1 << 40,
     "gb": 10**9,
@@ -30,3 +31,8 @@ def parse_size(text: str) -> int:
     if not 1 << 20 <= size <= LARGEST:
         raise ValueError("a size lies between 1 MiB and 1024 TiB")
     return size
+
+
+def gib(count: int | float, decimals: int = 1) -> str:
+    """1.7: the figure alone, where several share one unit; `terminal.size_text` where one stands for itself."""
+    return f"{count / GIB:.{decimals}f}"

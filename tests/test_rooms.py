@@ -13,7 +13,7 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
 
-BASE = {"errors", "schema", "data", "reading", "sizes", "terminal"}
+BASE = {"errors", "schema", "data", "files", "live", "near", "reading", "sizes", "terminal"}
 
 # room → the rooms it may import, itself apart
 MAY_IMPORT: dict[str, set[str]] = {
@@ -31,7 +31,19 @@ MAY_IMPORT: dict[str, set[str]] = {
 }
 
 # Slow to import; each has its rooms, and outside draw they stand inside functions only.
-HEAVY = {"torch", "diffusers", "transformers", "accelerate", "numpy", "PIL", "rich", "pydantic", "ray", "peft"}
+HEAVY = {
+    "torch",
+    "diffusers",
+    "transformers",
+    "accelerate",
+    "numpy",
+    "PIL",
+    "rich",
+    "pydantic",
+    "ray",
+    "peft",
+    "tomlkit",
+}
 TORCH = {"torch", "diffusers", "transformers", "accelerate", "peft"}
 
 # The files outside draw that lead into torch, and which modules of draw may be entered, from anywhere, in functions.

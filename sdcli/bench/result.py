@@ -15,10 +15,10 @@ from sdcli import __version__, reading, schema
 from sdcli.bench import likeness, statistics
 from sdcli.bench.run import Bench, Row, rate_of
 from sdcli.errors import BadFile
+from sdcli.files import REAL, cannot_write, replace_whole
 from sdcli.models import unet, vae
 from sdcli.plan.plan import Plan
 from sdcli.record import documents
-from sdcli.record.files import REAL, cannot_write, replace_whole
 from sdcli.record.report import Measured, MemoryUse, Predicted
 from sdcli.terminal import show
 
@@ -290,11 +290,7 @@ def write(result: Result, path: Path) -> None:
 
 def read(path: Path) -> Result:
     """A result that was written by `write` or printed by --json; anything else is a bad file."""
-    try:
-        content = reading.whole(path, LARGEST_FILE)
-    except OSError as error:
-        raise BadFile(f"{show(path)} cannot be read: {show(error.strerror or error)}", hint=ANOTHER) from None
-    return check(documents.load(content, str(path), ANOTHER), str(path))
+    return check(reading.read(path, most=LARGEST_FILE, hint=ANOTHER), str(path))
 
 
 def check(data: Result, where: str) -> Result:

@@ -22,9 +22,9 @@ from sdcli import events, schema
 from sdcli.errors import ImagesFailed, Interrupted, SdcliError
 from sdcli.errors import from_json as error_from_json
 from sdcli.events import Event
+from sdcli.files import cannot_write
 from sdcli.machine import clock
 from sdcli.plan.plan import Plan
-from sdcli.record.files import cannot_write
 
 DRAW, RATE, BUSY = "draw", "rate", "busy"
 SILENCE = 0.5  # seconds between two words about progress: writing one costs microseconds, and no step shall pay twice

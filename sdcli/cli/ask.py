@@ -18,12 +18,12 @@ from sdcli.machine import as_if, hardware, installation, state
 from sdcli.machine.hardware import Hardware
 from sdcli.models import cache, hub_cache, resolve
 from sdcli.models.model import Model
+from sdcli.near import nearest
 from sdcli.plan.plan import Plan
 from sdcli.plan.planner import make_plan
 from sdcli.record.metadata import read as metadata
 from sdcli.request import config, jobs, prompt_files, samplers
 from sdcli.request.config import Sources
-from sdcli.request.near import nearest
 from sdcli.request.options import OPTIONS, SCREEN
 from sdcli.request.request import Job, Request
 from sdcli.terminal import show

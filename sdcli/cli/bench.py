@@ -17,7 +17,7 @@ from typing import Any
 
 import typer
 
-from sdcli import data
+from sdcli import data, reading
 from sdcli.bench import comparison, page, random_models, screen, surroundings
 from sdcli.bench import result as results
 from sdcli.bench.process import ENDING
@@ -38,22 +38,23 @@ from sdcli.errors import (
     Usage,
     stopped_by,
 )
+from sdcli.files import cannot_write, save
+from sdcli.live import LiveLine
 from sdcli.machine import state
 from sdcli.models.model import Model
 from sdcli.plan.plan import Plan
 from sdcli.plan.refusal import refused
 from sdcli.plan.techniques import TECHNIQUES
-from sdcli.record import documents
-from sdcli.record.files import cannot_write
 from sdcli.request import config
 from sdcli.request.options import MODEL, OPTIONS, OUTPUT, SCREEN, Option, flag_of
 from sdcli.request.options import command as make
-from sdcli.terminal import fit, is_terminal, say, show, speaks_unicode, tell, width
+from sdcli.terminal import fit, say, show, speaks_unicode, tell, width
 
 PROMPT = "a lighthouse on a cliff in the morning light"
 SEED = "1"
 MOST_ROWS = 64
 MEASURE = "Measure"
+FRAME = 0.1  # seconds between two images of the live line
 QUIET_SECONDS = 2.0  # between two lines where no terminal shows them
 _NOT_HERE = frozenset(
     {
@@ -184,7 +185,7 @@ def _files(
     if destination is not None:
         yield lambda: results.write(result, destination)
     if typed.get("html"):
-        yield lambda: _write_page(Path(typed["html"]), result)
+        yield lambda: save(Path(typed["html"]), page.html(result), hint="--html ~/bench.html")
     if preset is not None:
         yield lambda: _save_preset(preset, result)
 
@@ -352,9 +353,8 @@ class Talk(Listener):
         self.bench = bench
         self.keep = keep
         self.quiet = quiet
-        self.live = is_terminal(sys.stderr) and not quiet
-        self._line = ""
-        self._stage = self._said = ""
+        self.live = LiveLine(sys.stderr, frame=FRAME)
+        self._line = self._stage = self._said = ""
         self._spoke = -QUIET_SECONDS
         self._written = 0
 
@@ -372,7 +372,7 @@ class Talk(Listener):
 
     def probing(self, row: Row) -> None:
         self._line = self._stage = "trying the device's best rate"
-        self._update("")
+        self._update("", now=True)
 
     def drew(self, row: Row) -> None:
         medians = self.bench.medians(row)
@@ -386,25 +386,17 @@ class Talk(Listener):
             self._written = int(self.bench.seconds) + 1
 
     def done(self) -> None:
-        if self.live:
-            self._write("\r\x1b[2K")
+        self.live.hide()
 
-    def _update(self, more: str) -> None:
+    def _update(self, more: str, now: bool = False) -> None:
         if self.quiet:
             return
-        if self.live:
+        if self.live.moves:
             spent = f"{self.bench.seconds:4.0f} s  "
-            self._write("\r\x1b[2K" + fit(spent + self._line + more, width(sys.stderr) - 1))
+            self.live.show(fit(spent + self._line + more, self.live.room), now=now)
         elif self._stage != self._said and self.bench.seconds - self._spoke >= QUIET_SECONDS:
             self._said, self._spoke = self._stage, self.bench.seconds
             say(self._stage)
-
-    def _write(self, text: str) -> None:
-        try:
-            sys.stderr.write(text if speaks_unicode(sys.stderr) else text.replace("·", "-"))
-            sys.stderr.flush()
-        except (OSError, ValueError):
-            self.live = False
 
 
 # --- what comes out
@@ -469,14 +461,6 @@ def _next(result: Result, destination: Path | None) -> Iterator[str]:
     yield f"Gate: sdcli bench compare {show(name, 200)} new.json"
 
 
-def _write_page(path: Path, result: Result) -> None:
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(page.html(result), encoding="utf-8", errors="backslashreplace")
-    except OSError as error:
-        raise cannot_write(path, error, hint="--html ~/bench.html") from None
-
-
 _KEPT = "Fastest in a bench on "
 
 
@@ -512,11 +496,7 @@ def _save_preset(path: Path, result: Result) -> None:
     lines += [f"{field} = {json.dumps(value)}" for field, value in rest.items()]
     if pins:
         lines.append("pins = { " + ", ".join(f"{slot} = {json.dumps(choice)}" for slot, choice in pins.items()) + " }")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text("\n".join(lines) + "\n", encoding="utf-8")
-    except OSError as error:
-        raise cannot_write(path, error, hint="sdcli config path") from None
+    save(path, "\n".join(lines) + "\n", hint="sdcli config path")
 
 
 # --- comparing
@@ -621,11 +601,11 @@ def _run_other(program: str, passed: list[str]) -> Result:
             f"{show(program, 120)} bench ended with exit code {process.returncode}{_told(content)}",
             hint="sdcli doctor",
         )
-    return results.check(documents.load(content, program), program)
+    return results.check(reading.read(content, program), program)
 
 
 def _told(content: bytes) -> str:
     try:
-        return f": {show(documents.load(content, 'answer')['error']['message'], 200)}"
+        return f": {show(reading.read(content, 'answer')['error']['message'], 200)}"
     except (SdcliError, KeyError, TypeError):
         return ""

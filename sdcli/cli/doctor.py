@@ -26,6 +26,7 @@ from sdcli.machine.survey import Survey
 from sdcli.models import hub_cache, resolve
 from sdcli.request.options import OUTPUT, SCREEN, Option
 from sdcli.request.options import command as make
+from sdcli.sizes import gib
 from sdcli.terminal import cells, disk_text, folded, seconds_text, show, tell, width
 
 HUB = "https://huggingface.co"
@@ -275,10 +276,6 @@ def _entry(label: str, texts: list[str]) -> list[str]:
     return [f"{label if number == 0 else '':<9}{text}" for number, text in enumerate(texts)]
 
 
-def _gib(count: int) -> str:
-    return f"{count / (1 << 30):.1f}"
-
-
 def _machine_line(found: Examination) -> str:
     chip, host = found.survey.processor, found.survey.memory
     cores = f"{chip.cores} cores" if chip.cores != 1 else "1 core"
@@ -287,7 +284,7 @@ def _machine_line(found: Examination) -> str:
     limit = " within this container" if host.limited else ""
     return (
         f"{show(found.report.platform)}, {show(chip.name)} ({cores}), "
-        f"RAM {_gib(host.total)} GiB{limit}, {_gib(host.available)} free"
+        f"RAM {gib(host.total)} GiB{limit}, {gib(host.available)} free"
     )
 
 
@@ -309,7 +306,7 @@ def _gpu_lines(found: Examination, columns: int) -> list[str]:
 
 def _card_lines(device: Hardware, found: Examination, columns: int) -> list[str]:
     driver = f", driver {show(device.driver)}" if device.driver else ""
-    line = f"{show(device.name, 40)}, {_gib(device.total)} GiB, {_gib(device.free)} free{driver}"
+    line = f"{show(device.name, 40)}, {gib(device.total)} GiB, {gib(device.free)} free{driver}"
     if device.dtypes.get("fp32") != "unavailable":
         return _entry("GPU", [_beside(line, f"✓ {device.device}", columns), *(f"  {note}" for note in device.notes)])
     card = found.survey.visible[int(device.device.partition(":")[2])]

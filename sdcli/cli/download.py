@@ -2,26 +2,18 @@
 
 from __future__ import annotations
 
-import os
 import time
 from collections import deque
 from collections.abc import Callable
-from typing import IO, TYPE_CHECKING
+from typing import IO
 
-from sdcli import terminal
+from sdcli.live import LiveLine, bar, clock_text
 from sdcli.models.hub import Offer, Progress, pair_text
 from sdcli.models.kinds import TITLES
-from sdcli.record.sinks.progress import clock_text
-from sdcli.record.sinks.streams import Tolerant
-from sdcli.terminal import cells, colour, disk_text, fit, plain, say, show, speaks_unicode
+from sdcli.terminal import disk_text, show
 
-if TYPE_CHECKING:
-    from rich.live import Live
-
-FRAME = 0.1  # seconds between two pictures of the line
+FRAME = 0.1  # seconds between two images of the line
 RECENT = 5.0  # seconds the rate is taken over
-EVERY_SECONDS, EVERY_SHARE = 5.0, 0.1
-BAR = 39
 
 
 def facts(name: str, offer: Offer, licence: str | None, free: int | None) -> list[str]:
@@ -59,65 +51,31 @@ class Download:
         self, stream: IO[str], *, quiet: bool = False, clock: Callable[[], float] = time.monotonic,
         columns: int | None = None,
     ) -> None:  # fmt: skip
-        self._stream, self._quiet, self._clock, self._columns = stream, quiet, clock, columns
-        self._moves = terminal.is_terminal(stream) and os.environ.get("TERM") != "dumb"
-        self._live: Live | None = None
+        self._line = LiveLine(stream, frame=FRAME, clock=clock, columns=columns)
+        self._quiet, self._clock = quiet, clock
         self._recent: deque[tuple[float, int]] = deque()
-        self._drawn_at = self._said_at = float("-inf")
-        self._said_share = 0.0
 
     def __call__(self, at: Progress) -> None:
         if self._quiet:
             return
         if at.note:
-            self.finish()
-            say(f"  {show(at.note, 300)}", self._stream)
+            self._line.say(f"  {show(at.note, 300)}")
         now = self._clock()
         self._recent.append((now, at.done))
         while now - self._recent[0][0] > RECENT:
             self._recent.popleft()
-        if self._moves:
-            if now - self._drawn_at >= FRAME or at.done == at.total:
-                self._drawn_at = now
-                self._draw(at)
-        elif self._due(at, now):
-            say("  " + "  ".join(piece for piece in pieces_of(at, self._rate())), self._stream)
+        if self._line.moves:
+            self._line.show(*line(at, self._rate(), self._line.room), now=at.done == at.total)
+        elif self._line.due(at.done / max(1, at.total)):
+            self._line.say("  " + "  ".join(pieces_of(at, self._rate())))
 
     def finish(self) -> None:
         """Take the line away."""
-        live, self._live = self._live, None
-        if live is not None:
-            live.stop()
+        self._line.hide()
 
     def _rate(self) -> float:
         (begun, had), (now, has) = self._recent[0], self._recent[-1]
         return max(0, has - had) / (now - begun) if now > begun else 0.0
-
-    def _due(self, at: Progress, now: float) -> bool:
-        share = at.done / max(1, at.total)
-        if share - self._said_share < EVERY_SHARE or now - self._said_at < EVERY_SECONDS:
-            return False
-        self._said_share, self._said_at = share, now
-        return True
-
-    def _draw(self, at: Progress) -> None:
-        from rich.live import Live
-        from rich.text import Text
-
-        width = (self._columns or terminal.width(self._stream)) - 1  # the last column would wrap on some terminals
-        text = Text(no_wrap=True, end="")
-        for part, style in zip(line(at, self._rate(), width), ("", "cyan", "dim", ""), strict=True):
-            text.append(part if speaks_unicode(self._stream) else plain(part), style or None)
-        if self._live is None:
-            console = terminal.console(
-                Tolerant(self._stream), force_terminal=True, width=width + 1, no_color=not colour(self._stream)  # type: ignore[arg-type]
-            )  # fmt: skip
-            self._live = Live(
-                text, console=console, auto_refresh=False, transient=True, redirect_stdout=False, redirect_stderr=False
-            )
-            self._live.start()
-            console.show_cursor(True)
-        self._live.update(text, refresh=True)
 
 
 def pieces_of(at: Progress, rate: float) -> list[str]:
@@ -129,16 +87,5 @@ def pieces_of(at: Progress, rate: float) -> list[str]:
 
 
 def line(at: Progress, rate: float, width: int) -> tuple[str, str, str, str]:
-    """Label, done part, part to do, figures: together at most `width` cells."""
     label, *figures = pieces_of(at, rate)
-    label = f"  {label} "
-    while len(figures) > 1 and cells(label) + 5 + sum(2 + cells(f) for f in figures) > width:
-        figures.pop()
-    told = "".join(f"  {figure}" for figure in figures)
-    room = min(BAR, width - cells(label) - cells(told))
-    if room < 5:
-        return fit(label + told.strip(), width), "", "", ""
-    filled = room * at.done / max(1, at.total)
-    whole = min(room, int(filled))
-    half = "╸" if whole < room and filled - whole >= 0.5 else ""
-    return label, "━" * whole + half, "─" * (room - whole - len(half)), told
+    return bar(label, figures, at.done / max(1, at.total), width)

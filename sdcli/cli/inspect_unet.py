@@ -6,12 +6,14 @@ import re
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
 from sdcli import terminal
 from sdcli.errors import Usage
+from sdcli.files import save
 from sdcli.terminal import plain, put, say, show, tell
 
 FEW, MANY = 6, 40  # rows of a module's first table
@@ -297,9 +299,9 @@ def _print(text: str) -> None:
 
 def _draw(look: Any, path: str, kind: str) -> None:
     from sdcli.inspect import page, picture
-    from sdcli.inspect.files import write
 
-    write(path, picture.svg(look) if kind == "svg" else page.html(look))
+    drawing = picture.svg(look) if kind == "svg" else page.html(look)
+    save(Path(path).expanduser(), drawing, hint="sdcli inspect-unet sd15 --svg u.svg", make_folder=False)
     say(f"{kind.upper()} written: {show(path, 200)}")
 
 

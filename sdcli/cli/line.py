@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import itertools
 import re
 import shlex
@@ -11,6 +10,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from sdcli.errors import Usage
+from sdcli.near import ANY, nearest
 from sdcli.terminal import quoted, show
 
 LONGEST = 1000  # characters; a longer line is no longer one to paste
@@ -191,7 +191,7 @@ def _meant(typed: list[Piece], alike: list[int], wanted: Piece, adding: bool) ->
     same = [number for number, key in keys.items() if key == _key(wanted.value)]
     if same or adding:
         return same[-1:]
-    near = difflib.get_close_matches(_key(wanted.value), list(keys.values()), n=1, cutoff=0.0)
+    near = nearest(_key(wanted.value), keys.values(), 1, ANY)
     return [number for number, key in keys.items() if key == near[0]][-1:]
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import difflib
 import errno
 import os
 import sys
@@ -14,7 +13,7 @@ from sdcli import __version__
 from sdcli.cli.ending import heeded
 from sdcli.cli.last_words import aborts_heeded, hardly_any_left, say_out_of_memory
 from sdcli.errors import Interrupted, OutOfMemory, SdcliError, Stop, Usage, stopped_by
-from sdcli.request.near import near_text, nearest
+from sdcli.near import LIKELY, SURE, near_text, nearest
 from sdcli.terminal import drop_stdout, lost, show, stdout_left, tell
 
 _STDOUT_LOST = (errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EBADF, errno.EFBIG)
@@ -113,7 +112,7 @@ def _no_command(word: str, words: list[str], commands: list[str]) -> SdcliError:
 
     told = f'no command "{show(word, 60)}"'
     rest = words[words.index(word) + 1 :]
-    near = difflib.get_close_matches(word, commands, n=1, cutoff=0.7)
+    near = nearest(word, commands, 1, LIKELY)
     if near or word in ELSEWHERE:
         meant, rest = near[0] if near else ELSEWHERE[word], rest
     elif words[0].startswith(("--install-completion", "--show-completion")):
@@ -134,7 +133,7 @@ def _usage(error: typer.TyperException, words: list[str], help: str) -> Usage:
         return Usage(_sentence(error.format_message()), hint=help)
     shown = [flag for one in context.command.params if not getattr(one, "hidden", False) for flag in one.opts]
     near = nearest(wrong, [flag for flag in shown if flag.startswith("--")])
-    sure = difflib.get_close_matches(wrong, near, n=1, cutoff=0.8)
+    sure = nearest(wrong, near, 1, SURE)
     hint = line.renamed(words, wrong, sure[0]) if sure else ""
     return Usage(f"no option {show(wrong, 60)}{near_text(near)}", hint=hint or help)
 

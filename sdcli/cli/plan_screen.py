@@ -8,9 +8,9 @@ from collections.abc import Iterable, Sequence
 from sdcli.cli import builtin
 from sdcli.plan.plan import Decision, Plan, Rung, Setup, Way
 from sdcli.plan.techniques import TECHNIQUES
+from sdcli.sizes import GIB, gib
 from sdcli.terminal import cells, counted, disk_text, fit, folded, plain, seconds_text, show
 
-GIB = 1 << 30
 MOST_ROWS = 9
 A_STEP = 0.88  # rows of the short table are at least this much smaller than a faster one
 MOST_LOSSY = 2
@@ -139,15 +139,11 @@ def _device_name(plan: Plan) -> str:
     return show(name, 40)
 
 
-def _amount(count: int) -> str:
-    return f"{count / GIB:.1f}"
-
-
 def _needs(plan: Plan) -> str:
     peak, hardware = plan.footprint, plan.hardware
     if hardware.kind == "cpu":
-        return f"needs {_amount(peak.host_peak)} of {_amount(hardware.ram_free)} GiB free"
-    return f"needs {_amount(peak.device_peak)} of {_amount(hardware.free)} GiB free"
+        return f"needs {gib(peak.host_peak)} of {gib(hardware.ram_free)} GiB free"
+    return f"needs {gib(peak.device_peak)} of {gib(hardware.free)} GiB free"
 
 
 # the head
@@ -197,12 +193,12 @@ def _download(plan: Plan, disk_free: int | None) -> list[str]:
 
 def _machine(plan: Plan, width: int) -> list[str]:
     hardware, budget = plan.hardware, plan.budget
-    ram = f"{_amount(hardware.ram_free)} of {_amount(hardware.ram_total)} GiB free"
+    ram = f"{gib(hardware.ram_free)} of {gib(hardware.ram_total)} GiB free"
     if hardware.kind == "cpu":
         threads = f"{_device_name(plan)}, {hardware.threads} thread{'' if hardware.threads == 1 else 's'}"
-        return _flow([threads, f"RAM: {ram} now, budget {_amount(budget.host)}"], " · ", width)
-    free = f"{_device_name(plan)}: {_amount(hardware.free)} of {_amount(hardware.total)} GiB free now"
-    free += f", budget {_amount(budget.device)}"
+        return _flow([threads, f"RAM: {ram} now, budget {gib(budget.host)}"], " · ", width)
+    free = f"{_device_name(plan)}: {gib(hardware.free)} of {gib(hardware.total)} GiB free now"
+    free += f", budget {gib(budget.device)}"
     return _flow([free, "memory shared with the CPU" if hardware.kind == "mps" else f"host RAM: {ram}"], " · ", width)
 
 
@@ -232,7 +228,7 @@ def sensible(plan: Plan) -> list[Way]:
 
 def _smaller(way: Way, row: Way) -> bool:
     """By a step, and by the figure that is shown."""
-    return way.device_peak <= row.device_peak * A_STEP and _amount(way.device_peak) != _amount(row.device_peak)
+    return way.device_peak <= row.device_peak * A_STEP and gib(way.device_peak) != gib(row.device_peak)
 
 
 def _table(plan: Plan, width: int) -> list[str]:
@@ -248,8 +244,8 @@ def _table(plan: Plan, width: int) -> list[str]:
     for way, remark in zip(ways, remarks, strict=True):
         mark = "▸ " if way.chosen and plan.fits else "  "
         name = way_name(way.setup, plan.setup, room)
-        device = "–" if way.setup.device != plan.setup.device else _amount(way.device_peak)
-        figures = (f"{device:>8}" if two else "") + f"{_amount(way.host_peak):>{9 if two else 8}}" + f"{_time(way):>8}"
+        device = "–" if way.setup.device != plan.setup.device else gib(way.device_peak)
+        figures = (f"{device:>8}" if two else "") + f"{gib(way.host_peak):>{9 if two else 8}}" + f"{_time(way):>8}"
         lines.append(mark + name + " " * (room - cells(name)) + figures + (f"  {remark}" if beside else ""))
     return lines
 
@@ -325,7 +321,7 @@ def _notes(plan: Plan, width: int) -> list[str]:
 def _first_rung(ladder: Sequence[Rung], chosen: Setup) -> str:
     first = ladder[0]
     moved = ", pixels move slightly" if first.changes_pixels else ", same pixels"
-    return f"{way_name(first.setup, chosen)} ({_amount(first.device_peak)} GiB{moved})"
+    return f"{way_name(first.setup, chosen)} ({gib(first.device_peak)} GiB{moved})"
 
 
 def _source_of_figures(plan: Plan) -> str:

@@ -26,6 +26,7 @@ TESTED = {
     "numpy": "2.4.6",
     "typer": "0.29.2",
     "rich": "15.0.0",
+    "tomlkit": "0.15.2",
 }
 FLOORS = {
     "torch": "2.10",
@@ -38,6 +39,7 @@ FLOORS = {
     "numpy": "2",
     "typer": "0.29",
     "rich": "14",
+    "tomlkit": "0.13",
 }
 # Package, the beginning of its version, and what is known of it.
 KNOWN_BAD = (

@@ -12,6 +12,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from sdcli import reading
+from sdcli.files import REAL, replace_whole
+
 if TYPE_CHECKING:
     from sdcli.machine.hardware import Hardware
 
@@ -100,21 +103,9 @@ class Store:
 
     def read(self) -> dict[str, Any]:
         """What is remembered, oldest first; nothing where the file is absent, damaged, too large or newer."""
-        try:
-            with self.path.open("rb") as file:
-                content = file.read(self.most_bytes + 1)
-        except (OSError, ValueError):
-            return {}
-        if len(content) > self.most_bytes:
-            return {}
-        try:
-            data = json.loads(content)
-        except (ValueError, RecursionError):
-            return {}
-        if not isinstance(data, dict) or data.get("schema") != SCHEMA or not isinstance(data.get("entries"), dict):
-            return {}
-        entries: dict[str, Any] = data["entries"]
-        return entries
+        data = reading.recall(self.path, self.most_bytes)
+        entries = data.get("entries") if data.get("schema") == SCHEMA else None
+        return entries if isinstance(entries, dict) else {}
 
     def update(self, key: str, change: Callable[[Any], Any]) -> bool:
         """Put `change(old or None)` under `key`, as the newest entry. False where it could not be written:
@@ -125,22 +116,10 @@ class Store:
                 entries = self.read()
                 new = change(entries.pop(key, None))
                 entries[key] = new
-                self._replace(entries)
+                replace_whole(REAL, self.path, [self._fitting(entries)])
         except (OSError, ValueError, TypeError):
             return False
         return True
-
-    def _replace(self, entries: dict[str, Any]) -> None:
-        content = self._fitting(entries)
-        temporary = self.path.with_name(f"{self.path.name}.{os.getpid()}.part")
-        try:
-            with temporary.open("wb") as file:
-                file.write(content)
-                file.flush()
-                os.fsync(file.fileno())
-            _replace_patiently(temporary, self.path)
-        finally:
-            temporary.unlink(missing_ok=True)
 
     def _fitting(self, entries: dict[str, Any]) -> bytes:
         """The newest entries that stay within the bounds."""
@@ -151,19 +130,6 @@ class Store:
             if len(content) <= self.most_bytes or not names:
                 return content
             names = names[len(names) // 4 + 1 :]
-
-
-def _replace_patiently(source: Path, target: Path) -> None:
-    """On Windows a file that another program has open cannot be replaced; it will be closed in a moment."""
-    for _ in range(20):
-        try:
-            source.replace(target)
-            return
-        except PermissionError:
-            if os.name != "nt":
-                raise
-            time.sleep(0.05)
-    source.replace(target)
 
 
 class _Lock:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import hashlib
 import os
 import re
@@ -20,6 +19,7 @@ from sdcli.models.kinds import TITLES, kind_of
 from sdcli.models.model import Component, Model
 from sdcli.models.shipped import parameters_of
 from sdcli.models.sniff import PICKLE_SUFFIXES
+from sdcli.near import nearest
 from sdcli.terminal import show
 
 SUFFIX = ".safetensors"
@@ -135,7 +135,7 @@ def _files(place: Place) -> Iterator[Path]:
 
 
 def _unknown(text: str, what: str, where: tuple[Place, ...], known: Iterable[str]) -> ModelMissing:
-    near = difflib.get_close_matches(text[:200], sorted(known), n=2, cutoff=0.5)
+    near = nearest(text, known, 2)
     tail = f"\n  near: {'   '.join(show(name, 80) for name in near)}" if near else ""
     looked = ", ".join(show(place.folder, 60) for place in where[:3])
     there = f", none of that name in {looked}" if looked else ""
@@ -143,7 +143,7 @@ def _unknown(text: str, what: str, where: tuple[Place, ...], known: Iterable[str
     return ModelMissing(
         f'no {what} "{show(text, 80)}": no file of that name{there}{tail}',
         hint=f"{FLAGS[what]} {example}",
-        near=near,
+        near=list(near),
     )
 
 

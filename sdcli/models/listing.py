@@ -6,15 +6,15 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-import tempfile
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from sdcli import schema
+from sdcli import reading, schema
 from sdcli.errors import SdcliError, Unsafe
+from sdcli.files import REAL, replace_whole
 from sdcli.models import embedding, folder, hub_cache, kinds
 from sdcli.models.headers import Header, read_header
 from sdcli.models.resolve import known_as
@@ -92,13 +92,8 @@ def _remembered(told: Any) -> Entry | None:
 def recall(path: Path | None) -> Memory:
     if path is None:
         return Memory()
-    try:
-        with path.open("rb") as file:
-            raw = file.read(_LARGEST_MEMORY + 1)
-        held = json.loads(raw) if len(raw) <= _LARGEST_MEMORY else None
-    except (OSError, ValueError, RecursionError):
-        held = None
-    entries = held.get("entries") if isinstance(held, dict) and held.get("schema") == _WHAT else None
+    data = reading.recall(path, _LARGEST_MEMORY)
+    entries = data.get("entries") if data.get("schema") == _WHAT else None
     return Memory(path, entries if isinstance(entries, dict) else {})
 
 
@@ -110,14 +105,7 @@ def keep(memory: Memory) -> None:
     content = json.dumps({"schema": _WHAT, "entries": newest}).encode()
     with contextlib.suppress(OSError):
         memory.path.parent.mkdir(parents=True, exist_ok=True)
-        handle, temporary = tempfile.mkstemp(dir=memory.path.parent, prefix=".listing-", suffix=".part")
-        try:
-            with os.fdopen(handle, "wb") as file:
-                file.write(content)
-            os.replace(temporary, memory.path)
-        except BaseException:
-            Path(temporary).unlink(missing_ok=True)
-            raise
+        replace_whole(REAL, memory.path, [content], sync=False)
 
 
 # --- what is where

@@ -5,7 +5,6 @@ In that order. Only JSON and headers are read; nothing of a model can run code o
 
 from __future__ import annotations
 
-import difflib
 import os
 import re
 from collections.abc import Iterable, Iterator
@@ -20,6 +19,7 @@ from sdcli.models.families.family import Family, Known
 from sdcli.models.model import Model
 from sdcli.models.shipped import component_of
 from sdcli.models.sniff import PICKLE_SUFFIXES
+from sdcli.near import nearest
 from sdcli.terminal import disk_text, quoted, show
 
 MODEL_SUFFIXES = (".safetensors", ".gguf", *sorted(PICKLE_SUFFIXES))
@@ -113,7 +113,7 @@ def _beside(path: Path) -> str:
             names = [entry.name for entry, _ in zip(entries, range(5000), strict=False)]
     except (OSError, ValueError, RuntimeError):
         return ""
-    near = difflib.get_close_matches(path.name, names, n=1, cutoff=0.6)
+    near = nearest(path.name, names, 1)
     return near[0] if near else ""
 
 
@@ -261,15 +261,14 @@ def _unknown(text: str, folders: tuple[Path, ...], hub: Path | None) -> ModelMis
     here = {_short(path): path for path in _models_in(folders)}
     cached = hub_cache.repositories(hub) if hub is not None else ()
     names = ["builtin", *(known.alias for known in _all_known()), *here, *cached]
-    folded = {name.casefold(): name for name in names}
-    near = [folded[n] for n in difflib.get_close_matches(text.casefold()[:200], list(folded), n=2, cutoff=0.5)]
+    near = nearest(text, names, 2)
     tail = f"\n  near: {'   '.join(_described(name, here) for name in near)}" if near else ""
     places = ", ".join(show(base, 60) for base in folders[:2])
     where = f"in {places} or the Hugging Face cache" if places else "or in the Hugging Face cache"
     return ModelMissing(
         f'no model "{show(text, 80)}": not an alias, a path, {where}{tail}',
         hint=f"-m {show(near[0], 80) if near else 'sd15'}",
-        near=near,
+        near=list(near),
     )
 
 

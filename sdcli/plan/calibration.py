@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from sdcli.sizes import GIB
+
 MIB = 1 << 20
-GIB = 1 << 30
 
 # Budgets
 SAFETY = 0.92  # share of what is free that a plan may use: the rest is for the forecast's own error

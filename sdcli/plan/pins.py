@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import difflib
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
 from itertools import product
 
 from sdcli.errors import Usage
 from sdcli.machine.hardware import Hardware
 from sdcli.models.model import Model
+from sdcli.near import ANY, nearest
 from sdcli.plan.legality import legal
 from sdcli.plan.plan import Setup
 from sdcli.plan.techniques import TECHNIQUES
@@ -26,7 +26,7 @@ def read_pins(pins: Mapping[str, str]) -> dict[str, str]:
         technique = BY_SLOT.get(flag.replace("-", "_"))
         if technique is None:
             flags = [each.flag for each in TECHNIQUES]
-            near = BY_SLOT[_nearest(flag, flags).replace("-", "_")]
+            near = BY_SLOT[nearest(flag, flags, 1, ANY)[0].replace("-", "_")]
             raise Usage(
                 f'no slot "{show(flag, 40)}"; there are {", ".join(flags)}',
                 hint=f"--pin {near.flag}={near.choices[0]}",
@@ -35,15 +35,11 @@ def read_pins(pins: Mapping[str, str]) -> dict[str, str]:
         if choice not in technique.choices:
             raise Usage(
                 f'{technique.flag} has no choice "{show(choice, 40)}"; it can be {", ".join(technique.choices)}',
-                hint=f"--pin {technique.flag}={_nearest(choice, technique.choices)}",
+                hint=f"--pin {technique.flag}={nearest(choice, technique.choices, 1, ANY)[0]}",
                 choices=list(technique.choices),
             )
         found[technique.slot] = choice
     return found
-
-
-def _nearest(given: str, known: Sequence[str]) -> str:
-    return (difflib.get_close_matches(given, known, n=1, cutoff=0.3) or known)[0]
 
 
 def pins_of(setup: Setup) -> dict[str, str]:

@@ -21,6 +21,7 @@ from sdcli.plan.techniques.technique import Situation
 from sdcli.plan.warnings import warnings_of
 from sdcli.request.jobs import make_job, make_jobs
 from sdcli.request.request import Job, Request
+from sdcli.sizes import GIB
 
 DECIDED_BY_MEMORY = ("placement", "vae")
 
@@ -90,7 +91,7 @@ def _check_limits(request: Request, hardware: Hardware) -> None:
     if request.max_vram is None or hardware.kind == "cuda":
         return
     own = "a CPU has no memory of its own" if hardware.kind == "cpu" else "this Mac's GPU shares the host's memory"
-    limit = f"{request.max_vram / calibration.GIB:.3g}"
+    limit = f"{request.max_vram / GIB:.3g}"
     raise Usage(f"--max-vram is for NVIDIA cards, {own}: use --max-ram", hint=f"--max-ram {limit}")
 
 

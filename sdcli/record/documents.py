@@ -1,4 +1,4 @@
-"""JSON as sdcli writes and reads it: strict, bounded, one schema name and number per document."""
+"""JSON as sdcli writes it: strict, one schema name and number per document."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ import json
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from sdcli import reading
 from sdcli.errors import BadFile
 from sdcli.terminal import show
 
@@ -31,14 +30,6 @@ def pieces(value: Any, *, end: bytes = b"", levels: int = 3) -> Iterator[bytes]:
         yield b"]"
     else:
         yield dump(value)
-
-
-def load(data: bytes | str, where: str, hint: str = "") -> dict[str, Any]:
-    """One JSON object; anything else is BadFile saying where."""
-    try:
-        return reading.parse_object(data)
-    except reading.NotJson as error:
-        raise BadFile(f"{show(where)} {error}", hint=hint) from None
 
 
 def check_schema(data: Mapping[str, Any], name: str, newest: int, where: str, hint: str = "") -> None:

@@ -10,9 +10,9 @@ from typing import Any
 from sdcli import __version__, events, schema
 from sdcli.errors import ImagesFailed, Interrupted, SdcliError, Terminated
 from sdcli.events import Event
+from sdcli.files import REAL, Files, cannot_write, replace_whole
 from sdcli.plan.plan import Plan, Warning
 from sdcli.record import documents
-from sdcli.record.files import REAL, Files, cannot_write, replace_whole
 from sdcli.record.runs import Intent, plan_json
 from sdcli.request.request import Job
 
@@ -193,9 +193,8 @@ def fold(
     run: str,
     seconds: float,
     error: SdcliError | None = None,
-    earlier: Mapping[int, Intent] | None = None,
 ) -> Report:
-    folding = Folding(started=started, run=run, clock=lambda: seconds, earlier=earlier)
+    folding = Folding(started=started, run=run, clock=lambda: seconds)
     for event in stream:
         folding(event)
     return folding.report(error)
@@ -204,7 +203,7 @@ def fold(
 class Folding:
     """The fold, an event at a time: figures are kept, pixels never. A sink for `watch`.
 
-    `clock` says the seconds since the process started; `earlier` are pictures a resumed run had already.
+    `clock` says the seconds since the process started.
     """
 
     def __init__(
@@ -213,7 +212,6 @@ class Folding:
         started: str,
         run: str,
         clock: Callable[[], float],
-        earlier: Mapping[int, Intent] | None = None,
         environment: Mapping[str, Any] | None = None,
     ) -> None:
         self.started = started
@@ -221,7 +219,7 @@ class Folding:
         self.plan: Plan | None = None
         self._clock = clock
         self._last_file: float | None = None
-        self._earlier = dict(earlier or {})
+        self._earlier: dict[int, Intent] = {}
         self._times: dict[str, list[float]] = {}  # seconds and count
         self._peaks: dict[str, list[int | None]] = {}  # device and host
         self._loads: list[float] = [0.0, 0]

@@ -15,12 +15,12 @@ from datetime import UTC, datetime
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from sdcli import __version__, schema
+from sdcli import __version__, reading, schema
 from sdcli.errors import BadFile, Usage
 from sdcli.events import Degraded
+from sdcli.files import REAL, Files, cannot_write, discard, quoted, write_whole
 from sdcli.plan.plan import Plan
 from sdcli.record import documents
-from sdcli.record.files import REAL, Files, cannot_write, discard, quoted, write_whole
 from sdcli.record.names import Destination, part_of_run, part_prefix, values_of
 from sdcli.record.names import filled as fill
 from sdcli.record.names import parse_template as parse
@@ -231,7 +231,6 @@ class Run:
     noted: frozenset[int] = frozenset()  # those with a `done` line
     failed: Mapping[int, Mapping[str, Any]] = field(default_factory=dict)
     degraded: tuple[Degraded, ...] = ()
-    resumed: int = 0
     end: Mapping[str, Any] | None = None
     length: int = 0  # bytes up to the end of the last whole line
 
@@ -273,7 +272,7 @@ def _checked(raw: bytes) -> dict[str, Any] | None:
     if found is None or zlib.crc32(raw[: found.start()] + b"}") != int(found[1], 16):
         return None
     try:
-        return documents.load(raw, "a line")
+        return reading.read(raw, "a line")
     except BadFile:
         return None
 
@@ -291,7 +290,7 @@ def _run(lines: list[dict[str, Any]], length: int, records: Path, where: str) ->
     done: set[int] = set()
     failed: dict[int, Mapping[str, Any]] = {}
     degraded: list[Degraded] = []
-    resumed, end = 0, None
+    end = None
     for data in lines[1:]:
         kind = data.get("type")
         if kind == "intent":
@@ -305,7 +304,7 @@ def _run(lines: list[dict[str, Any]], length: int, records: Path, where: str) ->
         elif kind == "degraded":
             degraded.append(schema.from_json(Degraded, data, where))
         elif kind == "resumed":
-            resumed, end = resumed + 1, None
+            end = None
         elif kind == "end":
             end = data
     environment = head.get("environment")
@@ -320,7 +319,6 @@ def _run(lines: list[dict[str, Any]], length: int, records: Path, where: str) ->
         noted=frozenset(done),
         failed=failed,
         degraded=tuple(degraded),
-        resumed=resumed,
         end=end,
         length=length,
     )
@@ -367,7 +365,6 @@ class Recovered:
     run: Run
     done: Mapping[int, Intent]
     missing: tuple[int, ...]  # to be drawn, in order; those that failed among them
-    removed: tuple[str, ...] = ()  # half-made files of this run
 
 
 def recover(run: Run, *, files: Files = REAL) -> Recovered:
@@ -376,10 +373,10 @@ def recover(run: Run, *, files: Files = REAL) -> Recovered:
     for index, intent in run.intents.items():
         if index not in done and index not in run.noted:
             _discard_claim(run.destination.folder / intent.file, files)
-    folders = _folders(run.destination, run.plan)
-    removed = [discarded for folder in folders for discarded in _discard_parts(folder, run.run, files)]
+    for folder in _folders(run.destination, run.plan):
+        _discard_parts(folder, run.run, files)
     missing = tuple(job.index for job in run.plan.jobs if job.index not in done)
-    return Recovered(run=run, done=done, missing=missing, removed=tuple(removed))
+    return Recovered(run=run, done=done, missing=missing)
 
 
 def _whole(folder: Path, intent: Intent) -> bool:
@@ -421,13 +418,12 @@ def _discard_abandoned(destination: Destination, plan: Plan, files: Files) -> No
                 _discard_parts(folder, run, files)
 
 
-def _discard_parts(folder: Path, run: str, files: Files) -> list[str]:
+def _discard_parts(folder: Path, run: str, files: Files) -> None:
     prefix = part_prefix(run)
     try:
         with os.scandir(folder) as entries:
             parts = [entry.path for entry in entries if entry.name.startswith(prefix) and entry.name.endswith(".part")]
     except OSError:
-        return []
+        return
     for part in parts:
         discard(files, Path(part))
-    return sorted(os.path.basename(part) for part in parts)

@@ -18,9 +18,9 @@ from sdcli.errors import Bug, CannotWrite, Interrupted, OutOfMemory, SdcliError,
 from sdcli.events import Decoded, Degraded, Done, Event, Failed, Loaded, Planned, Saved, Warned
 from sdcli.events import Encoded as TextEncoded
 from sdcli.events import Interrupted as InterruptedEvent
+from sdcli.files import REAL, Files, cannot_write, discard, publish, write_new
 from sdcli.plan.plan import Plan
 from sdcli.record.encode import Encoded, encode
-from sdcli.record.files import REAL, Files, cannot_write, discard, publish, write_new
 from sdcli.record.metadata import own
 from sdcli.record.names import Destination, already_there, inside, next_number
 from sdcli.record.runs import Intent, Manifest, begin

@@ -6,19 +6,19 @@ whichever source, is converted by one table, so that every source accepts the sa
 
 from __future__ import annotations
 
-import os
 import re
 import shlex
 import tomllib
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
 from sdcli import data, reading
-from sdcli.errors import CannotWrite, Usage
+from sdcli.errors import Usage
+from sdcli.files import save
+from sdcli.near import near_text, nearest
 from sdcli.request import jobs, samplers
-from sdcli.request.near import near_text, nearest
 from sdcli.request.options import OPTIONS, flag_of
 from sdcli.request.request import Request
 from sdcli.terminal import show
@@ -331,9 +331,12 @@ def from_preset(name: str, user_folder: Path) -> dict[str, Any]:
 
 def set_value(path: Path, name: str, text: str) -> None:
     """Keep `name`; other lines and comments of the file stay as they are."""
+    if any(0xD800 <= ord(character) < 0xE000 for character in text):
+        raise Usage("the value is not text", hint="sdcli config show")
     value = from_table({name: text})[name]
     jobs.check(Request(prompts=("a cat",), **_of_request({name: value})))
-    _rewrite(path, name, f"{name} = {_toml(name, value, text)}")
+    as_read = isinstance(value, (int, float)) and name not in ("max_vram", "max_ram")
+    _rewrite(path, name, value if as_read else text)  # all else as it was written: it is converted again when read
 
 
 def _of_request(layer: Mapping[str, Any]) -> dict[str, Any]:
@@ -357,109 +360,30 @@ def folders(path: Path) -> tuple[Path, ...]:
 
 def set_folders(path: Path, wanted: Iterable[Path]) -> None:
     """Keep these folders, and no others."""
-    quoted = ['"' + "".join(_escaped(character) for character in str(folder)) + '"' for folder in wanted]
-    if quoted or "folders" in read_toml(path):
-        _rewrite(path, "folders", f"folders = [{', '.join(quoted)}]" if quoted else None)
+    listed = [str(folder) for folder in wanted]
+    if listed or "folders" in read_toml(path):
+        _rewrite(path, "folders", listed or None)
 
 
-def _toml(name: str, value: Any, text: str) -> str:
-    """Numbers and switches plainly, all else as the text that was given: it is converted again when read."""
-    if isinstance(value, bool):
-        return "true" if value else "false"
-    if isinstance(value, (int, float)) and name not in ("max_vram", "max_ram"):
-        return repr(value)
-    escaped = "".join(_escaped(character) for character in text)
-    return f'"{escaped}"'
+def _rewrite(path: Path, name: str, value: Any) -> None:
+    """The file with this value of this key, or without the key; whatever else stands in it stays, letter by letter."""
+    import tomlkit  # few runs change settings
+    from tomlkit.exceptions import TOMLKitError
 
-
-def _escaped(character: str) -> str:
-    if character in '"\\':
-        return "\\" + character
-    if ord(character) < 0x20 or 0x7F <= ord(character) < 0xA0:
-        return f"\\u{ord(character):04x}"
-    if 0xD800 <= ord(character) < 0xE000:
-        raise Usage("the value is not text", hint="sdcli config show")
-    return character
-
-
-def _rewrite(path: Path, name: str, line: str | None) -> None:
-    """The file with `line` for this key, or without the key; whatever else stands in it stays, letter by letter."""
-    before = read_toml(path)
-    for text in _edits(_text_of(path), name, line, name in before):
-        if _changes_only(text, name, line, before):
-            _replace(path, text)
-            return
-    raise Usage(f'"{show(name, 60)}" cannot be changed line by line; edit the file yourself', hint="sdcli config path")
-
-
-def _edits(text: str, name: str, line: str | None, there: bool) -> Iterator[str]:
-    """Ways to do it that look right; which one is right, parsing shows."""
-    lines = text.split("\n")
-    if there:
-        for first in (number for number, old in enumerate(lines) if _sets(old, name)):
-            last = _statement_end(lines, first, name)
-            if last:
-                comment = _comment(lines[first].rstrip("\r")) if last == first + 1 else ""
-                kept = [] if line is None else [line + comment + ("\r" if lines[last - 1].endswith("\r") else "")]
-                yield "\n".join([*lines[:first], *kept, *lines[last:]])
-    elif line is not None:
-        end = "\r" if lines[0].endswith("\r") else ""
-        tables = [number for number, old in enumerate(lines) if old.lstrip().startswith("[")][:100]
-        for place in (*tables, len(lines) if lines[-1] else len(lines) - 1):
-            above, below = lines[:place], lines[place:]
-            yield "\n".join([*above, line + end, *(below or [""])])
-
-
-def _statement_end(lines: list[str], first: int, name: str) -> int | None:
-    """The line after the value that begins at line `first`, which may go on over several lines."""
-    for last in range(first + 1, min(len(lines), first + 200) + 1):
-        try:
-            if set(tomllib.loads("\n".join(line.rstrip("\r") for line in lines[first:last]))) == {name}:
-                return last
-        except (ValueError, RecursionError):
-            continue
-    return None
-
-
-def _comment(line: str) -> str:
-    """The comment behind a value, with the space before it."""
-    for found in re.finditer(r"\s*#", line):
-        try:
-            if tomllib.loads(line[: found.start()]) == tomllib.loads(line):
-                return line[found.start() :]
-        except (ValueError, RecursionError):
-            continue
-    return ""
-
-
-def _changes_only(text: str, name: str, line: str | None, before: Mapping[str, Any]) -> bool:
+    before, text = read_toml(path), _text_of(path)
+    wanted = {key: item for key, item in before.items() if key != name} | ({} if value is None else {name: value})
     try:
-        after = tomllib.loads(text)
-    except (ValueError, RecursionError):
-        return False
-    wanted = {key: value for key, value in before.items() if key != name}
-    return after == (wanted if line is None else {**wanted, **tomllib.loads(line)})
-
-
-def _replace(path: Path, text: str) -> None:
-    """Atomically, and through a symbolic link: a person's settings may live elsewhere."""
-    import shutil  # here, because few runs change settings
-    import tempfile
-
-    path = Path(os.path.realpath(path))
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=".config-", suffix=".part")
-        try:
-            with os.fdopen(handle, "w", encoding="utf-8", newline="") as file:
-                file.write(text)
-                file.flush()
-                os.fsync(file.fileno())
-            if path.exists():
-                shutil.copymode(path, temporary)
-            os.replace(temporary, path)
-        except BaseException:
-            Path(temporary).unlink(missing_ok=True)
-            raise
-    except OSError as error:
-        raise CannotWrite(f"{show(path)}: {show(error.strerror or error)}", hint="sdcli config path") from None
+        document = tomlkit.parse(text)
+        if value is None:
+            document.remove(name)
+        else:
+            item = tomlkit.item(value)
+            item.trivia.trail = "\r\n" if "\r\n" in text else "\n"
+            document[name] = item
+        after = tomlkit.dumps(document)
+        as_wanted = tomllib.loads(after) == wanted
+    except (TOMLKitError, ValueError, RecursionError):
+        as_wanted = False
+    if not as_wanted:
+        raise Usage(f'"{show(name, 60)}" cannot be changed here; edit the file yourself', hint="sdcli config path")
+    save(path, after, hint="sdcli config path")

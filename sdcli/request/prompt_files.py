@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import json
 import re
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
@@ -13,8 +12,8 @@ from typing import IO, Any
 
 from sdcli import reading
 from sdcli.errors import BadFile, SdcliError, Usage
+from sdcli.near import near_text, nearest
 from sdcli.request import config, jobs
-from sdcli.request.near import near_text, nearest
 from sdcli.request.request import PER_IMAGE, Job, Request
 from sdcli.terminal import show
 
@@ -68,7 +67,8 @@ def parse(file: IO[str], where: str, suffix: str) -> Iterator[Line]:
         if not stripped or _COMMENT.match(stripped):
             continue
         if suffix in (".jsonl", ".ndjson", ".json") or (suffix == "" and re.match(r'\{\s*"', stripped)):
-            yield _object(stripped, f"{where}:{number}")
+            place = f"{where}:{number}"
+            yield _line(reading.read(stripped, place, hint="sdcli help formats", duplicates=True), place)
         else:
             yield Line(prompt=stripped, where=f"{where}:{number}")
 
@@ -106,16 +106,6 @@ def _bounded(file: IO[str], where: str) -> Iterator[str]:
         if len(text) > LONGEST_LINE:
             raise BadFile(f"{show(where)}:{number} is longer than 1 MiB", hint="sdcli help formats")
         yield text
-
-
-def _object(text: str, where: str) -> Line:
-    try:
-        held = json.loads(text)
-    except (ValueError, RecursionError):
-        raise BadFile(f"{show(where)}: not JSON", hint="sdcli help formats") from None
-    if not isinstance(held, dict):
-        raise BadFile(f"{show(where)}: not a JSON object", hint="sdcli help formats")
-    return _line(held, where)
 
 
 def _csv(lines: Iterable[str], where: str) -> Iterator[Line]:

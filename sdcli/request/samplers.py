@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from sdcli.errors import Usage
-from sdcli.request.near import near_text, nearest
+from sdcli.near import near_text, nearest
 from sdcli.terminal import quoted, show
 
 Calls = Literal["n", "2n-1", "n+1"]

@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 from cli_run import ROOT, sdcli, start
 
-from sdcli.record import files
+from sdcli import files
 from sdcli.record import report as reports
 
 FAKE = ("--engine", "fake", "--size", "64x64", "-s", "2")
@@ -276,7 +276,7 @@ def test_with_stdout_closed_no_file_of_the_run_takes_its_place(here: Path) -> No
     """Else what a library prints would land in the journal, or in an image."""
     script = """
 import os, sys
-from sdcli.record import files
+from sdcli import files
 real = files.Files.create
 def create(self, path):
     file = real(self, path)

@@ -111,7 +111,7 @@ def test_drawings_are_written_whole_or_not(tmp_path: Path) -> None:
     assert {path.name for path in tmp_path.iterdir()} == {"u.svg", "u.html"}
     refused = sdcli("sd15", "--svg", str(tmp_path / "no" / "u.svg"))
     assert refused.returncode == 7
-    assert "cannot write" in refused.stderr
+    assert "could not write" in refused.stderr
 
 
 MEASURED = """

@@ -10,7 +10,7 @@ import pytest
 
 from sdcli.errors import CannotWrite
 from sdcli.events import Decoded, Event, Failed, Preview, Saved
-from sdcli.record.files import Files
+from sdcli.files import Files
 from sdcli.record.sinks.filmstrip import Filmstrip
 from sdcli.request.request import Job
 

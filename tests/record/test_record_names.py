@@ -15,7 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sdcli.errors import CannotWrite, SdcliError, Usage
-from sdcli.record.files import Files
+from sdcli.files import Files
 from sdcli.record.names import (
     DEVICES,
     Destination,

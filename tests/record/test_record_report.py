@@ -31,11 +31,11 @@ from sdcli.events import (
     Timed,
     Warned,
 )
+from sdcli.files import Files
 from sdcli.machine.hardware import GIB
 from sdcli.plan.plan import Plan, Warning
 from sdcli.record import report as reports
 from sdcli.record import runs
-from sdcli.record.files import Files
 from sdcli.record.report import Folding, Report, fold
 from sdcli.record.store import store
 
@@ -265,7 +265,11 @@ def test_a_resumed_run_reports_the_pictures_it_had_and_those_it_drew(tmp_path: P
     rest: list[Event] = [Planned(plan=of), *(decoded(of, n, n) for n in recovered.missing), Done()]
     manifest = runs.reopen(recovered.run, {})
     through = store(iter(rest), destination(tmp_path), manifest=manifest, earlier=recovered.done)
-    report = folded(through, earlier=recovered.done)
+    folding = Folding(started="", run=RUN, clock=lambda: 1.0)
+    folding.had(recovered.done)
+    for event in through:
+        folding(event)
+    report = folding.report()
     whole = folded(good_run(tmp_path / "whole", of))
     assert report.status == "done"
     for one, other in zip(report.images, whole.images, strict=True):
@@ -310,7 +314,7 @@ from pathlib import Path
 from record_samples import plan, destination, stream
 from sdcli.record.report import Folding, write
 from sdcli.record.store import store
-from sdcli.record.files import Files
+from sdcli.files import Files
 class Quick(Files):
     def sync(self, file): pass
     def sync_folder(self, path): pass

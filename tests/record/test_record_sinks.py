@@ -18,6 +18,7 @@ from hypothesis import strategies as st
 from record_samples import RUN, destination, job, plan, stream
 
 from sdcli.events import Degraded, Denoised, Encoded, Event, Failed, Loaded, Memory, Planned, Saved, Step, Warned
+from sdcli.live import clock_text
 from sdcli.machine.hardware import GIB
 from sdcli.plan.plan import Plan
 from sdcli.record import report as reports
@@ -25,7 +26,7 @@ from sdcli.record.report import Folding, Report, fold
 from sdcli.record.sinks.json_lines import JsonLines
 from sdcli.record.sinks.json_object import object_of
 from sdcli.record.sinks.paths import Paths
-from sdcli.record.sinks.progress import Progress, State, bar_line, clock_text
+from sdcli.record.sinks.progress import Progress, State, bar_line
 from sdcli.record.sinks.summary import asked, summary
 from sdcli.record.sinks.watch import Watch, watch
 from sdcli.record.store import store

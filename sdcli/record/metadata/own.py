@@ -7,6 +7,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+from sdcli import reading
 from sdcli import schema as translate
 from sdcli.errors import BadFile
 from sdcli.models import hub_name
@@ -82,7 +83,7 @@ def read(text: str | bytes, where: str = "the sdcli chunk") -> Drawn:
     """The chunk as it was written; damaged, foreign or newer is BadFile."""
     if len(text) > LIMIT:
         raise BadFile(f"{where} is larger than {size_text(LIMIT)}")
-    data = documents.load(text, where)
+    data = reading.read(text, where)
     documents.check_schema(data, NAME, NEWEST, where)
     return translate.from_json(Drawn, data, where)
 

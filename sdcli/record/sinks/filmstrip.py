@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from sdcli.events import Decoded, Event, Failed, Preview, Saved
-from sdcli.record.files import REAL, Files, cannot_write, replace_whole
+from sdcli.files import REAL, Files, cannot_write, replace_whole
 
 HIGHEST = 256  # pixels: frames are rough, the picture itself lies beside the strip
 SUFFIX = ".filmstrip.png"

@@ -2,33 +2,25 @@
 
 from __future__ import annotations
 
-import os
 import textwrap
 import time
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Any, cast
+from typing import IO
 
-from sdcli import events, terminal
+from sdcli import events
 from sdcli.events import Event
-from sdcli.machine.hardware import GIB
+from sdcli.live import LiveLine, bar, clock_text
 from sdcli.plan.plan import Plan
 from sdcli.record.report import Report
-from sdcli.record.sinks.streams import Tolerant
 from sdcli.record.sinks.summary import asked, fall_text, step_text, summary
-from sdcli.terminal import cells, colour, fit, plain, show, speaks_unicode
+from sdcli.sizes import gib
+from sdcli.terminal import disk_text, fit, show
 
-if TYPE_CHECKING:
-    from rich.live import Live
-
-EVERY_SECONDS = 5.0  # between two plain lines at least, and
-EVERY_SHARE = 0.1  # this much of the way
-FRAME = 0.05  # seconds between two pictures of the live line
+FRAME = 0.05  # seconds between two images of the live line
 RECENT = 10  # steps the rate is taken over
-SHORTEST_BAR = 5
-LONGEST_BAR = 40
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,8 +51,8 @@ def pieces_of(state: State) -> list[str]:
         found.append(f"{rate:.1f}/s" if rate >= 1 else f"{step_text(state.seconds)} each")
     found.append(clock_text(state.left))
     if state.device_bytes is not None:
-        peak = f", max {state.device_peak / GIB:.1f}" if state.device_peak is not None else ""
-        found.append(f"{state.device_bytes / GIB:.1f} GiB{peak}")
+        peak = f", max {gib(state.device_peak)}" if state.device_peak is not None else ""
+        found.append(f"{gib(state.device_bytes)} GiB{peak}")
     return found
 
 
@@ -73,29 +65,7 @@ def label_of(state: State) -> str:
 
 
 def bar_line(state: State, width: int) -> tuple[str, str, str, str]:
-    """Label, done part, part to do, figures: together at most `width` cells, with figures given up before the bar."""
-    label = f"  {label_of(state)} "
-    figures = pieces_of(state)
-    while len(figures) > 1 and cells(label) + SHORTEST_BAR + _spaced(figures) > width:
-        figures.pop()
-    room = min(LONGEST_BAR, width - cells(label) - _spaced(figures))
-    if room < SHORTEST_BAR:
-        return fit(label + " ".join(figures), width), "", "", ""
-    filled = room * state.done / max(1, state.total)
-    whole = int(filled)
-    half = "╸" if whole < room and filled - whole >= 0.5 else ""
-    return label, "━" * whole + half, "─" * (room - whole - len(half)), "".join(f"  {piece}" for piece in figures)
-
-
-def _spaced(figures: Sequence[str]) -> int:
-    return sum(2 + cells(piece) for piece in figures)
-
-
-def clock_text(seconds: float) -> str:
-    """0:07, 12:40, 1:02:03."""
-    whole = round(min(seconds, 359_999))
-    minutes, hours = whole // 60 % 60, whole // 3600
-    return f"{hours}:{minutes:02d}:{whole % 60:02d}" if hours else f"{minutes}:{whole % 60:02d}"
+    return bar(label_of(state), pieces_of(state), state.done / max(1, state.total), width)
 
 
 class Way:
@@ -141,7 +111,7 @@ class Way:
 
 
 class Progress:
-    """A sink. Between events nothing is drawn, so that a line never outlives what it says."""
+    """A sink."""
 
     def __init__(
         self,
@@ -152,15 +122,9 @@ class Progress:
         clock: Callable[[], float] = time.monotonic,
         columns: int | None = None,
     ) -> None:
-        self._stream = cast(IO[str], Tolerant(stream))
-        self._unicode = speaks_unicode(stream)
-        self._moves = terminal.is_terminal(stream) and os.environ.get("TERM") != "dumb"
-        self._verbose, self._quiet = verbose, quiet
-        self._clock = clock
+        self._line = LiveLine(stream, frame=FRAME, clock=clock, columns=columns)
         self._columns = columns
-        self._live: Live | None = None
-        self._drawn_at = self._said_at = -EVERY_SECONDS
-        self._said_share = -1.0
+        self._verbose, self._quiet = verbose, quiet
         self._recent: deque[float] = deque(maxlen=RECENT)
         self._way = Way()
 
@@ -170,7 +134,7 @@ class Progress:
         match event:
             case events.Planned():
                 self._way.plan(event.plan)
-                self._say(*asked(event.plan.jobs, self._width()) if event.plan.jobs else ())
+                self._line.say(*asked(event.plan.jobs, self._line.width) if event.plan.jobs else ())
             case events.Loaded():
                 self._show_loading(event)
             case events.Encoded():
@@ -178,7 +142,7 @@ class Progress:
             case events.Step():
                 self._show_step(event)
             case events.Denoised():
-                self._hide()
+                self._line.hide()
             case events.Warned():
                 self._tell(f"note: {show(event.message)}")
             case events.Degraded():
@@ -195,89 +159,30 @@ class Progress:
             self._recent.clear()
         self._recent.append(event.seconds)
         state = self._way.step(event, sum(self._recent) / len(self._recent))
-        if self._moves:
-            self._draw(state)
-        elif self._due(state):
+        if self._line.moves:
+            self._line.show(*bar_line(state, self._line.room), now=state.step >= state.of)
+        elif self._line.due(state.done / max(1, state.total), anyway=state.done in (1, state.total)):
             left = [f"{clock_text(state.left)} left"] if state.done < state.total else []
             line = "  " + " · ".join([_place(state), *pieces_of(state)[1:2], *left])
-            self._say(fit(line, self._width()))
-
-    def _due(self, state: State) -> bool:
-        """The first step, the last one, and between them one line for each tenth of the way, 5 s apart at least."""
-        share, now = state.done / max(1, state.total), self._clock()
-        apart = share - self._said_share > EVERY_SHARE - 1e-9 and now - self._said_at >= EVERY_SECONDS
-        if not (state.done == 1 or state.done == state.total or apart):
-            return False
-        self._said_share, self._said_at = share, now
-        return True
-
-    # --- the two kinds of screen
-
-    def _width(self) -> int:
-        return self._columns or terminal.width(self._stream)
+            self._line.say(fit(line, self._line.width))
 
     def _show_loading(self, event: events.Loaded) -> None:
-        if self._moves:
-            text = f"  load  {show(event.component, 40)} {terminal.disk_text(event.bytes)}"
-            self._update(fit(text, self._width() - 1), now=True)
-
-    def _draw(self, state: State) -> None:
-        now = self._clock()
-        if now - self._drawn_at < FRAME and state.step < state.of:
-            return
-        self._drawn_at = now
-        label, done, ahead, figures = bar_line(state, self._width() - 1)  # the last column would wrap on some terminals
-        self._update((label, "", done, "cyan", ahead, "dim", figures, ""), now=True)
-
-    def _update(self, parts: str | tuple[str, ...], now: bool) -> None:
-        from rich.text import Text
-
-        text = Text(no_wrap=True, end="")
-        pairs = [(parts, "")] if isinstance(parts, str) else list(zip(parts[::2], parts[1::2], strict=True))
-        for part, style in pairs:
-            text.append(part if self._unicode else plain(part), style or None)
-        if self._live is None:
-            self._live = self._begin_live(text)
-        self._live.update(text, refresh=now)
-
-    def _begin_live(self, text: Any) -> Live:
-        from rich.live import Live
-
-        console = terminal.console(
-            self._stream, force_terminal=True, width=self._width(), no_color=not colour(self._stream)
-        )
-        live = Live(
-            text, console=console, auto_refresh=False, transient=True, redirect_stdout=False, redirect_stderr=False
-        )
-        live.start()
-        console.show_cursor(True)  # so that nothing has to bring it back after a crash
-        return live
-
-    def _hide(self) -> None:
-        """The line is taken away, so that a picture or a path can stand there."""
-        live, self._live = self._live, None
-        if live is not None:
-            live.stop()
-
-    def _say(self, *lines: str) -> None:
-        if not lines:
-            return
-        self._hide()
-        for line in lines:
-            terminal.say(line, self._stream)
+        if self._line.moves:
+            text = f"  load  {show(event.component, 40)} {disk_text(event.bytes)}"
+            self._line.show(fit(text, self._line.room), now=True)
 
     def _tell(self, message: str) -> None:
         """A sentence: wrapped where there are columns to wrap to, whole in a log."""
-        columns = self._width() if self._moves or self._columns else 10_000
-        self._say(*textwrap.wrap(message, columns, subsequent_indent="      ", break_on_hyphens=False))
+        columns = self._line.width if self._line.moves or self._columns else 10_000
+        self._line.say(*textwrap.wrap(message, columns, subsequent_indent="      ", break_on_hyphens=False))
 
     # --- the end
 
     def finish(self, report: Report | None = None, where: Path | None = None) -> None:
         """Take the line away; say what the run took, if it drew anything."""
-        self._hide()
+        self._line.hide()
         if report is not None and not self._quiet:
-            self._say(*summary(report, self._width(), verbose=self._verbose, where=where))
+            self._line.say(*summary(report, self._line.width, verbose=self._verbose, where=where))
 
 
 def _place(state: State) -> str:

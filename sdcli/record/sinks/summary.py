@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from sdcli.events import Degraded
-from sdcli.machine.hardware import GIB
 from sdcli.record.report import Report
+from sdcli.sizes import gib
 from sdcli.terminal import cells, disk_text, fit, seconds_text, show
 
 SIDE_BY_SIDE = 78  # columns from which times and memory stand beside each other
@@ -37,7 +37,7 @@ def short(report: Report, width: int = 80) -> list[str]:
     pieces.append(f"{seconds_text(report.seconds)} in all")
     peak = _device_peak(report) if _on_card(report) else report.memory.measured.host_peak
     if peak:
-        pieces.append(f"peak {peak / GIB:.2f} GiB")
+        pieces.append(f"peak {gib(peak, 2)} GiB")
     return [*flow(pieces, width), *(fit(f"out of memory {fall_text(fall)}", width) for fall in report.degraded)]
 
 
@@ -127,7 +127,7 @@ def fall_text(fall: Degraded) -> str:
 
 
 def _gib(count: int | None) -> str:
-    return "–" if count is None else f"{count / GIB:.2f}"
+    return "–" if count is None else gib(count, 2)
 
 
 def _device_peak(report: Report) -> int | None:

@@ -1,4 +1,5 @@
-"""The few file calls through which everything is written; passed as a value, so that each can be made to fail."""
+"""The few file calls through which everything is written, whole or not at all; passed as a value, so that each can be
+made to fail."""
 
 from __future__ import annotations
 
@@ -6,6 +7,8 @@ import contextlib
 import errno
 import os
 import shlex
+import stat
+import time
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
@@ -57,6 +60,11 @@ class Files:
         os.rename(source, target)
 
     def replace(self, source: Path, target: Path) -> None:
+        """On Windows a file that another program has open cannot be replaced; it will be closed in a moment."""
+        for _ in range(20 if os.name == "nt" else 0):
+            with contextlib.suppress(PermissionError):
+                return os.replace(source, target)
+            time.sleep(0.05)
         os.replace(source, target)
 
     def remove(self, path: Path) -> None:
@@ -89,14 +97,15 @@ def write_whole(files: Files, file: int, data: bytes) -> None:
         rest = rest[files.write(file, rest) :]
 
 
-def write_new(files: Files, path: Path, pieces: Iterable[bytes]) -> None:
+def write_new(files: Files, path: Path, pieces: Iterable[bytes], *, sync: bool = True) -> None:
     """A new, whole, synced file, or none: what was half-written is removed."""
     file = files.create(path)
     try:
         try:
             for block in _blocks(pieces):
                 write_whole(files, file, block)
-            files.sync(file)
+            if sync:
+                files.sync(file)
         finally:
             files.close(file)
     except BaseException:
@@ -154,17 +163,37 @@ def _claim_and_replace(files: Files, part: Path, final: Path) -> None:
         raise
 
 
-def replace_whole(files: Files, path: Path, pieces: Iterable[bytes]) -> None:
-    """`path` is the old file or the new one, never half of either."""
-    part = path.with_name(f".{path.name}.{os.getpid()}.part")
-    discard(files, part)
-    write_new(files, part, pieces)
+def replace_whole(files: Files, path: Path, pieces: Iterable[bytes], *, sync: bool = True, mode: int = 0) -> None:
+    """`path` is the old file or the new one, never half of either; a link is replaced, wherever it leads.
+
+    Without `sync` a power cut may lose both, which only what can be made again may risk. `mode` are its permissions,
+    if not those of any new file.
+    """
+    part = path.with_name(f".{path.name[:40]}.{os.urandom(4).hex()}.part")
+    write_new(files, part, pieces, sync=sync)
     try:
+        if mode:
+            os.chmod(part, mode)
         files.replace(part, path)
     except BaseException:
         discard(files, part)
         raise
-    files.sync_folder(path.parent)
+    if sync:
+        files.sync_folder(path.parent)
+
+
+def save(path: Path, text: str, *, hint: str, make_folder: bool = True) -> None:
+    """A text file that people move and protect as they like: a symbolic link is followed, permissions are kept."""
+    try:
+        target = Path(os.path.realpath(path))
+        if target.is_dir():
+            raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
+        if make_folder:
+            target.parent.mkdir(parents=True, exist_ok=True)
+        mode = stat.S_IMODE(target.stat().st_mode) if target.exists() else 0
+        replace_whole(REAL, target, [text.encode("utf-8", "backslashreplace")], mode=mode)
+    except OSError as error:
+        raise cannot_write(path, error, hint=hint) from None
 
 
 _CAUSES = {
