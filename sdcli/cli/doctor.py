@@ -19,8 +19,9 @@ from sdcli import __version__, data, schema
 from sdcli.cli import ask, builtin
 from sdcli.cli.answer import print_json
 from sdcli.errors import SdcliError, Usage
-from sdcli.machine import installation, memory, state, survey
-from sdcli.machine.hardware import Hardware, Notice
+from sdcli.machine import installation, memory, survey
+from sdcli.machine.folders import config_folder
+from sdcli.machine.hardware import Hardware, Notice, Probe
 from sdcli.machine.installation import Version
 from sdcli.machine.survey import Survey
 from sdcli.models import hub_cache, resolve
@@ -99,7 +100,7 @@ class Examination:
 
     report: Report
     survey: Survey
-    probe: state.Probe | None
+    probe: Probe | None
     network: str | None  # what the Hub answered, if it was asked
 
 
@@ -120,8 +121,7 @@ def examine(*, network: bool = False, seen: Survey | None = None) -> Examination
         network=answer[0] if answer else None,
         problems=(*_problems(seen, versions, folders), *_settings_problem(), *_network_problem(answer)),
     )
-    torch = seen.torch.version if seen.torch is not None else ""
-    probe = state.remembered_probe(seen.processor.name, seen.processor.isa, torch)
+    probe = seen.probe(seen.processor.name, seen.processor.isa)
     return Examination(report=report, survey=seen, probe=probe, network=answer[1] if answer else None)
 
 
@@ -141,7 +141,7 @@ def _folders() -> tuple[FolderState, ...]:
     places = {
         "images": Path.cwd() / "sdcli-images",
         "models": hub_cache.folder(os.environ),
-        "config": state.config_folder() / "config.toml",
+        "config": config_folder() / "config.toml",
     }
     return tuple(
         FolderState(name=name, path=str(path), exists=path.exists(), free=memory.disk_free(path))

@@ -16,7 +16,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from sdcli.errors import CannotWrite, Usage
-from sdcli.machine.state import state_folder
+from sdcli.machine.folders import state_folder
 from sdcli.record.files import REAL, Files, cannot_write, discard
 from sdcli.request.request import Job, Request
 from sdcli.terminal import disk_text, show
