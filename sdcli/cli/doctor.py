@@ -194,7 +194,7 @@ def _version_problem(version: Version, seen: Survey) -> list[Notice]:
     missing = not version.version and version.name != "torch"
     if floor is None and not missing:
         return []
-    wanted = f"{version.name}>={installation.FLOORS[version.name]}"
+    wanted = f"{version.name}>={data.lowest_versions()[version.name]}"
     state_ = (
         "is not installed" if missing else f"{show(version.version)} is older than {floor}, the oldest that is tested"
     )
