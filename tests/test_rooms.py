@@ -31,7 +31,10 @@ MAY_IMPORT: dict[str, set[str]] = {
 }
 
 # Slow to import; each has its rooms, and outside draw they stand inside functions only.
-HEAVY = {"torch", "diffusers", "transformers", "accelerate", "numpy", "PIL", "rich", "pydantic", "ray", "peft"}
+HEAVY = {
+    "torch", "diffusers", "transformers", "accelerate", "numpy", "PIL", "rich", "pydantic", "ray", "peft", "pynvml",
+    "psutil",
+}  # fmt: skip
 TORCH = {"torch", "diffusers", "transformers", "accelerate", "peft"}
 
 # The files outside draw that lead into torch, and which modules of draw may be entered, from anywhere, in functions.

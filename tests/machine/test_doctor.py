@@ -11,7 +11,6 @@ from pathlib import Path
 import nvml_by_hand
 import pytest
 from machines import CPU_TORCH, CUDA_TORCH, card, machine
-from nvml_by_hand import Fake
 
 from sdcli import schema
 from sdcli.cli import doctor
@@ -241,7 +240,7 @@ def test_a_real_driver_library_with_a_torch_for_cpus_ends_with_8(tmp_path: Path)
     torch = installation.torch_build()
     if torch is None or torch.cuda:
         pytest.skip("this torch is no CPU build")
-    nvml_by_hand.compiled(tmp_path, Fake())
+    nvml_by_hand.compiled(tmp_path)
     done = _run("doctor", LD_LIBRARY_PATH=str(tmp_path))
     assert done.returncode == 8
     assert "RTX 4060, 8.0 GiB, 7.0 free, driver 581.42" in done.stdout and "is a CPU build" in done.stdout
