@@ -267,9 +267,9 @@ class Machine:
 
 
 def machine(dry: bool) -> Machine:
-    from sdcli.machine import as_if, hardware
+    from sdcli.machine import as_if, survey
 
-    card = as_if.parse(DRY_CARD) if dry else hardware.detect("cuda")
+    card = as_if.parse(DRY_CARD) if dry else survey.choose("cuda", survey.look())
     return Machine(
         device="dry" if dry else card.name, total=card.total, driver=card.driver, capability=card.capability,
         versions={name: metadata.version(name) for name in ("torch", "diffusers", "transformers")},

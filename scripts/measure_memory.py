@@ -161,7 +161,7 @@ def kept(path: Path) -> dict[Case, Row]:
 
 def forecast_now(row: Row, folder: Path, dry: bool) -> Row:
     from sdcli import schema
-    from sdcli.machine import hardware
+    from sdcli.machine import survey
     from sdcli.models import resolve
     from sdcli.plan.calibration import IMPORTS
     from sdcli.plan.footprint import footprint
@@ -170,7 +170,7 @@ def forecast_now(row: Row, folder: Path, dry: bool) -> Row:
 
     side = 64 if dry else row.case.side
     model, setup = resolve.at(weights(folder, row.case.family, dry)), schema.from_json(Setup, row.setup)
-    found = footprint(model, Shape(width=side, height=side), setup, hardware.detect("cpu"))
+    found = footprint(model, Shape(width=side, height=side), setup, survey.choose("cpu", survey.look()))
     phases = {
         phase.name: (phase.host - IMPORTS + row.imports, row.phases.get(phase.name, (0, None))[1])
         for phase in found.phases

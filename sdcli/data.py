@@ -1,19 +1,24 @@
-"""The only finder of shipped files: component configs, presets, the built-in model."""
+"""The only finder of shipped files: component configs, presets, the built-in model, what is required and tested."""
 
 from __future__ import annotations
 
 import functools
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 
+def shipped(name: str) -> Path:
+    """A file or folder of the project: beside the package in a checkout, inside it in a wheel."""
+    package = Path(__file__).resolve().parent
+    inside = package / name
+    return inside if inside.exists() else package.parent / name
+
+
 @functools.cache
 def configs() -> Path:
-    """configs/ beside the package in a checkout, inside it in a wheel."""
-    package = Path(__file__).resolve().parent
-    inside = package / "configs"
-    return inside if inside.is_dir() else package.parent / "configs"
+    return shipped("configs")
 
 
 def component_folder(family: str, component: str = "") -> Path:
@@ -37,3 +42,19 @@ def builtin_model() -> Path | None:
     """The folder of the model that ships with sdcli, or None in a build without one."""
     folder = Path(__file__).resolve().parent / "models" / "builtin"
     return folder if (folder / "model_index.json").is_file() else None
+
+
+@functools.cache
+def lowest_versions() -> Mapping[str, str]:
+    """Of each package that sdcli requires, by pyproject.toml."""
+    import tomllib
+
+    project = tomllib.loads(shipped("pyproject.toml").read_text(encoding="utf-8"))["project"]
+    return dict(requirement.partition(",")[0].split(">=") for requirement in project["dependencies"])
+
+
+@functools.cache
+def tested_versions() -> Mapping[str, str]:
+    """Of each package in the set that is tested together, by constraints.txt."""
+    lines = shipped("constraints.txt").read_text(encoding="utf-8").splitlines()
+    return dict(line.split("==") for line in lines if "==" in line)

@@ -11,7 +11,10 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
-NEVER = {"torch", "diffusers", "transformers", "accelerate", "numpy", "PIL", "huggingface_hub", "safetensors", "httpx"}
+NEVER = {
+    "torch", "diffusers", "transformers", "accelerate", "numpy", "PIL", "huggingface_hub", "safetensors", "httpx",
+    "pynvml", "psutil",
+}  # fmt: skip
 
 # Runs sdcli as its script does, then writes the names of what was loaded.
 CODE = """

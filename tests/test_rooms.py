@@ -5,7 +5,7 @@ from __future__ import annotations
 import ast
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -32,18 +32,9 @@ MAY_IMPORT: dict[str, set[str]] = {
 
 # Slow to import; each has its rooms, and outside draw they stand inside functions only.
 HEAVY = {
-    "torch",
-    "diffusers",
-    "transformers",
-    "accelerate",
-    "numpy",
-    "PIL",
-    "rich",
-    "pydantic",
-    "ray",
-    "peft",
-    "tomlkit",
-}
+    "torch", "diffusers", "transformers", "accelerate", "numpy", "PIL", "rich", "pydantic", "ray", "peft", "pynvml",
+    "psutil", "tomlkit",
+}  # fmt: skip
 TORCH = {"torch", "diffusers", "transformers", "accelerate", "peft"}
 
 # The files outside draw that lead into torch, and which modules of draw may be entered, from anywhere, in functions.
@@ -150,6 +141,27 @@ def test_the_table_itself_is_one_way() -> None:
             assert all(order.index(other) < order.index(room) for other in allowed), room
     assert "record" not in MAY_IMPORT["draw"] and "draw" not in MAY_IMPORT["record"]
     assert not any("cli" in allowed for allowed in MAY_IMPORT.values())
+
+
+def test_no_module_leads_back_to_itself() -> None:
+    """Inside rooms too, and imports in functions and for types count: a circle hidden there is one all the same."""
+    imported: dict[str, set[str]] = {}
+    for one in OWN:
+        imported.setdefault(one.file, set()).add(file_of(one.module))
+    assert len(imported) > 50
+    circles = {file for file in imported if file in reachable(file, imported)}
+    assert circles == set()
+
+
+def reachable(start: str, imported: Mapping[str, set[str]]) -> set[str]:
+    """The files that one leads to, by any chain."""
+    reached: set[str] = set()
+    frontier = {start}
+    while frontier:
+        following = {other for file in frontier for other in imported.get(file, ())} - reached
+        reached |= following
+        frontier = following
+    return reached
 
 
 def test_slow_libraries_are_imported_at_module_level_in_draw_only() -> None:

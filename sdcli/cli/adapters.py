@@ -8,7 +8,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from sdcli.errors import BadFile, ModelMissing, Offline, Usage
-from sdcli.machine import state
+from sdcli.machine import memories
+from sdcli.machine.folders import cache_folder
 from sdcli.models import beside, cache, embedding, hub_cache, hub_name, lora
 from sdcli.models.beside import Place
 from sdcli.models.hub_cache import Snapshot
@@ -82,7 +83,7 @@ def learned(folders: Iterable[Path]) -> Learned:
         return {}
     from sdcli.models import listing  # not for those who have none
 
-    return listing.learned_words(listing.recall(state.cache_folder() / "listing.json"), folders)
+    return listing.learned_words(listing.recall(cache_folder() / "listing.json"), folders)
 
 
 def named_in(texts: Iterable[str], known: Learned) -> tuple[Named, ...]:
@@ -283,8 +284,8 @@ def _adapter(path: Path, kind: str, scale: float = 1.0) -> Adapter:
     return Adapter(name=path.stem, sha256=cache.sha256_of(path, _memory()), scale=scale, path=str(path), kind=kind)
 
 
-def _memory() -> state.Store:
-    return state.store("hashes")
+def _memory() -> memories.Store:
+    return memories.store("hashes")
 
 
 def _warnings(adapters: Iterable[Adapter]) -> Iterator[Warning]:

@@ -14,7 +14,8 @@ from sdcli import __version__, data
 from sdcli.cli import adapters, builtin, not_taken, probing
 from sdcli.cli.former import not_needed
 from sdcli.errors import ModelMissing, Usage
-from sdcli.machine import as_if, hardware, installation, state
+from sdcli.machine import as_if, installation, memories, survey
+from sdcli.machine.folders import config_folder
 from sdcli.machine.hardware import Hardware
 from sdcli.models import cache, hub_cache, resolve
 from sdcli.models.model import Model
@@ -111,14 +112,14 @@ def plan_again(asked: Asked, typed: Mapping[str, Any]) -> Asked:
 
 def read_sources(flags: Mapping[str, Any]) -> Sources:
     """Config file, environment, preset and picture, as far as the flags name them."""
-    user = config.from_user(state.config_folder() / "config.toml")
+    user = config.from_user(config_folder() / "config.toml")
     environment = config.from_environment(os.environ)
     preset = flags.get("preset") or environment.get("preset") or user.get("preset")
     image = metadata.read(flags["settings_from"]) if flags.get("settings_from") else None
     return Sources(
         user=user,
         environment=environment,
-        preset=config.from_preset(preset, state.config_folder() / "presets") if preset else {},
+        preset=config.from_preset(preset, config_folder() / "presets") if preset else {},
         settings_from=image.values if image else {},
         not_taken=image.unknown if image else {},
         flag=flags,
@@ -173,13 +174,13 @@ def settings(sources: Sources, model: Model) -> tuple[dict[str, Any], dict[str, 
 
 def _hash(model: Model) -> str:
     """Of the built-in model's UNet, which another version of sdcli may have trained anew."""
-    files = [cache.sha256_of(Path(file), state.store("hashes")) for file in model.components["unet"].files]
+    files = [cache.sha256_of(Path(file), memories.store("hashes")) for file in model.components["unet"].files]
     return (files[0] if len(files) == 1 else sha256("".join(files).encode()).hexdigest())[:10]
 
 
 def added_folders() -> tuple[Path, ...]:
     """The folders of models that the config file lists."""
-    return config.folders(state.config_folder() / "config.toml")
+    return config.folders(config_folder() / "config.toml")
 
 
 def default_model() -> str:
@@ -234,15 +235,15 @@ def _later(request: Request, lines: Iterator[prompt_files.Line], index: int) -> 
 
 
 def _hardware(request: Request, described: str | None) -> Hardware:
-    return as_if.parse(described) if described is not None else hardware.detect(request.device)
+    return as_if.parse(described) if described is not None else survey.choose(request.device, survey.look())
 
 
 def remembered(place: Hardware) -> Mapping[str, Any]:
     """What this machine measured before; nothing for a machine that is only imagined."""
-    return {} if place.source == "as-if" else state.remembered(machine_of(place))
+    return {} if place.source == "as-if" else memories.remembered(machine_of(place))
 
 
 def machine_of(place: Hardware) -> str:
     """Where measures may be compared: this device under these versions."""
     found = installation.versions(("torch", "diffusers", "transformers"))
-    return state.fingerprint(place, {version.name: version.version for version in found})
+    return place.fingerprint({version.name: version.version for version in found})

@@ -40,7 +40,8 @@ from sdcli.errors import (
 )
 from sdcli.files import cannot_write, save
 from sdcli.live import LiveLine
-from sdcli.machine import state
+from sdcli.machine import memories
+from sdcli.machine.folders import config_folder
 from sdcli.models.model import Model
 from sdcli.plan.plan import Plan
 from sdcli.plan.refusal import refused
@@ -155,7 +156,7 @@ def _bench(typed: dict[str, Any]) -> None:
 
         def made() -> Result:
             types = {one.setup.dtype for one in known}
-            ceilings = {kind: rate for kind in types if (rate := state.best_rate(machine, kind))}
+            ceilings = {kind: rate for kind in types if (rate := memories.best_rate(machine, kind))}
             return results.build(bench, configurations[0].name, ceilings, about)
 
         def keep() -> None:
@@ -230,7 +231,7 @@ def _remember(result: Result, machine: str) -> None:
     for one in result["configurations"]:
         ceiling = one["work_rate"]["ceiling"]
         if ceiling:
-            state.remember_rate(machine, one["setup"]["dtype"], ceiling)
+            memories.remember_rate(machine, one["setup"]["dtype"], ceiling)
 
 
 # --- what to measure
@@ -479,7 +480,7 @@ def _preset_file(typed: Mapping[str, Any]) -> Path | None:
             f"--save-preset keeps the fastest row: {why}",
             hint="--sweep dtype=fp32,bf16 --save-preset fast",
         )
-    path = state.config_folder() / "presets" / f"{name}.toml"
+    path = config_folder() / "presets" / f"{name}.toml"
     if path.exists() and not str(config.read_toml(path).get("description", "")).startswith(_KEPT):
         raise Usage(f"--save-preset: {show(path)} is there, and no bench wrote it", hint="sdcli config path")
     return path

@@ -25,7 +25,7 @@ def _all(field: str) -> list[str]:
 
         return [sampler.name for sampler in SAMPLERS]
     if field == "preset":
-        from sdcli.machine.state import config_folder
+        from sdcli.machine.folders import config_folder
         from sdcli.request.config import presets
 
         return [preset.name for preset in presets(config_folder() / "presets")]

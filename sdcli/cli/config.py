@@ -11,7 +11,7 @@ from sdcli import schema
 from sdcli.cli.answer import print_json
 from sdcli.cli.ask import default_model, look_for_model, read_sources, settings
 from sdcli.errors import ModelMissing, SdcliError, Usage
-from sdcli.machine import state
+from sdcli.machine.folders import config_folder
 from sdcli.models.families import find
 from sdcli.models.model import Model
 from sdcli.models.resolve import family_of
@@ -103,7 +103,7 @@ def _path() -> None:
 
 
 def file() -> Path:
-    return state.config_folder() / "config.toml"
+    return config_folder() / "config.toml"
 
 
 def _rows(sources: Sources, model: Model | None) -> list[dict[str, Any]]:

@@ -19,8 +19,9 @@ from sdcli import __version__, data, schema
 from sdcli.cli import ask, builtin
 from sdcli.cli.answer import print_json
 from sdcli.errors import SdcliError, Usage
-from sdcli.machine import installation, memory, state, survey
-from sdcli.machine.hardware import Hardware, Notice
+from sdcli.machine import installation, memory, survey
+from sdcli.machine.folders import config_folder
+from sdcli.machine.hardware import Hardware, Notice, Probe
 from sdcli.machine.installation import Version
 from sdcli.machine.survey import Survey
 from sdcli.models import hub_cache, resolve
@@ -100,7 +101,7 @@ class Examination:
 
     report: Report
     survey: Survey
-    probe: state.Probe | None
+    probe: Probe | None
     network: str | None  # what the Hub answered, if it was asked
 
 
@@ -121,8 +122,7 @@ def examine(*, network: bool = False, seen: Survey | None = None) -> Examination
         network=answer[0] if answer else None,
         problems=(*_problems(seen, versions, folders), *_settings_problem(), *_network_problem(answer)),
     )
-    torch = seen.torch.version if seen.torch is not None else ""
-    probe = state.remembered_probe(seen.processor.name, seen.processor.isa, torch)
+    probe = seen.probe(seen.processor.name, seen.processor.isa)
     return Examination(report=report, survey=seen, probe=probe, network=answer[1] if answer else None)
 
 
@@ -142,7 +142,7 @@ def _folders() -> tuple[FolderState, ...]:
     places = {
         "images": Path.cwd() / "sdcli-images",
         "models": hub_cache.folder(os.environ),
-        "config": state.config_folder() / "config.toml",
+        "config": config_folder() / "config.toml",
     }
     return tuple(
         FolderState(name=name, path=str(path), exists=path.exists(), free=memory.disk_free(path))
@@ -195,7 +195,7 @@ def _version_problem(version: Version, seen: Survey) -> list[Notice]:
     missing = not version.version and version.name != "torch"
     if floor is None and not missing:
         return []
-    wanted = f"{version.name}>={installation.FLOORS[version.name]}"
+    wanted = f"{version.name}>={data.lowest_versions()[version.name]}"
     state_ = (
         "is not installed" if missing else f"{show(version.version)} is older than {floor}, the oldest that is tested"
     )

@@ -30,7 +30,7 @@ from sdcli.errors import (
     stopped_by,
 )
 from sdcli.events import Event, Planned, Timed, Warned
-from sdcli.machine import hardware
+from sdcli.machine import survey
 from sdcli.machine.clock import since_start
 from sdcli.machine.environment import environment
 from sdcli.plan.batches import Batch
@@ -208,7 +208,7 @@ class Screen:
         """The plan in a line or two, before anything is loaded."""
         if self.quiet:
             return
-        notice = hardware.gpu_warning(self.plan.hardware, asked=self.plan.request.device)
+        notice = survey.gpu_warning(self.plan.hardware, asked=self.plan.request.device)
         if notice is not None:
             say(f"{notice.message}; {notice.hint}")
         for warning in self.plan.warnings:

@@ -19,7 +19,7 @@ from sdcli.cli.ask import added_folders
 from sdcli.cli.download import Download
 from sdcli.cli.line import joined
 from sdcli.errors import BadFile, CannotWrite, ModelMissing, SdcliError, Usage
-from sdcli.machine import state
+from sdcli.machine.folders import cache_folder, config_folder
 from sdcli.models import check, checkpoint, folder, hub_cache, listing, resolve
 from sdcli.models.check import Check
 from sdcli.models.folder import Incomplete
@@ -82,7 +82,7 @@ def _list(text: str, typed: dict[str, Any]) -> None:
     if text and not Path(text).expanduser().is_dir():
         raise ModelMissing(f"there is no folder {show(text, 200)}", hint="sdcli models")
     folders = (Path(text).expanduser().absolute(),) if text else added_folders()
-    memory = listing.recall(state.cache_folder() / "listing.json")
+    memory = listing.recall(cache_folder() / "listing.json")
     entries = listing.listed(
         folders=folders, hub=None if text else hub_cache.folder(os.environ),
         builtin=None if text else data.builtin_model(), memory=memory,
@@ -181,7 +181,7 @@ def _padded(text: str, wanted: int) -> str:
 
 
 def _file() -> Path:
-    return state.config_folder() / "config.toml"
+    return config_folder() / "config.toml"
 
 
 def _add(text: str, typed: dict[str, Any]) -> None:

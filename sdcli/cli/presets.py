@@ -7,7 +7,7 @@ from collections.abc import Callable
 from typing import Any
 
 from sdcli.cli.answer import print_json
-from sdcli.machine import state
+from sdcli.machine.folders import config_folder
 from sdcli.request import config
 from sdcli.request.options import SCREEN
 from sdcli.request.options import command as make
@@ -20,7 +20,7 @@ def command() -> Callable[..., None]:
 
 
 def _show(typed: dict[str, Any]) -> None:
-    own = state.config_folder() / "presets"
+    own = config_folder() / "presets"
     found = config.presets(own)
     if typed.get("json"):
         rows = [{"name": one.name, "description": one.description, "path": str(one.path)} for one in found]

@@ -6,7 +6,7 @@ import importlib
 import time
 from dataclasses import replace
 
-from sdcli.machine import installation, state
+from sdcli.machine import installation, memories
 from sdcli.machine.hardware import Hardware
 
 
@@ -19,10 +19,11 @@ def probed(place: Hardware) -> tuple[Hardware, float]:
     torch = installation.torch_build()
     if place.device != "cpu" or place.source != "os" or torch is None or place.dtypes.get("bf16") != "assumed":
         return place, 0.0
-    if state.remembered_probe(place.name, place.isa, torch.version) is not None:
+    key = (place.name, place.isa, torch.version)
+    if key in memories.probes():
         return place, 0.0
     started = time.perf_counter()
     found = importlib.import_module("sdcli.draw.local").probe(place.device, place.threads)
-    state.remember_probe(place.name, place.isa, torch.version, found)
+    memories.remember_probe(key, found)
     tried = replace(place, dtypes={**place.dtypes, **found.dtypes})
     return tried, max(0.0, time.perf_counter() - started - found.seconds)

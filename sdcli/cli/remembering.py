@@ -6,7 +6,7 @@ from statistics import median
 
 from sdcli import schema
 from sdcli.cli.ask import machine_of
-from sdcli.machine import state
+from sdcli.machine import memories
 from sdcli.plan.plan import Plan
 from sdcli.plan.remembered import Measures, key_of, merged
 from sdcli.record.report import Report
@@ -23,7 +23,7 @@ def remember(plan: Plan, report: Report) -> None:
     if found is None or not batch or not _alike(report):
         return
     way = key_of(plan.model, plan.setup, batch, plan.request.batch_invariant)
-    state.remember_run(machine_of(plan.hardware), way, lambda old: schema.to_json(merged(old, found)))
+    memories.remember_run(machine_of(plan.hardware), way, lambda old: schema.to_json(merged(old, found)))
 
 
 def _alike(report: Report) -> bool:

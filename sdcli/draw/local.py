@@ -19,8 +19,7 @@ from sdcli.errors import Bug, DeviceUnusable
 from sdcli.events import Done, Event, Timed
 from sdcli.machine import memory
 from sdcli.machine.environment import environment
-from sdcli.machine.hardware import Hardware
-from sdcli.machine.state import Probe
+from sdcli.machine.hardware import Hardware, Probe
 from sdcli.plan.batches import Batch
 from sdcli.plan.calibration import CUDA_CONTEXT
 from sdcli.plan.legality import legal

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from sdcli.machine.state import Probe
+from sdcli.machine.hardware import Probe
 
 NAMES = ("fp32", "bf16", "fp16")
 SECONDS = 0.6  # no new round is begun after this

@@ -1,15 +1,11 @@
-"""Where it will run: devices, memory free now, cores and instruction sets; read without torch."""
+"""Where it will run: devices, memory free now, cores and instruction sets. Values only; survey.py reads them."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
 
 from sdcli.schema import live
-
-if TYPE_CHECKING:
-    from sdcli.machine.survey import Survey
 
 GIB = 1 << 30
 
@@ -37,6 +33,24 @@ class Hardware:
     def kind(self) -> str:
         return self.device.split(":", 1)[0]
 
+    def fingerprint(self, versions: Mapping[str, str]) -> str:
+        """Equal where measures may be compared: the same device, host and software."""
+        parts = [
+            self.kind, self.name, self.capability or "", str(self.total >> 20), self.isa, str(self.threads),
+            str(self.ram_total >> 20),
+        ]  # fmt: skip
+        parts += [f"{name} {version}" for name, version in sorted(versions.items())]
+        return " | ".join(parts)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Probe:
+    """What a short test of a device found: the dtypes that are right and worth using there."""
+
+    dtypes: Mapping[str, str] = field(default_factory=dict)  # name → probed | unavailable
+    ratio: Mapping[str, float] = field(default_factory=dict)  # name → time relative to fp32
+    seconds: float = 0.0  # the probe itself took
+
 
 @dataclass(frozen=True, kw_only=True)
 class Notice:
@@ -45,36 +59,3 @@ class Notice:
     code: str
     message: str
     hint: str
-
-
-# Whoever needs only the types above, or plans for a machine that is not there, does not pay for looking at this one.
-
-
-def detect(
-    device: str = "auto", environment: Mapping[str, str] | None = None, survey: Survey | None = None
-) -> Hardware:
-    """The device that was asked for. auto: the first card torch can use, else Apple's GPU, else the CPU."""
-    from sdcli.machine import survey as surveys
-
-    return surveys.choose(device, survey or surveys.look(environment))
-
-
-def devices(environment: Mapping[str, str] | None = None, survey: Survey | None = None) -> tuple[Hardware, ...]:
-    """All devices that can be used, the one `auto` takes first, the CPU last."""
-    from sdcli.machine import survey as surveys
-
-    return surveys.usable(survey or surveys.look(environment))
-
-
-def gpu_warning(
-    hardware: Hardware,
-    environment: Mapping[str, str] | None = None,
-    survey: Survey | None = None,
-    asked: str = "auto",
-) -> Notice | None:
-    """Why the plan is for the CPU although there is an NVIDIA card; None where the CPU was asked for."""
-    from sdcli.machine import survey as surveys
-
-    if hardware.kind != "cpu" or hardware.source == "as-if" or asked.strip().lower() == "cpu":
-        return None
-    return surveys.gpu_problem(survey or surveys.look(environment))

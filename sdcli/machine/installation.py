@@ -6,41 +6,17 @@ from __future__ import annotations
 import os
 import re
 import sys
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
+from sdcli import data
+from sdcli.machine.cgroups import read_text
 from sdcli.machine.nvml import Card, Report
 
 DISTRIBUTION = "sdcli-diffusers"
 WHEELS = "https://download.pytorch.org/whl/"  # torch's own address for its builds, as its documentation gives it
 
-# The versions that are tested together, and the lowest that are asked for.
-TESTED = {
-    "torch": "2.13.0",
-    "diffusers": "0.42.1",
-    "transformers": "5.23.0",
-    "accelerate": "1.15.0",
-    "safetensors": "0.8.0",
-    "huggingface_hub": "2.4.0",
-    "pillow": "13.0.0",
-    "numpy": "2.4.6",
-    "typer": "0.29.2",
-    "rich": "15.0.0",
-    "tomlkit": "0.15.2",
-}
-FLOORS = {
-    "torch": "2.10",
-    "diffusers": "0.42",
-    "transformers": "5.6",
-    "accelerate": "1.10",
-    "safetensors": "0.8",
-    "huggingface_hub": "1.0",
-    "pillow": "12.2",
-    "numpy": "2",
-    "typer": "0.29",
-    "rich": "14",
-    "tomlkit": "0.13",
-}
 # Package, the beginning of its version, and what is known of it.
 KNOWN_BAD = (
     ("torch", "2.13.0", "bf16 convolutions 4-16 times slower on some CPUs (pytorch#183815), so bf16 is probed there"),
@@ -96,10 +72,7 @@ def torch_build(folder: Path | None = None) -> Torch | None:
     folder = _package_folder("torch") if folder is None else folder
     if folder is None:
         return None
-    try:
-        text = (folder / "version.py").read_text(encoding="utf-8", errors="replace")
-    except OSError:
-        return None
+    text = read_text(folder / "version.py")
     values = dict(re.findall(r"""^(\w+)\s*(?::[^=\n]*)?=\s*['"]([^'"\n]*)['"]""", text, re.MULTILINE))
     version = values.get("__version__")
     if not version:
@@ -209,12 +182,11 @@ def find(prefix: Path | None = None, base: Path | None = None, python: str | Non
     """This one, by what the tools leave in their environments."""
     prefix = Path(sys.prefix) if prefix is None else prefix
     base = Path(sys.base_prefix) if base is None else base
-    settings = _text(prefix / "pyvenv.cfg")
     return Installation(
         kind=_kind(prefix, base),
         prefix=prefix,
         python=python or sys.executable,
-        uv=re.search(r"^uv\s*=", settings, re.MULTILINE) is not None,
+        uv=re.search(r"^uv\s*=", read_text(prefix / "pyvenv.cfg"), re.MULTILINE) is not None,
     )
 
 
@@ -252,13 +224,6 @@ def source() -> str:
     if url and "vcs_info" in record:
         return f"{record['vcs_info'].get('vcs', 'git')}+{url}"
     return url or DISTRIBUTION
-
-
-def _text(path: Path) -> str:
-    try:
-        return path.read_text(encoding="utf-8", errors="replace")
-    except OSError:
-        return ""
 
 
 # --- the line that mends it
@@ -303,7 +268,7 @@ def _requirement(torch: Torch | None, build: CudaBuild) -> str:
     version = torch.version.split("+")[0] if torch is not None else ""
     released = re.fullmatch(r"\d+\.\d+\.\d+", version) is not None
     if not (released and _built(build, version)):
-        version = TESTED["torch"]
+        version = data.tested_versions()["torch"]
     if not _built(build, version) and build.last is not None:
         version = f"{build.last[0]}.{build.last[1]}.0"
     return f"torch=={version}+{build.tag}"
@@ -359,8 +324,9 @@ class Version:
     known_bad: str | None = None
 
 
-def versions(names: tuple[str, ...] = tuple(TESTED)) -> tuple[Version, ...]:
-    """Installed versions by the packages' own records; nothing is imported."""
+def versions(names: Iterable[str] | None = None) -> tuple[Version, ...]:
+    """Installed versions of all that is required, or of `names`, by the packages' own records; nothing is imported."""
+    names = data.lowest_versions() if names is None else names
     recorded = _recorded()
     found = ((name, recorded.get(_normal(name)) or _asked(name)) for name in names)
     return tuple(Version(name=name, version=version, known_bad=known_bad(name, version)) for name, version in found)
@@ -404,7 +370,7 @@ def known_bad(name: str, version: str) -> str | None:
 
 def below_floor(name: str, version: str) -> str | None:
     """The lowest version asked for, if this one is older."""
-    floor = FLOORS.get(name)
+    floor = data.lowest_versions().get(name)
     if floor is None or not version_of(version):
         return None
     return floor if version_of(version) < version_of(floor) else None
@@ -412,6 +378,5 @@ def below_floor(name: str, version: str) -> str | None:
 
 def tested(found: tuple[Version, ...]) -> bool:
     """Whether all are of the minor versions tested together."""
-    return all(
-        version_of(item.version)[:2] == version_of(TESTED[item.name])[:2] for item in found if item.name in TESTED
-    )
+    pins = data.tested_versions()
+    return all(version_of(item.version)[:2] == version_of(pins[item.name])[:2] for item in found)

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import os
 import re
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 from sdcli.machine import cgroups
 
@@ -27,9 +27,9 @@ def read(root: Path = Path("/"), platform: str = sys.platform) -> Memory:
     """Host memory as this process may use it; (0, 0) where the system does not tell."""
     if platform == "win32":
         return _windows()
-    found = _mac() if platform == "darwin" else _within_cgroup(_meminfo(root), root)
+    host = _host() if platform == "darwin" else _within_cgroup(_meminfo(root), root)
     left = address_space_left(root)
-    return found if left is None else replace(found, available=min(found.available, left))
+    return host if left is None else replace(host, available=min(host.available, left))
 
 
 def address_space_left(root: Path = Path("/")) -> int | None:
@@ -100,20 +100,30 @@ def _stat(folder: Path) -> dict[str, int]:
     return {words[0]: int(words[1]) for words in lines if len(words) == 2 and words[1].isdigit()}
 
 
-# --- macOS
+# --- macOS and Windows
 
 
-def _mac() -> Memory:
-    total = _integer(output("/usr/sbin/sysctl", "-n", "hw.memsize"))
-    return Memory(total=total, available=min(total, vm_stat(output("/usr/bin/vm_stat"))))
+def _host() -> Memory:
+    import psutil
+
+    memory = psutil.virtual_memory()
+    return Memory(total=memory.total, available=memory.available)
 
 
-def vm_stat(text: str) -> int:
-    """Bytes that macOS hands out without swapping, from the answer of `vm_stat`."""
-    size = re.search(r"page size of (\d+) bytes", text)
-    pages = {name: int(count) for name, count in re.findall(r"^([^:\n]+):\s+(\d+)\.", text, re.MULTILINE)}
-    names = ("Pages free", "Pages speculative", "Pages inactive")
-    return (int(size[1]) if size else 4096) * sum(pages.get(name, 0) for name in names)
+def _windows() -> Memory:
+    host, left = _host(), _commit_left()
+    return host if left is None else replace(host, available=min(host.available, left))
+
+
+def _commit_left() -> int | None:
+    """Windows refuses what the page file cannot back, however much RAM is free; psutil does not tell of that."""
+    import ctypes
+
+    status = (ctypes.c_uint64 * 8)(64)  # MEMORYSTATUSEX: its length; bytes of RAM, free, of page file, free …
+    try:
+        return status[4] if ctypes.WinDLL("kernel32").GlobalMemoryStatusEx(status) else None  # type: ignore[attr-defined,unused-ignore]
+    except (AttributeError, OSError):
+        return None
 
 
 def apple_limit(total: int) -> int:
@@ -132,58 +142,24 @@ def output(*command: str) -> str:
     return done.stdout if done.returncode == 0 else ""
 
 
-def _integer(text: str) -> int:
-    return int(text) if text.strip().isdigit() else 0
-
-
-# --- Windows
-
-
-def _windows() -> Memory:
-    import ctypes
-
-    names = ("total", "free", "page_total", "page_free", "virtual_total", "virtual_free", "virtual_extended")
-
-    class Status(ctypes.Structure):
-        _fields_ = [
-            ("length", ctypes.c_uint32),
-            ("load", ctypes.c_uint32),
-            *((name, ctypes.c_uint64) for name in names),
-        ]
-
-    status = Status()
-    status.length = ctypes.sizeof(Status)
-    try:
-        if not ctypes.WinDLL("kernel32").GlobalMemoryStatusEx(ctypes.byref(status)):  # type: ignore[attr-defined,unused-ignore]
-            return Memory(0, 0)
-    except (AttributeError, OSError):
-        return Memory(0, 0)
-    # Windows refuses an allocation when the page file cannot back it, however much RAM is free.
-    return Memory(total=status.total, available=min(status.free, status.page_free))
-
-
 # --- this process
 
 
 def resident(root: Path = Path("/"), platform: str = sys.platform) -> int | None:
     """Bytes of RAM this process holds now, or None."""
-    if platform == "win32":
-        return _working_set("now")
-    if platform == "darwin":
-        return _integer(output("/bin/ps", "-o", "rss=", "-p", str(os.getpid()))) * KIB or None
-    return _status(root).get("VmRSS")
+    return _process().rss if platform in ("darwin", "win32") else _status(root).get("VmRSS")
 
 
 def peak(root: Path = Path("/"), platform: str = sys.platform) -> int | None:
     """The most it held: since `reset_peak()` where that works, else since the process began."""
     if platform == "win32":
-        return _working_set("most")
+        return getattr(_process(), "peak_wset", None)
     return _status(root).get("VmHWM") or _max_rss(platform)
 
 
 def reset_peak(root: Path = Path("/"), platform: str = sys.platform) -> bool:
     """Let `peak()` start again from what is held now; False where the system cannot."""
-    if platform == "win32" or platform == "darwin":
+    if platform in ("darwin", "win32"):
         return False
     try:
         (root / "proc/self/clear_refs").write_text("5", encoding="ascii")
@@ -209,29 +185,10 @@ def _max_rss(platform: str) -> int | None:
     return (most if platform == "darwin" else most * KIB) or None  # the one place macOS counts in bytes
 
 
-def _working_set(which: str) -> int | None:
-    import ctypes
+def _process() -> Any:
+    import psutil
 
-    names = ("most", "now", "a", "b", "c", "d", "page", "page_most")
-
-    class Counters(ctypes.Structure):
-        _fields_ = [
-            ("size", ctypes.c_uint32),
-            ("faults", ctypes.c_uint32),
-            *((name, ctypes.c_size_t) for name in names),
-        ]
-
-    counters = Counters()
-    counters.size = ctypes.sizeof(Counters)
-    try:
-        kernel = ctypes.WinDLL("kernel32")  # type: ignore[attr-defined,unused-ignore]
-        kernel.GetCurrentProcess.restype = ctypes.c_void_p
-        process = ctypes.c_void_p(kernel.GetCurrentProcess())
-        if not kernel.K32GetProcessMemoryInfo(process, ctypes.byref(counters), counters.size):
-            return None
-    except (AttributeError, OSError):
-        return None
-    return int(getattr(counters, which)) or None
+    return psutil.Process().memory_info()
 
 
 # --- disk

@@ -1,4 +1,4 @@
-"""NVIDIA cards through the driver's own library (NVML), called with ctypes: no torch, no CUDA context, no package.
+"""NVIDIA cards through the driver's own library (NVML): no torch, no CUDA context.
 
 NVML counts cards in the order of the PCI bus. CUDA by default puts the fastest first, so numbers differ; a card is
 the same card where the UUID is the same.
@@ -7,24 +7,20 @@ the same card where the UUID is the same.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
-
-if TYPE_CHECKING:
-    import ctypes
+from typing import Any
 
 _REASONS = {
     4: "this user may not talk to the NVIDIA driver",
     9: "the NVIDIA driver is not loaded",
-    12: "the NVIDIA driver's library is missing",
+    12: "there is no NVIDIA driver",
+    13: "the NVIDIA driver is too old to tell of its cards",
     15: "the GPU was lost: restart the machine",
     18: "the NVIDIA driver was updated while in use: restart the machine",
 }
-_CARD_IS_THERE = (4, 15, 18)  # errors that machines without a card do not give
-_MISSING = 13  # a function this driver does not have
+_CARD_IS_THERE = (4, 13, 15, 18)  # errors that machines without a card do not give
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,193 +50,96 @@ class Report:
 
 
 def read(library: Any = None) -> Report:
-    """All cards. Never raises: whatever goes wrong becomes the reason."""
+    """All cards, by NVIDIA's own bindings. Never raises: whatever goes wrong becomes the reason."""
     try:
-        library = _load() if library is None else library
-        if library is None:
-            return Report(reason="there is no NVIDIA driver")
-        with _session(library) as status:
-            return _refused(status) if status else _read(library)
+        import pynvml
+
+        return _read(pynvml if library is None else library)
     except Exception as error:  # a foreign library: nothing it does may stop a plan for the CPU
         return Report(reason=f"NVML failed: {type(error).__name__}: {error}")
 
 
-def _load() -> Any:
-    import ctypes
-
-    for name in _places():
-        try:
-            return ctypes.CDLL(name)
-        except OSError:
-            continue
-    return None
-
-
-def _places() -> list[str]:
-    import os
-    import sys
-
-    if sys.platform == "win32":
-        programs = os.environ.get("PROGRAMFILES", r"C:\Program Files")
-        return ["nvml.dll", programs + r"\NVIDIA Corporation\NVSMI\nvml.dll"]
-    return ["libnvidia-ml.so.1", "/usr/lib/wsl/lib/libnvidia-ml.so.1"]
-
-
-@contextmanager
-def _session(library: Any) -> Iterator[int]:
-    """NVML open, and closed again whatever happens; yields what opening it answered, 0 for success."""
-    status = _call(library, "nvmlInit_v2")
-    if status != 0:
-        yield status
-        return
-    try:
-        yield status
-    finally:
-        _call(library, "nvmlShutdown")
-
-
-def _call(library: Any, name: str, *arguments: Any) -> int:
-    try:
-        function = getattr(library, name)
-    except AttributeError:
-        return _MISSING
-    return int(function(*arguments))
-
-
-def _because(status: int) -> str:
-    return _REASONS.get(status, f"NVML answered with error {status}")
-
-
-def _refused(status: int, driver: str | None = None) -> Report:
-    return Report(driver=driver, reason=_because(status), broken=status in _CARD_IS_THERE)
-
-
 def _read(library: Any) -> Report:
-    import ctypes
-
-    driver = _text(library, "nvmlSystemGetDriverVersion", size=80) or None
-    count = ctypes.c_uint(0)
-    status = _call(library, "nvmlDeviceGetCount_v2", ctypes.byref(count))
-    if status != 0:
-        return _refused(status, driver)
-    cards, reason = [], None
-    for index in range(min(count.value, 256)):
-        handle = ctypes.c_void_p()
-        status = _call(library, "nvmlDeviceGetHandleByIndex_v2", ctypes.c_uint(index), ctypes.byref(handle))
-        if status == 0:
-            cards.append(_card(library, handle, index))
-        else:
-            reason = f"GPU {index}: {_because(status)}"
-    broken = reason is not None
-    if not cards and reason is None:
-        reason = "the NVIDIA driver sees no GPU"
-    return Report(cards=tuple(cards), driver=driver, cuda=_cuda(library), reason=reason, broken=broken)
+    session = _Session(library)
+    try:
+        library.nvmlInit()
+        try:
+            return session.report()
+        finally:
+            session.ask(library.nvmlShutdown)
+    except library.NVMLError as error:
+        return Report(reason=_because(error), broken=error.value in _CARD_IS_THERE)
 
 
-def _card(library: Any, handle: ctypes.c_void_p, index: int) -> Card:
-    whole = _one(library, handle, index)
-    if not _is_split(library, handle):
-        return whole
-    slices = (_one(library, part, index) for part in _slices(library, handle))
-    # Not every driver tells a slice's name and capability; the card it is cut from has both.
-    named = tuple(replace(part, name=part.name or whole.name, capability=whole.capability) for part in slices)
-    return replace(whole, split=True, slices=named)
+def _because(error: Any) -> str:
+    return _REASONS.get(error.value, f"NVML answered with error {error.value}")
 
 
-def _one(library: Any, handle: ctypes.c_void_p, index: int) -> Card:
-    total, free = _memory(library, handle)
-    cores, clock = _number(library, "nvmlDeviceGetNumGpuCores", handle), _clock(library, handle)
-    return Card(
-        index=index,
-        uuid=_text(library, "nvmlDeviceGetUUID", handle),
-        name=_text(library, "nvmlDeviceGetName", handle),
-        total=total,
-        free=free,
-        capability=_capability(library, handle),
-        speed=cores * clock,
-    )
+@dataclass(frozen=True)
+class _Session:
+    """NVML while it is open."""
 
+    library: Any  # pynvml
 
-def _text(library: Any, name: str, *arguments: Any, size: int = 96) -> str:
-    import ctypes
+    def report(self) -> Report:
+        nvml = self.library
+        cards, reason = [], None
+        for index in range(nvml.nvmlDeviceGetCount()):
+            try:
+                cards.append(self.card(nvml.nvmlDeviceGetHandleByIndex(index), index))
+            except nvml.NVMLError as error:
+                reason = f"GPU {index}: {_because(error)}"
+        broken = reason is not None
+        if not cards and reason is None:
+            reason = "the NVIDIA driver sees no GPU"
+        driver = self.ask(nvml.nvmlSystemGetDriverVersion) or None
+        return Report(cards=tuple(cards), driver=driver, cuda=self.cuda(), reason=reason, broken=broken)
 
-    buffer = ctypes.create_string_buffer(size)
-    if _call(library, name, *arguments, buffer, ctypes.c_uint(size)) != 0:
-        return ""
-    return buffer.value.decode("utf-8", "replace").strip()
+    def ask(self, function: Callable[..., Any], *arguments: Any) -> Any:
+        """None where this driver does not know the function or this card does not answer it."""
+        try:
+            return function(*arguments)
+        except (self.library.NVMLError, UnicodeError):
+            return None
 
+    def card(self, handle: Any, index: int) -> Card:
+        whole = self.one(handle, index)
+        mode = self.ask(self.library.nvmlDeviceGetMigMode, handle)
+        if not mode or mode[0] != 1:
+            return whole
+        slices = (self.one(part, index) for part in self.slices(handle))
+        # Not every driver tells a slice's name and capability; the card it is cut from has both.
+        named = tuple(replace(part, name=part.name or whole.name, capability=whole.capability) for part in slices)
+        return replace(whole, split=True, slices=named)
 
-def _number(library: Any, name: str, *arguments: Any) -> int:
-    import ctypes
+    def one(self, handle: Any, index: int) -> Card:
+        nvml = self.library
+        memory_info = nvml.nvmlDeviceGetMemoryInfo
+        # The second version leaves out what the driver keeps for itself; old drivers have the first.
+        memory = self.ask(memory_info, handle, nvml.nvmlMemory_v2) or self.ask(memory_info, handle)
+        capability = self.ask(nvml.nvmlDeviceGetCudaComputeCapability, handle)
+        cores = self.ask(nvml.nvmlDeviceGetNumGpuCores, handle) or 0
+        clock = self.ask(nvml.nvmlDeviceGetMaxClockInfo, handle, nvml.NVML_CLOCK_SM) or 0
+        return Card(
+            index=index,
+            uuid=self.ask(nvml.nvmlDeviceGetUUID, handle) or "",
+            name=(self.ask(nvml.nvmlDeviceGetName, handle) or "").strip(),
+            total=memory.total if memory else 0,
+            free=memory.free if memory else 0,
+            capability="{}.{}".format(*capability) if capability else None,
+            speed=cores * clock,
+        )
 
-    value = ctypes.c_uint(0)
-    return value.value if _call(library, name, *arguments, ctypes.byref(value)) == 0 else 0
+    def slices(self, handle: Any) -> Iterator[Any]:
+        for number in range(self.ask(self.library.nvmlDeviceGetMaxMigDeviceCount, handle) or 0):
+            part = self.ask(self.library.nvmlDeviceGetMigDeviceHandleByIndex, handle, number)
+            if part is not None:
+                yield part
 
-
-def _clock(library: Any, handle: ctypes.c_void_p) -> int:
-    import ctypes
-
-    return _number(library, "nvmlDeviceGetMaxClockInfo", handle, ctypes.c_int(1))  # 1: the multiprocessors' clock
-
-
-def _capability(library: Any, handle: ctypes.c_void_p) -> str | None:
-    import ctypes
-
-    major, minor = ctypes.c_int(0), ctypes.c_int(0)
-    asked = handle, ctypes.byref(major), ctypes.byref(minor)
-    status = _call(library, "nvmlDeviceGetCudaComputeCapability", *asked)
-    return f"{major.value}.{minor.value}" if status == 0 else None
-
-
-def _memory(library: Any, handle: ctypes.c_void_p) -> tuple[int, int]:
-    """Total and free. The second version leaves out what the driver keeps for itself; old drivers have the first."""
-    import ctypes
-
-    class Second(ctypes.Structure):
-        _fields_ = [
-            ("version", ctypes.c_uint),
-            *((name, ctypes.c_ulonglong) for name in ("total", "reserved", "free", "used")),
-        ]
-
-    class First(ctypes.Structure):
-        _fields_ = [(name, ctypes.c_ulonglong) for name in ("total", "free", "used")]
-
-    second = Second()
-    second.version = ctypes.sizeof(Second) | 2 << 24
-    if _call(library, "nvmlDeviceGetMemoryInfo_v2", handle, ctypes.byref(second)) == 0:
-        return second.total, second.free
-    first = First()
-    if _call(library, "nvmlDeviceGetMemoryInfo", handle, ctypes.byref(first)) == 0:
-        return first.total, first.free
-    return 0, 0
-
-
-def _is_split(library: Any, handle: ctypes.c_void_p) -> bool:
-    import ctypes
-
-    mode, pending = ctypes.c_uint(0), ctypes.c_uint(0)
-    status = _call(library, "nvmlDeviceGetMigMode", handle, ctypes.byref(mode), ctypes.byref(pending))
-    return status == 0 and mode.value == 1
-
-
-def _slices(library: Any, handle: ctypes.c_void_p) -> Iterator[ctypes.c_void_p]:
-    import ctypes
-
-    for number in range(min(_number(library, "nvmlDeviceGetMaxMigDeviceCount", handle), 64)):
-        part = ctypes.c_void_p()
-        asked = handle, ctypes.c_uint(number), ctypes.byref(part)
-        if _call(library, "nvmlDeviceGetMigDeviceHandleByIndex", *asked) == 0:
-            yield part
-
-
-def _cuda(library: Any) -> str | None:
-    import ctypes
-
-    version = ctypes.c_int(0)
-    for name in ("nvmlSystemGetCudaDriverVersion_v2", "nvmlSystemGetCudaDriverVersion"):
-        if _call(library, name, ctypes.byref(version)) == 0 and version.value > 0:
-            return f"{version.value // 1000}.{version.value % 1000 // 10}"
-    return None
+    def cuda(self) -> str | None:
+        nvml = self.library
+        version = self.ask(nvml.nvmlSystemGetCudaDriverVersion_v2) or self.ask(nvml.nvmlSystemGetCudaDriverVersion)
+        return f"{version // 1000}.{version % 1000 // 10}" if version else None
 
 
 # --- which of them CUDA will show to this process

@@ -216,8 +216,12 @@ def _integer(text: str) -> int:
 
 
 def _windows() -> tuple[str, str, int, int]:
-    cores, usable = _windows_cores()
-    return short_name(_registry_name()), _windows_isa(), cores, usable
+    import psutil
+
+    cores = psutil.cpu_count(logical=False) or os.cpu_count() or 1
+    # Which of the processors allowed share a core is not told: no more of them than cores are taken.
+    allowed = psutil.Process().cpu_affinity() if hasattr(psutil.Process, "cpu_affinity") else []
+    return short_name(_registry_name()), _windows_isa(), cores, min(cores, len(allowed) or cores)
 
 
 def _registry_name() -> str:
@@ -245,35 +249,3 @@ def _windows_isa() -> str:
         if has(number):
             return isa
     return ""
-
-
-def _windows_cores() -> tuple[int, int]:
-    import ctypes
-
-    logical = os.cpu_count() or 1
-
-    class Row(ctypes.Structure):
-        _fields_ = [("mask", ctypes.c_size_t), ("relation", ctypes.c_uint32), ("detail", ctypes.c_uint64 * 2)]
-
-    try:
-        kernel = ctypes.WinDLL("kernel32")  # type: ignore[attr-defined,unused-ignore]
-        size = ctypes.c_uint32(0)
-        kernel.GetLogicalProcessorInformation(None, ctypes.byref(size))
-        rows = (Row * (size.value // ctypes.sizeof(Row)))()
-        if not kernel.GetLogicalProcessorInformation(rows, ctypes.byref(size)):
-            return logical, logical
-        own, system = ctypes.c_size_t(0), ctypes.c_size_t(0)
-        kernel.GetCurrentProcess.restype = ctypes.c_void_p
-        process = ctypes.c_void_p(kernel.GetCurrentProcess())
-        kernel.GetProcessAffinityMask(process, ctypes.byref(own), ctypes.byref(system))
-    except (AttributeError, OSError):
-        return logical, logical
-    masks = [row.mask for row in rows if row.relation == 0]
-    return cores_in(masks, own.value) or (logical, logical)
-
-
-def cores_in(masks: list[int], affinity: int) -> tuple[int, int] | None:
-    """(all, usable) cores from the mask of each; no affinity means all."""
-    if not masks:
-        return None
-    return len(masks), sum(1 for mask in masks if mask & affinity) or len(masks)

@@ -6,12 +6,13 @@ import os
 import re
 import sys
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 from sdcli.errors import DeviceUnusable, Usage
-from sdcli.machine import dtypes, installation, memory, nvml, processor, state
-from sdcli.machine.hardware import Hardware, Notice
+from sdcli.machine import dtypes, installation, memories, memory, nvml, processor
+from sdcli.machine.hardware import Hardware, Notice, Probe
 from sdcli.machine.installation import Installation, Torch
+from sdcli.machine.memories import ProbeKey
 from sdcli.machine.memory import Memory
 from sdcli.machine.nvml import Card
 from sdcli.machine.processor import Processor
@@ -28,6 +29,7 @@ class Survey:
     visible: tuple[Card, ...]  # in CUDA's order
     torch: Torch | None
     installation: Installation
+    probes: Mapping[ProbeKey, Probe] = field(default_factory=dict)  # what was tried on this machine before
     apple: bool = False
     driverless: bool = False  # an NVIDIA card is in the machine, its driver is not
 
@@ -36,25 +38,30 @@ class Survey:
         """Whether the environment hides every card there is."""
         return bool(self.nvidia.cards) and not self.visible
 
+    def probe(self, name: str, detail: str) -> Probe | None:
+        """Of the device of this name, with the ISA or driver that it has now and the torch that is installed."""
+        return self.probes.get((name, detail, self.torch.version if self.torch is not None else ""))
 
-def look(environment: Mapping[str, str] | None = None) -> Survey:
+
+def look() -> Survey:
     """Read this machine. Some milliseconds; nothing of torch is imported and no GPU is woken."""
-    environment = os.environ if environment is None else environment
     nvidia = nvml.read()
     return Survey(
-        processor=processor.read(environment=environment),
+        processor=processor.read(),
         memory=memory.read(),
         nvidia=nvidia,
-        visible=nvml.visible(nvidia.cards, environment),
+        visible=nvml.visible(nvidia.cards, os.environ),
         torch=installation.torch_build(),
         installation=installation.find(),
+        probes=memories.probes(),
         apple=_is_apple(),
         driverless=not nvidia.cards and nvml.on_the_bus(),
     )
 
 
 def choose(device: str, survey: Survey) -> Hardware:
-    """The device that was asked for, or the reason why it cannot be had."""
+    """The device that was asked for, or the reason why it cannot be had. auto: the first card torch can use, else
+    Apple's GPU, else the CPU."""
     wanted = device.strip().lower()
     if not re.fullmatch(r"auto|cpu|mps|cuda(?::\d{1,3})?", wanted, re.ASCII):
         raise Usage(
@@ -68,6 +75,13 @@ def choose(device: str, survey: Survey) -> Hardware:
         if wanted in (hardware.device, hardware.kind):
             return hardware
     raise _missing(wanted, found, survey)
+
+
+def gpu_warning(hardware: Hardware, asked: str = "auto", survey: Survey | None = None) -> Notice | None:
+    """Why the plan is for the CPU although there is an NVIDIA card; None where the CPU was asked for."""
+    if hardware.kind != "cpu" or hardware.source == "as-if" or asked.strip().lower() == "cpu":
+        return None
+    return gpu_problem(survey or look())
 
 
 def gpu_problem(survey: Survey) -> Notice | None:
@@ -98,7 +112,7 @@ def _no_driver(survey: Survey) -> Notice | None:
 
 
 def usable(survey: Survey) -> tuple[Hardware, ...]:
-    """Cards first, the CPU last."""
+    """All devices that can be used: the one `auto` takes first, the CPU last."""
     cards = tuple(
         _cuda(number, card, survey)
         for number, card in enumerate(survey.visible)
@@ -113,7 +127,6 @@ def _unusable(card: Card, survey: Survey) -> str | None:
 
 def _cpu(survey: Survey) -> Hardware:
     host, chip = survey.memory, survey.processor
-    version = survey.torch.version if survey.torch is not None else ""
     return Hardware(
         device="cpu",
         name=chip.name,
@@ -124,15 +137,14 @@ def _cpu(survey: Survey) -> Hardware:
         ram_free=host.available,
         isa=chip.isa,
         threads=chip.threads,
-        dtypes=_probed(dtypes.cpu(chip.isa), chip.name, chip.isa, version),
+        dtypes=_probed(dtypes.cpu(chip.isa), survey.probe(chip.name, chip.isa)),
     )
 
 
 def _cuda(number: int, card: Card, survey: Survey) -> Hardware:
     host, chip = survey.memory, survey.processor
-    version = survey.torch.version if survey.torch is not None else ""
     shared = not card.total  # cards that live in the host's memory have none of their own to tell
-    known = _probed(dtypes.cuda(card.capability), card.name, survey.nvidia.driver or "", version)
+    probe = survey.probe(card.name, survey.nvidia.driver or "")
     return Hardware(
         device=f"cuda:{number}",
         name=short_name(card.name),
@@ -145,7 +157,7 @@ def _cuda(number: int, card: Card, survey: Survey) -> Hardware:
         driver=survey.nvidia.driver,
         isa=chip.isa,
         threads=chip.threads,
-        dtypes=known,
+        dtypes=_probed(dtypes.cuda(card.capability), probe),
         uuid=card.uuid or None,
         notes=dtypes.notes(card.name, card.capability),
     )
@@ -199,12 +211,9 @@ def _unset() -> str:
     return "set CUDA_VISIBLE_DEVICES=" if os.name == "nt" else "unset CUDA_VISIBLE_DEVICES"
 
 
-def _probed(assumed: dict[str, str], name: str, detail: str, version: str) -> dict[str, str]:
+def _probed(assumed: dict[str, str], probe: Probe | None) -> dict[str, str]:
     """What a probe on this machine found replaces what is assumed."""
-    probe = state.remembered_probe(name, detail, version)
-    if probe is None:
-        return assumed
-    return {dtype: probe.dtypes.get(dtype, known) for dtype, known in assumed.items()}
+    return assumed if probe is None else {dtype: probe.dtypes.get(dtype, trust) for dtype, trust in assumed.items()}
 
 
 # --- names

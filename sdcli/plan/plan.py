@@ -153,4 +153,4 @@ class Plan:
         return [(number, self.batch(number)) for number in range(len(self.batches))]
 
 
-Remembered = Mapping[str, Any]  # machine/state.py: what this machine measured before, by key
+Remembered = Mapping[str, Any]  # machine/memories.py: what this machine measured before, by key

@@ -17,7 +17,7 @@ from pathlib import Path
 
 from sdcli.errors import CannotWrite, Usage
 from sdcli.files import REAL, Files, cannot_write, discard
-from sdcli.machine.state import state_folder
+from sdcli.machine.folders import state_folder
 from sdcli.request.request import Job, Request
 from sdcli.terminal import disk_text, show
 

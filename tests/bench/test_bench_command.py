@@ -21,7 +21,7 @@ from sdcli.bench import result as results
 from sdcli.cli import ask
 from sdcli.cli.main import run
 from sdcli.errors import BadFile, Usage
-from sdcli.machine import state
+from sdcli.machine.folders import config_folder
 
 ROOT = Path(__file__).resolve().parents[2]
 FAKE = ("--engine", "fake", "-m", "sd15", "--size", "64x64", "-s", "6", "--max-time", "1")
@@ -158,7 +158,7 @@ def test_a_preset_made_by_hand_is_not_replaced(here: Path, capfd: pytest.Capture
     words = (*FAKE, "--quick", "--sweep", "steps=3,4", "--save-preset", "mine")
     assert bench(capfd, *words).code == 0
     assert bench(capfd, *words).code == 0  # its own it may replace
-    path = state.config_folder() / "presets" / "mine.toml"
+    path = config_folder() / "presets" / "mine.toml"
     path.write_text('description = "Dear to me"\nsteps = 9\n')
     done = bench(capfd, *words)
     assert done.code == 2 and "no bench wrote it" in done.err

@@ -10,7 +10,7 @@ from draw_samples import HARDWARE
 
 from sdcli.cli import probing
 from sdcli.draw import local
-from sdcli.machine import installation, state
+from sdcli.machine import installation, memories
 
 PLACE = replace(HARDWARE, dtypes={"fp32": "assumed", "bf16": "assumed", "fp16": "unavailable"})
 
@@ -21,7 +21,7 @@ def test_a_cpu_that_claims_bf16_is_tried_once_and_remembered(monkeypatch: pytest
     assert found.dtypes["bf16"] in ("probed", "unavailable") and found.dtypes["fp32"] == "probed"
     torch = installation.torch_build()
     assert torch is not None
-    kept = state.remembered_probe(PLACE.name, PLACE.isa, torch.version)
+    kept = memories.probes().get((PLACE.name, PLACE.isa, torch.version))
     assert kept is not None and kept.dtypes == found.dtypes and kept.ratio["fp32"] == 1.0
     monkeypatch.setattr(local, "probe", None)  # a second trial would fail
     assert probing.probed(PLACE) == (PLACE, 0.0)

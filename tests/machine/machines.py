@@ -6,7 +6,9 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from sdcli.machine import nvml
+from sdcli.machine.hardware import Probe
 from sdcli.machine.installation import Installation, Torch
+from sdcli.machine.memories import ProbeKey
 from sdcli.machine.memory import Memory
 from sdcli.machine.nvml import Card, Report
 from sdcli.machine.processor import Processor
@@ -33,6 +35,7 @@ def machine(
     report: Report | None = None,
     driverless: bool = False,
     kind: str = "venv",
+    probes: Mapping[ProbeKey, Probe] | None = None,
 ) -> Survey:
     report = report or Report(cards=cards, driver="581.42" if cards else None, cuda="13.0" if cards else None)
     return Survey(
@@ -42,6 +45,7 @@ def machine(
         visible=nvml.visible(report.cards, environment or {}),
         torch=torch,
         installation=Installation(kind=kind, prefix=Path("/env"), python="/env/bin/python"),
+        probes=probes or {},
         apple=apple,
         driverless=driverless,
     )

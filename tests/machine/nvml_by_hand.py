@@ -1,13 +1,15 @@
-"""NVML twice over: a Python object with its functions, and a shared library compiled from a few lines of C."""
+"""Cards by hand, since no NVIDIA driver is where the tests run: a stand-in for the functions of pynvml that are called,
+and a driver's library from a few lines of C, for the real pynvml to load."""
 
 from __future__ import annotations
 
-import ctypes
 import shutil
 import subprocess
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+
+import pynvml
 
 GIB = 1 << 30
 
@@ -20,7 +22,7 @@ class Fake:
     uuid: str = "GPU-11111111-aaaa-bbbb-cccc-000000000001"
     total: int = 8 * GIB
     free: int = 7 * GIB
-    capability: tuple[int, int] = (8, 9)
+    capability: tuple[int, int] | None = (8, 9)
     cores: int = 3072
     clock: int = 3105
     lost: bool = False
@@ -28,121 +30,102 @@ class Fake:
     slices: tuple[Fake, ...] = ()
 
 
-class FakeLibrary:
-    """Functions with NVML's signatures; counts how often it was opened and closed."""
+class FakeNvml:
+    """pynvml with these cards; counts how often it was opened and closed. `lacks` names what an old driver has not."""
 
-    def __init__(
-        self, *cards: Fake, driver: str = "581.42", cuda: int = 13000, init: int = 0, old: bool = False
-    ) -> None:
-        self.cards, self.driver, self.cuda, self.init = list(cards), driver, cuda, init
+    NVMLError = pynvml.NVMLError
+    nvmlMemory_v2 = pynvml.nvmlMemory_v2
+    NVML_CLOCK_SM = pynvml.NVML_CLOCK_SM
+
+    def __init__(self, *cards: Fake, driver: str = "581.42", init: int = 0, lacks: Sequence[str] = ()) -> None:
+        self.cards, self.driver, self.init = cards, driver, init
         self.opened = self.closed = 0
-        self.handles: list[Fake] = [*cards, *(part for card in cards for part in card.slices)]
-        if not old:  # drivers before 470 lack it
-            self.nvmlDeviceGetMemoryInfo_v2 = self._memory_second
+        for name in lacks:
+            setattr(self, name, self._lacking)
 
-    def nvmlInit_v2(self) -> int:
-        self.opened += self.init == 0
-        return self.init
+    def _lacking(self, *_: object) -> None:
+        raise self.NVMLError(pynvml.NVML_ERROR_FUNCTION_NOT_FOUND)
 
-    def nvmlShutdown(self) -> int:
+    def nvmlInit(self) -> None:
+        if self.init:
+            raise self.NVMLError(self.init)
+        self.opened += 1
+
+    def nvmlShutdown(self) -> None:
         self.closed += 1
-        return 0
 
-    def nvmlSystemGetDriverVersion(self, buffer: Any, size: Any) -> int:
-        buffer.value = self.driver.encode()
-        return 0
+    def nvmlSystemGetDriverVersion(self) -> str:
+        return self.driver
 
-    def nvmlSystemGetCudaDriverVersion(self, out: Any) -> int:
-        out._obj.value = self.cuda
-        return 0 if self.cuda else 999
+    def nvmlSystemGetCudaDriverVersion_v2(self) -> int:
+        return 13000
 
-    def nvmlDeviceGetCount_v2(self, out: Any) -> int:
-        out._obj.value = len(self.cards)
-        return 0
+    def nvmlSystemGetCudaDriverVersion(self) -> int:
+        return 13000
 
-    def nvmlDeviceGetHandleByIndex_v2(self, index: Any, out: Any) -> int:
-        card = self.cards[index.value]
-        out._obj.value = self.handles.index(card) + 1
-        return 15 if card.lost else 0
+    def nvmlDeviceGetCount(self) -> int:
+        return len(self.cards)
 
-    def _card(self, handle: Any) -> Fake:
-        return self.handles[handle.value - 1]
+    def nvmlDeviceGetHandleByIndex(self, index: int) -> Fake:
+        if self.cards[index].lost:
+            raise self.NVMLError(pynvml.NVML_ERROR_GPU_IS_LOST)
+        return self.cards[index]
 
-    def nvmlDeviceGetName(self, handle: Any, buffer: Any, size: Any) -> int:
-        buffer.value = self._card(handle).name.encode()
-        return 0
+    def nvmlDeviceGetName(self, handle: Fake) -> str:
+        return handle.name
 
-    def nvmlDeviceGetUUID(self, handle: Any, buffer: Any, size: Any) -> int:
-        buffer.value = self._card(handle).uuid.encode()
-        return 0
+    def nvmlDeviceGetUUID(self, handle: Fake) -> str:
+        return handle.uuid
 
-    def _memory_second(self, handle: Any, out: Any) -> int:
-        if out._obj.version != ctypes.sizeof(out._obj) | 2 << 24:
-            return 25  # what the driver answers to a struct of another version
-        out._obj.total, out._obj.free = self._card(handle).total, self._card(handle).free
-        return 0 if self._card(handle).total else 3
+    def nvmlDeviceGetMemoryInfo(self, handle: Fake, version: int | None = None) -> Fake:
+        if version and "nvmlDeviceGetMemoryInfo_v2" in vars(self):
+            self._lacking()
+        if not handle.total:
+            raise self.NVMLError(pynvml.NVML_ERROR_NOT_SUPPORTED)
+        return handle
 
-    def nvmlDeviceGetMemoryInfo(self, handle: Any, out: Any) -> int:
-        out._obj.total, out._obj.free = self._card(handle).total, self._card(handle).free
-        return 0 if self._card(handle).total else 3
+    def nvmlDeviceGetCudaComputeCapability(self, handle: Fake) -> tuple[int, int]:
+        if handle.capability is None:
+            raise self.NVMLError(pynvml.NVML_ERROR_NOT_SUPPORTED)
+        return handle.capability
 
-    def nvmlDeviceGetCudaComputeCapability(self, handle: Any, major: Any, minor: Any) -> int:
-        major._obj.value, minor._obj.value = self._card(handle).capability
-        return 0 if self._card(handle) in self.cards else 3  # a slice does not answer
+    def nvmlDeviceGetNumGpuCores(self, device: Fake) -> int:
+        return device.cores
 
-    def nvmlDeviceGetNumGpuCores(self, handle: Any, out: Any) -> int:
-        out._obj.value = self._card(handle).cores
-        return 0
+    def nvmlDeviceGetMaxClockInfo(self, handle: Fake, type: int) -> int:
+        return handle.clock
 
-    def nvmlDeviceGetMaxClockInfo(self, handle: Any, which: Any, out: Any) -> int:
-        out._obj.value = self._card(handle).clock
-        return 0
+    def nvmlDeviceGetMigMode(self, device: Fake) -> list[int]:
+        return [int(device.split), 0]
 
-    def nvmlDeviceGetMigMode(self, handle: Any, mode: Any, pending: Any) -> int:
-        mode._obj.value = int(self._card(handle).split)
-        return 0
+    def nvmlDeviceGetMaxMigDeviceCount(self, device: Fake) -> int:
+        return 7
 
-    def nvmlDeviceGetMaxMigDeviceCount(self, handle: Any, out: Any) -> int:
-        out._obj.value = 7
-        return 0
-
-    def nvmlDeviceGetMigDeviceHandleByIndex(self, handle: Any, number: Any, out: Any) -> int:
-        parts = self._card(handle).slices
-        if number.value >= len(parts):
-            return 6
-        out._obj.value = self.handles.index(parts[number.value]) + 1
-        return 0
+    def nvmlDeviceGetMigDeviceHandleByIndex(self, device: Fake, index: int) -> Fake:
+        if index >= len(device.slices):
+            raise self.NVMLError(pynvml.NVML_ERROR_NOT_FOUND)
+        return device.slices[index]
 
 
 SOURCE = r"""
 #include <stdio.h>
-#include <string.h>
 typedef unsigned long long u64;
-typedef struct { const char *name, *uuid; u64 total, free; int major, minor; unsigned cores, clock; } card;
-static card cards[] = { %(cards)s };
-static int opened = 0;
-int nvmlInit_v2(void) { if (%(init)d == 0) opened++; return %(init)d; }
-int nvmlShutdown(void) { opened--; return 0; }
-int fake_open(void) { return opened; }
-int nvmlSystemGetDriverVersion(char *text, unsigned size) { snprintf(text, size, "%%s", "%(driver)s"); return 0; }
-int nvmlSystemGetCudaDriverVersion_v2(int *version) { *version = %(cuda)d; return 0; }
-int nvmlDeviceGetCount_v2(unsigned *count) { *count = opened > 0 ? sizeof cards / sizeof *cards : 0; return 0; }
-int nvmlDeviceGetHandleByIndex_v2(unsigned index, void **handle) { *handle = &cards[index]; return 0; }
-int nvmlDeviceGetName(card *c, char *text, unsigned size) { snprintf(text, size, "%%s", c->name); return 0; }
-int nvmlDeviceGetUUID(card *c, char *text, unsigned size) { snprintf(text, size, "%%s", c->uuid); return 0; }
+static int cards[1];
+int nvmlInitWithFlags(unsigned flags) { return 0; }
+int nvmlShutdown(void) { return 0; }
+int nvmlSystemGetDriverVersion(char *text, unsigned size) { snprintf(text, size, "581.42"); return 0; }
+int nvmlSystemGetCudaDriverVersion_v2(int *version) { *version = 13000; return 0; }
+int nvmlDeviceGetCount_v2(unsigned *count) { *count = 1; return 0; }
+int nvmlDeviceGetHandleByIndex_v2(unsigned index, void **handle) { *handle = cards; return 0; }
+int nvmlDeviceGetName(void *card, char *text, unsigned size) { snprintf(text, size, "%(name)s"); return 0; }
+int nvmlDeviceGetUUID(void *card, char *text, unsigned size) { snprintf(text, size, "%(uuid)s"); return 0; }
 typedef struct { unsigned version; u64 total, reserved, free, used; } memory2;
-typedef struct { u64 total, free, used; } memory1;
-#if !%(old)d
-int nvmlDeviceGetMemoryInfo_v2(card *c, memory2 *m) {
-  if (m->version != (sizeof(memory2) | 2u << 24)) return 25;
-  m->total = c->total; m->free = c->free; m->reserved = 1; m->used = c->total - c->free - 1; return 0; }
-#endif
-int nvmlDeviceGetMemoryInfo(card *c, memory1 *m) {
-  m->total = c->total; m->free = c->free; m->used = c->total - c->free; return 0; }
-int nvmlDeviceGetCudaComputeCapability(card *c, int *major, int *minor) {
-  *major = c->major; *minor = c->minor; return 0; }
-int nvmlDeviceGetNumGpuCores(card *c, unsigned *n) { *n = c->cores; return 0; }
-int nvmlDeviceGetMaxClockInfo(card *c, int which, unsigned *n) { *n = which == 1 ? c->clock : 0; return 0; }
+int nvmlDeviceGetMemoryInfo_v2(void *card, memory2 *memory) {
+  if (memory->version != (sizeof(memory2) | 2u << 24)) return 25;
+  memory->total = %(total)dull; memory->free = %(free)dull; return 0; }
+int nvmlDeviceGetCudaComputeCapability(void *card, int *major, int *minor) { *major = 8; *minor = 9; return 0; }
+int nvmlDeviceGetNumGpuCores(void *card, unsigned *count) { *count = %(cores)d; return 0; }
+int nvmlDeviceGetMaxClockInfo(void *card, int which, unsigned *mhz) { *mhz = which == 1 ? %(clock)d : 0; return 0; }
 """
 
 
@@ -150,19 +133,8 @@ def compiler() -> str | None:
     return shutil.which("cc") or shutil.which("gcc") or shutil.which("clang")
 
 
-def compiled(
-    folder: Path, *cards: Fake, driver: str = "581.42", cuda: int = 13000, init: int = 0, old: bool = False
-) -> Path:
-    """A libnvidia-ml.so.1 that knows these cards."""
-    rows = ",".join(
-        f'{{"{c.name}", "{c.uuid}", {c.total}ull, {c.free}ull, '
-        f"{c.capability[0]}, {c.capability[1]}, {c.cores}, {c.clock}}}"
-        for c in cards
-    )
-    source = folder / "nvml.c"
-    source.write_text(SOURCE % {"cards": rows, "driver": driver, "cuda": cuda, "init": init, "old": int(old)})
-    library = folder / "libnvidia-ml.so.1"
-    found = compiler()
-    assert found is not None
-    subprocess.run([found, "-shared", "-fPIC", "-o", str(library), str(source)], check=True)
-    return library
+def compiled(folder: Path) -> None:
+    """A libnvidia-ml.so.1 that tells of the one card that `Fake()` is."""
+    (folder / "nvml.c").write_text(SOURCE % vars(Fake()))
+    command = [str(compiler()), "-shared", "-fPIC", "-o", str(folder / "libnvidia-ml.so.1"), str(folder / "nvml.c")]
+    subprocess.run(command, check=True)

@@ -11,14 +11,12 @@ from pathlib import Path
 import nvml_by_hand
 import pytest
 from machines import CPU_TORCH, CUDA_TORCH, card, machine
-from nvml_by_hand import Fake
 
 from sdcli import schema
 from sdcli.cli import doctor
-from sdcli.machine import state
+from sdcli.machine.hardware import Probe
 from sdcli.machine.installation import Torch
 from sdcli.machine.nvml import Report
-from sdcli.machine.state import Probe
 from sdcli.machine.survey import Survey
 from sdcli.terminal import cells
 
@@ -94,11 +92,12 @@ def test_bf16_on_the_cpu_is_told_by_instructions_until_it_was_probed() -> None:
     seen = machine(torch=CPU_TORCH, isa="avx512_bf16")
     assert "bf16 ✓ by its avx512_bf16, not probed yet" in _screen(seen)
     assert "bf16 ✗ no instructions for it in avx2" in _screen(machine(torch=CPU_TORCH))
+    key = ("Ryzen 5 5600", "avx512_bf16", "2.13.0+cpu")
     slow = Probe(dtypes={"bf16": "unavailable"}, ratio={"bf16": 3.0}, seconds=0.8)
-    state.remember_probe("Ryzen 5 5600", "avx512_bf16", "2.13.0+cpu", slow)
+    seen = machine(torch=CPU_TORCH, isa="avx512_bf16", probes={key: slow})
     assert "bf16 ✗ 3.0× slower than fp32 here (probed 0.8 s)" in _screen(seen)
     fast = Probe(dtypes={"bf16": "probed"}, ratio={"bf16": 0.5}, seconds=0.8)
-    state.remember_probe("Ryzen 5 5600", "avx512_bf16", "2.13.0+cpu", fast)
+    seen = machine(torch=CPU_TORCH, isa="avx512_bf16", probes={key: fast})
     assert "bf16 ✓ 2.0× faster than fp32 here (probed 0.8 s)" in _screen(seen)
 
 
@@ -241,7 +240,7 @@ def test_a_real_driver_library_with_a_torch_for_cpus_ends_with_8(tmp_path: Path)
     torch = installation.torch_build()
     if torch is None or torch.cuda:
         pytest.skip("this torch is no CPU build")
-    nvml_by_hand.compiled(tmp_path, Fake())
+    nvml_by_hand.compiled(tmp_path)
     done = _run("doctor", LD_LIBRARY_PATH=str(tmp_path))
     assert done.returncode == 8
     assert "RTX 4060, 8.0 GiB, 7.0 free, driver 581.42" in done.stdout and "is a CPU build" in done.stdout

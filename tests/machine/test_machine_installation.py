@@ -4,16 +4,15 @@ from __future__ import annotations
 
 import shlex
 import sys
-import tomllib
 from pathlib import Path
 
 import pytest
 
+from sdcli import data
 from sdcli.machine import installation
 from sdcli.machine.installation import Installation, Torch, Version
 from sdcli.machine.nvml import Card, Report
 
-REPOSITORY = Path(__file__).resolve().parents[2]
 CPU = Torch(version="2.13.0+cpu")
 CU130 = Torch(version="2.13.0+cu130", cuda="13.0")
 CU126 = Torch(version="2.13.0+cu126", cuda="12.6")
@@ -208,7 +207,7 @@ def test_an_old_card_names_its_build_to_uv_because_uv_looks_at_the_driver_only()
 def test_a_torch_without_such_a_build_is_replaced_by_the_tested_one(version: str) -> None:
     torch = Torch(version=version) if version else None
     words = shlex.split(_fix("venv", "6.1", torch))
-    assert f"torch=={installation.TESTED['torch']}+cu126" in words
+    assert f"torch=={data.tested_versions()['torch']}+cu126" in words
 
 
 def test_a_build_that_ended_earlier_is_named_with_its_last_torch() -> None:
@@ -252,7 +251,7 @@ def test_the_packages_of_this_environment_are_listed_without_importing_them() ->
     from importlib import metadata
 
     found = {version.name: version.version for version in installation.versions()}
-    assert set(found) == set(installation.TESTED)
+    assert set(found) == set(data.lowest_versions())
     for name, version in found.items():
         assert version == metadata.version(name), "the folder's name and the record agree"
 
@@ -284,20 +283,13 @@ def test_floors_compare_numbers_not_letters(name: str, version: str, floor: str 
 
 
 def test_the_tested_set_is_told_apart_by_minor_versions() -> None:
-    same = tuple(Version(name=name, version=version) for name, version in installation.TESTED.items())
+    same = tuple(Version(name=name, version=data.tested_versions()[name]) for name in data.lowest_versions())
     assert installation.tested(same)
     assert installation.tested((Version(name="torch", version="2.13.1+cu130"),))
     assert not installation.tested((*same[1:], Version(name="torch", version="2.14.0")))
 
 
-def test_floors_and_tested_versions_are_those_of_the_project() -> None:
-    project = tomllib.loads((REPOSITORY / "pyproject.toml").read_text(encoding="utf-8"))["project"]
-    floors = dict(line.split(",")[0].split(">=") for line in project["dependencies"])
-    assert floors == installation.FLOORS
-    pins = dict(
-        line.split("==")
-        for line in (REPOSITORY / "constraints.txt").read_text(encoding="utf-8").splitlines()
-        if "==" in line
-    )
-    for name, version in installation.TESTED.items():
-        assert pins[name] == version, name
+def test_what_is_required_has_a_lowest_version_and_a_tested_one_that_is_not_below_it() -> None:
+    assert {"torch", "diffusers", "transformers"} <= set(data.lowest_versions())
+    for name, lowest in data.lowest_versions().items():
+        assert installation.version_of(data.tested_versions()[name]) >= installation.version_of(lowest) > (), name

@@ -2,26 +2,23 @@
 
 from __future__ import annotations
 
-import ctypes
+import inspect
 import os
 import subprocess
 import sys
 from pathlib import Path
 
 import nvml_by_hand
+import pynvml
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from nvml_by_hand import GIB, Fake, FakeLibrary
+from nvml_by_hand import GIB, Fake, FakeNvml
 
 from sdcli.machine import nvml
 from sdcli.machine.nvml import Card
 
 REPOSITORY = Path(__file__).resolve().parents[2]
-needs_compiler = [
-    pytest.mark.system,
-    pytest.mark.skipif(nvml_by_hand.compiler() is None or sys.platform != "linux", reason="no C compiler"),
-]
 
 
 def _two() -> tuple[Fake, Fake]:
@@ -29,23 +26,35 @@ def _two() -> tuple[Fake, Fake]:
     return slow, Fake(uuid="GPU-aaaa2222")
 
 
+def test_the_stand_in_has_the_functions_of_the_real_bindings() -> None:
+    for name, function in inspect.getmembers(FakeNvml, inspect.isfunction):
+        if name.startswith("nvml"):
+            parameters = list(inspect.signature(getattr(pynvml, name)).parameters)
+            assert list(inspect.signature(function).parameters) == ["self", *parameters], name
+
+
 def test_everything_the_planner_needs_is_read_and_the_library_is_closed() -> None:
-    library = FakeLibrary(*_two())
+    library = FakeNvml(*_two())
     report = nvml.read(library)
     assert (report.driver, report.cuda, report.reason, report.broken) == ("581.42", "13.0", None, False)
     slow, fast = report.cards
     assert (slow.index, slow.name, slow.capability) == (0, "NVIDIA GeForce GTX 1060", "6.1")
     assert (fast.uuid, fast.total, fast.free, fast.capability) == ("GPU-aaaa2222", 8 * GIB, 7 * GIB, "8.9")
+    assert (slow.speed, fast.speed) == (1280 * 1900, 3072 * 3105)
     assert library.opened == library.closed == 1
 
 
-def test_an_old_driver_without_the_second_memory_call_answers_the_first() -> None:
-    assert nvml.read(FakeLibrary(Fake(), old=True)).cards == nvml.read(FakeLibrary(Fake())).cards
+def test_an_old_driver_is_asked_in_the_old_way_and_what_it_lacks_is_left_open() -> None:
+    old = nvml.read(FakeNvml(Fake(), lacks=["nvmlDeviceGetMemoryInfo_v2", "nvmlSystemGetCudaDriverVersion_v2"]))
+    assert old == nvml.read(FakeNvml(Fake()))
+    names = ("nvmlDeviceGetNumGpuCores", "nvmlDeviceGetMigMode", "nvmlSystemGetDriverVersion")
+    older = nvml.read(FakeNvml(Fake(), lacks=names))
+    assert (older.driver, older.reason, older.cards[0].speed, older.cards[0].total) == (None, None, 0, 8 * GIB)
 
 
 def test_a_library_that_breaks_halfway_is_closed_and_becomes_a_reason() -> None:
-    class Breaking(FakeLibrary):
-        def nvmlDeviceGetUUID(self, handle: object, buffer: object, size: object) -> int:
+    class Breaking(FakeNvml):
+        def nvmlDeviceGetUUID(self, handle: Fake) -> str:
             raise OSError("exception: access violation")
 
     library = Breaking(Fake())
@@ -60,69 +69,63 @@ def test_a_library_of_something_else_is_a_reason_not_a_crash() -> None:
 
 
 @pytest.mark.parametrize(
-    ("status", "words", "broken"), [(9, "not loaded", False), (18, "updated", True), (77, "77", False)]
+    ("status", "words", "broken"),
+    [(9, "not loaded", False), (13, "too old", True), (18, "updated", True), (77, "77", False)],
 )
 def test_a_driver_that_does_not_open_says_why(status: int, words: str, broken: bool) -> None:
-    library = FakeLibrary(Fake(), init=status)
+    library = FakeNvml(Fake(), init=status)
     report = nvml.read(library)
     assert words in (report.reason or "") and report.broken is broken
     assert library.closed == 0, "what was not opened must not be closed"
 
 
 def test_a_lost_card_is_left_out_and_named_and_the_others_keep_their_numbers() -> None:
-    report = nvml.read(FakeLibrary(Fake(lost=True), Fake(uuid="GPU-b")))
+    report = nvml.read(FakeNvml(Fake(lost=True), Fake(uuid="GPU-b")))
     assert [card.index for card in report.cards] == [1]
     assert report.broken and "GPU 0" in (report.reason or "")
 
 
 def test_a_driver_without_cards_says_so_and_is_not_broken() -> None:
-    report = nvml.read(FakeLibrary())
+    report = nvml.read(FakeNvml())
     assert report.reason == "the NVIDIA driver sees no GPU" and not report.broken
 
 
 def test_a_split_card_shows_its_slices_with_the_cards_capability() -> None:
-    part = Fake(name="", uuid="MIG-1", total=20 * GIB, free=19 * GIB)
-    card = Fake(name="NVIDIA A100", uuid="GPU-a", capability=(8, 0), split=True, slices=(part,))
-    (found,) = nvml.read(FakeLibrary(card)).cards
-    assert found.split and [(s.uuid, s.name, s.capability, s.total) for s in found.slices] == [
+    part = Fake(name="", uuid="MIG-1", total=20 * GIB, free=19 * GIB, capability=None)
+    whole = Fake(name="NVIDIA A100", uuid="GPU-a", capability=(8, 0), split=True, slices=(part,))
+    (card,) = nvml.read(FakeNvml(whole)).cards
+    assert card.split and [(s.uuid, s.name, s.capability, s.total) for s in card.slices] == [
         ("MIG-1", "NVIDIA A100", "8.0", 20 * GIB)
     ]
 
 
 def test_a_card_that_shares_the_hosts_memory_has_none_of_its_own() -> None:
-    (card,) = nvml.read(FakeLibrary(Fake(name="NVIDIA GB10", total=0))).cards
+    (card,) = nvml.read(FakeNvml(Fake(name="NVIDIA GB10", total=0))).cards
     assert (card.total, card.free) == (0, 0)
 
 
-# --- through real ctypes, with a library compiled here
+# --- the real bindings, in a process of their own: they keep the library they loaded
+
+READ = "from sdcli.machine import nvml; print(nvml.read())"
 
 
-class TestCompiled:
-    pytestmark = needs_compiler
+def _read_in(folder: Path) -> str:
+    environment = {**os.environ, "LD_LIBRARY_PATH": str(folder), "PYTHONPATH": str(REPOSITORY)}
+    done = subprocess.run([sys.executable, "-c", READ], env=environment, capture_output=True, text=True, check=True)
+    return done.stdout.strip()
 
-    @pytest.mark.parametrize("old", [False, True])
-    def test_the_structs_are_laid_out_as_c_lays_them_out(self, tmp_path: Path, old: bool) -> None:
-        library = ctypes.CDLL(str(nvml_by_hand.compiled(tmp_path, *_two(), old=old)))
-        report = nvml.read(library)
-        assert [(c.name, c.uuid, c.total, c.free, c.capability) for c in report.cards] == [
-            ("NVIDIA GeForce GTX 1060", "GPU-aaaa1111", 8 * GIB, 7 * GIB, "6.1"),
-            ("NVIDIA GeForce RTX 4060", "GPU-aaaa2222", 8 * GIB, 7 * GIB, "8.9"),
-        ]
-        assert (report.driver, report.cuda) == ("581.42", "13.0")
-        assert [card.speed for card in report.cards] == [1280 * 1900, 3072 * 3105]
-        assert library.fake_open() == 0
 
-    def test_a_hundred_looks_leave_nothing_open(self, tmp_path: Path) -> None:
-        library = ctypes.CDLL(str(nvml_by_hand.compiled(tmp_path, Fake())))
-        assert all(nvml.read(library).cards for _ in range(100))
-        assert library.fake_open() == 0
+@pytest.mark.skipif(sys.platform != "linux", reason="the driver's library goes by another name")
+def test_without_a_driver_the_real_bindings_say_that_there_is_none(tmp_path: Path) -> None:
+    (tmp_path / "libnvidia-ml.so.1").write_text("no library, and found before the one of a driver that is installed")
+    assert _read_in(tmp_path) == str(nvml.Report(reason="there is no NVIDIA driver"))
 
-    def test_the_loader_finds_the_drivers_library_by_its_name(self, tmp_path: Path) -> None:
-        nvml_by_hand.compiled(tmp_path, Fake(), driver="570.10", cuda=12080)
-        code = "from sdcli.machine import nvml; r = nvml.read(); print(r.driver, r.cuda, len(r.cards), r.reason)"
-        environment = {**os.environ, "LD_LIBRARY_PATH": str(tmp_path), "PYTHONPATH": str(REPOSITORY)}
-        done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True)
-        assert done.stdout.split() == ["570.10", "12.8", "1", "None"]
+
+@pytest.mark.system
+@pytest.mark.skipif(nvml_by_hand.compiler() is None or sys.platform != "linux", reason="no C compiler")
+def test_a_drivers_library_is_read_by_the_real_bindings_as_by_the_stand_in(tmp_path: Path) -> None:
+    nvml_by_hand.compiled(tmp_path)
+    assert _read_in(tmp_path) == str(nvml.read(FakeNvml(Fake())))
 
 
 # --- which of them CUDA shows

@@ -158,12 +158,6 @@ def test_an_older_mac_has_all_its_cores_and_intels_instructions() -> None:
     assert processor._mac(lambda name: answers.get(name, "")) == ("Core i7-8700B", "avx2", 6, 6)
 
 
-def test_windows_cores_are_those_whose_mask_meets_the_affinity() -> None:
-    assert processor.cores_in([0b0011, 0b1100, 0b110000], 0b000101) == (3, 2)
-    assert processor.cores_in([0b01, 0b10], 0) == (2, 2), "an affinity that could not be read forbids nothing"
-    assert processor.cores_in([], 1) is None
-
-
 @pytest.mark.parametrize("platform", ["win32", "darwin"])
 def test_another_systems_reader_on_this_one_ends_with_at_least_one_core(platform: str) -> None:
     found = processor.read(platform=platform, environment={})

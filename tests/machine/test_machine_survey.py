@@ -9,39 +9,38 @@ from machines import CPU_TORCH, CUDA_TORCH, GIB, card, machine
 
 from sdcli import schema
 from sdcli.errors import DeviceUnusable, Usage
-from sdcli.machine import dtypes, hardware, state, survey
-from sdcli.machine.hardware import Hardware
+from sdcli.machine import dtypes, memories, survey
+from sdcli.machine.hardware import Hardware, Probe
 from sdcli.machine.installation import Torch
 from sdcli.machine.nvml import Report
-from sdcli.machine.state import Probe
 
 
-def _names(found: tuple[Hardware, ...]) -> list[str]:
-    return [device.device for device in found]
+def _names(devices: tuple[Hardware, ...]) -> list[str]:
+    return [device.device for device in devices]
 
 
 def test_a_card_that_torch_can_use_is_taken_first_and_described_whole() -> None:
-    found = hardware.detect("auto", survey=machine(card()))
-    assert (found.device, found.name, found.source, found.capability, found.driver, found.uuid) == (
+    chosen = survey.choose("auto", machine(card()))
+    assert (chosen.device, chosen.name, chosen.source, chosen.capability, chosen.driver, chosen.uuid) == (
         "cuda:0", "RTX 4060", "nvml", "8.9", "581.42", "GPU-0",
     )  # fmt: skip
-    assert (found.total, found.free, found.ram_total, found.ram_free) == (8 * GIB, 7 * GIB, 16 * GIB, 10 * GIB)
-    assert found.dtypes == {"fp32": "assumed", "bf16": "assumed", "fp16": "assumed"}
-    assert hardware.gpu_warning(found, survey=machine(card())) is None
+    assert (chosen.total, chosen.free, chosen.ram_total, chosen.ram_free) == (8 * GIB, 7 * GIB, 16 * GIB, 10 * GIB)
+    assert chosen.dtypes == {"fp32": "assumed", "bf16": "assumed", "fp16": "assumed"}
+    assert survey.gpu_warning(chosen, survey=machine(card())) is None
 
 
 def test_without_a_card_the_cpu_draws_and_nothing_is_said() -> None:
     seen = machine()
-    found = hardware.detect("auto", survey=seen)
-    assert (found.device, found.total, found.free, found.isa, found.threads) == ("cpu", 16 * GIB, 10 * GIB, "avx2", 6)
-    assert hardware.gpu_warning(found, survey=seen) is None
+    cpu = survey.choose("auto", seen)
+    assert (cpu.device, cpu.total, cpu.free, cpu.isa, cpu.threads) == ("cpu", 16 * GIB, 10 * GIB, "avx2", 6)
+    assert survey.gpu_warning(cpu, survey=seen) is None
 
 
 def test_a_card_that_torch_cannot_use_leaves_the_cpu_one_line_and_the_fix() -> None:
     seen = machine(card(), torch=CPU_TORCH)
-    found = hardware.detect("auto", survey=seen)
-    assert found.device == "cpu"
-    warning = hardware.gpu_warning(found, survey=seen)
+    chosen = survey.choose("auto", seen)
+    assert chosen.device == "cpu"
+    warning = survey.gpu_warning(chosen, survey=seen)
     assert warning is not None and warning.code == "gpu-unusable"
     assert warning.message == "RTX 4060 is not used: torch 2.13.0+cpu is a CPU build"
     assert "torch==2.13.0+cu130" in warning.hint and "\n" not in warning.message
@@ -49,18 +48,18 @@ def test_a_card_that_torch_cannot_use_leaves_the_cpu_one_line_and_the_fix() -> N
 
 def test_who_asks_for_the_cpu_is_not_told_of_the_card() -> None:
     seen = machine(card(), torch=CPU_TORCH)
-    assert hardware.gpu_warning(hardware.detect("cpu", survey=seen), survey=seen, asked="cpu") is None
+    assert survey.gpu_warning(survey.choose("cpu", seen), survey=seen, asked="cpu") is None
 
 
 def test_asking_for_that_card_ends_with_8_and_the_same_fix() -> None:
     with pytest.raises(DeviceUnusable) as caught:
-        hardware.detect("cuda", survey=machine(card(), torch=CPU_TORCH))
+        survey.choose("cuda", machine(card(), torch=CPU_TORCH))
     assert caught.value.code == 8 and "CPU build" in caught.value.message and "torch==2.13.0+cu130" in caught.value.hint
 
 
 def test_a_card_too_old_for_any_torch_offers_the_cpu() -> None:
     with pytest.raises(DeviceUnusable) as caught:
-        hardware.detect("cuda:0", survey=machine(card("NVIDIA GeForce GT 710", capability="3.5")))
+        survey.choose("cuda:0", machine(card("NVIDIA GeForce GT 710", capability="3.5")))
     assert "3.5" in caught.value.message and caught.value.hint.endswith("--device cpu")
 
 
@@ -73,37 +72,37 @@ def test_a_driver_too_old_for_any_torch_is_named() -> None:
 def test_of_two_cards_the_usable_one_is_taken_under_its_own_number() -> None:
     old = card("NVIDIA GeForce GTX 1080", capability="6.1")
     seen = machine(old, card(index=1))
-    assert _names(hardware.devices(survey=seen)) == ["cuda:1", "cpu"]
-    assert hardware.detect("auto", survey=seen).device == "cuda:1"
-    assert hardware.detect("cuda", survey=seen).device == "cuda:1"
+    assert _names(survey.usable(seen)) == ["cuda:1", "cpu"]
+    assert survey.choose("auto", seen).device == "cuda:1"
+    assert survey.choose("cuda", seen).device == "cuda:1"
     assert survey.gpu_problem(seen) is None, "there is a GPU to draw on"
     (unusable,) = survey.unusable_cards(seen)
     assert unusable.device == "cuda:0" and set(unusable.dtypes.values()) == {"unavailable"}
     with pytest.raises(DeviceUnusable, match="cuda:1"):
-        hardware.detect("cuda:0", survey=seen)
+        survey.choose("cuda:0", seen)
 
 
 def test_a_card_that_is_asked_for_by_number_is_given_by_number() -> None:
     seen = machine(card(), card(index=1))
-    assert [hardware.detect(name, survey=seen).device for name in ("cuda", "cuda:0", "CUDA:1", " cpu ")] == [
+    assert [survey.choose(name, seen).device for name in ("cuda", "cuda:0", "CUDA:1", " cpu ")] == [
         "cuda:0", "cuda:0", "cuda:1", "cpu",
     ]  # fmt: skip
     with pytest.raises(DeviceUnusable, match="cuda:2"):
-        hardware.detect("cuda:2", survey=seen)
+        survey.choose("cuda:2", seen)
 
 
 def test_hidden_cards_are_meant_to_be_hidden() -> None:
     seen = machine(card(), environment={"CUDA_VISIBLE_DEVICES": ""})
-    found = hardware.detect("auto", survey=seen)
-    assert found.device == "cpu" and hardware.gpu_warning(found, survey=seen) is None
+    chosen = survey.choose("auto", seen)
+    assert chosen.device == "cpu" and survey.gpu_warning(chosen, survey=seen) is None
     with pytest.raises(DeviceUnusable, match="CUDA_VISIBLE_DEVICES"):
-        hardware.detect("cuda", survey=seen)
+        survey.choose("cuda", seen)
 
 
 def test_asking_for_a_gpu_where_there_is_none_offers_what_there_is() -> None:
     for device in ("cuda", "mps"):
         with pytest.raises(DeviceUnusable) as caught:
-            hardware.detect(device, survey=machine())
+            survey.choose(device, machine())
         assert caught.value.hint == "--device cpu"
 
 
@@ -112,21 +111,21 @@ def test_asking_for_a_gpu_where_there_is_none_offers_what_there_is() -> None:
 )
 def test_a_device_that_cannot_be_is_a_usage_error_that_names_those_that_can(device: str) -> None:
     with pytest.raises(Usage) as caught:
-        hardware.detect(device, survey=machine(card()))
+        survey.choose(device, machine(card()))
     assert "cuda:1" in caught.value.message and "\x1b" not in caught.value.message
 
 
 def test_apple_silicon_draws_on_its_gpu_within_what_macos_lets_it_hold() -> None:
     seen = machine(torch=Torch(version="2.13.0"), apple=True, isa="neon", ram=24)
-    found = hardware.detect("auto", survey=seen)
-    assert (found.device, found.name, found.total) == ("mps", "Apple M2", 16 * GIB)
-    assert found.dtypes == {"fp32": "assumed", "bf16": "unavailable", "fp16": "assumed"}
-    assert _names(hardware.devices(survey=seen)) == ["mps", "cpu"]
+    chosen = survey.choose("auto", seen)
+    assert (chosen.device, chosen.name, chosen.total) == ("mps", "Apple M2", 16 * GIB)
+    assert chosen.dtypes == {"fp32": "assumed", "bf16": "unavailable", "fp16": "assumed"}
+    assert _names(survey.usable(seen)) == ["mps", "cpu"]
 
 
 def test_a_card_in_the_hosts_memory_has_the_hosts_bytes() -> None:
-    found = hardware.detect("auto", survey=machine(card("NVIDIA GB10", capability="12.1", gib=0)))
-    assert (found.total, found.free) == (16 * GIB, 10 * GIB)
+    chosen = survey.choose("auto", machine(card("NVIDIA GB10", capability="12.1", gib=0)))
+    assert (chosen.total, chosen.free) == (16 * GIB, 10 * GIB)
 
 
 def test_a_broken_driver_and_a_missing_one_are_told_apart_from_no_card() -> None:
@@ -141,10 +140,10 @@ def test_a_broken_driver_and_a_missing_one_are_told_apart_from_no_card() -> None
 
 
 def test_a_plan_for_another_machine_is_not_warned_about_this_one() -> None:
-    imagined = hardware.detect("cpu", survey=machine())
+    imagined = survey.choose("cpu", machine())
     seen = machine(card(), torch=CPU_TORCH)
-    assert hardware.gpu_warning(imagined, survey=seen) is not None
-    assert hardware.gpu_warning(replace(imagined, source="as-if"), survey=seen) is None
+    assert survey.gpu_warning(imagined, survey=seen) is not None
+    assert survey.gpu_warning(replace(imagined, source="as-if"), survey=seen) is None
 
 
 # --- number types
@@ -169,25 +168,24 @@ def test_a_card_computes_in_what_its_capability_has(capability: str | None, bf16
 
 
 def test_gtx_16xx_carries_a_warning_and_its_turing_sisters_do_not() -> None:
-    noted = hardware.detect("auto", survey=machine(card("NVIDIA GeForce GTX 1660 SUPER", capability="7.5")))
+    noted = survey.choose("auto", machine(card("NVIDIA GeForce GTX 1660 SUPER", capability="7.5")))
     assert "fp16" in noted.notes[0]
-    assert hardware.detect("auto", survey=machine(card("NVIDIA GeForce RTX 2060", capability="7.5"))).notes == ()
+    assert survey.choose("auto", machine(card("NVIDIA GeForce RTX 2060", capability="7.5"))).notes == ()
     assert "notes" not in schema.to_json(noted), "notes are for people; the JSON keeps its keys"
 
 
 def test_a_probe_on_this_machine_replaces_what_was_assumed() -> None:
     slow = Probe(dtypes={"fp32": "probed", "bf16": "unavailable"}, ratio={"bf16": 3.0}, seconds=0.8)
-    state.remember_probe("Ryzen 5 5600", "avx512_bf16", "2.13.0+cpu", slow)
-    seen = machine(torch=CPU_TORCH, isa="avx512_bf16")
-    found = hardware.detect("cpu", survey=seen)
-    assert found.dtypes == {"fp32": "probed", "bf16": "unavailable", "fp16": "unavailable"}
-    other = hardware.detect("cpu", survey=machine(torch=CUDA_TORCH, isa="avx512_bf16"))
+    probes = {("Ryzen 5 5600", "avx512_bf16", "2.13.0+cpu"): slow}
+    chosen = survey.choose("cpu", machine(torch=CPU_TORCH, isa="avx512_bf16", probes=probes))
+    assert chosen.dtypes == {"fp32": "probed", "bf16": "unavailable", "fp16": "unavailable"}
+    other = survey.choose("cpu", machine(torch=CUDA_TORCH, isa="avx512_bf16", probes=probes))
     assert other.dtypes["bf16"] == "assumed", "another torch, another answer"
 
 
 def test_hardware_goes_through_json_without_what_belongs_to_this_process() -> None:
-    found = hardware.detect("auto", survey=machine(card()))
-    data = schema.to_json(found)
+    chosen = survey.choose("auto", machine(card()))
+    data = schema.to_json(chosen)
     assert list(data) == [
         "device", "name", "source", "total", "free", "ram_total", "ram_free", "capability", "driver", "isa", "threads",
         "dtypes",
@@ -211,8 +209,14 @@ def test_cards_are_called_what_people_call_them(long: str, short: str) -> None:
 
 
 def test_this_machine_can_be_looked_at_and_holds_together() -> None:
-    for device in hardware.devices():
+    devices = survey.usable(survey.look())
+    for device in devices:
         assert 0 <= device.free <= device.total and device.threads >= 1
         assert set(device.dtypes) == set(dtypes.NAMES)
-    assert hardware.devices()[-1].device == "cpu"
-    assert hardware.detect("cpu").ram_total > 0
+    assert devices[-1].device == "cpu" and devices[-1].ram_total > 0
+
+
+def test_a_look_brings_the_probes_that_are_remembered() -> None:
+    fast = Probe(dtypes={"bf16": "probed"}, ratio={"bf16": 0.5}, seconds=0.8)
+    assert memories.remember_probe(("Ryzen 5 5600", "avx512_bf16", "2.13.0+cpu"), fast)
+    assert survey.look().probes == {("Ryzen 5 5600", "avx512_bf16", "2.13.0+cpu"): fast}

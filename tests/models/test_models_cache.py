@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from sdcli.errors import BadFile, ModelMissing
-from sdcli.machine.state import Store
+from sdcli.machine.memories import Store
 from sdcli.models.cache import sha256_of
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -11,6 +12,8 @@ import zipfile
 from pathlib import Path
 
 import pytest
+
+from sdcli import data
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -31,7 +34,7 @@ def checkout(tmp_path_factory: pytest.TempPathFactory) -> Path:
     leave = shutil.ignore_patterns("__pycache__", "*.pyc")
     for name in ("sdcli", "configs"):
         shutil.copytree(ROOT / name, folder / name, ignore=leave)
-    for name in ("pyproject.toml", "README.md", "CHANGELOG.md", "LICENSE", ".gitignore"):
+    for name in ("pyproject.toml", "constraints.txt", "README.md", "CHANGELOG.md", "LICENSE", ".gitignore"):
         shutil.copy(ROOT / name, folder)
     if not (folder / BUILTIN).exists():
         for small in SMALL:
@@ -66,6 +69,15 @@ def test_the_wheel_brings_the_command_and_its_licence_and_says_what_it_is(wheel:
     assert "Name: sdcli-diffusers" in metadata and "License-Expression: Apache-2.0" in metadata
     assert "Requires-Python: >=3.11" in metadata
     assert f"{info}/licenses/LICENSE" in wheel.namelist()
+
+
+def test_an_installed_sdcli_knows_what_is_required_and_tested(wheel: zipfile.ZipFile, tmp_path: Path) -> None:
+    wheel.extractall(tmp_path)
+    code = "from sdcli import data; print(data.__file__, data.lowest_versions(), data.tested_versions())"
+    environment = {**os.environ, "PYTHONPATH": str(tmp_path)}
+    done = subprocess.run([sys.executable, "-P", "-c", code], env=environment, capture_output=True, check=True)
+    expected = f"{tmp_path / 'sdcli' / 'data.py'} {data.lowest_versions()} {data.tested_versions()}"
+    assert done.stdout.decode().strip() == expected
 
 
 def test_the_built_in_model_comes_along_whole(checkout: Path, wheel: zipfile.ZipFile) -> None:

@@ -1,94 +1,19 @@
-"""Where sdcli keeps what stays (settings, cache, state), and what it remembers of this machine: peaks, seconds, probes,
-the best rate seen. Asking creates nothing; a lost or damaged memory is an empty one."""
+"""What sdcli remembers of this machine: peaks, seconds, probes, the best rate seen. A lost memory is an empty one."""
 
 from __future__ import annotations
 
 import json
 import os
-import sys
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from sdcli import reading
 from sdcli.files import REAL, replace_whole
-
-if TYPE_CHECKING:
-    from sdcli.machine.hardware import Hardware
-
-# --- folders
-
-
-def config_folder(environment: Mapping[str, str] | None = None, platform: str = sys.platform) -> Path:
-    """Holds config.toml."""
-    return _folder("config", environment, platform)
-
-
-def cache_folder(environment: Mapping[str, str] | None = None, platform: str = sys.platform) -> Path:
-    """Holds what can be made again."""
-    return _folder("cache", environment, platform)
-
-
-def state_folder(environment: Mapping[str, str] | None = None, platform: str = sys.platform) -> Path:
-    """Holds what was measured here, and the records of runs whose pictures went to a single file."""
-    return _folder("state", environment, platform)
-
-
-_XDG = {
-    "config": ("XDG_CONFIG_HOME", ".config"),
-    "cache": ("XDG_CACHE_HOME", ".cache"),
-    "state": ("XDG_STATE_HOME", ".local/state"),
-}
-_MAC = {"config": "Application Support", "cache": "Caches", "state": "Application Support"}
-_WINDOWS = {
-    "config": ("APPDATA", "AppData/Roaming"),
-    "cache": ("LOCALAPPDATA", "AppData/Local"),
-    "state": ("LOCALAPPDATA", "AppData/Local"),
-}
-
-
-def _folder(kind: str, environment: Mapping[str, str] | None, platform: str) -> Path:
-    environment = os.environ if environment is None else environment
-    own = environment.get("SDCLI_HOME", "").strip()
-    if own:
-        return Path(own).expanduser().absolute() / kind
-    if platform == "win32":
-        name, default = _WINDOWS[kind]
-        folder = Path(environment.get(name) or _home(environment, platform) / default) / "sdcli"
-        return folder / kind if kind != "config" else folder  # cache and state share LOCALAPPDATA
-    if platform == "darwin":
-        folder = _home(environment, platform) / "Library" / _MAC[kind] / "sdcli"
-        return folder / kind if kind == "state" else folder
-    name, default = _XDG[kind]
-    named = environment.get(name, "")
-    # The standard says that a relative path there is to be ignored.
-    return (Path(named) if named.startswith("/") else _home(environment, platform) / default) / "sdcli"
-
-
-def _home(environment: Mapping[str, str], platform: str) -> Path:
-    """HOME, unless it is empty or relative: settings in whatever folder one stands in, or in /, are nobody's."""
-    named = environment.get("HOME") or environment.get("USERPROFILE")
-    if named and (platform == "win32" or Path(named).is_absolute()):
-        return Path(named)
-    try:
-        return _home_of_user()
-    except (RuntimeError, KeyError):
-        # A user without a home (some containers): nothing is found there, and nothing can be written.
-        return Path(os.devnull)
-
-
-def _home_of_user() -> Path:
-    """What the system knows, whatever HOME says."""
-    try:
-        import pwd  # on POSIX alone
-    except ImportError:
-        return Path.home()
-    return Path(pwd.getpwuid(os.getuid()).pw_dir)
-
-
-# --- a small file of memories
+from sdcli.machine.folders import state_folder
+from sdcli.machine.hardware import Probe
 
 SCHEMA = "sdcli.state/1"
 
@@ -179,16 +104,6 @@ def store(name: str = "measured") -> Store:
 # --- measures
 
 
-def fingerprint(hardware: Hardware, versions: Mapping[str, str] | None = None) -> str:
-    """Equal where measures may be compared: the same device, host and software."""
-    parts = [
-        hardware.kind, hardware.name, hardware.capability or "", str(hardware.total >> 20), hardware.isa,
-        str(hardware.threads), str(hardware.ram_total >> 20),
-    ]  # fmt: skip
-    parts += [f"{name} {version}" for name, version in sorted((versions or {}).items())]
-    return " | ".join(parts)
-
-
 def remembered(machine: str, where: Store | None = None) -> Mapping[str, Any]:
     """Everything remembered of runs on this machine (a fingerprint), by the plan's key of the way."""
     start = _key("run", machine, "")
@@ -224,31 +139,31 @@ def _key(*parts: str) -> str:
 
 # --- probes
 
-
-@dataclass(frozen=True, kw_only=True)
-class Probe:
-    """What a short test of a device found: the dtypes that are right and worth using there."""
-
-    dtypes: Mapping[str, str] = field(default_factory=dict)  # name → probed | unavailable
-    ratio: Mapping[str, float] = field(default_factory=dict)  # name → time relative to fp32
-    seconds: float = 0.0  # the probe itself took
+ProbeKey = tuple[str, str, str]  # device, ISA of a CPU or driver of a GPU, version of torch: each changes the answer
 
 
-def remembered_probe(name: str, detail: str, torch: str, where: Store | None = None) -> Probe | None:
-    """By device name, detail (ISA of a CPU, driver of a GPU) and version of torch: any of them changes the answer."""
-    data = (where or store("probes")).read().get(_key("probe", name, detail, torch))
-    if not isinstance(data, Mapping):
+def probes(where: Store | None = None) -> dict[ProbeKey, Probe]:
+    """Every sound probe that is remembered."""
+    sound: dict[ProbeKey, Probe] = {}
+    for key, entry in (where or store("probes")).read().items():
+        kind, *parts = key.split("\n")
+        probe = _probe(entry)
+        if kind == "probe" and len(parts) == 3 and probe is not None:
+            sound[parts[0], parts[1], parts[2]] = probe
+    return sound
+
+
+def _probe(entry: Any) -> Probe | None:
+    if not isinstance(entry, Mapping) or not isinstance(entry.get("dtypes"), Mapping):
         return None
-    dtypes, ratio, seconds = data.get("dtypes"), data.get("ratio"), _rate(data.get("seconds"))
-    if not isinstance(dtypes, Mapping):
-        return None
+    ratio = entry.get("ratio")
     return Probe(
-        dtypes={str(k): v for k, v in dtypes.items() if v in ("probed", "unavailable")},
+        dtypes={str(k): v for k, v in entry["dtypes"].items() if v in ("probed", "unavailable")},
         ratio={str(k): rate for k, v in (ratio if isinstance(ratio, Mapping) else {}).items() if (rate := _rate(v))},
-        seconds=seconds or 0.0,
+        seconds=_rate(entry.get("seconds")) or 0.0,
     )
 
 
-def remember_probe(name: str, detail: str, torch: str, probe: Probe, where: Store | None = None) -> bool:
+def remember_probe(key: ProbeKey, probe: Probe, where: Store | None = None) -> bool:
     entry = {"dtypes": dict(probe.dtypes), "ratio": dict(probe.ratio), "seconds": probe.seconds}
-    return (where or store("probes")).update(_key("probe", name, detail, torch), lambda _: entry)
+    return (where or store("probes")).update(_key("probe", *key), lambda _: entry)

@@ -1,4 +1,4 @@
-"""Folders that stay, and memories that may be lost but never lie: atomic, bounded, shared by several programs."""
+"""Memories that may be lost but never lie: atomic, bounded, shared by several programs."""
 
 from __future__ import annotations
 
@@ -12,68 +12,15 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sdcli.machine import state
-from sdcli.machine.hardware import GIB, Hardware
-from sdcli.machine.state import Probe, Store
-
-FOLDERS = (state.config_folder, state.cache_folder, state.state_folder)
-
-
-def _all(platform: str, **environment: str) -> list[str]:
-    return [folder(environment, platform).as_posix() for folder in FOLDERS]
+from sdcli.machine import memories
+from sdcli.machine.folders import state_folder
+from sdcli.machine.hardware import GIB, Hardware, Probe
+from sdcli.machine.memories import Store
 
 
-def test_linux_keeps_to_the_xdg_folders() -> None:
-    assert _all("linux", HOME="/home/a") == [
-        "/home/a/.config/sdcli",
-        "/home/a/.cache/sdcli",
-        "/home/a/.local/state/sdcli",
-    ]
-    named = {"XDG_CONFIG_HOME": "/c", "XDG_CACHE_HOME": "/k", "XDG_STATE_HOME": "/s", "HOME": "/home/a"}
-    assert _all("linux", **named) == ["/c/sdcli", "/k/sdcli", "/s/sdcli"]
-
-
-def test_a_relative_xdg_path_is_ignored_as_the_standard_says() -> None:
-    assert _all("linux", HOME="/home/a", XDG_CONFIG_HOME="x/y")[0] == "/home/a/.config/sdcli"
-
-
-def test_macos_and_windows_have_their_own_places() -> None:
-    assert _all("darwin", HOME="/Users/a") == [
-        "/Users/a/Library/Application Support/sdcli",
-        "/Users/a/Library/Caches/sdcli",
-        "/Users/a/Library/Application Support/sdcli/state",
-    ]
-    windows = _all("win32", APPDATA="C:/Users/a/Roaming", LOCALAPPDATA="C:/Users/a/Local")
-    assert windows == [
-        "C:/Users/a/Roaming/sdcli",
-        "C:/Users/a/Local/sdcli/cache",
-        "C:/Users/a/Local/sdcli/state",
-    ]
-    assert _all("win32", USERPROFILE="C:/Users/a")[0] == "C:/Users/a/AppData/Roaming/sdcli"
-
-
-@pytest.mark.parametrize("platform", ["linux", "darwin", "win32"])
-def test_sdcli_home_holds_all_three_apart_on_every_system(platform: str, tmp_path: Path) -> None:
-    found = _all(platform, SDCLI_HOME=str(tmp_path), HOME="/home/a", APPDATA="C:/x")
-    assert found == [f"{tmp_path.as_posix()}/{name}" for name in ("config", "cache", "state")]
-
-
-def test_asking_creates_nothing(tmp_path: Path) -> None:
-    home = tmp_path / "home"
-    for folder in FOLDERS:
-        folder({"SDCLI_HOME": str(home)})
-    assert Store(home / "state" / "x.json").read() == {}
-    assert not home.exists()
-
-
-@pytest.mark.skipif(sys.platform == "win32", reason="the system's own list of users is POSIX'")
-@pytest.mark.parametrize("home", ["", "relative", "./x"])
-def test_a_home_that_is_empty_or_relative_is_the_one_the_system_knows(home: str) -> None:
-    import pwd
-
-    known = pwd.getpwuid(os.getuid()).pw_dir
-    assert _all("linux", HOME=home)[0] == f"{known}/.config/sdcli"
-    assert _all("darwin", HOME=home)[1] == f"{known}/Library/Caches/sdcli"
+def test_asking_a_memory_that_is_not_there_makes_none(tmp_path: Path) -> None:
+    assert Store(tmp_path / "state" / "x.json").read() == {}
+    assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="the system's own list of users is POSIX'")
@@ -84,12 +31,9 @@ def test_a_user_without_a_home_remembers_nothing_and_fails_at_nothing(monkeypatc
         raise KeyError(number)
 
     monkeypatch.setattr(pwd, "getpwuid", nobody)
-    store = Store(state.state_folder({}, "linux") / "measured.json")
+    store = Store(state_folder({}, "linux") / "measured.json")
     assert store.read() == {}
     assert store.update("a", lambda old: 1) is False
-
-
-# --- the store
 
 
 def test_what_is_put_in_comes_out_and_the_old_value_is_offered(tmp_path: Path) -> None:
@@ -177,7 +121,7 @@ def test_a_lock_left_behind_is_passed_over(tmp_path: Path, monkeypatch: pytest.M
     assert store.update("a", lambda old: 1)
     assert not lock.exists(), "a stale one is removed"
     lock.touch()
-    monkeypatch.setattr(state._Lock, "patience", 0.0)
+    monkeypatch.setattr(memories._Lock, "patience", 0.0)
     assert store.update("b", lambda old: 2)
     assert store.read() == {"a": 1, "b": 2} and lock.exists(), "someone else's is left to them"
 
@@ -211,55 +155,66 @@ def _card(**changes: object) -> Hardware:
 
 def test_a_machine_is_the_same_whatever_is_free_and_another_with_other_parts() -> None:
     versions = {"torch": "2.13.0", "diffusers": "0.42.1"}
-    same = state.fingerprint(_card(), versions)
-    assert state.fingerprint(_card(free=GIB, ram_free=GIB, device="cuda:1"), dict(reversed(versions.items()))) == same
+    same = _card().fingerprint(versions)
+    busy = _card(free=GIB, ram_free=GIB, device="cuda:1")
+    assert busy.fingerprint(dict(reversed(versions.items()))) == same
     others = [_card(name="RTX 3060"), _card(total=6 * GIB), _card(threads=4), _card(isa="avx512"), _card(ram_total=GIB)]
-    assert all(state.fingerprint(other, versions) != same for other in others)
-    assert state.fingerprint(_card(), {**versions, "torch": "2.14.0"}) != same
+    assert all(other.fingerprint(versions) != same for other in others)
+    assert _card().fingerprint({**versions, "torch": "2.14.0"}) != same
 
 
 def test_runs_are_remembered_by_machine_and_way_and_merged_by_the_caller() -> None:
-    assert state.remember_run("here", "sd15 512x512", lambda old: {"runs": 1})
-    assert state.remember_run("here", "sd15 512x512", lambda old: {"runs": old["runs"] + 1})
-    assert state.remember_run("there", "sd15 512x512", lambda old: {"runs": 9})
-    assert state.remembered("here") == {"sd15 512x512": {"runs": 2}}
-    assert state.remembered("her") == {} and state.remembered("there")["sd15 512x512"]["runs"] == 9
+    assert memories.remember_run("here", "sd15 512x512", lambda old: {"runs": 1})
+    assert memories.remember_run("here", "sd15 512x512", lambda old: {"runs": old["runs"] + 1})
+    assert memories.remember_run("there", "sd15 512x512", lambda old: {"runs": 9})
+    assert memories.remembered("here") == {"sd15 512x512": {"runs": 2}}
+    assert memories.remembered("her") == {} and memories.remembered("there")["sd15 512x512"]["runs"] == 9
 
 
 def test_the_best_rate_stays_the_best() -> None:
-    assert state.best_rate("here", "bf16") is None
-    assert all(state.remember_rate("here", "bf16", rate) for rate in (1e12, 4e12, 2e12))
-    assert state.best_rate("here", "bf16") == 4e12
-    assert state.best_rate("here", "fp32") is None
-    assert not state.remember_rate("here", "bf16", float("inf"))
-    assert not state.remember_rate("here", "bf16", -1.0)
-    assert state.best_rate("here", "bf16") == 4e12
+    assert memories.best_rate("here", "bf16") is None
+    assert all(memories.remember_rate("here", "bf16", rate) for rate in (1e12, 4e12, 2e12))
+    assert memories.best_rate("here", "bf16") == 4e12
+    assert memories.best_rate("here", "fp32") is None
+    assert not memories.remember_rate("here", "bf16", float("inf"))
+    assert not memories.remember_rate("here", "bf16", -1.0)
+    assert memories.best_rate("here", "bf16") == 4e12
 
 
 def test_many_runs_do_not_push_a_probe_out() -> None:
-    state.remember_probe("Ryzen", "avx2", "2.13.0", Probe(dtypes={"bf16": "probed"}))
-    small = Store(state.store().path, most_entries=3)
+    memories.remember_probe(("Ryzen", "avx2", "2.13.0"), Probe(dtypes={"bf16": "probed"}))
+    small = Store(memories.store().path, most_entries=3)
     for number in range(5):
-        state.remember_run("here", str(number), lambda old: 1, where=small)
-    assert len(state.remembered("here")) == 3
-    assert state.remembered_probe("Ryzen", "avx2", "2.13.0") is not None
+        memories.remember_run("here", str(number), lambda old: 1, where=small)
+    assert len(memories.remembered("here")) == 3
+    assert ("Ryzen", "avx2", "2.13.0") in memories.probes()
 
 
 def test_a_probe_is_remembered_for_this_cpu_isa_and_torch_only() -> None:
     probe = Probe(dtypes={"bf16": "probed"}, ratio={"bf16": 0.5}, seconds=0.8)
-    assert state.remember_probe("Ryzen", "avx512_bf16", "2.13.0", probe)
-    assert state.remembered_probe("Ryzen", "avx512_bf16", "2.13.0") == probe
-    for other in (("Ryzen", "avx2", "2.13.0"), ("Ryzen", "avx512_bf16", "2.14.0"), ("Core", "avx512_bf16", "2.13.0")):
-        assert state.remembered_probe(*other) is None
+    slow = Probe(dtypes={"bf16": "unavailable"}, ratio={"bf16": 3.0}, seconds=0.8)
+    assert memories.probes() == {}
+    assert memories.remember_probe(("Ryzen", "avx512_bf16", "2.13.0"), probe)
+    assert memories.remember_probe(("Ryzen", "avx512_bf16", "2.14.0"), slow)
+    assert memories.probes() == {
+        ("Ryzen", "avx512_bf16", "2.13.0"): probe,
+        ("Ryzen", "avx512_bf16", "2.14.0"): slow,
+    }
 
 
 @pytest.mark.parametrize("entry", [None, [], "x", {"dtypes": 3}, {"ratio": {}}])
 def test_a_probe_that_was_tampered_with_is_none(entry: object) -> None:
-    state.store("probes").update(state._key("probe", "a", "b", "c"), lambda old: entry)
-    assert state.remembered_probe("a", "b", "c") is None
+    memories.store("probes").update("probe\na\nb\nc", lambda old: entry)
+    assert memories.probes() == {}
+
+
+@pytest.mark.parametrize("key", ["", "probe", "probe\na\nb", "probe\na\nb\nc\nd", "run\na\nb\nc"])
+def test_what_stands_under_another_key_is_no_probe(key: str) -> None:
+    memories.store("probes").update(key, lambda old: {"dtypes": {"bf16": "probed"}})
+    assert memories.probes() == {}
 
 
 def test_only_sound_values_are_taken_from_a_remembered_probe() -> None:
     entry = {"dtypes": {"bf16": "probed", "fp16": "sure"}, "ratio": {"bf16": -1, "fp32": 1}, "seconds": "x"}
-    state.store("probes").update(state._key("probe", "a", "b", "c"), lambda old: entry)
-    assert state.remembered_probe("a", "b", "c") == Probe(dtypes={"bf16": "probed"}, ratio={"fp32": 1.0}, seconds=0.0)
+    memories.store("probes").update("probe\na\nb\nc", lambda old: entry)
+    assert memories.probes() == {("a", "b", "c"): Probe(dtypes={"bf16": "probed"}, ratio={"fp32": 1.0}, seconds=0.0)}

@@ -1,0 +1,75 @@
+"""Where sdcli keeps what stays: settings, cache, state. Asking creates nothing."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+
+
+def config_folder(environment: Mapping[str, str] | None = None, platform: str = sys.platform) -> Path:
+    """Holds config.toml."""
+    return _folder("config", environment, platform)
+
+
+def cache_folder(environment: Mapping[str, str] | None = None, platform: str = sys.platform) -> Path:
+    """Holds what can be made again."""
+    return _folder("cache", environment, platform)
+
+
+def state_folder(environment: Mapping[str, str] | None = None, platform: str = sys.platform) -> Path:
+    """Holds what was measured here, and the records of runs whose pictures went to a single file."""
+    return _folder("state", environment, platform)
+
+
+_XDG = {
+    "config": ("XDG_CONFIG_HOME", ".config"),
+    "cache": ("XDG_CACHE_HOME", ".cache"),
+    "state": ("XDG_STATE_HOME", ".local/state"),
+}
+_MAC = {"config": "Application Support", "cache": "Caches", "state": "Application Support"}
+_WINDOWS = {
+    "config": ("APPDATA", "AppData/Roaming"),
+    "cache": ("LOCALAPPDATA", "AppData/Local"),
+    "state": ("LOCALAPPDATA", "AppData/Local"),
+}
+
+
+def _folder(kind: str, environment: Mapping[str, str] | None, platform: str) -> Path:
+    environment = os.environ if environment is None else environment
+    own = environment.get("SDCLI_HOME", "").strip()
+    if own:
+        return Path(own).expanduser().absolute() / kind
+    if platform == "win32":
+        name, default = _WINDOWS[kind]
+        folder = Path(environment.get(name) or _home(environment, platform) / default) / "sdcli"
+        return folder / kind if kind != "config" else folder  # cache and state share LOCALAPPDATA
+    if platform == "darwin":
+        folder = _home(environment, platform) / "Library" / _MAC[kind] / "sdcli"
+        return folder / kind if kind == "state" else folder
+    name, default = _XDG[kind]
+    named = environment.get(name, "")
+    # The standard says that a relative path there is to be ignored.
+    return (Path(named) if named.startswith("/") else _home(environment, platform) / default) / "sdcli"
+
+
+def _home(environment: Mapping[str, str], platform: str) -> Path:
+    """HOME, unless it is empty or relative: settings in whatever folder one stands in, or in /, are nobody's."""
+    named = environment.get("HOME") or environment.get("USERPROFILE")
+    if named and (platform == "win32" or Path(named).is_absolute()):
+        return Path(named)
+    try:
+        return _home_of_user()
+    except (RuntimeError, KeyError):
+        # A user without a home (some containers): nothing is found there, and nothing can be written.
+        return Path(os.devnull)
+
+
+def _home_of_user() -> Path:
+    """What the system knows, whatever HOME says."""
+    try:
+        import pwd  # on POSIX alone
+    except ImportError:
+        return Path.home()
+    return Path(pwd.getpwuid(os.getuid()).pw_dir)
