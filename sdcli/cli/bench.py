@@ -12,16 +12,17 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Callable, Iterator, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import typer
 
-from sdcli import data
-from sdcli.bench import comparison, page, random_models, screen, surroundings
+from sdcli import data, schema
+from sdcli.bench import build, comparison, page, random_models, screen, surroundings
 from sdcli.bench import result as results
 from sdcli.bench.process import ENDING
-from sdcli.bench.result import Result
+from sdcli.bench.result import BenchResult
 from sdcli.bench.run import MAX_TIME, QUICK_TIME, Bench, Configuration, Limits, Listener, Row, scratch
 from sdcli.cli import ask, complete
 from sdcli.cli.answer import Answered, print_json, say_error
@@ -147,15 +148,15 @@ def _bench(typed: dict[str, Any]) -> None:
     plan = known[0]
     machine = ask.machine_of(plan.hardware)
     options = {name: value for name, value in typed.items() if name not in ("json", "quiet", "debug", "save", "html")}
-    about = surroundings.provenance(plan.hardware, results.model_hash(plan), options)
+    about = surroundings.provenance(plan.hardware, build.model_hash(plan), options)
     destination = _destination(typed, plan)
     with scratch() as folder:
         bench = Bench(configurations, limits, folder)
 
-        def made() -> Result:
+        def made() -> BenchResult:
             types = {one.setup.dtype for one in known}
             ceilings = {kind: rate for kind in types if (rate := state.best_rate(machine, kind))}
-            return results.build(bench, configurations[0].name, ceilings, about)
+            return build.build(bench, configurations[0].name, ceilings, about)
 
         def keep() -> None:
             if destination is not None and any(row.measured for row in bench.rows):
@@ -163,14 +164,17 @@ def _bench(typed: dict[str, Any]) -> None:
 
         error = _run(bench, Talk(bench, quiet=bool(typed.get("quiet")), keep=keep))
         result = made()
-    if not any(one["step"] for one in result["configurations"]):
+    if not result.measured:
         raise error or next((row.error for row in bench.rows if row.error), Bug("nothing was measured"))
     if limits.engine == "local":
         _remember(result, machine)
     unwritten = [failed for write in _files(typed, result, destination, preset) if (failed := _failure(write))]
     error = error or next(iter(unwritten), None)
-    result["error"] = error.to_json() if error is not None else None
-    _show(typed, result, destination if not unwritten else None)
+    _show(
+        typed,
+        replace(result, error=error.to_json() if error is not None else None),
+        destination if not unwritten else None,
+    )
     if error is not None:
         if not typed.get("json"):
             say_error(error)
@@ -178,7 +182,7 @@ def _bench(typed: dict[str, Any]) -> None:
 
 
 def _files(
-    typed: Mapping[str, Any], result: Result, destination: Path | None, preset: Path | None
+    typed: Mapping[str, Any], result: BenchResult, destination: Path | None, preset: Path | None
 ) -> Iterator[Callable[[], None]]:
     """What is to be written. One that fails hinders neither the others nor the screen."""
     if destination is not None:
@@ -225,11 +229,10 @@ def _whole(typed: Mapping[str, Any], field: str, flag: str, usual: int) -> int:
     return int(text)
 
 
-def _remember(result: Result, machine: str) -> None:
-    for one in result["configurations"]:
-        ceiling = one["work_rate"]["ceiling"]
-        if ceiling:
-            state.remember_rate(machine, one["setup"]["dtype"], ceiling)
+def _remember(result: BenchResult, machine: str) -> None:
+    for case in result.measured:
+        if case.work_rate.ceiling:
+            state.remember_rate(machine, case.setup["dtype"], case.work_rate.ceiling)
 
 
 # --- what to measure
@@ -442,9 +445,9 @@ def _writable(path: Path, elsewhere: str) -> None:
         raise cannot_write(path, error, hint=elsewhere) from None
 
 
-def _show(typed: Mapping[str, Any], result: Result, destination: Path | None) -> None:
+def _show(typed: Mapping[str, Any], result: BenchResult, destination: Path | None) -> None:
     if typed.get("json"):
-        print_json(result)
+        print_json(schema.to_json(result))
         return
     if typed.get("markdown"):
         for line in screen.markdown(result):
@@ -461,15 +464,15 @@ def _show(typed: Mapping[str, Any], result: Result, destination: Path | None) ->
         tell(str(destination))
 
 
-def _next(result: Result, destination: Path | None) -> Iterator[str]:
-    if result["work"]["model"] in ("builtin", "tiny-random"):
+def _next(result: BenchResult, destination: Path | None) -> Iterator[str]:
+    if result.work.model in ("builtin", "tiny-random"):
         yield "Figures others can compare with: sdcli bench -m sd15 --random-weights"
     yield "Cite: --markdown, --html FILE"
     name = shlex.quote(str(destination)) if destination is not None else "old.json"
     yield f"Gate: sdcli bench compare {show(name, 200)} new.json"
 
 
-def _write_page(path: Path, result: Result) -> None:
+def _write_page(path: Path, result: BenchResult) -> None:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(page.html(result), encoding="utf-8", errors="backslashreplace")
@@ -501,13 +504,13 @@ def _preset_file(typed: Mapping[str, Any]) -> Path | None:
     return path
 
 
-def _save_preset(path: Path, result: Result) -> None:
+def _save_preset(path: Path, result: BenchResult) -> None:
     """The fastest row that draws the reference's picture, as a preset of the user's own."""
     chosen = results.best(result)
     if chosen is None:
         return
-    pins = {key: value for key, value in chosen["options"].items() if key in _SLOTS}
-    rest = {_FLAGS[key].field: value for key, value in chosen["options"].items() if key not in _SLOTS}
+    pins = {key: value for key, value in chosen.options.items() if key in _SLOTS}
+    rest = {_FLAGS[key].field: value for key, value in chosen.options.items() if key not in _SLOTS}
     lines = [f'description = "{_KEPT}{surroundings.now_utc()[:10]}"']
     lines += [f"{field} = {json.dumps(value)}" for field, value in rest.items()]
     if pins:
@@ -534,16 +537,16 @@ def _compare(typed: dict[str, Any]) -> None:
         baseline, candidate = (results.read(Path(word)) for word in words)
     else:
         raise Usage("two results are compared", hint="sdcli bench compare old.json new.json")
-    found = comparison.comparison(baseline, candidate, threshold, here=bool(runs))
-    if error is None and found["failed"]:
-        worst = max(row["ratio"]["value"] for row in found["rows"] if row["verdict"] == "slower")
+    compared = comparison.comparison(baseline, candidate, threshold, here=bool(runs))
+    if error is None and compared.failed:
+        worst = max(row.ratio.value for row in compared.rows if row.verdict == "slower")
         error = Slower(
             f"slower by {(worst - 1) * 100:.1f} %, more than the {threshold * 100:g} % allowed", hint=comparison.ADVICE
         )
     if typed.get("json"):
-        print_json(found | {"error": error.to_json() if error else None})
+        print_json(schema.to_json(replace(compared, error=error.to_json() if error else None)))
         raise Answered(error.code if error else 0)
-    for line in comparison.lines(found):
+    for line in comparison.lines(compared):
         tell(line)
     if error is not None:
         raise error
@@ -561,12 +564,12 @@ def _percent(text: str) -> float:
 
 def _measured_here(
     typed: Mapping[str, Any], runs: tuple[str, ...]
-) -> tuple[Result, Result, Interrupted | Terminated | None]:
+) -> tuple[BenchResult, BenchResult, Interrupted | Terminated | None]:
     """Both programs in turn, one process of each per round, so that whatever the machine does meets both. Interrupted
     after a whole round, what was measured by then is compared."""
     rounds = _whole(typed, "processes", "--processes", 5)
     passed = list(_passed_on(typed))
-    found: tuple[list[Result], list[Result]] = ([], [])
+    found: tuple[list[BenchResult], list[BenchResult]] = ([], [])
     error: Interrupted | Terminated | None = None
     try:
         for number in range(rounds):
@@ -598,7 +601,7 @@ def _passed_on(typed: Mapping[str, Any]) -> Iterator[str]:
                 yield from (flag, str(item))
 
 
-def _run_other(program: str, passed: list[str]) -> Result:
+def _run_other(program: str, passed: list[str]) -> BenchResult:
     path = Path(program).expanduser()
     start = [sys.executable, str(path)] if path.suffix == ".py" else [str(path) if path.exists() else program]
     try:
