@@ -154,6 +154,38 @@ def test_mistakes_are_usage(words: tuple[str, ...], said: str, capfd: pytest.Cap
     assert done.code == 2 and said in done.err and "try: sdcli " in done.err
 
 
+@pytest.mark.parametrize(
+    ("sweep", "hint"),
+    (
+        ("steps=0", "--sweep steps=1"),
+        ("dtype=fp99", "--sweep dtype=fp32"),
+        ("sampler=Eulerr", "--sweep sampler=Euler"),
+        ("seed=first", "--sweep seed=1,5,9"),
+    ),
+)
+def test_a_wrong_value_of_a_sweep_is_mended_in_the_sweep(
+    sweep: str, hint: str, capfd: pytest.CaptureFixture[str]
+) -> None:
+    done = bench(capfd, *FAKE, "--quick", "--sweep", sweep)
+    line = done.err.partition("try: ")[2].splitlines()[0]
+    assert done.code == 2 and line.startswith(f"sdcli bench {' '.join(FAKE)} --quick {hint}")
+
+
+def test_what_an_image_for_settings_cannot_give_is_said(here: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    from PIL import Image
+    from PIL.PngImagePlugin import PngInfo
+
+    info = PngInfo()
+    info.add_text("parameters", "a cat\nSteps: 6, Sampler: LMS, Hires upscale: 2, CFG scale: 7, Seed: 1, Size: 64x64")
+    Image.new("RGB", (8, 8)).save("webui.png", pnginfo=info)
+    words = ("--settings-from", "webui.png", *FAKE, "--quick", "--json")
+    done = bench(capfd, *words)
+    told = " ".join(done.err.split())
+    assert "note: not taken from the picture's settings: Sampler LMS (DPM++ 2M Karras is used)" in told
+    assert "Hires upscale 2" in told and done.json["work"]["sampler"] == "DPM++ 2M Karras"
+    assert "not taken" not in bench(capfd, *words, "--quiet").err
+
+
 def test_a_preset_made_by_hand_is_not_replaced(here: Path, capfd: pytest.CaptureFixture[str]) -> None:
     words = (*FAKE, "--quick", "--sweep", "steps=3,4", "--save-preset", "mine")
     assert bench(capfd, *words).code == 0
