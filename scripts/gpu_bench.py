@@ -72,7 +72,7 @@ TASKS = (
 )  # fmt: skip
 
 
-def measure(task: Task, device: str, max_time: int, dry: bool, folder: Path) -> results.Result | None:
+def measure(task: Task, device: str, max_time: int, dry: bool, folder: Path) -> results.BenchResult | None:
     """None where no row could be measured; bench has said why."""
     file = folder / f"{TASKS.index(task)}.json"
     how = ("--device", device, "--max-time", str(max_time), "--save", str(file))
@@ -83,13 +83,13 @@ def measure(task: Task, device: str, max_time: int, dry: bool, folder: Path) -> 
     return results.read(file) if done.returncode == 0 else None
 
 
-def page(found: dict[Task, results.Result | None], dry: bool) -> str:
+def page(found: dict[Task, results.BenchResult | None], dry: bool) -> str:
     lines = ["# Steps on a GPU", ""]
     if dry:
         lines += ["**A rehearsal with an engine that draws nothing: no figure below means anything.**", ""]
     known = next((result for result in found.values() if result is not None), None)
     if known is not None:
-        about = known["environment"]
+        about = known.environment
         where = f"{results.machine_text(about)}, driver {about['driver'] or 'unknown'}, CUDA {about['cuda'] or 'none'}"
         lines += [
             f"Recorded {date.today().isoformat()} by `python -m scripts.gpu_bench` on {where}. Random weights.",
@@ -102,16 +102,16 @@ def page(found: dict[Task, results.Result | None], dry: bool) -> str:
     return "\n".join(lines).rstrip() + "\n"
 
 
-def beside(task: Task, result: results.Result | None) -> list[str]:
+def beside(task: Task, result: results.BenchResult | None) -> list[str]:
     """Others' figures, and ours divided by them. Theirs are of other days, machines and versions: no verdict."""
-    steps = [one["step"] for one in result["configurations"] if one["step"]] if result is not None else []
+    steps = [case.summary for case in result.measured] if result is not None else []
     if not task.published or not steps:
         return []
-    fastest = min(steps, key=lambda step: float(step["median"]))
+    fastest = min(steps, key=lambda step: step.median)
     lines = ["| published | a step | ours, fastest, takes |", "|---|---|---|"]
     for other in task.published:
         theirs = 1 / other.steps_per_second
-        spread = [f"{fastest[name] / theirs:.3f}" for name in ("median", "low", "high")]
+        spread = [f"{seconds / theirs:.3f}" for seconds in (fastest.median, fastest.low, fastest.high)]
         lines.append(f"| {other.what} | {screen.time_text(theirs)} | ×{spread[0]} ({spread[1]}–{spread[2]}) |")
     ours = f"{statistics.CONFIDENCE:.0%} interval of ours; theirs came without one, on other machines and versions."
     return [*lines, "", f"In brackets the {ours}", ""]
@@ -125,7 +125,7 @@ def main(words: list[str] | None = None) -> None:
     parser.add_argument("--output", type=Path, default=ROOT / "docs" / "benchmarks" / "gpu.md")
     asked = parser.parse_args(words)
     device, most = ("cpu", min(asked.max_time, 1)) if asked.dry else (asked.device, asked.max_time)
-    found: dict[Task, results.Result | None] = {}
+    found: dict[Task, results.BenchResult | None] = {}
     with tempfile.TemporaryDirectory(prefix="sdcli-gpu-") as folder:
         for task in TASKS:
             print(task.name, file=sys.stderr)

@@ -125,7 +125,10 @@ def _read_union(choices: list[Any], data: Any, at: str, whole: bool) -> Any:
 
 def _read_plain(hint: Any, data: Any, at: str) -> Any:
     if hint is float and isinstance(data, (int, float)) and not isinstance(data, bool):
-        return float(data)
+        try:
+            return float(data)
+        except OverflowError:
+            raise _Wrong(f"{at} is too large a number") from None
     if hint is float and data is None:
         return math.nan
     if hint is int and isinstance(data, bool):

@@ -1,4 +1,4 @@
-"""A result as a page: every step plotted, where the seconds and bytes go, the pictures, and under what circumstances.
+"""A result as a page: every step plotted, where the seconds and bytes go, the images, and under what circumstances.
 
 One file, nothing fetched, readable in light and in dark and without scripts.
 """
@@ -6,13 +6,13 @@ One file, nothing fetched, readable in light and in dark and without scripts.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from html import escape
-from typing import Any
 
 from sdcli.bench import result as results
 from sdcli.bench import screen, statistics
-from sdcli.bench.result import Result
+from sdcli.bench.result import BenchResult, Case, ImageRun
+from sdcli.schema import to_json
 from sdcli.terminal import fit, show, size_text
 
 STYLE = """
@@ -51,25 +51,25 @@ PHASES = ("import", "load", "encode", "denoise", "decode", "save")
 MOST_POINTS = 4000  # in one plot; beyond that every second, third … one, but never an outlier, is left out
 WIDTH, HEIGHT = 1100, 260
 LEFT, RIGHT, TOP, BOTTOM = 70, 20, 14, 30
+NAMES = 250.0  # of the width, where bars stand beside their names
 SHARED = 4  # plots whose scales differ by less share one, so that they can be compared by eye
 MOST_LABELS = 8  # of steps beyond a plot's scale
 
 
-def html(result: Result) -> str:
+def html(result: BenchResult) -> str:
     """The whole page."""
-    work = result["work"]
-    rows = [one for one in result["configurations"] if one["step"]]
-    title = f"{show(work['model'], 60)} · {work['width']}×{work['height']} · {work['steps']} steps"
+    work, cases = result.work, result.measured
+    title = f"{show(work.model, 60)} · {work.width}×{work.height} · {work.steps} steps"
     body = [
         f"<h1>{escape(title)}</h1>",
         f'<p class="soft">{escape(_where(result))}</p>',
-        _headline(result, rows),
-        _doubts(result, rows),
-        "<h2>Figures</h2>" + _overview(result, rows) + _table(result),
-        "<h2>Every step</h2>" + _every_step(rows),
-        "<h2>Where the seconds go</h2>" + _phase_bars(rows),
-        "<h2>Memory</h2>" + "".join(_memory(one) for one in rows),
-        "<h2>Pictures</h2>" + _pictures(result),
+        _headline(result),
+        _doubts(result),
+        "<h2>Figures</h2>" + _overview(result) + _table(result),
+        "<h2>Every step</h2>" + _every_step(cases),
+        "<h2>Where the seconds go</h2>" + _phase_bars(cases),
+        "<h2>Memory</h2>" + "".join(map(_memory, cases)),
+        "<h2>Pictures</h2>" + _images(result),
         "<h2>Method</h2>" + f"<p>{escape(screen.methods(result))}</p>",
         "<h2>Provenance</h2>" + _provenance(result),
     ]
@@ -82,142 +82,157 @@ def html(result: Result) -> str:
     )
 
 
+def _svg(kind: str, height: float, label: str, *content: str) -> str:
+    return (
+        f'<div class="wide"><svg class="{kind}" viewBox="0 0 {WIDTH} {height}" role="img" '
+        f'aria-label="{label}">{"".join(content)}</svg></div>'
+    )
+
+
+def _name(case: Case, limit: int = 60) -> str:
+    return escape(show(case.name, limit))
+
+
+def _name_at(case: Case, y: float) -> str:
+    return f'<text class="name" x="0" y="{y}">{escape(fit(show(case.name, 60), 32))}</text>'
+
+
+def _level(kind: str, y: float) -> str:
+    return f'<line class="{kind}" x1="{LEFT}" x2="{WIDTH - RIGHT}" y1="{y:.1f}" y2="{y:.1f}"/>'
+
+
+def _scale(top: float, parts: int, y: Callable[[float], float], text: Callable[[float], str]) -> str:
+    """Lines across, and what they stand for, from 0 to `top`."""
+    levels = [top * n / parts for n in range(parts + 1)]
+    return "".join(
+        _level("axis", y(level))
+        + f'<text x="{LEFT - 8}" y="{y(level) + 4:.1f}" text-anchor="end">{text(level) if level else 0}</text>'
+        for level in levels
+    )
+
+
 # --- the head
 
 
-def _where(result: Result) -> str:
-    work = result["work"]
+def _where(result: BenchResult) -> str:
+    work = result.work
     return (
-        f"{work['sampler']}, guidance {work['guidance']:g}, batch {work['batch_size']}, seed {work['seed']} · "
-        f"{results.machine_text(result['environment'])} · sdcli {result['version']}"
+        f"{work.sampler}, guidance {work.guidance:g}, batch {work.batch_size}, seed {work.seed} · "
+        f"{results.machine_text(result.environment)} · sdcli {result.version}"
     )
 
 
-def _headline(result: Result, rows: Sequence[Mapping[str, Any]]) -> str:
-    best = results.best(result) or (rows[0] if rows else None)
-    if best is None:
+def _headline(result: BenchResult) -> str:
+    cases = result.measured
+    if not cases:
         return "<p>Nothing was measured.</p>"
-    step = best["step"]
-    name = f"{escape(show(best['name'], 60))}, " if len(rows) > 1 else ""
-    known = f"{screen.INTERVALS[step['interval']]} " if screen.has_interval(step) else ""
+    best = results.best(result) or cases[0]
+    step = best.summary
+    name = f"{_name(best)}, " if len(cases) > 1 else ""
+    what = f"{screen.INTERVALS[step.interval]} " if screen.has_interval(step) else ""
     return (
-        f'<p><span class="big">{screen.time_text(step["median"])}</span> a step<br>'
-        f'<span class="soft">{name}{known}{screen.interval_text(step)}, {_count(step["n"], "step", "s")} in '
-        f"{_count(step['processes'], 'process', 'es')}</span></p>"
+        f'<p><span class="big">{screen.time_text(step.median)}</span> a step<br>'
+        f'<span class="soft">{name}{what}{screen.interval_text(step)}, {screen.count_text(step.n, "step", "steps")} in '
+        f"{screen.count_text(step.processes, 'process', 'processes')}</span></p>"
     )
 
 
-def _count(number: int, what: str, many: str) -> str:
-    return f"{number} {what}{'' if number == 1 else many}"
-
-
-def _doubts(result: Result, rows: Sequence[Mapping[str, Any]]) -> str:
-    said = [f"The machine was busy: {show(reason, 200)}" for reason in result["reasons"]]
-    said += [
-        f"{show(one['name'], 60)} is not steady: {', '.join(one['step']['unstable_because'])}"
-        for one in rows
-        if one["step"]["unstable"]
+def _doubts(result: BenchResult) -> str:
+    cases = result.measured
+    doubts = [f"The machine was busy: {show(reason, 200)}" for reason in result.reasons]
+    doubts += [
+        f"{show(case.name, 60)} is not steady: {', '.join(case.summary.unstable_because)}"
+        for case in cases
+        if case.summary.unstable
     ]
-    cold = [show(one["name"], 60) for one in rows if not one["warmup_stable"]]
+    cold = [show(case.name, 60) for case in cases if not case.warmup_stable]
     if cold:
-        which = "every configuration" if len(cold) == len(rows) > 1 else ", ".join(cold)
-        said.append(f"Not warm yet when measured: {which}")
-    if result["stopped_by"] != "interval":
+        which = "every configuration" if len(cold) == len(cases) > 1 else ", ".join(cold)
+        doubts.append(f"Not warm yet when measured: {which}")
+    if result.stopped_by != "interval":
         how = {"max-time": "--max-time", "limit": "as much as is ever measured", "interrupted": "an interruption"}
-        by = how.get(result["stopped_by"], show(result["stopped_by"], 20))
-        said.append(f"Measuring was ended by {by} before all intervals were narrow")
-    return "".join(f'<p class="warn">{escape(line)}</p>' for line in said)
+        by = how.get(result.stopped_by, show(result.stopped_by, 20))
+        doubts.append(f"Measuring was ended by {by} before all intervals were narrow")
+    return "".join(f'<p class="warn">{escape(doubt)}</p>' for doubt in doubts)
 
 
 # --- figures
 
+_HEADS = ("step", "95 % interval", "ratio", "picture", "memory", "steps/s", "images/s", "work", "p10", "p90", "p99",
+          "MAD", "first step", "outliers", "n")  # fmt: skip
 
-def _table(result: Result) -> str:
-    heads = ("configuration", "step", "95 % interval", "ratio", "picture", "memory", "steps/s", "images/s", "work",
-             "p10", "p90", "p99", "MAD", "first step", "outliers", "n")  # fmt: skip
-    best = results.best(result)
+
+def _table(result: BenchResult) -> str:
+    best = results.best(result) if len(result.configurations) > 1 else None
     rows = []
-    for one in result["configurations"]:
-        marked = best is not None and one["name"] == best["name"] and len(result["configurations"]) > 1
-        rows.append((_figures(one), "best" if marked else ""))
-    head = "".join(f"<th>{escape(cell)}</th>" for cell in heads)
-    body = "\n".join(
-        f'<tr class="{kind}"><td>{escape(row[0])}</td>'
-        + (f'<td class="why" colspan="{len(heads) - 1}">{escape(row[1])}</td>' if len(row) == 2 else "")
-        + ("".join(f"<td>{escape(cell)}</td>" for cell in row[1:]) if len(row) > 2 else "")
-        + "</tr>"
-        for row, kind in rows
-    )
+    for case in result.configurations:
+        if case.step:
+            figures = _figures(case)
+            cells = "".join(f"<td>{escape(figures[head])}</td>" for head in _HEADS)
+        else:
+            cells = f'<td class="why" colspan="{len(_HEADS)}">{escape(screen.failure_text(case))}</td>'
+        kind = "best" if best is not None and case.name == best.name else ""
+        rows.append(f'<tr class="{kind}"><td>{_name(case)}</td>{cells}</tr>')
+    head = "".join(f"<th>{escape(cell)}</th>" for cell in ("configuration", *_HEADS))
+    body = "\n".join(rows)
     return f'<div class="wide"><table><thead><tr>{head}</tr></thead><tbody>\n{body}\n</tbody></table></div>'
 
 
-def _figures(one: Mapping[str, Any]) -> list[str]:
-    step = one["step"]
-    if not step:
-        why = show(one["error"]["message"], 120) if one["error"] else "not measured"
-        return [show(one["name"], 60), why]
-    time, rates, rate = screen.time_text, one["rates"], one["work_rate"]
-    ratio = "1" if one["reference"] else screen.ratio_text(one["ratio"]) if one["ratio"] else ""
-    share = f"{screen.rate_text(rate['flops_per_second'])}, {screen.share_text(rate['share'])}" if rate["share"] else ""
-    if one["launch_bound"] is not None:
-        share += f", waits for launches {one['launch_bound'] * 100:.0f} %"
-    peak = one["memory"]["measured"]["reserved_peak"] or one["memory"]["measured"]["host_peak"]
-    return [
-        show(one["name"], 60), time(step["median"]), screen.interval_text(step), ratio,
-        screen.picture_text(one), size_text(peak) if peak else "", _plain(rates["steps_per_second"]),
-        _plain(rates["images_per_second"]), share, time(step["p10"]), time(step["p90"]), time(step["p99"]),
-        time(step["mad"]) if step["mad"] else "0", time(one["first_step_seconds"]), str(step["outliers"]),
-        str(step["n"]),
-    ]  # fmt: skip
+def _figures(case: Case) -> dict[str, str]:
+    step, rate = case.summary, case.work_rate
+    work = ""
+    if rate.share and rate.flops_per_second:
+        work = f"{screen.rate_text(rate.flops_per_second)}, {screen.share_text(rate.share)}"
+    if case.launch_bound is not None:
+        work += f", waits for launches {case.launch_bound * 100:.0f} %"
+    return screen.figures(case) | {
+        "steps/s": _plain(case.rates.steps_per_second), "images/s": _plain(case.rates.images_per_second), "work": work,
+        "MAD": screen.time_text(step.mad) if step.mad else "0",
+        "first step": screen.time_text(case.first_step_seconds or 0.0), "outliers": str(step.outliers),
+    }  # fmt: skip
 
 
 def _plain(value: float | None) -> str:
     return "" if value is None else f"{value:,.0f}" if value >= 1000 else f"{value:.3g}"
 
 
-def _overview(result: Result, rows: Sequence[Mapping[str, Any]]) -> str:
+def _overview(result: BenchResult) -> str:
     """A bar for each configuration, its interval across the end."""
-    if len(rows) < 2:
+    cases, best = result.measured, results.best(result)
+    if len(cases) < 2:
         return ""
-    best = results.best(result)
-    start, room = 250.0, WIDTH - 250.0 - 130.0
-    most = max(max(one["step"]["high"], one["step"]["median"]) for one in rows)
+    most = max(max(case.summary.high, case.summary.median) for case in cases)
     bars = []
-    for number, one in enumerate(rows):
-        step, y = one["step"], 4 + number * 28
-        end, low, high = (start + room * step[name] / most for name in ("median", "low", "high"))
-        chosen = " best" if best is not None and one["name"] == best["name"] else ""
+    for number, case in enumerate(cases):
+        step, y = case.summary, 4 + number * 28
+        room = WIDTH - NAMES - 130
+        end, low, high = (NAMES + room * seconds / most for seconds in (step.median, step.low, step.high))
+        chosen = " best" if best is not None and case.name == best.name else ""
         bars.append(
-            f'<text class="name" x="0" y="{y + 15}">{escape(fit(show(one["name"], 60), 32))}</text>'
-            f'<rect class="bar{chosen}" x="{start}" y="{y}" width="{end - start:.1f}" height="20"/>'
+            _name_at(case, y + 15)
+            + f'<rect class="bar{chosen}" x="{NAMES}" y="{y}" width="{end - NAMES:.1f}" height="20"/>'
             f'<line class="spread" x1="{low:.1f}" x2="{high:.1f}" y1="{y + 10}" y2="{y + 10}"/>'
-            f'<text x="{max(end, high) + 8:.1f}" y="{y + 15}">{screen.time_text(step["median"])}'
-            f"{', lossy' if one['image']['lossy'] else ''}</text>"
+            f'<text x="{max(end, high) + 8:.1f}" y="{y + 15}">{screen.time_text(step.median)}'
+            f"{', lossy' if case.image.lossy else ''}</text>"
         )
-    return (
-        f'<div class="wide"><svg class="overview" viewBox="0 0 {WIDTH} {8 + 28 * len(rows)}" role="img" '
-        f'aria-label="Median step of each configuration">{"".join(bars)}</svg></div>'
-    )
+    return _svg("overview", 8 + 28 * len(cases), "Median step of each configuration", *bars)
 
 
 # --- every step
 
 
-def _every_step(rows: Sequence[Mapping[str, Any]]) -> str:
-    tops = [_top(one) for one in rows]
+def _every_step(cases: Sequence[Case]) -> str:
+    tops = [_top(case) for case in cases]
     together = len(tops) > 1 and max(tops) <= SHARED * min(tops)
     note = '<p class="soft">All on one scale.</p>' if together else ""
-    return (
-        _legend()
-        + note
-        + "".join(_steps(one, max(tops) if together else top) for one, top in zip(rows, tops, strict=True))
-    )
+    plots = [_steps(case, max(tops) if together else top) for case, top in zip(cases, tops, strict=True)]
+    return _legend() + note + "".join(plots)
 
 
-def _top(one: Mapping[str, Any]) -> float:
+def _top(case: Case) -> float:
     """Where its scale ends. What lies far above the rest, as a first step that compiles, is drawn at the edge."""
-    points = [(seconds, kind) for seconds, kind, _ in _points(one)]
-    usual = max((seconds for seconds, kind in points if kind == "step"), default=one["step"]["max"])
+    points = [(seconds, kind) for seconds, kind, _ in _points(case)]
+    usual = max((seconds for seconds, kind in points if kind == "step"), default=case.summary.max)
     return min(max(seconds for seconds, _ in points), 3 * usual) * 1.05 or 1.0
 
 
@@ -227,188 +242,158 @@ def _legend() -> str:
     return f'<p class="key">{marks}<span class="soft">shaded: 95 % interval of the median</span></p>'
 
 
-def _steps(one: Mapping[str, Any], top: float) -> str:
-    points = list(_points(one))
-    step = one["step"]
+def _steps(case: Case, top: float) -> str:
+    points, step = list(_points(case)), case.summary
     across = (WIDTH - LEFT - RIGHT) / max(1, len(points) - 1)
 
     def y(seconds: float) -> float:
         return TOP + (HEIGHT - TOP - BOTTOM) * (1 - min(seconds, top) / top)
 
-    beyond = [(place, seconds) for place, (seconds, _, _) in enumerate(points) if seconds > top]
-    told = "".join(
-        f'<text class="beyond" x="{min(LEFT + place * across, WIDTH - 90) + 6:.1f}" y="{TOP + 4}">'
+    beyond = [(index, seconds) for index, (seconds, _, _) in enumerate(points) if seconds > top]
+    labels = [
+        f'<text class="beyond" x="{min(LEFT + index * across, WIDTH - 90) + 6:.1f}" y="{TOP + 4}">'
         f"{screen.time_text(seconds)} ↑</text>"
-        for place, seconds in beyond[:MOST_LABELS]
-    )
+        for index, seconds in beyond[:MOST_LABELS]
+    ]
     thin = max(1, -(-len(points) // MOST_POINTS))
     dots = [
-        f'<circle class="{kind}" cx="{LEFT + place * across:.1f}" cy="{y(seconds):.1f}" '
+        f'<circle class="{kind}" cx="{LEFT + index * across:.1f}" cy="{y(seconds):.1f}" '
         f'r="{2.2 if kind == "step" else 3}">'
         f"<title>{escape(f'{about}: {screen.time_text(seconds)}')}</title></circle>"
-        for place, (seconds, kind, about) in enumerate(points)
-        if kind == "far" or seconds > top or place % thin == 0
+        for index, (seconds, kind, about) in enumerate(points)
+        if kind == "far" or seconds > top or index % thin == 0
     ]
-    middle = f"{y(step['median']):.1f}"
     band = (
-        f'<rect class="band" x="{LEFT}" width="{WIDTH - LEFT - RIGHT}" y="{y(step["high"]):.1f}" '
-        f'height="{max(1.0, y(step["low"]) - y(step["high"])):.1f}"/>'
-        f'<line class="median" x1="{LEFT}" x2="{WIDTH - RIGHT}" y1="{middle}" y2="{middle}"/>'
+        f'<rect class="band" x="{LEFT}" width="{WIDTH - LEFT - RIGHT}" y="{y(step.high):.1f}" '
+        f'height="{max(1.0, y(step.low) - y(step.high)):.1f}"/>' + _level("median", y(step.median))
     )
-    ticks = "".join(
-        f'<line class="axis" x1="{LEFT}" x2="{WIDTH - RIGHT}" y1="{y(top * n / 4):.1f}" y2="{y(top * n / 4):.1f}"/>'
-        f'<text x="{LEFT - 8}" y="{y(top * n / 4) + 4:.1f}" text-anchor="end">'
-        f"{screen.time_text(top * n / 4) if n else 0}</text>"
-        for n in range(5)
-    )
-    name = escape(show(one["name"], 60))
-    return (
-        f'<h3>{name}</h3><div class="wide"><svg class="steps" viewBox="0 0 {WIDTH} {HEIGHT}" role="img" '
-        f'aria-label="Every step of {name}">'
-        f"{ticks}{band}{''.join(_borders(one, across))}{''.join(dots)}{told}</svg></div>"
-    )
+    scale = _scale(top, 4, y, screen.time_text)
+    plot = _svg("steps", HEIGHT, f"Every step of {_name(case)}", scale, band, *_borders(case, across), *dots, *labels)
+    return f"<h3>{_name(case)}</h3>{plot}"
 
 
-def _points(one: Mapping[str, Any]) -> Iterable[tuple[float, str, str]]:
+def _points(case: Case) -> Iterable[tuple[float, str, str]]:
     """Seconds, kind and a few words, in the order they happened within each process."""
-    measured = [step for process in results.processes(one) for image in process for step in image]
-    middle, mad = one["step"]["median"], one["step"]["mad"]
-    for image in _runs(one):
-        for number, seconds in enumerate(image["step_seconds"], 1):
+    middle, mad = case.summary.median, case.summary.mad
+    for run in _in_order(case):
+        for number, seconds in enumerate(run.step_seconds, 1):
             far = mad > 0 and 0.6745 * abs(seconds - middle) / mad > statistics.OUTLIER
-            kind = "warm" if image["warmup"] else "first" if number == 1 and len(image["step_seconds"]) > 1 else "step"
-            if kind == "step" and far and measured:
-                kind = "far"
-            where = f"process {image['process'] + 1}, image {image['image'] + 1}, step {number}"
-            yield seconds, kind, where + (", warm-up" if image["warmup"] else "")
+            first = number == 1 and len(run.step_seconds) > 1
+            kind = "warm" if run.warmup else "first" if first else "far" if far else "step"
+            where = f"process {run.process + 1}, image {run.image + 1}, step {number}"
+            yield seconds, kind, where + (", warm-up" if run.warmup else "")
 
 
-def _runs(one: Mapping[str, Any]) -> list[Mapping[str, Any]]:
-    return sorted(one["runs"], key=lambda image: (image["process"], image["image"]))
+def _in_order(case: Case) -> list[ImageRun]:
+    return sorted(case.runs, key=lambda run: (run.process, run.image))
 
 
-def _borders(one: Mapping[str, Any], across: float) -> Iterable[str]:
+def _borders(case: Case, across: float) -> Iterable[str]:
     """A line and a number where each process begins."""
-    place, last = 0, None
-    for image in _runs(one):
-        if image["process"] != last:
-            last = image["process"]
-            x = LEFT + (place - 0.5) * across if place else LEFT
+    steps, last = 0, None
+    for run in _in_order(case):
+        if run.process != last:
+            last = run.process
+            x = LEFT + (steps - 0.5) * across if steps else LEFT
             yield f'<line class="axis" x1="{x:.1f}" x2="{x:.1f}" y1="{TOP}" y2="{HEIGHT - BOTTOM}"/>'
             yield f'<text x="{x + 3:.1f}" y="{HEIGHT - 10}">process {last + 1}</text>'
-        place += len(image["step_seconds"])
+        steps += len(run.step_seconds)
 
 
 # --- phases and memory
 
 
-def _phase_bars(rows: Sequence[Mapping[str, Any]]) -> str:
-    longest = max((sum(one["phases"][name] or 0 for name in PHASES) for one in rows), default=0) or 1
+def _phase_bars(cases: Sequence[Case]) -> str:
+    seconds_of = [to_json(case.phases) for case in cases]
+    longest = max((sum(phases[name] or 0 for name in PHASES) for phases in seconds_of), default=0) or 1
     bars = []
-    for number, one in enumerate(rows):
-        x, y = 250.0, 8 + number * 34
-        parts = [f'<text class="name" x="0" y="{y + 17}">{escape(fit(show(one["name"], 60), 32))}</text>']
+    for number, (case, phases) in enumerate(zip(cases, seconds_of, strict=True)):
+        x, y = NAMES, 8 + number * 34
+        bars.append(_name_at(case, y + 17))
         for color, name in enumerate(PHASES):
-            seconds = one["phases"][name] or 0.0
-            wide = (WIDTH - 250) * seconds / longest
+            seconds = phases[name] or 0.0
+            wide = (WIDTH - NAMES) * seconds / longest
             label = f"{name} {screen.seconds_text(seconds)} s"
-            parts.append(
+            bars.append(
                 f'<rect x="{x:.1f}" y="{y}" width="{wide:.1f}" height="24" style="fill:var(--p{color})">'
                 f"<title>{escape(label)}</title></rect>"
             )
             if wide > 8 * len(label):
-                parts.append(f'<text x="{x + 5:.1f}" y="{y + 16}" style="fill:var(--paper)">{escape(label)}</text>')
+                bars.append(f'<text x="{x + 5:.1f}" y="{y + 16}" style="fill:var(--paper)">{escape(label)}</text>')
             x += wide
-        bars.append("".join(parts))
     key = "".join(f'<span><i style="background:var(--p{color})"></i>{name}</span>' for color, name in enumerate(PHASES))
-    cold = "; ".join(f"{show(one['name'], 40)} {screen.seconds_text(one['phases']['cold_total'])} s" for one in rows)
+    cold = "; ".join(f"{show(case.name, 40)} {screen.seconds_text(case.phases.cold_total)} s" for case in cases)
     return (
-        f'<p class="key">{key}</p><div class="wide"><svg class="phases" viewBox="0 0 {WIDTH} {12 + 34 * len(rows)}" '
-        f'role="img" aria-label="Phases">{"".join(bars)}</svg></div>'
+        f'<p class="key">{key}</p>{_svg("phases", 12 + 34 * len(cases), "Phases", *bars)}'
         f'<p class="soft">From the start of the process to its first picture on disk: {escape(cold)}</p>'
     )
 
 
-def _memory(one: Mapping[str, Any]) -> str:
-    """Bytes held after each step of the first process, and what was predicted."""
-    held = [
-        (bytes_, image["warmup"]) for image in _runs(one) if image["process"] == 0 for bytes_ in image["step_bytes"]
-    ]
-    held = [pair for pair in held if pair[0]]
-    memory = one["memory"]
-    on_host = one["setup"].get("device") == "cpu"
-    peak = memory["measured"]["host_peak"] if on_host else memory["measured"]["reserved_peak"]
-    predicted = (memory["predicted"] or {}).get("host_peak" if on_host else "device_peak")
-    said = f"peak {size_text(peak)}" if peak else "peak unknown"
-    if memory["ratio"] and predicted:
-        said += f", predicted {size_text(predicted)} ({(memory['ratio'] - 1) * 100:+.0f} %)"
-    name = escape(show(one["name"], 60))
-    if len(held) < 2:
-        return f"<h3>{name}</h3><p>{escape(said)}</p>"
-    top: float = max(predicted or 0, peak or 0, *(bytes_ for bytes_, _ in held)) * 1.05
-    across = (WIDTH - LEFT - RIGHT) / (len(held) - 1)
+def _memory(case: Case) -> str:
+    """Bytes in use after each step of the first process, and what was predicted."""
+    used = [count for run in _in_order(case) if run.process == 0 for count in run.step_bytes if count]
+    peak, predicted = case.peaks
+    text = f"peak {size_text(peak)}" if peak else "peak unknown"
+    if case.memory.ratio and predicted:
+        text += f", predicted {size_text(predicted)} ({(case.memory.ratio - 1) * 100:+.0f} %)"
+    if len(used) < 2:
+        return f"<h3>{_name(case)}</h3><p>{escape(text)}</p>"
+    top: float = max(predicted or 0, peak or 0, *used) * 1.05
+    across = (WIDTH - LEFT - RIGHT) / (len(used) - 1)
     height = 170
 
-    def y(bytes_: float) -> float:
-        return 8 + (height - 16) * (1 - bytes_ / top)
+    def y(count: float) -> float:
+        return 8 + (height - 16) * (1 - count / top)
 
-    path = "M" + "L".join(f"{LEFT + n * across:.1f},{y(bytes_):.1f}" for n, (bytes_, _) in enumerate(held))
-    levels = [("peak", peak, LEFT + 4, "start"), ("predicted", predicted, WIDTH - RIGHT, "end")]
+    path = "M" + "L".join(f"{LEFT + n * across:.1f},{y(count):.1f}" for n, count in enumerate(used))
     lines = "".join(
-        f'<line class="median" x1="{LEFT}" x2="{WIDTH - RIGHT}" y1="{y(level):.1f}" y2="{y(level):.1f}"/>'
-        f'<text x="{x}" y="{y(level) + 15:.1f}" text-anchor="{anchor}">{label} {size_text(level)}</text>'
-        for label, level, x, anchor in levels
+        _level("median", y(level))
+        + f'<text x="{x}" y="{y(level) + 15:.1f}" text-anchor="{anchor}">{label} {size_text(level)}</text>'
+        for label, level, x, anchor in (
+            ("peak", peak, LEFT + 4, "start"),
+            ("predicted", predicted, WIDTH - RIGHT, "end"),
+        )
         if level
     )
-    ticks = "".join(
-        f'<line class="axis" x1="{LEFT}" x2="{WIDTH - RIGHT}" y1="{y(top * n / 2):.1f}" y2="{y(top * n / 2):.1f}"/>'
-        f'<text x="{LEFT - 8}" y="{y(top * n / 2) + 4:.1f}" text-anchor="end">'
-        f"{size_text(int(top * n / 2)) if n else 0}</text>"
-        for n in range(3)
-    )
-    return (
-        f'<h3>{name}</h3><div class="wide"><svg class="memory" viewBox="0 0 {WIDTH} {height}" role="img" '
-        f'aria-label="Memory of {name}">{ticks}{lines}<path class="bytes" d="{path}"/></svg></div>'
-        f'<p class="soft">{escape(said)}; held after each step of the first process</p>'
-    )
+    scale = _scale(top, 2, y, lambda count: size_text(int(count)))
+    plot = _svg("memory", height, f"Memory of {_name(case)}", scale, lines, f'<path class="bytes" d="{path}"/>')
+    return f'<h3>{_name(case)}</h3>{plot}<p class="soft">{escape(text)}; held after each step of the first process</p>'
 
 
-# --- pictures and provenance
+# --- images and provenance
 
 
-def _pictures(result: Result) -> str:
+def _images(result: BenchResult) -> str:
     figures = []
-    for one in result["configurations"]:
-        source = one.get("picture") or ""
-        if not _is_picture(source):
+    for case in result.configurations:
+        if not _is_png(case.picture or ""):
             continue
-        image = one["image"]
-        told = screen.picture_text(one)
-        if image["latent_mean_abs"]:
-            told += f", latents apart by {image['latent_mean_abs']:.2g} on average"
+        caption = f"{show(case.name, 60)}: {screen.likeness_text(case)}"
+        if case.image.latent_mean_abs:
+            caption += f", latents apart by {case.image.latent_mean_abs:.2g} on average"
         figures.append(
-            f'<figure><img src="{source}" alt="{escape(show(one["name"], 60))}" width="{result["work"]["width"]}">'
-            f"<figcaption>{escape(show(one['name'], 60))}: {escape(told)}</figcaption></figure>"
+            f'<figure><img src="{case.picture}" alt="{_name(case)}" width="{result.work.width}">'
+            f"<figcaption>{escape(caption)}</figcaption></figure>"
         )
     return f'<div class="pictures">{"".join(figures)}</div>' if figures else "<p>None were kept.</p>"
 
 
-def _is_picture(source: object) -> bool:
+def _is_png(source: str) -> bool:
     """A result file may come from anywhere: only a PNG of ours gets into the page."""
     start = "data:image/png;base64,"
     plain = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/="
-    return isinstance(source, str) and source.startswith(start) and not source[len(start) :].strip(plain)
+    return source.startswith(start) and not source[len(start) :].strip(plain)
 
 
-def _provenance(result: Result) -> str:
-    known = {**result["environment"], "seconds spent": round(result["seconds"], 1), "work": result["work"]["key"][:16]}
-    for one in result["configurations"]:
-        known[f"setup of {show(one['name'], 40)}"] = one["setup"]
+def _provenance(result: BenchResult) -> str:
+    facts = {**result.environment, "seconds spent": round(result.seconds, 1), "work": result.work.key[:16]}
+    facts |= {f"setup of {show(case.name, 40)}": case.setup for case in result.configurations}
     pairs = "".join(
-        f"<dt>{escape(show(name, 60))}</dt><dd>{escape(show(_said(value), 1500))}</dd>" for name, value in known.items()
+        f"<dt>{escape(show(name, 60))}</dt><dd>{escape(show(_text_of(value), 1500))}</dd>"
+        for name, value in facts.items()
     )
     return f"<dl>{pairs}</dl>"
 
 
-def _said(value: object) -> str:
+def _text_of(value: object) -> str:
     return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)

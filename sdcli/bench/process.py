@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from sdcli.bench import worker
-from sdcli.bench.worker import Order
+from sdcli.bench.worker import Drawn, Order
 from sdcli.errors import Bug, OutOfMemory, from_json
 from sdcli.terminal import show
 
@@ -45,11 +45,10 @@ class Worker:
     def __exit__(self, kind: object, *_: object) -> None:
         self.end(ENDING if kind is None else 0.2)  # one that is drawing would not look up before its picture is done
 
-    def draw(self, on_step: Callable[[int, int], None], *, watched: bool = False) -> dict[str, Any]:
+    def draw(self, on_step: Callable[[int, int], None], *, watched: bool = False) -> Drawn:
         """One batch more; `watched`: with the card's kernels counted, which makes its own steps no measure."""
         self._tell(worker.BUSY if watched else worker.DRAW)
-        found: dict[str, Any] = self._wait("drawn", on_step)
-        return found
+        return Drawn(**self._wait("drawn", on_step))
 
     def rate(self) -> float | None:
         """The device's best rate in this plan's dtype, tried now."""

@@ -12,12 +12,11 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from statistics import median
-from typing import Any
 
 from sdcli.bench import statistics
 from sdcli.bench.process import Worker
 from sdcli.bench.surroundings import Watch
-from sdcli.bench.worker import Order
+from sdcli.bench.worker import Drawn, Order
 from sdcli.errors import Interrupted, SdcliError, Stop
 from sdcli.plan.plan import Plan
 
@@ -53,12 +52,11 @@ class Image:
     process: int
     number: int
     warmup: bool
-    drawn: Mapping[str, Any]
+    drawn: Drawn
 
     @property
     def steps(self) -> list[float]:
-        found: list[float] = self.drawn["step_seconds"]
-        return found
+        return self.drawn.step_seconds
 
 
 @dataclass(kw_only=True)
@@ -70,7 +68,7 @@ class Row:
     error: SdcliError | None = None
     steady: bool = True  # every process's warm-up came to rest
     rate: float | None = None  # the device's best, tried beside it
-    busy: Mapping[str, Any] | None = None  # one batch with the card's kernels counted
+    busy: Drawn | None = None  # one batch with the card's kernels counted
 
     @property
     def measured(self) -> list[Image]:
@@ -78,10 +76,7 @@ class Row:
 
     def processes(self) -> list[list[tuple[float, ...]]]:
         """As statistics wants them: processes of images of steps, warm-up and first steps left out."""
-        found: dict[int, list[tuple[float, ...]]] = {}
-        for image in self.measured:
-            found.setdefault(image.process, []).append(statistics.steady(image.steps))
-        return list(found.values())
+        return statistics.by_process((image.process, image.steps) for image in self.measured)
 
 
 class Bench:
@@ -144,7 +139,7 @@ class Bench:
 
     def _time_for(self, row: Row) -> bool:
         """Whether one more image of this row would end in time, as long as it has been measured at all."""
-        last = row.images[-1].drawn["seconds"] if row.images else 0.0
+        last = row.images[-1].drawn.seconds if row.images else 0.0
         if self.seconds + last <= self.limits.max_time - self._spared():
             return True
         self._out_of_time = True
@@ -216,7 +211,7 @@ class Bench:
         while waiting:
             for row in list(waiting):
                 medians = self.medians(row)
-                spent = sum(image.drawn["seconds"] for image in self._of_process(row))
+                spent = sum(image.drawn.seconds for image in self._of_process(row))
                 if statistics.warmed_up(medians):
                     waiting.remove(row)
                 elif len(medians) >= WARM_IMAGES or spent >= WARM_SECONDS or not self._time_for(row):
@@ -284,7 +279,7 @@ class Bench:
         if not known:
             listener.probing(row)
         row.rate = known[0] if known else worker.rate()
-        if plan.hardware.kind == "cuda" and self.seconds + row.images[-1].drawn["seconds"] <= self.limits.max_time:
+        if plan.hardware.kind == "cuda" and self.seconds + row.images[-1].drawn.seconds <= self.limits.max_time:
             row.busy = worker.draw(listener.step, watched=True)
         worker.pause()
 

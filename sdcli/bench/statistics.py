@@ -63,12 +63,18 @@ class Summary:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Ratio:
-    """Candidate / baseline seconds. `verdict` is faster, slower or cannot-tell."""
+class Estimate:
+    """A value, and its 95 % interval."""
 
     value: float
     low: float
     high: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class Ratio(Estimate):
+    """Candidate / baseline seconds. `verdict` is faster, slower or cannot-tell; reference where nothing is compared."""
+
     verdict: str
     assumed: bool = False  # a side had one process: ASSUMED_SPREAD stands for what it cannot show
 
@@ -76,6 +82,15 @@ class Ratio:
 def steady(steps: Sequence[float]) -> tuple[float, ...]:
     """An image's steps without its first, which also pays for what follows the prompt; a lone step stays."""
     return tuple(steps[1:]) if len(steps) > 1 else tuple(steps)
+
+
+def by_process(images: Iterable[tuple[int, Sequence[float]]]) -> list[list[tuple[float, ...]]]:
+    """Images, each with the number of its process, as everything below wants them: without first steps."""
+    processes: dict[int, list[tuple[float, ...]]] = {}
+    for number, steps in images:
+        if steps:
+            processes.setdefault(number, []).append(steady(steps))
+    return list(processes.values())
 
 
 def summarise(processes: Sequence[Process], planned: int | None = None) -> Summary | None:

@@ -8,36 +8,24 @@ import itertools
 import json
 import re
 import shlex
-import subprocess
 import sys
 import tempfile
 from collections.abc import Callable, Iterator, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import typer
 
-from sdcli import data, reading
-from sdcli.bench import comparison, page, random_models, screen, surroundings
+from sdcli import data, schema
+from sdcli.bench import build, page, random_models, screen, surroundings
 from sdcli.bench import result as results
-from sdcli.bench.process import ENDING
-from sdcli.bench.result import Result
+from sdcli.bench.result import BenchResult
 from sdcli.bench.run import MAX_TIME, QUICK_TIME, Bench, Configuration, Limits, Listener, Row, scratch
-from sdcli.cli import ask, complete
+from sdcli.cli import ask, bench_options, complete, not_taken
 from sdcli.cli.answer import Answered, print_json, say_error
-from sdcli.errors import (
-    BadFile,
-    Bug,
-    CannotWrite,
-    Interrupted,
-    ModelMissing,
-    SdcliError,
-    Slower,
-    Stop,
-    Terminated,
-    Usage,
-    stopped_by,
-)
+from sdcli.cli.bench_compare import compare
+from sdcli.errors import Bug, CannotWrite, Interrupted, ModelMissing, SdcliError, Stop, Usage, stopped_by
 from sdcli.files import cannot_write, save
 from sdcli.live import LiveLine
 from sdcli.machine import memories
@@ -45,75 +33,27 @@ from sdcli.machine.folders import config_folder
 from sdcli.models.model import Model
 from sdcli.plan.plan import Plan
 from sdcli.plan.refusal import refused
-from sdcli.plan.techniques import TECHNIQUES
 from sdcli.request import config
-from sdcli.request.options import MODEL, OPTIONS, OUTPUT, SCREEN, Option, flag_of
 from sdcli.request.options import command as make
 from sdcli.terminal import fit, say, show, speaks_unicode, tell, width
 
 PROMPT = "a lighthouse on a cliff in the morning light"
 SEED = "1"
 MOST_ROWS = 64
-MEASURE = "Measure"
 FRAME = 0.1  # seconds between two images of the live line
 QUIET_SECONDS = 2.0  # between two lines where no terminal shows them
-_NOT_HERE = frozenset(
-    {
-        "num_images",
-        "output",
-        "prompts_file",
-        "format",
-        "metadata",
-        "overwrite",
-        "filmstrip",
-        "preview_every",
-        "fallback",
-    }
-)
-DRAWING = tuple(option for option in OPTIONS if option.field not in _NOT_HERE)
-RANDOM = Option(field="random_weights", flags=("--random-weights",), switch=True, panel=MODEL,
-                help="The model's full structure with random weights: no files, same speed.")  # fmt: skip
-MEASURING: tuple[Option, ...] = (
-    RANDOM,
-    Option(field="quick", flags=("--quick",), switch=True, panel=MEASURE,
-           help="One process, within a minute; its interval holds for that process only."),
-    Option(field="sweep", flags=("--sweep",), metavar="NAME=A,B", repeatable=True, panel=MEASURE,
-           help="Measure each value of a slot or option in turn: dtype=fp32,bf16."),
-    Option(field="processes", flags=("--processes",), metavar="N", panel=MEASURE,
-           help="Processes per configuration at least; 5 if not given."),
-    Option(field="max_time", flags=("--max-time",), metavar="SECONDS", panel=MEASURE,
-           help="Begin nothing new after so long, once each is measured; 900, with --quick 50."),
-    Option(field="save", flags=("--save",), metavar="FILE", panel=OUTPUT,
-           help="Where the result goes, with every step."),
-    Option(field="html", flags=("--html",), metavar="FILE", panel=OUTPUT, help="A page with every step plotted."),
-    Option(field="markdown", flags=("--markdown",), switch=True, panel=OUTPUT,
-           help="A table and a sentence on the method, to paste."),
-    Option(field="save_preset", flags=("--save-preset",), metavar="NAME", panel=OUTPUT,
-           help="Keep the fastest row's settings as a preset."),
-)  # fmt: skip
-COMPARING: tuple[Option, ...] = (
-    Option(field="run", flags=("--run",), metavar="SDCLI", repeatable=True, panel=MEASURE,
-           help="An sdcli to measure here and now; give two, the baseline first."),
-    Option(field="fail_if_slower", flags=("--fail-if-slower",), metavar="3%", panel=MEASURE,
-           help="End with exit code 10 if it is slower by more than that; 3% if not given."),
-    Option(field="processes", flags=("--processes",), metavar="N", panel=MEASURE,
-           help="Runs of each sdcli; 5 if not given."),
-    Option(field="max_time", flags=("--max-time",), metavar="SECONDS", panel=MEASURE,
-           help="Of each run: begin nothing new after so long; 50."),
-)  # fmt: skip
-_TALK = tuple(option for option in SCREEN if option.field in ("json", "quiet", "debug", "engine"))
 
 
 def command() -> typer.Typer:
     program = typer.Typer(rich_markup_mode=None)
     measure = make(
-        _bench, [*DRAWING, *MEASURING, *_TALK], name="bench", complete=complete.values,
+        _bench, bench_options.BENCH, name="bench", complete=complete.values,
         help="Measure time per step, memory and pictures: sdcli bench -m sd15 --sweep dtype=fp32,bf16",
     )  # fmt: skip
     program.callback(invoke_without_command=True)(_unless_subcommand(measure))
     program.command("compare")(
         make(
-            _compare, [*COMPARING, *DRAWING, RANDOM, *_TALK], name="compare", words="[BASELINE] [CANDIDATE]",
+            compare, bench_options.COMPARE, name="compare", words="[BASELINE] [CANDIDATE]",
             complete=complete.values, help="Compare two results: sdcli bench compare old.json new.json",
         )
     )  # fmt: skip
@@ -147,17 +87,19 @@ def _bench(typed: dict[str, Any]) -> None:
     if not known:
         raise configurations[0].error or Usage("nothing to measure", hint="--quick")
     plan = known[0]
+    if not typed.get("quiet"):
+        _say_not_taken(plan)
     machine = ask.machine_of(plan.hardware)
     options = {name: value for name, value in typed.items() if name not in ("json", "quiet", "debug", "save", "html")}
-    about = surroundings.provenance(plan.hardware, results.model_hash(plan), options)
+    about = surroundings.provenance(plan.hardware, build.model_hash(plan), options)
     destination = _destination(typed, plan)
     with scratch() as folder:
         bench = Bench(configurations, limits, folder)
 
-        def made() -> Result:
+        def made() -> BenchResult:
             types = {one.setup.dtype for one in known}
             ceilings = {kind: rate for kind in types if (rate := memories.best_rate(machine, kind))}
-            return results.build(bench, configurations[0].name, ceilings, about)
+            return build.build(bench, configurations[0].name, ceilings, about)
 
         def keep() -> None:
             if destination is not None and any(row.measured for row in bench.rows):
@@ -165,22 +107,33 @@ def _bench(typed: dict[str, Any]) -> None:
 
         error = _run(bench, Talk(bench, quiet=bool(typed.get("quiet")), keep=keep))
         result = made()
-    if not any(one["step"] for one in result["configurations"]):
+    if not result.measured:
         raise error or next((row.error for row in bench.rows if row.error), Bug("nothing was measured"))
     if limits.engine == "local":
         _remember(result, machine)
     unwritten = [failed for write in _files(typed, result, destination, preset) if (failed := _failure(write))]
     error = error or next(iter(unwritten), None)
-    result["error"] = error.to_json() if error is not None else None
-    _show(typed, result, destination if not unwritten else None)
+    _show(
+        typed,
+        replace(result, error=error.to_json() if error is not None else None),
+        destination if not unwritten else None,
+    )
     if error is not None:
         if not typed.get("json"):
             say_error(error)
         raise Answered(error.code)
 
 
+def _say_not_taken(plan: Plan) -> None:
+    """What --settings-from could not give, and what is measured in its place."""
+    for warning in plan.warnings:
+        if warning.code == not_taken.SETTINGS:
+            for line in folded(show(warning.message), width(sys.stderr), first="note: "):
+                say(line)
+
+
 def _files(
-    typed: Mapping[str, Any], result: Result, destination: Path | None, preset: Path | None
+    typed: Mapping[str, Any], result: BenchResult, destination: Path | None, preset: Path | None
 ) -> Iterator[Callable[[], None]]:
     """What is to be written. One that fails hinders neither the others nor the screen."""
     if destination is not None:
@@ -213,25 +166,17 @@ def _run(bench: Bench, listener: Talk) -> SdcliError | None:
 
 def _limits(typed: Mapping[str, Any]) -> Limits:
     quick = bool(typed.get("quick"))
-    processes = _whole(typed, "processes", "--processes", 1 if quick else 5)
+    processes = bench_options.whole_number(typed, "processes", "--processes", 1 if quick else 5)
     if quick and processes > 1:
         raise Usage(f"--quick measures one process, not {processes}", hint="the same command without --quick")
-    most = _whole(typed, "max_time", "--max-time", int(QUICK_TIME if quick else MAX_TIME))
+    most = bench_options.whole_number(typed, "max_time", "--max-time", int(QUICK_TIME if quick else MAX_TIME))
     return Limits(processes=processes, quick=quick, max_time=float(most), engine=ask.engine_of(typed))
 
 
-def _whole(typed: Mapping[str, Any], field: str, flag: str, usual: int) -> int:
-    text = str(typed.get(field, usual)).strip().removesuffix("s")
-    if not re.fullmatch(r"\d{1,6}", text, re.ASCII) or int(text) < 1:
-        raise Usage(f'{flag}: "{show(typed[field], 40)}" is not a whole number above 0', hint=f"{flag} {usual}")
-    return int(text)
-
-
-def _remember(result: Result, machine: str) -> None:
-    for one in result["configurations"]:
-        ceiling = one["work_rate"]["ceiling"]
-        if ceiling:
-            memories.remember_rate(machine, one["setup"]["dtype"], ceiling)
+def _remember(result: BenchResult, machine: str) -> None:
+    for case in result.measured:
+        if case.work_rate.ceiling:
+            memories.remember_rate(machine, case.setup["dtype"], case.work_rate.ceiling)
 
 
 # --- what to measure
@@ -239,7 +184,7 @@ def _remember(result: Result, machine: str) -> None:
 
 def _configurations(typed: dict[str, Any]) -> list[Configuration]:
     base = _with_defaults(typed)
-    sweeps = [_sweep(text) for text in typed.get("sweep", ())]
+    sweeps = [bench_options.sweep(text) for text in typed.get("sweep", ())]
     rows = list(itertools.product(*(values for _, values in sweeps)))
     if len(rows) > MOST_ROWS:
         raise Usage(f"--sweep: {len(rows)} configurations, more than {MOST_ROWS}", hint="--sweep dtype=fp32,bf16")
@@ -248,7 +193,7 @@ def _configurations(typed: dict[str, Any]) -> list[Configuration]:
 
 def _with_defaults(typed: dict[str, Any]) -> dict[str, Any]:
     """One prompt and one seed unless others were asked for; and no falling back: what is named is what is measured."""
-    base = {name: value for name, value in typed.items() if name not in {o.field for o in MEASURING}}
+    base = {name: value for name, value in typed.items() if name not in {o.field for o in bench_options.MEASURING}}
     base.setdefault("prompts", [PROMPT])
     base.setdefault("seeds", SEED)
     base["fallback"] = "no"
@@ -256,65 +201,17 @@ def _with_defaults(typed: dict[str, Any]) -> dict[str, Any]:
     return base
 
 
-_SLOTS = {technique.slot.replace("_", "-"): technique for technique in TECHNIQUES}
-
-
-def _sweep(text: str) -> tuple[str, list[str]]:
-    """`dtype=fp32,bf16`: a slot, or an option by its long flag."""
-    name, equals, listed = text.partition("=")
-    name = name.strip().lstrip("-").replace("_", "-")
-    values = [value.strip() for value in listed.split(",") if value.strip()]
-    if not equals or not values:
-        raise Usage(f'--sweep: "{show(text, 60)}" is not NAME=VALUE,VALUE', hint="--sweep dtype=fp32,bf16")
-    if name not in _SLOTS and name not in _FLAGS:
-        raise Usage(
-            f'--sweep: "{show(name, 40)}" is neither a slot ({", ".join(_SLOTS)}) nor an option',
-            hint="--sweep attention=fused,blocked",
-        )
-    return name, values
-
-
-_FLAGS = {
-    flag.removeprefix("--"): option
-    for option in DRAWING
-    for flag in option.flags
-    if flag.startswith("--") and option.field != "pins"  # slots are swept by their own names
-}
-
-
 def _configuration(base: Mapping[str, Any], chosen: Mapping[str, str]) -> Configuration:
     name = " ".join(f"{key}={value}" for key, value in chosen.items()) or "as asked"
-    flags = " ".join(filter(None, (_flag(key, value) for key, value in chosen.items())))
+    flags = " ".join(filter(None, (bench_options.flags_for(key, value) for key, value in chosen.items())))
     typed = dict(base)
     for key, value in chosen.items():
-        _choose(typed, key, value)
+        bench_options.choose(typed, key, value)
     try:
         return Configuration(name=name, options=chosen, flags=flags, plan=_plan(typed))
     except SdcliError as error:
+        error.hint = bench_options.hint_of(error.hint, chosen)
         return Configuration(name=name, options=chosen, flags=flags, error=error)
-
-
-def _choose(typed: dict[str, Any], key: str, value: str) -> None:
-    if key in _SLOTS:
-        typed["pins"] = [*typed.get("pins", []), f"{key}={value}"]
-        if key == "dtype":
-            typed.pop("dtype", None)
-        return
-    option = _FLAGS[key]
-    if option.switch:
-        typed[option.field] = value
-    else:
-        typed[option.field] = [value] if option.repeatable else value
-
-
-def _flag(key: str, value: str) -> str:
-    """As a shell takes it."""
-    if key in _SLOTS and key != "dtype":
-        return f"--pin {key}={value}"
-    option = _FLAGS[key]
-    if option.switch:
-        return flag_of(option.field) if config.convert(option.field, value) else ""
-    return f"{flag_of(option.field)} {shlex.quote(value)}"
 
 
 def _plan(typed: dict[str, Any]) -> Plan:
@@ -435,9 +332,9 @@ def _writable(path: Path, elsewhere: str) -> None:
         raise cannot_write(path, error, hint=elsewhere) from None
 
 
-def _show(typed: Mapping[str, Any], result: Result, destination: Path | None) -> None:
+def _show(typed: Mapping[str, Any], result: BenchResult, destination: Path | None) -> None:
     if typed.get("json"):
-        print_json(result)
+        print_json(schema.to_json(result))
         return
     if typed.get("markdown"):
         for line in screen.markdown(result):
@@ -454,8 +351,8 @@ def _show(typed: Mapping[str, Any], result: Result, destination: Path | None) ->
         tell(str(destination))
 
 
-def _next(result: Result, destination: Path | None) -> Iterator[str]:
-    if result["work"]["model"] in ("builtin", "tiny-random"):
+def _next(result: BenchResult, destination: Path | None) -> Iterator[str]:
+    if result.work.model in ("builtin", "tiny-random"):
         yield "Figures others can compare with: sdcli bench -m sd15 --random-weights"
     yield "Cite: --markdown, --html FILE"
     name = shlex.quote(str(destination)) if destination is not None else "old.json"
@@ -472,8 +369,9 @@ def _preset_file(typed: Mapping[str, Any]) -> Path | None:
     name = str(typed["save_preset"])
     if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_-]{0,39}", name, re.ASCII):
         raise Usage(f'--save-preset: "{show(name, 60)}" is no name for a preset', hint="--save-preset fast")
-    swept = [name for name, _ in map(_sweep, typed.get("sweep", ()))]
-    passing = [key for key in swept if key not in _SLOTS and _FLAGS[key].field in {*config.NOT_KEPT, "preset"}]
+    swept = [name for name, _ in map(bench_options.sweep, typed.get("sweep", ()))]
+    settings = {key: option.field for key, option in bench_options.FLAGS.items() if key not in bench_options.SLOTS}
+    passing = [key for key in swept if settings.get(key) in {*config.NOT_KEPT, "preset"}]
     if not swept or passing:
         why = f"--sweep {passing[0]} is none of its settings" if passing else "there is no --sweep to choose from"
         raise Usage(
@@ -486,127 +384,15 @@ def _preset_file(typed: Mapping[str, Any]) -> Path | None:
     return path
 
 
-def _save_preset(path: Path, result: Result) -> None:
+def _save_preset(path: Path, result: BenchResult) -> None:
     """The fastest row that draws the reference's picture, as a preset of the user's own."""
     chosen = results.best(result)
     if chosen is None:
         return
-    pins = {key: value for key, value in chosen["options"].items() if key in _SLOTS}
-    rest = {_FLAGS[key].field: value for key, value in chosen["options"].items() if key not in _SLOTS}
+    pins = {key: value for key, value in chosen.options.items() if key in bench_options.SLOTS}
+    rest = {bench_options.FLAGS[key].field: value for key, value in chosen.options.items() if key not in pins}
     lines = [f'description = "{_KEPT}{surroundings.now_utc()[:10]}"']
     lines += [f"{field} = {json.dumps(value)}" for field, value in rest.items()]
     if pins:
         lines.append("pins = { " + ", ".join(f"{slot} = {json.dumps(choice)}" for slot, choice in pins.items()) + " }")
     save(path, "\n".join(lines) + "\n", hint="sdcli config path")
-
-
-# --- comparing
-
-
-def _compare(typed: dict[str, Any]) -> None:
-    threshold = _percent(str(typed.get("fail_if_slower", f"{comparison.THRESHOLD * 100:g}%")))
-    words, runs = tuple(typed.get("words", ())), tuple(typed.get("run", ()))
-    error: SdcliError | None = None
-    if runs:
-        if len(runs) != 2 or words:
-            raise Usage("--run is given twice: the baseline, then the candidate", hint=comparison.ADVICE)
-        baseline, candidate, error = _measured_here(typed, runs)
-    elif len(words) == 2:
-        baseline, candidate = (results.read(Path(word)) for word in words)
-    else:
-        raise Usage("two results are compared", hint="sdcli bench compare old.json new.json")
-    found = comparison.comparison(baseline, candidate, threshold, here=bool(runs))
-    if error is None and found["failed"]:
-        worst = max(row["ratio"]["value"] for row in found["rows"] if row["verdict"] == "slower")
-        error = Slower(
-            f"slower by {(worst - 1) * 100:.1f} %, more than the {threshold * 100:g} % allowed", hint=comparison.ADVICE
-        )
-    if typed.get("json"):
-        print_json(found | {"error": error.to_json() if error else None})
-        raise Answered(error.code if error else 0)
-    for line in comparison.lines(found):
-        tell(line)
-    if error is not None:
-        raise error
-
-
-def _percent(text: str) -> float:
-    number = text.strip().removesuffix("%").strip()
-    if not re.fullmatch(r"\d{1,3}(\.\d{1,6})?", number, re.ASCII):
-        raise Usage(
-            f'--fail-if-slower: "{show(text, 40)}" is no percentage',
-            hint="--fail-if-slower 3%",
-        )
-    return float(number) / 100
-
-
-def _measured_here(
-    typed: Mapping[str, Any], runs: tuple[str, ...]
-) -> tuple[Result, Result, Interrupted | Terminated | None]:
-    """Both programs in turn, one process of each per round, so that whatever the machine does meets both. Interrupted
-    after a whole round, what was measured by then is compared."""
-    rounds = _whole(typed, "processes", "--processes", 5)
-    passed = list(_passed_on(typed))
-    found: tuple[list[Result], list[Result]] = ([], [])
-    error: Interrupted | Terminated | None = None
-    try:
-        for number in range(rounds):
-            for place in (0, 1) if number % 2 == 0 else (1, 0):
-                if not typed.get("quiet"):
-                    say(f"round {number + 1} of {rounds}: {show(runs[place], 100)}")
-                found[place].append(_run_other(runs[place], passed))
-    except (KeyboardInterrupt, Stop) as stop:
-        error = stopped_by(stop)
-    except (Interrupted, Terminated) as ended:  # the other program was
-        error = ended
-    whole = min(map(len, found))
-    if error is not None and not whole:
-        raise error
-    return comparison.merged(found[0][:whole]), comparison.merged(found[1][:whole]), error
-
-
-def _passed_on(typed: Mapping[str, Any]) -> Iterator[str]:
-    yield from ("--quick", "--json")
-    for option in (*DRAWING, RANDOM, *COMPARING[-1:], *(o for o in SCREEN if o.field == "engine")):
-        value = typed.get(option.field)
-        if value is None:
-            continue
-        flag = flag_of(option.field)
-        if option.switch:
-            yield flag if value else flag.replace("--", "--no-", 1)
-        else:
-            for item in value if isinstance(value, list) else [value]:
-                yield from (flag, str(item))
-
-
-def _run_other(program: str, passed: list[str]) -> Result:
-    path = Path(program).expanduser()
-    start = [sys.executable, str(path)] if path.suffix == ".py" else [str(path) if path.exists() else program]
-    try:
-        process = subprocess.Popen([*start, "bench", *passed], stdout=subprocess.PIPE, stderr=subprocess.PIPE)
-    except OSError as error:
-        raise Usage(
-            f"{show(program, 120)} cannot be run: {show(error.strerror or error)}", hint=comparison.ADVICE
-        ) from None
-    try:
-        content, _ = process.communicate()
-    except BaseException:  # it has processes of its own to end, and does so when asked
-        process.terminate()
-        try:
-            process.communicate(timeout=ENDING)
-        except subprocess.TimeoutExpired:
-            process.kill()
-        raise
-    if process.returncode != 0:
-        raise BadFile(
-            f"{show(program, 120)} bench ended with exit code {process.returncode}{_told(content)}",
-            hint="sdcli doctor",
-        )
-    return results.check(reading.read(content, program), program)
-
-
-def _told(content: bytes) -> str:
-    try:
-        return f": {show(reading.read(content, 'answer')['error']['message'], 200)}"
-    except (SdcliError, KeyError, TypeError):
-        return ""

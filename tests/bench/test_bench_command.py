@@ -16,7 +16,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sdcli.bench import comparison
+from sdcli.bench import build, comparison
 from sdcli.bench import result as results
 from sdcli.cli import ask
 from sdcli.cli.main import run
@@ -74,11 +74,11 @@ def test_quick_measures_one_process_and_says_so(capfd: pytest.CaptureFixture[str
 def test_work_counts_attention_and_both_sides_of_guidance() -> None:
     """The known figure of an SD1.5 call at 512×512, twice for guidance."""
     typed = {"words": ("a cat",), "model": "sd15", "seeds": "1"}
-    work = results.work(ask.plan_for(typed, "bench").plan)
-    assert work["macs_per_step"] == pytest.approx(2 * 401.637e9, rel=1e-5)
-    alone = results.work(ask.plan_for({**typed, "guidance": "1"}, "bench").plan)
-    assert alone["macs_per_step"] * 2 == work["macs_per_step"]
-    assert alone["key"] != work["key"]
+    work = build.work(ask.plan_for(typed, "bench").plan)
+    assert work.macs_per_step == pytest.approx(2 * 401.637e9, rel=1e-5)
+    alone = build.work(ask.plan_for({**typed, "guidance": "1"}, "bench").plan)
+    assert alone.macs_per_step * 2 == work.macs_per_step
+    assert alone.key != work.key
 
 
 def test_a_table_and_the_method_are_printed_to_be_pasted(capfd: pytest.CaptureFixture[str]) -> None:
@@ -152,6 +152,38 @@ def test_without_a_terminal_little_is_said(capfd: pytest.CaptureFixture[str]) ->
 def test_mistakes_are_usage(words: tuple[str, ...], said: str, capfd: pytest.CaptureFixture[str]) -> None:
     done = bench(capfd, *FAKE, *words)
     assert done.code == 2 and said in done.err and "try: sdcli " in done.err
+
+
+@pytest.mark.parametrize(
+    ("sweep", "hint"),
+    (
+        ("steps=0", "--sweep steps=1"),
+        ("dtype=fp99", "--sweep dtype=fp32"),
+        ("sampler=Eulerr", "--sweep sampler=Euler"),
+        ("seed=first", "--sweep seed=1,5,9"),
+    ),
+)
+def test_a_wrong_value_of_a_sweep_is_mended_in_the_sweep(
+    sweep: str, hint: str, capfd: pytest.CaptureFixture[str]
+) -> None:
+    done = bench(capfd, *FAKE, "--quick", "--sweep", sweep)
+    line = done.err.partition("try: ")[2].splitlines()[0]
+    assert done.code == 2 and line.startswith(f"sdcli bench {' '.join(FAKE)} --quick {hint}")
+
+
+def test_what_an_image_for_settings_cannot_give_is_said(here: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    from PIL import Image
+    from PIL.PngImagePlugin import PngInfo
+
+    info = PngInfo()
+    info.add_text("parameters", "a cat\nSteps: 6, Sampler: LMS, Hires upscale: 2, CFG scale: 7, Seed: 1, Size: 64x64")
+    Image.new("RGB", (8, 8)).save("webui.png", pnginfo=info)
+    words = ("--settings-from", "webui.png", *FAKE, "--quick", "--json")
+    done = bench(capfd, *words)
+    told = " ".join(done.err.split())
+    assert "note: not taken from the picture's settings: Sampler LMS (DPM++ 2M Karras is used)" in told
+    assert "Hires upscale 2" in told and done.json["work"]["sampler"] == "DPM++ 2M Karras"
+    assert "not taken" not in bench(capfd, *words, "--quiet").err
 
 
 def test_a_preset_made_by_hand_is_not_replaced(here: Path, capfd: pytest.CaptureFixture[str]) -> None:
@@ -241,13 +273,19 @@ def test_other_work_and_other_machines_are_refused_with_the_way_out(
     change(measured, work__key="0" * 64, work__steps=30)
     done = bench(capfd, "compare", "old.json", "new.json")
     assert done.code == 2 and "other work (steps 6 against 30)" in done.err
-    results_of_two = [json.loads((measured / name).read_text()) for name in ("old.json", "new.json")]
+    baseline, candidate = (results.read(measured / name) for name in ("old.json", "new.json"))
     with pytest.raises(Usage) as refused:  # two programs here, whose defaults differ
-        comparison.comparison(results_of_two[0], results_of_two[1], 0.03, here=True)
+        comparison.comparison(baseline, candidate, 0.03, here=True)
     assert refused.value.hint.endswith('-s 6 -g 7.0 --size 64x64 --sampler "DPM++ 2M Karras"')
     change(measured, environment__machine="elsewhere")
     done = bench(capfd, "compare", "old.json", "new.json")
     assert done.code == 2 and "try: sdcli bench compare --run" in done.err
+
+
+def test_a_result_that_is_read_and_written_again_is_the_same_to_the_byte(here: Path, real: str) -> None:
+    (here / "real.json").write_text(real)
+    results.write(results.read(here / "real.json"), here / "again.json")
+    assert (here / "again.json").read_text() == real
 
 
 @pytest.mark.parametrize(

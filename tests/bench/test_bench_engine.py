@@ -7,11 +7,12 @@ from pathlib import Path
 
 import pytest
 
-from sdcli.bench import random_models, screen
+from sdcli.bench import build, random_models, screen
 from sdcli.bench import result as results
 from sdcli.bench.run import Bench, Configuration, Limits, Listener, Row
 from sdcli.cli import ask
 from sdcli.models import resolve
+from sdcli.schema import to_json
 
 
 def test_random_weights_are_the_whole_structure_without_a_file() -> None:
@@ -38,13 +39,12 @@ def test_several_processes_are_what_the_interval_counts(tmp_path: Path) -> None:
     bench = Bench([one], Limits(processes=9, max_time=600, engine="fake"), tmp_path)
     with pytest.raises(KeyboardInterrupt):
         bench.run(Until(bench, 2))
-    result = results.build(bench, "as asked", {}, {"machine": "here"})
-    (found,) = result["configurations"]
-    assert {image["process"] for image in found["runs"]} == {0, 1}
-    assert (found["step"]["interval"], found["step"]["processes"]) == ("processes", 2)
-    for number in (0, 1):
-        measured = [run for run in found["runs"] if run["process"] == number and not run["warmup"]]
-        assert sum(len(run["step_seconds"]) - 1 for run in measured) >= 20
+    result = build.build(bench, "as asked", {}, {"machine": "here"})
+    (case,) = result.configurations
+    assert {run.process for run in case.runs} == {0, 1}
+    assert (case.summary.interval, case.summary.processes) == ("processes", 2)
+    for process in case.processes():
+        assert sum(map(len, process)) >= 20
     assert "2 processes per configuration" in screen.methods(result)
 
 
@@ -61,11 +61,11 @@ def test_an_interruption_while_warming_up_keeps_the_picture_it_has(tmp_path: Pat
     bench = Bench(rows, Limits(engine="fake"), tmp_path)
     with pytest.raises(KeyboardInterrupt):
         bench.run(Impatient())
-    result = results.build(bench, "one", {}, {"machine": "here"})
-    measured, other = result["configurations"]
-    assert (result["status"], result["stopped_by"]) == ("interrupted", "interrupted")
-    assert measured["step"]["n"] == len(measured["runs"][0]["step_seconds"]) - 1 and not measured["warmup_stable"]
-    assert other["step"] is None
+    result = build.build(bench, "one", {}, {"machine": "here"})
+    measured, other = result.configurations
+    assert (result.status, result.stopped_by) == ("interrupted", "interrupted")
+    assert measured.summary.n == len(measured.runs[0].step_seconds) - 1 and not measured.warmup_stable
+    assert other.step is None
     assert "not measured: its time did not come" in "\n".join(screen.render(result))
 
 
@@ -78,17 +78,17 @@ def test_the_real_engine_is_measured_step_by_step(tmp_path: Path, monkeypatch: p
         rows.append(Configuration(name=dtype, options={"dtype": dtype}, flags=f"--dtype {dtype}", plan=plan))
     bench = Bench(rows, Limits(processes=1, quick=True, max_time=1.0), tmp_path / "scratch")
     bench.run(Listener())
-    result = json.loads(json.dumps(results.build(bench, "fp32", {}, {"machine": "here"})))
-    assert results.check(result, "here") is result
-    exact, half = result["configurations"]
-    for one in (exact, half):
-        assert one["error"] is None and one["step"]["n"] >= 3
-        assert all(step > 0 for image in one["runs"] for step in image["step_seconds"])
-        assert one["phases"]["import"] > 0 and one["phases"]["load"] > 0
-        assert one["phases"]["cold_total"] > one["phases"]["load"]
-        assert 0 < one["work_rate"]["share"] <= 1
-        assert one["memory"]["measured"]["host_peak"] > 50 << 20
-    assert exact["image"]["identical"] and exact["image"]["latent_mean_abs"] == 0
-    assert not half["image"]["identical"] and 0 < half["image"]["latent_mean_abs"] < 1
-    assert half["image"]["psnr"] > 10
+    result = build.build(bench, "fp32", {}, {"machine": "here"})
+    assert results.check(json.loads(json.dumps(to_json(result))), "here") == result
+    exact, half = result.configurations
+    for case in (exact, half):
+        assert case.error is None and case.summary.n >= 3
+        assert all(step > 0 for run in case.runs for step in run.step_seconds)
+        load, total = case.phases.load, case.phases.cold_total
+        assert case.phases.import_ and load and total and total > load
+        assert case.work_rate.share and 0 < case.work_rate.share <= 1
+        assert (case.memory.measured.host_peak or 0) > 50 << 20
+    assert exact.image.identical and exact.image.latent_mean_abs == 0
+    assert half.image.identical is False and 0 < (half.image.latent_mean_abs or 0) < 1
+    assert half.image.psnr and half.image.psnr > 10
     assert not list((tmp_path / "scratch").rglob("*.part"))

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import copy
-import json
 import re
 import shutil
 import subprocess
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,19 +13,25 @@ import pytest
 
 from sdcli.bench import page, screen, statistics
 from sdcli.bench import result as results
+from sdcli.bench.result import BenchResult
 from sdcli.schema import to_json
 
+NAMES = ("dtype=fp32", "dtype=bf16")
 BROWSER = next(
     (found for name in ("chromium", "chromium-browser", "google-chrome") if (found := shutil.which(name))), ""
 )
 
 
-def made(names: tuple[str, ...] = ("dtype=fp32", "dtype=bf16")) -> dict[str, Any]:
-    """A result as bench writes it, with known steps: two processes of a warm-up image and a measured one."""
+def made(names: tuple[str, ...] = NAMES) -> BenchResult:
+    return results.check(written(names), "made")
+
+
+def written(names: tuple[str, ...] = NAMES) -> dict[str, Any]:
+    """A result's JSON, with known steps: two processes of a warm-up image and a measured one."""
     configurations = [_configuration(name, 0.1 / (1 + number), number == 0) for number, name in enumerate(names)]
     return {
         "schema": "sdcli.bench/1", "version": "0.1.0", "status": "done", "stopped_by": "interval", "seconds": 12.0,
-        "contended": True, "reasons": ["load 3.0 on 2 cores before the start"],
+        "contended": True, "error": None, "reasons": ["load 3.0 on 2 cores before the start"],
         "work": {"key": "0" * 64, "model": "sd15", "model_hash": "x", "width": 64, "height": 64, "steps": 21,
                  "batch_size": 1, "guidance": 7.0, "sampler": "Euler", "macs_per_step": 10**12, "seed": 1},
         "configurations": configurations,
@@ -50,17 +55,22 @@ def _configuration(name: str, level: float, reference: bool) -> dict[str, Any]:
         "first_step_seconds": level * 2, "warmup_images": 1, "warmup_stable": True, "step": None,
         "rates": {"steps_per_second": 1 / level, "images_per_second": 0.3},
         "work_rate": {"flops_per_second": 2e12 / level, "ceiling": 4e13, "share": 0.5}, "launch_bound": None,
+        "energy": {"joules_per_image": None, "source": None},
         "memory": {"predicted": {"device_peak": 1 << 30, "host_peak": 1 << 30}, "measured": {"reserved_peak": None,
                    "host_peak": 1 << 30}, "ratio": 1.0},
-        "image": {"psnr": None if reference else 41.0, "identical": reference, "latent_mean_abs": 0.001,
-                  "lossy": False},
-        "ratio": {"value": 1.0, "low": 0.9, "high": 1.1, "verdict": "cannot-tell"},
+        "image": {"pixel_sha256": "0" * 64, "psnr": None if reference else 41.0, "identical": reference,
+                  "latent_mean_abs": 0.001, "lossy": False},
+        "ratio": {"value": 1.0, "low": 0.9, "high": 1.1, "verdict": "cannot-tell", "assumed": False},
         "flags": f"--{name.replace('=', ' ')}", "runs": runs,
         "picture": "data:image/png;base64,"
         "iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAQAAAC1HAwCAAAAC0lEQVR42mNk+A8AAQUBAScY42YAAAAASUVORK5CYII=",
     }  # fmt: skip
-    one["step"] = to_json(statistics.summarise(results.processes(one)))
-    return one
+    return one | {"step": summary(runs)}
+
+
+def summary(runs: list[dict[str, Any]]) -> Any:
+    images = [(run["process"], run["step_seconds"]) for run in runs if not run["warmup"]]
+    return to_json(statistics.summarise(statistics.by_process(images)))
 
 
 def test_every_step_is_a_mark_and_its_kind_shows() -> None:
@@ -77,20 +87,22 @@ def test_nothing_is_fetched() -> None:
 
 
 def test_foreign_text_stays_text() -> None:
-    result = made(("dtype=<img src=x onerror=alert(1)>",))
+    result = written(("dtype=<img src=x onerror=alert(1)>",))
     result["work"]["model"] = '"><script>alert(1)</script>\x1b[2J'
     result["configurations"][0]["picture"] = 'data:image/png;base64,"onload="alert(1)'
     result["environment"]["device"] = "<b>\u202e"
-    text = page.html(result)
+    text = page.html(results.check(result, "made"))
     assert "<script" not in text and "<img" not in text and "<b>" not in text
     assert "\x1b" not in text and "\u202e" not in text
 
 
 def test_a_row_that_could_not_be_measured_says_why() -> None:
     result = made()
-    failed = copy.deepcopy(result["configurations"][1])
-    failed |= {"name": "storage=fp8", "step": None, "error": {"message": "storage=fp8 cannot be here"}, "runs": []}
-    result["configurations"].append(failed)
+    failed = replace(
+        result.configurations[1], name="storage=fp8", step=None, error={"message": "storage=fp8 cannot be here"},
+        runs=(),
+    )  # fmt: skip
+    result = replace(result, configurations=(*result.configurations, failed))
     assert "storage=fp8 cannot be here" in page.html(result)
     assert any("storage=fp8 cannot be here" in line for line in screen.render(result))
     assert any("storage=fp8 cannot be here" in line for line in screen.markdown(result))
@@ -108,16 +120,17 @@ def test_the_method_is_said_as_it_was() -> None:
     said = screen.methods(result)
     assert "2 processes per configuration" in said and "2 TFLOP a step" in said and "on a busy machine" in said
     assert "agreed within 2 %" in said
-    result["configurations"][0]["warmup_stable"] = False
+    first, other = result.configurations
+    result = replace(result, configurations=(replace(first, warmup_stable=False), other))
     assert "did not all come to agree" in screen.methods(result)
 
 
 def test_a_step_or_two_have_no_interval() -> None:
-    result = made(("dtype=fp32",))
-    (one,) = result["configurations"]
+    data = written(("dtype=fp32",)) | {"stopped_by": "max-time"}
+    (one,) = data["configurations"]
     one["runs"] = [{**one["runs"][1], "image": 0, "step_seconds": [0.2, 0.1, 0.1]}]
-    one["step"] = to_json(statistics.summarise(results.processes(one)))
-    result["stopped_by"] = "max-time"
+    one["step"] = summary(one["runs"])
+    result = results.check(data, "made")
     for text in ("\n".join(screen.render(result)), "\n".join(screen.markdown(result)), page.html(result)):
         assert "too few steps for an interval" in text and "±" not in text
 
@@ -157,4 +170,17 @@ def _colours(path: Path) -> set[tuple[int, int, int]]:
 def test_a_result_comes_back_from_its_file(tmp_path: Path) -> None:
     result = made()
     results.write(result, tmp_path / "r.json")
-    assert results.read(tmp_path / "r.json") == json.loads(json.dumps(result))
+    assert results.read(tmp_path / "r.json") == result
+
+
+def test_a_result_of_an_older_sdcli_is_read(tmp_path: Path) -> None:
+    """Keys that came later are filled in; those of a newer sdcli are ignored."""
+    data = written() | {"of_a_newer_sdcli": 1}
+    del data["error"]
+    for one in data["configurations"]:
+        del one["energy"], one["picture"], one["step"]["unstable_because"], one["ratio"]["assumed"]
+        for run in one["runs"]:
+            del run["step_bytes"], run["event_seconds"]
+    older = results.check(data, "older.json")
+    assert older.configurations[0].processes() == made().configurations[0].processes()
+    assert page.html(older) and screen.render(older)

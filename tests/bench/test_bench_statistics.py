@@ -1,4 +1,5 @@
-"""The statistics against step times whose truth is known, being made here: 2,000 seeded runs of each kind."""
+"""The statistics against step times whose truth is known, being made here: 300 seeded runs of each kind, and 2,000 in
+`scripts/prove bench_statistics`."""
 
 from __future__ import annotations
 
@@ -12,7 +13,7 @@ import pytest
 from sdcli.bench import statistics
 from sdcli.bench.statistics import Process
 
-RUNS = 2000
+RUNS = 300
 STEPS = 20
 OUTLIERS = 0.03
 # process sd, step sd: up to what the promises hold for
@@ -37,9 +38,8 @@ def true_median(spread: float, outliers: float) -> float:
 
 
 def share(runs: Iterator[bool]) -> float:
-    found = list(runs)
-    assert len(found) == RUNS
-    return sum(found) / RUNS
+    held = list(runs)
+    return sum(held) / len(held)
 
 
 # --- the interval
@@ -203,8 +203,8 @@ def test_what_is_not_steady_is_called_so_and_by_its_name(
 @pytest.mark.parametrize(("between", "spread"), SPREADS)
 def test_noise_is_hardly_ever_called_unsteady(between: float, spread: float, outliers: float) -> None:
     draw = random.Random(9)
-    found = [statistics.instability([process(draw, between, spread, outliers) for _ in range(5)]) for _ in range(500)]
-    assert sum(map(bool, found)) <= 0.05 * len(found)
+    processes = ([process(draw, between, spread, outliers) for _ in range(5)] for _ in range(RUNS))
+    assert share(bool(statistics.instability(one)) for one in processes) <= 0.05
 
 
 # --- the summary

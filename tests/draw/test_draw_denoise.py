@@ -108,7 +108,7 @@ def test_noise_comes_from_each_images_own_seed_in_fp32_whatever_the_dtype(config
 @pytest.mark.parametrize("in_turn", [True, False])
 @pytest.mark.parametrize("alone", [True, False])
 def test_however_rows_are_grouped_every_row_comes_once_and_in_its_place(
-    guided: bool, in_turn: bool, alone: bool
+    config: dict[str, Any], guided: bool, in_turn: bool, alone: bool
 ) -> None:
     images = 3
     rows = images * (2 if guided else 1)
@@ -118,13 +118,18 @@ def test_however_rows_are_grouped_every_row_comes_once_and_in_its_place(
         seen.append(len(sample))
         return (sample + encoder_hidden_states.view(-1, 1, 1, 1),)
 
-    conditioning = Conditioning(
-        guidance=2.0, guided=guided, rows={"encoder_hidden_states": torch.arange(float(rows)).view(-1, 1, 1)},
-        groups=denoise.groups(images, guided, in_turn=in_turn, alone=alone),
-    )  # fmt: skip
-    latents = torch.arange(images).float().view(-1, 1, 1, 1).expand(images, 4, 2, 2)
-    found = denoise._predict(unet, conditioning, latents, torch.tensor(1), 0)
-    wanted = torch.cat([latents] * (2 if guided else 1)) + torch.arange(float(rows)).view(-1, 1, 1, 1)
-    assert torch.equal(found, wanted)
-    together = (1 if in_turn or not guided else 2) if alone else (images if in_turn else rows)
-    assert set(seen) == {min(together, rows)} and sum(seen) == rows
+    def drawn(groups: tuple[Tensor, ...]) -> Tensor:
+        seen.clear()
+        scheduler, noise = schedulers.make("DDIM", config), [torch.Generator().manual_seed(n) for n in range(images)]
+        conditioning = Conditioning(
+            guidance=2.0, guided=guided, rows={"encoder_hidden_states": torch.arange(float(rows)).view(-1, 1, 1)},
+            groups=groups,
+        )  # fmt: skip
+        *_, last = denoise.denoise(unet, scheduler, conditioning, start(scheduler, noise), noise)
+        return last.latents
+
+    together = drawn(())
+    assert seen == [rows] * STEPS
+    assert torch.equal(drawn(denoise.groups(images, guided, in_turn=in_turn, alone=alone)), together)
+    size = (1 if in_turn or not guided else 2) if alone else (images if in_turn else rows)
+    assert set(seen) == {min(size, rows)} and sum(seen) == rows * STEPS

@@ -18,7 +18,7 @@ from diffusers import UNet2DConditionModel
 from draw_samples import FAMILIES, diffusers_pipelines, events_of, plan_for
 
 from sdcli import events
-from sdcli.draw import denoise, local, place, prompts, run
+from sdcli.draw import local, place, prompts, run
 from sdcli.draw.decode import decode
 from sdcli.draw.session import Session
 from sdcli.errors import OutOfMemory
@@ -334,8 +334,8 @@ def on_the_ladder(folder: Path, **asked: Any) -> Plan:
     [
         (place.load, "load", 3, "load", None),
         (prompts.Prompts, "encode", 1, "encode", None),
-        (denoise, "_predict", 1, "denoise", 0),
-        (denoise, "_predict", 3, "denoise", 2),
+        (UNet2DConditionModel, "forward", 1, "denoise", 0),
+        (UNet2DConditionModel, "forward", 3, "denoise", 2),
         (run.decode, "decode", 1, "decode", None),
     ],
 )
@@ -363,7 +363,7 @@ def test_without_fallback_or_ladder_the_run_ends_with_numbers(
     tiny_folders: dict[str, Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     plan = on_the_ladder(tiny_folders["sd15"])
-    exhausted_at(monkeypatch, denoise, "_predict", 2)
+    exhausted_at(monkeypatch, UNet2DConditionModel, "forward", 2)
     with pytest.raises(OutOfMemory, match="in step 2") as caught:
         events_of(replace(plan, request=replace(plan.request, fallback=False)))
     assert caught.value.details["step"] == 1 and caught.value.hint
@@ -374,17 +374,17 @@ def test_no_memory_of_the_failed_call_is_held_when_the_retry_begins(
 ) -> None:
     plan = on_the_ladder(tiny_folders["sd15"])
     seen: list[Any] = []
-    real = denoise._predict
+    real = UNet2DConditionModel.forward
 
-    def failing(unet: Any, *rest: Any) -> Any:
+    def failing(unet: Any, *rest: Any, **named: Any) -> Any:
         if not seen:
             big = torch.empty(1000)
             seen.extend([weakref.ref(big), weakref.ref(unet)])
             raise torch.OutOfMemoryError("out of memory")
         assert seen[0]() is None and seen[1]() is None
-        return real(unet, *rest)
+        return real(unet, *rest, **named)
 
-    monkeypatch.setattr(denoise, "_predict", failing)
+    monkeypatch.setattr(UNet2DConditionModel, "forward", failing)
     assert len(pixels(plan)) == 1
 
 

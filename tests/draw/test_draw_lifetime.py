@@ -14,9 +14,10 @@ from typing import Any
 
 import pytest
 import torch
+from diffusers import UNet2DConditionModel
 from draw_samples import events_of, plan_for
 
-from sdcli.draw import denoise, fake, local
+from sdcli.draw import fake, local
 from sdcli.draw.engines import NAMES, engine
 from sdcli.errors import Bug
 from sdcli.events import Decoded, Encoded, Event, Loaded, Step
@@ -77,7 +78,7 @@ def test_a_run_that_failed_gives_all_memory_back_and_the_next_one_draws(
     plan = plan_for(tiny_folders["sd15"])
     with engine() as drawing:
         with monkeypatch.context() as patched:
-            patched.setattr(denoise, "_predict", lambda *_: 1 / 0)
+            patched.setattr(UNet2DConditionModel, "forward", lambda *_, **__: 1 / 0)
             with pytest.raises(ZeroDivisionError):
                 list(drawing.run(plan))
         found = list(drawing.run(plan))

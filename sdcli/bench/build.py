@@ -1,0 +1,246 @@
+"""The result as far as it has come: figures from the rows of a measurement, at any moment."""
+
+from __future__ import annotations
+
+import base64
+import json
+from collections.abc import Iterable, Mapping
+from dataclasses import replace
+from hashlib import sha256
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+from sdcli import schema
+from sdcli.bench import likeness, statistics
+from sdcli.bench.likeness import Likeness
+from sdcli.bench.result import BenchResult, Case, ImageRun, Phases, Rates, Work, WorkRate
+from sdcli.bench.run import Bench, Row, rate_of
+from sdcli.bench.statistics import Ratio, Summary
+from sdcli.models import unet, vae
+from sdcli.plan.plan import Plan
+from sdcli.record.report import Measured, MemoryUse, Predicted
+
+_PEAKS = ("allocated_peak", "reserved_peak", "driver_peak", "pinned_peak", "host_peak")
+_REFERENCE = Ratio(value=1.0, low=1.0, high=1.0, verdict="reference")
+
+
+def build(bench: Bench, reference: str, ceilings: Mapping[str, float], about: Mapping[str, Any]) -> BenchResult:
+    """`reference` names the row that ratios and images are held against; `ceilings` are the best rates seen on this
+    machine by number type; `about` is where and how (surroundings.provenance)."""
+    rows = bench.rows
+    first = next((row for row in rows if row.configuration.name == reference), rows[0])
+    base = first if first.measured else next((row for row in rows if row.measured), first)
+    reasons = bench.watch.reasons()
+    planned = next(row.configuration.plan for row in [base, *rows] if row.configuration.plan is not None)
+    return BenchResult(
+        status="interrupted" if bench.stopped_by == "interrupted" else "done",
+        stopped_by=bench.stopped_by,
+        seconds=bench.seconds,
+        contended=bool(reasons),
+        reasons=reasons,
+        work=work(planned),
+        configurations=_with_pareto([_case(row, base, bench, ceilings) for row in rows]),
+        environment={
+            **about,
+            "foreign_share": bench.watch.foreign_share,
+            "clocks": schema.to_json(bench.watch.clocks),
+            "cards": schema.to_json(bench.watch.cards),
+            "quick": bench.limits.quick,
+        },
+    )
+
+
+def work(plan: Plan) -> Work:
+    jobs = plan.batch(0)
+    job = jobs[0]
+    unkeyed = Work(
+        key="", model=plan.model.name, model_hash=model_hash(plan), width=job.width, height=job.height,
+        steps=job.steps, batch_size=len(jobs), guidance=job.guidance, sampler=job.sampler,
+        macs_per_step=macs_per_step(plan), seed=job.seed,
+    )  # fmt: skip
+    facts = {name: value for name, value in vars(unkeyed).items() if name != "key"}
+    key = sha256(json.dumps([facts, job.prompt, job.negative_prompt], sort_keys=True).encode()).hexdigest()
+    return replace(unkeyed, key=key)
+
+
+def model_hash(plan: Plan) -> str:
+    """The checkpoint's own hash or revision where known, else one of its structure: enough to tell models apart."""
+    if plan.model.hash or plan.model.revision:
+        return str(plan.model.hash or plan.model.revision)
+    parts = {name: [part.config, part.parameters] for name, part in plan.model.components.items()}
+    return "structure-" + sha256(json.dumps(parts, sort_keys=True, default=str).encode()).hexdigest()[:10]
+
+
+def macs_per_step(plan: Plan) -> int:
+    """Multiply-adds of one step of the whole batch: guidance doubles them; attention counts."""
+    jobs = plan.batch(0)
+    components = plan.model.components
+    scale = vae.scale(components["vae"].config)
+    guided = jobs[0].guided and not components["unet"].config.get("time_cond_proj_dim")
+    call = unet.analyse(
+        components["unet"].config, height=jobs[0].height // scale, width=jobs[0].width // scale,
+        batch=len(jobs) * (2 if guided else 1),
+    )  # fmt: skip
+    return call.macs
+
+
+# --- one configuration
+
+
+def _case(row: Row, base: Row, bench: Bench, ceilings: Mapping[str, float]) -> Case:
+    one, plan = row.configuration, row.configuration.plan
+    step = statistics.summarise(row.processes(), bench.planned)
+    seconds = _median(image.drawn.seconds for image in row.measured)
+    batch = len(plan.batch(0)) if plan is not None else 1
+    return Case(
+        name=one.name,
+        options=one.options,
+        setup=schema.to_json(plan.setup) if plan is not None else {},
+        reference=row is base,
+        error=row.error.to_json() if row.error else None,
+        phases=_phases(row),
+        first_step_seconds=_median(image.steps[0] for image in row.measured),
+        warmup_images=_warmup_images(row),
+        warmup_stable=row.steady,
+        step=step,
+        rates=Rates(
+            steps_per_second=1 / step.median if step and step.median else None,
+            images_per_second=batch / seconds if seconds else None,
+        ),
+        work_rate=_work_rate(plan, step, row, ceilings),
+        launch_bound=_launch_bound(row, step),
+        memory=memory_of(row),
+        image=_image(row, base),
+        ratio=_ratio(row, base),
+        flags=one.flags,
+        picture=_data_uri(row),
+        runs=tuple(
+            ImageRun(
+                process=image.process, image=image.number, warmup=image.warmup, seconds=image.drawn.seconds,
+                step_seconds=tuple(image.steps), step_bytes=tuple(image.drawn.step_bytes),
+                event_seconds=image.drawn.event_seconds,
+            )
+            for image in row.images
+        ),
+    )  # fmt: skip
+
+
+def _median(values: Iterable[float]) -> float | None:
+    values = list(values)
+    return median(values) if values else None
+
+
+def _warmup_images(row: Row) -> int:
+    """Of the process that needed most."""
+    numbers = [image.process for image in row.images if image.warmup]
+    return max(map(numbers.count, numbers), default=0)
+
+
+def _phases(row: Row) -> Phases:
+    """Medians. What happens once a process (import, load, the first encoding) is taken from first images, the rest
+    from measured ones."""
+    firsts = [image.drawn for image in row.images if image.number == 0]
+    later = [image.drawn for image in row.measured]
+    return Phases(
+        import_=_median(drawn.phases.get("import", 0.0) for drawn in firsts),
+        load=_median(drawn.phases.get("load", 0.0) for drawn in firsts),
+        encode=_median(drawn.encode for drawn in firsts),
+        denoise=_median(drawn.denoise for drawn in later),
+        decode=_median(drawn.decode for drawn in later),
+        save=_median(drawn.save for drawn in later),
+        cold_total=_median(drawn.ready for drawn in firsts),
+    )
+
+
+def _work_rate(plan: Plan | None, step: Summary | None, row: Row, ceilings: Mapping[str, float]) -> WorkRate:
+    if plan is None or step is None:
+        return WorkRate()
+    rate = rate_of(macs_per_step(plan), step.median)
+    ceiling = max(filter(None, (rate, row.rate, ceilings.get(plan.setup.dtype))), default=None)
+    return WorkRate(flops_per_second=rate, ceiling=ceiling, share=rate / ceiling if rate and ceiling else None)
+
+
+def _launch_bound(row: Row, step: Summary | None) -> float | None:
+    """The share of a step's time in which the card had nothing to do; unknown on a CPU."""
+    if row.busy is None or step is None or not row.busy.busy:
+        return None
+    return max(0.0, 1 - row.busy.busy / max(1, len(row.busy.step_seconds)) / step.median)
+
+
+def memory_of(row: Row) -> MemoryUse:
+    """The largest peaks of any process, and of the plan."""
+    measured = Measured()
+    for image in row.images:
+        for phase, peak in image.drawn.peaks.items():
+            if phase in ("import", "before-load"):
+                measured = replace(measured, host_before_load=peak.get("host_peak"))
+                continue
+            largest = {
+                name: max(filter(None, (getattr(measured, name), peak.get(name))), default=None) for name in _PEAKS
+            }
+            measured = replace(measured, **largest)
+    plan = row.configuration.plan
+    if plan is None:
+        return MemoryUse(measured=measured)
+    predicted = Predicted(device_peak=plan.footprint.device_peak, host_peak=plan.footprint.host_peak)
+    on_host = plan.setup.device == "cpu"
+    seen = measured.host_peak if on_host else measured.reserved_peak
+    expected = predicted.host_peak if on_host else predicted.device_peak
+    return MemoryUse(predicted=predicted, measured=measured, ratio=seen / expected if seen and expected else None)
+
+
+def _image(row: Row, base: Row) -> Likeness:
+    if not row.images:
+        return Likeness()
+    ours = row.images[0].drawn
+    unlike = Likeness(pixel_sha256=ours.pixel_sha256)
+    theirs = base.images[0].drawn if base.images else None
+    if theirs is None or not ours.pixels or not theirs.pixels:
+        return unlike
+    one, other = row.configuration.plan, base.configuration.plan
+    like = likeness.compare(
+        Path(ours.pixels), Path(theirs.pixels), _path(ours.latents), _path(theirs.latents),
+        same_type=one is not None and other is not None and one.setup.dtype == other.setup.dtype,
+    )  # fmt: skip
+    return unlike if like is None else replace(like, pixel_sha256=ours.pixel_sha256)
+
+
+def _path(text: str | None) -> Path | None:
+    return Path(text) if text else None
+
+
+def _data_uri(row: Row) -> str | None:
+    """The first image, for pages to show."""
+    path = row.images[0].drawn.picture if row.images else None
+    if not path:
+        return None
+    try:
+        return "data:image/png;base64," + base64.b64encode(Path(path).read_bytes()).decode()
+    except OSError:
+        return None
+
+
+def _ratio(row: Row, base: Row) -> Ratio | None:
+    if row is base:
+        return _REFERENCE
+    if not row.measured or not base.measured:
+        return None
+    return statistics.compare(base.processes(), row.processes())
+
+
+def _with_pareto(cases: list[Case]) -> tuple[Case, ...]:
+    """Marked are those that no other beats in time, memory and fidelity at once."""
+    scores = [_score(case) for case in cases if case.step]
+    return tuple(
+        replace(case, pareto=not any(_beats(other, _score(case)) for other in scores)) if case.step else case
+        for case in cases
+    )
+
+
+def _score(case: Case) -> tuple[float, float, bool]:
+    return case.summary.median, case.peak or 0, case.image.lossy is not False
+
+
+def _beats(one: tuple[float, float, bool], other: tuple[float, float, bool]) -> bool:
+    return one != other and all(a <= b for a, b in zip(one, other, strict=True))
