@@ -362,20 +362,20 @@ def _of_tensors(
 
 def _stored(header: Header, inside: Mapping[str, Tensor]) -> dict[str, Stored]:
     """Tensors under their diffusers names, with the places of their bytes."""
-    names = keys.renamed(inside) if keys.is_original(inside) else {name: name for name in inside}
-    return {
-        names[name]: Stored(
-            name=names[name],
+    found: dict[str, Stored] = {}
+    for name, origin in keys.rename("unet", inside).items():
+        tensor = inside[origin.name]
+        found[name] = Stored(
+            name=name,
             shape=tensor.shape,
             dtype=NAMES.get(tensor.dtype, tensor.dtype.lower()),
             file=str(header.path),
             start=header.data_start + tensor.begin,
             end=header.data_start + tensor.end,
-            original=name,
+            original=origin.name,
             stored=tensor.dtype,
         )
-        for name, tensor in inside.items()
-    }
+    return found
 
 
 def _compared(source: Source, tensors: Mapping[str, Stored]) -> Source:
