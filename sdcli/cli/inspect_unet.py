@@ -13,6 +13,7 @@ import typer
 from sdcli import terminal
 from sdcli.cli.answer import print_json
 from sdcli.errors import Usage
+from sdcli.models.model import BYTES
 from sdcli.request.options import OUTPUT, Option
 from sdcli.request.options import command as make
 from sdcli.terminal import plain, put, say, show, tell
@@ -149,9 +150,9 @@ def _at(asked: Asked, found: Any) -> Any:
         if not match:
             raise Usage(f"--at {show(asked.at, 40)} is no size", hint="--at 768x512")
         width, height = int(match[1]), int(match[2] or match[1])
-    if asked.dtype not in facts.DTYPE_BYTES:
+    if asked.dtype not in BYTES:
         raise Usage(
-            f"--dtype {show(asked.dtype, 40)} is none of {', '.join(facts.DTYPE_BYTES)}",
+            f"--dtype {show(asked.dtype, 40)} is none of {', '.join(BYTES)}",
             hint="--dtype bf16",
         )
     for flag, value in (("--batch", asked.batch), ("--tokens", asked.tokens)):

@@ -16,6 +16,7 @@ from sdcli.draw.made import made_from_config
 from sdcli.draw.weights import Piece, Reader, pieces
 from sdcli.errors import BadFile, Bug
 from sdcli.models import keys
+from sdcli.models.folder import CLASSES
 from sdcli.models.model import Component
 from sdcli.terminal import show
 
@@ -23,12 +24,12 @@ DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 NARROW = (torch.float8_e4m3fn,)  # for storage only
 
-# The only classes that are ever made. A config that names another is refused: no code comes from a model.
-CLASSES = {
-    "unet": ("diffusers.models.unets.unet_2d_condition", "UNet2DConditionModel"),
-    "vae": ("diffusers.models.autoencoders.autoencoder_kl", "AutoencoderKL"),
-    "text_encoder": ("transformers", "CLIPTextModel"),
-    "text_encoder_2": ("transformers", "CLIPTextModelWithProjection"),
+# Where the only classes that are ever made come from: no code comes from a model.
+MODULES = {
+    "unet": "diffusers.models.unets.unet_2d_condition",
+    "vae": "diffusers.models.autoencoders.autoencoder_kl",
+    "text_encoder": "transformers",
+    "text_encoder_2": "transformers",
 }
 
 
@@ -66,10 +67,9 @@ def named(name: str, stored: Mapping[str, Piece]) -> dict[str, Piece]:
 
 def kind_of(name: str) -> Any:
     """The component's class. Its libraries come with it, which is most of what importing takes."""
-    if name not in CLASSES:
+    if name not in MODULES:
         raise BadFile(f"components called {show(name, 40)} are not supported")
-    place, cls = CLASSES[name]
-    return getattr(importlib.import_module(place), cls)
+    return getattr(importlib.import_module(MODULES[name]), CLASSES[name][0])
 
 
 def build(name: str, config: Mapping[str, Any]) -> Any:
