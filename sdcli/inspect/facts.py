@@ -22,7 +22,6 @@ class Stored:
     file: str
     start: int
     end: int
-    original: str  # its name in the file
     stored: str = ""  # its dtype as the file writes it: F16, BF16 …
 
 

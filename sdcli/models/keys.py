@@ -78,7 +78,7 @@ def rename(component: str, names: Iterable[str]) -> dict[str, Origin]:
     comes and goes with the versions of transformers. What is not understood keeps its name."""
     names = list(names)
     if component == "unet":
-        return _unet(_bare(names, UNET))
+        return _unet(_bare(names, UNET, "unet.", "diffusion_model."))
     if component == "vae":
         return _vae(_bare(names, VAE, "vae."))
     places = original_places(component)

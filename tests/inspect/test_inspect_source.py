@@ -18,21 +18,19 @@ from sdcli.errors import BadFile, ModelMissing, SdcliError, Unsafe
 from sdcli.inspect import guess, source
 from sdcli.inspect.facts import At, Source, inspect, native_size
 from sdcli.models import keys
+from sdcli.models.expected import described
 from sdcli.models.unet import analyse
 
-SMALL = guess.tensors_of(
-    analyse(
-        {
-            "block_out_channels": [8, 16],
-            "down_block_types": ["CrossAttnDownBlock2D", "DownBlock2D"],
-            "up_block_types": ["UpBlock2D", "CrossAttnUpBlock2D"],
-            "cross_attention_dim": 16,
-            "attention_head_dim": 2,
-            "layers_per_block": 1,
-        },
-        height=8,
-        width=8,
-    )
+SMALL = described(
+    "unet",
+    {
+        "block_out_channels": [8, 16],
+        "down_block_types": ["CrossAttnDownBlock2D", "DownBlock2D"],
+        "up_block_types": ["UpBlock2D", "CrossAttnUpBlock2D"],
+        "cross_attention_dim": 16,
+        "attention_head_dim": 2,
+        "layers_per_block": 1,
+    },
 )
 HEADER = 24_000  # bytes of a file of SMALL that are mutated: its length and header
 
