@@ -15,9 +15,9 @@ from sdcli.inspect.guess import FAMILIES
 from sdcli.inspect.numbers import scalar
 from sdcli.inspect.source import LoraFile
 from sdcli.models import lora
-from sdcli.models.families import families
+from sdcli.models.families import find
 from sdcli.models.headers import Tensor
-from sdcli.models.kinds import TITLES
+from sdcli.models.kinds import DRAWN, TITLES
 from sdcli.models.lora import Layer
 from sdcli.terminal import cells, disk_text, fit, show
 
@@ -97,7 +97,7 @@ def _known_layers(family: str) -> Mapping[str, Layer]:
 
 
 def _layers(config: Mapping[str, Any], family: str) -> dict[str, Layer]:
-    encoders = [encoder.part for encoder in families()[family].encoders] if family in families() else []
+    encoders = [encoder.part for encoder in find(family).encoders] if family in DRAWN else []
     return lora.layers({"unet": config} | {name: data.component_config(family, name) for name in encoders})
 
 

@@ -122,6 +122,12 @@ def test_a_lora_of_the_wrong_family_is_named(tmp_path: Path) -> None:
     assert loras.inspect(source.find_lora(str(path)), None).base == "sdxl"
 
 
+def test_a_lora_fits_nothing_of_the_built_in_model(tmp_path: Path) -> None:
+    path = write(tmp_path / "l.safetensors", lora("sd15", 4))
+    report = loras.inspect(source.find_lora(str(path)), source.known("builtin"))
+    assert (report.base, report.fits, report.made_for) == ("builtin", False, "sd15")
+
+
 def test_alpha_text_encoder_and_strangers_are_told(tmp_path: Path) -> None:
     shapes = {
         "lora_te_text_model_encoder_layers_0_mlp_fc1.alpha": (1,),
