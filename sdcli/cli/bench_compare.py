@@ -10,7 +10,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from sdcli import schema
+from sdcli import reading, schema
 from sdcli.bench import comparison
 from sdcli.bench import result as results
 from sdcli.bench.process import ENDING
@@ -18,7 +18,6 @@ from sdcli.bench.result import BenchResult
 from sdcli.cli.answer import Answered, print_json
 from sdcli.cli.bench_options import COMPARING, DRAWING, RANDOM, whole_number
 from sdcli.errors import BadFile, Interrupted, SdcliError, Slower, Stop, Terminated, Usage, stopped_by
-from sdcli.record import documents
 from sdcli.request.options import SCREEN, flag_of
 from sdcli.terminal import say, show, tell
 

@@ -4,186 +4,122 @@ from __future__ import annotations
 
 import re
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Any
 
 import typer
 
 from sdcli import terminal
+from sdcli.cli.answer import print_json
 from sdcli.errors import Usage
 from sdcli.files import save
+from sdcli.models.model import BYTES
+from sdcli.request.options import OUTPUT, Option
+from sdcli.request.options import command as make
 from sdcli.terminal import plain, put, say, show, tell
 
 FEW, MANY = 6, 40  # rows of a module's first table
-TABLES, FILES, SIZE, COMPARE = "Tables", "Output", "Size", "Compare and run"
+TABLES, SIZE, COMPARE = "Tables", "Size", "Compare and run"
 
 
 @dataclass(frozen=True, kw_only=True)
 class Asked:
     """What the flags say, before anything is looked up."""
 
-    model: str | None
-    at: str | None
-    batch: int
-    tokens: int
-    dtype: str
-    layers: bool
-    depth: int | None
-    by: str | None
-    sort: str | None
-    pattern: str | None
-    as_json: bool
-    as_csv: bool
-    as_markdown: bool
-    ascii: bool
+    model: str | None = None
+    at: str | None = None
+    batch: int = 1
+    tokens: int = 77
+    dtype: str = "fp16"
+    layers: bool = False
+    depth: int | None = None
+    by: str | None = None
+    sort: str | None = None
+    pattern: str | None = None
+    diff: str | None = None
+    lora: str | None = None
+    measure: bool = False
+    device: str = "auto"
+    module: str | None = None
+    inputs: Sequence[str] = ()
+    json: bool = False
+    csv: bool = False
+    markdown: bool = False
+    svg: str | None = None
+    html: str | None = None
+    ascii: bool = False
+    debug: bool = False  # heeded where errors are shown
+
+
+OPTIONS = (
+    Option(field="model", metavar="MODEL"),
+    Option(field="model_option", flags=("--model", "-m"), metavar="NAME|PATH", help="The same as MODEL."),
+    Option(field="at", flags=("--at",), metavar="WxH", panel=SIZE, help="Picture size in pixels."),
+    Option(field="batch", flags=("--batch",), metavar="N", kind=int, default=Asked.batch, panel=SIZE,
+           help="Latents per call."),
+    Option(field="tokens", flags=("--tokens",), metavar="N", kind=int, default=Asked.tokens, panel=SIZE,
+           help="Text tokens."),
+    Option(field="dtype", flags=("--dtype",), metavar="TYPE", default=Asked.dtype, panel=SIZE,
+           help="fp32, fp16, bf16 or fp8."),
+    Option(field="layers", flags=("--layers",), switch=True, panel=TABLES, help="Every layer."),
+    Option(field="depth", flags=("--depth",), metavar="N", kind=int, panel=TABLES, help="Sums N modules deep."),
+    Option(field="by", flags=("--by",), metavar="kind|block", panel=TABLES, help="Sums."),
+    Option(field="sort", flags=("--sort",), metavar="COLUMN", panel=TABLES,
+           help="call, name, kind, parameters, bytes, macs or activation."),
+    Option(field="pattern", flags=("--filter",), metavar="REGEX", panel=TABLES, help="Only names that match."),
+    Option(field="diff", flags=("--diff",), metavar="OTHER", panel=COMPARE, help="Compare with another."),
+    Option(field="lora", flags=("--lora",), metavar="FILE", panel=COMPARE, help="What a LoRA touches."),
+    Option(field="measure", flags=("--measure",), switch=True, panel=COMPARE, help="Build it and run one call here."),
+    Option(field="device", flags=("--device",), metavar="NAME", default=Asked.device, panel=COMPARE,
+           help="Where --measure runs."),
+    Option(field="module", flags=("--module",), metavar="PKG.MOD:FACTORY", panel=COMPARE,
+           help="Any torch module instead; its code is run."),
+    Option(field="inputs", flags=("--input",), metavar="1,3,256,256", repeatable=True, panel=COMPARE,
+           help="Shape for --module."),
+    Option(field="json", flags=("--json",), switch=True, panel=OUTPUT, help="One JSON object."),
+    Option(field="csv", flags=("--csv",), switch=True, panel=OUTPUT, help="The table as CSV."),
+    Option(field="markdown", flags=("--markdown",), switch=True, panel=OUTPUT, help="The table in Markdown."),
+    Option(field="svg", flags=("--svg",), metavar="FILE", panel=OUTPUT, help="Draw the U."),
+    Option(field="html", flags=("--html",), metavar="FILE", panel=OUTPUT, help="The U with all layers."),
+    Option(field="ascii", flags=("--ascii",), switch=True, panel=OUTPUT, help="Plain characters only."),
+    Option(field="debug", flags=("--debug",), switch=True, panel=OUTPUT, help="Tracebacks."),
+)  # fmt: skip
 
 
 def command() -> Callable[..., None]:
-    """What the program registers as `inspect-unet`."""
-    return inspect_unet
+    return make(
+        _inspect, OPTIONS, name="inspect-unet",
+        help="See a UNet: layers, sizes, work and skips, from its config or a file's header. Nothing is loaded.",
+    )  # fmt: skip
 
 
-def inspect_unet(
-    model: Annotated[
-        str | None,
-        typer.Argument(
-            metavar="MODEL",
-            help="sd15, sdxl, sd2, refiner, builtin, unet2015, a Hub id in the cache, a folder, a .safetensors file "
-            "or a config.json.",
-            show_default=False,
-        ),
-    ] = None,
-    model_option: Annotated[
-        str | None, typer.Option("--model", "-m", metavar="NAME|PATH", help="The same as MODEL.", show_default=False)
-    ] = None,
-    at: Annotated[
-        str | None,
-        typer.Option("--at", metavar="WxH", help="Picture size in pixels.", rich_help_panel=SIZE, show_default=False),
-    ] = None,
-    batch: Annotated[int, typer.Option("--batch", metavar="N", help="Latents per call.", rich_help_panel=SIZE)] = 1,
-    tokens: Annotated[int, typer.Option("--tokens", metavar="N", help="Text tokens.", rich_help_panel=SIZE)] = 77,
-    dtype: Annotated[
-        str, typer.Option("--dtype", metavar="TYPE", help="fp32, fp16, bf16 or fp8.", rich_help_panel=SIZE)
-    ] = "fp16",
-    layers: Annotated[bool, typer.Option("--layers", help="Every layer.", rich_help_panel=TABLES)] = False,
-    depth: Annotated[
-        int | None,
-        typer.Option("--depth", metavar="N", help="Sums N modules deep.", rich_help_panel=TABLES, show_default=False),
-    ] = None,
-    by: Annotated[
-        str | None,
-        typer.Option("--by", metavar="kind|block", help="Sums.", rich_help_panel=TABLES, show_default=False),
-    ] = None,
-    sort: Annotated[
-        str | None,
-        typer.Option(
-            "--sort",
-            metavar="COLUMN",
-            help="call, name, kind, parameters, bytes, macs or activation.",
-            rich_help_panel=TABLES,
-            show_default=False,
-        ),
-    ] = None,
-    pattern: Annotated[
-        str | None,
-        typer.Option(
-            "--filter", metavar="REGEX", help="Only names that match.", rich_help_panel=TABLES, show_default=False
-        ),
-    ] = None,
-    diff: Annotated[
-        str | None,
-        typer.Option(
-            "--diff", metavar="OTHER", help="Compare with another.", rich_help_panel=COMPARE, show_default=False
-        ),
-    ] = None,
-    lora: Annotated[
-        str | None,
-        typer.Option(
-            "--lora", metavar="FILE", help="What a LoRA touches.", rich_help_panel=COMPARE, show_default=False
-        ),
-    ] = None,
-    measure: Annotated[
-        bool, typer.Option("--measure", help="Build it and run one call here.", rich_help_panel=COMPARE)
-    ] = False,
-    device: Annotated[
-        str, typer.Option("--device", metavar="NAME", help="Where --measure runs.", rich_help_panel=COMPARE)
-    ] = "auto",
-    module: Annotated[
-        str | None,
-        typer.Option(
-            "--module",
-            metavar="PKG.MOD:FACTORY",
-            help="Any torch module instead; its code is run.",
-            rich_help_panel=COMPARE,
-            show_default=False,
-        ),
-    ] = None,
-    given: Annotated[
-        list[str] | None,
-        typer.Option(
-            "--input", metavar="1,3,256,256", help="Shape for --module.", rich_help_panel=COMPARE, show_default=False
-        ),
-    ] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="One JSON object.", rich_help_panel=FILES)] = False,
-    as_csv: Annotated[bool, typer.Option("--csv", help="The table as CSV.", rich_help_panel=FILES)] = False,
-    as_markdown: Annotated[
-        bool, typer.Option("--markdown", help="The table in Markdown.", rich_help_panel=FILES)
-    ] = False,
-    svg: Annotated[
-        str | None,
-        typer.Option("--svg", metavar="FILE", help="Draw the U.", rich_help_panel=FILES, show_default=False),
-    ] = None,
-    html: Annotated[
-        str | None,
-        typer.Option(
-            "--html", metavar="FILE", help="The U with all layers.", rich_help_panel=FILES, show_default=False
-        ),
-    ] = None,
-    ascii: Annotated[bool, typer.Option("--ascii", help="Plain characters only.", rich_help_panel=FILES)] = False,
-    debug: Annotated[bool, typer.Option("--debug", help="Tracebacks.", rich_help_panel=FILES)] = False,
-) -> None:
-    """See a UNet: layers, sizes, work and skips, from its config or a file's header. Nothing is loaded."""
-    if sum((as_json, as_csv, as_markdown)) > 1:
+def _inspect(typed: dict[str, Any]) -> None:
+    word, option = typed.pop("model", None), typed.pop("model_option", None)
+    ascii = typed.pop("ascii", False) or not terminal.speaks_unicode(sys.stdout)
+    asked = Asked(model=word or option, ascii=ascii, **typed)
+    if asked.json + asked.csv + asked.markdown > 1:
         raise Usage(
             "--json, --csv and --markdown each want stdout for themselves",
             hint="the same command without --csv --markdown",
         )
-    if model and model_option and model != model_option:
-        raise Usage(
-            f"two models: {show(model, 60)} and {show(model_option, 60)}", hint="sdcli inspect-unet sd15 --diff sdxl"
-        )
-    asked = Asked(
-        model=model or model_option,
-        at=at,
-        batch=batch,
-        tokens=tokens,
-        dtype=dtype,
-        layers=layers,
-        depth=depth,
-        by=by,
-        sort=sort,
-        pattern=pattern,
-        as_json=as_json,
-        as_csv=as_csv,
-        as_markdown=as_markdown,
-        ascii=ascii or not terminal.speaks_unicode(sys.stdout),
-    )
-    if module is not None:
-        _module(asked, module, given or [])
-    elif lora is not None:
-        _lora(asked, lora)
-    elif diff is not None:
-        _diff(asked, diff)
+    if word and option and word != option:
+        raise Usage(f"two models: {show(word, 60)} and {show(option, 60)}", hint="sdcli inspect-unet sd15 --diff sdxl")
+    if asked.module is not None:
+        _module(asked, asked.module)
+    elif asked.lora is not None:
+        _lora(asked, asked.lora)
+    elif asked.diff is not None:
+        _diff(asked, asked.diff)
     else:
-        _unet(asked, measure=measure, device=device, svg=svg, html=html)
+        _unet(asked)
 
 
 # one UNet
 
 
-def _unet(asked: Asked, *, measure: bool, device: str, svg: str | None, html: str | None) -> None:
+def _unet(asked: Asked) -> None:
     from sdcli.inspect import facts, source
 
     if asked.model is None:
@@ -193,16 +129,16 @@ def _unet(asked: Asked, *, measure: bool, device: str, svg: str | None, html: st
         _show_lora(asked, found, None)
         return
     look = facts.inspect(found, _at(asked, found))
-    if measure:
-        from sdcli.inspect.measure import measure as run
+    if asked.measure:
+        from sdcli.inspect.measure import measure
 
-        look = run(look, device)
-    for path, kind in ((svg, "svg"), (html, "html")):
+        look = measure(look, asked.device)
+    for path, kind in ((asked.svg, "svg"), (asked.html, "html")):
         if path is not None:
             _draw(look, path, kind)
-    _answer(asked, look, drawn=bool(svg or html))
+    _answer(asked, look, drawn=bool(asked.svg or asked.html))
     if found.fault is not None:
-        if asked.as_json:
+        if asked.json:
             raise typer.Exit(found.fault.code)
         raise found.fault
 
@@ -216,9 +152,9 @@ def _at(asked: Asked, found: Any) -> Any:
         if not match:
             raise Usage(f"--at {show(asked.at, 40)} is no size", hint="--at 768x512")
         width, height = int(match[1]), int(match[2] or match[1])
-    if asked.dtype not in facts.DTYPE_BYTES:
+    if asked.dtype not in BYTES:
         raise Usage(
-            f"--dtype {show(asked.dtype, 40)} is none of {', '.join(facts.DTYPE_BYTES)}",
+            f"--dtype {show(asked.dtype, 40)} is none of {', '.join(BYTES)}",
             hint="--dtype bf16",
         )
     for flag, value in (("--batch", asked.batch), ("--tokens", asked.tokens)):
@@ -232,13 +168,11 @@ def _answer(asked: Asked, look: Any, *, drawn: bool) -> None:
     from sdcli.inspect import facts, screen, tables
 
     rows, view = _rows(asked, look)
-    if asked.as_json:
-        from sdcli.cli.answer import print_json
-
+    if asked.json:
         print_json(facts.to_json(look))
         return
-    if asked.as_csv or asked.as_markdown:
-        _print(tables.as_csv(rows) if asked.as_csv else tables.as_markdown(rows))
+    if asked.csv or asked.markdown:
+        _print(tables.as_csv(rows) if asked.csv else tables.as_markdown(rows))
         return
     if view is not None:
         _lines(asked, tables.text(rows, look, _wide(), view=view))
@@ -322,9 +256,7 @@ def _diff(asked: Asked, other: str) -> None:
             )
         sides.append(found)
     result = diff.compare(sides[0], sides[1])
-    if asked.as_json:
-        from sdcli.cli.answer import print_json
-
+    if asked.json:
         print_json(diff.to_json(result))
         return
     _lines(asked, diff.text(result, terminal.width(sys.stdout)))
@@ -346,19 +278,17 @@ def _show_lora(asked: Asked, found: Any, base: Any) -> None:
     from sdcli.inspect import lora
 
     result = lora.inspect(found, base)
-    if asked.as_json:
-        from sdcli.cli.answer import print_json
-
+    if asked.json:
         print_json(lora.to_json(result))
         return
     _lines(asked, lora.text(result, terminal.width(sys.stdout), every=asked.layers))
 
 
-def _module(asked: Asked, name: str, given: list[str]) -> None:
+def _module(asked: Asked, name: str) -> None:
     from sdcli.inspect import modules, tables
 
-    look = modules.inspect(name, given, dtype=asked.dtype)
-    if asked.as_json or asked.as_csv or asked.as_markdown:
+    look = modules.inspect(name, asked.inputs, dtype=asked.dtype)
+    if asked.json or asked.csv or asked.markdown:
         _answer(asked, look, drawn=False)
         return
     rows, view = _rows(asked, look)

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Sequence
 
 from sdcli.cli import builtin
 from sdcli.plan.plan import Decision, Plan, Rung, Setup, Way
-from sdcli.plan.techniques import TECHNIQUES
+from sdcli.plan.techniques import TECHNIQUES, placement
 from sdcli.sizes import GIB, gib
 from sdcli.terminal import cells, counted, disk_text, fit, folded, plain, seconds_text, show
 
@@ -16,13 +16,10 @@ A_STEP = 0.88  # rows of the short table are at least this much smaller than a f
 MOST_LOSSY = 2
 NARROW = 64  # columns below which the remarks beside the ways are left out
 
-PLACES = {
-    "resident": ("all on the GPU", ""),
-    "drop-encoders": ("encoders dropped after use", "encoders dropped"),
-    "model-offload": ("one part on the GPU at a time", "one part at a time"),
-    "group-offload": ("streamed layer by layer", "streamed"),
-    "disk": ("one part at a time, from disk", "parts from disk"),
-}
+BRIEF = {  # a placement's phrase where there is little room
+    "resident": "", "drop-encoders": "encoders dropped", "model-offload": "one part at a time",
+    "group-offload": "streamed", "disk": "parts from disk",
+}  # fmt: skip
 
 
 def render(plan: Plan, width: int = 80, ascii: bool = False, disk_free: int | None = None) -> list[str]:
@@ -47,7 +44,7 @@ def render_summary(plan: Plan, width: int = 80, ascii: bool = False) -> list[str
     if plan.hardware.kind == "cpu":
         parts, between = [_named(plan), f"cpu {setup.dtype}", *_extras(setup), _needs(plan)], " · "
         if setup.placement != "resident":
-            parts.insert(2, PLACES[setup.placement][0])
+            parts.insert(2, placement.TECHNIQUE.phrases[setup.placement])
     else:
         of = _named(plan) if plan.model.kind == "builtin" else "plan"
         parts, between = [f"{of}: {_device_name(plan)}", setup.dtype, way_name(setup, None), _needs(plan)], ", "
@@ -98,7 +95,7 @@ def _composed(setup: Setup, beside: Setup | None, brevity: int) -> str:
     if setup.device == "cpu" and beside is not None and beside.device != "cpu":
         return f"on the CPU, {setup.dtype}"
     extras = _extras(setup, brevity)
-    long, brief = PLACES.get(setup.placement, (setup.placement, setup.placement))
+    long, brief = placement.TECHNIQUE.phrases[setup.placement], BRIEF[setup.placement]
     if setup.placement == "resident" and setup.device == "cpu":
         long = "all in memory"
     place = brief if brevity or (extras and setup.placement == "drop-encoders") else long

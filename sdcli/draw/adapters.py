@@ -46,7 +46,7 @@ class Term:
         weight.add_(delta.reshape(weight.shape), alpha=factor)
 
 
-Additions = Mapping[str, Sequence[Term]]  # weight's name within its component → what is added to it, in order
+Additions = Mapping[str, Sequence[Term]]  # weight's name in models.keys → what is added to it, in order
 
 
 def additions(component: str, model: Model, adapters: Iterable[Adapter]) -> dict[str, list[Term]]:
@@ -61,10 +61,7 @@ def additions(component: str, model: Model, adapters: Iterable[Adapter]) -> dict
             if fitted.layer.component != component:
                 continue
             term = Term(fitted, adapter.scale, stored, str(matched.path))
-            # transformers has moved CLIP's layers in and out of `text_model`: either spelling is found
-            bare = fitted.layer.name.removeprefix("text_model.")
-            for name in (bare,) if component == "unet" else (bare, f"text_model.{bare}"):
-                found.setdefault(f"{name}.weight", []).append(term)
+            found.setdefault(f"{fitted.layer.name.removeprefix('text_model.')}.weight", []).append(term)
     return found
 
 

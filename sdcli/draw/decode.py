@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-TILES = {"tile-512": 512, "tile-256": 256}
+from sdcli.plan.techniques.vae import TILES
 
 
 @dataclass(frozen=True)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib
 from collections.abc import Mapping
 from dataclasses import dataclass
-from types import MappingProxyType, SimpleNamespace
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -15,7 +15,8 @@ from sdcli.draw.adapters import Additions
 from sdcli.draw.made import made_from_config
 from sdcli.draw.weights import Piece, Reader, pieces
 from sdcli.errors import BadFile, Bug
-from sdcli.models.expected import open_clip
+from sdcli.models import keys
+from sdcli.models.folder import CLASSES
 from sdcli.models.model import Component
 from sdcli.terminal import show
 
@@ -23,14 +24,13 @@ DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 NARROW = (torch.float8_e4m3fn,)  # for storage only
 
-# The only classes that are ever made. A config that names another is refused: no code comes from a model.
-CLASSES = {
-    "unet": ("diffusers.models.unets.unet_2d_condition", "UNet2DConditionModel"),
-    "vae": ("diffusers.models.autoencoders.autoencoder_kl", "AutoencoderKL"),
-    "text_encoder": ("transformers", "CLIPTextModel"),
-    "text_encoder_2": ("transformers", "CLIPTextModelWithProjection"),
+# Where the only classes that are ever made come from: no code comes from a model.
+MODULES = {
+    "unet": "diffusers.models.unets.unet_2d_condition",
+    "vae": "diffusers.models.autoencoders.autoencoder_kl",
+    "text_encoder": "transformers",
+    "text_encoder_2": "transformers",
 }
-_OLD_ATTENTION = {"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": "to_out.0"}
 
 
 @dataclass(frozen=True)
@@ -55,17 +55,21 @@ def load(
         module.to(dtype).enable_layerwise_casting(storage_dtype=storage, compute_dtype=dtype)
     if component.random:
         return Filled(module, randomise(module, dtype=dtype, device=device, channels_last=channels_last))
-    found = named(name, component.config, pieces(component.files))
-    size = fill(module, found, name, dtype=dtype, device=device, channels_last=channels_last, added=added or {})
+    stored = named(name, pieces(component.files))
+    size = fill(module, stored, name, dtype=dtype, device=device, channels_last=channels_last, added=added or {})
     return Filled(module, size)
+
+
+def named(name: str, stored: Mapping[str, Piece]) -> dict[str, Piece]:
+    """`stored` under the names the module uses, whichever of the layouts in circulation the file has."""
+    return {ours: stored[origin.name].part(origin) for ours, origin in keys.rename(name, stored).items()}
 
 
 def kind_of(name: str) -> Any:
     """The component's class. Its libraries come with it, which is most of what importing takes."""
-    if name not in CLASSES:
+    if name not in MODULES:
         raise BadFile(f"components called {show(name, 40)} are not supported")
-    place, cls = CLASSES[name]
-    return getattr(importlib.import_module(place), cls)
+    return getattr(importlib.import_module(MODULES[name]), CLASSES[name][0])
 
 
 def build(name: str, config: Mapping[str, Any]) -> Any:
@@ -84,35 +88,33 @@ def build(name: str, config: Mapping[str, Any]) -> Any:
     return module.eval().requires_grad_(False)
 
 
-def _file_of(found: Mapping[str, Piece]) -> str:
-    return show(next((piece.file for piece in found.values()), "the file"))
-
-
 def fill(
-    module: nn.Module, found: Mapping[str, Piece], name: str, *, dtype: torch.dtype, device: torch.device | str,
+    module: nn.Module, stored: Mapping[str, Piece], name: str, *, dtype: torch.dtype, device: torch.device | str,
     channels_last: bool, added: Additions = MappingProxyType({}),
 ) -> int:  # fmt: skip
-    """Reads every parameter of `module` from `found`; the bytes they take. None may be missing or misshapen."""
-    empty = dict(module.state_dict())
-    missing = [key for key in empty if key not in found]
+    """Reads every parameter of `module` from `stored`; the bytes they take. None may be missing or misshapen."""
+    empty = {key: (key.removeprefix("text_model."), meta) for key, meta in module.state_dict().items()}
+    missing = [key for key, (bare, _) in empty.items() if bare not in stored]
     if missing:
+        file = next((piece.file for piece in stored.values()), "the file")
         more = f" and {len(missing) - 1} more" if len(missing) > 1 else ""
-        raise BadFile(f"{_file_of(found)} holds no whole {name}: {show(missing[0], 120)}{more} not found")
+        raise BadFile(f"{show(file)} holds no whole {name}: {show(missing[0], 120)}{more} not found")
     size = 0
     with Reader() as reader:
-        for key, meta in empty.items():
-            if found[key].shape != meta.shape:
-                shapes = f"{list(found[key].shape)}, not {list(meta.shape)}"
+        for key, (bare, meta) in empty.items():
+            piece = stored[bare]
+            if piece.shape != meta.shape:
+                shapes = f"{list(piece.shape)}, not {list(meta.shape)}"
                 raise BadFile(f"{name}: {show(key, 120)} has the shape {shapes}", hint="check the model's config.json")
             tensor = _room_for(meta, dtype, device, channels_last)
-            if key in added:
+            if bare in added:
                 exact = torch.empty(meta.shape, dtype=torch.float32)
-                reader.read(found[key], exact)
-                for term in added[key]:
+                reader.read(piece, exact)
+                for term in added[bare]:
                     term.add(exact, reader)
                 tensor.copy_(exact)
             else:
-                reader.read(found[key], tensor)
+                reader.read(piece, tensor)
             _assign(module, key, tensor)
             size += tensor.nbytes
     _restore_buffers(module, device)
@@ -164,59 +166,3 @@ def _restore_buffers(module: nn.Module, device: torch.device | str) -> None:
         if not key.endswith("position_ids"):
             raise Bug(f"{type(module).__name__} has a buffer {key} that no file holds")
         _assign(module, key, torch.arange(buffer.shape[-1], device=device).expand(buffer.shape))
-
-
-# Names
-
-
-def named(name: str, config: Mapping[str, Any], stored: Mapping[str, Piece]) -> dict[str, Piece]:
-    """`stored` under the names the module uses, whichever of the layouts in circulation the file has."""
-    if name == "unet":
-        return _unet_names(config, dict(stored))
-    if name == "vae":
-        return _vae_names(config, dict(stored))
-    return _text_names(name, dict(stored))
-
-
-def _unet_names(config: Mapping[str, Any], stored: dict[str, Piece]) -> dict[str, Piece]:
-    prefix = "model.diffusion_model."
-    if "input_blocks.0.0.weight" in stored:  # a UNet alone, without the checkpoint's prefix
-        stored = {prefix + key: piece for key, piece in stored.items()}
-    if not any(key.startswith(prefix) for key in stored):
-        return stored
-    from diffusers.loaders.single_file_utils import convert_ldm_unet_checkpoint
-
-    converted: dict[str, Piece] = convert_ldm_unet_checkpoint(stored, dict(config))
-    return converted
-
-
-def _vae_names(config: Mapping[str, Any], stored: dict[str, Piece]) -> dict[str, Piece]:
-    if any("decoder.up." in key for key in stored):
-        from diffusers.loaders.single_file_utils import convert_ldm_vae_checkpoint
-
-        stored = convert_ldm_vae_checkpoint(stored, dict(config))
-    found: dict[str, Piece] = {}
-    for key, piece in stored.items():
-        parts = key.split(".")
-        if "attentions" in parts:
-            parts[4:5] = [_OLD_ATTENTION.get(parts[4], parts[4])]
-            if piece.ndim == 4:  # attention written as 1×1 convolutions
-                piece = piece[:, :, 0, 0]
-        found[".".join(parts)] = piece
-    return found
-
-
-def _text_names(name: str, stored: dict[str, Piece]) -> dict[str, Piece]:
-    from diffusers.loaders import single_file_utils
-
-    if prefix := open_clip(name, stored):
-        if prefix + "text_projection" not in stored and name == "text_encoder_2":
-            raise BadFile(f"{_file_of(stored)} holds no whole {name}: {prefix}text_projection not found")
-        width = stored[prefix + "ln_final.weight"].shape[0] if prefix + "ln_final.weight" in stored else 0
-        like = SimpleNamespace(config=SimpleNamespace(hidden_size=width))
-        stored = single_file_utils.convert_open_clip_checkpoint(like, stored, prefix=prefix)
-    elif any(key.startswith(("cond_stage_model.", "conditioner.")) for key in stored):
-        stored = single_file_utils.convert_ldm_clip_checkpoint(stored)
-    # transformers has moved CLIP's layers in and out of `text_model`: each name answers to both spellings
-    bare = {key.removeprefix("text_model."): piece for key, piece in stored.items()}
-    return bare | {f"text_model.{key}": piece for key, piece in bare.items()}

@@ -123,7 +123,7 @@ class Engine:
             _refuse_another_card(plan.hardware, torch)
             self._undo.callback(torch.cuda.set_per_process_memory_fraction, 1.0, torch.device(plan.setup.device))
         _start_threads(plan.setup.threads, torch)
-        for name in load.CLASSES.keys() & plan.model.components.keys():
+        for name in load.MODULES.keys() & plan.model.components.keys():
             load.kind_of(name)  # here, so that what importing takes is told apart from what loading takes
 
     def _give_back(self) -> None:

@@ -1,19 +1,20 @@
-"""Tensors that are still in their files: found, renamed and sliced on paper, then read one at a time into place."""
+"""Tensors that are still in their files: found by their headers, then read one at a time into place."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import IO, Any, Self
+from typing import IO, Self
 
 import torch
 from torch import Tensor
 
 from sdcli.errors import BadFile
 from sdcli.models.headers import read_header
+from sdcli.models.keys import Origin, Shape
 from sdcli.terminal import show
 
 DTYPES = {
@@ -27,54 +28,29 @@ BUFFER = 16 << 20  # bytes read at once: what loading needs on top of the weight
 
 @dataclass(frozen=True)
 class Piece:
-    """A tensor in a file, and what shall be done to it once read.
-
-    diffusers' converters only rename, slice and transpose; given these instead of tensors they do so without reading.
-    """
+    """A tensor in a file, or some of its rows."""
 
     file: str
     offset: int
-    stored: Tensor  # on the meta device: shape and dtype as in the file
-    wanted: Tensor  # the same after `steps`
-    steps: tuple[Callable[[Tensor], Tensor], ...] = ()
+    shape: Shape  # once read
+    dtype: torch.dtype  # in the file
+    transposed: bool = False  # in the file
 
-    @property
-    def shape(self) -> torch.Size:
-        return self.wanted.shape
-
-    @property
-    def ndim(self) -> int:
-        return self.wanted.ndim
-
-    @property
-    def T(self) -> Piece:
-        return self._then(lambda tensor: tensor.T)
-
-    def __getitem__(self, index: Any) -> Piece:
-        return self._then(lambda tensor: tensor[index])
-
-    def contiguous(self) -> Piece:
-        return self
-
-    def clone(self) -> Piece:
-        return self
-
-    def detach(self) -> Piece:
-        return self
-
-    def _then(self, step: Callable[[Tensor], Tensor]) -> Piece:
-        return Piece(self.file, self.offset, self.stored, step(self.wanted), (*self.steps, step))
+    def part(self, origin: Origin) -> Piece:
+        """What is made of this tensor under diffusers' name."""
+        first, shape = origin.taken(self.shape)
+        start = self.offset + first * math.prod(self.shape[1:]) * self.dtype.itemsize
+        return Piece(self.file, start, shape, self.dtype, origin.transposed)
 
 
 def pieces(files: Iterable[str]) -> dict[str, Piece]:
     """Everything in these safetensors files, by name; only the headers are read, and checked."""
-    found: dict[str, Piece] = {}
+    stored: dict[str, Piece] = {}
     for file in files:
         header = read_header(Path(file))
         for name, tensor in header.tensors.items():
-            meta = torch.empty(tensor.shape, dtype=DTYPES[tensor.dtype], device="meta")
-            found[name] = Piece(file, header.data_start + tensor.begin, meta, meta)
-    return found
+            stored[name] = Piece(file, header.data_start + tensor.begin, tensor.shape, DTYPES[tensor.dtype])
+    return stored
 
 
 class Reader:
@@ -95,30 +71,29 @@ class Reader:
 
     def read(self, piece: Piece, into: Tensor) -> None:
         """The piece's values, in `into`'s dtype, memory format and place."""
-        whole = piece.stored
-        if not piece.steps and into.dtype == whole.dtype and into.device.type == "cpu" and into.is_contiguous():
+        shape = piece.shape
+        if piece.transposed:
+            into.copy_(self._taken(piece, 0, shape[::-1]).T)
+        elif into.dtype == piece.dtype and into.device.type == "cpu" and into.is_contiguous():
             self._fill(piece, 0, into.reshape(-1).view(torch.uint8).numpy().data)
-        elif piece.steps or whole.ndim == 0:
-            source = self._taken(piece, 0, tuple(whole.shape))
-            for step in piece.steps:
-                source = step(source)
-            into.copy_(source)
+        elif not shape:
+            into.copy_(self._taken(piece, 0, shape))
         else:
-            row = math.prod(whole.shape[1:]) * whole.element_size()
+            row = math.prod(shape[1:]) * piece.dtype.itemsize
             rows = max(1, BUFFER // max(row, 1))
-            for first in range(0, whole.shape[0], rows):
-                count = min(rows, whole.shape[0] - first)
-                into[first : first + count].copy_(self._taken(piece, first * row, (count, *whole.shape[1:])))
+            for first in range(0, shape[0], rows):
+                count = min(rows, shape[0] - first)
+                into[first : first + count].copy_(self._taken(piece, first * row, (count, *shape[1:])))
 
     def _taken(self, piece: Piece, start: int, shape: tuple[int, ...]) -> Tensor:
         numbers = math.prod(shape)
-        length = numbers * piece.stored.element_size()
+        length = numbers * piece.dtype.itemsize
         if len(self._buffer) < length:
             self._buffer = bytearray(length)
         self._fill(piece, start, memoryview(self._buffer)[:length])
         if not numbers:
-            return torch.empty(shape, dtype=piece.stored.dtype)
-        return torch.frombuffer(self._buffer, dtype=piece.stored.dtype, count=numbers).reshape(shape)
+            return torch.empty(shape, dtype=piece.dtype)
+        return torch.frombuffer(self._buffer, dtype=piece.dtype, count=numbers).reshape(shape)
 
     def _fill(self, piece: Piece, start: int, target: memoryview) -> None:
         stream = self._streams.get(piece.file)

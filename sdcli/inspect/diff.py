@@ -7,9 +7,10 @@ from dataclasses import dataclass
 from typing import Any
 
 from sdcli.errors import BadFile, SdcliError
-from sdcli.inspect import figures, guess
+from sdcli.inspect import figures
 from sdcli.inspect.facts import At, Inspection, Source, Stored, inspect, native_size
 from sdcli.inspect.numbers import PIECE, decoded
+from sdcli.models.expected import tensors_of
 from sdcli.models.unet import Block
 from sdcli.terminal import fit, show, size_text
 
@@ -88,7 +89,7 @@ def _look(source: Source) -> Inspection:
 def _shapes(source: Source) -> Mapping[str, tuple[int, ...]]:
     if source.tensors:
         return {name: tensor.shape for name, tensor in source.tensors.items()}
-    return guess.tensors_of(_look(source).unet)
+    return tensors_of(_look(source).unet.leaves)
 
 
 def _moved(a: Stored, b: Stored) -> Moved | None:

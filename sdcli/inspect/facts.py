@@ -8,9 +8,8 @@ from typing import Any
 
 from sdcli import __version__
 from sdcli.errors import SdcliError, Usage
+from sdcli.models.model import BYTES
 from sdcli.models.unet import Block, Unet, analyse
-
-DTYPE_BYTES = {"fp32": 4, "fp16": 2, "bf16": 2, "fp8": 1}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -23,7 +22,6 @@ class Stored:
     file: str
     start: int
     end: int
-    original: str  # its name in the file
     stored: str = ""  # its dtype as the file writes it: F16, BF16 …
 
 
@@ -71,7 +69,7 @@ class At:
 
     @property
     def dtype_bytes(self) -> int:
-        return DTYPE_BYTES[self.dtype]
+        return BYTES[self.dtype]
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -9,48 +9,37 @@ from typing import Any
 
 from sdcli import data
 from sdcli.errors import BadFile
-from sdcli.models.unet import Unet, analyse
+from sdcli.models.expected import tensors_of
+from sdcli.models.families import families
+from sdcli.models.kinds import TITLES
+from sdcli.models.unet import analyse
 
 Shapes = Mapping[str, tuple[int, ...]]
 
-TITLES = {
-    "sd15": "UNet of Stable Diffusion 1.5",
-    "sd2": "UNet of Stable Diffusion 2.1",
-    "sdxl": "UNet of Stable Diffusion XL",
-    "refiner": "UNet of the SDXL refiner",
-    "unet2015": "The U-Net of 2015",
-    "builtin": "UNet of sdcli's built-in emoji model",
-}
-CONDITIONAL = ("sd15", "sd2", "sdxl", "refiner")
+FAMILIES = ("sd15", "sd2", "sdxl", "refiner")
+
+
+def title(family: str, channels: int = 4) -> str:
+    """For people; "" is a UNet of no known family."""
+    if family == "unet2015":
+        return "The U-Net of 2015"
+    if not family:
+        return "UNet of its own shape"
+    named = TITLES.get(family) or families()[family].title
+    return f"UNet of {named}" + (f", {channels} input channels" if channels != 4 else "")
 
 
 @functools.cache
 def expected(family: str) -> dict[str, tuple[int, ...]]:
-    """Tensor name → shape of a known family."""
-    return tensors_of(analyse(data.component_config(family, "unet"), height=8, width=8))
-
-
-def tensors_of(unet: Unet) -> dict[str, tuple[int, ...]]:
-    """Names and shapes of the tensors that a file of this UNet holds."""
-    found: dict[str, tuple[int, ...]] = {}
-    for leaf in unet.leaves:
-        if leaf.type == "AttentionPooling":
-            found[f"{leaf.name}.positional_embedding"] = leaf.weight_shape
-        elif leaf.weight_shape:
-            found[f"{leaf.name}.weight"] = leaf.weight_shape
-            if leaf.bias:
-                found[f"{leaf.name}.bias"] = (_outputs(leaf.type, leaf.weight_shape),)
-    return found
-
-
-def _outputs(kind: str, shape: tuple[int, ...]) -> int:
-    return shape[1] if kind == "ConvTranspose2d" else shape[0]
+    """Tensor name → shape of a known family; none where it is not known."""
+    config = data.component_config(family, "unet") if family else None
+    return tensors_of(analyse(config, height=8, width=8).leaves) if config else {}
 
 
 def known_family(shapes: Shapes) -> tuple[str, int]:
     """The known family that most of the tensors fit, and how many input channels; ("", 0) if none comes close."""
     best, score = "", 0.0
-    for family in CONDITIONAL:
+    for family in FAMILIES:
         wanted = expected(family)
         fitting = sum(1 for name, shape in wanted.items() if shapes.get(name) == shape)
         share = fitting / max(len(wanted), len(shapes), 1)

@@ -11,16 +11,15 @@ from typing import Any
 from sdcli import data
 from sdcli.inspect import figures, tables
 from sdcli.inspect.facts import Source
+from sdcli.inspect.guess import FAMILIES
 from sdcli.inspect.numbers import scalar
 from sdcli.inspect.source import LoraFile
-from sdcli.models import kinds, lora
-from sdcli.models.families import families
+from sdcli.models import lora
+from sdcli.models.families import find
 from sdcli.models.headers import Tensor
+from sdcli.models.kinds import DRAWN, TITLES
 from sdcli.models.lora import Layer
 from sdcli.terminal import cells, disk_text, fit, show
-
-FAMILIES = ("sd15", "sdxl", "sd2", "refiner")
-TITLES = kinds.TITLES
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,22 +56,22 @@ class Report:
 
 def inspect(file: LoraFile, base: Source | None) -> Report:
     """The LoRA held against `base`; without one against the family it fits best."""
-    modules = _modules(file.header.tensors)
+    modules = {
+        module: {part: file.header.tensors[name] for part, name in parts.items()}
+        for module, parts in lora.modules(file.header.tensors).items()
+    }
     scored = {family: _fitting(modules, _known_layers(family)) for family in FAMILIES}
     made_for = max(FAMILIES, key=lambda family: scored[family]) if any(scored.values()) else file.family
     if base is None:
         name, layers = made_for or "sd15", _known_layers(made_for if made_for in FAMILIES else "sd15")
     else:
-        name = base.name
-        layers = _layers(base.config, base.family)
-    touched, unmatched = [], []
+        name, layers = base.name, _layers(base.config, base.family)
     with file.path.open("rb") as handle:
-        for module, parts in modules.items():
-            layer = layers.get(module)
-            one = _touched(module, parts, layer, handle, file.header.data_start)
-            touched.append(one)
-            if layer is None or not one.fits:
-                unmatched.append(module)
+        touched = [
+            _touched(module, parts, layers.get(module), handle, file.header.data_start)
+            for module, parts in modules.items()
+        ]
+    unmatched = [module for module, one in zip(modules, touched, strict=True) if not one.fits]
     matched = [one for one in touched if one.fits]
     return Report(
         file=str(file.path),
@@ -98,17 +97,11 @@ def _known_layers(family: str) -> Mapping[str, Layer]:
 
 
 def _layers(config: Mapping[str, Any], family: str) -> dict[str, Layer]:
-    encoders = [encoder.part for encoder in families()[family].encoders] if family in families() else []
+    encoders = [encoder.part for encoder in find(family).encoders] if family in DRAWN else []
     return lora.layers({"unet": config} | {name: data.component_config(family, name) for name in encoders})
 
 
 # the LoRA's modules
-
-
-def _modules(tensors: Mapping[str, Tensor]) -> dict[str, dict[str, Tensor]]:
-    """Module name as the file gives it → its parts."""
-    found = lora.modules(tensors)
-    return {module: {part: tensors[name] for part, name in parts.items()} for module, parts in found.items()}
 
 
 def _fitting(modules: Mapping[str, Mapping[str, Tensor]], layers: Mapping[str, Layer]) -> int:

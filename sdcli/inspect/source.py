@@ -6,9 +6,10 @@ Of weights only the header is read. What stands beside the UNet, is missing or h
 from __future__ import annotations
 
 import difflib
+import math
 import os
 import shlex
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -17,21 +18,20 @@ from sdcli import data, reading
 from sdcli.errors import BadFile, ModelMissing, SdcliError
 from sdcli.inspect import guess
 from sdcli.inspect.facts import Mismatch, Source, Stored
-from sdcli.models import headers, hub_cache, keys, kinds
+from sdcli.models import headers, hub_cache, keys, kinds, resolve
+from sdcli.models.checkpoint import PARTS
+from sdcli.models.expected import tensors_of
 from sdcli.models.folder import read_json
 from sdcli.models.headers import NAMES, Header, Tensor
 from sdcli.models.unet import CLASS_NAMES, analyse
 from sdcli.terminal import disk_text, show
 
 KNOWN = ("sd15", "sdxl", "sd2", "refiner", "unet2015", "builtin")
+# Beside those that can be drawn with.
 REPOSITORIES = {
-    "stable-diffusion-v1-5/stable-diffusion-v1-5": "sd15",
-    "runwayml/stable-diffusion-v1-5": "sd15",
-    "stabilityai/stable-diffusion-xl-base-1.0": "sdxl",
     "stabilityai/stable-diffusion-xl-refiner-1.0": "refiner",
     "stabilityai/stable-diffusion-2-1": "sd2",
 }
-UNKNOWN = "UNet of its own shape"
 SHIPPED = "from the shipped config, nothing downloaded"
 
 
@@ -47,21 +47,13 @@ class LoraFile:
 def find(model: str) -> Source | LoraFile:
     """What `model` names; ModelMissing when it is nowhere, BadFile when it is there but unusable."""
     name = model.strip()
-    if name.casefold() in KNOWN:
-        return known(name.casefold())
-    if name.casefold() == "sd21":  # 2.0 and 2.1 have the same UNet
-        return known("sd2")
-    path = Path(name).expanduser()
-    try:
-        if path.is_dir():
-            return _folder(path, path.name or str(path), "folder")
-        if path.exists():
-            return _file(path)
-    except OSError as error:
-        raise ModelMissing(
-            f"{show(name, 200)} cannot be opened: {show(error.strerror or error)}", hint="sdcli inspect-unet sd15"
-        ) from None
-    if _looks_like_hub_id(name):
+    family = "sd2" if name.casefold() == "sd21" else name.casefold()  # 2.0 and 2.1 have the same UNet
+    if family in KNOWN:
+        return known(family)
+    path = resolve.existing(name)
+    if path is not None:
+        return _folder(path, path.name or str(path), "folder") if path.is_dir() else _file(path)
+    if resolve.is_hub_id(name.partition("@")[0]):
         return _hub(name)
     raise _nowhere(name)
 
@@ -86,12 +78,12 @@ def known(family: str) -> Source:
         if folder is None:
             raise ModelMissing("this build has no built-in model", hint="sdcli inspect-unet sd15")
         found = _folder(folder, "builtin", "known")
-        return replace(found, family="builtin", title=guess.TITLES["builtin"], origin="shipped with sdcli")
+        return replace(found, family="builtin", title=guess.title("builtin"), origin="shipped with sdcli")
     return Source(
         name=family,
         kind="known",
         family=family,
-        title=guess.TITLES[family],
+        title=guess.title(family),
         origin=SHIPPED,
         config=data.component_config(family, "unet"),
         pixels_per_latent=1 if family == "unet2015" else 8,
@@ -110,11 +102,6 @@ def _nowhere(name: str) -> ModelMissing:
 # the Hub cache
 
 
-def _looks_like_hub_id(name: str) -> bool:
-    parts = name.split("/")
-    return len(parts) == 2 and all(part and part[0] not in ".~" and part.isprintable() for part in parts)
-
-
 def _hub(name: str) -> Source:
     """The commit that `main` pointed at, else the newest there is: a UNet alone has no model_index.json."""
     cache = hub_cache.folder(os.environ)
@@ -122,10 +109,11 @@ def _hub(name: str) -> Source:
     folder = cache / f"models--{name.replace('/', '--')}" / "snapshots"
     others = sorted(folder.iterdir(), key=lambda item: -item.stat().st_mtime) if folder.is_dir() else []
     for snapshot in [main.path, *others] if main else others:
-        if (snapshot / "unet" / "config.json").exists() or (snapshot / "config.json").exists():
+        if _unet_in(snapshot) is not None:
             found = _folder(snapshot, name, "hub")
             return replace(found, origin=f"{name} @{snapshot.name[:7]} in the Hub cache")
-    family = REPOSITORIES.get(name)
+    drawn = resolve.known_as(name)
+    family = drawn.alias if drawn else REPOSITORIES.get(name)
     if family:
         return replace(known(family), name=name, origin="from the shipped config; not in the Hub cache")
     raise ModelMissing(
@@ -137,14 +125,18 @@ def _hub(name: str) -> Source:
 # folders and config.json
 
 
+def _unet_in(folder: Path) -> Path | None:
+    """Where the UNet of a diffusers folder is: the folder is the whole model, or its unet folder alone."""
+    return next((inside for inside in (folder / "unet", folder) if (inside / "config.json").exists()), None)
+
+
 def _folder(folder: Path, name: str, kind: str) -> Source:
-    """A diffusers folder: the whole model, or its unet folder alone."""
-    inside = folder / "unet" if (folder / "unet" / "config.json").exists() else folder
-    if not (inside / "config.json").exists():
+    inside = _unet_in(folder)
+    if inside is None:
         raise ModelMissing(f"{show(folder)} has no unet/config.json and no config.json", hint="sdcli inspect-unet sd15")
     config = read_json(inside / "config.json")
-    found = _of_config(config, name, kind, f"{show(name, 60)}/{inside.name}" if inside != folder else show(name, 60))
-    found = replace(found, pixels_per_latent=_scale(folder, config))
+    where = f"{show(name, 60)}/{inside.name}" if inside != folder else show(name, 60)
+    found = _of_config(config, name, kind, where, vae=folder / "vae")
     files, fault = _weights(inside)
     if not files:
         return replace(found, fault=fault)
@@ -155,20 +147,17 @@ def _folder(folder: Path, name: str, kind: str) -> Source:
         except SdcliError as error:
             fault = error
             continue
-        tensors |= _stored(header, header.tensors)
-    found = replace(found, fault=fault, origin=found.origin.removeprefix("from ") + ", only headers read")
-    return _compared(found, tensors)
+        tensors |= _stored(header)
+    return _compared(replace(found, fault=fault, origin=f"{where}, only headers read"), tensors)
 
 
-def _scale(folder: Path, config: Mapping[str, Any]) -> int:
-    """Pixels per latent: from the VAE beside it, else 8 unless the UNet works on pixels."""
-    beside = folder / "vae" / "config.json"
-    if beside.exists():
-        widths = read_json(beside).get("block_out_channels")
+def _pixels_per_latent(config: Mapping[str, Any], vae: Path | None = None) -> int:
+    """From the VAE beside it, else 8 unless the UNet works on pixels."""
+    if vae is not None and (vae / "config.json").exists():
+        widths = read_json(vae / "config.json").get("block_out_channels")
         if isinstance(widths, list) and 1 <= len(widths) <= 8:
             return 1 << (len(widths) - 1)
-    pixels = config.get("in_channels") in (1, 3, 6) or config.get("_class_name") == "UNet2015"
-    return 1 if pixels else 8
+    return 1 if config.get("in_channels") in (1, 3, 6) or config.get("_class_name") == "UNet2015" else 8
 
 
 def _weights(folder: Path) -> tuple[list[Path], SdcliError | None]:
@@ -180,22 +169,16 @@ def _weights(folder: Path) -> tuple[list[Path], SdcliError | None]:
         table = read_json(index).get("weight_map")
         if not isinstance(table, dict) or not all(isinstance(name, str) for name in table.values()):
             return [], BadFile(f"{show(index)} has no weight_map")
-        names = sorted({name for name in table.values() if Path(name).name == name})
-        present = [folder / name for name in names if (folder / name).exists()]
-        lacking = [name for name in names if not (folder / name).exists()]
-        fault = (
-            ModelMissing(
-                f"{len(lacking)} of {len(names)} weight files are missing", hint="get the model again, or another"
-            )
-            if lacking
-            else None
-        )
-        return present, fault
+        shards = [folder / name for name in sorted(set(table.values())) if Path(name).name == name]
+        present = [shard for shard in shards if shard.exists()]
+        lacking = f"{len(shards) - len(present)} of {len(shards)} weight files are missing"
+        whole = len(present) == len(shards)
+        return present, None if whole else ModelMissing(lacking, hint="get the model again, or another")
     plain = [file for file in files if file.stem in ("diffusion_pytorch_model", "model")]
     return plain[:1] or files[:1], None
 
 
-def _of_config(config: Mapping[str, Any], name: str, kind: str, where: str) -> Source:
+def _of_config(config: Mapping[str, Any], name: str, kind: str, where: str, vae: Path) -> Source:
     """A config becomes a source; an unknown architecture is named, with what its config says of itself."""
     named = str(config.get("_class_name") or "UNet2DConditionModel")
     if named not in CLASS_NAMES:
@@ -203,21 +186,24 @@ def _of_config(config: Mapping[str, Any], name: str, kind: str, where: str) -> S
             f"{where} is a {show(named, 60)}, not a UNet that sdcli knows ({_said(config)})",
             hint="sdcli inspect-unet sd15   (other torch modules: --module package.module:factory)",
         )
-    shapes = guess.tensors_of(analyse(config, height=_smallest(config), width=_smallest(config)))
+    shapes = _described(config)
     family, channels = guess.known_family(shapes)
-    exact = bool(family) and all(shapes.get(n) == s for n, s in guess.expected(family).items() if "conv_in" not in n)
-    title = UNKNOWN
-    if exact:
-        title = guess.TITLES[family] + (f", {channels} input channels" if channels != 4 else "")
+    if any(shapes.get(n) != s for n, s in guess.expected(family).items() if "conv_in" not in n):
+        family = ""
     return Source(
         name=name,
         kind=kind,
-        family=family if exact else "",
-        title=title,
+        family=family,
+        title=guess.title(family, channels),
         origin=f"from {where}",
         config=config,
-        pixels_per_latent=8,
+        pixels_per_latent=_pixels_per_latent(config, vae),
     )
+
+
+def _described(config: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:
+    side = _smallest(config)
+    return tensors_of(analyse(config, height=side, width=side).leaves)
 
 
 def _smallest(config: Mapping[str, Any]) -> int:
@@ -237,9 +223,7 @@ def _said(config: Mapping[str, Any]) -> str:
 
 def _file(path: Path) -> Source | LoraFile:
     if path.suffix == ".json":
-        config = read_json(path)
-        found = _of_config(config, path.stem, "config", show(path.name, 60))
-        return replace(found, pixels_per_latent=_scale(path.parent.parent, config))
+        return _of_config(read_json(path), path.stem, "config", show(path.name, 60), vae=path.parent.parent / "vae")
     fault: SdcliError | None = None
     try:
         header = headers.read_header(path)
@@ -251,20 +235,15 @@ def _file(path: Path) -> Source | LoraFile:
     kind = kinds.kind_of(header)
     if kind.kind == "lora":
         return LoraFile(path=path, header=header, family=kind.family)
-    inside = _unet_tensors(header)
-    if not inside:
+    tensors = _unet_tensors(header)
+    if not tensors:
         raise fault or _no_unet(path, header, kind)
-    found = _of_tensors(path, header, inside, _config_beside(path, inside))
+    found = _of_tensors(path, tensors, _config_beside(path, header))
     beside = tuple(
-        f"{_PARTS.get(name, name)} {part.parameters / 1e6:,.1f} M"
-        for name, part in kind.parts.items()
-        if name != "unet"
+        f"{PARTS.get(name, name)} {part.parameters / 1e6:,.1f} M" for name, part in kind.parts.items() if name != "unet"
     )
-    whole = header.size > sum(t.size for t in inside.values()) * 1.02 and bool(beside)
+    whole = header.size > (found.stored_bytes or 0) * 1.02 and bool(beside)
     return replace(found, kind="checkpoint" if whole else "unet-file", beside=beside, fault=fault or found.fault)
-
-
-_PARTS = {"vae": "VAE", "text_encoder": "text encoder", "text_encoder_2": "second text encoder"}
 
 
 def _no_unet(path: Path, header: Header, kind: kinds.Kind) -> BadFile:
@@ -305,22 +284,17 @@ def _offsets(given: Any) -> tuple[int, int]:
     return 0, 0
 
 
-def _unet_tensors(header: Header) -> dict[str, Tensor]:
-    """The UNet's tensors without their prefix, as the file names them."""
-    for prefix in (kinds.UNET, "unet.", "diffusion_model."):
-        inside = {name[len(prefix) :]: t for name, t in header.tensors.items() if name.startswith(prefix)}
-        if "input_blocks.0.0.weight" in inside or "conv_in.weight" in inside or len(inside) > 100:
-            return inside
-    names = header.tensors
-    if keys.is_original(names) or any(name.startswith(("down_blocks.", "up_blocks.")) for name in names):
-        return dict(names)
-    return {}
+def _unet_tensors(header: Header) -> dict[str, Stored]:
+    """The UNet's tensors; none where there are not even blocks of one."""
+    tensors = _stored(header)
+    blocks = any(name.startswith(("conv_in.", "down_blocks.", "up_blocks.")) for name in tensors)
+    return tensors if blocks else {}
 
 
-def _config_beside(path: Path, inside: Mapping[str, Tensor]) -> dict[str, Any] | None:
+def _config_beside(path: Path, header: Header) -> dict[str, Any] | None:
     """The config.json in the same folder, when it is that of a UNet in diffusers' names."""
     beside = path.parent / "config.json"
-    if keys.is_original(inside) or not beside.exists():
+    if any("input_blocks." in name for name in header.tensors) or not beside.exists():
         return None
     try:
         config = read_json(beside)
@@ -329,59 +303,48 @@ def _config_beside(path: Path, inside: Mapping[str, Tensor]) -> dict[str, Any] |
     return config if config.get("_class_name") == "UNet2DConditionModel" else None
 
 
-def _of_tensors(
-    path: Path, header: Header, inside: Mapping[str, Tensor], config: Mapping[str, Any] | None = None
-) -> Source:
-    """Structure from shapes: the known family most of them fit, else read back from the tensors themselves."""
-    tensors = _stored(header, inside)
+def _of_tensors(path: Path, tensors: Mapping[str, Stored], config: Mapping[str, Any] | None) -> Source:
+    """Structure from the config beside the file; without one from shapes: the known family most of them fit, else
+    read back from the tensors themselves."""
+    where = show(path.name, 60)
+    if config is not None:
+        found = _of_config(config, path.stem, "unet-file", where, vae=path.parent.parent / "vae")
+        return _compared(replace(found, origin=f"{where}, only its header read"), tensors)
     shapes = {name: tensor.shape for name, tensor in tensors.items()}
     family, channels = guess.known_family(shapes)
-    name, where = path.stem, show(path.name, 60)
-    if config is not None:
-        found = _of_config(config, name, "unet-file", where)
-        found = replace(
-            found, origin=f"{where}, only its header read", pixels_per_latent=_scale(path.parent.parent, config)
-        )
-        return _compared(found, tensors)
-    if family:
-        config = {**data.component_config(family, "unet"), "in_channels": channels}
-        title = guess.TITLES[family] + (f", {channels} input channels" if channels != 4 else "")
-    else:
-        config, title = guess.config_of(shapes), UNKNOWN
+    known = {**data.component_config(family, "unet"), "in_channels": channels} if family else guess.config_of(shapes)
     found = Source(
-        name=name,
+        name=path.stem,
         kind="unet-file",
         family=family,
-        title=title,
+        title=guess.title(family, channels),
         origin=f"{where}, only its header read",
-        config=config,
-        pixels_per_latent=1 if config["in_channels"] in (1, 3, 6) else 8,
+        config=known,
+        pixels_per_latent=_pixels_per_latent(known),
     )
     return _compared(found, tensors)
 
 
-def _stored(header: Header, inside: Mapping[str, Tensor]) -> dict[str, Stored]:
-    """Tensors under their diffusers names, with the places of their bytes."""
-    names = keys.renamed(inside) if keys.is_original(inside) else {name: name for name in inside}
-    return {
-        names[name]: Stored(
-            name=names[name],
+def _stored(header: Header) -> dict[str, Stored]:
+    """A UNet's tensors under their diffusers names, with the places of their bytes."""
+    found: dict[str, Stored] = {}
+    for name, origin in keys.rename("unet", header.tensors).items():
+        tensor = header.tensors[origin.name]
+        found[name] = Stored(
+            name=name,
             shape=tensor.shape,
             dtype=NAMES.get(tensor.dtype, tensor.dtype.lower()),
             file=str(header.path),
             start=header.data_start + tensor.begin,
             end=header.data_start + tensor.end,
-            original=name,
             stored=tensor.dtype,
         )
-        for name, tensor in inside.items()
-    }
+    return found
 
 
 def _compared(source: Source, tensors: Mapping[str, Stored]) -> Source:
     """The source with its file held against its structure."""
-    side = _smallest(source.config)
-    wanted = guess.tensors_of(analyse(source.config, height=side, width=side))
+    wanted = _described(source.config)
     missing = tuple(name for name in wanted if name not in tensors)
     mismatched = tuple(
         Mismatch(name=name, shape=tensors[name].shape, expected=shape)
@@ -390,7 +353,7 @@ def _compared(source: Source, tensors: Mapping[str, Stored]) -> Source:
     )
     dtypes: dict[str, int] = {}
     for tensor in tensors.values():
-        dtypes[tensor.dtype] = dtypes.get(tensor.dtype, 0) + _elements(tensor.shape)
+        dtypes[tensor.dtype] = dtypes.get(tensor.dtype, 0) + math.prod(tensor.shape)
     fault = source.fault
     if fault is None and (missing or mismatched):
         fault = _incomplete(source, missing, mismatched)
@@ -404,13 +367,6 @@ def _compared(source: Source, tensors: Mapping[str, Stored]) -> Source:
         mismatched=mismatched,
         fault=fault,
     )
-
-
-def _elements(shape: Iterable[int]) -> int:
-    count = 1
-    for side in shape:
-        count *= side
-    return count
 
 
 def _incomplete(source: Source, missing: tuple[str, ...], mismatched: tuple[Mismatch, ...]) -> BadFile:

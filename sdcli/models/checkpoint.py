@@ -17,7 +17,7 @@ from sdcli.models.shipped import parameters_of
 from sdcli.terminal import show
 
 _BESIDE = ("lora", "embedding", "controlnet", "ip-adapter", "unet")  # what a family's model is used with
-_NAMES = {"unet": "UNet", "vae": "VAE", "text_encoder": "text encoder", "text_encoder_2": "second text encoder"}
+PARTS = {"unet": "UNet", "vae": "VAE", "text_encoder": "text encoder", "text_encoder_2": "second text encoder"}
 _ANOTHER = "-m sd15"
 
 
@@ -66,7 +66,7 @@ def _model(path: Path, kind: Kind, size: int) -> Model:
 def _check_parts(path: Path, kind: Kind) -> None:
     """Whole, and of the shape the shipped configs describe: pruned relatives have the same widths, but fewer blocks."""
     components = find(kind.family).components
-    missing = [_NAMES[name] for name in components if name not in kind.parts]
+    missing = [PARTS[name] for name in components if name not in kind.parts]
     if missing:
         raise BadFile(f"{show(path)} has no {' and no '.join(missing)}: not a whole checkpoint", hint=_ANOTHER)
     for name, usual in _usual(kind.family):
@@ -74,7 +74,7 @@ def _check_parts(path: Path, kind: Kind) -> None:
         if held < usual:
             raise BadFile(
                 f"{show(path)} is a relative of {TITLES[kind.family]} that sdcli does not draw with: "
-                f"its {_NAMES[name]} has {held / 1e6:,.1f} of {usual / 1e6:,.1f} million parameters",
+                f"its {PARTS[name]} has {held / 1e6:,.1f} of {usual / 1e6:,.1f} million parameters",
                 hint=_ANOTHER,
             )
 

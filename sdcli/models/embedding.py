@@ -10,7 +10,7 @@ from sdcli.errors import BadFile
 from sdcli.models.headers import Header, Tensor, read_header
 from sdcli.models.kinds import EMBEDDINGS, TITLES, kind_of
 from sdcli.models.lora import wrong_family
-from sdcli.models.model import Model
+from sdcli.models.model import ENCODERS, Model
 from sdcli.terminal import show
 
 MOST_VECTORS = 75  # as many as a chunk of the prompt has places
@@ -35,7 +35,7 @@ def read(path: Path, model: Model) -> Embedding:
     header = read_header(path)
     _check_kind(path, header)
     family = _family(header)
-    encoders = [name for name in ("text_encoder", "text_encoder_2") if name in model.components]
+    encoders = [name for name in ENCODERS if name in model.components]
     double = set(header.tensors) <= set(_PARTS) and len(header.tensors) == 2
     if double != (len(encoders) == 2):
         raise _misfit(path, header, family, model)

@@ -12,6 +12,7 @@ from sdcli.errors import BadFile, ModelMissing, Unsafe, Usage
 from sdcli.models import configs, shipped, vae
 from sdcli.models.families import families, find, of_unet
 from sdcli.models.headers import read_header
+from sdcli.models.hub_files import VARIANTS
 from sdcli.models.kinds import DRAWN, TITLES, kind_of_config, part_of
 from sdcli.models.model import Component, Model
 from sdcli.models.sniff import PICKLE_SUFFIXES
@@ -22,7 +23,7 @@ LARGEST_JSON = 8 << 20
 DANGEROUS = ("auto_map", "trust_remote_code", "custom_pipeline", "_attn_implementation")
 # transformers wrote this one itself for a while; a yes or no names nothing.
 _HARMLESS = "_attn_implementation_autoset"
-CLASSES: dict[str, tuple[str, ...]] = {
+CLASSES: dict[str, tuple[str, ...]] = {  # a config that names another is refused
     "unet": ("UNet2DConditionModel",),
     "vae": ("AutoencoderKL",),
     "text_encoder": ("CLIPTextModel",),
@@ -221,7 +222,7 @@ def _described(part: str, config: Mapping[str, Any], folder: Path) -> int:
 
 def _weights(folder: Path, stem: str) -> list[Path]:
     """The component's files: fp16 where there are several variants (half to read), whole or in shards."""
-    for variant in (".fp16", "", ".bf16", ".fp32"):
+    for variant in VARIANTS:
         whole = folder / f"{stem}{variant}.safetensors"
         if whole.is_file():
             return [whole]

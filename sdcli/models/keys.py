@@ -1,9 +1,15 @@
-"""Names of a UNet's tensors in the original layout (input_blocks …) as diffusers names them (down_blocks …)."""
+"""Names of tensors as diffusers has them, whichever of the layouts in circulation a file is in."""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Iterable
+from dataclasses import dataclass
+
+from sdcli.models.families import original_places
+from sdcli.models.kinds import UNET, VAE
+
+Shape = tuple[int, ...]
 
 RESNET = {
     "in_layers.0": "norm1",
@@ -21,19 +27,122 @@ TOP = {
     "input_blocks.0.0": "conv_in",
 }
 NUMBERED = re.compile(r"(input_blocks|output_blocks)\.(\d{1,3})\.(\d)\.(.+)")
+# In this order; a name that is diffusers' already stays as it is.
+_VAE_NAMES = (
+    (r"\bmid\.block_1\b", "mid_block.resnets.0"), (r"\bmid\.block_2\b", "mid_block.resnets.1"),
+    (r"\bmid\.attn_1\b", "mid_block.attentions.0"), (r"\bnorm_out\b", "conv_norm_out"),
+    (r"\b(down|up)\.(\d+)\.block\.", r"\1.\2.resnets."), (r"\bnin_shortcut\b", "conv_shortcut"),
+    (r"\bdown\.(\d+)\.downsample\b", r"down.\1.downsamplers.0"), (r"\bdown\.(\d+)\b", r"down_blocks.\1"),
+    (r"\bup\.(\d+)\.upsample\b", r"up.\1.upsamplers.0"), (r"(attentions\.0)\.norm\b", r"\1.group_norm"),
+    # attention as the original calls it, and as older diffusers did
+    (r"(attentions\.0)\.(?:q|query)\b", r"\1.to_q"), (r"(attentions\.0)\.(?:k|key)\b", r"\1.to_k"),
+    (r"(attentions\.0)\.(?:v|value)\b", r"\1.to_v"),
+    (r"(attentions\.0)\.(?:proj_out|proj_attn)\b", r"\1.to_out.0"),
+)  # fmt: skip
+_OPEN_CLIP_NAMES = (
+    ("transformer.resblocks.", "encoder.layers."), ("attn.out_proj", "self_attn.out_proj"), ("ln_1", "layer_norm1"),
+    ("ln_2", "layer_norm2"), ("mlp.c_fc", "mlp.fc1"), ("mlp.c_proj", "mlp.fc2"), ("ln_final", "final_layer_norm"),
+    ("token_embedding.", "embeddings.token_embedding."),
+    ("positional_embedding", "embeddings.position_embedding.weight"),
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Origin:
+    """The tensor of a file that another one is made of, and how. Nothing is computed: numbers are only laid out."""
+
+    name: str  # as the file has it
+    third: int | None = None  # OpenCLIP keeps the rows of q, k and v in one tensor: the first, second or last third
+    transposed: bool = False
+    flat: bool = False  # a linear layer, which the original writes as a convolution of 1×1
+
+    def taken(self, stored: Shape) -> tuple[int, Shape]:
+        """Of a tensor of this shape: the first row that is taken, and the shape of what is, transposed or not."""
+        first, rows = 0, stored[:1]
+        if self.third is not None and stored:
+            ends = (0, stored[0] // 3, 2 * (stored[0] // 3), stored[0])
+            first, rows = ends[self.third], (ends[self.third + 1] - ends[self.third],)
+        shape = (*rows, *stored[1:])
+        shape = without_kernel(shape) if self.flat else shape
+        return first, shape[::-1] if self.transposed else shape
+
+
+def without_kernel(shape: Shape) -> Shape:
+    """A linear layer and a convolution of 1×1 hold the same numbers."""
+    kernel = shape[2:]
+    return shape[:2] if kernel and all(side == 1 for side in kernel) else shape
+
+
+def rename(component: str, names: Iterable[str]) -> dict[str, Origin]:
+    """diffusers' name → the tensor among `names` that it is; those of a text encoder without `text_model.`, which
+    comes and goes with the versions of transformers. What is not understood keeps its name."""
+    names = list(names)
+    if component == "unet":
+        return _unet(_bare(names, UNET, "unet.", "diffusion_model."))
+    if component == "vae":
+        return _vae(_bare(names, VAE, "vae."))
+    places = original_places(component)
+    open_clip = [place for place in places if place.endswith(".model.") and _any_in(names, place)]
+    if open_clip:
+        return _open_clip(_bare(names, *open_clip))
+    return {name.removeprefix("text_model."): Origin(stored) for name, stored in _bare(names, *places).items()}
+
+
+def _bare(names: list[str], *places: str) -> dict[str, str]:
+    """Names without the place of the component in a single file, and with it; all where the file has no such place."""
+    place = next((place for place in places if _any_in(names, place)), "")
+    return {name[len(place) :]: name for name in names if name.startswith(place)}
+
+
+def _any_in(names: list[str], place: str) -> bool:
+    return any(name.startswith(place) for name in names)
+
+
+# --- VAEs and text encoders
+
+
+def _vae(bare: dict[str, str]) -> dict[str, Origin]:
+    levels = [int(number) for name in bare for number in re.findall(r"\b(?:down|up)\.(\d+)\.", name)]
+    named = {_of_vae(name, max(levels, default=0)): stored for name, stored in bare.items()}
+    return {name: Origin(stored, flat=".attentions." in name) for name, stored in named.items()}
+
+
+def _of_vae(name: str, last: int) -> str:
+    """The original counts the decoder's levels from the image, diffusers from the latents."""
+    for pattern, ours in _VAE_NAMES:
+        name = re.sub(pattern, ours, name)
+    return re.sub(r"\bup\.(\d+)\b", lambda match: f"up_blocks.{last - int(match[1])}", name)
+
+
+def _open_clip(bare: dict[str, str]) -> dict[str, Origin]:
+    found: dict[str, Origin] = {}
+    for name, stored in bare.items():
+        for theirs, ours in _OPEN_CLIP_NAMES:
+            name = name.replace(theirs, ours)
+        layer, joined, leaf = name.partition(".attn.in_proj_")
+        if name == "text_projection":
+            found["text_projection.weight"] = Origin(stored, transposed=True)
+        elif joined:
+            found |= {f"{layer}.self_attn.{part}_proj.{leaf}": Origin(stored, i) for i, part in enumerate("qkv")}
+        else:
+            found[name] = Origin(stored)
+    return found
+
+
+# --- UNets
 
 
 def is_original(names: Iterable[str]) -> bool:
     return any(name.startswith(("input_blocks.", "output_blocks.")) for name in names)
 
 
-def renamed(names: Iterable[str]) -> dict[str, str]:
-    """Original name → diffusers name, worked out from the names alone; what is not understood keeps its name."""
-    names = list(names)
-    down = _places(names, "input_blocks", "down_blocks", "downsamplers")
-    up = _places(names, "output_blocks", "up_blocks", "upsamplers")
-    added = "add_embedding" if any("transformer_blocks" in name for name in names) else "class_embedding"
-    return {name: _one(name, down | up, added) for name in names}
+def _unet(bare: dict[str, str]) -> dict[str, Origin]:
+    if not is_original(bare):
+        return {name: Origin(stored) for name, stored in bare.items()}
+    down = _places(bare, "input_blocks", "down_blocks", "downsamplers")
+    up = _places(bare, "output_blocks", "up_blocks", "upsamplers")
+    added = "add_embedding" if any("transformer_blocks" in name for name in bare) else "class_embedding"
+    return {_of_unet(name, down | up, added): Origin(stored) for name, stored in bare.items()}
 
 
 def _places(names: Iterable[str], where: str, block: str, sampler: str) -> dict[str, str]:
@@ -61,7 +170,7 @@ def _places(names: Iterable[str], where: str, block: str, sampler: str) -> dict[
     return places
 
 
-def _one(name: str, places: dict[str, str], added: str) -> str:
+def _of_unet(name: str, places: dict[str, str], added: str) -> str:
     stem, _, leaf = name.rpartition(".")
     if stem in TOP:
         return f"{TOP[stem]}.{leaf}"

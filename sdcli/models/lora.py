@@ -15,7 +15,7 @@ from sdcli.models import keys
 from sdcli.models import text as encoders
 from sdcli.models.headers import Header, Tensor, read_header
 from sdcli.models.kinds import DRAWN, TITLES, Kind, kind_of
-from sdcli.models.model import Model
+from sdcli.models.model import ENCODERS, Model
 from sdcli.models.unet import analyse
 from sdcli.terminal import show
 
@@ -36,7 +36,6 @@ _OTHER_KINDS = (
 )  # fmt: skip
 _PEFT = "base_model.model."
 LARGEST_CONFIG = 1 << 20
-ENCODERS = ("text_encoder", "text_encoder_2")
 _OLD_PROJECTIONS = {"to_q": "q_proj", "to_k": "k_proj", "to_v": "v_proj", "to_out": "out_proj"}
 _ANOTHER = "-m sd15"
 

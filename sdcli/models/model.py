@@ -8,6 +8,9 @@ from typing import Any
 
 from sdcli.schema import live
 
+BYTES = {"fp32": 4, "fp16": 2, "bf16": 2, "fp8": 1}  # a number's, by dtype
+ENCODERS = ("text_encoder", "text_encoder_2")  # the components that read text, in order
+
 
 @dataclass(frozen=True, kw_only=True)
 class Component:

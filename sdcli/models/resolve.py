@@ -43,7 +43,7 @@ def resolve(
     if not text:
         raise Usage("--model: no name", hint="-m sd15")
     places = tuple(folders)
-    path = _existing(text)
+    path = existing(text)
     if path is not None and _is_meant(text, path):
         return at(path)
     found = _named(text, revision, offline, hub, builtin) or _added(text, places)
@@ -83,12 +83,13 @@ def family_of(model: Model) -> Family:
 # --- paths
 
 
-def _existing(text: str) -> Path | None:
+def existing(text: str) -> Path | None:
+    """The file or folder of that name, which may begin with a home."""
     try:
         path = Path(text).expanduser()
         return path if path.exists() else None
     except (OSError, ValueError, RuntimeError):  # too long, a zero byte, the home of an unknown user
-        raise ModelMissing(f"-m {show(text, 120)} is not a path", hint="sdcli models") from None
+        raise ModelMissing(f"{show(text, 120)} is not a path", hint="sdcli models") from None
 
 
 def _is_meant(text: str, path: Path) -> bool:

@@ -7,9 +7,7 @@ from typing import Any
 
 from sdcli import data
 from sdcli.models import text, unet, vae
-from sdcli.models.model import Component
-
-BYTES = {"fp32": 4, "fp16": 2, "bf16": 2, "fp8": 1}
+from sdcli.models.model import BYTES, Component
 
 
 def parameters_of(component: str, config: Mapping[str, Any]) -> int:

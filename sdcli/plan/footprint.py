@@ -6,14 +6,13 @@ from collections.abc import Mapping, Sequence
 
 from sdcli.machine.hardware import Hardware
 from sdcli.models import text, unet, vae
-from sdcli.models.model import Model
+from sdcli.models.model import BYTES, Model
 from sdcli.plan import calibration
 from sdcli.plan.plan import Footprint, Phase, Setup
 from sdcli.plan.stages import TOKENS, Shape, Stage, parts_of, stages_at
 from sdcli.plan.techniques import placement
 from sdcli.plan.techniques import vae as vae_tiles
 from sdcli.plan.techniques.attention import FEWEST_KEYS, blocks
-from sdcli.plan.techniques.dtype import BYTES
 from sdcli.plan.techniques.vae_dtype import effective
 
 # What a stage's work, and a setup's weights, depend on.

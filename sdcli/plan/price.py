@@ -5,12 +5,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from sdcli.machine.hardware import Hardware
+from sdcli.models.model import BYTES
 from sdcli.plan.footprint import Sizes
 from sdcli.plan.plan import Setup
 from sdcli.plan.rates import rates
 from sdcli.plan.stages import Stage, parts_of
 from sdcli.plan.techniques import attention, dtype, guidance, placement, storage, vae
-from sdcli.plan.techniques.dtype import BYTES
 from sdcli.plan.techniques.vae_dtype import effective
 
 FLOP = 2  # a multiply-add

@@ -16,13 +16,16 @@ EVERYDAY, PROMPT, PICTURE, MODEL, MEMORY, OUTPUT = "Everyday", "Prompt", "Pictur
 
 @dataclass(frozen=True, kw_only=True)
 class Option:
-    """One option. `switch` takes no value; `repeatable` may stand several times; `hidden` is not in --help."""
+    """One option, or without flags a plain word. `switch` takes no value; `repeatable` may stand several times;
+    `hidden` is not in --help."""
 
     field: str
-    flags: tuple[str, ...]
-    help: str
-    panel: str
+    flags: tuple[str, ...] = ()
+    help: str = ""
+    panel: str = ""
     metavar: str = "TEXT"
+    kind: type = str
+    default: Any = None  # for --help to show; None where the settings decide
     switch: bool = False
     repeatable: bool = False
     hidden: bool = False
@@ -131,9 +134,12 @@ def _parameter(option: Option, complete: Callable[[str, str], list[str]] | None)
         if complete is not None:
             field = option.field
             named["autocompletion"] = lambda incomplete: complete(field, incomplete)
-    kind: Any = bool if option.switch else list[str] if option.repeatable else str
-    annotation = Annotated[kind | None, typer.Option(*option.flags, **named)]
-    return inspect.Parameter(option.field, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=annotation)
+    kind: Any = bool if option.switch else list[str] if option.repeatable else option.kind
+    word = typer.Argument(metavar=option.metavar, show_default=False)
+    annotation = Annotated[kind | None, typer.Option(*option.flags, **named) if option.flags else word]
+    return inspect.Parameter(
+        option.field, inspect.Parameter.KEYWORD_ONLY, default=option.default, annotation=annotation
+    )
 
 
 def command(
@@ -147,14 +153,8 @@ def command(
 ) -> Callable[..., None]:
     """A function Typer can register: its parameters are `options` (and `words`, the positional ones);
     called, it hands `body` a dict of only what was typed."""
-    import typer
-
-    parameters = [_parameter(option, complete) for option in options]
-    if words is not None:
-        annotation = Annotated[list[str] | None, typer.Argument(metavar=words, show_default=False)]
-        parameters.insert(
-            0, inspect.Parameter("words", inspect.Parameter.KEYWORD_ONLY, default=None, annotation=annotation)
-        )
+    plain = () if words is None else (Option(field="words", metavar=words, repeatable=True),)
+    parameters = [_parameter(option, complete) for option in (*plain, *options)]
 
     def run(**values: Any) -> None:
         body({field: value for field, value in values.items() if value is not None and value != []})

@@ -161,22 +161,6 @@ def test_a_merged_checkpoint_with_mixed_dtypes_and_odd_company_loads(tmp_path: P
         assert all(torch.equal(found[key], tensor.float()) for key, tensor in wanted[name].items()), name
 
 
-@pytest.mark.parametrize("family", FAMILIES)
-def test_every_name_of_the_full_size_original_layout_finds_its_place(family: str) -> None:
-    """Names and shapes only: nothing of full size is read or written."""
-    configs = make_checkpoint.configs(family)
-    stored: dict[str, weights.Piece] = {}
-    for name in make_checkpoint.COMPONENTS[family]:
-        planned = make_checkpoint.planned(name, configs[name], seed=0)
-        for key, tensor in make_checkpoint.original(family, name, configs[name], planned):
-            meta = torch.empty(tensor.shape, device="meta")
-            stored[key] = weights.Piece("", 0, meta, meta)
-    for name in make_checkpoint.COMPONENTS[family]:
-        found = load.named(name, configs[name], stored)
-        for key, meta in load.build(name, configs[name]).state_dict().items():
-            assert found[key].shape == meta.shape, key
-
-
 def test_an_old_vae_with_its_old_attention_names_loads(tmp_path: Path, tiny_folders: dict[str, Path]) -> None:
     """The VAE of stable-diffusion-v1-5 on the Hub is such a file."""
     from safetensors.torch import load_file, save_file

@@ -36,12 +36,11 @@ def found(model: object) -> Source:
 
 
 def small(folder: Path, dtype: str, values: bytes = b"") -> Source:
-    from sdcli.models.unet import analyse
+    from sdcli.models.expected import described
 
     folder.mkdir()
     (folder / "config.json").write_text(json.dumps(SMALL), encoding="utf-8")
-    shapes = guess.tensors_of(analyse(SMALL, height=8, width=8))
-    write(folder / "diffusion_pytorch_model.safetensors", shapes, dtype, values)
+    write(folder / "diffusion_pytorch_model.safetensors", described("unet", SMALL), dtype, values)
     return found(folder)
 
 
@@ -121,6 +120,12 @@ def test_a_lora_of_the_wrong_family_is_named(tmp_path: Path) -> None:
     assert "wrong family: made for SDXL, not for Stable Diffusion 1.5" in lines
     assert max(map(cells, lines)) <= 80
     assert loras.inspect(source.find_lora(str(path)), None).base == "sdxl"
+
+
+def test_a_lora_fits_nothing_of_the_built_in_model(tmp_path: Path) -> None:
+    path = write(tmp_path / "l.safetensors", lora("sd15", 4))
+    report = loras.inspect(source.find_lora(str(path)), source.known("builtin"))
+    assert (report.base, report.fits, report.made_for) == ("builtin", False, "sd15")
 
 
 def test_alpha_text_encoder_and_strangers_are_told(tmp_path: Path) -> None:

@@ -18,21 +18,19 @@ from sdcli.errors import BadFile, ModelMissing, SdcliError, Unsafe
 from sdcli.inspect import guess, source
 from sdcli.inspect.facts import At, Source, inspect, native_size
 from sdcli.models import keys
+from sdcli.models.expected import described
 from sdcli.models.unet import analyse
 
-SMALL = guess.tensors_of(
-    analyse(
-        {
-            "block_out_channels": [8, 16],
-            "down_block_types": ["CrossAttnDownBlock2D", "DownBlock2D"],
-            "up_block_types": ["UpBlock2D", "CrossAttnUpBlock2D"],
-            "cross_attention_dim": 16,
-            "attention_head_dim": 2,
-            "layers_per_block": 1,
-        },
-        height=8,
-        width=8,
-    )
+SMALL = described(
+    "unet",
+    {
+        "block_out_channels": [8, 16],
+        "down_block_types": ["CrossAttnDownBlock2D", "DownBlock2D"],
+        "up_block_types": ["UpBlock2D", "CrossAttnUpBlock2D"],
+        "cross_attention_dim": 16,
+        "attention_head_dim": 2,
+        "layers_per_block": 1,
+    },
 )
 HEADER = 24_000  # bytes of a file of SMALL that are mutated: its length and header
 
@@ -211,8 +209,8 @@ def test_what_is_absent_is_missing_and_a_pickle_is_unsafe(tmp_path: Path) -> Non
 def test_original_names_lead_back_to_their_own(family: str) -> None:
     shapes = guess.expected(family)
     there = original(shapes, "")
-    back = keys.renamed(there)
-    assert [back[name] for name in there] == list(shapes)
+    back = keys.rename("unet", there)
+    assert {name: origin.name for name, origin in back.items()} == dict(zip(shapes, there, strict=True))
 
 
 @pytest.mark.parametrize("family", ["sd15", "sd2", "sdxl", "refiner"])

@@ -7,8 +7,6 @@ from sdcli.models.model import Model
 from sdcli.plan.plan import Setup
 from sdcli.plan.techniques.technique import Situation, Technique
 
-BYTES = {"fp32": 4, "bf16": 2, "fp16": 2, "fp8": 1}
-
 # Time relative to the device's fastest dtype.
 CPU_FP32 = 2.2  # measured, 2-core Zen 5, SD1.5 512²: 6.6-8.5 s a step against 3.3-3.8 s in bf16
 CPU_BF16_AVX512 = 3.0  # assumed: products are emulated from fp32 where the CPU has AVX-512 without bf16
