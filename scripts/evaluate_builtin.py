@@ -158,7 +158,8 @@ def draw(model: str, prompts: Sequence[str], first: int = 1) -> list[Any]:
         listed.write_text("\n".join(lines) + "\n", encoding="utf-8")
         out = Path(folder, "drawn", "{index:05d}.png")
         command = [sys.executable, "-P", "-m", "sdcli", "generate", "-m", model]
-        around = {**os.environ, "PYTHONPATH": str(ROOT)}
+        # A home of its own: settings and measurements of whoever runs this would decide what is drawn.
+        around = {**os.environ, "PYTHONPATH": str(ROOT), "SDCLI_HOME": str(Path(folder, "home"))}
         command += ["--prompts", str(listed), "-o", str(out), "-q"]
         subprocess.run(command, check=True, cwd=ROOT, env=around, stdout=subprocess.DEVNULL)
         return [np.asarray(Image.open(path).convert("RGB")) for path in sorted(out.parent.glob("*.png"))]

@@ -35,7 +35,7 @@ from sdcli.plan.plan import Plan
 from sdcli.plan.refusal import refused
 from sdcli.request import config
 from sdcli.request.options import command as make
-from sdcli.terminal import fit, say, show, speaks_unicode, tell, width
+from sdcli.terminal import fit, folded, say, show, speaks_unicode, tell, width
 
 PROMPT = "a lighthouse on a cliff in the morning light"
 SEED = "1"

@@ -85,7 +85,7 @@ def build(name: str, config: Mapping[str, Any]) -> Any:
             module = kind(CLIPTextConfig.from_dict(dict(config)))
         else:
             module = kind.from_config(dict(config))
-    return module.eval().requires_grad_(False)
+    return module.eval()
 
 
 def fill(
@@ -153,7 +153,9 @@ def _assign(module: nn.Module, key: str, tensor: torch.Tensor) -> None:
     path, _, leaf = key.rpartition(".")
     owner = module.get_submodule(path)
     if leaf in owner._parameters:
-        owner._parameters[leaf] = nn.Parameter(tensor, requires_grad=False)
+        # Asking for gradients, as diffusers leaves them: torch multiplies differently where weights do not, and on some
+        # CPUs the bits differ. None are computed: every call is made under no_grad.
+        owner._parameters[leaf] = nn.Parameter(tensor, requires_grad=tensor.is_floating_point())
     else:
         owner._buffers[leaf] = tensor
 

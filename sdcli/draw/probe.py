@@ -19,6 +19,7 @@ SECONDS = 0.6  # no new round is begun after this
 ROUNDS = 4
 RIGHT = 0.03  # largest error of a right result, relative to the values' spread
 HOPELESS = 4.0  # times slower than fp32 in the small trial: not worth the large one
+EMULATED = 2.0  # times slower than fp32: emulation takes three times as long at least; less is a busy machine's noise
 
 
 def probe(device: str = "cpu", threads: int = 0) -> Probe:
@@ -43,7 +44,9 @@ def _probe(device: torch.device, started: float) -> Probe:
     seconds = small | _race(_large, device, worth, started)
     exact = seconds["fp32"]
     ratio = {name: seconds[name] / (exact if name in worth else small["fp32"]) for name in tried}
-    dtypes = {name: "probed" if name == "fp32" or ratio.get(name, 1.0) < 1.0 else "unavailable" for name in NAMES}
+    dtypes = {
+        name: "probed" if name == "fp32" or ratio.get(name, EMULATED) < EMULATED else "unavailable" for name in NAMES
+    }
     return Probe(dtypes=dtypes, ratio=ratio, seconds=time.perf_counter() - started)
 
 
