@@ -1,4 +1,4 @@
-"""Components from their files: built without memory, then filled tensor by tensor in the dtype and place wanted."""
+"""Components from their files: built without memory, then filled tensor by tensor, in their dtype on their device."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 NARROW = (torch.float8_e4m3fn,)  # for storage only
 
-# The only classes that are ever made. A config that names another is refused: no code comes from a model.
+# The only classes that are ever built. A config that names another is refused: no code comes from a model.
 CLASSES = {
     "unet": ("diffusers.models.unets.unet_2d_condition", "UNet2DConditionModel"),
     "vae": ("diffusers.models.autoencoders.autoencoder_kl", "AutoencoderKL"),
@@ -55,13 +55,13 @@ def load(
         module.to(dtype).enable_layerwise_casting(storage_dtype=storage, compute_dtype=dtype)
     if component.random:
         return Filled(module, randomise(module, dtype=dtype, device=device, channels_last=channels_last))
-    found = named(name, component.config, pieces(component.files))
-    size = fill(module, found, name, dtype=dtype, device=device, channels_last=channels_last, added=added or {})
+    tensors = named(name, component.config, pieces(component.files))
+    size = fill(module, tensors, name, dtype=dtype, device=device, channels_last=channels_last, added=added or {})
     return Filled(module, size)
 
 
 def kind_of(name: str) -> Any:
-    """The component's class. Its libraries come with it, which is most of what importing takes."""
+    """The component's class. Importing its libraries is most of the imports' time."""
     if name not in CLASSES:
         raise BadFile(f"components called {show(name, 40)} are not supported")
     place, cls = CLASSES[name]
@@ -71,9 +71,9 @@ def kind_of(name: str) -> Any:
 def build(name: str, config: Mapping[str, Any]) -> Any:
     """The module on the meta device: its whole structure, no memory and no random numbers."""
     kind = kind_of(name)
-    asked = config.get("_class_name") or next(iter(config.get("architectures") or ()), kind.__name__)
-    if asked != kind.__name__:
-        raise BadFile(f"the model's {name} is a {show(asked, 60)}; only {kind.__name__} is supported")
+    class_name = config.get("_class_name") or next(iter(config.get("architectures") or ()), kind.__name__)
+    if class_name != kind.__name__:
+        raise BadFile(f"the model's {name} is a {show(class_name, 60)}; only {kind.__name__} is supported")
     with made_from_config(name), torch.device("meta"):
         if name.startswith("text_encoder"):
             from transformers import CLIPTextConfig
@@ -92,12 +92,12 @@ def fill(
     module: nn.Module, found: Mapping[str, Piece], name: str, *, dtype: torch.dtype, device: torch.device | str,
     channels_last: bool, added: Additions = MappingProxyType({}),
 ) -> int:  # fmt: skip
-    """Reads every parameter of `module` from `found`; the bytes they take. None may be missing or misshapen."""
+    """Reads every parameter of `module`; the bytes they take. None may be missing or have another shape."""
     empty = dict(module.state_dict())
     missing = [key for key in empty if key not in found]
     if missing:
         more = f" and {len(missing) - 1} more" if len(missing) > 1 else ""
-        raise BadFile(f"{_file_of(found)} holds no whole {name}: {show(missing[0], 120)}{more} not found")
+        raise BadFile(f"{_file_of(found)} has no complete {name}: {show(missing[0], 120)}{more} not found")
     size = 0
     with Reader() as reader:
         for key, meta in empty.items():
@@ -120,8 +120,8 @@ def fill(
 
 
 def randomise(module: nn.Module, *, dtype: torch.dtype, device: torch.device | str, channels_last: bool) -> int:
-    """Random weights straight in memory, the same every time; the bytes they take. They draw noise as fast as real
-    ones draw pictures: products stay of order one, so that half precisions neither overflow nor vanish."""
+    """Random weights made in memory, the same every time; the bytes they take. They draw noise as fast as real ones
+    draw images: products stay of order one, so that half precisions neither overflow nor vanish."""
     generator = torch.Generator(device).manual_seed(0)
     size = 0
     for key, meta in dict(module.state_dict()).items():
@@ -157,12 +157,12 @@ def _assign(module: nn.Module, key: str, tensor: torch.Tensor) -> None:
 
 
 def _restore_buffers(module: nn.Module, device: torch.device | str) -> None:
-    """What is no weight is in no file: CLIP's position numbers are counted again."""
+    """Buffers that are in no file: CLIP's position numbers are counted again."""
     for key, buffer in list(module.named_buffers()):
         if buffer.device.type != "meta":
             continue
         if not key.endswith("position_ids"):
-            raise Bug(f"{type(module).__name__} has a buffer {key} that no file holds")
+            raise Bug(f"{type(module).__name__} has a buffer {key} that is in no file")
         _assign(module, key, torch.arange(buffer.shape[-1], device=device).expand(buffer.shape))
 
 
@@ -211,7 +211,7 @@ def _text_names(name: str, stored: dict[str, Piece]) -> dict[str, Piece]:
 
     if prefix := open_clip(name, stored):
         if prefix + "text_projection" not in stored and name == "text_encoder_2":
-            raise BadFile(f"{_file_of(stored)} holds no whole {name}: {prefix}text_projection not found")
+            raise BadFile(f"{_file_of(stored)} has no complete {name}: {prefix}text_projection not found")
         width = stored[prefix + "ln_final.weight"].shape[0] if prefix + "ln_final.weight" in stored else 0
         like = SimpleNamespace(config=SimpleNamespace(hidden_size=width))
         stored = single_file_utils.convert_open_clip_checkpoint(like, stored, prefix=prefix)

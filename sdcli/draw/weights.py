@@ -1,4 +1,4 @@
-"""Tensors that are still in their files: found, renamed and sliced on paper, then read one at a time into place."""
+"""Tensors that are still in their files: located, renamed and sliced without reading, then read one at a time."""
 
 from __future__ import annotations
 
@@ -22,12 +22,12 @@ DTYPES = {
     "I64": torch.int64, "I32": torch.int32, "I16": torch.int16, "I8": torch.int8, "BOOL": torch.bool,
     "U64": torch.uint64, "U32": torch.uint32, "U16": torch.uint16, "U8": torch.uint8,
 }  # fmt: skip
-BUFFER = 16 << 20  # bytes read at once: what loading needs on top of the weights themselves
+BUFFER = 16 << 20  # bytes read at once: what loading needs on top of the weights
 
 
 @dataclass(frozen=True)
 class Piece:
-    """A tensor in a file, and what shall be done to it once read.
+    """A tensor in a file, and what is done to it once it is read.
 
     diffusers' converters only rename, slice and transpose; given these instead of tensors they do so without reading.
     """
@@ -67,7 +67,7 @@ class Piece:
 
 
 def pieces(files: Iterable[str]) -> dict[str, Piece]:
-    """Everything in these safetensors files, by name; only the headers are read, and checked."""
+    """Everything in these safetensors files, by name; only the headers are read and checked."""
     found: dict[str, Piece] = {}
     for file in files:
         header = read_header(Path(file))
@@ -78,7 +78,7 @@ def pieces(files: Iterable[str]) -> dict[str, Piece]:
 
 
 class Reader:
-    """Reads pieces into tensors through one small buffer, so that no page of a file stays with this process."""
+    """Reads pieces into tensors through one small buffer, so that no page of a file counts as this process's."""
 
     def __init__(self) -> None:
         self._streams: dict[str, IO[bytes]] = {}
@@ -94,7 +94,7 @@ class Reader:
         self._buffer = bytearray()
 
     def read(self, piece: Piece, into: Tensor) -> None:
-        """The piece's values, in `into`'s dtype, memory format and place."""
+        """The piece's values, in `into`'s dtype, memory format and device."""
         whole = piece.stored
         if not piece.steps and into.dtype == whole.dtype and into.device.type == "cpu" and into.is_contiguous():
             self._fill(piece, 0, into.reshape(-1).view(torch.uint8).numpy().data)
