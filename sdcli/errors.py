@@ -1,4 +1,4 @@
-"""Every way sdcli can fail, with its exit code. One print site (cli/main.py) turns these into text."""
+"""Every kind of failure, with its exit code. Only cli/main.py turns them into text."""
 
 from __future__ import annotations
 
@@ -6,11 +6,11 @@ from typing import Any, ClassVar
 
 
 class SdcliError(Exception):
-    """What happened, what was kept (`done`), and what to try (`hint`, a line to paste)."""
+    """What happened, what was saved (`done`), and what to try (`hint`, a line to paste)."""
 
     code: ClassVar[int]
     type: ClassVar[str]
-    usual_hint: ClassVar[str] = ""  # where nothing better is known
+    usual_hint: ClassVar[str] = ""  # if no hint is given
 
     def __init__(self, message: str, *, done: str = "", hint: str = "", **details: Any) -> None:
         super().__init__(message)
@@ -98,12 +98,12 @@ class Terminated(SdcliError):
 
 
 class Stop(BaseException):
-    """SIGTERM or SIGHUP, from the moment it comes to where it ends the command. No failure, so that nothing which looks
-    for failures, a library that is loading for one, can take it for one and go on."""
+    """SIGTERM or SIGHUP, from its arrival to where it ends the command. Not an Exception, so that nothing that catches
+    those, such as a library while it loads, can swallow it and continue."""
 
 
 def stopped_by(stop: BaseException) -> Interrupted | Terminated:
-    """How a command ends on Ctrl-C, or on a signal that wants it gone."""
+    """How a command ends on Ctrl-C, or on a signal that terminates it."""
     return Terminated("terminated") if isinstance(stop, Stop) else Interrupted("interrupted")
 
 
@@ -112,22 +112,22 @@ REGISTRY: dict[str, type[SdcliError]] = {cls.type: cls for cls in SdcliError.__s
 MEANINGS: dict[int, str] = {
     0: "done",
     1: "a bug in sdcli",
-    2: "usage: a flag, a value or a combination that cannot be",
-    3: "the model is not available: unknown, offline, gated, or the path is absent",
+    2: "usage: an invalid flag, value or combination",
+    3: "the model is not available: unknown, offline, gated, or no such path",
     4: "does not fit, or out of memory after every fallback",
-    5: "ended by itself with an image not saved or suspect",
+    5: "finished, but an image was not saved or is suspect",
     6: "refused as unsafe: the file could run code",
     7: "could not write",
     8: "the device is unusable or was lost",
     9: "a damaged or unsupported file",
-    10: "a comparison said no",
+    10: "a comparison failed: slower, or not the same image",
     130: "interrupted (Ctrl-C)",
     143: "terminated",
 }
 
 
 def from_json(data: dict[str, Any]) -> SdcliError:
-    """The error that `to_json` wrote, also when it crossed a process."""
+    """The error that `to_json` wrote, possibly in another process."""
     cls = REGISTRY.get(str(data.get("type")), Bug)
     details = data.get("details")
     return cls(

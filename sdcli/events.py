@@ -1,6 +1,6 @@
-"""What happens while a plan runs: one stream of small values, from the engine through the store to the sinks.
+"""What happens while a plan runs: a stream of small values from the engine through the store to the sinks.
 
-Every event turns into JSON and back. A stream crosses a process as lines of it, pixels behind theirs as they are.
+Every event turns into JSON and back. Between processes an event is a line of JSON, an image's bytes follow it.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from sdcli.schema import live, renamed
 
 @dataclass(frozen=True, kw_only=True)
 class Happened:
-    """What all events have. `worker` names who tells it, where several draw at once; no two have the same batch."""
+    """What all events have. `worker` names the sender where several draw at once; no two draw the same batch."""
 
     worker: str = ""
 
@@ -31,7 +31,7 @@ class Planned(Happened):
 
 @dataclass(frozen=True, kw_only=True)
 class Timed(Happened):
-    """A phase outside the batches: plan, import, or load as a whole."""
+    """The time of a phase outside the batches: plan, import, or all of load."""
 
     phase: str
     seconds: float
@@ -39,7 +39,7 @@ class Timed(Happened):
 
 @dataclass(frozen=True, kw_only=True)
 class Loaded(Happened):
-    """One component is in place. `bytes` as held in memory; `seconds` its own."""
+    """A component was loaded. `bytes` in memory; `seconds` for it alone."""
 
     component: str
     bytes: int
@@ -58,7 +58,7 @@ class Encoded(Happened):
 
 @dataclass(frozen=True, kw_only=True)
 class Step(Happened):
-    """One UNet call (guidance's pair counts once) and its scheduler step. `step` counts from 1 to `of`."""
+    """A UNet call (guidance's pair counts once) and its scheduler step. `step` counts from 1 to `of`."""
 
     stage: str = "denoise"
     batch: int
@@ -79,7 +79,7 @@ class Denoised(Happened):
 
 @dataclass(frozen=True, kw_only=True)
 class Preview(Happened):
-    """A rough picture of the latents of one image, RGB8 rows."""
+    """A rough preview of one image's latents, as RGB8 rows."""
 
     stage: str = "denoise"
     batch: int
@@ -92,8 +92,7 @@ class Preview(Happened):
 
 @dataclass(frozen=True, kw_only=True)
 class Memory(Happened):
-    """Peaks of one phase, measured: of loading, or of a stage. Device figures are null on a CPU; host_peak is VmHWM
-    where that can be read."""
+    """Measured peaks of a phase. Device figures are null on a CPU; host_peak is VmHWM where it can be read."""
 
     phase: str
     device_peak: int | None = None
@@ -106,7 +105,7 @@ class Memory(Happened):
 
 @dataclass(frozen=True, kw_only=True)
 class Decoded(Happened):
-    """One picture, whole and finite. `setup` and `scheduler` (its config) are those it was really drawn with."""
+    """A finished image. `setup` and `scheduler` (its config) are those it was actually drawn with."""
 
     stage: str = "decode"
     batch: int
@@ -118,7 +117,7 @@ class Decoded(Happened):
     pixels: bytes = live(default=b"")
     setup: Setup | None = None  # null: the plan's
     scheduler: Mapping[str, Any] = field(default_factory=dict)
-    retried: str | None = None  # why it was decoded a second time, if it was
+    retried: str | None = None  # why it was decoded again, if it was
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -139,7 +138,7 @@ class Saved(Happened):
 
 @dataclass(frozen=True, kw_only=True)
 class Degraded(Happened):
-    """A rung down the ladder: what was given up, where, and whether it moves pixels."""
+    """A fallback was taken: what was given up, where, and whether it changes pixels."""
 
     batch: int
     phase: str
@@ -158,7 +157,7 @@ class Warned(Happened):
 
 @dataclass(frozen=True, kw_only=True)
 class Failed(Happened):
-    """One image will not be. `error` as errors.SdcliError.to_json()."""
+    """An image could not be drawn. `error` as in errors.SdcliError.to_json()."""
 
     batch: int
     index: int
@@ -184,7 +183,7 @@ KINDS: dict[str, type] = {cls.__name__.lower(): cls for cls in Event.__args__}
 
 
 def to_json(event: Event, whole: bool = False) -> dict[str, Any]:
-    """As recorded; `whole`, for a process of our own, with paths and pixels."""
+    """As recorded; `whole`: with paths and pixels, for another sdcli process."""
     return {"event": type(event).__name__.lower(), **schema.to_json(event, whole)}
 
 
@@ -197,7 +196,7 @@ def from_json(data: Mapping[str, Any], whole: bool = False) -> Event:
 
 
 def write(event: Event, stream: IO[bytes]) -> None:
-    """To another process of ours: a line of JSON, and the bytes of an image behind it. Latents stay where they are."""
+    """For another sdcli process: a line of JSON, then an image's bytes. Latents are not sent."""
     data = to_json(event, whole=True)
     data.pop("latents", None)
     pixels = data.pop("pixels", b"")

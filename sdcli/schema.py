@@ -1,7 +1,7 @@
-"""Frozen dataclasses into JSON and back: the one translator for everything that flows or is written.
+"""Frozen dataclasses to JSON and back, for everything that is written or sent.
 
 Rules: keys are always present; NaN and infinity become null; unknown keys are ignored when reading;
-a field marked `live()` (paths, pixels) is in no record, and crosses to a process of our own only with `whole`.
+a field marked `live()` (paths, pixels) is never recorded, and sent to another sdcli process only with `whole`.
 """
 
 from __future__ import annotations
@@ -22,12 +22,12 @@ T = TypeVar("T")
 
 
 def live(**kwargs: Any) -> Any:
-    """A field that is never recorded: where it is not given, reading fills in its default."""
+    """A field that is never recorded: reading fills in its default."""
     return dataclasses.field(metadata={"live": True}, **kwargs)
 
 
 def renamed(key: str, **kwargs: Any) -> Any:
-    """A field whose JSON key is a word Python keeps for itself (`from`)."""
+    """A field whose JSON key differs from its name: `from` is reserved in Python, older records have an older name."""
     return dataclasses.field(metadata={"key": key}, **kwargs)
 
 
@@ -53,11 +53,11 @@ def _hints(cls: type) -> dict[str, Any]:
 
 
 class _Wrong(ValueError):
-    """Which key is wrong, and how: "job.steps should be a whole number, not null"."""
+    """The wrong key and what is wrong with it: "job.steps should be a whole number, not null"."""
 
 
 def from_json(cls: type[T], data: Any, where: str = "", whole: bool = False) -> T:
-    """`cls` from what `to_json` made; a wrong shape is BadFile naming `where` and the key."""
+    """`cls` from what `to_json` made; a wrong shape is BadFile, naming `where` and the key."""
     try:
         return _object(cls, data, "", whole)
     except _Wrong as wrong:
@@ -66,13 +66,13 @@ def from_json(cls: type[T], data: Any, where: str = "", whole: bool = False) -> 
 
 def _object(cls: type[T], data: Any, at: str, whole: bool) -> T:
     values: dict[str, Any] = {}
-    held = _typed(Mapping, data, at)
+    document = _typed(Mapping, data, at)
     for field in dataclasses.fields(cls):  # type: ignore[arg-type]
         key = field.metadata.get("key", field.name)
         if field.metadata.get("live") and not whole:
             continue
-        if key in held:
-            values[field.name] = _read(_hints(typing.cast(Any, cls))[field.name], held[key], _below(at, key), whole)
+        if key in document:
+            values[field.name] = _read(_hints(typing.cast(Any, cls))[field.name], document[key], _below(at, key), whole)
         elif field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING:
             raise _Wrong(f"{_below(at, key)} is missing")
     return cls(**values)
@@ -148,7 +148,7 @@ def _typed(kind: Any, data: Any, at: str) -> Any:
 
 
 def _shown(data: Any) -> str:
-    """What JSON calls it; of a list or an object that alone, which may be long."""
+    """The value as JSON; only the kind of a list or an object, which may be long."""
     if isinstance(data, (list, tuple)):
         return "a list"
     return "an object" if isinstance(data, Mapping) else show(json.dumps(data), 60)

@@ -1,4 +1,4 @@
-"""The registry of errors is the table of design, and an error survives crossing a process."""
+"""Every error has a code with a meaning and a hint, and passes unchanged between processes."""
 
 import ast
 import json
@@ -29,11 +29,11 @@ def test_an_unknown_type_from_another_process_is_a_bug_with_its_message() -> Non
     assert (error.code, error.message, error.details) == (1, "strange", {})
 
 
-# --- a way out
+# --- hints
 
 
 def calls_of_errors() -> Iterator[tuple[str, ast.Call]]:
-    """Wherever an error of the registry, or a kind of one, is made with a message."""
+    """Every place that raises an error of the registry, or a subclass, with a message."""
     names = {cls.__name__ for cls in every(errors.SdcliError)}
     for path in sorted((ROOT / "sdcli").rglob("*.py")):
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
@@ -54,10 +54,10 @@ def has_a_way_out(call: ast.Call) -> bool:
 
 
 def test_every_error_has_a_line_to_try() -> None:
-    from sdcli.models import folder, hub  # noqa: F401  (they have kinds of their own)
+    from sdcli.models import folder, hub  # noqa: F401  (they define subclasses)
 
     found = list(calls_of_errors())
     assert len(found) > 300
-    # whoever stopped it knows how to go on
+    # the user who stopped it needs no hint
     stopped = ("Interrupted", "Terminated")
     assert [place for place, call in found if not has_a_way_out(call) and not place.endswith(stopped)] == []

@@ -1,4 +1,4 @@
-"""Events, plans and jobs cross a process of our own as JSON: nothing is lost, and nothing is run to read them."""
+"""Events, plans and jobs pass between sdcli processes as JSON: nothing is lost, and reading them runs no code."""
 
 from __future__ import annotations
 
@@ -68,7 +68,7 @@ def test_every_kind_of_event_can_name_its_worker() -> None:
 
 
 def test_what_comes_from_another_process_is_drawn_from_json_alone(plan: Plan) -> None:
-    """A worker that gets its plan on stdin and answers with events, in two lines."""
+    """A worker that reads its plan from stdin and answers with events, in two lines."""
     code = (
         "import sys, json; from sdcli import events, schema; from sdcli.plan.plan import Plan\n"
         "from sdcli.draw.engines import engine\n"

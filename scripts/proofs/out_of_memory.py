@@ -1,6 +1,6 @@
-"""Memory runs out at every heavy call, on every rung, with every sampler: the picture comes all the same, or exit 4.
+"""Memory runs out at every heavy call, at every fallback, with every sampler: the image is drawn anyway, or exit 4.
 
-The real engine draws on the CPU under plans made for a card, so that every placement has its rung. Failures are the
+The real engine draws on the CPU under plans made for a GPU, so that every placement has its fallback. Failures are the
 exceptions that torch, cuDNN and cuBLAS raise, out of the modules' own calls.
 """
 
@@ -32,9 +32,9 @@ from sdcli.errors import OutOfMemory  # noqa: E402
 from sdcli.events import Decoded, Degraded, Step  # noqa: E402
 from sdcli.machine.hardware import GIB, Hardware  # noqa: E402
 from sdcli.models import resolve  # noqa: E402
+from sdcli.plan.fallbacks import after_out_of_memory  # noqa: E402
 from sdcli.plan.footprint import footprint  # noqa: E402
-from sdcli.plan.ladder import after_out_of_memory  # noqa: E402
-from sdcli.plan.plan import Plan, Rung, Setup  # noqa: E402
+from sdcli.plan.plan import Fallback, Plan, Setup  # noqa: E402
 from sdcli.plan.planner import make_plan  # noqa: E402
 from sdcli.plan.stages import Shape  # noqa: E402
 from sdcli.plan.techniques import TECHNIQUES  # noqa: E402
@@ -44,9 +44,9 @@ from sdcli.request.samplers import SAMPLERS  # noqa: E402
 NAME = "out_of_memory"
 CLAIM = (
     "Memory runs out at every heavy call (encoders, every UNet call before and after scheduler.step, VAE) of tiny SD "
-    "(× 18 samplers; × every rung for each; × every rung and placement for one) and SDXL (× every rung; × 18 samplers "
-    "and every placement at each kind of call). Each time the right rung, nothing held at the retry, no step twice, "
-    "identical pixels where the rung moves none; or exit 4."
+    "(× 18 samplers; × every fallback for each; × every fallback and placement for one) and SDXL (× every fallback; "
+    "× 18 samplers and every placement at each kind of call). Each time the right fallback, nothing held at the "
+    "retry, no step twice, identical pixels where the fallback moves none; or exit 4."
 )
 
 FAMILIES = ("sd15", "sdxl")
@@ -189,15 +189,15 @@ class Bench:
     """Tiny models, the pictures they draw undisturbed, and the cases judged."""
 
     def __init__(self, root: Path) -> None:
-        self._hushed = quiet.hushed()
-        self._hushed.__enter__()  # for as long as this process lives
+        self._silenced = quiet.libraries_silenced()
+        self._silenced.__enter__()  # for as long as this process lives
         torch.set_num_threads(1)
         self.folders = {name: make_checkpoint.write_folder(root / name, name, tiny=True) for name in FAMILIES}
         self._pictures: dict[tuple[Any, ...], list[bytes]] = {}
         for family in FAMILIES:
             self.pictures(self.plan(family, "Euler"))
         gc.collect()
-        gc.freeze()  # the libraries' million objects would be looked through at every rung
+        gc.freeze()  # the libraries' million objects would be looked through at every fallback
 
     @functools.cache  # noqa: B019
     def plan(self, family: str, sampler: str, placement: str = "") -> Plan:
@@ -217,26 +217,26 @@ class Bench:
             self._pictures[key] = drawn
         return self._pictures[key]
 
-    def rungs(self, case: Case) -> list[Rung]:
-        """Where the plan says to go, one failure after the other."""
+    def fallbacks(self, case: Case) -> list[Fallback]:
+        """What the plan falls back to, one failure after the other."""
         plan = self.plan(case.family, case.sampler, case.placement)
-        found: list[Rung] = []
+        taken: list[Fallback] = []
         current = plan.setup
         if not case.fallback:
             return []
         while True:
-            used = {plan.setup, *(rung.setup for rung in found)}
-            phase = phase_of(case, plan.setup, *(rung.setup for rung in found))
-            below = [rung for rung in after_out_of_memory(plan, 0, current, phase) if rung.setup not in used]
-            if not below:
-                return found
-            found.append(below[0])
-            current = below[0].setup
+            used = [plan.setup, *(fallback.setup for fallback in taken)]
+            fallbacks = after_out_of_memory(plan, 0, current, phase_of(case, *used))
+            following = next((fallback for fallback in fallbacks if fallback.setup not in used), None)
+            if following is None:
+                return taken
+            taken.append(following)
+            current = following.setup
 
     def wrong(self, case: Case) -> list[str]:
         """Everything that is not as it should be; empty where all holds."""
         plan = self.plan(case.family, case.sampler, case.placement)
-        wanted, rungs = self.pictures(plan), self.rungs(case)[: case.times]
+        wanted, fallbacks = self.pictures(plan), self.fallbacks(case)[: case.times]
         if not case.fallback:
             plan = replace(plan, request=replace(plan.request, fallback=False))
         seen: list[Any] = []
@@ -252,13 +252,13 @@ class Bench:
                 error = caught
         if not found.failed:
             return ["nothing failed"]
-        mistakes += _fell(plan, [event for event in seen if isinstance(event, Degraded)], rungs, case)
+        mistakes += _fell(plan, [event for event in seen if isinstance(event, Degraded)], fallbacks, case)
         drawn = {event.index: event.pixels for event in seen if isinstance(event, Decoded)}
         for batch in (0, 1):  # none left out, none drawn a second time
             steps = [event.step for event in seen if isinstance(event, Step) and event.batch == batch]
             if steps != list(range(1, len(steps) + 1)) or (error is None and len(steps) != plan.jobs[0].unet_calls):
                 mistakes.append(f"batch {batch}: steps {steps}")
-        if len(rungs) < case.times:
+        if len(fallbacks) < case.times:
             finished = _finished_before(plan, case)
             mistakes += _ended(error, case)
             if [drawn.get(index) for index in range(finished)] != wanted[:finished] or len(drawn) != finished:
@@ -266,19 +266,19 @@ class Bench:
         elif error is not None:
             mistakes.append(f"{type(error).__name__}: {error}")
         else:
-            mistakes += self._drawn(plan, drawn, wanted, rungs, case)
+            mistakes += self._drawn(plan, drawn, wanted, fallbacks, case)
         return mistakes
 
     def _drawn(
-        self, plan: Plan, drawn: dict[int, bytes], wanted: list[bytes], rungs: list[Rung], case: Case
+        self, plan: Plan, drawn: dict[int, bytes], wanted: list[bytes], fallbacks: list[Fallback], case: Case
     ) -> list[str]:
         if sorted(drawn) != [0, 1]:
             return [f"pictures {sorted(drawn)}"]
-        if not any(rung.changes_pixels for rung in rungs):
-            return [] if [drawn[0], drawn[1]] == wanted else ["pixels moved, but no rung moves any"]
+        if not any(fallback.changes_pixels for fallback in fallbacks):
+            return [] if [drawn[0], drawn[1]] == wanted else ["pixels moved, but no fallback moves any"]
         if case.point == "vae":  # decoded as if it had been planned so
-            lower = self.pictures(replace(plan, setup=rungs[-1].setup))
-            return [] if [drawn[0], drawn[1]] == lower else ["not what the lower rung draws"]
+            smaller = self.pictures(replace(plan, setup=fallbacks[-1].setup))
+            return [] if [drawn[0], drawn[1]] == smaller else ["not what the fallback draws"]
         return []
 
 
@@ -294,22 +294,22 @@ def on_the_cpu(plan: Plan) -> Plan:
     def here(setup: Setup) -> Setup:
         return replace(setup, device="cpu")
 
-    rungs = tuple(replace(rung, setup=here(rung.setup)) for rung in plan.ladder)
-    return replace(plan, setup=here(plan.setup), ladder=rungs)
+    fallbacks = tuple(replace(fallback, setup=here(fallback.setup)) for fallback in plan.fallbacks)
+    return replace(plan, setup=here(plan.setup), fallbacks=fallbacks)
 
 
-def _fell(plan: Plan, events: list[Degraded], rungs: list[Rung], case: Case) -> list[str]:
-    """Each rung once, as the plan has it, and each smaller than the one before."""
+def _fell(plan: Plan, events: list[Degraded], fallbacks: list[Fallback], case: Case) -> list[str]:
+    """Each fallback once, as the plan has it, and each smaller than the one before."""
     mistakes: list[str] = []
-    setups = [plan.setup, *(rung.setup for rung in rungs)]
-    if len(events) != len(rungs):
-        return [f"{len(events)} rungs taken, not {len(rungs)}"]
-    for number, (event, rung, before) in enumerate(zip(events, rungs, setups, strict=False)):
+    setups = [plan.setup, *(fallback.setup for fallback in fallbacks)]
+    if len(events) != len(fallbacks):
+        return [f"{len(events)} fallbacks taken, not {len(fallbacks)}"]
+    for number, (event, fallback, before) in enumerate(zip(events, fallbacks, setups, strict=False)):
         phase = phase_of(case, *setups[: number + 1])
-        moved = {t.slot: t.of(rung.setup) for t in TECHNIQUES if t.of(rung.setup) != t.of(before)}
-        if dict(event.after) != moved or event.phase != phase or event.changes_pixels != rung.changes_pixels:
+        moved = {t.slot: t.of(fallback.setup) for t in TECHNIQUES if t.of(fallback.setup) != t.of(before)}
+        if dict(event.after) != moved or event.phase != phase or event.changes_pixels != fallback.changes_pixels:
             mistakes.append(f"{event.phase}: {dict(event.after)}, not {moved}")
-        if _needs(plan, rung.setup, phase) >= _needs(plan, before, phase):
+        if _needs(plan, fallback.setup, phase) >= _needs(plan, before, phase):
             mistakes.append(f"{dict(event.after)} needs no less")
     return mistakes
 
@@ -356,9 +356,9 @@ def points(family: str, sampler: str) -> list[tuple[str, int]]:
 
 
 def everything(bench: Bench) -> Iterator[Case]:
-    """On SD every call with every sampler, every rung with every sampler, and every call with every rung and placement.
+    """On SD every call and every fallback with every sampler, and every call with every fallback and placement.
 
-    SDXL differs in its encoders and its conditioning alone: every call with every rung, and every sampler and every
+    SDXL differs only in its encoders and its conditioning: every call with every fallback, and every sampler and every
     placement with every kind of call.
     """
     for sampler in NAMES:
@@ -380,10 +380,10 @@ def everything(bench: Bench) -> Iterator[Case]:
 
 
 def covering(bench: Bench) -> Iterator[Case]:
-    """Every kind of call to its last rung (SDXL) and beyond (SD), every sampler, every placement, not all with all."""
+    """Every kind of call to its last fallback (SDXL) and beyond (SD), every sampler and placement, not all with all."""
     for number, family in enumerate(FAMILIES):
         for point in _kinds(family):
-            depth = len(bench.rungs(Case(family, point=point)))
+            depth = len(bench.fallbacks(Case(family, point=point)))
             yield Case(family, point=point, times=max(1, depth + 1 - number))
         for sampler in NAMES[number :: len(FAMILIES)]:
             yield Case(family, sampler, "", ("before unet", "after unet", "after scheduler.step")[len(sampler) % 3], 2)
@@ -397,8 +397,8 @@ def _kinds(family: str) -> list[str]:
 
 
 def _depths(bench: Bench, first: Case, beyond: int = 0) -> Iterator[Case]:
-    """The same call failing again and again, until no rung is left."""
-    for times in range(1 + beyond, len(bench.rungs(first)) + 2):
+    """The same call failing again and again, until no fallback is left."""
+    for times in range(1 + beyond, len(bench.fallbacks(first)) + 2):
         yield replace(first, times=times)
 
 

@@ -29,7 +29,7 @@ import torch  # noqa: E402
 
 from scripts import make_checkpoint  # noqa: E402
 from sdcli.draw import attention, local  # noqa: E402
-from sdcli.draw.place import Placed  # noqa: E402
+from sdcli.draw.place import Components  # noqa: E402
 from sdcli.events import Decoded  # noqa: E402
 from sdcli.machine.hardware import GIB, Hardware  # noqa: E402
 from sdcli.models import resolve  # noqa: E402
@@ -99,7 +99,7 @@ def covering(setups: list[Setup]) -> list[Setup]:
 def plan_of(path: Path, hardware: Hardware, setup: Setup) -> Plan:
     request = Request(prompts=("a cat",), seeds=(7,), steps=1, guidance=5.0, sampler="Euler", **SIZE)  # type: ignore[arg-type]
     plan = make_plan(request, resolve.at(path), hardware, {})
-    return replace(plan, setup=setup, ladder=())
+    return replace(plan, setup=setup, fallbacks=())
 
 
 @dataclass
@@ -115,15 +115,15 @@ class Seen:
     loaded: dict[str, tuple[str, ...]] = field(default_factory=dict)  # components there while one is at work
     threads: set[int] = field(default_factory=set)
     streamed: dict[str, bool] = field(default_factory=dict)
-    waiting: dict[str, bool] = field(default_factory=dict)
+    offloaded: dict[str, bool] = field(default_factory=dict)
     drawn: list[Decoded] = field(default_factory=list)
 
 
 def draw(plan: Plan) -> Seen:
     seen = Seen()
-    real_use, real_blocked = Placed.use, attention.blocked
+    real_use, real_blocked = Components.use, attention.blocked
 
-    def use(self: Placed, name: str) -> Any:
+    def use(self: Components, name: str) -> Any:
         context = real_use(self, name)
         module = context.__enter__()
         _look(seen, self, name, module)
@@ -134,7 +134,7 @@ def draw(plan: Plan) -> Seen:
         return real_blocked(query, key, value, threads)
 
     with ExitStack() as stack:
-        stack.enter_context(mock.patch.object(Placed, "use", use))
+        stack.enter_context(mock.patch.object(Components, "use", use))
         stack.enter_context(mock.patch.object(attention, "blocked", blocked))
         seen.drawn = [event for event in local.run(plan) if isinstance(event, Decoded)]
     return seen
@@ -153,8 +153,8 @@ class _Entered:
         return self.context.__exit__(*error)
 
 
-def _look(seen: Seen, placed: Placed, name: str, module: Any) -> None:
-    seen.loaded[name] = placed.loaded
+def _look(seen: Seen, components: Components, name: str, module: Any) -> None:
+    seen.loaded[name] = components.loaded
     seen.threads.add(torch.get_num_threads())
     large = [p for p in module.parameters() if p.ndim >= 2]
     seen.stored[name] = {p.dtype for p in large}
@@ -162,7 +162,7 @@ def _look(seen: Seen, placed: Placed, name: str, module: Any) -> None:
         "group_offloading" in str(getattr(m, "_diffusers_hook", None) and m._diffusers_hook.hooks)
         for m in module.modules()
     )
-    seen.waiting[name] = name in placed._waiting
+    seen.offloaded[name] = name in components._offloaded
     if hasattr(module, "attn_processors"):
         seen.processors[name] = {type(one).__name__ for one in module.attn_processors.values()}
     computed = seen.dtypes.setdefault(name, set())
@@ -199,7 +199,7 @@ def differences(plan: Plan, seen: Seen) -> Iterator[str]:
         "rows of a UNet call": (seen.rows, [2] if setup.guidance == "batched" else [1, 1]),
         "threads": (seen.threads, {setup.threads}),
         "streamed": (seen.streamed["unet"], setup.placement == "group-offload"),
-        "waits on the host": (seen.waiting["unet"], setup.placement == "model-offload"),
+        "waits on the host": (seen.offloaded["unet"], setup.placement == "model-offload"),
         "setup of the image": ([event.setup for event in seen.drawn], [setup]),
         "decoded again": ([event.retried for event in seen.drawn], [None]),
     }  # fmt: skip

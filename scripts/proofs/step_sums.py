@@ -74,8 +74,8 @@ def watched() -> Iterator[Clocks]:
                 stack.enter_context(mock.patch.object(kind, name, clocks.around("scheduler", getattr(kind, name))))
             yield from loop(clocks.around("unet", unet), scheduler, *rest)
 
-    def timed_phase(self: Any, drawing: Any, stage: Any) -> Generator[Any, Any, Any]:
-        inner = phase(self, drawing, stage)
+    def timed_phase(self: Any, state: Any, stage: Any) -> Generator[Any, Any, Any]:
+        inner = phase(self, state, stage)
         answer = None
         while True:
             try:
@@ -86,9 +86,9 @@ def watched() -> Iterator[Clocks]:
                 clocks.denoise += event.seconds
             answer = yield event
 
-    def timed_telling(self: Any, drawing: Any, stage: Any, running: int) -> Iterator[Any]:
+    def timed_telling(self: Any, state: Any, stage: Any, running: int) -> Iterator[Any]:
         """From asking for the event to its last listener's return; the meter's share of it is the meter's."""
-        inner, metered, before = tell(self, drawing, stage, running), clocks.meter, time.perf_counter()
+        inner, metered, before = tell(self, state, stage, running), clocks.meter, time.perf_counter()
         for event in inner:
             clocks.steps.append(event.seconds)
             yield event

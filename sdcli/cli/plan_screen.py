@@ -6,7 +6,7 @@ import textwrap
 from collections.abc import Iterable, Sequence
 
 from sdcli.cli import builtin
-from sdcli.plan.plan import Decision, Plan, Rung, Setup, Way
+from sdcli.plan.plan import Decision, Fallback, Plan, Setup, Way
 from sdcli.plan.techniques import TECHNIQUES, placement
 from sdcli.sizes import GIB, gib
 from sdcli.terminal import cells, counted, disk_text, fit, folded, plain, seconds_text, show
@@ -310,13 +310,13 @@ def _main_reason(plan: Plan) -> str:
 
 def _notes(plan: Plan, width: int) -> list[str]:
     texts = [show(warning.message, 800) for warning in plan.warnings]
-    if plan.ladder:
-        texts.append(f"if memory still runs out: {_first_rung(plan.ladder, plan.setup)}")
+    if plan.fallbacks:
+        texts.append(f"if memory still runs out: {_first_fallback(plan.fallbacks, plan.setup)}")
     return _labelled("Note", texts, width)
 
 
-def _first_rung(ladder: Sequence[Rung], chosen: Setup) -> str:
-    first = ladder[0]
+def _first_fallback(fallbacks: Sequence[Fallback], chosen: Setup) -> str:
+    first = fallbacks[0]
     moved = ", pixels move slightly" if first.changes_pixels else ", same pixels"
     return f"{way_name(first.setup, chosen)} ({gib(first.device_peak)} GiB{moved})"
 

@@ -1,4 +1,4 @@
-"""LoRAs folded into the weights as these are read, in fp32 and before any other dtype; the vectors of learned words."""
+"""LoRAs folded into the weights as they are read, in fp32 before any other dtype; the vectors of embeddings."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from sdcli.terminal import show
 
 @dataclass(frozen=True)
 class Term:
-    """One LoRA's part in one weight: scale · alpha/rank · up·down."""
+    """What one LoRA adds to one weight: scale · alpha/rank · up·down."""
 
     fitted: lora.Fitted
     scale: float
@@ -28,12 +28,12 @@ class Term:
     file: str
 
     def add(self, weight: Tensor, reader: Reader) -> None:
-        """Into `weight`, which is fp32 and on the CPU."""
-        held = {part: _exact(self.stored[name], reader) for part, name in self.fitted.parts.items()}
-        down, up = (next(held[part] for part in parts if part in held) for parts in (lora.DOWN, lora.UP))
-        alpha = held.get("alpha")
+        """To `weight`, which is fp32 and on the CPU."""
+        tensors = {part: _exact(self.stored[name], reader) for part, name in self.fitted.parts.items()}
+        down, up = (next(tensors[part] for part in parts if part in tensors) for parts in (lora.DOWN, lora.UP))
+        alpha = tensors.get("alpha")
         factor = self.scale * self.fitted.scaling(None if alpha is None else float(alpha.reshape(-1)[0]))
-        middle = held.get(lora.MID)
+        middle = tensors.get(lora.MID)
         if middle is None:
             delta = up.flatten(1) @ down.flatten(1)
         else:  # a convolution in three steps
@@ -46,12 +46,12 @@ class Term:
         weight.add_(delta.reshape(weight.shape), alpha=factor)
 
 
-Additions = Mapping[str, Sequence[Term]]  # weight's name in models.keys → what is added to it, in order
+Additions = Mapping[str, Sequence[Term]]  # name of a weight within its component → what is added to it, in order
 
 
 def additions(component: str, model: Model, adapters: Iterable[Adapter]) -> dict[str, list[Term]]:
     """What these adapters add to one component of the model."""
-    found: dict[str, list[Term]] = {}
+    terms: dict[str, list[Term]] = {}
     for adapter in adapters:
         if adapter.kind != "lora" or component == "vae":  # no LoRA adds to a VAE
             continue
@@ -61,13 +61,13 @@ def additions(component: str, model: Model, adapters: Iterable[Adapter]) -> dict
             if fitted.layer.component != component:
                 continue
             term = Term(fitted, adapter.scale, stored, str(matched.path))
-            found.setdefault(f"{fitted.layer.name.removeprefix('text_model.')}.weight", []).append(term)
-    return found
+            terms.setdefault(f"{fitted.layer.name.removeprefix('text_model.')}.weight", []).append(term)
+    return terms
 
 
 @dataclass(frozen=True)
 class Learned:
-    """The words that stand for learned vectors, and these vectors by text encoder, in fp32."""
+    """The words that stand for an embedding's vectors, and these vectors by text encoder, in fp32."""
 
     words: tokenizer.Words
     vectors: Mapping[str, Tensor]
@@ -79,21 +79,21 @@ def learned(model: Model, adapters: Iterable[Adapter]) -> Learned:
     embeddings = [adapter for adapter in adapters if adapter.kind == "embedding"]
     following = tokenizer.vocabulary(model.vocabulary).size if embeddings else 0
     for adapter in embeddings:
-        found = embedding.read(_path(adapter), model)
-        stored = pieces([str(found.path)])
-        ids = tuple(range(following, following + found.vectors))
-        following += found.vectors
-        words |= dict.fromkeys(found.words(adapter.word or adapter.name), ids)
+        file = embedding.read(_path(adapter), model)
+        stored = pieces([str(file.path)])
+        ids = tuple(range(following, following + file.vectors))
+        following += file.vectors
+        words |= dict.fromkeys(file.words(adapter.word or adapter.name), ids)
         with Reader() as reader:
-            for encoder, name in found.tensors.items():
+            for encoder, name in file.tensors.items():
                 values = _exact(stored[name], reader)
-                rows.setdefault(encoder, []).append(values.reshape(found.vectors, -1))
+                rows.setdefault(encoder, []).append(values.reshape(file.vectors, -1))
     return Learned(words, {encoder: torch.cat(parts) for encoder, parts in rows.items()})
 
 
 def _path(adapter: Adapter) -> Path:
     if adapter.path is None:
-        raise ModelMissing(f"the file of {show(adapter.name, 80)} is not known", hint="sdcli help formats")
+        raise ModelMissing(f"no file is recorded for {show(adapter.name, 80)}", hint="sdcli help formats")
     return Path(adapter.path)
 
 

@@ -1,4 +1,4 @@
-"""The three ways to attend: torch's fused kernel, blocks of queries that stay in the cache, and diffusers' slices."""
+"""Three kinds of attention: torch's fused kernel, blocks of queries that stay in the cache, and diffusers' slices."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ def set_attention(module: Any, choice: str, threads: int) -> None:
         module.set_attention_slice("auto")
     elif choice == "blocked":
         module.set_attn_processor(Blocked(threads))
-    elif any(type(used) is not AttnProcessor2_0 for used in module.attn_processors.values()):
+    elif any(type(processor) is not AttnProcessor2_0 for processor in module.attn_processors.values()):
         module.set_attn_processor(AttnProcessor2_0())
 
 
 def blocked(query: Tensor, key: Tensor, value: Tensor, threads: int) -> Tensor:
-    """Attention over [batch, heads, tokens, width], as two matrix products around a softmax, block by block.
+    """Attention over [batch, heads, tokens, width] as two matrix products around a softmax, block by block.
 
     torch's fused bf16 kernel for CPUs takes twice as long; the whole matrix at once would leave the cache.
     """
@@ -45,17 +45,17 @@ def blocked(query: Tensor, key: Tensor, value: Tensor, threads: int) -> Tensor:
 
 
 class Blocked:
-    """diffusers' attention layer with `blocked` in the middle wherever there are many keys."""
+    """diffusers' attention layer, with `blocked` in the middle where there are many keys."""
 
     def __init__(self, threads: int) -> None:
         self.threads = threads
 
     def __call__(
         self, attn: Any, hidden_states: Tensor, encoder_hidden_states: Tensor | None = None,
-        attention_mask: Tensor | None = None, temb: Tensor | None = None, **given: Any,
+        attention_mask: Tensor | None = None, temb: Tensor | None = None, **ignored: Any,
     ) -> Tensor:  # fmt: skip
         residual, shape = hidden_states, hidden_states.shape
-        if len(shape) == 4:  # the VAE hands over images, not tokens
+        if len(shape) == 4:  # the VAE passes images, not tokens
             hidden_states = hidden_states.flatten(2).transpose(1, 2)
         if attn.group_norm is not None:
             hidden_states = attn.group_norm(hidden_states.transpose(1, 2)).transpose(1, 2)

@@ -1,4 +1,4 @@
-"""Latents into pixels, one image at a time: several at once would move them, and need their memory all at once."""
+"""Latents into pixels, one image at a time: decoding several at once would change pixels and need more memory."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from sdcli.plan.techniques.vae import TILES
 
 
 @dataclass(frozen=True)
-class Picture:
+class RGBImage:
     """RGB8 rows; `retried` says why the image was decoded a second time."""
 
     width: int
@@ -22,11 +22,11 @@ class Picture:
 
 
 class NotFinite(ArithmeticError):
-    """The picture is not one: it holds NaN or infinity even in fp32."""
+    """The image holds NaN or infinity, even in fp32."""
 
 
 def set_tiles(vae: Any, choice: str) -> None:
-    """Tiles of real size: diffusers' own default is as large as the pictures the VAE was trained on, so never used."""
+    """Tiles of a useful size: diffusers' default is as large as the images the VAE was trained on, so never used."""
     edge = TILES.get(choice)
     vae.use_tiling = edge is not None
     if edge:
@@ -35,13 +35,13 @@ def set_tiles(vae: Any, choice: str) -> None:
 
 
 @torch.no_grad()
-def decode(vae: Any, latents: Tensor) -> Picture:
-    """One image from its latents [1, channels, h, w]; once more in fp32 if the first time is not finite."""
+def decode(vae: Any, latents: Tensor) -> RGBImage:
+    """One image from its latents [1, channels, h, w]; decoded again in fp32 if the first result is not finite."""
     if not bool(torch.isfinite(latents).all()):
         raise NotFinite("the latents are not finite")
     image = _decode(vae, latents)
     if bool(torch.isfinite(image).all()):
-        return _picture(image, None)
+        return _rgb(image, None)
     before = vae.dtype
     if before == torch.float32:
         raise NotFinite("the decoded image is not finite")
@@ -52,8 +52,8 @@ def decode(vae: Any, latents: Tensor) -> Picture:
     finally:
         vae.to(before)
     if not bool(torch.isfinite(image).all()):
-        raise NotFinite("the decoded image is not finite, in fp32 neither")
-    return _picture(image, f"not finite in {str(before).removeprefix('torch.')}")
+        raise NotFinite("the decoded image is not finite, even in fp32")
+    return _rgb(image, f"not finite in {str(before).removeprefix('torch.')}")
 
 
 def _decode(vae: Any, latents: Tensor) -> Tensor:
@@ -72,8 +72,8 @@ def _per_channel(values: Any, like: Tensor) -> Tensor:
     return torch.tensor(values).view(1, -1, 1, 1).to(like)
 
 
-def _picture(image: Tensor, retried: str | None) -> Picture:
-    """diffusers' own rounding: to 0…1 in the VAE's dtype, to 8 bits in fp32."""
+def _rgb(image: Tensor, retried: str | None) -> RGBImage:
+    """diffusers' rounding: to 0…1 in the VAE's dtype, to 8 bits in fp32."""
     shares = (image[0] * 0.5 + 0.5).clamp(0, 1).permute(1, 2, 0).float().cpu()
     pixels = (shares * 255).round().to(torch.uint8).contiguous()
-    return Picture(pixels.shape[1], pixels.shape[0], pixels.numpy().tobytes(), retried)
+    return RGBImage(pixels.shape[1], pixels.shape[0], pixels.numpy().tobytes(), retried)

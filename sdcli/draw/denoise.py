@@ -1,4 +1,4 @@
-"""The loop that turns noise into latents: diffusers' arithmetic written out, restartable before every UNet call."""
+"""The loop that turns noise into latents: diffusers' arithmetic written out, restartable before any UNet call."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ from torch import Tensor
 
 
 @dataclass(frozen=True, kw_only=True)
-class Halfway:
-    """All it takes to go on after `step` UNet calls. A scheduler started afresh in the middle would draw another
-    picture with most samplers, so its whole state is kept."""
+class LoopState:
+    """All that is needed to continue after `step` UNet calls. With most samplers a fresh scheduler would draw another
+    image from there, so the whole state of this one is kept."""
 
     batch: int
     step: int
@@ -28,24 +28,24 @@ class Halfway:
 class Conditioning:
     """What steers the UNet. Rows are the negative prompts of all images, then their prompts (only these if not guided).
 
-    `inputs` is what the UNet gets to see in a step, `settle` has the last word on the step's latents: here is where
-    other ways of steering (an image to start from, a mask) differ from plain text.
+    `inputs` yields what the UNet sees in a step, `settle` has the last word on the step's latents: this is where other
+    kinds of steering (an initial image, a mask) differ from plain text.
     """
 
     guidance: float
     guided: bool
     rows: Mapping[str, Tensor]  # encoder_hidden_states …: one row each per UNet row
-    added: Mapping[str, Tensor] = field(default_factory=dict)  # SDXL's pooled vectors and sizes, likewise
+    added: Mapping[str, Tensor] = field(default_factory=dict)  # SDXL's pooled vectors and sizes, also one row each
     groups: tuple[Tensor, ...] = ()  # rows to be sent through the UNet together; empty: all at once
 
     def inputs(self, latents: Tensor, step: int) -> Iterator[tuple[Tensor | None, Tensor, dict[str, Any]]]:
-        """Every UNet call of this step: which rows, the sample, the rest."""
+        """Every UNet call of this step: its rows, sample and other arguments."""
         sample = torch.cat([latents] * 2) if self.guided else latents
         for group in self.groups or (None,):
-            taken: dict[str, Any] = {name: _rows(value, group) for name, value in self.rows.items()}
+            arguments: dict[str, Any] = {name: _rows(value, group) for name, value in self.rows.items()}
             if self.added:
-                taken["added_cond_kwargs"] = {name: _rows(value, group) for name, value in self.added.items()}
-            yield group, _rows(sample, group), taken
+                arguments["added_cond_kwargs"] = {name: _rows(value, group) for name, value in self.added.items()}
+            yield group, _rows(sample, group), arguments
 
     def settle(self, latents: Tensor, step: int) -> Tensor:
         return latents
@@ -64,30 +64,30 @@ def groups(images: int, guided: bool, *, in_turn: bool = False, alone: bool = Fa
     """How rows share UNet calls: guidance's two sides `in_turn`, or each image `alone`, whatever the batch."""
     pairs = [[image, image + images] if guided else [image] for image in range(images)]
     if alone:
-        found = [[row] for pair in pairs for row in pair] if in_turn else pairs
+        rows = [[row] for pair in pairs for row in pair] if in_turn else pairs
     elif in_turn and guided:
-        found = [[pair[side] for pair in pairs] for side in (0, 1)]
+        rows = [[pair[side] for pair in pairs] for side in (0, 1)]
     else:
-        found = []
-    return tuple(torch.tensor(group) for group in found) if len(found) > 1 else ()
+        rows = []
+    return tuple(torch.tensor(group) for group in rows) if len(rows) > 1 else ()
 
 
 def begin(
     scheduler: Any, generators: Sequence[torch.Generator], *, shape: tuple[int, int, int], dtype: torch.dtype,
     device: torch.device | str, batch: int = 0,
-) -> Halfway:  # fmt: skip
-    """Noise for one batch, each image from its own generator, drawn in fp32 on the CPU so that neither the device nor
-    the dtype changes the picture asked for. The scheduler has its timesteps set."""
+) -> LoopState:  # fmt: skip
+    """Noise for one batch, each image's from its own generator, made in fp32 on the CPU so that a seed gives the same
+    image on every device and in every dtype. The scheduler's timesteps must be set."""
     noise = torch.cat([torch.randn((1, *shape), generator=generator) for generator in generators])
     latents = noise.to(device=device, dtype=dtype) * scheduler.init_noise_sigma
     return snapshot(batch, 0, latents, scheduler, generators)
 
 
 def denoise(
-    unet: Callable[..., Any], scheduler: Any, conditioning: Conditioning, start: Halfway,
+    unet: Callable[..., Any], scheduler: Any, conditioning: Conditioning, start: LoopState,
     generators: Sequence[torch.Generator],
-) -> Iterator[Halfway]:  # fmt: skip
-    """From `start` to the last step; after each UNet call comes where a new loop could start if the next one fails."""
+) -> Iterator[LoopState]:  # fmt: skip
+    """From `start` to the last step; yields after each UNet call the state to restart from if the next one fails."""
     restore(start, scheduler, generators)
     latents = start.latents
     for step in range(start.step, len(scheduler.timesteps)):
@@ -114,8 +114,8 @@ def _predict(
     unet: Callable[..., Any], conditioning: Conditioning, scaled: Tensor, timestep: Tensor, step: int
 ) -> Tensor:
     whole: Tensor | None = None
-    for group, sample, given in conditioning.inputs(scaled, step):
-        part: Tensor = unet(sample, timestep, **given, return_dict=False)[0]
+    for group, sample, arguments in conditioning.inputs(scaled, step):
+        part: Tensor = unet(sample, timestep, **arguments, return_dict=False)[0]
         if group is None:
             return part
         if whole is None:
@@ -126,7 +126,7 @@ def _predict(
 
 
 def _extra(scheduler: Any, generators: Sequence[torch.Generator]) -> dict[str, Any]:
-    """diffusers' pipelines give `eta` and the generators to the samplers that take them."""
+    """`eta` and the generators, for the samplers that take them, as diffusers' pipelines do."""
     accepted = inspect.signature(scheduler.step).parameters
     extra: dict[str, Any] = {}
     if "eta" in accepted:
@@ -136,18 +136,20 @@ def _extra(scheduler: Any, generators: Sequence[torch.Generator]) -> dict[str, A
     return extra
 
 
-# Keeping and restoring
+# Saving and restoring
 
 
-def snapshot(batch: int, step: int, latents: Tensor, scheduler: Any, generators: Sequence[torch.Generator]) -> Halfway:
+def snapshot(
+    batch: int, step: int, latents: Tensor, scheduler: Any, generators: Sequence[torch.Generator]
+) -> LoopState:
     state = {name: _copied(value) for name, value in vars(scheduler).items()}
-    return Halfway(
+    return LoopState(
         batch=batch, step=step, latents=latents, scheduler=state,
         generators=tuple(generator.get_state() for generator in generators),
     )  # fmt: skip
 
 
-def restore(start: Halfway, scheduler: Any, generators: Sequence[torch.Generator]) -> None:
+def restore(start: LoopState, scheduler: Any, generators: Sequence[torch.Generator]) -> None:
     vars(scheduler).clear()
     vars(scheduler).update({name: _copied(value) for name, value in start.scheduler.items()})
     for generator, state in zip(generators, start.generators, strict=True):
@@ -155,7 +157,7 @@ def restore(start: Halfway, scheduler: Any, generators: Sequence[torch.Generator
 
 
 def _copied(value: Any) -> Any:
-    """A copy of what a scheduler may write into; its config and plain numbers are shared."""
+    """A copy of anything a scheduler may write into; its config and plain numbers are shared."""
     if isinstance(value, Tensor):
         return value.clone()
     if isinstance(value, numpy.ndarray):

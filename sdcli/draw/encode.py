@@ -1,4 +1,4 @@
-"""Prompts into what the UNet reads: CLIP's hidden states, chunk by chunk, with weights; for SDXL pooled vectors too."""
+"""Prompts into the UNet's input: CLIP's hidden states, chunk by chunk, with weights; for SDXL pooled vectors too."""
 
 from __future__ import annotations
 
@@ -19,20 +19,20 @@ from sdcli.request.tokenizer import Vocabulary
 
 @dataclass(frozen=True)
 class Encoder:
-    """One CLIP text encoder. `pad` fills the chunks, the end mark if not given; SDXL's encoders are read one layer
-    below the last."""
+    """One CLIP text encoder. `pad` is the token that fills up chunks, by default the end mark; SDXL's encoders are read
+    one layer below the last."""
 
     module: Any
-    device: torch.device  # where it computes, which need not be where its weights are now
+    device: torch.device  # where it computes, not necessarily where its weights are now
     vocabulary: Vocabulary
     pad: int | None = None
     penultimate: bool = False
-    vectors: Tensor | None = None  # of learned words: row n is token vocabulary.size + n
+    vectors: Tensor | None = None  # of embeddings: row n is token vocabulary.size + n
 
 
 @dataclass(frozen=True)
 class Text:
-    """One prompt, encoded: embeds [1, 77 × chunks, width], pooled [1, width] where an encoder gives it."""
+    """One encoded prompt: embeds [1, 77 × chunks, width], pooled [1, width] where an encoder returns it."""
 
     embeds: Tensor
     pooled: Tensor | None
@@ -43,13 +43,13 @@ class Text:
         return int(self.embeds.shape[1]) // (CHUNK + 2)
 
     def zeros(self) -> Text:
-        """SDXL's "nothing", when no negative prompt was given."""
+        """What SDXL takes for a missing negative prompt."""
         return Text(torch.zeros_like(self.embeds), None if self.pooled is None else torch.zeros_like(self.pooled))
 
 
 @torch.no_grad()
 def encode(encoder: Encoder, chunks: Sequence[Chunk], *, clip_skip: int, emphasis: str) -> Text:
-    """Chunks go through one by one: the same chunk gives the same values in any prompt. Pooled is the first one's."""
+    """Encodes chunk by chunk: the same chunk gives the same values in any prompt. `pooled` is the first chunk's."""
     parts: list[Tensor] = []
     pooled: list[Tensor | None] = []
     for chunk in chunks:
@@ -60,14 +60,14 @@ def encode(encoder: Encoder, chunks: Sequence[Chunk], *, clip_skip: int, emphasi
 
 
 def joined(parts: Sequence[Text]) -> Text:
-    """SDXL reads its encoders' widths side by side, and the last one's pooled vector."""
+    """SDXL reads its encoders' states side by side, and the last encoder's pooled vector."""
     if len(parts) == 1:
         return parts[0]
     return Text(torch.cat([part.embeds for part in parts], dim=-1), parts[-1].pooled, parts[0].tokens)
 
 
 def padded(text: Text, empty: Text, chunks: int) -> Text:
-    """`text` with empty chunks behind it: both sides of guidance, and all images of a batch, need the same length."""
+    """`text` with empty chunks appended: both sides of guidance, and all images of a batch, need the same length."""
     missing = chunks - text.chunks
     if missing <= 0:
         return text
@@ -78,7 +78,7 @@ def conditioning(
     prompts: Sequence[Text], negatives: Sequence[Text], *, guidance: float, guided: bool, size: tuple[int, int],
     unet: Mapping[str, Any], groups: tuple[Tensor, ...] = (),
 ) -> Conditioning:  # fmt: skip
-    """One row per image, the negative prompts first; what else this UNet (its config) wants to be told."""
+    """One row per image, the negative prompts first; and the other inputs that this UNet's config asks for."""
     texts = [*(negatives if guided else ()), *prompts]
     embeds = torch.cat([text.embeds for text in texts])
     rows, added = {"encoder_hidden_states": embeds}, {}
@@ -91,7 +91,7 @@ def conditioning(
 
 
 def guidance_row(guidance: float, width: int, like: Tensor) -> Tensor:
-    """UNets distilled for few steps hold guidance inside and are told its strength, as waves of many lengths."""
+    """UNets distilled for few steps have guidance built in and take its strength as an input, as sinusoids."""
     half = width // 2
     lengths = torch.exp(torch.arange(half, dtype=torch.float32) * -(math.log(10000.0) / (half - 1)))
     angles = torch.tensor([guidance - 1]).float()[:, None] * 1000.0 * lengths[None, :]
@@ -99,44 +99,44 @@ def guidance_row(guidance: float, width: int, like: Tensor) -> Tensor:
 
 
 def size_row(width: int, height: int, like: Tensor) -> Tensor:
-    """SDXL is told the size of the original, the corner it was cropped at, and the size wanted."""
+    """SDXL's inputs: the original image's size, the corner it was cropped at, and the size to draw."""
     return torch.tensor([[height, width, 0, 0, height, width]]).to(like)
 
 
 def _states(encoder: Encoder, tokens: Sequence[int], clip_skip: int) -> tuple[Tensor, Tensor | None]:
-    """Hidden states [1, 77, width] of the layer asked for, and the pooled vector if this encoder projects one."""
-    module, known = encoder.module, encoder.vocabulary
-    pad = known.end if encoder.pad is None else encoder.pad
-    filled = [known.start, *tokens, known.end] + [pad] * (CHUNK - len(tokens))
-    # learned words go in as token 0 and are put in place after the look-up: a number above the end mark's would be
-    # taken for the end of the prompt by encoders that look for the highest
-    ids = torch.tensor([[token if token < known.size else 0 for token in filled]], device=encoder.device)
+    """Hidden states [1, 77, width] of the layer `clip_skip` selects, and the pooled vector if the encoder has one."""
+    module, vocabulary = encoder.module, encoder.vocabulary
+    pad = vocabulary.end if encoder.pad is None else encoder.pad
+    filled = [vocabulary.start, *tokens, vocabulary.end] + [pad] * (CHUNK - len(tokens))
+    # embeddings go in as token 0 and are inserted after the look-up: encoders that search for the highest token would
+    # take a number above the end mark's for the end of the prompt
+    ids = torch.tensor([[token if token < vocabulary.size else 0 for token in filled]], device=encoder.device)
     with _learned(encoder, filled):
         if clip_skip <= 1 and not encoder.penultimate:
             return module(ids)[0], None
         output = module(ids, output_hidden_states=True)
     vector = output[0] if output[0].ndim == 2 else None
-    # A1111's count: N is the Nth state from the end. SDXL was trained on the second, so 1 and 2 both mean that one.
+    # Counted as in A1111: N is the Nth state from the end. SDXL was trained on the second, so 1 and 2 both mean that.
     states = output.hidden_states[-max(clip_skip, 2)]
     return (states if encoder.penultimate else _final_norm(module, states)), vector
 
 
 @contextmanager
 def _learned(encoder: Encoder, tokens: Sequence[int]) -> Iterator[None]:
-    """The vectors of learned words among what the encoder looks up for `tokens`."""
+    """Replaces what the encoder looks up for embeddings among `tokens` by their vectors."""
     size = encoder.vocabulary.size
-    places = [(place, token - size) for place, token in enumerate(tokens) if token >= size]
-    if not places or encoder.vectors is None:
+    positions = [(position, token - size) for position, token in enumerate(tokens) if token >= size]
+    if not positions or encoder.vectors is None:
         yield
         return
-    vectors = encoder.vectors[[row for _, row in places]]
+    vectors = encoder.vectors[[row for _, row in positions]]
 
-    def put(module: Any, given: Any, found: Tensor) -> Tensor:
-        found = found.clone()
-        found[0, [place for place, _ in places]] = vectors.to(found)
-        return found
+    def insert(module: Any, inputs: Any, output: Tensor) -> Tensor:
+        output = output.clone()
+        output[0, [position for position, _ in positions]] = vectors.to(output)
+        return output
 
-    handle = encoder.module.get_input_embeddings().register_forward_hook(put)
+    handle = encoder.module.get_input_embeddings().register_forward_hook(insert)
     try:
         yield
     finally:
@@ -144,8 +144,8 @@ def _learned(encoder: Encoder, tokens: Sequence[int]) -> Iterator[None]:
 
 
 def _final_norm(module: Any, states: Tensor) -> Tensor:
-    """SD1.5's UNet expects normalised states from any layer. Called by its weights and not as a module, since the
-    weights may wait elsewhere once the encoder's own pass is over."""
+    """SD1.5's UNet expects normalised states from any layer. Applied by its weights and not as a module, since they may
+    be offloaded once the encoder's pass is over."""
     norm = getattr(module, "text_model", module).final_layer_norm
     weight, bias = norm.weight.to(states), norm.bias.to(states)
     return functional.layer_norm(states, norm.normalized_shape, weight, bias, norm.eps)
@@ -160,7 +160,7 @@ def _weighted(encoder: Encoder, states: Tensor, weights: Sequence[float], clip_s
     if emphasis == "comfy":
         empty, _ = _states(encoder, (), clip_skip)
         moved = empty.float() + (exact - empty.float()) * row
-    else:  # a1111: scaled, then brought back to the mean they had together
+    else:  # a1111: scaled, then rescaled to their original mean
         moved = exact * row
         moved = moved * (exact.mean() / moved.mean())
     return moved.to(states.dtype)

@@ -1,4 +1,4 @@
-"""The engines by their names. A plan goes in, events come out; what is heavy is imported only once one runs."""
+"""The engines, by name. A plan goes in, events come out; heavy libraries are imported only when one runs."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ NAMES = ("local", "fake")
 
 
 class Engine(Protocol):
-    """Draws one plan after another, and keeps what is loaded as long as the next one needs the same."""
+    """Draws one plan after another, and keeps what is loaded while the next one needs the same."""
 
     def run(self, plan: Plan, batches: Iterable[Batch] | None = None) -> Iterator[Event]: ...
 
     def without_own(self, hardware: Hardware) -> Hardware:
-        """The machine as the next plan should see it, with this engine's own memory free."""
+        """The hardware as the next plan should see it: with this engine's memory counted as free."""
 
     def close(self) -> None: ...
 
@@ -30,5 +30,5 @@ class Engine(Protocol):
 
 
 def engine(name: str = "local") -> Engine:
-    made: Engine = importlib.import_module(f"sdcli.draw.{name}").Engine()
-    return made
+    engine: Engine = importlib.import_module(f"sdcli.draw.{name}").Engine()
+    return engine

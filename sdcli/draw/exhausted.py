@@ -1,4 +1,4 @@
-"""The end of the way down: what was needed, what is free, and the mildest change that would fit."""
+"""Out of memory with no fallback left: what was needed, what is free, and the mildest change that would fit."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ def exhausted(
     plan: Plan, where: str, because: str, *, setup: Setup | None = None, phase: str | None = None,
     step: int | None = None,
 ) -> OutOfMemory:  # fmt: skip
-    """`setup` is the one that failed last; need and free are of its device."""
+    """`setup` is the one that failed last; `need` and `free` refer to its device."""
     need, free = _need(plan, setup or plan.setup), _free(setup or plan.setup)
     numbers = f"{gib(need)} needed" + (f", {gib(free)} free now" if free is not None else "")
     end = "nothing smaller is left to try" if plan.request.fallback else "--no-fallback is set"
@@ -27,7 +27,7 @@ def exhausted(
 
 
 def _hint(plan: Plan, need: int, phase: str | None) -> str:
-    if not plan.request.fallback and (plan.ladder or phase == "decode"):
+    if not plan.request.fallback and (plan.fallbacks or phase == "decode"):
         return "the same command without --no-fallback"
     if memory.address_space_left() is not None:
         return "ulimit -v unlimited, then the same command"
@@ -35,12 +35,12 @@ def _hint(plan: Plan, need: int, phase: str | None) -> str:
 
 
 def _need(plan: Plan, setup: Setup) -> int:
-    rungs = [rung.device_peak for rung in plan.ladder if rung.setup == setup]
-    return rungs[0] if rungs else plan.footprint.device_peak
+    peaks = [fallback.device_peak for fallback in plan.fallbacks if fallback.setup == setup]
+    return peaks[0] if peaks else plan.footprint.device_peak
 
 
 def _free(setup: Setup) -> int | None:
-    """Bytes to be had on the device, asked of torch where it has come that far."""
+    """Bytes free on the device; on a GPU as torch reports it, if it has been imported."""
     torch = sys.modules.get("torch")
     if not setup.device.startswith("cuda"):
         host = memory.read()

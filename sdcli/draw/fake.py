@@ -1,4 +1,4 @@
-"""An engine without torch: the same events in the same order, in milliseconds, and a gradient made from each seed."""
+"""An engine without torch: the same events in the same order, in milliseconds; each image is a gradient of its seed."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ from sdcli.request.request import Job
 
 
 class Engine:
-    """As draw/local.py's, for one plan after another; nothing is ever held."""
+    """Like draw/local.py's, but never holds anything."""
 
     def run(self, plan: Plan, batches: Iterable[Batch] | None = None) -> Iterator[Event]:
-        """`batches` as (number, jobs), read as they come; the plan's own if not given."""
+        """`batches` as (number, jobs), read as they come; the plan's if not given."""
         yield from Run(plan).events(batches)
 
     def without_own(self, hardware: Hardware) -> Hardware:
@@ -44,16 +44,16 @@ class Run:
     def __init__(self, plan: Plan) -> None:
         self.plan = plan
         self._loaded: tuple[str, ...] = ()
-        self._texts: set[str] = set()  # encoded, and wanted by this window
+        self._texts: set[str] = set()  # encoded, and needed by this window
 
     def events(self, batches: Iterable[Batch] | None) -> Iterator[Event]:
         plan, alone = self.plan, self.plan.request.batch_invariant
         yield Timed(phase="import", seconds=0.0)
         yield self._peak("import")
         first = stages(plan.model, plan.jobs[:1])
-        there = placement.held(plan.setup.placement, first, first[0], first[0].parts[0])
-        if set(there) == set(parts_of(first)):
-            yield from self._load(there)
+        parts = placement.held(plan.setup.placement, first, first[0], first[0].parts[0])
+        if set(parts) == set(parts_of(first)):
+            yield from self._load(parts)
         for window in windows_of(plan.numbered() if batches is None else batches):
             self._texts &= {text for _, jobs in window for text in _texts(jobs)}
             for number, jobs, stage in walk(plan.model, window, alone=alone):
@@ -69,9 +69,9 @@ class Run:
     def _needed(self, stage: Stage, jobs: Sequence[Job]) -> bool:
         return stage.work != "text" or not _texts(jobs) <= self._texts
 
-    def _load(self, there: Sequence[str]) -> Iterator[Event]:
-        missing = [part for part in there if part not in self._loaded]
-        self._loaded = tuple(there)
+    def _load(self, parts: Sequence[str]) -> Iterator[Event]:
+        missing = [part for part in parts if part not in self._loaded]
+        self._loaded = tuple(parts)
         for part in missing:
             yield Loaded(component=part, bytes=self.plan.model.components[part].stored_bytes, seconds=0.0)
         if missing:
@@ -89,13 +89,13 @@ class Run:
 
     def _denoise(self, number: int, jobs: Sequence[Job], stage: Stage) -> Iterator[Event]:
         started, calls = time.perf_counter(), jobs[0].unet_calls
-        wanted = previews_after(self.plan.request, calls)
+        previewed = previews_after(self.plan.request, calls)
         for step in range(1, calls + 1):
             before = time.perf_counter()
             yield Step(
                 stage=stage.name, batch=number, step=step, of=calls, seconds=time.perf_counter() - before
             )  # fmt: skip
-            for job in jobs if step in wanted else ():
+            for job in jobs if step in previewed else ():
                 pixels = _gradient(job.seed, 16, 16)
                 yield Preview(
                     stage=stage.name, batch=number, index=job.index, step=step, width=16, height=16, pixels=pixels
@@ -113,7 +113,7 @@ class Run:
             )  # fmt: skip
 
     def _peak(self, phase: str) -> Memory:
-        """The prediction stands for the measurement, as nothing was really loaded."""
+        """The predicted peak in place of a measured one, as nothing is loaded."""
         predicted = next((p for p in self.plan.footprint.phases if p.name == phase), None)
         device = predicted.device if predicted and self.plan.hardware.kind != "cpu" else None
         return Memory(phase=phase, device_peak=device, host_peak=predicted.host if predicted else None)

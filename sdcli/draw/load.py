@@ -1,4 +1,4 @@
-"""Components from their files: built without memory, then filled tensor by tensor in the dtype and place wanted."""
+"""Components from their files: built without memory, then filled tensor by tensor, in their dtype on their device."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 NARROW = (torch.float8_e4m3fn,)  # for storage only
 
-# Where the only classes that are ever made come from: no code comes from a model.
+# Where the only classes that are ever built come from: no code comes from a model.
 MODULES = {
     "unet": "diffusers.models.unets.unet_2d_condition",
     "vae": "diffusers.models.autoencoders.autoencoder_kl",
@@ -66,7 +66,7 @@ def named(name: str, stored: Mapping[str, Piece]) -> dict[str, Piece]:
 
 
 def kind_of(name: str) -> Any:
-    """The component's class. Its libraries come with it, which is most of what importing takes."""
+    """The component's class. Importing its libraries is most of the imports' time."""
     if name not in MODULES:
         raise BadFile(f"components called {show(name, 40)} are not supported")
     return getattr(importlib.import_module(MODULES[name]), CLASSES[name][0])
@@ -75,9 +75,9 @@ def kind_of(name: str) -> Any:
 def build(name: str, config: Mapping[str, Any]) -> Any:
     """The module on the meta device: its whole structure, no memory and no random numbers."""
     kind = kind_of(name)
-    asked = config.get("_class_name") or next(iter(config.get("architectures") or ()), kind.__name__)
-    if asked != kind.__name__:
-        raise BadFile(f"the model's {name} is a {show(asked, 60)}; only {kind.__name__} is supported")
+    class_name = config.get("_class_name") or next(iter(config.get("architectures") or ()), kind.__name__)
+    if class_name != kind.__name__:
+        raise BadFile(f"the model's {name} is a {show(class_name, 60)}; only {kind.__name__} is supported")
     with made_from_config(name), torch.device("meta"):
         if name.startswith("text_encoder"):
             from transformers import CLIPTextConfig
@@ -98,7 +98,7 @@ def fill(
     if missing:
         file = next((piece.file for piece in stored.values()), "the file")
         more = f" and {len(missing) - 1} more" if len(missing) > 1 else ""
-        raise BadFile(f"{show(file)} holds no whole {name}: {show(missing[0], 120)}{more} not found")
+        raise BadFile(f"{show(file)} has no complete {name}: {show(missing[0], 120)}{more} not found")
     size = 0
     with Reader() as reader:
         for key, (bare, meta) in empty.items():
@@ -122,8 +122,8 @@ def fill(
 
 
 def randomise(module: nn.Module, *, dtype: torch.dtype, device: torch.device | str, channels_last: bool) -> int:
-    """Random weights straight in memory, the same every time; the bytes they take. They draw noise as fast as real
-    ones draw pictures: products stay of order one, so that half precisions neither overflow nor vanish."""
+    """Random weights made in memory, the same every time; the bytes they take. They draw noise as fast as real ones
+    draw images: products stay of order one, so that half precisions neither overflow nor vanish."""
     generator = torch.Generator(device).manual_seed(0)
     size = 0
     for key, meta in dict(module.state_dict()).items():
@@ -161,10 +161,10 @@ def _assign(module: nn.Module, key: str, tensor: torch.Tensor) -> None:
 
 
 def _restore_buffers(module: nn.Module, device: torch.device | str) -> None:
-    """What is no weight is in no file: CLIP's position numbers are counted again."""
+    """Buffers that are in no file: CLIP's position numbers are counted again."""
     for key, buffer in list(module.named_buffers()):
         if buffer.device.type != "meta":
             continue
         if not key.endswith("position_ids"):
-            raise Bug(f"{type(module).__name__} has a buffer {key} that no file holds")
+            raise Bug(f"{type(module).__name__} has a buffer {key} that is in no file")
         _assign(module, key, torch.arange(buffer.shape[-1], device=device).expand(buffer.shape))

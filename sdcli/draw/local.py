@@ -1,4 +1,4 @@
-"""The engine: a plan in, events out, drawn by torch on this machine. Nothing heavy is imported before it runs."""
+"""The engine: a plan goes in, events come out, torch draws on this machine. Heavy imports wait until it runs."""
 
 from __future__ import annotations
 
@@ -28,8 +28,8 @@ from sdcli.terminal import show
 
 
 class Engine:
-    """Draws plans one after another. What is loaded stays while model and setup do; `close` gives it back, and leaves
-    the process as it was."""
+    """Draws plans one after another. What is loaded stays while model and setup do; `close` frees it and restores the
+    process's settings."""
 
     def __init__(self) -> None:
         self._session: Any = None
@@ -37,10 +37,10 @@ class Engine:
         self._started = False
 
     def run(self, plan: Plan, batches: Iterable[Batch] | None = None) -> Iterator[Event]:
-        """`batches` are the plan's own if not given; a list is looked ahead into, an iterator is not.
+        """`batches` are the plan's if not given; a list is looked ahead into, an iterator is not.
 
-        Closing the generator keeps what is loaded; a failure, or an interrupt raised in it, gives all memory back. What
-        was yielded is the caller's.
+        Closing the generator keeps what is loaded; a failure, or an interrupt raised in it, frees all memory. What was
+        yielded belongs to the caller.
         """
         try:
             yield from self._run(plan, batches)
@@ -48,7 +48,7 @@ class Engine:
             raise
         except BaseException as error:
             self._give_back()
-            # where no way down exists: imports, the start of a device
+            # where there is no fallback: imports, the start of a device
             if not isinstance(error, Exception) or not is_out_of_memory(error):
                 raise
             raise exhausted(plan, "while starting", first_line(error)) from error
@@ -65,7 +65,7 @@ class Engine:
         self.close()
 
     def without_own(self, hardware: Hardware) -> Hardware:
-        """The machine as the next plan should see it: what this engine holds is given back before that plan loads."""
+        """The hardware as the next plan should see it: this engine's memory is freed before that plan loads."""
         if self._session is None:
             return hardware
         host = memory.resident() or 0
@@ -79,7 +79,7 @@ class Engine:
     def _run(self, plan: Plan, batches: Iterable[Batch] | None) -> Iterator[Event]:
         reason = legal(plan.setup, plan.hardware, plan.model)
         if reason is not None:
-            raise Bug(f"the plan's setup cannot be: {reason}")
+            raise Bug(f"the plan's setup is not legal: {reason}")
         started = time.perf_counter()
         run = self._ready(plan)
         yield Timed(phase="import", seconds=time.perf_counter() - started)
@@ -89,13 +89,13 @@ class Engine:
         yield Done(environment=environment(plan.hardware) | {"threads": plan.setup.threads, "isa": plan.setup.isa})
 
     def _ready(self, plan: Plan) -> Any:
-        """The libraries, the device and a session that serves this plan."""
+        """Prepares the libraries, the device and a session for this plan."""
         if self._session is not None and not self._session.serves(plan):
             self._give_back()
         if not self._started:
-            with contextlib.suppress(RuntimeError, MemoryError):  # no room for a thread: then without it
+            with contextlib.suppress(RuntimeError, MemoryError):  # no room for a thread: do without it
                 threading.Thread(target=_read_ahead, args=(plan,), daemon=True).start()
-            # stdout is for results: a library that cannot be imported whole may print there
+            # stdout is for results: a library that fails to import may print there
             with _seldom_collecting(self._undo), contextlib.redirect_stdout(io.StringIO()):
                 self._import(plan)
             self._started = True
@@ -113,18 +113,18 @@ class Engine:
     def _import(self, plan: Plan) -> None:
         from sdcli.draw import quiet
 
-        self._undo.enter_context(quiet.hushed())
+        self._undo.enter_context(quiet.libraries_silenced())
         import torch
 
         from sdcli.draw import load
 
         self._undo.callback(torch.set_num_threads, torch.get_num_threads())
         if plan.setup.device.startswith("cuda"):
-            _refuse_another_card(plan.hardware, torch)
+            _refuse_another_gpu(plan.hardware, torch)
             self._undo.callback(torch.cuda.set_per_process_memory_fraction, 1.0, torch.device(plan.setup.device))
         _start_threads(plan.setup.threads, torch)
         for name in load.MODULES.keys() & plan.model.components.keys():
-            load.kind_of(name)  # here, so that what importing takes is told apart from what loading takes
+            load.kind_of(name)  # here, so that its time counts as importing, not loading
 
     def _give_back(self) -> None:
         session, self._session = self._session, None
@@ -133,22 +133,22 @@ class Engine:
 
 
 def run(plan: Plan, batches: Iterable[Batch] | None = None) -> Iterator[Event]:
-    """One plan by an engine of its own: closing the generator gives all memory back too."""
+    """Draws one plan with a new engine: closing the generator frees all memory too."""
     with Engine() as engine:
         yield from engine.run(plan, batches)
 
 
 def probe(device: str, threads: int) -> Probe:
-    """Which number types this device computes rightly and fast: at most a second, torch's import apart."""
+    """Which dtypes this device computes correctly and fast: takes at most a second after torch's import."""
     from sdcli.draw import probe
 
     return probe.probe(device, threads)
 
 
 def _read_ahead(plan: Plan) -> None:
-    """Has the system fetch the weights' files into its cache while libraries are imported; they count as nobody's.
+    """Has the system read the weight files into its cache while libraries are imported; no process pays for them.
 
-    A help, not a must: whatever stops it, loading reads the files all the same.
+    Optional: if it fails, loading reads the files anyway.
     """
     advise = getattr(os, "posix_fadvise", None)
     if advise is None:  # not Linux
@@ -160,9 +160,9 @@ def _read_ahead(plan: Plan) -> None:
 
 @contextlib.contextmanager
 def _seldom_collecting(undo: contextlib.ExitStack) -> Iterator[None]:
-    """Libraries leave 400,000 objects that stay for good. Searching them for garbage again and again takes a tenth of
-    the imports' time, and once more whenever memory is given back."""
-    if "diffusers" in sys.modules:  # what is here by now is the caller's
+    """Libraries create 400,000 permanent objects. Searching them for garbage over and over takes a tenth of the
+    imports' time, and time again whenever memory is freed."""
+    if "diffusers" in sys.modules:  # objects that exist by now are the caller's
         yield
         return
     before = gc.get_threshold()
@@ -176,16 +176,16 @@ def _seldom_collecting(undo: contextlib.ExitStack) -> Iterator[None]:
 
 
 def _start_threads(count: int, torch: Any) -> None:
-    """OpenMP ends the whole process where it finds no room for a thread, so Python's threads try it first; OpenMP's,
-    started at once, then take over their stacks."""
-    go = threading.Event()
-    tried = [threading.Thread(target=go.wait, daemon=True) for _ in range(count - 1)]
+    """OpenMP ends the whole process if it cannot start a thread, so Python's threads try first; OpenMP's, started right
+    after, take over their stacks."""
+    done = threading.Event()
+    threads = [threading.Thread(target=done.wait, daemon=True) for _ in range(count - 1)]
     try:
-        for thread in tried:
+        for thread in threads:
             thread.start()
     finally:
-        go.set()
-    for thread in tried:
+        done.set()
+    for thread in threads:
         thread.join()
     _set_threads(count, torch)
     torch.zeros(count << 16).add_(1)
@@ -196,22 +196,22 @@ def _set_threads(count: int, torch: Any) -> None:
         torch.set_num_threads(count)
 
 
-def _refuse_another_card(hardware: Hardware, torch: Any) -> None:
-    """CUDA's own order of unlike cards is a guess of ours; the plan's memory and rates are those of one of them."""
-    found = str(getattr(torch.cuda.get_device_properties(hardware.device), "uuid", "") or "")
-    if is_another_card(hardware.uuid, found):
+def _refuse_another_gpu(hardware: Hardware, torch: Any) -> None:
+    """How CUDA orders unlike GPUs is a guess of ours; the plan's memory and rates are those of one of them."""
+    uuid = str(getattr(torch.cuda.get_device_properties(hardware.device), "uuid", "") or "")
+    if is_another_gpu(hardware.uuid, uuid):
         raise DeviceUnusable(
-            f"{hardware.device} is not the {show(hardware.name, 60)} that the plan was made for: CUDA counts the cards "
-            "in another order",
+            f"{hardware.device} is not the {show(hardware.name, 60)} that the plan was made for: CUDA numbers the GPUs "
+            "differently",
             hint="CUDA_DEVICE_ORDER=PCI_BUS_ID in front of the same command",
         )
 
 
-def is_another_card(planned: str | None, found: str) -> bool:
-    """By their UUIDs, as the driver's library and CUDA spell them. CUDA does not tell that of a slice of a card."""
-    if not planned or not planned.startswith("GPU-") or not found:
+def is_another_gpu(planned: str | None, actual: str) -> bool:
+    """Compares UUIDs as NVML and CUDA spell them. CUDA does not report that of a slice of a GPU."""
+    if not planned or not planned.startswith("GPU-") or not actual:
         return False
-    return planned.removeprefix("GPU-").casefold() != found.removeprefix("GPU-").casefold()
+    return planned.removeprefix("GPU-").casefold() != actual.removeprefix("GPU-").casefold()
 
 
 def _context(hardware: Hardware) -> int:
@@ -219,7 +219,7 @@ def _context(hardware: Hardware) -> int:
 
 
 def _keep_within(plan: Plan, torch: Any) -> None:
-    """--max-vram holds for what is allocated too: beyond it torch reports out of memory, and the ladder goes on."""
+    """--max-vram caps torch's allocator too: beyond it torch reports out of memory, and the next fallback is tried."""
     device = torch.device(plan.setup.device)
     if device.type == "cuda":
         total = torch.cuda.get_device_properties(device).total_memory
@@ -227,21 +227,21 @@ def _keep_within(plan: Plan, torch: Any) -> None:
 
 
 def share_of(limit: int | None, total: int) -> float:
-    """Of a card's memory, for torch's allocator: the limit without what the context takes outside of it."""
+    """The allocator's share of a GPU's memory: the limit less the context, which is outside the allocator."""
     if limit is None or total <= 0:
         return 1.0
     return min(1.0, max(0, limit - CUDA_CONTEXT) / total)
 
 
 def best_rate(plan: Plan) -> float:
-    """The most operations a second this device reaches in the plan's dtype, tried now for a second or two."""
+    """The most operations per second this device reaches in the plan's dtype, measured now in a second or two."""
     from sdcli.draw import rate
 
     return rate.best(plan.setup.dtype, plan.setup.device)
 
 
 def busy() -> Any:
-    """A block whose `seconds` are those a card's kernels ran within it."""
+    """A context manager whose `seconds` are how long a GPU's kernels ran within it."""
     from sdcli.draw import rate
 
     return rate.Busy()

@@ -1,4 +1,4 @@
-"""What a library says against a model's config is the config's fault, not a bug of sdcli."""
+"""When a library rejects a model's config, the config is at fault: not a bug in sdcli."""
 
 from __future__ import annotations
 
@@ -19,6 +19,6 @@ def made_from_config(what: str) -> Iterator[None]:
         if oom.is_out_of_memory(error):
             raise
         raise BadFile(
-            f"the model's {what} cannot be made from its config: {type(error).__name__}: {oom.first_line(error)}",
+            f"cannot make the model's {what} from its config: {type(error).__name__}: {oom.first_line(error)}",
             hint="get the model again, or another",
         ) from error

@@ -1,6 +1,6 @@
-"""Tells running out of memory from every other failure: each part of the stack says it in its own way.
+"""Tells running out of memory from any other failure: each library reports it differently.
 
-Without torch: it may be the very import of torch that finds no memory.
+Without torch: its import may be what runs out of memory.
 """
 
 from __future__ import annotations
@@ -12,9 +12,9 @@ from sdcli.errors import OutOfMemory
 from sdcli.machine import memory
 from sdcli.terminal import show, size_text
 
-# A CPU's is a plain RuntimeError from torch's allocator (on Windows "not enough memory"); CUDA's and ROCm's libraries,
-# MPS and the drivers name a status of their own; the loader of shared libraries fails to map them (on Windows for want
-# of a paging file); a new thread finds no room.
+# On a CPU: a plain RuntimeError from torch's allocator (on Windows "not enough memory"). CUDA's and ROCm's libraries,
+# MPS and the drivers: a status each. The loader of shared libraries: it cannot map them (on Windows for lack of a
+# paging file). A new thread: no room for its stack.
 _WORDS = (
     "out of memory",
     "can't allocate memory",
@@ -38,7 +38,7 @@ _WORDS = (
     "can't start new thread",
 )
 
-# These give no reason: it is memory where hardly any is left, and something else where there is plenty.
+# These give no reason: it is memory where hardly any is left, and something else otherwise.
 _UNEXPLAINED = (
     "could not create a primitive",
     "could not execute a primitive",
@@ -47,7 +47,7 @@ _UNEXPLAINED = (
     "error return without exception set",
     "returned null without setting an exception",
 )
-_UNEXPLAINED_ON_A_CARD = (
+_UNEXPLAINED_ON_A_GPU = (
     "cublas_status_not_initialized",
     "cudnn_status_not_initialized",
     "cudnn_status_internal_error",
@@ -57,18 +57,18 @@ HARDLY_ANY = 256 << 20
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Also where the failure was wrapped in another one on its way: `… requirements defined correctly?`"""
+    """Also where a library has wrapped the failure in another one: `… requirements defined correctly?`"""
     return any(map(_says_so, _chain(error)))
 
 
 def _chain(error: BaseException) -> Iterator[BaseException]:
-    """The error, and those that led to it."""
-    seen: set[int] = set()
-    found: BaseException | None = error
-    while found is not None and id(found) not in seen:
-        yield found
-        seen.add(id(found))
-        found = found.__cause__ or (None if found.__suppress_context__ else found.__context__)
+    """The error, then its causes."""
+    visited: set[int] = set()
+    link: BaseException | None = error
+    while link is not None and id(link) not in visited:
+        yield link
+        visited.add(id(link))
+        link = link.__cause__ or (None if link.__suppress_context__ else link.__context__)
 
 
 def _says_so(error: BaseException) -> bool:
@@ -85,7 +85,7 @@ def _says_so(error: BaseException) -> bool:
         return True
     if any(words in text for words in _UNEXPLAINED):
         return _hardly_any_left()
-    return any(words in text for words in _UNEXPLAINED_ON_A_CARD) and _hardly_any_left_on_the_card()
+    return any(words in text for words in _UNEXPLAINED_ON_A_GPU) and _hardly_any_left_on_the_gpu()
 
 
 def _hardly_any_left() -> bool:
@@ -93,18 +93,18 @@ def _hardly_any_left() -> bool:
     return host.total > 0 and host.available < HARDLY_ANY
 
 
-def _hardly_any_left_on_the_card() -> bool:
+def _hardly_any_left_on_the_gpu() -> bool:
     torch = sys.modules.get("torch")
     if torch is None or not torch.cuda.is_available():
         return False
     try:
         return int(torch.cuda.mem_get_info()[0]) < HARDLY_ANY
-    except RuntimeError:  # a lost device cannot tell
+    except RuntimeError:  # the device was lost
         return False
 
 
 def without_a_plan(error: BaseException) -> OutOfMemory:
-    """Where nothing is known of what was needed, only of what is free."""
+    """The error where what was needed is not known, only what is free."""
     host, limit = memory.read(), memory.address_space_left()
     free = f"{size_text(host.available)} free now"
     if limit is not None:
@@ -117,8 +117,8 @@ def without_a_plan(error: BaseException) -> OutOfMemory:
 
 
 def first_line(error: BaseException) -> str:
-    """The exception's own words, made harmless and short: the line that tells of memory where there is one."""
-    origin = next((one for one in _chain(error) if _says_so(one)), error)
+    """The exception's message, short and safe to show: the line about memory if there is one."""
+    origin = next((link for link in _chain(error) if _says_so(link)), error)
     lines = [line.strip() for line in str(origin).splitlines() if line.strip()]
-    telling = [line for line in lines if any(words in line.lower() for words in _WORDS)]
-    return show((telling or lines or [type(origin).__name__])[0], 160)
+    about_memory = [line for line in lines if any(words in line.lower() for words in _WORDS)]
+    return show((about_memory or lines or [type(origin).__name__])[0], 160)

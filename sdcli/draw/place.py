@@ -1,6 +1,6 @@
 """Where each component's weights are while another works: the placement slot, carried out.
 
-Components are moved at the borders of phases, whole, or (group-offload) a layer at a time by diffusers' hooks.
+Components move whole between phases, or (group-offload) a layer at a time by diffusers' hooks.
 """
 
 from __future__ import annotations
@@ -27,8 +27,8 @@ from sdcli.plan.techniques.attention import of_vae as vae_attention
 from sdcli.plan.techniques.vae_dtype import effective
 
 
-class Placed:
-    """One model's components under one setup. `ready` loads what is needed; `use` has it on its device meanwhile."""
+class Components:
+    """One model's components under one setup. `ready` loads components; `use` puts one on its device for a block."""
 
     def __init__(self, model: Model, setup: Setup) -> None:
         self.model = model
@@ -36,23 +36,23 @@ class Placed:
         self.device = torch.device(setup.device)
         self.dtype = load.DTYPES[setup.dtype]
         self._modules: dict[str, Any] = {}
-        self._waiting: dict[str, Waiting] = {}
+        self._offloaded: dict[str, Offloaded] = {}
 
     @property
     def loaded(self) -> tuple[str, ...]:
         return tuple(self._modules)
 
     def device_of(self, name: str) -> torch.device:
-        """Where it computes."""
+        """Where the component computes."""
         return torch.device("cpu") if name == "vae" and self.setup.vae == "cpu" else self.device
 
     def dtype_of(self, name: str) -> torch.dtype:
         return load.DTYPES[effective(self.setup)] if name == "vae" else self.dtype
 
-    def ready(self, there: Sequence[str]) -> Iterator[Loaded]:
-        """Exactly these components: what else there is leaves first, then what lacks is loaded."""
-        self.drop(*(name for name in self._modules if name not in there))
-        for name in there:
+    def ready(self, names: Sequence[str]) -> Iterator[Loaded]:
+        """Exactly these components: drops all others, then loads the missing ones."""
+        self.drop(*(name for name in self._modules if name not in names))
+        for name in names:
             if name not in self._modules:
                 started = time.perf_counter()
                 size = self._load(name)
@@ -61,29 +61,29 @@ class Placed:
 
     @contextmanager
     def use(self, name: str) -> Iterator[Any]:
-        """The component on its device. What failed in it may have left more behind: it has to be dropped then."""
-        waiting = self._waiting.get(name)
+        """The component on its device. After a failure it may have left more there, so it has to be dropped then."""
+        offloaded = self._offloaded.get(name)
         try:
-            if waiting is not None:
-                waiting.come()
+            if offloaded is not None:
+                offloaded.onload()
             yield self._modules[name]
         finally:
-            if waiting is not None:
-                waiting.go()
+            if offloaded is not None:
+                offloaded.offload()
         give_back(self.device)
 
     def drop(self, *names: str) -> None:
-        """Forgets components; they can be loaded again."""
-        gone = [self._modules.pop(name, None) for name in names]
+        """Frees components; they can be loaded again."""
+        modules = [self._modules.pop(name, None) for name in names]
         for name in names:
-            self._waiting.pop(name, None)
-        if any(module is not None for module in gone):
-            gone.clear()
-            gc.collect()  # modules hold themselves in circles
+            self._offloaded.pop(name, None)
+        if any(module is not None for module in modules):
+            modules.clear()
+            gc.collect()  # modules hold reference cycles
             give_back(self.device)
 
     def drop_all(self) -> None:
-        """Everything, and what a load that failed halfway left behind."""
+        """Frees everything, and what a load that failed halfway left behind."""
         self.drop(*self._modules)
         gc.collect()
         give_back(self.device)
@@ -106,29 +106,29 @@ class Placed:
         if streamed:
             stream_layers(filled.module, self.device)
         elif parked:
-            self._waiting[name] = Waiting(filled.module, self.device)
+            self._offloaded[name] = Offloaded(filled.module, self.device)
         self._modules[name] = filled.module
         return filled.bytes
 
 
-class Waiting:
-    """A module whose weights stay on the host and are copied to the device for as long as it works."""
+class Offloaded:
+    """A module whose weights stay on the host and are copied to the device while it computes."""
 
     def __init__(self, module: nn.Module, device: torch.device) -> None:
         self._device = device
         self._weights = [(tensor, tensor.data) for tensor in (*module.parameters(), *module.buffers())]
 
-    def come(self) -> None:
+    def onload(self) -> None:
         for tensor, host in self._weights:
             tensor.data = host.to(self._device)
 
-    def go(self) -> None:
+    def offload(self) -> None:
         for tensor, host in self._weights:
             tensor.data = host
 
 
 def stream_layers(module: nn.Module, device: torch.device) -> None:
-    """Every layer's weights come to the device just before it computes; on CUDA the next one's come meanwhile."""
+    """Each layer's weights reach the device just before it computes; on CUDA the next layer's follow meanwhile."""
     from diffusers.hooks import apply_group_offloading
 
     streams = device.type == "cuda"
@@ -146,10 +146,10 @@ def _hash_in_name(model: Model, name: str) -> str | None:
 
 
 def give_back(device: torch.device) -> None:
-    """What the allocator keeps for later, so that the next component, or another program, can have it.
+    """Returns what the allocator keeps for later, so that the next component, or another program, can have it.
 
-    On a CPU with the GNU C library that is what a UNet's calls leave behind: its heap cannot fill the holes with the
-    VAE's larger tensors, and weights that are dropped would stay in it as holes.
+    On a CPU with the GNU C library that is what the UNet's calls leave behind: holes in the heap that the VAE's larger
+    tensors cannot fill. Dropped weights would leave such holes too.
     """
     if device.type == "cuda":
         torch.cuda.empty_cache()

@@ -1,4 +1,4 @@
-"""A rough picture of latents, an eighth of the size: one colour per latent pixel, by a linear map, in no time."""
+"""A rough image of latents at an eighth of the size: one colour per latent pixel, by a linear map, almost for free."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ Rows = tuple[tuple[float, float, float], ...]
 
 @torch.no_grad()
 def preview(latents: Tensor, rows: Rows) -> tuple[int, int, bytes]:
-    """Width, height and RGB8 rows of one image's latents [channels, h, w], still noisy ones too. `rows` has the colours
-    of each channel, and perhaps one row more, which every latent pixel has."""
+    """Width, height and RGB8 rows of one image's latents [channels, h, w], which may still be noisy. `rows` has the
+    colours of each channel, and optionally one more row that is added to every pixel."""
     map_ = torch.tensor(rows)
     values = latents[: len(map_)].float().cpu()
-    values = values / values.std().clamp(min=1.0)  # samplers differ in how much larger than the picture noise is
+    values = values / values.std().clamp(min=1.0)  # samplers differ in how much larger the noise is than the image
     if len(map_) > len(values):
         values = torch.cat([values, torch.ones_like(values[:1])])
     shares = torch.einsum("chw,cr->hwr", values, map_) * 0.5 + 0.5

@@ -1,4 +1,4 @@
-"""The encoded prompts of a window of batches, each text encoded once, and what a batch's UNet calls are told."""
+"""The encoded prompts of a window of batches, each text encoded once, and the conditioning of a batch's UNet calls."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from sdcli.draw import denoise, encode
 from sdcli.draw.adapters import learned
 from sdcli.draw.denoise import Conditioning
 from sdcli.draw.encode import Encoder, Text
-from sdcli.draw.place import Placed
+from sdcli.draw.place import Components
 from sdcli.errors import BadFile
 from sdcli.models import families
 from sdcli.models.model import Model
@@ -26,11 +26,11 @@ class Key(NamedTuple):
     clip_skip: int
 
 
-Column = list[Text]  # what one encoder gave for a list of texts
+Column = list[Text]  # one encoder's output for a list of texts
 
 
 class Prompts:
-    """What is encoded so far; texts that nobody wants any more are forgotten."""
+    """The texts encoded so far; those no longer needed are forgotten."""
 
     def __init__(self, model: Model, adapters: Sequence[Adapter] = ()) -> None:
         self._model = model
@@ -41,8 +41,8 @@ class Prompts:
         self._texts: dict[Key, Text] = {}
 
     def wanted(self, jobs: Sequence[Job]) -> list[Key]:
-        """What a batch needs encoded: no negative prompts without guidance or where zeros stand for them, and the
-        empty prompt only to fill up where lengths differ."""
+        """The texts a batch needs: no negative prompts without guidance or where zeros stand for them, and the empty
+        prompt only as padding where lengths differ."""
         keys = [_key(job, job.prompt) for job in jobs]
         if guided(self._model, jobs[0]):
             keys += [_key(job, text) for job in jobs if (text := self._negative(job)) is not None]
@@ -51,9 +51,9 @@ class Prompts:
         return list(dict.fromkeys(keys))
 
     def keep(self, keys: Iterable[Key]) -> None:
-        """Forgets all others: a long run does not grow."""
-        kept = set(keys)
-        self._texts = {key: text for key, text in self._texts.items() if key in kept}
+        """Forgets all other texts, so that a long run does not grow."""
+        wanted = set(keys)
+        self._texts = {key: text for key, text in self._texts.items() if key in wanted}
 
     def missing(self, keys: Iterable[Key]) -> list[Key]:
         return [key for key in keys if key not in self._texts]
@@ -62,55 +62,57 @@ class Prompts:
         return self._texts[_key(job, job.prompt)].tokens
 
     def chunks(self, jobs: Sequence[Job]) -> int:
-        """Of the longest text that steers this batch."""
+        """Of the longest text this batch needs."""
         return max(self._texts[key].chunks for key in self.wanted(jobs))
 
-    def encode(self, placed: Placed, part: str, keys: Sequence[Key]) -> Column:
+    def encode(self, components: Components, part: str, keys: Sequence[Key]) -> Column:
         """These texts through one encoder."""
-        with placed.use(part) as module:
-            encoder = self._encoder(placed, part, module)
+        with components.use(part) as module:
+            encoder = self._encoder(components, part, module)
             return [self._encoded(encoder, key) for key in keys]
 
     def take(self, keys: Sequence[Key], columns: Sequence[Column]) -> None:
-        """What the encoders gave, one column each, is what these texts are from now on."""
+        """Stores the encoders' outputs, one column each, for these texts."""
         self._texts |= {key: encode.joined(parts) for key, *parts in zip(keys, *columns, strict=True)}
 
     def _chunks(self, key: Key) -> tuple[Chunk, ...]:
         return tokenizer.chunks(key.text, key.emphasis, self._learned.words, self._vocabulary)
 
-    def _encoder(self, placed: Placed, name: str, module: Any) -> Encoder:
-        """As its family reads it."""
-        known, places = tokenizer.vocabulary(self._vocabulary), placed.model.components[name].config.get("vocab_size")
-        if isinstance(places, int) and known.size > places:
-            raise BadFile(f"the model's {name} has places for {places} tokens, its tokenizer knows {known.size}")
-        told = next(one for one in families.find(placed.model.family).encoders if one.part == name)
+    def _encoder(self, components: Components, name: str, module: Any) -> Encoder:
+        """The encoder with its family's padding and layer."""
+        vocabulary = tokenizer.vocabulary(self._vocabulary)
+        rows = components.model.components[name].config.get("vocab_size")
+        if isinstance(rows, int) and vocabulary.size > rows:
+            raise BadFile(f"the model's {name} has {rows} token embeddings, its tokenizer {vocabulary.size} tokens")
+        reading = next(encoder for encoder in families.find(components.model.family).encoders if encoder.part == name)
         return Encoder(
-            module, placed.device_of(name), known, pad=told.pad, penultimate=told.penultimate,
+            module, components.device_of(name), vocabulary, pad=reading.pad, penultimate=reading.penultimate,
             vectors=self._learned.vectors.get(name),
         )  # fmt: skip
 
     def _encoded(self, encoder: Encoder, key: Key) -> Text:
         return encode.encode(encoder, self._chunks(key), clip_skip=key.clip_skip, emphasis=key.emphasis)
 
-    def conditioning(self, jobs: Sequence[Job], placed: Placed, *, alone: bool) -> Conditioning:
-        """`alone`: each image goes through the UNet by itself, whatever the batch."""
-        with_both = guided(self._model, jobs[0])
+    def conditioning(self, jobs: Sequence[Job], components: Components, *, alone: bool) -> Conditioning:
+        """`alone`: each image has its own UNet calls, whatever the batch."""
+        both = guided(self._model, jobs[0])
         prompts = [self._texts[_key(job, job.prompt)] for job in jobs]
-        words = [self._negative(job) for job in jobs] if with_both else []
-        others = [None if text is None else self._texts[_key(jobs[n], text)] for n, text in enumerate(words)]
-        chunks = max(text.chunks for text in (*prompts, *others) if text is not None)
+        words = [self._negative(job) for job in jobs] if both else []
+        encoded = [None if text is None else self._texts[_key(jobs[n], text)] for n, text in enumerate(words)]
+        chunks = max(text.chunks for text in (*prompts, *encoded) if text is not None)
         prompts = [self._filled(job, text, chunks) for job, text in zip(jobs, prompts, strict=True)]
         negatives = [
-            prompts[n].zeros() if text is None else self._filled(jobs[n], text, chunks) for n, text in enumerate(others)
+            prompts[n].zeros() if text is None else self._filled(jobs[n], text, chunks)
+            for n, text in enumerate(encoded)
         ]
-        in_turn = placed.setup.guidance == "in-turn"
+        in_turn = components.setup.guidance == "in-turn"
         return encode.conditioning(
-            prompts, negatives, guidance=jobs[0].guidance, guided=with_both, size=(jobs[0].width, jobs[0].height),
-            unet=self._unet, groups=denoise.groups(len(jobs), with_both, in_turn=in_turn, alone=alone),
-        ).to(placed.device, placed.dtype)  # fmt: skip
+            prompts, negatives, guidance=jobs[0].guidance, guided=both, size=(jobs[0].width, jobs[0].height),
+            unet=self._unet, groups=denoise.groups(len(jobs), both, in_turn=in_turn, alone=alone),
+        ).to(components.device, components.dtype)  # fmt: skip
 
     def _negative(self, job: Job) -> str | None:
-        """None where nothing was asked for and the family takes zeros for that."""
+        """None where the job has no negative prompt and zeros stand for it."""
         return None if self._zeros and not job.negative_prompt else job.negative_prompt
 
     def _filled(self, job: Job, text: Text, chunks: int) -> Text:

@@ -1,4 +1,4 @@
-"""Keeps the libraries from talking: what sdcli prints is sdcli's own."""
+"""Silences the libraries: everything sdcli prints is its own."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ _SETTINGS = {
     "HF_HUB_DISABLE_PROGRESS_BARS": "1",
     "HF_HUB_DISABLE_TELEMETRY": "1",
     "TOKENIZERS_PARALLELISM": "false",
-    "OPENBLAS_NUM_THREADS": "1",  # numpy's own threads: nothing here uses them, and without room they end the process
+    "OPENBLAS_NUM_THREADS": "1",  # numpy's threads: unused here, and where no thread can start they end the process
 }
 
 
 @contextmanager
-def hushed() -> Iterator[None]:
-    """Enter before the first import of diffusers or transformers: some of these are read only then."""
+def libraries_silenced() -> Iterator[None]:
+    """Enter before the first import of diffusers or transformers: some settings are read only then."""
     before = {name: os.environ.get(name) for name in _SETTINGS}
     os.environ.update(_SETTINGS)
     with warnings.catch_warnings():
@@ -47,7 +47,7 @@ def _only_exceptions() -> Iterator[None]:
     both = (diffusers_logging, transformers_logging)
     levels = [logging.get_verbosity() for logging in both]
     for logging in both:
-        logging.set_verbosity(50)  # CRITICAL: errors come to us as exceptions
+        logging.set_verbosity(50)  # CRITICAL: errors arrive as exceptions
         logging.disable_progress_bar()
     try:
         yield

@@ -1,4 +1,4 @@
-"""The diffusers scheduler of a sampler, made from the model's own scheduler settings."""
+"""The diffusers scheduler of a sampler, made from the model's scheduler config."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ from sdcli.request import samplers
 
 
 def make(sampler: str, config: Mapping[str, Any]) -> Any:
-    """As diffusers' users switch samplers: the model's settings, the sampler's own on top."""
+    """As one switches samplers in diffusers: the model's settings, overridden by the sampler's."""
     import diffusers
 
-    known = samplers.find(sampler)
-    kind = getattr(diffusers, known.scheduler)  # imported only now: what goes wrong there is no config's fault
+    definition = samplers.find(sampler)
+    kind = getattr(diffusers, definition.scheduler)  # imported here: a failure in it is not the config's fault
     with made_from_config("scheduler"):
-        return kind.from_config(dict(config), **known.options)
+        return kind.from_config(dict(config), **definition.options)
 
 
 def set_steps(scheduler: Any, steps: int, device: Any) -> None:
@@ -25,9 +25,9 @@ def set_steps(scheduler: Any, steps: int, device: Any) -> None:
 
 
 def settings(scheduler: Any) -> dict[str, Any]:
-    """What it was drawn with, for the record: plain values only."""
-    kept: dict[str, Any] = {"_class_name": type(scheduler).__name__}
+    """The scheduler's config for the record: plain values only."""
+    values: dict[str, Any] = {"_class_name": type(scheduler).__name__}
     for name, value in scheduler.config.items():
         if not name.startswith("_") and isinstance(value, (str, int, float, bool, list, tuple, type(None))):
-            kept[name] = value
-    return kept
+            values[name] = value
+    return values

@@ -23,7 +23,7 @@ DTYPES = {
     "I64": torch.int64, "I32": torch.int32, "I16": torch.int16, "I8": torch.int8, "BOOL": torch.bool,
     "U64": torch.uint64, "U32": torch.uint32, "U16": torch.uint16, "U8": torch.uint8,
 }  # fmt: skip
-BUFFER = 16 << 20  # bytes read at once: what loading needs on top of the weights themselves
+BUFFER = 16 << 20  # bytes read at once: what loading needs on top of the weights
 
 
 @dataclass(frozen=True)
@@ -44,7 +44,7 @@ class Piece:
 
 
 def pieces(files: Iterable[str]) -> dict[str, Piece]:
-    """Everything in these safetensors files, by name; only the headers are read, and checked."""
+    """Everything in these safetensors files, by name; only the headers are read and checked."""
     stored: dict[str, Piece] = {}
     for file in files:
         header = read_header(Path(file))
@@ -54,7 +54,7 @@ def pieces(files: Iterable[str]) -> dict[str, Piece]:
 
 
 class Reader:
-    """Reads pieces into tensors through one small buffer, so that no page of a file stays with this process."""
+    """Reads pieces into tensors through one small buffer, so that no page of a file counts as this process's."""
 
     def __init__(self) -> None:
         self._streams: dict[str, IO[bytes]] = {}
@@ -70,7 +70,7 @@ class Reader:
         self._buffer = bytearray()
 
     def read(self, piece: Piece, into: Tensor) -> None:
-        """The piece's values, in `into`'s dtype, memory format and place."""
+        """The piece's values, in `into`'s dtype, memory format and device."""
         shape = piece.shape
         if piece.transposed:
             into.copy_(self._taken(piece, 0, shape[::-1]).T)

@@ -106,9 +106,9 @@ def _build(look: Inspection, place: torch.device, dtype: torch.dtype) -> Any:
     """The module without its slow initialisation: memory straight on the device, then one cheap fill."""
     import torch
 
-    from sdcli.draw.quiet import hushed
+    from sdcli.draw.quiet import libraries_silenced
 
-    with hushed():
+    with libraries_silenced():
         from diffusers import UNet2DConditionModel
 
         with torch.device("meta"):

@@ -1,4 +1,4 @@
-"""Which jobs are drawn together: neighbours in the list that one UNet call can serve."""
+"""Which jobs share a batch: those that one UNet call can serve."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from sdcli.request.request import PER_IMAGE, Job
 
 _SHARED = ("unet_calls", *(name for name in PER_IMAGE if name != "negative_prompt"))
-WINDOW = 64  # batches whose prompts are encoded together, before any of them goes on
+WINDOW = 64  # batches whose prompts are encoded together, before any of them is denoised
 
 
 def in_batches(jobs: Sequence[Job], batch_size: int) -> tuple[tuple[int, ...], ...]:
@@ -18,15 +18,14 @@ def in_batches(jobs: Sequence[Job], batch_size: int) -> tuple[tuple[int, ...], .
         if len(chunks[-1]) == max(1, batch_size):
             chunks.append([])
         chunks[-1].append(position)
-    found = [tuple(chunk) for chunks in groups.values() for chunk in chunks]
-    return tuple(sorted(found))
+    return tuple(sorted(tuple(chunk) for chunks in groups.values() for chunk in chunks))
 
 
-Batch = tuple[int, tuple[Job, ...]]  # its number, which nothing else in the run has, and its jobs
+Batch = tuple[int, tuple[Job, ...]]  # its number, unique in the run, and its jobs
 
 
 def windows_of(batches: Iterable[Batch]) -> Iterator[Sequence[Batch]]:
-    """Batches whose prompts are encoded together: a list is looked ahead into, what is read as it comes is not."""
+    """Batches whose prompts are encoded together: a list is looked ahead into, a stream is not."""
     if isinstance(batches, Sequence):
         for first in range(0, len(batches), WINDOW):
             yield batches[first : first + WINDOW]
@@ -36,10 +35,10 @@ def windows_of(batches: Iterable[Batch]) -> Iterator[Sequence[Batch]]:
 
 
 def windows(batches: int) -> int:
-    """How often prompts are encoded ahead in a run of so many batches."""
+    """How many windows a run of this many batches has."""
     return max(1, -(-batches // WINDOW))
 
 
 def _together(job: Job) -> tuple[object, ...]:
-    """Everything but what each image of a batch may have for itself."""
+    """Everything that the images of a batch share."""
     return tuple(getattr(job, name) for name in _SHARED)

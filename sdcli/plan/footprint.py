@@ -1,4 +1,4 @@
-"""Bytes a setup needs on the device and on the host, stage by stage; counted from configs, never loaded."""
+"""The bytes a setup needs on the device and on the host, stage by stage; counted from configs, without loading."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ from sdcli.plan.techniques import vae as vae_tiles
 from sdcli.plan.techniques.attention import FEWEST_KEYS, blocks
 from sdcli.plan.techniques.vae_dtype import effective
 
-# What a stage's work, and a setup's weights, depend on.
+# The slots that a stage's work, and a setup's weights, depend on.
 _WORK = ("dtype", "storage", "attention", "guidance", "vae", "vae_dtype", "threads")
 _COUNTED = (*_WORK, "placement")
 
 
 class Sizes:
-    """The footprints of one model's stages on one device. Parts are kept, so that a product of setups is cheap."""
+    """The footprints of one model's stages on one device. Counts are cached, so that a product of setups is cheap."""
 
     def __init__(
         self, model: Model, stages: Sequence[Stage], hardware: Hardware, imports_bytes: int = calibration.IMPORTS
@@ -29,7 +29,7 @@ class Sizes:
         self.model = model
         self.stages = tuple(stages)
         self.kind = hardware.kind
-        self.shared = self.kind in ("cpu", "mps")  # a CPU, or a Mac whose GPU has the host's memory: counted once
+        self.shared = self.kind in ("cpu", "mps")  # a CPU, or a Mac whose GPU uses the host's memory: counted once
         self.imports = imports_bytes + (calibration.CUDA_LIBRARIES if self.kind == "cuda" else 0)
         self.scale = vae.scale(self.config("vae"))
         self._calls: dict[tuple[Shape, int], unet.Unet] = {}
@@ -39,7 +39,7 @@ class Sizes:
             self.call(stage.shape, 1).largest_leaf for stage in self.stages if stage.work == "unet"
         )  # parameters
 
-    # what the configs say
+    # from the configs
 
     def config(self, component: str) -> Mapping[str, object]:
         return self.model.components[component].config
@@ -71,20 +71,20 @@ class Sizes:
         return vae.decode(config, height=height, width=width)
 
     def weights(self, part: str, setup: Setup) -> int:
-        """Bytes of a component as this setup holds it."""
+        """Bytes of a component's weights under this setup."""
         dtype = effective(setup) if part == "vae" else setup.dtype
         if part == "unet" and setup.storage == "fp8":
             dtype = "fp8"
         return self.model.components[part].parameters * BYTES[dtype]
 
     def apart(self, part: str, setup: Setup) -> bool:
-        """Whether it is and computes on the host of a machine with another device."""
+        """Whether it stays and computes on the host while the setup's device is another."""
         return part == "vae" and setup.vae == "cpu" and self.kind != "cpu"
 
     # work: activations and workspace
 
     def work(self, stage: Stage, setup: Setup) -> int:
-        """While this stage computes; where its part is on the host, there."""
+        """Bytes while this stage computes: on the device, or on the host if its part is there."""
         key = (stage.name, *[getattr(setup, slot) for slot in _WORK])
         if key not in self._work:
             self._work[key] = {"text": self._text, "unet": self._unet, "image": self._image}[stage.work](stage, setup)
@@ -106,8 +106,8 @@ class Sizes:
             scores = 2 * (call.largest_scores // (2 * batch)) * size
         if setup.attention == "blocked":  # the same for a block of queries
             scores = 2 * _scores_at_once(call, setup.threads) * size
-        live = max(live, live // 2 + scores)  # at the attention less than half lives of what the feed-forward needs
-        if setup.storage == "fp8":  # the layer at work, widened
+        live = max(live, live // 2 + scores)  # at the attention, less than half of the feed-forward's peak is live
+        if setup.storage == "fp8":  # the layer that computes, widened
             live += self.largest_layer * size
         return self._reserved(live, heap=True)
 
@@ -137,14 +137,14 @@ class Sizes:
         return Footprint(device_peak=device, host_peak=host, phases=phases)
 
     def _phase(self, stage: Stage, setup: Setup) -> Phase:
-        """Parts in use, parts parked, and work."""
-        used, there = self._weights_at_work(stage, setup)
+        """Weights in use, weights parked, and work."""
+        used, resident = self._weights_at_work(stage, setup)
         work = self.work(stage, setup)
         on_host = any(self.apart(part, setup) for part in stage.parts)
         aside = self._on_the_host(stage, setup) + (work if on_host else 0)
         if stage.work == "image":
             aside += stage.shape.width * stage.shape.height * calibration.PICTURE_BYTES_PER_PIXEL
-        return self._row(stage.name, used, there, 0 if on_host else work, aside, setup)
+        return self._row(stage.name, used, resident, 0 if on_host else work, aside, setup)
 
     def _weights_at_work(self, stage: Stage, setup: Setup) -> tuple[int, int]:
         """Bytes on the device in use, and all that are there meanwhile: the most of any of the stage's parts."""
@@ -172,26 +172,26 @@ class Sizes:
         return calibration.STREAMED_LAYERS * self.largest_layer * size
 
     def _on_the_host(self, stage: Stage | None, setup: Setup) -> int:
-        """Weights that are on the host and not on the device: parked, or of a part that computes there."""
+        """Weights on the host and not on the device: parked, or of a part that computes there."""
         parts = parts_of(self.stages)
         parked = setup.placement in placement.PARKED_ON_HOST and not self.shared
-        found = sum(self.weights(part, setup) for part in parts if parked and not self.apart(part, setup))
+        size = sum(self.weights(part, setup) for part in parts if parked and not self.apart(part, setup))
         for part in parts:
-            waits = setup.placement != "disk" or (stage is not None and part in stage.parts)
-            if self.apart(part, setup) and waits:
-                found += self.weights(part, setup)
-        return found
+            loaded = setup.placement != "disk" or (stage is not None and part in stage.parts)
+            if self.apart(part, setup) and loaded:
+                size += self.weights(part, setup)
+        return size
 
     def _load(self, rows: Sequence[Phase], setup: Setup) -> Phase:
-        """The most weights at once, and the tensor that the loader converts from, as its file has it."""
+        """The most weights at once, and the tensor the loader is converting, in the file's dtype."""
         parked = setup.placement in placement.PARKED_ON_HOST and not self.shared
-        there = 0 if parked else max(row.weights + row.parked for row in rows)
+        resident = 0 if parked else max(row.weights + row.parked for row in rows)
         widest = max(BYTES.get(part.stored_dtype, 4) for part in self.model.components.values())
         aside = self._on_the_host(None, setup) + self._largest_tensor() * widest
-        return self._row("load", there, there, 0, aside, setup)
+        return self._row("load", resident, resident, 0, aside, setup)
 
     def _largest_tensor(self) -> int:
-        """Parameters of the largest tensor a loader holds beside what is in place already."""
+        """Parameters of the largest tensor a loader holds beside the weights already loaded."""
         largest = self.largest_layer
         for part in parts_of(self.stages):
             vocabulary, width = self.config(part).get("vocab_size"), self.config(part).get("hidden_size")
@@ -199,9 +199,9 @@ class Sizes:
                 largest = max(largest, vocabulary * width)
         return largest
 
-    def _row(self, name: str, used: int, there: int, work: int, aside: int, setup: Setup) -> Phase:
-        """`aside`: bytes on the host and not on the device."""
-        device, host = there + work, self.imports + aside
+    def _row(self, name: str, used: int, resident: int, work: int, aside: int, setup: Setup) -> Phase:
+        """`resident`: weights on the device, of which `used` are in use; `aside`: bytes only on the host."""
+        device, host = resident + work, self.imports + aside
         if self.shared:
             host += device
         pinned = sum(
@@ -210,13 +210,13 @@ class Sizes:
             if placement.streamed(setup.placement, part) and not self.shared
         )
         return Phase(
-            name=name, device=host if self.kind == "cpu" else device, host=host, weights=used, parked=there - used,
+            name=name, device=host if self.kind == "cpu" else device, host=host, weights=used, parked=resident - used,
             work=work, pinned=pinned,
         )  # fmt: skip
 
 
 def _scores_at_once(call: unet.Unet, threads: int) -> int:
-    """Elements of the largest block of an attention matrix, where it is made in blocks."""
+    """Elements of the largest block of an attention matrix, where attention runs in blocks."""
     most = 0
     for leaf in call.leaves:
         if leaf.kind == "attention":

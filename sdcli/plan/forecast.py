@@ -1,4 +1,4 @@
-"""Everything a plan asks about a setup in one place: its phases, its peaks (measured where remembered), its time."""
+"""What a plan needs to know of a setup: its phases, its peaks (measured where remembered), its time."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ from sdcli.plan.remembered import Measures, key_of, measures
 from sdcli.plan.stages import stages
 from sdcli.request.request import Job
 
-MANY = 1000  # batches, where more are to come
+MANY = 1000  # batches assumed for a stream of jobs
 SHAPES_LOOKED_AT = 3  # a list of prompts may name many sizes; the heaviest decide
 
 
 class Forecast:
-    """One run on one machine. Setups are asked about; nothing is chosen here."""
+    """One run on one machine: computes peaks and times of setups, chooses none."""
 
     def __init__(
         self,
@@ -33,7 +33,7 @@ class Forecast:
         alone: bool = False,
         more: bool = False,
     ) -> None:
-        """`alone`: each image of a batch has its own UNet calls; `more`: these are not all, others come one by one."""
+        """`alone`: each image of a batch has its own UNet calls; `more`: further batches follow one by one."""
         self.model = model
         self.hardware = hardware
         self.imports_bytes = imports_bytes
@@ -44,35 +44,35 @@ class Forecast:
         heaviest = sorted({_weight(batch): batch for batch in runs}.items(), reverse=True)[:SHAPES_LOOKED_AT]
         self.heaviest = heaviest[0][1]
         self.sizes = [Sizes(model, stages(model, batch, alone=alone), hardware, imports_bytes) for _, batch in heaviest]
-        # jobs that are read as they come are encoded as they come; how many there are nobody knows
+        # a stream of jobs is encoded batch by batch, and how many will come is unknown
         work = Work(batches=MANY, windows=MANY) if more else Work(batches=len(runs), windows=windows(len(runs)))
         self.price = Price(self.sizes[0], work, hardware)
 
     @property
     def guided(self) -> bool:
-        """Whether a step needs the unconditional half too."""
+        """Whether a step also needs the unconditional half."""
         return any(stage.shape.guided for stage in self.sizes[0].stages)
 
     def phases(self, setup: Setup) -> tuple[Phase, ...]:
-        """The heavier of each phase over all sizes asked for."""
+        """Each phase at its heaviest over all sizes."""
         rows = [sizes.phases(setup) for sizes in self.sizes]
         if len(rows) == 1:
             return rows[0]
         return tuple(max(same, key=lambda phase: (phase.device, phase.host)) for same in zip(*rows, strict=True))
 
     def counted(self, setup: Setup) -> tuple[int, int]:
-        """Device and host, as counted."""
+        """Peaks on device and host, as counted."""
         pairs = [sizes.peaks(setup) for sizes in self.sizes]
         return max(pair[0] for pair in pairs), max(pair[1] for pair in pairs)
 
     def peaks(self, setup: Setup) -> tuple[int, int]:
-        """Device and host: as measured here before, else as counted."""
+        """Peaks on device and host: as measured here before, else as counted."""
         device, host = self.counted(setup)
-        known = self.measured(setup)
-        if known is None:
+        measured = self.measured(setup)
+        if measured is None:
             return device, host
-        host = known.host_peak or host
-        return (host if self.hardware.kind == "cpu" else known.device_peak or device), host
+        host = measured.host_peak or host
+        return (host if self.hardware.kind == "cpu" else measured.device_peak or device), host
 
     def measured(self, setup: Setup) -> Measures | None:
         if not self.remembered:
@@ -81,13 +81,13 @@ class Forecast:
 
     def total_seconds(self, setup: Setup) -> float | None:
         """Of the whole run, from what was measured here; never from assumed rates."""
-        known = self.measured(setup)
-        if known is None:
+        measured = self.measured(setup)
+        if measured is None:
             return None
-        return known.total(sum(batch[0].unet_calls for batch in self.runs), sum(map(len, self.runs)))
+        return measured.total(sum(batch[0].unet_calls for batch in self.runs), sum(map(len, self.runs)))
 
     def on(self, hardware: Hardware) -> Forecast:
-        """The same run elsewhere."""
+        """The same run on other hardware."""
         return Forecast(self.model, hardware, self.runs, {}, self.imports_bytes, self.alone, self.more)
 
     def seconds(self, setup: Setup) -> float:
@@ -106,7 +106,7 @@ def _weight(batch: tuple[Job, ...]) -> tuple[int, ...]:
 
 
 def budget(hardware: Hardware, max_vram: int | None = None, max_ram: int | None = None) -> Budget:
-    """What a plan may use of what is free now; a limit given by the user lowers it."""
+    """What a plan may use of the memory free now; the user's limits lower it."""
     ram = hardware.ram_free if max_ram is None else min(hardware.ram_free, max_ram)
     host = int(calibration.SAFETY * ram)
     if hardware.kind == "cpu":

@@ -1,4 +1,4 @@
-"""Which mixes of choices cannot be: one question, answered by the techniques."""
+"""Which combinations of choices are legal: every technique decides for its slot."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from sdcli.plan.techniques import TECHNIQUES
 
 
 def legal(setup: Setup, hardware: Hardware, model: Model) -> str | None:
-    """None where the setup can run; else why it cannot."""
+    """None if the setup can run, else the reason why it cannot."""
     for technique in TECHNIQUES:
         reason = technique.illegal(setup, hardware, model)
         if reason is not None:

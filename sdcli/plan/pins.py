@@ -1,4 +1,4 @@
-"""Pins: slots decided by the user. Obeyed, or refused with the reason and the choices that can be."""
+"""Pins: choices made by the user. Obeyed, or refused with the reason and the legal choices."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ BY_SLOT: dict[str, Technique] = {technique.slot: technique for technique in TECH
 
 
 def read_pins(pins: Mapping[str, str]) -> dict[str, str]:
-    """Slot names as Setup spells them, choices that exist; anything else is Usage with the nearest name."""
-    found: dict[str, str] = {}
+    """Pins by the field of Setup; an unknown slot or choice is Usage with the nearest name."""
+    chosen: dict[str, str] = {}
     for flag, choice in pins.items():
         technique = BY_SLOT.get(flag.replace("-", "_"))
         if technique is None:
@@ -38,17 +38,17 @@ def read_pins(pins: Mapping[str, str]) -> dict[str, str]:
                 hint=f"--pin {technique.flag}={nearest(choice, technique.choices, 1, ANY)[0]}",
                 choices=list(technique.choices),
             )
-        found[technique.slot] = choice
-    return found
+        chosen[technique.slot] = choice
+    return chosen
 
 
 def pins_of(setup: Setup) -> dict[str, str]:
-    """Pins that lead to this setup again: what resume and verify hand in."""
+    """The pins that reproduce this setup."""
     return {technique.slot: technique.of(setup) for technique in TECHNIQUES}
 
 
 def candidates(start: Setup, hardware: Hardware, model: Model, pins: Mapping[str, str]) -> list[Setup]:
-    """Every legal way that obeys the pins: the product of the slots."""
+    """Every legal setup that obeys the pins: the product of the slots."""
     return [setup for setup in _product(start, pins) if legal(setup, hardware, model) is None]
 
 
@@ -65,7 +65,7 @@ def _choices(technique: Technique, pins: Mapping[str, str]) -> tuple[str, ...]:
 
 
 def refusal(start: Setup, hardware: Hardware, model: Model, pins: Mapping[str, str]) -> Usage:
-    """Why no way obeys these pins, and what each could be instead."""
+    """Why no legal setup obeys these pins, and what to pin instead."""
 
     def possible(tried: Mapping[str, str]) -> bool:
         return any(legal(setup, hardware, model) is None for setup in _product(start, tried))
@@ -76,7 +76,7 @@ def refusal(start: Setup, hardware: Hardware, model: Model, pins: Mapping[str, s
     others = {slot: pins[slot] for slot in pins if slot != blamed and slot not in alone}
     valid = [other for other in technique.choices if other != choice and possible({**others, blamed: other})]
     reason = _reason(start, hardware, model, pins if not alone else {blamed: choice}, technique)
-    message = f"{technique.flag}={choice} cannot be here: {reason}"
+    message = f"{technique.flag}={choice} is not possible here: {reason}"
     if valid:
         message += f"; {technique.flag} can be {', '.join(valid)}"
     hint = f"--pin {technique.flag}={valid[0]}" if valid else f"leave out --pin {technique.flag}={choice}"
@@ -84,7 +84,7 @@ def refusal(start: Setup, hardware: Hardware, model: Model, pins: Mapping[str, s
 
 
 def _reason(start: Setup, hardware: Hardware, model: Model, pins: Mapping[str, str], blamed: Technique) -> str:
-    """The blamed slot's own reason where it has one, else the one that stops most ways."""
+    """The blamed slot's reason if it has one, else the one that rules out most setups."""
     own: dict[str, int] = {}
     any_: dict[str, int] = {}
     for setup in _product(start, pins):

@@ -1,4 +1,4 @@
-"""The Plan: every choice made before anything is loaded, with its reasons, its price and its way down."""
+"""The Plan: every choice made before anything is loaded, with reasons, predicted memory and time, and fallbacks."""
 
 from __future__ import annotations
 
@@ -9,15 +9,15 @@ from typing import Any
 from sdcli.machine.hardware import Hardware
 from sdcli.models.model import Model
 from sdcli.request.request import Job, Request
-from sdcli.schema import live
+from sdcli.schema import live, renamed
 
 
 @dataclass(frozen=True, kw_only=True)
 class Adapter:
-    """A file put beside the model, by content: two runs with the same hash and scale were moved alike.
+    """A file used beside the model, known by its content: the same hash and scale have the same effect.
 
-    `word` stands for an embedding in the prompt. `matched` and `unmatched` count the layers of a LoRA. `hub` is where a
-    file from the Hub came from, as --lora takes it: owner/name@commit/file.
+    `word` stands for an embedding in the prompt. `matched` and `unmatched` count the layers of a LoRA. `hub` is the
+    origin of a file from the Hub, as --lora takes it: owner/name@commit/file.
     """
 
     name: str
@@ -26,7 +26,7 @@ class Adapter:
     path: str | None = live(default=None)
     kind: str = "lora"  # lora | embedding | vae
     word: str = ""
-    tensors_sha256: str = ""  # of a LoRA, without its header: what galleries know it by
+    tensors_sha256: str = ""  # of a LoRA without its header: its identity in galleries
     matched: int = 0
     unmatched: int = 0
     hub: str = ""
@@ -34,7 +34,7 @@ class Adapter:
 
 @dataclass(frozen=True, kw_only=True)
 class Setup:
-    """Every choice that can move a pixel. Recorded, and reused by resume and verify."""
+    """A choice for every slot, with device and threads: whatever can move a pixel, the job apart."""
 
     dtype: str = "fp32"
     storage: str = "same"
@@ -52,7 +52,7 @@ class Setup:
 
 @dataclass(frozen=True, kw_only=True)
 class Phase:
-    """Predicted peak bytes while this phase runs. On a CPU device == host."""
+    """Predicted peak bytes during a phase. On a CPU device == host."""
 
     name: str  # load | encode | denoise | decode
     device: int
@@ -68,7 +68,7 @@ class Footprint:
     device_peak: int
     host_peak: int
     phases: tuple[Phase, ...] = ()  # always as predicted
-    runs: int = 0  # the peaks were measured in so many runs of this way on this machine; 0: predicted
+    runs: int = 0  # how many runs of this setup on this machine the peaks were measured in; 0: predicted
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -83,7 +83,7 @@ class Decision:
 
 @dataclass(frozen=True, kw_only=True)
 class Way:
-    """One legal setup with its price; `because` says what is short or why it was chosen."""
+    """One legal setup with its predicted peaks and time; `because` says what it lacks or why it was chosen."""
 
     setup: Setup
     device_peak: int
@@ -92,12 +92,12 @@ class Way:
     fits: bool
     chosen: bool = False
     because: str | None = None
-    seconds: float | None = None  # of the whole run, only where remembered
+    seconds: float | None = None  # of the whole run, only if remembered
 
 
 @dataclass(frozen=True, kw_only=True)
-class Rung:
-    """Where to go when memory ran out after all; rungs are tried in order, each at most once."""
+class Fallback:
+    """A smaller setup to continue with when memory runs out; fallbacks are tried in order, each at most once."""
 
     setup: Setup
     device_peak: int
@@ -142,7 +142,7 @@ class Plan:
     seconds: Seconds | None = None
     decisions: tuple[Decision, ...] = ()
     ways: tuple[Way, ...] = ()
-    ladder: tuple[Rung, ...] = ()
+    fallbacks: tuple[Fallback, ...] = renamed("ladder", default=())
     warnings: tuple[Warning, ...] = ()
 
     def batch(self, number: int) -> tuple[Job, ...]:
@@ -153,4 +153,4 @@ class Plan:
         return [(number, self.batch(number)) for number in range(len(self.batches))]
 
 
-Remembered = Mapping[str, Any]  # machine/memories.py: what this machine measured before, by key
+Remembered = Mapping[str, Any]  # machine/memories.py: this machine's earlier measurements, by key

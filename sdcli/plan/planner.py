@@ -1,4 +1,4 @@
-"""make_plan: the least slowdown among legal ways whose predicted peaks fit. Pure, and done before anything loads."""
+"""make_plan: the fastest legal setup whose predicted peaks fit. Pure, and done before anything is loaded."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ from sdcli.machine.hardware import Hardware
 from sdcli.models.model import Model
 from sdcli.plan import calibration
 from sdcli.plan.batches import in_batches
+from sdcli.plan.fallbacks import fallbacks_of
 from sdcli.plan.forecast import Forecast, budget
-from sdcli.plan.ladder import ladder
-from sdcli.plan.options import Option, choose, front, lacking, on_the_cpu, weigh
 from sdcli.plan.pins import candidates, read_pins, refusal
 from sdcli.plan.plan import Adapter, Budget, Decision, Footprint, Plan, Seconds, Setup
 from sdcli.plan.techniques import TECHNIQUES
 from sdcli.plan.techniques.technique import Situation
 from sdcli.plan.warnings import warnings_of
+from sdcli.plan.weigh import Weighed, choose, front, lacking, on_the_cpu, weigh
 from sdcli.request.jobs import make_job, make_jobs
 from sdcli.request.request import Job, Request
 from sdcli.sizes import GIB
@@ -39,19 +39,19 @@ def make_plan(
     more: bool = False,
     imports_bytes: int = calibration.IMPORTS,
 ) -> Plan:
-    """Every choice, with its reason and its price. A plan that does not fit says so: refusal.refused(plan).
+    """Chooses a setup, with reasons, predicted memory and time. `fits` is False if none does: see refusal.refused.
 
-    `more`: jobs are still to come, one by one, and these stand for them. An illegal pin, or --max-vram without a card
-    that has its own memory, is Usage.
+    `more`: further jobs follow one by one, and `jobs` stand for them. An illegal pin, or --max-vram without a GPU that
+    has its own memory, is Usage.
     """
     _check_limits(request, hardware)
     pins = read_pins(request.pins)
     jobs = tuple(jobs) if jobs is not None else make_jobs(request)
     batches = in_batches(jobs, request.batch_size)
-    # prompts that are read as they come are planned for by one that stands for all
+    # for a stream of prompts, one job stands for all
     runs = [tuple(jobs[index] for index in batch) for batch in batches] or [(make_job(request, 0, "", 0),)]
     if hardware.source == "as-if":
-        remembered = {}  # what was measured here says nothing about another machine
+        remembered = {}  # measurements here say nothing about another machine
     forecast = Forecast(model, hardware, runs, remembered, imports_bytes, request.batch_invariant, more)
     limits = budget(hardware, request.max_vram, request.max_ram)
     start = Setup(threads=hardware.threads, device=hardware.device, isa=hardware.isa, adapters=tuple(adapters))
@@ -82,7 +82,7 @@ def make_plan(
         seconds=_seconds(forecast, chosen.setup),
         decisions=_decisions(chosen, options, forecast, limits, pins),
         ways=ways,
-        ladder=ladder(chosen.setup, lossless, forecast.peaks, forecast.seconds, limits.host),
+        fallbacks=fallbacks_of(chosen.setup, lossless, forecast.peaks, forecast.seconds, limits.host),
         warnings=warnings_of(request, model, hardware, chosen.setup, jobs),
     )
 
@@ -90,30 +90,30 @@ def make_plan(
 def _check_limits(request: Request, hardware: Hardware) -> None:
     if request.max_vram is None or hardware.kind == "cuda":
         return
-    own = "a CPU has no memory of its own" if hardware.kind == "cpu" else "this Mac's GPU shares the host's memory"
+    reason = "a CPU has no separate memory" if hardware.kind == "cpu" else "this Mac's GPU shares the host's memory"
     limit = f"{request.max_vram / GIB:.3g}"
-    raise Usage(f"--max-vram is for NVIDIA cards, {own}: use --max-ram", hint=f"--max-ram {limit}")
+    raise Usage(f"--max-vram is for NVIDIA GPUs, {reason}: use --max-ram", hint=f"--max-ram {limit}")
 
 
-def _footprint(chosen: Option, forecast: Forecast) -> Footprint:
-    known = forecast.measured(chosen.setup)
+def _footprint(chosen: Weighed, forecast: Forecast) -> Footprint:
+    measured = forecast.measured(chosen.setup)
     return Footprint(
         device_peak=chosen.device,
         host_peak=chosen.host,
         phases=forecast.phases(chosen.setup),
-        runs=known.runs if known else 0,
+        runs=measured.runs if measured else 0,
     )
 
 
 def _seconds(forecast: Forecast, setup: Setup) -> Seconds | None:
-    known, total = forecast.measured(setup), forecast.total_seconds(setup)
-    if known is None or total is None or known.load is None or known.step is None:
+    measured, total = forecast.measured(setup), forecast.total_seconds(setup)
+    if measured is None or total is None or measured.load is None or measured.step is None:
         return None
-    return Seconds(total=total, load=known.load, step=known.step)
+    return Seconds(total=total, load=measured.load, step=measured.step)
 
 
 def _decisions(
-    chosen: Option, options: Sequence[Option], forecast: Forecast, limits: Budget, pins: Mapping[str, str]
+    chosen: Weighed, options: Sequence[Weighed], forecast: Forecast, limits: Budget, pins: Mapping[str, str]
 ) -> tuple[Decision, ...]:
     situation = Situation(
         hardware=forecast.hardware,

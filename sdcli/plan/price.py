@@ -1,4 +1,4 @@
-"""Time a setup takes for one batch, from counted work and assumed rates. Only ratios of it are shown: the slowdown."""
+"""The time a setup takes for one batch, from counted work and assumed rates. Only its ratios are shown: slowdowns."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from sdcli.plan.techniques import attention, dtype, guidance, placement, storage
 from sdcli.plan.techniques.vae_dtype import effective
 
 FLOP = 2  # a multiply-add
-# What each kind of work takes its time by.
+# The slots that the time of each kind of work depends on.
 _SLOTS = {
     "text": ("dtype",),
     "unet": ("dtype", "storage", "placement", "attention", "guidance"),
@@ -24,14 +24,14 @@ _SLOTS = {
 
 @dataclass(frozen=True, kw_only=True)
 class Work:
-    """How often things happen in the run that is planned."""
+    """How many batches and windows the run has."""
 
     batches: int = 1
-    windows: int = 1  # batches whose prompts are encoded together, before any of them goes on, count as one
+    windows: int = 1  # groups of batches whose prompts are encoded together
 
 
 class Price:
-    """Seconds of one batch for any setup; parts are kept, so that a product of setups is cheap."""
+    """Seconds of one batch for any setup; parts of the sum are cached, so that a product of setups is cheap."""
 
     def __init__(self, sizes: Sizes, work: Work, hardware: Hardware) -> None:
         self.sizes = sizes
@@ -91,14 +91,14 @@ class Price:
         return split * work / self.rates.compute * dtype.slowdown(effective(setup), self.hardware)
 
     def _moving(self, setup: Setup) -> float:
-        """Seconds a batch in which weights are read again, or reach the device again."""
+        """Seconds per batch for reading weights again, or moving them to the device again."""
         key = ("moving", setup.dtype, setup.storage, setup.placement, setup.vae, setup.vae_dtype)
         if key not in self._parts:
             self._parts[key] = self._reading(setup) if setup.placement == "drop-encoders" else self._fetching(setup)
         return self._parts[key]
 
     def _reading(self, setup: Setup) -> float:
-        """Everything once more for each window after the first: what encoded leaves for what draws, and back."""
+        """All weights once per window after the first: encoders and UNet make room for each other."""
         whole = sum(self.sizes.weights(part, setup) for part in parts_of(self.sizes.stages))
         return whole / self.rates.disk * (self.work.windows - 1) / self.work.batches
 
@@ -111,7 +111,7 @@ class Price:
             share = self.work.windows / self.work.batches if stage.ahead else 1.0
             for part in stage.parts:
                 streamed = placement.streamed(setup.placement, part)
-                if self.sizes.apart(part, setup) or (streamed and stage.work == "unet"):  # there it is part of a step
+                if self.sizes.apart(part, setup) or (streamed and stage.work == "unet"):  # included in the step
                     continue
                 size = self.sizes.weights(part, setup)
                 seconds += share * size / (self.rates.pinned if streamed else rate)

@@ -1,4 +1,4 @@
-"""Assumed speeds of hardware, used only as ratios: whether moving weights hides behind computing, and what it costs."""
+"""Assumed speeds of hardware, used only as ratios: what moving weights costs, and whether computing hides it."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ from sdcli.plan.techniques.dtype import capability, native_bf16
 
 TERA, GIGA = 1e12, 1e9
 
-# Floating-point operations a second that eager diffusers reaches in the card's fastest dtype, by compute capability.
+# Floating-point operations per second that eager diffusers reaches in a GPU's fastest dtype, by compute capability.
 # Published or derived from published it/s: V100-T4-A100-3060-4060 to 4090-H100; the rest assumed between neighbours.
 CUDA_RATE = ((10.0, 250), (9.0, 200), (8.9, 25), (8.6, 20), (8.0, 120), (7.5, 20), (7.0, 50), (0.0, 8))
-# Pinned host memory to card, bytes a second: PCIe 5.0 ×16, 4.0 ×16 in servers, 4.0 ×8 or 3.0 ×16 elsewhere.
+# Pinned host memory to GPU, bytes per second: PCIe 5.0 ×16, 4.0 ×16 in servers, 4.0 ×8 or 3.0 ×16 elsewhere.
 CUDA_PINNED = ((12.0, 25), (9.0, 45), (8.1, 12), (8.0, 22), (0.0, 11))
-LAUNCH_SECONDS = 45e-6  # a layer: published 18.3 ms for the 391 layers of an SD1.5 step on an H100, eager
+LAUNCH_SECONDS = 45e-6  # per layer: published 18.3 ms for the 391 layers of an SD1.5 step on an H100, eager
 PAGEABLE = 2.0 * GIGA  # published offload costs give 1.3-1.7 GB/s with both directions counted, 3 GB/s for one
 DISK = 1.0 * GIGA  # assumed: a cold read from a solid-state disk, converted on the way
 CPU_CORE_FP32 = 0.107 * TERA  # measured: 1.607 TFLOP in 6.6-8.5 s on two Zen 5 cores with AVX-512
@@ -25,7 +25,7 @@ MPS_RATE = 4.0 * TERA  # assumed: a laptop's Apple GPU in fp16
 
 @dataclass(frozen=True)
 class Rates:
-    """Operations and bytes a second; seconds a launched layer."""
+    """Operations and bytes per second; seconds per launched layer."""
 
     compute: float  # in the device's fastest dtype
     host: float  # the host's CPU in fp32
@@ -39,11 +39,11 @@ def rates(hardware: Hardware) -> Rates:
     wide = "avx512" in hardware.isa or "amx" in hardware.isa
     host = max(1, hardware.threads) * (CPU_CORE_FP32 if wide else CPU_CORE_NARROW)
     if hardware.kind == "cuda":
-        known = capability(hardware)
+        level = capability(hardware)
         return Rates(
-            compute=_of(CUDA_RATE, known) * TERA,
+            compute=_of(CUDA_RATE, level) * TERA,
             host=host,
-            pinned=_of(CUDA_PINNED, known) * GIGA,
+            pinned=_of(CUDA_PINNED, level) * GIGA,
             launch=LAUNCH_SECONDS,
         )
     if hardware.kind == "mps":
@@ -52,5 +52,5 @@ def rates(hardware: Hardware) -> Rates:
     return Rates(compute=fastest, host=host, pinned=PAGEABLE)
 
 
-def _of(table: tuple[tuple[float, int], ...], known: float) -> int:
-    return next(value for least, value in table if known >= least)
+def _of(table: tuple[tuple[float, int], ...], level: float) -> int:
+    return next(value for least, value in table if level >= least)

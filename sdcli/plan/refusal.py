@@ -1,4 +1,4 @@
-"""When nothing fits: the numbers, and the mildest change that would."""
+"""When nothing fits: the numbers, and the mildest change that would fit."""
 
 from __future__ import annotations
 
@@ -16,40 +16,40 @@ CLEARLY_LESS = 0.95
 
 
 def refused(plan: Plan) -> DoesNotFit:
-    """The error of a plan with fits = False: what the smallest way needs, what there is, what would work."""
+    """The error of a plan that does not fit: what the smallest setup needs, what is available, what would fit."""
     peak, limits = plan.footprint, plan.budget
     on_device = peak.device_peak > limits.device and plan.hardware.kind != "cpu"
     need, have = (peak.device_peak, limits.device) if on_device else (peak.host_peak, limits.host)
     free = plan.hardware.free if on_device else plan.hardware.ram_free
-    what = "GPU memory" if on_device else "memory"
+    kind = "GPU memory" if on_device else "memory"
     width, height = _size(plan)
-    lossy = any(way.fits and way.setup.storage == "fp8" and plan.setup.storage != "fp8" for way in plan.ways)
+    lossless = any(way.fits and way.setup.storage == "fp8" and plan.setup.storage != "fp8" for way in plan.ways)
     message = (
         f"{plan.model.name} at {width}×{height} does not fit{_pinned(plan.request)}: it needs at least {gib(need)} of "
-        f"{what}{' without loss' if lossy else ''}; {gib(have)} available ({gib(free)} free, less a safety margin)"
+        f"{kind}{' without loss' if lossless else ''}; {gib(have)} available ({gib(free)} free, less a safety margin)"
     )
     return DoesNotFit(message, hint=way_out(plan), need=need, free=free, budget=have)
 
 
 def _pinned(request: Request) -> str:
-    """` in fp32 with placement=resident`: what the user decided, and the plan could not."""
+    """` in fp32 with placement=resident`: the choices the user made."""
     pins = {slot: choice for slot, choice in request.pins.items() if slot != "dtype"}
     named = ", ".join(f"{slot}={choice}" for slot, choice in pins.items())
     return (f" in {request.pins['dtype']}" if "dtype" in request.pins else "") + (f" with {named}" if named else "")
 
 
 def way_out(plan: Plan, below: int | None = None) -> str:
-    """What to add to the same command so that it fits; the first of the mildest changes that does.
+    """What to change in the same command so that it fits; the mildest change that does.
 
-    `below`: bytes on the device that turned out to be too much, whatever the plan had thought.
+    `below`: bytes on the device that turned out to be too much, whatever was predicted.
     """
     for changed, flags in _milder(plan.request):
         jobs = [replace(job, width=changed.width, height=changed.height) for job in plan.jobs]
         try:
-            found = make_plan(changed, plan.model, plan.hardware, {}, jobs=jobs)
+            smaller = make_plan(changed, plan.model, plan.hardware, {}, jobs=jobs)
         except SdcliError:
             continue
-        if found.fits and (below is None or found.footprint.device_peak <= below * CLEARLY_LESS):
+        if smaller.fits and (below is None or smaller.footprint.device_peak <= below * CLEARLY_LESS):
             return f"the same command {flags}"
     if any(way.setup.device == "cpu" and way.fits for way in plan.ways) and plan.hardware.kind != "cpu":
         return "the same command with --device cpu"
@@ -77,11 +77,11 @@ def _milder(request: Request) -> Iterator[tuple[Request, str]]:
 
 
 def _flags_of(pins: Mapping[str, str]) -> str:
-    """A pinned dtype is mostly typed as --dtype."""
+    """The flags these pins come from: usually --dtype for a dtype."""
     return " ".join((["--pin"] if set(pins) - {"dtype"} else []) + (["--dtype"] if "dtype" in pins else []))
 
 
 def _size(plan: Plan) -> tuple[int, int]:
-    """The largest picture of the run."""
+    """The size of the run's largest image."""
     sizes = [(job.width, job.height) for job in plan.jobs] or [(plan.request.width, plan.request.height)]
     return max(sizes, key=lambda size: size[0] * size[1])

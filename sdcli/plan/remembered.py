@@ -1,4 +1,4 @@
-"""What this machine measured before, by way: peaks that replace the forecast, and seconds, which are never guessed."""
+"""This machine's earlier measurements, by setup: peaks that replace predicted ones, and seconds."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from sdcli.terminal import show
 
 
 def key_of(model: Model, setup: Setup, batch: Sequence[Job], alone: bool = False) -> str:
-    """Model, size, batch and every slot. The machine and the versions are the caller's part of the key."""
+    """Model, size, batch and every slot. The caller adds the machine and the versions."""
     job = batch[0]
     parts = (
         show(model.name),
@@ -34,7 +34,7 @@ def key_of(model: Model, setup: Setup, batch: Sequence[Job], alone: bool = False
 
 @dataclass(frozen=True, kw_only=True)
 class Measures:
-    """Of one way. Peaks in bytes, the highest seen; seconds of the newest run."""
+    """Measurements of one setup: the highest peaks in bytes; seconds of the newest run."""
 
     device_peak: int | None = None  # reserved by the allocator; null on a CPU
     host_peak: int | None = None
@@ -50,10 +50,10 @@ class Measures:
 
 
 def measures(data: Any) -> Measures | None:
-    """What a file of memories says, or None where it says nothing usable: the file may be of any age."""
+    """Measures read from JSON, or None if nothing in it is usable: the file may be of any age."""
     if not isinstance(data, Mapping):
         return None
-    found = Measures(
+    result = Measures(
         device_peak=_count(data.get("device_peak")),
         host_peak=_count(data.get("host_peak")),
         load=_seconds(data.get("load")),
@@ -61,11 +61,11 @@ def measures(data: Any) -> Measures | None:
         picture=_seconds(data.get("picture")),
         runs=_count(data.get("runs")) or 1,
     )
-    return None if found.device_peak is None and found.host_peak is None else found
+    return None if result.device_peak is None and result.host_peak is None else result
 
 
 def merged(old: Any, new: Measures) -> Measures:
-    """What to remember after one more run of the same way."""
+    """What to remember after another run of the same setup."""
     before = measures(old)
     if before is None:
         return new

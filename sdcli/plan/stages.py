@@ -1,4 +1,4 @@
-"""The stages an image goes through: the one place that knows which there are, for counting, drawing and telling."""
+"""The stages an image goes through: the only list of them, for counting, drawing and reporting."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ Work = Literal["text", "unet", "image"]  # prompts through text encoders; calls 
 
 @dataclass(frozen=True, kw_only=True)
 class Shape:
-    """What one UNet call and one decode work on. `batch` counts images; guidance's second half comes on top."""
+    """The input of one UNet call and one decode. `batch` counts images, without guidance's second half."""
 
     width: int
     height: int
@@ -28,7 +28,7 @@ class Shape:
 
 @dataclass(frozen=True, kw_only=True)
 class Stage:
-    """One stage of a batch. `parts` are the model's components at work in it, one after another."""
+    """One stage of a batch. `parts` are the components that work in it, one after another."""
 
     name: str
     work: Work
@@ -38,12 +38,12 @@ class Stage:
 
     @property
     def ahead(self) -> bool:
-        """Whether it is done for many batches before any of them goes on: prompts are small once they are encoded."""
+        """Whether it is done for many batches before any of them continues: encoded prompts are small."""
         return self.work == "text"
 
 
 def stages(model: Model, batch: Sequence[Job], *, alone: bool = False) -> tuple[Stage, ...]:
-    """What these jobs, drawn together, go through; `alone`: each image has its own UNet calls."""
+    """The stages of one batch; `alone`: each image has its own UNet calls."""
     first = batch[0]
     shape = Shape(
         width=first.width, height=first.height, batch=1 if alone else len(batch), guided=guided(model, first)
@@ -63,7 +63,7 @@ def stages_at(model: Model, shape: Shape, *, steps: int = 1) -> tuple[Stage, ...
 def walk(
     model: Model, window: Sequence[tuple[int, tuple[Job, ...]]], *, alone: bool = False
 ) -> Iterator[tuple[int, tuple[Job, ...], Stage]]:
-    """The stages of these batches in the order in which they are gone through."""
+    """The stages of these batches in the order they run."""
     for ahead in (True, False):
         for number, jobs in window:
             for stage in stages(model, jobs, alone=alone):
@@ -72,20 +72,20 @@ def walk(
 
 
 def previews_after(request: Request, steps: int) -> frozenset[int]:
-    """After which steps a rough image is taken: every so many, and for the strip evenly, the last always among them."""
-    wanted = min(max(request.filmstrip, 0), steps)
-    strip = (round(number * steps / wanted) for number in range(1, wanted + 1)) if wanted else ()
+    """The steps followed by a preview: every so many, and evenly for the strip, the last one included."""
+    frames = min(max(request.filmstrip, 0), steps)
+    strip = (round(number * steps / frames) for number in range(1, frames + 1)) if frames else ()
     every = request.preview_every
     return frozenset(strip) | frozenset(range(every, steps + 1, every) if every > 0 else ())
 
 
 def guided(model: Model, job: Job) -> bool:
-    """A UNet distilled with guidance inside is never guided from outside (diffusers' own rule)."""
+    """Whether each step needs both halves. A UNet with guidance built in never does, as in diffusers."""
     return job.guided and not model.components["unet"].config.get("time_cond_proj_dim")
 
 
 def parts_of(stages: Iterable[Stage]) -> tuple[str, ...]:
-    """Every component that is at work somewhere, in the order in which they come."""
+    """Every component that works in some stage, in order."""
     return tuple(dict.fromkeys(part for stage in stages for part in stage.parts))
 
 

@@ -1,4 +1,4 @@
-"""What a plan warns of: it will run, but perhaps not as hoped."""
+"""A plan's warnings: it will run, but perhaps not as expected."""
 
 from __future__ import annotations
 
@@ -13,26 +13,26 @@ from sdcli.request.request import Job, Request
 
 FEW_STEP_SAMPLERS = ("LCM", "TCD")
 FEW_STEPS = 10
-FAR_FROM_NATIVE = 1.7  # in area, either way
+FAR_FROM_NATIVE = 1.7  # ratio of areas, larger or smaller
 
 
 def warnings_of(
     request: Request, model: Model, hardware: Hardware, setup: Setup, jobs: Sequence[Job]
 ) -> tuple[Warning, ...]:
-    found = [*_sizes(model, jobs), *_steps(jobs)]
-    found += [Warning(code="device", message=note) for note in hardware.notes]
+    warnings = [*_sizes(model, jobs), *_steps(jobs)]
+    warnings += [Warning(code="device", message=note) for note in hardware.notes]
     if setup.storage == "fp8":
-        found.append(Warning(code="lossy", message="fp8 weights change the picture, as pinned"))
+        warnings.append(Warning(code="lossy", message="fp8 weights (pinned) change the image"))
     if hardware.kind == "cpu" and setup.dtype == "bf16" and not dtype.native_bf16(hardware):
         slower = dtype.slowdown("bf16", hardware)
-        found.append(
+        warnings.append(
             Warning(code="slow-dtype", message=f"bf16 is emulated on this CPU, about {slower:g} times slower than fp32")
         )
-    return tuple(found)
+    return tuple(warnings)
 
 
 def native_side(model: Model) -> int | None:
-    """The side of the square pictures a model was trained on, by its configs."""
+    """The side of the square images a model was trained on, from its configs."""
     unet, vae = model.components.get("unet"), model.components.get("vae")
     side = unet.config.get("sample_size") if unet else None
     if not isinstance(side, int) or isinstance(side, bool) or vae is None:
@@ -47,7 +47,7 @@ def _sizes(model: Model, jobs: Sequence[Job]) -> list[Warning]:
     for job in jobs:
         share = job.width * job.height / side**2
         if share > FAR_FROM_NATIVE or share < 1 / FAR_FROM_NATIVE:
-            effect = "bodies and horizons may repeat" if share > 1 else "pictures may look cropped or mushy"
+            effect = "bodies and horizons may repeat" if share > 1 else "images may look cropped or blurred"
             message = f"{model.name} was trained at {side}×{side}; at {job.width}×{job.height} {effect}"
             return [Warning(code="size-not-native", message=message)]
     return []

@@ -107,14 +107,14 @@ def test_no_fallback_ends_at_once_with_exit_4_and_keeps_what_is_done(
     assert done.code == 4
     assert done.out == "sdcli-images/0001-a-cat-5.png\n" and Path(done.out.strip()).is_file()
     error, kept, hint = done.err.splitlines()[-3:]
-    assert error.startswith("error: out of memory decoding the picture: ") and "--no-fallback is set" in error
+    assert error.startswith("error: out of memory decoding the image: ") and "--no-fallback is set" in error
     assert " GiB needed, " in error and " GiB free now" in error
     assert kept == " kept: 1 of 2 images in " + str(Path("sdcli-images").absolute())
     assert hint == "  try: the same command without --no-fallback"
     assert "note: out of memory" not in done.err
 
 
-def test_past_the_last_rung_it_is_exit_4_with_need_free_and_a_way_out(
+def test_past_the_last_fallback_it_is_exit_4_with_need_free_and_a_hint(
     model: str, capfd: pytest.CaptureFixture[str]
 ) -> None:
     with running_out(call=1, times=50):

@@ -1,4 +1,4 @@
-"""Tiny random SD1.5, SD2 and SDXL of the real topology, written once a run, and diffusers' own pipelines on them."""
+"""Tiny random SD1.5, SD2 and SDXL of the real topology, written once per session, and diffusers' pipelines on them."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from sdcli.draw import quiet
 
 @pytest.fixture(scope="session", autouse=True)
 def one_quiet_thread() -> Iterator[None]:
-    with quiet.hushed():
+    with quiet.libraries_silenced():
         torch.set_num_threads(1)
         yield
 
@@ -30,7 +30,7 @@ def tiny_folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 
 @pytest.fixture(scope="session")
 def pipelines(tiny_folders: dict[str, Path], one_quiet_thread: None) -> dict[str, Any]:
-    """diffusers' pipelines as everyone loads them: what our loop, encoders and decoder are compared with."""
+    """diffusers' pipelines as usually loaded: what our loop, encoders and decoder are compared with."""
     return diffusers_pipelines(tiny_folders, torch.float32)
 
 

@@ -1,4 +1,4 @@
-"""What the tests of drawing share: plans for tiny models, their events, and diffusers' own pipelines."""
+"""What the tests of drawing share: plans for tiny models, their events, and diffusers' pipelines."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ HARDWARE = Hardware(
 
 
 def plan_for(path: Path, **asked: Any) -> Plan:
-    """A plan as the command line makes it, for a tiny model: 64 px, 4 steps of Euler in fp32 unless asked otherwise."""
+    """A plan as the command line makes it, for a tiny model: by default 64 px, 4 steps of Euler, fp32."""
     wanted: dict[str, Any] = {
         "prompts": ("a cat",), "seeds": (7,), "steps": 4, "guidance": 5.0, "width": 64, "height": 64,
         "sampler": "Euler", "pins": {},

@@ -1,4 +1,4 @@
-"""LoRAs in the weights, learned words among the tokens and another VAE: against the formula, and against diffusers."""
+"""LoRAs in the weights, embeddings among the tokens and another VAE: against the formula, and against diffusers."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def layers_of(model: Model) -> list[Layer]:
 
 
 def named(layer: Layer, layout: str, model: Model) -> tuple[str, str, str]:
-    """(module, down, up) as trainers write them; sgm is kohya's way of naming the original UNet."""
+    """(module, down, up) as trainers write them; sgm is kohya's naming of the original UNet."""
     if layout == "diffusers":
         return f"{layer.component}.{layer.name}", "lora_A.weight", "lora_B.weight"
     start = {"unet": "lora_unet", "text_encoder": "lora_te1", "text_encoder_2": "lora_te2"}[layer.component]
@@ -80,7 +80,7 @@ def asked(path: Path, scale: float = 1.0, **more: Any) -> Adapter:
 def weights(
     model: Model, given: Iterable[Adapter], dtype: torch.dtype = torch.float32
 ) -> dict[tuple[str, str], Tensor]:
-    """Every weight of the model as drawing would have it, by component and name (`text_model.` left away)."""
+    """Every weight of the model as loaded for drawing, by component and name (without `text_model.`)."""
     found: dict[tuple[str, str], Tensor] = {}
     for name, component in model.components.items():
         added = adapters.additions(name, model, given)
@@ -195,12 +195,12 @@ def test_a_lora_that_is_not_finite_is_refused_and_its_layer_named(
         weights(model, (asked(path),))
 
 
-def test_an_adapter_whose_file_is_not_known_is_missing(tiny_folders: dict[str, Path]) -> None:
+def test_an_adapter_without_a_recorded_file_is_missing(tiny_folders: dict[str, Path]) -> None:
     with pytest.raises(ModelMissing, match="style"):
         adapters.additions("unet", resolve.at(tiny_folders["sd15"]), (Adapter(name="style", sha256="", scale=1.0),))
 
 
-# --- pictures
+# --- images
 
 
 def drawn(model: Model, given: Iterable[Adapter], **wanted: Any) -> numpy.ndarray[Any, Any]:
@@ -243,8 +243,8 @@ def apart(one: numpy.ndarray[Any, Any], other: numpy.ndarray[Any, Any]) -> int:
 def test_pictures_equal_those_of_diffusers_with_peft(
     tiny_folders: dict[str, Path], family: str, layout: str, tmp_path: Path
 ) -> None:
-    """Equal alphas throughout: diffusers itself passes over differing ones. SD1.5 it knows by kohya's names only, and
-    of SDXL's size embedding it knows no kohya name."""
+    """Equal alphas throughout: diffusers ignores differing ones. It knows SD1.5 by kohya's names only, and no kohya
+    name for SDXL's size embedding."""
     if (family, layout) == ("sd15", "sgm"):
         layout = "kohya"
     model = resolve.at(tiny_folders[family])
@@ -273,7 +273,7 @@ def test_whatever_is_dropped_comes_back_with_its_loras(
     assert apart(drawn(model, (asked(path),)), drawn(model, (asked(path),), pins=pins)) == 0
 
 
-# --- learned words
+# --- embeddings
 
 
 def write_embedding(path: Path, family: str, *, vectors: int = 3, layout: str = "emb_params") -> Path:
@@ -295,7 +295,7 @@ def load_inversion(pipeline: Any, path: Path, token: str) -> None:
         ("clip_l", pipeline.text_encoder, pipeline.tokenizer), ("clip_g", pipeline.text_encoder_2, pipeline.tokenizer_2)
     ):  # fmt: skip
         pipeline.load_textual_inversion(state[name], token=token, text_encoder=encoder, tokenizer=words)
-    # by its config the second encoder looks for the highest number, which a learned word's would be
+    # by its config the second encoder searches for the highest token, which an embedding's would be
     pipeline.text_encoder_2.text_model.eos_token_id = 49407
 
 

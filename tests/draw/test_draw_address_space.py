@@ -1,4 +1,4 @@
-"""A process with too little room for itself ends with exit 4, a sentence and a way out; the sweep is a proof."""
+"""A process with too little address space ends with exit 4, a message and a hint; the sweep is a proof."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A model of the built-in one's shape through the real engine: what diffusers' own pipeline draws from its folder."""
+"""A model with the built-in one's architecture, drawn by the real engine: as diffusers' pipeline draws its folder."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 from safetensors.torch import save_file
 
 from sdcli.draw import local, prompts
-from sdcli.draw.place import Placed
+from sdcli.draw.place import Components
 from sdcli.errors import BadFile, Usage
 from sdcli.events import Decoded, Denoised, Encoded, Preview
 from sdcli.models import folder, unet
@@ -51,7 +51,7 @@ def pipeline(path: Path) -> Any:
     made = StableDiffusionPipeline.from_pretrained(path, dtype=torch.float32, local_files_only=True)
     made.set_progress_bar_config(disable=True)
     for module in (made.unet, made.vae):
-        module.to(memory_format=torch.channels_last)  # as sdcli holds them
+        module.to(memory_format=torch.channels_last)  # as sdcli loads them
     return made
 
 
@@ -94,7 +94,7 @@ def test_latents_equal_those_of_diffusers_bit_for_bit(
     assert (own - wanted).abs().max().item() == 0.0
 
 
-def test_the_picture_equals_the_one_diffusers_draws_and_has_its_previews(model: Model, pipeline: Any) -> None:
+def test_the_image_equals_the_one_diffusers_draws_and_has_its_previews(model: Model, pipeline: Any) -> None:
     image = theirs(pipeline, "DDIM", prompt="a cat", negative_prompt="red", guidance_scale=3.5)[0]
     found = events(model, prompts=("a cat",), negative_prompt="red", sampler="DDIM", preview_every=1)
     (drawn,) = [event for event in found if isinstance(event, Decoded)]
@@ -142,13 +142,13 @@ def test_it_shares_no_number_with_clip(path: Path) -> None:
     }
 
 
-def encoded_by(model: Model, setup: Setup, jobs: Sequence[Job]) -> tuple[prompts.Prompts, Placed]:
-    """These jobs' texts through the model's one encoder."""
-    own, placed = prompts.Prompts(model, setup.adapters), Placed(model, setup)
-    list(placed.ready(["text_encoder"]))
+def encoded_by(model: Model, setup: Setup, jobs: Sequence[Job]) -> tuple[prompts.Prompts, Components]:
+    """These jobs' texts through the model's only encoder."""
+    own, components = prompts.Prompts(model, setup.adapters), Components(model, setup)
+    list(components.ready(["text_encoder"]))
     keys = own.wanted(jobs)
-    own.take(keys, [own.encode(placed, "text_encoder", keys)])
-    return own, placed
+    own.take(keys, [own.encode(components, "text_encoder", keys)])
+    return own, components
 
 
 @torch.no_grad()
@@ -165,8 +165,8 @@ def test_a_long_weighted_prompt_is_encoded_in_chunks_as_calculated_by_hand(model
         parts.append(states if (weights == 1).all() else states * weights * (states.mean() / (states * weights).mean()))
     request = Request(prompts=(LONG,), seeds=(7,), width=64, height=64, pins={"dtype": "fp32"}, sampler="Euler")
     plan = make_plan(request, model, HARDWARE, {})
-    own, placed = encoded_by(model, plan.setup, plan.jobs)
-    rows = own.conditioning(plan.jobs, placed, alone=False).rows["encoder_hidden_states"]
+    own, components = encoded_by(model, plan.setup, plan.jobs)
+    rows = own.conditioning(plan.jobs, components, alone=False).rows["encoder_hidden_states"]
     torch.testing.assert_close(rows[1:], torch.cat(parts, dim=1), rtol=1e-5, atol=1e-6)
 
 
@@ -175,7 +175,7 @@ def test_a_vocabulary_larger_than_the_encoders_is_refused(model: Model, tmp_path
     shutil.copytree(path / "tokenizer", own)
     table = json.loads((own / "vocab.json").read_text(encoding="utf-8"))
     (own / "vocab.json").write_text(json.dumps(table | {"xyz": len(table)}), encoding="utf-8")
-    with pytest.raises(BadFile, match="4096 tokens, its tokenizer knows 4097"):
+    with pytest.raises(BadFile, match="4096 token embeddings, its tokenizer 4097 tokens"):
         events(replace(model, vocabulary=str(own)))
     (own / "vocab.json").write_text("{}", encoding="utf-8")
     tokenizer.vocabulary.cache_clear()
@@ -183,16 +183,16 @@ def test_a_vocabulary_larger_than_the_encoders_is_refused(model: Model, tmp_path
         events(replace(model, vocabulary=str(own)))
 
 
-def test_a_learned_word_stands_behind_its_own_tokens(model: Model, pipeline: Any, tmp_path: Path) -> None:
-    """Vectors that are those of two known tokens draw what these tokens draw."""
+def test_an_embeddings_word_comes_after_the_models_own_tokens(model: Model, pipeline: Any, tmp_path: Path) -> None:
+    """An embedding with the vectors of two known tokens draws what these tokens draw."""
     tokens = tokenizer.vocabulary(model.vocabulary).tokenize("xylophone")
     table = pipeline.text_encoder.get_input_embeddings().weight.detach()
     file = tmp_path / "instrument.safetensors"
     save_file({"emb_params": table[tokens].clone()}, file)
     word = Adapter(name="instrument", word="instrument", sha256="0" * 64, scale=1.0, kind="embedding", path=str(file))
     jobs = make_jobs(Request(prompts=("a red (instrument:1.2)", "a red (xylophone:1.2)"), seeds=(7,), sampler="Euler"))
-    own, placed = encoded_by(model, Setup(adapters=(word,)), jobs)
-    rows = own.conditioning(jobs, placed, alone=False).rows["encoder_hidden_states"]
+    own, components = encoded_by(model, Setup(adapters=(word,)), jobs)
+    rows = own.conditioning(jobs, components, alone=False).rows["encoder_hidden_states"]
     assert len(tokens) > 1 and torch.equal(rows[2], rows[3]) and not torch.equal(rows[0], rows[2])
 
 

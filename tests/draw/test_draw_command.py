@@ -1,4 +1,4 @@
-"""The command line with the real engine: what the files say, and what an interrupt leaves."""
+"""The command line with the real engine: what the files contain, and what an interrupt leaves."""
 
 from __future__ import annotations
 
@@ -61,10 +61,10 @@ def test_settings_in_the_png_are_read_by_an_independent_reader_and_figures_are_r
 
 @pytest.mark.skipif(os.name == "nt", reason="Windows has no SIGINT for one process")
 @pytest.mark.parametrize("pictures", [0, 2])
-def test_ctrl_c_exits_with_130_and_keeps_what_is_finished(
+def test_ctrl_c_exits_with_130_and_keeps_finished_images(
     tmp_path: Path, tiny_folders: dict[str, Path], pictures: int
 ) -> None:
-    """Before the first picture (while importing or loading), and after two of a hundred."""
+    """Before the first image (while importing or loading), and after two of a hundred."""
     from PIL import Image
 
     words = ["a cat", "-n", "100", "--seed", "1"]
@@ -76,7 +76,7 @@ def test_ctrl_c_exits_with_130_and_keeps_what_is_finished(
         assert process.stdout is not None
         for _ in range(pictures):
             assert process.stdout.readline().endswith(".png\n")
-    else:  # the plan has been told, and the libraries are next
+    else:  # the plan has been printed, and the libraries are next
         assert process.stderr is not None and process.stderr.readline()
     process.send_signal(signal.SIGINT)
     _, said = process.communicate(timeout=60)

@@ -1,4 +1,4 @@
-"""The loop can be begun again anywhere: after a failed UNet call, after a failed scheduler step, with every sampler."""
+"""The loop can restart anywhere: after a failed UNet call, after a failed scheduler step, with every sampler."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from sdcli.draw import denoise, schedulers
-from sdcli.draw.denoise import Conditioning, Halfway
+from sdcli.draw.denoise import Conditioning, LoopState
 from sdcli.models.resolve import at as model_at
 from sdcli.request.samplers import SAMPLERS
 
@@ -23,13 +23,13 @@ class OutOfRoomError(Exception):
 
 
 def small_unet(sample: Tensor, timestep: Tensor, *, encoder_hidden_states: Tensor, return_dict: bool) -> tuple[Tensor]:
-    """Smooth in everything it gets, so that any state lost shows; instead of a network, for 18 × 6 × 4 runs."""
+    """Smooth in all its inputs, so that any lost state shows; stands in for a network in 18 × 6 × 4 runs."""
     wave = torch.sin(sample.float() * 0.7 + timestep.float() * 1e-3) + encoder_hidden_states.mean() * 0.1
     return (wave.to(sample.dtype),)
 
 
 def failing(work: Callable[..., Any], call: int) -> Callable[..., Any]:
-    """`work`, but its Nth call is done, its state moved on, and the result lost: the worst moment to fail."""
+    """`work`, but its Nth call changes its state and then loses the result: the worst moment to fail."""
     count = 0
 
     @functools.wraps(work)
@@ -48,7 +48,7 @@ def generators() -> list[torch.Generator]:
     return [torch.Generator("cpu").manual_seed(seed) for seed in (1, 2)]
 
 
-def start(scheduler: Any, noise: list[torch.Generator]) -> Halfway:
+def start(scheduler: Any, noise: list[torch.Generator]) -> LoopState:
     scheduler.set_timesteps(STEPS)
     return denoise.begin(scheduler, noise, shape=(4, 8, 8), dtype=torch.float32, device="cpu", batch=5)
 
@@ -63,7 +63,7 @@ CONDITIONING = Conditioning(guidance=5.0, guided=True, rows={"encoder_hidden_sta
 
 @pytest.mark.parametrize("where", ["unet", "scheduler"])
 @pytest.mark.parametrize("sampler", [sampler.name for sampler in SAMPLERS])
-def test_begun_again_from_where_it_failed_the_picture_is_the_same(
+def test_restarted_where_it_failed_the_image_is_the_same(
     config: dict[str, Any], monkeypatch: pytest.MonkeyPatch, sampler: str, where: str
 ) -> None:
     scheduler, noise = schedulers.make(sampler, config), generators()
@@ -76,15 +76,15 @@ def test_begun_again_from_where_it_failed_the_picture_is_the_same(
             if where == "scheduler":
                 patch.setattr(type(scheduler), "step", failing(type(scheduler).step, call))
             with pytest.raises(OutOfRoomError):
-                for halfway in denoise.denoise(unet, scheduler, CONDITIONING, at, noise):
-                    at = halfway
+                for loop in denoise.denoise(unet, scheduler, CONDITIONING, at, noise):
+                    at = loop
         assert (at.step, at.batch) == (call - 1, 5)
         other, fresh = schedulers.make(sampler, config), generators()  # another object, as after a reload
         *_, last = denoise.denoise(small_unet, other, CONDITIONING, at, fresh)
         assert torch.equal(last.latents, wanted.latents), call
 
 
-def test_a_halfway_can_be_used_twice(config: dict[str, Any]) -> None:
+def test_a_loop_state_can_be_used_twice(config: dict[str, Any]) -> None:
     scheduler, noise = schedulers.make("DPM++ 2M SDE", config), generators()
     every = list(denoise.denoise(small_unet, scheduler, CONDITIONING, start(scheduler, noise), noise))
     for _ in range(2):

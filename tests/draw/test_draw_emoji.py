@@ -1,4 +1,4 @@
-"""The shipped model draws what it is asked for; a broken one cannot ship."""
+"""The shipped model draws what the prompt says; a broken one cannot ship."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def test_the_measure_would_notice_noise(drawn: dict[str, np.ndarray]) -> None:
     assert sum(right) <= 1
 
 
-def test_another_seed_is_to_the_eye_another_picture_of_the_same_thing_and_the_same_seed_the_same(
+def test_another_seed_is_to_the_eye_another_image_of_the_same_thing_and_the_same_seed_the_same(
     drawn: dict[str, np.ndarray],
 ) -> None:
     names, references = tiles()
@@ -62,7 +62,7 @@ def test_another_seed_is_to_the_eye_another_picture_of_the_same_thing_and_the_sa
     assert sum(right) >= 9
 
 
-def test_a_ground_that_is_asked_for_is_nearer_to_that_than_to_any_other_with_every_seed() -> None:
+def test_a_background_in_the_prompt_is_nearer_to_that_than_to_any_other_with_every_seed() -> None:
     grounds = ["white", "green"] * 3
     drawn_on = evaluate_builtin.draw("builtin", [f"a cat on a {ground} background" for ground in grounds])
     assert [evaluate_builtin.ground_of(one) for one in drawn_on] == grounds

@@ -1,4 +1,4 @@
-"""Prompts encoded: plain ones as diffusers' pipelines do, weighted and long ones as a few plain lines calculate."""
+"""Encoded prompts: plain ones equal diffusers', weighted and long ones equal a few plain lines of arithmetic."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ LONG = "stone " * 110 + ", a (red:1.4) castle [in fog] " + "tree " * 90  # 200 t
 
 
 def encoders(pipeline: Any) -> list[Encoder]:
-    """As the family of the pipeline's UNet has them."""
+    """Encoders as the family of the pipeline's UNet reads them."""
     family = of_unet(pipeline.unet.config)
     assert family is not None
     return [
@@ -59,7 +59,7 @@ def test_plain_prompts_equal_those_of_diffusers(pipelines: dict[str, Any], famil
 
 
 def test_an_exclamation_mark_is_a_word_to_both_of_sdxls_encoders(pipelines: dict[str, Any]) -> None:
-    """As in training. diffusers' second tokenizer takes it for its padding, which happens to be written "!"."""
+    """As in training. diffusers' second tokenizer takes "!" for its padding token, which is also spelled "!"."""
     pipeline = pipelines["sdxl"]
     assert tokenizer.chunks("done!") == (((1700, 1.0), (256, 1.0)),)
     assert pipeline.tokenizer_2("done!", add_special_tokens=False).input_ids == [1700, 0]
@@ -92,7 +92,7 @@ def test_sdxl_clip_skip_two_is_the_layer_it_was_trained_on_and_three_one_before(
 
 
 def by_hand(pipeline: Any, encoder: Encoder, rows: list[list[tuple[int, float]]], emphasis: str) -> Tensor:
-    """Weights and chunks once more, from the modules alone."""
+    """Weights and chunks computed again, from the modules alone."""
 
     def states(ids: list[int]) -> Tensor:
         row = [49406, *ids, 49407] + [49407 if encoder.pad is None else encoder.pad] * (75 - len(ids))
@@ -117,7 +117,7 @@ def by_hand(pipeline: Any, encoder: Encoder, rows: list[list[tuple[int, float]]]
 
 @pytest.mark.parametrize("emphasis", ["a1111", "comfy"])
 @pytest.mark.parametrize("family", FAMILIES)
-def test_weights_and_200_tokens_equal_a_calculation_by_hand(
+def test_weights_and_200_tokens_equal_a_plain_calculation(
     pipelines: dict[str, Any], family: str, emphasis: str
 ) -> None:
     pipeline = pipelines[family]
@@ -159,7 +159,7 @@ def test_filling_up_with_empty_chunks_equals_encoding_them(pipelines: dict[str, 
     assert encode.padded(filled, empty, 2) is filled
 
 
-def test_a_distilled_unet_is_told_the_guidance_as_diffusers_tells_it(pipelines: dict[str, Any]) -> None:
+def test_a_distilled_unet_gets_the_guidance_as_in_diffusers(pipelines: dict[str, Any]) -> None:
     pipeline = pipelines["sd15"]
     for guidance, width in ((7.5, 32), (1.0, 33)):
         wanted = pipeline.get_guidance_scale_embedding(torch.tensor(guidance - 1).repeat(2), embedding_dim=width)

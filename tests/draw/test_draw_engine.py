@@ -1,4 +1,4 @@
-"""The engine whole: tiny models from folder to pixels, in every placement, in any order, interrupted and exhausted."""
+"""The whole engine: tiny models from folder to pixels, in every placement, interrupted and out of memory."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def pixels(plan: Plan) -> list[bytes]:
 
 
 def with_setup(plan: Plan, **choices: str) -> Plan:
-    """The plan under another setup; where that is legal on a card only, what a card would do is done on the CPU."""
+    """The plan under another setup; one that is legal only on a GPU is carried out on the CPU."""
     setup = replace(plan.setup, **choices)  # type: ignore[arg-type]
     if legal(setup, plan.hardware, plan.model) is None:
         return replace(plan, setup=setup)
@@ -44,8 +44,8 @@ def with_setup(plan: Plan, **choices: str) -> Plan:
 
 @pytest.fixture(scope="module")
 def as_loaded(tiny_folders: dict[str, Path]) -> dict[str, Any]:
-    """diffusers' pipelines with their weights where the engine has them: convolutions channels last, every tensor at
-    the start of its own memory and not somewhere in a mapped file. Both change the last bits of products."""
+    """diffusers' pipelines with the engine's memory layout: convolutions channels last, every tensor at the start of an
+    allocation and not somewhere in a mapped file. Both change the last bits of products."""
     made = diffusers_pipelines(tiny_folders, torch.float32)
     for pipeline in made.values():
         for name, module in pipeline.components.items():
@@ -58,10 +58,10 @@ def as_loaded(tiny_folders: dict[str, Path]) -> dict[str, Any]:
 
 @pytest.mark.parametrize("negative", ["", "blurry, dark"])
 @pytest.mark.parametrize("family", FAMILIES)
-def test_the_engine_draws_the_pictures_diffusers_draws(
+def test_the_engine_draws_the_images_diffusers_draws(
     tiny_folders: dict[str, Path], as_loaded: dict[str, Any], family: str, negative: str
 ) -> None:
-    """Without a negative prompt SDXL's pipeline takes zeros; seeds are one per picture."""
+    """Without a negative prompt SDXL's pipeline uses zeros; each image has a seed."""
     import diffusers
 
     plan = plan_for(
@@ -125,7 +125,7 @@ def test_decoded_says_what_scheduler_it_was_drawn_with(tiny_folders: dict[str, P
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_a_picture_does_not_depend_on_its_company(tiny_folders: dict[str, Path], family: str) -> None:
+def test_an_image_does_not_depend_on_others_in_the_run(tiny_folders: dict[str, Path], family: str) -> None:
     folder = tiny_folders[family]
     alone = [pixels(plan_for(folder, prompts=(p,), seeds=(s,)))[0] for p in ("a cat", "a dog") for s in (1, 2)]
     assert pixels(plan_for(folder, prompts=("a cat", "a dog"), seeds=(1, 2))) == alone
@@ -181,7 +181,7 @@ def held_while(plan: Plan) -> list[tuple[str, tuple[str, ...]]]:
     session = Session(plan.model, plan.setup)
     drawing = run.Run(session, plan)
     batches = [(number, plan.batch(number)) for number in range(len(plan.batches))]
-    found = [(getattr(event, "stage", ""), session.placed.loaded) for event in drawing.draw(batches)]
+    found = [(getattr(event, "stage", ""), session.components.loaded) for event in drawing.draw(batches)]
     session.close()
     return [row for row in dict.fromkeys(found) if row[0]]
 
@@ -191,7 +191,7 @@ def held_while(plan: Plan) -> list[tuple[str, tuple[str, ...]]]:
 def test_a_stage_never_holds_what_the_plan_did_not_count(
     tiny_folders: dict[str, Path], monkeypatch: pytest.MonkeyPatch, family: str, placement: str
 ) -> None:
-    """In the second window too, whose prompts are encoded while the first one's images are drawn already."""
+    """In the second window too, whose prompts are encoded when the first one's images have been drawn."""
     monkeypatch.setattr(batches, "WINDOW", 2)
     asked = plan_for(tiny_folders[family], prompts=("a", "b", "c"), seeds=(1,), steps=1)
     plan = with_setup(asked, placement=placement)
@@ -217,13 +217,13 @@ def test_encoders_leave_before_the_unet_is_read_and_the_unet_before_they_come_ba
 
 
 @pytest.mark.parametrize("tile", ["tile-512", "tile-256"])
-def test_tiles_are_of_real_size(tiny_folders: dict[str, Path], pipelines: dict[str, Any], tile: str) -> None:
+def test_tiles_are_of_a_useful_size(tiny_folders: dict[str, Path], pipelines: dict[str, Any], tile: str) -> None:
     plan = plan_for(tiny_folders["sd15"], steps=1, width=640, height=320)
-    placed = place.Placed(plan.model, replace(plan.setup, vae=tile))
-    list(placed.ready(["vae"]))
+    components = place.Components(plan.model, replace(plan.setup, vae=tile))
+    list(components.ready(["vae"]))
     latents = torch.randn(1, 4, 40, 80, generator=torch.Generator("cpu").manual_seed(0))
     sizes: list[tuple[int, int]] = []
-    with placed.use("vae") as vae:
+    with components.use("vae") as vae:
         vae.decoder.register_forward_pre_hook(lambda _, given: sizes.append(tuple(given[0].shape[-2:])))
         tiled = decode(vae, latents)
         vae.use_tiling = False
@@ -307,7 +307,7 @@ def test_closing_the_run_gives_the_memory_back(tiny_folders: dict[str, Path]) ->
 
 
 def exhausted_at(monkeypatch: pytest.MonkeyPatch, owner: Any, name: str, call: int) -> None:
-    """The real function, but its Nth call finds no memory left."""
+    """The real function, but its Nth call runs out of memory."""
     real, calls = getattr(owner, name), [0]
 
     def failing(*args: Any, **given: Any) -> Any:
@@ -319,14 +319,14 @@ def exhausted_at(monkeypatch: pytest.MonkeyPatch, owner: Any, name: str, call: i
     monkeypatch.setattr(owner, name, failing)
 
 
-def on_the_ladder(folder: Path, **asked: Any) -> Plan:
-    """Resident, with a ladder as a card has one."""
-    from sdcli.plan.plan import Rung
+def with_fallbacks(folder: Path, **asked: Any) -> Plan:
+    """Resident, with fallbacks as on a GPU."""
+    from sdcli.plan.plan import Fallback
 
     plan = plan_for(folder, **asked)
-    below = [replace(plan.setup, placement=name) for name in ("model-offload", "group-offload")]
-    rungs = [Rung(setup=setup, device_peak=1, changes_pixels=False) for setup in below]
-    return replace(plan, ladder=tuple(rungs), hardware=replace(plan.hardware, device="cuda:0", capability="8.6"))
+    setups = [replace(plan.setup, placement=name) for name in ("model-offload", "group-offload")]
+    fallbacks = [Fallback(setup=setup, device_peak=1, changes_pixels=False) for setup in setups]
+    return replace(plan, fallbacks=tuple(fallbacks), hardware=replace(plan.hardware, device="cuda:0", capability="8.6"))
 
 
 @pytest.mark.parametrize(
@@ -339,11 +339,11 @@ def on_the_ladder(folder: Path, **asked: Any) -> Plan:
         (run.decode, "decode", 1, "decode", None),
     ],
 )
-def test_the_picture_goes_on_where_memory_ran_out_with_the_same_pixels(
+def test_the_image_continues_where_memory_ran_out_with_the_same_pixels(
     tiny_folders: dict[str, Path], monkeypatch: pytest.MonkeyPatch,
     owner: Any, name: str, call: int, phase: str, step: int | None,
 ) -> None:  # fmt: skip
-    plan = on_the_ladder(tiny_folders["sd15"], sampler="DPM++ 2M SDE")
+    plan = with_fallbacks(tiny_folders["sd15"], sampler="DPM++ 2M SDE")
     (wanted,) = pixels(plan)
     exhausted_at(monkeypatch, owner, name, call)
     found = events_of(plan)
@@ -359,10 +359,10 @@ def test_the_picture_goes_on_where_memory_ran_out_with_the_same_pixels(
     assert [event.step for event in found if isinstance(event, Step)] == [1, 2, 3, 4]
 
 
-def test_without_fallback_or_ladder_the_run_ends_with_numbers(
+def test_without_fallbacks_the_run_ends_with_numbers(
     tiny_folders: dict[str, Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    plan = on_the_ladder(tiny_folders["sd15"])
+    plan = with_fallbacks(tiny_folders["sd15"])
     exhausted_at(monkeypatch, UNet2DConditionModel, "forward", 2)
     with pytest.raises(OutOfMemory, match="in step 2") as caught:
         events_of(replace(plan, request=replace(plan.request, fallback=False)))
@@ -372,7 +372,7 @@ def test_without_fallback_or_ladder_the_run_ends_with_numbers(
 def test_no_memory_of_the_failed_call_is_held_when_the_retry_begins(
     tiny_folders: dict[str, Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    plan = on_the_ladder(tiny_folders["sd15"])
+    plan = with_fallbacks(tiny_folders["sd15"])
     seen: list[Any] = []
     real = UNet2DConditionModel.forward
 
@@ -391,7 +391,7 @@ def test_no_memory_of_the_failed_call_is_held_when_the_retry_begins(
 # Long runs
 
 
-def test_300_pictures_leave_no_more_behind_than_30(tiny_folders: dict[str, Path]) -> None:
+def test_300_images_leave_no_more_behind_than_30(tiny_folders: dict[str, Path]) -> None:
     from sdcli.machine import memory
 
     if memory.resident() is None:
@@ -405,7 +405,7 @@ def test_300_pictures_leave_no_more_behind_than_30(tiny_folders: dict[str, Path]
     assert (min(held[-20:]) - min(held[30:50])) / 250 <= 4096
 
 
-def test_a_run_writes_not_one_byte_to_stderr_or_stdout(tiny_folders: dict[str, Path]) -> None:
+def test_a_run_writes_nothing_to_stderr_or_stdout(tiny_folders: dict[str, Path]) -> None:
     code = (
         "import sys; from pathlib import Path; sys.path[:0] = sys.argv[3:]\n"
         "from draw_samples import plan_for; from sdcli.draw import local\n"

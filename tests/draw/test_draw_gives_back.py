@@ -1,4 +1,4 @@
-"""Memory a part has worked with goes back to the system, not into holes that the next part cannot use."""
+"""Memory that a component has used returns to the system, not to holes that the next component cannot use."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ MIB = 1 << 20
 
 @pytest.mark.skipif(_trim() is None, reason="another C library")
 def test_holes_in_the_heap_are_given_back() -> None:
-    small = [torch.ones(90 << 8) for _ in range(1600)]  # 90 KiB each: too small for pages of their own
+    small = [torch.ones(90 << 8) for _ in range(1600)]  # 90 KiB each: too small for an allocation by mmap
     last = small[-1]  # the heap cannot shrink below it
     held = memory.resident()
     small.clear()

@@ -1,4 +1,4 @@
-"""An engine that lives: what stays loaded between runs, what it gives back, and the other engine beside it."""
+"""An engine over several runs: what stays loaded, what it frees, and the same events from the fake engine."""
 
 from __future__ import annotations
 
@@ -72,7 +72,7 @@ def test_a_run_that_is_closed_early_leaves_the_model_ready_for_the_next(tiny_fol
         assert loads(found) == [] and pixels(iter(found)) == pixels(local.run(plan))
 
 
-def test_a_run_that_failed_gives_all_memory_back_and_the_next_one_draws(
+def test_a_run_that_failed_frees_all_memory_and_the_next_one_draws(
     tiny_folders: dict[str, Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     plan = plan_for(tiny_folders["sd15"])
@@ -121,19 +121,19 @@ def test_a_closed_engine_leaves_the_process_as_it_was(tiny_folders: dict[str, Pa
     del os.environ["TRANSFORMERS_VERBOSITY"]
 
 
-def test_a_setup_that_cannot_be_is_not_drawn(tiny_folders: dict[str, Path]) -> None:
+def test_an_illegal_setup_is_not_drawn(tiny_folders: dict[str, Path]) -> None:
     plan = plan_for(tiny_folders["sd15"])
     with pytest.raises(Bug, match="nowhere to offload"):
         events_of(replace(plan, setup=replace(plan.setup, placement="model-offload")))
 
 
-def test_cards_are_told_apart_by_their_uuids() -> None:
+def test_gpus_are_told_apart_by_their_uuids() -> None:
     planned = "GPU-2f3e5a10-aaaa-bbbb-cccc-1234567890ab"
-    assert not local.is_another_card(planned, "2f3e5a10-aaaa-bbbb-cccc-1234567890ab")
-    assert local.is_another_card(planned, "99995a10-aaaa-bbbb-cccc-1234567890ab")
-    assert not local.is_another_card(None, "2f3e5a10")  # where one side does not tell, nothing is claimed
-    assert not local.is_another_card(planned, "")
-    assert not local.is_another_card("MIG-2f3e5a10", "99995a10")
+    assert not local.is_another_gpu(planned, "2f3e5a10-aaaa-bbbb-cccc-1234567890ab")
+    assert local.is_another_gpu(planned, "99995a10-aaaa-bbbb-cccc-1234567890ab")
+    assert not local.is_another_gpu(None, "2f3e5a10")  # unknown on one side: nothing is claimed
+    assert not local.is_another_gpu(planned, "")
+    assert not local.is_another_gpu("MIG-2f3e5a10", "99995a10")
 
 
 PRINTS = """
@@ -163,7 +163,7 @@ def test_what_a_library_prints_while_it_is_imported_is_not_among_the_results(tin
 
 
 def skeleton(found: Iterator[Event]) -> list[tuple[Any, ...]]:
-    """Everything of a stream but figures: kind, stage or phase, batch, image, step, component, tokens."""
+    """Everything in a stream except measurements: kind, stage or phase, batch, image, step, component, tokens."""
     keys = ("stage", "phase", "batch", "index", "step", "of", "component", "tokens", "chunks")
     return [(type(event).__name__, *[getattr(event, key, None) for key in keys]) for event in found]
 

@@ -1,4 +1,4 @@
-"""The loader against from_pretrained and from_single_file: every tensor the same, without network and without waste."""
+"""The loader against from_pretrained and from_single_file: the same tensors, without network or extra memory."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from sdcli.models.model import Component
 
 
 def component(folder: Path, *files: str) -> Component:
-    """As the resolver makes it from a folder; `files` default to all weights in it."""
+    """A component as the resolver makes it from a folder; `files` default to all weights in it."""
     found = sorted(str(path) for path in (folder.glob("*.safetensors") if not files else map(folder.joinpath, files)))
     config = json.loads((folder / "config.json").read_text())
     return Component(parameters=0, stored_bytes=0, stored_dtype="fp32", config=config, files=tuple(found))
@@ -105,7 +105,7 @@ def bits(module: torch.nn.Module) -> dict[str, bytes]:
 
 
 def averaged(planned: dict[str, make_checkpoint.Planned]) -> dict[str, make_checkpoint.Planned]:
-    """The averages that training leaves beside a UNet: every name without its dots, other values."""
+    """The averaged weights that training leaves beside a UNet: the same names without dots, other values."""
     flat = {f"model_ema.diffusion_model{name.replace('.', '')}": made for name, made in planned.items()}
     counters = {name: make_checkpoint.Planned((), lambda: torch.tensor(1.0)) for name in ("decay", "num_updates")}
     return flat | {f"model_ema.{name}": made for name, made in counters.items()}
@@ -137,7 +137,7 @@ def test_each_component_of_a_single_checkpoint_is_bit_equal_to_its_folder(
         assert wanted and bits(of_file(name, config, file, dtype)) == wanted, name
 
 
-def test_a_merged_checkpoint_with_mixed_dtypes_and_odd_company_loads(tmp_path: Path) -> None:
+def test_a_merged_checkpoint_with_mixed_dtypes_and_unknown_tensors_loads(tmp_path: Path) -> None:
     """As merging tools write them: half a UNet beside a full VAE, schedules, whole numbers, CLIP without its prefix."""
     from safetensors.torch import save_file
 
@@ -218,7 +218,7 @@ def test_a_missing_tensor_and_a_wrong_shape_are_named(tiny_folders: dict[str, Pa
         load.load("vae", broken, dtype=torch.float32, device="cpu", channels_last=False)
     encoder = tiny_folders["sd15"] / "text_encoder" / "model.safetensors"
     other = Component(parameters=0, stored_bytes=0, stored_dtype="fp32", files=(str(encoder),), config=config)
-    with pytest.raises(BadFile, match="no whole vae"):
+    with pytest.raises(BadFile, match="no complete vae"):
         load.load("vae", other, dtype=torch.float32, device="cpu", channels_last=False)
 
 

@@ -1,4 +1,4 @@
-"""How each part of the stack says that memory ran out, and what only sounds like it."""
+"""How each library reports running out of memory, and what only sounds like it."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ NOT_MEMORY: list[BaseException] = [
     RuntimeError("mat1 and mat2 shapes cannot be multiplied (154x768 and 1024x320)"),
     RuntimeError("cuDNN error: CUDNN_STATUS_NOT_SUPPORTED"),
     SystemError("<function _find_and_load at 0x7f> returned NULL without setting an exception"),
-    RuntimeError("could not create a primitive"),  # there is plenty here, so it is something else
+    RuntimeError("could not create a primitive"),  # memory is plentiful here, so it is something else
     RuntimeError("could not create a primitive descriptor for a convolution forward propagation primitive"),
     RuntimeError("GET was unable to find an engine to execute this computation"),
     RuntimeError("CUDA error: CUBLAS_STATUS_NOT_INITIALIZED when calling `cublasCreate(handle)`"),
@@ -49,16 +49,16 @@ NOT_MEMORY: list[BaseException] = [
 
 
 @pytest.mark.parametrize("error", MEMORY, ids=str)
-def test_every_part_of_the_stack_is_understood(error: BaseException) -> None:
+def test_every_librarys_words_are_recognised(error: BaseException) -> None:
     assert oom.is_out_of_memory(error)
 
 
 @pytest.mark.parametrize("error", NOT_MEMORY, ids=str)
-def test_what_only_sounds_like_it_is_not_taken_for_it(error: BaseException) -> None:
+def test_what_only_sounds_like_it_is_not_out_of_memory(error: BaseException) -> None:
     assert not oom.is_out_of_memory(error)
 
 
-def test_a_failure_that_was_wrapped_on_its_way_is_found_and_quoted() -> None:
+def test_a_wrapped_failure_is_found_and_quoted() -> None:
     try:
         try:
             raise ImportError("libtiff.so: failed to map segment from shared object")

@@ -1,4 +1,4 @@
-"""Memory that runs out in the middle, injected where it happens: in the calls of the modules themselves."""
+"""Memory that runs out in the middle of drawing, injected into the modules' calls."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def bench(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Bench]:
     gc.unfreeze()
 
 
-def test_the_covering_cases_hold_every_call_sampler_failure_and_placement(bench: Bench) -> None:
+def test_the_covering_cases_include_every_call_sampler_failure_and_placement(bench: Bench) -> None:
     cases = list(out_of_memory.in_turn(out_of_memory.covering(bench)))
     assert {case.point for case in cases} == set(PHASE_OF)
     assert {case.sampler for case in cases} == set(NAMES) and len(NAMES) == 18
@@ -33,14 +33,14 @@ def test_the_covering_cases_hold_every_call_sampler_failure_and_placement(bench:
 
 
 @pytest.mark.parametrize("family", out_of_memory.FAMILIES)
-def test_a_picture_survives_running_out_anywhere_or_ends_with_exit_4_and_numbers(bench: Bench, family: str) -> None:
+def test_an_image_survives_running_out_anywhere_or_ends_with_exit_4_and_numbers(bench: Bench, family: str) -> None:
     cases = out_of_memory.in_turn(out_of_memory.covering(bench))
     wrong = {case: bench.wrong(case) for case in cases if case.family == family}
     assert {case: found for case, found in wrong.items() if found} == {}
 
 
 def test_a_decode_goes_to_tiles_of_512_then_256_then_to_the_cpu_and_no_step_is_drawn_again(bench: Bench) -> None:
-    """Each smaller way of decoding fails too, until the last; the latents stay."""
+    """Each fallback of the decode fails too, until the last; the latents stay."""
     request = Request(
         prompts=("a cat",), seeds=(7,), steps=1, guidance=1.0, width=576, height=576, sampler="Euler",
         pins={"dtype": "fp32"},
@@ -68,14 +68,14 @@ def test_a_decode_goes_to_tiles_of_512_then_256_then_to_the_cpu_and_no_step_is_d
 
 
 @pytest.mark.parametrize("failure", FAILURES)
-def test_every_part_of_the_stack_is_understood_when_it_has_no_memory(failure: str) -> None:
+def test_every_librarys_failure_to_allocate_is_recognised(failure: str) -> None:
     with pytest.raises(Exception) as caught:
         FAILURES[failure]()
     assert oom.is_out_of_memory(caught.value)
 
 
 def test_noise_drawn_before_memory_ran_out_is_drawn_again(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The generators have moved on by then; the picture must not."""
+    """The generators have advanced by then; the image must not change."""
     plan = bench.plan("sd15", "Euler a")
     wanted = bench.pictures(plan)
     real, calls = torch.randn, [0]
@@ -102,6 +102,6 @@ def test_the_cap_of_torchs_allocator_is_the_limit_without_the_context() -> None:
 
 
 def test_only_what_failed_is_named(bench: Bench) -> None:
-    """A case in which nothing fails would prove nothing, and is told apart."""
+    """A case in which nothing fails would prove nothing, and is reported."""
     assert bench.wrong(Case("sd15", call=1000)) == ["nothing failed"]
     assert Path(bench.folders["sd15"]).is_dir()

@@ -1,4 +1,4 @@
-"""The loop, the encoders and the decoder against diffusers' own pipelines, on the same components: no difference."""
+"""The loop, the encoders and the decoder against diffusers' pipelines, on the same components: no difference."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ PROMPT, NEGATIVE, STEPS = "a cat on a red sofa", "blurry", 4
 
 
 def theirs(pipeline: Any, sampler: str, **given: Any) -> Any:
-    """What diffusers draws: its scheduler made as its users make it, one generator per image."""
+    """What diffusers draws: its scheduler from the model's config, one generator per image."""
     import diffusers
 
     known = find(sampler)
@@ -55,7 +55,7 @@ def ours(
     pipeline: Any, sampler: str, *, guidance: float, images: int = 1, prediction: str = "epsilon",
     size: tuple[int, int] = (64, 64), prompt: Text | None = None, negative: Text | None = None, **grouping: bool,
 ) -> Tensor:  # fmt: skip
-    """The latents of our own loop, on the pipeline's components."""
+    """The latents of our loop, on the pipeline's components."""
     scheduler = schedulers.make(sampler, pipeline.scheduler.config | {"prediction_type": prediction})
     conditioning = encode.conditioning(
         [prompt or encoded(pipeline, PROMPT)] * images, [negative or encoded(pipeline, NEGATIVE)] * images,
@@ -104,7 +104,7 @@ def test_latents_equal_those_of_diffusers_bit_for_bit(
 def test_sd2_predicting_v_equals_diffusers_too(
     pipelines: dict[str, Any], texts: dict[str, tuple[Text, Text]], sampler: str
 ) -> None:
-    """768-v with its own scheduler's settings, text and all by diffusers' own way."""
+    """768-v with its scheduler's settings, prompts encoded by diffusers."""
     pipeline, (prompt, negative) = pipelines["sd2"], texts["sd2"]
     assert pipeline.scheduler.config.prediction_type == "v_prediction"
     given = {"guidance_scale": 7.5, "negative_prompt": NEGATIVE, "prediction": "v_prediction"}
@@ -113,7 +113,7 @@ def test_sd2_predicting_v_equals_diffusers_too(
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_the_picture_equals_the_one_diffusers_draws(pipelines: dict[str, Any], family: str) -> None:
+def test_the_image_equals_the_one_diffusers_draws(pipelines: dict[str, Any], family: str) -> None:
     pipeline = pipelines[family]
     given = {"guidance_scale": 5.0, "negative_prompt": NEGATIVE, "output_type": "pil"}
     image = theirs(pipeline, "DPM++ 2M Karras", **given)[0]
@@ -124,7 +124,7 @@ def test_the_picture_equals_the_one_diffusers_draws(pipelines: dict[str, Any], f
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_a_batch_decodes_image_by_image_as_diffusers_decodes_each(pipelines: dict[str, Any], family: str) -> None:
-    """Several images in one decode differ in the last bits, in diffusers too: so each is compared by itself."""
+    """Several images in one decode differ in the last bits, in diffusers too, so each is compared alone."""
     pipeline = pipelines[family]
     for latents in ours(pipeline, "Euler", guidance=5.0, images=3).split(1):
         decoded = pipeline.vae.decode(latents / pipeline.vae.config.scaling_factor, return_dict=False)[0].detach()
@@ -138,7 +138,7 @@ def test_a_batch_decodes_image_by_image_as_diffusers_decodes_each(pipelines: dic
 def test_bf16_latents_and_pixels_are_equal_too(
     bf16_pipelines: dict[str, Any], family: str, sampler: str, size: tuple[int, int]
 ) -> None:
-    """Where the latents' area is a multiple of 4: elsewhere torch draws other bf16 noise than fp32 noise."""
+    """Where the latents' area is a multiple of 4: elsewhere torch's bf16 noise differs from its fp32 noise."""
     pipeline = bf16_pipelines[family]
     given = {"guidance_scale": 5.0, "negative_prompt": NEGATIVE, "width": size[0], "height": size[1]}
     own = ours(pipeline, sampler, guidance=5.0, size=size)

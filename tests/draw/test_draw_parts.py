@@ -1,4 +1,4 @@
-"""Smaller parts of drawing: attention, probe, out-of-memory, previews, what libraries may say."""
+"""Smaller parts of drawing: attention, probe, out-of-memory, previews."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def test_blocked_attention_is_attention_within_rounding(
 
 
 def test_blocked_attention_in_bf16_is_as_exact_as_a_unet_needs() -> None:
-    """Against fp32, its error stays within a small factor of the fused kernel's own."""
+    """Its error against fp32 stays within a small factor of the fused kernel's."""
     generator = torch.Generator("cpu").manual_seed(0)
     query, key, value = (torch.randn((2, 8, 1024, 40), generator=generator) for _ in range(3))
     exact = functional.scaled_dot_product_attention(query, key, value)
@@ -51,7 +51,7 @@ def test_the_probe_knows_that_fp16_is_not_for_cpus_and_leaves_the_threads_as_the
     assert found.dtypes["fp32"] == "probed" and found.dtypes["fp16"] == "unavailable"
     assert found.dtypes["bf16"] in ("probed", "unavailable")
     assert found.ratio["fp32"] == 1.0 and set(found.ratio) <= {"fp32", "bf16"}
-    assert torch.get_num_threads() == 1
+    assert torch.get_num_threads() == 1  # unchanged
 
 
 def test_a_dtype_that_computes_wrongly_is_not_trusted(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -77,7 +77,7 @@ def test_a_dtype_that_computes_wrongly_is_not_trusted(monkeypatch: pytest.Monkey
         "Invalid buffer size: 20.00 GiB",
     ],
 )
-def test_every_way_of_saying_out_of_memory_is_understood(text: str) -> None:
+def test_every_wording_of_out_of_memory_is_recognised(text: str) -> None:
     assert is_out_of_memory(RuntimeError(text))
 
 
@@ -90,19 +90,19 @@ def test_every_way_of_saying_out_of_memory_is_understood(text: str) -> None:
         KeyboardInterrupt("out of memory"),
     ],
 )
-def test_other_failures_are_not_taken_for_it(error: BaseException) -> None:
+def test_other_failures_are_not_out_of_memory(error: BaseException) -> None:
     assert not is_out_of_memory(error)
     assert is_out_of_memory(MemoryError()) and is_out_of_memory(torch.OutOfMemoryError("x"))
 
 
-def test_torchs_own_failure_to_allocate_is_understood() -> None:
+def test_torchs_failure_to_allocate_is_recognised() -> None:
     with pytest.raises(RuntimeError) as caught:
         torch.empty(1 << 60, dtype=torch.uint8)
     assert is_out_of_memory(caught.value)
 
 
 @pytest.mark.parametrize("family", list(families()))
-def test_a_preview_is_a_small_picture_whatever_the_latents(family: str) -> None:
+def test_a_preview_is_a_small_image_whatever_the_latents(family: str) -> None:
     for latents in (torch.randn(4, 6, 9) * 14, torch.zeros(4, 6, 9), torch.full((4, 6, 9), float("nan"))):
         width, height, pixels = preview.preview(latents, find(family).colours)
         assert (width, height, len(pixels)) == (9, 6, 9 * 6 * 3)

@@ -1,4 +1,4 @@
-"""The probe before the first picture: once per machine, only where it decides something."""
+"""The probe before the first image: once per machine, only where it decides something."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from sdcli.machine import installation, memories
 PLACE = replace(HARDWARE, dtypes={"fp32": "assumed", "bf16": "assumed", "fp16": "unavailable"})
 
 
-def test_a_cpu_that_claims_bf16_is_tried_once_and_remembered(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_cpu_that_claims_bf16_is_probed_once_and_remembered(monkeypatch: pytest.MonkeyPatch) -> None:
     found, seconds = probing.probed(PLACE)
     assert seconds > 0.0
     assert found.dtypes["bf16"] in ("probed", "unavailable") and found.dtypes["fp32"] == "probed"
@@ -36,6 +36,6 @@ def test_a_cpu_that_claims_bf16_is_tried_once_and_remembered(monkeypatch: pytest
         HARDWARE,
     ],
 )
-def test_nothing_is_tried_where_it_would_decide_nothing(monkeypatch: pytest.MonkeyPatch, place: object) -> None:
+def test_nothing_is_probed_where_it_would_decide_nothing(monkeypatch: pytest.MonkeyPatch, place: object) -> None:
     monkeypatch.setattr(importlib, "import_module", None)
     assert probing.probed(place) == (place, 0.0)  # type: ignore[arg-type]

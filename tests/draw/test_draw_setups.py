@@ -1,4 +1,4 @@
-"""What is drawn is what Setup says, looked at in the modules."""
+"""The modules draw what Setup says."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from sdcli.plan.techniques import TECHNIQUES
 @pytest.mark.parametrize("machine", setups.MACHINES)
 @pytest.mark.parametrize("family", setups.FAMILIES)
 def test_what_is_drawn_is_what_setup_says(tiny_folders: dict[str, Path], family: str, machine: str) -> None:
-    """Some legal setups that hold every pair of choices; scripts/prove goes through all of them."""
+    """Some legal setups that together have every pair of choices; scripts/prove goes through all."""
     hardware, path = setups.MACHINES[machine], tiny_folders[family]
     wrong = {}
     for setup in setups.covering(setups.legal_setups(resolve.at(path), hardware)):
@@ -26,7 +26,7 @@ def test_what_is_drawn_is_what_setup_says(tiny_folders: dict[str, Path], family:
 
 
 def test_every_choice_of_every_slot_is_drawn_somewhere(tiny_folders: dict[str, Path]) -> None:
-    """What is offered is what draw can do."""
+    """Every choice offered is one that draw can carry out."""
     drawn = set()
     for hardware in setups.MACHINES.values():
         for setup in setups.covering(setups.legal_setups(resolve.at(tiny_folders["sd15"]), hardware)):

@@ -1,4 +1,4 @@
-"""Models from the shipped configs, cards by hand, and a request with its jobs: what the plan's tests start from."""
+"""What the plan's tests start from: models from the shipped configs, made-up GPUs, and a request with its jobs."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def known_model(family: str, *, stored: str = "fp16", vae_config: dict[str, Any]
 def card(
     gib: float, *, free: float | None = None, ram: float = 32, capability: str = "8.9", name: str = "RTX 4060"
 ) -> Hardware:
-    """An NVIDIA card in a host with `ram` GiB free."""
+    """An NVIDIA GPU in a host with `ram` GiB free."""
     return Hardware(
         device="cuda:0", name=name, source="as-if",
         total=int(gib * GIB), free=int((gib if free is None else free) * GIB),

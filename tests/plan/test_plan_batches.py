@@ -1,4 +1,4 @@
-"""Jobs that share one UNet call go together, at most batch_size of them, in their order."""
+"""Jobs that can share UNet calls form a batch, at most batch_size of them, in their order."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from sdcli.plan.planner import make_plan
 JOB = jobs_of(asking("sd15"))[0]
 
 
-def test_neighbours_of_one_size_are_drawn_together() -> None:
+def test_jobs_of_one_size_share_a_batch() -> None:
     jobs = [replace(JOB, index=number, width=width) for number, width in enumerate([512, 512, 768, 512, 768, 512])]
     assert in_batches(jobs, 2) == ((0, 1), (2, 4), (3, 5))
     assert in_batches(jobs, 1) == ((0,), (1,), (2,), (3,), (4,), (5,))
@@ -46,7 +46,7 @@ def test_the_heaviest_size_of_many_decides() -> None:
     assert len(mixed.batches) == 41
 
 
-def test_prompts_that_are_read_as_they_come_are_planned_for_by_one() -> None:
+def test_one_job_stands_for_a_stream_of_prompts() -> None:
     request = asking("sd15")
     plan = make_plan(request, known_model("sd15"), card(8), {}, jobs=())
     assert plan.batches == () and plan.fits

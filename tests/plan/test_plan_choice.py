@@ -28,7 +28,7 @@ def why(plan: Plan, slot: str) -> str:
 
 
 TABLE = [
-    # card, capability, family, placement, vae, vae_dtype, peak GiB
+    # GiB, capability, family, placement, vae, vae_dtype, peak GiB
     (4, "8.6", "sd15", "resident", "whole", "same", 2.4),
     (6, "8.6", "sd15", "resident", "whole", "same", 2.4),
     (24, "8.9", "sd15", "resident", "whole", "same", 2.4),
@@ -43,7 +43,7 @@ TABLE = [
 
 
 @pytest.mark.parametrize(("gib", "capability", "family", "placement", "vae", "vae_dtype", "peak"), TABLE)
-def test_typical_cards_get_the_fastest_way_that_fits_them(
+def test_typical_gpus_get_the_fastest_setup_that_fits(
     gib: int, capability: str, family: str, placement: str, vae: str, vae_dtype: str, peak: float
 ) -> None:
     plan = planned(family, card(gib, capability=capability))
@@ -54,7 +54,7 @@ def test_typical_cards_get_the_fastest_way_that_fits_them(
     assert plan.footprint.device_peak / GIB == pytest.approx(peak, abs=0.06)
 
 
-def test_an_8_gib_card_with_a_desktop_on_it_tiles_sdxl_and_says_why() -> None:
+def test_an_8_gib_gpu_with_a_desktop_on_it_tiles_sdxl_and_says_why() -> None:
     plan = planned("sdxl", card(8, free=7.1, ram=24))
     assert (plan.setup.placement, plan.setup.vae) == ("drop-encoders", "tile-512")
     assert "more than the budget" in why(plan, "placement")
@@ -63,13 +63,13 @@ def test_an_8_gib_card_with_a_desktop_on_it_tiles_sdxl_and_says_why() -> None:
     assert tiles.device_peak_without is not None and tiles.device_peak_without - tiles.device_peak > GIB
 
 
-def test_a_6_gib_card_offloads_sdxl_and_says_why() -> None:
+def test_a_6_gib_gpu_offloads_sdxl_and_says_why() -> None:
     plan = planned("sdxl", card(6))
     assert plan.setup.placement == "model-offload"
     assert "waits in host memory" in why(plan, "placement")
 
 
-def test_a_2_gib_card_streams_sdxl_at_full_size() -> None:
+def test_a_2_gib_gpu_streams_sdxl_at_full_size() -> None:
     plan = planned("sdxl", card(2))
     assert plan.fits
     assert plan.setup.placement == "group-offload"
@@ -82,7 +82,7 @@ def test_without_host_memory_to_park_in_the_parts_come_from_disk() -> None:
     assert "host memory" in why(plan, "placement")
 
 
-def test_a_card_before_bf16_decodes_sdxl_in_fp32_and_says_why() -> None:
+def test_a_gpu_without_bf16_decodes_sdxl_in_fp32_and_says_why() -> None:
     plan = planned("sdxl", card(16, capability="7.5"))
     assert plan.setup.vae_dtype == "fp32"
     assert "overflows in fp16" in why(plan, "vae_dtype")
@@ -127,14 +127,14 @@ def test_a_mac_shares_its_memory_and_offloads_nothing_to_itself() -> None:
     assert plan.setup.attention == "fused"
 
 
-def test_max_vram_lowers_the_budget_of_a_card() -> None:
+def test_max_vram_lowers_the_budget_of_a_gpu() -> None:
     plan = planned("sdxl", card(24), max_vram=6 * GIB)
     assert plan.budget.device == int(0.92 * 5.5 * GIB)
     assert plan.footprint.device_peak <= plan.budget.device
 
 
 @pytest.mark.parametrize("hardware", [processor(16), mac(16)], ids=["cpu", "mps"])
-def test_max_vram_without_a_card_is_a_usage_error_that_names_max_ram(hardware: Hardware) -> None:
+def test_max_vram_without_a_gpu_is_a_usage_error_that_names_max_ram(hardware: Hardware) -> None:
     with pytest.raises(Usage, match="use --max-ram") as caught:
         planned("sd15", hardware, max_vram=4 * GIB)
     assert caught.value.code == 2
@@ -153,24 +153,24 @@ def test_what_does_not_fit_is_refused_with_numbers_and_a_size_that_fits() -> Non
     assert planned("sd15", card(1, ram=4), size=(width, height)).fits
 
 
-def test_a_batch_that_does_not_fit_is_told_to_be_smaller() -> None:
+def test_a_batch_that_does_not_fit_gets_the_hint_of_a_smaller_one() -> None:
     plan = planned("sd15", card(4, ram=16), size=1536, count=64, batch_size=64)
     assert not plan.fits
     assert refused(plan).hint == "the same command with --batch-size 1"
 
 
-def test_fp8_is_shown_but_never_chosen_unasked() -> None:
+def test_fp8_is_shown_but_chosen_only_when_pinned() -> None:
     plan = planned("sdxl", card(4, ram=4))
     assert any(way.setup.storage == "fp8" and way.fits for way in plan.ways)
     assert plan.setup.storage == "same"
     assert not plan.fits
-    assert refused(plan).hint  # there is always a way out
+    assert refused(plan).hint  # there is always a hint
     asked = planned("sdxl", card(4, ram=4), pins={"storage": "fp8"})
     assert asked.fits and asked.setup.storage == "fp8"
     assert [warning.code for warning in asked.warnings] == ["lossy"]
 
 
-def test_the_table_of_ways_compares_a_card_with_the_processor_beside_it() -> None:
+def test_the_table_of_setups_compares_a_gpu_with_the_cpu() -> None:
     plan = planned("sdxl", card(8))
     last = plan.ways[-1]
     assert last.setup.device == "cpu" and last.device_peak == 0
@@ -178,14 +178,14 @@ def test_the_table_of_ways_compares_a_card_with_the_processor_beside_it() -> Non
     assert sum(way.chosen for way in plan.ways) == 1
 
 
-def test_ways_say_what_is_too_much_and_which_is_chosen() -> None:
+def test_rows_say_what_is_too_much_and_which_is_chosen() -> None:
     plan = planned("sdxl", card(8, free=7.1))
     resident = next(way for way in plan.ways if way.setup.placement == "resident" and way.setup.storage == "same")
     assert not resident.fits and resident.because == "2.0 GiB too much"
     assert next(way for way in plan.ways if way.chosen).because == "fastest fit"
 
 
-def test_an_unusual_size_and_few_steps_are_warned_of() -> None:
+def test_an_unusual_size_and_few_steps_give_a_warning() -> None:
     plan = planned("sdxl", card(24), size=512, steps=6)
     assert {warning.code for warning in plan.warnings} == {"size-not-native", "few-steps"}
     assert planned("sdxl", card(24)).warnings == ()
@@ -201,7 +201,7 @@ def test_a_plan_comes_back_from_json_as_it_was() -> None:
     assert {row["slot"] for row in written["decisions"]} >= {"dtype", "storage", "placement", "vae_dtype"}
 
 
-def test_a_picture_drawn_alone_needs_less_than_one_of_a_batch() -> None:
+def test_an_image_drawn_alone_needs_less_than_one_of_a_batch() -> None:
     together = planned("sd15", card(8), count=4, batch_size=4)
     alone = planned("sd15", card(8), count=4, batch_size=4, batch_invariant=True)
     assert together.batches == alone.batches == ((0, 1, 2, 3),)
@@ -212,8 +212,8 @@ def test_a_picture_drawn_alone_needs_less_than_one_of_a_batch() -> None:
     assert work(alone) < work(together) / 2
 
 
-def test_prompts_that_are_read_as_they_come_are_not_planned_with_encoders_that_come_back_for_each() -> None:
-    """Dropped encoders make room once; for every line of stdin they would be read from disk again, and the UNet too."""
+def test_a_stream_of_prompts_is_not_planned_with_encoders_that_come_back_for_each() -> None:
+    """Dropped encoders make room once; with stdin they, and the UNet, would be read from disk again for every line."""
     request, model, hardware = asking("sdxl"), known_model("sdxl"), card(7)
     known = make_plan(request, model, hardware, {})
     assert known.setup.placement == "drop-encoders"

@@ -1,4 +1,4 @@
-"""docs/memory.md tells the truth: its screens are printed, its constants, slots and sums are the code's."""
+"""docs/memory.md is right: its screens are printed, its constants, slots and sums are the code's."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ MIB, GIB = 1 << 20, 1 << 30
 
 
 def rows(head: str) -> list[list[str]]:
-    """The table whose first line begins so."""
+    """The table whose first line starts like this."""
     table = TEXT[TEXT.index(head) :].split("\n\n")[0].splitlines()[2:]
     return [[cell.strip() for cell in line.strip("|").split("|")] for line in table]
 
@@ -51,7 +51,7 @@ def test_a_command_prints_what_the_page_shows(command: str, lines: list[str]) ->
             assert line in printed, line  # in this order
 
 
-def test_every_constant_stands_on_the_page_with_its_value() -> None:
+def test_every_constant_is_on_the_page_with_its_value() -> None:
     told = {name.strip("`"): value for name, value, _ in rows("| constant |")}
     known = {name: value for name, value in vars(calibration).items() if name.isupper() and name not in ("MIB", "GIB")}
     assert set(told) == set(known)
@@ -59,7 +59,7 @@ def test_every_constant_stands_on_the_page_with_its_value() -> None:
         assert told[name] == (f"{value // MIB} MiB" if value >= MIB else f"{value}"), name
 
 
-def test_every_slot_and_choice_stands_on_the_page() -> None:
+def test_every_slot_and_choice_is_on_the_page() -> None:
     found: dict[str, list[str]] = {}
     for name, choices, _ in rows("| slot |"):
         found.setdefault(name.strip("`") or list(found)[-1], []).extend(choices.split(", "))

@@ -1,4 +1,4 @@
-"""Predicted bytes against the counted facts: weights and live activations, fp16, on a card; one memory on a CPU."""
+"""Predicted bytes against counted ones: weights and live activations, in fp16, on a GPU; one memory on a CPU."""
 
 from __future__ import annotations
 
@@ -36,14 +36,14 @@ def of(family: str, hardware: Hardware | None = None, *, size: int = 0, batch: i
         ("sdxl", {"dtype": "bf16", "placement": "model-offload", "storage": "fp8", "vae": "tile-512"}, 2765 + 56),
     ],
 )
-def test_a_card_needs_the_counted_bytes_and_a_few_percent_for_its_allocator(
+def test_a_gpu_needs_the_counted_bytes_and_a_few_percent_for_its_allocator(
     family: str, slots: dict[str, str], counted: int
 ) -> None:
     peak = of(family, **slots).device_peak / MIB
     assert counted < peak < counted * 1.03
 
 
-def test_the_goals_for_a_card_are_within_reach_of_the_forecast() -> None:
+def test_the_goals_for_a_gpu_are_within_reach_of_the_forecast() -> None:
     gib = 1 << 30
     assert of("sdxl", dtype="bf16").device_peak < 8.9 * gib
     assert of("sdxl", dtype="bf16", placement="model-offload").device_peak < 5.4 * gib
@@ -67,7 +67,7 @@ def test_the_decode_sets_the_peak_until_it_is_tiled() -> None:
     assert whole.device_peak - tiled.device_peak > 1000 * MIB
 
 
-def test_dropped_encoders_are_gone_when_the_unet_comes() -> None:
+def test_dropped_encoders_are_gone_when_the_unet_loads() -> None:
     phases = {phase.name: phase for phase in of("sdxl", dtype="bf16", placement="drop-encoders").phases}
     assert phases["encode"].weights == (123_060_480 + 694_659_840) * 2
     assert phases["denoise"].weights + phases["denoise"].parked == (2_567_463_684 + 83_653_863) * 2
@@ -106,7 +106,7 @@ def test_imports_are_a_parameter() -> None:
     assert large.host_peak - small.host_peak == 500 * MIB
 
 
-def test_a_vae_on_the_cpu_leaves_the_card() -> None:
+def test_a_vae_on_the_cpu_leaves_the_gpu() -> None:
     on_card = of("sdxl", dtype="fp16", vae_dtype="fp32")
     moved = of("sdxl", dtype="fp16", vae_dtype="fp32", vae="cpu")
     decode = next(phase for phase in moved.phases if phase.name == "decode")
@@ -135,7 +135,7 @@ def test_sliced_attention_is_larger_than_fused() -> None:
     placement=st.sampled_from(["resident", "drop-encoders", "model-offload", "group-offload", "disk"]),
     vae=st.sampled_from(["whole", "tile-512", "tile-256"]),
 )
-def test_more_pixels_and_more_pictures_never_need_less(
+def test_more_pixels_and_more_images_never_need_less(
     family: str, side: int, batch: int, placement: str, vae: str
 ) -> None:
     slots = {"dtype": "bf16", "placement": placement, "vae": vae}
@@ -148,7 +148,7 @@ def test_more_pixels_and_more_pictures_never_need_less(
         assert phase.device == phase.weights + phase.parked + phase.work
 
 
-def test_half_the_bytes_of_the_file_do_not_change_what_is_held() -> None:
+def test_the_dtype_of_the_file_does_not_change_what_is_in_memory() -> None:
     shape, setup = Shape(width=512, height=512), Setup(dtype="bf16")
     half = footprint(known_model("sd15"), shape, setup, card(8))
     full = footprint(known_model("sd15", stored="fp32"), shape, setup, card(8))

@@ -1,4 +1,4 @@
-"""Planning leads to nothing heavy, and importing it does nothing."""
+"""Planning imports nothing heavy, and importing it does nothing."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ HEAVY = ("torch", "diffusers", "transformers", "accelerate", "numpy", "PIL", "ri
 PROGRAM = """
 import sys
 from sdcli.cli import plan_screen
-from sdcli.plan import ladder, planner, refusal
+from sdcli.plan import fallbacks, planner, refusal
 sys.path.insert(0, {here!r})
 from making import asking, card, jobs_of, known_model
 request = asking("sdxl")
 plan = planner.make_plan(request, known_model("sdxl"), card(8), {{}}, jobs=jobs_of(request))
 plan_screen.render(plan)
-ladder.after_out_of_memory(plan, 0, plan.setup, "decode")
+fallbacks.after_out_of_memory(plan, 0, plan.setup, "decode")
 refusal.refused(plan)
 print([name for name in {heavy!r} if name in sys.modules])
 """

@@ -1,4 +1,4 @@
-"""Pins as a person types them: names, reasons, and hints that work when pasted."""
+"""Pins as the user types them: names, reasons, and hints that work when pasted."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def test_an_unknown_choice_names_the_choices_and_the_nearest() -> None:
     assert pasted(refusal("sd15", card(8), vae="tile512")) == {"vae": "tile-512"}
 
 
-def test_foreign_characters_in_a_pin_are_shown_harmlessly() -> None:
+def test_foreign_characters_in_a_pin_are_escaped() -> None:
     assert "\x1b" not in refusal("sd15", card(8), placement="\x1b[31mred").message
 
 
@@ -58,18 +58,18 @@ def test_foreign_characters_in_a_pin_are_shown_harmlessly() -> None:
         ("sd15", processor(16), {"dtype": "fp16"}, "on a CPU", "bf16"),
         ("sd15", processor(16), {"placement": "group-offload"}, "nowhere to offload", "disk"),
         ("sd15", processor(16), {"storage": "fp8"}, "NVIDIA", "same"),
-        ("sd15", card(8), {"attention": "blocked"}, "for a CPU in bf16", "fused"),
-        ("sd15", card(8, capability="7.5"), {"dtype": "bf16"}, "compute capability 8.0, this card has 7.5", "fp16"),
+        ("sd15", card(8), {"attention": "blocked"}, "for CPUs in bf16", "fused"),
+        ("sd15", card(8, capability="7.5"), {"dtype": "bf16"}, "compute capability 8.0, this GPU has 7.5", "fp16"),
         ("sdxl", card(8), {"dtype": "fp16", "vae-dtype": "same"}, "overflows in fp16", "fp32"),
-        ("sd15", mac(16), {"placement": "model-offload"}, "share one memory", "disk"),
+        ("sd15", mac(16), {"placement": "model-offload"}, "share their memory", "disk"),
         ("sd15", processor(16, isa="avx2"), {"vae": "cpu"}, "on the CPU already", "whole"),
     ],
 )
-def test_a_pin_that_cannot_be_says_why_and_what_can(
+def test_an_illegal_pin_says_why_and_names_legal_choices(
     family: str, hardware: Hardware, pins: dict[str, str], reason: str, instead: str
 ) -> None:
     error = refusal(family, hardware, **pins)
-    assert "cannot be here" in error.message
+    assert "is not possible here" in error.message
     assert reason in error.message
     assert instead in error.details["choices"]
     planned(family, hardware, **pasted(error))
@@ -92,13 +92,13 @@ def test_a_pin_that_does_not_fit_is_a_plan_that_says_so() -> None:
     assert (plan.setup.placement, plan.setup.vae) == ("resident", "whole")
 
 
-def test_a_pin_slower_than_what_fits_keeps_its_price() -> None:
+def test_a_pin_slower_than_what_fits_shows_its_slowdown() -> None:
     free, pinned = planned("sdxl", card(24)), planned("sdxl", card(24), placement="group-offload")
     assert free.slowdown == 1.0 < pinned.slowdown
 
 
 @pytest.mark.parametrize("choice", ["compile", "graph", "openvino"])
-def test_ways_to_launch_layers_that_nothing_draws_with_are_not_offered(choice: str) -> None:
+def test_no_execution_is_offered_that_draw_does_not_have(choice: str) -> None:
     assert "it can be eager" in refusal("sd15", card(8), execution=choice).message
 
 

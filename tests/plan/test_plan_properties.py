@@ -1,4 +1,4 @@
-"""What holds for every machine, model, size and pin: fits or says no, never slower with more memory, pins obeyed."""
+"""For every machine, model, size and pin: fits or says that it does not, never slower with more memory, pins obeyed."""
 
 from __future__ import annotations
 
@@ -113,15 +113,15 @@ def test_a_pin_is_obeyed_or_refused_with_a_reason_and_choices_that_work(
         slot = flag.replace("-", "_")
         assert getattr(plan.setup, slot) == choice
         assert next(row.source for row in plan.decisions if row.slot == slot) == "pin"
-        for rung in plan.ladder:
-            assert getattr(rung.setup, slot) == choice
+        for fallback in plan.fallbacks:
+            assert getattr(fallback.setup, slot) == choice
 
 
 @many
 @given(family=families, hardware=machines(), side=sides)
 def test_nothing_illegal_is_ever_offered(family: str, hardware: Hardware, side: int) -> None:
     plan = planned(family, hardware, size=side)
-    setups = [plan.setup, *(rung.setup for rung in plan.ladder)]
+    setups = [plan.setup, *(fallback.setup for fallback in plan.fallbacks)]
     setups += [way.setup for way in plan.ways if way.setup.device == hardware.device]
     for setup in setups:
         assert legal(setup, hardware, model_of(family)) is None
@@ -174,7 +174,7 @@ KNOWN_BAD: list[tuple[Hardware, str, dict[str, str]]] = [
 
 
 @pytest.mark.parametrize(("hardware", "family", "bad"), KNOWN_BAD, ids=lambda value: str(value)[:40])
-def test_what_cannot_work_is_no_candidate(hardware: Hardware, family: str, bad: dict[str, str]) -> None:
+def test_what_cannot_work_is_not_a_candidate(hardware: Hardware, family: str, bad: dict[str, str]) -> None:
     assert candidates(Setup(device=hardware.device), hardware, model_of(family), bad) == []
 
 
@@ -183,7 +183,7 @@ def _shuffled(monkeypatch: pytest.MonkeyPatch, seed: int) -> None:
     order = list(TECHNIQUES)
     random.Random(seed).shuffle(order)
     users = [module for module in list(sys.modules.values()) if vars(module).get("TECHNIQUES") is TECHNIQUES]
-    assert {"legality", "options", "pins", "planner", "ladder", "remembered"} <= {
+    assert {"legality", "weigh", "pins", "planner", "fallbacks", "remembered"} <= {
         module.__name__.rpartition(".")[2] for module in users
     }
     for module in users:
@@ -200,17 +200,17 @@ def test_the_order_of_slots_changes_nothing(hardware: Hardware, seed: int, monke
     assert [(w.setup, w.device_peak, w.slowdown) for w in after.ways] == [
         (w.setup, w.device_peak, w.slowdown) for w in before.ways
     ]
-    assert [rung.setup for rung in after.ladder] == [rung.setup for rung in before.ladder]
+    assert [fallback.setup for fallback in after.fallbacks] == [fallback.setup for fallback in before.fallbacks]
     assert {row.slot: row.because for row in after.decisions} == {row.slot: row.because for row in before.decisions}
 
 
 @many
 @given(family=families, hardware=machines(), side=sides)
-def test_the_ladder_only_goes_down_and_never_twice_the_same(family: str, hardware: Hardware, side: int) -> None:
+def test_every_fallback_is_smaller_and_none_comes_twice(family: str, hardware: Hardware, side: int) -> None:
     plan = planned(family, hardware, size=side)
-    peaks = [plan.footprint.device_peak, *(rung.device_peak for rung in plan.ladder)]
+    peaks = [plan.footprint.device_peak, *(fallback.device_peak for fallback in plan.fallbacks)]
     assert all(below < above for above, below in itertools.pairwise(peaks))
-    setups = [plan.setup, *(rung.setup for rung in plan.ladder)]
+    setups = [plan.setup, *(fallback.setup for fallback in plan.fallbacks)]
     assert len(set(setups)) == len(setups)
 
 

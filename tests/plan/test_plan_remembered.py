@@ -44,13 +44,13 @@ def test_seconds_are_given_only_where_remembered() -> None:
     assert {row.slot for row in again.decisions if row.source == "remembered"} == {"placement", "vae"}
 
 
-def test_a_way_that_once_needed_more_than_forecast_is_no_longer_chosen() -> None:
+def test_a_setup_that_once_needed_more_than_forecast_is_no_longer_chosen() -> None:
     plan = planned({})
     again = planned({key(plan): {"device_peak": 8 * GIB, "host_peak": GIB}})
     assert again.fits and again.setup != plan.setup
 
 
-def test_a_way_that_needed_less_than_forecast_may_be_chosen() -> None:
+def test_a_setup_that_needed_less_than_forecast_may_be_chosen() -> None:
     plan = planned({})
     faster = key(plan, vae="whole")
     again = planned({faster: {"device_peak": 6 * GIB, "host_peak": GIB}})
@@ -102,13 +102,13 @@ names = st.sampled_from(["device_peak", "host_peak", "load", "step", "picture", 
 
 @settings(max_examples=200, deadline=None, derandomize=True)
 @given(data=anything | st.dictionaries(names, anything, max_size=7))
-def test_a_file_of_any_age_is_read_or_passed_over(data: Any) -> None:
+def test_a_file_of_any_age_is_read_or_ignored(data: Any) -> None:
     found = measures(data)
     assert found is None or (found.device_peak or found.host_peak)
     assert merged(data, Measures(host_peak=1)).runs >= 1
 
 
-def test_what_was_measured_does_not_change_the_way_as_long_as_it_fits() -> None:
+def test_what_was_measured_does_not_change_the_setup_while_it_fits() -> None:
     card_of_24 = replace(card(24), source="nvml")
     first = planned({}, card_of_24)
     peak = first.footprint.device_peak * 3 // 2

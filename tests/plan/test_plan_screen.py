@@ -1,4 +1,4 @@
-"""The screen of `plan` and the lines generate shows first: whole at any width, honest about where figures come from."""
+"""The screen of `plan` and generate's first lines: complete at any width, and clear about where figures come from."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def text(lines: list[str]) -> str:
 EIGHT = card(8, free=7.1, ram=24.1)
 
 
-def test_the_screen_of_an_8_gib_card_reads_as_it_should() -> None:
+def test_the_screen_of_an_8_gib_gpu_is_as_expected() -> None:
     plan = planned("sdxl", EIGHT)
     named = replace(
         plan.model, repository="stabilityai/stable-diffusion-xl-base-1.0", licence="OpenRAIL++-M",
@@ -53,7 +53,7 @@ def test_the_screen_of_an_8_gib_card_reads_as_it_should() -> None:
     assert "on the CPU, fp32 –" in whole
     assert "Why keeping everything loaded needs" in whole
     assert "the VAE's decode, not the UNet, sets the peak: tiles of 512 save 1.2 GiB" in whole
-    assert "fp16: this card's full rate, half the memory of fp32; attention is fused" in whole
+    assert "fp16: this GPU's full rate, half the memory of fp32; fused attention: slicing" in whole
     assert "--pin placement=" in whole and "--as-if cuda:6GiB" in whole
 
 
@@ -85,7 +85,7 @@ def test_the_summary_is_one_line_where_everything_fits() -> None:
     assert render_summary(planned("sd15", processor(9.8))) == ["sd15 · cpu bf16 · needs 2.9 of 9.8 GiB free"]
 
 
-def test_the_summary_says_why_where_the_fastest_way_does_not_fit() -> None:
+def test_the_summary_says_why_where_the_fastest_setup_does_not_fit() -> None:
     lines = render_summary(planned("sdxl", card(4)))
     assert lines[0] == "plan: RTX 4060, fp16, streamed layer by layer, needs 1.8 of 4.0 GiB free"
     assert lines[1].strip().startswith("one part at a time needs") and lines[1].endswith("more than the budget")
@@ -99,12 +99,12 @@ def test_the_built_in_model_introduces_itself() -> None:
     assert "comes with sdcli" in text(render(plan))
 
 
-def test_makers_names_are_left_out_of_a_cards_name() -> None:
+def test_vendor_names_are_left_out_of_a_gpus_name() -> None:
     plan = planned("sd15", card(8, name="NVIDIA GeForce RTX 2060"))
     assert render_summary(plan)[0].startswith("plan: RTX 2060, ")
 
 
-def test_the_table_is_short_and_holds_the_chosen_way() -> None:
+def test_the_table_is_short_and_has_the_chosen_setup() -> None:
     for plan in (planned("sdxl", EIGHT), planned("sdxl", card(4)), planned("sd15", mac(16))):
         rows = sensible(plan)
         assert len(rows) <= 9

@@ -1,4 +1,4 @@
-"""The stages an image goes through, and what is in memory meanwhile."""
+"""The stages an image goes through, and what is in memory during each."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from sdcli.plan.techniques import placement
 from sdcli.request.request import Request
 
 
-def test_a_batch_is_encoded_denoised_and_decoded_and_prompts_go_ahead_of_all() -> None:
+def test_a_batch_is_encoded_denoised_and_decoded_and_all_prompts_first() -> None:
     request = asking("sdxl", count=2)
     model, jobs = known_model("sdxl"), jobs_of(request)
     names = [(number, stage.name) for number, _, stage in walk(model, [(0, jobs[:1]), (1, jobs[1:])])]
@@ -22,7 +22,7 @@ def test_a_batch_is_encoded_denoised_and_decoded_and_prompts_go_ahead_of_all() -
 
 
 @pytest.mark.parametrize("choice", placement.TECHNIQUE.choices)
-def test_what_a_placement_holds_is_always_what_is_at_work_and_never_too_much(choice: str) -> None:
+def test_a_placement_always_holds_what_works_and_never_too_much(choice: str) -> None:
     model = known_model("sdxl")
     every = stages(model, jobs_of(asking("sdxl")))
     for stage in every:

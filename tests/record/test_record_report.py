@@ -220,7 +220,7 @@ def test_every_step_is_kept_up_to_ten_thousand_then_only_sums() -> None:
     assert report.phase("denoise").seconds == pytest.approx(12.0)
 
 
-def test_a_rung_down_the_ladder_is_told_as_the_schema_says() -> None:
+def test_a_fallback_is_recorded_as_the_schema_says() -> None:
     fall = Degraded(
         batch=0, phase="denoise", step=7, before={"placement": "resident"}, after={"placement": "group-offload"},
         because="out of memory", changes_pixels=False,

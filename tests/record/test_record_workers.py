@@ -70,7 +70,7 @@ def test_a_fall_of_one_worker_is_told_of_its_own_images_only(tmp_path: Path) -> 
         for event in of_two_workers(of):
             if isinstance(event, Decoded) and event.batch == 0:
                 yield fall
-            if isinstance(event, Decoded) and event.worker == "one":  # it stays on the lower rung
+            if isinstance(event, Decoded) and event.worker == "one":  # it stays on the fallback
                 event = replace(event, setup=lower)
             yield event
 

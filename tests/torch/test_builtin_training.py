@@ -1,4 +1,4 @@
-"""How the built-in model is made, in miniature: without the artwork, which is fetched, and without the teacher."""
+"""Making the built-in model, in miniature: without the artwork, which is fetched, and without the teacher."""
 
 from __future__ import annotations
 
@@ -114,7 +114,7 @@ def test_a_thing_whose_mirror_image_is_another_thing_is_sided() -> None:
     assert _sided({"flat": {0: left, 1: left[:, ::-1].copy(), 2: whole}}) == {0, 1}
 
 
-def test_the_measure_knows_a_picture_moved_mirrored_smaller_and_as_jpeg() -> None:
+def test_the_measure_knows_an_image_moved_mirrored_smaller_and_as_jpeg() -> None:
     art = drawn()
     shown = {index: pictures.picture(rgba, pictures.Look()) for index, rgba in art.pictures["flat"].items()}
     references = likeness.references(list(shown.items()))
@@ -128,7 +128,7 @@ def test_the_measure_knows_a_picture_moved_mirrored_smaller_and_as_jpeg() -> Non
     assert len(references.nearest(blank)) == 4  # nothing to cut out is no failure
 
 
-def test_how_far_two_pictures_are_apart_to_the_eye() -> None:
+def test_how_far_two_images_are_apart_to_the_eye() -> None:
     white, black = np.full((4, 4, 3), 255, np.uint8), np.zeros((4, 4, 3), np.uint8)
     red = np.full((4, 4, 3), (255, 0, 0), np.uint8)
     assert evaluate_builtin.difference(white, white) == 0
@@ -146,7 +146,7 @@ def test_colours_and_grounds_are_put_where_they_belong() -> None:
     assert middle[2] > middle[0] + 40
 
 
-def test_latents_are_level_and_the_pictures_stay() -> None:
+def test_latents_are_level_and_the_images_stay() -> None:
     torch.manual_seed(0)
     recipe = autoencoder.Recipe(size=64, widths=(16, 16, 16), latent_channels=2)
     model = autoencoder.new(recipe).eval()
@@ -192,7 +192,7 @@ def miniature(words: Path, kept: Path, stop_at: int = 0) -> Any:
     return unet, (vae, tokenizer, encoder)
 
 
-def test_a_training_that_was_stopped_goes_on_as_if_it_had_not_been(words: Path, tmp_path: Path) -> None:
+def test_a_training_that_was_stopped_continues_as_if_it_had_not_been(words: Path, tmp_path: Path) -> None:
     whole, _ = miniature(words, tmp_path / "whole.pt")
     miniature(words, tmp_path / "stopped.pt", stop_at=2)
     assert torch.load(tmp_path / "stopped.pt", weights_only=True)["step"] == 2
@@ -207,7 +207,7 @@ def made(words: Path, folder: Path) -> examples.Examples:
     return examples.examples(drawn(), None, 32, FEW, 3, "cpu", folder / "examples.pt")  # type: ignore[arg-type]
 
 
-def test_a_code_is_its_picture_in_the_form_of_the_encoder_s_states(words: Path, tmp_path: Path) -> None:
+def test_a_code_is_its_image_in_the_form_of_the_encoders_states(words: Path, tmp_path: Path) -> None:
     found = made(words, tmp_path)
     codes = found.codes(range(len(found.meanings)), found.meanings)
     every = torch.cat([codes, found.basis.silence()[None]])
@@ -270,7 +270,7 @@ def test_what_a_prompt_leaves_open_is_chosen_by_chance_and_the_rest_is_not() -> 
     assert {(one.ground, one.hue, one.tinted) for one in said} == {((255, 255, 255), pictures.HUES["blue"], True)}
 
 
-def test_colours_are_numbers_and_pictures() -> None:
+def test_colours_are_numbers_and_images() -> None:
     art = drawn().pictures["flat"]
     assert fields.Colours().values() == [1.0, 1.0, 1.0, 0.0, 0.0, 0.0, 0.0, 0.0]
     assert len(fields.Colours().values()) == fields.COUNT - 1
@@ -369,7 +369,7 @@ def test_the_exported_folder_is_one_diffusers_reads(words: Path, tmp_path: Path)
     folder = tmp_path / "model"
     laying.widened(vae).save_pretrained(tmp_path / "vae")
     read = AutoencoderKL.from_pretrained(tmp_path / "vae")
-    for _ in range(2):  # written anew
+    for _ in range(2):  # written twice
         export.export(
             folder, autoencoder=read, encoder=encoder, tokenizer=words, denoiser=unet,
             words=["a", "disc"],

@@ -1,4 +1,4 @@
-"""The table of samplers says what diffusers really does: classes, options, UNet calls, zero SNR."""
+"""The table of samplers matches diffusers: classes, options, UNet calls, zero SNR."""
 
 import inspect
 from typing import Any
@@ -79,7 +79,7 @@ def test_the_most_steps_it_takes_run_through(sampler: Sampler, spacing: str) -> 
 
 
 @NAMED
-def test_it_is_stochastic_where_other_noise_on_the_way_gives_another_picture(sampler: Sampler) -> None:
+def test_it_is_stochastic_where_other_noise_on_the_way_gives_another_image(sampler: Sampler) -> None:
     one, other = (drawn(scheduler(sampler, "sd15"), 8, seed) for seed in (1, 2))
     assert bool((one != other).any()) == sampler.stochastic
 

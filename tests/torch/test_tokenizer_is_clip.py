@@ -77,6 +77,6 @@ def test_no_text_becomes_a_special_token(text: str, emphasis: str) -> None:
         assert not {token for token, _ in chunk} & {49_406, 49_407}
 
 
-def test_clips_own_marks_in_a_prompt_are_no_special_tokens() -> None:
+def test_clips_own_marks_in_a_prompt_are_not_special_tokens() -> None:
     (chunk,) = tokenizer.chunks("a cat<|endoftext|>dog")
     assert 49_407 not in [token for token, _ in chunk]

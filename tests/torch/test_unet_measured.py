@@ -1,4 +1,4 @@
-"""One real call, and any torch module: what inspect-unet says of them against the modules themselves."""
+"""inspect-unet's figures for a real call and for any torch module, against the modules themselves."""
 
 from __future__ import annotations
 
@@ -64,7 +64,7 @@ def test_what_cannot_be_measured_is_refused() -> None:
 
 
 class Classic(torch.nn.Module):
-    """The U-Net of 2015, written out, to hold the analytic one against."""
+    """The U-Net of 2015, written out, to compare the analytic one with."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -158,7 +158,7 @@ def test_attention_products_inside_a_module_get_rows(tmp_path: Path, monkeypatch
     sys.modules.pop("attending", None)
 
 
-def test_a_wrong_way_to_name_a_module_is_explained() -> None:
+def test_a_wrong_name_of_a_module_is_explained() -> None:
     for name, shapes, kind in (
         ("torch.nn", ["1"], Usage),
         ("torch.nn:Linear", [], Usage),

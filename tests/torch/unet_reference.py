@@ -1,4 +1,4 @@
-"""What the analytic UNet is held against: the real modules on the meta device, their hooks and their live storages."""
+"""What the analytic UNet is compared with: the real modules on the meta device, their hooks and live storages."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def build(config: Mapping[str, Any]) -> UNet2DConditionModel:
 def inputs(
     config: Mapping[str, Any], *, height: int, width: int, batch: int = 1, tokens: int = 77, dtype: Any = None
 ) -> dict[str, Any]:
-    """Everything that this config's forward pass asks for, on the meta device."""
+    """All inputs of this config's forward pass, on the meta device."""
 
     def empty(*shape: int) -> torch.Tensor:
         return torch.empty(shape, device="meta", dtype=dtype)
@@ -94,7 +94,7 @@ def run(model: torch.nn.Module, given: dict[str, Any]) -> tuple[dict[str, tuple[
 
 
 def own_parameters(model: torch.nn.Module) -> dict[str, int]:
-    """Weights that a module holds itself, for every module that holds any."""
+    """The weights a module has itself, for every module that has any."""
     counts = {name: sum(p.numel() for p in m.parameters(recurse=False)) for name, m in model.named_modules()}
     return {name: count for name, count in counts.items() if count}
 
@@ -145,7 +145,7 @@ def live_peak(call: Any) -> int:
 
 
 def random_config(seed: int) -> tuple[dict[str, Any], dict[str, int]]:
-    """A small UNet with every kind of part now and then, and a size to run it at."""
+    """A small random UNet, which may have any kind of block, and a size to run it at."""
     dice = random.Random(seed)
     levels = dice.choice([1, 2, 2, 3, 3, 4])
     groups = dice.choice([2, 4])

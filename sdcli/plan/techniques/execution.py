@@ -1,4 +1,4 @@
-"""execution: how the UNet's layers are launched. One by one is the only way that draw knows."""
+"""execution: how the UNet's layers are launched. Only one by one (eager) is implemented."""
 
 from __future__ import annotations
 

@@ -7,7 +7,7 @@ from sdcli.models.model import Model
 from sdcli.plan.plan import Setup
 from sdcli.plan.techniques.technique import Situation, Technique, gib
 
-# No figure is published: two smaller calls fill a device less well than one; a launch-bound GPU pays twice (price.py).
+# Assumed, none is published: two smaller calls use a device less well than one; price.py counts launches twice.
 IN_TURN = 1.03
 
 
@@ -21,13 +21,13 @@ def illegal(setup: Setup, hardware: Hardware, model: Model) -> str | None:
 
 def because(setup: Setup, situation: Situation) -> str:
     if not situation.guided:
-        return "guidance is off: one UNet call a step"
+        return "guidance is off: one UNet call per step"
     if setup.guidance == "batched":
-        return "with and without the prompt in one UNet call: the faster way"
+        return "with and without the prompt in one UNet call: faster than one after the other"
     saved = situation.peaks(TECHNIQUE.put(setup, "batched"))[0] - situation.peaks(setup)[0]
     if saved <= 0:
-        return "with and without the prompt one after the other, as pinned; it saves nothing at this size"
-    return f"with and without the prompt one after the other: halves the UNet's work memory, {gib(saved)} less"
+        return "with and without the prompt one after the other; saves nothing at this size"
+    return f"with and without the prompt one after the other: halves the UNet's work memory, saves {gib(saved)}"
 
 
 TECHNIQUE = Technique(

@@ -1,4 +1,4 @@
-"""placement: where each component's weights are while another one works."""
+"""placement: where each component's weights are while another component works."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ from sdcli.plan.plan import Setup
 from sdcli.plan.stages import Stage, parts_ahead, parts_of
 from sdcli.plan.techniques.technique import Situation, Technique, gib
 
-# No figure is published: encoding has to end before the UNet is read, so that the two do not overlap.
+# Assumed, none is published: the UNet is read only after encoding, so the two do not overlap.
 DROPPING = 1.01
-# Assumed until measured: a streamed step takes up to a quarter longer than the slower of computing and moving.
+# Assumed: a streamed step takes up to a quarter longer than the slower of computing and moving.
 STREAMING = 1.25
 ENCODERS_LEAVE = ("drop-encoders", "disk")  # before the UNet is read
 PARKED_ON_HOST = ("model-offload", "group-offload")  # the host keeps a copy of every weight, the device none
@@ -20,14 +20,14 @@ ONE_AT_A_TIME = ("model-offload", "disk")
 
 
 def held(choice: str, stages: Sequence[Stage], stage: Stage, part: str) -> tuple[str, ...]:
-    """The components that are loaded while `part` is at work in `stage`: what is counted, and what draw obeys."""
+    """The components loaded while `part` works in `stage`: what the plan counts and draw obeys."""
     if choice == "disk":
         return (part,)
     everything = parts_of(stages)
     if choice != "drop-encoders":
         return everything
     leaving = parts_ahead(stages)
-    return tuple(each for each in everything if (each in leaving) == stage.ahead)
+    return tuple(name for name in everything if (name in leaving) == stage.ahead)
 
 
 def streamed(choice: str, part: str) -> bool:
@@ -37,9 +37,9 @@ def streamed(choice: str, part: str) -> bool:
 
 def illegal(setup: Setup, hardware: Hardware, model: Model) -> str | None:
     if setup.placement in PARKED_ON_HOST and hardware.kind == "cpu":
-        return "on a CPU the weights are in host memory already, there is nowhere to offload them to"
+        return "on a CPU the weights are in host memory already; there is nowhere to offload them to"
     if setup.placement in PARKED_ON_HOST and hardware.kind == "mps":
-        return "this Mac's GPU and CPU share one memory, offloading to the other side frees nothing"
+        return "this Mac's GPU and CPU share their memory; offloading frees nothing"
     return None
 
 
@@ -47,19 +47,19 @@ def because(setup: Setup, situation: Situation) -> str:
     choice = setup.placement
     if choice == "resident":
         where = "in memory" if situation.hardware.kind == "cpu" else "on the GPU"
-        return f"everything stays {where}: nothing to move between pictures"
+        return f"everything stays {where}: nothing to move between images"
     short = _short(setup, situation)
     if choice == "drop-encoders":
-        return f"{short}; the text encoders are done once the prompts are encoded, dropping them costs nothing"
+        return f"{short}; dropping the text encoders once the prompts are encoded costs nothing"
     if choice == "model-offload":
         return f"{short}; each part waits in host memory until it is needed"
     if choice == "disk":
-        return f"{short}; each part is read from disk when it is needed, host memory holds one at most"
+        return f"{short}; each part is read from disk when needed, so memory holds only one at a time"
     return f"{short}; the UNet's layers are streamed from host memory while it computes"
 
 
 def _short(setup: Setup, situation: Situation) -> str:
-    """What the nearest faster way with another placement lacks."""
+    """What the nearest faster placement lacks."""
     for faster in reversed(TECHNIQUE.choices[: TECHNIQUE.choices.index(setup.placement)]):
         device, host = situation.lacking("placement", faster) or (0, 0)
         if device:
@@ -71,7 +71,7 @@ def _short(setup: Setup, situation: Situation) -> str:
 
 _CLAUSES = {
     "resident": "keeping everything loaded needs",
-    "drop-encoders": "without its text encoders it still needs",
+    "drop-encoders": "without the text encoders it still needs",
     "model-offload": "one part at a time needs",
     "group-offload": "streaming needs",
 }

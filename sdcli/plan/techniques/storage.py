@@ -1,4 +1,4 @@
-"""storage: the UNet's weights kept as computed with (same) or in fp8, widened one layer at a time while it runs."""
+"""storage: the UNet's weights in the dtype it computes in (same), or in fp8 and widened a layer at a time."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def illegal(setup: Setup, hardware: Hardware, model: Model) -> str | None:
     if setup.storage == "same":
         return None
     if hardware.kind != "cuda":
-        return "fp8 storage is for NVIDIA cards; elsewhere every layer would be widened on slow paths"
+        return "fp8 storage is for NVIDIA GPUs; elsewhere widening every layer would be slow"
     if setup.dtype == "fp32":
         return "fp8 weights are widened to fp16 or bf16; dtype=fp32 would spend four bytes on eight bits"
     return None
@@ -29,14 +29,14 @@ def illegal(setup: Setup, hardware: Hardware, model: Model) -> str | None:
 
 def because(setup: Setup, situation: Situation) -> str:
     if setup.storage == "fp8":
-        return "fp8: half the UNet's memory, but eight bits a weight change the picture"
+        return "fp8: half the UNet's memory, but eight bits per weight change the image"
     if situation.hardware.kind != "cuda":
-        return f"weights stay in {setup.dtype}: fp8 storage is for NVIDIA cards"
+        return f"weights stay in {setup.dtype}: fp8 storage is for NVIDIA GPUs"
     saved = situation.peaks(setup)[0] - situation.peaks(TECHNIQUE.put(setup, "fp8"))[0]
     if saved < 0.1 * (1 << 30):
         return f"weights stay in {setup.dtype}: fp8 would save nothing here"
     return (
-        f"weights stay in {setup.dtype}: fp8 would save {gib(saved)} but change the picture; only by --pin storage=fp8"
+        f"weights stay in {setup.dtype}: fp8 would save {gib(saved)} but change the image; only with --pin storage=fp8"
     )
 
 

@@ -1,4 +1,4 @@
-"""What every technique file says about its slot: choices, legality, reason. A new technique is one more such file."""
+"""What every technique defines for its slot: choices, legality, reasons. A new technique is one more such file."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from sdcli.plan.plan import Budget, Phase, Setup
 
 @dataclass(frozen=True, kw_only=True)
 class Situation:
-    """What a technique looks at when it gives its reason: the machine, the budget, and any setup's predicted peaks."""
+    """What a technique's reason is based on: the hardware, the budget, and the predicted peaks of any setup."""
 
     hardware: Hardware
     model: Model
@@ -20,7 +20,7 @@ class Situation:
     guided: bool
     phases: Callable[[Setup], tuple[Phase, ...]]
     peaks: Callable[[Setup], tuple[int, int]]  # device and host, measured where remembered
-    # slot, choice → bytes above the budgets at the least of the faster ways with it; None: there are none
+    # slot, choice → bytes above the budgets of the smallest faster setup with it; None if there is none
     lacking: Callable[[str, str], tuple[int, int] | None]
 
     def heaviest(self, setup: Setup) -> str:
@@ -30,16 +30,16 @@ class Situation:
 
 @dataclass(frozen=True, kw_only=True)
 class Technique:
-    """One slot. `choices` stand in order of preference where price and peak are equal."""
+    """One slot. `choices` are in order of preference where time and memory are equal."""
 
     slot: str  # the field of Setup
     choices: tuple[str, ...]
-    without: str  # what one has when the technique is not used
+    without: str  # the choice that does not use the technique
     illegal: Callable[[Setup, Hardware, Model], str | None]
     because: Callable[[Setup, Situation], str]
-    phrases: Mapping[str, str]  # how a table of ways names a choice; a choice without a phrase is not mentioned
-    by_pin: frozenset[str] = frozenset()  # never looked at unless pinned
-    lossy: frozenset[str] = frozenset()  # shown among the ways, chosen only when pinned
+    phrases: Mapping[str, str]  # how the table of setups names a choice; one without a phrase is not named
+    by_pin: frozenset[str] = frozenset()  # considered only when pinned
+    lossy: frozenset[str] = frozenset()  # shown in the table, chosen only when pinned
     moves_pixels: bool = True
 
     @property
@@ -55,10 +55,10 @@ class Technique:
 
 
 def place_name(hardware: Hardware) -> str:
-    """The device as a sentence has it."""
+    """The device's name in a sentence."""
     return "the CPU" if hardware.kind == "cpu" else "the GPU"
 
 
 def gib(count: int | float) -> str:
-    """1.7: the one decimal that reasons use, in GiB; MiB below a tenth."""
+    """ "1.7 GiB", or MiB below a tenth of a GiB."""
     return f"{count / (1 << 30):.1f} GiB" if count >= 0.1 * (1 << 30) else f"{count / (1 << 20):.0f} MiB"

@@ -1,4 +1,4 @@
-"""vae: the picture decoded whole, in overlapping tiles, or on the CPU."""
+"""vae: the image decoded whole, in overlapping tiles, or on the CPU."""
 
 from __future__ import annotations
 
@@ -24,10 +24,10 @@ def illegal(setup: Setup, hardware: Hardware, model: Model) -> str | None:
 def because(setup: Setup, situation: Situation) -> str:
     whole = TECHNIQUE.put(setup, "whole")
     if setup.vae == "whole":
-        return "decoded whole: tiles would cost time and move pixels slightly"
+        return "decoded whole: tiles would cost time and change pixels slightly"
     saved = situation.peaks(whole)[0] - situation.peaks(setup)[0]
     if saved <= 0:
-        return "as pinned; at this size the peak stays the same"
+        return f"vae={setup.vae} saves nothing at this size"
     how = "decoding it on the CPU" if setup.vae == "cpu" else f"tiles of {setup.vae.removeprefix('tile-')}"
     verb = "saves" if setup.vae == "cpu" else "save"
     if situation.heaviest(whole) == "decode":

@@ -1,4 +1,4 @@
-"""Options: legal ways with their price; the one `min` among them, and the table of those worth showing."""
+"""Legal setups weighed: predicted peaks and time, the best of them, and the table of those worth showing."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ from sdcli.plan.plan import Budget, Setup, Way
 from sdcli.plan.techniques import TECHNIQUES
 from sdcli.plan.techniques.technique import gib
 
-BY_NAME = tuple(sorted(TECHNIQUES, key=lambda technique: technique.slot))  # no other order may matter
+BY_NAME = tuple(sorted(TECHNIQUES, key=lambda technique: technique.slot))  # the order in TECHNIQUES must not matter
 MOST_WAYS = 32
 MUCH_SMALLER = 0.97  # a row of the table saves at least this much over a faster one
 
 
 @dataclass(frozen=True)
-class Option:
-    """A legal way, weighed."""
+class Weighed:
+    """A legal setup with its predicted peaks and time."""
 
     setup: Setup
     device: int
@@ -27,7 +27,7 @@ class Option:
     slowdown: float
     over: tuple[int, int]  # bytes above the budgets of device and host
     lossy: bool
-    counted: tuple[int, int]  # peaks without what was measured here
+    counted: tuple[int, int]  # the peaks as counted, whatever was measured here
 
     @property
     def fits(self) -> bool:
@@ -35,18 +35,18 @@ class Option:
 
     @property
     def price(self) -> tuple[float, int, int, tuple[int, ...]]:
-        """Least time, then least memory, then each technique's first choice, techniques by name.
+        """Sorts by least time, then least memory, then each technique's first choice, techniques by name.
 
-        Memory as counted: were measured peaks compared with counted ones, the way drawn yesterday could lose a tie
-        to one never tried, and the same seed would give another picture.
+        Memory as counted: if measured peaks were compared with counted ones, yesterday's setup could lose a tie to one
+        never tried, and the same seed would give another image.
         """
         order = tuple([technique.choices.index(technique.of(self.setup)) for technique in BY_NAME])
         return self.slowdown, *self.counted, order
 
 
-def weigh(setup: Setup, forecast: Forecast, limits: Budget, fastest: float) -> Option:
+def weigh(setup: Setup, forecast: Forecast, limits: Budget, fastest: float) -> Weighed:
     device, host = forecast.peaks(setup)
-    return Option(
+    return Weighed(
         setup=setup,
         device=device,
         host=host,
@@ -57,45 +57,45 @@ def weigh(setup: Setup, forecast: Forecast, limits: Budget, fastest: float) -> O
     )
 
 
-def choose(options: Sequence[Option], pins: Mapping[str, str]) -> Option:
-    """The fastest that fits; where nothing fits, the way that lacks least. What is lossy has to be asked for."""
-    asked = any(pins.get(technique.slot) in technique.lossy for technique in TECHNIQUES)
-    allowed = [option for option in options if asked or not option.lossy]
+def choose(options: Sequence[Weighed], pins: Mapping[str, str]) -> Weighed:
+    """The fastest that fits; if nothing fits, the one that lacks least. Lossy choices only if pinned."""
+    lossy = any(pins.get(technique.slot) in technique.lossy for technique in TECHNIQUES)
+    allowed = [option for option in options if lossy or not option.lossy]
     fitting = [option for option in allowed if option.fits]
     if fitting:
         return min(fitting, key=lambda option: option.price)
     return min(allowed, key=lambda option: (sum(option.over), option.price))
 
 
-def lacking(options: Sequence[Option], chosen: Option, slot: str, choice: str) -> tuple[int, int] | None:
-    """Bytes above the budgets at the least of the ways with this choice that are faster; None where there are none."""
+def lacking(options: Sequence[Weighed], chosen: Weighed, slot: str, choice: str) -> tuple[int, int] | None:
+    """Bytes above the budgets of the smallest faster setup with this choice; None if there is none."""
     faster = [option for option in options if option.price < chosen.price and option.lossy <= chosen.lossy]
     return min((option.over for option in faster if getattr(option.setup, slot) == choice), key=sum, default=None)
 
 
-def front(options: Sequence[Option], chosen: Option, forecast: Forecast) -> tuple[Way, ...]:
-    """Nothing listed is slower and hardly smaller than another row. Largest first, the chosen one always there."""
-    kept: list[Option] = []
-    seen: set[tuple[float, int, int, bool]] = set()
-    for option in sorted(options, key=lambda each: each.price):
+def front(options: Sequence[Weighed], chosen: Weighed, forecast: Forecast) -> tuple[Way, ...]:
+    """The table's rows: none slower and hardly smaller than another. Largest first, the chosen one always included."""
+    rows: list[Weighed] = []
+    prices: set[tuple[float, int, int, bool]] = set()
+    for option in sorted(options, key=lambda option: option.price):
         price = (option.slowdown, option.device, option.host, option.lossy)
-        if option is chosen or (price not in seen and not any(_covers(row, option) for row in kept)):
-            kept.append(option)
-        seen.add(price)
-    while len(kept) > MOST_WAYS:
-        kept.remove(next(option for option in reversed(kept) if option is not chosen))
-    kept.sort(key=lambda option: (-option.device, option.slowdown))
-    return tuple([_way(option, option is chosen, forecast) for option in kept])
+        if option is chosen or (price not in prices and not any(_covers(row, option) for row in rows)):
+            rows.append(option)
+        prices.add(price)
+    while len(rows) > MOST_WAYS:
+        rows.remove(next(row for row in reversed(rows) if row is not chosen))
+    rows.sort(key=lambda row: (-row.device, row.slowdown))
+    return tuple([_way(row, row is chosen, forecast) for row in rows])
 
 
-def _covers(row: Option, other: Option) -> bool:
-    """Whether a faster row makes another one pointless; what changes the picture never does."""
+def _covers(row: Weighed, other: Weighed) -> bool:
+    """Whether a faster row makes another one pointless; a lossy row never does."""
     if row.lossy and not other.lossy:
         return False
     return row.device * MUCH_SMALLER <= other.device and row.host * MUCH_SMALLER <= other.host
 
 
-def _way(option: Option, chosen: bool, forecast: Forecast) -> Way:
+def _way(option: Weighed, chosen: bool, forecast: Forecast) -> Way:
     because = None
     if option.over[0]:
         because = f"{gib(option.over[0])} too much"
@@ -116,7 +116,7 @@ def _way(option: Option, chosen: bool, forecast: Forecast) -> Way:
 
 
 def on_the_cpu(forecast: Forecast, hardware: Hardware, fastest: float, max_ram: int | None) -> Way:
-    """A card's plan has one row for the processor beside it, to compare with. Nothing of it is on the device."""
+    """The row for the CPU in a GPU's plan, for comparison. It needs nothing on the device."""
     host = replace(
         hardware, device="cpu", name="CPU", total=hardware.ram_total, free=hardware.ram_free, capability=None,
         driver=None, dtypes={}, uuid=None,

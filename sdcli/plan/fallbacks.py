@@ -1,0 +1,102 @@
+"""Smaller setups to continue with after out-of-memory: part of the plan, each strictly smaller than the one before."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import replace
+
+from sdcli.plan import calibration
+from sdcli.plan.footprint import Sizes
+from sdcli.plan.legality import legal
+from sdcli.plan.pins import BY_SLOT, read_pins
+from sdcli.plan.plan import Fallback, Plan, Setup
+from sdcli.plan.stages import stages
+from sdcli.plan.techniques import TECHNIQUES
+from sdcli.plan.techniques import vae as vae_technique
+
+FIXED = ("dtype", "storage", "attention", "execution")  # changing these needs other weights, or draws another image
+KEPT = ("vae", "guidance")  # what has been given up here is not taken back
+WORTH_IT = 0.95  # a fallback that saves less than 5 % would soon run out again
+SAME_PIXELS = 1.25  # how much longer a fallback may take that leaves the image unchanged
+DECODING = ("tile-512", "tile-256", "cpu")
+
+
+def changes_pixels(before: Setup, after: Setup) -> bool:
+    return any(t.moves_pixels and t.of(before) != t.of(after) for t in TECHNIQUES)
+
+
+def fallbacks_of(
+    chosen: Setup,
+    setups: Iterable[Setup],
+    peaks: Callable[[Setup], tuple[int, int]],
+    seconds: Callable[[Setup], float],
+    host_budget: int,
+) -> tuple[Fallback, ...]:
+    """Largest first, each smaller than the one before; those that keep the same pixels are preferred."""
+    top = peaks(chosen)[0]
+    smaller = []
+    for setup in setups:
+        device, host = peaks(setup)
+        if device < top and host <= host_budget and _leads_down(chosen, setup):
+            moved = changes_pixels(chosen, setup)
+            smaller.append((seconds(setup) * (SAME_PIXELS if moved else 1.0), device, moved, setup))
+    smaller.sort(key=lambda row: row[:3])
+    fallbacks: list[Fallback] = []
+    for _, device, moved, setup in smaller:
+        if device <= (fallbacks[-1].device_peak if fallbacks else top) * WORTH_IT:
+            fallbacks.append(Fallback(setup=setup, device_peak=device, changes_pixels=moved))
+    return tuple(fallbacks)
+
+
+def _leads_down(chosen: Setup, setup: Setup) -> bool:
+    if any(getattr(setup, slot) != getattr(chosen, slot) for slot in FIXED):
+        return False
+    ranks = [BY_SLOT[slot].choices.index for slot in KEPT]
+    return all(
+        rank(getattr(setup, slot)) >= rank(getattr(chosen, slot)) for rank, slot in zip(ranks, KEPT, strict=True)
+    )
+
+
+def after_out_of_memory(
+    plan: Plan, batch: int, current: Setup, phase: str, imports_bytes: int = calibration.IMPORTS
+) -> tuple[Fallback, ...]:
+    """What to continue with instead of `current` when `phase` of a batch ran out of memory, nearest first.
+
+    Every fallback needs less than `current` in that phase. A decode first changes only how it decodes: its latents are
+    done.
+    """
+    batch_stages = stages(plan.model, plan.batch(batch), alone=plan.request.batch_invariant)
+    sizes = Sizes(plan.model, batch_stages, plan.hardware, imports_bytes)
+
+    def needs(setup: Setup) -> int:
+        return next(row.device for row in sizes.phases(setup) if row.name == phase)
+
+    fallbacks = [*_decoders(plan, current, needs)] if phase == "decode" else []
+    least = needs(fallbacks[-1].setup) if fallbacks else needs(current)
+    for fallback in plan.fallbacks:
+        if needs(fallback.setup) < least and sizes.peaks(fallback.setup)[0] <= sizes.peaks(current)[0]:
+            fallbacks.append(Fallback(
+                setup=fallback.setup, device_peak=fallback.device_peak,
+                changes_pixels=changes_pixels(current, fallback.setup),
+            ))  # fmt: skip
+            least = needs(fallback.setup)
+    return tuple(fallbacks)
+
+
+def _decoders(plan: Plan, current: Setup, needs: Callable[[Setup], int]) -> Iterable[Fallback]:
+    """Setups that decode the same latents in less memory, everything else unchanged."""
+    pins = read_pins(plan.request.pins)
+    if "vae" in pins:
+        return
+    least = needs(current)
+    for choice in DECODING:
+        setup = vae_technique.TECHNIQUE.put(current, choice)
+        if choice == "cpu" and "vae_dtype" not in pins:
+            setup = _in_fp32(setup)
+        if legal(setup, plan.hardware, plan.model) is None and needs(setup) < least:
+            least = needs(setup)
+            yield Fallback(setup=setup, device_peak=least, changes_pixels=changes_pixels(current, setup))
+
+
+def _in_fp32(setup: Setup) -> Setup:
+    return replace(setup, vae_dtype="same" if setup.dtype == "fp32" else "fp32")
