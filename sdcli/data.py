@@ -1,4 +1,4 @@
-"""The only finder of shipped files: component configs, presets, the built-in model, what is required and tested."""
+"""The only finder of shipped files: component configs, presets, the built-in model, required and tested versions."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`--as-if`: a machine one does not have, to plan for."""
+"""`--as-if`: a hypothetical machine to plan for."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ FORMS = "cpu, mps, cuda:8GiB, cuda:24GiB/20GiB (20 of them free), each with ,ram
 
 
 def parse(text: str, host: Memory | None = None, chip: Processor | None = None) -> Hardware:
-    """`cpu|mps|cuda:SIZE[/FREE][,ram:SIZE]`. What is not said (RAM, cores, instruction set) is this machine's."""
+    """`cpu|mps|cuda:SIZE[/FREE][,ram:SIZE]`. What is left out (RAM, cores, instruction set) is this machine's."""
     device, _, rest = text.strip().partition(",")
     found = re.fullmatch(r"(cpu|mps)|cuda:([^/,:]+)(?:/([^/,:]+))?", device.strip(), re.IGNORECASE)
     if found is None:
@@ -24,7 +24,7 @@ def parse(text: str, host: Memory | None = None, chip: Processor | None = None) 
     size = _size(found[2], text) if found[2] else 0
     free = _size(found[3], text) if found[3] else size
     if free > size:
-        raise _wrong(text, "more is free than there is")
+        raise _wrong(text, "free exceeds the total")
     return _hardware((found[1] or "cuda").lower(), size, free, _host(rest, text, host), chip or processor.read())
 
 
@@ -41,7 +41,7 @@ def _host(rest: str, text: str, host: Memory | None) -> Memory:
 def _hardware(kind: str, size: int, free: int, host: Memory, chip: Processor) -> Hardware:
     total = {"cpu": host.total, "mps": memory.apple_limit(host.total)}.get(kind, size)
     numbers = {"cpu": dtypes.cpu(chip.isa), "mps": dtypes.mps()}.get(kind, dtypes.cuda(None))
-    name = {"cpu": chip.name, "mps": "an Apple GPU"}.get(kind, _card(size))
+    name = {"cpu": chip.name, "mps": "an Apple GPU"}.get(kind, _gpu_name(size))
     return Hardware(
         device="cuda:0" if kind == "cuda" else kind,
         name=name,
@@ -56,9 +56,9 @@ def _hardware(kind: str, size: int, free: int, host: Memory, chip: Processor) ->
     )
 
 
-def _card(size: int) -> str:
+def _gpu_name(size: int) -> str:
     number = f"{size / GIB:.3g}"
-    return f"{'an' if number.startswith('8') or number in ('11', '18') else 'a'} {number} GiB NVIDIA card"
+    return f"{'an' if number.startswith('8') or number in ('11', '18') else 'a'} {number} GiB NVIDIA GPU"
 
 
 def _size(text: str, whole: str) -> int:
@@ -71,6 +71,6 @@ def _size(text: str, whole: str) -> int:
 def _wrong(text: str, reason: str = "") -> Usage:
     because = f": {reason}" if reason else ""
     return Usage(
-        f'--as-if: "{show(text, 60)}" is no machine{because}; it is {FORMS}',
+        f'--as-if: "{show(text, 60)}" is not a machine{because}; use {FORMS}',
         hint="--as-if cuda:8GiB,ram:32GiB",
     )

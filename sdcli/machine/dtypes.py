@@ -1,4 +1,4 @@
-"""Which number types a device can be trusted with, as long as no probe has looked: assumed or unavailable."""
+"""Which number types a device supports before it is probed: assumed or unavailable."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ def cpu(isa: str) -> dict[str, str]:
 
 
 def cuda(capability: str | None) -> dict[str, str]:
-    """fp16 from 5.3 on, bf16 from Ampere (8.0) on; an unknown card is taken for a recent one."""
+    """fp16 from 5.3 on, bf16 from Ampere (8.0) on; an unknown GPU is assumed to be recent."""
     known = float(capability) if capability else 8.6
     return {
         "fp32": "assumed",
@@ -28,7 +28,7 @@ def mps() -> dict[str, str]:
 
 
 def notes(name: str, capability: str | None) -> tuple[str, ...]:
-    """GTX 16xx are Turing without tensor cores; half precision gives black or green pictures on some of them."""
+    """GTX 16xx are Turing without tensor cores; half precision gives black or green images on some of them."""
     if capability == "7.5" and re.search(r"GTX 16\d\d", name):
-        return ("fp16 can give black or failed pictures on GTX 16xx cards; if it does: --dtype fp32",)
+        return ("fp16 can give black or broken images on GTX 16xx GPUs; if it does: --dtype fp32",)
     return ()

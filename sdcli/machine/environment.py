@@ -1,4 +1,4 @@
-"""What a picture also depends on, read without torch: versions, processor, device. No hosts, no users, no paths."""
+"""What an image also depends on, read without torch: versions, processor, device. No hosts, no users, no paths."""
 
 from __future__ import annotations
 

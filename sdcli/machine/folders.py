@@ -1,4 +1,4 @@
-"""Where sdcli keeps what stays: settings, cache, state. Asking creates nothing."""
+"""Where sdcli keeps its settings, cache and state. Asking creates nothing."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ def config_folder(environment: Mapping[str, str] | None = None, platform: str = 
 
 
 def cache_folder(environment: Mapping[str, str] | None = None, platform: str = sys.platform) -> Path:
-    """Holds what can be made again."""
+    """Holds what can be rebuilt."""
     return _folder("cache", environment, platform)
 
 
 def state_folder(environment: Mapping[str, str] | None = None, platform: str = sys.platform) -> Path:
-    """Holds what was measured here, and the records of runs whose pictures went to a single file."""
+    """Holds what was measured here, and the records of runs whose images went to a single file."""
     return _folder("state", environment, platform)
 
 
@@ -50,7 +50,7 @@ def _folder(kind: str, environment: Mapping[str, str] | None, platform: str) -> 
         return folder / kind if kind == "state" else folder
     name, default = _XDG[kind]
     named = environment.get(name, "")
-    # The standard says that a relative path there is to be ignored.
+    # The standard says that a relative path there must be ignored.
     return (Path(named) if named.startswith("/") else _home(environment, platform) / default) / "sdcli"
 
 

@@ -27,7 +27,7 @@ class Hardware:
     threads: int = 1  # physical cores this process may use
     dtypes: Mapping[str, str] = field(default_factory=dict)  # name → probed | assumed | unavailable
     uuid: str | None = live(default=None)
-    notes: tuple[str, ...] = live(default=())  # what a person should know of this device
+    notes: tuple[str, ...] = live(default=())  # what the user should know about this device
 
     @property
     def kind(self) -> str:
@@ -54,7 +54,7 @@ class Probe:
 
 @dataclass(frozen=True, kw_only=True)
 class Notice:
-    """One thing a person should hear, with a line to paste."""
+    """A notice to the user, with a command to paste."""
 
     code: str
     message: str

@@ -1,5 +1,5 @@
-"""How sdcli and torch were installed, read from files alone: can this torch use this card, and if not, the line that
-mends it for this kind of installation."""
+"""How sdcli and torch were installed, read from files alone: can this torch use this GPU, and if not, the
+command that fixes it for this kind of installation."""
 
 from __future__ import annotations
 
@@ -88,7 +88,7 @@ def _package_folder(name: str) -> Path | None:
 
 
 def unusable(torch: Torch | None, card: Card, report: Report) -> str | None:
-    """Why this torch cannot use this card; None where it can."""
+    """Why this torch cannot use this GPU; None where it can."""
     if torch is None:
         return "torch is not installed"
     if not torch.cuda:
@@ -100,7 +100,7 @@ def unusable(torch: Torch | None, card: Card, report: Report) -> str | None:
     known = _number(card.capability)
     if build is None or known is None or build.least <= known <= build.most:
         return None
-    return f"torch {torch.version} is not built for this card's compute capability {card.capability}"
+    return f"torch {torch.version} is not built for this GPU's compute capability {card.capability}"
 
 
 def _driver_runs(report: Report, cuda: str) -> bool:
@@ -140,8 +140,8 @@ def no_way(card: Card) -> str:
     """Why no build of torch would do."""
     known = _number(card.capability)
     if known is not None and known < min(build.least for build in BUILDS):
-        return f"no torch of today is built for its compute capability {card.capability}"
-    return f"it needs an NVIDIA driver from {LOWEST_DRIVER} on"
+        return f"no current torch is built for its compute capability {card.capability}"
+    return f"it needs NVIDIA driver {LOWEST_DRIVER} or newer"
 
 
 def _driver_major(report: Report) -> int | None:
@@ -226,7 +226,7 @@ def source() -> str:
     return url or DISTRIBUTION
 
 
-# --- the line that mends it
+# --- the command that fixes it
 
 
 def fix(
@@ -238,7 +238,7 @@ def fix(
     has_pip: bool | None = None,
     origin: str | None = None,
 ) -> str | None:
-    """One line to paste that gives this installation a torch for this card; None where no torch would help."""
+    """One line to paste that gives this installation a torch for this GPU; None where no torch would help."""
     build = advised(card, report)
     if build is None:
         return None

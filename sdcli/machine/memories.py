@@ -105,7 +105,7 @@ def store(name: str = "measured") -> Store:
 
 
 def remembered(machine: str, where: Store | None = None) -> Mapping[str, Any]:
-    """Everything remembered of runs on this machine (a fingerprint), by the plan's key of the way."""
+    """Everything remembered of runs on this machine (a fingerprint), by the plan's key of the setup."""
     start = _key("run", machine, "")
     entries = (where or store()).read()
     return {name[len(start) :]: value for name, value in entries.items() if name.startswith(start)}

@@ -1,4 +1,4 @@
-"""Memory of the host, of this process, and room on a disk: what can really be had, container limits included."""
+"""Memory of the host, of this process, and room on a disk: what is really available, container limits included."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ class Memory:
 
 
 def read(root: Path = Path("/"), platform: str = sys.platform) -> Memory:
-    """Host memory as this process may use it; (0, 0) where the system does not tell."""
+    """Host memory as this process may use it; (0, 0) where the system does not report it."""
     if platform == "win32":
         return _windows()
     host = _host() if platform == "darwin" else _within_cgroup(_meminfo(root), root)
@@ -83,7 +83,7 @@ def _limit(folder: Path, version: int) -> int | None:
 
 
 def _used(folder: Path, version: int) -> int | None:
-    """Bytes that are not to be had. The file cache is: the kernel gives it up before it kills anyone, and counts
+    """Bytes that are not available. The file cache is: the kernel gives it up before it kills anyone, and counts
     it as available itself (MemAvailable). Freshly read weights would otherwise count against their own model."""
     used = cgroups.number(folder, "memory.current" if version == 2 else "memory.usage_in_bytes")
     if used is None:
@@ -116,7 +116,7 @@ def _windows() -> Memory:
 
 
 def _commit_left() -> int | None:
-    """Windows refuses what the page file cannot back, however much RAM is free; psutil does not tell of that."""
+    """Windows refuses what the page file cannot back, however much RAM is free; psutil does not report that."""
     import ctypes
 
     status = (ctypes.c_uint64 * 8)(64)  # MEMORYSTATUSEX: its length; bytes of RAM, free, of page file, free …
@@ -127,7 +127,7 @@ def _commit_left() -> int | None:
 
 
 def apple_limit(total: int) -> int:
-    """What macOS lets the GPU hold of the shared memory unless told otherwise: two thirds up to 36 GiB, then 3/4."""
+    """What macOS lets the GPU hold of the shared memory by default: two thirds up to 36 GiB, then 3/4."""
     return total * 2 // 3 if total <= 36 << 30 else total * 3 // 4
 
 

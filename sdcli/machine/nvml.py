@@ -1,7 +1,7 @@
-"""NVIDIA cards through the driver's own library (NVML): no torch, no CUDA context.
+"""NVIDIA GPUs through the driver's own library (NVML): no torch, no CUDA context.
 
-NVML counts cards in the order of the PCI bus. CUDA by default puts the fastest first, so numbers differ; a card is
-the same card where the UUID is the same.
+NVML counts GPUs in the order of the PCI bus. CUDA by default puts the fastest first, so numbers differ; the
+UUID identifies a GPU.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ _REASONS = {
     4: "this user may not talk to the NVIDIA driver",
     9: "the NVIDIA driver is not loaded",
     12: "there is no NVIDIA driver",
-    13: "the NVIDIA driver is too old to tell of its cards",
+    13: "the NVIDIA driver is too old to report its GPUs",
     15: "the GPU was lost: restart the machine",
     18: "the NVIDIA driver was updated while in use: restart the machine",
 }
@@ -46,7 +46,7 @@ class Report:
     driver: str | None = None
     cuda: str | None = None  # the newest CUDA this driver can run, "12.8"
     reason: str | None = None
-    broken: bool = False  # there is a card, and it does not answer
+    broken: bool = False  # there is a GPU, but it does not answer
 
 
 def read(library: Any = None) -> Report:

@@ -40,7 +40,7 @@ def read(
     environment: Mapping[str, str] | None = None,
     affinity: Iterable[int] | None = None,
 ) -> Processor:
-    """The CPU as the operating system describes it; never fails, at worst one core of no name."""
+    """The CPU as the operating system describes it; never fails, at worst one nameless core."""
     environment = os.environ if environment is None else environment
     if platform == "darwin":
         name, isa, cores, threads = _mac(sysctl)
@@ -219,7 +219,7 @@ def _windows() -> tuple[str, str, int, int]:
     import psutil
 
     cores = psutil.cpu_count(logical=False) or os.cpu_count() or 1
-    # Which of the processors allowed share a core is not told: no more of them than cores are taken.
+    # Which of the processors allowed share a core is not reported: no more of them than cores are taken.
     allowed = psutil.Process().cpu_affinity() if hasattr(psutil.Process, "cpu_affinity") else []
     return short_name(_registry_name()), _windows_isa(), cores, min(cores, len(allowed) or cores)
 
@@ -238,7 +238,7 @@ def _registry_name() -> str:
 
 
 def _windows_isa() -> str:
-    """Windows does not tell of bf16 instructions; a probe may find them later."""
+    """Windows does not report bf16 instructions; a probe may find them later."""
     import ctypes
 
     try:

@@ -1,4 +1,4 @@
-"""One look at this machine, and what follows from it: the devices torch can use, and why it cannot use a card."""
+"""One look at this machine, and what follows from it: the devices torch can use, and why it cannot use a GPU."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ class Survey:
     installation: Installation
     probes: Mapping[ProbeKey, Probe] = field(default_factory=dict)  # what was tried on this machine before
     apple: bool = False
-    driverless: bool = False  # an NVIDIA card is in the machine, its driver is not
+    driverless: bool = False  # an NVIDIA card is in the machine, but no driver
 
     @property
     def hidden(self) -> bool:
@@ -60,12 +60,12 @@ def look() -> Survey:
 
 
 def choose(device: str, survey: Survey) -> Hardware:
-    """The device that was asked for, or the reason why it cannot be had. auto: the first card torch can use, else
+    """The device that was asked for, or the reason why it is unavailable. auto: the first GPU torch can use, else
     Apple's GPU, else the CPU."""
     wanted = device.strip().lower()
     if not re.fullmatch(r"auto|cpu|mps|cuda(?::\d{1,3})?", wanted, re.ASCII):
         raise Usage(
-            f'--device: there is no "{show(device, 60)}"; it is auto, cpu, cuda, cuda:1 or mps',
+            f'--device: "{show(device, 60)}" is not a device; use auto, cpu, cuda, cuda:1 or mps',
             hint="--device auto",
         )
     found = usable(survey)
@@ -78,14 +78,14 @@ def choose(device: str, survey: Survey) -> Hardware:
 
 
 def gpu_warning(hardware: Hardware, asked: str = "auto", survey: Survey | None = None) -> Notice | None:
-    """Why the plan is for the CPU although there is an NVIDIA card; None where the CPU was asked for."""
+    """Why the plan is for the CPU although there is an NVIDIA GPU; None where the CPU was asked for."""
     if hardware.kind != "cpu" or hardware.source == "as-if" or asked.strip().lower() == "cpu":
         return None
     return gpu_problem(survey or look())
 
 
 def gpu_problem(survey: Survey) -> Notice | None:
-    """An NVIDIA card that cannot be used, with the line that mends it."""
+    """An NVIDIA GPU that cannot be used, with the command that fixes it."""
     if survey.hidden or any(_unusable(card, survey) is None for card in survey.visible):
         return None
     if not survey.visible:
@@ -100,9 +100,9 @@ def gpu_problem(survey: Survey) -> Notice | None:
 
 def _no_driver(survey: Survey) -> Notice | None:
     if survey.nvidia.broken:
-        message = f"the NVIDIA card is not used: {show(survey.nvidia.reason)}"
+        message = f"the NVIDIA GPU is not used: {show(survey.nvidia.reason)}"
     elif survey.driverless:
-        message = "an NVIDIA card is in this machine, but its driver is not (in a container: start it with --gpus all)"
+        message = "this machine has an NVIDIA GPU, but no driver for it (in a container: start it with --gpus all)"
     else:
         return None
     return Notice(code="gpu-no-driver", message=message, hint="sdcli doctor")
@@ -181,7 +181,7 @@ def _mps(survey: Survey) -> Hardware:
 
 
 def unusable_cards(survey: Survey) -> tuple[Hardware, ...]:
-    """Cards that are there but cannot be used, with every dtype unavailable: for doctor."""
+    """GPUs that exist but cannot be used, with every dtype unavailable: for doctor."""
     return tuple(
         replace(_cuda(number, card, survey), dtypes=dict.fromkeys(dtypes.NAMES, "unavailable"))
         for number, card in enumerate(survey.visible)
@@ -192,7 +192,7 @@ def unusable_cards(survey: Survey) -> tuple[Hardware, ...]:
 def _missing(wanted: str, found: tuple[Hardware, ...], survey: Survey) -> DeviceUnusable:
     names = " or ".join(hardware.device for hardware in found)
     if wanted == "mps":
-        return DeviceUnusable("mps is the GPU of an Apple silicon Mac, and this is none", hint=_try(found[0].device))
+        return DeviceUnusable("mps is the GPU of an Apple silicon Mac, which this is not", hint=_try(found[0].device))
     if any(hardware.kind == "cuda" for hardware in found):
         return DeviceUnusable(f"there is no usable {wanted}; there is {names}", hint=_try(found[0].device))
     if survey.hidden:

@@ -1,4 +1,4 @@
-"""Files put beside a model (LoRAs, embeddings, a VAE): named on the command line or in a prompt, found, and hashed."""
+"""Adapters, the files used beside a model (LoRAs, embeddings, a VAE): parsed, located and hashed."""
 
 from __future__ import annotations
 
@@ -33,14 +33,14 @@ _AT_ONCE = 4 << 20
 
 
 def weighted(text: str) -> tuple[str, float]:
-    """`FILE[:WEIGHT]`. A path that exists wins, whatever colons it has; a drive's colon is none of ours."""
+    """`FILE[:WEIGHT]`. A path that exists wins, whatever colons it has; a drive's colon is not a separator."""
     name, colon, weight = text.rpartition(":")
     if _is_file(text) or not colon or not name:
         return text, 1.0
     if _WEIGHT.fullmatch(weight.strip()):
         return name, float(weight)
     if _is_file(name):
-        raise Usage(f'--lora: "{show(weight, 40)}" is no weight', hint=f'{FLAGS["LoRA"]} "{show(name, 200)}:0.8"')
+        raise Usage(f'--lora: "{show(weight, 40)}" is not a weight', hint=f'{FLAGS["LoRA"]} "{show(name, 200)}:0.8"')
     return text, 1.0
 
 
@@ -54,7 +54,7 @@ def with_word(text: str) -> tuple[str, str]:
 
 
 def at_hub(text: str) -> HubName | None:
-    """What is no path here, nor in a folder that is here, may be on the Hub: owner/name, owner/name/file."""
+    """A name on the Hub (owner/name, owner/name/file), unless the path or its folder exists on this machine."""
     found = hub_name.of_page(text) or hub_name.parse(text)
     if found is None:
         return None
@@ -74,14 +74,14 @@ def _is_file(text: str) -> bool:
 
 @dataclass(frozen=True)
 class Place:
-    """A folder looked through for names, and how deep."""
+    """A folder searched for names, and how deep."""
 
     folder: Path
     deepest: int = searching.DEEPEST
 
 
 def places(model: Model, folders: Iterable[Path]) -> tuple[Place, ...]:
-    """Beside the model, the folders other programs keep next to it, then the added ones."""
+    """The model's own folder, the adapter folders next to it and one above, then the added folders."""
     found: list[Place] = []
     if model.path and model.source in ("file", "folder"):
         beside = Path(model.path).parent
@@ -99,7 +99,7 @@ def _kept_near(folder: Path) -> Iterator[Path]:
 
 
 def find(text: str, what: str, where: tuple[Place, ...], *, paths: bool = True) -> Path:
-    """The file called `text`: a path, or the name of a file in `where`. Names from a picture or prompt are no paths."""
+    """The file called `text`: a path, or a file's name in `where`. Names from images and prompts are never paths."""
     if paths and _is_file(text):
         return Path(os.path.abspath(Path(text).expanduser()))
     if paths and (re.search(r"[\\/]", text) or text.casefold().endswith((SUFFIX, *PICKLE_SUFFIXES))):
@@ -111,13 +111,13 @@ def find(text: str, what: str, where: tuple[Place, ...], *, paths: bool = True) 
     if len(found) > 1:
         listed = ", ".join(show(path, 120) for path in found[:3])
         raise Usage(
-            f'"{show(text, 80)}" is {len(found)} files: {listed}', hint=f'{FLAGS[what]} "{show(found[0], 300)}"'
+            f'"{show(text, 80)}" matches {len(found)} files: {listed}', hint=f'{FLAGS[what]} "{show(found[0], 300)}"'
         )
     return found[0]
 
 
 def _named(where: tuple[Place, ...]) -> dict[str, list[Path]]:
-    """Files by name, as it is and in small letters; the same name twice is kept twice."""
+    """Files by name, exact and in lower case; a name that occurs twice lists both files."""
     found: dict[str, list[Path]] = {}
     for place in where:
         for path in _files(place):
@@ -138,10 +138,10 @@ def _unknown(text: str, what: str, where: tuple[Place, ...], known: Iterable[str
     near = nearest(text, known, 2)
     tail = f"\n  near: {'   '.join(show(name, 80) for name in near)}" if near else ""
     looked = ", ".join(show(place.folder, 60) for place in where[:3])
-    there = f", none of that name in {looked}" if looked else ""
+    there = f" in {looked}" if looked else ""
     example = show(near[0], 80) if near else f"FILE{SUFFIX}"
     return ModelMissing(
-        f'no {what} "{show(text, 80)}": no file of that name{there}{tail}',
+        f'no {what} "{show(text, 80)}": no file has that name{there}{tail}',
         hint=f"{FLAGS[what]} {example}",
         near=list(near),
     )
@@ -151,7 +151,7 @@ def _unknown(text: str, what: str, where: tuple[Place, ...], known: Iterable[str
 
 
 def tensors_sha256(path: Path, memory: Memory | None = None) -> str:
-    """The sha256 of what follows the header, by which galleries know a LoRA: notes may change without changing it."""
+    """The sha256 of what follows the header, by which galleries identify a LoRA: editing its metadata keeps it."""
     header = read_header(path)
     noted = header.metadata.get("sshs_model_hash", "")
     if re.fullmatch(r"[0-9a-f]{64}", noted):
@@ -180,7 +180,7 @@ def _hash_from(path: Path, start: int) -> str:
 
 
 def with_vae(model: Model, path: Path) -> Model:
-    """The model with the VAE of this file in place of its own. How it scales latents stays the model's."""
+    """The model with this file's VAE in place of its own. The scaling of latents stays the model's."""
     header = read_header(path)
     kind = kind_of(header)
     part = kind.parts.get("vae")
@@ -207,6 +207,6 @@ def _check_vae(path: Path, header: Header, channels: int, parameters: int, model
     described = parameters_of("vae", own.config)
     if parameters < described:
         raise BadFile(
-            f"{show(path)} holds {parameters:,} parameters of a VAE; that of {show(model.name, 80)} has {described:,}",
+            f"{show(path)} has {parameters:,} VAE parameters; the VAE of {show(model.name, 80)} has {described:,}",
             hint=f"{FLAGS['VAE']} FILE{SUFFIX}",
         )

@@ -1,4 +1,4 @@
-"""Hashes of model files, worked out once: remembered by path, size and time of the last change."""
+"""Hashes of model files, computed once and remembered by path, size and modification time."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ _AT_ONCE = 4 << 20
 
 
 class Memory(Protocol):
-    """Where it is remembered. One that keeps nothing costs time only."""
+    """Where hashes are remembered. One that keeps nothing costs only time."""
 
     def read(self) -> dict[str, Any]: ...
 

@@ -1,4 +1,4 @@
-"""Model files read from end to end: their hash against the hub's, numbers that are none, tensors that are missing."""
+"""Model files read from end to end: hashes compared with the hub's, non-finite numbers, missing tensors."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ class FileCheck:
     path: str
     bytes: int
     sha256: str
-    expected: str | None  # what the hub says; null where nobody does
+    expected: str | None  # the hub's sha256; null where unknown
     not_finite: tuple[NotFinite, ...] = ()
     error: str | None = None
 
@@ -51,7 +51,7 @@ class FileCheck:
 
 @dataclass(frozen=True, kw_only=True)
 class Check:
-    """`missing` and `mismatched` are tensors held against the configs: "unet: conv_out.weight", 20 at most."""
+    """`missing` and `mismatched` are tensors that differ from the configs: "unet: conv_out.weight", at most 20."""
 
     schema: str = "sdcli.models-check/1"
     name: str
@@ -63,7 +63,7 @@ class Check:
 
 @dataclass(frozen=True)
 class Reading:
-    """How far it is, in bytes of all files."""
+    """Progress, in bytes of all files."""
 
     file: str
     done: int
@@ -75,7 +75,7 @@ def files_of(model: Model) -> tuple[Path, ...]:
 
 
 def check(name: str, files: Sequence[Path], model: Model | None = None) -> Generator[Reading, None, Check]:
-    """Readings as it goes on; returns the Check. Every byte is read once."""
+    """Yields Readings and returns the Check. Every byte is read once."""
     sizes = [path.stat().st_size for path in files]
     total, done = sum(sizes), 0
     found: list[FileCheck] = []
@@ -94,7 +94,7 @@ def _file(path: Path, before: int, total: int) -> Generator[Reading, None, FileC
     size = path.stat().st_size
     try:
         header = read_header(path)
-    except Unsafe:  # what could run code is left alone
+    except Unsafe:  # could run code: not opened any further
         raise
     except SdcliError as refused:  # its hash may still be worth knowing
         header, error = None, refused.message
@@ -116,7 +116,7 @@ def _file(path: Path, before: int, total: int) -> Generator[Reading, None, FileC
 
 
 def _values(file: BinaryIO, header: Header | None, state: Any) -> Iterator[int | NotFinite]:
-    """The file in order, hashed on the way: its header, then tensor by tensor, then whatever is left."""
+    """The file in order, hashed on the way: its header, then each tensor, then the rest."""
     at = 0
     if header is not None:
         head = file.read(header.data_start)
@@ -147,7 +147,7 @@ def _pieces(file: BinaryIO, size: int) -> Iterator[bytes]:
 
 
 def not_finite(raw: bytes, dtype: str) -> int:
-    """How many of these numbers are infinite or none at all."""
+    """How many of these numbers are infinite or NaN."""
     if dtype not in _FLOATS:
         return 0
     import numpy

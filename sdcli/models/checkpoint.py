@@ -1,4 +1,4 @@
-"""A single .safetensors file: a whole checkpoint becomes a Model, anything else is named for what it is."""
+"""A single .safetensors file: a whole checkpoint becomes a Model; anything else is identified and refused."""
 
 from __future__ import annotations
 
@@ -31,8 +31,9 @@ def read(path: Path) -> Model:
 
 
 def as_it_is(path: Path) -> Model | None:
-    """The same for looking at, a few tensors missing or not; None where it is no checkpoint to draw with. What lacks
-    more than a tenth of a part is not damaged but another model."""
+    """The same for inspection, even if a few tensors are missing; None where it is not a checkpoint to draw with.
+
+    A file that lacks more than a tenth of a part is another model, not a damaged one."""
     header = read_header(path)
     kind = kind_of(header)
     whole = kind.kind in DRAWN and all(
@@ -68,12 +69,12 @@ def _check_parts(path: Path, kind: Kind) -> None:
     components = find(kind.family).components
     missing = [PARTS[name] for name in components if name not in kind.parts]
     if missing:
-        raise BadFile(f"{show(path)} has no {' and no '.join(missing)}: not a whole checkpoint", hint=_ANOTHER)
+        raise BadFile(f"{show(path)} is incomplete: it has no {' and no '.join(missing)}", hint=_ANOTHER)
     for name, usual in _usual(kind.family):
         held = kind.parts[name].parameters
         if held < usual:
             raise BadFile(
-                f"{show(path)} is a relative of {TITLES[kind.family]} that sdcli does not draw with: "
+                f"{show(path)} is a variant of {TITLES[kind.family]} that sdcli cannot draw with: "
                 f"its {PARTS[name]} has {held / 1e6:,.1f} of {usual / 1e6:,.1f} million parameters",
                 hint=_ANOTHER,
             )
@@ -86,19 +87,19 @@ def _usual(family: str) -> Iterator[tuple[str, int]]:
 
 
 def _use_of_lora(path: Path, family: str) -> str:
-    """With its base model; where that is not known or not drawn with, a look at it."""
+    """A command that uses it with its base model; one that inspects it where there is no such model."""
     if family in DRAWN and find(family).known is not None:
         return f'the same command with -m {family} --lora "{show(path, 300)}"'
     return f'sdcli inspect-unet sd15 --lora "{show(path, 300)}"'
 
 
 def _other(path: Path, kind: Kind) -> SdcliError:
-    """Named, never guessed."""
+    """The error that says what the file is; never a guess."""
     title = TITLES.get(kind.kind, kind.kind)
     base = f" for {TITLES[kind.family]}" if kind.kind in _BESIDE and kind.family in TITLES else ""
     if kind.kind == "lora":
         return BadFile(f"{show(path)} is {title}{base}, not a model to draw with", hint=_use_of_lora(path, kind.family))
     if kind.kind == "vae":
         title += f" with {kind.latent_channels} latent channels"
-    seen = f"; it holds {', '.join(show(name, 80) for name in kind.seen)}" if kind.seen else ""
-    return BadFile(f"{show(path)} is {title}{base}, which sdcli does not draw with{seen}", hint=_ANOTHER)
+    seen = f"; it contains {', '.join(show(name, 80) for name in kind.seen)}" if kind.seen else ""
+    return BadFile(f"{show(path)} is {title}{base}, which sdcli cannot draw with{seen}", hint=_ANOTHER)

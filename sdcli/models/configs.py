@@ -15,7 +15,7 @@ from typing import Any
 from sdcli.errors import BadFile
 from sdcli.terminal import show
 
-# sdcli's samplers know a thousand training steps, as all of Stable Diffusion has; a hundred thousand fill no memory.
+# sdcli's samplers assume a thousand training steps, as in all of Stable Diffusion; 100,000 still fit in memory.
 FEWEST_STEPS, MOST_STEPS = 1000, 100_000
 LARGEST = 1 << 24
 _ANOTHER = 'sdcli generate "a cat" -m sd15'
@@ -66,12 +66,12 @@ def _or_null(rule: Rule) -> Rule:
 
 
 _YES = Rule("true or false", lambda value: value is None or isinstance(value, bool))
-_NO = Rule("false: sdcli does not draw with it", lambda value: value is None or value is False)
-_NULL = Rule("null: sdcli does not draw with it", lambda value: value is None)
+_NO = Rule("false: sdcli does not support it", lambda value: value is None or value is False)
+_NULL = Rule("null: sdcli does not support it", lambda value: value is None)
 _SIDE = _whole(1)
 _PAIR = _list_of(_SIDE, "a list of whole numbers above 0")
 _SIDES = Rule("a whole number above 0, or two", lambda value: _SIDE.holds(value) or _PAIR.holds(value))
-# what the size is told for, a default, can do without it: strange ones are passed over
+# only a default size, so other types are ignored
 _NOT_BELOW_ONE = Rule("a whole number above 0", lambda value: type(value) is not int or value > 0)
 _BETA = Rule("a number between 0 and 1", lambda value: _is_number(value) and 0 < value < 1)
 _EPSILON = _above(0, 1)
@@ -86,7 +86,7 @@ _UNET: Mapping[str, Rule] = {
     "mid_block_scale_factor": _FACTOR, "resnet_out_scale_factor": _FACTOR, "center_input_sample": _YES,
     "flip_sin_to_cos": _YES, "upcast_attention": _YES, "use_linear_projection": _YES, "resnet_skip_time_act": _YES,
     "time_embedding_act_fn": _or_null(_ACTIVATION), "timestep_post_act": _or_null(_ACTIVATION),
-    # what else such a UNet would have to be given, besides text, size and time
+    # what such a UNet would need as input besides text, size and time
     "class_embed_type": _NULL, "num_class_embeds": _NULL, "encoder_hid_dim_type": _or_null(_one_of("text_proj")),
     "addition_embed_type": _or_null(_one_of("text", "text_time")),
 }  # fmt: skip
@@ -129,7 +129,7 @@ _RULES = {"unet": _UNET, "vae": _VAE, "text_encoder": _TEXT, "text_encoder_2": _
 
 
 def check(part: str, config: Mapping[str, Any], file: Path) -> None:
-    """BadFile that names the file and the key, for the first value that cannot be."""
+    """Raise BadFile with the file and the key of the first invalid value."""
     for key, rule in _RULES[part].items():
         if key in config and not rule.holds(config[key]):
             raise _bad(file, f"{key} should be {rule.said}, not {_shown(config[key])}")
@@ -147,13 +147,13 @@ def _check_groups(config: Mapping[str, Any], file: Path) -> None:
 
 
 def _check_betas(config: Mapping[str, Any], file: Path) -> None:
-    """Something of the picture is left at the last step, if next to nothing: zero is what float32 would divide by."""
+    """At the last step some of the image must remain, however little: float32 would divide by zero."""
     steps, trained = config.get("num_train_timesteps", FEWEST_STEPS), config.get("trained_betas")
     if trained is not None and len(trained) != steps:
         raise _bad(file, f"trained_betas should have {steps} values, as num_train_timesteps says, not {len(trained)}")
     if sum(math.log1p(-beta) for beta in trained or _betas(config, steps)) < -80:
         named = "trained_betas" if trained else "beta_start, beta_end and num_train_timesteps"
-        raise _bad(file, f"{named} make more noise than float32 can hold")
+        raise _bad(file, f"{named} add more noise than float32 can represent")
 
 
 def _betas(config: Mapping[str, Any], steps: int) -> Sequence[float]:
@@ -166,5 +166,5 @@ def _bad(file: Path, what: str) -> BadFile:
 
 
 def _shown(value: Any) -> str:
-    """As JSON writes it, so that "1" is told from 1."""
+    """As JSON, so that "1" and 1 look different."""
     return show(json.dumps(value)[:1000], 60)

@@ -13,7 +13,7 @@ from sdcli.models.lora import wrong_family
 from sdcli.models.model import ENCODERS, Model
 from sdcli.terminal import show
 
-MOST_VECTORS = 75  # as many as a chunk of the prompt has places
+MOST_VECTORS = 75  # tokens in a chunk of the prompt, without its two marks
 _FAMILIES = {768: "sd15", 1024: "sd2"}
 _PARTS = {"clip_l": "text_encoder", "clip_g": "text_encoder_2"}  # SDXL's two, by the names that all trainers use
 
@@ -22,11 +22,11 @@ _PARTS = {"clip_l": "text_encoder", "clip_g": "text_encoder_2"}  # SDXL's two, b
 class Embedding:
     path: Path
     tensors: Mapping[str, str]  # text encoder → its tensor's name
-    vectors: int  # places it takes in the prompt
+    vectors: int  # tokens it takes in the prompt
     token: str = ""  # the word diffusers stored it under, where the file names one
 
     def words(self, word: str) -> tuple[str, ...]:
-        """What stands for it in a prompt: the word given, and the file's own."""
+        """The words that mean it in a prompt: `word`, and the file's own."""
         return tuple(dict.fromkeys(filter(None, (word, self.token))))
 
 
@@ -48,14 +48,14 @@ def read(path: Path, model: Model) -> Embedding:
     if len(counts) != 1 or not 1 <= max(counts) <= MOST_VECTORS:
         listed = " and ".join(str(count) for count in sorted(counts))
         raise BadFile(
-            f"{show(path)} has {listed} vectors; an embedding has 1 to {MOST_VECTORS}, equally for each encoder",
+            f"{show(path)} has {listed} vectors; an embedding has 1 to {MOST_VECTORS}, as many for each encoder",
             hint="sdcli help formats",
         )
     return Embedding(path=path, tensors=tensors, vectors=max(counts), token=token_of(header))
 
 
 def token_of(header: Header) -> str:
-    """The word that the file itself names: diffusers calls the tensor by it."""
+    """The word stored in the file: diffusers uses it as the tensor's name."""
     return next((name for name in header.tensors if len(header.tensors) == 1 and name not in EMBEDDINGS), "")
 
 
@@ -63,7 +63,9 @@ def _check_kind(path: Path, header: Header) -> None:
     kind = kind_of(header)
     single = len(header.tensors) in (1, 2) and all(1 <= len(t.shape) <= 2 for t in header.tensors.values())
     if kind.kind not in ("embedding", "unknown") or not single:
-        title = "no embedding" if kind.kind == "unknown" else f"{TITLES.get(kind.kind, kind.kind)}, not an embedding"
+        title = (
+            "not an embedding" if kind.kind == "unknown" else f"{TITLES.get(kind.kind, kind.kind)}, not an embedding"
+        )
         raise BadFile(f"{show(path)} is {title}", hint="sdcli help formats")
 
 
@@ -78,13 +80,13 @@ def _misfit(path: Path, header: Header, family: str, model: Model) -> BadFile:
     if family and model.family in TITLES and family != model.family:
         return wrong_family(path, "an embedding", family, model, "--embedding")
     widths = " and ".join(str(tensor.shape[-1]) for tensor in header.tensors.values())
-    wanted = " and ".join(
+    expected = " and ".join(
         str(component.config.get("hidden_size"))
         for name, component in model.components.items()
         if name.startswith("text_encoder")
     )
     return BadFile(
-        f"{show(path)} has vectors {widths} wide; {show(model.name, 80)} reads text {wanted} wide",
+        f"{show(path)} has vectors of width {widths}; {show(model.name, 80)} needs width {expected}",
         hint="-m sd15",
     )
 

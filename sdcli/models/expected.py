@@ -1,4 +1,4 @@
-"""Which tensors a config describes, and which of them a file lacks, whatever layout its names are in."""
+"""Which tensors a config describes, and which of them a file lacks, in any layout of names."""
 
 from __future__ import annotations
 

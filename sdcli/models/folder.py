@@ -1,4 +1,4 @@
-"""A diffusers folder: model_index.json, a config and weights per component. JSON and headers are all that is read."""
+"""A diffusers folder: model_index.json, a config and weights per component. Only JSON and headers are read."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from sdcli.terminal import show, size_text
 LARGEST_JSON = 8 << 20
 # Keys through which a config has been able to make a library fetch or run code.
 DANGEROUS = ("auto_map", "trust_remote_code", "custom_pipeline", "_attn_implementation")
-# transformers wrote this one itself for a while; a yes or no names nothing.
+# transformers itself wrote this one for a while; a boolean cannot name code.
 _HARMLESS = "_attn_implementation_autoset"
 CLASSES: dict[str, tuple[str, ...]] = {  # a config that names another is refused
     "unet": ("UNet2DConditionModel",),
@@ -32,7 +32,7 @@ CLASSES: dict[str, tuple[str, ...]] = {  # a config that names another is refuse
     "tokenizer_2": ("CLIPTokenizer", "CLIPTokenizerFast"),
 }
 _LIBRARIES = ("diffusers", "transformers", "stable_diffusion")
-# Classes of diffusers that do stand in such places, but that sdcli has no place for.
+# diffusers classes that real models name there, but that sdcli does not support.
 _KNOWN_UNUSED = (
     "AutoencoderTiny",
     "AsymmetricAutoencoderKL",
@@ -40,7 +40,7 @@ _KNOWN_UNUSED = (
     "UNet2DModel",
     "FlaxCLIPTextModel",
 )
-# Never loaded, so any class of those libraries may stand there. The scheduler is read as numbers only.
+# Never loaded, so any class of those libraries is allowed. Of the scheduler only numbers are read.
 _NOT_LOADED = ("safety_checker", "feature_extractor", "image_encoder", "scheduler")
 _STEMS = {"unet": "diffusion_pytorch_model", "vae": "diffusion_pytorch_model"}
 _PREDICTIONS = ("epsilon", "v_prediction")
@@ -49,15 +49,16 @@ _ANOTHER = "-m sd15"
 
 
 class OnlyPickles(Unsafe):
-    """The weights are here, but in no form that is safe to read."""
+    """The weights exist, but only as pickles."""
 
 
 def read(
     path: Path, *, family: str | None = None, name: str | None = None, source: str = "folder",
     repository: str | None = None, revision: str | None = None, licence: str | None = None, whole: bool = True,
 ) -> Model:  # fmt: skip
-    """The model in a folder; `family` is given for the built-in one, whose classes are Stable Diffusion's. With
-    `whole` False it may lack tensors: for looking at."""
+    """The model in a folder; `family` is set for the built-in one, which names Stable Diffusion's classes.
+
+    With `whole` False it may lack tensors: for inspection."""
     index = _index(path)
     kind = family or family_of(path)
     _check_classes(index, path)
@@ -75,7 +76,7 @@ def read(
         disk_bytes=sum(component.stored_bytes for component in components.values()), components=components,
         path=str(path), vocabulary=_vocabulary(components, path), repository=repository, licence=licence,
         scheduler=scheduler or shipped_scheduler(kind),
-        defaults={**_native(components, find(kind).native), **_asked(index)}, preview=_preview(index, components),
+        defaults={**_native(components, find(kind).native), **_defaults(index)}, preview=_preview(index, components),
     )  # fmt: skip
 
 
@@ -89,7 +90,7 @@ def shipped_scheduler(family: str) -> Mapping[str, Any]:
 def read_json(path: Path, *, required: bool = True, infinite: bool = False) -> dict[str, Any]:
     """A JSON object of limited size without keys that could make a library run code."""
     try:
-        held = reading.parse_object(reading.whole(path, LARGEST_JSON), infinite=infinite)
+        content = reading.parse_object(reading.whole(path, LARGEST_JSON), infinite=infinite)
     except FileNotFoundError:
         if not required:
             return {}
@@ -98,15 +99,17 @@ def read_json(path: Path, *, required: bool = True, infinite: bool = False) -> d
         raise BadFile(f"{show(path)} cannot be read: {show(error.strerror or error)}", hint="sdcli doctor") from None
     except reading.NotJson as error:
         raise BadFile(f"{show(path)} is damaged: it {error}", hint=_AGAIN) from None
-    for key, value in _keys(held):
+    for key, value in _keys(content):
         if key.startswith(DANGEROUS) and not (key == _HARMLESS and isinstance(value, bool)):
-            raise Unsafe(f'{show(path)} has the key "{show(key, 60)}", which can make code run; refused', hint=_ANOTHER)
-    return held
+            raise Unsafe(
+                f'{show(path)} has the key "{show(key, 60)}", which can make a library run code; refused', hint=_ANOTHER
+            )
+    return content
 
 
-def _keys(held: Any) -> Iterator[tuple[str, Any]]:
-    """Every key at every depth, without recursion: the file chose the depth."""
-    waiting = [held]
+def _keys(content: Any) -> Iterator[tuple[str, Any]]:
+    """Every key at every depth, without recursion: the file controls the depth."""
+    waiting = [content]
     while waiting:
         value = waiting.pop()
         if isinstance(value, dict):
@@ -130,59 +133,59 @@ def _index(path: Path) -> dict[str, Any]:
     if "config.json" in names:
         cls = read_json(path / "config.json").get("_class_name", "model")
         raise ModelMissing(
-            f"{show(path)} is one part of a model, a {show(cls, 60)}: no model_index.json", hint=_ANOTHER
+            f"{show(path)} is one part of a model ({show(cls, 60)}): it has no model_index.json", hint=_ANOTHER
         )
     if files:
         listed = ", ".join(show(name, 60) for name in files[:3]) + (" …" if len(files) > 3 else "")
         raise ModelMissing(
-            f"{show(path)} has no model_index.json; it holds {listed}",
+            f"{show(path)} has no model_index.json; it contains {listed}",
             hint=f'-m "{show(path / files[0], 300)}"',
         )
-    raise ModelMissing(f"{show(path)} is no model: there is no model_index.json in it", hint=_ANOTHER)
+    raise ModelMissing(f"{show(path)} is not a model: it has no model_index.json", hint=_ANOTHER)
 
 
 def family_of(path: Path) -> str:
     """The family of the model in a folder, by its UNet's config: several share a pipeline's class."""
     index = _index(path)
     pipeline = index.get("_class_name")
-    if isinstance(pipeline, list):  # how a folder names a pipeline of its own, in Python
+    if isinstance(pipeline, list):  # names Python code in the folder itself
         raise Unsafe(f"{show(path)} wants to run its own {show(pipeline, 60)}; refused", hint=_ANOTHER)
     if pipeline not in [family.pipeline for family in families().values()]:
         titles = " and ".join(TITLES[name] for name in DRAWN)
         raise BadFile(
-            f"{show(path)} is for {show(pipeline, 60)}, which sdcli does not draw with; it draws with {titles}",
+            f"{show(path)} is for {show(pipeline, 60)}, which sdcli cannot draw with; it supports {titles}",
             hint=_ANOTHER,
         )
     unet = read_json(path / "unet" / "config.json")
-    found = of_unet(unet)
-    if found is None or unet.get("encoder_hid_dim") is not None:
-        raise BadFile(f"{show(path)} has a UNet that sdcli does not draw with", hint=_ANOTHER)
-    return found.name
+    family = of_unet(unet)
+    if family is None or unet.get("encoder_hid_dim") is not None:
+        raise BadFile(f"{show(path)} has a UNet that sdcli cannot draw with", hint=_ANOTHER)
+    return family.name
 
 
 def _check_classes(index: Mapping[str, Any], path: Path) -> None:
-    """Every component a class sdcli makes itself: a model names no code."""
+    """Every component must name a class that sdcli creates itself: a model cannot name code to run."""
     for name, value in index.items():
         if not isinstance(value, list) or value == [None, None]:
             continue
-        wanted = f"{show(path)} wants {show(name, 40)} to be {'.'.join(show(word, 60) for word in value[:2])}"
+        demand = f"{show(path)} wants {show(name, 40)} to be {'.'.join(show(word, 60) for word in value[:2])}"
         if len(value) == 2 and value[1] in _KNOWN_UNUSED:
-            raise BadFile(f"{wanted}, which sdcli does not draw with", hint=_ANOTHER)
+            raise BadFile(f"{demand}, which sdcli does not support", hint=_ANOTHER)
         loaded = name not in _NOT_LOADED
         if len(value) != 2 or value[0] not in _LIBRARIES or (loaded and value[1] not in CLASSES.get(name, ())):
-            raise Unsafe(f"{wanted}; refused", hint=_ANOTHER)
+            raise Unsafe(f"{demand}; refused", hint=_ANOTHER)
 
 
 def _check_unet(unet: Mapping[str, Any], decoder: Mapping[str, Any], family: str, path: Path) -> None:
-    """A UNet of unusual width is what the index says; one of another known family is not."""
+    """A UNet of unusual width may be what the index says; one of another known family may not."""
     _, named = kind_of_config(unet)
     if family and named not in (family, "unknown"):
-        raise BadFile(f"{show(path)} is {TITLES.get(named, named)}, which sdcli does not draw with yet", hint=_ANOTHER)
+        raise BadFile(f"{show(path)} is {TITLES.get(named, named)}, which sdcli cannot draw with yet", hint=_ANOTHER)
     takes, gives = unet.get("in_channels", 4), decoder.get("latent_channels", 4)
     if takes != gives:
         raise BadFile(
             f"{show(path)}: its UNet takes {show(takes, 20)} channels, its VAE gives {show(gives, 20)}: "
-            "no text-to-image model",
+            "not a text-to-image model",
             hint=_ANOTHER,
         )
 
@@ -191,23 +194,23 @@ def _check_unet(unet: Mapping[str, Any], decoder: Mapping[str, Any], family: str
 
 
 class Incomplete(BadFile):
-    """Fewer numbers than the config describes. `details` has the folder of the model."""
+    """Fewer parameters than the config describes. `details` has the model's folder."""
 
 
 def _component(folder: Path, part: str, config: Mapping[str, Any], whole: bool) -> Component:
     if config.get("quantization_config") is not None:
-        raise BadFile(f"{show(folder)} is quantized, a form sdcli does not read", hint=_ANOTHER)
+        raise BadFile(f"{show(folder)} is quantized, which sdcli does not support", hint=_ANOTHER)
     headers = [read_header(file) for file in _weights(folder, _STEMS.get(part, "model"))]
-    held = part_of(item for header in headers for item in header.tensors.items())
+    stored = part_of(item for header in headers for item in header.tensors.items())
     described = _described(part, config, folder)
-    if held is None or (whole and held.parameters < described):
+    if stored is None or (whole and stored.parameters < described):
         raise Incomplete(
-            f"{show(folder)} holds {held.parameters if held else 0:,} parameters, its config.json describes "
+            f"{show(folder)} has {stored.parameters if stored else 0:,} parameters, its config.json describes "
             f"{described:,}: not the same model",
             hint=_AGAIN, folder=str(folder.parent),
         )  # fmt: skip
     return Component(
-        parameters=held.parameters, stored_bytes=held.bytes, stored_dtype=held.dtype, config=config,
+        parameters=stored.parameters, stored_bytes=stored.bytes, stored_dtype=stored.dtype, config=config,
         files=tuple(str(header.path) for header in headers),
     )  # fmt: skip
 
@@ -221,7 +224,7 @@ def _described(part: str, config: Mapping[str, Any], folder: Path) -> int:
 
 
 def _weights(folder: Path, stem: str) -> list[Path]:
-    """The component's files: fp16 where there are several variants (half to read), whole or in shards."""
+    """The component's files: fp16 where there are several variants (half as much to read), whole or in shards."""
     for variant in VARIANTS:
         whole = folder / f"{stem}{variant}.safetensors"
         if whole.is_file():
@@ -232,14 +235,14 @@ def _weights(folder: Path, stem: str) -> list[Path]:
     pickles = sorted(p.name for p in folder.glob("*") if p.suffix in PICKLE_SUFFIXES) if folder.is_dir() else []
     if pickles:
         raise OnlyPickles(
-            f"{show(folder)} has only pickles ({show(pickles[0], 80)}); loading one can run code, so sdcli does not",
+            f"{show(folder)} has only pickles ({show(pickles[0], 80)}), which can run code when loaded; refused",
             hint="get the model with .safetensors files",
         )
     raise ModelMissing(f"{show(folder / stem)}.safetensors is missing", hint=_AGAIN)
 
 
 def _shard_tables(folder: Path, stem: str, variant: str) -> tuple[Path, ...]:
-    """Both orders of the words are in circulation."""
+    """Both word orders are in use."""
     return (folder / f"{stem}.safetensors.index{variant}.json", folder / f"{stem}{variant}.safetensors.index.json")
 
 
@@ -250,21 +253,21 @@ def _shards(table: Path) -> list[Path]:
     names = sorted({str(name) for name in placed.values()})
     for name in names:
         if not re.fullmatch(r"[\w.\-]{1,200}\.safetensors", name, re.ASCII):
-            raise Unsafe(f"{show(table)} names {show(name, 80)}, which is no file beside it; refused", hint=_ANOTHER)
+            raise Unsafe(f"{show(table)} names {show(name, 80)}, which is not a file beside it; refused", hint=_ANOTHER)
         if not (table.parent / name).is_file():
             raise ModelMissing(f"{show(table.parent / name)} is missing", hint=_AGAIN)
     return [table.parent / name for name in names]
 
 
-# --- what the model's own files set
+# --- settings in the model's own files
 
 
-def _truth(told: Any, usual: bool) -> bool:
-    return told if isinstance(told, bool) else usual
+def _truth(value: Any, default: bool) -> bool:
+    return value if isinstance(value, bool) else default
 
 
 def _scheduler(file: Path) -> dict[str, Any]:
-    """Its numbers; diffusers itself writes an infinity into some, which JSON has not."""
+    """Its numbers; diffusers itself writes infinities, which standard JSON lacks."""
     config = read_json(file, required=False, infinite=True)
     configs.check("scheduler", config, file)
     return config
@@ -275,7 +278,7 @@ def _prediction(scheduler: Mapping[str, Any], path: Path) -> str:
     if named in _PREDICTIONS:
         return str(named)
     raise BadFile(
-        f"{show(path)} predicts {show(named, 40)}; sdcli draws with {' and '.join(_PREDICTIONS)}", hint=_ANOTHER
+        f"{show(path)} predicts {show(named, 40)}; sdcli supports {' and '.join(_PREDICTIONS)}", hint=_ANOTHER
     )
 
 
@@ -294,7 +297,7 @@ CLIP_TOKENS = 49_408
 
 
 def _vocabulary(components: Mapping[str, Component], path: Path) -> str | None:
-    """Where its own tokens are, if its text encoder knows fewer than CLIP's; more are CLIP's and words behind them."""
+    """The folder of its own tokens, if they are fewer than CLIP's; more are CLIP's, then added words."""
     known = components["text_encoder"].config.get("vocab_size", CLIP_TOKENS)
     if not isinstance(known, int) or known >= CLIP_TOKENS:
         return None
@@ -311,21 +314,21 @@ _SETTINGS: dict[str, tuple[type, ...]] = {
 }  # fmt: skip
 
 
-def _asked(index: Mapping[str, Any]) -> dict[str, Any]:
-    """What the model's own index asks for, under `sdcli`: only plain settings of the right type."""
-    asked = _own(index)
+def _defaults(index: Mapping[str, Any]) -> dict[str, Any]:
+    """Defaults in the model's own index, under `sdcli`: only plain settings of the right type."""
+    settings = _own(index)
     return {
-        name: asked[name]
+        name: settings[name]
         for name, types in _SETTINGS.items()
-        if isinstance(asked.get(name), types) and not isinstance(asked[name], bool)
+        if isinstance(settings.get(name), types) and not isinstance(settings[name], bool)
     }
 
 
 def _preview(index: Mapping[str, Any], components: Mapping[str, Component]) -> tuple[tuple[float, float, float], ...]:
-    """Red, green and blue of each latent channel, in the index under `sdcli`; one row more is added everywhere."""
-    told = _own(index).get("preview")
+    """Red, green and blue of each latent channel, in the index under `sdcli`; an extra last row is an offset."""
+    preview = _own(index).get("preview")
     channels = components["unet"].config.get("in_channels", 4)
-    rows = told if isinstance(told, list) and len(told) in (channels, channels + 1) else []
+    rows = preview if isinstance(preview, list) and len(preview) in (channels, channels + 1) else []
     plain = all(isinstance(row, list) and len(row) == 3 and all(map(_is_number, row)) for row in rows)
     return tuple((float(row[0]), float(row[1]), float(row[2])) for row in rows) if plain else ()
 

@@ -66,7 +66,7 @@ def read_header(path: Path) -> Header:
 
 
 def read_from(file: BinaryIO, size: int, path: Path) -> Header:
-    """The same from an open file of `size` bytes, standing at its start; `path` only names it."""
+    """The same from an open file of `size` bytes, positioned at its start; `path` only names it in errors."""
     start = file.read(FIRST_BYTES)
     foreign = sniff(start, size, path)
     if foreign is not None:
@@ -83,9 +83,9 @@ def read_from(file: BinaryIO, size: int, path: Path) -> Header:
 
 
 def length_of(start: bytes) -> int:
-    """How many bytes the header takes in all, as the file's first bytes say; FIRST_BYTES where they are no header's."""
-    told = 8 + int.from_bytes(start[:8], "little")
-    return max(FIRST_BYTES, told) if len(start) >= 8 and told <= 8 + LARGEST_HEADER else FIRST_BYTES
+    """The header's size in bytes by the file's first bytes; FIRST_BYTES where they do not start a header."""
+    size = 8 + int.from_bytes(start[:8], "little")
+    return max(FIRST_BYTES, size) if len(start) >= 8 and size <= 8 + LARGEST_HEADER else FIRST_BYTES
 
 
 def _parse(raw: bytes, path: Path) -> dict[str, Any]:
@@ -97,51 +97,51 @@ def _parse(raw: bytes, path: Path) -> dict[str, Any]:
 
 
 def _check_bulk(raw: bytes, path: Path) -> None:
-    """Brackets and quotes become objects 25 times their size: too many are refused before they are made."""
+    """Brackets and quotes become objects 25 times their size: too many are refused before parsing."""
     if len(raw) <= _LIKELY_SMALL:
         return
     if raw.count(b"{") + raw.count(b"[") > _MOST_BRACKETS or raw.count(b'"') > _MOST_QUOTES:
         raise bad(path, "damaged: its header lists more than any model has")
 
 
-def _metadata(given: Any, path: Path) -> Mapping[str, str]:
-    if not isinstance(given, dict) or not all(isinstance(v, str) for v in given.values()):
-        raise bad(path, "damaged: its metadata is no table of texts")
-    if sum(len(k) + len(v) for k, v in given.items()) > LARGEST_METADATA:
+def _metadata(table: Any, path: Path) -> Mapping[str, str]:
+    if not isinstance(table, dict) or not all(isinstance(v, str) for v in table.values()):
+        raise bad(path, "damaged: its metadata is not a table of strings")
+    if sum(len(k) + len(v) for k, v in table.items()) > LARGEST_METADATA:
         raise bad(path, "damaged: more than 1 MiB of metadata")
-    return given
+    return table
 
 
 def _tensor(name: str, entry: Any, path: Path) -> Tensor:
     if not name or len(name) > LONGEST_NAME or not name.isprintable():
-        raise bad(path, f'damaged: "{show(name, 80)}" is no name for a tensor')
+        raise bad(path, f'damaged: "{show(name, 80)}" is not a valid tensor name')
     where = f'tensor "{show(name, 80)}"'
     if not isinstance(entry, dict):
-        raise bad(path, f"damaged: {where} is no table")
+        raise bad(path, f"damaged: {where} is not a table")
     dtype, shape, offsets = entry.get("dtype"), entry.get("shape"), entry.get("data_offsets")
     width = _WIDTHS.get(dtype) if isinstance(dtype, str) else None
     if not isinstance(dtype, str):
-        raise bad(path, f"damaged: {where} names no dtype")
+        raise bad(path, f"damaged: {where} has no dtype")
     if width is None:
-        raise bad(path, f"not readable here: {where} has the dtype {show(dtype, 20)}, which sdcli does not know")
+        raise bad(path, f"not readable: {where} has the dtype {show(dtype, 20)}, which sdcli does not support")
     if not _whole_numbers(shape) or len(shape) > 16:
-        raise bad(path, f"damaged: {where} has no shape that can be")
+        raise bad(path, f"damaged: {where} has an invalid shape")
     if not _whole_numbers(offsets) or len(offsets) != 2 or offsets[1] < offsets[0]:
-        raise bad(path, f"damaged: {where} has no place in the file that can be")
+        raise bad(path, f"damaged: {where} has invalid data_offsets")
     tensor = Tensor(dtype, tuple(shape), offsets[0], offsets[1])
     if tensor.parameters * width != tensor.size:
         raise bad(path, f"damaged: {where} has {tensor.size} bytes, its shape needs {tensor.parameters * width}")
     return tensor
 
 
-def _whole_numbers(given: Any) -> TypeGuard[list[int]]:
-    return isinstance(given, list) and all(
-        isinstance(n, int) and not isinstance(n, bool) and 0 <= n < 2**48 for n in given
+def _whole_numbers(value: Any) -> TypeGuard[list[int]]:
+    return isinstance(value, list) and all(
+        isinstance(n, int) and not isinstance(n, bool) and 0 <= n < 2**48 for n in value
     )
 
 
 def _check_layout(tensors: Mapping[str, Tensor], data: int, path: Path) -> None:
-    """Neither overlaps nor gaps, and the data ends where the file does."""
+    """No overlaps, no gaps, and the data ends where the file does."""
     position = 0
     for name, tensor in sorted(tensors.items(), key=lambda item: (item[1].begin, item[1].end)):
         if tensor.begin != position:
@@ -149,6 +149,6 @@ def _check_layout(tensors: Mapping[str, Tensor], data: int, path: Path) -> None:
             raise bad(path, f'damaged: tensor "{show(name, 80)}" {fault}')
         position = tensor.end
     if position > data:
-        raise bad(path, f"cut off: {data:,} of {position:,} bytes are there")
+        raise bad(path, f"cut off: it has {data:,} of {position:,} bytes of data")
     if position < data:
         raise bad(path, f"damaged: {disk_text(data - position)} after its last tensor")

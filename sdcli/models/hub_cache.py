@@ -1,4 +1,4 @@
-"""The Hugging Face cache on this disk, read without the network: which repositories and commits are there."""
+"""The Hugging Face cache on this disk, read without the network: which repositories and commits it has."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ class Snapshot:
 
 
 def folder(environment: Mapping[str, str]) -> Path:
-    """HF_HUB_CACHE, else HF_HOME/hub, else the usual place: the order huggingface_hub itself keeps to."""
+    """HF_HUB_CACHE, else HF_HOME/hub, else the default: the same order as in huggingface_hub."""
     named = environment.get("HF_HUB_CACHE") or environment.get("HUGGINGFACE_HUB_CACHE")
     if named:
         return Path(named).expanduser()
@@ -32,7 +32,7 @@ def folder(environment: Mapping[str, str]) -> Path:
 
 
 def snapshot(cache: Path, repository: str, revision: str | None) -> Snapshot | None:
-    """The files of one commit: the one asked for, or the one `main` pointed at when it was fetched."""
+    """The files of one commit: `revision`, or what `main` pointed at when it was fetched."""
     place = cache / f"models--{repository.replace('/', '--')}"
     commit = _commit(place, revision or "main")
     if commit is None:
@@ -42,7 +42,7 @@ def snapshot(cache: Path, repository: str, revision: str | None) -> Snapshot | N
 
 
 def file(cache: Path, name: HubName) -> Snapshot | None:
-    """One file of a repository, and its commit: the file named, else the one that is meant of those that are here."""
+    """One file of a repository, and its commit: the file named, else the obvious one of those cached."""
     place = cache / f"models--{name.repository.replace('/', '--')}"
     commit = _commit(place, name.revision or "main")
     if commit is None:
@@ -78,7 +78,7 @@ def _by_first_letters(place: Path, revision: str) -> str | None:
 
 
 def told_sha256(path: Path) -> str | None:
-    """What the hub said of a file: in the cache a large one is a link to a blob that is named by its sha256."""
+    """The hub's sha256 of a file: in the cache a large file is a link to a blob named after it."""
     blob = path.resolve().name if path.is_symlink() else ""
     return blob if re.fullmatch(r"[0-9a-f]{64}", blob) else None
 

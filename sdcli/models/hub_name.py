@@ -1,4 +1,4 @@
-"""What a file on the Hub is called: owner/name, owner/name/file.safetensors, either with @commit behind the name."""
+"""What a file on the Hub is called: owner/name, owner/name/file.safetensors, either with @commit after the name."""
 
 from __future__ import annotations
 
@@ -33,9 +33,9 @@ class HubName:
 
 
 def parse(text: str) -> HubName | None:
-    """None for what cannot be one. Whether it is a path on this machine instead, the caller has looked."""
+    """None for what cannot be one. The caller has checked that it is not a path on this machine."""
     found = _NAME.fullmatch(text)
-    if found is None or found["repository"].casefold().endswith(SUFFIX):  # that is a file in a folder
+    if found is None or found["repository"].casefold().endswith(SUFFIX):  # a file in a folder
         return None
     file = found["file"]
     if file is not None and not (file.endswith(SUFFIX) and _is_plain(file)):
@@ -44,7 +44,7 @@ def parse(text: str) -> HubName | None:
 
 
 def of_page(text: str) -> HubName | None:
-    """What the address of a page at the Hub is about, as a browser shows it; None for any other text."""
+    """The name behind the URL of a page on the Hub; None for any other text."""
     page = _PAGE.fullmatch(text)
     if page is None:
         return None
@@ -54,11 +54,11 @@ def of_page(text: str) -> HubName | None:
 
 
 def _is_plain(file: str) -> bool:
-    """Folders and a name, nothing that leads elsewhere."""
+    """Folders and a file name, without anything that leads outside."""
     return "\\" not in file and file.isprintable() and not {"", ".", ".."} & set(file.split("/"))
 
 
 def the_one(names: Iterable[str]) -> str | None:
-    """Of a repository's files the one that is meant where none is named: the only one, or diffusers' usual one."""
+    """The file of a repository to use where none is named: the only one, or the one under diffusers' default name."""
     weights = [name for name in names if name.endswith(SUFFIX)]
     return weights[0] if len(weights) == 1 else USUAL if USUAL in weights else None

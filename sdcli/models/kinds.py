@@ -1,4 +1,4 @@
-"""What a model file is, from its tensors' names and shapes alone. What is not recognised is called unknown."""
+"""What a model file is, from its tensors' names and shapes alone. What it does not recognise is "unknown"."""
 
 from __future__ import annotations
 
@@ -12,29 +12,29 @@ from sdcli.models.headers import NAMES, Header, Tensor
 
 UNET = "model.diffusion_model."
 VAE = "first_stage_model."
-# The width of the text that a UNet reads → its family; the refiner is one that nothing draws with by itself.
+# The width of the text that a UNet reads → its family; the refiner is never drawn with by itself.
 _WIDTHS = {family.text_width: family.name for family in families().values() if family.text_width} | {1280: "refiner"}
-# Input channels → what the UNet sees beside the noise: a mask and a picture, a picture, a depth map.
+# Input channels → what the UNet sees beside the noise: a mask and an image, an image, a depth map.
 _INPUTS = {4: "", 5: "-depth", 7: "-upscaler", 8: "-edit", 9: "-inpainting"}
 DRAWN = tuple(family.name for family in families().values() if family.text_width)
 TITLES = {
     **{family.name: family.title for family in families().values() if family.text_width},
     "refiner": "the SDXL refiner",
     "sd15-inpainting": "Stable Diffusion 1.5 inpainting", "sdxl-inpainting": "SDXL inpainting",
-    "sd2-inpainting": "Stable Diffusion 2 inpainting", "sd15-edit": "Stable Diffusion 1.5 for editing pictures",
-    "sdxl-edit": "SDXL for editing pictures", "sd2-depth": "Stable Diffusion 2 with depth",
-    "sd2-upscaler": "the Stable Diffusion upscaler", "sdxl-edm": "SDXL trained the EDM way",
-    "sd15-lcm": "a latent consistency model", "sdxl-lcm": "a latent consistency model of SDXL",
+    "sd2-inpainting": "Stable Diffusion 2 inpainting", "sd15-edit": "Stable Diffusion 1.5 for image editing",
+    "sdxl-edit": "SDXL for image editing", "sd2-depth": "Stable Diffusion 2 with depth",
+    "sd2-upscaler": "the Stable Diffusion upscaler", "sdxl-edm": "SDXL trained with EDM",
+    "sd15-lcm": "a latent consistency model", "sdxl-lcm": "an SDXL latent consistency model",
     "sd3": "Stable Diffusion 3", "flux": "FLUX", "pixart": "PixArt", "cascade": "Stable Cascade",
     "dit": "a diffusion transformer", "video": "a video model", "motion": "a motion module",
     "lora": "a LoRA", "vae": "a VAE", "taesd": "a tiny VAE for previews", "unet": "a UNet alone",
     "text-encoder": "a text encoder", "image-encoder": "an image encoder", "controlnet": "a ControlNet",
     "t2i-adapter": "a T2I-Adapter", "embedding": "a textual-inversion embedding", "upscaler": "an upscaler",
-    "ip-adapter": "an IP-Adapter", "pipeline": "a whole model under diffusers' names in one file",
+    "ip-adapter": "an IP-Adapter", "pipeline": "a whole pipeline in one file, under diffusers' names",
     "unknown": "of an unknown kind",
 }  # fmt: skip
-EMBEDDINGS = ("emb_params", "clip_l", "clip_g")  # what learned vectors are called where they do not name their word
-# Constants that some files carry among the weights, in a dtype of their own; they are no parameters.
+EMBEDDINGS = ("emb_params", "clip_l", "clip_g")  # names of learned vectors whose file does not name their word
+# Constants that some files carry among the weights, in a dtype of their own; not counted as parameters.
 _CONSTANTS = ("position_ids", "logit_scale", ".alpha")
 
 Tensors = Mapping[str, Tensor]
@@ -62,7 +62,7 @@ class Kind:
     ema: bool = False
     latent_channels: int = 0  # of a VAE: 4 in SD1.5 and SDXL, 16 in SD3 and FLUX
     parts: Mapping[str, Part] = field(default_factory=dict)
-    seen: tuple[str, ...] = ()  # what an unknown file holds: a few names, or the width that fits nothing
+    seen: tuple[str, ...] = ()  # what an unknown file holds: a few names, or the width that fits no family
 
 
 def kind_of(header: Header) -> Kind:
@@ -116,7 +116,7 @@ def _unet_family(tensors: Tensors, prefix: str) -> tuple[str, str, tuple[str, ..
     family = _WIDTHS.get(width, "")
     kind = family + _INPUTS.get(channels, "-unknown")
     if not family or kind not in TITLES:
-        return "", "unknown", (f"a UNet with {channels} input channels and text {width} wide",)
+        return "", "unknown", (f"a UNet with {channels} input channels and text width {width}",)
     return family, kind, ()
 
 
@@ -150,7 +150,7 @@ def _lora(tensors: Tensors, metadata: Metadata) -> Kind | None:
 
 
 def _lora_base(tensors: Tensors, metadata: Metadata) -> str:
-    """The base model: from the width its cross-attention reads, else its blocks, else what the trainer wrote down."""
+    """The base model: from the width of its cross-attention, else its blocks, else the trainer's metadata."""
     for name, tensor in tensors.items():
         if _READS_TEXT.search(name) and len(tensor.shape) >= 2:
             return _WIDTHS.get(tensor.shape[1], "")
@@ -181,14 +181,14 @@ def _lora_said(metadata: Metadata) -> str:
 
 
 def _lora_text_width(tensors: Tensors) -> str:
-    """A LoRA of the text encoder alone, by kohya: `lora_te_` has one encoder, so that its width tells the model."""
+    """A LoRA of the text encoder alone, by kohya: `lora_te_` has one encoder, so its width identifies the model."""
     for name, tensor in tensors.items():
         if name.startswith("lora_te_") and name.endswith("q_proj.lora_down.weight") and len(tensor.shape) == 2:
             return {768: "sd15", 1024: "sd2"}.get(tensor.shape[1], "")
     return ""
 
 
-# --- parts of models, and what is put beside them
+# --- parts of models, and adapters
 
 
 def _adapter(tensors: Tensors, metadata: Metadata) -> Kind | None:
@@ -205,7 +205,7 @@ def _adapter(tensors: Tensors, metadata: Metadata) -> Kind | None:
 
 
 def _text_family(tensors: Tensors) -> str:
-    """The family whose text a module reads, where it reads any: a ControlNet's, an IP-Adapter's."""
+    """The family whose text a ControlNet or an IP-Adapter reads, if it reads any."""
     for name, tensor in tensors.items():
         if name.endswith(("attn2.to_k.weight", "to_k_ip.weight")) and len(tensor.shape) == 2:
             return _WIDTHS.get(tensor.shape[1], "")
@@ -305,14 +305,14 @@ def _whole(kind: str, family: str, layout: str, tensors: Tensors, part: str) -> 
 
 def part_of(named: Iterable[tuple[str, Tensor]]) -> Part | None:
     """Parameters, bytes and dtype of these tensors; None where there are none."""
-    held = list(named)
-    if not held:
+    tensors = list(named)
+    if not tensors:
         return None
-    weights = [t for name, t in held if t.dtype in NAMES and not name.endswith(_CONSTANTS)]
+    weights = [t for name, t in tensors if t.dtype in NAMES and not name.endswith(_CONSTANTS)]
     dtypes = {NAMES[t.dtype] for t in weights}
     return Part(
         parameters=sum(t.parameters for t in weights),
-        bytes=sum(t.size for _, t in held),
+        bytes=sum(t.size for _, t in tensors),
         dtype=dtypes.pop() if len(dtypes) == 1 else "mixed",
     )
 

@@ -78,15 +78,15 @@ _TYPES: dict[str, tuple[type, ...]] = {
 }  # fmt: skip
 
 
-def _remembered(told: Any) -> Entry | None:
-    """An Entry from its JSON, by hand: ten thousand of them are read while someone waits."""
-    if not isinstance(told, dict) or told.keys() != _TYPES.keys():
+def _remembered(fields: Any) -> Entry | None:
+    """An Entry from its JSON, checked here, not by schema: ten thousand of them must be read fast."""
+    if not isinstance(fields, dict) or fields.keys() != _TYPES.keys():
         return None
-    if not all(type(told[name]) in types for name, types in _TYPES.items()):
+    if not all(type(fields[name]) in types for name, types in _TYPES.items()):
         return None
-    if not all(isinstance(word, str) for word in told["words"]):
+    if not all(isinstance(word, str) for word in fields["words"]):
         return None
-    return Entry(**{**told, "words": tuple(told["words"])})
+    return Entry(**{**fields, "words": tuple(fields["words"])})
 
 
 def recall(path: Path | None) -> Memory:
@@ -134,7 +134,7 @@ def listed(
 
 
 def scan(base: Path, deepest: int = DEEPEST) -> Iterator[Found]:
-    """Model files and model folders, at most `deepest` below; a folder that is a model is not looked into."""
+    """Model files and model folders, at most `deepest` below; the inside of a folder that is a model is skipped."""
     itself = list(_folder_itself(base))
     if itself:
         yield from itself
@@ -178,7 +178,7 @@ def _folder_itself(path: Path | None) -> Iterator[Found]:
 
 
 def _cached(hub: Path, memory: Memory) -> Iterator[Entry]:
-    """Each commit of each repository; of repositories that are no models, the files that are LoRAs or the like."""
+    """Each commit of each repository; of repositories that are not models, the files that are LoRAs or the like."""
     for repository in hub_cache.repositories(hub):
         known = known_as(repository)
         name = known.alias if known is not None and known.repository == repository else repository
@@ -242,7 +242,7 @@ def _folder_entry(found: Found, plain: Entry) -> Entry:
 
 def _file_entry(found: Found, plain: Entry) -> Entry:
     if found.path.suffix.casefold() in PICKLE_SUFFIXES:  # by its name alone: nothing of it is read
-        return replace(plain, kind="pickle", error="a pickle, which could run code: refused")
+        return replace(plain, kind="pickle", error="a pickle, which can run code: refused")
     header = read_header(found.path)
     kind = kinds.kind_of(header)
     part = kind.parts.get("unet") or next(iter(kind.parts.values()), None)

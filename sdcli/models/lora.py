@@ -1,4 +1,4 @@
-"""What a LoRA adds to: its layers, under every name in circulation, held against a model's. Only headers are read."""
+"""What a LoRA adds to: its layers, under every name in circulation, matched with a model's. Only headers are read."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ ENDINGS = re.compile(
 DOWN = ("lora_down", "lora_A", "lora.down", "lora_linear_layer.down")
 UP = ("lora_up", "lora_B", "lora.up", "lora_linear_layer.up")
 MID = "lora_mid"
-# Kinds that share the name LoRA but add in another way; to leave them out in silence would draw another picture.
+# Kinds that share the name LoRA but add in another way; skipping them silently would draw another image.
 _OTHER_KINDS = (
     ("dora_scale", "a DoRA"), ("lora_magnitude_vector", "a DoRA"), ("hada", "a LoHa"), ("lokr", "a LoKr"),
     ("diff", "a difference of whole weights"),
@@ -97,7 +97,7 @@ def _text_layers(config: Mapping[str, Any], component: str, kohya: str) -> dict[
 
 
 def modules(names: Iterable[str]) -> dict[str, dict[str, str]]:
-    """Tensors' names sorted by the layer they belong to, wrappers' prefixes taken away."""
+    """Names of tensors by the layer they belong to, without the prefixes of wrappers."""
     found: dict[str, dict[str, str]] = {}
     for name in names:
         ending = ENDINGS.match(name)
@@ -148,7 +148,7 @@ def _kernel(shape: tuple[int, ...]) -> tuple[int, ...]:
     return () if all(side == 1 for side in kernel) else kernel
 
 
-# --- a LoRA held against a model
+# --- a LoRA matched with a model
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -221,7 +221,7 @@ def match(path: Path, model: Model) -> Match:
 
 
 def check(header: Header, model: Model, *, decomposed: bool = False) -> None:
-    """Refuses what is no LoRA, or one for another family, by its header alone."""
+    """Refuse what is not a LoRA, or is one for another family, by its header alone."""
     _check_kind(header.path, kind_of(header), model)
     _check_other_kinds(header.path, modules(header.tensors), decomposed)
 
@@ -230,7 +230,7 @@ def _check_kind(path: Path, kind: Kind, model: Model) -> None:
     if kind.kind != "lora":
         title = TITLES.get(kind.kind, kind.kind)
         raise BadFile(f"{show(path)} is {title}, not a LoRA", hint="sdcli help formats")
-    # names alone do not tell: two thirds of a Stable Diffusion 2 LoRA would find a layer of their shape in 1.5
+    # names are not enough: two thirds of a Stable Diffusion 2 LoRA would find a layer of their shape in 1.5
     if kind.family and model.family in TITLES and kind.family != model.family:
         raise wrong_family(path, "a LoRA", kind.family, model)
 
@@ -243,7 +243,7 @@ def wrong_family(path: Path, what: str, family: str, model: Model, flag: str = "
 
 def _nothing_fits(path: Path, kind: Kind, model: Model, unmatched: list[str]) -> BadFile:
     made = f" for {TITLES[kind.family]}" if kind.family in TITLES else ""
-    drawn = TITLES.get(model.family, "a model of its own kind")
+    drawn = TITLES.get(model.family, "of another kind")
     seen = f", such as {show(unmatched[0], 100)}" if unmatched else ""
     return BadFile(
         f"{show(path)} is a LoRA{made}; none of its {len(unmatched)} layers{seen}, fits {show(model.name, 80)}, "
@@ -258,7 +258,7 @@ def _check_other_kinds(path: Path, found: Modules, decomposed: bool) -> None:
     title = title or ("a DoRA" if decomposed else None)
     if title:
         raise BadFile(
-            f"{show(path)} is {title}, a relative of LoRA that sdcli does not add to a model yet",
+            f"{show(path)} is {title}, a variant of LoRA that sdcli does not support yet",
             hint=f'sdcli inspect-unet sd15 --lora "{show(path, 300)}"',
         )
 

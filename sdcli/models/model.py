@@ -1,4 +1,4 @@
-"""What there is to draw with: one value for a folder, a file, a cached Hub repository or a known name."""
+"""A model to draw with: one value for a folder, a file, a cached Hub repository or a known name."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ class Component:
     stored_dtype: str  # fp32 | fp16 | bf16 | fp8 | mixed
     config: Mapping[str, Any] = live(default_factory=dict)  # diffusers/transformers config, as loaded from JSON
     files: tuple[str, ...] = live(default=())  # absolute; one single checkpoint may serve several components
-    random: bool = live(default=False)  # weights are to be drawn at random instead of read: for measuring
+    random: bool = live(default=False)  # weights are random instead of read: for measuring
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -34,8 +34,8 @@ def resolve(
     hub: Path | None = None,
     builtin: Path | None = None,
 ) -> Model:
-    """The model called `name`. `hub` is the Hub cache's folder; what it lacks comes back with cached=False if known,
-    or as Offline where nothing may be fetched."""
+    """The model called `name`. `hub` is the Hub cache's folder; a known model that it lacks has cached=False, or raises
+    Offline where nothing may be fetched."""
     text = name.strip()
     page = hub_name.of_page(text)
     if page is not None:
@@ -60,7 +60,7 @@ def resolve(
         hint = f'sdcli pull "{show(text, 300)}"' if at_hub is not None and at_hub.file else "sdcli models"
         hint = f"-m {quoted(show(Path(text).with_name(near)))}" if near else hint
         tail = f"; near: {show(near, 120)}" if near else ""
-        raise ModelMissing(f"there is nothing at {show(text, 200)}{tail}", hint=hint)
+        raise ModelMissing(f"there is no file or folder {show(text, 200)}{tail}", hint=hint)
     if is_hub_id(text):
         raise _not_cached(text, revision, offline)
     raise _unknown(text, places, hub)
@@ -108,7 +108,7 @@ def _looks_like_a_path(text: str) -> bool:
 
 
 def _beside(path: Path) -> str:
-    """The nearest name in the same folder, for a slip of the finger."""
+    """The nearest name in the same folder, for a typo."""
     try:
         with os.scandir(path.expanduser().parent) as entries:
             names = [entry.name for entry, _ in zip(entries, range(5000), strict=False)]
@@ -147,7 +147,7 @@ def _from_known(
     for repository, commit in ((known.repository, revision or known.revision), (text, revision)):
         if repository not in (known.repository, *known.formerly):
             continue
-        try:  # what is here in part, or as pickles alone, is to be fetched
+        try:  # incomplete or pickles only: fetch it
             cached = _cached(repository, commit, hub, known)
         except (ModelMissing, folder.OnlyPickles):
             continue
@@ -156,8 +156,8 @@ def _from_known(
     absent = _not_yet_here(known, revision)
     if offline:
         raise Offline(
-            f"{known.alias} ({known.repository}) is not on this machine, and nothing may be fetched: "
-            f"it takes {disk_text(absent.download_bytes)}",
+            f"{known.alias} ({known.repository}) is not on this machine, and --offline forbids fetching it "
+            f"({disk_text(absent.download_bytes)})",
             hint="-m builtin" if builtin else f"sdcli pull {known.alias}   (without --offline)",
         )
     return absent
@@ -204,7 +204,7 @@ def _single(text: str, revision: str | None, hub: Path | None) -> Model | None:
 
 
 def _here_whole(repository: str, revision: str | None, hub: Path | None, offline: bool) -> Model | None:
-    """What is here in part, or as pickles alone, is to be fetched where that may be."""
+    """The cached repository; an incomplete or pickles-only one is to be fetched unless offline."""
     try:
         return _cached(repository, revision, hub)
     except (ModelMissing, folder.OnlyPickles) as error:
@@ -234,7 +234,7 @@ def _added(text: str, folders: tuple[Path, ...]) -> Model | None:
     safe = [path for path in places if path.suffix.casefold() not in PICKLE_SUFFIXES] or places
     if len(safe) > 1:
         raise Usage(
-            f'"{show(text, 80)}" is {len(safe)} models: {", ".join(show(path, 120) for path in safe[:3])}',
+            f'"{show(text, 80)}" matches {len(safe)} models: {", ".join(show(path, 120) for path in safe[:3])}',
             hint=f'-m "{show(safe[0], 300)}"',
         )
     return at(safe[0]) if safe else None
@@ -255,7 +255,7 @@ def _short(path: Path) -> str:
     return path.stem if path.name.casefold().endswith(MODEL_SUFFIXES) else path.name
 
 
-# --- names that nobody knows
+# --- unknown names
 
 
 def _unknown(text: str, folders: tuple[Path, ...], hub: Path | None) -> ModelMissing:
@@ -274,7 +274,7 @@ def _unknown(text: str, folders: tuple[Path, ...], hub: Path | None) -> ModelMis
 
 
 def _described(name: str, here: dict[str, Path]) -> str:
-    """`dreamshaper_8 (sd15, 2.13 GB)`; the bare name where its file is no model."""
+    """`dreamshaper_8 (sd15, 2.13 GB)`; the bare name where its file is not a model."""
     if name not in here:
         return show(name, 80)
     try:

@@ -1,4 +1,4 @@
-"""What is in folders and the folders in them: never too deep, never without end."""
+"""Files below folders, with bounds on depth and number."""
 
 from __future__ import annotations
 
@@ -6,14 +6,14 @@ import os
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
-DEEPEST = 4  # folders below one that is looked through
+DEEPEST = 4  # levels below a searched folder
 MOST_FILES = 20_000
 
 
 def files(
     bases: Iterable[Path], deepest: int = DEEPEST, one_thing: Callable[[Path], bool] = lambda folder: False
 ) -> Iterator[os.DirEntry[str]]:
-    """Every file, and every folder that is `one_thing`, which is not looked into."""
+    """Every file, and every folder that is `one_thing`, whose inside is skipped."""
     left = MOST_FILES
     waiting = [(base, 0) for base in bases]
     while waiting and left > 0:

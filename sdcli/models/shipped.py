@@ -1,4 +1,4 @@
-"""Components as the shipped configs describe them: sizes of what is not on this disk, configs of single files."""
+"""Components as the shipped configs describe them: sizes of models not on this disk, configs of single files."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a file is by its first bytes, when it is no safetensors file. Content decides; the name only adds suspicion."""
+"""What a file is by its first bytes, when it is not safetensors. Content decides; the name only adds suspicion."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ LARGEST_HEADER = 32 << 20
 PICKLE_SUFFIXES = frozenset({".ckpt", ".pt", ".pth", ".bin", ".pkl", ".pickle"})
 _OTHER = (
     (b"GGUF", "a GGUF file"),
-    (b"\x89HDF\r\n\x1a\n", "an HDF5 file of Keras"),
+    (b"\x89HDF\r\n\x1a\n", "a Keras HDF5 file"),
     (b"7z\xbc\xaf\x27\x1c", "a 7z archive"),
     (b"Rar!\x1a\x07", "a RAR archive"),
     (b"\x1f\x8b", "a gzip archive"),
-    (b"\x89PNG\r\n", "a PNG picture"),
-    (b"\xff\xd8\xff", "a JPEG picture"),
+    (b"\x89PNG\r\n", "a PNG image"),
+    (b"\xff\xd8\xff", "a JPEG image"),
     (b"\x93NUMPY", "a NumPy array"),
 )
 
@@ -32,8 +32,8 @@ def sniff(start: bytes, size: int, path: Path) -> SdcliError | None:
         if found is not None:
             return found
     if not _may_be_safetensors(start):
-        told = "" if path.is_symlink() else _as_text(start)  # a link may lead to what is none of the model's
-        return bad(path, f"no safetensors file{told}")
+        excerpt = "" if path.is_symlink() else _as_text(start)  # a link may lead to a private file
+        return bad(path, f"not a safetensors file{excerpt}")
     return None
 
 
@@ -43,7 +43,7 @@ def bad(path: Path, what: str) -> BadFile:
 
 def pickle_refused(path: Path, because: str) -> Unsafe:
     return Unsafe(
-        f"{show(path)} {because}; loading one can run code, so sdcli does not",
+        f"{show(path)} {because}; loading one can run code; refused",
         hint="get the .safetensors file of the same model",
     )
 
@@ -53,7 +53,7 @@ def _not_downloaded(start: bytes, path: Path) -> SdcliError | None:
         return BadFile(f"{show(path)} is a git-lfs pointer, not the model itself", hint="git lfs pull")
     if re.match(rb"(\xef\xbb\xbf)?\s*<(!doctype|html|\?xml|head|!--)", start, re.IGNORECASE):
         return BadFile(
-            f"{show(path)} is a web page, not a model: the site wanted a log-in, or the link was to the page",
+            f"{show(path)} is a web page, not a model: the site required a login, or the link led to the page",
             hint="download the file itself, logged in",
         )
     return None
@@ -62,7 +62,7 @@ def _not_downloaded(start: bytes, path: Path) -> SdcliError | None:
 def _runs_code(start: bytes, path: Path) -> SdcliError | None:
     if start.startswith((b"PK\x03\x04", b"PK\x05\x06")):
         inside = b"data.pkl" in start or path.suffix.casefold() in PICKLE_SUFFIXES
-        return pickle_refused(path, "is a pickle" if inside else "is a zip archive, the form torch gives its pickles")
+        return pickle_refused(path, "is a pickle" if inside else "is a zip archive, as torch writes its pickles")
     # 0x80 0x02 is also the length 640: with the brace of a header behind it, and nothing but zeros between, it is that.
     if len(start) > 2 and start[0] == 0x80 and start[1] <= 5 and not _may_be_safetensors(start):
         return pickle_refused(path, "is a pickle")

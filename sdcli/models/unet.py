@@ -1,4 +1,4 @@
-"""The UNet on paper: `analyse(config, height, width, batch, tokens)` gives every layer, its work and the memory peak.
+"""The analytic UNet: `analyse(config, height, width, batch, tokens)` gives every layer, its work and the memory peak.
 
 height and width are in latents (pixels / 8 for Stable Diffusion). Pure Python, exact in parameters, output shapes and
 multiply-adds; the activation peak counts live bytes with fused attention and without weights or inputs. Results are
@@ -72,7 +72,7 @@ RESAMPLED_BY_RESNET = (
 
 
 class _Walk(Walk):
-    """The forward pass of diffusers' UNet2DConditionModel, followed on paper."""
+    """The forward pass of diffusers' UNet2DConditionModel, followed without running it."""
 
     def __init__(self, config: Mapping[str, Any], height: int, width: int, batch: int, tokens: int) -> None:
         super().__init__(config, batch)
@@ -165,7 +165,7 @@ class _Walk(Walk):
             at, held = self.block(f"up_blocks.{index}", "up", kind, level, at, self.widths[level], rise)
         self.block("conv_out", "out", "Conv2d", 0, at, reading.number(config, "out_channels", 4), lambda: self._out(at))
         if self.waiting:
-            raise BadFile(f"config: {len(self.waiting)} skip connections of the way down are never used going up")
+            raise BadFile(f"config: {len(self.waiting)} skip connections of the down blocks are never used")
         trace.drop(trace.live)
         return self.finish(
             self.latent,
@@ -340,7 +340,7 @@ class _Walk(Walk):
             else:
                 at = downsample(self.trace, name, at, width, _padding(self.config))
             if not at.pixels:
-                raise Usage(f"too small: nothing is left of the picture at {prefix}", hint=AT_A_USUAL_SIZE)
+                raise Usage(f"too small: nothing is left of the image at {prefix}", hint=AT_A_USUAL_SIZE)
             self.push(name, at)
         return at
 

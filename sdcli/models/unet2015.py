@@ -49,7 +49,7 @@ class ClassicWalk(Walk):
         return pooled
 
     def _up(self, index: int, at: Place) -> Place:
-        """A transposed convolution doubles the picture; the skip is cropped to it and joined."""
+        """A transposed convolution doubles the image; the skip is cropped to it and joined."""
         trace, name = self.trace, f"up_blocks.{index}"
         source, skip = self.waiting.pop()
         risen = Place(skip.channels, 2 * at.height, 2 * at.width)
@@ -82,7 +82,7 @@ class ClassicWalk(Walk):
         trace.conv(name, at.channels, width, 3, result.height, result.width)
         trace.touch(2 * result.elements(trace.batch))
         trace.hold(result.elements(trace.batch))
-        if len(trace.leaves) > 1:  # the picture itself belongs to the caller
+        if len(trace.leaves) > 1:  # the image itself belongs to the caller
             trace.drop(at.elements(trace.batch))
         return result
 
@@ -92,4 +92,4 @@ class ClassicWalk(Walk):
 
     def _refuse_nothing(self, name: str, at: Place) -> None:
         if at.height < 1 or at.width < 1:
-            raise Usage(f"too small: nothing is left of the picture at {name}", hint=reading.AT_A_USUAL_SIZE)
+            raise Usage(f"too small: nothing is left of the image at {name}", hint=reading.AT_A_USUAL_SIZE)

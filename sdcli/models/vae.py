@@ -1,8 +1,8 @@
-"""The VAE on paper (diffusers' AutoencoderKL): parameters, and work and memory peak of decoding or encoding a size.
+"""The analytic VAE (diffusers' AutoencoderKL): parameters, and work and memory peak of decoding or encoding a size.
 
 `decode(config, height, width)`, `decode_tiled(config, height, width, tile)` and `encode(config, height, width)` take
 pixels and give a `Pass`; peaks are live elements, so `Pass.activation_peak(dtype_bytes)` serves every dtype. Weights,
-the latents given in, and kernels' workspace are excluded; the picture given out is included. Results are kept.
+the input latents and kernels' workspace are excluded; the output image is included. Results are kept.
 """
 
 from __future__ import annotations
@@ -48,19 +48,19 @@ def parameters(config: Mapping[str, Any]) -> int:
 
 
 def decode(config: Mapping[str, Any], *, height: int, width: int, batch: int = 1) -> Pass:
-    """Latents of a picture of height × width pixels into the picture."""
+    """Latents of an image of height × width pixels into the image."""
     return _pass("decode", _key(config, height, width, batch), height, width, batch)
 
 
 def encode(config: Mapping[str, Any], *, height: int, width: int, batch: int = 1) -> Pass:
-    """A picture of height × width pixels into latents."""
+    """An image of height × width pixels into latents."""
     return _pass("encode", _key(config, height, width, batch), height, width, batch)
 
 
 def decode_tiled(config: Mapping[str, Any], *, height: int, width: int, tile: int = 512, batch: int = 1) -> Pass:
     """Decoding in overlapping tiles of tile × tile pixels; the decoded tiles wait until the last one, then are blended.
 
-    A picture no larger than one tile is decoded whole. `leaves` are those of the first tile, the largest.
+    An image no larger than one tile is decoded whole. `leaves` are those of the first tile, the largest.
     """
     side = scale(config)
     if tile < side:
@@ -79,9 +79,9 @@ def decode_tiled(config: Mapping[str, Any], *, height: int, width: int, tile: in
                 peak = waiting + one.peak_elements
             leaves = leaves or one.leaves
             waiting += batch * given * tall * wide * side * side
-    picture = batch * given * height * width
-    # at the end: every tile, the rows cut from them, and the whole picture
-    peak = max(peak, waiting + 2 * picture)
+    image = batch * given * height * width
+    # at the end: every tile, the rows cut from them, and the whole image
+    peak = max(peak, waiting + 2 * image)
     return Pass(macs=macs, peak_elements=peak, largest_scores=scores, leaves=leaves)
 
 

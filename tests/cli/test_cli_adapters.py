@@ -355,7 +355,7 @@ def test_a_name_with_colons_that_exists_wins_over_a_weight(typed: Typed, shelf: 
     assert [one["scale"] for one in typed.adapters("a cat", "--lora", "odd:0.5")] == [1.0]
     assert [one["scale"] for one in typed.adapters("a cat", "--lora", "odd:0.5:0.5")] == [0.5]
     done = typed("a cat", "--lora", "odd:0.5:much")
-    assert done.code == 2 and '"much" is no weight' in done.err
+    assert done.code == 2 and '"much" is not a weight' in done.err
 
 
 def test_the_environment_and_the_config_file_name_adapters_too(typed: Typed, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -88,8 +88,8 @@ def test_the_installed_torch_is_found_and_not_imported() -> None:
         (CU130, "8.9", "535.104.05", "12.2", "torch 2.13.0+cu130 needs driver 580 or newer, found 535.104.05"),
         (CU130, "8.9", "535.104.05", None, "torch 2.13.0+cu130 needs driver 580 or newer, found 535.104.05"),
         (CU126, "8.9", "470.1", "11.4", "torch 2.13.0+cu126 needs driver 525 or newer, found 470.1"),
-        (CU130, "6.1", "581.42", "13.0", "torch 2.13.0+cu130 is not built for this card's compute capability 6.1"),
-        (CU126, "12.0", "581.42", "13.0", "torch 2.13.0+cu126 is not built for this card's compute capability 12.0"),
+        (CU130, "6.1", "581.42", "13.0", "torch 2.13.0+cu130 is not built for this GPU's compute capability 6.1"),
+        (CU126, "12.0", "581.42", "13.0", "torch 2.13.0+cu126 is not built for this GPU's compute capability 12.0"),
     ],
 )
 def test_a_card_is_usable_or_the_reason_is_exact(

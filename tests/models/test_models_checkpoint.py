@@ -55,7 +55,7 @@ def test_a_checkpoint_without_one_of_its_parts_says_which(tmp_path: Path, family
 def test_a_pruned_relative_is_not_taken_for_its_big_sister(tmp_path: Path) -> None:
     shapes = make.checkpoint("sdxl")
     shapes[f"{make.UNET}rest"] = [1_330_000_000]
-    with pytest.raises(BadFile, match=r"a relative of SDXL .* its UNet has 1,33\d\.\d of 2,567\.5 million"):
+    with pytest.raises(BadFile, match=r"a variant of SDXL .* its UNet has 1,33\d\.\d of 2,567\.5 million"):
         checkpoint.read(make.file(tmp_path / "small.safetensors", shapes))
 
 
@@ -76,7 +76,7 @@ def test_a_pruned_relative_is_not_taken_for_its_big_sister(tmp_path: Path) -> No
         ({"emb_params": [4, 768]}, "is a textual-inversion embedding for Stable Diffusion 1.5", "-m sd15"),
         (make.original_vae(4, ""), "is a VAE with 4 latent channels", "-m sd15"),
         (make.original_unet(2048), "is a UNet alone for SDXL", "-m sd15"),
-        ({"what.is.this": [3]}, "is of an unknown kind, which sdcli does not draw with; it holds what.is.this", ""),
+        ({"what.is.this": [3]}, "is of an unknown kind, which sdcli cannot draw with; it contains what.is.this", ""),
     ],
 )
 def test_what_cannot_be_drawn_with_is_named_with_its_base_and_a_way_out(

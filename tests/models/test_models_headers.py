@@ -95,7 +95,7 @@ F16 = {"dtype": "F16", "shape": [2], "data_offsets": [0, 4]}
 @pytest.mark.parametrize(
     ("text", "words"),
     [
-        ('{"a": 1}', "no table"),
+        ('{"a": 1}', "not a table"),
         ("[1]", "no safetensors"),
         ('{"a": {"dtype": "F16", "shape": [2], "data_offsets": [0, 4]}, "a": 1}', "twice"),
         (json.dumps({"a": {**F16, "dtype": "Q4"}}), "dtype"),
@@ -104,11 +104,11 @@ F16 = {"dtype": "F16", "shape": [2], "data_offsets": [0, 4]}
         (json.dumps({"a": {**F16, "shape": [2**50, 2**50]}}), "shape"),
         (json.dumps({"a": {**F16, "shape": [True]}}), "shape"),
         (json.dumps({"a": {**F16, "shape": [3]}}), "needs"),
-        (json.dumps({"a": {**F16, "data_offsets": [4, 0]}}), "place"),
+        (json.dumps({"a": {**F16, "data_offsets": [4, 0]}}), "invalid data_offsets"),
         (json.dumps({"a": {**F16, "data_offsets": [2, 6]}}), "gap"),
         (json.dumps({"a": F16, "b": F16}), "overlaps"),
-        (json.dumps({"\x1b[31m": F16}), "no name"),
-        (json.dumps({"x" * 600: F16}), "no name"),
+        (json.dumps({"\x1b[31m": F16}), "not a valid tensor name"),
+        (json.dumps({"x" * 600: F16}), "not a valid tensor name"),
         (json.dumps({"__metadata__": {"a": 1}, "a": F16}), "metadata"),
         ("{" + '"a":' * 1, "not JSON"),
         ('{"a": NaN}', "not JSON"),
@@ -137,11 +137,11 @@ def test_a_file_of_another_length_than_its_header_says_is_refused(tmp_path: Path
 @pytest.mark.parametrize(
     ("change", "said"),
     [
-        ({"dtype": None}, 'damaged: tensor "x" names no dtype'),
-        ({"dtype": "F4"}, 'not readable here: tensor "x" has the dtype F4, which sdcli does not know'),
-        ({"shape": [-1]}, 'damaged: tensor "x" has no shape that can be'),
-        ({"data_offsets": [4, 0]}, 'damaged: tensor "x" has no place in the file that can be'),
-        ({}, "cut off: 3,999,997 of 4,000,000 bytes are there"),
+        ({"dtype": None}, 'damaged: tensor "x" has no dtype'),
+        ({"dtype": "F4"}, 'not readable: tensor "x" has the dtype F4, which sdcli does not support'),
+        ({"shape": [-1]}, 'damaged: tensor "x" has an invalid shape'),
+        ({"data_offsets": [4, 0]}, 'damaged: tensor "x" has invalid data_offsets'),
+        ({}, "cut off: it has 3,999,997 of 4,000,000 bytes of data"),
     ],
 )
 def test_a_damaged_header_is_told_in_whole_sentences(tmp_path: Path, change: dict[str, object], said: str) -> None:

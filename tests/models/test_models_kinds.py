@@ -229,7 +229,7 @@ def test_a_vae_says_how_many_latent_channels_it_has(tmp_path: Path) -> None:
 
 def test_an_unknown_file_says_what_was_seen(tmp_path: Path) -> None:
     assert kind(tmp_path, {"some.thing": [4], "other": [4]}).seen == ("some.thing", "other")
-    assert kind(tmp_path, make.original_unet(999)).seen == ("a UNet with 4 input channels and text 999 wide",)
+    assert kind(tmp_path, make.original_unet(999)).seen == ("a UNet with 4 input channels and text width 999",)
 
 
 @pytest.mark.parametrize(

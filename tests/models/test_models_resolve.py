@@ -299,7 +299,7 @@ def test_a_single_file_of_a_repository_is_a_model_by_its_whole_name(here: Path) 
         assert (found.name, found.kind, found.source) == ("dream", "sd15", "hub")
         assert (found.repository, found.revision) == ("me/dream", COMMIT)
     for name in ("me/dream/v9.safetensors", "me/other/v8/dream.safetensors"):
-        with pytest.raises(ModelMissing, match="there is nothing at") as missing:
+        with pytest.raises(ModelMissing, match="there is no file or folder") as missing:
             resolve(name, hub=here / "hub")
         assert missing.value.hint == f'sdcli pull "{name}"'
 

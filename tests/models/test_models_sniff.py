@@ -40,13 +40,13 @@ def test_real_pickles_are_refused_unread(tmp_path: Path, protocol: int) -> None:
         (b"7z\xbc\xaf\x27\x1c" + bytes(40), BadFile, "7z archive"),
         (b"\x1f\x8b\x08" + bytes(40), BadFile, "gzip archive"),
         (b"\x89HDF\r\n\x1a\n" + bytes(40), BadFile, "HDF5"),
-        (b"\x89PNG\r\n\x1a\n" + bytes(40), BadFile, "PNG picture"),
+        (b"\x89PNG\r\n\x1a\n" + bytes(40), BadFile, "PNG image"),
         (b"\xef\xbb\xbf <html lang=en>", BadFile, "web page"),
         (b'<?xml version="1.0"?><Error/>', BadFile, "web page"),
         (b'{"error": "Access to model x is restricted"}', BadFile, "but a text"),
         (b"Entry not found", BadFile, 'but a text: "Entry not found"'),
-        (b"\x1b[31mred", BadFile, "no safetensors file"),
-        (b"{", BadFile, "no safetensors file"),
+        (b"\x1b[31mred", BadFile, "not a safetensors file"),
+        (b"{", BadFile, "not a safetensors file"),
     ],
 )
 def test_what_stands_there_instead_is_said(tmp_path: Path, content: bytes, error: type[SdcliError], words: str) -> None:
