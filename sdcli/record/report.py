@@ -161,7 +161,7 @@ def _with_job(image: Any) -> Any:
 
 
 def pieces(report: Report) -> Iterator[bytes]:
-    """The file bit by bit, a line for each picture: 10,000 of them as one text would be memory for nothing."""
+    """The file in pieces, a line for each image: 10,000 of them as one text would only take memory."""
     for number, one in enumerate(fields(report)):
         value = None if one.name == "folder" else getattr(report, one.name)
         yield (b",\n" if number else b"{") + documents.dump(one.name) + b":"
@@ -340,7 +340,7 @@ class Folding:
     def _see_interrupted(self, event: events.Interrupted) -> None:
         kept = sum(image.kept for image in self._images.values())
         kind = Terminated if event.signal == "terminated" else Interrupted
-        self._stopped = kind("stopped before the end", done=f"{kept} pictures are saved")
+        self._stopped = kind("stopped before the end", done=f"{kept} images are saved")
 
     # --- bookkeeping
 
@@ -369,7 +369,7 @@ class Folding:
         return self._decoded.get(index)
 
     def _count_of(self, batch: int, index: int) -> int | None:
-        """The tokens of one picture of its batch; pictures no plan lists come in their batch's order."""
+        """The tokens of one image of its batch; images that no plan lists come in the order of their batch."""
         counts = self._tokens.get(batch, ())
         listed = self.plan.batches[batch] if self.plan is not None and batch < len(self.plan.batches) else ()
         seen = self._batches[batch].images if batch in self._batches else ()
@@ -379,7 +379,7 @@ class Folding:
     # --- the end
 
     def entry(self, index: int) -> Image | None:
-        """What is known of one picture now."""
+        """What is known of one image so far."""
         return self._images.get(index)
 
     def had(self, intents: Mapping[int, Intent]) -> None:
@@ -497,19 +497,19 @@ def _status(images: Sequence[Image], stopped: SdcliError | None) -> str:
 
 
 def _shortfall(images: Sequence[Image]) -> ImagesFailed | None:
-    """The error of a run that ended by itself with less than was asked."""
+    """The error of a run that reached its end with fewer images than requested."""
     lost = sum(not image.kept for image in images)
     suspect = sum(image.status == "suspect" for image in images)
     if not lost and not suspect:
         return None
-    of = f"{len(images)} picture" + ("s" if len(images) != 1 else "")
-    told = [f"{lost} of {of} could not be saved"] if lost else []
-    told += [f"{suspect} of {of} came out as one flat colour"] if suspect else []
+    of = f"{len(images)} image" + ("s" if len(images) != 1 else "")
+    causes = [f"{lost} of {of} could not be saved"] if lost else []
+    causes += [f"{suspect} of {of} came out as one flat colour"] if suspect else []
     kept = len(images) - lost
     again = "the same command with the --seed of what is missing" if lost else "the same command with another --seed"
     hints = {str((image.error or {}).get("hint") or again) for image in images if not image.kept}
     return ImagesFailed(
-        "; ".join(told),
+        "; ".join(causes),
         done=f"{kept} saved" if kept else "nothing was saved",
         hint=hints.pop() if len(hints) == 1 else again,
         failed=lost,
