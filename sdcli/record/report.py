@@ -58,7 +58,7 @@ class Image:
     bytes: int | None = None
     width: int | None = None
     height: int | None = None
-    job: Job | None = None  # in JSON its fields stand beside these
+    job: Job | None = None  # in JSON its fields are beside these
     tokens: int | None = None
     pixel_sha256: str | None = None
     file_sha256: str | None = None
@@ -131,7 +131,7 @@ def image_json(image: Image, folder: Path | None = None) -> dict[str, Any]:
     data: dict[str, Any] = {}
     for name, value in schema.to_json(image).items():
         if name == "job":
-            data |= {field: held for field, held in (value or _NO_JOB).items() if field not in data}
+            data |= {field: item for field, item in (value or _NO_JOB).items() if field not in data}
         else:
             data[name] = value
     if folder is None:
@@ -166,9 +166,9 @@ def pieces(report: Report) -> Iterator[bytes]:
         value = None if one.name == "folder" else getattr(report, one.name)
         yield (b",\n" if number else b"{") + documents.dump(one.name) + b":"
         if isinstance(value, tuple) and value:
-            for place, item in enumerate(value):
-                told = image_json(item) if isinstance(item, Image) else schema.to_json(item)
-                yield (b",\n " if place else b"[\n ") + documents.dump(told)
+            for position, item in enumerate(value):
+                entry = image_json(item) if isinstance(item, Image) else schema.to_json(item)
+                yield (b",\n " if position else b"[\n ") + documents.dump(entry)
             yield b"]"
         else:
             yield from documents.pieces(schema.to_json(value), end=b"\n ", levels=2)
@@ -301,8 +301,8 @@ class Folding:
             self._measured = replace(self._measured, host_before_load=before)
         else:
             names = ("allocated_peak", "reserved_peak", "driver_peak", "pinned_peak", "host_peak")
-            found = {name: _larger(getattr(self._measured, name), getattr(event, name)) for name in names}
-            self._measured = replace(self._measured, **found)
+            peaks = {name: _larger(getattr(self._measured, name), getattr(event, name)) for name in names}
+            self._measured = replace(self._measured, **peaks)
             self._device_peak = _larger(self._device_peak, event.device_peak)
         if event.phase != "before-load":
             self._peak(event.phase, event.device_peak, event.host_peak)
@@ -316,9 +316,9 @@ class Folding:
         self._last_file = self._clock()
         self._time("save", event.seconds)
         self._add(event.batch, save_seconds=event.seconds, image=event.index)
-        known = image_of(self._job(event.index), event.index, event.status)
+        image = image_of(self._job(event.index), event.index, event.status)
         self._images[event.index] = replace(
-            known,
+            image,
             file=event.file,
             format=event.format,
             bytes=event.bytes,
@@ -331,10 +331,10 @@ class Folding:
         self._decoded.pop(event.index, None)
 
     def _see_failed(self, event: events.Failed) -> None:
-        known = image_of(self._job(event.index), event.index, "failed")
+        image = image_of(self._job(event.index), event.index, "failed")
         tokens = self._count_of(event.batch, event.index)
         self._add(event.batch, image=event.index)
-        self._images[event.index] = replace(known, tokens=tokens, error=dict(event.error))
+        self._images[event.index] = replace(image, tokens=tokens, error=dict(event.error))
         self._decoded.pop(event.index, None)
 
     def _see_interrupted(self, event: events.Interrupted) -> None:
@@ -421,15 +421,15 @@ class Folding:
         return replace(batch, images=images, step_seconds=tuple(self._steps.get(batch.index, ())))
 
     def images(self) -> tuple[Image, ...]:
-        found = dict(self._images)
+        images = dict(self._images)
         planned = self.plan.jobs if self.plan is not None else ()
         for index, intent in self._earlier.items():
-            if index not in found:
-                found[index] = _had_already(self._job(index), intent)
+            if index not in images:
+                images[index] = _had_already(self._job(index), intent)
         for job in planned:
-            if job.index not in found:
-                found[job.index] = image_of(job, job.index, "missing")
-        return tuple(image for _, image in sorted(found.items()))
+            if job.index not in images:
+                images[job.index] = image_of(job, job.index, "missing")
+        return tuple(image for _, image in sorted(images.items()))
 
     def _phases(self) -> tuple[PhaseTime, ...]:
         times = dict(self._times)
