@@ -20,7 +20,7 @@ _BINARY = getattr(os, "O_BINARY", 0)  # Windows would turn \n into \r\n
 
 BLOCK = 65_536
 
-# What file systems answer that know no hard links (FAT, some network and phone storage).
+# What file systems without hard links answer (FAT, some network and phone storage).
 WITHOUT_LINKS = {
     number
     for name in ("EPERM", "EACCES", "ENOTSUP", "EOPNOTSUPP", "ENOSYS", "EINVAL", "EMLINK", "EXDEV")
@@ -91,7 +91,7 @@ REAL = Files()
 
 
 def write_whole(files: Files, file: int, data: bytes) -> None:
-    """All of `data`: one write may take less than it was given."""
+    """All of `data`: one write may take only part of it."""
     rest = memoryview(data)
     while rest:
         rest = rest[files.write(file, rest) :]
@@ -115,16 +115,16 @@ def write_new(files: Files, path: Path, pieces: Iterable[bytes], *, sync: bool =
 
 def _blocks(pieces: Iterable[bytes]) -> Iterator[bytes]:
     """Small pieces joined, so that a long text is not one system call a line."""
-    held: list[bytes] = []
+    waiting: list[bytes] = []
     size = 0
     for piece in pieces:
-        held.append(piece)
+        waiting.append(piece)
         size += len(piece)
         if size >= BLOCK:
-            yield b"".join(held)
-            held, size = [], 0
-    if held:
-        yield b"".join(held)
+            yield b"".join(waiting)
+            waiting, size = [], 0
+    if waiting:
+        yield b"".join(waiting)
 
 
 def discard(files: Files, path: Path) -> None:
@@ -154,7 +154,7 @@ def publish(files: Files, part: Path, final: Path, *, overwrite: bool) -> None:
 
 
 def _claim_and_replace(files: Files, part: Path, final: Path) -> None:
-    """Where links are unknown: the name is taken with an empty file of ours, then the whole file replaces that."""
+    """Where links do not exist: the name is taken with an empty file of ours, then the whole file replaces that."""
     files.close(files.create(final))
     try:
         files.replace(part, final)
@@ -166,7 +166,7 @@ def _claim_and_replace(files: Files, part: Path, final: Path) -> None:
 def replace_whole(files: Files, path: Path, pieces: Iterable[bytes], *, sync: bool = True, mode: int = 0) -> None:
     """`path` is the old file or the new one, never half of either; a link is replaced, wherever it leads.
 
-    Without `sync` a power cut may lose both, which only what can be made again may risk. `mode` are its permissions,
+    Without `sync` a power cut may lose both, acceptable only for what can be rebuilt. `mode` are its permissions,
     if not those of any new file.
     """
     part = path.with_name(f".{path.name[:40]}.{os.urandom(4).hex()}.part")

@@ -1,4 +1,4 @@
-"""How far something is, on stderr: one line that moves on a terminal, a plain line now and then elsewhere."""
+"""Progress on stderr: one line that moves on a terminal, a plain line now and then elsewhere."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ class LiveLine:
     def __init__(
         self, stream: IO[str], *, frame: float, clock: Callable[[], float] = time.monotonic, columns: int | None = None
     ) -> None:
-        """`frame`: seconds between two images of the line."""
+        """`frame`: seconds between two redraws of the line."""
         self.moves = is_terminal(stream) and os.environ.get("TERM") != "dumb"
         self._stream = cast(IO[str], Tolerant(stream))
         self._unicode = terminal.speaks_unicode(stream)
@@ -44,7 +44,7 @@ class LiveLine:
         return self.width - 1
 
     def show(self, *parts: str, now: bool = False) -> None:
-        """Move the line on, unless it was a moment ago and need not be `now`."""
+        """Redraw the line, unless it was redrawn a moment ago and need not be `now`."""
         moment = self._clock()
         if not now and moment - self._drawn_at < self._frame:
             return
@@ -71,13 +71,13 @@ class LiveLine:
         return live
 
     def hide(self) -> None:
-        """The line is taken away, so that an image or a path can stand there."""
+        """Remove the line, so that an image or a path can take its place."""
         live, self._live = self._live, None
         if live is not None:
             live.stop()
 
     def due(self, share: float, *, anyway: bool = False) -> bool:
-        """Whether a plain line is: one for each tenth of the way, 5 s apart at least, and `anyway`."""
+        """Whether a plain line is: one for each tenth of the work, at least 5 s apart, or `anyway`."""
         now = self._clock()
         apart = share - self._said_share > EVERY_SHARE - 1e-9 and now - self._said_at >= EVERY_SECONDS
         if not (anyway or apart):
@@ -120,7 +120,7 @@ def clock_text(seconds: float) -> str:
 
 
 class Tolerant:
-    """Looks like the stream to whoever writes; a closed pipe is silence, not an error."""
+    """The stream, but writing to a closed pipe is silent, not an error."""
 
     def __init__(self, stream: IO[str]) -> None:
         self._stream = stream

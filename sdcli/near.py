@@ -5,13 +5,13 @@ from __future__ import annotations
 import difflib
 from collections.abc import Iterable
 
-LONGEST_WORD = 200  # of a longer one only the beginning is compared, which would be slow else
+LONGEST_WORD = 200  # only the beginning of a longer one is compared: all of it would be slow
 
-# How alike, from 0 to 1, a name has to be, by what is done with it.
-ANY = 0.0  # one must be taken: the most alike
+# How similar a name must be, from 0 to 1, by what it is used for.
+ANY = 0.0  # one must be chosen: the most similar
 SHOWN = 0.5  # named as a suggestion: float32 → fp32, dream → dreamshaper_8
 LIKELY = 0.7  # a word taken for a command and not for a prompt: inspect → inspect-unet, but not castle → samplers
-SURE = 0.8  # put in its place in the line to paste: --negatve → --negative, but not --init-image → --num-images
+SURE = 0.8  # replaces the word in the line to paste: --negatve → --negative, but not --init-image → --num-images
 
 
 def nearest(word: str, names: Iterable[str], most: int = 3, alike: float = SHOWN) -> tuple[str, ...]:

@@ -1,4 +1,4 @@
-"""Files from outside, read with bounds: regular ones only, no larger than said, and JSON that means one thing."""
+"""Files from outside, read with bounds: regular files only, of bounded size, and unambiguous JSON."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from sdcli.terminal import show, size_text
 DEEPEST = 64
 _AT_ONCE = 1 << 20
 # Opening a pipe without this waits for its writer, and a terminal would become ours. Windows has neither flag.
-_UNASKED = getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_NOCTTY", 0) | getattr(os, "O_BINARY", 0)
+_OPEN_FLAGS = getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_NOCTTY", 0) | getattr(os, "O_BINARY", 0)
 
 
 class NotJson(ValueError):
@@ -29,7 +29,7 @@ class NotJson(ValueError):
 
 def opened(path: str | Path) -> io.BufferedReader:
     """A regular file, open. A pipe or a device, which might hang or never end, is an OSError like any other."""
-    handle = os.open(path, os.O_RDONLY | _UNASKED)
+    handle = os.open(path, os.O_RDONLY | _OPEN_FLAGS)
     try:
         _check_regular(os.fstat(handle).st_mode)
         return os.fdopen(handle, "rb")
@@ -39,7 +39,7 @@ def opened(path: str | Path) -> io.BufferedReader:
 
 
 def _check_regular(mode: int) -> None:
-    """Asked of what was opened, not of its name: that may mean another file by then."""
+    """Checks what was opened, not its name, which may mean another file by then."""
     if stat.S_ISDIR(mode):
         raise IsADirectoryError(errno.EISDIR, "it is a folder")
     if not stat.S_ISREG(mode):
@@ -79,8 +79,8 @@ def read(
 
 
 def recall(path: Path, most: int) -> dict[str, Any]:
-    """What we wrote down ourselves; where it is absent, damaged or too large, nothing. It is read while someone waits,
-    so what a stranger's file is checked for is not."""
+    """A file that sdcli wrote itself; empty where it is absent, damaged or too large. It is read while someone waits,
+    so it is not checked as a foreign file is."""
     try:
         value = json.loads(whole(path, most))
     except (OSError, ValueError, RecursionError):

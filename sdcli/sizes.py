@@ -23,13 +23,13 @@ _SIZE = re.compile(r"\s*(\d{1,15}(?:\.\d{1,15})?|\.\d{1,15})\s*([a-z]{0,3})\s*",
 
 def parse_size(text: str) -> int:
     """Bytes, at least 1 MiB; anything else is ValueError with the reason."""
-    found = _SIZE.fullmatch(text)
-    unit = _UNITS.get(found[2].lower()) if found else None
-    if found is None or unit is None:
+    match = _SIZE.fullmatch(text)
+    unit = _UNITS.get(match[2].lower()) if match else None
+    if match is None or unit is None:
         raise ValueError("a size is a number with MiB, GiB, MB, GB, G or nothing (GiB)")
-    size = round(float(found[1]) * unit)
+    size = round(float(match[1]) * unit)
     if not 1 << 20 <= size <= LARGEST:
-        raise ValueError("a size lies between 1 MiB and 1024 TiB")
+        raise ValueError("a size is between 1 MiB and 1024 TiB")
     return size
 
 

@@ -1,4 +1,4 @@
-"""Foreign text made safe to show, and the two consoles: results on stdout, talk on stderr."""
+"""Foreign text made safe to show, and the two consoles: results on stdout, messages on stderr."""
 
 from __future__ import annotations
 
@@ -84,9 +84,9 @@ def fit(text: str, width: int) -> str:
 def folded(text: str, width: int, first: str = "", rest: str | None = None) -> list[str]:
     """`text` in lines of at most `width`, broken between words only: what is to be pasted stays whole.
 
-    `first` begins the first line, `rest` (its width in spaces unless told) those below.
+    `first` begins the first line, `rest` (by default spaces of its width) those below.
     """
-    import textwrap  # few commands talk at length
+    import textwrap  # few commands print long texts
 
     below = " " * cells(first) if rest is None else rest
     return textwrap.wrap(
@@ -159,7 +159,7 @@ def width(stream: IO[str] | None = None) -> int:
 
 
 class StdoutLost(CannotWrite):
-    """Results cannot be told. Nobody reading them any more (`| head`) is no such loss."""
+    """Results could not be written. A reader that has closed the pipe (`| head`) is not such a loss."""
 
 
 def put(*pieces: bytes) -> None:
@@ -183,7 +183,7 @@ def put(*pieces: bytes) -> None:
 
 
 def tell(text: str = "") -> None:
-    """A line of results, in what characters the console has."""
+    """A line of results, in the characters the console can show."""
     stream = sys.stdout
     line = text if stream is None or speaks_unicode(stream) else plain(text)
     encoding = getattr(stream, "encoding", None) or "utf-8"
@@ -197,7 +197,7 @@ def lost(error: OSError | ValueError) -> StdoutLost:
 
 
 def drop_stdout() -> None:
-    """What is still on its way to stdout goes nowhere: else Python complains of it while leaving."""
+    """What is still on its way to stdout goes nowhere: otherwise Python reports it at exit."""
     with contextlib.suppress(OSError, ValueError, AttributeError):
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
@@ -217,7 +217,7 @@ def _unread(error: OSError | ValueError) -> bool:
 
 
 def say(text: str = "", stream: IO[str] | None = None) -> None:
-    """One line of talk (stderr unless told); a closed or narrow-minded stream is not an error."""
+    """One line of messages, by default on stderr; a closed stream, or one of few characters, is not an error."""
     stream = stream if stream is not None else sys.stderr
     if stream is None:
         return

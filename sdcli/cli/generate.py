@@ -70,7 +70,7 @@ def _generate(typed: dict[str, Any]) -> None:
     around = environment(plan.hardware)
     folding = Folding(started=runs.now(), run=destination.run, clock=since_start, environment=around)
     stored = store(_events(asked, typed.get("engine", "local")), destination, environment=around)
-    strip = Filmstrip(plan.request.filmstrip, told=screen.strip)
+    strip = Filmstrip(plan.request.filmstrip, on_saved=screen.strip)
     sinks: tuple[Sink, ...] = (screen.progress, screen.picture, strip, *screen.results(folding, destination))
     watch = Watch(*sinks, record=folding)
     error = _drain(watch(stored), stored, folding, plan, destination.records) or watch.lost

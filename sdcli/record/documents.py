@@ -11,14 +11,14 @@ from sdcli.terminal import show
 
 
 def dump(value: Any, *, indent: int | None = None, ascii_only: bool = False) -> bytes:
-    """UTF-8 JSON. A lone surrogate is written as its \\u escape, so that even a hostile prompt comes back as it was."""
+    """UTF-8 JSON. A lone surrogate is written as its \\u escape, so that even a hostile prompt reads back unchanged."""
     separators = (",", ":") if indent is None else (",", ": ")
     text = json.dumps(value, ensure_ascii=ascii_only, allow_nan=False, indent=indent, separators=separators)
     return text.encode("utf-8", "backslashreplace")
 
 
 def pieces(value: Any, *, end: bytes = b"", levels: int = 3) -> Iterator[bytes]:
-    """The same JSON bit by bit; long lists as one text cost ten times their own size. `end` follows each comma."""
+    """The same JSON in pieces; a long list as one text costs ten times their own size. `end` follows each comma."""
     if levels > 0 and isinstance(value, Mapping) and value:
         for number, (key, item) in enumerate(value.items()):
             yield (b"," + end if number else b"{") + dump(str(key)) + b":"
@@ -34,13 +34,13 @@ def pieces(value: Any, *, end: bytes = b"", levels: int = 3) -> Iterator[bytes]:
 
 def check_schema(data: Mapping[str, Any], name: str, newest: int, where: str, hint: str = "") -> None:
     """`data` says `name/1` … `name/newest`; a higher number was written by a newer sdcli and is refused."""
-    found = data.get("schema")
-    kind, _, number = str(found).rpartition("/")
+    declared = data.get("schema")
+    kind, _, number = str(declared).rpartition("/")
     if kind != name or not number.isascii() or not number.isdigit() or len(number) > 6 or int(number) < 1:
-        instead = "names no schema" if found is None else f"is {show(found, 60)}"
+        instead = "names no schema" if declared is None else f"is {show(declared, 60)}"
         raise BadFile(f"{show(where)} is not an {name} document: it {instead}", hint=hint)
     if int(number) > newest:
         raise BadFile(
-            f"{show(where)} was written by a newer sdcli: it is {show(found, 60)}, this one reads {name}/{newest}",
+            f"{show(where)} was written by a newer sdcli: it is {show(declared, 60)}, this one reads {name}/{newest}",
             hint="sdcli --version",
         )

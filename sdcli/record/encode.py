@@ -12,13 +12,13 @@ from sdcli.record.metadata.own import Drawn
 
 PNG_KEY, A1111_KEY = "sdcli", "parameters"
 QUALITY = 95  # of 100, with full colour resolution: a JPEG of a drawing shows its blocks first in the reds
-FLAT = 1.0  # levels of standard deviation below which a picture is one colour
+FLAT = 1.0  # levels of standard deviation below which an image counts as one colour
 
 
 @dataclass(frozen=True, kw_only=True)
 class Encoded:
     data: bytes
-    metadata: str  # what is really in it: full | a1111 | none
+    metadata: str  # what the file really holds: full | a1111 | none
     left_out: tuple[str, ...] = ()  # members, environment: dropped to keep the chunk within its limit
     flat: bool = False
 
@@ -27,13 +27,13 @@ def encode(pixels: bytes, width: int, height: int, format: str, drawn: Drawn, me
     """The whole file. `metadata` that is too large for the format is left out, which `Encoded.metadata` then says."""
     from PIL import Image, ImageStat
 
-    picture = Image.frombytes("RGB", (width, height), pixels)
-    flat = all(deviation < FLAT for deviation in ImageStat.Stat(picture).stddev)
+    image = Image.frombytes("RGB", (width, height), pixels)
+    flat = all(deviation < FLAT for deviation in ImageStat.Stat(image).stddev)
     for attempt in _attempts(drawn, metadata):
-        data = _png(picture, attempt) if format == "png" else _with_exif(picture, format, attempt)
+        data = _png(image, attempt) if format == "png" else _with_exif(image, format, attempt)
         if data is not None:
             return Encoded(data=data, metadata=attempt.metadata, left_out=attempt.left_out, flat=flat)
-    raise AssertionError("a picture without metadata always fits")
+    raise AssertionError("an image without metadata always fits")
 
 
 @dataclass(frozen=True)
@@ -56,7 +56,7 @@ def _attempts(drawn: Drawn, metadata: str) -> Iterator[Attempt]:
     yield Attempt("none", None, None)
 
 
-def _png(picture: Any, attempt: Attempt) -> bytes | None:
+def _png(image: Any, attempt: Attempt) -> bytes | None:
     from PIL.PngImagePlugin import PngInfo
 
     info = PngInfo()
@@ -69,10 +69,10 @@ def _png(picture: Any, attempt: Attempt) -> bytes | None:
         if len(chunk) > own.LIMIT:
             return None
         info.add_itxt(PNG_KEY, chunk.decode())
-    return _saved(picture, "PNG", pnginfo=info)
+    return _saved(image, "PNG", pnginfo=info)
 
 
-def _with_exif(picture: Any, format: str, attempt: Attempt) -> bytes | None:
+def _with_exif(image: Any, format: str, attempt: Attempt) -> bytes | None:
     options: dict[str, Any] = {"quality": QUALITY}
     if attempt.metadata != "none":
         chunk = own.chunk(attempt.drawn, ascii_only=True) if attempt.drawn is not None else None
@@ -83,11 +83,11 @@ def _with_exif(picture: Any, format: str, attempt: Attempt) -> bytes | None:
             return None
         options["exif"] = block
     if format == "jpg":
-        return _saved(picture, "JPEG", subsampling=0, **options)
-    return _saved(picture, "WEBP", method=4, **options)
+        return _saved(image, "JPEG", subsampling=0, **options)
+    return _saved(image, "WEBP", method=4, **options)
 
 
-def _saved(picture: Any, format: str, **options: Any) -> bytes:
+def _saved(image: Any, format: str, **options: Any) -> bytes:
     buffer = io.BytesIO()
-    picture.save(buffer, format, **options)
+    image.save(buffer, format, **options)
     return buffer.getvalue()

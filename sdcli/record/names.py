@@ -1,4 +1,4 @@
-"""Where pictures go and what they are called: settled, and tried out, before anything heavy is loaded."""
+"""Where images go and what they are called: decided, and tried out, before anything heavy is loaded."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ SLUG_BYTES = 40
 VALUE_BYTES = 48
 COMPONENT_BYTES = 200
 SUFFIXES = {".png": "png", ".jpg": "jpg", ".jpeg": "jpg", ".webp": "webp"}
-OTHER_PICTURES = {".gif", ".bmp", ".tif", ".tiff", ".avif", ".jxl", ".heic", ".ppm", ".psd", ".svg", ".exr", ".tga"}
+OTHER_FORMATS = {".gif", ".bmp", ".tif", ".tiff", ".avif", ".jxl", ".heic", ".ppm", ".psd", ".svg", ".exr", ".tga"}
 FIELDS = ("index", "seed", "width", "height", "model", "steps", "run", "slug")
 NUMBERS = ("index", "seed", "width", "height", "steps")
 # Names Windows keeps for devices, whatever their ending; a folder shared with Windows must not hold them either.
@@ -34,14 +34,14 @@ DEVICES = {"CON", "PRN", "AUX", "NUL", "CONIN$", "CONOUT$"} | {
     name + digit for name in ("COM", "LPT") for digit in "0123456789¹²³"
 }
 LARGEST_SIDE = {"png": 2**31 - 1, "jpg": 65_535, "webp": 16_383}
-BYTES_PER_PIXEL = {"png": 2.0, "jpg": 1.0, "webp": 1.0}  # generous: drawn pictures took 0.3 to 1.8 as PNG
+BYTES_PER_PIXEL = {"png": 2.0, "jpg": 1.0, "webp": 1.0}  # generous: drawn images took 0.3 to 1.8 as PNG
 
 
 @dataclass(frozen=True, kw_only=True)
 class Destination:
     """The output folder, the folder of this run's records, and how a job turns into a name."""
 
-    folder: Path  # absolute; created when the first picture comes
+    folder: Path  # absolute; created when the first image is saved
     records: Path  # absolute: run.jsonl and report.json
     run: str
     kind: str  # numbered | template | file
@@ -60,9 +60,9 @@ class Destination:
         return self.records.parent.parent != self.folder
 
     def names(self, job: Job, number: int = 1) -> Iterator[str]:
-        """The name this picture should have, then those to fall back on when it is taken. Always with `/`.
+        """The name this image should have, then those to fall back on when it is taken. Always with `/`.
 
-        A file that was named has none to fall back on but beside other pictures of its own run.
+        A single file named with -o falls back only beside other images of its own run.
         """
         if self.kind == "numbered":
             for taken in itertools.count(number):
@@ -76,7 +76,7 @@ class Destination:
             yield f"{head}/{name}" if head else name
 
     def part(self, index: int, name: str) -> Path:
-        """The temporary file beside the picture `name` will be."""
+        """The temporary file beside the image `name`."""
         return (self.folder / name).with_name(f"{part_prefix(self.run)}{index:06d}.part")
 
 
@@ -147,7 +147,7 @@ def numbered_name(number: int, job: Job, suffix: str) -> str:
 
 
 def next_number(folder: Path) -> int:
-    """One more than the highest number any picture of ours in the folder begins with."""
+    """One more than the highest number that begins the name of an image in the folder."""
     highest = 0
     try:
         with os.scandir(folder) as entries:
@@ -189,7 +189,7 @@ def parse_template(pattern: str) -> tuple[Piece, ...]:
             text = ""
             position = end + 1
         elif character == "}":
-            raise _bad_template(pattern, "a } without its {")
+            raise _bad_template(pattern, "a } without a {")
         else:
             text += character
             position += 1
@@ -204,9 +204,7 @@ def _field(pattern: str, inside: str) -> Field:
         return Field(name)
     digits = re.fullmatch(r"0([1-9]|1\d|20)d", form, re.ASCII)
     if digits is None or name not in NUMBERS:
-        raise _bad_template(
-            pattern, f"{{{show(inside, 60)}}} is not possible; a number may be written as {{index:04d}}"
-        )
+        raise _bad_template(pattern, f"{{{show(inside, 60)}}} is not supported; write a number as {{index:04d}}")
     return Field(name, int(digits[1]))
 
 
@@ -277,9 +275,9 @@ def read_output(output: str | None, format: str = "png", *, format_asked: bool =
         text = os.path.expanduser(output)
         os.fsencode(text)
     except (UnicodeEncodeError, ValueError):
-        raise Usage(f"-o {show(output, 120)} cannot be a file's name", hint="-o pictures") from None
+        raise Usage(f"-o {show(output, 120)} is not a valid file name", hint="-o images") from None
     if not text.strip() or text == "-" or any(ord(c) < 32 or ord(c) == 127 for c in text):
-        raise Usage(f"-o {show(repr(output), 120)} names no file or folder", hint="-o pictures")
+        raise Usage(f"-o {show(repr(output), 120)} does not name a file or folder", hint="-o images")
     if "{" in text or "}" in text:
         return _read_template(text, format, format_asked)
     slashes = "/\\" if os.name == "nt" else "/"
@@ -289,11 +287,11 @@ def read_output(output: str | None, format: str = "png", *, format_asked: bool =
     if name in (".", ".."):
         return Target("numbered", text, "", format)
     ending = os.path.splitext(name)[1].lower()
-    if ending not in SUFFIXES and ending not in OTHER_PICTURES:
+    if ending not in SUFFIXES and ending not in OTHER_FORMATS:
         return Target("numbered", text, "", format)
     _check_length(name)
     if os.name == "nt" and _no_device(name) != name:
-        raise Usage(f"{show(name)} is a device's name on Windows", hint=f"-o picture{ending}")
+        raise Usage(f"{show(name)} is a device name on Windows", hint=f"-o image{ending}")
     return Target("file", folder or ".", name, _format_of(text, ending, format, format_asked))
 
 
@@ -306,13 +304,13 @@ def _read_template(text: str, format: str, format_asked: bool) -> Target:
     literal = "".join(piece if isinstance(piece, str) else "0" for piece in pieces)
     for component in literal.split("/"):
         if component.strip(" .") == "" or component in (".", ".."):
-            raise _bad_template(text, "a part between slashes is empty or made of dots")
+            raise _bad_template(text, "a part between slashes is empty or only dots")
         _check_length(component)
     forbidden = sorted({c for c in literal if c in '<>:"|?*\\'} | {c for c in literal if "\ud800" <= c <= "\udfff"})
     if forbidden:
-        raise _bad_template(text, f"{show(' '.join(forbidden))} cannot stand in a file name everywhere")
+        raise _bad_template(text, f"{show(' '.join(forbidden))} is not allowed in file names on every system")
     ending = os.path.splitext(literal)[1].lower()
-    if ending not in SUFFIXES and ending not in OTHER_PICTURES:
+    if ending not in SUFFIXES and ending not in OTHER_FORMATS:
         return Target("template", folder, f"{pattern}.{format}", format)
     return Target("template", folder, pattern, _format_of(text, ending, format, format_asked))
 
@@ -321,14 +319,14 @@ def _check_length(name: str) -> None:
     size = len(name.encode("utf-8", "surrogateescape"))
     if size > COMPONENT_BYTES:
         raise Usage(
-            f"the name {show(name, 60)} has {size} bytes; {COMPONENT_BYTES} are possible", hint="-o picture.png"
+            f"the name {show(name, 60)} has {size} bytes; at most {COMPONENT_BYTES} are allowed", hint="-o image.png"
         )
 
 
 def _format_of(text: str, ending: str, format: str, format_asked: bool) -> str:
-    if ending in OTHER_PICTURES:
+    if ending in OTHER_FORMATS:
         raise Usage(
-            f"-o {show(text, 120)}: pictures are written as png, jpg or webp, not {ending[1:]}", hint="-o picture.png"
+            f"-o {show(text, 120)}: images are written as png, jpg or webp, not {ending[1:]}", hint="-o image.png"
         )
     found = SUFFIXES[ending]
     if format_asked and found != format:
@@ -388,7 +386,7 @@ def _check_one_file(path: Path, count: int, overwrite: bool) -> None:
     stem, suffix = os.path.splitext(path.name)
     if count > 1:
         raise Usage(
-            f"{count} pictures cannot all be {show(path.name)}",
+            f"{count} images cannot all be saved as {show(path.name)}",
             hint=f"-o '{show(stem)}-{{index}}{suffix}'",
             count=count,
         )
@@ -429,9 +427,9 @@ def _check_space(folder: Path, request: Request, count: int, format: str) -> Non
         return  # some network storage does not say; the write itself will
     each = int(request.width * request.height * BYTES_PER_PIXEL[format]) + 65_536
     if each * count > free:
-        pictures = "1 picture needs" if count == 1 else f"{count} pictures need"
+        images = "1 image needs" if count == 1 else f"{count} images need"
         raise CannotWrite(
-            f"{show(folder)} has {disk_text(free)} free; {pictures} about {disk_text(each * count)}",
+            f"{show(folder)} has {disk_text(free)} free; {images} about {disk_text(each * count)}",
             done="nothing was loaded or downloaded",
             hint="-o FOLDER   (on a disk with more room)",
             need=each * count,
@@ -445,7 +443,7 @@ def inside(folder: Path, name: str) -> Path:
     base = folder.resolve()
     if ".." in name.split("/") or not path.parent.resolve().is_relative_to(base):
         raise CannotWrite(
-            f"{show(name)} would lead out of {show(folder)}: one of its folders is a link",
+            f"{show(name)} would be outside {show(folder)}: one of its folders is a link",
             hint="the same command with -o sdcli-images",
             path=str(path),
         )

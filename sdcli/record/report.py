@@ -58,7 +58,7 @@ class Image:
     bytes: int | None = None
     width: int | None = None
     height: int | None = None
-    job: Job | None = None  # in JSON its fields stand beside these
+    job: Job | None = None  # in JSON its fields are beside these
     tokens: int | None = None
     pixel_sha256: str | None = None
     file_sha256: str | None = None
@@ -131,7 +131,7 @@ def image_json(image: Image, folder: Path | None = None) -> dict[str, Any]:
     data: dict[str, Any] = {}
     for name, value in schema.to_json(image).items():
         if name == "job":
-            data |= {field: held for field, held in (value or _NO_JOB).items() if field not in data}
+            data |= {field: item for field, item in (value or _NO_JOB).items() if field not in data}
         else:
             data[name] = value
     if folder is None:
@@ -161,14 +161,14 @@ def _with_job(image: Any) -> Any:
 
 
 def pieces(report: Report) -> Iterator[bytes]:
-    """The file bit by bit, a line for each picture: 10,000 of them as one text would be memory for nothing."""
+    """The file in pieces, a line for each image: 10,000 of them as one text would only take memory."""
     for number, one in enumerate(fields(report)):
         value = None if one.name == "folder" else getattr(report, one.name)
         yield (b",\n" if number else b"{") + documents.dump(one.name) + b":"
         if isinstance(value, tuple) and value:
-            for place, item in enumerate(value):
-                told = image_json(item) if isinstance(item, Image) else schema.to_json(item)
-                yield (b",\n " if place else b"[\n ") + documents.dump(told)
+            for position, item in enumerate(value):
+                entry = image_json(item) if isinstance(item, Image) else schema.to_json(item)
+                yield (b",\n " if position else b"[\n ") + documents.dump(entry)
             yield b"]"
         else:
             yield from documents.pieces(schema.to_json(value), end=b"\n ", levels=2)
@@ -301,8 +301,8 @@ class Folding:
             self._measured = replace(self._measured, host_before_load=before)
         else:
             names = ("allocated_peak", "reserved_peak", "driver_peak", "pinned_peak", "host_peak")
-            found = {name: _larger(getattr(self._measured, name), getattr(event, name)) for name in names}
-            self._measured = replace(self._measured, **found)
+            peaks = {name: _larger(getattr(self._measured, name), getattr(event, name)) for name in names}
+            self._measured = replace(self._measured, **peaks)
             self._device_peak = _larger(self._device_peak, event.device_peak)
         if event.phase != "before-load":
             self._peak(event.phase, event.device_peak, event.host_peak)
@@ -316,9 +316,9 @@ class Folding:
         self._last_file = self._clock()
         self._time("save", event.seconds)
         self._add(event.batch, save_seconds=event.seconds, image=event.index)
-        known = image_of(self._job(event.index), event.index, event.status)
+        image = image_of(self._job(event.index), event.index, event.status)
         self._images[event.index] = replace(
-            known,
+            image,
             file=event.file,
             format=event.format,
             bytes=event.bytes,
@@ -331,16 +331,16 @@ class Folding:
         self._decoded.pop(event.index, None)
 
     def _see_failed(self, event: events.Failed) -> None:
-        known = image_of(self._job(event.index), event.index, "failed")
+        image = image_of(self._job(event.index), event.index, "failed")
         tokens = self._count_of(event.batch, event.index)
         self._add(event.batch, image=event.index)
-        self._images[event.index] = replace(known, tokens=tokens, error=dict(event.error))
+        self._images[event.index] = replace(image, tokens=tokens, error=dict(event.error))
         self._decoded.pop(event.index, None)
 
     def _see_interrupted(self, event: events.Interrupted) -> None:
         kept = sum(image.kept for image in self._images.values())
         kind = Terminated if event.signal == "terminated" else Interrupted
-        self._stopped = kind("stopped before the end", done=f"{kept} pictures are saved")
+        self._stopped = kind("stopped before the end", done=f"{kept} images are saved")
 
     # --- bookkeeping
 
@@ -369,7 +369,7 @@ class Folding:
         return self._decoded.get(index)
 
     def _count_of(self, batch: int, index: int) -> int | None:
-        """The tokens of one picture of its batch; pictures no plan lists come in their batch's order."""
+        """The tokens of one image of its batch; images that no plan lists come in the order of their batch."""
         counts = self._tokens.get(batch, ())
         listed = self.plan.batches[batch] if self.plan is not None and batch < len(self.plan.batches) else ()
         seen = self._batches[batch].images if batch in self._batches else ()
@@ -379,7 +379,7 @@ class Folding:
     # --- the end
 
     def entry(self, index: int) -> Image | None:
-        """What is known of one picture now."""
+        """What is known of one image so far."""
         return self._images.get(index)
 
     def had(self, intents: Mapping[int, Intent]) -> None:
@@ -421,15 +421,15 @@ class Folding:
         return replace(batch, images=images, step_seconds=tuple(self._steps.get(batch.index, ())))
 
     def images(self) -> tuple[Image, ...]:
-        found = dict(self._images)
+        images = dict(self._images)
         planned = self.plan.jobs if self.plan is not None else ()
         for index, intent in self._earlier.items():
-            if index not in found:
-                found[index] = _had_already(self._job(index), intent)
+            if index not in images:
+                images[index] = _had_already(self._job(index), intent)
         for job in planned:
-            if job.index not in found:
-                found[job.index] = image_of(job, job.index, "missing")
-        return tuple(image for _, image in sorted(found.items()))
+            if job.index not in images:
+                images[job.index] = image_of(job, job.index, "missing")
+        return tuple(image for _, image in sorted(images.items()))
 
     def _phases(self) -> tuple[PhaseTime, ...]:
         times = dict(self._times)
@@ -497,19 +497,19 @@ def _status(images: Sequence[Image], stopped: SdcliError | None) -> str:
 
 
 def _shortfall(images: Sequence[Image]) -> ImagesFailed | None:
-    """The error of a run that ended by itself with less than was asked."""
+    """The error of a run that reached its end with fewer images than requested."""
     lost = sum(not image.kept for image in images)
     suspect = sum(image.status == "suspect" for image in images)
     if not lost and not suspect:
         return None
-    of = f"{len(images)} picture" + ("s" if len(images) != 1 else "")
-    told = [f"{lost} of {of} could not be saved"] if lost else []
-    told += [f"{suspect} of {of} came out as one flat colour"] if suspect else []
+    of = f"{len(images)} image" + ("s" if len(images) != 1 else "")
+    causes = [f"{lost} of {of} could not be saved"] if lost else []
+    causes += [f"{suspect} of {of} came out as one flat colour"] if suspect else []
     kept = len(images) - lost
     again = "the same command with the --seed of what is missing" if lost else "the same command with another --seed"
     hints = {str((image.error or {}).get("hint") or again) for image in images if not image.kept}
     return ImagesFailed(
-        "; ".join(told),
+        "; ".join(causes),
         done=f"{kept} saved" if kept else "nothing was saved",
         hint=hints.pop() if len(hints) == 1 else again,
         failed=lost,

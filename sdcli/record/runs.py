@@ -1,4 +1,4 @@
-"""run.jsonl, the journal of a run: written line by line before and after each picture, read back after any crash."""
+"""run.jsonl, the journal of a run: written line by line before and after each image, read back after a crash."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def now() -> str:
 
 
 def plan_json(plan: Plan) -> dict[str, Any]:
-    """The plan as runs and reports keep it: without the table of ways, which served the choice only."""
+    """The plan as runs and reports keep it: without `ways`, the table that served the choice."""
     data: dict[str, Any] = schema.to_json(plan)
     data.pop("ways", None)
     return data
@@ -60,7 +60,7 @@ class Manifest:
     def append(self, kind: str, **fields: Any) -> None:
         data = line({"type": kind, **fields})
         if self._broken:
-            raise OSError(errno.EIO, "an earlier line could not be taken back")
+            raise OSError(errno.EIO, "an earlier line could not be removed")
         try:
             write_whole(self._files, self._file, data)
             self._files.sync(self._file)
@@ -89,7 +89,7 @@ def line(fields: Mapping[str, Any]) -> bytes:
 def begin(
     destination: Destination, plan: Plan, environment: Mapping[str, Any], *, files: Files = REAL, created: str = ""
 ) -> Manifest:
-    """The folders and the journal of a new run, on the disk before the first picture is."""
+    """The folders and the journal of a new run, on disk before the first image."""
     path = destination.records / JOURNAL
     try:
         files.make_folder(destination.folder)
@@ -123,7 +123,7 @@ def begin(
 
 
 def _output(destination: Destination) -> dict[str, Any]:
-    """How names are made, for resume; where to, only if the records do not lie in the output folder."""
+    """How names are made, for resume; the folder only if the records lie outside it."""
     return {
         "folder": str(destination.folder) if destination.records_apart else None,
         "kind": destination.kind,
@@ -135,7 +135,7 @@ def _output(destination: Destination) -> dict[str, Any]:
 
 
 def reopen(run: Run, environment: Mapping[str, Any], *, files: Files = REAL) -> Manifest:
-    """The journal of an interrupted run, open to go on: its torn end is cut off and the resumption noted."""
+    """The journal of an interrupted run, open to continue: its torn end is cut off and the resumption noted."""
     path = run.destination.records / JOURNAL
     try:
         file = files.append(path)
@@ -143,7 +143,7 @@ def reopen(run: Run, environment: Mapping[str, Any], *, files: Files = REAL) -> 
         raise cannot_write(path, error) from None
     if _lock(file) is False:
         files.close(file)
-        raise Usage(f"run {show(run.run)} is being drawn by another process", hint="wait until that one has ended")
+        raise Usage(f"run {show(run.run)} is being drawn by another process", hint="wait until that process ends")
     manifest = Manifest(path, file, run.length, files)
     try:
         files.truncate(file, run.length)
@@ -155,7 +155,7 @@ def reopen(run: Run, environment: Mapping[str, Any], *, files: Files = REAL) -> 
 
 
 def _lock(file: int) -> bool | None:
-    """False when another process holds the journal, None where the storage knows no locks."""
+    """False when another process holds the journal, None where the storage has no locks."""
     try:
         import fcntl
     except ImportError:
@@ -190,7 +190,7 @@ def is_running(records: Path) -> bool:
 
 
 def _locked(records: Path) -> bool | None:
-    """What `_lock` says of this run's journal; None also where there is none that we may open."""
+    """What `_lock` says of this run's journal; None also where there is no journal that we may open."""
     try:
         file = os.open(records / JOURNAL, os.O_RDWR)
     except OSError:
@@ -206,7 +206,7 @@ def _locked(records: Path) -> bool | None:
 
 @dataclass(frozen=True, kw_only=True)
 class Intent:
-    """What a picture will be, written down before its name appears."""
+    """What an image will be, written before its name appears."""
 
     index: int
     batch: int
@@ -227,7 +227,7 @@ class Run:
     destination: Destination
     plan: Plan
     environment: Mapping[str, Any] = field(default_factory=dict)
-    intents: Mapping[int, Intent] = field(default_factory=dict)  # the last of each picture
+    intents: Mapping[int, Intent] = field(default_factory=dict)  # the last of each image
     noted: frozenset[int] = frozenset()  # those with a `done` line
     failed: Mapping[int, Mapping[str, Any]] = field(default_factory=dict)
     degraded: tuple[Degraded, ...] = ()
@@ -258,12 +258,12 @@ def read(records: Path) -> Run:
     except OSError as error:
         raise BadFile(f"{where} cannot be read: {show(error.strerror)}", hint=_forget(records)) from None
     if not lines:
-        raise BadFile(f"{where}: not one whole line", hint=_forget(records))
+        raise BadFile(f"{where}: no complete line", hint=_forget(records))
     return _run(lines, length, records.resolve(), where)
 
 
 def _forget(records: Path) -> str:
-    return f"mv {quoted(records)} {quoted(str(records) + '-damaged')}   (its pictures stay)"
+    return f"mv {quoted(records)} {quoted(str(records) + '-damaged')}   (its images stay)"
 
 
 def _checked(raw: bytes) -> dict[str, Any] | None:
@@ -280,10 +280,10 @@ def _checked(raw: bytes) -> dict[str, Any] | None:
 def _run(lines: list[dict[str, Any]], length: int, records: Path, where: str) -> Run:
     head = lines[0]
     if head.get("type") != "run":
-        raise BadFile(f"{where}: its first line is no run")
+        raise BadFile(f"{where}: its first line is not a run")
     documents.check_schema(head, NAME, NEWEST, where)
     if not _RUN.fullmatch(str(head.get("run"))):
-        raise BadFile(f"{where}: {show(head.get('run'), 60)} is no run's name")
+        raise BadFile(f"{where}: {show(head.get('run'), 60)} is not the name of a run")
     plan = head.get("plan")
     documents.check_schema(plan if isinstance(plan, dict) else {}, "sdcli.plan", 1, where)
     intents: dict[int, Intent] = {}
@@ -327,7 +327,7 @@ def _run(lines: list[dict[str, Any]], length: int, records: Path, where: str) ->
 def _index(data: Mapping[str, Any], where: str) -> int:
     index = data.get("index")
     if not isinstance(index, int) or isinstance(index, bool) or index < 0:
-        raise BadFile(f"{where}: a line without its picture's index")
+        raise BadFile(f"{where}: a line without the index of its image")
     return index
 
 
@@ -335,7 +335,7 @@ def _intent(data: Mapping[str, Any], where: str) -> Intent:
     intent = schema.from_json(Intent, data, where)
     path = PurePosixPath(intent.file)
     if path.is_absolute() or ".." in path.parts or "\\" in intent.file or not path.name:
-        raise BadFile(f"{where}: {show(intent.file, 120)} is no file inside the output folder")
+        raise BadFile(f"{where}: {show(intent.file, 120)} is not a file inside the output folder")
     return intent
 
 
@@ -360,7 +360,7 @@ def _destination(head: Mapping[str, Any], records: Path, where: str) -> Destinat
 
 @dataclass(frozen=True, kw_only=True)
 class Recovered:
-    """What a run really left behind, as the disk says."""
+    """What a run left behind, according to the disk."""
 
     run: Run
     done: Mapping[int, Intent]
@@ -368,7 +368,7 @@ class Recovered:
 
 
 def recover(run: Run, *, files: Files = REAL) -> Recovered:
-    """A picture is done when its file is there with the hash its intent names. Half-made files are removed."""
+    """An image is done when its file exists with the hash its intent names. Partial files are removed."""
     done = {index: intent for index, intent in run.intents.items() if _whole(run.destination.folder, intent)}
     for index, intent in run.intents.items():
         if index not in done and index not in run.noted:
@@ -392,7 +392,7 @@ def _whole(folder: Path, intent: Intent) -> bool:
 
 
 def _discard_claim(path: Path, files: Files) -> None:
-    """The empty file that held a name where links are unknown, left by a crash before the picture replaced it."""
+    """The empty file that held a name where links are unknown, left by a crash before the image replaced it."""
     with contextlib.suppress(OSError):
         status = os.lstat(path)
         if stat.S_ISREG(status.st_mode) and status.st_size == 0:
@@ -400,7 +400,7 @@ def _discard_claim(path: Path, files: Files) -> None:
 
 
 def _folders(destination: Destination, plan: Plan) -> set[Path]:
-    """Every folder a picture of this plan may go to."""
+    """Every folder an image of this plan may go to."""
     if destination.kind != "template" or "/" not in destination.pattern:
         return {destination.folder}
     pieces = parse(destination.pattern)
@@ -409,8 +409,8 @@ def _folders(destination: Destination, plan: Plan) -> set[Path]:
 
 
 def _discard_abandoned(destination: Destination, plan: Plan, files: Files) -> None:
-    """Half-made files of other runs that nobody draws any more: whoever draws holds the lock of its journal. Where
-    that cannot be told (no locks, another user's journal, none) they stay: the run may be alive."""
+    """Partial files of other runs that are not running: a running process holds the lock of its journal. Where the
+    lock says nothing (no locks, another user's journal, no journal) they stay: the run may be alive."""
     for folder in _folders(destination, plan):
         parts = (part_of_run(path.name) for path in folder.glob(".sdcli-*.part"))
         for run in {run for run in parts if run and run != destination.run}:

@@ -1,4 +1,4 @@
-"""The store: a finished picture comes in, a file under its final name goes out, whole or not at all.
+"""The store: a finished image comes in, a file under its final name goes out, whole or not at all.
 
 Encode in memory, write and sync a temporary file beside the target, note the intent in the journal, give the file its
 name without replacing anything, sync the folder, note that it is done. Every file call goes through `Files`.
@@ -26,7 +26,7 @@ from sdcli.record.names import Destination, already_there, inside, next_number
 from sdcli.record.runs import Intent, Manifest, begin
 from sdcli.terminal import show
 
-MOST_NAMES = 10_000  # tried for one picture before giving up
+MOST_NAMES = 10_000  # tried for one image before giving up
 
 
 def store(
@@ -41,8 +41,8 @@ def store(
 ) -> Iterator[Event]:
     """Every event passes; after each Decoded comes its Saved, or its Failed and then CannotWrite.
 
-    The journal begins with the first Planned; a resumed run gives its own and the pictures it has already. The picture
-    is on the disk before its Decoded is passed on, so that nothing a watcher does can lose it.
+    The journal begins with the first Planned; a resumed run passes its own, and the images it already has. An image is
+    on disk before its Decoded is passed on, so that nothing a watcher does can lose it.
     """
     shelf = Shelf(destination, dict(environment or {}), manifest, files, clock)
     for intent in (earlier or {}).values():
@@ -58,10 +58,10 @@ def store(
     except SdcliError as error:
         shelf.end(error)
         raise
-    except (KeyboardInterrupt, Stop) as stop:  # here, or thrown in by whoever met it while watching
+    except (KeyboardInterrupt, Stop) as stop:  # raised here, or thrown in by a watcher
         shelf.end(stopped_by(stop))
         raise
-    except Exception as failure:  # nobody foresaw it; whoever catches it finds the words
+    except Exception as failure:  # unforeseen; the message is written where it is caught
         shelf.end(OutOfMemory("", hint="sdcli help memory") if isinstance(failure, MemoryError) else Bug(""))
         raise
     finally:
@@ -72,20 +72,20 @@ def store(
 class Written:
     name: str
     path: Path
-    noted: OSError | None  # the picture is there, but saying so failed
+    noted: OSError | None  # the image is on disk, but noting it in the journal failed
 
 
 @dataclass
 class Batch:
-    """What was seen of a batch that is being drawn."""
+    """What the events so far say about a batch being drawn."""
 
     size: int = 1
-    passed: int = 0  # its images that are over, drawn or failed
+    passed: int = 0  # its images that are finished, drawn or failed
     degraded: list[Degraded] = field(default_factory=list)
 
 
 class Shelf:
-    """What the store remembers between two pictures: a few numbers, never a picture."""
+    """What the store remembers between two images: a few numbers, never pixels."""
 
     def __init__(
         self,
@@ -102,7 +102,7 @@ class Shelf:
         self.clock = clock
         self.plan: Plan | None = None
         self.unet_sha256: str | None = None
-        self.batches: dict[int, Batch] = {}  # those that are not finished yet, whoever draws them
+        self.batches: dict[int, Batch] = {}  # those not finished yet, in any worker
         self.number = 0
         self.names: set[str] = set()
         self.saved = 0
@@ -114,7 +114,7 @@ class Shelf:
         self.saved += 1
         self.flawed += status == "suspect"
 
-    # --- events that are not pictures
+    # --- events without an image
 
     def note(self, event: Event) -> None:
         if isinstance(event, Planned):
@@ -141,7 +141,7 @@ class Shelf:
         return self.batches.setdefault(number, Batch())
 
     def _passed(self, number: int) -> None:
-        """One image more of this batch is over; with the last one it is forgotten."""
+        """One more image of this batch is finished; with the last one the batch is forgotten."""
         batch = self._batch(number)
         batch.passed += 1
         if batch.passed >= batch.size:
@@ -157,11 +157,11 @@ class Shelf:
 
     def _cannot_write(self, path: Path, error: OSError) -> CannotWrite:
         planned = max(self.saved, len(self.plan.jobs) if self.plan else 0)
-        done = f"{self.saved} of {planned} pictures are saved in {show(self.destination.folder)}"
-        return cannot_write(path, error, done=done, hint="the same command with -o FOLDER, where there is room")
+        done = f"{self.saved} of {planned} images are saved in {show(self.destination.folder)}"
+        return cannot_write(path, error, done=done, hint="the same command with -o FOLDER, on a disk with room")
 
     def end(self, error: SdcliError | None = None) -> None:
-        """The last line. An error on the way out is not worth a second one."""
+        """The journal's last line. After an error, failing to write it is not reported too."""
         error = error or self.stopped
         planned = len(self.plan.jobs) if self.plan else 0
         flawed = self.flawed > 0 or self.saved < planned
@@ -179,13 +179,13 @@ class Shelf:
         if self.manifest is not None:
             self.manifest.close()
 
-    # --- pictures
+    # --- images
 
     def keep(self, event: Decoded) -> Iterator[Event]:
         started = self.clock()
         plan, manifest = self.plan, self.manifest
         if plan is None or manifest is None:
-            raise Bug("a picture came before its plan")
+            raise Bug("an image came before its plan")
         pixel_sha256 = hashlib.sha256(event.pixels).hexdigest()
         drawn = self._drawn(plan, event, pixel_sha256)
         self._passed(event.batch)
@@ -235,7 +235,7 @@ class Shelf:
         return Path(named) if isinstance(named, str) and not named.endswith(".part") else self.destination.folder
 
     def _write(self, event: Decoded, data: bytes, intent: Intent, manifest: Manifest) -> Written:
-        """OSError says that nothing of this picture is there under any name."""
+        """On OSError nothing of this image exists under any name."""
         destination, files = self.destination, self.files
         if not self.number and destination.kind == "numbered":
             self.number = next_number(destination.folder)
@@ -243,7 +243,7 @@ class Shelf:
         try:
             for attempt, name in enumerate(destination.names(event.job, self.number)):
                 path = inside(destination.folder, name)
-                ours = name in self.names  # --overwrite replaces what was there before this run, not its own pictures
+                ours = name in self.names  # --overwrite replaces files from before this run, not its own images
                 if destination.kind == "file" and not ours and path_taken(path) and not destination.overwrite:
                     raise already_there(path)  # by another run since this one began
                 if ours or (path_taken(path) and not destination.overwrite):
@@ -270,7 +270,7 @@ class Shelf:
                 discard(files, part)
 
     def _settle(self, name: str, path: Path, attempt: int, intent: Intent, manifest: Manifest) -> Written:
-        """The picture has its name; from here on it counts, whatever fails."""
+        """The image has its name; from here on it counts, whatever fails."""
         self.number += attempt + 1
         noted: OSError | None = None
         try:

@@ -71,7 +71,7 @@ def _choice(field: str, text: str) -> str:
     if word not in choices:
         near = nearest(word, choices, 1)
         raise Usage(
-            f'{flag_of(field)}: "{show(text, 60)}" is none of {", ".join(choices)}',
+            f'{flag_of(field)}: "{show(text, 60)}" is not one of {", ".join(choices)}',
             hint=f"{flag_of(field)} {near[0] if near else choices[0]}",
         )
     return word
@@ -95,7 +95,7 @@ def _text(field: str, text: str) -> str:
 def _name(field: str, text: str) -> str:
     if not text.strip():
         flag = flag_of(field)
-        raise Usage(f"{flag}: nothing is named", hint=f"the same command without {flag}")
+        raise Usage(f"{flag}: the value is empty", hint=f"the same command without {flag}")
     return text
 
 
@@ -152,7 +152,7 @@ class Sources:
     environment: Mapping[str, Any] = field(default_factory=dict)
     preset: Mapping[str, Any] = field(default_factory=dict)
     settings_from: Mapping[str, Any] = field(default_factory=dict)
-    not_taken: Mapping[str, Any] = field(default_factory=dict)  # what else stands in that picture, to be told
+    not_taken: Mapping[str, Any] = field(default_factory=dict)  # what else that image holds, to be reported
     flag: Mapping[str, Any] = field(default_factory=dict)
 
 
@@ -161,7 +161,7 @@ def resolve(
 ) -> tuple[dict[str, Any], dict[str, str]]:
     """Every Request field that some source sets, and where from. Pins are merged slot by slot; the rest is replaced.
 
-    A list of seeds decides the number of pictures, unless the same or a later source says that too.
+    A list of seeds decides the number of images, unless the same or a later source says that too.
     """
     values: dict[str, Any] = {}
     origins: dict[str, str] = {}
@@ -202,7 +202,7 @@ def from_environment(environment: Mapping[str, str]) -> dict[str, Any]:
             continue
         if variable not in kept:
             near = near_text(nearest(variable, kept, 1))
-            raise Usage(f"{show(variable, 60)} is no setting{near}", hint="sdcli help environment")
+            raise Usage(f"{show(variable, 60)} is not a setting{near}", hint="sdcli help environment")
         try:
             values[kept[variable]] = convert(kept[variable], text)
         except Usage as error:
@@ -211,7 +211,7 @@ def from_environment(environment: Mapping[str, str]) -> dict[str, Any]:
 
 
 def from_table(table: Mapping[str, Any], path: Path | None = None) -> dict[str, Any]:
-    """The settings of a TOML table; with `path`, its file, a mistake is told with its line."""
+    """The settings of a TOML table; with `path`, its file, a mistake is reported with its line."""
     values: dict[str, Any] = {}
     for name, given in table.items():
         hint = "sdcli config show" if path is None else _mended(name, given)
@@ -304,7 +304,7 @@ def _preset_files(user_folder: Path) -> dict[str, Path]:
     return {path.stem: path for folder in (data.presets(), user_folder) for path in sorted(folder.glob("*.toml"))}
 
 
-_WITHOUT_PRESET = "the same command without --preset   (or mend its file)"
+_WITHOUT_PRESET = "the same command without --preset   (or fix its file)"
 
 
 def from_preset(name: str, user_folder: Path) -> dict[str, Any]:
@@ -313,7 +313,7 @@ def from_preset(name: str, user_folder: Path) -> dict[str, Any]:
     if name not in files:
         near = nearest(name, files) or sorted(files)
         raise Usage(
-            f'no preset "{show(name, 60)}"; there is {", ".join(show(known, 60) for known in near)}',
+            f'no preset "{show(name, 60)}"; available: {", ".join(show(name, 60) for name in near)}',
             hint=f"--preset {shlex.quote(near[0])}" if near else "sdcli config path",
         )
     table = read_toml(files[name])
@@ -354,7 +354,7 @@ def folders(path: Path) -> tuple[Path, ...]:
     """The folders with models that were added, from the key `folders` of the user's file."""
     held = read_toml(path).get("folders", [])
     if not isinstance(held, list) or not all(isinstance(item, str) and item for item in held):
-        raise Usage(f"{show(path)}: folders is no list of folders", hint="sdcli config path")
+        raise Usage(f"{show(path)}: folders is not a list of folders", hint="sdcli config path")
     return tuple(Path(item).expanduser() for item in held)
 
 

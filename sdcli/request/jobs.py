@@ -1,4 +1,4 @@
-"""From what was typed to jobs: seeds, sizes, ranges that hold, and one job per picture."""
+"""From what was typed to jobs: seeds, sizes, ranges that hold, and one job per image."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from sdcli.terminal import quoted, show
 
 MOST_JOBS = 10_000
 SIDES = (64, 8192)
-LONGEST_PROMPT = 20_000  # characters; some hundred chunks, beyond which attention to the text outweighs the picture
+LONGEST_PROMPT = 20_000  # characters; some hundred chunks, beyond which attention to the text outweighs the image
 
 
 # --- text into values
@@ -57,7 +57,7 @@ def _seed_meant(text: str) -> str:
     if range_:
         return f"--seed {range_[1]}..{range_[2]}"
     if text in ("-1", "random"):
-        return "the same command without --seed   (a random one is taken, and printed)"
+        return "the same command without --seed   (a random seed is used and printed)"
     return "--seed 1,5,9   (or 1..8, or without --seed for a random one)"
 
 
@@ -75,16 +75,16 @@ def parse_memory(text: str, flag: str = "--max-vram") -> int:
         return parse_size(text)
     except ValueError:
         raise Usage(
-            f'{flag}: "{show(text, 60)}" is no size; write 6, 6GiB, 6GB or 6000MiB',
+            f'{flag}: "{show(text, 60)}" is not a size; write 6, 6GiB, 6GB or 6000MiB',
             hint=f"{flag} 6GiB",
         ) from None
 
 
-# --- what a request must keep to
+# --- limits of a request
 
 
 def check(request: Request) -> None:
-    """Every range, with the flag's name and what would do."""
+    """Check every range; an error names the flag and a value that works."""
     if not request.prompts or not all(prompt.strip() for prompt in request.prompts):
         raise Usage("the prompt is empty", hint='"a cat"')
     for text in (*request.prompts, request.negative_prompt):
@@ -99,7 +99,7 @@ def check(request: Request) -> None:
     _between("--num-images", request.num_images, 1, MOST_JOBS)
     _check_sides(request)
     if len(request.prompts) * max(1, len(request.seeds)) > MOST_JOBS:
-        raise Usage(f"more than {MOST_JOBS} pictures in one run", hint="--seed 1..8 --num-images 8")
+        raise Usage(f"more than {MOST_JOBS} images in one run", hint="--seed 1..8 --num-images 8")
 
 
 def _check_text(text: str) -> None:
@@ -107,7 +107,7 @@ def _check_text(text: str) -> None:
     if len(text) > LONGEST_PROMPT:
         raise Usage(f"a prompt of {len(text)} characters is longer than {LONGEST_PROMPT}", hint=hint)
     if "\0" in text:
-        raise Usage(f'the prompt "{show(text, 60)}" holds a NUL character', hint=hint)
+        raise Usage(f'the prompt "{show(text, 60)}" contains a NUL character', hint=hint)
     try:
         text.encode("utf-8")
     except UnicodeEncodeError:
@@ -118,7 +118,7 @@ def _check_choice(option: Option, value: str) -> None:
     if value not in option.choices:
         flag = flag_of(option.field)
         raise Usage(
-            f'{flag}: "{show(value, 60)}" is none of {", ".join(option.choices)}',
+            f'{flag}: "{show(value, 60)}" is not one of {", ".join(option.choices)}',
             hint=f"{flag} {option.choices[0]}",
         )
 
@@ -168,7 +168,7 @@ def resolve_seeds(
     if len(asked) > 1:
         if num_images not in (None, len(asked)):
             raise Usage(
-                f"--num-images {num_images} does not go with {len(asked)} seeds",
+                f"--num-images {num_images} conflicts with {len(asked)} seeds",
                 hint=f"--seed {asked[0]} --num-images {num_images}",
             )
         return asked, False
@@ -176,12 +176,12 @@ def resolve_seeds(
     _between("--num-images", count, 1, MOST_JOBS)
     first = asked[0] if asked else (draw or _by_chance)(LARGEST_SEED + 2 - count)
     if first + count - 1 > LARGEST_SEED:
-        raise Usage(f"--seed {first} leaves no room for {count} seeds below 2^32", hint="--seed 1")
+        raise Usage(f"--seed {first} leaves fewer than {count} seeds below 2^32", hint="--seed 1")
     return tuple(range(first, first + count)), not asked
 
 
 def _by_chance(below: int) -> int:
-    import secrets  # not needed by those who only look
+    import secrets  # not needed by most commands
 
     return secrets.randbelow(below)
 
@@ -205,7 +205,7 @@ def renumbered(jobs: Iterable[Job]) -> tuple[Job, ...]:
     """Jobs from several lines as those of one run, no more than a run may have."""
     numbered = tuple(replace(job, index=index) for index, job in enumerate(islice(jobs, MOST_JOBS + 1)))
     if len(numbered) > MOST_JOBS:
-        raise Usage(f"more than {MOST_JOBS} pictures in one run", hint="--seed 1..8")
+        raise Usage(f"more than {MOST_JOBS} images in one run", hint="--seed 1..8")
     return numbered
 
 

@@ -36,13 +36,13 @@ class Line:
 
 
 def read(path: Path) -> tuple[Line, ...]:
-    """All lines of a file, checked; at most as many as a run may have pictures."""
+    """All lines of a file, checked; at most as many as a run may have images."""
     try:
         with path.open("rb") as file:  # a pipe is welcome: `--prompts <(…)`
             text = io.TextIOWrapper(io.BytesIO(reading.bounded(file, LARGEST_FILE)), "utf-8-sig", newline="")
         lines = tuple(islice(parse(text, str(path), path.suffix.casefold()), jobs.MOST_JOBS + 1))
     except FileNotFoundError:
-        raise Usage(f"--prompts: there is no file {show(path)}", hint="sdcli help formats") from None
+        raise Usage(f"--prompts: no file {show(path)}", hint="sdcli help formats") from None
     except OSError as error:
         raise BadFile(
             f"{show(path)} cannot be read: {show(error.strerror or error)}", hint="sdcli help formats"
@@ -50,7 +50,7 @@ def read(path: Path) -> tuple[Line, ...]:
     if len(lines) > jobs.MOST_JOBS:
         raise Usage(f"{show(path)}: more than {jobs.MOST_JOBS} prompts", hint="sdcli help formats")
     if not lines:
-        raise Usage(f"{show(path)} holds no prompt", hint="sdcli help formats")
+        raise Usage(f"{show(path)} contains no prompt", hint="sdcli help formats")
     return lines
 
 
@@ -74,9 +74,9 @@ def parse(file: IO[str], where: str, suffix: str) -> Iterator[Line]:
 
 
 def of_line(request: Request, line: Line) -> tuple[Job, ...]:
-    """The jobs of a line: its own settings over the request's; a mistake is told with the line it stands in.
+    """The jobs of a line: its own settings over the request's; a mistake is reported with its line.
 
-    A line with one seed counts up from it over the request's number of pictures, as --seed does.
+    A line with one seed counts up from it over the request's number of images, as --seed does.
     """
     try:
         one = len(line.seeds) == 1
@@ -116,7 +116,7 @@ def _csv(lines: Iterable[str], where: str) -> Iterator[Line]:
         header = [name.strip() for name in next(reader, [])]
         repeated = next((name for name in header if header.count(name) > 1), None)
         if repeated is not None:
-            raise BadFile(f'{show(where)}:1: two columns "{show(repeated, 60)}"', hint="sdcli help formats")
+            raise BadFile(f'{show(where)}:1: more than one column "{show(repeated, 60)}"', hint="sdcli help formats")
         _check_columns(header, f"{where}:1")
         for row in reader:
             place = f"{where}:{reader.line_num}"
@@ -134,7 +134,7 @@ def _csv(lines: Iterable[str], where: str) -> Iterator[Line]:
 def _check_columns(names: Iterable[str], where: str) -> None:
     unknown = next((name for name in names if name not in COLUMNS), None)
     if unknown is not None:
-        near = near_text(nearest(unknown, COLUMNS, 1)) or f"; there is {', '.join(COLUMNS)}"
+        near = near_text(nearest(unknown, COLUMNS, 1)) or f"; columns are {', '.join(COLUMNS)}"
         near = "; columns are separated by commas" if ";" in unknown or "\t" in unknown else near
         raise BadFile(f'{show(where)}: no column "{show(unknown, 60)}"{near}', hint="sdcli help formats")
 

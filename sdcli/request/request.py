@@ -1,4 +1,4 @@
-"""What is asked (Request), and what one picture needs (Job). No None is left in either after resolving."""
+"""What the user asked for (Request), and what one image needs (Job), with defaults filled in."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ LARGEST_SEED = 2**32 - 1
 
 @dataclass(frozen=True, kw_only=True)
 class Request:
-    """Every setting of a run, resolved. How each is spelled on the command line stands in options.py."""
+    """Every setting of a run, resolved. options.py says how each is spelled on the command line."""
 
     prompts: tuple[str, ...]
     negative_prompt: str = ""
@@ -50,7 +50,7 @@ class Request:
 
 @dataclass(frozen=True, kw_only=True)
 class Job:
-    """One picture. `unet_calls` differs from `steps` for samplers that call the UNet twice a step."""
+    """One image. `unet_calls` differs from `steps` for samplers that call the UNet twice a step."""
 
     index: int
     prompt: str

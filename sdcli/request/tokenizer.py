@@ -40,19 +40,19 @@ def vocabulary(folder: str | None = None) -> Vocabulary:
     from tokenizers import Tokenizer
     from tokenizers.models import BPE
 
-    place = Path(folder) if folder else data.component_folder("clip")
+    path = Path(folder) if folder else data.component_folder("clip")
     try:
         model = BPE.from_file(
-            str(place / "vocab.json"), str(place / "merges.txt"),
+            str(path / "vocab.json"), str(path / "merges.txt"),
             continuing_subword_prefix="", end_of_word_suffix="</w>", unk_token="<|endoftext|>",
         )  # fmt: skip
     except Exception as error:  # the library raises nothing more exact
-        raise BadFile(f"{show(place)} is damaged: {show(error, 120)}", hint="get the model again, or another") from None
+        raise BadFile(f"{show(path)} is damaged: {show(error, 120)}", hint="get the model again, or another") from None
     tokenizer = cut_as_clip_does(Tokenizer(model))
     start, end = tokenizer.token_to_id("<|startoftext|>"), tokenizer.token_to_id("<|endoftext|>")
     if start is None or end is None:
         raise BadFile(
-            f"{show(place / 'vocab.json')} has no start or no end mark", hint="get the model again, or another"
+            f"{show(path / 'vocab.json')} has no start or no end mark", hint="get the model again, or another"
         )
     return Vocabulary(lambda text: list(tokenizer.encode(_encodable(text)).ids), tokenizer.get_vocab_size(), start, end)
 

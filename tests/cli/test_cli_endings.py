@@ -324,7 +324,7 @@ def test_a_disk_that_fills_in_mid_run_is_told_with_what_is_kept(
     done = sdcli(capfd, "generate", "a cat", "-n", "16", *FAKE, *more)
     kept = len(list((here / "sdcli-images").glob("*.png")))
     assert done.code == 7 and 0 < kept < 16
-    told = f"{kept} of 16 pictures are saved in {here / 'sdcli-images'}"
+    told = f"{kept} of 16 images are saved in {here / 'sdcli-images'}"
     if "--json" in more:
         found: Any = done.json
         assert found["error"]["done"] == told and found["exit_code"] == 7
@@ -345,7 +345,7 @@ def test_a_run_with_a_suspect_picture_says_so_and_what_to_try(
     monkeypatch.setattr(fake, "_gradient", lambda seed, width, height: bytes(width * height * 3))
     done = sdcli(capfd, "generate", "a cat", *FAKE, *more)
     assert done.code == 5
-    assert "error: 1 of 1 picture came out as one flat colour" in done.err and "  try: the same command" in done.err
+    assert "error: 1 of 1 image came out as one flat colour" in done.err and "  try: the same command" in done.err
 
 
 # --- by a failure that nobody foresaw

@@ -205,7 +205,7 @@ def test_off_a_terminal_there_are_few_lines_and_no_codes(tmp_path: Path) -> None
     text = shown(Log(), run(tmp_path, of))
     steps = [line for line in text.splitlines() if "step" in line and "/50" in line]
     assert "\x1b" not in text
-    assert "picture 1/10 step 1/50" in steps[0] and "picture 10/10 step 50/50" in steps[-1]
+    assert "image 1/10 step 1/50" in steps[0] and "image 10/10 step 50/50" in steps[-1]
     assert 3 <= len(steps) <= 12
 
 
@@ -247,7 +247,7 @@ def test_seeds_are_told_shortly(seeds: tuple[int, ...], said: str) -> None:
 
 def test_differing_prompts_and_sizes_are_counted() -> None:
     jobs = [job(0), job(1, prompt="a dog", width=32, steps=9)]
-    assert asked(jobs, 80) == ["2 prompts · 2 pictures · 2 sizes · seeds 42, 43"]
+    assert asked(jobs, 80) == ["2 prompts · 2 images · 2 sizes · seeds 42, 43"]
 
 
 def test_warnings_falls_and_failures_are_said_as_they_happen() -> None:
@@ -261,7 +261,7 @@ def test_warnings_falls_and_failures_are_said_as_they_happen() -> None:
         "note: look here",
         "note: out of memory in decode: vae whole → tile-512, pixels move slightly (out",
         "      of memory)",
-        "picture 1 failed: its pixels are not finite",
+        "image 1 failed: its pixels are not finite",
     ]
 
 
@@ -457,7 +457,7 @@ def test_a_batch_of_prompts_no_plan_lists_still_has_progress() -> None:
         events += [Step(batch=batch, step=n, of=4, seconds=2.5) for n in range(1, 5)]
         events.append(Denoised(batch=batch, seconds=10.0))
     text = shown(Log(), events)
-    assert "picture 4/4 step 4/4" in text and "2.5 s each" in text
+    assert "image 4/4 step 4/4" in text and "2.5 s each" in text
 
 
 def test_importing_the_room_loads_neither_rich_nor_pillow_nor_numpy() -> None:

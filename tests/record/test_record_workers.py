@@ -104,7 +104,7 @@ def test_lines_of_progress_name_the_images_of_the_batch_that_is_drawn() -> None:
     sink = Progress(said, clock=iter(range(0, 10**6, 100)).__next__, columns=80)
     for event in [Planned(plan=of), *fake.run(of)]:
         sink(event)
-    places = [line.split()[1] for line in said.getvalue().splitlines() if line.strip().startswith("picture")]
+    places = [line.split()[1] for line in said.getvalue().splitlines() if line.strip().startswith("image")]
     assert set(places) == {"1-2/5", "3-4/5", "5/5"}
 
 

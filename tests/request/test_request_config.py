@@ -240,9 +240,9 @@ def test_text_that_is_not_utf_8_is_told_with_its_line_and_a_byte_order_mark_is_n
 def test_a_mistake_in_the_environment_names_its_variable() -> None:
     with pytest.raises(Usage, match="SDCLI_STEPS"):
         config.from_environment({"SDCLI_STEPS": "many"})
-    with pytest.raises(Usage, match="SDCLI_STPES is no setting; near: SDCLI_STEPS"):
+    with pytest.raises(Usage, match="SDCLI_STPES is not a setting; near: SDCLI_STEPS"):
         config.from_environment({"SDCLI_STPES": "3"})
-    with pytest.raises(Usage, match="SDCLI_PROMPTS is no setting"):
+    with pytest.raises(Usage, match="SDCLI_PROMPTS is not a setting"):
         config.from_environment({"SDCLI_PROMPTS": "a cat"})
 
 
@@ -379,7 +379,7 @@ def test_each_form_of_file_gives_the_same_lines(tmp_path: Path) -> None:
         ("p.jsonl", '{"prompt": "a"}\n{"prompt": "b", "steps": "many"}\n', ":2"),
         ("p.jsonl", "[1]\n", "JSON object"),
         ("p.txt", "\n\n", "no prompt"),
-        ("p.csv", "prompt,seed,seed\na,1,2\n", ":1: two columns"),
+        ("p.csv", "prompt,seed,seed\na,1,2\n", ":1: more than one column"),
         ("p.csv", "promt\na\n", 'p.csv:1: no column "promt"; near: prompt'),
         ("p.csv", "prompt,colour\n", 'p.csv:1: no column "colour"'),
         ("p.csv", "prompt;seed\na;1\n", 'p.csv:1: no column "prompt;seed"; columns are separated by commas'),

@@ -94,7 +94,7 @@ def test_any_request_is_within_its_ranges_or_refused(prompt: str, steps: int, wi
         ({"format": "gif"}, "--format"),
         ({"metadata": "some"}, "--metadata"),
         ({"seeds": (-1,)}, "--seed -1"),
-        ({"seeds": tuple(range(10_001))}, "10000 pictures"),
+        ({"seeds": tuple(range(10_001))}, "10000 images"),
     ],
 )
 def test_a_value_out_of_range_names_its_flag_and_what_would_do(change: dict[str, object], words: str) -> None:
@@ -133,9 +133,9 @@ def test_a_number_of_pictures_out_of_range_is_refused_before_any_seed_is_made(nu
         jobs.resolve_seeds((1,), number)
 
 
-def test_the_last_seed_leaves_room_for_one_picture() -> None:
+def test_the_last_seed_leaves_room_for_one_image() -> None:
     assert jobs.resolve_seeds((LARGEST_SEED,), 1) == ((LARGEST_SEED,), False)
-    with pytest.raises(Usage, match="no room"):
+    with pytest.raises(Usage, match="leaves fewer than 2 seeds"):
         jobs.resolve_seeds((LARGEST_SEED,), 2)
 
 

@@ -108,7 +108,7 @@ def _unquote(text: str) -> str:
         return text
 
 
-# --- a picture of ours as such a text, and such a text as settings
+# --- an image of ours as such a text, and such a text as settings
 
 
 def infotext(job: Job, setup: Setup, model: DrawnModel, version: str) -> Infotext:

@@ -1,4 +1,4 @@
-"""Our own chunk, `sdcli.image/1`: everything that made the picture, and nothing about who made it or where."""
+"""Our own chunk, `sdcli.image/1`: everything that made the image, and nothing about who made it or where."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ class DrawnModel:
 
 @dataclass(frozen=True, kw_only=True)
 class Place:
-    """Where in its batch the picture stood; the others' jobs, since a batch moves pixels slightly."""
+    """The image's position in its batch, and the other jobs, since a batch moves pixels slightly."""
 
     size: int = 1
     position: int = 0

@@ -1,4 +1,4 @@
-"""The settings inside a picture, read with bounds: plain values come out, whatever the file holds."""
+"""The settings inside an image, read with bounds: plain values come out, whatever the file holds."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ class Found:
 
 
 def read(path: str | Path) -> Found:
-    """The settings of one picture; BadFile when it is damaged, foreign, or holds none."""
+    """The settings of one image; BadFile when it is damaged, foreign, or holds none."""
     name = show(path, 200)
     texts = _texts(_bytes(Path(path), name), name)
     if texts.own is not None:
@@ -52,7 +52,7 @@ def read(path: str | Path) -> Found:
         if info.pairs:
             values, unknown = a1111.values(info)
             return Found(dialect="a1111", values=values, unknown=unknown)
-    raise BadFile(f"{name} holds no settings that sdcli can read", hint=AS_FLAGS)
+    raise BadFile(f"{name} has no settings that sdcli can read", hint=AS_FLAGS)
 
 
 def _own(text: str, name: str) -> own.Drawn:
@@ -87,26 +87,26 @@ def _texts(data: bytes, name: str) -> Texts:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of bombs (MOST_PIXELS is stricter) and of odd EXIF
-            with Image.open(io.BytesIO(data), formats=FORMATS) as picture:
-                if picture.width * picture.height > MOST_PIXELS:
-                    raise BadFile(f"{name} has {picture.width}×{picture.height} pixels, more than sdcli reads")
-                texts = _texts_of(picture)
-                if texts == Texts(None, None) and picture.format == "PNG":
-                    picture.load()  # some programs put their text behind the pixels
-                    texts = _texts_of(picture)
+            with Image.open(io.BytesIO(data), formats=FORMATS) as image:
+                if image.width * image.height > MOST_PIXELS:
+                    raise BadFile(f"{name} has {image.width}×{image.height} pixels, more than sdcli reads")
+                texts = _texts_of(image)
+                if texts == Texts(None, None) and image.format == "PNG":
+                    image.load()  # some programs put their text behind the pixels
+                    texts = _texts_of(image)
     except SdcliError:
         raise
-    except UnidentifiedImageError:  # its words name an object of Python's
+    except UnidentifiedImageError:  # its message names a Python object
         raise BadFile(f"{name} is not a PNG, JPEG or WebP image", hint=AN_IMAGE) from None
     except Exception as error:
         raise BadFile(f"{name} is a damaged image ({show(error, 120)})", hint=AS_FLAGS) from None
     return texts
 
 
-def _texts_of(picture: Any) -> Texts:
-    found = picture.getexif()
-    if picture.format == "PNG":
-        mine, parameters = picture.info.get("sdcli"), picture.info.get("parameters")
+def _texts_of(image: Any) -> Texts:
+    found = image.getexif()
+    if image.format == "PNG":
+        mine, parameters = image.info.get("sdcli"), image.info.get("parameters")
     else:
         mine, parameters = exif.own_text(found), None
         if mine is not None and '"sdcli.image/' not in mine:

@@ -1,4 +1,4 @@
-"""`--filmstrip N`: the way from noise to picture, side by side in one file beside the picture."""
+"""`--filmstrip N`: the frames from noise to image, side by side in one file beside the image."""
 
 from __future__ import annotations
 
@@ -10,23 +10,23 @@ from typing import Any
 from sdcli.events import Decoded, Event, Failed, Preview, Saved
 from sdcli.files import REAL, Files, cannot_write, replace_whole
 
-HIGHEST = 256  # pixels: frames are rough, the picture itself lies beside the strip
+HIGHEST = 256  # pixels: frames are rough, and the image itself lies beside the strip
 SUFFIX = ".filmstrip.png"
 
 
 class Filmstrip:
-    """A sink. Frames are kept only until their picture is saved."""
+    """A sink. Frames are kept only until their image is saved."""
 
-    def __init__(self, frames: int, files: Files = REAL, told: Callable[[Path], None] = lambda path: None) -> None:
-        """`told` is called with the place of each strip."""
-        self._told = told
-        self._wanted = frames
+    def __init__(self, frames: int, files: Files = REAL, on_saved: Callable[[Path], None] = lambda path: None) -> None:
+        """`on_saved` is called with the path of each strip."""
+        self._on_saved = on_saved
+        self._count = frames
         self._files = files
         self._frames: dict[int, list[Preview]] = {}
         self._last: dict[int, Any] = {}
 
     def __call__(self, event: Event) -> None:
-        if not self._wanted:
+        if not self._count:
             return
         match event:
             case Preview():
@@ -39,29 +39,29 @@ class Filmstrip:
                 self._frames.pop(event.index, None)
                 self._last.pop(event.index, None)
 
-    def _save(self, index: int, picture: Path) -> None:
+    def _save(self, index: int, image: Path) -> None:
         frames, last = self._frames.pop(index, []), self._last.pop(index, None)
         if last is None or not frames:
             return
-        chosen = _evenly(frames, self._wanted)
+        chosen = _evenly(frames, self._count)
         strip = [*(_image(frame, last.height, last.width / last.height) for frame in chosen), last]
-        path = picture.with_name(picture.stem + SUFFIX)
+        path = image.with_name(image.stem + SUFFIX)
         try:
             replace_whole(self._files, path, [_png(strip)])
         except OSError as error:
-            raise cannot_write(path, error, done=f"{picture.name} is saved") from None
-        self._told(path)
+            raise cannot_write(path, error, done=f"{image.name} is saved") from None
+        self._on_saved(path)
 
 
 def _height(height: int) -> int:
     return min(height, HIGHEST)
 
 
-def _evenly(frames: list[Preview], wanted: int) -> list[Preview]:
-    """`wanted` of them, the last always among them."""
-    if len(frames) <= wanted:
+def _evenly(frames: list[Preview], count: int) -> list[Preview]:
+    """`count` of them, always including the last."""
+    if len(frames) <= count:
         return frames
-    return [frames[round(number * len(frames) / wanted) - 1] for number in range(1, wanted + 1)]
+    return [frames[round(number * len(frames) / count) - 1] for number in range(1, count + 1)]
 
 
 def _image(event: Preview | Decoded, height: int, shape: float) -> Any:

@@ -1,4 +1,4 @@
-"""`--json-lines`: one JSON object for each picture as soon as its fate is known."""
+"""`--json-lines`: one JSON object per image, as soon as it is saved or has failed."""
 
 from __future__ import annotations
 

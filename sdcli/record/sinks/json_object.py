@@ -10,6 +10,6 @@ from sdcli.record.report import Report, to_json
 
 
 def object_of(report: Report, folder: Path) -> Iterator[bytes]:
-    """One line, so that it can be read with a single readline, bit by bit."""
+    """One line, so that a single readline reads it; yielded in pieces."""
     yield from documents.pieces(to_json(report, folder))
     yield b"\n"

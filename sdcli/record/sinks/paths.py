@@ -1,4 +1,4 @@
-"""The plainest result: the path of each picture on stdout, a line each, as soon as it is on the disk."""
+"""The plainest result: the path of each image on stdout, one per line, as soon as it is on disk."""
 
 from __future__ import annotations
 

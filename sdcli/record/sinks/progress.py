@@ -1,4 +1,4 @@
-"""Progress on stderr: one live line on a terminal, a plain line now and then elsewhere, the summary at the end."""
+"""Progress on stderr: one live line on a terminal, a plain line now and then elsewhere; the summary at the end."""
 
 from __future__ import annotations
 
@@ -148,7 +148,7 @@ class Progress:
             case events.Degraded():
                 self._tell(_fall(event))
             case events.Failed():
-                self._tell(f"picture {event.index + 1} failed: {show(event.error.get('message', ''))}")
+                self._tell(f"image {event.index + 1} failed: {show(event.error.get('message', ''))}")
             case _:
                 pass
 
@@ -187,7 +187,7 @@ class Progress:
 
 def _place(state: State) -> str:
     steps = f"step {state.step}/{state.of}"
-    return steps if state.images == 1 else f"picture {label_of(state)} {steps}"
+    return steps if state.images == 1 else f"image {label_of(state)} {steps}"
 
 
 def _fall(event: events.Degraded) -> str:

@@ -17,25 +17,25 @@ LEFT = 33
 
 
 def summary(report: Report, width: int = 80, *, verbose: bool = False, where: Path | None = None) -> list[str]:
-    """The block a run ends with: short on a CPU, the table on a card or with -v; nothing where nothing was drawn."""
+    """The block a run ends with: short on a CPU, a table on a GPU or with -v; empty where nothing was drawn."""
     if not any(image.kept for image in report.images):
         return []
-    if verbose or _on_card(report):
+    if verbose or _on_gpu(report):
         return table(report, width, where)
     return short(report, width)
 
 
 def short(report: Report, width: int = 80) -> list[str]:
-    pictures = sum(image.kept for image in report.images)
-    pieces: list[str] = [f"{pictures} pictures"] if pictures > 1 else []
+    images = sum(image.kept for image in report.images)
+    pieces: list[str] = [f"{images} images"] if images > 1 else []
     if report.phase("load").count:
         pieces.append(f"load {seconds_text(report.phase('load').seconds)}")
     pieces += _steps(report)
     decode = report.phase("decode")
     if decode.count:
-        pieces.append(f"decode {seconds_text(decode.seconds / decode.count)}" + (" each" if pictures > 1 else ""))
+        pieces.append(f"decode {seconds_text(decode.seconds / decode.count)}" + (" each" if images > 1 else ""))
     pieces.append(f"{seconds_text(report.seconds)} in all")
-    peak = _device_peak(report) if _on_card(report) else report.memory.measured.host_peak
+    peak = _device_peak(report) if _on_gpu(report) else report.memory.measured.host_peak
     if peak:
         pieces.append(f"peak {gib(peak, 2)} GiB")
     return [*flow(pieces, width), *(fit(f"out of memory {fall_text(fall)}", width) for fall in report.degraded)]
@@ -102,17 +102,17 @@ def step_text(seconds: float) -> str:
 
 
 def _memory(report: Report, narrow: bool) -> list[str]:
-    card = _on_card(report)
-    side = "device" if card else "host"
+    on_gpu = _on_gpu(report)
+    side = "device" if on_gpu else "host"
     name, figure = (9, 10) if narrow else (16, 11)
-    title = ("GPU peak" if card else "peak") if narrow else ("peak GPU memory" if card else "peak memory")
+    title = ("GPU peak" if on_gpu else "peak") if narrow else ("peak GPU memory" if on_gpu else "peak memory")
     lines = [f"{title:<{name}}{'predicted':>{figure}}{'measured':>{figure}}"]
     predicted = {phase["name"]: phase[side] for phase in _at(report.plan, "footprint", "phases", default=[])}
     for phase in predicted:
         measured = getattr(report.phase(phase), f"{side}_peak")
         if measured is not None:
             lines.append(f"{phase:<{name}}{_gib(predicted.get(phase)):>{figure}}{_gib(measured):>{figure}} GiB")
-    if card:
+    if on_gpu:
         host = report.memory.predicted.host_peak if report.memory.predicted else None
         measured = report.memory.measured.host_peak
         lines.append(f"{'host RAM':<{name}}{_gib(host):>{figure}}{_gib(measured):>{figure}} GiB")
@@ -120,7 +120,7 @@ def _memory(report: Report, narrow: bool) -> list[str]:
 
 
 def fall_text(fall: Degraded) -> str:
-    """Where memory ran out, what was given up for it, and whether the picture is another one."""
+    """Where memory ran out, what was given up for it, and whether the pixels change."""
     where = f"in step {(fall.step or 0) + 1}" if fall.phase == "denoise" else f"in {show(fall.phase, 20)}"
     changes = ", ".join(f"{slot} {fall.before.get(slot, '?')} → {choice}" for slot, choice in fall.after.items())
     return f"{where}: {show(changes)}, {'pixels move slightly' if fall.changes_pixels else 'same pixels'}"
@@ -135,7 +135,7 @@ def _device_peak(report: Report) -> int | None:
     return report.memory.measured.reserved_peak or max(peaks, default=None)
 
 
-def _on_card(report: Report) -> bool:
+def _on_gpu(report: Report) -> bool:
     return str(_at(report.plan, "setup", "device", default="cpu")) != "cpu"
 
 
@@ -146,10 +146,10 @@ def _at(data: Any, *keys: str, default: Any) -> Any:
 
 
 def asked(jobs: Sequence[Any], width: int) -> list[str]:
-    """What will be drawn, as one remark: prompt, size, steps, guidance, seed."""
+    """What will be drawn, in one line: prompt, size, steps, guidance, seed."""
     first = jobs[0]
     prompts = {job.prompt for job in jobs}
-    pictures = f"{len(jobs)} pictures" if len(jobs) > 1 else ""
+    images = f"{len(jobs)} images" if len(jobs) > 1 else ""
     subject = (
         fit(show(first.prompt, 400), max(12, min(60, width - 4))) if len(prompts) == 1 else f"{len(prompts)} prompts"
     )
@@ -162,8 +162,8 @@ def asked(jobs: Sequence[Any], width: int) -> list[str]:
     else:
         seed = "seeds " + ", ".join(map(str, seeds))
     sizes = {(job.width, job.height) for job in jobs}
-    ways = {(job.steps, job.sampler, job.guidance) for job in jobs}
-    pieces = [subject, pictures, f"{first.width}×{first.height}" if len(sizes) == 1 else f"{len(sizes)} sizes"]
-    if len(ways) == 1:
+    settings = {(job.steps, job.sampler, job.guidance) for job in jobs}
+    pieces = [subject, images, f"{first.width}×{first.height}" if len(sizes) == 1 else f"{len(sizes)} sizes"]
+    if len(settings) == 1:
         pieces += [f"{first.steps} steps {show(first.sampler, 40)}", f"guidance {first.guidance:.1f}"]
     return flow([piece for piece in (*pieces, seed) if piece], width)

@@ -13,10 +13,10 @@ Sink = Callable[[Event], None]
 
 
 class Watch:
-    """The same events, each shown to the sinks in their order before it goes on.
+    """The same events, each shown to the sinks in order before it is passed on.
 
-    A sink that fails is told of once and left out from then on; not so the `record`, which sees each event first and
-    without which the run could not say what it drew. `lost` is why results could not be told, if so.
+    A sink that fails is reported once and removed; not so the `record`, which sees each event first and without which
+    the run could not say what it drew. `lost` is why results could not be written, if so.
     """
 
     def __init__(self, *sinks: Sink, record: Sink = lambda event: None) -> None:
@@ -34,8 +34,8 @@ class Watch:
                 yield shown
 
     def _show(self, event: Event) -> list[Event]:
-        """What is to be told of sinks that failed at it."""
-        told: list[Event] = []
+        """The warnings about sinks that failed at it."""
+        warnings: list[Event] = []
         for sink in tuple(self._sinks):
             try:
                 sink(event)
@@ -44,8 +44,8 @@ class Watch:
                 self._sinks.remove(sink)
             except Exception as error:
                 self._sinks.remove(sink)
-                told.append(Warned(code="sink-failed", message=f"{_name(sink)} stopped: {_because(error)}"))
-        return told
+                warnings.append(Warned(code="sink-failed", message=f"{_name(sink)} stopped: {_because(error)}"))
+        return warnings
 
 
 def watch(events: Iterator[Event], *sinks: Sink) -> Iterator[Event]:
