@@ -1,4 +1,4 @@
-"""Memory runs out at every heavy call, on every rung, with every sampler: the picture comes all the same, or exit 4.
+"""Memory runs out at every heavy call, on every fallback, with every sampler: the image is drawn anyway, or exit 4.
 
 The real engine draws on the CPU under plans made for a card, so that every placement has its rung. Failures are the
 exceptions that torch, cuDNN and cuBLAS raise, out of the modules' own calls.
@@ -44,9 +44,9 @@ from sdcli.request.samplers import SAMPLERS  # noqa: E402
 NAME = "out_of_memory"
 CLAIM = (
     "Memory runs out at every heavy call (encoders, every UNet call before and after scheduler.step, VAE) of tiny SD "
-    "(× 18 samplers; × every rung for each; × every rung and placement for one) and SDXL (× every rung; × 18 samplers "
-    "and every placement at each kind of call). Each time the right rung, nothing held at the retry, no step twice, "
-    "identical pixels where the rung moves none; or exit 4."
+    "(× 18 samplers; × every fallback for each; × every fallback and placement for one) and SDXL (× every fallback; "
+    "× 18 samplers and every placement at each kind of call). Each time the right fallback, nothing held at the "
+    "retry, no step twice, identical pixels where the fallback moves none; or exit 4."
 )
 
 FAMILIES = ("sd15", "sdxl")
