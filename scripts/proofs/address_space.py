@@ -18,7 +18,7 @@ if str(ROOT) not in sys.path:
 from scripts import make_checkpoint  # noqa: E402
 
 NAME = "address_space"
-CLAIM = "A real `sdcli generate` (two pictures, tiny SD1.5) under 40 limits of its address space ends with 0 or 4."
+CLAIM = "A real `sdcli generate` (two images, tiny SD1.5) under 40 limits of its address space ends with 0 or 4."
 
 MIB = 1 << 20
 STEPS = 40
@@ -45,7 +45,7 @@ class Ended:
 
 
 def limited(words: list[str], limit: int, folder: Path) -> subprocess.CompletedProcess[str]:
-    """sdcli in a process of its own that may map `limit` bytes."""
+    """sdcli in its own process that may map `limit` bytes."""
 
     def lower() -> None:
         import resource
@@ -87,7 +87,7 @@ def tried(model: Path, limit: int, folder: Path, as_json: bool) -> Ended:
 
 
 def _error(done: subprocess.CompletedProcess[str], as_json: bool) -> dict[str, object] | None:
-    """The error as it was told, on stdout or on stderr."""
+    """The error as reported, on stdout or on stderr."""
     if as_json:
         try:
             found = json.loads(done.stdout)["error"]
@@ -127,7 +127,7 @@ def enough(model: Path, folder: Path) -> int:
 
 
 def limits(least: int, enough: int) -> list[int]:
-    """MiB. Most lie where libraries are mapped, weights loaded and pictures drawn."""
+    """MiB. Most lie where libraries are mapped, weights loaded and images drawn."""
     early = [least + more for more in EARLY]
     first, last, rest = early[-1] + 64, enough + 128, STEPS - len(early)
     return [*early, *(first + (last - first) * number // (rest - 1) for number in range(rest))]

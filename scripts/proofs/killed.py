@@ -21,7 +21,7 @@ from sdcli.errors import BadFile  # noqa: E402
 from sdcli.record import runs  # noqa: E402
 
 NAME = "killed"
-CLAIM = "SIGKILL at forty moments of a run of pictures: no half-written picture, no list that cannot be read."
+CLAIM = "SIGKILL at forty moments of a run of several images: no half-written image, no unreadable list."
 TIMES = 40
 PICTURES = 400
 

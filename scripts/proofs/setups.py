@@ -43,7 +43,7 @@ from sdcli.request.request import Request  # noqa: E402
 
 NAME = "setups"
 CLAIM = (
-    "Every legal setup of a CPU and of a card, for tiny SD and SDXL: number types, storage, attention, rows of a UNet "
+    "Every legal setup of a CPU and of a GPU, for tiny SD and SDXL: number types, storage, attention, rows of a UNet "
     "call, tiles, threads, and what is in memory meanwhile are looked at in the modules, and are what Setup says."
 )
 
@@ -68,7 +68,7 @@ MACHINES = {"cpu": processor(), "card": card()}
 
 
 def legal_setups(model: Model, hardware: Hardware) -> list[Setup]:
-    """All of them; on a card too the device is the one that is here."""
+    """All of them; for a GPU too, the device is the one present."""
     found = []
     for choices in itertools.product(*[technique.choices for technique in TECHNIQUES]):
         slots = dict(zip([technique.slot for technique in TECHNIQUES], choices, strict=True))

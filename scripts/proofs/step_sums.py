@@ -23,8 +23,8 @@ if str(ROOT) not in sys.path:
 
 NAME = "step_sums"
 CLAIM = (
-    "On full-size SD1.5 (random weights, 512×512, CPU) the steps told add up to a clock held around the same UNet and "
-    "scheduler calls within 1 %, and the code of meter and events takes at most 0.5 % of denoising. What meter and "
+    "On full-size SD1.5 (random weights, 512×512, CPU) the reported steps add up to a clock held around the same UNet "
+    "and scheduler calls within 1 %, and the code of meter and events takes at most 0.5 % of denoising. What meter and "
     "events cost for each listener is timed on a tiny model, and set against the full-size step."
 )
 STEPS = int(os.environ.get("SDCLI_PROOF_STEPS", "6"))
@@ -137,7 +137,7 @@ def _share(cost: float, full: Clocks) -> tuple[str, str, bool]:
 
 
 def by_bench(model: str, steps: int, size: str) -> Clocks:
-    """One picture as bench's worker draws it, without files."""
+    """One image as bench's worker draws it, without files."""
     from sdcli.bench import random_models, worker
     from sdcli.cli import ask
     from sdcli.models import resolve
@@ -147,7 +147,7 @@ def by_bench(model: str, steps: int, size: str) -> Clocks:
     plan = ask.plan_for(typed, "bench", found).plan
     with tempfile.TemporaryDirectory(prefix="sdcli-proof-") as folder, watched() as clocks:
         order = worker.Order(plan=plan, engine="local", folder=folder)
-        worker.Drawing(order, io.BytesIO(b"draw\n"), io.BytesIO()).run()
+        worker.Session(order, io.BytesIO(b"draw\n"), io.BytesIO()).run()
     return clocks
 
 

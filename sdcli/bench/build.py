@@ -1,4 +1,4 @@
-"""The result as far as it has come: figures from the rows of a measurement, at any moment."""
+"""The result so far: figures from the rows of a measurement, at any moment."""
 
 from __future__ import annotations
 
@@ -26,8 +26,8 @@ _REFERENCE = Ratio(value=1.0, low=1.0, high=1.0, verdict="reference")
 
 
 def build(bench: Bench, reference: str, ceilings: Mapping[str, float], about: Mapping[str, Any]) -> BenchResult:
-    """`reference` names the row that ratios and images are held against; `ceilings` are the best rates seen on this
-    machine by number type; `about` is where and how (surroundings.provenance)."""
+    """`reference` names the row that ratios and images are compared with; `ceilings` are the best rates seen on this
+    machine by number type; `about` is the environment (surroundings.provenance)."""
     rows = bench.rows
     first = next((row for row in rows if row.configuration.name == reference), rows[0])
     base = first if first.measured else next((row for row in rows if row.measured), first)
@@ -45,7 +45,7 @@ def build(bench: Bench, reference: str, ceilings: Mapping[str, float], about: Ma
             **about,
             "foreign_share": bench.watch.foreign_share,
             "clocks": schema.to_json(bench.watch.clocks),
-            "cards": schema.to_json(bench.watch.cards),
+            "cards": schema.to_json(bench.watch.gpus),
             "quick": bench.limits.quick,
         },
     )
@@ -132,7 +132,7 @@ def _median(values: Iterable[float]) -> float | None:
 
 
 def _warmup_images(row: Row) -> int:
-    """Of the process that needed most."""
+    """Of the process that needed the most."""
     numbers = [image.process for image in row.images if image.warmup]
     return max(map(numbers.count, numbers), default=0)
 
@@ -162,7 +162,7 @@ def _work_rate(plan: Plan | None, step: Summary | None, row: Row, ceilings: Mapp
 
 
 def _launch_bound(row: Row, step: Summary | None) -> float | None:
-    """The share of a step's time in which the card had nothing to do; unknown on a CPU."""
+    """The share of a step's time in which the GPU was idle; unknown on a CPU."""
     if row.busy is None or step is None or not row.busy.busy:
         return None
     return max(0.0, 1 - row.busy.busy / max(1, len(row.busy.step_seconds)) / step.median)
@@ -185,9 +185,9 @@ def memory_of(row: Row) -> MemoryUse:
         return MemoryUse(measured=measured)
     predicted = Predicted(device_peak=plan.footprint.device_peak, host_peak=plan.footprint.host_peak)
     on_host = plan.setup.device == "cpu"
-    seen = measured.host_peak if on_host else measured.reserved_peak
+    peak = measured.host_peak if on_host else measured.reserved_peak
     expected = predicted.host_peak if on_host else predicted.device_peak
-    return MemoryUse(predicted=predicted, measured=measured, ratio=seen / expected if seen and expected else None)
+    return MemoryUse(predicted=predicted, measured=measured, ratio=peak / expected if peak and expected else None)
 
 
 def _image(row: Row, base: Row) -> Likeness:
@@ -211,8 +211,8 @@ def _path(text: str | None) -> Path | None:
 
 
 def _data_uri(row: Row) -> str | None:
-    """The first image, for pages to show."""
-    path = row.images[0].drawn.picture if row.images else None
+    """The first image, to show on pages."""
+    path = row.images[0].drawn.image if row.images else None
     if not path:
         return None
     try:
@@ -230,7 +230,7 @@ def _ratio(row: Row, base: Row) -> Ratio | None:
 
 
 def _with_pareto(cases: list[Case]) -> tuple[Case, ...]:
-    """Marked are those that no other beats in time, memory and fidelity at once."""
+    """Marks the cases that no other beats in time, memory and fidelity at once."""
     scores = [_score(case) for case in cases if case.step]
     return tuple(
         replace(case, pareto=not any(_beats(other, _score(case)) for other in scores)) if case.step else case

@@ -1,4 +1,4 @@
-"""Two results held against each other: faster, slower or cannot tell, as `sdcli.bench-compare/1`."""
+"""Two results compared: faster, slower or cannot tell, as `sdcli.bench-compare/1`."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ class Comparison:
 
 
 def comparison(baseline: BenchResult, candidate: BenchResult, threshold: float, here: bool = False) -> Comparison:
-    """Ratios of what both measured. Other work is refused, and another machine; `here`: measured on this one."""
+    """Ratios of what both measured. Refuses different work or machines; `here`: both are from this machine."""
     _refuse_other_work(baseline.work, candidate.work, _same_work(baseline.work) if here else ADVICE)
     if not here:
         _refuse_other_machine(baseline, candidate)
@@ -63,7 +63,7 @@ def _compared(name: str, one: Case, other: Case) -> ComparedCase:
 
 
 def _pairs(baseline: BenchResult, candidate: BenchResult) -> list[tuple[str, Case, Case]]:
-    """By name; two single configurations are meant for each other whatever they are called."""
+    """By name; two single configurations are compared whatever their names."""
     ours = [case for case in baseline.configurations if case.processes()]
     theirs = {case.name: case for case in candidate.configurations if case.processes()}
     if len(ours) == 1 and len(theirs) == 1:
@@ -73,7 +73,7 @@ def _pairs(baseline: BenchResult, candidate: BenchResult) -> list[tuple[str, Cas
 
 
 def _same_work(work: Work) -> str:
-    """Both programs told what to draw: what one of them takes for granted, the other may not."""
+    """The command with the work spelled out for both programs, since their defaults may differ."""
     size, sampler = f"{work.width}x{work.height}", show(work.sampler, 40)
     return f'{ADVICE} -s {work.steps} -g {work.guidance} --size {size} --sampler "{sampler}"'
 
@@ -85,7 +85,7 @@ def _refuse_other_work(baseline: Work, candidate: Work, advice: str) -> None:
     unlike = [(name, one, other) for name, one, other in both if name != "key" and one != other]
     listed = "; ".join(f"{name} {show(one, 60)} against {show(other, 60)}" for name, one, other in unlike[:3])
     raise Usage(
-        f"the two results measured other work ({listed or 'another prompt'}), which no ratio can compare", hint=advice
+        f"the two results measured different work ({listed or 'another prompt'}) and cannot be compared", hint=advice
     )
 
 
@@ -94,7 +94,7 @@ def _refuse_other_machine(baseline: BenchResult, candidate: BenchResult) -> None
         return
     one, other = (show(str(result.environment.get("device")), 40) for result in (baseline, candidate))
     machines = f"{one} and {other}" if one != other else f"two machines with {one}"
-    raise Usage(f"the two results come from {machines}: measure both on one machine", hint=ADVICE)
+    raise Usage(f"the two results come from {machines}; measure both on one machine", hint=ADVICE)
 
 
 def merged(results: Sequence[BenchResult]) -> BenchResult:
@@ -119,5 +119,5 @@ def lines(compared: Comparison) -> list[str]:
         assumed = "; one process on a side, so a spread of 2 % between processes is assumed" if row.assumed else ""
         out.append(f"{show(row.name, 40)}: {ratio_text(row.ratio)} {words[row.verdict]}{assumed}")
     if compared.contended:
-        out.append("the machine was busy with other things: see `reasons` in the results")
+        out.append("the machine was busy with other programs: see `reasons` in the results")
     return out

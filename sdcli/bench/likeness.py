@@ -13,7 +13,7 @@ SAME_TYPE, OTHER_TYPE = 35.0, 30.0
 
 @dataclass(frozen=True, kw_only=True)
 class Likeness:
-    """`psnr` in dB, None where every byte is the same; `lossy`: farther than rounding explains. All None where the
+    """`psnr` in dB, None where every byte is the same; `lossy`: further apart than rounding explains. All None if the
     two were not compared."""
 
     pixel_sha256: str = ""
@@ -27,7 +27,7 @@ class Likeness:
 def compare(
     pixels: Path, reference: Path, latents: Path | None, reference_latents: Path | None, *, same_type: bool
 ) -> Likeness | None:
-    """None where the images have not the same size, and so no distance."""
+    """None if the images differ in size."""
     ours, theirs = pixels.read_bytes(), reference.read_bytes()
     if len(ours) != len(theirs):
         return None

@@ -1,6 +1,6 @@
-"""A result as a page: every step plotted, where the seconds and bytes go, the images, and under what circumstances.
+"""A result as a page: every step plotted, where the seconds and bytes go, the images, and in which environment.
 
-One file, nothing fetched, readable in light and in dark and without scripts.
+One file that fetches nothing, in light and dark, without scripts.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ th:first-child,td:first-child{text-align:left;position:sticky;left:0;background:
 tr.best td{font-weight:600} td.why{text-align:left;white-space:normal;color:var(--soft)}
 .key span{display:inline-block;margin-right:18px} .key i{display:inline-block;width:10px;height:10px;border-radius:5px;
 margin-right:5px;vertical-align:-1px}
-.pictures{display:flex;flex-wrap:wrap;gap:16px} figure{margin:0;max-width:340px}
+.images{display:flex;flex-wrap:wrap;gap:16px} figure{margin:0;max-width:340px}
 figure img{max-width:100%;display:block;border-radius:6px} figcaption{font-size:13px;color:var(--soft)}
 circle.step{fill:var(--step)} circle.first{fill:none;stroke:var(--first);stroke-width:1.4} circle.warm{fill:var(--warm)}
 circle.far{fill:var(--far)} line.axis,path.axis{stroke:var(--line)} line.median{stroke:var(--step);stroke-dasharray:5 4}
@@ -48,10 +48,10 @@ dl{display:grid;grid-template-columns:minmax(min-content,max-content) 1fr;gap:2p
 dt{color:var(--soft)} dd{margin:0;overflow-wrap:anywhere}
 """
 PHASES = ("import", "load", "encode", "denoise", "decode", "save")
-MOST_POINTS = 4000  # in one plot; beyond that every second, third … one, but never an outlier, is left out
+MOST_POINTS = 4000  # in one plot; beyond that, every second, third … point is left out, but never an outlier
 WIDTH, HEIGHT = 1100, 260
 LEFT, RIGHT, TOP, BOTTOM = 70, 20, 14, 30
-NAMES = 250.0  # of the width, where bars stand beside their names
+NAMES = 250.0  # of the width, next to which bars begin
 SHARED = 4  # plots whose scales differ by less share one, so that they can be compared by eye
 MOST_LABELS = 8  # of steps beyond a plot's scale
 
@@ -69,7 +69,7 @@ def html(result: BenchResult) -> str:
         "<h2>Every step</h2>" + _every_step(cases),
         "<h2>Where the seconds go</h2>" + _phase_bars(cases),
         "<h2>Memory</h2>" + "".join(map(_memory, cases)),
-        "<h2>Pictures</h2>" + _images(result),
+        "<h2>Images</h2>" + _images(result),
         "<h2>Method</h2>" + f"<p>{escape(screen.methods(result))}</p>",
         "<h2>Provenance</h2>" + _provenance(result),
     ]
@@ -148,17 +148,17 @@ def _doubts(result: BenchResult) -> str:
     cold = [show(case.name, 60) for case in cases if not case.warmup_stable]
     if cold:
         which = "every configuration" if len(cold) == len(cases) > 1 else ", ".join(cold)
-        doubts.append(f"Not warm yet when measured: {which}")
+        doubts.append(f"Not warmed up when measured: {which}")
     if result.stopped_by != "interval":
-        how = {"max-time": "--max-time", "limit": "as much as is ever measured", "interrupted": "an interruption"}
+        how = {"max-time": "--max-time", "limit": "the limit on processes and images", "interrupted": "an interruption"}
         by = how.get(result.stopped_by, show(result.stopped_by, 20))
-        doubts.append(f"Measuring was ended by {by} before all intervals were narrow")
+        doubts.append(f"Measuring was stopped by {by} before every interval was narrow")
     return "".join(f'<p class="warn">{escape(doubt)}</p>' for doubt in doubts)
 
 
 # --- figures
 
-_HEADS = ("step", "95 % interval", "ratio", "picture", "memory", "steps/s", "images/s", "work", "p10", "p90", "p99",
+_HEADS = ("step", "95 % interval", "ratio", "image", "memory", "steps/s", "images/s", "work", "p10", "p90", "p99",
           "MAD", "first step", "outliers", "n")  # fmt: skip
 
 
@@ -325,7 +325,7 @@ def _phase_bars(cases: Sequence[Case]) -> str:
     cold = "; ".join(f"{show(case.name, 40)} {screen.seconds_text(case.phases.cold_total)} s" for case in cases)
     return (
         f'<p class="key">{key}</p>{_svg("phases", 12 + 34 * len(cases), "Phases", *bars)}'
-        f'<p class="soft">From the start of the process to its first picture on disk: {escape(cold)}</p>'
+        f'<p class="soft">From the start of the process to its first image on disk: {escape(cold)}</p>'
     )
 
 
@@ -357,7 +357,9 @@ def _memory(case: Case) -> str:
     )
     scale = _scale(top, 2, y, lambda count: size_text(int(count)))
     plot = _svg("memory", height, f"Memory of {_name(case)}", scale, lines, f'<path class="bytes" d="{path}"/>')
-    return f'<h3>{_name(case)}</h3>{plot}<p class="soft">{escape(text)}; held after each step of the first process</p>'
+    return (
+        f'<h3>{_name(case)}</h3>{plot}<p class="soft">{escape(text)}; in use after each step of the first process</p>'
+    )
 
 
 # --- images and provenance
@@ -370,16 +372,16 @@ def _images(result: BenchResult) -> str:
             continue
         caption = f"{show(case.name, 60)}: {screen.likeness_text(case)}"
         if case.image.latent_mean_abs:
-            caption += f", latents apart by {case.image.latent_mean_abs:.2g} on average"
+            caption += f", mean latent difference {case.image.latent_mean_abs:.2g}"
         figures.append(
             f'<figure><img src="{case.picture}" alt="{_name(case)}" width="{result.work.width}">'
             f"<figcaption>{escape(caption)}</figcaption></figure>"
         )
-    return f'<div class="pictures">{"".join(figures)}</div>' if figures else "<p>None were kept.</p>"
+    return f'<div class="images">{"".join(figures)}</div>' if figures else "<p>None were saved.</p>"
 
 
 def _is_png(source: str) -> bool:
-    """A result file may come from anywhere: only a PNG of ours gets into the page."""
+    """A result file may come from anywhere: only a PNG data URI gets into the page."""
     start = "data:image/png;base64,"
     plain = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/="
     return source.startswith(start) and not source[len(start) :].strip(plain)

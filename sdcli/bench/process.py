@@ -1,4 +1,4 @@
-"""The parent's side of a worker: started, told to draw, paused between its turns, and never left behind."""
+"""The parent's side of a worker: starts it, tells it to draw, pauses it between its turns, always ends it."""
 
 from __future__ import annotations
 
@@ -18,19 +18,19 @@ from sdcli.errors import Bug, OutOfMemory, from_json
 from sdcli.terminal import show
 
 CAN_PAUSE = hasattr(signal, "SIGSTOP")
-ENDING = 10.0  # seconds a worker gets to leave by itself
+ENDING = 10.0  # seconds a worker has to exit by itself
 
 
 class Worker:
-    """One process with one model in it. Use as a context: it is ended whatever happens."""
+    """One process with one model in it. Use as a context: it always ends."""
 
     def __init__(self, order: Order, folder: Path) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         self._complaints = folder / "stderr.txt"
         self._paused = False
         with self._complaints.open("wb") as stderr:
-            # A group of its own: Ctrl-C reaches the parent alone, which then ends its workers in order. If the parent
-            # dies, the kernel wakes stopped groups without a parent and hangs them up; an awake worker reads the end.
+            # Its own process group: Ctrl-C reaches only the parent, which then ends its workers in order. If it dies,
+            # the kernel wakes stopped groups without a parent and hangs them up; an awake worker reads the end.
             self.process = subprocess.Popen(
                 [sys.executable, "-m", "sdcli.bench.worker"], stdin=subprocess.PIPE, stdout=subprocess.PIPE,
                 stderr=stderr, env=_environment(), **_group(),
@@ -43,21 +43,23 @@ class Worker:
         return self
 
     def __exit__(self, kind: object, *_: object) -> None:
-        self.end(ENDING if kind is None else 0.2)  # one that is drawing would not look up before its picture is done
+        self.end(
+            ENDING if kind is None else 0.2
+        )  # one that is drawing would not read its next command before its image is done
 
     def draw(self, on_step: Callable[[int, int], None], *, watched: bool = False) -> Drawn:
-        """One batch more; `watched`: with the card's kernels counted, which makes its own steps no measure."""
-        self._tell(worker.BUSY if watched else worker.DRAW)
+        """Draws another batch. `watched` times the GPU's kernels, which distorts the step times."""
+        self._command(worker.BUSY if watched else worker.DRAW)
         return Drawn(**self._wait("drawn", on_step))
 
     def rate(self) -> float | None:
-        """The device's best rate in this plan's dtype, tried now."""
-        self._tell(worker.RATE)
-        found = self._wait("rate", lambda step, of: None)
-        return float(found) if found else None
+        """Measures the device's best rate in this plan's dtype."""
+        self._command(worker.RATE)
+        rate = self._wait("rate", lambda step, of: None)
+        return float(rate) if rate else None
 
     def pause(self) -> None:
-        """Stopped where the system can do that; elsewhere it waits for its next command anyway."""
+        """Stops the process where the system can; elsewhere it waits for its next command anyway."""
         if CAN_PAUSE and not self._paused and self.process.poll() is None:
             os.kill(self.process.pid, signal.SIGSTOP)
             self._paused = True
@@ -68,7 +70,7 @@ class Worker:
         self._paused = False
 
     def end(self, patience: float = ENDING) -> None:
-        """Asked first, killed if need be."""
+        """Asks the worker to leave; kills it if it does not."""
         self.resume()
         with contextlib.suppress(OSError, ValueError):
             self._commands.close()
@@ -79,7 +81,7 @@ class Worker:
             self.process.wait()
         self._answers.close()
 
-    def _tell(self, command: str) -> None:
+    def _command(self, command: str) -> None:
         self.resume()
         self._write(command.encode() + b"\n")
 
@@ -90,31 +92,31 @@ class Worker:
         except OSError:
             raise self._lost() from None
 
-    def _wait(self, wanted: str, on_step: Callable[[int, int], None]) -> Any:
+    def _wait(self, kind: str, on_step: Callable[[int, int], None]) -> Any:
         for line in self._answers:
             answer: Mapping[str, Any] = json.loads(line)
             if "error" in answer:
                 raise from_json(dict(answer["error"]))
             if "step" in answer:
                 on_step(*answer["step"])
-            if wanted in answer:
-                return answer[wanted]
+            if kind in answer:
+                return answer[kind]
         raise self._lost()
 
     def _lost(self) -> Exception:
         code = self.process.wait()
-        said = self._complaints.read_text(encoding="utf-8", errors="replace").strip().splitlines()
+        stderr = self._complaints.read_text(encoding="utf-8", errors="replace").strip().splitlines()
         if CAN_PAUSE and code == -signal.SIGKILL:
             return OutOfMemory(
-                "the process being measured was killed by the system, most likely for want of memory",
+                "the process being measured was killed by the system, most likely because memory ran out",
                 hint="sdcli doctor",
             )
-        last = show(said[-1], 200) if said else f"exit code {code}"
+        last = show(stderr[-1], 200) if stderr else f"exit code {code}"
         return Bug(f"the process being measured ended: {last}")
 
 
 def _environment() -> dict[str, str]:
-    """The worker finds this very sdcli, whatever folder it starts in."""
+    """Makes the worker import this sdcli, whatever folder it starts in."""
     package = str(Path(worker.__file__).resolve().parents[2])
     path = os.environ.get("PYTHONPATH")
     return {**os.environ, "PYTHONPATH": package + (os.pathsep + path if path else "")}

@@ -1,4 +1,4 @@
-"""Models without files: the whole structure of a known one, or a tiny one, with weights drawn at random when loaded.
+"""Models without files: the whole structure of a known one, or a tiny one, with random weights made when loaded.
 How long a step takes does not depend on what the weights are."""
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ TINY: Mapping[str, Mapping[str, Any]] = {
 
 
 def randomised(model: Model) -> Model:
-    """The same structure; whether its files are here no longer matters."""
+    """The same structure; its files are not needed."""
     components = {name: replace(part, random=True, files=()) for name, part in model.components.items()}
     return replace(model, components=components, cached=True, download_bytes=0, path=None, hash=None, revision=None)
 

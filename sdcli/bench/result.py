@@ -27,7 +27,7 @@ ELSEWHERE = "--save ~/bench.json"
 
 @dataclass(frozen=True, kw_only=True)
 class Work:
-    """What one step and one image are; only equal work shares the key."""
+    """What one step and one image consist of; only equal work shares the key."""
 
     key: str
     model: str
@@ -91,11 +91,11 @@ class ImageRun:
 
 @dataclass(frozen=True, kw_only=True)
 class Case:
-    """One configuration: what was asked for differently, and all that was measured of it."""
+    """One configuration: the options that differ, and everything measured of it."""
 
     name: str
     options: Mapping[str, str]
-    setup: Mapping[str, Any]  # empty where it could not be planned
+    setup: Mapping[str, Any]  # empty if it could not be planned
     reference: bool
     pareto: bool = False
     error: Mapping[str, Any] | None
@@ -198,7 +198,7 @@ def check(data: Mapping[str, Any], where: str) -> BenchResult:
 
 
 def _is_whole(result: BenchResult) -> bool:
-    """What types alone do not say of a result that can be compared."""
+    """What a comparable result needs beyond its types."""
     steps = [step for case in result.configurations for run in case.runs for step in run.step_seconds]
     return (
         bool(result.configurations)

@@ -1,4 +1,4 @@
-"""Measuring: configurations in processes of their own, in turn, until the intervals are narrow or time is up."""
+"""Measuring: each configuration in its own processes, in turn, until the intervals are narrow or time is up."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from sdcli.bench.worker import Drawn, Order
 from sdcli.errors import Interrupted, SdcliError, Stop
 from sdcli.plan.plan import Plan
 
-MAX_TIME, QUICK_TIME = 900.0, 50.0  # seconds; what is begun then is still finished
+MAX_TIME, QUICK_TIME = 900.0, 50.0  # seconds; what has begun is still finished
 WARM_IMAGES, WARM_SECONDS = 8, 60.0  # the longest warm-up of a process
 RATE_SECONDS = 6.0  # to try the best rate in one number type, on a busy machine
 MOST_PROCESSES, MOST_IMAGES = 40, 200
@@ -28,7 +28,7 @@ MOST_PROCESSES, MOST_IMAGES = 40, 200
 
 @dataclass(frozen=True, kw_only=True)
 class Configuration:
-    """One row: its name, what was asked for differently, the flags that ask for it again, and its plan or why not."""
+    """One row: its name, the options that differ, the flags that select it, and its plan or error."""
 
     name: str
     options: Mapping[str, str]
@@ -47,7 +47,7 @@ class Limits:
 
 @dataclass(kw_only=True)
 class Image:
-    """One batch, as its worker told; steps are all of them, the first included."""
+    """One batch, as its worker reported it; `steps` includes the first."""
 
     process: int
     number: int
@@ -68,7 +68,7 @@ class Row:
     error: SdcliError | None = None
     steady: bool = True  # every process's warm-up came to rest
     rate: float | None = None  # the device's best, tried beside it
-    busy: Drawn | None = None  # one batch with the card's kernels counted
+    busy: Drawn | None = None  # one batch with the GPU's kernels timed
 
     @property
     def measured(self) -> list[Image]:
@@ -90,8 +90,8 @@ class Bench:
         self.stopped_by = "interval"
         self.process = 0
         self._started = time.monotonic()
-        place = next(one.plan.hardware for one in configurations if one.plan is not None)
-        self.watch = Watch(place)
+        hardware = next(one.plan.hardware for one in configurations if one.plan is not None)
+        self.watch = Watch(hardware)
         self._out_of_time = self._at_limit = False
 
     @property
@@ -107,7 +107,7 @@ class Bench:
         return statistics.LEAST_IMAGES if self.limits.quick else self.limits.processes
 
     def run(self, listener: Listener) -> None:
-        """To the end. An interruption keeps what was measured and is raised again."""
+        """Measures to the end. An interruption keeps what was measured and is raised again."""
         try:
             while self.alive and not self._over():
                 for group in self._groups():
@@ -146,21 +146,21 @@ class Bench:
         return False
 
     def _too_late(self) -> bool:
-        """Whether time is up; each row's first process draws an image whatever it takes, or there is no comparison."""
+        """Whether time is up; each row's first process draws an image however long it takes, for a comparison."""
         if self.process == 0 or self.seconds <= self.limits.max_time:
             return False
         self._out_of_time = True
         return True
 
     def _spared(self) -> float:
-        """Seconds of the time allowed that the first process needs for its yardsticks."""
+        """Seconds of the allowed time reserved for the yardsticks of the first process."""
         kinds = {_type(row.configuration.plan) for row in self.alive}
         return min(len(kinds) * RATE_SECONDS, self.limits.max_time / 2) if self.process == 0 else 0.0
 
     # --- one process of each
 
     def _groups(self) -> list[list[Row]]:
-        """All of them side by side, so that each is measured in every minute; one after the other where memory is
+        """All of them side by side, so that each is measured throughout; one after the other where memory is
         short."""
         rows = self.alive
         return [rows] if fit_together([row.configuration.plan for row in rows if row.configuration.plan]) else [
@@ -198,7 +198,7 @@ class Bench:
 
     @contextmanager
     def _errors_of(self, row: Row) -> Iterator[None]:
-        """A configuration that fails is a row that says so; the others go on."""
+        """A configuration that fails is a row that says so; the others continue."""
         try:
             yield
         except Interrupted:
@@ -250,7 +250,7 @@ class Bench:
         return sum(len(statistics.steady(image.steps)) for image in images) >= statistics.LEAST_STEPS
 
     def _take_warmup(self, rows: Sequence[Row]) -> None:
-        """Better the last image of a warm-up than nothing; and it is said."""
+        """The last image of a warm-up is better than nothing; the result says so."""
         for row in rows:
             if row.images and not row.measured:
                 row.images[-1].warmup, row.steady = False, False
@@ -270,15 +270,15 @@ class Bench:
         listener.drew(row)
 
     def _yardsticks(self, row: Row, worker: Worker, listener: Listener) -> None:
-        """The best rate, once per number type; on a card also how long its kernels run. After what is measured: the
+        """The best rate, once per number type; on a GPU also how long its kernels run. After what is measured: the
         memory that it takes is not the model's."""
         plan = row.configuration.plan
         assert plan is not None
         same = [other for other in self.rows if other.rate and other.configuration.plan is not None]
-        known = [other.rate for other in same if _type(other.configuration.plan) == _type(plan)]
-        if not known:
+        rates = [other.rate for other in same if _type(other.configuration.plan) == _type(plan)]
+        if not rates:
             listener.probing(row)
-        row.rate = known[0] if known else worker.rate()
+        row.rate = rates[0] if rates else worker.rate()
         if plan.hardware.kind == "cuda" and self.seconds + row.images[-1].drawn.seconds <= self.limits.max_time:
             row.busy = worker.draw(listener.step, watched=True)
         worker.pause()
@@ -292,22 +292,22 @@ class Bench:
 
 
 class Listener:
-    """Told what happens; does nothing with it."""
+    """Is called as things happen; does nothing."""
 
     def turn(self, row: Row, warmup: bool) -> None:
         """`row` draws next."""
 
     def step(self, step: int, of: int) -> None:
-        """It has come so far."""
+        """The row has taken this step."""
 
     def drew(self, row: Row) -> None:
-        """It is done."""
+        """The row has drawn."""
 
     def probing(self, row: Row) -> None:
-        """The device's best rate is tried."""
+        """The device's best rate is measured next."""
 
     def kept(self) -> None:
-        """A round is over: a good moment to write things down."""
+        """A round is over: a good moment to save."""
 
 
 def _type(plan: Plan | None) -> tuple[str, str] | None:
@@ -318,17 +318,17 @@ def fit_together(plans: Sequence[Plan]) -> bool:
     """Whether all of them can be in memory at once, with a tenth to spare."""
     if not plans:
         return True
-    place = plans[0].hardware
+    hardware = plans[0].hardware
     host = sum(plan.footprint.host_peak for plan in plans)
     device = sum(plan.footprint.device_peak for plan in plans)
     cores = os.cpu_count() or 1
-    on_card = place.kind == "cpu" or device < 0.9 * place.free
-    return len(plans) <= max(8, cores) and host < 0.9 * place.ram_free and on_card
+    on_device = hardware.kind == "cpu" or device < 0.9 * hardware.free
+    return len(plans) <= max(8, cores) and host < 0.9 * hardware.ram_free and on_device
 
 
 @contextmanager
 def scratch() -> Iterator[Path]:
-    """A folder for pictures and latents while measuring; gone afterwards."""
+    """A folder for images and latents while measuring; deleted afterwards."""
     path = Path(tempfile.mkdtemp(prefix="sdcli-bench-"))
     try:
         yield path

@@ -31,7 +31,7 @@ def render(result: BenchResult, width: int = 80, ascii: bool = False) -> list[st
 
 
 def _folded(line: str, width: int) -> list[str]:
-    """A line too long goes on below, under its own text."""
+    """A line that is too long continues below, indented."""
     if cells(line) <= width:
         return [line]
     below = " " * (10 if line.startswith("  ") else 2)
@@ -107,7 +107,7 @@ def likeness_text(case: Case) -> str:
 
 
 def failure_text(case: Case) -> str:
-    """Why it was not measured."""
+    """Why the case was not measured."""
     return show(case.error["message"], 120) if case.error else "not measured"
 
 
@@ -116,12 +116,12 @@ def count_text(number: int, one: str, many: str) -> str:
 
 
 def figures(case: Case) -> dict[str, str]:
-    """What tables to keep show of a measured case, by their headings."""
+    """The cells of a measured case in saved tables, by heading."""
     step = case.summary
     ratio = "1" if case.reference else ratio_text(case.ratio) if case.ratio else ""
     return {
         "step": time_text(step.median), "95 % interval": interval_text(step), "ratio": ratio,
-        "picture": likeness_text(case), "memory": size_text(case.peak) if case.peak else "",
+        "image": likeness_text(case), "memory": size_text(case.peak) if case.peak else "",
         "p10": time_text(step.p10), "p90": time_text(step.p90), "p99": time_text(step.p99), "n": str(step.n),
     }  # fmt: skip
 
@@ -174,10 +174,10 @@ def _warm_up(case: Case) -> str:
         statistics.steady(run.step_seconds) for run in case.runs if run.process == 0 and run.warmup and run.step_seconds
     ]
     if not images:
-        return "no warm-up: its time was up with the first image"
+        return "no warm-up: time was up after the first image"
     medians = " ".join(time_text(sorted(steps)[len(steps) // 2]).split()[0] for steps in images[-4:])
     unit = time_text(case.summary.median).split()[1]
-    state = "steady" if case.warmup_stable else "not yet steady when its time was up"
+    state = "steady" if case.warmup_stable else "not yet steady when time was up"
     return f"warm-up: {count_text(len(images), 'image', 'images')}, medians {medians} {unit}: {state}"
 
 
@@ -187,7 +187,7 @@ def _steps_per_second(case: Case) -> str:
 
 
 def histogram(steps: Sequence[float], ascii: bool = False, bins: int = 24) -> str:
-    """How often which time was seen, as a row of bars between the least and the most."""
+    """How often each time occurred, as a row of bars from the shortest to the longest."""
     low, high = min(steps), max(steps)
     bars = _bars(steps, low, high, bins, ascii)
     return f"{bars}  {_number_in(low, low)} ▸ {_number_in(high, low)} {time_text(low).split()[1]}"
@@ -208,7 +208,7 @@ def _work(case: Case) -> list[str]:
     if not rate.flops_per_second or not rate.ceiling or not rate.share:
         return []
     operations = rate.flops_per_second * case.summary.median
-    best = f"{rate_text(rate.ceiling)} seen here at best in {case.setup['dtype']}"
+    best = f"{rate_text(rate.ceiling)} reached here at best in {case.setup['dtype']}"
     lines = [
         f"  work    {work_text(operations)} a step = {rate_text(rate.flops_per_second)}",
         f"          {share_text(rate.share)} of the {best}",
@@ -249,7 +249,7 @@ def _table(result: BenchResult, width: int, ascii: bool) -> list[str]:
     names = [show(" ".join(case.options.get(key, "") for key in keys) or case.name, 60) for case in cases]
     head = show(" ".join(keys) or "configuration", 60)
     room = min(max(8, width - 61), max(cells(name) for name in (head, *names)))
-    lines = [f"  {fit(head, room):<{room}}  {'step':>9}  {'ratio':<21} {'memory':>8}  picture"]
+    lines = [f"  {fit(head, room):<{room}}  {'step':>9}  {'ratio':<21} {'memory':>8}  image"]
     for case, name in zip(cases, names, strict=True):
         lines.append(f"  {fit(name, room):<{room}}  " + _cells(case))
     lines += ["", *_strips(list(zip(names, cases, strict=True)), width, ascii)]
@@ -257,15 +257,15 @@ def _table(result: BenchResult, width: int, ascii: bool) -> list[str]:
         lines.append("one process each: ratios assume that processes differ by 2 %")
     if best is not None and len(cases) > 1:
         sure = best.reference or (best.ratio is not None and best.ratio.verdict == "faster")
-        unsure = "" if sure else ", if not surely"
-        lines.append(f"fastest with the same picture{unsure}: {best.flags or 'no flags needed'}")
+        unsure = "" if sure else ", though not certain"
+        lines.append(f"fastest with the same image{unsure}: {best.flags or 'no flags needed'}")
     unsteady = [case for case in result.measured if case.summary.unstable]
     lines += [f"not steady: {show(case.name, 40)} ({', '.join(case.summary.unstable_because)})" for case in unsteady]
     return lines
 
 
 def _strips(named: Sequence[tuple[str, Case]], width: int, ascii: bool) -> list[str]:
-    """Each case's steps on one scale; the last bar also holds what lies beyond it."""
+    """Each case's steps on one scale; the last bar includes everything beyond it."""
     measured = [(name, case.steps(), case.step) for name, case in named if case.step]
     if len(measured) < 2:
         return []
@@ -283,13 +283,13 @@ def _cells(case: Case) -> str:
     if case.error:
         return f"not measured: {show(case.error['message'], 200)}"
     if not case.step:
-        return "not measured: its time did not come"
+        return "not measured: time was up"
     spread = "reference" if case.reference else ratio_text(case.ratio) if case.ratio else ""
     memory = size_text(case.peak) if case.peak else "–"
     return f"{time_text(case.step.median):>9}  {spread:<21} {memory:>8}  {likeness_text(case)}"
 
 
-# --- what to think of it
+# --- trust
 
 
 def _trust(result: BenchResult, alone: Case | None) -> list[str]:
@@ -301,17 +301,17 @@ def _trust(result: BenchResult, alone: Case | None) -> list[str]:
 
 
 def _quiet(about: Mapping[str, Any]) -> str:
-    """What was looked at, as far as this machine tells of it."""
-    share, cards = about.get("foreign_share"), about.get("cards") or []
-    seen = [f"other programs took {share * 100:.0f} % of the processor"] if share is not None else []
-    if cards:
-        seen.append("no other GPU user, not throttled")
-    clocks = [card["clock_mhz"] for card in cards] or [clock["mhz"] for clock in about.get("clocks") or []]
+    """What was checked, as far as this machine reports it."""
+    share, gpus = about.get("foreign_share"), about.get("cards") or []
+    checks = [f"other programs took {share * 100:.0f} % of the processor"] if share is not None else []
+    if gpus:
+        checks.append("no other GPU user, not throttled")
+    clocks = [gpu["clock_mhz"] for gpu in gpus] or [clock["mhz"] for clock in about.get("clocks") or []]
     gigahertz = [clock / 1000 for clock in clocks if clock]
     if gigahertz:
         low, high = f"{min(gigahertz):.2f}", f"{max(gigahertz):.2f}"
-        seen.append(f"{low} GHz" if low == high else f"{low} to {high} GHz")
-    return ", ".join(seen) or "nothing here tells otherwise"
+        checks.append(f"{low} GHz" if low == high else f"{low} to {high} GHz")
+    return ", ".join(checks) or "no sign of other load"
 
 
 def _ending(result: BenchResult) -> str:
@@ -319,9 +319,9 @@ def _ending(result: BenchResult) -> str:
     if result.stopped_by == "interval":
         return f"stopped {_widest(result)} after {spent}"
     if result.stopped_by == "limit":
-        return f"stopped after {spent} with as much as is ever measured, {_widest(result)}"
+        return f"stopped after {spent} at the limit on processes and images, {_widest(result)}"
     if result.stopped_by == "interrupted":
-        return f"interrupted after {spent}; what was measured by then is above"
+        return f"interrupted after {spent}; what was measured is above"
     return f"stopped by --max-time after {spent}, {_widest(result)}"
 
 
@@ -335,7 +335,7 @@ def _widest(result: BenchResult) -> str:
 
 
 def methods(result: BenchResult) -> str:
-    """A sentence for whoever quotes the figures."""
+    """The sentence on the method, for quoting the figures."""
     work, about = result.work, result.environment
     steps = [case.summary for case in result.measured]
     processes = max((step.processes for step in steps), default=0)
@@ -351,7 +351,7 @@ def methods(result: BenchResult) -> str:
     warm = (
         "after a warm-up until three image medians agreed within 2 %"
         if all(case.warmup_stable for case in result.measured)
-        else "after a warm-up whose image medians did not all come to agree within 2 %"
+        else "after a warm-up whose image medians did not all agree within 2 %"
     )
     text = (
         f"Measured with sdcli {result.version} ({results.machine_text(about)}, "
@@ -365,7 +365,7 @@ def methods(result: BenchResult) -> str:
 
 
 def markdown(result: BenchResult) -> list[str]:
-    columns = ("step", "95 % interval", "p10", "p90", "p99", "n", "ratio", "memory", "picture")
+    columns = ("step", "95 % interval", "p10", "p90", "p99", "n", "ratio", "memory", "image")
     rows = []
     for case in result.configurations:
         cells = [figures(case)[column] for column in columns] if case.step else [failure_text(case), *[""] * 8]

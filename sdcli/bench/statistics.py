@@ -1,7 +1,7 @@
-"""Step times into figures that can be trusted: the standard library only, so that any script can use this one file.
+"""Turns step times into figures you can trust; standard library only, so that any script can use this file alone.
 
-A step's time varies from step to step, from image to image and from process to process. Steps of one process are no
-independent witnesses, so intervals and comparisons count processes; nothing measured is ever dropped.
+A step's time varies from step to step, from image to image and from process to process. Steps of one process are not
+independent, so intervals and comparisons count processes; nothing measured is ever dropped.
 """
 
 from __future__ import annotations
@@ -17,15 +17,15 @@ Image = Sequence[float]  # seconds of its steps, without the first
 Process = Sequence[Image]
 
 CONFIDENCE = 0.95
-# Measuring on until an interval is narrow ends too often where it is narrow by luck. Intervals of what was measured on
-# are drawn with this confidence instead: simulated, 94-95 % of them hold the true median.
+# Measuring until an interval is narrow stops too often where it is narrow by luck. Intervals of extended measurements
+# are computed with this confidence instead: simulated, 94-95 % of them hold the true median.
 EXTENDED = 0.97
 HALF_WIDTH = 0.01  # of the median: measuring ends here
 LEAST_PROCESSES, LEAST_STEPS, LEAST_IMAGES = 5, 20, 5
 AGREEMENT, AGREEING = 0.02, 3  # warm-up ends once so many image medians lie within so much of each other
 OUTLIER = 3.5  # modified z, as Iglewicz and Hoaglin advise
-LEAST_RANKS = 6  # the extremes of fewer values hold their median in less than 95 of 100 cases: that is no interval
-FEW_SPREAD = 0.1  # what the median of fewer steps than that may be off; no more than a guess
+LEAST_RANKS = 6  # the extremes of fewer values hold their median less than 95 % of the time: too few for an interval
+FEW_SPREAD = 0.1  # how far off the median of fewer steps may be: a guess
 # What two processes of the same work may differ by. It stands in only where a single process cannot show it.
 ASSUMED_SPREAD = 0.02
 
@@ -85,7 +85,7 @@ def steady(steps: Sequence[float]) -> tuple[float, ...]:
 
 
 def by_process(images: Iterable[tuple[int, Sequence[float]]]) -> list[list[tuple[float, ...]]]:
-    """Images, each with the number of its process, as everything below wants them: without first steps."""
+    """Images, each with the number of its process, in the form used below: without first steps."""
     processes: dict[int, list[tuple[float, ...]]] = {}
     for number, steps in images:
         if steps:
@@ -94,7 +94,7 @@ def by_process(images: Iterable[tuple[int, Sequence[float]]]) -> list[list[tuple
 
 
 def summarise(processes: Sequence[Process], planned: int | None = None) -> Summary | None:
-    """Everything said about one configuration; None where nothing was measured. `planned`: see `interval`."""
+    """Every figure of one configuration; None if nothing was measured. `planned`: see `interval`."""
     measured = [[image for image in process if image] for process in processes]
     measured = [process for process in measured if process]
     steps = [step for process in measured for image in process for step in image]
@@ -102,10 +102,11 @@ def summarise(processes: Sequence[Process], planned: int | None = None) -> Summa
         return None
     ordered = sorted(steps)
     middle = quantile(ordered, 0.5)
-    found, unit = interval(measured, planned)
+    bounds, unit = interval(measured, planned)
     because = instability(measured)
     return Summary(
-        n=len(steps), processes=len(measured), median=middle, low=min(found.low, middle), high=max(found.high, middle),
+        n=len(steps), processes=len(measured), median=middle,
+        low=min(bounds.low, middle), high=max(bounds.high, middle),
         interval=unit, p10=quantile(ordered, 0.1), p90=quantile(ordered, 0.9), p99=quantile(ordered, 0.99),
         mad=deviation(ordered), min=ordered[0], max=ordered[-1], outliers=sum(outliers(ordered)),
         unstable=bool(because), unstable_because=because,
@@ -117,17 +118,17 @@ def summarise(processes: Sequence[Process], planned: int | None = None) -> Summa
 
 def quantile(ordered: Sequence[float], share: float) -> float:
     """Between the two neighbours, in proportion; `ordered` is sorted and not empty."""
-    place = share * (len(ordered) - 1)
-    below = math.floor(place)
+    position = share * (len(ordered) - 1)
+    below = math.floor(position)
     above = min(below + 1, len(ordered) - 1)
-    return ordered[below] + (ordered[above] - ordered[below]) * (place - below)
+    return ordered[below] + (ordered[above] - ordered[below]) * (position - below)
 
 
 def deviation(values: Iterable[float]) -> float:
     """The median absolute deviation from the median."""
-    known = list(values)
-    middle = statistics.median(known)
-    return statistics.median(abs(value - middle) for value in known)
+    values = list(values)
+    middle = statistics.median(values)
+    return statistics.median(abs(value - middle) for value in values)
 
 
 def outliers(values: Sequence[float]) -> list[bool]:
@@ -145,7 +146,7 @@ def interval(processes: Sequence[Process], planned: int | None = None) -> tuple[
     """95 % interval of the median step, and what it counts. One process says nothing about the next one: then it
     counts images, or with fewer than three even steps, and holds within that process alone.
 
-    `planned` units were to be measured whatever came out; more than those were added until the interval was narrow.
+    `planned` units are measured in any case; further ones are added until the interval is narrow.
     """
     units, unit = _units(processes)
     if unit == "steps":
@@ -199,7 +200,7 @@ def warmed_up(medians: Sequence[float]) -> bool:
 
 def enough(processes: Sequence[Process], planned: int = LEAST_PROCESSES) -> bool:
     """The stop rule: what was planned is measured, and the interval is within ±1 %. Of one process the units are
-    its images; a configuration that was to have several is not judged by its first."""
+    its images; a configuration planned for several is not judged by its first."""
     measured = [[image for image in process if image] for process in processes]
     measured = [process for process in measured if process]
     if not measured:
@@ -207,8 +208,8 @@ def enough(processes: Sequence[Process], planned: int = LEAST_PROCESSES) -> bool
     units, unit = _units(measured)
     if unit == "steps" or len(units) < planned or sum(map(len, (i for p in measured for i in p))) < LEAST_STEPS:
         return False
-    found, _ = interval(measured, planned)
-    return (found.high - found.low) / 2 <= HALF_WIDTH * statistics.fmean(units)
+    bounds, _ = interval(measured, planned)
+    return (bounds.high - bounds.low) / 2 <= HALF_WIDTH * statistics.fmean(units)
 
 
 # --- two sets of processes
@@ -231,11 +232,11 @@ def compare(baseline: Sequence[Process], candidate: Sequence[Process]) -> Ratio:
 
 def _assumed(processes: Sequence[Process]) -> float:
     """The variance of a lone process's logarithm: what is seen within it, and what is not seen between processes."""
-    known = [process for process in processes if any(process)]
-    found, unit = interval(known)
-    if unit == "steps" and sum(map(len, known[0])) < LEAST_RANKS:
+    measured = [process for process in processes if any(process)]
+    bounds, unit = interval(measured)
+    if unit == "steps" and sum(map(len, measured[0])) < LEAST_RANKS:
         return FEW_SPREAD**2 + ASSUMED_SPREAD**2
-    low, high = max(found.low, 1e-12), max(found.high, 1e-12)
+    low, high = max(bounds.low, 1e-12), max(bounds.high, 1e-12)
     within = math.log(high / low) / 2 / student(math.inf)
     return float(within**2 + ASSUMED_SPREAD**2)
 
@@ -317,17 +318,17 @@ def _two_crowds(steps: Sequence[float], least: float) -> bool:
     ordered = sorted(steps)
     spare = tenth = len(ordered) // 10
     while True:  # what is split off and is less than a tenth are outliers; all of them together are less than that too
-        place = _best_split(ordered)
-        if place is None:
+        split = _best_split(ordered)
+        if split is None:
             return False
-        smaller = min(place, len(ordered) - place)
+        smaller = min(split, len(ordered) - split)
         if smaller >= max(4, tenth):
             break
         if smaller > spare:
             return False
         spare -= smaller
-        ordered = ordered[smaller:] if place == smaller else ordered[:-smaller]
-    left, right = ordered[:place], ordered[place:]
+        ordered = ordered[smaller:] if split == smaller else ordered[:-smaller]
+    left, right = ordered[:split], ordered[split:]
     apart = statistics.fmean(right) - statistics.fmean(left)
     spread = math.sqrt((statistics.pvariance(left) + statistics.pvariance(right)) / 2)
     return apart > _APART * spread and apart > least * ordered[len(ordered) // 2] and _valley(left, right)
@@ -336,13 +337,13 @@ def _two_crowds(steps: Sequence[float], least: float) -> bool:
 def _best_split(ordered: Sequence[float]) -> int | None:
     """Where cutting in two leaves the least spread within (Otsu's threshold)."""
     total, count = math.fsum(ordered), len(ordered)
-    best, place, running = 0.0, None, 0.0
+    best, split, running = 0.0, None, 0.0
     for number, value in enumerate(ordered[:-1], 1):
         running += value
         between = (running * count - total * number) ** 2 / (number * (count - number))
         if between > best:
-            best, place = between, number
-    return place
+            best, split = between, number
+    return split
 
 
 def _valley(left: Sequence[float], right: Sequence[float]) -> bool:
@@ -374,8 +375,8 @@ def _ranks(values: Sequence[float]) -> list[float]:
         last = first
         while last + 1 < len(order) and values[order[last + 1]] == values[order[first]]:
             last += 1
-        for place in order[first : last + 1]:
-            ranks[place] = (first + last) / 2
+        for index in order[first : last + 1]:
+            ranks[index] = (first + last) / 2
         first = last + 1
     return ranks
 

@@ -1,4 +1,4 @@
-"""What else can move a figure: other programs, clocks, heat, power; and which code and machine it was."""
+"""What else can change a figure: other programs, clocks, heat, power; and which code and machine produced it."""
 
 from __future__ import annotations
 
@@ -29,13 +29,13 @@ VARIABLES = (
     "CUDA_VISIBLE_DEVICES", "CUDA_LAUNCH_BLOCKING", "CUDNN_BENCHMARK", "NVIDIA_TF32_OVERRIDE",
     "TORCH_ALLOW_TF32_CUBLAS_OVERRIDE",
 )  # fmt: skip
-# Bits of NVML's reasons for lower clocks that say the card was held back, by heat or power.
+# Bits of NVML's reasons for lower clocks that mean the GPU was throttled by heat or power.
 HELD_BACK = {0x4: "power cap", 0x8: "hardware slowdown", 0x20: "heat", 0x40: "heat (hardware)", 0x80: "power brake"}
 
 
 @dataclass(frozen=True, kw_only=True)
-class Card:
-    """A GPU at one moment, as the driver tells; None where it does not."""
+class GpuState:
+    """A GPU at one moment, as its driver reports it; None where it does not."""
 
     clock_mhz: int | None = None
     memory_clock_mhz: int | None = None
@@ -47,7 +47,7 @@ class Card:
 
 @dataclass(frozen=True, kw_only=True)
 class Moment:
-    """Processor time since boot on the cores we may use, in seconds of one core: all of it, and what was not idle."""
+    """Processor time since boot on the allowed cores, in seconds of one core: all of it, and what was not idle."""
 
     total: float
     busy: float
@@ -56,16 +56,16 @@ class Moment:
 # --- where and what
 
 
-def provenance(place: Hardware, model_hash: str | None, options: Mapping[str, Any]) -> dict[str, Any]:
-    """Everything that can be read without torch and is of use to whoever doubts a figure; no names, no paths."""
+def provenance(hardware: Hardware, model_hash: str | None, options: Mapping[str, Any]) -> dict[str, Any]:
+    """Everything that can be read without torch and helps to check a figure; no names, no paths."""
     chip = processor.read()
     return {
-        **environment(place),
-        "machine": machine(place),
+        **environment(hardware),
+        "machine": machine(hardware),
         "cores": chip.cores,
         "cores_allowed": len(allowed()),
-        "ram_total": place.ram_total,
-        "capability": place.capability,
+        "ram_total": hardware.ram_total,
+        "capability": hardware.capability,
         "governor": governor(),
         "battery": on_battery(),
         "load": chip.load,
@@ -76,15 +76,15 @@ def provenance(place: Hardware, model_hash: str | None, options: Mapping[str, An
     }
 
 
-def machine(place: Hardware) -> str:
+def machine(hardware: Hardware) -> str:
     """Equal where two results may be compared. Versions are left out: they are what is often compared."""
     parts = [
-        place.kind,
-        place.name,
-        str(place.total >> 20),
+        hardware.kind,
+        hardware.name,
+        str(hardware.total >> 20),
         processor.read().name,
-        place.isa,
-        str(place.ram_total >> 20),
+        hardware.isa,
+        str(hardware.ram_total >> 20),
     ]
     return sha256("|".join([*parts, platform.system()]).encode()).hexdigest()[:16]
 
@@ -110,7 +110,7 @@ def _steers_itself(root: Path = Path("/")) -> bool:
 
 
 def on_battery(root: Path = Path("/")) -> bool | None:
-    """Whether a battery is being emptied; None where there is none to ask."""
+    """Whether a battery is being emptied; None if there is none."""
     try:
         supplies = sorted((root / "sys/class/power_supply").iterdir())
     except OSError:
@@ -124,7 +124,7 @@ def on_battery(root: Path = Path("/")) -> bool | None:
 
 
 def allowed() -> frozenset[int]:
-    """The cores this process may run on; those of other programs do not concern it."""
+    """The cores this process may run on; other cores do not matter."""
     if hasattr(os, "sched_getaffinity"):
         return frozenset(os.sched_getaffinity(0))
     return frozenset(range(os.cpu_count() or 1))
@@ -134,10 +134,10 @@ def moment(root: Path = Path("/"), cores: frozenset[int] | None = None) -> Momen
     """From /proc/stat; None elsewhere. Time that a host gave to others counts as busy."""
     names = {f"cpu{number}" for number in (allowed() if cores is None else cores)}
     rows = [line.split() for line in cgroups.read_text(root / "proc/stat").splitlines()]
-    found = [row[1:9] for row in rows if len(row) > 5 and row[0] in names]
-    if not found or not all(word.isdigit() for row in found for word in row):
+    counters = [row[1:9] for row in rows if len(row) > 5 and row[0] in names]
+    if not counters or not all(word.isdigit() for row in counters for word in row):
         return None
-    ticks = [[int(word) for word in row] for row in found]
+    ticks = [[int(word) for word in row] for row in counters]
     rate = os.sysconf("SC_CLK_TCK")
     total = sum(map(sum, ticks)) / rate
     return Moment(total=total, busy=total - sum(row[3] + row[4] for row in ticks) / rate)
@@ -152,7 +152,7 @@ class Clock:
 
 
 def clock(root: Path = Path("/")) -> Clock:
-    """What Linux tells of it; a virtual machine is often told nothing."""
+    """What Linux reports; on a virtual machine often nothing."""
     folder = root / "sys/devices/system/cpu"
     clocks = [cgroups.read_text(folder / f"cpu{number}/cpufreq/scaling_cur_freq").strip() for number in allowed()]
     counts = [
@@ -178,18 +178,18 @@ def own_seconds(pids: Iterable[int], root: Path = Path("/")) -> float:
     return total
 
 
-def card(place: Hardware, ours: Iterable[int] = ()) -> Card | None:
-    """The GPU now; asked of the driver's own tool, between rounds only, since asking takes a moment."""
-    if place.kind != "cuda":
+def gpu_state(hardware: Hardware, ours: Iterable[int] = ()) -> GpuState | None:
+    """The GPU now, from the driver's own tool; only between rounds, since the query takes a moment."""
+    if hardware.kind != "cuda":
         return None
-    which = ("-i", place.uuid) if place.uuid else ()
+    which = ("-i", hardware.uuid) if hardware.uuid else ()
     fields = "clocks.sm,clocks.mem,temperature.gpu,power.draw,clocks_throttle_reasons.active"
     line = output("nvidia-smi", *which, f"--query-gpu={fields}", "--format=csv,noheader,nounits").partition("\n")[0]
     words = [word.strip() for word in line.split(",")]
     if len(words) != 5:
         return None
     running = output("nvidia-smi", *which, "--query-compute-apps=pid", "--format=csv,noheader").split()
-    return Card(
+    return GpuState(
         clock_mhz=_whole(words[0]), memory_clock_mhz=_whole(words[1]), celsius=_whole(words[2]),
         watts=_number(words[3]), held_back=held_back(words[4]),
         others=others({int(pid) for pid in running if pid.isdigit()}, set(ours)),
@@ -221,28 +221,28 @@ def _number(word: str) -> float | None:
 
 
 class Watch:
-    """Looks around before, between rounds and after; `reasons` says why the figures are not of a quiet machine."""
+    """Checks the machine before, between and after rounds; `reasons` says why it was not quiet."""
 
-    def __init__(self, place: Hardware) -> None:
-        self.place = place
+    def __init__(self, hardware: Hardware) -> None:
+        self.hardware = hardware
         chip = processor.read()
         self.cores = max(1, len(allowed()))
         self.load = chip.load
         self.governor, self.battery = governor(), on_battery()
-        self.cards: list[Card] = []
+        self.gpus: list[GpuState] = []
         self.clocks: list[Clock] = [replace(clock(), mhz=None)]
         self.foreign = self.observed = 0.0
         self._before: tuple[Moment, float] | None = None
         self._pids: tuple[int, ...] = ()
 
     def start(self, pids: Iterable[int]) -> None:
-        """A stretch during which these processes, and this one, are ours."""
+        """Begins a stretch; these processes and this one are ours."""
         self._pids = tuple(pids)
         now = moment()
         self._before = (now, own_seconds(self._pids)) if now else None
 
     def stop(self) -> None:
-        """The end of the stretch, while they all still live."""
+        """Ends the stretch, while all of them are still alive."""
         now = moment()
         if self._before is not None and now is not None:
             then, own = self._before
@@ -250,14 +250,14 @@ class Watch:
             self.foreign += max(0.0, others)
             self.observed += now.total - then.total
         self._before = None
-        self.clocks.append(replace(clock(), mhz=None))  # nothing works now, so that clocks tell nothing
-        found = card(self.place, self._pids)
-        if found is not None:
-            self.cards.append(replace(found, clock_mhz=None, memory_clock_mhz=None))
+        self.clocks.append(replace(clock(), mhz=None))  # nothing runs now, so clocks mean nothing
+        state = gpu_state(self.hardware, self._pids)
+        if state is not None:
+            self.gpus.append(replace(state, clock_mhz=None, memory_clock_mhz=None))
 
     @contextmanager
     def looking(self) -> Iterator[None]:
-        """Around work that is not measured but like what is: clocks, heat and who else is there, meanwhile."""
+        """Around unmeasured work that resembles what is measured: records clocks, heat and other programs."""
         looking = threading.Thread(target=self._look, daemon=True)
         looking.start()
         try:
@@ -268,34 +268,34 @@ class Watch:
     def _look(self) -> None:
         time.sleep(WORKING)
         self.clocks.append(clock())
-        found = card(self.place, self._pids)
-        if found is not None:
-            self.cards.append(found)
+        state = gpu_state(self.hardware, self._pids)
+        if state is not None:
+            self.gpus.append(state)
 
     @property
     def foreign_share(self) -> float | None:
         return self.foreign / self.observed if self.observed else None
 
     def reasons(self) -> tuple[str, ...]:
-        found = []
+        reasons = []
         # The load of the last minute may be our own, of a measurement just over: only where nothing better is known.
         if self.foreign_share is None and self.load is not None and self.load / self.cores > BUSY_LOAD:
-            found.append(f"load {self.load:.1f} on {self.cores} cores before the start")
+            reasons.append(f"load {self.load:.1f} on {self.cores} cores before the start")
         if self.foreign_share is not None and self.foreign_share > FOREIGN_SHARE:
-            found.append(f"other programs took {self.foreign_share * 100:.0f} % of the processor")
-        if any(card.others for card in self.cards):
-            found.append("other programs computed on the GPU")
-        held = sorted({name for card in self.cards for name in card.held_back})
-        if held:
-            found.append(f"the GPU was held back: {', '.join(held)}")
+            reasons.append(f"other programs took {self.foreign_share * 100:.0f} % of the processor")
+        if any(gpu.others for gpu in self.gpus):
+            reasons.append("other programs used the GPU")
+        throttled = sorted({name for gpu in self.gpus for name in gpu.held_back})
+        if throttled:
+            reasons.append(f"the GPU was throttled: {', '.join(throttled)}")
         slowed = [one.slowed_down for one in self.clocks if one.slowed_down is not None]
         if slowed and slowed[-1] > slowed[0]:
-            found.append("heat slowed the processor down")
-        if self.governor == "powersave" and self.place.kind == "cpu" and not _steers_itself():
-            found.append("the processor's governor is powersave")
+            reasons.append("heat slowed the processor down")
+        if self.governor == "powersave" and self.hardware.kind == "cpu" and not _steers_itself():
+            reasons.append("the processor's governor is powersave")
         if self.battery:
-            found.append("on battery")
-        return tuple(found)
+            reasons.append("on battery")
+        return tuple(reasons)
 
 
 def now_utc() -> str:

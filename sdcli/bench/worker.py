@@ -1,7 +1,7 @@
-"""A process that draws when told to and answers with what it took: `python -m sdcli.bench.worker`, commands on stdin.
+"""A process that draws on command and answers with what it took: `python -m sdcli.bench.worker`, commands on stdin.
 
-First comes the order, then a command a line. Each answer, like the order, is a line of JSON. Nothing else reaches
-stdout, and hardly anything is said while steps run.
+The order comes first, then one command per line. Each answer, like the order, is a line of JSON. Nothing else reaches
+stdout, and little is written while steps run.
 """
 
 from __future__ import annotations
@@ -27,12 +27,12 @@ from sdcli.machine import clock
 from sdcli.plan.plan import Plan
 
 DRAW, RATE, BUSY = "draw", "rate", "busy"
-SILENCE = 0.5  # seconds between two words about progress: writing one costs microseconds, and no step shall pay twice
+SILENCE = 0.5  # seconds between reports of progress: each costs microseconds, and no step should pay for two
 
 
 @dataclass(frozen=True, kw_only=True)
 class Order:
-    """What to draw, again and again, and where its first picture and its latents are put."""
+    """What to draw, again and again, and where its first image and its latents are written."""
 
     plan: Plan
     engine: str
@@ -41,7 +41,7 @@ class Order:
 
 @dataclass(kw_only=True)
 class Drawn:
-    """One batch, as it was. Seconds as the engine told them; `event_seconds` is the time spent listening to it."""
+    """One batch. Seconds as the engine reported them; `event_seconds` is the time spent listening to it."""
 
     step_seconds: list[float] = field(default_factory=list)
     step_bytes: list[int] = field(default_factory=list)
@@ -55,7 +55,7 @@ class Drawn:
     ready: float = 0.0  # since the process started
     phases: dict[str, float] = field(default_factory=dict)  # import and load, with the first batch
     peaks: dict[str, Any] = field(default_factory=dict)
-    picture: str | None = None
+    image: str | None = None
     pixels: str | None = None
     latents: str | None = None
     degraded: list[Any] = field(default_factory=list)
@@ -66,7 +66,7 @@ def main() -> None:
     commands, answers = _streams()
     order = receive(commands)
     try:
-        Drawing(order, commands, answers).run()
+        Session(order, commands, answers).run()
     except SdcliError as error:
         answers.write(_line(error=error.to_json()))
     except KeyboardInterrupt:
@@ -93,8 +93,8 @@ def _line(**answer: Any) -> bytes:
     return json.dumps(answer).encode() + b"\n"
 
 
-class Drawing:
-    """The engine at work: one run for every batch it is told to draw, with what is loaded kept between them."""
+class Session:
+    """The engine at work: one run for every batch, keeping what is loaded between them."""
 
     def __init__(self, order: Order, commands: IO[bytes], answers: IO[bytes]) -> None:
         self.order = order
@@ -105,24 +105,24 @@ class Drawing:
         self._began = 0.0
         self._count = 0
         self._spoke = 0.0
-        self._watch: Any = None  # watches the card during one batch, when told to
+        self._watch: Any = None  # watches the GPU during one batch, on request
         self._watches = False
 
     def run(self) -> None:
-        """One batch for every `draw`; the end of stdin is the end."""
+        """Draws one batch for every `draw`, until stdin ends."""
         from sdcli.draw.engines import engine
 
         with engine(self.order.engine) as drawn_by:
-            for number in self._told():
+            for number in self._batches():
                 for event in drawn_by.run(self.plan, [(number, self.plan.batch(0))]):
                     before = time.perf_counter()
-                    self._see(event)
+                    self._record(event)
                     if self.current is not None and isinstance(event, (events.Step, events.Denoised)):
                         self.current.event_seconds += time.perf_counter() - before
-                self._tell_drawn()
+                self._answer_drawn()
 
-    def _told(self) -> Iterator[int]:
-        """The number of every batch that is to be drawn; other commands are answered meanwhile."""
+    def _batches(self) -> Iterator[int]:
+        """The number of every batch to draw; answers other commands meanwhile."""
         while command := self.commands.readline().decode().strip():
             if command == RATE:
                 self._answer(rate=_local().best_rate(self.plan) if self.order.engine == "local" else None)
@@ -133,7 +133,7 @@ class Drawing:
             self._began = time.perf_counter()
             yield self._count - 1
 
-    def _tell_drawn(self) -> None:
+    def _answer_drawn(self) -> None:
         if self.current is not None:
             self._answer(drawn=vars(self.current))
             self.current = None
@@ -142,7 +142,7 @@ class Drawing:
         self.answers.write(_line(**answer))
         self.answers.flush()
 
-    def _see(self, event: Event) -> None:
+    def _record(self, event: Event) -> None:
         drawn = self.current
         assert drawn is not None
         match event:
@@ -159,7 +159,7 @@ class Drawing:
                 self._denoised(drawn, event)
             case events.Memory():
                 drawn.peaks[event.phase] = schema.to_json(event)
-                if event.phase in ("import", "load"):  # told apart from drawing
+                if event.phase in ("import", "load"):  # not part of drawing
                     self._began = time.perf_counter()
             case events.Decoded():
                 drawn.decode += event.seconds
@@ -168,7 +168,7 @@ class Drawing:
                 drawn.degraded.append(schema.to_json(event))
             case events.Failed():
                 raise (
-                    error_from_json(dict(event.error)) if event.error else ImagesFailed("a picture could not be drawn")
+                    error_from_json(dict(event.error)) if event.error else ImagesFailed("an image could not be drawn")
                 )
 
     def _step(self, drawn: Drawn, event: events.Step) -> None:
@@ -196,7 +196,7 @@ class Drawing:
         """Saved as a run saves it: encoded, written, synced."""
         before = time.perf_counter()
         content = encoded(event)
-        drawn.picture = self._put("picture.png", content)
+        drawn.image = self._put("image.png", content)
         now = time.perf_counter()
         drawn.save += now - before
         drawn.seconds = now - self._began

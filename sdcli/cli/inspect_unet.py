@@ -232,10 +232,10 @@ def _print(text: str) -> None:
 
 
 def _draw(look: Any, path: str, kind: str) -> None:
-    from sdcli.inspect import page, picture
+    from sdcli.inspect import diagram, page
 
-    drawing = picture.svg(look) if kind == "svg" else page.html(look)
-    save(Path(path).expanduser(), drawing, hint="sdcli inspect-unet sd15 --svg u.svg", make_folder=False)
+    content = diagram.svg(look) if kind == "svg" else page.html(look)
+    save(Path(path).expanduser(), content, hint="sdcli inspect-unet sd15 --svg u.svg", make_folder=False)
     say(f"{kind.upper()} written: {show(path, 200)}")
 
 

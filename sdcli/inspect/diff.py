@@ -93,7 +93,7 @@ def _shapes(source: Source) -> Mapping[str, tuple[int, ...]]:
 
 
 def _moved(a: Stored, b: Stored) -> Moved | None:
-    """None when every value is the same; bytes are compared first, numbers only where they differ."""
+    """None if every value is equal; bytes are compared first, numbers only where bytes differ."""
     import numpy
 
     count = 1
@@ -126,23 +126,24 @@ def _moved(a: Stored, b: Stored) -> Moved | None:
     return Moved(name=a.name, max_abs=furthest, mean_abs=total / count) if furthest else None
 
 
-def to_json(found: Difference) -> dict[str, Any]:
+def to_json(difference: Difference) -> dict[str, Any]:
     def finite(value: float) -> float | None:
         return value if value < float("inf") else None
 
     return {
         "schema": "sdcli.unet-diff/1",
-        "a": _side(found.a),
-        "b": _side(found.b),
-        "only_a": list(found.only_a),
-        "only_b": list(found.only_b),
-        "shape": [{"name": one.name, "a": list(one.a), "b": list(one.b)} for one in found.shape],
-        "dtype": [{"name": one.name, "a": one.a, "b": one.b} for one in found.dtype],
+        "a": _side(difference.a),
+        "b": _side(difference.b),
+        "only_a": list(difference.only_a),
+        "only_b": list(difference.only_b),
+        "shape": [{"name": one.name, "a": list(one.a), "b": list(one.b)} for one in difference.shape],
+        "dtype": [{"name": one.name, "a": one.a, "b": one.b} for one in difference.dtype],
         "values": [
-            {"name": one.name, "max_abs": finite(one.max_abs), "mean_abs": finite(one.mean_abs)} for one in found.values
+            {"name": one.name, "max_abs": finite(one.max_abs), "mean_abs": finite(one.mean_abs)}
+            for one in difference.values
         ],
-        "compared": found.compared,
-        "identical": found.identical,
+        "compared": difference.compared,
+        "identical": difference.identical,
     }
 
 
@@ -164,9 +165,9 @@ def _side(look: Inspection) -> dict[str, Any]:
     }
 
 
-def text(found: Difference, width: int) -> list[str]:
-    """Both side by side, then what differs, a few names of each."""
-    a, b = found.a, found.b
+def text(difference: Difference, width: int) -> list[str]:
+    """Both side by side, then what differs, with a few names of each kind."""
+    a, b = difference.a, difference.b
     rows = [
         ("", fit(show(a.source.name, 40), 26), fit(show(b.source.name, 40), 26)),
         ("parameters", f"{a.unet.parameters:,}", f"{b.unet.parameters:,}"),
@@ -183,29 +184,29 @@ def text(found: Difference, width: int) -> list[str]:
     room = max(20, (width - 20) // 2)
     lines = [f"{head:<18}{fit(x, room - 2):<{room}}{fit(y, room - 2)}".rstrip() for head, x, y in rows]
     lines.append("")
-    if found.identical:
-        what = f"every value of {found.compared:,} tensors" if found.compared else "every layer and shape"
+    if difference.identical:
+        what = f"every value of {difference.compared:,} tensors" if difference.compared else "every layer and shape"
         return [*lines, f"identical: {what}"]
     if a.unet.blocks != b.unet.blocks:
         lines += [*_blocks(a, b), ""]
-    lines += _names("only in the first", found.only_a)
-    lines += _names("only in the second", found.only_b)
+    lines += _names("only in the first", difference.only_a)
+    lines += _names("only in the second", difference.only_b)
     lines += _names(
-        "of another shape", [f"{one.name}  {_shown(one.a)} → {_shown(one.b)}" for one in found.shape], width
+        "with different shapes", [f"{one.name}  {_shown(one.a)} → {_shown(one.b)}" for one in difference.shape], width
     )
-    if found.dtype:
-        kinds = sorted({(str(one.a), str(one.b)) for one in found.dtype})
-        lines.append(f"{len(found.dtype):,} stored otherwise: " + ", ".join(f"{x} → {y}" for x, y in kinds))
-    if found.compared:
-        same = found.compared - len(found.values)
-        lines.append(f"values: {same:,} of {found.compared:,} tensors are equal; the furthest apart (max, mean):")
-        for one in found.values[:SOME]:
+    if difference.dtype:
+        kinds = sorted({(str(one.a), str(one.b)) for one in difference.dtype})
+        lines.append(f"{len(difference.dtype):,} stored in another dtype: " + ", ".join(f"{x} → {y}" for x, y in kinds))
+    if difference.compared:
+        same = difference.compared - len(difference.values)
+        lines.append(f"values: {same:,} of {difference.compared:,} tensors are equal; the furthest apart (max, mean):")
+        for one in difference.values[:SOME]:
             lines.append(f"  {one.max_abs:9.3g} {one.mean_abs:9.3g}  {show(one.name, 200)}")
     return [fit(line, width) for line in lines]
 
 
 def _at_one_size(a: Inspection, b: Inspection) -> list[tuple[str, str, str]]:
-    """Work at the smaller of two native sizes, where both can be called at it."""
+    """Work at the smaller of the two native sizes, if both can run at it."""
     if (a.at.width, a.at.height) == (b.at.width, b.at.height):
         return []
     small = min(a.at, b.at, key=lambda at: at.width * at.height)
@@ -217,7 +218,7 @@ def _at_one_size(a: Inspection, b: Inspection) -> list[tuple[str, str, str]]:
 
 
 def _blocks(a: Inspection, b: Inspection) -> list[str]:
-    """Block by block: parameters and type of each side, those that differ marked."""
+    """Block by block: parameters and type of each side, differences marked."""
     sides = [{block.name: block for block in look.unet.blocks} for look in (a, b)]
     names = [*sides[0], *(name for name in sides[1] if name not in sides[0])]
     order = {"in": 1, "time": 0, "down": 2, "mid": 3, "up": 4, "out": 5}

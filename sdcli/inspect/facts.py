@@ -34,7 +34,7 @@ class Mismatch:
 
 @dataclass(frozen=True, kw_only=True)
 class Source:
-    """Where the structure comes from. `config` is all the analysis needs; `tensors` only files have."""
+    """Where the structure comes from. The analysis needs only `config`; only files have `tensors`."""
 
     name: str
     kind: str  # known | hub | folder | checkpoint | unet-file | config | module
@@ -50,7 +50,7 @@ class Source:
     missing: tuple[str, ...] = ()
     unexpected: tuple[str, ...] = ()
     mismatched: tuple[Mismatch, ...] = ()
-    fault: SdcliError | None = None  # what is wrong with the file, said after what was recognised
+    fault: SdcliError | None = None  # what is wrong with the file, reported after what was recognised
 
     @property
     def whole(self) -> bool:
@@ -59,7 +59,7 @@ class Source:
 
 @dataclass(frozen=True, kw_only=True)
 class At:
-    """The size the UNet is looked at, in pixels, with the dtype that bytes are given in."""
+    """The size in pixels at which the UNet is inspected, and the dtype in which bytes are counted."""
 
     width: int
     height: int
@@ -91,7 +91,7 @@ class Measured:
 
 @dataclass(frozen=True, kw_only=True)
 class Inspection:
-    """A source, looked at from one size: what every table, drawing and file is made from."""
+    """A source, inspected at one size: what every table, diagram and file is made from."""
 
     source: Source
     at: At
@@ -111,7 +111,7 @@ class Inspection:
 
 
 def native_size(source: Source) -> tuple[int, int]:
-    """Width and height in pixels that this UNet was made for."""
+    """Width and height in pixels that this UNet was trained for."""
     size = source.config.get("sample_size")
     if isinstance(size, (list, tuple)) and len(size) == 2 and all(isinstance(n, int) and n > 0 for n in size):
         height, width = size

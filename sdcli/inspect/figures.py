@@ -57,7 +57,7 @@ def shares(parts: Mapping[str, int]) -> str:
 
 
 def short(name: str) -> str:
-    """down_blocks.0 → down.0, as on the drawing."""
+    """down_blocks.0 → down.0, as in the diagram."""
     return name.replace("_blocks.", ".").replace("mid_block", "mid")
 
 

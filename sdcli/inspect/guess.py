@@ -20,18 +20,18 @@ FAMILIES = ("sd15", "sd2", "sdxl", "refiner")
 
 
 def title(family: str, channels: int = 4) -> str:
-    """For people; "" is a UNet of no known family."""
+    """For people; "" is an unknown family."""
     if family == "unet2015":
         return "The U-Net of 2015"
     if not family:
-        return "UNet of its own shape"
+        return "UNet of an unknown family"
     named = TITLES.get(family) or families()[family].title
     return f"UNet of {named}" + (f", {channels} input channels" if channels != 4 else "")
 
 
 @functools.cache
 def expected(family: str) -> dict[str, tuple[int, ...]]:
-    """Tensor name → shape of a known family; none where it is not known."""
+    """Tensor name → shape of a known family; empty for an unknown one."""
     config = data.component_config(family, "unet") if family else None
     return tensors_of(analyse(config, height=8, width=8).leaves) if config else {}
 
@@ -40,9 +40,9 @@ def known_family(shapes: Shapes) -> tuple[str, int]:
     """The known family that most of the tensors fit, and how many input channels; ("", 0) if none comes close."""
     best, score = "", 0.0
     for family in FAMILIES:
-        wanted = expected(family)
-        fitting = sum(1 for name, shape in wanted.items() if shapes.get(name) == shape)
-        share = fitting / max(len(wanted), len(shapes), 1)
+        known = expected(family)
+        fitting = sum(1 for name, shape in known.items() if shapes.get(name) == shape)
+        share = fitting / max(len(known), len(shapes), 1)
         if share > score:
             best, score = family, share
     if score < 0.6:
@@ -52,13 +52,13 @@ def known_family(shapes: Shapes) -> tuple[str, int]:
 
 
 def config_of(shapes: Shapes) -> dict[str, Any]:
-    """The config whose UNet has these tensors; BadFile when they are not those of such a UNet."""
+    """The config whose UNet has these tensors; BadFile if no such UNet has them."""
     try:
         return _Reader(shapes).read()
     except (KeyError, IndexError, ValueError, ZeroDivisionError) as error:
         lacking = error.args[0] if error.args else ""
         raise BadFile(
-            f"not a UNet2DConditionModel as sdcli knows them: {lacking} is missing or of another shape"
+            f"not a UNet2DConditionModel known to sdcli: {lacking} is missing or has the wrong shape"
         ) from None
 
 
@@ -102,28 +102,28 @@ class _Reader:
         return shape
 
     def _named(self, pattern: str) -> list[str]:
-        wanted = re.compile(pattern)
-        return [name for name in self.shapes if wanted.search(name)]
+        regex = re.compile(pattern)
+        return [name for name in self.shapes if regex.search(name)]
 
     def _count(self, prefix: str) -> int:
         numbers = {
-            int(found[1]) for name in self.shapes if (found := re.match(rf"{re.escape(prefix)}\.(\d{{1,3}})\.", name))
+            int(match[1]) for name in self.shapes if (match := re.match(rf"{re.escape(prefix)}\.(\d{{1,3}})\.", name))
         }
         if numbers != set(range(len(numbers))):
             raise ValueError(prefix)
         return len(numbers)
 
-    def _type(self, prefix: str, way: str) -> str:
-        sampler = "downsamplers" if way == "Down" else "upsamplers"
+    def _type(self, prefix: str, direction: str) -> str:
+        sampler = "downsamplers" if direction == "Down" else "upsamplers"
         by_resnet = f"{prefix}.{sampler}.0.conv1.weight" in self.shapes
         start = f"{prefix}.attentions.0."
         if f"{start}transformer_blocks.0.attn2.to_k.weight" in self.shapes:
-            return f"CrossAttn{way}Block2D"
+            return f"CrossAttn{direction}Block2D"
         if f"{start}add_k_proj.weight" in self.shapes:
-            return f"SimpleCrossAttn{way}Block2D"
+            return f"SimpleCrossAttn{direction}Block2D"
         if f"{start}to_q.weight" in self.shapes:
-            return f"Attn{way}Block2D"
-        return f"Resnet{way}sampleBlock2D" if by_resnet else f"{way}Block2D"
+            return f"Attn{direction}Block2D"
+        return f"Resnet{direction}sampleBlock2D" if by_resnet else f"{direction}Block2D"
 
     def _mid(self) -> str | None:
         if not any(name.startswith("mid_block.") for name in self.shapes):
@@ -166,7 +166,7 @@ class _Reader:
         return 1
 
     def _depths(self, config: dict[str, Any], levels: int) -> None:
-        """Transformer blocks per attention, on the way down and on the way up."""
+        """Transformer blocks per attention, going down and going up."""
 
         def of(prefix: str) -> list[int]:
             count = self._count(f"{prefix}.attentions")
@@ -202,9 +202,9 @@ class _Reader:
             query, key = self.shapes.get(f"{start}.to_q.weight", ()), self.shapes.get(f"{start}.to_k.weight", ())
             return bool(query and key and query[1:] != key[1:])
 
-        found = [only(f"down_blocks.{i}") or only(f"up_blocks.{levels - 1 - i}") for i in range(levels)]
-        if any(found):
-            config["only_cross_attention"] = found
+        only_text = [only(f"down_blocks.{i}") or only(f"up_blocks.{levels - 1 - i}") for i in range(levels)]
+        if any(only_text):
+            config["only_cross_attention"] = only_text
         if only("mid_block"):
             config["mid_block_only_cross_attention"] = True
 

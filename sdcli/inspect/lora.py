@@ -26,7 +26,7 @@ from sdcli.terminal import cells, disk_text, fit, show
 class Touched:
     """One layer of the base that the LoRA adds to."""
 
-    name: str  # its diffusers name; as in the file where nothing matches
+    name: str  # its diffusers name; the file's name if no layer matches
     rank: int | None
     alpha: float | None
     parameters: int
@@ -35,11 +35,11 @@ class Touched:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Report:
+class LoraReport:
     file: str
     base: str
     fits: bool
-    made_for: str  # the known family that most of it fits
+    made_for: str  # the known family that most of its layers fit
     bytes: int
     touched: tuple[Touched, ...]
     unmatched: tuple[str, ...]
@@ -54,8 +54,8 @@ class Report:
         return {str(rank): counted[rank] for rank in sorted(counted)}
 
 
-def inspect(file: LoraFile, base: Source | None) -> Report:
-    """The LoRA held against `base`; without one against the family it fits best."""
+def inspect(file: LoraFile, base: Source | None) -> LoraReport:
+    """The LoRA compared with `base`, or with the family it fits best if None."""
     modules = {
         module: {part: file.header.tensors[name] for part, name in parts.items()}
         for module, parts in lora.modules(file.header.tensors).items()
@@ -73,7 +73,7 @@ def inspect(file: LoraFile, base: Source | None) -> Report:
         ]
     unmatched = [module for module, one in zip(modules, touched, strict=True) if not one.fits]
     matched = [one for one in touched if one.fits]
-    return Report(
+    return LoraReport(
         file=str(file.path),
         base=name,
         fits=bool(matched) and not unmatched,
@@ -137,7 +137,7 @@ def _kind(parts: Mapping[str, Tensor]) -> tuple[str, int | None]:
 # shown
 
 
-def to_json(report: Report) -> dict[str, Any]:
+def to_json(report: LoraReport) -> dict[str, Any]:
     return {
         "schema": "sdcli.lora/1",
         "file": report.file,
@@ -162,8 +162,8 @@ def to_json(report: Report) -> dict[str, Any]:
     }
 
 
-def text(report: Report, width: int, *, every: bool = False) -> list[str]:
-    """A dozen lines; every layer with `every`."""
+def text(report: LoraReport, width: int, *, every: bool = False) -> list[str]:
+    """A dozen lines; with `every`, every layer too."""
     name = show(report.file.replace("\\", "/").rpartition("/")[2], 60)
     made = TITLES.get(report.made_for, "an unknown model")
     parameters = sum(one.parameters for one in report.touched)
@@ -176,9 +176,9 @@ def text(report: Report, width: int, *, every: bool = False) -> list[str]:
     lines.append(f"rank {_listed(report.ranks)}{_alphas(report)}")
     kinds = Counter(one.kind for one in report.touched)
     if set(kinds) - {"lora"} or report.decomposed:
-        told = [f"{kind} {count}" for kind, count in kinds.most_common()]
-        told += [f"DoRA magnitudes on {report.decomposed}"] if report.decomposed else []
-        lines.append("kinds: " + ", ".join(told))
+        summary = [f"{kind} {count}" for kind, count in kinds.most_common()]
+        summary += [f"DoRA magnitudes on {report.decomposed}"] if report.decomposed else []
+        lines.append("kinds: " + ", ".join(summary))
     if not report.fits:
         lines += _misfit(report)
     lines += ["", *_touched_table(report, width)]
@@ -200,7 +200,7 @@ def _listed(ranks: Mapping[str, int]) -> str:
     return ", ".join(f"{rank} ({count})" for rank, count in most[:6]) + (" …" if len(most) > 6 else "")
 
 
-def _alphas(report: Report) -> str:
+def _alphas(report: LoraReport) -> str:
     counted = Counter(one.alpha for one in report.touched if one.alpha is not None)
     if not counted:
         return " · no alpha stored, so alpha = rank"
@@ -208,7 +208,7 @@ def _alphas(report: Report) -> str:
     return f" · alpha {shown}" + (" …" if len(counted) > 4 else "")
 
 
-def _misfit(report: Report) -> list[str]:
+def _misfit(report: LoraReport) -> list[str]:
     if report.made_for and report.made_for != report.base and report.base in FAMILIES:
         return [f"wrong family: made for {TITLES[report.made_for]}, not for {TITLES[report.base]}"]
     names = ", ".join(show(name, 70) for name in report.unmatched[:2])
@@ -216,22 +216,22 @@ def _misfit(report: Report) -> list[str]:
     return [f"no match: {names}{more}"]
 
 
-def _touched_table(report: Report, width: int) -> list[str]:
-    """Layers and parameters per block, with what they do there."""
+def _touched_table(report: LoraReport, width: int) -> list[str]:
+    """Layers and parameters per block, and the parts they belong to."""
     blocks: dict[str, list[Touched]] = {}
     for one in report.touched:
         if one.fits:
             blocks.setdefault(_block(one.name), []).append(one)
     if not blocks:
-        return ["nothing of it fits"]
+        return ["no layer fits"]
     room = max(cells(figures.short(block)) for block in blocks)
     lines = [f"{'block':<{room}}  layers  parameters  parts"]
     for block in sorted(blocks, key=_order):
         ones = blocks[block]
         parts = Counter(_part(one.name) for one in ones)
-        said = ", ".join(f"{part} {count}" for part, count in parts.most_common())
+        listed = ", ".join(f"{part} {count}" for part, count in parts.most_common())
         total = sum(one.parameters for one in ones)
-        lines.append(fit(f"{figures.short(block):<{room}}  {len(ones):>6}  {total:>10,}  {said}", width))
+        lines.append(fit(f"{figures.short(block):<{room}}  {len(ones):>6}  {total:>10,}  {listed}", width))
     return lines
 
 

@@ -1,6 +1,6 @@
-"""One real call of the UNet here: milliseconds per block, and the most bytes alive, beside the prediction.
+"""One real call of the UNet here: milliseconds per block and the peak of live bytes, next to the prediction.
 
-The weights are random: they change no time and no memory. torch is imported only when this is asked for.
+The weights are random: time and memory do not depend on them. torch is imported only by --measure.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from sdcli.terminal import say, show, size_text
 if TYPE_CHECKING:
     import torch
 
-SMALL = 50_000_000_000  # multiply-adds; above it the first call's preparation no longer shows on a CPU
+SMALL = 50_000_000_000  # multiply-adds; above it, the first call's preparation is negligible on a CPU
 
 
 def measure(look: Inspection, device: str) -> Inspection:
@@ -29,18 +29,18 @@ def measure(look: Inspection, device: str) -> Inspection:
         )
     import torch
 
-    place = _place(device)
-    dtype = _dtype(look.at.dtype, place)
-    _refuse_too_large(look, place, dtype)
-    say(f"building {size_text(look.unet.parameters * dtype.itemsize)} of random weights on {place.type} …")
-    model = _build(look, place, dtype)
-    given = _inputs(look, place, dtype)
+    target = _device(device)
+    dtype = _dtype(look.at.dtype, target)
+    _refuse_too_large(look, target, dtype)
+    say(f"building {size_text(look.unet.parameters * dtype.itemsize)} of random weights on {target.type} …")
+    model = _build(look, target, dtype)
+    inputs = _inputs(look, target, dtype)
     with torch.inference_mode():
-        run, peak = _call(model, given, look, place)
+        run, peak = _call(model, inputs, look, target)
     names = {torch.float32: "fp32", torch.float16: "fp16", torch.bfloat16: "bf16"}
     total = sum(seconds for _, seconds in run)
     measured = Measured(
-        device=_name(place),
+        device=_name(target),
         dtype=names[dtype],
         seconds=total,
         blocks=tuple(MeasuredBlock(name=name, seconds=seconds) for name, seconds in run),
@@ -49,51 +49,51 @@ def measure(look: Inspection, device: str) -> Inspection:
     return look.measured_as(measured)
 
 
-def _place(asked: str) -> torch.device:
+def _device(name: str) -> torch.device:
     import torch
 
-    if asked == "auto":
+    if name == "auto":
         kind = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
         return torch.device(kind)
     try:
-        place = torch.device(asked)
-        torch.empty(1, device=place)
+        device = torch.device(name)
+        torch.empty(1, device=device)
     except (RuntimeError, AssertionError, NotImplementedError) as error:
         first = (str(error).splitlines() or [""])[0]
         raise DeviceUnusable(
-            f"{show(asked, 40)} cannot be used: {show(first, 160)}",
+            f"{show(name, 40)} cannot be used: {show(first, 160)}",
             hint="sdcli inspect-unet sd15 --measure --device cpu",
         ) from None
-    return place
+    return device
 
 
-def _dtype(asked: str, place: torch.device) -> torch.dtype:
-    """The dtype asked for, where the device is not hopeless in it: a CPU computes fp16 by emulation."""
+def _dtype(name: str, device: torch.device) -> torch.dtype:
+    """The requested dtype, unless the device is hopelessly slow in it: a CPU emulates fp16."""
     import torch
 
-    if place.type == "cpu":
-        return torch.bfloat16 if asked == "bf16" else torch.float32
-    return {"fp32": torch.float32, "bf16": torch.bfloat16}.get(asked, torch.float16)
+    if device.type == "cpu":
+        return torch.bfloat16 if name == "bf16" else torch.float32
+    return {"fp32": torch.float32, "bf16": torch.bfloat16}.get(name, torch.float16)
 
 
-def _refuse_too_large(look: Inspection, place: torch.device, dtype: torch.dtype) -> None:
+def _refuse_too_large(look: Inspection, device: torch.device, dtype: torch.dtype) -> None:
     need = (look.unet.parameters + look.unet.peak_elements) * dtype.itemsize
-    free = _free(place)
+    free = _free(device)
     if free is not None and need > 0.92 * free:
         raise DoesNotFit(
-            f"one call needs {size_text(need)}, {size_text(free)} are free on {place.type}",
+            f"one call needs {size_text(need)}; {size_text(free)} free on {device.type}",
             hint="sdcli inspect-unet sd15 --measure --dtype bf16",
             need=need,
             free=free,
         )
 
 
-def _free(place: torch.device) -> int | None:
-    """Free bytes on the device, None where nobody says."""
+def _free(device: torch.device) -> int | None:
+    """Free bytes on the device, None where unknown."""
     import torch
 
-    if place.type == "cuda":
-        return int(torch.cuda.mem_get_info(place)[0])
+    if device.type == "cuda":
+        return int(torch.cuda.mem_get_info(device)[0])
     try:
         with open("/proc/meminfo", encoding="ascii") as file:
             lines = dict(line.split(":", 1) for line in file)
@@ -102,7 +102,7 @@ def _free(place: torch.device) -> int | None:
         return None
 
 
-def _build(look: Inspection, place: torch.device, dtype: torch.dtype) -> Any:
+def _build(look: Inspection, device: torch.device, dtype: torch.dtype) -> Any:
     """The module without its slow initialisation: memory straight on the device, then one cheap fill."""
     import torch
 
@@ -116,7 +116,7 @@ def _build(look: Inspection, place: torch.device, dtype: torch.dtype) -> Any:
                 model = UNet2DConditionModel.from_config(dict(look.source.config))
             except (ValueError, TypeError) as error:
                 raise BadFile(f"diffusers cannot build this UNet: {show(error, 200)}") from None
-    model = model.to(dtype).to_empty(device=place).eval()
+    model = model.to(dtype).to_empty(device=device).eval()
     with torch.no_grad():
         for name, weight in model.named_parameters():
             if weight.dim() > 1:
@@ -128,37 +128,37 @@ def _build(look: Inspection, place: torch.device, dtype: torch.dtype) -> Any:
     return model
 
 
-def _inputs(look: Inspection, place: torch.device, dtype: torch.dtype) -> dict[str, Any]:
+def _inputs(look: Inspection, device: torch.device, dtype: torch.dtype) -> dict[str, Any]:
     import torch
 
     config, unet, batch = look.source.config, look.unet, look.at.batch
 
     def random(*shape: int) -> torch.Tensor:
-        return torch.randn(shape, device=place, dtype=dtype)
+        return torch.randn(shape, device=device, dtype=dtype)
 
     context = config.get("cross_attention_dim") or 1280
     context = context[0] if isinstance(context, (list, tuple)) else context
     text = config.get("encoder_hid_dim") or context
-    given: dict[str, Any] = {
+    inputs: dict[str, Any] = {
         "sample": random(batch, *unet.latent),
-        "timestep": torch.tensor(500, device=place),
+        "timestep": torch.tensor(500, device=device),
         "encoder_hidden_states": random(batch, look.at.tokens, text),
         "added_cond_kwargs": _added(config, context, random, batch),
     }
     if config.get("time_cond_proj_dim"):
-        given["timestep_cond"] = random(batch, config["time_cond_proj_dim"])
-    labels = _labels(config, random, batch, place)
+        inputs["timestep_cond"] = random(batch, config["time_cond_proj_dim"])
+    labels = _labels(config, random, batch, device)
     if labels is not None:
-        given["class_labels"] = labels
-    return given
+        inputs["class_labels"] = labels
+    return inputs
 
 
 def _added(config: Mapping[str, Any], context: int, random: Any, batch: int) -> dict[str, Any] | None:
     kind = config.get("addition_embed_type")
     if kind == "text_time":
-        step, wanted = config["addition_time_embed_dim"], config["projection_class_embeddings_input_dim"]
-        ids = 5 if (wanted - 1280) == 5 * step else 6  # the refiner has an aesthetic score for two sizes
-        return {"text_embeds": random(batch, wanted - ids * step), "time_ids": random(batch, ids)}
+        step, width = config["addition_time_embed_dim"], config["projection_class_embeddings_input_dim"]
+        ids = 5 if (width - 1280) == 5 * step else 6  # the refiner has an aesthetic score for two sizes
+        return {"text_embeds": random(batch, width - ids * step), "time_ids": random(batch, ids)}
     if kind == "text_image":
         return {"text_embeds": random(batch, context), "image_embeds": random(batch, context)}
     if kind == "image":
@@ -166,12 +166,12 @@ def _added(config: Mapping[str, Any], context: int, random: Any, batch: int) -> 
     return None
 
 
-def _labels(config: Mapping[str, Any], random: Any, batch: int, place: torch.device) -> Any:
+def _labels(config: Mapping[str, Any], random: Any, batch: int, device: torch.device) -> Any:
     import torch
 
     kind = config.get("class_embed_type")
     if kind is None and config.get("num_class_embeds"):
-        return torch.zeros(batch, dtype=torch.int64, device=place)
+        return torch.zeros(batch, dtype=torch.int64, device=device)
     if kind == "timestep":
         return random(batch)
     if kind in ("projection", "simple_projection"):
@@ -182,7 +182,7 @@ def _labels(config: Mapping[str, Any], random: Any, batch: int, place: torch.dev
 
 
 def _call(
-    model: Any, given: dict[str, Any], look: Inspection, place: torch.device
+    model: Any, inputs: dict[str, Any], look: Inspection, device: torch.device
 ) -> tuple[list[tuple[str, float]], int]:
     """Seconds from the end of one block to the end of the next, so that they add up; and the live peak."""
     import torch
@@ -190,9 +190,9 @@ def _call(
     marks: list[tuple[str, float]] = []
 
     def settled() -> float:
-        if place.type == "cuda":
-            torch.cuda.synchronize(place)
-        elif place.type == "mps":
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
+        elif device.type == "mps":
             torch.mps.synchronize()
         return time.perf_counter()
 
@@ -204,15 +204,15 @@ def _call(
 
     handles = []
     for block in look.unet.blocks:
-        found = _submodule(model, block.name)
-        if found is not None:
-            handles.append(found.register_forward_hook(hook(block.name)))
+        module = _submodule(model, block.name)
+        if module is not None:
+            handles.append(module.register_forward_hook(hook(block.name)))
     try:
-        if place.type == "cuda" or look.unet.macs < SMALL:  # kernels are picked in the first call
-            model(**given)
+        if device.type == "cuda" or look.unet.macs < SMALL:  # kernels are picked in the first call
+            model(**inputs)
         with _live_bytes() as tracker:
             started = settled()
-            model(**given)
+            model(**inputs)
             ended = settled()
     finally:
         for handle in handles:
@@ -228,17 +228,17 @@ def _call(
 
 
 def _submodule(model: Any, name: str) -> Any:
-    found = model
+    module = model
     for part in name.split("."):
-        found = found[int(part)] if part.isdigit() else getattr(found, part, None)
-        if found is None:
+        module = module[int(part)] if part.isdigit() else getattr(module, part, None)
+        if module is None:
             return None
-    return found
+    return module
 
 
 @contextmanager
 def _live_bytes() -> Iterator[Any]:
-    """Follows every storage made while it is open until nobody holds it any more."""
+    """Follows every storage created inside it until its last reference is gone."""
     from torch.multiprocessing.reductions import StorageWeakRef
     from torch.utils._python_dispatch import TorchDispatchMode
     from torch.utils._pytree import tree_leaves
@@ -272,9 +272,9 @@ def _live_bytes() -> Iterator[Any]:
         yield tracker
 
 
-def _name(place: torch.device) -> str:
+def _name(device: torch.device) -> str:
     import torch
 
-    if place.type == "cuda":
-        return str(torch.cuda.get_device_name(place))
-    return f"{place.type}, {torch.get_num_threads()} threads" if place.type == "cpu" else place.type
+    if device.type == "cuda":
+        return str(torch.cuda.get_device_name(device))
+    return f"{device.type}, {torch.get_num_threads()} threads" if device.type == "cpu" else device.type

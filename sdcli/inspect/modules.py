@@ -1,4 +1,4 @@
-"""Any torch module by its hooks, in the same table: U-Net++, V-Net, DeepLab from their own packages.
+"""Any torch module in the same tables, by its hooks: U-Net++, V-Net, DeepLab from their own packages.
 
 The module's own code is imported and run, which is what --module asks for.
 """
@@ -31,18 +31,18 @@ KINDS = {
 def inspect(name: str, shapes: Sequence[str], *, dtype: str = "fp16") -> Inspection:
     """The module that `package.module:factory` makes, run once on zeros of these shapes without computing."""
     if not shapes:
-        raise Usage("--module needs the shape of its input", hint=EXAMPLE)
-    given = [_shape(text) for text in shapes]
-    return _run(name, _factory(name), given, dtype)
+        raise Usage("--module needs --input, the shape of its input", hint=EXAMPLE)
+    inputs = [_shape(text) for text in shapes]
+    return _run(name, _factory(name), inputs, dtype)
 
 
 def _shape(text: str) -> tuple[tuple[int, ...], bool]:
     """(sizes, whether whole numbers such as token ids)."""
-    found = re.fullmatch(r"\s*(\d{1,9}(?:[,x×]\d{1,9})*)(:int)?\s*", text)
-    sizes = tuple(int(n) for n in re.split(r"[,x×]", found[1])) if found else ()
-    if not found or not sizes or not all(sizes):
-        raise Usage(f"--input {show(text, 60)} is no shape", hint=EXAMPLE)
-    return sizes, bool(found[2])
+    match = re.fullmatch(r"\s*(\d{1,9}(?:[,x×]\d{1,9})*)(:int)?\s*", text)
+    sizes = tuple(int(n) for n in re.split(r"[,x×]", match[1])) if match else ()
+    if not match or not sizes or not all(sizes):
+        raise Usage(f"--input {show(text, 60)} is not a shape", hint=EXAMPLE)
+    return sizes, bool(match[2])
 
 
 def _factory(name: str) -> Callable[[], Any]:
@@ -50,37 +50,37 @@ def _factory(name: str) -> Callable[[], Any]:
     if not where or not called:
         raise Usage(f"--module {show(name, 80)} is not package.module:factory", hint=EXAMPLE)
     try:
-        found: Any = importlib.import_module(where)
+        target: Any = importlib.import_module(where)
     except ImportError as error:
         raise ModelMissing(f"cannot import {show(where, 80)}: {show(error, 160)}", hint=EXAMPLE) from None
     for part in called.split("."):
-        found = getattr(found, part, None)
-    if not callable(found):
+        target = getattr(target, part, None)
+    if not callable(target):
         raise ModelMissing(f"{show(where, 80)} has no {show(called, 80)} to call", hint=EXAMPLE)
-    made: Callable[[], Any] = found
-    return made
+    factory: Callable[[], Any] = target
+    return factory
 
 
-def _run(name: str, factory: Callable[[], Any], given: list[tuple[tuple[int, ...], bool]], dtype: str) -> Inspection:
+def _run(name: str, factory: Callable[[], Any], shapes: list[tuple[tuple[int, ...], bool]], dtype: str) -> Inspection:
     """On the meta device, where nothing is computed; on the CPU for modules that cannot be run there."""
     import torch
 
     problems: list[str] = []
-    for place in ("meta", "cpu"):
+    for device in ("meta", "cpu"):
         try:
-            with torch.device(place):
+            with torch.device(device):
                 model = factory()
                 if not isinstance(model, torch.nn.Module):
-                    raise Usage(f"{show(name, 80)} made a {type(model).__name__}, not a torch module", hint=EXAMPLE)
+                    raise Usage(f"{show(name, 80)} returned a {type(model).__name__}, not a torch module", hint=EXAMPLE)
                 model.eval()
-                inputs = [torch.zeros(sizes, dtype=torch.int64 if whole else torch.float32) for sizes, whole in given]
+                inputs = [torch.zeros(sizes, dtype=torch.int64 if whole else torch.float32) for sizes, whole in shapes]
             return _look(name, model, inputs, dtype)
         except Usage:
             raise
         except Exception as error:  # whatever foreign code may raise
             problems.append(f"{type(error).__name__}: {show((str(error).splitlines() or [''])[0], 160)}")
     raise BadFile(
-        f"{show(name, 80)} does not run on {', '.join('×'.join(map(str, s)) for s, _ in given)}: {problems[-1]}",
+        f"{show(name, 80)} does not run on {', '.join('×'.join(map(str, s)) for s, _ in shapes)}: {problems[-1]}",
         hint=EXAMPLE,
     )
 
@@ -92,10 +92,10 @@ def _look(name: str, model: torch.nn.Module, inputs: list[torch.Tensor], dtype: 
     calls: list[tuple[str, Any, tuple[int, ...]]] = []
 
     def hook(path: str) -> Any:
-        def seen(module: Any, _inputs: Any, output: Any) -> None:
+        def record(module: Any, _inputs: Any, output: Any) -> None:
             calls.append((path, module, _first_shape(output)))
 
-        return seen
+        return record
 
     handles = [
         module.register_forward_hook(hook(path))
@@ -219,7 +219,7 @@ def _leaves(calls: list[tuple[str, Any, tuple[int, ...]]], macs: dict[str, int])
 
 
 def _own_macs(path: str, macs: dict[str, int]) -> int:
-    """A module's work without that of its children, which have rows of their own."""
+    """A module's work without that of its children, which have their own rows."""
     inside = path + "."
     children = {other: value for other, value in macs.items() if other.startswith(inside)}
     direct = [v for other, v in children.items() if "." not in other[len(inside) :]]
@@ -286,7 +286,7 @@ def _blocks(model: torch.nn.Module, leaves: list[Leaf], resolution: tuple[int, i
 
 
 def summary(look: Inspection) -> list[str]:
-    """Three lines about a module that is no diffusion UNet."""
+    """Three lines about a module that is not a diffusion UNet."""
     unet = look.unet
     kinds = figures.shares(unet.macs_by_kind) or "no multiply-adds counted"
     lines = [

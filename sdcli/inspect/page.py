@@ -1,4 +1,4 @@
-"""The U as a page: the drawing with details on hover, every layer in a table per block. One file, nothing fetched."""
+"""The U as a page: the diagram with details on hover, a table of layers per block. One file, fetches nothing."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import json
 from collections.abc import Iterable
 from html import escape
 
-from sdcli.inspect import figures, picture, tables
+from sdcli.inspect import diagram, figures, tables
 from sdcli.inspect.facts import Inspection
 from sdcli.models.unet import Block
 from sdcli.terminal import show
@@ -33,9 +33,9 @@ transition:opacity .12s;box-shadow:0 4px 18px rgba(0,0,0,.18)}
 details:target,details.lit{background:var(--card)}
 """
 SCRIPT = """
-const told=JSON.parse(document.getElementById('about').textContent),tip=document.getElementById('tip');
+const about=JSON.parse(document.getElementById('about').textContent),tip=document.getElementById('tip');
 for(const g of document.querySelectorAll('g.block,g.skips')){
- const title=g.querySelector('title'),words=told[g.dataset.block]||title.textContent;
+ const title=g.querySelector('title'),words=about[g.dataset.block]||title.textContent;
  g.setAttribute('tabindex','0');g.setAttribute('aria-label',words);title.remove();
  const show=e=>{tip.textContent=words;tip.classList.add('on');
   const at=e.clientX===undefined?g.getBoundingClientRect():{right:e.clientX,bottom:e.clientY};
@@ -52,14 +52,14 @@ for(const g of document.querySelectorAll('g.block,g.skips')){
 
 
 def html(look: Inspection) -> str:
-    """A whole page. Without scripts the hover is the browser's own and the tables still open."""
+    """The complete page. Without scripts, hovering shows the browser's own tooltip and the tables still open."""
     title = escape(show(look.source.title, 80))
     about = {block.name: _about(look, block) for block in look.unet.blocks}
     data = json.dumps(about, ensure_ascii=False).replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026")
     return (
         f'<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
         f'<meta name="viewport" content="width=device-width,initial-scale=1">\n<title>{title}</title>\n'
-        f"<style>{STYLE}</style>\n</head>\n<body>\n<main>\n{picture.inline(look)}"
+        f"<style>{STYLE}</style>\n</head>\n<body>\n<main>\n{diagram.inline(look)}"
         f"<h2>What the work is</h2>\n{_kinds(look)}\n<h2>Every layer</h2>\n{_blocks(look)}\n</main>\n"
         f'<div id="tip" role="status"></div>\n<script type="application/json" id="about">{data}</script>\n'
         f"<script>{SCRIPT}</script>\n</body>\n</html>\n"
@@ -67,10 +67,10 @@ def html(look: Inspection) -> str:
 
 
 def _about(look: Inspection, block: Block) -> str:
-    """The drawing's hover, and what the block's work goes into."""
+    """The diagram's hover text, and where the block's work goes."""
     rows = tables.by_kind(tables.layers(look)[block.first : block.last])
     parts = [f"  {row.name}: {figures.work(row.macs)}, {figures.count(row.parameters)}" for row in rows if row.macs]
-    return "\n".join([picture.about(look, block), *parts[:7]])
+    return "\n".join([diagram.about(look, block), *parts[:7]])
 
 
 def _kinds(look: Inspection) -> str:
@@ -91,7 +91,7 @@ def _kinds(look: Inspection) -> str:
 
 
 def _blocks(look: Inspection) -> str:
-    """A table per block, closed until asked for."""
+    """A table per block, initially closed."""
     leaves = tables.layers(look)
     out = []
     for block in look.unet.blocks:

@@ -99,29 +99,29 @@ def work_text(macs: int) -> str:
 
 @dataclass(frozen=True)
 class Level:
-    """One resolution: what works there going down and up, and the skips between."""
+    """One resolution: its blocks on the way down and up, and the skips between them."""
 
     number: int
     down: Block | None
     up: Block | None
-    skips: tuple[int, ...]  # channels, in the order they were kept
+    skips: tuple[int, ...]  # channels, in the order they were stored
 
 
 def levels(unet: Unet) -> list[Level]:
-    found: dict[int, dict[str, Block]] = {}
+    by_level: dict[int, dict[str, Block]] = {}
     for block in unet.blocks:
         if block.role in ("down", "up"):
-            found.setdefault(block.level, {})[block.role] = block
+            by_level.setdefault(block.level, {})[block.role] = block
     rows = []
-    for number in sorted(found):
-        down, up = found[number].get("down"), found[number].get("up")
+    for number in sorted(by_level):
+        down, up = by_level[number].get("down"), by_level[number].get("up")
         skips = [skip.channels for skip in unet.skips if up is not None and skip.target.startswith(up.name + ".")]
         rows.append(Level(number, down, up, tuple(reversed(skips))))
     return rows
 
 
 def the_u(unet: Unet, width: int, *, ascii: bool = False) -> Iterable[Line]:
-    """Levels from large to small, one bar each way in proportion to the work, joined by the skips."""
+    """Levels from large to small, one bar in each direction, in proportion to the work, joined by the skips."""
     rows = levels(unet)
     sizes = [figures.size(row.down.resolution, ascii=ascii) if row.down else "" for row in rows]
     mid = next((block for block in unet.blocks if block.role == "mid"), None)
@@ -157,11 +157,11 @@ def _headings(unet: Unet, width: int, left: int) -> Line:
 
 
 def _ends(unet: Unet, width: int, left: int) -> Line:
-    noise = "noisy latent" if unet.time_channels else "picture"
+    noise = "noisy latent" if unet.time_channels else "image"
     result = "prediction" if unet.time_channels else "result"
-    given = unet.leaves[-1].output_shape[1:]
+    output = unet.leaves[-1].output_shape[1:]
     text = f"{'':<{left}}{noise} {figures.shape(unet.latent)}"
-    return (Piece(f"{text}{f'{result} {figures.shape(given)}':>{max(1, width - len(text))}}"),)
+    return (Piece(f"{text}{f'{result} {figures.shape(output)}':>{max(1, width - len(text))}}"),)
 
 
 def _left_name(block: Block) -> str:
@@ -177,7 +177,7 @@ def _mark(block: Block) -> str:
 
 
 def _label(skips: tuple[int, ...], longest: int = 26) -> str:
-    """The widths of the skips, in fewer words where they do not fit."""
+    """The widths of the skips, shortened where they do not fit."""
     text = " · ".join(map(str, skips))
     if len(text) <= longest:
         return text
@@ -259,27 +259,27 @@ def _legend(look: Inspection, width: int) -> Iterable[Line]:
     unet = look.unet
     signs = "M million parameters  G billion multiply-adds (bars)  ├▶ joined channel-wise"
     yield from _sentence(signs, width, " ", "dim")
-    told = []
+    notes = []
     if unet.text_enters:
-        told.append(f"T text enters: cross-attention, {unet.tokens}×{unet.text_channels}, {unet.text_enters} places")
+        notes.append(f"T text enters: cross-attention, {unet.tokens}×{unet.text_channels}, {unet.text_enters} places")
     if unet.time_enters:
-        told.append(f"time is added in {unet.time_enters} ResNets")
+        notes.append(f"time is added in {unet.time_enters} ResNets")
     if any(_mark(block) == "A" for block in unet.blocks):
-        told.append("A attention between pixels")
-    if not told:
-        told.append("no text and no time step: a picture in, a map out")
-    yield from _sentence("; ".join(told), width, " ", "dim")
+        notes.append("A attention between pixels")
+    if not notes:
+        notes.append("no text and no time step: an image in, a map out")
+    yield from _sentence("; ".join(notes), width, " ", "dim")
 
 
 def insight(look: Inspection, *, ascii: bool = False) -> str:
-    """One sentence that the numbers of this very UNet say."""
+    """One sentence from the numbers of this UNet."""
     unet = look.unet
     rows: dict[int, list[Block]] = {}
     for block in unet.blocks:
         if block.role in ("down", "mid", "up"):
             rows.setdefault(block.level, []).append(block)
     if not rows or not unet.macs or not unet.parameters:
-        return "Nothing to compare: this UNet has one level only"
+        return "Nothing to compare: this UNet has only one level"
 
     def share(level: int) -> tuple[float, float]:
         blocks = rows[level]
@@ -292,18 +292,20 @@ def insight(look: Inspection, *, ascii: bool = False) -> str:
     weights, macs = share(heaviest)
     if len(rows) > 1 and weights > 0.5 and macs > 0.5:
         return (
-            f"Most of it is one level: {size(heaviest)} holds {figures.percent(weights, 1)} of the weights, "
-            f"does {figures.percent(macs, 1)} of the work"
+            f"Most of it is one level: {size(heaviest)} holds {figures.percent(weights, 1)} of the weights "
+            f"and does {figures.percent(macs, 1)} of the work"
         )
     top = min(rows)
     weights, macs = share(top)
     if macs > 2 * weights:
         return (
-            f"Weights sit deep, work sits wide: the {size(top)} level has {figures.percent(weights, 1)} of one, "
-            f"{figures.percent(macs, 1)} of other"
+            f"Weights sit deep, work sits wide: the {size(top)} level holds {figures.percent(weights, 1)}, "
+            f"does {figures.percent(macs, 1)}"
         )
-    held, done = figures.percent(weights, 1), figures.percent(macs, 1)
-    return f"The {size(top)} level holds {held} of the weights and does {done} of the work"
+    return (
+        f"The {size(top)} level holds {figures.percent(weights, 1)} of the weights "
+        f"and does {figures.percent(macs, 1)} of the work"
+    )
 
 
 def _more(look: Inspection) -> str:
@@ -315,13 +317,13 @@ def _more(look: Inspection) -> str:
 
 
 def faults(source: Source) -> list[str]:
-    """What the file lacks or has otherwise, a few names of each."""
+    """How the file differs from the structure, with a few names of each kind."""
     lines = []
     if source.missing:
         lines.append(f"missing, {len(source.missing)}:")
         lines += [f"  {show(name, 120)}" for name in source.missing[:SOME]] + _others(len(source.missing))
     if source.mismatched:
-        lines.append(f"of another shape, {len(source.mismatched)}:")
+        lines.append(f"wrong shape, {len(source.mismatched)}:")
         for one in source.mismatched[:SOME]:
             lines.append(f"  {show(one.name, 100)} {figures.shape(one.shape)}, expected {figures.shape(one.expected)}")
         lines += _others(len(source.mismatched))

@@ -1,6 +1,6 @@
-"""Finds the UNet meant: a known family, a Hub id in the cache, a folder, a checkpoint, a bare UNet or a config.json.
+"""Finds a UNet by name: a known family, a cached Hub id, a folder, a checkpoint, a bare UNet or a config.json.
 
-Of weights only the header is read. What stands beside the UNet, is missing or has another shape, is named.
+Of weights, only the header is read. Other parts of the file, missing tensors and wrong shapes are named.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from sdcli.models.unet import CLASS_NAMES, analyse
 from sdcli.terminal import disk_text, show
 
 KNOWN = ("sd15", "sdxl", "sd2", "refiner", "unet2015", "builtin")
-# Beside those that can be drawn with.
+# In addition to those that sdcli can draw with.
 REPOSITORIES = {
     "stabilityai/stable-diffusion-xl-refiner-1.0": "refiner",
     "stabilityai/stable-diffusion-2-1": "sd2",
@@ -37,7 +37,7 @@ SHIPPED = "from the shipped config, nothing downloaded"
 
 @dataclass(frozen=True, kw_only=True)
 class LoraFile:
-    """A LoRA given where a model was asked for."""
+    """A LoRA, named where a model was expected."""
 
     path: Path
     header: Header
@@ -45,7 +45,7 @@ class LoraFile:
 
 
 def find(model: str) -> Source | LoraFile:
-    """What `model` names; ModelMissing when it is nowhere, BadFile when it is there but unusable."""
+    """What `model` names; ModelMissing if it does not exist, BadFile if it cannot be used."""
     name = model.strip()
     family = "sd2" if name.casefold() == "sd21" else name.casefold()  # 2.0 and 2.1 have the same UNet
     if family in KNOWN:
@@ -59,7 +59,7 @@ def find(model: str) -> Source | LoraFile:
 
 
 def find_lora(path: str) -> LoraFile:
-    """The LoRA in a file; BadFile saying what it is when it is none."""
+    """The LoRA in a file; BadFile says what the file is if it is not one."""
     file = Path(path).expanduser()
     header = headers.read_header(file)
     kind = kinds.kind_of(header)
@@ -77,8 +77,8 @@ def known(family: str) -> Source:
         folder = data.builtin_model()
         if folder is None:
             raise ModelMissing("this build has no built-in model", hint="sdcli inspect-unet sd15")
-        found = _folder(folder, "builtin", "known")
-        return replace(found, family="builtin", title=guess.title("builtin"), origin="shipped with sdcli")
+        source = _folder(folder, "builtin", "known")
+        return replace(source, family="builtin", title=guess.title("builtin"), origin="shipped with sdcli")
     return Source(
         name=family,
         kind="known",
@@ -95,25 +95,27 @@ def _nowhere(name: str) -> ModelMissing:
     near = difflib.get_close_matches(name.casefold(), KNOWN, n=1, cutoff=0.6)
     hint = f"sdcli inspect-unet {near[0] if near else 'sd15'}"
     if os.sep in name or Path(name).suffix in (".safetensors", ".json"):
-        return ModelMissing(f"there is no file {shown}", hint=hint)
-    return ModelMissing(f'no model "{shown}": not {", ".join(KNOWN)}, no path, not in the Hub cache', hint=hint)
+        return ModelMissing(f"file not found: {shown}", hint=hint)
+    return ModelMissing(
+        f'no model "{shown}": not one of {", ".join(KNOWN)}, not a path, not in the Hub cache', hint=hint
+    )
 
 
 # the Hub cache
 
 
 def _hub(name: str) -> Source:
-    """The commit that `main` pointed at, else the newest there is: a UNet alone has no model_index.json."""
+    """The commit that `main` pointed at, else the newest cached one: a UNet alone has no model_index.json."""
     cache = hub_cache.folder(os.environ)
     main = hub_cache.snapshot(cache, name, None)
     folder = cache / f"models--{name.replace('/', '--')}" / "snapshots"
     others = sorted(folder.iterdir(), key=lambda item: -item.stat().st_mtime) if folder.is_dir() else []
     for snapshot in [main.path, *others] if main else others:
         if _unet_in(snapshot) is not None:
-            found = _folder(snapshot, name, "hub")
-            return replace(found, origin=f"{name} @{snapshot.name[:7]} in the Hub cache")
-    drawn = resolve.known_as(name)
-    family = drawn.alias if drawn else REPOSITORIES.get(name)
+            source = _folder(snapshot, name, "hub")
+            return replace(source, origin=f"{name} @{snapshot.name[:7]} in the Hub cache")
+    shipped = resolve.known_as(name)
+    family = shipped.alias if shipped else REPOSITORIES.get(name)
     if family:
         return replace(known(family), name=name, origin="from the shipped config; not in the Hub cache")
     raise ModelMissing(
@@ -136,10 +138,10 @@ def _folder(folder: Path, name: str, kind: str) -> Source:
         raise ModelMissing(f"{show(folder)} has no unet/config.json and no config.json", hint="sdcli inspect-unet sd15")
     config = read_json(inside / "config.json")
     where = f"{show(name, 60)}/{inside.name}" if inside != folder else show(name, 60)
-    found = _of_config(config, name, kind, where, vae=folder / "vae")
+    source = _of_config(config, name, kind, where, vae=folder / "vae")
     files, fault = _weights(inside)
     if not files:
-        return replace(found, fault=fault)
+        return replace(source, fault=fault)
     tensors: dict[str, Stored] = {}
     for file in files:
         try:
@@ -148,7 +150,7 @@ def _folder(folder: Path, name: str, kind: str) -> Source:
             fault = error
             continue
         tensors |= _stored(header)
-    return _compared(replace(found, fault=fault, origin=f"{where}, only headers read"), tensors)
+    return _compared(replace(source, fault=fault, origin=f"{where}, only headers read"), tensors)
 
 
 def _pixels_per_latent(config: Mapping[str, Any], vae: Path | None = None) -> int:
@@ -173,17 +175,17 @@ def _weights(folder: Path) -> tuple[list[Path], SdcliError | None]:
         present = [shard for shard in shards if shard.exists()]
         lacking = f"{len(shards) - len(present)} of {len(shards)} weight files are missing"
         whole = len(present) == len(shards)
-        return present, None if whole else ModelMissing(lacking, hint="get the model again, or another")
+        return present, None if whole else ModelMissing(lacking, hint="download the model again, or use another")
     plain = [file for file in files if file.stem in ("diffusion_pytorch_model", "model")]
     return plain[:1] or files[:1], None
 
 
 def _of_config(config: Mapping[str, Any], name: str, kind: str, where: str, vae: Path) -> Source:
-    """A config becomes a source; an unknown architecture is named, with what its config says of itself."""
+    """A config becomes a source; an unknown architecture is named, with what its config says about it."""
     named = str(config.get("_class_name") or "UNet2DConditionModel")
     if named not in CLASS_NAMES:
         raise BadFile(
-            f"{where} is a {show(named, 60)}, not a UNet that sdcli knows ({_said(config)})",
+            f"{where} is a {show(named, 60)}, not a UNet known to sdcli ({_settings(config)})",
             hint="sdcli inspect-unet sd15   (other torch modules: --module package.module:factory)",
         )
     shapes = _described(config)
@@ -213,9 +215,9 @@ def _smallest(config: Mapping[str, Any]) -> int:
     return 572 if config.get("_class_name") == "UNet2015" else 1 << min(count, 16)
 
 
-def _said(config: Mapping[str, Any]) -> str:
-    told = [f"{key} {config[key]}" for key in ("num_layers", "num_attention_heads", "in_channels") if key in config]
-    return show(", ".join(told), 120) or f"{len(config)} settings"
+def _settings(config: Mapping[str, Any]) -> str:
+    settings = [f"{key} {config[key]}" for key in ("num_layers", "num_attention_heads", "in_channels") if key in config]
+    return show(", ".join(settings), 120) or f"{len(config)} settings"
 
 
 # single files
@@ -238,21 +240,21 @@ def _file(path: Path) -> Source | LoraFile:
     tensors = _unet_tensors(header)
     if not tensors:
         raise fault or _no_unet(path, header, kind)
-    found = _of_tensors(path, tensors, _config_beside(path, header))
+    source = _of_tensors(path, tensors, _config_beside(path, header))
     beside = tuple(
         f"{PARTS.get(name, name)} {part.parameters / 1e6:,.1f} M" for name, part in kind.parts.items() if name != "unet"
     )
-    whole = header.size > (found.stored_bytes or 0) * 1.02 and bool(beside)
-    return replace(found, kind="checkpoint" if whole else "unet-file", beside=beside, fault=fault or found.fault)
+    whole = header.size > (source.stored_bytes or 0) * 1.02 and bool(beside)
+    return replace(source, kind="checkpoint" if whole else "unet-file", beside=beside, fault=fault or source.fault)
 
 
 def _no_unet(path: Path, header: Header, kind: kinds.Kind) -> BadFile:
-    held = ", ".join(f"{name} {part.parameters:,} parameters, {part.dtype}" for name, part in kind.parts.items())
-    if not held:
+    contents = ", ".join(f"{name} {part.parameters:,} parameters, {part.dtype}" for name, part in kind.parts.items())
+    if not contents:
         names = ", ".join(show(name, 60) for name in list(header.tensors)[:3])
-        held = f"{len(header.tensors)} tensors, {disk_text(header.size)}: {names} …"
+        contents = f"{len(header.tensors)} tensors, {disk_text(header.size)}: {names} …"
     return BadFile(
-        f"{show(path)} is {kinds.TITLES.get(kind.kind, kind.kind)}; there is no UNet in it ({held})",
+        f"{show(path)} is {kinds.TITLES.get(kind.kind, kind.kind)}; it has no UNet ({contents})",
         hint="sdcli inspect-unet sd15",
     )
 
@@ -277,22 +279,22 @@ def _readable(path: Path) -> Header | None:
     return Header(path=path, size=size, data_start=8 + length, tensors=tensors, metadata={}) if tensors else None
 
 
-def _offsets(given: Any) -> tuple[int, int]:
-    """Where a tensor should lie; nowhere, if that cannot be."""
-    if isinstance(given, list) and len(given) == 2 and all(isinstance(n, int) and 0 <= n < 2**48 for n in given):
-        return (given[0], given[1]) if given[0] <= given[1] else (0, 0)
+def _offsets(offsets: Any) -> tuple[int, int]:
+    """Where a tensor should lie; (0, 0) if the offsets are invalid."""
+    if isinstance(offsets, list) and len(offsets) == 2 and all(isinstance(n, int) and 0 <= n < 2**48 for n in offsets):
+        return (offsets[0], offsets[1]) if offsets[0] <= offsets[1] else (0, 0)
     return 0, 0
 
 
 def _unet_tensors(header: Header) -> dict[str, Stored]:
-    """The UNet's tensors; none where there are not even blocks of one."""
+    """The UNet's tensors; none if the file has no blocks of one."""
     tensors = _stored(header)
     blocks = any(name.startswith(("conv_in.", "down_blocks.", "up_blocks.")) for name in tensors)
     return tensors if blocks else {}
 
 
 def _config_beside(path: Path, header: Header) -> dict[str, Any] | None:
-    """The config.json in the same folder, when it is that of a UNet in diffusers' names."""
+    """The config.json in the same folder, if it is a UNet's in diffusers' names."""
     beside = path.parent / "config.json"
     if any("input_blocks." in name for name in header.tensors) or not beside.exists():
         return None
@@ -308,29 +310,29 @@ def _of_tensors(path: Path, tensors: Mapping[str, Stored], config: Mapping[str, 
     read back from the tensors themselves."""
     where = show(path.name, 60)
     if config is not None:
-        found = _of_config(config, path.stem, "unet-file", where, vae=path.parent.parent / "vae")
-        return _compared(replace(found, origin=f"{where}, only its header read"), tensors)
+        source = _of_config(config, path.stem, "unet-file", where, vae=path.parent.parent / "vae")
+        return _compared(replace(source, origin=f"{where}, only its header read"), tensors)
     shapes = {name: tensor.shape for name, tensor in tensors.items()}
     family, channels = guess.known_family(shapes)
-    known = {**data.component_config(family, "unet"), "in_channels": channels} if family else guess.config_of(shapes)
-    found = Source(
+    config = {**data.component_config(family, "unet"), "in_channels": channels} if family else guess.config_of(shapes)
+    source = Source(
         name=path.stem,
         kind="unet-file",
         family=family,
         title=guess.title(family, channels),
         origin=f"{where}, only its header read",
-        config=known,
-        pixels_per_latent=_pixels_per_latent(known),
+        config=config,
+        pixels_per_latent=_pixels_per_latent(config),
     )
-    return _compared(found, tensors)
+    return _compared(source, tensors)
 
 
 def _stored(header: Header) -> dict[str, Stored]:
-    """A UNet's tensors under their diffusers names, with the places of their bytes."""
-    found: dict[str, Stored] = {}
+    """A UNet's tensors under their diffusers names, with the offsets of their bytes."""
+    tensors: dict[str, Stored] = {}
     for name, origin in keys.rename("unet", header.tensors).items():
         tensor = header.tensors[origin.name]
-        found[name] = Stored(
+        tensors[name] = Stored(
             name=name,
             shape=tensor.shape,
             dtype=NAMES.get(tensor.dtype, tensor.dtype.lower()),
@@ -339,16 +341,16 @@ def _stored(header: Header) -> dict[str, Stored]:
             end=header.data_start + tensor.end,
             stored=tensor.dtype,
         )
-    return found
+    return tensors
 
 
 def _compared(source: Source, tensors: Mapping[str, Stored]) -> Source:
-    """The source with its file held against its structure."""
-    wanted = _described(source.config)
-    missing = tuple(name for name in wanted if name not in tensors)
+    """The source, with its file compared to its structure."""
+    expected = _described(source.config)
+    missing = tuple(name for name in expected if name not in tensors)
     mismatched = tuple(
         Mismatch(name=name, shape=tensors[name].shape, expected=shape)
-        for name, shape in wanted.items()
+        for name, shape in expected.items()
         if name in tensors and tensors[name].shape != shape
     )
     dtypes: dict[str, int] = {}
@@ -363,20 +365,22 @@ def _compared(source: Source, tensors: Mapping[str, Stored]) -> Source:
         stored_bytes=sum(tensor.end - tensor.start for tensor in tensors.values()),
         stored_dtypes=dtypes,
         missing=missing,
-        unexpected=tuple(sorted(set(tensors) - set(wanted))),
+        unexpected=tuple(sorted(set(tensors) - set(expected))),
         mismatched=mismatched,
         fault=fault,
     )
 
 
 def _incomplete(source: Source, missing: tuple[str, ...], mismatched: tuple[Mismatch, ...]) -> BadFile:
-    said = []
+    problems = []
     if missing:
-        said.append(f"{len(missing)} tensor{'s' * (len(missing) > 1)} missing ({show(missing[0], 90)} …)")
+        problems.append(f"{len(missing)} tensor{'s' * (len(missing) > 1)} missing ({show(missing[0], 90)} …)")
     if mismatched:
         one = mismatched[0]
         shapes = f"{list(one.shape)}, expected {list(one.expected)}"
-        said.append(f"{len(mismatched)} of another shape ({show(one.name, 90)} is {shapes} …)")
+        problems.append(f"{len(mismatched)} with the wrong shape ({show(one.name, 90)} is {shapes} …)")
     return BadFile(
-        f"{show(source.name, 60)}: {'; '.join(said)}", hint="get the file again, or another", missing=list(missing[:50])
+        f"{show(source.name, 60)}: {'; '.join(problems)}",
+        hint="download the file again, or use another",
+        missing=list(missing[:50]),
     )

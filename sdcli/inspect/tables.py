@@ -92,20 +92,20 @@ def grouped(rows: Iterable[Row], key: Callable[[Row], str]) -> list[Row]:
     sums: dict[str, Row] = {}
     for row in rows:
         name = key(row)
-        have = sums.get(name)
-        if have is None:
+        total = sums.get(name)
+        if total is None:
             sums[name] = replace(
                 row, name=name, type="", kind=row.kind, weight_shape=(), kernel=(), output_shape=(), stored=""
             )
             continue
         sums[name] = replace(
-            have,
-            kind=have.kind if have.kind == row.kind else "",
-            parameters=have.parameters + row.parameters,
-            bytes=have.bytes + row.bytes,
-            macs=have.macs + row.macs,
-            activation_bytes=have.activation_bytes + row.activation_bytes,
-            leaves=have.leaves + 1,
+            total,
+            kind=total.kind if total.kind == row.kind else "",
+            parameters=total.parameters + row.parameters,
+            bytes=total.bytes + row.bytes,
+            macs=total.macs + row.macs,
+            activation_bytes=total.activation_bytes + row.activation_bytes,
+            leaves=total.leaves + 1,
         )
     return list(sums.values())
 
@@ -129,11 +129,11 @@ def by_block(look: Inspection, rows: Sequence[Row]) -> list[Row]:
     """One row per block, with its type; activation bytes are the most alive at once while it runs."""
     if look.source.kind == "module":  # whose parts may take turns
         return by_depth(rows, 1)
-    wanted = {row.name: row for row in rows}
+    by_name = {row.name: row for row in rows}
     size = look.at.dtype_bytes
     summed = []
     for block in look.unet.blocks:
-        inside = [wanted[leaf.name] for leaf in look.unet.leaves[block.first : block.last] if leaf.name in wanted]
+        inside = [by_name[leaf.name] for leaf in look.unet.leaves[block.first : block.last] if leaf.name in by_name]
         for one in grouped(inside, lambda row: ""):
             summed.append(
                 replace(one, name=block.name, type=block.type, kind=block.role, activation_bytes=block.elements * size)
@@ -151,13 +151,13 @@ def matching(rows: list[Row], pattern: str | None) -> list[Row]:
     if pattern is None:
         return rows
     try:
-        wanted = re.compile(pattern)
+        regex = re.compile(pattern)
     except re.error as error:
         raise Usage(
             f"--filter {show(pattern, 80)} is not a regular expression: {show(error, 80)}",
             hint="sdcli inspect-unet sd15 --layers --filter attn2",
         ) from None
-    return [row for row in rows if wanted.search(row.name)]
+    return [row for row in rows if regex.search(row.name)]
 
 
 def ordered(rows: list[Row], sort: str | None) -> list[Row]:
@@ -166,7 +166,7 @@ def ordered(rows: list[Row], sort: str | None) -> list[Row]:
         return rows
     if sort not in SORTS:
         raise Usage(
-            f"--sort {show(sort, 40)} is none of {', '.join(SORTS)}",
+            f"--sort {show(sort, 40)} is not one of {', '.join(SORTS)}",
             hint="sdcli inspect-unet sd15 --layers --sort macs",
         )
     if sort in ("name", "kind"):
@@ -224,7 +224,7 @@ def _measured(seconds: float | None, total: float) -> tuple[str, str]:
 def _columns(
     names: Sequence[str], heads: Sequence[str], lines: Sequence[Sequence[str]], width: int, gap: str = "  "
 ) -> list[str]:
-    """Names to the left, cut where they must be; everything else to the right of its column."""
+    """Names to the left, cut where necessary; everything else right-aligned."""
     widths = _widths(heads, lines)
     room = max([8, min(width - sum(widths) - len(gap) * len(widths), max(map(cells, names), default=0))])
     out = []
@@ -246,7 +246,7 @@ SHORT_HEADS = ("weight", "params", "bytes", "output", "MACs", "activ.")
 
 
 def _layer_lines(rows: Sequence[Row], width: int) -> list[str]:
-    """A line per leaf with its whole name where there is room, else under the module it belongs to."""
+    """A line per leaf, with its full name if there is room, else grouped under its module."""
     exact = [_layer_cells(row, exact=True) for row in rows]
     names = [show(row.name, 200) for row in rows]
     if max(map(cells, names), default=0) + sum(_widths(HEADS, exact)) + 2 * len(HEADS) <= width:
@@ -264,7 +264,7 @@ def _layer_lines(rows: Sequence[Row], width: int) -> list[str]:
 
 
 def _split(name: str) -> tuple[str, str]:
-    """The module a leaf is listed under, and what is left of its name: to_out.0 stays together."""
+    """The module a leaf is listed under, and the rest of its name; to_out.0 stays together."""
     module, _, last = name.rpartition(".")
     if last.isdigit() or module.rpartition(".")[2] == "net":
         module, _, before = module.rpartition(".")

@@ -121,10 +121,10 @@ def test_flags_are_printed_as_a_shell_takes_them(here: Path, capfd: pytest.Captu
     assert all(row["step"] for row in rows.values())
 
 
-def test_another_size_is_no_candidate_for_the_same_picture(here: Path, capfd: pytest.CaptureFixture[str]) -> None:
+def test_another_size_is_not_a_candidate_for_the_same_image(here: Path, capfd: pytest.CaptureFixture[str]) -> None:
     words = ("--sweep", "size=72x64,64x64", "--quick", "--save-preset", "small", "--save", "r.json")
     done = bench(capfd, *FAKE, *words)
-    assert "fastest with the same picture: --size 72x64" in done.err
+    assert "fastest with the same image: --size 72x64" in done.err
     other = json.loads((here / "r.json").read_text())["configurations"][1]
     assert other["image"]["lossy"] is None and other["step"]
 
@@ -272,7 +272,7 @@ def test_other_work_and_other_machines_are_refused_with_the_way_out(
 ) -> None:
     change(measured, work__key="0" * 64, work__steps=30)
     done = bench(capfd, "compare", "old.json", "new.json")
-    assert done.code == 2 and "other work (steps 6 against 30)" in done.err
+    assert done.code == 2 and "different work (steps 6 against 30)" in done.err
     baseline, candidate = (results.read(measured / name) for name in ("old.json", "new.json"))
     with pytest.raises(Usage) as refused:  # two programs here, whose defaults differ
         comparison.comparison(baseline, candidate, 0.03, here=True)
@@ -398,8 +398,8 @@ def test_a_disk_that_fills_up_costs_the_file_and_not_the_figures(here: Path) -> 
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="limits of POSIX")
-def test_no_room_for_the_pictures_is_said(here: Path) -> None:
-    done = limited(here, 3000)  # the order to a worker goes through a pipe, its pictures do not
+def test_no_room_for_the_images_is_reported(here: Path) -> None:
+    done = limited(here, 3000)  # the order to a worker goes through a pipe, its images do not
     assert done.returncode == 7 and "could not write" in done.stderr and "Traceback" not in done.stderr
 
 

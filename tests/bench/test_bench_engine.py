@@ -49,13 +49,13 @@ def test_several_processes_are_what_the_interval_counts(tmp_path: Path) -> None:
 
 
 class Impatient(Listener):
-    """Interrupts as soon as the first picture is there."""
+    """Interrupts as soon as the first image exists."""
 
     def drew(self, row: Row) -> None:
         raise KeyboardInterrupt
 
 
-def test_an_interruption_while_warming_up_keeps_the_picture_it_has(tmp_path: Path) -> None:
+def test_an_interruption_while_warming_up_keeps_the_image_it_has(tmp_path: Path) -> None:
     plan = ask.plan_for({"words": ("a cat",), "seeds": "1", "size": "64x64"}, "bench", random_models.tiny()).plan
     rows = [Configuration(name=name, options={}, flags="", plan=plan) for name in ("one", "two")]
     bench = Bench(rows, Limits(engine="fake"), tmp_path)

@@ -1,4 +1,4 @@
-"""What stood around a measurement, and how far pictures are apart."""
+"""What stood around a measurement, and how far images are apart."""
 
 from __future__ import annotations
 
@@ -81,11 +81,11 @@ def test_reasons_name_what_disturbed() -> None:
     watch.load = 3.0
     assert watch.reasons() == ("load 3.0 on 2 cores before the start",)
     watch.battery, watch.foreign, watch.observed = True, 2.0, 10.0
-    watch.cards = [surroundings.Card(others=1), surroundings.Card(held_back=("heat",))]
+    watch.gpus = [surroundings.GpuState(others=1), surroundings.GpuState(held_back=("heat",))]
     watch.clocks = [surroundings.Clock(slowed_down=3), surroundings.Clock(slowed_down=5)]
     assert watch.reasons() == (
-        "other programs took 20 % of the processor", "other programs computed on the GPU",
-        "the GPU was held back: heat", "heat slowed the processor down", "on battery",
+        "other programs took 20 % of the processor", "other programs used the GPU",
+        "the GPU was throttled: heat", "heat slowed the processor down", "on battery",
     )  # fmt: skip
 
 
@@ -110,13 +110,13 @@ def test_a_card_is_asked_while_it_works_and_its_clock_counts_only_then(
     with watch.looking():
         pass
     watch.stop()
-    working, resting = watch.cards
-    assert working == surroundings.Card(
+    working, resting = watch.gpus
+    assert working == surroundings.GpuState(
         clock_mhz=1980, memory_clock_mhz=2619, celsius=61, watts=412.5, held_back=("power cap",), others=0
     )
     assert (resting.clock_mhz, resting.held_back) == (None, ("power cap",))
     assert [clock.mhz for clock in watch.clocks][::2] == [None, None] and len(watch.clocks) == 3
-    assert "the GPU was held back: power cap" in watch.reasons()
+    assert "the GPU was throttled: power cap" in watch.reasons()
 
 
 @pytest.mark.parametrize(
@@ -148,7 +148,7 @@ def test_psnr_is_the_one_of_its_definition() -> None:
 
 
 @pytest.mark.parametrize(("step", "same_type", "lossy"), ((1, True, False), (6, True, True), (6, False, False)))
-def test_pictures_are_lossy_where_rounding_does_not_explain_it(
+def test_images_are_lossy_where_rounding_does_not_explain_it(
     step: int, same_type: bool, lossy: bool, tmp_path: Path
 ) -> None:
     ours, theirs = tmp_path / "a", tmp_path / "b"

@@ -73,7 +73,7 @@ def test_a_damaged_file_shows_what_it_has_and_exits_nine(tmp_path: Path) -> None
     assert done.returncode == 9
     assert "UNet of Stable Diffusion 1.5" in done.stdout
     assert "conv_out.weight 4×320×1×1, expected 4×320×3×3" in done.stdout
-    assert "error: hurt: 1 of another shape" in done.stderr
+    assert "error: hurt: 1 with the wrong shape" in done.stderr
 
 
 def test_a_lora_as_model_is_shown_for_what_it_is(tmp_path: Path) -> None:

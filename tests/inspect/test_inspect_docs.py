@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from sdcli import data
-from sdcli.inspect import picture
+from sdcli.inspect import diagram
 from sdcli.inspect.facts import At, inspect
 from sdcli.inspect.source import known
 from sdcli.models import text, vae
@@ -84,6 +84,6 @@ def test_the_figures_between_the_commands_are_the_codes() -> None:
     assert [round(each / 1e9, 1) for each in beside] == [0.4, 1.8]
 
 
-def test_the_picture_is_the_one_that_is_drawn_now() -> None:
+def test_the_diagram_is_the_one_that_is_drawn_now() -> None:
     look = inspect(known("sd15"), At(width=512, height=512))
-    assert (DOCS / "unet.svg").read_text(encoding="utf-8") == picture.svg(look)
+    assert (DOCS / "unet.svg").read_text(encoding="utf-8") == diagram.svg(look)

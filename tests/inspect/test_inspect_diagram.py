@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from sdcli.inspect import page, picture
+from sdcli.inspect import diagram, page
 from sdcli.inspect.facts import At, Inspection, inspect, native_size
 from sdcli.inspect.source import known
 
@@ -28,7 +28,7 @@ def look(name: str) -> Inspection:
 
 @pytest.mark.parametrize("name", NAMES)
 def test_the_svg_is_well_formed_and_fetches_nothing(name: str) -> None:
-    text = picture.svg(look(name))
+    text = diagram.svg(look(name))
     root = ElementTree.fromstring(text)
     blocks = {group.get("data-block") for group in root.iter(f"{SVG}g") if group.get("data-block")}
     assert blocks == {b.name for b in look(name).unet.blocks if b.role in ("down", "mid", "up")}
@@ -48,10 +48,10 @@ def test_the_page_fetches_nothing_and_holds_every_layer() -> None:
 def test_foreign_names_do_not_become_markup() -> None:
     one = look("sd15")
     evil = replace(one, source=replace(one.source, title="<script>alert(1)</script>&\x1b[31m"))
-    for text in (picture.svg(evil), page.html(evil)):
+    for text in (diagram.svg(evil), page.html(evil)):
         assert "<script>alert" not in text
         assert "\x1b" not in text
-    ElementTree.fromstring(picture.svg(evil))
+    ElementTree.fromstring(diagram.svg(evil))
 
 
 CHECK = """
@@ -62,12 +62,12 @@ for(const t of svg.querySelectorAll('text')){const b=t.getBoundingClientRect();
 for(const g of svg.querySelectorAll('g.block')){const c=g.querySelector('.card').getBoundingClientRect();
  const bars=[...g.querySelectorAll('.work,.weights')],nums=[...g.querySelectorAll('.num')];
  for(const t of g.querySelectorAll('text')){const b=t.getBoundingClientRect();
-  if(b.left<c.left||b.right>c.right)faults.push('out of its card: '+t.textContent)}
+  if(b.left<c.left||b.right>c.right)faults.push('out of its box: '+t.textContent)}
  bars.forEach((bar,i)=>{if(bar.getBoundingClientRect().right>nums[i].getBoundingClientRect().left)
   faults.push('bar under number: '+g.dataset.block)})}
 const cards=[...svg.querySelectorAll('.card')].map(c=>c.getBoundingClientRect());
 cards.forEach((a,i)=>cards.slice(i+1).forEach(b=>{
- if(a.left<b.right&&b.left<a.right&&a.top<b.bottom&&b.top<a.bottom)faults.push('cards overlap')}));
+ if(a.left<b.right&&b.left<a.right&&a.top<b.bottom&&b.top<a.bottom)faults.push('boxes overlap')}));
 document.title='laid out '+cards.length;
 const out=document.createElement('pre');out.id='faults';
 out.textContent=JSON.stringify(faults);document.body.append(out);
@@ -115,10 +115,10 @@ def test_hovering_tells_and_clicking_opens_the_layers(tmp_path: Path) -> None:
 
 
 @pytest.mark.system
-def test_light_and_dark_are_two_pictures(tmp_path: Path) -> None:
+def test_light_and_dark_differ(tmp_path: Path) -> None:
     from PIL import Image
 
-    (tmp_path / "u.svg").write_text(picture.svg(look("sd15")), encoding="utf-8")
+    (tmp_path / "u.svg").write_text(diagram.svg(look("sd15")), encoding="utf-8")
     corners = {}
     for scheme, flags in (("light", ()), ("dark", ("--blink-settings=preferredColorScheme=0",))):
         shot = tmp_path / f"{scheme}.png"

@@ -1,4 +1,4 @@
-"""The U as a drawing for a talk: one self-contained SVG, light and dark, with figures on hover."""
+"""The U as a diagram for a talk: one self-contained SVG, light and dark, with figures on hover."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from sdcli.inspect.screen import Level, insight, levels
 from sdcli.models.unet import Block
 from sdcli.terminal import show, size_text
 
-WIDTH, MARGIN, CARD, TALL, ROW = 1200, 40, 190, 74, 112
+WIDTH, MARGIN, BOX, TALL, ROW = 1200, 40, 190, 74, 112
 TOP = 172
 STYLE = """
 svg.unet{--paper:#fff;--ink:#1c2430;--soft:#5d6b7e;--line:#c9d2de;--card:#f5f7fa;--work:#2f6fdb;--weights:#e08a1e;
@@ -41,7 +41,7 @@ class Scale:
 
 
 def svg(look: Inspection) -> str:
-    """A whole file; opens in any browser and in slides, nothing is fetched."""
+    """A complete file for browsers and slides; it fetches nothing."""
     return '<?xml version="1.0" encoding="UTF-8"?>\n' + inline(look)
 
 
@@ -60,8 +60,8 @@ def inline(look: Inspection) -> str:
 
 def _text(x: float, y: float, words: str, style: str = "", anchor: str = "start") -> str:
     styled = f' class="{style}"' if style else ""
-    placed = f' text-anchor="{anchor}"' if anchor != "start" else ""
-    return f'<text x="{x:.0f}" y="{y:.0f}"{styled}{placed}>{escape(words)}</text>'
+    anchored = f' text-anchor="{anchor}"' if anchor != "start" else ""
+    return f'<text x="{x:.0f}" y="{y:.0f}"{styled}{anchored}>{escape(words)}</text>'
 
 
 def _heading(look: Inspection) -> Iterable[str]:
@@ -75,7 +75,7 @@ def _heading(look: Inspection) -> Iterable[str]:
         f"{size_text(look.peak_bytes)} of activations",
         "soft",
     )
-    noise = "noisy latent" if unet.time_channels else "picture"
+    noise = "noisy latent" if unet.time_channels else "image"
     result = "prediction" if unet.time_channels else "result"
     yield _text(MARGIN, 140, f"{noise} {figures.shape(unet.latent)} ↓", "name")
     yield _text(
@@ -90,28 +90,28 @@ def _heading(look: Inspection) -> Iterable[str]:
     )
 
 
-def _place(row: int, count: int) -> tuple[float, float]:
-    """Left edges of the cards going down and up in this row."""
+def _left_edges(row: int, count: int) -> tuple[float, float]:
+    """Left edges of the boxes going down and up in this row."""
     step = min(56.0, 168.0 / max(1, count - 1))
-    return MARGIN + 92 + step * row, WIDTH - MARGIN - CARD - step * row
+    return MARGIN + 92 + step * row, WIDTH - MARGIN - BOX - step * row
 
 
 def _rows(look: Inspection, rows: list[Level]) -> Iterable[str]:
     blocks = look.unet.blocks
     scale = Scale(max((b.macs for b in blocks), default=1) or 1, max((b.parameters for b in blocks), default=1) or 1)
     for number, row in enumerate(rows):
-        left, right = _place(number, len(rows))
+        left, right = _left_edges(number, len(rows))
         y = TOP + ROW * number
         block = row.down or row.up
         if block is not None:
             yield _text(MARGIN, y + 32, figures.size(block.resolution), "name")
             yield _text(MARGIN, y + 52, f"{block.out_channels} wide", "small")
-        yield from _skips(look, row, left + CARD, right, y)
+        yield from _skips(look, row, left + BOX, right, y)
         yield from _flows(number, rows, y)
         if row.down:
-            yield from _card(look, row.down, left, y, scale, "down")
+            yield from _box(look, row.down, left, y, scale, "down")
         if row.up:
-            yield from _card(look, row.up, right, y, scale, "up")
+            yield from _box(look, row.up, right, y, scale, "up")
     yield from _turn(look, rows, scale)
 
 
@@ -144,42 +144,42 @@ def _skips(look: Inspection, row: Level, start: float, end: float, y: float) -> 
 
 
 def _flows(number: int, rows: list[Level], y: float) -> Iterable[str]:
-    """From this row's card down to the next one's, and back up."""
+    """From this row's box down to the next one's, and back up."""
     if number == len(rows) - 1:
         return
-    left, right = _place(number, len(rows))
-    below_left, below_right = _place(number + 1, len(rows))
+    left, right = _left_edges(number, len(rows))
+    below_left, below_right = _left_edges(number + 1, len(rows))
     bottom, top = y + TALL, y + ROW
     bend = (bottom + top) / 2
     yield f'<path class="flow down" d="M{left + 24:.0f} {bottom}V{bend:.0f}H{below_left + 24:.0f}V{top}"/>'
-    start, end = right + CARD - 24, below_right + CARD - 24
+    start, end = right + BOX - 24, below_right + BOX - 24
     yield f'<path class="flow up" d="M{start:.0f} {bottom}V{bend:.0f}H{end:.0f}V{top}"/>'
 
 
 def _turn(look: Inspection, rows: list[Level], scale: Scale) -> Iterable[str]:
     """The middle, at the bottom of the U."""
     y = TOP + ROW * len(rows)
-    left, right = _place(len(rows) - 1, len(rows)) if rows else (WIDTH / 2 - CARD, WIDTH / 2)
+    left, right = _left_edges(len(rows) - 1, len(rows)) if rows else (WIDTH / 2 - BOX, WIDTH / 2)
     middle = (left + right) / 2
     mid = next((block for block in look.unet.blocks if block.role == "mid"), None)
     centre = y + TALL / 2
-    start, end = left + 24, right + CARD - 24
+    start, end = left + 24, right + BOX - 24
     if mid is None:
         if rows:
             yield f'<path class="flow down" d="M{start:.0f} {y - ROW + TALL}V{centre:.0f}H{end:.0f}V{y - ROW + TALL}"/>'
         return
     if rows:
         yield f'<path class="flow down" d="M{start:.0f} {y - ROW + TALL}V{centre:.0f}H{middle:.0f}"/>'
-        yield f'<path class="flow up" d="M{middle + CARD:.0f} {centre:.0f}H{end:.0f}V{y - ROW + TALL}"/>'
+        yield f'<path class="flow up" d="M{middle + BOX:.0f} {centre:.0f}H{end:.0f}V{y - ROW + TALL}"/>'
         if mid.level > rows[-1].number:
             yield _text(MARGIN, y + 32, figures.size(mid.resolution), "name")
             yield _text(MARGIN, y + 52, f"{mid.out_channels} wide", "small")
-    yield from _card(look, mid, middle, y, scale, "mid")
+    yield from _box(look, mid, middle, y, scale, "mid")
 
 
-def _card(look: Inspection, block: Block, x: float, y: float, scale: Scale, role: str) -> Iterable[str]:
+def _box(look: Inspection, block: Block, x: float, y: float, scale: Scale, role: str) -> Iterable[str]:
     """Name, whether text enters, and two bars: work and weights."""
-    wide = CARD
+    wide = BOX
     name = figures.short(block.name)
     yield f'<g class="block" data-block="{escape(block.name)}"><title>{escape(about(look, block))}</title>'
     yield f'<rect class="card" x="{x:.0f}" y="{y:.0f}" width="{wide}" height="{TALL}" rx="7"/>'
@@ -204,7 +204,7 @@ def _card(look: Inspection, block: Block, x: float, y: float, scale: Scale, role
 
 
 def about(look: Inspection, block: Block) -> str:
-    """What a block is, for the hover."""
+    """The hover text of a block."""
     unet, size = look.unet, look.at.dtype_bytes
     lines = [
         f"{block.name} · {block.type}",
@@ -228,11 +228,13 @@ def _ending(look: Inspection, height: float) -> Iterable[str]:
     yield _text(MARGIN + 34, y, "work: multiply-adds of a call (G billion)", "small")
     yield f'<rect class="weights" x="{MARGIN + 300}" y="{y - 10:.0f}" width="26" height="11" rx="2"/>'
     yield _text(MARGIN + 334, y, "weights: parameters (M million)", "small")
-    told = []
+    conditions = []
     if unet.text_enters:
-        told.append(f"text ({unet.tokens}×{unet.text_channels}) enters in {unet.text_enters} places by cross-attention")
+        conditions.append(
+            f"text ({unet.tokens}×{unet.text_channels}) enters in {unet.text_enters} places by cross-attention"
+        )
     if unet.time_enters:
-        told.append(f"time is added in {unet.time_enters} ResNets")
-    yield _text(MARGIN, y + 24, "; ".join(told) or "no text and no time step: a picture in, a map out", "small")
+        conditions.append(f"time is added in {unet.time_enters} ResNets")
+    yield _text(MARGIN, y + 24, "; ".join(conditions) or "no text and no time step: an image in, a map out", "small")
     yield _text(MARGIN, y + 50, insight(look), "name")
     yield _text(WIDTH - MARGIN, y + 50, "sdcli inspect-unet", "small", anchor="end")
