@@ -162,11 +162,11 @@ def test_measured_peaks_are_remembered_for_this_way_and_no_other(model: str, cap
     assert after["footprint"]["host_peak"] == after["footprint"]["device_peak"] == measured["host_peak"]
     assert after["seconds"]["source"] == "remembered"
     assert {row["slot"] for row in after["decisions"] if row["source"] == "remembered"} == {"placement", "vae"}
-    assert "Figures from 1 run here" in sdcli(capfd, "plan", *words(model)).out
+    assert "Measured in 1 run on this machine" in sdcli(capfd, "plan", *words(model)).out
     for other in (("--size", "328x320"), ("--batch-size", "2", "-n", "2"), ("--dtype", "bf16"), ("-g", "1")):
         plan = sdcli(capfd, "plan", *words(model, *other))
-        assert "Figures predicted" in plan.out, other
-    assert "Figures predicted" in sdcli(capfd, "plan", *words(model, "--as-if", "cpu")).out
+        assert "Predicted" in plan.out, other
+    assert "Predicted" in sdcli(capfd, "plan", *words(model, "--as-if", "cpu")).out
 
 
 # --- refused

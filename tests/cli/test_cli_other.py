@@ -224,7 +224,7 @@ def test_the_help_of_bench_is_in_groups_too(words: tuple[str, ...], capfd: pytes
 
 def test_the_help_of_generate_is_in_groups_the_everyday_options_first(capfd: pytest.CaptureFixture[str]) -> None:
     groups = re.findall(r"^(\w+):$", sdcli(capfd, "generate", "--help").out, re.MULTILINE)
-    assert groups == ["Everyday", "Prompt", "Picture", "Model", "Memory", "Output", "Options"]
+    assert groups == ["Everyday", "Prompt", "Image", "Model", "Memory", "Output", "Options"]
 
 
 @pytest.mark.parametrize(
