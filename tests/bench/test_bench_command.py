@@ -193,7 +193,7 @@ def test_a_preset_made_by_hand_is_not_replaced(here: Path, capfd: pytest.Capture
     path = config_folder() / "presets" / "mine.toml"
     path.write_text('description = "Dear to me"\nsteps = 9\n')
     done = bench(capfd, *words)
-    assert done.code == 2 and "no bench wrote it" in done.err
+    assert done.code == 2 and "was not written by bench" in done.err
     assert "Dear to me" in path.read_text()
 
 

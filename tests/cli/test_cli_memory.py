@@ -273,10 +273,10 @@ def test_a_limit_pin_or_machine_that_cannot_be_names_those_that_can(
 @pytest.mark.parametrize(
     ("flag", "machine", "said"),
     [
-        ("--medvram", "cuda:24GiB", "to insist: --pin placement=model-offload"),
-        ("--lowvram", "cuda:24GiB", "to insist: --pin placement=group-offload"),
-        ("--lowvram", "cuda:1.5GiB,ram:64GiB", "the plan does that by itself (placement=group-offload)"),
-        ("--medvram", "cpu", "nothing is on a GPU here"),
+        ("--medvram", "cuda:24GiB", "to force it: --pin placement=model-offload"),
+        ("--lowvram", "cuda:24GiB", "to force it: --pin placement=group-offload"),
+        ("--lowvram", "cuda:1.5GiB,ram:64GiB", "the plan does that already (placement=group-offload)"),
+        ("--medvram", "cpu", "nothing runs on a GPU here"),
     ],
 )
 def test_low_memory_flags_of_other_programs_are_answered_in_a_line_and_change_nothing(
