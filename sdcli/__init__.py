@@ -1,3 +1,3 @@
-"""Text to image on your own machine, with a plan before loading and figures one can trust."""
+"""Text to image on your own machine, with a plan before loading and measurements you can trust."""
 
 __version__ = "0.1.0"

@@ -54,11 +54,11 @@ def without(jobs: Iterable[Job], tags: Tags) -> Iterator[Job]:
         prompt, own = extract_loras(job.prompt)
         if own != tags:
             raise Usage(
-                f"prompt {job.index + 1} asks for other LoRAs than the first; a run has the same for all its prompts",
+                f"prompt {job.index + 1} asks for other LoRAs than the first; all prompts of a run share their LoRAs",
                 hint="--lora FILE:0.8",
             )
         if tags and not prompt:
-            raise Usage("the prompt holds nothing but a LoRA", hint='"a cat <lora:NAME:0.8>"')
+            raise Usage("the prompt contains only a LoRA", hint='"a cat <lora:NAME:0.8>"')
         yield replace(job, prompt=prompt)
 
 
@@ -192,7 +192,7 @@ def with_vae(request: Request, model: Model, folders: Iterable[Path]) -> tuple[M
 
 
 def found_again(adapters: Iterable[Adapter], model: Model, folders: Iterable[Path]) -> tuple[Adapter, ...]:
-    """Recorded adapters with their files on this machine, which must be the same: other bytes draw other pictures."""
+    """Recorded adapters with their files on this machine, which must be the same: other bytes draw other images."""
     where = beside.places(model, folders)
     names = {"lora": "LoRA", "embedding": "embedding", "vae": "VAE"}
     found: list[Adapter] = []
@@ -224,7 +224,7 @@ def _from_hub(name: HubName, scale: float, model: Model, fetch: Fetch | None, of
     told = hub_cache.told_sha256(found.path)
     if told not in (None, made.sha256):
         raise BadFile(
-            f"{show(name, 200)} in the Hugging Face cache is not what the hub gave: its sha256 begins with "
+            f"{show(name, 200)} in the Hugging Face cache differs from the Hub's file: its sha256 begins with "
             f"{made.sha256[:12]}, not {told[:12]}",
             hint=f"sdcli models rm {show(name.repository, 120)}   (then the same command again)",
         )
@@ -239,7 +239,7 @@ def _cached(name: HubName, offline: bool = False) -> Snapshot:
         lacks = f"{show(name, 200)} is not in the Hugging Face cache of this machine"
         hint = f'sdcli pull "{show(name, 300)}"'
         if offline:
-            raise Offline(f"{lacks}, and nothing may be fetched", hint=f"{hint}   (without --offline)")
+            raise Offline(f"{lacks}, and --offline forbids downloading it", hint=f"{hint}   (without --offline)")
         raise ModelMissing(lacks, hint=hint)
     return here
 

@@ -1,4 +1,4 @@
-"""The Typer program. Only the command asked for is imported; the others stand as a name and a line of help."""
+"""The Typer program. Only the requested command is imported; the others are a name and a line of help."""
 
 import importlib
 import sys
@@ -11,15 +11,15 @@ import typer.core
 from sdcli import __version__
 from sdcli.terminal import folded, in_columns, tell, width
 
-LONGEST_LABEL = 28  # of an option; what is said of a longer one stands below it
+LONGEST_LABEL = 28  # of an option; the help of a longer one goes on the next line
 
-# name → where its maker is ("module:function", giving what Typer registers) and its line of help
+# name → its factory ("module:function", which returns what Typer registers) and its line of help
 COMMANDS: dict[str, tuple[str, str]] = {
-    "generate": ("sdcli.cli.generate:command", "Draw pictures from prompts."),
-    "plan": ("sdcli.cli.plan:command", "Show what a picture would need, before anything is loaded."),
-    "models": ("sdcli.cli.models:command", "List the models that are here; add folders; check one."),
+    "generate": ("sdcli.cli.generate:command", "Draw images from prompts."),
+    "plan": ("sdcli.cli.plan:command", "Show what an image would need, before anything is loaded."),
+    "models": ("sdcli.cli.models:command", "List local models; add folders; check a model."),
     "pull": ("sdcli.cli.pull:command", "Fetch a model from the Hugging Face Hub."),
-    "samplers": ("sdcli.cli.samplers:command", "List the samplers and their names elsewhere."),
+    "samplers": ("sdcli.cli.samplers:command", "List the samplers and their names in other programs."),
     "presets": ("sdcli.cli.presets:command", "List the presets: named sets of settings."),
     "bench": ("sdcli.cli.bench:command", "Benchmark time per step; compare results."),
     "inspect-unet": ("sdcli.cli.inspect_unet:command", "Show a UNet's layers, sizes, compute and skips."),
@@ -30,7 +30,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
 
 
 def _write(rows: list[tuple[str, str]], formatter: Any) -> None:
-    """As Typer would, but broken between words only: `placement=group-offload` is to be pasted."""
+    """As Typer would, but broken only at spaces, so that `placement=group-offload` can be pasted."""
     columns = min(80, width(sys.stdout))
     room = min(LONGEST_LABEL, max(len(label) for label, _ in rows)) + 4
     for label, text in rows:
@@ -42,7 +42,7 @@ def _write(rows: list[tuple[str, str]], formatter: Any) -> None:
 
 
 class Panels:
-    """Keeps the options of --help in their panels, in plain text."""
+    """Groups the options of --help by panel, in plain text."""
 
     def panels(self: Any, ctx: Any, formatter: Any) -> None:
         panels: dict[str, list[tuple[str, str]]] = {}
@@ -61,7 +61,7 @@ class Grouped(Panels, typer.core.TyperCommand):
 
 
 class GroupedGroup(Panels, typer.core.TyperGroup):
-    """A command that has subcommands besides."""
+    """A command that also has subcommands."""
 
     def format_options(self, ctx: Any, formatter: Any) -> None:
         self.panels(ctx, formatter)
@@ -71,33 +71,33 @@ class GroupedGroup(Panels, typer.core.TyperGroup):
 
 
 def build(only: str | None = None) -> typer.Typer:
-    """The program with the command `only` filled in; None fills in all of them (completion, tests of the docs)."""
+    """The program with only the command `only` imported; None imports all of them (completion, tests of the docs)."""
     program = typer.Typer(
         name="sdcli",
         cls=GroupedGroup,
-        help="Stable Diffusion on your own machine, with a plan before loading and figures one can trust.",
+        help="Stable Diffusion on your own machine, with a plan before loading and measurements you can trust.",
         context_settings={"help_option_names": ["-h", "--help"]},
         rich_markup_mode=None,
         pretty_exceptions_enable=False,
         pretty_exceptions_show_locals=False,
     )
     program.callback(invoke_without_command=True)(_front_page)
-    for name, (where, line) in COMMANDS.items():
+    for name, (factory, line) in COMMANDS.items():
         if only is not None and name != only:
-            program.command(name, help=line)(_stand_in)
+            program.command(name, help=line)(_placeholder)
             continue
-        made = _load(where)
-        if isinstance(made, typer.Typer):
-            for inner in made.registered_commands:
-                inner.cls = Grouped
-            program.add_typer(made, name=name, help=line, cls=GroupedGroup)
+        command = _load(factory)
+        if isinstance(command, typer.Typer):
+            for subcommand in command.registered_commands:
+                subcommand.cls = Grouped
+            program.add_typer(command, name=name, help=line, cls=GroupedGroup)
         else:
-            program.command(name, cls=Grouped)(made)
+            program.command(name, cls=Grouped)(command)
     return program
 
 
 def call(program: typer.Typer, words: list[str]) -> Any:
-    """Run without Typer's own way of ending: errors come out as exceptions, an exit code as a value."""
+    """Run without letting Typer end the process: errors are raised, an exit code is returned."""
     return typer.main.get_command(program).main(args=words, prog_name="sdcli", standalone_mode=False)
 
 
@@ -111,11 +111,11 @@ def _front_page(
         tell(context.get_help())
 
 
-def _stand_in() -> None:
-    """Listed in --help only."""
+def _placeholder() -> None:
+    """Only listed in --help."""
 
 
-def _load(where: str) -> Any:
-    module, maker = where.split(":")
-    found: Callable[[], Any] = getattr(importlib.import_module(module), maker)
-    return found()
+def _load(factory: str) -> Any:
+    module, name = factory.split(":")
+    command: Callable[[], Any] = getattr(importlib.import_module(module), name)
+    return command()

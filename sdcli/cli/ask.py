@@ -1,4 +1,4 @@
-"""From what was typed to a Plan: sources in their order, the model, the machine, the decision. Nothing heavy."""
+"""From the command line to a Plan: settings by precedence, the model, the machine, the decision. Nothing heavy."""
 
 from __future__ import annotations
 
@@ -32,18 +32,18 @@ from sdcli.terminal import show
 
 @dataclass(frozen=True)
 class Asked:
-    """A plan, and the jobs still to come from stdin, if they come that way."""
+    """A plan, and the jobs still to come, if they are read from stdin."""
 
     plan: Plan
     later: Iterator[Job] | None = None
-    imported: float = 0.0  # seconds that loading libraries took, where planning needed them already
+    imported: float = 0.0  # seconds spent loading libraries, if planning already needed them
 
 
 def plan_for(
     typed: Mapping[str, Any], command: str, model: Model | None = None, fetch: adapters.Fetch | None = None
 ) -> Asked:
-    """The plan for what was typed; every refusal happens here, before anything is loaded. `model` stands for -m,
-    `fetch` brings LoRAs from the Hub: without it one that is not here is an error."""
+    """The plan for what was typed; every refusal happens here, before anything is loaded. `model` replaces -m,
+    `fetch` downloads LoRAs from the Hub: without it, one that is not on this machine is an error."""
     engine_of(typed)
     words = tuple(typed.get("words", ()))
     mistake = jobs.forgotten_quotes(words)
@@ -68,11 +68,11 @@ def plan_for(
     learned = adapters.learned(added_folders())
     named = adapters.named_in(adapters.texts_of(made), learned)
     beside = adapters.gather(request, tags, model, added_folders(), fetch, named)
-    place, imported = _hardware(request, typed.get("as_if")), 0.0
+    hardware, imported = _hardware(request, typed.get("as_if")), 0.0
     if command == "generate" and engine_of(typed) == "local" and "dtype" not in request.pins:
-        place, imported = probing.probed(place)
+        hardware, imported = probing.probed(hardware)
     plan = make_plan(
-        request, beside.model, place, remembered(place), origins=origins, jobs=made, version=__version__,
+        request, beside.model, hardware, remembered(hardware), origins=origins, jobs=made, version=__version__,
         adapters=beside.adapters, more=waiting,
     )  # fmt: skip
     plan = replace(plan, warnings=(*plan.warnings, *not_needed(typed, plan)))
@@ -87,17 +87,17 @@ def plan_for(
 
 
 def engine_of(typed: Mapping[str, Any]) -> str:
-    """The engine that is asked for: a misspelled one must not draw (and fetch) for real."""
+    """The requested engine: a misspelled one must not draw (and download) for real."""
     name = str(typed.get("engine", "local"))
     choices = next(option.choices for option in SCREEN if option.field == "engine")
     if name not in choices:
         near = nearest(name, choices, 1) or choices
-        raise Usage(f'--engine: "{show(name, 60)}" is none of {", ".join(choices)}', hint=f"--engine {near[0]}")
+        raise Usage(f'--engine: "{show(name, 60)}" is not one of {", ".join(choices)}', hint=f"--engine {near[0]}")
     return name
 
 
 def plan_again(asked: Asked, typed: Mapping[str, Any]) -> Asked:
-    """The same jobs, with the same seeds, planned for the model's files that are on the disk now."""
+    """The same jobs, with the same seeds, planned for the model's files now on disk."""
     before = asked.plan
     model = find_model(read_sources(config.from_flags(typed)))
     samplers.refuse_unable(samplers.find(before.request.sampler), model.zero_snr)
@@ -111,7 +111,7 @@ def plan_again(asked: Asked, typed: Mapping[str, Any]) -> Asked:
 
 
 def read_sources(flags: Mapping[str, Any]) -> Sources:
-    """Config file, environment, preset and picture, as far as the flags name them."""
+    """Config file, environment, preset and image, as far as the flags name them."""
     user = config.from_user(config_folder() / "config.toml")
     environment = config.from_environment(os.environ)
     preset = flags.get("preset") or environment.get("preset") or user.get("preset")
@@ -127,17 +127,17 @@ def read_sources(flags: Mapping[str, Any]) -> Sources:
 
 
 def find_model(sources: Sources) -> Model:
-    """The model that is asked for; the built-in one, else SD1.5, where nothing names one."""
-    found = look_for_model(sources)
-    return replace(found, hash=_hash(found)) if found.source == "builtin" else found
+    """The requested model; if none is named the built-in one, else SD1.5."""
+    model = look_for_model(sources)
+    return replace(model, hash=_hash(model)) if model.source == "builtin" else model
 
 
 def look_for_model(sources: Sources) -> Model:
-    """The same, without hashing what ships: enough for its settings."""
+    """The same, without hashing the built-in model: enough for its settings."""
     values, origins = config.resolve(sources, family={}, model={})
     name = values.get("model", default_model())
     try:
-        found = resolve.resolve(
+        model = resolve.resolve(
             name, revision=values.get("revision"), offline=bool(values.get("offline")), folders=added_folders(),
             hub=hub_cache.folder(os.environ), builtin=data.builtin_model(),
         )  # fmt: skip
@@ -145,46 +145,46 @@ def look_for_model(sources: Sources) -> Model:
         if origins.get("model") == "settings-from" and not error.details.get("repository"):
             raise _drawn_elsewhere(name) from None
         raise
-    if values.get("revision") and found.source != "hub":
+    if values.get("revision") and model.source != "hub":
         raise Usage(
-            f"--revision is for models of the Hub; {show(found.name, 80)} is {_PLACES[found.source]}",
+            f"--revision is for models of the Hub; {show(model.name, 80)} is {_PLACES[model.source]}",
             hint="the same command without --revision",
         )
-    return found
+    return model
 
 
-_PLACES = {"folder": "a folder here", "file": "a file here", "builtin": "built in"}
+_PLACES = {"folder": "a local folder", "file": "a local file", "builtin": "built in"}
 
 
 def _drawn_elsewhere(name: str) -> ModelMissing:
-    """A picture tells its model's name, never the place where it lay."""
+    """An image stores its model's name, never its path."""
     shown = show(name, 80)
     return ModelMissing(
-        f"the picture was drawn with {shown}, and no model of that name is known here",
+        f"the image was drawn with {shown}, and no model of that name is known here",
         hint=f"the same command with -m PATH   (where {shown} is)",
     )
 
 
 def settings(sources: Sources, model: Model) -> tuple[dict[str, Any], dict[str, str]]:
-    """What a run with this model would use, value by value, and where each comes from."""
+    """The settings of a run with this model, and where each comes from."""
     family = resolve.family_of(model)
     sampler = samplers.default_for(family.defaults["sampler"], model.zero_snr)
     return config.resolve(sources, family={**family.defaults, "sampler": sampler}, model=model.defaults)
 
 
 def _hash(model: Model) -> str:
-    """Of the built-in model's UNet, which another version of sdcli may have trained anew."""
+    """Of the built-in model's UNet, which may be another one in another version of sdcli."""
     files = [cache.sha256_of(Path(file), memories.store("hashes")) for file in model.components["unet"].files]
     return (files[0] if len(files) == 1 else sha256("".join(files).encode()).hexdigest())[:10]
 
 
 def added_folders() -> tuple[Path, ...]:
-    """The folders of models that the config file lists."""
+    """The model folders listed in the config file."""
     return config.folders(config_folder() / "config.toml")
 
 
 def default_model() -> str:
-    """The built-in model where this build has one, else the smallest one with a name."""
+    """The built-in model if this build has one, else the smallest named one."""
     return "builtin" if data.builtin_model() else "sd15"
 
 
@@ -217,7 +217,7 @@ def _lines(source: str | None) -> Iterator[prompt_files.Line] | None:
 def _jobs(
     request: Request, first: prompt_files.Line | None, lines: Iterator[prompt_files.Line] | None, waiting: bool
 ) -> tuple[Job, ...]:
-    """The jobs known now: all of them, unless they come from stdin, where only the first line is waited for."""
+    """The jobs known now: all of them, or with stdin those of the first line, the only one waited for."""
     if first is None or lines is None:
         return jobs.make_jobs(request)
     known = [first] if waiting else [first, *lines]
@@ -238,12 +238,12 @@ def _hardware(request: Request, described: str | None) -> Hardware:
     return as_if.parse(described) if described is not None else survey.choose(request.device, survey.look())
 
 
-def remembered(place: Hardware) -> Mapping[str, Any]:
-    """What this machine measured before; nothing for a machine that is only imagined."""
-    return {} if place.source == "as-if" else memories.remembered(machine_of(place))
+def remembered(hardware: Hardware) -> Mapping[str, Any]:
+    """What this machine measured before; nothing for an --as-if machine."""
+    return {} if hardware.source == "as-if" else memories.remembered(machine_of(hardware))
 
 
-def machine_of(place: Hardware) -> str:
-    """Where measures may be compared: this device under these versions."""
-    found = installation.versions(("torch", "diffusers", "transformers"))
-    return place.fingerprint({version.name: version.version for version in found})
+def machine_of(hardware: Hardware) -> str:
+    """A fingerprint within which measurements are comparable: this device with these versions."""
+    versions = installation.versions(("torch", "diffusers", "transformers"))
+    return hardware.fingerprint({version.name: version.version for version in versions})

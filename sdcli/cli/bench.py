@@ -1,4 +1,4 @@
-"""`sdcli bench`: time per step with its interval, sweeps, and `bench compare`: faster, slower or cannot tell."""
+"""`sdcli bench`: time per step with its interval, sweeps, and `bench compare`: faster, slower or inconclusive."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ from sdcli.terminal import fit, folded, say, show, speaks_unicode, tell, width
 PROMPT = "a lighthouse on a cliff in the morning light"
 SEED = "1"
 MOST_ROWS = 64
-FRAME = 0.1  # seconds between two images of the live line
+FRAME = 0.1  # seconds between two frames of the live line
 QUIET_SECONDS = 2.0  # between two lines where no terminal shows them
 
 
@@ -48,7 +48,7 @@ def command() -> typer.Typer:
     program = typer.Typer(rich_markup_mode=None)
     measure = make(
         _bench, bench_options.BENCH, name="bench", complete=complete.values,
-        help="Measure time per step, memory and pictures: sdcli bench -m sd15 --sweep dtype=fp32,bf16",
+        help="Measure time per step, memory and images: sdcli bench -m sd15 --sweep dtype=fp32,bf16",
     )  # fmt: skip
     program.callback(invoke_without_command=True)(_unless_subcommand(measure))
     program.command("compare")(
@@ -125,7 +125,7 @@ def _bench(typed: dict[str, Any]) -> None:
 
 
 def _say_not_taken(plan: Plan) -> None:
-    """What --settings-from could not give, and what is measured in its place."""
+    """The settings that --settings-from could not apply, and what is measured instead."""
     for warning in plan.warnings:
         if warning.code == not_taken.SETTINGS:
             for line in folded(show(warning.message), width(sys.stderr), first="note: "):
@@ -135,7 +135,7 @@ def _say_not_taken(plan: Plan) -> None:
 def _files(
     typed: Mapping[str, Any], result: BenchResult, destination: Path | None, preset: Path | None
 ) -> Iterator[Callable[[], None]]:
-    """What is to be written. One that fails hinders neither the others nor the screen."""
+    """The files to write. One that fails stops neither the others nor the screen."""
     if destination is not None:
         yield lambda: results.write(result, destination)
     if typed.get("html"):
@@ -192,7 +192,7 @@ def _configurations(typed: dict[str, Any]) -> list[Configuration]:
 
 
 def _with_defaults(typed: dict[str, Any]) -> dict[str, Any]:
-    """One prompt and one seed unless others were asked for; and no falling back: what is named is what is measured."""
+    """One prompt and one seed by default; and no fallbacks: what is named is what is measured."""
     base = {name: value for name, value in typed.items() if name not in {o.field for o in bench_options.MEASURING}}
     base.setdefault("prompts", [PROMPT])
     base.setdefault("seeds", SEED)
@@ -223,7 +223,7 @@ def _plan(typed: dict[str, Any]) -> Plan:
     if not plan.model.cached and typed.get("engine") != "fake":
         name = show(plan.model.name, 80)
         raise ModelMissing(
-            f"{name} is not on this disk; its structure with random weights takes as long a step",
+            f"{name} is not on this machine; its structure with random weights takes as long per step",
             hint="--random-weights",
         )
     if not plan.fits:
@@ -241,7 +241,7 @@ def _model(typed: Mapping[str, Any], random: bool) -> Model:
     return random_models.randomised(model) if random else model
 
 
-# --- what is said meanwhile
+# --- progress
 
 
 class Talk(Listener):
@@ -269,7 +269,7 @@ class Talk(Listener):
         self._update(f" · step {step}/{of}")
 
     def probing(self, row: Row) -> None:
-        self._line = self._stage = "trying the device's best rate"
+        self._line = self._stage = "measuring the device's peak rate"
         self._update("", now=True)
 
     def drew(self, row: Row) -> None:
@@ -277,7 +277,7 @@ class Talk(Listener):
         self._update(f" · {screen.time_text(medians[-1])} a step" if medians else "")
 
     def kept(self) -> None:
-        """Written down every few seconds. Where that fails measuring goes on: what counts is the last time."""
+        """Save every few seconds. If that fails, measuring continues: only the last save counts."""
         if self.bench.seconds - self._written > 2 or self._written == 0:
             with contextlib.suppress(CannotWrite):
                 self.keep()
@@ -297,11 +297,11 @@ class Talk(Listener):
             say(self._stage)
 
 
-# --- what comes out
+# --- output
 
 
 def _destination(typed: Mapping[str, Any], plan: Plan) -> Path | None:
-    """--save, else a new file in sdcli-bench; with --json only where asked for."""
+    """--save, else a new file in sdcli-bench; with --json only if --save is given."""
     if typed.get("html"):
         _writable(Path(typed["html"]), "--html ~/bench.html")
     if typed.get("json") and not typed.get("save"):
@@ -322,7 +322,7 @@ def _new_file(plan: Plan) -> Path:
 
 
 def _writable(path: Path, elsewhere: str) -> None:
-    """Before minutes are spent on what then could not be kept."""
+    """Fail before minutes are spent on a result that cannot be saved."""
     if path.is_dir():
         raise Usage(f"{show(path)} is a folder", hint=elsewhere)
     try:
@@ -346,14 +346,14 @@ def _show(typed: Mapping[str, Any], result: BenchResult, destination: Path | Non
         for line in _next(result, destination):
             say(line)
         if typed.get("save_preset") and results.best(result) is not None:
-            say(f"Kept as a preset: --preset {typed['save_preset']}")
+            say(f"Saved as a preset: --preset {typed['save_preset']}")
     if destination is not None and not typed.get("markdown"):
         tell(str(destination))
 
 
 def _next(result: BenchResult, destination: Path | None) -> Iterator[str]:
     if result.work.model in ("builtin", "tiny-random"):
-        yield "Figures others can compare with: sdcli bench -m sd15 --random-weights"
+        yield "For figures comparable with others': sdcli bench -m sd15 --random-weights"
     yield "Cite: --markdown, --html FILE"
     name = shlex.quote(str(destination)) if destination is not None else "old.json"
     yield f"Gate: sdcli bench compare {show(name, 200)} new.json"
@@ -363,29 +363,29 @@ _KEPT = "Fastest in a bench on "
 
 
 def _preset_file(typed: Mapping[str, Any]) -> Path | None:
-    """Where --save-preset puts it; what could not be kept is said before anything is measured."""
+    """The file of --save-preset; refuses before anything is measured if it could not be saved."""
     if "save_preset" not in typed:
         return None
     name = str(typed["save_preset"])
     if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_-]{0,39}", name, re.ASCII):
-        raise Usage(f'--save-preset: "{show(name, 60)}" is no name for a preset', hint="--save-preset fast")
+        raise Usage(f'--save-preset: "{show(name, 60)}" is not a valid preset name', hint="--save-preset fast")
     swept = [name for name, _ in map(bench_options.sweep, typed.get("sweep", ()))]
     settings = {key: option.field for key, option in bench_options.FLAGS.items() if key not in bench_options.SLOTS}
     passing = [key for key in swept if settings.get(key) in {*config.NOT_KEPT, "preset"}]
     if not swept or passing:
-        why = f"--sweep {passing[0]} is none of its settings" if passing else "there is no --sweep to choose from"
+        why = f"--sweep {passing[0]} is not a setting of a preset" if passing else "there is no --sweep to choose from"
         raise Usage(
-            f"--save-preset keeps the fastest row: {why}",
+            f"--save-preset saves the fastest row: {why}",
             hint="--sweep dtype=fp32,bf16 --save-preset fast",
         )
     path = config_folder() / "presets" / f"{name}.toml"
     if path.exists() and not str(config.read_toml(path).get("description", "")).startswith(_KEPT):
-        raise Usage(f"--save-preset: {show(path)} is there, and no bench wrote it", hint="sdcli config path")
+        raise Usage(f"--save-preset: {show(path)} exists and was not written by bench", hint="sdcli config path")
     return path
 
 
 def _save_preset(path: Path, result: BenchResult) -> None:
-    """The fastest row that draws the reference's picture, as a preset of the user's own."""
+    """Save the fastest row that draws the reference's image as a user preset."""
     chosen = results.best(result)
     if chosen is None:
         return

@@ -1,4 +1,4 @@
-"""`sdcli bench compare`: two results, or two programs measured here in turn: faster, slower or cannot tell."""
+"""`sdcli bench compare`: two results, or two programs measured here in turn: faster, slower or inconclusive."""
 
 from __future__ import annotations
 
@@ -28,12 +28,12 @@ def compare(typed: dict[str, Any]) -> None:
     error: SdcliError | None = None
     if runs:
         if len(runs) != 2 or words:
-            raise Usage("--run is given twice: the baseline, then the candidate", hint=comparison.ADVICE)
+            raise Usage("--run must be given twice: the baseline, then the candidate", hint=comparison.ADVICE)
         baseline, candidate, error = _measured_here(typed, runs)
     elif len(words) == 2:
         baseline, candidate = (results.read(Path(word)) for word in words)
     else:
-        raise Usage("two results are compared", hint="sdcli bench compare old.json new.json")
+        raise Usage("compare takes two results", hint="sdcli bench compare old.json new.json")
     compared = comparison.comparison(baseline, candidate, threshold, here=bool(runs))
     if error is None and compared.failed:
         worst = max(row.ratio.value for row in compared.rows if row.verdict == "slower")
@@ -53,7 +53,7 @@ def _percent(text: str) -> float:
     number = text.strip().removesuffix("%").strip()
     if not re.fullmatch(r"\d{1,3}(\.\d{1,6})?", number, re.ASCII):
         raise Usage(
-            f'--fail-if-slower: "{show(text, 40)}" is no percentage',
+            f'--fail-if-slower: "{show(text, 40)}" is not a percentage',
             hint="--fail-if-slower 3%",
         )
     return float(number) / 100
@@ -105,7 +105,7 @@ def _run_other(program: str, passed: list[str]) -> BenchResult:
         process = subprocess.Popen([*start, "bench", *passed], stdout=subprocess.PIPE, stderr=subprocess.PIPE)
     except OSError as error:
         raise Usage(
-            f"{show(program, 120)} cannot be run: {show(error.strerror or error)}", hint=comparison.ADVICE
+            f"{show(program, 120)} cannot run: {show(error.strerror or error)}", hint=comparison.ADVICE
         ) from None
     try:
         content, _ = process.communicate()
@@ -118,7 +118,7 @@ def _run_other(program: str, passed: list[str]) -> BenchResult:
         raise
     if process.returncode != 0:
         raise BadFile(
-            f"{show(program, 120)} bench ended with exit code {process.returncode}{_told(content)}",
+            f"{show(program, 120)} bench exited with code {process.returncode}{_told(content)}",
             hint="sdcli doctor",
         )
     return results.check(reading.read(content, program), program)

@@ -1,4 +1,4 @@
-"""The options of `sdcli bench`: what it takes of drawing's and its own, and what a `--sweep NAME=A,B` names."""
+"""The options of `sdcli bench`: those of drawing that apply, its own, and what a `--sweep NAME=A,B` names."""
 
 from __future__ import annotations
 
@@ -23,30 +23,30 @@ RANDOM = Option(field="random_weights", flags=("--random-weights",), switch=True
 MEASURING: tuple[Option, ...] = (
     RANDOM,
     Option(field="quick", flags=("--quick",), switch=True, panel=MEASURE,
-           help="One process, within a minute; its interval holds for that process only."),
+           help="One process, under a minute; its interval holds for that process only."),
     Option(field="sweep", flags=("--sweep",), metavar="NAME=A,B", repeatable=True, panel=MEASURE,
            help="Measure each value of a slot or option in turn: dtype=fp32,bf16."),
     Option(field="processes", flags=("--processes",), metavar="N", panel=MEASURE,
-           help="Processes per configuration at least; 5 if not given."),
+           help="Minimum processes per configuration; default 5."),
     Option(field="max_time", flags=("--max-time",), metavar="SECONDS", panel=MEASURE,
-           help="Begin nothing new after so long, once each is measured; 900, with --quick 50."),
+           help="Start nothing new after this long, once each is measured; default 900, with --quick 50."),
     Option(field="save", flags=("--save",), metavar="FILE", panel=OUTPUT,
-           help="Where the result goes, with every step."),
-    Option(field="html", flags=("--html",), metavar="FILE", panel=OUTPUT, help="A page with every step plotted."),
+           help="Save the result here, with every step."),
+    Option(field="html", flags=("--html",), metavar="FILE", panel=OUTPUT, help="Write a page that plots every step."),
     Option(field="markdown", flags=("--markdown",), switch=True, panel=OUTPUT,
-           help="A table and a sentence on the method, to paste."),
+           help="Print a table and a sentence on the method, to paste."),
     Option(field="save_preset", flags=("--save-preset",), metavar="NAME", panel=OUTPUT,
-           help="Keep the fastest row's settings as a preset."),
+           help="Save the fastest row's settings as a preset."),
 )  # fmt: skip
 COMPARING: tuple[Option, ...] = (
     Option(field="run", flags=("--run",), metavar="SDCLI", repeatable=True, panel=MEASURE,
-           help="An sdcli to measure here and now; give two, the baseline first."),
+           help="An sdcli to measure here; give two, the baseline first."),
     Option(field="fail_if_slower", flags=("--fail-if-slower",), metavar="3%", panel=MEASURE,
-           help="End with exit code 10 if it is slower by more than that; 3% if not given."),
+           help="Exit with code 10 if it is slower by more than this; default 3%."),
     Option(field="processes", flags=("--processes",), metavar="N", panel=MEASURE,
-           help="Runs of each sdcli; 5 if not given."),
+           help="Runs of each sdcli; default 5."),
     Option(field="max_time", flags=("--max-time",), metavar="SECONDS", panel=MEASURE,
-           help="Of each run: begin nothing new after so long; 50."),
+           help="Start nothing new in a run after this long; default 50."),
 )  # fmt: skip
 TALK = tuple(option for option in SCREEN if option.field in ("json", "quiet", "debug", "engine"))
 BENCH = (*DRAWING, *MEASURING, *TALK)

@@ -1,4 +1,4 @@
-"""What is said of the built-in model: what it is, what draws more, and which words of a prompt it does not know."""
+"""Messages about the built-in model: what it is, which models draw more, and which words it does not know."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def _price(name: str) -> str:
         model = resolve.resolve(name, hub=hub_cache.folder(os.environ))
     except (SdcliError, OSError):  # a damaged copy: drawing with it says so
         return ""
-    return "" if model.cached else f" ({disk_text(model.download_bytes)} once)"
+    return "" if model.cached else f" ({disk_text(model.download_bytes)} to download)"
 
 
 def unknown_words(model: Model, jobs: Iterable[Job], adapters: Iterable[Adapter] = ()) -> tuple[Warning, ...]:

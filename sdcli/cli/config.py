@@ -1,4 +1,4 @@
-"""`sdcli config`: the settings that stay, where each value comes from, and how to change one."""
+"""`sdcli config`: the saved settings, where each value comes from, and how to change one."""
 
 import sys
 from dataclasses import MISSING, fields
@@ -38,7 +38,7 @@ def _show(json: Annotated[bool, typer.Option("--json", help="One JSON object on 
     sources = read_sources({})
     try:
         model, problem = look_for_model(sources), ""
-    except SdcliError as error:  # a name that was kept and means nothing (any more) is what one wants to see here
+    except SdcliError as error:  # a saved name that no longer means anything is exactly what should show here
         model, problem = None, error.message
     rows = _rows(sources, model)
     if json:
@@ -54,32 +54,32 @@ def _show(json: Annotated[bool, typer.Option("--json", help="One JSON object on 
 
 
 def _row(name: str, widest: int, value: str, origin: str, columns: int) -> list[str]:
-    """On one line, or with the origin on the next where the width asks for it."""
+    """On one line, or with the origin on the next where the width requires it."""
     line = f"{name:<{widest}}  {value:<{min(24, max(8, columns - widest - 18))}} {origin}"
     return [line] if cells(line) <= columns else [f"{name:<{widest}}  {value}", f"{'':<{widest}}  {origin}"]
 
 
 def _explained(model: Model | None, problem: str, columns: int) -> list[str]:
     if model is None:
-        told = f"The model is not there, so what it would set is left out: {problem}"
+        text = f"The model was not found, so its settings are omitted: {problem}"
     else:
-        told = f"Settings for {show(model.name, 60)}. family: as {family_of(model).title} is meant to be used; model: "
-        told += "from the model's own files; default: sdcli's own."
-    return folded(f"{told.rstrip('.')}. Change one: sdcli config set steps 30", columns)
+        text = f"Settings for {show(model.name, 60)}. family: the defaults of {family_of(model).title}; model: "
+        text += "from the model's files; default: sdcli's default."
+    return folded(f"{text.rstrip('.')}. Change one: sdcli config set steps 30", columns)
 
 
-def _set(name: Name, value: Annotated[str, typer.Argument(metavar="VALUE", help="Its value.")]) -> None:
-    """Keep a value for later runs: sdcli config set steps 30."""
+def _set(name: Name, value: Annotated[str, typer.Argument(metavar="VALUE", help="The value.")]) -> None:
+    """Save a value for later runs: sdcli config set steps 30."""
     if name == "model" and value.strip():
         _check_known(value)
     try:
         config.set_value(file(), name, value)
     except Usage as error:
         flag, _, better = error.hint.partition(" ")
-        if flag == flag_of(name) and better:  # told as generate would tell it
+        if flag == flag_of(name) and better:  # worded as for generate
             error.hint = f"sdcli config set {name} {better}"
         raise
-    say(f"{name} = {show(value, 60)}, kept in {show(file())}")
+    say(f"{name} = {show(value, 60)}, saved in {show(file())}")
 
 
 def _check_known(model: str) -> None:
@@ -92,13 +92,13 @@ def _check_known(model: str) -> None:
 
 
 def _unset(name: Name) -> None:
-    """Forget a value that was kept."""
+    """Remove a saved value."""
     config.unset_value(file(), name)
     say(f"{name} is no longer set in {show(file())}")
 
 
 def _path() -> None:
-    """Where the settings are kept."""
+    """Print the path of the config file."""
     tell(str(file()))
 
 
@@ -107,7 +107,7 @@ def file() -> Path:
 
 
 def _rows(sources: Sources, model: Model | None) -> list[dict[str, Any]]:
-    """What a run without any flags would use."""
+    """The settings of a run without flags."""
     if model is None:
         values, origins = config.resolve(sources, family=dict.fromkeys(find("sd15").defaults), model={})
     else:

@@ -1,4 +1,4 @@
-"""`sdcli doctor`: what this machine offers, what is installed, and what is wrong, each with the line that mends it."""
+"""`sdcli doctor`: what this machine offers, what is installed, and what is wrong, each with the line that fixes it."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ LEAST_DISK = 1_000_000_000
 def command() -> Callable[..., None]:
     screen = [option for option in SCREEN if option.field in ("json", "debug")]
     network = Option(
-        field="network", flags=("--network",), switch=True, panel=OUTPUT, help="Also try whether the Hub answers."
+        field="network", flags=("--network",), switch=True, panel=OUTPUT, help="Also check whether the Hub answers."
     )
     return make(_doctor, [network, *screen], name="doctor", help="Check this machine: GPU, versions, models, disk.")
 
@@ -49,8 +49,8 @@ def _doctor(typed: Mapping[str, Any]) -> None:
 
 
 def doctor(json: bool = False, network: bool = False) -> None:
-    """Look, say, and end with 8 when a GPU that is there cannot be used (or nothing can draw at all), with 2 when the
-    settings are wrong, with 3 when the Hub was to be tried and does not answer."""
+    """Print what was found. Exit with 8 if a GPU is present but unusable (or nothing can draw at all), with 2 if the
+    settings are wrong, with 3 if --network was given and the Hub does not answer."""
     found = examine(network=network)
     if json:
         print_json(schema.to_json(found.report))
@@ -60,7 +60,7 @@ def doctor(json: bool = False, network: bool = False) -> None:
     raise typer.Exit(exit_code(found.report))
 
 
-# --- what there is to know
+# --- the examination
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -106,7 +106,7 @@ class Examination:
 
 
 def examine(*, network: bool = False, seen: Survey | None = None) -> Examination:
-    """Everything doctor knows. Only reads; the network only where asked."""
+    """Everything doctor reports. Only reads; uses the network only if `network`."""
     seen = seen or survey.look()
     versions = installation.versions()
     folders = _folders()
@@ -174,7 +174,7 @@ def _problems(seen: Survey, versions: tuple[Version, ...], folders: tuple[Folder
 
 
 def _settings_problem() -> list[Notice]:
-    """What every other command would stop at."""
+    """The error in the settings at which every other command would stop."""
     try:
         ask.read_sources({})
         ask.added_folders()
@@ -186,7 +186,7 @@ def _settings_problem() -> list[Notice]:
 def _network_problem(answer: tuple[bool, str] | None) -> list[Notice]:
     if answer is None or answer[0]:
         return []
-    hint = "sdcli doctor --network   (once the connection is back; HF_ENDPOINT and HTTPS_PROXY are heeded)"
+    hint = "sdcli doctor --network   (once the connection is back; HF_ENDPOINT and HTTPS_PROXY are used)"
     return [Notice(code="network", message=answer[1], hint=hint)]
 
 
@@ -197,14 +197,14 @@ def _version_problem(version: Version, seen: Survey) -> list[Notice]:
         return []
     wanted = f"{version.name}>={data.lowest_versions()[version.name]}"
     state_ = (
-        "is not installed" if missing else f"{show(version.version)} is older than {floor}, the oldest that is tested"
+        "is not installed" if missing else f"{show(version.version)} is older than {floor}, the oldest tested version"
     )
     hint = installation.command_line([seen.installation.python, "-m", "pip", "install", wanted])
     return [Notice(code="version", message=f"{version.name} {state_}", hint=hint)]
 
 
 def exit_code(report: Report) -> int:
-    """The gravest; a full disk or an old library does not stop a picture."""
+    """Of the most serious problem; a full disk or an old library does not stop an image."""
     codes = {problem.code for problem in report.problems}
     return 8 if codes & set(GPU_CODES) else 2 if "config" in codes else 3 if "network" in codes else 0
 
@@ -215,7 +215,7 @@ def reach(address: str) -> tuple[bool, str]:
     from urllib.request import Request, urlopen
 
     if not address.startswith(("https://", "http://")):
-        return False, f"HF_ENDPOINT is no web address: {show(address, 60)}"
+        return False, f"HF_ENDPOINT is not a web address: {show(address, 60)}"
     started = time.perf_counter()
     try:
         with urlopen(Request(address, method="HEAD"), timeout=10):
@@ -244,7 +244,7 @@ def system_name() -> str:
 
 
 def screen(found: Examination, columns: int = 80) -> list[str]:
-    """The lines a person reads; what is to be pasted stays whole."""
+    """The lines of the screen; commands to paste are never broken."""
     return [part for line in _lines(found, columns) for part in _folded(line, columns)]
 
 
@@ -280,7 +280,7 @@ def _machine_line(found: Examination) -> str:
     chip, host = found.survey.processor, found.survey.memory
     cores = f"{chip.cores} cores" if chip.cores != 1 else "1 core"
     if chip.threads < chip.cores:
-        cores = f"{chip.threads} of {cores} to use"
+        cores = f"{chip.threads} of {cores} usable"
     limit = " within this container" if host.limited else ""
     return (
         f"{show(found.report.platform)}, {show(chip.name)} ({cores}), "
@@ -290,7 +290,7 @@ def _machine_line(found: Examination) -> str:
 
 def _gpu_lines(found: Examination, columns: int) -> list[str]:
     usable = [device for device in found.report.devices if device.kind != "cpu"]
-    lines = [line for device in usable for line in _card_lines(device, found, columns)]
+    lines = [line for device in usable for line in _device_lines(device, found, columns)]
     if lines:
         return lines
     problem = next((problem for problem in found.report.problems if problem.code == "gpu-no-driver"), None)
@@ -300,17 +300,19 @@ def _gpu_lines(found: Examination, columns: int) -> list[str]:
         return _entry("GPU", ["hidden by CUDA_VISIBLE_DEVICES"])
     torch = found.survey.torch
     if torch is not None and torch.hip:
-        return _entry("GPU", [f"none sdcli can plan for; torch {show(torch.version)} is a {show(torch.flavour)} build"])
-    return _entry("GPU", ["none found; the CPU draws"])
+        return _entry(
+            "GPU", [f"none that sdcli supports; torch {show(torch.version)} is a {show(torch.flavour)} build"]
+        )
+    return _entry("GPU", ["none found; using the CPU"])
 
 
-def _card_lines(device: Hardware, found: Examination, columns: int) -> list[str]:
+def _device_lines(device: Hardware, found: Examination, columns: int) -> list[str]:
     driver = f", driver {show(device.driver)}" if device.driver else ""
     line = f"{show(device.name, 40)}, {gib(device.total)} GiB, {gib(device.free)} free{driver}"
     if device.dtypes.get("fp32") != "unavailable":
         return _entry("GPU", [_beside(line, f"✓ {device.device}", columns), *(f"  {note}" for note in device.notes)])
-    card = found.survey.visible[int(device.device.partition(":")[2])]
-    reason = installation.unusable(found.survey.torch, card, found.survey.nvidia)
+    gpu = found.survey.visible[int(device.device.partition(":")[2])]
+    reason = installation.unusable(found.survey.torch, gpu, found.survey.nvidia)
     texts = [_beside(line, "✗ torch can't use", columns), f"  {show(reason)}"]
     for problem in found.report.problems:
         if problem.code == "gpu-unusable":
@@ -319,7 +321,7 @@ def _card_lines(device: Hardware, found: Examination, columns: int) -> list[str]
 
 
 def _beside(text: str, mark: str, columns: int) -> str:
-    """The verdict at the right edge."""
+    """The text with its mark at the right edge."""
     return text + " " * max(2, min(80, columns) - 9 - cells(text) - cells(mark)) + mark
 
 
@@ -330,18 +332,18 @@ def _cpu_line(found: Examination) -> str:
     ratio = probe.ratio.get("bf16") if probe is not None else None
     if ratio is not None and probe is not None:
         pace = f"{ratio:.1f}× slower" if ratio > 1 else f"{1 / ratio:.1f}× faster"
-        bf16 += f" {pace} than fp32 here (probed {probe.seconds:.1f} s)"
+        bf16 += f" {pace} than fp32 here (tested for {probe.seconds:.1f} s)"
     elif known["bf16"] == "assumed":
-        bf16 += f" by its {chip.isa}, not probed yet"
+        bf16 += f" ({chip.isa}), not tested yet"
     else:
-        bf16 += f" no instructions for it in {chip.isa or 'this CPU'}"
+        bf16 += f" not supported by {chip.isa or 'this CPU'}"
     return f"fp32 ✓   bf16 {bf16}   fp16 never"
 
 
 def _version_lines(report: Report) -> list[str]:
     by_name = {version.name: version.version.removesuffix(".0") for version in report.versions}
     shown = [f"{name} {show(by_name[name] or 'missing')}" for name in ("torch", "diffusers", "transformers")]
-    whether = "the tested set" if installation.tested(report.versions) else "not the set that is tested"
+    whether = "the tested set" if installation.tested(report.versions) else "not the tested set"
     where = WHERE.get(report.installation, f"by {report.installation}")
     lines = [*_wrapped(", ".join([report.python, *shown])), f"  {whether}, installed {where}"]
     for version in report.versions:
@@ -401,10 +403,10 @@ def _ending(report: Report) -> list[str]:
         return ["No problems."]
     lines = []
     for problem in report.problems:
-        if problem.code != "gpu-unusable":  # said beside the card
+        if problem.code != "gpu-unusable":  # shown beside the GPU
             lines += [f"problem: {problem.message}", f"    try: {problem.hint}"]
     count = "1 problem." if len(report.problems) == 1 else f"{len(report.problems)} problems."
     codes = {problem.code for problem in report.problems}
-    able = "" if "no-torch" in codes else " sdcli draws, but on the CPU only." if codes & set(GPU_CODES) else ""
+    able = "" if "no-torch" in codes else " Running on the CPU only." if codes & set(GPU_CODES) else ""
     code = exit_code(report)
     return [*lines, count + able + (f" (exit {code})" if code else "")]

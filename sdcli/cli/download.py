@@ -18,21 +18,21 @@ RECENT = 5.0  # seconds the rate is taken over
 
 def facts(name: str, offer: Offer, licence: str | None, free: int | None) -> list[str]:
     """What is about to be fetched, from where, under which licence, and whether there is room."""
-    open_to = "given to who accepted its terms" if offer.gated else "open to all"
-    told = [f"licence {show(licence, 60)}, {open_to}" if licence else f"no licence named, {open_to}"]
+    access = "gated: accept its terms first" if offer.gated else "open to all"
+    terms = [f"licence {show(licence, 60)}, {access}" if licence else f"no licence named, {access}"]
     if offer.missing == 0:
-        told.append(f"{disk_text(offer.size)}, all of it here")
+        terms.append(f"{disk_text(offer.size)}, already here")
     else:
-        told.append(f"{disk_text(offer.size)} once")
+        terms.append(f"{disk_text(offer.size)} to download")
         if offer.kept:
-            told.append(f"{disk_text(offer.kept)} of it here already")
+            terms.append(f"{disk_text(offer.kept)} of it already here")
         if free is not None:
-            told.append(f"{disk_text(free)} free")
+            terms.append(f"{disk_text(free)} free")
     called = "" if name == offer.repository else f"{show(name, 80)}: "
     file = f"/{show(offer.file, 120)}" if offer.file else ""
     return [
         f"{called}{show(offer.repository, 120)}{file} @{offer.commit[:7]}{_what(offer)}",
-        "  " + " · ".join(told),
+        "  " + " · ".join(terms),
     ]
 
 

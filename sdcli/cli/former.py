@@ -29,9 +29,9 @@ def not_needed(typed: Mapping[str, Any], plan: Plan) -> tuple[Warning, ...]:
 
 def _reason(choice: str, plan: Plan) -> str:
     if plan.hardware.kind == "cpu":
-        return "nothing is on a GPU here; --max-ram limits the memory"
+        return "nothing runs on a GPU here; --max-ram limits memory"
     if plan.setup.placement == choice:
-        return f"the plan does that by itself (placement={choice})"
+        return f"the plan does that already (placement={choice})"
     if legal(replace(plan.setup, placement=choice), plan.hardware, plan.model) is not None:
-        return "the plan takes the fastest way that fits"
-    return f"the fastest way that fits is taken; to insist: --pin placement={choice}"
+        return "the plan uses the fastest setup that fits"
+    return f"the plan uses the fastest setup that fits; to force it: --pin placement={choice}"

@@ -1,4 +1,4 @@
-"""`sdcli generate`: the plan, the engine, the store and the sinks, joined. Decisions are made elsewhere."""
+"""`sdcli generate`: connects the plan, the engine, the store and the sinks. Decisions are made elsewhere."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ MOST_SEEDS = 20  # that a hint lists one by one
 def command() -> Callable[..., None]:
     return make(
         _generate, [*OPTIONS, *FORMER_FLAGS, *SCREEN], name="generate", words="PROMPT", complete=complete.values,
-        help='Draw pictures from prompts: sdcli generate "a cat" -n 4',
+        help='Draw images from prompts: sdcli generate "a cat" -n 4',
     )  # fmt: skip
 
 
@@ -71,7 +71,7 @@ def _generate(typed: dict[str, Any]) -> None:
     folding = Folding(started=runs.now(), run=destination.run, clock=since_start, environment=around)
     stored = store(_events(asked, typed.get("engine", "local")), destination, environment=around)
     strip = Filmstrip(plan.request.filmstrip, on_saved=screen.strip)
-    sinks: tuple[Sink, ...] = (screen.progress, screen.picture, strip, *screen.results(folding, destination))
+    sinks: tuple[Sink, ...] = (screen.progress, screen.image, strip, *screen.results(folding, destination))
     watch = Watch(*sinks, record=folding)
     error = _drain(watch(stored), stored, folding, plan, destination.records) or watch.lost
     over()
@@ -80,7 +80,7 @@ def _generate(typed: dict[str, Any]) -> None:
         screen.finish(finished, destination)
     except StdoutLost as lost:
         if finished.error is None:
-            raise _told(lost, folding, asked, destination) or lost from None
+            raise _completed(lost, folding, asked, destination) or lost from None
         say_error(from_json(dict(finished.error)))  # the first error is the run's
     if error is not None and typed.get("debug"):
         trace(error)
@@ -90,15 +90,15 @@ def _generate(typed: dict[str, Any]) -> None:
 def _recorded(
     error: SdcliError | None, folding: Folding, asked: Asked, destination: names.Destination
 ) -> report.Report:
-    """The report, on the disk too. The first error is the run's; one in writing the report counts if there was none."""
-    finished = folding.report(_told(error, folding, asked, destination))
+    """The report, also written to disk. A failure to write it is the run's error only if there was no other."""
+    finished = folding.report(_completed(error, folding, asked, destination))
     if not destination.records.exists():  # it ended before it began
         return finished
     try:
         report.write(finished, destination.records / "report.json")
     except CannotWrite as failed:
         if error is None:
-            return folding.report(_told(failed, folding, asked, destination))
+            return folding.report(_completed(failed, folding, asked, destination))
     remembering.remember(asked.plan, finished)
     return finished
 
@@ -121,7 +121,7 @@ def _events(asked: Asked, engine: str) -> Iterator[Event]:
 
 
 def _batches(asked: Asked) -> Iterable[Batch]:
-    """The plan's own batches; where jobs come from stdin, those after them, one by one as they are read."""
+    """The plan's batches; then, if jobs come from stdin, those, one by one as they are read."""
     plan = asked.plan
     own = plan.numbered()
     if asked.later is None:
@@ -132,21 +132,21 @@ def _batches(asked: Asked) -> Iterable[Batch]:
 def _drain(
     stream: Iterator[Event], stored: Iterator[Event], folding: Folding, plan: Plan, records: Path
 ) -> SdcliError | None:  # fmt: skip
-    """Run to the end; an interruption or a typed failure ends the run, what is saved stays."""
+    """Run to the end; an interruption or a typed failure ends the run, and what is saved stays."""
     try:
         for _ in stream:
             check()
     except (KeyboardInterrupt, Stop) as stop:
         with contextlib.suppress(KeyboardInterrupt, Stop, StopIteration):
-            stored.throw(stop)  # type: ignore[attr-defined]  # met while watching: the journal ends with it too
+            stored.throw(stop)  # type: ignore[attr-defined]  # raised while watching: the journal ends with it too
         error = stopped_by(stop)
         folding(events.Interrupted(signal=error.type))
-        with contextlib.suppress(SdcliError, OSError):  # one may have got its name in the very moment of the signal
+        with contextlib.suppress(SdcliError, OSError):  # an image may have been renamed as the signal arrived
             folding.had(runs.recover(runs.read(records)).done)
         return error
     except SdcliError as failed:
         return failed
-    except Exception as failure:  # the engine tells of its own; this is of saving and of what is said
+    except Exception as failure:  # the engine raises typed errors; this comes from saving or showing
         from sdcli.draw import oom
 
         with contextlib.suppress(Exception):
@@ -156,44 +156,44 @@ def _drain(
         because = oom.first_line(failure)
     else:
         return None
-    from sdcli.draw.exhausted import exhausted  # only now has what was drawn no holder any more
+    from sdcli.draw.exhausted import exhausted  # only now does nothing hold the drawn tensors any more
 
     return exhausted(plan, "outside of drawing", because)
 
 
-def _told(
+def _completed(
     error: SdcliError | None, folding: Folding, asked: Asked, destination: names.Destination
 ) -> SdcliError | None:
-    """What was kept, and how to go on with what was not drawn."""
+    """The error with what was kept, and how to draw the rest."""
     if error is None:
         return None
-    kept, wanted = folding.kept
+    kept, total = folding.kept
     if not error.done and kept:
-        error.done = f"{kept} of {wanted} images in {show(destination.folder, 200)}"
+        error.done = f"{kept} of {total} images in {show(destination.folder, 200)}"
     if not error.hint and isinstance(error, (Interrupted, Terminated)):
         error.hint = _the_rest(folding, asked, destination)
     return error
 
 
 def _the_rest(folding: Folding, asked: Asked, destination: names.Destination) -> str:
-    """The same command for the seeds that are left, where one line can say them; else where the rest is listed."""
+    """The same command for the remaining seeds, if one line can name them; else where the rest is listed."""
     jobs = asked.plan.jobs
     kept = {image.index for image in folding.images() if image.kept}
-    left = [job for job in jobs if job.index not in kept]
-    alike = {replace(job, index=0, seed=0) for job in jobs}
-    seeds = [job.seed for job in left]
-    together = len(seeds) > 2 and seeds == list(range(seeds[0], seeds[0] + len(seeds)))
-    if asked.later is not None or len(alike) > 1 or not left or (len(left) > MOST_SEEDS and not together):
-        return f"the same command for the images that {show(destination.records / runs.REPORT, 300)} calls missing"
-    told = f"{seeds[0]}..{seeds[-1]}" if together else ",".join(map(str, seeds))
-    return f"the same command with --seed {told}" + (" and without -n" if len(jobs) > 1 else "")
+    remaining = [job for job in jobs if job.index not in kept]
+    kinds = {replace(job, index=0, seed=0) for job in jobs}
+    seeds = [job.seed for job in remaining]
+    consecutive = len(seeds) > 2 and seeds == list(range(seeds[0], seeds[0] + len(seeds)))
+    if asked.later is not None or len(kinds) > 1 or not seeds or (len(seeds) > MOST_SEEDS and not consecutive):
+        return f"the same command for the images listed as missing in {show(destination.records / runs.REPORT, 300)}"
+    listed = f"{seeds[0]}..{seeds[-1]}" if consecutive else ",".join(map(str, seeds))
+    return f"the same command with --seed {listed}" + (" and without -n" if len(jobs) > 1 else "")
 
 
-# --- what is said
+# --- what is shown
 
 
 class Screen:
-    """Talk on stderr, results on stdout, as the flags ask for them."""
+    """Messages on stderr, results on stdout, as the flags request."""
 
     def __init__(self, typed: dict[str, Any], plan: Plan) -> None:
         self.plan = plan
@@ -215,20 +215,20 @@ class Screen:
             if warning.code != builtin.CODE:  # that one comes with the events
                 for line in folded(show(warning.message), width(sys.stderr), first="note: "):
                     say(line)
-        told = self.plan if self.real else replace(self.plan, seconds=None)  # nothing is known of another engine
-        for line in plan_screen.render_summary(told, width(sys.stderr), not speaks_unicode(sys.stderr)):
+        plan = self.plan if self.real else replace(self.plan, seconds=None)  # predictions are of the local engine
+        for line in plan_screen.render_summary(plan, width(sys.stderr), not speaks_unicode(sys.stderr)):
             say(line)
 
     def results(self, folding: Folding, destination: names.Destination) -> list[Sink]:
-        """A path, or an object, for each picture as soon as it is on the disk."""
+        """A path, or an object, for each image as soon as it is on disk."""
         if self.json:
             return []
         if self.json_lines:
             return [JsonLines(put, folding, destination.folder)]
         return [Paths(put, os.getcwd())]
 
-    def picture(self, event: Event) -> None:
-        """The picture itself, where the terminal can show it."""
+    def image(self, event: Event) -> None:
+        """The image itself, if the terminal can show it."""
         if isinstance(event, events.Decoded) and self._shows():
             from sdcli.record.sinks.picture import picture
 

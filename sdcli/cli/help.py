@@ -25,13 +25,13 @@ def _show(typed: dict[str, Any]) -> None:
         return
     topic = TOPICS.get(words[0])
     if topic is None:
-        raise Usage(f'no help on "{show(words[0], 60)}"; there is {", ".join(TOPICS)}', hint="sdcli help exit-codes")
+        raise Usage(f'no help on "{show(words[0], 60)}"; topics: {", ".join(TOPICS)}', hint="sdcli help exit-codes")
     for line in topic(min(80, width(sys.stdout))):
         tell(line)
 
 
 def _exit_codes(columns: int) -> list[str]:
-    head = "sdcli ends with one of these codes. With --json an error also has a type, given here in brackets."
+    head = "sdcli exits with one of these codes. With --json an error also has a type, shown here in brackets."
     lines = [*folded(head, columns), ""]
     for code, meaning in MEANINGS.items():
         types = ", ".join(name for name, cls in REGISTRY.items() if cls.code == code)
@@ -53,12 +53,12 @@ def _environment(columns: int) -> list[str]:
         "HF_HOME": "Where the Hugging Face cache is.",
         "HF_ENDPOINT": "A mirror of the Hub.",
         "HF_TOKEN": "Your Hub token, for gated models.",
-        "CUDA_VISIBLE_DEVICES": "The GPUs that may be used.",
+        "CUDA_VISIBLE_DEVICES": "The GPUs to use.",
         "NO_COLOR": "No colours. FORCE_COLOR: colours in a pipe too.",
-        "COLUMNS": "Width to draw in.",
+        "COLUMNS": "Width of the output.",
     }
     room = max(map(len, told)) + 4
-    head = "Any option can be set in the environment; a flag wins over it."
+    head = "These options can be set in the environment; a flag takes precedence."
     return [*folded(head, columns), "", *_rows(told, room, columns), "", *_rows(others, room, columns)]
 
 
@@ -68,15 +68,15 @@ def _rows(told: Mapping[str, str], room: int, columns: int, indent: str = "  ") 
 
 def _memory(columns: int) -> list[str]:
     head = (
-        "Before anything is loaded, sdcli works out what every sensible way of drawing would need, and takes the "
-        "fastest one that fits. `sdcli plan` shows them all."
+        "Before anything is loaded, sdcli predicts what every sensible setup would need, and takes the fastest one "
+        "that fits. `sdcli plan` shows them all."
     )
     told = {
         "budget": "92 % of what is free now (on CUDA after 0.5 GiB for its context)",
         "--max-vram 6": "stay within 6 GiB on the GPU; --max-ram likewise in host memory",
         "--pin SLOT=CHOICE": "force one choice, as --pin placement=group-offload; the rest is planned",
-        "--no-fallback": "stop when memory runs out, instead of going on with a smaller setup",
-        "--as-if cuda:8GiB": "with plan: what another card would need",
+        "--no-fallback": "stop when memory runs out, instead of retrying with a smaller setup",
+        "--as-if cuda:8GiB": "with plan: what another GPU would need",
     }
     slots = "The slots and their choices:"
     return [*folded(head, columns), "", *_rows(told, 22, columns), "", slots, *_slots(columns)]
@@ -96,7 +96,7 @@ def _formats(columns: int) -> list[str]:
         "Adapters": "--lora (kohya's or diffusers' names; also <lora:name:0.8> in the prompt), --embedding (textual "
         "inversion), --vae: .safetensors only, by path, or by name from the model's folder, from Lora/, embeddings/ "
         "and VAE/ next to it, or from the folders of the config file.",
-        "Pictures": "png, jpg, webp. Each holds the A1111 settings text, and sdcli's own chunk with everything needed "
+        "Images": "png, jpg, webp. Each holds the A1111 settings text, and sdcli's own chunk with everything needed "
         "to draw it again (--metadata full).",
         "Prompts": "--prompts FILE: text (a prompt per line; # and a space begin a comment), JSONL or CSV with columns "
         f"{', '.join(COLUMNS)}. - reads stdin line by line.",

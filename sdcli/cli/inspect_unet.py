@@ -56,7 +56,7 @@ class Asked:
 OPTIONS = (
     Option(field="model", metavar="MODEL"),
     Option(field="model_option", flags=("--model", "-m"), metavar="NAME|PATH", help="The same as MODEL."),
-    Option(field="at", flags=("--at",), metavar="WxH", panel=SIZE, help="Picture size in pixels."),
+    Option(field="at", flags=("--at",), metavar="WxH", panel=SIZE, help="Image size in pixels."),
     Option(field="batch", flags=("--batch",), metavar="N", kind=int, default=Asked.batch, panel=SIZE,
            help="Latents per call."),
     Option(field="tokens", flags=("--tokens",), metavar="N", kind=int, default=Asked.tokens, panel=SIZE,
@@ -70,12 +70,12 @@ OPTIONS = (
            help="call, name, kind, parameters, bytes, macs or activation."),
     Option(field="pattern", flags=("--filter",), metavar="REGEX", panel=TABLES, help="Only names that match."),
     Option(field="diff", flags=("--diff",), metavar="OTHER", panel=COMPARE, help="Compare with another."),
-    Option(field="lora", flags=("--lora",), metavar="FILE", panel=COMPARE, help="What a LoRA touches."),
+    Option(field="lora", flags=("--lora",), metavar="FILE", panel=COMPARE, help="Show the layers a LoRA changes."),
     Option(field="measure", flags=("--measure",), switch=True, panel=COMPARE, help="Build it and run one call here."),
     Option(field="device", flags=("--device",), metavar="NAME", default=Asked.device, panel=COMPARE,
            help="Where --measure runs."),
     Option(field="module", flags=("--module",), metavar="PKG.MOD:FACTORY", panel=COMPARE,
-           help="Any torch module instead; its code is run."),
+           help="Inspect any torch module instead; runs its code."),
     Option(field="inputs", flags=("--input",), metavar="1,3,256,256", repeatable=True, panel=COMPARE,
            help="Shape for --module."),
     Option(field="json", flags=("--json",), switch=True, panel=OUTPUT, help="One JSON object."),
@@ -91,7 +91,7 @@ OPTIONS = (
 def command() -> Callable[..., None]:
     return make(
         _inspect, OPTIONS, name="inspect-unet",
-        help="See a UNet: layers, sizes, work and skips, from its config or a file's header. Nothing is loaded.",
+        help="Show a UNet's layers, sizes, compute and skips, from its config or a file's header. Nothing is loaded.",
     )  # fmt: skip
 
 
@@ -101,7 +101,7 @@ def _inspect(typed: dict[str, Any]) -> None:
     asked = Asked(model=word or option, ascii=ascii, **typed)
     if asked.json + asked.csv + asked.markdown > 1:
         raise Usage(
-            "--json, --csv and --markdown each want stdout for themselves",
+            "--json, --csv and --markdown each write to stdout; use one",
             hint="the same command without --csv --markdown",
         )
     if word and option and word != option:
@@ -150,11 +150,11 @@ def _at(asked: Asked, found: Any) -> Any:
     if asked.at is not None:
         match = re.fullmatch(r"(\d{1,6})(?:[xX×](\d{1,6}))?", asked.at.strip())
         if not match:
-            raise Usage(f"--at {show(asked.at, 40)} is no size", hint="--at 768x512")
+            raise Usage(f"--at {show(asked.at, 40)} is not a size", hint="--at 768x512")
         width, height = int(match[1]), int(match[2] or match[1])
     if asked.dtype not in BYTES:
         raise Usage(
-            f"--dtype {show(asked.dtype, 40)} is none of {', '.join(BYTES)}",
+            f"--dtype {show(asked.dtype, 40)} is not one of {', '.join(BYTES)}",
             hint="--dtype bf16",
         )
     for flag, value in (("--batch", asked.batch), ("--tokens", asked.tokens)):
@@ -203,7 +203,7 @@ def _rows(asked: Asked, look: Any) -> tuple[list[Any], str | None]:
         rows, view = tables.by_depth(leaves, asked.depth), "sums"
     elif asked.by is not None:
         if asked.by not in ("kind", "block"):
-            raise Usage(f"--by {show(asked.by, 40)} is none of kind, block", hint="--by kind")
+            raise Usage(f"--by {show(asked.by, 40)} is neither kind nor block", hint="--by kind")
         rows, view = (
             (tables.by_kind(leaves), "sums") if asked.by == "kind" else (tables.by_block(look, leaves), "blocks")
         )

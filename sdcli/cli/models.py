@@ -1,4 +1,4 @@
-"""`sdcli models`: what is here to draw with, which folders are looked through, whether a model's files are sound."""
+"""`sdcli models`: the models on this machine, the folders searched for them, and whether a model's files are sound."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ _SYNONYMS = {**dict.fromkeys(("remove", "delete", "del", "uninstall"), "rm"), "v
 _ORDER = ("builtin", "sd15", "sdxl", "lora", "embedding", "vae", "controlnet")
 _SOURCES = {"builtin": "shipped with sdcli", "cache": "Hugging Face cache"}
 _LONGEST_NAME = 34
-_NAMED = 8  # missing tensors that the report names
+_NAMED = 8  # missing tensors that the report lists
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,7 +58,7 @@ def command() -> Callable[..., None]:
     options = [option for option in SCREEN if option.field in ("json", "quiet", "debug")]
     return make(
         _models, options, name="models", words="DIR | add DIR | rm NAME | check MODEL", complete=complete.values,
-        help="List the models that are here; add or rm a folder of them; check one.",
+        help="List local models; add or rm a model folder; check a model.",
     )  # fmt: skip
 
 
@@ -80,7 +80,7 @@ def _models(typed: dict[str, Any]) -> None:
 
 def _list(text: str, typed: dict[str, Any]) -> None:
     if text and not Path(text).expanduser().is_dir():
-        raise ModelMissing(f"there is no folder {show(text, 200)}", hint="sdcli models")
+        raise ModelMissing(f"no folder {show(text, 200)}", hint="sdcli models")
     folders = (Path(text).expanduser().absolute(),) if text else added_folders()
     memory = listing.recall(cache_folder() / "listing.json")
     entries = listing.listed(
@@ -105,7 +105,7 @@ def _advice(entries: Sequence[Entry], folders: Sequence[Path]) -> str:
         return f'Draw with one: sdcli generate "a cat" -m "{show(name, 300)}"'
     if folders:
         return builtin.photographs() if any(entry.source == "builtin" for entry in entries) else ""
-    return "Models in a folder of yours: sdcli models add DIR    From the Hub: sdcli pull sd15"
+    return "Add a folder of models: sdcli models add DIR    From the Hub: sdcli pull sd15"
 
 
 def _is_twice(entry: Entry, entries: Sequence[Entry]) -> bool:
@@ -113,7 +113,7 @@ def _is_twice(entry: Entry, entries: Sequence[Entry]) -> bool:
 
 
 def table(entries: Sequence[Entry], folders: Sequence[FolderState], columns: int) -> list[str]:
-    """Place by place: what can be drawn with first, then what goes beside it, then what was refused."""
+    """Folder by folder: models first, then adapters, then refused files."""
     lines: list[str] = []
     for source in ("builtin", "cache"):
         lines += _block(_SOURCES[source], [entry for entry in entries if entry.source == source], columns)
@@ -121,9 +121,9 @@ def table(entries: Sequence[Entry], folders: Sequence[FolderState], columns: int
         inside = [
             entry for entry in entries if entry.source == "folder" and Path(entry.path).is_relative_to(place.path)
         ]
-        title = show(place.path, 200) + ("" if inside else ": no models" if place.exists else ": not there")
+        title = show(place.path, 200) + ("" if inside else ": no models" if place.exists else ": not found")
         lines += _block(title, inside, columns) or [title]
-    return lines or ["no models here"]
+    return lines or ["no models found"]
 
 
 def _block(title: str, entries: Sequence[Entry], columns: int) -> list[str]:
@@ -150,7 +150,7 @@ def _block(title: str, entries: Sequence[Entry], columns: int) -> list[str]:
 
 
 def _called(entry: Entry, entries: Sequence[Entry]) -> str:
-    """A folder and a file of one name are told apart, the file as -m takes it."""
+    """The name as -m takes it; a folder and a file of the same name differ."""
     if entry.source != "folder" or not _is_twice(entry, entries):
         return entry.name
     path = Path(entry.path)
@@ -177,7 +177,7 @@ def _padded(text: str, wanted: int) -> str:
     return shown + " " * (wanted - cells(shown))
 
 
-# --- folders that are looked through
+# --- model folders
 
 
 def _file() -> Path:
@@ -187,17 +187,17 @@ def _file() -> Path:
 def _add(text: str, typed: dict[str, Any]) -> None:
     path = Path(os.path.abspath(Path(text).expanduser()))
     if not path.is_dir():
-        raise ModelMissing(f"there is no folder {show(path, 200)}", hint="sdcli models")
+        raise ModelMissing(f"no folder {show(path, 200)}", hint="sdcli models")
     held = config.folders(_file())
     if path not in held:
         config.set_folders(_file(), [*held, path])
     if not typed.get("quiet") and not typed.get("json"):
-        say(f"{show(path, 200)} is looked through for models, kept in {show(_file(), 200)}")
+        say(f"Added {show(path, 200)} to the model folders ({show(_file(), 200)})")
     _list(str(path), typed)
 
 
 def _remove(text: str, typed: dict[str, Any]) -> None:
-    """Forget an added folder, or delete a repository of the Hub's cache. Files in folders of yours are left alone."""
+    """Forget an added folder, or delete a repository from the Hub's cache. Files in the user's folders are kept."""
     held = config.folders(_file())
     wanted = Path(os.path.abspath(Path(text).expanduser()))
     named = [folder for folder in held if folder == wanted] or [folder for folder in held if folder.name == text]
@@ -205,7 +205,7 @@ def _remove(text: str, typed: dict[str, Any]) -> None:
         raise Usage(f"{show(text, 80)} is {len(named)} folders", hint=f'sdcli models rm "{show(named[0], 200)}"')
     if named:
         config.set_folders(_file(), [folder for folder in held if folder != named[0]])
-        _told(typed, removed=str(named[0]), freed=0, text=f"{show(named[0], 200)} is no longer looked through")
+        _told(typed, removed=str(named[0]), freed=0, text=f"Removed {show(named[0], 200)} from the model folders")
         return
     known = resolve.known_as(text)
     repository = known.repository if known is not None else text
@@ -218,7 +218,7 @@ def _remove(text: str, typed: dict[str, Any]) -> None:
     freed = _delete(place)
     _told(
         typed, removed=repository, freed=freed,
-        text=f"{show(repository, 120)} is deleted from the Hugging Face cache, {disk_text(freed)} freed",
+        text=f"Deleted {show(repository, 120)} from the Hugging Face cache, {disk_text(freed)} freed",
     )  # fmt: skip
 
 
@@ -287,7 +287,7 @@ def _checkpoint(path: Path) -> Model | None:
 
 
 def _model(text: str) -> Model:
-    """The model of this name, though it may lack tensors."""
+    """The model of this name, even if it lacks tensors."""
     try:
         return resolve.resolve(
             text, offline=True, folders=added_folders(), hub=hub_cache.folder(os.environ),
@@ -300,7 +300,7 @@ def _model(text: str) -> Model:
 def _report(name: str, found: Check) -> list[str]:
     lines = []
     for one in found.files:
-        hashed = {True: "as the hub says", False: "NOT what the hub says", None: "nothing to compare it with"}
+        hashed = {True: "matches the Hub", False: "does NOT match the Hub", None: "nothing to compare it with"}
         agrees = None if one.expected is None else one.expected == one.sha256
         lines.append(f"{show(one.path, 300)}  {disk_text(one.bytes)}")
         lines.append(f"  sha256 {one.sha256}, {hashed[agrees]}")
@@ -310,6 +310,6 @@ def _report(name: str, found: Check) -> list[str]:
             lines.append(f"  {show(fault.name, 120)}: {fault.count:,} of {fault.of:,} numbers are not finite")
     for what, names in (("missing", found.missing), ("of another shape", found.mismatched)):
         lines += [f"  {what}: {show(name, 120)}" for name in names[:_NAMED]]
-        lines += [f"  {what}: {len(names) - _NAMED} more at least"] if len(names) > _NAMED else []
+        lines += [f"  {what}: at least {len(names) - _NAMED} more"] if len(names) > _NAMED else []
     lines.append(f"{show(name, 80)}: " + ("sound" if found.sound else "damaged"))
     return lines

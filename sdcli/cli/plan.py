@@ -1,4 +1,4 @@
-"""`sdcli plan`: what a picture would need, every sensible way of making it, and the one that would be taken."""
+"""`sdcli plan`: what an image would need, every sensible setup for it, and the one that would be chosen."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def command() -> Callable[..., None]:
     screen = [option for option in SCREEN if option.field in ("json", "debug")]
     return make(
         _plan, [*OPTIONS, *FORMER_FLAGS, AS_IF, *screen], name="plan", words="PROMPT", complete=complete.values,
-        help="Show what a picture would need, before anything is loaded.",
+        help="Show what an image would need, before anything is loaded.",
     )  # fmt: skip
 
 

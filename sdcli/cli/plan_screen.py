@@ -14,7 +14,7 @@ from sdcli.terminal import cells, counted, disk_text, fit, folded, plain, second
 MOST_ROWS = 9
 A_STEP = 0.88  # rows of the short table are at least this much smaller than a faster one
 MOST_LOSSY = 2
-NARROW = 64  # columns below which the remarks beside the ways are left out
+NARROW = 64  # columns below which the remarks beside the rows are left out
 
 BRIEF = {  # a placement's phrase where there is little room
     "resident": "", "drop-encoders": "encoders dropped", "model-offload": "one part at a time",
@@ -23,7 +23,7 @@ BRIEF = {  # a placement's phrase where there is little room
 
 
 def render(plan: Plan, width: int = 80, ascii: bool = False, disk_free: int | None = None) -> list[str]:
-    """The screen of `plan`: what, where, every sensible way, why this one, and how to choose another."""
+    """The screen of `plan`: what, where, every sensible setup, why this one, and how to choose another."""
     lines = [
         *_asked(plan, width, disk_free),
         *_machine(plan, width),
@@ -39,7 +39,7 @@ def render(plan: Plan, width: int = 80, ascii: bool = False, disk_free: int | No
 
 
 def render_summary(plan: Plan, width: int = 80, ascii: bool = False) -> list[str]:
-    """What generate says first: the way, what it needs; and why, where the fastest way did not fit."""
+    """What generate says first: the setup, what it needs; and why, where the fastest setup did not fit."""
     setup = plan.setup
     if plan.hardware.kind == "cpu":
         parts, between = [_named(plan), f"cpu {setup.dtype}", *_extras(setup), _needs(plan)], " · "
@@ -61,7 +61,7 @@ def _named(plan: Plan) -> str:
 
 
 def _flow(parts: Sequence[str], between: str, width: int) -> list[str]:
-    """Parts on one line, or on several where the width asks for it; none is cut in the middle."""
+    """Parts on one line, or on several where the width requires it; none is cut in the middle."""
     lines = [""]
     for part in parts:
         longer = f"{lines[-1]}{between}{part}" if lines[-1].strip() else f"{lines[-1]}{part}"
@@ -83,7 +83,7 @@ def _within(line: str, width: int, ascii: bool) -> str:
 
 
 def way_name(setup: Setup, beside: Setup | None, room: int = 66) -> str:
-    """A setup as a person would say it; what it shares with `beside` (number types) is left out."""
+    """A setup in words; what it shares with `beside` (number types) is left out."""
     for brevity in (0, 1, 2):
         name = _composed(setup, beside, brevity)
         if cells(name) <= room:
@@ -98,8 +98,8 @@ def _composed(setup: Setup, beside: Setup | None, brevity: int) -> str:
     long, brief = placement.TECHNIQUE.phrases[setup.placement], BRIEF[setup.placement]
     if setup.placement == "resident" and setup.device == "cpu":
         long = "all in memory"
-    place = brief if brevity or (extras and setup.placement == "drop-encoders") else long
-    parts = [place, *extras]
+    phrase = brief if brevity or (extras and setup.placement == "drop-encoders") else long
+    parts = [phrase, *extras]
     if setup.storage == "fp8":
         parts.insert(0, "fp8" if brevity else "fp8 weights")
     if beside is not None and setup.dtype != beside.dtype:
@@ -114,7 +114,7 @@ def _vae_number(setup: Setup) -> str:
 
 
 def _extras(setup: Setup, brevity: int = 0) -> list[str]:
-    """Everything but number types and placement that differs from the plainest way."""
+    """Everything that differs from the plainest setup, number types and placement excepted."""
     named = []
     for technique in TECHNIQUES:
         if technique.slot in ("dtype", "storage", "placement", "vae_dtype"):
@@ -154,14 +154,14 @@ def _asked(plan: Plan, width: int, disk_free: int | None) -> list[str]:
         head.append(f"licence {show(model.licence, 30)}")
     sizes = sorted({(job.width * job.height, job.width, job.height) for job in jobs}, reverse=True)
     _, wide, high = sizes[0] if sizes else (0, request.width, request.height)
-    some = f"{len(jobs)} image{'' if len(jobs) == 1 else 's'}" if jobs else "images as prompts come,"
-    way = f"{counted(request.steps, 'step')} {show(request.sampler, 30)}"
-    what = f"  {some}{' up to' if len(sizes) > 1 else ''} {wide}×{high}, {way}"
+    images = f"{len(jobs)} image{'' if len(jobs) == 1 else 's'}" if jobs else "images as prompts arrive,"
+    steps = f"{counted(request.steps, 'step')} {show(request.sampler, 30)}"
+    work = f"  {images}{' up to' if len(sizes) > 1 else ''} {wide}×{high}, {steps}"
     if request.batch_size > 1:
-        what += f", {request.batch_size} at once"
+        work += f", {request.batch_size} at once"
     return [
         *_flow(head, ", ", width),
-        *_flow([what, *_download(plan, disk_free)], " · ", width),
+        *_flow([work, *_download(plan, disk_free)], " · ", width),
         *_beside(plan.setup, width),
     ]
 
@@ -203,7 +203,7 @@ def _machine(plan: Plan, width: int) -> list[str]:
 
 
 def sensible(plan: Plan) -> list[Way]:
-    """The rows worth a person's time: each clearly smaller than a faster one; the chosen one, and the CPU's, always."""
+    """The rows worth showing: each clearly smaller than any faster one; always the chosen one and the CPU's."""
     kept: list[Way] = []
     lossy = 0
     for way in sorted(plan.ways, key=lambda way: way.slowdown):
@@ -224,7 +224,7 @@ def sensible(plan: Plan) -> list[Way]:
 
 
 def _smaller(way: Way, row: Way) -> bool:
-    """By a step, and by the figure that is shown."""
+    """By a clear step, also in the figures shown."""
     return way.device_peak <= row.device_peak * A_STEP and gib(way.device_peak) != gib(row.device_peak)
 
 
@@ -237,7 +237,7 @@ def _table(plan: Plan, width: int) -> list[str]:
     room = max(10, width - 2 - columns - beside)
     room = min(room, max(cells(way_name(way.setup, plan.setup)) for way in ways) + 2)
     head = (f"{'GPU GiB':>8}" if two else "") + f"{'RAM GiB':>{9 if two else 8}}" + f"{'time':>8}"
-    lines = ["  " + "way".ljust(room) + head]
+    lines = ["  " + "setup".ljust(room) + head]
     for way, remark in zip(ways, remarks, strict=True):
         mark = "▸ " if way.chosen and plan.fits else "  "
         name = way_name(way.setup, plan.setup, room)
@@ -248,7 +248,7 @@ def _table(plan: Plan, width: int) -> list[str]:
 
 
 def _time(way: Way) -> str:
-    """Seconds where this machine has run that way; else how many times the fastest way's."""
+    """Seconds if this machine has run that setup; else a multiple of the fastest setup's time."""
     if way.seconds is not None:
         return seconds_text(way.seconds)
     return f"×{way.slowdown:.2f}" if way.slowdown < 9.95 else f"×{way.slowdown:.0f}"
@@ -267,10 +267,10 @@ def _remark(way: Way, plan: Plan) -> str:
 
 
 def _why(plan: Plan, width: int) -> list[str]:
-    told = {row.slot: _because(row) for row in _worth_saying(plan)}
-    if "dtype" in told and "attention" in told:  # the two that are about rate, in one sentence
-        told["dtype"] += "; " + told.pop("attention")
-    return _labelled("Why", told.values(), width)
+    reasons = {row.slot: _because(row) for row in _worth_saying(plan)}
+    if "dtype" in reasons and "attention" in reasons:  # the two that are about speed, in one sentence
+        reasons["dtype"] += "; " + reasons.pop("attention")
+    return _labelled("Why", reasons.values(), width)
 
 
 def _because(row: Decision) -> str:
@@ -278,7 +278,7 @@ def _because(row: Decision) -> str:
 
 
 def _labelled(label: str, texts: Iterable[str], width: int) -> list[str]:
-    """Each text wrapped beside one label: at the first line only."""
+    """The texts, wrapped, beside a label that stands on the first line only."""
     lines = [line for text in texts for line in textwrap.wrap(text, max(20, width - 7), break_long_words=False)]
     return [f"  {label if number == 0 else '':<5}{line}" for number, line in enumerate(lines)]
 
@@ -297,7 +297,7 @@ def _worth_saying(plan: Plan) -> list[Decision]:
 
 
 def _main_reason(plan: Plan) -> str:
-    """Why not the fastest way; nothing where it is."""
+    """Why not the fastest setup; empty if it is."""
     if plan.slowdown < 1.05:
         return ""
     by_slot = {decision.slot: decision for decision in plan.decisions}
@@ -323,18 +323,18 @@ def _first_fallback(fallbacks: Sequence[Fallback], chosen: Setup) -> str:
 
 def _source_of_figures(plan: Plan) -> str:
     if plan.footprint.runs:
-        return f"Figures from {plan.footprint.runs} run{'' if plan.footprint.runs == 1 else 's'} here"
-    known = " (±10 % on the CPUs tried)" if plan.hardware.kind == "cpu" else ""  # of cards there is no record
+        return f"Measured in {plan.footprint.runs} run{'' if plan.footprint.runs == 1 else 's'} on this machine"
+    error = " (±10 % on the CPUs tested)" if plan.hardware.kind == "cpu" else ""  # not known for GPUs
     if plan.hardware.source == "as-if":
-        return f"Figures predicted for another machine, not measured{known}"
-    return f"Figures predicted, not measured on this machine{known}"
+        return f"Predicted for another machine, not measured{error}"
+    return f"Predicted, not measured on this machine{error}"
 
 
 def _elsewhere(plan: Plan, width: int) -> list[str]:
     own = [way for way in sensible(plan) if way.setup.device == plan.setup.device]
     others = [way for way in own if way.fits and way.setup.placement != plan.setup.placement] or own
     other = others[-1].setup.placement
-    card = "cuda:8GiB" if plan.hardware.kind != "cuda" or plan.hardware.total // GIB == 6 else "cuda:6GiB"
-    choose = "Choose again: leave out --pin" if plan.request.pins else f"Choose yourself: --pin placement={other}"
-    parts = [f"  {choose}", f"Other card: --as-if {card}"]
+    gpu = "cuda:8GiB" if plan.hardware.kind != "cuda" or plan.hardware.total // GIB == 6 else "cuda:6GiB"
+    choose = "Let sdcli choose: omit --pin" if plan.request.pins else f"Choose yourself: --pin placement={other}"
+    parts = [f"  {choose}", f"Another GPU: --as-if {gpu}"]
     return _flow(parts, "   ", width)

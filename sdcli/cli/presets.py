@@ -1,4 +1,4 @@
-"""`sdcli presets`: the named sets of settings, and where one's own are kept."""
+"""`sdcli presets`: the named sets of settings, and the folder of the user's own."""
 
 from __future__ import annotations
 
@@ -20,15 +20,17 @@ def command() -> Callable[..., None]:
 
 
 def _show(typed: dict[str, Any]) -> None:
-    own = config_folder() / "presets"
-    found = config.presets(own)
+    folder = config_folder() / "presets"
+    presets = config.presets(folder)
     if typed.get("json"):
-        rows = [{"name": one.name, "description": one.description, "path": str(one.path)} for one in found]
+        rows = [
+            {"name": preset.name, "description": preset.description, "path": str(preset.path)} for preset in presets
+        ]
         print_json({"schema": "sdcli.presets/1", "presets": rows})
         return
-    widest = max((cells(show(one.name, 40)) for one in found), default=0)
-    for one in found:
-        name = show(one.name, 40)
-        for line in folded(show(one.description), width(sys.stdout), name + " " * (widest + 2 - cells(name))):
+    widest = max((cells(show(preset.name, 40)) for preset in presets), default=0)
+    for preset in presets:
+        name = show(preset.name, 40)
+        for line in folded(show(preset.description), width(sys.stdout), name + " " * (widest + 2 - cells(name))):
             tell(line)
-    say(f"Your own: {show(own)}/NAME.toml, with lines as `sdcli config show` names them: steps = 8")
+    say(f"Add your own as {show(folder)}/NAME.toml, with settings named as in `sdcli config show`: steps = 8")

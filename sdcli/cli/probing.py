@@ -1,4 +1,4 @@
-"""The device's number types tried once, before the first picture: flags and versions alone mislead."""
+"""The device's number types tried once, before the first image: flags and versions alone mislead."""
 
 from __future__ import annotations
 

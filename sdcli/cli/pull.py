@@ -1,5 +1,5 @@
-"""`sdcli pull`: a model, or one file, from the Hub into the cache; and the same where generate needs it first. Asks
-nothing: to name it is to want it."""
+"""`sdcli pull`: downloads a model, or one file, from the Hub into the cache; generate does the same when it needs a
+model. Never asks: naming it is consent."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ def command() -> Callable[..., None]:
     options = [option for option in (*OPTIONS, *SCREEN) if option.field in _FIELDS]
     return make(
         _pull, options, name="pull", words="NAME", complete=complete.values,
-        help="Fetch a model, or a file of a repository, into the Hugging Face cache: sdcli pull sdxl",
+        help="Download a model, or a file of a repository, into the Hugging Face cache: sdcli pull sdxl",
     )  # fmt: skip
 
 
@@ -87,7 +87,7 @@ def _named(text: str, revision: str | None, offline: bool, quiet: bool) -> Pulle
 
 
 def pull(name: str, revision: str | None = None, offline: bool = False, quiet: bool = False) -> Pulled:
-    """The model called `name`, fetched where it is not here yet."""
+    """The model called `name`, downloaded if it is not here yet."""
     cache = hub_cache.folder(os.environ)
     known = resolve.known_as(name)
     repository = known.repository if known else name
@@ -129,7 +129,7 @@ def _is_commit(revision: str | None) -> bool:
 
 def _already(model: Model, quiet: bool) -> Pulled:
     if not quiet:
-        say(f"{show(model.name, 80)} is here already, {disk_text(model.disk_bytes)}")
+        say(f"{show(model.name, 80)} is already here, {disk_text(model.disk_bytes)}")
     return Pulled(
         name=model.name, repository=model.repository, revision=model.revision, family=model.family,
         licence=model.licence, path=str(model.path), bytes=model.disk_bytes, fetched_bytes=0, files=(),
@@ -139,13 +139,13 @@ def _already(model: Model, quiet: bool) -> Pulled:
 def _check_online(name: str) -> None:
     if hub_connection.is_offline(os.environ):
         raise Offline(
-            f"{show(name, 120)} is not on this machine, and HF_HUB_OFFLINE forbids to fetch it",
+            f"{show(name, 120)} is not on this machine, and HF_HUB_OFFLINE forbids downloading it",
             hint="unset HF_HUB_OFFLINE   (and TRANSFORMERS_OFFLINE), then the same command again",
         )
 
 
 def _bring(name: str, offer: Offer, licence: str | None, quiet: bool) -> int:
-    """Say what comes, then fetch it with one display. Gives the bytes that were missing."""
+    """Announce the download, then fetch it with a progress line. Returns the bytes that were missing."""
     if not quiet:
         for line in facts(name, offer, licence or offer.licence, disk_free(offer.cache)):
             say(line)
@@ -179,14 +179,14 @@ def _pull_file(name: HubName, offline: bool, quiet: bool) -> Pulled:
     if here is not None:
         kind, size = kind_of(read_header(here.path)), here.path.stat().st_size
         if not quiet:
-            say(f"{show(name, 120)} is here already, {disk_text(size)}")
+            say(f"{show(name, 120)} is already here, {disk_text(size)}")
         return Pulled(
             name=str(name), repository=name.repository, revision=here.revision, kind=kind.kind, family=kind.family,
             licence=None, path=str(here.path), bytes=size, fetched_bytes=0, files=(),
         )  # fmt: skip
     if offline:
         raise Offline(
-            f"{show(name, 200)} is not on this machine, and nothing may be fetched",
+            f"{show(name, 200)} is not on this machine, and --offline forbids downloading it",
             hint=f'sdcli pull "{show(name, 300)}"   (without --offline)',
         )
     offer, fetched = _bring_file(name, lambda header: None, quiet)
@@ -204,7 +204,7 @@ def _bring_file(name: HubName, check: Callable[[Header], None], quiet: bool) -> 
 
 
 def pull_lora(name: HubName, model: Model, quiet: bool) -> HubName:
-    """A LoRA for `model`, in the cache: refused by its header where it is none, or one for another family."""
+    """A LoRA for `model`, in the cache; refused by its header if it is not a LoRA, or is for another family."""
     try:
         offer, _ = _bring_file(name, lambda header: lora.check(header, model), quiet)
     except Usage as error:
@@ -217,7 +217,7 @@ def pull_lora(name: HubName, model: Model, quiet: bool) -> HubName:
 
 
 def plan_with_model(typed: dict[str, Any]) -> Asked:
-    """generate's plan, with what is not here fetched: only then are a model's true sizes known."""
+    """generate's plan, with missing files downloaded: only then are a model's true sizes known."""
     quiet = bool(typed.get("quiet"))
 
     def fetch(name: HubName, model: Model) -> HubName:

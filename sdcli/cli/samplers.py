@@ -1,4 +1,4 @@
-"""`sdcli samplers`: the samplers offered, what they cost and what they are called elsewhere."""
+"""`sdcli samplers`: the samplers, what they cost and what other programs call them."""
 
 from __future__ import annotations
 
@@ -33,8 +33,9 @@ def _show(typed: dict[str, Any]) -> None:
         start = f"{sampler.name:<{widest}}  {sampler.calls:<10}  {noise:<5}  {zero:<8}"
         for line in in_columns(start, also, room, width(sys.stdout)):
             tell(line)
-    told = (
-        "UNet calls for n steps. noise: fresh noise in every step, so steps change the picture more. zero SNR: may be "
+    legend = (
+        "UNet calls: for n steps. noise: adds noise in every step, so the number of steps changes the image more. "
+        "zero SNR: works with models trained to zero terminal SNR."
     )
-    for line in folded(f"{told}used with models trained to zero terminal SNR.", width()):
+    for line in folded(legend, width()):
         say(line)

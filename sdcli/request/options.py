@@ -1,7 +1,7 @@
 """Every option, declared once: a Request field's flags, help and panel, from which Typer's parameters are made.
 
 All values arrive as text and are converted by config.convert, so that the command line, the environment and
-the config file accept the same spellings and report mistakes in the same words. Only what was typed is passed on.
+the config file accept the same spellings and report the same errors. Only what was typed is passed on.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ EVERYDAY, PROMPT, IMAGE, MODEL, MEMORY, OUTPUT = "Everyday", "Prompt", "Image", 
 
 @dataclass(frozen=True, kw_only=True)
 class Option:
-    """One option; without flags, a positional argument. `switch` takes no value; `repeatable` may be given several
+    """One option, or a positional word if it has no flags. `switch` takes no value; `repeatable` may occur several
     times; `hidden` is not in --help."""
 
     field: str
@@ -30,7 +30,7 @@ class Option:
     repeatable: bool = False
     hidden: bool = False
     choices: tuple[str, ...] = ()
-    within: tuple[float, float] | None = None  # the lowest and highest number allowed
+    within: tuple[float, float] | None = None  # bounds of a number, both included
 
 
 OPTIONS: tuple[Option, ...] = (
@@ -43,53 +43,53 @@ OPTIONS: tuple[Option, ...] = (
     Option(field="guidance", flags=("-g", "--guidance", "--cfg-scale", "--guidance-scale"), metavar="X", panel=EVERYDAY,
            within=(0, 100), help="How closely to follow the prompt; 1 turns guidance off."),
     Option(field="seeds", flags=("--seed",), metavar="N|1,5,9|1..8", panel=EVERYDAY,
-           help="Seed, list or range (both ends); random and printed if not given."),
+           help="Seed, list or range (both ends included); random if omitted, and printed."),
     Option(field="num_images", flags=("-n", "--num-images"), metavar="N", panel=EVERYDAY,
-           help="Images per prompt, with seeds counting up."),
+           help="Images per prompt; seeds count up."),
     Option(field="size", flags=("--size",), metavar="WxH", panel=EVERYDAY,
-           help="Width and height, 1024x768; 512 is a square."),
+           help="Width and height, e.g. 1024x768; 512 is a square."),
     Option(field="sampler", flags=("--sampler",), metavar="NAME", panel=EVERYDAY, help="See `sdcli samplers`."),
     Option(field="preset", flags=("--preset",), metavar="NAME", panel=EVERYDAY,
            help="A named set of settings; see `sdcli presets`."),
     Option(field="output", flags=("-o", "--output"), metavar="PATH", panel=EVERYDAY,
            help="Folder, file, or a template such as {index:04d}-{seed}.png."),
     Option(field="max_vram", flags=("--max-vram",), metavar="SIZE", panel=EVERYDAY,
-           help="GPU memory to stay within, 6 or 6GiB."),
+           help="Limit GPU memory, e.g. 6 or 6GiB."),
     Option(field="prompts", flags=("-p", "--prompt"), repeatable=True, panel=PROMPT,
-           help="A prompt; may be repeated. Drawn in the order given."),
+           help="A prompt; may be repeated. Drawn in the given order."),
     Option(field="prompts_file", flags=("--prompts",), metavar="FILE", panel=PROMPT,
            help="Prompts from a text, JSONL or CSV file; - reads stdin line by line."),
     Option(field="emphasis", flags=("--emphasis",), metavar="MODE", choices=("a1111", "comfy", "none"), panel=PROMPT,
            help="How (word:1.3) is weighted: a1111, comfy or none."),
     Option(field="clip_skip", flags=("--clip-skip",), metavar="N", panel=PROMPT, within=(1, 12),
-           help="Layers the text encoder stops before the end; 1 uses all of them."),
+           help="Stop the text encoder at its Nth layer from the end; 1 uses all layers."),
     Option(field="settings_from", flags=("--settings-from",), metavar="IMAGE", panel=PROMPT,
            help="Use the settings stored in an image."),
     Option(field="width", flags=("-W", "--width"), metavar="N", panel=IMAGE, help="A multiple of 8."),
     Option(field="height", flags=("-H", "--height"), metavar="N", panel=IMAGE, help="A multiple of 8."),
     Option(field="batch_size", flags=("--batch-size",), metavar="N", panel=IMAGE, within=(1, 64),
-           help="Images drawn at once; moves pixels slightly."),
+           help="Images drawn at once; changes pixels slightly."),
     Option(field="batch_invariant", flags=("--batch-invariant",), switch=True, panel=IMAGE,
-           help="The same pixels whatever the batch size; slower."),
+           help="Same pixels at any batch size; slower."),
     Option(field="filmstrip", flags=("--filmstrip",), metavar="N", panel=IMAGE, within=(0, 1000),
-           help="Also save a strip of N intermediate frames beside the image."),
+           help="Also save a strip of N intermediate frames next to the image."),
     Option(field="preview_every", flags=("--preview-every",), metavar="N", panel=IMAGE, hidden=True,
            within=(0, 10_000), help="A rough preview every N steps."),
     Option(field="revision", flags=("--revision",), metavar="COMMIT", panel=MODEL, help="Revision of a Hub model."),
     Option(field="lora", flags=("--lora",), metavar="FILE[:WEIGHT]", repeatable=True, panel=MODEL,
            help="Add a LoRA: a file, a name or a Hub id; also <lora:name:weight> in a prompt."),
     Option(field="embeddings", flags=("--embedding",), metavar="FILE[:WORD]", repeatable=True, panel=MODEL,
-           help="A textual inversion; the word is its file name, unless given."),
+           help="Add a textual inversion; WORD defaults to the file name."),
     Option(field="vae_file", flags=("--vae",), metavar="FILE", panel=MODEL, help="Decode with this VAE."),
     Option(field="offline", flags=("--offline",), switch=True, panel=MODEL, help="Never use the network."),
     Option(field="device", flags=("--device",), metavar="NAME", panel=MEMORY, help="auto, cpu, cuda, cuda:1 or mps."),
     Option(field="dtype", flags=("--dtype",), metavar="TYPE", choices=("fp32", "bf16", "fp16"), panel=MEMORY,
            help="Number type of the weights: fp32, bf16 or fp16."),
-    Option(field="max_ram", flags=("--max-ram",), metavar="SIZE", panel=MEMORY, help="Host memory to stay within."),
+    Option(field="max_ram", flags=("--max-ram",), metavar="SIZE", panel=MEMORY, help="Limit host memory."),
     Option(field="pins", flags=("--pin",), metavar="SLOT=CHOICE", repeatable=True, panel=MEMORY,
-           help="Force one choice: placement=group-offload. See `sdcli help memory`."),
+           help="Force one choice, e.g. placement=group-offload; see `sdcli help memory`."),
     Option(field="fallback", flags=("--fallback/--no-fallback",), switch=True, panel=MEMORY,
-           help="When out of memory, retry with a smaller setup (default) or stop."),
+           help="When out of memory, retry with a smaller setup (default), or stop."),
     Option(field="format", flags=("--format",), metavar="TYPE", choices=("png", "jpg", "webp"), panel=OUTPUT,
            help="png, jpg or webp."),
     Option(field="metadata", flags=("--metadata",), metavar="KIND", choices=("full", "a1111", "none"), panel=OUTPUT,
@@ -97,27 +97,27 @@ OPTIONS: tuple[Option, ...] = (
     Option(field="overwrite", flags=("--overwrite",), switch=True, panel=OUTPUT, help="Replace existing files."),
 )  # fmt: skip
 
-# Options that are not fields of Request: shorthands for fields, or sources of them.
+# Options that are not fields of Request: they are folded into fields, or name a source of them.
 SHORTHANDS = frozenset({"size", "dtype", "preset", "settings_from", "prompts_file"})
 
 SCREEN: tuple[Option, ...] = (
     Option(field="json", flags=("--json",), switch=True, panel=OUTPUT, help="One JSON object on stdout."),
     Option(field="json_lines", flags=("--json-lines",), switch=True, panel=OUTPUT, help="One JSON object per image."),
-    Option(field="show", flags=("--show/--no-show",), switch=True, panel=OUTPUT, help="Show the image here."),
-    Option(field="quiet", flags=("-q", "--quiet"), switch=True, panel=OUTPUT, help="Only results and errors."),
-    Option(field="verbose", flags=("-v", "--verbose"), switch=True, panel=OUTPUT, help="The whole report."),
-    Option(field="debug", flags=("--debug",), switch=True, panel=OUTPUT, help="Tracebacks."),
+    Option(field="show", flags=("--show/--no-show",), switch=True, panel=OUTPUT, help="Show images in the terminal."),
+    Option(field="quiet", flags=("-q", "--quiet"), switch=True, panel=OUTPUT, help="Print only results and errors."),
+    Option(field="verbose", flags=("-v", "--verbose"), switch=True, panel=OUTPUT, help="Print the whole report."),
+    Option(field="debug", flags=("--debug",), switch=True, panel=OUTPUT, help="Show tracebacks."),
     Option(field="engine", flags=("--engine",), metavar="NAME", choices=("local", "fake"), panel=OUTPUT, hidden=True,
            help="fake draws a gradient in milliseconds, to try things out."),
 )  # fmt: skip
 AS_IF = Option(
     field="as_if", flags=("--as-if",), metavar="DEVICE:SIZE", panel=MEMORY,
-    help="Plan for another machine: cpu, mps, cuda:8GiB, cuda:24GiB/20GiB,ram:64GiB.",
+    help="Plan for another machine, e.g. cpu, mps, cuda:8GiB, cuda:24GiB/20GiB,ram:64GiB.",
 )  # fmt: skip
 
 
 def flag_of(field: str) -> str:
-    """The long flag a message should name for a field."""
+    """The long flag that messages name for a field."""
     for option in (*OPTIONS, *SCREEN, AS_IF):
         if option.field == field:
             longest: str = next(flag for flag in option.flags if flag.startswith("--"))
@@ -135,8 +135,8 @@ def _parameter(option: Option, complete: Callable[[str, str], list[str]] | None)
             field = option.field
             named["autocompletion"] = lambda incomplete: complete(field, incomplete)
     kind: Any = bool if option.switch else list[str] if option.repeatable else option.kind
-    word = typer.Argument(metavar=option.metavar, show_default=False)
-    annotation = Annotated[kind | None, typer.Option(*option.flags, **named) if option.flags else word]
+    argument = typer.Argument(metavar=option.metavar, show_default=False)
+    annotation = Annotated[kind | None, typer.Option(*option.flags, **named) if option.flags else argument]
     return inspect.Parameter(
         option.field, inspect.Parameter.KEYWORD_ONLY, default=option.default, annotation=annotation
     )
@@ -151,10 +151,10 @@ def command(
     words: str | None = None,
     complete: Callable[[str, str], list[str]] | None = None,
 ) -> Callable[..., None]:
-    """A function Typer can register: its parameters are `options` (and `words`, the positional ones);
-    called, it hands `body` a dict of only what was typed."""
-    plain = () if words is None else (Option(field="words", metavar=words, repeatable=True),)
-    parameters = [_parameter(option, complete) for option in (*plain, *options)]
+    """A function for Typer to register: its parameters are `options` (and `words`, the positional ones). When called,
+    it passes `body` a dict of only what was typed."""
+    positional = () if words is None else (Option(field="words", metavar=words, repeatable=True),)
+    parameters = [_parameter(option, complete) for option in (*positional, *options)]
 
     def run(**values: Any) -> None:
         body({field: value for field, value in values.items() if value is not None and value != []})

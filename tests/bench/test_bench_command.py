@@ -181,7 +181,7 @@ def test_what_an_image_for_settings_cannot_give_is_said(here: Path, capfd: pytes
     words = ("--settings-from", "webui.png", *FAKE, "--quick", "--json")
     done = bench(capfd, *words)
     told = " ".join(done.err.split())
-    assert "note: not taken from the picture's settings: Sampler LMS (DPM++ 2M Karras is used)" in told
+    assert "note: ignored in the image's settings: Sampler LMS (DPM++ 2M Karras is used)" in told
     assert "Hires upscale 2" in told and done.json["work"]["sampler"] == "DPM++ 2M Karras"
     assert "not taken" not in bench(capfd, *words, "--quiet").err
 
@@ -193,7 +193,7 @@ def test_a_preset_made_by_hand_is_not_replaced(here: Path, capfd: pytest.Capture
     path = config_folder() / "presets" / "mine.toml"
     path.write_text('description = "Dear to me"\nsteps = 9\n')
     done = bench(capfd, *words)
-    assert done.code == 2 and "no bench wrote it" in done.err
+    assert done.code == 2 and "was not written by bench" in done.err
     assert "Dear to me" in path.read_text()
 
 

@@ -305,7 +305,7 @@ def test_prompts_that_come_one_by_one_learn_what_the_first_does(
         (("a cat", "--lora", "sharp"), 9, "is a VAE, not a LoRA"),
         (("a cat", "--embedding", "pencil"), 9, "is a LoRA, not an embedding"),
         (("a cat", "--lora", "mycat"), 9, "not a LoRA"),
-        (("<lora:pencil:1>",), 2, "nothing but a LoRA"),
+        (("<lora:pencil:1>",), 2, "contains only a LoRA"),
         (("-p", "a cat <lora:pencil:1>", "-p", "a big dog"), 2, "prompt 2 asks for other LoRAs"),
         (("a cat <lora:../Lora/pencil:1>",), 3, "no LoRA"),
     ],

@@ -12,7 +12,7 @@ from cli_run import ROOT, Outcome, sdcli
 from sdcli import data
 
 FAKE = ("--engine", "fake", "--seed", "7")
-PHOTOGRAPHS = "Photographs: -m sd15 (2.13 GB once) or -m sdxl (6.94 GB once)"
+PHOTOGRAPHS = "Photographs: -m sd15 (2.13 GB to download) or -m sdxl (6.94 GB to download)"
 
 
 @pytest.fixture(scope="module")
@@ -114,7 +114,7 @@ def test_bench_measures_it_and_names_the_line_for_figures_to_compare(
     done = sdcli(capfd, "bench", "--engine", "fake", "-s", "2", "--quick", "--max-time", "1")
     assert done.code == 0, done.err
     assert "builtin" in done.err and "128×128" in done.err
-    assert "Figures others can compare with: sdcli bench -m sd15 --random-weights" in done.err
+    assert "For figures comparable with others': sdcli bench -m sd15 --random-weights" in done.err
 
 
 def test_a_sampler_it_cannot_use_is_refused_with_the_reason(capfd: pytest.CaptureFixture[str]) -> None:

@@ -186,7 +186,7 @@ def test_an_interrupted_run_of_several_prompts_says_where_the_rest_is_listed(her
     process.send_signal(signal.SIGINT)
     error = process.communicate(timeout=30)[1].decode()
     (record,) = (here / "sdcli-images/runs").iterdir()
-    assert f"  try: the same command for the images that {record / 'report.json'} calls missing\n" in error
+    assert f"  try: the same command for the images listed as missing in {record / 'report.json'}\n" in error
 
 
 @POSIX

@@ -203,7 +203,7 @@ def test_other_bytes_under_its_name_in_the_cache_are_not_loaded(
     (blob,) = (place / "blobs").iterdir()
     blob.write_bytes(blob.read_bytes()[:-1] + b"\x01")
     done = generate(capfd, "--lora", ID)
-    assert done.code == 9 and "not what the hub gave" in done.err and f"sdcli models rm {ID}" in done.err
+    assert done.code == 9 and "differs from the Hub's file" in done.err and f"sdcli models rm {ID}" in done.err
 
 
 def test_the_settings_that_peft_keeps_beside_its_file_come_along(

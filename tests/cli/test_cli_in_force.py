@@ -124,7 +124,7 @@ def test_config_show_tells_what_a_run_would_use_with_the_model_in_force(
     assert "Settings for sdxl" in sdcli(capfd, "config", "show").err
     monkeypatch.setenv("SDCLI_MODEL", "nowhere-9")
     told = sdcli(capfd, "config", "show")
-    assert told.code == 0 and "The model is not there" in told.err
+    assert told.code == 0 and "The model was not found" in told.err
 
 
 def test_a_broken_config_file_is_a_problem_to_doctor(

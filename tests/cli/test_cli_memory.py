@@ -162,11 +162,11 @@ def test_measured_peaks_are_remembered_for_this_way_and_no_other(model: str, cap
     assert after["footprint"]["host_peak"] == after["footprint"]["device_peak"] == measured["host_peak"]
     assert after["seconds"]["source"] == "remembered"
     assert {row["slot"] for row in after["decisions"] if row["source"] == "remembered"} == {"placement", "vae"}
-    assert "Figures from 1 run here" in sdcli(capfd, "plan", *words(model)).out
+    assert "Measured in 1 run on this machine" in sdcli(capfd, "plan", *words(model)).out
     for other in (("--size", "328x320"), ("--batch-size", "2", "-n", "2"), ("--dtype", "bf16"), ("-g", "1")):
         plan = sdcli(capfd, "plan", *words(model, *other))
-        assert "Figures predicted" in plan.out, other
-    assert "Figures predicted" in sdcli(capfd, "plan", *words(model, "--as-if", "cpu")).out
+        assert "Predicted" in plan.out, other
+    assert "Predicted" in sdcli(capfd, "plan", *words(model, "--as-if", "cpu")).out
 
 
 # --- refused
@@ -273,10 +273,10 @@ def test_a_limit_pin_or_machine_that_cannot_be_names_those_that_can(
 @pytest.mark.parametrize(
     ("flag", "machine", "said"),
     [
-        ("--medvram", "cuda:24GiB", "to insist: --pin placement=model-offload"),
-        ("--lowvram", "cuda:24GiB", "to insist: --pin placement=group-offload"),
-        ("--lowvram", "cuda:1.5GiB,ram:64GiB", "the plan does that by itself (placement=group-offload)"),
-        ("--medvram", "cpu", "nothing is on a GPU here"),
+        ("--medvram", "cuda:24GiB", "to force it: --pin placement=model-offload"),
+        ("--lowvram", "cuda:24GiB", "to force it: --pin placement=group-offload"),
+        ("--lowvram", "cuda:1.5GiB,ram:64GiB", "the plan does that already (placement=group-offload)"),
+        ("--medvram", "cpu", "nothing runs on a GPU here"),
     ],
 )
 def test_low_memory_flags_of_other_programs_are_answered_in_a_line_and_change_nothing(

@@ -101,7 +101,7 @@ def test_a_folder_that_has_gone_is_said_to_be_gone(tmp_path: Path, capfd: pytest
     sdcli(capfd, "models", "add", str(tmp_path / "usb"))
     (tmp_path / "usb").rmdir()
     done = sdcli(capfd, "models")
-    assert done.code == 0 and "not there" in done.out
+    assert done.code == 0 and "not found" in done.out
 
 
 def test_rm_deletes_from_the_cache_and_nothing_else(
@@ -168,5 +168,5 @@ def test_an_empty_machine_says_how_to_get_a_model(
 
     monkeypatch.setattr(data, "builtin_model", lambda: None)
     done = sdcli(capfd, "models")
-    assert (done.code, done.out) == (0, "no models here\n")
+    assert (done.code, done.out) == (0, "no models found\n")
     assert "sdcli pull sd15" in done.err and json.loads(sdcli(capfd, "models", "--json").out)["models"] == []

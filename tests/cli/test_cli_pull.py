@@ -54,7 +54,7 @@ def test_an_alias_is_pulled_at_its_pinned_commit_and_then_needs_no_network(
     assert all(f"/{PINNED}" in path for path in server.paths("hub"))
     server.log.clear()
     again = sdcli(capfd, "pull", "sd15")
-    assert (again.out, server.log) == (first.out, []) and "is here already" in again.err
+    assert (again.out, server.log) == (first.out, []) and "is already here" in again.err
 
 
 def test_a_former_name_is_pulled_from_where_it_is_now(server: FakeHub, capfd: pytest.CaptureFixture[str]) -> None:
@@ -183,7 +183,7 @@ def test_the_facts_are_two_lines_of_80_columns() -> None:
     shown = facts("sd15", OFFER, "CreativeML OpenRAIL-M", 212_000_000_000)
     assert shown == [
         f"sd15: {SD15} @451f4fe",
-        "  licence CreativeML OpenRAIL-M, open to all · 2.13 GB once · 212 GB free",
+        "  licence CreativeML OpenRAIL-M, open to all · 2.13 GB to download · 212 GB free",
     ]
     assert max(map(len, shown)) <= 80
 

@@ -165,7 +165,7 @@ def test_what_may_work_is_kept(name: str, value: str, own_folders: Path, capfd: 
 
 
 def test_syntax_that_sdcli_lacks_is_told(capfd: pytest.CaptureFixture[str]) -> None:
-    said = "drawn as plain words, for sdcli has no such syntax: [cat:dog:0.5], AND, {a|b}, __wild__"
+    said = "not sdcli's syntax, taken as plain words: [cat:dog:0.5], AND, {a|b}, __wild__"
     words = ["a [cat:dog:0.5] AND {a|b} __wild__", "-m", "builtin"]
     assert f"note: {said}" in " ".join(sdcli(capfd, "generate", *words, *GOOD).err.split())
     plan = sdcli(capfd, "plan", *words, "--json").json

@@ -63,7 +63,7 @@ def planned(capfd: pytest.CaptureFixture[str], pairs: str, *flags: str, prompt: 
 def test_a_sampler_of_the_web_ui_is_taken_or_told(
     pairs: str, sampler: str, said: str, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    wanted = [f"not taken from the picture's settings: {said}"] if said else []
+    wanted = [f"ignored in the image's settings: {said}"] if said else []
     assert planned(capfd, pairs) == (sampler, wanted)
 
 
@@ -73,7 +73,7 @@ def test_whatever_else_moves_pixels_is_told(capfd: pytest.CaptureFixture[str]) -
         'RNG: GPU, Lora hashes: "ink wash: 0123, <b>: 4", TI hashes: "bad hand: 56", Tiling: Tiling, Version: v1.9'
     )
     _, (said,) = planned(capfd, pairs)
-    assert said.removeprefix("not taken from the picture's settings: ") == (
+    assert said.removeprefix("ignored in the image's settings: ") == (
         "VAE sharp.safetensors (the model's own is used), Denoising strength 0.4, Hires upscale 2, "
         "RNG GPU (noise is drawn on the CPU), the LoRA ink wash, the LoRA <b>, the embedding bad hand, Tiling"
     )
@@ -85,7 +85,7 @@ def test_what_a_flag_sets_anyway_is_not_told(capfd: pytest.CaptureFixture[str]) 
 
 def test_generate_says_it_and_keeps_it_in_the_report(capfd: pytest.CaptureFixture[str]) -> None:
     words = ["generate", "--settings-from", web_ui("Sampler: Restart"), "-m", "builtin", "--engine", "fake"]
-    said = "not taken from the picture's settings: Sampler Restart (DDIM is used)"
+    said = "ignored in the image's settings: Sampler Restart (DDIM is used)"
     assert f"note: {said}" in sdcli(capfd, *words).err
     report = sdcli(capfd, *words, "--json").json
     assert [one["message"] for one in report["warnings"] if one["code"] == "settings-not-taken"] == [said]
@@ -106,7 +106,7 @@ def test_a_picture_of_a_model_given_by_path_asks_for_its_place(capfd: pytest.Cap
     done = drawn_elsewhere(capfd)
     assert done.code == 3
     assert done.err.splitlines() == [
-        "error: the picture was drawn with tiny15, and no model of that name is known here",
+        "error: the image was drawn with tiny15, and no model of that name is known here",
         "  try: sdcli plan --settings-from drawn.png -m PATH   (where tiny15 is)",
     ]
     assert sdcli(capfd, "plan", "--settings-from", "drawn.png", "-m", "models/tiny15").code == 0

@@ -41,7 +41,7 @@ def test_a_card_that_torch_cannot_use_is_a_problem_with_the_line_that_mends_it()
     assert "GPU      RTX 4060, 8.0 GiB, 7.0 free, driver 581.42" in text and "✗ torch can't use" in text
     assert "torch 2.13.0+cpu is a CPU build" in text
     assert "-m pip install torch==2.13.0+cu130" in text
-    assert text.endswith("1 problem. sdcli draws, but on the CPU only. (exit 8)")
+    assert text.endswith("1 problem. Running on the CPU only. (exit 8)")
     assert _exit(seen) == 8
 
 
@@ -53,7 +53,7 @@ def test_a_card_that_works_is_no_problem_and_ends_with_0() -> None:
 
 def test_a_machine_without_a_card_has_no_problem() -> None:
     assert _exit(machine(torch=CPU_TORCH)) == 0
-    assert "none found; the CPU draws" in _screen(machine(torch=CPU_TORCH))
+    assert "none found; using the CPU" in _screen(machine(torch=CPU_TORCH))
 
 
 def test_one_card_that_works_beside_one_that_does_not_is_no_problem() -> None:
@@ -90,15 +90,15 @@ def test_a_gtx_1660_gets_its_note() -> None:
 
 def test_bf16_on_the_cpu_is_told_by_instructions_until_it_was_probed() -> None:
     seen = machine(torch=CPU_TORCH, isa="avx512_bf16")
-    assert "bf16 ✓ by its avx512_bf16, not probed yet" in _screen(seen)
+    assert "bf16 ✓ (avx512_bf16), not tested yet" in _screen(seen)
     assert "bf16 ✗ no instructions for it in avx2" in _screen(machine(torch=CPU_TORCH))
     key = ("Ryzen 5 5600", "avx512_bf16", "2.13.0+cpu")
     slow = Probe(dtypes={"bf16": "unavailable"}, ratio={"bf16": 3.0}, seconds=0.8)
     seen = machine(torch=CPU_TORCH, isa="avx512_bf16", probes={key: slow})
-    assert "bf16 ✗ 3.0× slower than fp32 here (probed 0.8 s)" in _screen(seen)
+    assert "bf16 ✗ 3.0× slower than fp32 here (tested for 0.8 s)" in _screen(seen)
     fast = Probe(dtypes={"bf16": "probed"}, ratio={"bf16": 0.5}, seconds=0.8)
     seen = machine(torch=CPU_TORCH, isa="avx512_bf16", probes={key: fast})
-    assert "bf16 ✓ 2.0× faster than fp32 here (probed 0.8 s)" in _screen(seen)
+    assert "bf16 ✓ 2.0× faster than fp32 here (tested for 0.8 s)" in _screen(seen)
 
 
 def test_the_models_line_follows_the_cache(own_folders: Path) -> None:
@@ -123,11 +123,11 @@ def test_versions_below_the_floor_and_missing_ones_are_problems(monkeypatch: pyt
     monkeypatch.setattr(doctor.installation, "versions", lambda: found)
     problems = doctor.examine(seen=machine()).report.problems
     assert [problem.message for problem in problems] == [
-        "diffusers 0.30.0 is older than 0.42, the oldest that is tested",
+        "diffusers 0.30.0 is older than 0.42, the oldest tested version",
         "transformers is not installed",
     ]
     assert all("pip install" in problem.hint for problem in problems)
-    assert "not the set that is tested" in _screen(machine())
+    assert "not the tested set" in _screen(machine())
 
 
 def test_the_json_has_its_keys_and_an_unusable_card_says_so_in_its_dtypes() -> None:
@@ -149,7 +149,7 @@ def test_everything_but_lines_to_paste_fits_80_columns_and_names_have_no_power()
 
 
 def test_a_hub_that_is_no_web_address_is_not_asked() -> None:
-    assert doctor.reach("file:///etc/passwd") == (False, "HF_ENDPOINT is no web address: file:///etc/passwd")
+    assert doctor.reach("file:///etc/passwd") == (False, "HF_ENDPOINT is not a web address: file:///etc/passwd")
 
 
 def test_a_hub_that_does_not_answer_is_said_to(own_folders: Path) -> None:

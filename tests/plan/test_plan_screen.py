@@ -44,7 +44,7 @@ def test_the_screen_of_an_8_gib_gpu_is_as_expected() -> None:
         "  1 image 1024×1024, 30 steps DPM++ 2M Karras · 6.94 GB to download, 212 GB free",
         "RTX 4060: 7.1 of 8.0 GiB free now, budget 6.1 · host RAM: 24.1 of 24.1 GiB free",
         "",
-        "  way                                     GPU GiB  RAM GiB    time",
+        "  setup                                   GPU GiB  RAM GiB    time",
         "  all on the GPU                              8.1      1.6   ×1.00  2.0 too much",
         "  encoders dropped after use                  6.5      1.6   ×1.01  0.5 too much",
     ]
@@ -60,15 +60,15 @@ def test_the_screen_of_an_8_gib_gpu_is_as_expected() -> None:
 def test_figures_are_called_predicted_until_measured() -> None:
     here = replace(EIGHT, source="nvml")
     plan = planned("sdxl", here)
-    assert "Figures predicted, not measured on this machine" in text(render(plan)) and "±" not in text(render(plan))
+    assert "Predicted, not measured on this machine" in text(render(plan)) and "±" not in text(render(plan))
     assert "about" not in text(render_summary(plan))
     memory = {"device_peak": 5 * GIB, "host_peak": GIB, "load": 4.0, "step": 0.8, "picture": 1.0, "runs": 3}
     again = planned("sdxl", here, {key_of(plan.model, plan.setup, plan.batch(0)): memory})
-    assert "Figures from 3 runs here" in text(render(again))
+    assert "Measured in 3 runs on this machine" in text(render(again))
     assert " 29 s  fastest fit" in "\n".join(render(again))
     assert render_summary(again)[-1].endswith("about 29 s")
-    assert "Figures predicted for another machine, not measured" in text(render(planned("sdxl", EIGHT)))
-    assert "(±10 % on the CPUs tried)" in text(render(planned("sd15", processor(32))))
+    assert "Predicted for another machine, not measured" in text(render(planned("sdxl", EIGHT)))
+    assert "(±10 % on the CPUs tested)" in text(render(planned("sd15", processor(32))))
 
 
 def test_a_pinned_choice_is_called_so_once() -> None:
@@ -116,7 +116,7 @@ def test_lossy_rows_say_so_and_pinned_ones_say_pinned() -> None:
     assert "lossy" in text(render(planned("sdxl", EIGHT)))
     pinned = text(render(planned("sdxl", EIGHT, pins={"storage": "fp8"})))
     assert "as pinned" in pinned and "(pinned)" in pinned
-    assert "leave out --pin" in pinned
+    assert "omit --pin" in pinned
 
 
 def test_nothing_is_marked_as_chosen_where_nothing_fits() -> None:
