@@ -91,7 +91,7 @@ def test_a_gtx_1660_gets_its_note() -> None:
 def test_bf16_on_the_cpu_is_told_by_instructions_until_it_was_probed() -> None:
     seen = machine(torch=CPU_TORCH, isa="avx512_bf16")
     assert "bf16 ✓ (avx512_bf16), not tested yet" in _screen(seen)
-    assert "bf16 ✗ no instructions for it in avx2" in _screen(machine(torch=CPU_TORCH))
+    assert "bf16 ✗ not supported by avx2" in _screen(machine(torch=CPU_TORCH))
     key = ("Ryzen 5 5600", "avx512_bf16", "2.13.0+cpu")
     slow = Probe(dtypes={"bf16": "unavailable"}, ratio={"bf16": 3.0}, seconds=0.8)
     seen = machine(torch=CPU_TORCH, isa="avx512_bf16", probes={key: slow})
