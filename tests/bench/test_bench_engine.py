@@ -66,7 +66,7 @@ def test_an_interruption_while_warming_up_keeps_the_image_it_has(tmp_path: Path)
     assert (result.status, result.stopped_by) == ("interrupted", "interrupted")
     assert measured.summary.n == len(measured.runs[0].step_seconds) - 1 and not measured.warmup_stable
     assert other.step is None
-    assert "not measured: its time did not come" in "\n".join(screen.render(result))
+    assert "not measured: time was up" in "\n".join(screen.render(result))
 
 
 def test_the_real_engine_is_measured_step_by_step(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -61,7 +61,7 @@ def test_rows_are_chosen_and_sorted(sd15: Inspection) -> None:
     assert sum(row.macs for row in blocks) == sum(row.macs for row in chosen)
     with pytest.raises(Usage, match="not a regular expression"):
         tables.matching(rows, "(")
-    with pytest.raises(Usage, match="none of call, name"):
+    with pytest.raises(Usage, match="not one of call, name"):
         tables.ordered(rows, "size")
 
 
