@@ -142,8 +142,8 @@ def test_without_a_terminal_little_is_said(capfd: pytest.CaptureFixture[str]) ->
         (("--sweep", "pin=vae=whole,vae=tile-256"), "neither a slot"),
         (("--sweep", "batch_invariant=perhaps"), "neither yes nor no"),
         (("--save-preset", "fast"), "no --sweep"),
-        (("--save-preset", "../fast", "--sweep", "steps=2,3"), "no name"),
-        (("--save-preset", "fast", "--sweep", "prompt=a,b"), "prompt is none of its settings"),
+        (("--save-preset", "../fast", "--sweep", "steps=2,3"), "is not a valid preset name"),
+        (("--save-preset", "fast", "--sweep", "prompt=a,b"), "prompt is not a setting of a preset"),
         (("--sweep", "dtype"), "NAME=VALUE"),
         (("--processes", "0"), "whole number"),
         (("--max-time", "soon"), "whole number"),
@@ -368,7 +368,7 @@ def test_two_programs_are_measured_in_turn(here: Path, capfd: pytest.CaptureFixt
     assert done.err.count("round ") == 4
     (here / "broken.py").write_text("raise SystemExit(3)\n")
     done = bench(capfd, "compare", "--run", str(program), "--run", str(here / "broken.py"), *FAKE, "--processes", "1")
-    assert done.code == 9 and "exit code 3" in done.err
+    assert done.code == 9 and "exited with code 3" in done.err
 
 
 # --- what cannot be written

@@ -263,5 +263,5 @@ def test_it_draws_without_being_named_with_its_filmstrip(command: Callable[..., 
 
 def test_inspect_and_check_read_it(command: Callable[..., str]) -> None:
     shown = command("inspect-unet", "builtin").splitlines()
-    assert "emoji model" in shown[0] and "at 128×128" in "\n".join(shown[:4])
+    assert "the built-in model" in shown[0] and "at 128×128" in "\n".join(shown[:4])
     assert command("models", "check", "builtin").endswith("builtin: sound\n")

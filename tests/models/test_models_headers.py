@@ -62,9 +62,9 @@ def test_it_agrees_with_the_format_s_own_library(tmp_path: Path) -> None:
         (b"\x80\x02}q\x00." + bytes(40), Unsafe, "pickle"),
         (b"\x80\x04\x95" + bytes(40), Unsafe, "pickle"),
         (b"GGUF" + bytes(40), BadFile, "GGUF"),
-        (b"hello", BadFile, "no safetensors"),
-        (bytes(100), BadFile, "no safetensors"),
-        ((2**60).to_bytes(8, "little") + b"{}", BadFile, "no safetensors"),
+        (b"hello", BadFile, "not a safetensors file"),
+        (bytes(100), BadFile, "not a safetensors file"),
+        ((2**60).to_bytes(8, "little") + b"{}", BadFile, "not a safetensors file"),
         ((90).to_bytes(8, "little") + b"{}", BadFile, "cut off"),
     ],
 )
@@ -96,7 +96,7 @@ F16 = {"dtype": "F16", "shape": [2], "data_offsets": [0, 4]}
     ("text", "words"),
     [
         ('{"a": 1}', "not a table"),
-        ("[1]", "no safetensors"),
+        ("[1]", "not a safetensors file"),
         ('{"a": {"dtype": "F16", "shape": [2], "data_offsets": [0, 4]}, "a": 1}', "twice"),
         (json.dumps({"a": {**F16, "dtype": "Q4"}}), "dtype"),
         (json.dumps({"a": {**F16, "dtype": ["F16"]}}), "dtype"),
