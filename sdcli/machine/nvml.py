@@ -7,6 +7,7 @@ UUID identifies a GPU.
 from __future__ import annotations
 
 import re
+import sys
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -52,11 +53,26 @@ class Report:
 def read(library: Any = None) -> Report:
     """All cards, by NVIDIA's own bindings. Never raises: whatever goes wrong becomes the reason."""
     try:
+        if library is None and _without_driver():
+            return Report(reason=_REASONS[12])
         import pynvml
 
         return _read(pynvml if library is None else library)
     except Exception as error:  # a foreign library: nothing it does may stop a plan for the CPU
         return Report(reason=f"NVML failed: {type(error).__name__}: {error}")
+
+
+def _without_driver() -> bool:
+    """Loading the driver's library shows it at once; importing the bindings first takes 30 ms of every start."""
+    if sys.platform != "linux":
+        return False
+    import ctypes
+
+    try:
+        ctypes.CDLL("libnvidia-ml.so.1")
+    except OSError:
+        return True
+    return False
 
 
 def _read(library: Any) -> Report:

@@ -106,19 +106,28 @@ def test_a_card_that_shares_the_hosts_memory_has_none_of_its_own() -> None:
 
 # --- the real bindings, in a process of their own: they keep the library they loaded
 
-READ = "from sdcli.machine import nvml; print(nvml.read())"
+READ = "import sys; from sdcli.machine import nvml; print(nvml.read())"
+READ_BY_BINDINGS = "import pynvml; from sdcli.machine import nvml; print(nvml.read(pynvml))"
 
 
-def _read_in(folder: Path) -> str:
+def _read_in(folder: Path, code: str = READ) -> str:
     environment = {**os.environ, "LD_LIBRARY_PATH": str(folder), "PYTHONPATH": str(REPOSITORY)}
-    done = subprocess.run([sys.executable, "-c", READ], env=environment, capture_output=True, text=True, check=True)
+    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True)
     return done.stdout.strip()
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="the driver's library goes by another name")
 def test_without_a_driver_the_real_bindings_say_that_there_is_none(tmp_path: Path) -> None:
     (tmp_path / "libnvidia-ml.so.1").write_text("no library, and found before the one of a driver that is installed")
-    assert _read_in(tmp_path) == str(nvml.Report(reason="there is no NVIDIA driver"))
+    assert _read_in(tmp_path, READ_BY_BINDINGS) == str(nvml.Report(reason="there is no NVIDIA driver"))
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="the driver's library goes by another name")
+def test_without_a_driver_the_answer_is_the_same_and_the_bindings_are_not_imported(tmp_path: Path) -> None:
+    (tmp_path / "libnvidia-ml.so.1").write_text("no library, and found before the one of a driver that is installed")
+    answer = str(nvml.Report(reason="there is no NVIDIA driver"))
+    assert _read_in(tmp_path) == answer
+    assert _read_in(tmp_path, READ + "; print('pynvml' in sys.modules)") == f"{answer}\nFalse"
 
 
 @pytest.mark.system
