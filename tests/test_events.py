@@ -15,11 +15,12 @@ from scripts import make_checkpoint
 from sdcli import events, schema
 from sdcli.draw import fake
 from sdcli.events import Decoded, Denoised, Happened, Planned, Preview
-from sdcli.machine.hardware import GIB, Hardware
+from sdcli.machine.hardware import Hardware
 from sdcli.models import resolve
 from sdcli.plan.plan import Adapter, Plan
 from sdcli.plan.planner import make_plan
 from sdcli.request.request import Request
+from sdcli.sizes import GIB
 
 ROOT = Path(__file__).resolve().parents[1]
 

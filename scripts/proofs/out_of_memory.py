@@ -30,7 +30,7 @@ from scripts import make_checkpoint  # noqa: E402
 from sdcli.draw import local, quiet, schedulers  # noqa: E402
 from sdcli.errors import OutOfMemory  # noqa: E402
 from sdcli.events import Decoded, Degraded, Step  # noqa: E402
-from sdcli.machine.hardware import GIB, Hardware  # noqa: E402
+from sdcli.machine.hardware import Hardware  # noqa: E402
 from sdcli.models import resolve  # noqa: E402
 from sdcli.plan.fallbacks import after_out_of_memory  # noqa: E402
 from sdcli.plan.footprint import footprint  # noqa: E402
@@ -40,6 +40,7 @@ from sdcli.plan.stages import Shape  # noqa: E402
 from sdcli.plan.techniques import TECHNIQUES  # noqa: E402
 from sdcli.request.request import Request  # noqa: E402
 from sdcli.request.samplers import SAMPLERS  # noqa: E402
+from sdcli.sizes import GIB  # noqa: E402
 
 NAME = "out_of_memory"
 CLAIM = (

@@ -31,7 +31,7 @@ from scripts import make_checkpoint  # noqa: E402
 from sdcli.draw import attention, local  # noqa: E402
 from sdcli.draw.place import Components  # noqa: E402
 from sdcli.events import Decoded  # noqa: E402
-from sdcli.machine.hardware import GIB, Hardware  # noqa: E402
+from sdcli.machine.hardware import Hardware  # noqa: E402
 from sdcli.models import resolve  # noqa: E402
 from sdcli.models.model import Model  # noqa: E402
 from sdcli.plan.legality import legal  # noqa: E402
@@ -40,6 +40,7 @@ from sdcli.plan.planner import make_plan  # noqa: E402
 from sdcli.plan.techniques import TECHNIQUES  # noqa: E402
 from sdcli.plan.techniques.vae_dtype import effective  # noqa: E402
 from sdcli.request.request import Request  # noqa: E402
+from sdcli.sizes import GIB  # noqa: E402
 
 NAME = "setups"
 CLAIM = (

@@ -63,7 +63,7 @@ def provenance(hardware: Hardware, model_hash: str | None, options: Mapping[str,
         **environment(hardware),
         "machine": machine(hardware),
         "cores": chip.cores,
-        "cores_allowed": len(allowed()),
+        "cores_allowed": len(processor.allowed_cores()),
         "ram_total": hardware.ram_total,
         "capability": hardware.capability,
         "governor": governor(),
@@ -123,16 +123,9 @@ def on_battery(root: Path = Path("/")) -> bool | None:
 # --- what is going on
 
 
-def allowed() -> frozenset[int]:
-    """The cores this process may run on; other cores do not matter."""
-    if hasattr(os, "sched_getaffinity"):
-        return frozenset(os.sched_getaffinity(0))
-    return frozenset(range(os.cpu_count() or 1))
-
-
 def moment(root: Path = Path("/"), cores: frozenset[int] | None = None) -> Moment | None:
     """From /proc/stat; None elsewhere. Time that a host gave to others counts as busy."""
-    names = {f"cpu{number}" for number in (allowed() if cores is None else cores)}
+    names = {f"cpu{number}" for number in (processor.allowed_cores() if cores is None else cores)}
     rows = [line.split() for line in cgroups.read_text(root / "proc/stat").splitlines()]
     counters = [row[1:9] for row in rows if len(row) > 5 and row[0] in names]
     if not counters or not all(word.isdigit() for row in counters for word in row):
@@ -154,9 +147,13 @@ class Clock:
 def clock(root: Path = Path("/")) -> Clock:
     """What Linux reports; on a virtual machine often nothing."""
     folder = root / "sys/devices/system/cpu"
-    clocks = [cgroups.read_text(folder / f"cpu{number}/cpufreq/scaling_cur_freq").strip() for number in allowed()]
+    clocks = [
+        cgroups.read_text(folder / f"cpu{number}/cpufreq/scaling_cur_freq").strip()
+        for number in processor.allowed_cores()
+    ]
     counts = [
-        cgroups.read_text(folder / f"cpu{number}/thermal_throttle/core_throttle_count").strip() for number in allowed()
+        cgroups.read_text(folder / f"cpu{number}/thermal_throttle/core_throttle_count").strip()
+        for number in processor.allowed_cores()
     ]
     khz = [int(text) for text in clocks if text.isdigit()]
     slowed = [int(text) for text in counts if text.isdigit()]
@@ -226,7 +223,7 @@ class Watch:
     def __init__(self, hardware: Hardware) -> None:
         self.hardware = hardware
         chip = processor.read()
-        self.cores = max(1, len(allowed()))
+        self.cores = max(1, len(processor.allowed_cores()))
         self.load = chip.load
         self.governor, self.battery = governor(), on_battery()
         self.gpus: list[GpuState] = []

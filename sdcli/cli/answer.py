@@ -12,7 +12,7 @@ from typing import Any
 from sdcli.cli import line
 from sdcli.cli.ending import over
 from sdcli.errors import Bug, Interrupted, SdcliError, Terminated
-from sdcli.terminal import StdoutLost, put, say, show
+from sdcli.terminal import StdoutLost, folded, put, say, show, width
 
 
 class Answered(Exception):
@@ -55,6 +55,12 @@ def bug_of(failure: Exception) -> Bug:
 
 def trace(error: SdcliError) -> None:
     traceback.print_exception(error.__cause__ or error.__context__ or error, file=sys.stderr)
+
+
+def say_note(message: str) -> None:
+    """A warning about what was planned, folded to the terminal."""
+    for text in folded(show(message), width(sys.stderr), first="note: "):
+        say(text)
 
 
 def say_error(error: SdcliError) -> None:

@@ -23,7 +23,7 @@ from sdcli.bench import result as results
 from sdcli.bench.result import BenchResult
 from sdcli.bench.run import MAX_TIME, QUICK_TIME, Bench, Configuration, Limits, Listener, Row, scratch
 from sdcli.cli import ask, bench_options, complete, not_taken
-from sdcli.cli.answer import Answered, print_json, say_error
+from sdcli.cli.answer import Answered, print_json, say_error, say_note
 from sdcli.cli.bench_compare import compare
 from sdcli.errors import Bug, CannotWrite, Interrupted, ModelMissing, SdcliError, Stop, Usage, stopped_by
 from sdcli.files import cannot_write, save
@@ -35,7 +35,7 @@ from sdcli.plan.plan import Plan
 from sdcli.plan.refusal import refused
 from sdcli.request import config
 from sdcli.request.options import command as make
-from sdcli.terminal import fit, folded, say, show, speaks_unicode, tell, width
+from sdcli.terminal import fit, say, show, speaks_unicode, tell, width
 
 PROMPT = "a lighthouse on a cliff in the morning light"
 SEED = "1"
@@ -128,8 +128,7 @@ def _say_not_taken(plan: Plan) -> None:
     """The settings that --settings-from could not apply, and what is measured instead."""
     for warning in plan.warnings:
         if warning.code == not_taken.SETTINGS:
-            for line in folded(show(warning.message), width(sys.stderr), first="note: "):
-                say(line)
+            say_note(warning.message)
 
 
 def _files(

@@ -14,7 +14,7 @@ from typing import Any
 
 from sdcli import events
 from sdcli.cli import builtin, complete, plan_screen, remembering
-from sdcli.cli.answer import Answered, bug_of, say_error, trace
+from sdcli.cli.answer import Answered, bug_of, say_error, say_note, trace
 from sdcli.cli.ask import Asked
 from sdcli.cli.ending import check, over
 from sdcli.cli.former import FORMER_FLAGS
@@ -47,7 +47,7 @@ from sdcli.record.sinks.watch import Sink, Watch
 from sdcli.record.store import store
 from sdcli.request.options import OPTIONS, SCREEN
 from sdcli.request.options import command as make
-from sdcli.terminal import StdoutLost, folded, is_terminal, put, say, show, speaks_unicode, width
+from sdcli.terminal import StdoutLost, is_terminal, put, say, show, speaks_unicode, width
 
 MOST_SEEDS = 20  # that a hint lists one by one
 
@@ -213,8 +213,7 @@ class Screen:
             say(f"{notice.message}; {notice.hint}")
         for warning in self.plan.warnings:
             if warning.code != builtin.CODE:  # that one comes with the events
-                for line in folded(show(warning.message), width(sys.stderr), first="note: "):
-                    say(line)
+                say_note(warning.message)
         plan = self.plan if self.real else replace(self.plan, seconds=None)  # predictions are of the local engine
         for line in plan_screen.render_summary(plan, width(sys.stderr), not speaks_unicode(sys.stderr)):
             say(line)

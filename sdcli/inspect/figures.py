@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from sdcli.models.unet import Block, Unet
+from sdcli.sizes import GIB
 
 
 def count(value: int | float) -> str:
@@ -36,7 +37,7 @@ def size(resolution: tuple[int, int], *, ascii: bool = False) -> str:
 
 def memory(count: int) -> str:
     """Bytes with a digit behind the point where there is only one before it: 2.5 MiB, 65 MiB."""
-    for unit, letter in ((1 << 30, "GiB"), (1 << 20, "MiB"), (1 << 10, "KiB")):
+    for unit, letter in ((GIB, "GiB"), (1 << 20, "MiB"), (1 << 10, "KiB")):
         if count >= unit:
             return f"{count / unit:.1f} {letter}" if count < 10 * unit else f"{count / unit:.0f} {letter}"
     return f"{count} B"

@@ -5,7 +5,6 @@ Of weights, only the header is read. Other parts of the file, missing tensors an
 
 from __future__ import annotations
 
-import difflib
 import math
 import os
 import shlex
@@ -24,6 +23,7 @@ from sdcli.models.expected import tensors_of
 from sdcli.models.folder import read_json
 from sdcli.models.headers import NAMES, Header, Tensor
 from sdcli.models.unet import CLASS_NAMES, analyse
+from sdcli.near import nearest
 from sdcli.terminal import disk_text, show
 
 KNOWN = ("sd15", "sdxl", "sd2", "refiner", "unet2015", "builtin")
@@ -92,7 +92,7 @@ def known(family: str) -> Source:
 
 def _nowhere(name: str) -> ModelMissing:
     shown = show(name, 120)
-    near = difflib.get_close_matches(name.casefold(), KNOWN, n=1, cutoff=0.6)
+    near = nearest(name, KNOWN, 1, alike=0.6)
     hint = f"sdcli inspect-unet {near[0] if near else 'sd15'}"
     if os.sep in name or Path(name).suffix in (".safetensors", ".json"):
         return ModelMissing(f"file not found: {shown}", hint=hint)

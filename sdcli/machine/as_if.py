@@ -6,10 +6,10 @@ import re
 
 from sdcli.errors import Usage
 from sdcli.machine import dtypes, memory, processor
-from sdcli.machine.hardware import GIB, Hardware
+from sdcli.machine.hardware import Hardware
 from sdcli.machine.memory import Memory
 from sdcli.machine.processor import Processor
-from sdcli.sizes import parse_size
+from sdcli.sizes import GIB, parse_size
 from sdcli.terminal import show
 
 FORMS = "cpu, mps, cuda:8GiB, cuda:24GiB/20GiB (20 of them free), each with ,ram:64GiB"

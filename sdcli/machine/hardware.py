@@ -7,8 +7,6 @@ from dataclasses import dataclass, field
 
 from sdcli.schema import live
 
-GIB = 1 << 30
-
 
 @dataclass(frozen=True, kw_only=True)
 class Hardware:

@@ -47,7 +47,7 @@ def read(
     elif platform == "win32":
         name, isa, cores, threads = _windows()
     else:
-        name, isa, cores, threads = _linux(root, _allowed() if affinity is None else frozenset(affinity))
+        name, isa, cores, threads = _linux(root, allowed_cores() if affinity is None else frozenset(affinity))
     return Processor(
         name=name,
         isa=limited(isa, environment),
@@ -137,7 +137,8 @@ def _topology(root: Path, blocks: list[dict[str, str]]) -> dict[int, tuple[int, 
     return found
 
 
-def _allowed() -> frozenset[int]:
+def allowed_cores() -> frozenset[int]:
+    """The cores this process may run on; other cores do not matter."""
     try:
         return frozenset(os.sched_getaffinity(0))
     except (AttributeError, OSError):

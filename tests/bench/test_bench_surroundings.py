@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from sdcli.bench import likeness, surroundings
-from sdcli.machine import as_if
+from sdcli.machine import as_if, processor
 
 PLACE = as_if.parse("cpu")
 
@@ -50,7 +50,7 @@ def test_processor_time_is_the_one_of_the_cores_we_may_use(tmp_path: Path) -> No
 
 
 def test_clocks_and_heat_are_read_where_the_system_tells(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(surroundings, "allowed", lambda: frozenset({0, 1}))
+    monkeypatch.setattr(processor, "allowed_cores", lambda: frozenset({0, 1}))
     assert surroundings.clock(tmp_path) == surroundings.Clock()
     put(tmp_path, "proc/cpuinfo", "processor\t: 0\ncpu MHz\t\t: 2596.120\nprocessor\t: 1\ncpu MHz\t\t: 2601.5\n")
     assert surroundings.clock(tmp_path) == surroundings.Clock(mhz=2601)

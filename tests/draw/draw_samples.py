@@ -9,11 +9,12 @@ import torch
 
 from sdcli.draw import local
 from sdcli.events import Event
-from sdcli.machine.hardware import GIB, Hardware
+from sdcli.machine.hardware import Hardware
 from sdcli.models import resolve
 from sdcli.plan.plan import Plan
 from sdcli.plan.planner import make_plan
 from sdcli.request.request import Request
+from sdcli.sizes import GIB
 
 FAMILIES = ("sd15", "sd2", "sdxl")
 

@@ -7,7 +7,8 @@ import struct
 from collections.abc import Mapping
 from pathlib import Path
 
-from sdcli.inspect import guess
+from sdcli.inspect import guess, source
+from sdcli.inspect.facts import Source
 from sdcli.models import keys
 
 WIDTHS = {"F16": 2, "BF16": 2, "F32": 4}
@@ -27,6 +28,12 @@ def write(path: Path, shapes: Mapping[str, tuple[int, ...]], dtype: str = "F16",
         file.write(struct.pack("<Q", len(header)) + header + values)
         file.truncate(8 + len(header) + offset)
     return path
+
+
+def found(model: object) -> Source:
+    result = source.find(str(model))
+    assert isinstance(result, Source)
+    return result
 
 
 def original(

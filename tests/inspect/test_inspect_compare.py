@@ -7,7 +7,7 @@ import struct
 from pathlib import Path
 
 import pytest
-from inspect_files import lora, write
+from inspect_files import found, lora, write
 
 from sdcli.errors import BadFile
 from sdcli.inspect import diff, guess, source
@@ -27,12 +27,6 @@ SMALL = {
     "norm_num_groups": 4,
     "sample_size": 8,
 }
-
-
-def found(model: object) -> Source:
-    result = source.find(str(model))
-    assert isinstance(result, Source)
-    return result
 
 
 def small(folder: Path, dtype: str, values: bytes = b"") -> Source:

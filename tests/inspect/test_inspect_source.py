@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from inspect_files import lora, original, write
+from inspect_files import found, lora, original, write
 
 from sdcli import data
 from sdcli.errors import BadFile, ModelMissing, SdcliError, Unsafe
@@ -33,12 +33,6 @@ SMALL = described(
     },
 )
 HEADER = 24_000  # bytes of a file of SMALL that are mutated: its length and header
-
-
-def found(model: object) -> Source:
-    result = source.find(str(model))
-    assert isinstance(result, Source)
-    return result
 
 
 @pytest.mark.parametrize("name", ["sd15", "SDXL", "sd2", "refiner", "unet2015"])

@@ -8,10 +8,10 @@ from hypothesis import strategies as st
 
 from sdcli.errors import Usage
 from sdcli.machine import as_if
-from sdcli.machine.hardware import GIB, Hardware
+from sdcli.machine.hardware import Hardware
 from sdcli.machine.memory import Memory
 from sdcli.machine.processor import Processor
-from sdcli.sizes import parse_size
+from sdcli.sizes import GIB, parse_size
 
 HOST = Memory(total=32 * GIB, available=30 * GIB)
 CHIP = Processor(name="Ryzen 5 5600", isa="avx2", cores=6, threads=6)

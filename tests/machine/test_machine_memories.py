@@ -14,8 +14,9 @@ from hypothesis import strategies as st
 
 from sdcli.machine import memories
 from sdcli.machine.folders import state_folder
-from sdcli.machine.hardware import GIB, Hardware, Probe
+from sdcli.machine.hardware import Hardware, Probe
 from sdcli.machine.memories import Store
+from sdcli.sizes import GIB
 
 
 def test_asking_a_memory_that_is_not_there_makes_none(tmp_path: Path) -> None:

@@ -5,10 +5,11 @@ from __future__ import annotations
 from typing import Any
 
 from sdcli import data
-from sdcli.machine.hardware import GIB, Hardware
+from sdcli.machine.hardware import Hardware
 from sdcli.models import text, unet, vae
 from sdcli.models.model import Component, Model
 from sdcli.request.request import Job, Request
+from sdcli.sizes import GIB
 
 NATIVE = {"sd15": 512, "sdxl": 1024}
 

@@ -5,12 +5,12 @@ from __future__ import annotations
 import pytest
 from making import asking, jobs_of, known_model
 
-from sdcli.machine.hardware import GIB
 from sdcli.plan.footprint import Sizes
 from sdcli.plan.plan import Setup
 from sdcli.plan.stages import parts_of, previews_after, stages, walk
 from sdcli.plan.techniques import placement
 from sdcli.request.request import Request
+from sdcli.sizes import GIB
 
 
 def test_a_batch_is_encoded_denoised_and_decoded_and_all_prompts_first() -> None:

@@ -7,11 +7,12 @@ from pathlib import Path
 from typing import Any
 
 from sdcli.events import Decoded, Denoised, Done, Encoded, Event, Loaded, Memory, Planned, Step, Timed
-from sdcli.machine.hardware import GIB, Hardware
+from sdcli.machine.hardware import Hardware
 from sdcli.models.model import Component, Model
 from sdcli.plan.plan import Budget, Footprint, Phase, Plan, Setup
 from sdcli.record.names import Destination
 from sdcli.request.request import Job, Request
+from sdcli.sizes import GIB
 
 RUN = "20261103-142501-3f2a"
 SIDE = 16

@@ -32,12 +32,12 @@ from sdcli.events import (
     Warned,
 )
 from sdcli.files import Files
-from sdcli.machine.hardware import GIB
 from sdcli.plan.plan import Plan, Warning
 from sdcli.record import report as reports
 from sdcli.record import runs
 from sdcli.record.report import Folding, Report, fold
 from sdcli.record.store import store
+from sdcli.sizes import GIB
 
 
 def folded(events: Iterable[Event], **options: Any) -> Report:

@@ -19,7 +19,6 @@ from record_samples import RUN, destination, job, plan, stream
 
 from sdcli.events import Degraded, Denoised, Encoded, Event, Failed, Loaded, Memory, Planned, Saved, Step, Warned
 from sdcli.live import clock_text
-from sdcli.machine.hardware import GIB
 from sdcli.plan.plan import Plan
 from sdcli.record import report as reports
 from sdcli.record.report import Folding, Report, fold
@@ -30,6 +29,7 @@ from sdcli.record.sinks.progress import Progress, State, bar_line
 from sdcli.record.sinks.summary import asked, summary
 from sdcli.record.sinks.watch import Watch, watch
 from sdcli.record.store import store
+from sdcli.sizes import GIB
 from sdcli.terminal import StdoutLost, cells
 
 ESCAPE = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]")

@@ -6,6 +6,7 @@ from sdcli.machine.hardware import Hardware
 from sdcli.models.model import Model
 from sdcli.plan.plan import Setup
 from sdcli.plan.techniques.technique import Situation, Technique, gib
+from sdcli.sizes import GIB
 
 # Published: one SDXL call on an L40 takes 149 ms instead of 74 ms with layerwise casting (diffusers' own benchmarks):
 # 75 ms for 2.57 billion parameters, mostly the casts' launches.
@@ -33,7 +34,7 @@ def because(setup: Setup, situation: Situation) -> str:
     if situation.hardware.kind != "cuda":
         return f"weights stay in {setup.dtype}: fp8 storage is for NVIDIA GPUs"
     saved = situation.peaks(setup)[0] - situation.peaks(TECHNIQUE.put(setup, "fp8"))[0]
-    if saved < 0.1 * (1 << 30):
+    if saved < 0.1 * GIB:
         return f"weights stay in {setup.dtype}: fp8 would save nothing here"
     return (
         f"weights stay in {setup.dtype}: fp8 would save {gib(saved)} but change the image; only with --pin storage=fp8"

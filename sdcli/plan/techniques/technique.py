@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from sdcli.machine.hardware import Hardware
 from sdcli.models.model import Model
 from sdcli.plan.plan import Budget, Phase, Setup
+from sdcli.sizes import GIB
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,11 +55,6 @@ class Technique:
         return replace(setup, **{self.slot: choice})  # type: ignore[arg-type]
 
 
-def place_name(hardware: Hardware) -> str:
-    """The device's name in a sentence."""
-    return "the CPU" if hardware.kind == "cpu" else "the GPU"
-
-
 def gib(count: int | float) -> str:
     """ "1.7 GiB", or MiB below a tenth of a GiB."""
-    return f"{count / (1 << 30):.1f} GiB" if count >= 0.1 * (1 << 30) else f"{count / (1 << 20):.0f} MiB"
+    return f"{count / GIB:.1f} GiB" if count >= 0.1 * GIB else f"{count / (1 << 20):.0f} MiB"
