@@ -1,0 +1,46 @@
+"""A pretend NVIDIA GPU: the whole CUDA path runs, on the CPU's numbers, and every byte of it is counted.
+
+`pretend(device("8GiB"))` is a context in which torch, the driver and so all of sdcli believe in it. It cannot tell
+time, nor what the driver and cuDNN take for themselves.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from tests.pretend_gpu.allocator import Allocator
+from tests.pretend_gpu.device import Device, device, numbered
+
+__all__ = ["Device", "Pretended", "device", "pretend"]
+
+
+@dataclass(frozen=True)
+class Pretended:
+    """The counts, while it lasts and after."""
+
+    machine: object
+
+    @property
+    def traffic(self):
+        return self.machine.traffic
+
+    def allocator(self, number: int = 0) -> Allocator:
+        return self.machine.memories[number].allocator
+
+
+@contextlib.contextmanager
+def pretend(*devices: Device) -> Iterator[Pretended]:
+    from tests.pretend_gpu import driver, runtime
+    from tests.pretend_gpu.tensors import Bindings, Machine, Memory, Operators
+
+    chosen = numbered(list(devices) or [device("8GiB")])
+    machine = Machine("cuda", (Memory(Allocator(one.room)) for one in chosen))
+    with (
+        runtime.answered(machine, chosen),
+        driver.answered(machine, chosen),
+        Bindings(machine),
+        Operators(machine),
+    ):
+        yield Pretended(machine)

@@ -1,0 +1,405 @@
+"""Tensors that say they are on a GPU and keep their numbers on the CPU.
+
+Two modes see every call of torch: one the calls of its operators, whatever library makes them, the other those of its
+Python bindings that ask for a real GPU before any operator is reached.
+"""
+
+from __future__ import annotations
+
+import weakref
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+from torch.overrides import TorchFunctionMode
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_iter, tree_map
+
+from tests.pretend_gpu.allocator import Allocator, OutOfSpace, Peaks
+
+aten = torch.ops.aten
+NoMode = torch._C.DisableTorchFunction
+
+# Operators whose result the host has to see before it can go on.
+_WAITED_FOR = {
+    aten._local_scalar_dense.default, aten.nonzero.default, aten.masked_select.default, aten.equal.default,
+    aten.is_nonzero.default, aten._unique2.default,
+}  # fmt: skip
+_COPIES = {aten._to_copy.default, aten.copy_.default}
+_MAY_MIX = {aten.index.Tensor, aten.index_put_.default, aten.index_put.default, aten._index_put_impl_.default}
+
+
+class PretendTensor(torch.Tensor):
+    """`inner`, on another device by its own account. Views of each other have inner tensors that are."""
+
+    inner: Tensor
+
+    __torch_function__ = torch._C._disabled_torch_function_impl
+
+    @staticmethod
+    def __new__(cls, inner: Tensor, device: torch.device | None = None, requires_grad: bool = False) -> PretendTensor:
+        if device is None:  # a library makes one of the same class
+            return inner.detach().requires_grad_(requires_grad)  # type: ignore[return-value]
+        made: PretendTensor = torch.Tensor._make_wrapper_subclass(  # type: ignore[attr-defined]
+            cls, inner.shape, strides=inner.stride(), storage_offset=inner.storage_offset(), dtype=inner.dtype,
+            layout=inner.layout, device=device, requires_grad=requires_grad,
+        )  # fmt: skip
+        made.inner = inner
+        return made
+
+    @classmethod
+    def __torch_dispatch__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        raise RuntimeError(f"{func} on a pretend GPU's tensor, after the GPU has gone or in another thread")
+
+    def __repr__(self) -> str:  # type: ignore[override]
+        return f"PretendTensor({self.inner!r}, device={self.device})"
+
+
+@dataclass
+class Traffic:
+    """What happened since it was made: calls of operators, copies in bytes, and moments at which the host waited."""
+
+    calls: int = 0
+    to_device: int = 0
+    to_host: int = 0
+    waits: Counter[str] = field(default_factory=Counter)
+
+
+class Memory:
+    """What one GPU's tensors hold, by storage: views count once."""
+
+    def __init__(self, allocator: Allocator) -> None:
+        self.allocator = allocator
+        self.fail_at = 0  # the allocation, counted from now, that finds no memory
+        self._storages: dict[int, weakref.ref[torch.UntypedStorage]] = {}
+
+    def hold(self, inner: Tensor, stream: int) -> None:
+        storage = inner.untyped_storage()
+        key = storage._cdata
+        if key in self._storages or not storage.nbytes():
+            return
+        self.fail_at -= 1
+        if self.fail_at == 0:
+            raise OutOfSpace(storage.nbytes())
+        block = self.allocator.allocate(storage.nbytes(), stream)
+
+        def gone(_: object) -> None:
+            del self._storages[key]
+            self.allocator.free(block)
+
+        self._storages[key] = weakref.ref(storage, gone)
+
+
+class Machine:
+    """The pretend GPUs of one kind, and what the host pinned for them."""
+
+    def __init__(self, kind: str, memories: Iterable[Memory]) -> None:
+        self.kind = kind
+        self.memories = list(memories)
+        self.traffic = Traffic()
+        self.current = 0  # device
+        self.stream = 0
+        self.pinned = Peaks()
+        self._pinned: dict[int, weakref.ref[torch.UntypedStorage]] = {}
+
+    # --- into and out of pretence
+
+    def is_here(self, tensor: Any) -> bool:
+        return isinstance(tensor, Tensor) and tensor.device.type == self.kind
+
+    def inner(self, value: Any) -> Any:
+        if not self.is_here(value):
+            return value
+        inner = value.__dict__.get("inner")
+        if inner is None:
+            raise RuntimeError(f"a tensor on {value.device} that no call of torch has made")
+        return inner
+
+    def wrap(self, inner: Tensor, device: torch.device) -> PretendTensor:
+        number = self.current if device.index is None else device.index
+        try:
+            self.memories[number].hold(inner, self.stream)
+        except OutOfSpace as error:
+            raise torch.OutOfMemoryError(self._out_of_memory(number, error.args[0])) from None
+        return PretendTensor(inner, torch.device(self.kind, number))
+
+    def _out_of_memory(self, number: int, size: int) -> str:
+        allocator = self.memories[number].allocator
+        free = allocator.limit - allocator.reserved.now
+        return (
+            f"CUDA out of memory. Tried to allocate {size / 2**20:.2f} MiB. GPU {number} has a total capacity of "
+            f"{allocator.limit / 2**30:.2f} GiB of which {free / 2**20:.2f} MiB is free."
+        )
+
+    def on_inner(self, func: Callable[..., Any], args: Any, kwargs: Mapping[str, Any]) -> Any:
+        """The call on the numbers themselves; what comes of it is on the GPU again."""
+        device = next((value.device for value in tree_iter((args, kwargs)) if self.is_here(value)), None)
+        owners = {id(self.inner(value)): value for value in tree_iter((args, kwargs)) if self.is_here(value)}
+        with NoMode():
+            result = func(*tree_map(self.inner, args), **tree_map(self.inner, dict(kwargs)))
+        assert device is not None
+
+        def outer(value: Any) -> Any:
+            if not isinstance(value, Tensor):
+                return value
+            owner = owners.get(id(value))
+            if owner is None:
+                return self.wrap(value, device)
+            if owner.shape != value.shape or owner.stride() != value.stride():
+                raise NotImplementedError(f"{func} changes the shape of a tensor in place")
+            return owner
+
+        return tree_map(outer, result)
+
+    def wait(self, why: str) -> None:
+        self.traffic.waits[why] += 1
+
+    # --- copies
+
+    def copied(self, source: Tensor, target_type: str, non_blocking: bool) -> None:
+        """Counts a copy. One from memory that is not pinned is not asynchronous towards the host, whatever was asked."""
+        if target_type == source.device.type:
+            return
+        if target_type == self.kind:
+            self.traffic.to_device += source.nbytes
+            if not non_blocking:
+                self.wait("copy to the device")
+        elif source.device.type == self.kind:
+            self.traffic.to_host += source.nbytes
+            if not non_blocking:
+                self.wait("copy to the host")
+
+    def to(self, tensor: Tensor, device: Any, dtype: Any, non_blocking: bool, copy: bool, form: Any) -> Tensor:
+        """`Tensor.to` without its question for a real GPU."""
+        device = tensor.device if device is None else self.full(device)
+        dtype = tensor.dtype if dtype is None else dtype
+        kept = form in (None, torch.preserve_format) or tensor.is_contiguous(memory_format=form)
+        if device == tensor.device and dtype == tensor.dtype and not copy and kept:
+            return tensor
+        moved: Tensor = aten._to_copy.default(
+            tensor, dtype=dtype, device=device, non_blocking=non_blocking, memory_format=form
+        )
+        return moved
+
+    def full(self, device: Any) -> torch.device:
+        """With its number."""
+        if isinstance(device, int):
+            return torch.device(self.kind, device)
+        made = torch.device(device)
+        return torch.device(self.kind, self.current) if made.type == self.kind and made.index is None else made
+
+    def pin(self, tensor: Tensor) -> Tensor:
+        pinned = tensor.clone()
+        storage = pinned.untyped_storage()
+        key, size = storage._cdata, 1 << max(0, storage.nbytes() - 1).bit_length()  # by powers of two, as torch does
+        self.pinned.move(size)
+
+        def gone(_: object) -> None:
+            del self._pinned[key]
+            self.pinned.move(-size)
+
+        self._pinned[key] = weakref.ref(storage, gone)
+        return pinned
+
+    def is_pinned(self, tensor: Tensor) -> bool:
+        return not self.is_here(tensor) and tensor.untyped_storage()._cdata in self._pinned
+
+
+# --- operators
+
+
+class Operators(TorchDispatchMode):
+    """Runs every operator on the numbers, if any of its tensors is here or its result is to be."""
+
+    def __init__(self, machine: Machine) -> None:
+        super().__init__()
+        self.machine = machine
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        machine = self.machine
+        tensors = [value for value in tree_iter((args, kwargs)) if isinstance(value, Tensor)]
+        here = [tensor for tensor in tensors if machine.is_here(tensor)]
+        asked = kwargs.get("device")
+        made_here = asked is not None and torch.device(asked).type == machine.kind
+        if not here and not made_here:
+            return func(*args, **kwargs)
+        machine.traffic.calls += 1
+        if func is aten._to_copy.default:
+            return self._to_copy(args[0], kwargs)
+        if func is aten.copy_.default:
+            return self._copy(*args, **kwargs)
+        if func in _WAITED_FOR or _by_mask(func, args):
+            machine.wait(str(func))
+        if made_here:
+            with NoMode():
+                inner = func(*tree_map(machine.inner, args), **{**tree_map(machine.inner, kwargs), "device": "cpu"})
+            return machine.wrap(inner, torch.device(asked))
+        _refuse_two_devices(func, tensors)
+        if asked is not None:  # a tensor elsewhere, by the shape of one here
+            return func(*tree_map(machine.inner, args), **tree_map(machine.inner, kwargs))
+        return machine.on_inner(func, args, kwargs)
+
+    def _to_copy(self, tensor: Tensor, kwargs: dict[str, Any]) -> Tensor:
+        machine = self.machine
+        device = machine.full(kwargs.get("device") or tensor.device)
+        non_blocking = bool(kwargs.pop("non_blocking", False))
+        machine.copied(tensor, device.type, non_blocking)
+        if device.type == "meta":
+            return aten._to_copy.default(machine.inner(tensor), **kwargs)  # type: ignore[no-any-return]
+        inner = aten._to_copy.default(machine.inner(tensor), **{**kwargs, "device": torch.device("cpu")})
+        return machine.wrap(inner, device) if device.type == machine.kind else inner
+
+    def _copy(self, target: Tensor, source: Tensor, non_blocking: bool = False) -> Tensor:
+        machine = self.machine
+        machine.copied(source, target.device.type, non_blocking)
+        machine.inner(target).copy_(machine.inner(source))
+        return target
+
+
+def _by_mask(func: Any, args: Any) -> bool:
+    """Indexing by a mask first counts what is in it."""
+    return func in _MAY_MIX and any(index is not None and index.dtype in (torch.bool, torch.uint8) for index in args[1])
+
+
+def _refuse_two_devices(func: Any, tensors: Iterable[Tensor]) -> None:
+    devices = {str(tensor.device) for tensor in tensors if tensor.ndim or tensor.device.type != "cpu"}
+    if len(devices) > 1 and func not in _MAY_MIX:
+        names = " and ".join(sorted(devices, reverse=True))
+        raise RuntimeError(
+            f"Expected all tensors to be on the same device, but found at least two devices, {names}! (in {func})"
+        )
+
+
+# --- bindings
+
+
+class Bindings(TorchFunctionMode):
+    """Answers the calls that would ask for a real GPU, and lets all others through."""
+
+    def __init__(self, machine: Machine) -> None:
+        super().__init__()
+        self.machine = machine
+        inner = self._on_inner
+        self.answers: dict[Any, Callable[..., Any]] = {
+            Tensor.to: self._to,
+            Tensor.cpu: lambda tensor, **kw: self._to(tensor, "cpu", **kw),
+            Tensor.copy_: lambda target, source, non_blocking=False: aten.copy_.default(target, source, non_blocking),
+            Tensor.cuda: lambda tensor, device=None, non_blocking=False, **kw: self._to(
+                tensor, self.machine.kind if device is None else device, non_blocking=non_blocking, **kw
+            ),
+            Tensor.contiguous: self._contiguous,
+            Tensor.record_stream: lambda *_: None,
+            Tensor.pin_memory: lambda tensor, *_, **__: self.machine.pin(tensor),
+            Tensor.is_pinned: lambda tensor, *_, **__: self.machine.is_pinned(tensor),
+            Tensor.numpy: self._numpy,
+            torch._has_compatible_shallow_copy_type: lambda *_: True,
+            functional.scaled_dot_product_attention: self._attention,
+            functional.group_norm: self._group_norm,
+            torch.tensor: self._made, torch.as_tensor: self._made, torch.asarray: self._made,
+            Tensor.data.__set__: self._set_data,  # type: ignore[attr-defined]
+            Tensor.data.__get__: lambda tensor: self.machine.on_inner(Tensor.detach, (tensor,), {}),  # type: ignore[attr-defined]
+        }  # fmt: skip
+        for name, dtype in {
+            "float": torch.float32, "half": torch.float16, "bfloat16": torch.bfloat16, "double": torch.float64,
+            "int": torch.int32, "long": torch.int64, "bool": torch.bool, "short": torch.int16, "byte": torch.uint8,
+        }.items():  # fmt: skip
+            self.answers[getattr(Tensor, name)] = lambda tensor, dtype=dtype, **kw: self._to(tensor, dtype, **kw)
+        for method in (Tensor.__getitem__, Tensor.__setitem__):
+            self.answers[method] = inner(method)
+        for method in (
+            Tensor.nonzero, Tensor.item, Tensor.tolist, Tensor.__bool__, Tensor.__float__, Tensor.__int__,
+            Tensor.__index__,
+        ):  # fmt: skip
+            self.answers[method] = inner(method, waits=True)
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        answer = self.answers.get(func)
+        if answer is not None and self._concerns(func, args, kwargs):
+            return answer(*args, **kwargs)
+        return func(*args, **kwargs)
+
+    def _concerns(self, func: Any, args: Any, kwargs: Any) -> bool:
+        machine = self.machine
+        if func in (Tensor.pin_memory, Tensor.is_pinned):
+            return True
+        if any(machine.is_here(value) for value in tree_iter((args, kwargs))):
+            return True
+        values = [*args, *kwargs.values()]
+        if any(isinstance(v, (torch.device, str)) and str(v).split(":")[0] == machine.kind for v in values):
+            return True
+        return func == Tensor.cuda or any(type(v) is int and func == Tensor.to for v in values)
+
+    def _on_inner(self, method: Any, waits: bool = False) -> Callable[..., Any]:
+        def answer(*args: Any, **kwargs: Any) -> Any:
+            if waits or (method == Tensor.__getitem__ and _has_mask(args[1])):
+                self.machine.wait(method.__name__)
+            return self.machine.on_inner(method, args, kwargs)
+
+        return answer
+
+    def _to(self, tensor: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        device, dtype = kwargs.get("device"), kwargs.get("dtype")
+        flags = [value for value in args if isinstance(value, bool)]
+        for value in (*args, *([kwargs["other"]] if "other" in kwargs else ())):
+            if isinstance(value, Tensor):
+                device, dtype = value.device, value.dtype
+            elif isinstance(value, torch.dtype):
+                dtype = value
+            elif isinstance(value, (str, torch.device)) or (isinstance(value, int) and not isinstance(value, bool)):
+                device = value
+        non_blocking = kwargs.get("non_blocking", flags[0] if flags else False)
+        copy = kwargs.get("copy", flags[1] if len(flags) > 1 else False)
+        return self.machine.to(tensor, device, dtype, non_blocking, copy, kwargs.get("memory_format"))
+
+    def _contiguous(self, tensor: Tensor, memory_format: Any = torch.contiguous_format) -> Tensor:
+        if tensor.is_contiguous(memory_format=memory_format):
+            return tensor
+        return aten.clone.default(tensor, memory_format=memory_format)  # type: ignore[no-any-return]
+
+    def _numpy(self, tensor: Tensor, **_: Any) -> Any:
+        raise TypeError(f"can't convert {tensor.device} device type tensor to numpy. Use Tensor.cpu() first.")
+
+    def _made(self, data: Any, *args: Any, device: Any = None, **kwargs: Any) -> Tensor:
+        if isinstance(data, Tensor):
+            return self._to(data, *((device,) if device is not None else ()), **kwargs)
+        return self._to(torch.tensor(data, *args, **kwargs), *((device,) if device is not None else ()))
+
+    def _attention(self, query: Tensor, key: Tensor, value: Tensor, *args: Any, **kwargs: Any) -> Any:
+        """Whole, as a fused kernel does it: its step by step path would hold a matrix that no GPU ever holds."""
+        machine = self.machine
+        machine.traffic.calls += 1
+        with_sums = query.new_empty(query.shape[:-1], dtype=torch.float32)  # what the kernel keeps for gradients
+        out = machine.on_inner(functional.scaled_dot_product_attention, (query, key, value, *args), kwargs)
+        del with_sums
+        return out
+
+    def _group_norm(self, tensor: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        """On a GPU it first lays out rows one after another. Done here, the CPU would add in another order."""
+        machine = self.machine
+        machine.traffic.calls += 1
+        copy = tensor if tensor.is_contiguous() else aten.clone.default(tensor, memory_format=torch.contiguous_format)
+
+        def in_rows(*values: Any, **named: Any) -> Tensor:
+            return functional.group_norm(*values, **named).contiguous()
+
+        out: Tensor = machine.on_inner(in_rows, (tensor, *args), kwargs)
+        del copy
+        return out
+
+    def _set_data(self, tensor: Tensor, new: Tensor) -> None:
+        with NoMode():
+            Tensor.data.__set__(tensor, new)  # type: ignore[attr-defined]
+        if self.machine.is_here(new):
+            tensor.inner = self.machine.inner(new)  # type: ignore[attr-defined]
+        else:
+            tensor.__dict__.pop("inner", None)
+
+
+def _has_mask(index: Any) -> bool:
+    return any(isinstance(part, Tensor) and part.dtype is torch.bool for part in tree_iter(index))
