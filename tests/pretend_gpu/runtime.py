@@ -187,6 +187,8 @@ def answered(machine: Machine, devices: list[Device]) -> Iterator[None]:
         for name, value in patches(machine, devices).items():
             stack.enter_context(mock.patch.object(torch.cuda, name, value))
         stack.enter_context(mock.patch.object(torch, "Generator", PretendGenerator))
+        # Its binding takes a stream of torch's own only, before any mode is asked.
+        stack.enter_context(mock.patch.object(torch.Tensor, "record_stream", lambda tensor, stream: None))
         yield
 
 

@@ -293,7 +293,6 @@ class Bindings(TorchFunctionMode):
                 tensor, self.machine.kind if device is None else device, non_blocking=non_blocking, **kw
             ),
             Tensor.contiguous: self._contiguous,
-            Tensor.record_stream: lambda *_: None,
             Tensor.pin_memory: lambda tensor, *_, **__: self.machine.pin(tensor),
             Tensor.is_pinned: lambda tensor, *_, **__: self.machine.is_pinned(tensor),
             Tensor.numpy: self._numpy,
