@@ -81,8 +81,7 @@ def _heed(words: Sequence[str]) -> Any:
             libc.signal(number, None)  # something else: on returning, the system does as ever
 
         handler = ctypes.CFUNCTYPE(None, ctypes.c_int)(gave_up)
-        for number in (signal.SIGABRT, signal.SIGSEGV, signal.SIGBUS):
-            libc.signal(int(number), handler)
+        libc.signal(int(signal.SIGABRT), handler)
         leaving = ctypes.CFUNCTYPE(None, ctypes.c_int, ctypes.c_void_p)(left)
         if hasattr(libc, "on_exit"):  # sdcli itself leaves without; OpenMP that gets no thread does not
             libc.on_exit(leaving, None)

@@ -80,3 +80,14 @@ def test_no_text_becomes_a_special_token(text: str, emphasis: str) -> None:
 def test_clips_own_marks_in_a_prompt_are_not_special_tokens() -> None:
     (chunk,) = tokenizer.chunks("a cat<|endoftext|>dog")
     assert 49_407 not in [token for token, _ in chunk]
+
+
+def test_a_library_that_ran_out_of_memory_is_not_taken_for_a_damaged_file(monkeypatch: pytest.MonkeyPatch) -> None:
+    from tokenizers.models import BPE
+
+    def no_memory(*_: object, **__: object) -> None:
+        raise Exception("Error while reading BPE files: out of memory")
+
+    monkeypatch.setattr(BPE, "from_file", no_memory)
+    with pytest.raises(MemoryError):
+        tokenizer.vocabulary.__wrapped__()
