@@ -11,6 +11,8 @@ import numpy
 import torch
 from torch import Tensor
 
+from sdcli.draw.transfers import without_waiting
+
 
 @dataclass(frozen=True, kw_only=True)
 class LoopState:
@@ -53,7 +55,8 @@ class Conditioning:
     def to(self, device: torch.device, dtype: torch.dtype) -> Conditioning:
         rows = {name: value.to(device, dtype) for name, value in self.rows.items()}
         added = {name: value.to(device, dtype) for name, value in self.added.items()}
-        return replace(self, rows=rows, added=added)
+        groups = tuple(group.to(device) for group in self.groups)
+        return replace(self, rows=rows, added=added, groups=groups)
 
 
 def _rows(value: Tensor, group: Any) -> Tensor:
@@ -90,19 +93,21 @@ def denoise(
     """From `start` to the last step; yields after each UNet call the state to restart from if the next one fails."""
     restore(start, scheduler, generators)
     latents = start.latents
-    for step in range(start.step, len(scheduler.timesteps)):
-        latents = _advance(unet, scheduler, conditioning, latents, step, generators)
+    timesteps = scheduler.timesteps.to(latents.device)
+    for step in range(start.step, len(timesteps)):
+        with without_waiting(latents.device):
+            latents = _advance(unet, scheduler, conditioning, latents, timesteps, step, generators)
         yield snapshot(start.batch, step + 1, latents, scheduler, generators)
 
 
 @torch.no_grad()
 def _advance(
-    unet: Callable[..., Any], scheduler: Any, conditioning: Conditioning, latents: Tensor, step: int,
-    generators: Sequence[torch.Generator],
+    unet: Callable[..., Any], scheduler: Any, conditioning: Conditioning, latents: Tensor, timesteps: Tensor,
+    step: int, generators: Sequence[torch.Generator],
 ) -> Tensor:  # fmt: skip
-    timestep = scheduler.timesteps[step]
+    timestep = scheduler.timesteps[step]  # on the host, where schedulers decide by it
     scaled = scheduler.scale_model_input(latents, timestep)
-    prediction = _predict(unet, conditioning, scaled, timestep, step)
+    prediction = _predict(unet, conditioning, scaled, timesteps[step], step)
     if conditioning.guided:
         negative, prompt = prediction.chunk(2)
         prediction = negative + conditioning.guidance * (prompt - negative)

@@ -158,7 +158,7 @@ class Run:
         components, vae = self.session.components, self.plan.model.components["vae"].config
         for job, generator in zip(state.jobs, state.generators, strict=True):
             generator.manual_seed(job.seed)  # it may have made noise before memory ran out
-        schedulers.set_steps(state.scheduler, state.jobs[0].steps, components.device)
+        schedulers.set_steps(state.scheduler, state.jobs[0].steps)
         edge = scale(vae)
         return denoise.begin(
             state.scheduler, state.generators,

@@ -19,9 +19,10 @@ def make(sampler: str, config: Mapping[str, Any]) -> Any:
         return kind.from_config(dict(config), **definition.options)
 
 
-def set_steps(scheduler: Any, steps: int, device: Any) -> None:
+def set_steps(scheduler: Any, steps: int) -> None:
+    """Timesteps stay on the host: schedulers decide by them, and on a GPU would wait for each."""
     with made_from_config("scheduler"):
-        scheduler.set_timesteps(steps, device=device)
+        scheduler.set_timesteps(steps, device="cpu")
 
 
 def settings(scheduler: Any) -> dict[str, Any]:

@@ -23,7 +23,7 @@ def diffusers_pipelines(folders: dict[str, Path], dtype: torch.dtype) -> dict[st
     from diffusers import StableDiffusionPipeline, StableDiffusionXLPipeline
 
     made: dict[str, Any] = {}
-    for family in FAMILIES:
+    for family in folders:
         kind = StableDiffusionXLPipeline if family == "sdxl" else StableDiffusionPipeline
         made[family] = kind.from_pretrained(folders[family], dtype=dtype, local_files_only=True)
         made[family].set_progress_bar_config(disable=True)

@@ -9,9 +9,13 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from tests.pretend_gpu.allocator import Allocator
 from tests.pretend_gpu.device import Device, device, numbered
+
+if TYPE_CHECKING:
+    from tests.pretend_gpu.tensors import Machine, Traffic
 
 __all__ = ["Device", "Pretended", "device", "pretend"]
 
@@ -20,14 +24,23 @@ __all__ = ["Device", "Pretended", "device", "pretend"]
 class Pretended:
     """The counts, while it lasts and after."""
 
-    machine: object
+    machine: Machine
 
     @property
-    def traffic(self):
+    def traffic(self) -> Traffic:
         return self.machine.traffic
+
+    def restart(self) -> Traffic:
+        """Counts anew; gives what was counted until now."""
+        counted, self.machine.traffic = self.machine.traffic, type(self.machine.traffic)()
+        return counted
 
     def allocator(self, number: int = 0) -> Allocator:
         return self.machine.memories[number].allocator
+
+    def fail_at(self, allocation: int) -> None:
+        """Lets the first GPU find no memory at one allocation, counted from now."""
+        self.machine.memories[0].fail_at = allocation
 
 
 @contextlib.contextmanager

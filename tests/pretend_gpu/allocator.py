@@ -82,6 +82,7 @@ class Allocator:
         self.limit = limit
         self.allocated = Peaks()
         self.reserved = Peaks()
+        self.most_allocated = 0  # ever
         self.requests = 0
         self._pools: dict[tuple[int, bool], Pool] = {}
         self._next = 1 << 40
@@ -94,6 +95,7 @@ class Allocator:
         if block.size - size >= (SMALLEST if pool.small else SMALL + 1):
             self._split(block, size)
         self.allocated.move(block.size)
+        self.most_allocated = max(self.most_allocated, self.allocated.now)
         return block
 
     def free(self, block: Block) -> None:

@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch._prims_common import suggest_memory_format
 from torch.nn import functional
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -177,7 +178,7 @@ class Machine:
         """`Tensor.to` without its question for a real GPU."""
         device = tensor.device if device is None else self.full(device)
         dtype = tensor.dtype if dtype is None else dtype
-        kept = form in (None, torch.preserve_format) or tensor.is_contiguous(memory_format=form)
+        kept = form in (None, torch.preserve_format) or suggest_memory_format(tensor) == form
         if device == tensor.device and dtype == tensor.dtype and not copy and kept:
             return tensor
         moved: Tensor = aten._to_copy.default(
@@ -335,10 +336,18 @@ class Bindings(TorchFunctionMode):
         return func == Tensor.cuda or any(type(v) is int and func == Tensor.to for v in values)
 
     def _on_inner(self, method: Any, waits: bool = False) -> Callable[..., Any]:
-        def answer(*args: Any, **kwargs: Any) -> Any:
-            if waits or (method == Tensor.__getitem__ and _has_mask(args[1])):
-                self.machine.wait(method.__name__)
-            return self.machine.on_inner(method, args, kwargs)
+        def answer(tensor: Tensor, *args: Any, **kwargs: Any) -> Any:
+            machine = self.machine
+            if waits or any(map(_is_mask, tree_iter(args[:1]))):
+                machine.wait(method.__name__)
+            if machine.is_here(tensor):
+                for index in tree_iter(args[:1]):
+                    if isinstance(index, Tensor) and not machine.is_here(index) and not waits:
+                        machine.copied(index, machine.kind, non_blocking=False)
+                return machine.on_inner(method, (tensor, *args), kwargs)
+            machine.wait(method.__name__)  # a host's tensor, indexed by a number on the device
+            with NoMode():
+                return method(tensor, *tree_map(machine.inner, args), **kwargs)
 
         return answer
 
@@ -400,5 +409,5 @@ class Bindings(TorchFunctionMode):
             tensor.__dict__.pop("inner", None)
 
 
-def _has_mask(index: Any) -> bool:
-    return any(isinstance(part, Tensor) and part.dtype is torch.bool for part in tree_iter(index))
+def _is_mask(index: Any) -> bool:
+    return isinstance(index, Tensor) and index.dtype is torch.bool
