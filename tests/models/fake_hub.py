@@ -74,6 +74,10 @@ class Asked:
     host: str  # hub | cdn
     path: str
     headers: Mapping[str, str]
+    method: str = "GET"
+
+
+OF_BYTES = ("cut", "wrong", "longer", "drip", "whole")  # what can happen to a body; an answer to HEAD has none
 
 
 @dataclass(frozen=True)
@@ -106,9 +110,9 @@ class FakeHub:
             server.shutdown()
             server.server_close()
 
-    def fault_for(self, path: str) -> Fault | None:
+    def fault_for(self, asked: Asked) -> Fault | None:
         for number, fault in enumerate(self.faults):
-            if fault.only in path:
+            if fault.only in asked.path and (asked.method == "GET" or fault.kind not in OF_BYTES):
                 return self.faults.pop(number)
         return None
 
@@ -139,10 +143,11 @@ class _Handler(BaseHTTPRequestHandler):
         pass
 
     def do_GET(self) -> None:
-        asked = Asked(self.host, unquote(urlsplit(self.path).path), {k.lower(): v for k, v in self.headers.items()})
+        path = unquote(urlsplit(self.path).path)
+        asked = Asked(self.host, path, {k.lower(): v for k, v in self.headers.items()}, self.command)
         self.hub.log.append(asked)
         self.hub.before(asked)
-        fault = self.hub.fault_for(asked.path)
+        fault = self.hub.fault_for(asked)
         if fault is not None and fault.kind == "status":
             self._answer(fault.number, b"no", fault.headers)
         elif fault is not None and fault.kind == "silence":
@@ -158,13 +163,15 @@ class _Handler(BaseHTTPRequestHandler):
         else:
             self._resolve(asked, fault)
 
+    do_HEAD = do_GET
+
     def _answer(self, status: int, body: bytes, headers: Mapping[str, str] = {}) -> None:
         self.send_response(status)
-        for name, value in headers.items():
+        for name, value in {"Content-Length": str(len(body)), **headers}.items():
             self.send_header(name, value)
-        self.send_header("Content-Length", str(len(body)))
         self.end_headers()
-        self.wfile.write(body)
+        if self.command != "HEAD":
+            self.wfile.write(body)
 
     def _refused(self, repository: Repository | None) -> bool:
         given = self.headers.get("Authorization", "").removeprefix("Bearer ")
@@ -206,10 +213,18 @@ class _Handler(BaseHTTPRequestHandler):
         held = repository.commits.get(match[2], {}).get(match[3])
         if held is None:
             self._answer(404, b"no", {"X-Error-Code": "EntryNotFound"})
-        elif match[3].endswith(LARGE) and self.hub.uses_cdn:
+            return
+        entry = _listed(match[3], held)
+        told = {"X-Repo-Commit": match[2], "ETag": f'"{entry["blobId"]}"'}
+        if "lfs" in entry:
+            told |= {"X-Linked-Size": str(len(held)), "X-Linked-Etag": f'"{entry["lfs"]["sha256"]}"'}
+        if match[3].endswith(LARGE) and self.hub.uses_cdn:
             if fault is not None:
                 self.hub.faults.insert(0, fault)  # it is the bytes that it is about
-            self._answer(302, b"", {"Location": f"{self.hub.cdn_url}/{hashlib.sha256(held).hexdigest()}?signed=1"})
+            where = f"{self.hub.cdn_url}/{hashlib.sha256(held).hexdigest()}?signed=1"
+            self._answer(302, b"", {**told, "Location": where})
+        elif self.command == "HEAD":
+            self._answer(200, b"", {**told, "Content-Length": str(len(held))})
         else:
             self._file(held, fault)
 
