@@ -123,7 +123,7 @@ def offer(connection: Connection, repository: str, revision: str | None, cache: 
         *first,
         files[INDEX],  # last: a snapshot with an index is a whole one
     )
-    return _offer(connection, HubName(repository, revision), info, chosen, cache, family=family)
+    return _offer(HubName(repository, revision), info, chosen, cache, family=family)
 
 
 def offer_file(
@@ -138,7 +138,7 @@ def offer_file(
         chosen = hub_files.single(files, name)
         found = kind_of(_header(connection, name.repository, info.sha, chosen[0], check))
     path = chosen[0].path
-    return _offer(connection, name, info, chosen, cache, family=found.family, kind=found.kind, file=path)
+    return _offer(name, info, chosen, cache, family=found.family, kind=found.kind, file=path)
 
 
 def _listed(connection: Connection, repository: str, revision: str | None) -> tuple[Any, dict[str, File]]:
@@ -159,15 +159,14 @@ def _listed(connection: Connection, repository: str, revision: str | None) -> tu
     if not re.fullmatch(r"[0-9a-f]{40}", str(info.sha)):
         asked = show(revision or "main", 60)
         raise Offline(f"{connection.host} does not say which commit {asked} is", hint=_ANOTHER)
-    return info, hub_files.listed(info.siblings or ())
-
-
-def _offer(
-    connection: Connection, name: HubName, info: Any, files: tuple[File, ...], cache: Path, **more: Any
-) -> Offer:
-    for file in files:
+    files = hub_files.listed(info.siblings or ())
+    for file in files.values():
         if not file.hash:
             raise BadFile(f"{connection.host} gives no checksum of {show(file.path, 120)}", hint=_ANOTHER)
+    return info, files
+
+
+def _offer(name: HubName, info: Any, files: tuple[File, ...], cache: Path, **more: Any) -> Offer:
     found = Offer(
         repository=name.repository, revision=name.revision or "main", commit=info.sha,
         licence=_licence(info.card_data), gated=bool(info.gated), files=files, cache=cache, **more,
@@ -321,7 +320,7 @@ def _url(connection: Connection, repository: str, commit: str, file: File) -> st
 
 
 def _download(
-    connection: Connection, repository: str, commit: str, file: File, cache: Path, folder: Path | None = None,
+    connection: Connection, repository: str, commit: str, file: File, cache: Path, local: Path | None = None,
     report: Callable[[int], None] = lambda done: None,
 ) -> None:  # fmt: skip
     """Into the cache, or to a folder. What huggingface_hub is not told it takes from the environment at its import."""
@@ -329,7 +328,7 @@ def _download(
 
     found = hf_hub_download(
         repository, file.path, revision=commit, endpoint=connection.endpoint, token=connection.token or False,
-        cache_dir=cache, local_dir=folder, tqdm_class=_bar(report),
+        cache_dir=cache, local_dir=local, tqdm_class=_bar(report),
     )  # fmt: skip
     path = Path(found)
     if file.sha256 is None or path.resolve().name != file.sha256:  # no blob is called so before it has been checked

@@ -6,10 +6,12 @@ import hashlib
 import json
 import random
 import re
+import ssl
 import threading
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 from typing import Any
 from urllib.parse import unquote, urlsplit
 
@@ -17,6 +19,7 @@ from sdcli import data
 from sdcli.models.shipped import parameters_of
 
 LARGE = ".safetensors"
+IN_LFS = (LARGE, ".bin", ".ckpt", ".onnx")
 TINY: dict[str, dict[str, Any]] = {
     "unet": {"block_out_channels": [8, 8, 8, 8], "layers_per_block": 1, "attention_head_dim": 4,
              "cross_attention_dim": 16, "norm_num_groups": 4},
@@ -93,15 +96,17 @@ class Fault:
 class FakeHub:
     """`faults` are used up in order, one for each request that matches; `log` keeps every request."""
 
-    def __init__(self, *, cdn: bool = True) -> None:
+    def __init__(self, *, cdn: bool = True, certificate: Path | None = None) -> None:
         self.repositories: dict[str, Repository] = {}
         self.faults: list[Fault] = []
         self.log: list[Asked] = []
         self.token: str | None = None  # the one that is valid
         self.before: Callable[[Asked], None] = lambda asked: None
         self.silent = threading.Event()  # set: those who keep silent may go
-        self._servers = [_serve(self, "hub"), _serve(self, "cdn")]
+        self._servers = [_serve(self, "hub", certificate), _serve(self, "cdn", None)]
         self.url, self.cdn_url = (f"http://127.0.0.1:{server.server_port}" for server in self._servers)
+        if certificate is not None:
+            self.url = self.url.replace("http", "https")
         self.uses_cdn = cdn
 
     def close(self) -> None:
@@ -120,9 +125,13 @@ class FakeHub:
         return [asked.path for asked in self.log if host in asked.host]
 
 
-def _serve(hub: FakeHub, host: str) -> ThreadingHTTPServer:
+def _serve(hub: FakeHub, host: str, certificate: Path | None) -> ThreadingHTTPServer:
     handler = type("Handler", (_Handler,), {"hub": hub, "host": host})
     server = _Server(("127.0.0.1", 0), handler)
+    if certificate is not None:
+        context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+        context.load_cert_chain(certificate)
+        server.socket = context.wrap_socket(server.socket, server_side=True)
     threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True).start()
     return server
 
@@ -156,6 +165,8 @@ class _Handler(BaseHTTPRequestHandler):
             self.close_connection = True
         elif fault is not None and fault.kind == "elsewhere":
             self._answer(302, b"", {"Location": fault.headers["Location"]})
+        elif self.host == "cdn" and self.command == "HEAD":
+            self._answer(200, b"", {"ETag": asked.path.strip("/"), "X-Repo-Commit": "c" * 40})
         elif self.host == "cdn":
             self._file(self._bytes_of(asked.path), fault)
         elif asked.path.startswith("/api/models/"):
@@ -214,10 +225,9 @@ class _Handler(BaseHTTPRequestHandler):
         if held is None:
             self._answer(404, b"no", {"X-Error-Code": "EntryNotFound"})
             return
-        entry = _listed(match[3], held)
-        told = {"X-Repo-Commit": match[2], "ETag": f'"{entry["blobId"]}"'}
-        if "lfs" in entry:
-            told |= {"X-Linked-Size": str(len(held)), "X-Linked-Etag": f'"{entry["lfs"]["sha256"]}"'}
+        told = {"X-Repo-Commit": match[2], "ETag": f'"{hash_of(match[3], held)}"'}
+        if match[3].endswith(IN_LFS):
+            told |= {"X-Linked-Size": str(len(held)), "X-Linked-Etag": told["ETag"]}
         if match[3].endswith(LARGE) and self.hub.uses_cdn:
             if fault is not None:
                 self.hub.faults.insert(0, fault)  # it is the bytes that it is about
@@ -264,9 +274,16 @@ class _Handler(BaseHTTPRequestHandler):
             self.wfile.write(rest[7000:])
 
 
+def hash_of(path: str, held: bytes) -> str:
+    """Its name in the cache: sha256 of what git keeps elsewhere, git's own of the rest."""
+    if path.endswith(IN_LFS):
+        return hashlib.sha256(held).hexdigest()
+    return hashlib.sha1(b"blob %d\0" % len(held) + held).hexdigest()
+
+
 def _listed(path: str, held: bytes) -> dict[str, Any]:
     git = hashlib.sha1(b"blob %d\0" % len(held) + held).hexdigest()
     entry: dict[str, Any] = {"rfilename": path, "size": len(held), "blobId": git}
-    if path.endswith((LARGE, ".bin", ".ckpt", ".onnx")):
-        entry["lfs"] = {"sha256": hashlib.sha256(held).hexdigest(), "size": len(held), "pointerSize": 135}
+    if path.endswith(IN_LFS):
+        entry["lfs"] = {"sha256": hash_of(path, held), "size": len(held), "pointerSize": 135}
     return entry
