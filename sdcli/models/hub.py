@@ -281,6 +281,8 @@ def _fetch(
         if file.sha256 is not None:
             _bring_blob(connection, offered, file, report)
         _download(connection, offered.repository, offered.commit, file, offered.cache, report=report)
+        if not pointer.exists():  # the hub has told of another commit
+            raise hub_connection.no_hub(connection)
         if not pointer.is_symlink():
             blob.unlink(missing_ok=True)  # huggingface_hub has copied it: there are no links here
 

@@ -18,7 +18,7 @@ from sdcli.terminal import seconds_text, show
 USUAL = "https://huggingface.co"
 SILENCE = 10.0  # seconds without a byte before a connection counts as dead
 LONGEST_WAIT = 30.0  # seconds; a hub that asks for more is not waited for
-PIECE = 1 << 20  # bytes written at once: huggingface_hub's ten times as many are lost whenever a connection breaks
+PIECE = 1 << 18  # bytes written and told at once: what a broken connection loses; huggingface_hub's own is 10 MiB
 _PAUSES = (1.0, 4.0, 10.0)  # seconds before each repetition
 _TRY_LATER = (408, 425, 429, 500, 502, 503, 504)
 _AGAIN = "the same command again, or HF_ENDPOINT=<your mirror> in front of it\nor a file you have: -m model.safetensors"
@@ -94,15 +94,16 @@ def in_use(connection: Connection) -> Iterator[None]:
         made.event_hooks = {"request": before, "response": [_after]}
         return made
 
-    level, piece = logging.get_verbosity(), constants.DOWNLOAD_CHUNK_SIZE
+    mine = {"DOWNLOAD_CHUNK_SIZE": PIECE, "HF_HUB_DISABLE_TELEMETRY": True}
+    level, before = logging.get_verbosity(), {name: getattr(constants, name) for name in mine}
     set_client_factory(client)
     logging.set_verbosity(50)  # CRITICAL: errors arrive as exceptions
-    constants.DOWNLOAD_CHUNK_SIZE = PIECE
+    vars(constants).update(mine)
     try:
         with warnings.catch_warnings(action="ignore"):
             yield
     finally:
-        constants.DOWNLOAD_CHUNK_SIZE = piece
+        vars(constants).update(before)
         logging.set_verbosity(level)
         set_client_factory(default_client_factory)
 

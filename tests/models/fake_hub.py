@@ -104,9 +104,9 @@ class FakeHub:
         self.before: Callable[[Asked], None] = lambda asked: None
         self.silent = threading.Event()  # set: those who keep silent may go
         self._servers = [_serve(self, "hub", certificate), _serve(self, "cdn", None)]
-        self.url, self.cdn_url = (f"http://127.0.0.1:{server.server_port}" for server in self._servers)
-        if certificate is not None:
-            self.url = self.url.replace("http", "https")
+        hub, cdn = (server.server_port for server in self._servers)
+        self.url = f"{'https' if certificate else 'http'}://127.0.0.1:{hub}"
+        self.cdn_url = f"http://localhost:{cdn}"  # another host
         self.uses_cdn = cdn
 
     def close(self) -> None:
