@@ -147,7 +147,7 @@ def _listed(connection: Connection, repository: str, revision: str | None) -> tu
     from huggingface_hub.errors import HFValidationError
 
     def ask() -> Any:
-        api = HfApi(endpoint=connection.endpoint, token=connection.token or False)
+        api = HfApi(endpoint=connection.endpoint, token=False)
         try:
             return api.model_info(repository, revision=revision or "main", files_metadata=True)
         except HFValidationError:
@@ -178,7 +178,7 @@ def _header(
     connection: Connection, repository: str, commit: str, file: File, check: Callable[[Header], None]
 ) -> Header:
     def read() -> Header:
-        start = _start(connection, _url(connection, repository, commit, file))
+        start = _start(_url(connection, repository, commit, file))
         header = headers.read_from(io.BytesIO(start), file.size, Path(repository, file.path))
         check(header)
         return header
@@ -189,12 +189,12 @@ def _header(
         return hub_connection.patiently(connection, repository, read)
 
 
-def _start(connection: Connection, url: str) -> bytes:
+def _start(url: str) -> bytes:
     """As much of a file as its header takes; the rest is not waited for."""
     from huggingface_hub.utils import hf_raise_for_status, http_stream_backoff  # type: ignore[attr-defined]
 
     held = b""
-    with http_stream_backoff("GET", url, headers=connection.headers) as answer:
+    with http_stream_backoff("GET", url) as answer:
         hf_raise_for_status(answer)
         for chunk in answer.iter_bytes():
             held += chunk
@@ -304,12 +304,12 @@ def _bring_blob(connection: Connection, offered: Offer, file: File, report: Call
     with WeakFileLock(lock):
         if blob.exists():  # another program has brought it meanwhile
             return
+        if _size(beginning) > file.size:
+            beginning.unlink()
         with beginning.open("ab") as out:
-            if out.tell() > file.size:
-                out.truncate(0)
             http_get(
                 _url(connection, offered.repository, offered.commit, file), out, resume_size=out.tell(),
-                headers=connection.headers, expected_size=file.size, tqdm_class=_bar(report),
+                expected_size=file.size, tqdm_class=_bar(report),
             )  # fmt: skip
         _check(offered.repository, file, beginning)
         os.replace(beginning, blob)
@@ -329,7 +329,7 @@ def _download(
     from huggingface_hub import hf_hub_download
 
     found = hf_hub_download(
-        repository, file.path, revision=commit, endpoint=connection.endpoint, token=connection.token or False,
+        repository, file.path, revision=commit, endpoint=connection.endpoint, token=False,
         cache_dir=cache, local_dir=local, tqdm_class=_bar(report),
     )  # fmt: skip
     path = Path(found)

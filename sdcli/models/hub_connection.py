@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import time
 import warnings
 from collections.abc import Callable, Iterator, Mapping
@@ -34,10 +35,6 @@ class Connection:
     def host(self) -> str:
         return _host(self.endpoint)
 
-    @property
-    def headers(self) -> dict[str, str]:
-        return {"Authorization": f"Bearer {self.token}"} if self.token else {}
-
 
 class Passing(Offline):
     """What may be over at the next attempt."""
@@ -56,20 +53,13 @@ def connect(environment: Mapping[str, str] = os.environ) -> Connection:
     from huggingface_hub import get_token
 
     endpoint = (environment.get("HF_ENDPOINT", "").strip() or USUAL).rstrip("/")
-    if not _is_address(endpoint):
+    if not re.fullmatch(r"https?://(\[[0-9a-fA-F:.]+\]|[\w.\-]+)(:\d{1,5})?(/.*)?", endpoint):
         raise Usage(
             f'HF_ENDPOINT is not a web address: "{show(endpoint, 60)}"',
             hint=f"unset HF_ENDPOINT   (or HF_ENDPOINT={USUAL})",
         )
     token = None if _yes(environment.get("HF_HUB_DISABLE_IMPLICIT_TOKEN")) else get_token()
     return Connection(endpoint=endpoint, token=token)
-
-
-def _is_address(text: str) -> bool:
-    try:
-        return text.startswith(("https://", "http://")) and bool(urlsplit(text).hostname)
-    except ValueError:  # half of an IPv6 address
-        return False
 
 
 def is_offline(environment: Mapping[str, str]) -> bool:
@@ -109,9 +99,10 @@ def in_use(connection: Connection) -> Iterator[None]:
 
 
 def _before(connection: Connection, request: Any) -> None:
-    """The token goes to the hub itself alone; nothing is told of this machine; silence is not waited for for long."""
-    if _origin(str(request.url)) != _origin(connection.endpoint):
-        request.headers.pop("Authorization", None)
+    """The hub itself gets the token, and nobody else; nothing is told of this machine; silence is not waited for."""
+    request.headers.pop("Authorization", None)
+    if connection.token and _origin(str(request.url)) == _origin(connection.endpoint):
+        request.headers["Authorization"] = f"Bearer {connection.token}"
     request.headers["User-Agent"] = f"sdcli/{__version__}"
     request.headers["Accept-Encoding"] = "identity"  # what is compressed cannot be continued
     request.extensions["timeout"] = dict.fromkeys(("connect", "read", "write", "pool"), SILENCE)

@@ -87,14 +87,8 @@ def single(files: Mapping[str, File], name: HubName) -> tuple[File, ...]:
 def _which(files: Mapping[str, File], name: HubName) -> SdcliError:
     where = show(name.repository)
     held = sorted(path for path in files if path.endswith(hub_name.SUFFIX))
-    pickles = [path for path in sorted(files) if path.endswith(tuple(PICKLE_SUFFIXES))]
-    if not held and pickles:
-        return Unsafe(
-            f"{where} has only pickles ({show(pickles[0], 80)}); loading one can run code, so sdcli does not",
-            hint=_ANOTHER,
-        )
     if not held:
-        return BadFile(f"{where} holds no .safetensors file", hint=_ANOTHER)
+        return _no_weights(files, where)
     listed = ", ".join(show(path, 80) for path in held[:_NAMED]) + (" …" if len(held) > _NAMED else "")
     again = str(HubName(name.repository, name.revision, held[0]))
     hint = f'sdcli pull "{show(again, 300)}"'
@@ -117,7 +111,7 @@ def _weights(files: Mapping[str, File], part: str, repository: str) -> tuple[Fil
         shards = _shards(files, part, stem, variant)
         if shards:
             return shards
-    raise _no_weights(files, part, repository)
+    raise _no_weights((path for path in files if path.startswith(f"{part}/")), show(repository), f" for {part}")
 
 
 def _shards(files: Mapping[str, File], part: str, stem: str, variant: str) -> tuple[File, ...]:
@@ -131,13 +125,9 @@ def _shards(files: Mapping[str, File], part: str, stem: str, variant: str) -> tu
     return (table, *shards) if shards else ()
 
 
-def _no_weights(files: Mapping[str, File], part: str, repository: str) -> BadFile | Unsafe:
-    beside = [path for path in sorted(files) if path.startswith(f"{part}/")]
-    pickles = [path for path in beside if path.endswith(tuple(PICKLE_SUFFIXES))]
+def _no_weights(paths: Iterable[str], where: str, part: str = "") -> BadFile | Unsafe:
+    pickles = [path for path in sorted(paths) if path.endswith(tuple(PICKLE_SUFFIXES))]
     if pickles:
-        return Unsafe(
-            f"{show(repository)} has only pickles for {part} ({show(pickles[0], 80)}); "
-            "loading one can run code, so sdcli does not",
-            hint=_ANOTHER,
-        )
-    return BadFile(f"{show(repository)} has no .safetensors weights for {part}", hint=_ANOTHER)
+        what = f"{where} has only pickles{part} ({show(pickles[0], 80)})"
+        return Unsafe(f"{what}; loading one can run code, so sdcli does not", hint=_ANOTHER)
+    return BadFile(f"{where} has no .safetensors file{part}", hint=_ANOTHER)

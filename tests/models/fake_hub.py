@@ -103,6 +103,7 @@ class FakeHub:
         self.token: str | None = None  # the one that is valid
         self.before: Callable[[Asked], None] = lambda asked: None
         self.silent = threading.Event()  # set: those who keep silent may go
+        self.outwaited = False  # that one kept silent for longer than anybody should wait
         self._servers = [_serve(self, "hub", certificate), _serve(self, "cdn", None)]
         hub, cdn = (server.server_port for server in self._servers)
         self.url = f"{'https' if certificate else 'http'}://127.0.0.1:{hub}"
@@ -160,7 +161,7 @@ class _Handler(BaseHTTPRequestHandler):
         if fault is not None and fault.kind == "status":
             self._answer(fault.number, b"no", fault.headers)
         elif fault is not None and fault.kind == "silence":
-            self.hub.silent.wait(30)
+            self.hub.outwaited |= not self.hub.silent.wait(30)
         elif fault is not None and fault.kind == "reset":
             self.close_connection = True
         elif fault is not None and fault.kind == "elsewhere":

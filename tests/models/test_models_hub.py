@@ -388,7 +388,7 @@ def test_silence_is_not_waited_for_without_end(server: FakeHub, cache: Path, mon
     monkeypatch.setattr(hub_connection, "SILENCE", 0.3)
     server.faults = [Fault("silence"), Fault("silence", only=LARGE), Fault("silence", only="tokenizer")]
     fetched(server, cache)
-    assert resolve.resolve(ID, hub=cache).cached and not server.faults
+    assert resolve.resolve(ID, hub=cache).cached and not server.faults and not server.outwaited
 
 
 @pytest.mark.parametrize("share", [0.0, 0.001, 0.3, 0.5, 0.999])
@@ -479,6 +479,7 @@ def test_a_damaged_beginning_of_an_earlier_attempt_is_noticed(server: FakeHub, c
 def test_more_bytes_than_listed_and_bytes_in_drops_do_no_harm(server: FakeHub, cache: Path, kind: str) -> None:
     server.faults = [Fault(kind, only=_blob(server, UNET))]
     fetched(server, cache)
+    assert set(_begun_at(server, _blob(server, UNET))) == {0}
     assert_nothing_wrong(server, cache)
 
 
