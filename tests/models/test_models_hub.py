@@ -231,6 +231,12 @@ def test_weights_without_a_checksum_are_not_fetched(
         offered(server, cache)
 
 
+def test_a_path_that_leads_out_of_the_cache_is_no_file(server: FakeHub, cache: Path) -> None:
+    server.repositories[ID] = repository({"../../x.safetensors": safetensors(8)})
+    with pytest.raises(BadFile, match=r"no \.safetensors file"):
+        hub.offer_file(line(server), HubName(ID), cache)
+
+
 # --- who may have it
 
 
