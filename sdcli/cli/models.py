@@ -209,7 +209,7 @@ def _remove(text: str, typed: dict[str, Any]) -> None:
         return
     known = resolve.known_as(text)
     repository = known.repository if known is not None else text
-    place = hub_cache.folder(os.environ) / f"models--{repository.replace('/', '--')}"
+    place = hub_cache.place(hub_cache.folder(os.environ), repository)
     if not resolve.is_hub_id(repository) or not place.is_dir():
         raise ModelMissing(
             f"{show(text, 200)} is neither an added folder nor in the Hugging Face cache; sdcli deletes nothing else",

@@ -152,8 +152,7 @@ def _bring(name: str, offer: Offer, licence: str | None, quiet: bool) -> int:
     screen = Download(sys.stderr, quiet=quiet or not offer.missing)
     with _kept_if_interrupted(offer):
         try:
-            for progress in hub.fetch(hub_connection.connect(os.environ), offer, disk_free):
-                screen(progress)
+            hub.fetch(hub_connection.connect(os.environ), offer, screen, disk_free)
         finally:
             screen.finish()
     return offer.missing

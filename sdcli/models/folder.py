@@ -12,7 +12,6 @@ from sdcli.errors import BadFile, ModelMissing, Unsafe, Usage
 from sdcli.models import configs, shipped, vae
 from sdcli.models.families import families, find, of_unet
 from sdcli.models.headers import read_header
-from sdcli.models.hub_files import VARIANTS
 from sdcli.models.kinds import DRAWN, TITLES, kind_of_config, part_of
 from sdcli.models.model import Component, Model
 from sdcli.models.sniff import PICKLE_SUFFIXES
@@ -42,7 +41,7 @@ _KNOWN_UNUSED = (
 )
 # Never loaded, so any class of those libraries is allowed. Of the scheduler only numbers are read.
 _NOT_LOADED = ("safety_checker", "feature_extractor", "image_encoder", "scheduler")
-_STEMS = {"unet": "diffusion_pytorch_model", "vae": "diffusion_pytorch_model"}
+VARIANTS = (".fp16", "", ".bf16", ".fp32")  # the order in which a folder's weights are looked for
 _PREDICTIONS = ("epsilon", "v_prediction")
 _AGAIN = "get the model again, or another"
 _ANOTHER = "-m sd15"
@@ -200,7 +199,7 @@ class Incomplete(BadFile):
 def _component(folder: Path, part: str, config: Mapping[str, Any], whole: bool) -> Component:
     if config.get("quantization_config") is not None:
         raise BadFile(f"{show(folder)} is quantized, which sdcli does not support", hint=_ANOTHER)
-    headers = [read_header(file) for file in _weights(folder, _STEMS.get(part, "model"))]
+    headers = [read_header(file) for file in _weights(folder, stem_of(part))]
     stored = part_of(item for header in headers for item in header.tensors.items())
     described = _described(part, config, folder)
     if stored is None or (whole and stored.parameters < described):
@@ -229,7 +228,7 @@ def _weights(folder: Path, stem: str) -> list[Path]:
         whole = folder / f"{stem}{variant}.safetensors"
         if whole.is_file():
             return [whole]
-        table = next((p for p in _shard_tables(folder, stem, variant) if p.is_file()), None)
+        table = next((folder / name for name in shard_tables(stem, variant) if (folder / name).is_file()), None)
         if table is not None:
             return _shards(table)
     pickles = sorted(p.name for p in folder.glob("*") if p.suffix in PICKLE_SUFFIXES) if folder.is_dir() else []
@@ -241,9 +240,14 @@ def _weights(folder: Path, stem: str) -> list[Path]:
     raise ModelMissing(f"{show(folder / stem)}.safetensors is missing", hint=_AGAIN)
 
 
-def _shard_tables(folder: Path, stem: str, variant: str) -> tuple[Path, ...]:
+def stem_of(part: str) -> str:
+    """What a component's files are called: diffusers' own parts one way, those of transformers another."""
+    return "diffusion_pytorch_model" if part in ("unet", "vae") else "model"
+
+
+def shard_tables(stem: str, variant: str) -> tuple[str, str]:
     """Both word orders are in use."""
-    return (folder / f"{stem}.safetensors.index{variant}.json", folder / f"{stem}{variant}.safetensors.index.json")
+    return (f"{stem}.safetensors.index{variant}.json", f"{stem}{variant}.safetensors.index.json")
 
 
 def _shards(table: Path) -> list[Path]:
