@@ -115,7 +115,7 @@ def examine(*, network: bool = False, seen: Survey | None = None) -> Examination
         installation=seen.installation.kind,
         python=platform.python_version(),
         platform=system_name(),
-        devices=(*survey.usable(seen), *survey.unusable_cards(seen)),
+        devices=(*survey.usable(seen), *survey.unusable_gpus(seen)),
         versions=versions,
         models=_models(),
         folders=folders,

@@ -42,7 +42,7 @@ def test_what_is_no_size_is_refused(text: str) -> None:
         parse_size(text)
 
 
-def test_a_card_of_8_gib_in_this_machine() -> None:
+def test_a_gpu_of_8_gib_in_this_machine() -> None:
     found = _parse("cuda:8GiB")
     assert (found.device, found.kind, found.source) == ("cuda:0", "cuda", "as-if")
     assert (found.total, found.free, found.ram_total, found.ram_free) == (8 * GIB, 8 * GIB, 32 * GIB, 30 * GIB)
@@ -50,7 +50,7 @@ def test_a_card_of_8_gib_in_this_machine() -> None:
     assert found.dtypes == {"fp32": "assumed", "bf16": "assumed", "fp16": "assumed"}
 
 
-def test_a_card_that_is_partly_taken_in_a_machine_of_64_gib() -> None:
+def test_a_gpu_that_is_partly_taken_in_a_machine_of_64_gib() -> None:
     found = _parse("cuda:24GiB/20GiB,ram:64GiB")
     assert (found.total, found.free, found.ram_total, found.ram_free) == (24 * GIB, 20 * GIB, 64 * GIB, 64 * GIB)
 

@@ -10,7 +10,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from making import card, known_model
+from making import gpu, known_model
 
 from sdcli.plan import calibration
 from sdcli.plan.footprint import footprint
@@ -71,12 +71,12 @@ def test_every_slot_and_choice_is_on_the_page() -> None:
 def test_the_sums_of_the_example_are_the_forecasts() -> None:
     setup = Setup(dtype="fp16", vae_dtype="bf16", device="cuda:0")
     shape = Shape(width=1024, height=1024)
-    phases = {phase.name: phase for phase in footprint(known_model("sdxl"), shape, setup, card(24)).phases}
+    phases = {phase.name: phase for phase in footprint(known_model("sdxl"), shape, setup, gpu(24)).phases}
     for name, *figures in rows("| phase | in use |"):
         phase = phases[name]
         assert figures == [f"{part / GIB:.2f}" for part in (phase.weights, phase.parked, phase.work, phase.device)]
     offloaded = Setup(dtype="fp16", vae_dtype="bf16", device="cuda:0", placement="model-offload")
-    phases = {phase.name: phase for phase in footprint(known_model("sdxl"), shape, offloaded, card(24)).phases}
+    phases = {phase.name: phase for phase in footprint(known_model("sdxl"), shape, offloaded, gpu(24)).phases}
     told = re.search(r"denoise is ([\d.]+) \+ ([\d.]+) = ([\d.]+)\s+and decode ([\d.]+) \+ ([\d.]+) = ([\d.]+)", TEXT)
     assert told is not None
     denoise, decode = phases["denoise"], phases["decode"]

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from making import asking, card, jobs_of, known_model
+from making import asking, gpu, jobs_of, known_model
 
 from sdcli import schema
 from sdcli.machine.hardware import Hardware
@@ -18,7 +18,7 @@ from sdcli.plan.planner import make_plan
 from sdcli.plan.remembered import Measures, key_of, measures, merged
 
 GIB = 1 << 30
-HERE = replace(card(8, free=7.1), source="nvml")
+HERE = replace(gpu(8, free=7.1), source="nvml")
 
 
 def planned(remembered: dict[str, Any], hardware: Hardware = HERE, **asked: Any) -> Plan:
@@ -60,7 +60,7 @@ def test_a_setup_that_needed_less_than_forecast_may_be_chosen() -> None:
 def test_measures_of_this_machine_say_nothing_about_another() -> None:
     plan = planned({})
     memory = {key(plan): {"device_peak": 8 * GIB, "host_peak": GIB, "load": 1.0, "step": 1.0, "picture": 1.0}}
-    elsewhere = planned(memory, hardware=card(8, free=7.1))
+    elsewhere = planned(memory, hardware=gpu(8, free=7.1))
     assert elsewhere.setup == plan.setup and elsewhere.seconds is None
 
 
@@ -109,9 +109,9 @@ def test_a_file_of_any_age_is_read_or_ignored(data: Any) -> None:
 
 
 def test_what_was_measured_does_not_change_the_setup_while_it_fits() -> None:
-    card_of_24 = replace(card(24), source="nvml")
-    first = planned({}, card_of_24)
+    gpu_of_24 = replace(gpu(24), source="nvml")
+    first = planned({}, gpu_of_24)
     peak = first.footprint.device_peak * 3 // 2
-    again = planned({key(first): {"device_peak": peak, "host_peak": first.footprint.host_peak, "runs": 1}}, card_of_24)
+    again = planned({key(first): {"device_peak": peak, "host_peak": first.footprint.host_peak, "runs": 1}}, gpu_of_24)
     assert again.setup == first.setup
     assert again.footprint.device_peak == peak
