@@ -15,7 +15,7 @@ from sdcli.models.beside import Place
 from sdcli.models.hub_cache import Snapshot
 from sdcli.models.hub_name import HubName
 from sdcli.models.model import Model
-from sdcli.plan.plan import Adapter, Warning
+from sdcli.plan.plan import Adapter, PlanWarning
 from sdcli.request import tokenizer
 from sdcli.request.prompt import extract_loras
 from sdcli.request.request import Job, Request
@@ -34,7 +34,7 @@ class Beside:
 
     model: Model
     adapters: tuple[Adapter, ...] = ()
-    warnings: tuple[Warning, ...] = ()
+    warnings: tuple[PlanWarning, ...] = ()
 
 
 # --- <lora:name:weight> in prompts
@@ -120,11 +120,11 @@ def as_learned(jobs: Iterable[Job], known: Learned, adapters: Iterable[Adapter],
         yield job
 
 
-def meant(named: Iterable[Named], model: Model) -> tuple[tuple[Named, ...], tuple[Warning, ...]]:
+def meant(named: Iterable[Named], model: Model) -> tuple[tuple[Named, ...], tuple[PlanWarning, ...]]:
     """Each with the one file that fits the model. A word whose embeddings are all for other models is a plain word,
     and that is said: nobody asked for the file, it only has the name."""
     chosen: list[Named] = []
-    passed: list[Warning] = []
+    passed: list[PlanWarning] = []
     for one in named:
         fits, misfit = _fits(one, model)
         if len(fits) > 1:
@@ -137,7 +137,7 @@ def meant(named: Iterable[Named], model: Model) -> tuple[tuple[Named, ...], tupl
             chosen.append(replace(one, files=tuple(fits)))
         elif misfit is not None:
             said = f'"{show(one.word, 60)}" in the prompt is a plain word: {misfit.message}'
-            passed.append(Warning(code=PASSED_OVER, message=said))
+            passed.append(PlanWarning(code=PASSED_OVER, message=said))
     return tuple(chosen), tuple(passed)
 
 
@@ -288,11 +288,11 @@ def _memory() -> memories.Store:
     return memories.store("hashes")
 
 
-def _warnings(adapters: Iterable[Adapter]) -> Iterator[Warning]:
+def _warnings(adapters: Iterable[Adapter]) -> Iterator[PlanWarning]:
     for adapter in adapters:
         if adapter.unmatched:
             of = adapter.matched + adapter.unmatched
-            yield Warning(
+            yield PlanWarning(
                 code=UNMATCHED,
                 message=f"{adapter.unmatched} of {of} layers of the LoRA {show(adapter.name, 60)} fit no layer of the "
                 "model and are left out",

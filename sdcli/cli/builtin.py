@@ -9,7 +9,7 @@ from pathlib import Path
 from sdcli.errors import SdcliError
 from sdcli.models import hub_cache, resolve
 from sdcli.models.model import Model
-from sdcli.plan.plan import Adapter, Warning
+from sdcli.plan.plan import Adapter, PlanWarning
 from sdcli.request import words
 from sdcli.request.request import Job
 from sdcli.terminal import disk_text, show
@@ -33,7 +33,7 @@ def _price(name: str) -> str:
     return "" if model.cached else f" ({disk_text(model.download_bytes)} to download)"
 
 
-def unknown_words(model: Model, jobs: Iterable[Job], adapters: Iterable[Adapter] = ()) -> tuple[Warning, ...]:
+def unknown_words(model: Model, jobs: Iterable[Job], adapters: Iterable[Adapter] = ()) -> tuple[PlanWarning, ...]:
     """The words of the prompts that the built-in model never saw; of any other model nothing is known."""
     known = _words_of(model)
     if not known:
@@ -46,7 +46,7 @@ def unknown_words(model: Model, jobs: Iterable[Job], adapters: Iterable[Adapter]
     if not found:
         return ()
     message = f"the built-in model does not know {_listed(list(found))}; it will guess"
-    return (Warning(code=CODE, message=message),)
+    return (PlanWarning(code=CODE, message=message),)
 
 
 def _words_of(model: Model) -> frozenset[str]:

@@ -85,7 +85,7 @@ class Run:
             yield from self._surviving(0, "load", lambda: self._ready(first, first.parts[0]))
 
     def _held(self, stage: Stage, part: str) -> tuple[str, ...]:
-        return placement.held(self.session.setup.placement, self._stages, stage, part)
+        return placement.loaded(self.session.setup.placement, self._stages, stage, part)
 
     def _ready(self, stage: Stage, part: str) -> Work[None]:
         """Afterwards memory holds exactly what the plan counted for this moment."""

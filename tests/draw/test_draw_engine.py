@@ -200,7 +200,7 @@ def test_a_stage_never_holds_what_the_plan_did_not_count(
     assert {name for name, _ in seen} == {stage.name for stage in every}
     for name, there in seen:
         stage = next(stage for stage in every if stage.name == name)
-        counted = {place_of.held(placement, every, stage, part) for part in stage.parts}
+        counted = {place_of.loaded(placement, every, stage, part) for part in stage.parts}
         assert there in {tuple(sorted(each, key=there.index)) for each in counted if set(each) == set(there)}, name
 
 

@@ -161,7 +161,7 @@ def test_a_batch_that_does_not_fit_gets_the_hint_of_a_smaller_one() -> None:
 
 def test_fp8_is_shown_but_chosen_only_when_pinned() -> None:
     plan = planned("sdxl", gpu(4, ram=4))
-    assert any(way.setup.storage == "fp8" and way.fits for way in plan.ways)
+    assert any(row.setup.storage == "fp8" and row.fits for row in plan.alternatives)
     assert plan.setup.storage == "same"
     assert not plan.fits
     assert refused(plan).hint  # there is always a hint
@@ -172,17 +172,19 @@ def test_fp8_is_shown_but_chosen_only_when_pinned() -> None:
 
 def test_the_table_of_setups_compares_a_gpu_with_the_cpu() -> None:
     plan = planned("sdxl", gpu(8))
-    last = plan.ways[-1]
+    last = plan.alternatives[-1]
     assert last.setup.device == "cpu" and last.device_peak == 0
     assert last.slowdown > 5
-    assert sum(way.chosen for way in plan.ways) == 1
+    assert sum(row.chosen for row in plan.alternatives) == 1
 
 
 def test_rows_say_what_is_too_much_and_which_is_chosen() -> None:
     plan = planned("sdxl", gpu(8, free=7.1))
-    resident = next(way for way in plan.ways if way.setup.placement == "resident" and way.setup.storage == "same")
+    resident = next(
+        row for row in plan.alternatives if row.setup.placement == "resident" and row.setup.storage == "same"
+    )
     assert not resident.fits and resident.because == "2.0 GiB too much"
-    assert next(way for way in plan.ways if way.chosen).because == "fastest fit"
+    assert next(row for row in plan.alternatives if row.chosen).because == "fastest fit"
 
 
 def test_an_unusual_size_and_few_steps_give_a_warning() -> None:

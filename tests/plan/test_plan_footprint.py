@@ -82,21 +82,21 @@ def test_offloaded_weights_wait_on_the_host_and_resident_ones_do_not() -> None:
 
 def test_a_cpu_has_one_memory_and_counts_it_once() -> None:
     for slots in ({"dtype": "bf16"}, {"dtype": "fp32"}, {"dtype": "bf16", "placement": "disk"}):
-        found = of("sd15", processor(16), **slots)
-        assert found.device_peak == found.host_peak
-        assert all(phase.device == phase.host for phase in found.phases)
+        peaks = of("sd15", processor(16), **slots)
+        assert peaks.device_peak == peaks.host_peak
+        assert all(phase.device == phase.host for phase in peaks.phases)
     resident = of("sd15", processor(16), dtype="bf16")
     assert resident.host_peak / MIB == pytest.approx(460 + 2034 + 384 + 56, rel=0.01)
 
 
 def test_a_cpu_reading_parts_from_disk_holds_the_largest_part_only() -> None:
-    found = of("sd15", processor(16), dtype="fp32", placement="disk")
-    assert found.host_peak / MIB == pytest.approx(460 + 3279 + 260 * 1.8 + 56, rel=0.01)
+    peaks = of("sd15", processor(16), dtype="fp32", placement="disk")
+    assert peaks.host_peak / MIB == pytest.approx(460 + 3279 + 260 * 1.8 + 56, rel=0.01)
 
 
 def test_a_mac_holds_the_weights_once_for_both_sides() -> None:
-    found = of("sdxl", mac(32), dtype="bf16")
-    assert 0 < found.host_peak - found.device_peak < calibration.IMPORTS + 600 * MIB
+    peaks = of("sdxl", mac(32), dtype="bf16")
+    assert 0 < peaks.host_peak - peaks.device_peak < calibration.IMPORTS + 600 * MIB
 
 
 def test_imports_are_a_parameter() -> None:

@@ -62,11 +62,11 @@ def test_a_plan_fits_its_budgets_or_says_that_nothing_does(
     peak = plan.footprint
     within = peak.device_peak <= plan.budget.device and peak.host_peak <= plan.budget.host
     assert plan.fits == within
-    for way in plan.ways:
-        if way.fits and way.setup.device == plan.setup.device and way.setup.storage == "same":
-            assert plan.fits and way.slowdown >= plan.slowdown
+    for row in plan.alternatives:
+        if row.fits and row.setup.device == plan.setup.device and row.setup.storage == "same":
+            assert plan.fits and row.slowdown >= plan.slowdown
     assert plan.slowdown >= 1
-    assert len(plan.ways) <= 33
+    assert len(plan.alternatives) <= 33
 
 
 # Four sizes, each against the next: all six pairs, for four plans.
@@ -122,7 +122,7 @@ def test_a_pin_is_obeyed_or_refused_with_a_reason_and_choices_that_work(
 def test_nothing_illegal_is_ever_offered(family: str, hardware: Hardware, side: int) -> None:
     plan = planned(family, hardware, size=side)
     setups = [plan.setup, *(fallback.setup for fallback in plan.fallbacks)]
-    setups += [way.setup for way in plan.ways if way.setup.device == hardware.device]
+    setups += [row.setup for row in plan.alternatives if row.setup.device == hardware.device]
     for setup in setups:
         assert legal(setup, hardware, model_of(family)) is None
 
@@ -197,8 +197,8 @@ def test_the_order_of_slots_changes_nothing(hardware: Hardware, seed: int, monke
     _shuffled(monkeypatch, seed)
     after = planned("sdxl", hardware)
     assert after.setup == before.setup
-    assert [(w.setup, w.device_peak, w.slowdown) for w in after.ways] == [
-        (w.setup, w.device_peak, w.slowdown) for w in before.ways
+    assert [(w.setup, w.device_peak, w.slowdown) for w in after.alternatives] == [
+        (w.setup, w.device_peak, w.slowdown) for w in before.alternatives
     ]
     assert [fallback.setup for fallback in after.fallbacks] == [fallback.setup for fallback in before.fallbacks]
     assert {row.slot: row.because for row in after.decisions} == {row.slot: row.because for row in before.decisions}
@@ -218,7 +218,7 @@ def test_every_fallback_is_smaller_and_none_comes_twice(family: str, hardware: H
 @given(family=families, hardware=machines())
 def test_no_row_of_the_table_is_slower_and_larger_than_another(family: str, hardware: Hardware) -> None:
     plan = planned(family, hardware)
-    rows = [way for way in plan.ways if way.setup.device == hardware.device and not way.chosen]
+    rows = [row for row in plan.alternatives if row.setup.device == hardware.device and not row.chosen]
     for a, b in itertools.permutations(rows, 2):
         if a.setup.storage == b.setup.storage:
             worse = a.slowdown > b.slowdown and a.device_peak > b.device_peak and a.host_peak > b.host_peak

@@ -40,7 +40,7 @@ def test_seconds_are_given_only_where_remembered() -> None:
     assert again.seconds is not None
     assert again.seconds.total == pytest.approx(4.0 + 2 * 30 * 0.9 + 2 * 1.5)
     assert again.footprint.device_peak == 5 * GIB and again.footprint.runs == 3
-    assert next(way.seconds for way in again.ways if way.chosen) == again.seconds.total
+    assert next(row.seconds for row in again.alternatives if row.chosen) == again.seconds.total
     assert {row.slot for row in again.decisions if row.source == "remembered"} == {"placement", "vae"}
 
 
@@ -86,10 +86,10 @@ def test_keys_differ_with_everything_that_moves_the_peak() -> None:
 
 
 def test_runs_add_up_and_the_highest_peak_stays() -> None:
-    first = Measures(device_peak=5, host_peak=9, load=2.0, step=0.2, picture=0.5)
+    first = Measures(device_peak=5, host_peak=9, load=2.0, step=0.2, image=0.5)
     stored = json.loads(json.dumps(schema.to_json(merged(None, first))))
     second = merged(stored, Measures(device_peak=4, host_peak=10, step=0.1))
-    assert second == Measures(device_peak=5, host_peak=10, load=2.0, step=0.1, picture=0.5, runs=2)
+    assert second == Measures(device_peak=5, host_peak=10, load=2.0, step=0.1, image=0.5, runs=2)
 
 
 anything = st.recursive(
@@ -103,8 +103,8 @@ names = st.sampled_from(["device_peak", "host_peak", "load", "step", "picture", 
 @settings(max_examples=200, deadline=None, derandomize=True)
 @given(data=anything | st.dictionaries(names, anything, max_size=7))
 def test_a_file_of_any_age_is_read_or_ignored(data: Any) -> None:
-    found = measures(data)
-    assert found is None or (found.device_peak or found.host_peak)
+    result = measures(data)
+    assert result is None or (result.device_peak or result.host_peak)
     assert merged(data, Measures(host_peak=1)).runs >= 1
 
 

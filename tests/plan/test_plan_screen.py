@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from making import asking, gpu, jobs_of, known_model, mac, processor
 
-from sdcli.cli.plan_screen import render, render_summary, sensible, way_name
+from sdcli.cli.plan_screen import render, render_summary, sensible, setup_name
 from sdcli.machine.hardware import Hardware
 from sdcli.plan.plan import Plan, Setup
 from sdcli.plan.planner import make_plan
@@ -127,12 +127,12 @@ def test_nothing_is_marked_as_chosen_where_nothing_fits() -> None:
 
 def test_a_name_gets_shorter_before_it_is_cut() -> None:
     setup = Setup(dtype="fp16", storage="fp8", placement="drop-encoders", vae="tile-512", device="cuda:0")
-    full = way_name(setup, setup, 60)
+    full = setup_name(setup, setup, 60)
     assert full == "fp8 weights, encoders dropped, VAE in tiles of 512"
-    assert way_name(setup, setup, 40) == "fp8, encoders dropped, VAE tiles 512"
-    assert way_name(setup, setup, 33) == "fp8, encoders dropped, tiles 512"
-    assert cells(way_name(setup, setup, 12)) <= 12
-    assert way_name(replace(setup, device="cpu", dtype="fp32"), setup) == "on the CPU, fp32"
+    assert setup_name(setup, setup, 40) == "fp8, encoders dropped, VAE tiles 512"
+    assert setup_name(setup, setup, 33) == "fp8, encoders dropped, tiles 512"
+    assert cells(setup_name(setup, setup, 12)) <= 12
+    assert setup_name(replace(setup, device="cpu", dtype="fp32"), setup) == "on the CPU, fp32"
 
 
 def test_foreign_names_have_no_power_over_the_terminal() -> None:
