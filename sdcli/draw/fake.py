@@ -17,7 +17,7 @@ from sdcli.request.request import Job
 
 
 class Engine:
-    """Like draw/local.py's, but never holds anything."""
+    """Like draw/local.py's, but loads nothing."""
 
     def run(self, plan: Plan, batches: Iterable[Batch] | None = None) -> Iterator[Event]:
         """`batches` as (number, jobs), read as they come; the plan's if not given."""
