@@ -23,7 +23,7 @@ _SLOTS = {
 
 
 @dataclass(frozen=True, kw_only=True)
-class Work:
+class RunSize:
     """How many batches and windows the run has."""
 
     batches: int = 1
@@ -33,7 +33,7 @@ class Work:
 class Price:
     """Seconds of one batch for any setup; parts of the sum are cached, so that a product of setups is cheap."""
 
-    def __init__(self, sizes: Sizes, work: Work, hardware: Hardware) -> None:
+    def __init__(self, sizes: Sizes, work: RunSize, hardware: Hardware) -> None:
         self.sizes = sizes
         self.work = work
         self.hardware = hardware
