@@ -65,7 +65,7 @@ class Task:
     steps: int
     width: int
     height: int
-    output: Path  # a folder for the pictures
+    output: Path  # a folder for the images
 
 
 @dataclass(frozen=True)
@@ -148,7 +148,7 @@ def page(task: Task, found: dict[str, list[Run]], load: tuple[float, float], mad
     weights = "random weights of full size, stored in fp16" if made else f"the weights of {task.folder.name}"
     first = next(iter(found))
     lines = [
-        "# One picture on a CPU, from start to file",
+        "# One image on a CPU, from start to file",
         "",
         f"Recorded {date.today().isoformat()} by `python -m scripts.record_peers`: {task.family} at "
         f"{task.width}×{task.height}, {task.steps} steps of DPM++ 2M Karras, guidance 7.0, {weights}.",
@@ -158,7 +158,7 @@ def page(task: Task, found: dict[str, list[Run]], load: tuple[float, float], mad
         f"- each row: {len(found[first])} processes, one after the other in turn with the other rows; medians, and all "
         "totals below. Seconds are from the start of the process to its end, the PNG on the disk.",
         "- peak: the most resident memory (VmHWM) of any of these processes, imports included.",
-        "- a step: the median of all but each picture's first; intervals are of 95 %, and count "
+        "- a step: the median of all but each image's first; intervals are of 95 %, and count "
         + ("processes." if len(found[first]) > 1 else "the steps of one process.")
         + (" One process a row: ratios assume that processes differ by 2 %." if len(found[first]) < 2 else ""),
         "",
@@ -214,7 +214,7 @@ def main() -> None:
             from scripts.make_checkpoint import write_folder
 
             write_folder(folder, "sd15", dtype="fp16")
-        output = Path(scratch) / "pictures"
+        output = Path(scratch) / "images"
         output.mkdir()
         task = Task(folder, resolve.at(folder).family or "model", asked.steps, width, height, output)
         found = record(task, asked.rounds)
