@@ -57,7 +57,7 @@ def running_out(call: int, times: int = 1) -> Iterator[None]:
 
 
 def stored(done: Outcome) -> tuple[dict[str, Any], list[dict[str, Any]], list[dict[str, Any]]]:
-    """The report on the disk, the lines of run.jsonl, and sdcli's own chunk of every picture."""
+    """The report on the disk, the lines of run.jsonl, and sdcli's own chunk of every image."""
     from PIL import Image
 
     folder = Path(done.json["folder"])

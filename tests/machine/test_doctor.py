@@ -28,11 +28,11 @@ def _screen(seen: Survey) -> str:
 
 
 def _codes(seen: Survey) -> list[str]:
-    return [problem.code for problem in doctor.examine(seen=seen).report.problems]
+    return [problem.code for problem in doctor.examine(seen=seen).diagnosis.problems]
 
 
 def _exit(seen: Survey) -> int:
-    return doctor.exit_code(doctor.examine(seen=seen).report)
+    return doctor.exit_code(doctor.examine(seen=seen).diagnosis)
 
 
 def test_a_gpu_that_torch_cannot_use_is_a_problem_with_the_line_that_mends_it() -> None:
@@ -103,7 +103,7 @@ def test_bf16_on_the_cpu_is_told_by_instructions_until_it_was_probed() -> None:
 
 def test_the_models_line_follows_the_cache(own_folders: Path) -> None:
     assert "sd15 – 2.13 GB   sdxl – 6.94 GB" in _screen(machine())
-    report = doctor.examine(seen=machine()).report
+    report = doctor.examine(seen=machine()).diagnosis
     assert [(model.name, model.ready) for model in report.models][1:] == [("sd15", False), ("sdxl", False)]
 
 
@@ -121,7 +121,7 @@ def test_versions_below_the_floor_and_missing_ones_are_problems(monkeypatch: pyt
         doctor.Version(name="transformers", version=""),
     )
     monkeypatch.setattr(doctor.installation, "versions", lambda: found)
-    problems = doctor.examine(seen=machine()).report.problems
+    problems = doctor.examine(seen=machine()).diagnosis.problems
     assert [problem.message for problem in problems] == [
         "diffusers 0.30.0 is older than 0.42, the oldest tested version",
         "transformers is not installed",
@@ -131,7 +131,7 @@ def test_versions_below_the_floor_and_missing_ones_are_problems(monkeypatch: pyt
 
 
 def test_the_json_has_its_keys_and_an_unusable_gpu_says_so_in_its_dtypes() -> None:
-    data = schema.to_json(doctor.examine(seen=machine(gpu(), torch=CPU_TORCH)).report)
+    data = schema.to_json(doctor.examine(seen=machine(gpu(), torch=CPU_TORCH)).diagnosis)
     assert {"schema", "devices", "versions", "problems"} <= set(data) and data["schema"] == "sdcli.doctor/1"
     assert [device["device"] for device in data["devices"]] == ["cpu", "cuda:0"]
     assert set(data["devices"][1]["dtypes"].values()) == {"unavailable"}
@@ -165,8 +165,8 @@ def test_a_hub_that_does_not_answer_is_said_to(own_folders: Path) -> None:
 def test_a_hub_that_was_to_be_tried_and_does_not_answer_is_a_problem(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HF_ENDPOINT", "file:///etc/passwd")
     found = doctor.examine(network=True, seen=machine(torch=CPU_TORCH))
-    assert [problem.code for problem in found.report.problems] == ["network"]
-    assert doctor.exit_code(found.report) == 3 and doctor.screen(found)[-1] == "1 problem. (exit 3)"
+    assert [problem.code for problem in found.diagnosis.problems] == ["network"]
+    assert doctor.exit_code(found.diagnosis) == 3 and doctor.screen(found)[-1] == "1 problem. (exit 3)"
     assert _exit(machine(torch=CPU_TORCH)) == 0  # unasked
 
 

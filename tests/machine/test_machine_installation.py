@@ -39,8 +39,8 @@ def test_torchs_version_file_is_read_as_text(tmp_path: Path) -> None:
         "from typing import Optional\n__version__ = '2.13.0+cu130'\ndebug = False\n"
         "cuda: Optional[str] = '13.0'\ngit_version = 'cf30153c'\nhip: Optional[str] = None\n"
     )
-    found = installation.torch_build(_torch_folder(tmp_path, text))
-    assert found == CU130 and found.flavour == "CUDA 13.0"
+    torch = installation.torch_build(_torch_folder(tmp_path, text))
+    assert torch == CU130 and torch.flavour == "CUDA 13.0"
 
 
 @pytest.mark.parametrize(
@@ -52,9 +52,9 @@ def test_torchs_version_file_is_read_as_text(tmp_path: Path) -> None:
     ],
 )
 def test_builds_for_other_devices_are_named(tmp_path: Path, text: str, flavour: str) -> None:
-    found = installation.torch_build(_torch_folder(tmp_path, text))
-    assert found is not None and found.flavour == flavour
-    assert "build" in (installation.unusable(found, _gpu(), _driver()) or "")
+    torch = installation.torch_build(_torch_folder(tmp_path, text))
+    assert torch is not None and torch.flavour == flavour
+    assert "build" in (installation.unusable(torch, _gpu(), _driver()) or "")
 
 
 @pytest.mark.parametrize("text", ["", "import os\nos.abort()\n", "\x00\xff"])
@@ -65,8 +65,8 @@ def test_a_version_file_of_something_else_is_no_torch_and_is_not_run(tmp_path: P
 
 def test_the_installed_torch_is_found_and_not_imported() -> None:
     before = "torch" in sys.modules
-    found = installation.torch_build()
-    assert found is not None and installation.version_of(found.version) >= (2, 10)
+    torch = installation.torch_build()
+    assert torch is not None and installation.version_of(torch.version) >= (2, 10)
     assert ("torch" in sys.modules) == before
 
 
@@ -99,9 +99,9 @@ def test_a_gpu_is_usable_or_the_reason_is_exact(
 
 
 def test_volta_was_dropped_from_cuda_12_8_builds_with_torch_2_11() -> None:
-    kept = Torch(version="2.10.0+cu128", cuda="12.8")
+    torch = Torch(version="2.10.0+cu128", cuda="12.8")
     dropped = Torch(version="2.11.0+cu128", cuda="12.8")
-    assert installation.unusable(kept, _gpu("7.0"), _driver()) is None
+    assert installation.unusable(torch, _gpu("7.0"), _driver()) is None
     assert "7.0" in (installation.unusable(dropped, _gpu("7.0"), _driver()) or "")
 
 
@@ -250,9 +250,9 @@ def test_the_folder_one_stands_in_is_a_dot(tmp_path: Path, monkeypatch: pytest.M
 def test_the_packages_of_this_environment_are_listed_without_importing_them() -> None:
     from importlib import metadata
 
-    found = {version.name: version.version for version in installation.versions()}
-    assert set(found) == set(data.lowest_versions())
-    for name, version in found.items():
+    versions = {version.name: version.version for version in installation.versions()}
+    assert set(versions) == set(data.lowest_versions())
+    for name, version in versions.items():
         assert version == metadata.version(name), "the folder's name and the record agree"
 
 
