@@ -307,11 +307,11 @@ class Lines:
     def start(self) -> None:
         """Writes everything known; from here on lines are added."""
         self.date = self.date or time.strftime("%Y-%m-%d", time.gmtime())
-        known: list[dict[str, Any]] = [{"machine": asdict(self.machine), "date": self.date}]
-        known += [{"rate": self.rate}] if self.rate else []
-        known += [{"case": asdict(one)} for one in self.results.values()]
+        records: list[dict[str, Any]] = [{"machine": asdict(self.machine), "date": self.date}]
+        records += [{"rate": self.rate}] if self.rate else []
+        records += [{"case": asdict(one)} for one in self.results.values()]
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        self.path.write_text("".join(json.dumps(line) + "\n" for line in known), encoding="utf-8")
+        self.path.write_text("".join(json.dumps(line) + "\n" for line in records), encoding="utf-8")
 
     def add(self, line: dict[str, Any]) -> None:
         with self.path.open("a", encoding="utf-8") as file:
@@ -322,13 +322,13 @@ def read_result(data: Mapping[str, Any]) -> Result:
     return Result(**{**data, "step_seconds": tuple(data["step_seconds"])})
 
 
-def go(lines: Lines, wanted: Sequence[Case], folder: Path, limit: float) -> int:
+def go(lines: Lines, chosen: Sequence[Case], folder: Path, limit: float) -> int:
     """Runs what is not there yet, as long as the time lasts; how many are left."""
     started = time.perf_counter()
     if lines.rate is None:
         lines.rate = bandwidth(lines.machine.dry)
         lines.add({"rate": lines.rate})
-    left = [case for case in wanted if case.name not in lines.results]
+    left = [case for case in chosen if case.name not in lines.results]
     longest = 0.0
     while left and time.perf_counter() - started + 1.3 * longest < limit:
         case = left.pop(0)
@@ -510,13 +510,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--check", type=Path, help="a record to hold the forecast against")
     parser.add_argument("--dry", action="store_true", help="no GPU: forecasts, and tiny models on the CPU")
     asked = parser.parse_args(arguments)
-    wanted = [case for case in cases() if not asked.only or any(part in case.name for part in asked.only)]
+    chosen = [case for case in cases() if not asked.only or any(part in case.name for part in asked.only)]
     if asked.list:
-        print("\n".join(case.name for case in wanted))
+        print("\n".join(case.name for case in chosen))
         return 0
     if asked.check:
         return checked(asked.check)
-    if not wanted:
+    if not chosen:
         print("no run has that in its name; --list names them", file=sys.stderr)
         return 2
     lines = Lines(asked.out / LINES, machine(asked.dry))
@@ -525,7 +525,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             lines.read(path)
     lines.start()
     with tempfile.TemporaryDirectory() as temporary:
-        left = go(lines, wanted, asked.weights or Path(temporary), asked.limit_seconds)
+        left = go(lines, chosen, asked.weights or Path(temporary), asked.limit_seconds)
     path = write(lines)
     print(f"{path}: {len(lines.results)} runs" + (f", {left} left: the same command continues" if left else ""))
     failed = [row for row in verdicts(lines.results, lines.rate) if row[3] is False]

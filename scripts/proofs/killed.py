@@ -38,9 +38,9 @@ def main() -> list[tuple[str, str, str, bool]]:
             torn += sum(not whole(path) for path in drawn)
             lists = list(folder.rglob("run.jsonl"))
             early += not lists
-            for found in lists:
+            for path in lists:
                 try:
-                    run = runs.read(found.parent)
+                    run = runs.read(path.parent)
                     recovered = runs.recover(run)
                 except BadFile:
                     early += not drawn  # killed in its first line: nothing was drawn yet

@@ -70,13 +70,13 @@ MACHINES = {"cpu": processor(), "gpu": gpu()}
 
 def legal_setups(model: Model, hardware: Hardware) -> list[Setup]:
     """All of them; for a GPU too, the device is the one present."""
-    found = []
+    setups = []
     for choices in itertools.product(*[technique.choices for technique in TECHNIQUES]):
         slots = dict(zip([technique.slot for technique in TECHNIQUES], choices, strict=True))
         setup = Setup(threads=THREADS, device="cpu", isa=hardware.isa, **slots)  # type: ignore[arg-type]
         if legal(setup, hardware, model) is None:
-            found.append(setup)
-    return found
+            setups.append(setup)
+    return setups
 
 
 def covering(setups: list[Setup]) -> list[Setup]:
@@ -89,12 +89,12 @@ def covering(setups: list[Setup]) -> list[Setup]:
     left = set().union(*map(pairs, setups))
     order = list(setups)
     random.Random(0).shuffle(order)
-    found = []
+    chosen_setups = []
     while left:
         best = max(order, key=lambda setup: len(pairs(setup) & left))
-        found.append(best)
+        chosen_setups.append(best)
         left -= pairs(best)
-    return found
+    return chosen_setups
 
 
 def plan_of(path: Path, hardware: Hardware, setup: Setup) -> Plan:

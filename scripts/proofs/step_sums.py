@@ -142,9 +142,9 @@ def by_bench(model: str, steps: int, size: str) -> Clocks:
     from sdcli.cli import ask
     from sdcli.models import resolve
 
-    found = random_models.tiny() if model == "tiny" else random_models.randomised(resolve.resolve(model))
+    structure = random_models.tiny() if model == "tiny" else random_models.randomised(resolve.resolve(model))
     typed = {"words": ("a lighthouse",), "seeds": "1", "steps": str(steps), "size": size, "device": "cpu"}
-    plan = ask.plan_for(typed, "bench", found).plan
+    plan = ask.plan_for(typed, "bench", structure).plan
     with tempfile.TemporaryDirectory(prefix="sdcli-proof-") as folder, watched() as clocks:
         order = worker.Order(plan=plan, engine="local", folder=folder)
         worker.WorkerLoop(order, io.BytesIO(b"draw\n"), io.BytesIO()).run()

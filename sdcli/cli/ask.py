@@ -222,8 +222,8 @@ def _jobs(
     """The jobs known now: all of them; with stdin those of its first line, the only one read by now."""
     if first is None or lines is None:
         return jobs.make_jobs(request)
-    known = [first] if waiting else [first, *lines]
-    return jobs.renumbered(job for line in known for job in prompt_files.of_line(request, line))
+    ready = [first] if waiting else [first, *lines]
+    return jobs.renumbered(job for line in ready for job in prompt_files.of_line(request, line))
 
 
 def _later(request: Request, lines: Iterator[prompt_files.Line], index: int) -> Iterator[Job]:

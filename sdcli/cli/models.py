@@ -209,8 +209,8 @@ def _remove(text: str, typed: dict[str, Any]) -> None:
             typed, removed=str(named[0]), freed=0, text=f"Removed {show(named[0], 200)} from the model folders"
         )
         return
-    known = resolve.known_as(text)
-    repository = known.repository if known is not None else text
+    alias = resolve.known_as(text)
+    repository = alias.repository if alias is not None else text
     cached = hub_cache.folder(os.environ) / f"models--{repository.replace('/', '--')}"
     if not resolve.is_hub_id(repository) or not cached.is_dir():
         raise ModelMissing(
@@ -256,8 +256,8 @@ def _check(text: str, typed: dict[str, Any]) -> None:
 
 
 def _repair(text: str) -> str:
-    known = resolve.known_as(text)
-    if known is None and not resolve.is_hub_id(text):
+    alias = resolve.known_as(text)
+    if alias is None and not resolve.is_hub_id(text):
         return "get the file again, or another"
     return f"sdcli models rm {show(text, 120)}\nthen: sdcli pull {show(text, 120)}"
 

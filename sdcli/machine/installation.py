@@ -334,7 +334,7 @@ def versions(names: Iterable[str] | None = None) -> tuple[Version, ...]:
 
 def _recorded() -> dict[str, str]:
     """Versions from the names of the .dist-info folders: ten times as fast as opening each record."""
-    found: dict[str, str] = {}
+    recorded: dict[str, str] = {}
     for folder in sys.path:
         try:
             names = os.listdir(folder or ".")
@@ -343,8 +343,8 @@ def _recorded() -> dict[str, str]:
         for entry in names:
             name, _, version = entry.removesuffix(".dist-info").partition("-")
             if entry.endswith(".dist-info") and version:
-                found.setdefault(_normal(name), version)
-    return found
+                recorded.setdefault(_normal(name), version)
+    return recorded
 
 
 def _normal(name: str) -> str:

@@ -36,8 +36,8 @@ def test_json_is_one_report_whose_hashes_are_true(here: Path, capfd: pytest.Capt
     assert [image["seed"] for image in report["images"]] == [4, 5, 6]
     for image in report["images"]:
         path = Path(image["path"])
-        with Image.open(path) as image:
-            pixels = image.convert("RGB").tobytes()
+        with Image.open(path) as opened:
+            pixels = opened.convert("RGB").tobytes()
         assert hashlib.sha256(pixels).hexdigest() == image["pixel_sha256"]
         assert hashlib.sha256(path.read_bytes()).hexdigest() == image["file_sha256"]
     stored = json.loads((Path(report["folder"]) / "runs" / report["run"] / "report.json").read_text())
