@@ -120,7 +120,7 @@ class Failing:
         self.references += [weakref.ref(thing) for thing in (work, *things)]
         FAILURES[self.case.failure]()
 
-    def still_referenced(self) -> int:
+    def alive(self) -> int:
         return sum(reference() is not None for reference in self.references)
 
 
@@ -247,10 +247,8 @@ class Bench:
             try:
                 for event in local.run(plan):
                     seen.append(event)
-                    if isinstance(event, Degraded) and failure.still_referenced():
-                        mistakes.append(
-                            f"{failure.still_referenced()} things of the failed attempt in memory at the retry"
-                        )
+                    if isinstance(event, Degraded) and failure.alive():
+                        mistakes.append(f"{failure.alive()} things of the failed attempt in memory at the retry")
             except Exception as caught:
                 error = caught
         if not failure.failed:

@@ -66,7 +66,7 @@ def without(jobs: Iterable[Job], tags: Tags) -> Iterator[Job]:
 
 
 @dataclass(frozen=True)
-class NamedEmbedding:
+class Mention:
     """A word of a prompt, in small letters, and the files in added folders that it may stand for."""
 
     word: str
@@ -86,17 +86,17 @@ def known_words(folders: Iterable[Path]) -> KnownWords:
     return listing.learned_words(listing.recall(cache_folder() / "listing.json"), folders)
 
 
-def named_in(texts: Iterable[str], words: KnownWords) -> tuple[NamedEmbedding, ...]:
+def named_in(texts: Iterable[str], words: KnownWords) -> tuple[Mention, ...]:
     """The known words that stand in these texts on their own; the longest first, so that its letters count once."""
     left = "\n".join(dict.fromkeys(texts))
     folded = left.casefold()
-    named: list[NamedEmbedding] = []
+    named: list[Mention] = []
     for word in sorted((word for word in words if word in folded), key=len, reverse=True):
         shorter, count = tokenizer.alone(word).subn("\n", left)
         files = tuple(path for path in words[word] if count and path.is_file())
         if files:
             left = shorter
-            named.append(NamedEmbedding(word, files))
+            named.append(Mention(word, files))
     return tuple(named)
 
 
@@ -105,9 +105,7 @@ def texts_of(jobs: Iterable[Job]) -> Iterator[str]:
         yield from (job.prompt, job.negative_prompt)
 
 
-def refuse_new_embeddings(
-    jobs: Iterable[Job], words: KnownWords, adapters: Iterable[Adapter], model: Model
-) -> Iterator[Job]:
+def same_embeddings(jobs: Iterable[Job], words: KnownWords, adapters: Iterable[Adapter], model: Model) -> Iterator[Job]:
     """Jobs as they come; a later one may not name an embedding that the first did not load."""
     taken = {adapter.word.casefold() for adapter in adapters}
     for job in jobs:
@@ -122,12 +120,10 @@ def refuse_new_embeddings(
         yield job
 
 
-def fitting(
-    named: Iterable[NamedEmbedding], model: Model
-) -> tuple[tuple[NamedEmbedding, ...], tuple[PlanWarning, ...]]:
+def fitting(named: Iterable[Mention], model: Model) -> tuple[tuple[Mention, ...], tuple[PlanWarning, ...]]:
     """Each with the one file that fits the model. A word whose embeddings are all for other models is a plain word,
     with a warning: nobody asked for the file, it only has the name."""
-    chosen: list[NamedEmbedding] = []
+    chosen: list[Mention] = []
     warnings: list[PlanWarning] = []
     for candidate in named:
         fits, misfit = _fits(candidate, model)
@@ -145,7 +141,7 @@ def fitting(
     return tuple(chosen), tuple(warnings)
 
 
-def _fits(named: NamedEmbedding, model: Model) -> tuple[list[Path], BadFile | None]:
+def _fits(named: Mention, model: Model) -> tuple[list[Path], BadFile | None]:
     """The files that fit, and why another does not."""
     fits: list[Path] = []
     misfit: BadFile | None = None
@@ -163,7 +159,7 @@ def _fits(named: NamedEmbedding, model: Model) -> tuple[list[Path], BadFile | No
 
 def gather(
     request: Request, tags: Tags, model: Model, folders: Iterable[Path], fetch: Fetch | None = None,
-    named: Iterable[NamedEmbedding] = (),
+    named: Iterable[Mention] = (),
 ) -> ModelWithAdapters:  # fmt: skip
     """Every file located and checked against the model before anything is loaded; the Hub's are fetched first.
     `named` are the embeddings that the prompts name without a flag."""
@@ -261,7 +257,7 @@ def _lora(path: Path, scale: float, model: Model) -> Adapter:
 
 
 def _embeddings(
-    asked: Iterable[str], named: Iterable[NamedEmbedding], where: tuple[Place, ...], model: Model
+    asked: Iterable[str], named: Iterable[Mention], where: tuple[Place, ...], model: Model
 ) -> Iterator[Adapter]:  # fmt: skip
     taken: dict[str, Path] = {}
     for text in asked:

@@ -83,9 +83,7 @@ def plan_for(
     if not waiting or lines is None:
         return PlannedRun(plan, imported=imported)
     later = adapters.without(_later(request, lines, len(known_jobs)), tags)
-    return PlannedRun(
-        plan, adapters.refuse_new_embeddings(later, embeddings, adapted.adapters, adapted.model), imported
-    )
+    return PlannedRun(plan, adapters.same_embeddings(later, embeddings, adapted.adapters, adapted.model), imported)
 
 
 def engine_of(typed: Mapping[str, Any]) -> str:

@@ -205,9 +205,7 @@ def _remove(text: str, typed: dict[str, Any]) -> None:
         raise Usage(f"{show(text, 80)} is {len(named)} folders", hint=f'sdcli models rm "{show(named[0], 200)}"')
     if named:
         config.set_folders(_file(), [folder for folder in folders if folder != named[0]])
-        _report_removal(
-            typed, removed=str(named[0]), freed=0, text=f"Removed {show(named[0], 200)} from the model folders"
-        )
+        _removed(typed, removed=str(named[0]), freed=0, text=f"Removed {show(named[0], 200)} from the model folders")
         return
     alias = resolve.known_as(text)
     repository = alias.repository if alias is not None else text
@@ -218,7 +216,7 @@ def _remove(text: str, typed: dict[str, Any]) -> None:
             hint="sdcli models",
         )
     freed = _delete(cached)
-    _report_removal(
+    _removed(
         typed, removed=repository, freed=freed,
         text=f"Deleted {show(repository, 120)} from the Hugging Face cache, {disk_text(freed)} freed",
     )  # fmt: skip
@@ -233,7 +231,7 @@ def _delete(path: Path) -> int:
     return size
 
 
-def _report_removal(typed: dict[str, Any], *, removed: str, freed: int, text: str) -> None:
+def _removed(typed: dict[str, Any], *, removed: str, freed: int, text: str) -> None:
     if typed.get("json"):
         print_json({"schema": "sdcli.models-rm/1", "removed": removed, "freed_bytes": freed})
     elif not typed.get("quiet"):

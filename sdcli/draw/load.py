@@ -106,7 +106,7 @@ def fill(
             if piece.shape != meta.shape:
                 shapes = f"{list(piece.shape)}, not {list(meta.shape)}"
                 raise BadFile(f"{name}: {show(key, 120)} has the shape {shapes}", hint="check the model's config.json")
-            tensor = _empty_like(meta, dtype, device, channels_last)
+            tensor = _empty(meta, dtype, device, channels_last)
             if bare in added:
                 exact = torch.empty(meta.shape, dtype=torch.float32)
                 reader.read(piece, exact)
@@ -127,7 +127,7 @@ def randomise(module: nn.Module, *, dtype: torch.dtype, device: torch.device | s
     generator = torch.Generator(device).manual_seed(0)
     size = 0
     for key, meta in dict(module.state_dict()).items():
-        tensor = _empty_like(meta, dtype, device, channels_last)
+        tensor = _empty(meta, dtype, device, channels_last)
         if not meta.is_floating_point():
             tensor.copy_(torch.arange(meta.shape[-1]).expand(meta.shape))  # position numbers
         elif meta.ndim == 1:
@@ -143,9 +143,7 @@ def randomise(module: nn.Module, *, dtype: torch.dtype, device: torch.device | s
     return size
 
 
-def _empty_like(
-    meta: torch.Tensor, dtype: torch.dtype, device: torch.device | str, channels_last: bool
-) -> torch.Tensor:
+def _empty(meta: torch.Tensor, dtype: torch.dtype, device: torch.device | str, channels_last: bool) -> torch.Tensor:
     own = dtype if meta.is_floating_point() and meta.dtype not in NARROW else meta.dtype
     packed = torch.channels_last if channels_last and meta.ndim == 4 else torch.contiguous_format
     return torch.empty(meta.shape, dtype=own, device=device, memory_format=packed)

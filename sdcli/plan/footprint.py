@@ -77,7 +77,7 @@ class Sizes:
             dtype = "fp8"
         return self.model.components[part].parameters * BYTES[dtype]
 
-    def computes_on_host(self, part: str, setup: Setup) -> bool:
+    def on_host(self, part: str, setup: Setup) -> bool:
         """Whether it stays and computes on the host although the setup's device is a GPU."""
         return part == "vae" and setup.vae == "cpu" and self.kind != "cpu"
 
@@ -140,7 +140,7 @@ class Sizes:
         """Weights in use, weights parked, and work."""
         used, resident = self._weights_at_work(stage, setup)
         work = self.work(stage, setup)
-        on_host = any(self.computes_on_host(part, setup) for part in stage.parts)
+        on_host = any(self.on_host(part, setup) for part in stage.parts)
         aside = self._on_the_host(stage, setup) + (work if on_host else 0)
         if stage.work == "image":
             aside += stage.shape.width * stage.shape.height * calibration.IMAGE_BYTES_PER_PIXEL
@@ -163,7 +163,7 @@ class Sizes:
             if placement.streamed(setup.placement, part)
             else self.weights(part, setup)
             for part in parts
-            if not self.computes_on_host(part, setup)
+            if not self.on_host(part, setup)
         )
 
     def _window(self, setup: Setup) -> int:
@@ -175,10 +175,10 @@ class Sizes:
         """Weights on the host and not on the device: parked, or of a part that computes there."""
         parts = parts_of(self.stages)
         parked = setup.placement in placement.PARKED_ON_HOST and not self.shared
-        size = sum(self.weights(part, setup) for part in parts if parked and not self.computes_on_host(part, setup))
+        size = sum(self.weights(part, setup) for part in parts if parked and not self.on_host(part, setup))
         for part in parts:
             loaded = setup.placement != "disk" or (stage is not None and part in stage.parts)
-            if self.computes_on_host(part, setup) and loaded:
+            if self.on_host(part, setup) and loaded:
                 size += self.weights(part, setup)
         return size
 

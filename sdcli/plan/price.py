@@ -111,9 +111,7 @@ class Price:
             share = self.work.windows / self.work.batches if stage.ahead else 1.0
             for part in stage.parts:
                 streamed = placement.streamed(setup.placement, part)
-                if self.sizes.computes_on_host(part, setup) or (
-                    streamed and stage.work == "unet"
-                ):  # included in the step
+                if self.sizes.on_host(part, setup) or (streamed and stage.work == "unet"):  # included in the step
                     continue
                 size = self.sizes.weights(part, setup)
                 seconds += share * size / (self.rates.pinned if streamed else rate)

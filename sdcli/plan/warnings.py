@@ -25,11 +25,8 @@ def warnings_of(
         warnings.append(PlanWarning(code="lossy", message="fp8 weights (pinned) change the image"))
     if hardware.kind == "cpu" and setup.dtype == "bf16" and not dtype.native_bf16(hardware):
         slower = dtype.slowdown("bf16", hardware)
-        warnings.append(
-            PlanWarning(
-                code="slow-dtype", message=f"bf16 is emulated on this CPU, about {slower:g} times slower than fp32"
-            )
-        )
+        message = f"bf16 is emulated on this CPU, about {slower:g} times slower than fp32"
+        warnings.append(PlanWarning(code="slow-dtype", message=message))
     return tuple(warnings)
 
 

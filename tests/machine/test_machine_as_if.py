@@ -43,39 +43,29 @@ def test_what_is_no_size_is_refused(text: str) -> None:
 
 
 def test_a_gpu_of_8_gib_in_this_machine() -> None:
-    hardware = _parse("cuda:8GiB")
-    assert (hardware.device, hardware.kind, hardware.source) == ("cuda:0", "cuda", "as-if")
-    assert (hardware.total, hardware.free, hardware.ram_total, hardware.ram_free) == (
-        8 * GIB,
-        8 * GIB,
-        32 * GIB,
-        30 * GIB,
-    )
-    assert (hardware.isa, hardware.threads) == ("avx2", 6)
-    assert hardware.dtypes == {"fp32": "assumed", "bf16": "assumed", "fp16": "assumed"}
+    one = _parse("cuda:8GiB")
+    assert (one.device, one.kind, one.source) == ("cuda:0", "cuda", "as-if")
+    assert (one.total, one.free, one.ram_total, one.ram_free) == (8 * GIB, 8 * GIB, 32 * GIB, 30 * GIB)
+    assert (one.isa, one.threads) == ("avx2", 6)
+    assert one.dtypes == {"fp32": "assumed", "bf16": "assumed", "fp16": "assumed"}
 
 
 def test_a_gpu_that_is_partly_taken_in_a_machine_of_64_gib() -> None:
-    hardware = _parse("cuda:24GiB/20GiB,ram:64GiB")
-    assert (hardware.total, hardware.free, hardware.ram_total, hardware.ram_free) == (
-        24 * GIB,
-        20 * GIB,
-        64 * GIB,
-        64 * GIB,
-    )
+    one = _parse("cuda:24GiB/20GiB,ram:64GiB")
+    assert (one.total, one.free, one.ram_total, one.ram_free) == (24 * GIB, 20 * GIB, 64 * GIB, 64 * GIB)
 
 
 def test_a_processor_has_the_hosts_memory_for_its_own() -> None:
-    hardware = _parse("cpu,ram:16")
-    assert (hardware.device, hardware.total, hardware.free, hardware.ram_free) == ("cpu", 16 * GIB, 16 * GIB, 16 * GIB)
-    assert hardware.dtypes["bf16"] == hardware.dtypes["fp16"] == "unavailable", "this one has AVX2 only"
+    one = _parse("cpu,ram:16")
+    assert (one.device, one.total, one.free, one.ram_free) == ("cpu", 16 * GIB, 16 * GIB, 16 * GIB)
+    assert one.dtypes["bf16"] == one.dtypes["fp16"] == "unavailable", "this one has AVX2 only"
     assert _parse("CPU").free == 30 * GIB
 
 
 def test_a_mac_shares_its_memory_with_the_gpu_up_to_what_macos_lets_it_hold() -> None:
-    hardware = _parse("mps,ram:24GiB")
-    assert (hardware.kind, hardware.total, hardware.ram_total) == ("mps", 16 * GIB, 24 * GIB)
-    assert hardware.free <= hardware.ram_free
+    one = _parse("mps,ram:24GiB")
+    assert (one.kind, one.total, one.ram_total) == ("mps", 16 * GIB, 24 * GIB)
+    assert one.free <= one.ram_free
 
 
 @pytest.mark.parametrize(
@@ -98,16 +88,16 @@ def test_what_is_no_machine_is_refused_with_the_forms_that_are(text: str) -> Non
 @given(st.text(alphabet="cpumsda:/,.ramGiBM0123456789 ", max_size=24) | st.text(max_size=16))
 def test_any_text_is_a_machine_that_holds_together_or_a_usage_error(text: str) -> None:
     try:
-        hardware = _parse(text)
+        one = _parse(text)
     except Usage:
         return
-    assert 0 < hardware.free <= hardware.total and 0 < hardware.ram_free <= hardware.ram_total
-    assert hardware.source == "as-if" and hardware.kind in ("cpu", "mps", "cuda")
+    assert 0 < one.free <= one.total and 0 < one.ram_free <= one.ram_total
+    assert one.source == "as-if" and one.kind in ("cpu", "mps", "cuda")
 
 
 @settings(deadline=None, derandomize=True, max_examples=100)
 @given(st.integers(1, 512), st.integers(1, 512), st.integers(1, 4096), st.sampled_from(["", "GiB", "G", " gib"]))
 def test_what_is_written_is_what_is_planned_for(total: int, free: int, ram: int, unit: str) -> None:
     free, total = sorted((free, total))
-    hardware = _parse(f"cuda:{total}{unit}/{free}{unit},ram:{ram}{unit}")
-    assert (hardware.total, hardware.free, hardware.ram_total) == (total * GIB, free * GIB, ram * GIB)
+    one = _parse(f"cuda:{total}{unit}/{free}{unit},ram:{ram}{unit}")
+    assert (one.total, one.free, one.ram_total) == (total * GIB, free * GIB, ram * GIB)
