@@ -1,7 +1,7 @@
 """What is drawn is what Setup says: one image of a tiny model under a setup, with everything looked at that computes.
 
-The proof goes through all legal setups, the tests through some that hold every pair of choices. Setups of a card are
-drawn on the CPU: with a card's legality, and this device in the setup.
+The proof goes through all legal setups, the tests through some that hold every pair of choices. Setups of a GPU are
+drawn on the CPU: with a GPU's legality, and this device in the setup.
 """
 
 from __future__ import annotations
@@ -61,22 +61,22 @@ def processor() -> Hardware:
     )  # fmt: skip
 
 
-def card() -> Hardware:
-    return replace(processor(), device="cuda:0", name="a card", capability="8.9", dtypes={})
+def gpu() -> Hardware:
+    return replace(processor(), device="cuda:0", name="a GPU", capability="8.9", dtypes={})
 
 
-MACHINES = {"cpu": processor(), "card": card()}
+MACHINES = {"cpu": processor(), "gpu": gpu()}
 
 
 def legal_setups(model: Model, hardware: Hardware) -> list[Setup]:
     """All of them; for a GPU too, the device is the one present."""
-    found = []
+    setups = []
     for choices in itertools.product(*[technique.choices for technique in TECHNIQUES]):
         slots = dict(zip([technique.slot for technique in TECHNIQUES], choices, strict=True))
         setup = Setup(threads=THREADS, device="cpu", isa=hardware.isa, **slots)  # type: ignore[arg-type]
         if legal(setup, hardware, model) is None:
-            found.append(setup)
-    return found
+            setups.append(setup)
+    return setups
 
 
 def covering(setups: list[Setup]) -> list[Setup]:
@@ -89,12 +89,12 @@ def covering(setups: list[Setup]) -> list[Setup]:
     left = set().union(*map(pairs, setups))
     order = list(setups)
     random.Random(0).shuffle(order)
-    found = []
+    chosen_setups = []
     while left:
         best = max(order, key=lambda setup: len(pairs(setup) & left))
-        found.append(best)
+        chosen_setups.append(best)
         left -= pairs(best)
-    return found
+    return chosen_setups
 
 
 def plan_of(path: Path, hardware: Hardware, setup: Setup) -> Plan:
@@ -187,7 +187,7 @@ def differences(plan: Plan, seen: Seen) -> Iterator[str]:
     setup = plan.setup
     encoders = {name for name in plan.model.components if name.startswith("text_encoder")}
     vae_dtype = effective(setup)
-    wanted: Mapping[str, Any] = {
+    checks: Mapping[str, Any] = {
         "dtype of the UNet": (seen.dtypes["unet"], {setup.dtype}),
         "dtype of the encoders": (set().union(*(seen.dtypes[name] for name in encoders)), {setup.dtype}),
         "dtype of the VAE": (seen.dtypes["vae"], {vae_dtype}),
@@ -204,17 +204,17 @@ def differences(plan: Plan, seen: Seen) -> Iterator[str]:
         "setup of the image": ([event.setup for event in seen.drawn], [setup]),
         "decoded again": ([event.retried for event in seen.drawn], [None]),
     }  # fmt: skip
-    for what, (found, right) in wanted.items():
-        if found != right:
-            yield f"{what}: {found}, not {right}"
+    for what, (actual, expected) in checks.items():
+        if actual != expected:
+            yield f"{what}: {actual}, not {expected}"
     edge = int(setup.vae.removeprefix("tile-")) // 8 if setup.vae.startswith("tile-") else 10**6
     whole = SIZE["height"] // 8, SIZE["width"] // 8
     if max(max(tile) for tile in seen.tiles) != min(edge, max(whole)) or (len(seen.tiles) > 1) != (edge < max(whole)):
         yield f"tiles: {seen.tiles} under {setup.vae}"
     there = set(seen.loaded["unet"])
-    kept = {"drop-encoders": {"unet", "vae"}, "disk": {"unet"}}.get(setup.placement, {*encoders, "unet", "vae"})
-    if there != kept:
-        yield f"beside the UNet: {there}, not {kept}"
+    expected = {"drop-encoders": {"unet", "vae"}, "disk": {"unet"}}.get(setup.placement, {*encoders, "unet", "vae"})
+    if there != expected:
+        yield f"beside the UNet: {there}, not {expected}"
 
 
 def main() -> list[tuple[str, str, str, bool]]:

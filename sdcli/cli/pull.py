@@ -14,7 +14,7 @@ from typing import Any
 from sdcli import __version__, data, schema
 from sdcli.cli import complete
 from sdcli.cli.answer import print_json
-from sdcli.cli.ask import Asked, added_folders, plan_again, plan_for
+from sdcli.cli.ask import PlannedRun, added_folders, plan_again, plan_for
 from sdcli.cli.download import Download, facts
 from sdcli.errors import ModelMissing, Offline, Stop, Usage, stopped_by
 from sdcli.machine.memory import disk_free
@@ -215,7 +215,7 @@ def pull_lora(name: HubName, model: Model, quiet: bool) -> HubName:
 # --- before generate
 
 
-def plan_with_model(typed: dict[str, Any]) -> Asked:
+def plan_with_model(typed: dict[str, Any]) -> PlannedRun:
     """generate's plan, with missing files downloaded: only then are a model's true sizes known."""
     quiet = bool(typed.get("quiet"))
 

@@ -156,9 +156,9 @@ def _from_known(
     absent = _not_yet_here(known, revision)
     if offline:
         raise Offline(
-            f"{known.alias} ({known.repository}) is not on this machine, and --offline forbids fetching it "
+            f"{known.alias} ({known.repository}) is not on this machine, and offline mode forbids downloading it "
             f"({disk_text(absent.download_bytes)})",
-            hint="-m builtin" if builtin else f"sdcli pull {known.alias}   (without --offline)",
+            hint="-m builtin" if builtin else f"sdcli pull {known.alias}   (not in offline mode)",
         )
     return absent
 

@@ -11,7 +11,7 @@ from sdcli import __version__, events, schema
 from sdcli.errors import ImagesFailed, Interrupted, SdcliError, Terminated
 from sdcli.events import Event
 from sdcli.files import REAL, Files, cannot_write, replace_whole
-from sdcli.plan.plan import Plan, Warning
+from sdcli.plan.plan import Plan, PlanWarning
 from sdcli.record import documents
 from sdcli.record.runs import Intent, plan_json
 from sdcli.request.request import Job
@@ -109,7 +109,7 @@ class Report:
     images: tuple[Image, ...] = ()
     memory: MemoryUse = field(default_factory=MemoryUse)
     degraded: tuple[events.Degraded, ...] = ()
-    warnings: tuple[Warning, ...] = ()
+    warnings: tuple[PlanWarning, ...] = ()
     environment: Mapping[str, Any] = field(default_factory=dict)
 
     def phase(self, name: str) -> PhaseTime:
@@ -233,7 +233,7 @@ class Folding:
         self._decoded: dict[int, Job] = {}
         self._images: dict[int, Image] = {}
         self._degraded: list[events.Degraded] = []
-        self._warnings: dict[tuple[str, str], Warning] = {}
+        self._warnings: dict[tuple[str, str], PlanWarning] = {}
         self._environment: dict[str, Any] = dict(environment or {})
         self._stopped: SdcliError | None = None
 
@@ -263,7 +263,7 @@ class Folding:
             case events.Degraded():
                 self._degraded.append(event)
             case events.Warned():
-                self._warn(Warning(code=event.code, message=event.message))
+                self._warn(PlanWarning(code=event.code, message=event.message))
             case events.Interrupted():
                 self._see_interrupted(event)
             case events.Done():
@@ -359,7 +359,7 @@ class Folding:
         images = times.images if image is None or image in times.images else (*times.images, image)
         self._batches[batch] = replace(times, images=images, **sums)
 
-    def _warn(self, warning: Warning) -> None:
+    def _warn(self, warning: PlanWarning) -> None:
         if len(self._warnings) < MOST_WARNINGS:
             self._warnings.setdefault((warning.code, warning.message), warning)
 

@@ -220,15 +220,15 @@ def test_a_recorded_one_is_found_again_by_its_commit(ink: FakeHub, capfd: pytest
     told = generate(capfd, "--lora", f"{ID}:0.5", "--json").json["plan"]["setup"]
     recorded = schema.from_json(Setup, told, "a plan").adapters
     model = resolve.resolve("sd15")
-    (found,) = adapters.found_again(recorded, model, ())
+    (found,) = adapters.located(recorded, model, ())
     assert Path(str(found.path)).is_file() and found.hub == recorded[0].hub
     assert sdcli(capfd, "models", "rm", ID).code == 0
     with pytest.raises(ModelMissing, match="is not in the Hugging Face cache") as refused:
-        adapters.found_again(recorded, model, ())
+        adapters.located(recorded, model, ())
     assert recorded[0].hub in refused.value.hint
 
 
-def test_a_picture_with_one_is_drawn_again_by_its_commit(ink: FakeHub, capfd: pytest.CaptureFixture[str]) -> None:
+def test_an_image_with_one_is_drawn_again_by_its_commit(ink: FakeHub, capfd: pytest.CaptureFixture[str]) -> None:
     (first,) = generate(capfd, "--lora", f"{ID}:0.5", "--json").json["images"]
     ink.repositories[ID].commits["e" * 40] = {"ink.safetensors": lora(seed=1)}
     ink.repositories[ID].branches["main"] = "e" * 40
@@ -241,7 +241,7 @@ def test_a_picture_with_one_is_drawn_again_by_its_commit(ink: FakeHub, capfd: py
 @pytest.mark.parametrize(
     "hub", ["../../etc/passwd", "a/b", "a/b/c.safetensors", f"a/b@{COMMIT}", "a/b@main/c.safetensors"]
 )
-def test_what_a_picture_says_of_the_hub_is_no_path(hub: str) -> None:
+def test_what_an_image_says_of_the_hub_is_no_path(hub: str) -> None:
     """Pictures come from anyone: only a whole name, commit and file included, is asked for again."""
     from sdcli.record.metadata import own
 

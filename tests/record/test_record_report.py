@@ -32,7 +32,7 @@ from sdcli.events import (
     Warned,
 )
 from sdcli.files import Files
-from sdcli.plan.plan import Plan, Warning
+from sdcli.plan.plan import Plan, PlanWarning
 from sdcli.record import report as reports
 from sdcli.record import runs
 from sdcli.record.report import Folding, Report, fold
@@ -235,7 +235,7 @@ def test_a_fallback_is_recorded_as_the_schema_says() -> None:
 
 
 def test_warnings_of_the_plan_and_of_the_run_are_told_once() -> None:
-    of = replace(plan(), warnings=(Warning(code="size-not-native", message="small"),))
+    of = replace(plan(), warnings=(PlanWarning(code="size-not-native", message="small"),))
     again = Warned(code="size-not-native", message="small")
     report = folded([Planned(plan=of), again, Warned(code="flat-picture", message="flat")])
     assert [warning.code for warning in report.warnings] == ["size-not-native", "flat-picture"]

@@ -16,7 +16,7 @@ from sdcli.events import Decoded, Degraded, Encoded, Event, Planned, Saved, Step
 from sdcli.plan.plan import Plan, Setup
 from sdcli.record import report as reports
 from sdcli.record.metadata.read import read as read_settings
-from sdcli.record.sinks.progress import Progress, Way
+from sdcli.record.sinks.progress import Progress, RunProgress
 from sdcli.record.store import store
 
 
@@ -87,13 +87,13 @@ def test_progress_counts_every_image_and_step_once_whatever_the_batches_are() ->
     """Prompts are encoded ahead of all batches, and the last batch is smaller."""
     of = planned(5, 2)
     for stream in ([Planned(plan=of), *fake.run(of)], list(of_two_workers(of))):
-        way, seen = Way(), []
-        way.plan(of)
+        run, seen = RunProgress(), []
+        run.plan(of)
         for event in stream:
             if isinstance(event, Encoded):
-                way.meet(event)
+                run.meet(event)
             if isinstance(event, Step):
-                seen.append(way.step(event, 0.1))
+                seen.append(run.step(event, 0.1))
         assert {(one.first, one.last, one.images) for one in seen} == {(1, 2, 5), (3, 4, 5), (5, 5, 5)}
         assert [one.done for one in seen] == list(range(1, seen[-1].total + 1))
         assert {one.total for one in seen} == {sum(of.jobs[batch[0]].unet_calls for batch in of.batches)}
@@ -110,15 +110,15 @@ def test_lines_of_progress_name_the_images_of_the_batch_that_is_drawn() -> None:
 
 def test_prompts_that_no_plan_lists_are_counted_as_they_come() -> None:
     of = planned(1, 1)
-    way = Way()
-    way.plan(of)
+    run = RunProgress()
+    run.plan(of)
     later = [(1, (replace(of.jobs[0], index=1),)), (2, (replace(of.jobs[0], index=2),))]
     last = None
     for event in fake.run(of, iter([(0, of.batch(0)), *later])):
         if isinstance(event, Encoded):
-            way.meet(event)
+            run.meet(event)
         if isinstance(event, Step):
-            last = way.step(event, 0.1)
+            last = run.step(event, 0.1)
     assert last is not None and (last.first, last.last, last.images) == (3, 3, 3) and last.done == last.total
 
 
