@@ -34,12 +34,12 @@ class Model:
     hash: str | None = None  # first 10 hex of the checkpoint's sha256 (single files), where known
     prediction: str = "epsilon"  # epsilon | v_prediction
     zero_snr: bool = False
-    empty_is_zeros: bool = False  # what an empty negative prompt is taken for
+    empty_is_zeros: bool = False  # an empty negative prompt is encoded as zeros
     cached: bool = True
     download_bytes: int = 0
     disk_bytes: int = 0
     components: Mapping[str, Component] = field(default_factory=dict)
-    path: str | None = transient(default=None)  # the folder or file; None while nothing is on this disk
+    path: str | None = transient(default=None)  # the folder or file; None until it is on this disk
     vocabulary: str | None = transient(default=None)  # the folder of its own tokens; None: CLIP's
     preview: tuple[tuple[float, float, float], ...] = transient(default=())  # its latents' colours; (): its family's
     layout: str = transient(default="diffusers")  # diffusers | original (single checkpoint)
