@@ -153,14 +153,14 @@ def _from_known(
             continue
         if cached is not None:
             return cached
-    missing = _not_downloaded(known, revision)
+    absent = _not_downloaded(known, revision)
     if offline:
         raise Offline(
             f"{known.alias} ({known.repository}) is not on this machine, and offline mode forbids downloading it "
-            f"({disk_text(missing.download_bytes)})",
+            f"({disk_text(absent.download_bytes)})",
             hint="-m builtin" if builtin else f"sdcli pull {known.alias}   (not in offline mode)",
         )
-    return missing
+    return absent
 
 
 def _not_downloaded(known: Known, revision: str | None) -> Model:
