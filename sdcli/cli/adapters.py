@@ -10,8 +10,8 @@ from pathlib import Path
 from sdcli.errors import BadFile, ModelMissing, Offline, Usage
 from sdcli.machine import memories
 from sdcli.machine.folders import cache_folder
-from sdcli.models import beside, cache, embedding, hub_cache, hub_name, lora
-from sdcli.models.beside import Place
+from sdcli.models import adapter_files, cache, embedding, hub_cache, hub_name, lora
+from sdcli.models.adapter_files import SearchFolder
 from sdcli.models.hub_cache import Snapshot
 from sdcli.models.hub_name import HubName
 from sdcli.models.model import Model
@@ -167,17 +167,17 @@ def gather(
     if not (request.lora or tags or request.embeddings or request.vae_file or named):
         return ModelWithAdapters(model=model, warnings=warnings)
     folders = tuple(folders)
-    where = beside.places(model, folders)
+    where = adapter_files.search_folders(model, folders)
     adapters: list[Adapter] = []
     for text in request.lora:
-        name, scale = beside.weighted(text)
-        at_hub = beside.at_hub(name)
+        name, scale = adapter_files.weighted(text)
+        at_hub = adapter_files.at_hub(name)
         if at_hub is None:
-            adapters.append(_lora(beside.find(name, "LoRA", where), scale, model))
+            adapters.append(_lora(adapter_files.find(name, "LoRA", where), scale, model))
         else:
             adapters.append(_from_hub(at_hub, scale, model, None if request.offline else fetch, request.offline))
     for name, scale in tags:
-        adapters.append(_lora(beside.find(name, "LoRA", where, paths=False), scale, model))
+        adapters.append(_lora(adapter_files.find(name, "LoRA", where, paths=False), scale, model))
     adapters += _embeddings(request.embeddings, named, where, model)
     model, vae = with_vae(request, model, folders)
     return ModelWithAdapters(model=model, adapters=(*adapters, *vae), warnings=(*warnings, *_warnings(adapters)))
@@ -187,13 +187,13 @@ def with_vae(request: Request, model: Model, folders: Iterable[Path]) -> tuple[M
     """The model with the VAE that was asked for, and that VAE."""
     if not request.vae_file:
         return model, ()
-    path = beside.find(request.vae_file, "VAE", beside.places(model, folders))
-    return beside.with_vae(model, path), (_adapter(path, "vae"),)
+    path = adapter_files.find(request.vae_file, "VAE", adapter_files.search_folders(model, folders))
+    return adapter_files.with_vae(model, path), (_adapter(path, "vae"),)
 
 
 def located(adapters: Iterable[Adapter], model: Model, folders: Iterable[Path]) -> tuple[Adapter, ...]:
     """Recorded adapters with their files on this machine, which must be the same: other bytes draw other images."""
-    where = beside.places(model, folders)
+    where = adapter_files.search_folders(model, folders)
     names = {"lora": "LoRA", "embedding": "embedding", "vae": "VAE"}
     with_files: list[Adapter] = []
     for adapter in adapters:
@@ -201,7 +201,7 @@ def located(adapters: Iterable[Adapter], model: Model, folders: Iterable[Path]) 
         if at_hub is not None:
             path = _cached(at_hub).path
         else:
-            path = beside.find(adapter.name, names[adapter.kind], where, paths=False)
+            path = adapter_files.find(adapter.name, names[adapter.kind], where, paths=False)
         sha256 = cache.sha256_of(path, _memory())
         if sha256 != adapter.sha256:
             raise BadFile(
@@ -221,7 +221,7 @@ def _from_hub(name: HubName, scale: float, model: Model, fetch: Fetch | None, of
         cached = hub_cache.file(hub_cache.folder(os.environ), name)
     snapshot = cached or _cached(name, offline)
     adapter = _lora(snapshot.path, scale, model)
-    expected = hub_cache.told_sha256(snapshot.path)
+    expected = hub_cache.expected_sha256(snapshot.path)
     if expected not in (None, adapter.sha256):
         raise BadFile(
             f"{show(name, 200)} in the Hugging Face cache differs from the Hub's file: its sha256 begins with "
@@ -251,18 +251,18 @@ def _snapshot_of(snapshot: Snapshot) -> Path:
 def _lora(path: Path, scale: float, model: Model) -> Adapter:
     matched = lora.match(path, model)
     return replace(
-        _adapter(path, "lora", scale), tensors_sha256=beside.tensors_sha256(path, _memory()),
+        _adapter(path, "lora", scale), tensors_sha256=adapter_files.tensors_sha256(path, _memory()),
         matched=len(matched.fitted), unmatched=len(matched.unmatched),
     )  # fmt: skip
 
 
 def _embeddings(
-    asked: Iterable[str], named: Iterable[Mention], where: tuple[Place, ...], model: Model
+    asked: Iterable[str], named: Iterable[Mention], where: tuple[SearchFolder, ...], model: Model
 ) -> Iterator[Adapter]:  # fmt: skip
     taken: dict[str, Path] = {}
     for text in asked:
-        name, word = beside.with_word(text)
-        path = beside.find(name, "embedding", where)
+        name, word = adapter_files.with_word(text)
+        path = adapter_files.find(name, "embedding", where)
         word = word or path.stem
         for one in embedding.read(path, model).words(word):
             other = taken.setdefault(one.casefold(), path)

@@ -64,7 +64,7 @@ def plan_for(
     known_jobs, tags = adapters.untagged(_jobs(request, first, lines, waiting))
     request = replace(request, prompts=tuple(dict.fromkeys(job.prompt for job in known_jobs)))
     for name in dict.fromkeys(job.sampler for job in known_jobs):
-        samplers.refuse_unable(samplers.find(name), model.zero_snr)
+        samplers.check_zero_snr(samplers.find(name), model.zero_snr)
     embeddings = adapters.known_words(added_folders())
     named = adapters.named_in(adapters.texts_of(known_jobs), embeddings)
     adapted = adapters.gather(request, tags, model, added_folders(), fetch, named)
@@ -100,7 +100,7 @@ def plan_again(planned: PlannedRun, typed: Mapping[str, Any]) -> PlannedRun:
     """The same jobs, with the same seeds, planned for the model's files now on disk."""
     before = planned.plan
     model = find_model(read_sources(config.from_flags(typed)))
-    samplers.refuse_unable(samplers.find(before.request.sampler), model.zero_snr)
+    samplers.check_zero_snr(samplers.find(before.request.sampler), model.zero_snr)
     model, _ = adapters.with_vae(before.request, model, added_folders())
     plan = make_plan(
         before.request, model, before.hardware, remembered(before.hardware), origins=before.origins,

@@ -142,7 +142,7 @@ def _drain(
         error = stopped_by(stop)
         folding(events.Interrupted(signal=error.type))
         with contextlib.suppress(SdcliError, OSError):  # an image may have been renamed as the signal arrived
-            folding.had(runs.recover(runs.read(records)).done)
+            folding.add_recovered(runs.recover(runs.read(records)).done)
         return error
     except SdcliError as failed:
         return failed
@@ -229,10 +229,10 @@ class Screen:
     def image(self, event: Event) -> None:
         """The image itself, if the terminal can show it."""
         if isinstance(event, events.Decoded) and self._shows():
-            from sdcli.record.sinks.picture import picture
+            from sdcli.record.sinks.inline_image import inline_image
 
             columns, rows = shutil.get_terminal_size()
-            say(picture(event.width, event.height, event.pixels, columns, rows - 4, os.environ))
+            say(inline_image(event.width, event.height, event.pixels, columns, rows - 4, os.environ))
 
     def _shows(self) -> bool:
         usual = len(self.plan.jobs) <= 4 and is_terminal(sys.stderr) and not self.quiet

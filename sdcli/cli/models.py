@@ -82,12 +82,12 @@ def _list(text: str, typed: dict[str, Any]) -> None:
     if text and not Path(text).expanduser().is_dir():
         raise ModelMissing(f"no folder {show(text, 200)}", hint="sdcli models")
     folders = (Path(text).expanduser().absolute(),) if text else added_folders()
-    memory = listing.recall(cache_folder() / "listing.json")
+    cache = listing.recall(cache_folder() / "listing.json")
     entries = listing.listed(
         folders=folders, hub=None if text else hub_cache.folder(os.environ),
-        builtin=None if text else data.builtin_model(), memory=memory,
+        builtin=None if text else data.builtin_model(), cache=cache,
     )  # fmt: skip
-    listing.keep(memory)
+    listing.save(cache)
     states = tuple(FolderState(path=str(folder), exists=folder.is_dir()) for folder in folders)
     if typed.get("json"):
         print_json(schema.to_json(Listing(folders=states, models=tuple(entries))))
@@ -281,7 +281,7 @@ def _checked(text: str, quiet: bool) -> tuple[str, Check]:
 
 def _checkpoint(path: Path) -> Model | None:
     try:
-        return checkpoint.as_it_is(path)
+        return checkpoint.for_inspection(path)
     except SdcliError:  # the check itself says what is wrong with the file
         return None
 

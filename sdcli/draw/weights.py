@@ -38,7 +38,7 @@ class Piece:
 
     def part(self, origin: Origin) -> Piece:
         """What is made of this tensor under diffusers' name."""
-        first, shape = origin.taken(self.shape)
+        first, shape = origin.selection(self.shape)
         start = self.offset + first * math.prod(self.shape[1:]) * self.dtype.itemsize
         return Piece(self.file, start, shape, self.dtype, origin.transposed)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from sdcli.schema import live
+from sdcli.schema import transient
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -24,8 +24,8 @@ class Hardware:
     isa: str = ""  # avx2 | avx512 | avx512_bf16 | amx | neon …
     threads: int = 1  # physical cores this process may use
     dtypes: Mapping[str, str] = field(default_factory=dict)  # name → probed | assumed | unavailable
-    uuid: str | None = live(default=None)
-    notes: tuple[str, ...] = live(default=())  # what the user should know about this device
+    uuid: str | None = transient(default=None)
+    notes: tuple[str, ...] = transient(default=())  # what the user should know about this device
 
     @property
     def kind(self) -> str:

@@ -18,7 +18,7 @@ from sdcli.models.sniff import PICKLE_SUFFIXES
 from sdcli.terminal import show, size_text
 
 LARGEST_JSON = 8 << 20
-# Keys through which a config has been able to make a library fetch or run code.
+# Keys with which a config can make a library download or run code.
 DANGEROUS = ("auto_map", "trust_remote_code", "custom_pipeline", "_attn_implementation")
 # transformers itself wrote this one for a while; a boolean cannot name code.
 _HARMLESS = "_attn_implementation_autoset"
@@ -31,7 +31,7 @@ CLASSES: dict[str, tuple[str, ...]] = {  # a config that names another is refuse
     "tokenizer_2": ("CLIPTokenizer", "CLIPTokenizerFast"),
 }
 _LIBRARIES = ("diffusers", "transformers", "stable_diffusion")
-# diffusers classes that real models name there, but that sdcli does not support.
+# diffusers classes that real models name, but that sdcli does not support.
 _KNOWN_UNUSED = (
     "AutoencoderTiny",
     "AsymmetricAutoencoderKL",
@@ -57,7 +57,7 @@ def read(
 ) -> Model:  # fmt: skip
     """The model in a folder; `family` is set for the built-in one, which names Stable Diffusion's classes.
 
-    With `whole` False it may lack tensors: for inspection."""
+    With `whole` false it may lack tensors, for inspection."""
     index = _index(path)
     kind = family or family_of(path)
     _check_classes(index, path)
@@ -176,7 +176,7 @@ def _check_classes(index: Mapping[str, Any], path: Path) -> None:
 
 
 def _check_unet(unet: Mapping[str, Any], decoder: Mapping[str, Any], family: str, path: Path) -> None:
-    """A UNet of unusual width may be what the index says; one of another known family may not."""
+    """A UNet of unusual width is taken for what the index says; one of another known family is not."""
     _, named = kind_of_config(unet)
     if family and named not in (family, "unknown"):
         raise BadFile(f"{show(path)} is {TITLES.get(named, named)}, which sdcli cannot draw with yet", hint=_ANOTHER)
@@ -251,10 +251,10 @@ def shard_tables(stem: str, variant: str) -> tuple[str, str]:
 
 
 def _shards(table: Path) -> list[Path]:
-    placed = read_json(table).get("weight_map")
-    if not isinstance(placed, dict) or not placed:
+    weight_map = read_json(table).get("weight_map")
+    if not isinstance(weight_map, dict) or not weight_map:
         raise BadFile(f"{show(table)} is damaged: no weight_map", hint=_AGAIN)
-    names = sorted({str(name) for name in placed.values()})
+    names = sorted({str(name) for name in weight_map.values()})
     for name in names:
         if not re.fullmatch(r"[\w.\-]{1,200}\.safetensors", name, re.ASCII):
             raise Unsafe(f"{show(table)} names {show(name, 80)}, which is not a file beside it; refused", hint=_ANOTHER)
@@ -302,8 +302,8 @@ CLIP_TOKENS = 49_408
 
 def _vocabulary(components: Mapping[str, Component], path: Path) -> str | None:
     """The folder of its own tokens, if they are fewer than CLIP's; more are CLIP's, then added words."""
-    known = components["text_encoder"].config.get("vocab_size", CLIP_TOKENS)
-    if not isinstance(known, int) or known >= CLIP_TOKENS:
+    size = components["text_encoder"].config.get("vocab_size", CLIP_TOKENS)
+    if not isinstance(size, int) or size >= CLIP_TOKENS:
         return None
     for file in (path / "tokenizer" / "vocab.json", path / "tokenizer" / "merges.txt"):
         if not file.is_file():
@@ -320,7 +320,7 @@ _SETTINGS: dict[str, tuple[type, ...]] = {
 
 def _defaults(index: Mapping[str, Any]) -> dict[str, Any]:
     """Defaults in the model's own index, under `sdcli`: only plain settings of the right type."""
-    settings = _own(index)
+    settings = _sdcli_settings(index)
     return {
         name: settings[name]
         for name, types in _SETTINGS.items()
@@ -330,7 +330,7 @@ def _defaults(index: Mapping[str, Any]) -> dict[str, Any]:
 
 def _preview(index: Mapping[str, Any], components: Mapping[str, Component]) -> tuple[tuple[float, float, float], ...]:
     """Red, green and blue of each latent channel, in the index under `sdcli`; an extra last row is an offset."""
-    preview = _own(index).get("preview")
+    preview = _sdcli_settings(index).get("preview")
     channels = components["unet"].config.get("in_channels", 4)
     rows = preview if isinstance(preview, list) and len(preview) in (channels, channels + 1) else []
     plain = all(isinstance(row, list) and len(row) == 3 and all(map(_is_number, row)) for row in rows)
@@ -341,6 +341,6 @@ def _is_number(value: Any) -> bool:
     return isinstance(value, (int, float)) and not isinstance(value, bool)
 
 
-def _own(index: Mapping[str, Any]) -> Mapping[str, Any]:
-    own = index.get("sdcli")
-    return own if isinstance(own, dict) else {}
+def _sdcli_settings(index: Mapping[str, Any]) -> Mapping[str, Any]:
+    settings = index.get("sdcli")
+    return settings if isinstance(settings, dict) else {}

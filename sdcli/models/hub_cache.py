@@ -80,7 +80,7 @@ def _by_first_letters(held: Path, revision: str) -> str | None:
     return fitting[0] if len(fitting) == 1 else None
 
 
-def told_sha256(path: Path) -> str | None:
+def expected_sha256(path: Path) -> str | None:
     """The hub's sha256 of a file: in the cache a large file is a link to a blob named after it."""
     blob = path.resolve().name if path.is_symlink() else ""
     return blob if re.fullmatch(r"[0-9a-f]{64}", blob) else None

@@ -9,7 +9,7 @@ from typing import Any
 from sdcli.machine.hardware import Hardware
 from sdcli.models.model import Model
 from sdcli.request.request import Job, Request
-from sdcli.schema import live, renamed
+from sdcli.schema import renamed, transient
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -23,7 +23,7 @@ class Adapter:
     name: str
     sha256: str
     scale: float
-    path: str | None = live(default=None)
+    path: str | None = transient(default=None)
     kind: str = "lora"  # lora | embedding | vae
     word: str = ""
     tensors_sha256: str = ""  # of a LoRA without its header: its identity in galleries

@@ -18,7 +18,7 @@ from scripts import make_checkpoint
 from sdcli.draw import adapters, load
 from sdcli.errors import BadFile, ModelMissing
 from sdcli.events import Decoded
-from sdcli.models import beside, lora, resolve
+from sdcli.models import adapter_files, lora, resolve
 from sdcli.models.lora import Layer
 from sdcli.models.model import Model
 from sdcli.plan.plan import Adapter
@@ -358,6 +358,6 @@ def test_another_vae_decodes_in_place_of_the_models(tiny_folders: dict[str, Path
         stored = tmp_path / "vae.safetensors"
         bare = {name.removeprefix("first_stage_model."): tensor for name, tensor in names.items()}
         make_checkpoint.write_safetensors(stored, bare, "fp32")
-    own = drawn(beside.with_vae(model, stored), ())
+    own = drawn(adapter_files.with_vae(model, stored), ())
     assert apart(own, expected) == 0
     assert apart(own, drawn(model, ())) > 1

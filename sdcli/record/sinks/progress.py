@@ -15,11 +15,11 @@ from sdcli.events import Event
 from sdcli.live import LiveLine, bar, clock_text
 from sdcli.plan.plan import Plan
 from sdcli.record.report import Report
-from sdcli.record.sinks.summary import asked, fall_text, step_text, summary
+from sdcli.record.sinks.summary import asked, fallback_text, step_text, summary
 from sdcli.sizes import gib
 from sdcli.terminal import disk_text, fit, show
 
-FRAME = 0.05  # seconds between two images of the live line
+FRAME = 0.05  # seconds between two frames of the live line
 RECENT = 10  # steps the rate is taken over
 
 
@@ -45,15 +45,15 @@ class State:
 
 def pieces_of(state: State) -> list[str]:
     """Count, rate, time left, memory: in the order in which they may be left out, last first."""
-    found = [f"{state.step}/{state.of}"]
+    pieces = [f"{state.step}/{state.of}"]
     if state.seconds > 0:
         rate = 1 / state.seconds
-        found.append(f"{rate:.1f}/s" if rate >= 1 else f"{step_text(state.seconds)} each")
-    found.append(clock_text(state.left))
+        pieces.append(f"{rate:.1f}/s" if rate >= 1 else f"{step_text(state.seconds)} each")
+    pieces.append(clock_text(state.left))
     if state.device_bytes is not None:
         peak = f", max {gib(state.device_peak)}" if state.device_peak is not None else ""
-        found.append(f"{gib(state.device_bytes)} GiB{peak}")
-    return found
+        pieces.append(f"{gib(state.device_bytes)} GiB{peak}")
+    return pieces
 
 
 def label_of(state: State) -> str:
@@ -146,7 +146,7 @@ class Progress:
             case events.Warned():
                 self._tell(f"note: {show(event.message)}")
             case events.Degraded():
-                self._tell(_fall(event))
+                self._tell(_fallback_note(event))
             case events.Failed():
                 self._tell(f"image {event.index + 1} failed: {show(event.error.get('message', ''))}")
             case _:
@@ -190,5 +190,5 @@ def _place(state: State) -> str:
     return steps if state.images == 1 else f"image {label_of(state)} {steps}"
 
 
-def _fall(event: events.Degraded) -> str:
-    return f"note: out of memory {fall_text(event)} ({show(event.because)})"
+def _fallback_note(event: events.Degraded) -> str:
+    return f"note: out of memory {fallback_text(event)} ({show(event.because)})"
