@@ -25,7 +25,7 @@ ROOT = Path(__file__).resolve().parents[1]
 
 @dataclass(frozen=True)
 class Published:
-    """Steps a second with guidance, batch 1, fp16, as others told."""
+    """Steps a second with guidance, batch 1, fp16, as published by others."""
 
     what: str
     steps_per_second: float
@@ -83,19 +83,19 @@ def measure(task: Task, device: str, max_time: int, dry: bool, folder: Path) -> 
     return results.read(file) if done.returncode == 0 else None
 
 
-def page(found: dict[Task, results.BenchResult | None], dry: bool) -> str:
+def page(measured: dict[Task, results.BenchResult | None], dry: bool) -> str:
     lines = ["# Steps on a GPU", ""]
     if dry:
         lines += ["**A rehearsal with an engine that draws nothing: no figure below means anything.**", ""]
-    known = next((result for result in found.values() if result is not None), None)
-    if known is not None:
-        about = known.environment
+    first = next((result for result in measured.values() if result is not None), None)
+    if first is not None:
+        about = first.environment
         where = f"{results.machine_text(about)}, driver {about['driver'] or 'unknown'}, CUDA {about['cuda'] or 'none'}"
         lines += [
             f"Recorded {date.today().isoformat()} by `python -m scripts.gpu_bench` on {where}. Random weights.",
             "",
         ]
-    for task, result in found.items():
+    for task, result in measured.items():
         lines += [f"## {task.name}", "", f"`sdcli bench --random-weights {' '.join(task.words)}`", ""]
         lines += [*screen.markdown(result), ""] if result is not None else ["Not measured here.", ""]
         lines += beside(task, result)
@@ -103,7 +103,7 @@ def page(found: dict[Task, results.BenchResult | None], dry: bool) -> str:
 
 
 def beside(task: Task, result: results.BenchResult | None) -> list[str]:
-    """Others' figures, and ours divided by them. Theirs are of other days, machines and versions: no verdict."""
+    """Others' figures, and ours divided by them. Theirs come from other days, machines and versions: no verdict."""
     steps = [case.summary for case in result.measured] if result is not None else []
     if not task.published or not steps:
         return []
@@ -125,16 +125,16 @@ def main(words: list[str] | None = None) -> None:
     parser.add_argument("--output", type=Path, default=ROOT / "docs" / "benchmarks" / "gpu.md")
     asked = parser.parse_args(words)
     device, most = ("cpu", min(asked.max_time, 1)) if asked.dry else (asked.device, asked.max_time)
-    found: dict[Task, results.BenchResult | None] = {}
+    measured: dict[Task, results.BenchResult | None] = {}
     with tempfile.TemporaryDirectory(prefix="sdcli-gpu-") as folder:
         for task in TASKS:
             print(task.name, file=sys.stderr)
-            found[task] = measure(task, device, most, asked.dry, Path(folder))
-    text = page(found, asked.dry)
+            measured[task] = measure(task, device, most, asked.dry, Path(folder))
+    text = page(measured, asked.dry)
     if asked.dry:
         sys.stdout.write(text)
         return
-    if not any(found.values()):
+    if not any(measured.values()):
         raise SystemExit("nothing was measured; gpu.md stays as it was")
     asked.output.write_text(text, encoding="utf-8")
     print(asked.output)

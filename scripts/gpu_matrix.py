@@ -1,13 +1,13 @@
-"""Device memory on an NVIDIA card, predicted beside measured: every way once, then what is chosen under caps.
+"""Device memory on an NVIDIA GPU, predicted beside measured: every choice once, then what is chosen under caps.
 
     python -m scripts.gpu_matrix --out FOLDER [--weights FOLDER] [--only TEXT …] [--limit-seconds 540] [--from FILE]
     python -m scripts.gpu_matrix --check docs/benchmarks/gpu-NAME.json
     python -m scripts.gpu_matrix --out FOLDER --dry
 
 About 50 runs, each a process of its own, with random full-size weights that are made where it runs. Every finished run
-is a line of FOLDER/gpu-matrix.jsonl, so that the same command goes on where the last one stopped (--from takes the
+is a line of FOLDER/gpu-matrix.jsonl, so that the same command continues where the last one stopped (--from takes the
 lines of an earlier folder along). The table and the record are FOLDER/gpu-NAME.md and .json; `--check` holds today's
-forecast against a record. --dry needs no card: forecasts for one that is not there, tiny models drawn on the CPU.
+forecast against a record. --dry needs no GPU: forecasts for one that is not there, tiny models drawn on the CPU.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-from scripts.measure_memory import GIB, GOAL, ROOT, environment, gib, way, weights
+from scripts.measure_memory import GIB, GOAL, ROOT, environment, gib, setup_text, weights
 
 SCHEMA = "sdcli.gpu-matrix/1"
 LINES = "gpu-matrix.jsonl"
@@ -35,14 +35,14 @@ STEPS = 8
 SHAPES = (("sd15", 512), ("sd15", 768), ("sdxl", 1024))
 CAPS = (2, 3, 4, 6, 8, 12, 24)  # GiB
 STREAMED = 1.25  # times the slower of computing and moving
-DRY_CARD = "cuda:80GiB,ram:64GiB"
+DRY_GPU = "cuda:80GiB,ram:64GiB"
 PHASES = ("load", "encode", "denoise", "decode")
 ON_A_CPU = {"placement": ("resident", "drop-encoders", "disk"), "vae": ("whole", "tile-512", "tile-256")}
 
 
 @dataclass(frozen=True)
 class Case:
-    """One run: a way that is pinned, or a cap under which the planner decides."""
+    """One run: pinned choices, or a cap under which the planner decides."""
 
     family: str
     side: int
@@ -69,12 +69,12 @@ class Case:
 
 
 def cases() -> tuple[Case, ...]:
-    ways = [Case(family, side, pins) for family, side in SHAPES for pins in pinned(side)]
-    return (*ways, *[Case(family, side, cap=cap) for family, side in SHAPES for cap in CAPS])
+    pinned_cases = [Case(family, side, pins) for family, side in SHAPES for pins in pinned(side)]
+    return (*pinned_cases, *[Case(family, side, cap=cap) for family, side in SHAPES for cap in CAPS])
 
 
 def pinned(side: int) -> tuple[tuple[str, ...], ...]:
-    """Every choice that decides about memory, once; tiles of a size that splits the picture."""
+    """Every choice that decides about memory, once; tiles of a size that splits the image."""
     tiles = f"vae=tile-{512 if side > 512 else 256}"
     places = ("resident", "drop-encoders", "model-offload", "group-offload", "disk")
     return (
@@ -116,10 +116,10 @@ class Result:
     reserved: int | None = None
     reserved_phases: dict[str, int | None] = field(default_factory=dict)
     allocated: int | None = None
-    driver: int | None = None  # taken on the whole card, other programs and the context included
+    driver: int | None = None  # taken on the whole GPU, other programs and the context included
     host_predicted: int | None = None
     host: int | None = None
-    imports: int | None = None  # what the process held before any weights
+    imports: int | None = None  # what the process used before any weights
     step_seconds: tuple[float, ...] = ()
     unet_bytes: int | None = None
     seconds: float = 0.0
@@ -142,7 +142,7 @@ class Result:
 
 
 def run(case: Case, folder: Path, dry: bool) -> Result:
-    """Draws it in a process of its own that remembers nothing; a dry one is planned for a card and drawn on the CPU."""
+    """Draws it in a process of its own that remembers nothing; a dry one is planned for a GPU and drawn on the CPU."""
     started = time.perf_counter()
     planned = forecast(case) if dry else None
     if planned is not None and planned.exit:
@@ -178,10 +178,10 @@ def command(case: Case, folder: Path, dry: bool) -> list[str]:
 
 
 def forecast(case: Case) -> Result:
-    """What would be planned for a card that is not here, as `sdcli plan --as-if` does it."""
+    """What would be planned for a GPU that is not here, as `sdcli plan --as-if` does it."""
     from sdcli.cli.ask import plan_for
 
-    typed = {**case.typed, "model": case.family, "as_if": DRY_CARD}
+    typed = {**case.typed, "model": case.family, "as_if": DRY_GPU}
     return _planned(case, json.loads(_as_text(plan_for(typed, "plan").plan)))
 
 
@@ -227,7 +227,7 @@ def message(out: str, err: str) -> str:
 
 
 def bandwidth(dry: bool) -> float:
-    """Bytes a second from page-locked memory to the card, the best of ten copies of 256 MiB, in its own process."""
+    """Bytes a second from page-locked memory to the GPU, the best of ten copies of 256 MiB, in its own process."""
     if dry:  # any number: nothing is judged by it
         source = bytes(64 << 20)
         started = time.perf_counter()
@@ -269,9 +269,9 @@ class Machine:
 def machine(dry: bool) -> Machine:
     from sdcli.machine import as_if, survey
 
-    card = as_if.parse(DRY_CARD) if dry else survey.choose("cuda", survey.look())
+    gpu = as_if.parse(DRY_GPU) if dry else survey.choose("cuda", survey.look())
     return Machine(
-        device="dry" if dry else card.name, total=card.total, driver=card.driver, capability=card.capability,
+        device="dry" if dry else gpu.name, total=gpu.total, driver=gpu.driver, capability=gpu.capability,
         versions={name: metadata.version(name) for name in ("torch", "diffusers", "transformers")},
         python=platform.python_version(), dry=dry,
     )  # fmt: skip
@@ -307,11 +307,11 @@ class Lines:
     def start(self) -> None:
         """Writes everything known; from here on lines are added."""
         self.date = self.date or time.strftime("%Y-%m-%d", time.gmtime())
-        known: list[dict[str, Any]] = [{"machine": asdict(self.machine), "date": self.date}]
-        known += [{"rate": self.rate}] if self.rate else []
-        known += [{"case": asdict(one)} for one in self.results.values()]
+        records: list[dict[str, Any]] = [{"machine": asdict(self.machine), "date": self.date}]
+        records += [{"rate": self.rate}] if self.rate else []
+        records += [{"case": asdict(one)} for one in self.results.values()]
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        self.path.write_text("".join(json.dumps(line) + "\n" for line in known), encoding="utf-8")
+        self.path.write_text("".join(json.dumps(line) + "\n" for line in records), encoding="utf-8")
 
     def add(self, line: dict[str, Any]) -> None:
         with self.path.open("a", encoding="utf-8") as file:
@@ -322,30 +322,30 @@ def read_result(data: Mapping[str, Any]) -> Result:
     return Result(**{**data, "step_seconds": tuple(data["step_seconds"])})
 
 
-def go(lines: Lines, wanted: Sequence[Case], folder: Path, limit: float) -> int:
+def go(lines: Lines, chosen: Sequence[Case], folder: Path, limit: float) -> int:
     """Runs what is not there yet, as long as the time lasts; how many are left."""
     started = time.perf_counter()
     if lines.rate is None:
         lines.rate = bandwidth(lines.machine.dry)
         lines.add({"rate": lines.rate})
-    left = [case for case in wanted if case.name not in lines.results]
+    left = [case for case in chosen if case.name not in lines.results]
     longest = 0.0
     while left and time.perf_counter() - started + 1.3 * longest < limit:
         case = left.pop(0)
         began = time.perf_counter()
-        found = run(case, folder, lines.machine.dry)
+        result = run(case, folder, lines.machine.dry)
         longest = max(longest, time.perf_counter() - began)
-        lines.results[case.name] = found
-        lines.add({"case": asdict(found)})
-        print(told(found), flush=True)
+        lines.results[case.name] = result
+        lines.add({"case": asdict(result)})
+        print(progress_text(result), flush=True)
     return len(left)
 
 
-def told(found: Result) -> str:
-    if found.exit:
-        return f"{found.name}: exit {found.exit}, {found.message or 'does not fit'}"
-    error = f", {found.error:+.1%}" if found.error is not None else ""
-    return f"{found.name}: {gib(found.predicted)} predicted, {gib(found.reserved)} reserved{error}"
+def progress_text(result: Result) -> str:
+    if result.exit:
+        return f"{result.name}: exit {result.exit}, {result.message or 'does not fit'}"
+    error = f", {result.error:+.1%}" if result.error is not None else ""
+    return f"{result.name}: {gib(result.predicted)} predicted, {gib(result.reserved)} reserved{error}"
 
 
 # What came of it
@@ -355,9 +355,9 @@ def verdicts(results: Mapping[str, Result], rate: float | None) -> list[tuple[st
     """(what, seen, goal, holds) of every goal; None where it was not run."""
     rows: list[tuple[str, str, str, bool | None]] = []
     for goal in GOALS:
-        found = results.get(goal.case)
-        peak = (found.reserved or found.predicted) if found is not None and not found.exit else None
-        seen = "not run" if peak is None else gib(peak) + (" predicted" if found and found.reserved is None else "")
+        result = results.get(goal.case)
+        peak = (result.reserved or result.predicted) if result is not None and not result.exit else None
+        seen = "not run" if peak is None else gib(peak) + (" predicted" if result and result.reserved is None else "")
         rows.append((goal.case, seen, f"≤ {goal.most} GiB", None if peak is None else peak <= goal.most * GIB))
     for family, side in SHAPES:
         rows.append(streaming(results, f"{family}-{side}", rate))
@@ -399,11 +399,9 @@ def obeyed(measured: Iterable[Result]) -> tuple[str, str, str, bool | None]:
 
 def text(lines: Lines) -> str:
     host, results = lines.machine, lines.results
-    dry = (
-        "**Dry run: no card was used.** Forecasts for one that is not there; nothing is measured. " if host.dry else ""
-    )
+    dry = "**Dry run: no GPU was used.** Forecasts for one that is not there; nothing is measured. " if host.dry else ""
     rows = [
-        f"# Memory on a card: {'the dry run' if host.dry else host.device}",
+        f"# Memory on a GPU: {'the dry run' if host.dry else host.device}",
         "",
         f"{dry}Peak of the device's memory that torch's allocator had reserved, with full-size random weights, {STEPS} "
         "steps and a decode, each in its own process; the CUDA context comes on top. Written by "
@@ -416,14 +414,14 @@ def text(lines: Lines) -> str:
     rows += [f"| {a} | {b} | {c} | {words[d]} |" for a, b, c, d in verdicts(results, lines.rate)]
     rows += [
         "",
-        "| run | way | predicted GiB | reserved GiB | difference | step ms | host predicted / measured GiB |",
+        "| run | setup | predicted GiB | reserved GiB | difference | step ms | host predicted / measured GiB |",
         "| --- | --- | ---: | ---: | ---: | ---: | ---: |",
     ]
     rows += [_row(one) for one in results.values()]
     rows += ["", "By phase, predicted / reserved GiB:", "", f"| | {' | '.join(PHASES)} |", "| --- |" + " ---: |" * 4]
     rows += [f"| {one.name} | {_phases(one)} |" for one in results.values() if not one.exit]
     versions = ", ".join(f"{name} {number}" for name, number in host.versions.items())
-    rate = f"{lines.rate / 1e9:.1f} GB/s from pinned memory to the card. " if lines.rate and not host.dry else ""
+    rate = f"{lines.rate / 1e9:.1f} GB/s from pinned memory to the GPU. " if lines.rate and not host.dry else ""
     rows += [
         "",
         f"{lines.date}, {host.device}, {gib(host.total)} GiB, capability {host.capability}, driver {host.driver}, "
@@ -439,7 +437,8 @@ def _row(one: Result) -> str:
     error = f"{one.error:+.1%}" if one.error is not None else "–"
     step = f"{one.step * 1000:.0f}" if one.step and one.reserved else "–"
     host = f"{gib(one.host_predicted)} / {gib(one.host)}"
-    return f"| {one.name} | {way(one.setup)} | {gib(one.predicted)} | {gib(one.reserved)} | {error} | {step} | {host} |"
+    peaks = f"{gib(one.predicted)} | {gib(one.reserved)}"
+    return f"| {one.name} | {setup_text(one.setup)} | {peaks} | {error} | {step} | {host} |"
 
 
 def _phases(one: Result) -> str:
@@ -509,15 +508,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--from", dest="earlier", type=Path, help="take these lines along")
     parser.add_argument("--list", action="store_true", help="the runs' names")
     parser.add_argument("--check", type=Path, help="a record to hold the forecast against")
-    parser.add_argument("--dry", action="store_true", help="no card: forecasts, and tiny models on the CPU")
+    parser.add_argument("--dry", action="store_true", help="no GPU: forecasts, and tiny models on the CPU")
     asked = parser.parse_args(arguments)
-    wanted = [case for case in cases() if not asked.only or any(part in case.name for part in asked.only)]
+    chosen = [case for case in cases() if not asked.only or any(part in case.name for part in asked.only)]
     if asked.list:
-        print("\n".join(case.name for case in wanted))
+        print("\n".join(case.name for case in chosen))
         return 0
     if asked.check:
         return checked(asked.check)
-    if not wanted:
+    if not chosen:
         print("no run has that in its name; --list names them", file=sys.stderr)
         return 2
     lines = Lines(asked.out / LINES, machine(asked.dry))
@@ -526,13 +525,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
             lines.read(path)
     lines.start()
     with tempfile.TemporaryDirectory() as temporary:
-        left = go(lines, wanted, asked.weights or Path(temporary), asked.limit_seconds)
+        left = go(lines, chosen, asked.weights or Path(temporary), asked.limit_seconds)
     path = write(lines)
-    print(f"{path}: {len(lines.results)} runs" + (f", {left} left: the same command goes on" if left else ""))
+    print(f"{path}: {len(lines.results)} runs" + (f", {left} left: the same command continues" if left else ""))
     failed = [row for row in verdicts(lines.results, lines.rate) if row[3] is False]
     for what, seen, goal, _ in failed:
         print(f"FAILS {what}: {seen}, {goal}")
-    broken = [found.name for found in lines.results.values() if found.exit not in (0, 4)]
+    broken = [result.name for result in lines.results.values() if result.exit not in (0, 4)]
     return 1 if failed or broken else 0
 
 

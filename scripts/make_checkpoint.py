@@ -79,11 +79,11 @@ class Planned:
 
 def configs(family: str, *, tiny: bool = False) -> dict[str, dict[str, Any]]:
     """Every component's config, `scheduler` included; the tiny ones keep the real topology."""
-    found = {name: dict(data.component_config(family, name)) for name in (*COMPONENTS[family], "scheduler")}
+    result = {name: dict(data.component_config(family, name)) for name in (*COMPONENTS[family], "scheduler")}
     if tiny:
         for name, changes in TINY[family].items():
-            found[name] |= changes
-    return copy.deepcopy(found)
+            result[name] |= changes
+    return copy.deepcopy(result)
 
 
 def shapes(component: str, config: dict[str, Any]) -> dict[str, tuple[int, ...]]:

@@ -3,9 +3,9 @@
 
     python scripts/measure_memory.py FOLDER [--only sdxl-1024] [--again] [--dry] [--write docs/benchmarks/memory-cpu.md]
 
-FOLDER gets the weights (2.1 and 6.9 GB, kept for the next time) and a line for every case that was measured, so that
-the same command goes on where it was stopped; --again measures anew. Every case is one `sdcli generate` of two steps
-in its own process. Peaks do not depend on how busy the machine is; --dry takes tiny models and shows that all runs.
+FOLDER gets the weights (2.1 and 6.9 GB, reused next time) and a line for every case that was measured, so that
+the same command continues where it was stopped; --again measures again. Every case is one `sdcli generate` of two steps
+in its own process. Peaks do not depend on how busy the machine is; --dry uses tiny models and only shows that it runs.
 """
 
 from __future__ import annotations
@@ -58,7 +58,7 @@ CASES = (
 
 @dataclass(frozen=True)
 class Row:
-    """What one case took, in bytes. `imports` is what the process held before any weights."""
+    """What one case took, in bytes. `imports` is what the process used before any weights."""
 
     case: Case
     setup: dict[str, Any]
@@ -100,12 +100,12 @@ def measured(case: Case, folder: Path, dry: bool = False) -> Row:
     """One run in its own process, with nothing remembered from earlier ones."""
     model = weights(folder, case.family, dry)
     side = 64 if dry else case.side
-    with tempfile.TemporaryDirectory() as place:
+    with tempfile.TemporaryDirectory() as home:
         command = [
             sys.executable, "-P", "-m", "sdcli", "generate", "a cat", "-m", str(model), "--size", f"{side}x{side}",
             "-s", "2", "--seed", "1", "--device", "cpu", "--json", "--no-show", *case.flags,
         ]  # fmt: skip
-        done = subprocess.run(command, cwd=place, env=environment(SDCLI_HOME=place), capture_output=True, text=True)
+        done = subprocess.run(command, cwd=home, env=environment(SDCLI_HOME=home), capture_output=True, text=True)
     if done.returncode not in (0, 5):  # random weights may draw one flat colour: suspect, but drawn
         raise SystemExit(f"{case.name}: exit {done.returncode}\n{done.stdout}\n{done.stderr}")
     return row(case, json.loads(done.stdout))
@@ -116,7 +116,7 @@ def row(case: Case, report: dict[str, Any]) -> Row:
 
     memory, plan = report["memory"], report["plan"]
     imports = memory["measured"]["host_before_load"]
-    found = {phase["name"]: phase["host_peak"] for phase in report["phases"]}
+    peaks = {phase["name"]: phase["host_peak"] for phase in report["phases"]}
     return Row(
         case=case,
         setup=plan["setup"],
@@ -125,7 +125,7 @@ def row(case: Case, report: dict[str, Any]) -> Row:
         imports=imports,
         imports_predicted=IMPORTS,
         phases={
-            phase["name"]: (phase["host"] - IMPORTS + imports, found.get(phase["name"]))
+            phase["name"]: (phase["host"] - IMPORTS + imports, peaks.get(phase["name"]))
             for phase in plan["footprint"]["phases"]
         },
         date=time.strftime("%Y-%m-%d", time.gmtime()),
@@ -139,13 +139,13 @@ def lines(folder: Path, dry: bool) -> Path:
     return folder / f"memory-cpu{'-dry' if dry else ''}.jsonl"
 
 
-def keep(path: Path, row: Row) -> None:
+def store(path: Path, row: Row) -> None:
     with path.open("a", encoding="utf-8") as file:
         file.write(json.dumps({"with": circumstances(), "row": asdict(row)}) + "\n")
 
 
-def kept(path: Path) -> dict[Case, Row]:
-    found: dict[Case, Row] = {}
+def stored(path: Path) -> dict[Case, Row]:
+    rows: dict[Case, Row] = {}
     for text in path.read_text(encoding="utf-8").splitlines() if path.exists() else ():
         try:
             line = json.loads(text)
@@ -155,8 +155,8 @@ def kept(path: Path) -> dict[Case, Row]:
             data = line["row"]
             case = Case(**{**data["case"], "flags": tuple(data["case"]["flags"])})
             phases = {name: (pair[0], pair[1]) for name, pair in data["phases"].items()}
-            found[case] = Row(**{**data, "case": case, "phases": phases})
-    return found
+            rows[case] = Row(**{**data, "case": case, "phases": phases})
+    return rows
 
 
 def forecast_now(row: Row, folder: Path, dry: bool) -> Row:
@@ -170,16 +170,16 @@ def forecast_now(row: Row, folder: Path, dry: bool) -> Row:
 
     side = 64 if dry else row.case.side
     model, setup = resolve.at(weights(folder, row.case.family, dry)), schema.from_json(Setup, row.setup)
-    found = footprint(model, Shape(width=side, height=side), setup, survey.choose("cpu", survey.look()))
+    forecast = footprint(model, Shape(width=side, height=side), setup, survey.choose("cpu", survey.look()))
     phases = {
         phase.name: (phase.host - IMPORTS + row.imports, row.phases.get(phase.name, (0, None))[1])
-        for phase in found.phases
+        for phase in forecast.phases
     }
-    return replace(row, predicted=found.host_peak, imports_predicted=IMPORTS, phases=phases)
+    return replace(row, predicted=forecast.host_peak, imports_predicted=IMPORTS, phases=phases)
 
 
 def text(rows: Sequence[Row]) -> str:
-    held = sum(row.holds for row in rows)
+    within = sum(row.holds for row in rows)
     lines = [
         "# Memory on the CPU: predicted and measured",
         "",
@@ -188,11 +188,11 @@ def text(rows: Sequence[Row]) -> str:
         "what importing torch and diffusers really took on this machine (read live); the difference is relative to "
         "the measured peak.",
         "",
-        "| model and size | way | predicted GiB | measured GiB | difference | ≤ 10 % |",
+        "| model and size | setup | predicted GiB | measured GiB | difference | ≤ 10 % |",
         "| --- | --- | ---: | ---: | ---: | --- |",
     ]
     lines += [
-        f"| {row.case.name} | {way(row.setup)} | {gib(row.live)} | {gib(row.measured)} | {row.error:+.1%} | "
+        f"| {row.case.name} | {setup_text(row.setup)} | {gib(row.live)} | {gib(row.measured)} | {row.error:+.1%} | "
         f"{'holds' if row.holds else '**fails**'} |"
         for row in rows
     ]
@@ -208,7 +208,7 @@ def text(rows: Sequence[Row]) -> str:
         f"Imports: {imports[0] / MIB:.0f} to {imports[-1] / MIB:.0f} MiB measured, {assumed / MIB:.0f} MiB in a plan, "
         "which is made before anything is imported.",
         "",
-        f"{held} of {len(rows)} within 10 %. {' and '.join(sorted({row.date for row in rows}))}, {circumstances()}",
+        f"{within} of {len(rows)} within 10 %. {' and '.join(sorted({row.date for row in rows}))}, {circumstances()}",
     ]
     missing = [case.name for case in CASES if case not in {row.case for row in rows}]
     if missing:
@@ -216,7 +216,7 @@ def text(rows: Sequence[Row]) -> str:
     return "\n".join(lines) + "\n"
 
 
-def way(setup: dict[str, Any]) -> str:
+def setup_text(setup: dict[str, Any]) -> str:
     usual = {"storage": "same", "guidance": "batched", "vae": "whole", "vae_dtype": "same", "execution": "eager"}
     slots = ("dtype", "storage", "placement", "attention", "guidance", "vae", "vae_dtype", "execution")
     return ", ".join(str(setup[slot]) for slot in slots if setup[slot] != usual.get(slot))
@@ -248,18 +248,18 @@ def main() -> int:
     sys.path.insert(0, str(ROOT))
     cases = [case for case in CASES if not asked.only or case.name in asked.only]
     if not cases:
-        print("no such case; there are: " + "; ".join(case.name for case in CASES), file=sys.stderr)
+        print("no such case; use one of: " + "; ".join(case.name for case in CASES), file=sys.stderr)
         return 2
     asked.folder.mkdir(parents=True, exist_ok=True)
     path = lines(asked.folder, asked.dry)
-    known = {case: forecast_now(row, asked.folder, asked.dry) for case, row in kept(path).items()}
+    by_case = {case: forecast_now(row, asked.folder, asked.dry) for case, row in stored(path).items()}
     for case in cases:
-        if case in known and not asked.again:
+        if case in by_case and not asked.again:
             continue
-        known[case] = last = measured(case, asked.folder, asked.dry)
-        keep(path, last)
+        by_case[case] = last = measured(case, asked.folder, asked.dry)
+        store(path, last)
         print(f"{case.name}: {gib(last.live)} predicted, {gib(last.measured)} measured, {last.error:+.1%}", flush=True)
-    rows = [known[case] for case in CASES if case in known]
+    rows = [by_case[case] for case in CASES if case in by_case]
     table = text(rows)
     if asked.write:
         asked.write.parent.mkdir(parents=True, exist_ok=True)

@@ -65,7 +65,7 @@ class Task:
     steps: int
     width: int
     height: int
-    output: Path  # a folder for the pictures
+    output: Path  # a folder for the images
 
 
 @dataclass(frozen=True)
@@ -78,8 +78,9 @@ class Run:
 
 
 def plain_diffusers(task: Task) -> Run:
-    given = [str(task.folder), str(task.steps), str(task.width), str(task.height), str(task.output / "diffusers.png")]
-    run = _watched([sys.executable, "-c", DIFFUSERS, *given, PROMPT, str(SEED)])
+    arguments = [str(task.folder), str(task.steps), str(task.width), str(task.height)]
+    arguments.append(str(task.output / "diffusers.png"))
+    run = _watched([sys.executable, "-c", DIFFUSERS, *arguments, PROMPT, str(SEED)])
     return run
 
 
@@ -127,58 +128,58 @@ def _high_water(pid: int) -> int:
         status = Path(f"/proc/{pid}/status").read_text()
     except OSError:
         return 0
-    found = [line for line in status.splitlines() if line.startswith("VmHWM:")]
-    return int(found[0].split()[1]) * 1024 if found else 0
+    lines = [line for line in status.splitlines() if line.startswith("VmHWM:")]
+    return int(lines[0].split()[1]) * 1024 if lines else 0
 
 
 def record(task: Task, rounds: int) -> dict[str, list[Run]]:
-    found: dict[str, list[Run]] = {name: [] for name in ROWS}
+    rows: dict[str, list[Run]] = {name: [] for name in ROWS}
     for number in range(rounds):
         for name, row in ROWS.items():
             run = row(task)
-            found[name].append(run)
+            rows[name].append(run)
             print(f"round {number + 1}  {name:24} {run.seconds:7.1f} s  {run.peak / 1e9:5.2f} GB", file=sys.stderr)
-    return found
+    return rows
 
 
-def page(task: Task, found: dict[str, list[Run]], load: tuple[float, float], made: bool) -> str:
+def page(task: Task, rows: dict[str, list[Run]], load: tuple[float, float], random: bool) -> str:
     """The table and everything needed to read it rightly."""
     cpu = processor.read()
     packages = ", ".join(f"{v.name} {v.version}" for v in versions(("torch", "diffusers", "transformers")))
-    weights = "random weights of full size, stored in fp16" if made else f"the weights of {task.folder.name}"
-    first = next(iter(found))
+    weights = "random weights of full size, stored in fp16" if random else f"the weights of {task.folder.name}"
+    first = next(iter(rows))
     lines = [
-        "# One picture on a CPU, from start to file",
+        "# One image on a CPU, from start to file",
         "",
         f"Recorded {date.today().isoformat()} by `python -m scripts.record_peers`: {task.family} at "
         f"{task.width}×{task.height}, {task.steps} steps of DPM++ 2M Karras, guidance 7.0, {weights}.",
         "",
         f"- machine: {cpu.name}, {cpu.threads} cores used, {cpu.isa}; {platform.system()} {platform.machine()}",
         f"- software: Python {platform.python_version()}, {packages}",
-        f"- each row: {len(found[first])} processes, one after the other in turn with the other rows; medians, and all "
+        f"- each row: {len(rows[first])} processes, one after the other in turn with the other rows; medians, and all "
         "totals below. Seconds are from the start of the process to its end, the PNG on the disk.",
         "- peak: the most resident memory (VmHWM) of any of these processes, imports included.",
-        "- a step: the median of all but each picture's first; intervals are of 95 %, and count "
-        + ("processes." if len(found[first]) > 1 else "the steps of one process.")
-        + (" One process a row: ratios assume that processes differ by 2 %." if len(found[first]) < 2 else ""),
+        "- a step: the median of all but each image's first; intervals are of 95 %, and count "
+        + ("processes." if len(rows[first]) > 1 else "the steps of one process.")
+        + (" One process a row: ratios assume that processes differ by 2 %." if len(rows[first]) < 2 else ""),
         "",
         "| | total s | import | load | a step | decode | peak GB | times as fast |",
         "|---|---|---|---|---|---|---|---|",
     ]
-    for name, runs in found.items():
+    for name, runs in rows.items():
         parts = [run.parts for run in runs]
         total = median(run.seconds for run in runs)
         step = statistics.summarise([[part["steps"]] for part in parts])
         cells = [
             f"{name} ({parts[0]['dtype']})", f"{total:.1f}", *(_median(parts, key, 1) for key in ("import", "load")),
             f"{step.median:.2f} ({step.low:.2f}–{step.high:.2f})" if step else "–", _median(parts, "decode", 1),
-            f"{max(run.peak for run in runs) / 1e9:.2f}", _times_as_fast(runs, found[first]),
+            f"{max(run.peak for run in runs) / 1e9:.2f}", _times_as_fast(runs, rows[first]),
         ]  # fmt: skip
         lines.append("| " + " | ".join(cells) + " |")
     lines.append("")
-    for name, runs in found.items():
+    for name, runs in rows.items():
         lines.append(f"- totals of {name}: {', '.join(f'{run.seconds:.1f}' for run in runs)} s")
-    lines.append(f"- sdcli chose: {found['sdcli'][0].parts['setup']}, {found['sdcli'][0].parts['threads']} threads")
+    lines.append(f"- sdcli chose: {rows['sdcli'][0].parts['setup']}, {rows['sdcli'][0].parts['threads']} threads")
     lines.append(f"- other load on the machine (1 minute) before and after: {load[0]:.2f}, {load[1]:.2f}")
     if max(load[0], 0) > QUIET * cpu.threads:
         lines.append("- **the machine was busy when this began: do not cite these seconds**")
@@ -214,11 +215,11 @@ def main() -> None:
             from scripts.make_checkpoint import write_folder
 
             write_folder(folder, "sd15", dtype="fp16")
-        output = Path(scratch) / "pictures"
+        output = Path(scratch) / "images"
         output.mkdir()
         task = Task(folder, resolve.at(folder).family or "model", asked.steps, width, height, output)
-        found = record(task, asked.rounds)
-        text = page(task, found, (before, os.getloadavg()[0]), asked.model is None)
+        rows = record(task, asked.rounds)
+        text = page(task, rows, (before, os.getloadavg()[0]), asked.model is None)
     asked.output.parent.mkdir(parents=True, exist_ok=True)
     asked.output.write_text(text, encoding="utf-8")
     print(asked.output)

@@ -14,7 +14,7 @@ from sdcli import schema
 from sdcli.errors import BadFile
 from sdcli.plan.plan import Plan, Setup
 from sdcli.request.request import Job
-from sdcli.schema import live, renamed
+from sdcli.schema import renamed, transient
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -74,7 +74,7 @@ class Denoised(Happened):
     stage: str = "denoise"
     batch: int
     seconds: float
-    latents: Any = live(default=None)  # of the whole batch, as the engine holds them
+    latents: Any = transient(default=None)  # of the whole batch, as the engine holds them
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -87,7 +87,7 @@ class Preview(Happened):
     step: int
     width: int
     height: int
-    pixels: bytes = live(default=b"")
+    pixels: bytes = transient(default=b"")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -114,7 +114,7 @@ class Decoded(Happened):
     width: int
     height: int
     seconds: float
-    pixels: bytes = live(default=b"")
+    pixels: bytes = transient(default=b"")
     setup: Setup | None = None  # null: the plan's
     scheduler: Mapping[str, Any] = field(default_factory=dict)
     retried: str | None = None  # why it was decoded again, if it was

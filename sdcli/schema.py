@@ -1,7 +1,7 @@
 """Frozen dataclasses to JSON and back, for everything that is written or sent.
 
 Rules: keys are always present; NaN and infinity become null; unknown keys are ignored when reading;
-a field marked `live()` (paths, pixels) is never recorded, and sent to another sdcli process only with `whole`.
+a field marked `transient()` (paths, pixels) is never recorded, and sent to another sdcli process only with `whole`.
 """
 
 from __future__ import annotations
@@ -21,9 +21,9 @@ from sdcli.terminal import show
 T = TypeVar("T")
 
 
-def live(**kwargs: Any) -> Any:
+def transient(**kwargs: Any) -> Any:
     """A field that is never recorded: reading fills in its default."""
-    return dataclasses.field(metadata={"live": True}, **kwargs)
+    return dataclasses.field(metadata={"transient": True}, **kwargs)
 
 
 def renamed(key: str, **kwargs: Any) -> Any:
@@ -36,7 +36,7 @@ def to_json(value: Any, whole: bool = False) -> Any:
         return {
             field.metadata.get("key", field.name): to_json(getattr(value, field.name), whole)
             for field in dataclasses.fields(value)
-            if whole or not field.metadata.get("live")
+            if whole or not field.metadata.get("transient")
         }
     if isinstance(value, Mapping):
         return {str(key): to_json(item, whole) for key, item in value.items()}
@@ -69,7 +69,7 @@ def _object(cls: type[T], data: Any, at: str, whole: bool) -> T:
     document = _typed(Mapping, data, at)
     for field in dataclasses.fields(cls):  # type: ignore[arg-type]
         key = field.metadata.get("key", field.name)
-        if field.metadata.get("live") and not whole:
+        if field.metadata.get("transient") and not whole:
             continue
         if key in document:
             values[field.name] = _read(_hints(typing.cast(Any, cls))[field.name], document[key], _below(at, key), whole)

@@ -85,7 +85,7 @@ def faults(folder: Path) -> list[str]:
         <= set(model.defaults) & set(asked),
         "its size is its UNet's": (asked.get("width"), asked.get("height")) == (side, side),
         "20 steps at most": 1 <= asked.get("steps", 0) <= 20,
-        "its sampler can start from pure noise": asked.get("sampler") in samplers.ABLE,
+        "its sampler can start from pure noise": asked.get("sampler") in samplers.ZERO_SNR,
         "a colour for each latent channel": len(model.preview) >= model.components["unet"].config["in_channels"],
         "zero terminal SNR, trailing, v-prediction": model.zero_snr
         and model.prediction == "v_prediction"

@@ -32,7 +32,7 @@ class Outer:
     table: Mapping[str, float] = field(default_factory=dict)
     anything: Any = None
     before: int = schema.renamed("from", default=0)
-    pixels: bytes = schema.live(default=b"")
+    pixels: bytes = schema.transient(default=b"")
 
 
 text = st.text(max_size=8)

@@ -76,11 +76,11 @@ def tried(model: Path, limit: int, folder: Path, as_json: bool) -> Ended:
     if (done.returncode == 4) != bool(error and error.get("message") and error.get("hint")):
         wrong.append(f"exit {done.returncode} with {error}: {done.stdout[-200:]} {done.stderr[-300:]}")
     if not as_json and [line for line in done.stdout.splitlines() if not (folder / line).is_file()]:
-        wrong.append("a path without its picture")
+        wrong.append("a path without its image")
     if done.returncode == 0 and len(drawn) != 2:
-        wrong.append(f"{len(drawn)} pictures")
+        wrong.append(f"{len(drawn)} images")
     if list(folder.rglob("*.part")):
-        wrong.append("half a picture")
+        wrong.append("half an image")
     said = str((error or {}).get("message", ""))
     print(f"  {limit // MIB:>5} MiB  exit {done.returncode}  {'; '.join(wrong) or said[:110]}", flush=True)
     return Ended(limit, done.returncode, said, tuple(wrong))
@@ -90,16 +90,16 @@ def _error(done: subprocess.CompletedProcess[str], as_json: bool) -> dict[str, o
     """The error as reported, on stdout or on stderr."""
     if as_json:
         try:
-            found = json.loads(done.stdout)["error"]
+            error = json.loads(done.stdout)["error"]
         except ValueError:
             return None
-        return found if isinstance(found, dict) else None
-    told: dict[str, object] = {}
+        return error if isinstance(error, dict) else None
+    answer: dict[str, object] = {}
     for line in done.stderr.splitlines():
         for start, name in (("error: ", "message"), ("  try: ", "hint")):
             if line.startswith(start):
-                told[name] = line.removeprefix(start)
-    return told or None
+                answer[name] = line.removeprefix(start)
+    return answer or None
 
 
 def least(folder: Path) -> int:
@@ -121,9 +121,9 @@ def enough(model: Path, folder: Path) -> int:
         [sys.executable, "-c", PEAK, *WORDS, "-m", str(model)], cwd=folder, env=environment(folder),
         capture_output=True, text=True, check=True,
     )  # fmt: skip
-    found = re.search(r"VmPeak:\s+(\d+) kB", done.stderr)
-    assert found is not None
-    return int(found[1]) // 1024
+    match = re.search(r"VmPeak:\s+(\d+) kB", done.stderr)
+    assert match is not None
+    return int(match[1]) // 1024
 
 
 def limits(least: int, enough: int) -> list[int]:
@@ -142,7 +142,7 @@ def main() -> list[tuple[str, str, str, bool]]:
             tried(model, limit * MIB, folder, as_json=number % 2 == 1)
             for number, limit in enumerate(limits(least(folder), enough(model, folder)))
         ]
-    for code, what in ((4, "exit 4, typed"), (0, "exit 0, both pictures")):
+    for code, what in ((4, "exit 4, typed"), (0, "exit 0, both images")):
         sizes = [run.limit // MIB for run in ended if run.code == code]
         seen = f"{len(sizes)} limits, {min(sizes)} to {max(sizes)} MiB" if sizes else "none"
         rows.append((what, seen, "", bool(sizes)))

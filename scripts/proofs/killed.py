@@ -23,24 +23,24 @@ from sdcli.record import runs  # noqa: E402
 NAME = "killed"
 CLAIM = "SIGKILL at forty moments of a run of several images: no half-written image, no unreadable list."
 TIMES = 40
-PICTURES = 400
+IMAGES = 400
 
 
 def main() -> list[tuple[str, str, str, bool]]:
     pick = random.Random(7)
-    torn = unread = lost = left = pictures = early = 0
+    torn = unread = lost = left = images = early = 0
     for _ in range(TIMES):
         with tempfile.TemporaryDirectory() as place:
             folder = Path(place)
             wait_and_kill(folder, pick.uniform(0.0, 1.0))
             drawn = sorted(folder.rglob("*.png"))
-            pictures += len(drawn)
+            images += len(drawn)
             torn += sum(not whole(path) for path in drawn)
             lists = list(folder.rglob("run.jsonl"))
             early += not lists
-            for found in lists:
+            for path in lists:
                 try:
-                    run = runs.read(found.parent)
+                    run = runs.read(path.parent)
                     recovered = runs.recover(run)
                 except BadFile:
                     early += not drawn  # killed in its first line: nothing was drawn yet
@@ -51,16 +51,16 @@ def main() -> list[tuple[str, str, str, bool]]:
                 left += len(list(folder.rglob("*.part")))
     return [
         ("kills", f"{TIMES}, {early} of them before the run began", f"{TIMES}", True),
-        ("pictures found whole", f"{pictures - torn} of {pictures}", "all", torn == 0 and pictures > 100),
+        ("images found whole", f"{images - torn} of {images}", "all", torn == 0 and images > 100),
         ("lists that could be read", f"{TIMES - early - unread} of {TIMES - early}", "all", unread == 0),
-        ("pictures that no list knew", str(lost), "0", lost == 0),
+        ("images that no list knew", str(lost), "0", lost == 0),
         ("parts left after recovery", str(left), "0", left == 0),
     ]
 
 
 def wait_and_kill(folder: Path, share: float) -> None:
-    """Killed a share of a second after the first picture, or after the start where that share is small."""
-    command = [sys.executable, "-P", "-m", "sdcli", "generate", "a cat", "-n", str(PICTURES), "--engine", "fake"]
+    """Killed a share of a second after the first image, or after the start where that share is small."""
+    command = [sys.executable, "-P", "-m", "sdcli", "generate", "a cat", "-n", str(IMAGES), "--engine", "fake"]
     command += ["--size", "256x256", "-s", "2", "-o", str(folder), "-q"]
     place = {**os.environ, "PYTHONPATH": str(ROOT)}
     process = subprocess.Popen(

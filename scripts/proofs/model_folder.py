@@ -101,8 +101,8 @@ def opens_again(base: Path, models: Path) -> int:
             opened.append(str(details[0]))
 
     sys.addaudithook(hook)
-    memory = listing.recall(base / "home" / "cache" / "listing.json")
-    entries = listing.listed(folders=[models], memory=memory)
+    cache = listing.recall(base / "home" / "cache" / "listing.json")
+    entries = listing.listed(folders=[models], cache=cache)
     listening = False
     assert len(entries) == FILES
     return len(opened)

@@ -46,7 +46,7 @@ NAME = "out_of_memory"
 CLAIM = (
     "Memory runs out at every heavy call (encoders, every UNet call before and after scheduler.step, VAE) of tiny SD "
     "(× 18 samplers; × every fallback for each; × every fallback and placement for one) and SDXL (× every fallback; "
-    "× 18 samplers and every placement at each kind of call). Each time the right fallback, nothing held at the "
+    "× 18 samplers and every placement at each kind of call). Each time the right fallback, nothing in memory at the "
     "retry, no step twice, identical pixels where the fallback moves none; or exit 4."
 )
 
@@ -59,8 +59,8 @@ PHASE_OF = {
     "after unet": "denoise", "after scheduler.step": "denoise", "vae": "decode",
 }  # fmt: skip
 LOADS_LATE = ("drop-encoders", "disk")  # the UNet comes when its turn comes
-CARD = Hardware(
-    device="cuda:0", name="a card", source="os", total=8 * GIB, free=8 * GIB, ram_total=64 * GIB, ram_free=64 * GIB,
+GPU = Hardware(
+    device="cuda:0", name="a GPU", source="os", total=8 * GIB, free=8 * GIB, ram_total=64 * GIB, ram_free=64 * GIB,
     threads=1, capability="8.6", dtypes={"fp32": "probed", "bf16": "probed", "fp16": "probed"},
 )  # fmt: skip
 
@@ -103,13 +103,13 @@ class Case:
 
 
 class Failing:
-    """Fails as told, and holds weak references to what the failed call had in memory."""
+    """Fails as the case says, and keeps weak references to what the failed call had in memory."""
 
     def __init__(self, case: Case) -> None:
         self.case = case
         self.calls = 0
         self.failed = 0
-        self.held: list[weakref.ref[Any]] = []
+        self.references: list[weakref.ref[Any]] = []
 
     def __call__(self, *things: Any) -> None:
         self.calls += 1
@@ -117,42 +117,42 @@ class Failing:
             return
         self.failed += 1
         work = torch.ones(1000)  # what the call itself had made before it failed
-        self.held += [weakref.ref(thing) for thing in (work, *things)]
+        self.references += [weakref.ref(thing) for thing in (work, *things)]
         FAILURES[self.case.failure]()
 
-    def still_held(self) -> int:
-        return sum(reference() is not None for reference in self.held)
+    def alive(self) -> int:
+        return sum(reference() is not None for reference in self.references)
 
 
 @contextmanager
 def failing(case: Case, plan: Plan) -> Iterator[Failing]:
     """torch's own hooks and the library's own functions; nothing of ours is replaced."""
-    found = Failing(case)
+    failure = Failing(case)
     kinds = {
         "text_encoder": "CLIPTextModel", "text_encoder_2": "CLIPTextModelWithProjection",
         "before unet": "UNet2DConditionModel", "after unet": "UNet2DConditionModel", "vae": "Decoder",
     }  # fmt: skip
     with ExitStack() as stack:
         if case.point == "load":
-            stack.enter_context(_failing_memory(found, plan))
+            stack.enter_context(_failing_memory(failure, plan))
         elif case.point == "after scheduler.step":
-            stack.enter_context(_failing_scheduler(found, case, plan))
+            stack.enter_context(_failing_scheduler(failure, case, plan))
         else:
             hooks = torch.nn.modules.module
             kind = kinds[case.point]
 
             def hook(module: Any, *_: Any) -> None:
                 if type(module).__name__ == kind:
-                    found(module, next(module.parameters()))
+                    failure(module, next(module.parameters()))
 
             after = case.point == "after unet"
             register = hooks.register_module_forward_hook if after else hooks.register_module_forward_pre_hook
             stack.callback(register(hook).remove)
-        yield found
+        yield failure
 
 
 @contextmanager
-def _failing_memory(found: Failing, plan: Plan) -> Iterator[None]:
+def _failing_memory(failure: Failing, plan: Plan) -> Iterator[None]:
     """The UNet's last convolution finds no room: by then most of it is loaded."""
     config = plan.model.components["unet"].config
     last, real = (config["out_channels"], config["block_out_channels"][0], 3, 3), torch.empty
@@ -160,7 +160,7 @@ def _failing_memory(found: Failing, plan: Plan) -> Iterator[None]:
     def empty(*shape: Any, **given: Any) -> Any:
         sizes = tuple(shape[0]) if shape and isinstance(shape[0], (tuple, torch.Size)) else shape
         if sizes == last and torch.get_default_device().type != "meta":
-            found()
+            failure()
         return real(*shape, **given)
 
     with mock.patch.object(torch, "empty", empty):
@@ -168,7 +168,7 @@ def _failing_memory(found: Failing, plan: Plan) -> Iterator[None]:
 
 
 @contextmanager
-def _failing_scheduler(found: Failing, case: Case, plan: Plan) -> Iterator[None]:
+def _failing_scheduler(failure: Failing, case: Case, plan: Plan) -> Iterator[None]:
     """The step is taken, then memory runs out: the scheduler has moved on and must be set back."""
     kind = type(schedulers.make(case.sampler, plan.model.scheduler))
     real = kind.step
@@ -176,7 +176,7 @@ def _failing_scheduler(found: Failing, case: Case, plan: Plan) -> Iterator[None]
     @functools.wraps(real)
     def step(self: Any, *args: Any, **given: Any) -> Any:
         result = real(self, *args, **given)
-        found(result[0])
+        failure(result[0])
         return result
 
     with mock.patch.object(kind, "step", step):
@@ -187,36 +187,36 @@ def _failing_scheduler(found: Failing, case: Case, plan: Plan) -> Iterator[None]
 
 
 class Bench:
-    """Tiny models, the pictures they draw undisturbed, and the cases judged."""
+    """Tiny models, the images they draw undisturbed, and the cases judged."""
 
     def __init__(self, root: Path) -> None:
         self._silenced = quiet.libraries_silenced()
         self._silenced.__enter__()  # for as long as this process lives
         torch.set_num_threads(1)
         self.folders = {name: make_checkpoint.write_folder(root / name, name, tiny=True) for name in FAMILIES}
-        self._pictures: dict[tuple[Any, ...], list[bytes]] = {}
+        self._images: dict[tuple[Any, ...], list[bytes]] = {}
         for family in FAMILIES:
-            self.pictures(self.plan(family, "Euler"))
+            self.images(self.plan(family, "Euler"))
         gc.collect()
         gc.freeze()  # the libraries' million objects would be looked through at every fallback
 
     @functools.cache  # noqa: B019
     def plan(self, family: str, sampler: str, placement: str = "") -> Plan:
-        """Of a card, its setups then moved to the CPU: two pictures."""
+        """Of a GPU, its setups then moved to the CPU: two images."""
         pins = {"dtype": "fp32"} | ({"placement": placement} if placement else {})
         request = Request(
             prompts=("a cat",), seeds=(7, 8), steps=STEPS, guidance=5.0, width=64, height=64, sampler=sampler,
             num_images=2, pins=pins,
         )  # fmt: skip
-        return on_the_cpu(make_plan(request, resolve.at(self.folders[family]), CARD, {}))
+        return on_the_cpu(make_plan(request, resolve.at(self.folders[family]), GPU, {}))
 
-    def pictures(self, plan: Plan) -> list[bytes]:
+    def images(self, plan: Plan) -> list[bytes]:
         asked = plan.request
         key = (plan.model.path, plan.setup, asked.sampler, asked.seeds, asked.width)
-        if key not in self._pictures:
+        if key not in self._images:
             drawn = [event.pixels for event in local.run(plan) if isinstance(event, Decoded)]
-            self._pictures[key] = drawn
-        return self._pictures[key]
+            self._images[key] = drawn
+        return self._images[key]
 
     def fallbacks(self, case: Case) -> list[Fallback]:
         """What the plan falls back to, one failure after the other."""
@@ -237,21 +237,21 @@ class Bench:
     def wrong(self, case: Case) -> list[str]:
         """Everything that is not as it should be; empty where all holds."""
         plan = self.plan(case.family, case.sampler, case.placement)
-        wanted, fallbacks = self.pictures(plan), self.fallbacks(case)[: case.times]
+        expected, fallbacks = self.images(plan), self.fallbacks(case)[: case.times]
         if not case.fallback:
             plan = replace(plan, request=replace(plan.request, fallback=False))
         seen: list[Any] = []
         mistakes: list[str] = []
         error: Exception | None = None
-        with failing(case, plan) as found:
+        with failing(case, plan) as failure:
             try:
                 for event in local.run(plan):
                     seen.append(event)
-                    if isinstance(event, Degraded) and found.still_held():
-                        mistakes.append(f"{found.still_held()} things of the failed attempt still held at the retry")
+                    if isinstance(event, Degraded) and failure.alive():
+                        mistakes.append(f"{failure.alive()} things of the failed attempt in memory at the retry")
             except Exception as caught:
                 error = caught
-        if not found.failed:
+        if not failure.failed:
             return ["nothing failed"]
         mistakes += _fell(plan, [event for event in seen if isinstance(event, Degraded)], fallbacks, case)
         drawn = {event.index: event.pixels for event in seen if isinstance(event, Decoded)}
@@ -262,23 +262,23 @@ class Bench:
         if len(fallbacks) < case.times:
             finished = _finished_before(plan, case)
             mistakes += _ended(error, case)
-            if [drawn.get(index) for index in range(finished)] != wanted[:finished] or len(drawn) != finished:
-                mistakes.append(f"{finished} pictures were finished, {len(drawn)} came")
+            if [drawn.get(index) for index in range(finished)] != expected[:finished] or len(drawn) != finished:
+                mistakes.append(f"{finished} images were finished, {len(drawn)} came")
         elif error is not None:
             mistakes.append(f"{type(error).__name__}: {error}")
         else:
-            mistakes += self._drawn(plan, drawn, wanted, fallbacks, case)
+            mistakes += self._drawn(plan, drawn, expected, fallbacks, case)
         return mistakes
 
     def _drawn(
-        self, plan: Plan, drawn: dict[int, bytes], wanted: list[bytes], fallbacks: list[Fallback], case: Case
+        self, plan: Plan, drawn: dict[int, bytes], expected: list[bytes], fallbacks: list[Fallback], case: Case
     ) -> list[str]:
         if sorted(drawn) != [0, 1]:
-            return [f"pictures {sorted(drawn)}"]
+            return [f"images {sorted(drawn)}"]
         if not any(fallback.changes_pixels for fallback in fallbacks):
-            return [] if [drawn[0], drawn[1]] == wanted else ["pixels moved, but no fallback moves any"]
+            return [] if [drawn[0], drawn[1]] == expected else ["pixels moved, but no fallback moves any"]
         if case.point == "vae":  # decoded as if it had been planned so
-            smaller = self.pictures(replace(plan, setup=fallbacks[-1].setup))
+            smaller = self.images(replace(plan, setup=fallbacks[-1].setup))
             return [] if [drawn[0], drawn[1]] == smaller else ["not what the fallback draws"]
         return []
 
@@ -343,8 +343,8 @@ def _ended(error: Exception | None, case: Case) -> list[str]:
 
 
 def points(family: str, sampler: str) -> list[tuple[str, int]]:
-    """(point, call): every heavy call of the first picture, and those of the second."""
-    calls = next(found for found in SAMPLERS if found.name == sampler).unet_calls(STEPS)
+    """(point, call): every heavy call of the first image, and those of the second."""
+    calls = next(one for one in SAMPLERS if one.name == sampler).unet_calls(STEPS)
     steps = range(1, 2 * calls + 1)
     encoders = ("text_encoder", "text_encoder_2") if family == "sdxl" else ("text_encoder",)
     return [

@@ -63,21 +63,21 @@ def processor() -> Hardware:
     )  # fmt: skip
 
 
-def graphics() -> Hardware:
+def gpu() -> Hardware:
     return replace(processor(), device="cuda:0", name="a GPU", capability="8.9", dtypes={})
 
 
-MACHINES = {"cpu": processor(), "gpu": graphics()}
+MACHINES = {"cpu": processor(), "gpu": gpu()}
 
 
 def legal_setups(model: Model, hardware: Hardware) -> list[Setup]:
-    found = []
+    setups = []
     for choices in itertools.product(*[technique.choices for technique in TECHNIQUES]):
         slots = dict(zip([technique.slot for technique in TECHNIQUES], choices, strict=True))
         setup = Setup(threads=THREADS, device=hardware.device, isa=hardware.isa, **slots)  # type: ignore[arg-type]
         if legal(setup, hardware, model) is None:
-            found.append(setup)
-    return found
+            setups.append(setup)
+    return setups
 
 
 def covering(setups: list[Setup]) -> list[Setup]:
@@ -90,12 +90,12 @@ def covering(setups: list[Setup]) -> list[Setup]:
     left = set().union(*map(pairs, setups))
     order = list(setups)
     random.Random(0).shuffle(order)
-    found = []
+    chosen_setups = []
     while left:
         best = max(order, key=lambda setup: len(pairs(setup) & left))
-        found.append(best)
+        chosen_setups.append(best)
         left -= pairs(best)
-    return found
+    return chosen_setups
 
 
 def plan_of(path: Path, hardware: Hardware, setup: Setup) -> Plan:
@@ -138,13 +138,13 @@ def draw(plan: Plan) -> Seen:
         return real_blocked(query, key, value, threads)
 
     with ExitStack() as stack:
-        gpu = stack.enter_context(pretend(device("64GiB", capability="8.9"))) if on_gpu else None
+        pretended = stack.enter_context(pretend(device("64GiB", capability="8.9"))) if on_gpu else None
         stack.enter_context(mock.patch.object(Components, "use", use))
         stack.enter_context(mock.patch.object(attention, "blocked", blocked))
         seen.drawn = [event for event in local.run(plan) if isinstance(event, Decoded)]
-        if gpu is not None:
+        if pretended is not None:
             gc.collect()
-            seen.left = gpu.allocator().allocated.now
+            seen.left = pretended.allocator().allocated.now
     return seen
 
 
@@ -201,7 +201,7 @@ def differences(plan: Plan, seen: Seen) -> Iterator[str]:
     setup = plan.setup
     encoders = {name for name in plan.model.components if name.startswith("text_encoder")}
     vae_dtype = effective(setup)
-    wanted: Mapping[str, Any] = {
+    checks: Mapping[str, Any] = {
         "dtype of the UNet": (seen.dtypes["unet"], {setup.dtype}),
         "dtype of the encoders": (set().union(*(seen.dtypes[name] for name in encoders)), {setup.dtype}),
         "dtype of the VAE": (seen.dtypes["vae"], {vae_dtype}),
@@ -220,18 +220,18 @@ def differences(plan: Plan, seen: Seen) -> Iterator[str]:
         "bytes left on the GPU": (seen.left, 0),
     }  # fmt: skip
     if setup.device != "cpu" and setup.dtype == vae_dtype == "fp32":
-        wanted = {**wanted, "pixels": ([event.pixels for event in seen.drawn], on_the_cpu(plan))}
-    for what, (found, right) in wanted.items():
-        if found != right:
-            yield f"{what}: {found}, not {right}"
+        checks = {**checks, "pixels": ([event.pixels for event in seen.drawn], on_the_cpu(plan))}
+    for what, (actual, expected) in checks.items():
+        if actual != expected:
+            yield f"{what}: {actual}, not {expected}"
     edge = int(setup.vae.removeprefix("tile-")) // 8 if setup.vae.startswith("tile-") else 10**6
     whole = SIZE["height"] // 8, SIZE["width"] // 8
     if max(max(tile) for tile in seen.tiles) != min(edge, max(whole)) or (len(seen.tiles) > 1) != (edge < max(whole)):
         yield f"tiles: {seen.tiles} under {setup.vae}"
     there = set(seen.loaded["unet"])
-    kept = {"drop-encoders": {"unet", "vae"}, "disk": {"unet"}}.get(setup.placement, {*encoders, "unet", "vae"})
-    if there != kept:
-        yield f"beside the UNet: {there}, not {kept}"
+    expected = {"drop-encoders": {"unet", "vae"}, "disk": {"unet"}}.get(setup.placement, {*encoders, "unet", "vae"})
+    if there != expected:
+        yield f"beside the UNet: {there}, not {expected}"
 
 
 def main() -> list[tuple[str, str, str, bool]]:

@@ -33,7 +33,7 @@ MANY = 40  # of a tiny model
 
 @dataclass
 class Clocks:
-    """Seconds held from outside: around calls by name, and what the events themselves say."""
+    """Seconds by a clock outside: around calls by name, and what the events themselves say."""
 
     unet: float = 0.0
     scheduler: float = 0.0
@@ -106,15 +106,15 @@ def watched() -> Iterator[Clocks]:
 
 def main() -> list[tuple[str, str, str, bool]]:
     full = by_bench("sd15", STEPS, "512x512")
-    work, told = full.unet + full.scheduler, sum(full.steps)
+    work, reported = full.unet + full.scheduler, sum(full.steps)
     what = f"sd15 at full size, {STEPS} steps"
     rows = [
         (
-            f"{what}: sum of the steps told",
-            f"{told:.3f} s, and {work:.3f} s by the clock around {STEPS} UNet and scheduler calls: "
-            f"{100 * (told / work - 1):+.3f} %",
+            f"{what}: sum of the reported steps",
+            f"{reported:.3f} s, and {work:.3f} s by the clock around {STEPS} UNet and scheduler calls: "
+            f"{100 * (reported / work - 1):+.3f} %",
             "within 1 %",
-            abs(told / work - 1) <= 0.01,
+            abs(reported / work - 1) <= 0.01,
         ),
         (f"{what}: bench listening", *_share(full.cost, full)),
     ]
@@ -142,12 +142,12 @@ def by_bench(model: str, steps: int, size: str) -> Clocks:
     from sdcli.cli import ask
     from sdcli.models import resolve
 
-    found = random_models.tiny() if model == "tiny" else random_models.randomised(resolve.resolve(model))
+    structure = random_models.tiny() if model == "tiny" else random_models.randomised(resolve.resolve(model))
     typed = {"words": ("a lighthouse",), "seeds": "1", "steps": str(steps), "size": size, "device": "cpu"}
-    plan = ask.plan_for(typed, "bench", found).plan
+    plan = ask.plan_for(typed, "bench", structure).plan
     with tempfile.TemporaryDirectory(prefix="sdcli-proof-") as folder, watched() as clocks:
         order = worker.Order(plan=plan, engine="local", folder=folder)
-        worker.Session(order, io.BytesIO(b"draw\n"), io.BytesIO()).run()
+        worker.WorkerLoop(order, io.BytesIO(b"draw\n"), io.BytesIO()).run()
     return clocks
 
 
@@ -160,8 +160,8 @@ def by_generate(*words: str, live: bool = False) -> Clocks:
         model = make_checkpoint.write_folder(Path(folder) / "model", "sd15", tiny=True)
         asked = ("generate", "a lighthouse", "-m", str(model), "-s", str(MANY), "--size", "64x64", "--device", "cpu")
         with _streams(Path(folder), live), contextlib.suppress(SystemExit):
-            run((*asked, "-o", str(Path(folder) / "pictures"), *words))
-        assert len(clocks.steps) == MANY, (Path(folder) / "err").read_text() if not live else "no picture"
+            run((*asked, "-o", str(Path(folder) / "images"), *words))
+        assert len(clocks.steps) == MANY, (Path(folder) / "err").read_text() if not live else "no image"
     return clocks
 
 

@@ -14,7 +14,7 @@ from typing import Any
 from sdcli import schema
 from sdcli.bench import likeness, statistics
 from sdcli.bench.likeness import Likeness
-from sdcli.bench.result import BenchResult, Case, ImageRun, Phases, Rates, Work, WorkRate
+from sdcli.bench.result import BenchResult, Case, ImageRun, Phases, Throughput, Work, WorkRate
 from sdcli.bench.run import Bench, Row, rate_of
 from sdcli.bench.statistics import Ratio, Summary
 from sdcli.models import unet, vae
@@ -104,7 +104,7 @@ def _case(row: Row, base: Row, bench: Bench, ceilings: Mapping[str, float]) -> C
         warmup_images=_warmup_images(row),
         warmup_stable=row.steady,
         step=step,
-        rates=Rates(
+        rates=Throughput(
             steps_per_second=1 / step.median if step and step.median else None,
             images_per_second=batch / seconds if seconds else None,
         ),
@@ -114,7 +114,7 @@ def _case(row: Row, base: Row, bench: Bench, ceilings: Mapping[str, float]) -> C
         image=_image(row, base),
         ratio=_ratio(row, base),
         flags=one.flags,
-        picture=_data_uri(row),
+        image_uri=_data_uri(row),
         runs=tuple(
             ImageRun(
                 process=image.process, image=image.number, warmup=image.warmup, seconds=image.drawn.seconds,

@@ -64,7 +64,7 @@ def html(result: BenchResult) -> str:
         f"<h1>{escape(title)}</h1>",
         f'<p class="soft">{escape(_where(result))}</p>',
         _headline(result),
-        _doubts(result),
+        _caveats(result),
         "<h2>Figures</h2>" + _overview(result) + _table(result),
         "<h2>Every step</h2>" + _every_step(cases),
         "<h2>Where the seconds go</h2>" + _phase_bars(cases),
@@ -137,10 +137,10 @@ def _headline(result: BenchResult) -> str:
     )
 
 
-def _doubts(result: BenchResult) -> str:
+def _caveats(result: BenchResult) -> str:
     cases = result.measured
-    doubts = [f"The machine was busy: {show(reason, 200)}" for reason in result.reasons]
-    doubts += [
+    caveats = [f"The machine was busy: {show(reason, 200)}" for reason in result.reasons]
+    caveats += [
         f"{show(case.name, 60)} is not steady: {', '.join(case.summary.unstable_because)}"
         for case in cases
         if case.summary.unstable
@@ -148,12 +148,12 @@ def _doubts(result: BenchResult) -> str:
     cold = [show(case.name, 60) for case in cases if not case.warmup_stable]
     if cold:
         which = "every configuration" if len(cold) == len(cases) > 1 else ", ".join(cold)
-        doubts.append(f"Not warmed up when measured: {which}")
+        caveats.append(f"Not warmed up when measured: {which}")
     if result.stopped_by != "interval":
         how = {"max-time": "--max-time", "limit": "the limit on processes and images", "interrupted": "an interruption"}
         by = how.get(result.stopped_by, show(result.stopped_by, 20))
-        doubts.append(f"Measuring was stopped by {by} before every interval was narrow")
-    return "".join(f'<p class="warn">{escape(doubt)}</p>' for doubt in doubts)
+        caveats.append(f"Measuring was stopped by {by} before every interval was narrow")
+    return "".join(f'<p class="warn">{escape(caveat)}</p>' for caveat in caveats)
 
 
 # --- figures
@@ -368,13 +368,13 @@ def _memory(case: Case) -> str:
 def _images(result: BenchResult) -> str:
     figures = []
     for case in result.configurations:
-        if not _is_png(case.picture or ""):
+        if not _is_png(case.image_uri or ""):
             continue
         caption = f"{show(case.name, 60)}: {screen.likeness_text(case)}"
         if case.image.latent_mean_abs:
             caption += f", mean latent difference {case.image.latent_mean_abs:.2g}"
         figures.append(
-            f'<figure><img src="{case.picture}" alt="{_name(case)}" width="{result.work.width}">'
+            f'<figure><img src="{case.image_uri}" alt="{_name(case)}" width="{result.work.width}">'
             f"<figcaption>{escape(caption)}</figcaption></figure>"
         )
     return f'<div class="images">{"".join(figures)}</div>' if figures else "<p>None were saved.</p>"

@@ -18,7 +18,7 @@ from sdcli.errors import Bug, OutOfMemory, from_json
 from sdcli.terminal import show
 
 CAN_PAUSE = hasattr(signal, "SIGSTOP")
-ENDING = 10.0  # seconds a worker has to exit by itself
+EXIT_SECONDS = 10.0  # seconds a worker has to exit by itself
 
 
 class Worker:
@@ -26,11 +26,11 @@ class Worker:
 
     def __init__(self, order: Order, folder: Path) -> None:
         folder.mkdir(parents=True, exist_ok=True)
-        self._complaints = folder / "stderr.txt"
+        self._stderr = folder / "stderr.txt"
         self._paused = False
-        with self._complaints.open("wb") as stderr:
-            # Its own process group: Ctrl-C reaches only the parent, which then ends its workers in order. If it dies,
-            # the kernel wakes stopped groups without a parent and hangs them up; an awake worker reads the end.
+        with self._stderr.open("wb") as stderr:
+            # Its own process group: Ctrl-C reaches only the parent, which then ends its workers in order. If the
+            # parent dies, the kernel hangs up stopped workers, and a running one reads the end of stdin.
             self.process = subprocess.Popen(
                 [sys.executable, "-m", "sdcli.bench.worker"], stdin=subprocess.PIPE, stdout=subprocess.PIPE,
                 stderr=stderr, env=_environment(), **_group(),
@@ -43,9 +43,8 @@ class Worker:
         return self
 
     def __exit__(self, kind: object, *_: object) -> None:
-        self.end(
-            ENDING if kind is None else 0.2
-        )  # one that is drawing would not read its next command before its image is done
+        # a worker that draws reads no command before its image is done
+        self.end(EXIT_SECONDS if kind is None else 0.2)
 
     def draw(self, on_step: Callable[[int, int], None], *, watched: bool = False) -> Drawn:
         """Draws another batch. `watched` times the GPU's kernels, which distorts the step times."""
@@ -69,8 +68,8 @@ class Worker:
             os.kill(self.process.pid, signal.SIGCONT)
         self._paused = False
 
-    def end(self, patience: float = ENDING) -> None:
-        """Asks the worker to leave; kills it if it does not."""
+    def end(self, patience: float = EXIT_SECONDS) -> None:
+        """Asks the worker to exit; kills it if it does not."""
         self.resume()
         with contextlib.suppress(OSError, ValueError):
             self._commands.close()
@@ -105,7 +104,7 @@ class Worker:
 
     def _lost(self) -> Exception:
         code = self.process.wait()
-        stderr = self._complaints.read_text(encoding="utf-8", errors="replace").strip().splitlines()
+        stderr = self._stderr.read_text(encoding="utf-8", errors="replace").strip().splitlines()
         if CAN_PAUSE and code == -signal.SIGKILL:
             return OutOfMemory(
                 "the process being measured was killed by the system, most likely because memory ran out",

@@ -56,7 +56,7 @@ class Phases:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Rates:
+class Throughput:
     steps_per_second: float | None
     images_per_second: float | None
 
@@ -104,7 +104,7 @@ class Case:
     warmup_images: int
     warmup_stable: bool
     step: Summary | None
-    rates: Rates
+    rates: Throughput
     work_rate: WorkRate
     launch_bound: float | None
     memory: MemoryUse
@@ -112,7 +112,7 @@ class Case:
     image: Likeness
     ratio: Ratio | None
     flags: str
-    picture: str | None = None  # its first image as a data URI
+    image_uri: str | None = renamed("picture", default=None)  # its first image as a data URI
     runs: tuple[ImageRun, ...]
 
     @property
@@ -192,12 +192,12 @@ def check(data: Mapping[str, Any], where: str) -> BenchResult:
         result = schema.from_json(BenchResult, data)
     except BadFile:
         result = None
-    if result is None or not _is_whole(result):
+    if result is None or not _is_complete(result):
         raise BadFile(f"{show(where)} is not a complete result of sdcli bench", hint=ANOTHER)
     return result
 
 
-def _is_whole(result: BenchResult) -> bool:
+def _is_complete(result: BenchResult) -> bool:
     """What a comparable result needs beyond its types."""
     steps = [step for case in result.configurations for run in case.runs for step in run.step_seconds]
     return (

@@ -20,9 +20,9 @@ from sdcli.bench.worker import Drawn, Order
 from sdcli.errors import Interrupted, SdcliError, Stop
 from sdcli.plan.plan import Plan
 
-MAX_TIME, QUICK_TIME = 900.0, 50.0  # seconds; what has begun is still finished
+MAX_TIME, QUICK_TIME = 900.0, 50.0  # seconds; an image that has begun is finished
 WARM_IMAGES, WARM_SECONDS = 8, 60.0  # the longest warm-up of a process
-RATE_SECONDS = 6.0  # to try the best rate in one number type, on a busy machine
+RATE_SECONDS = 6.0  # to measure the best rate in one number type, on a busy machine
 MOST_PROCESSES, MOST_IMAGES = 40, 200
 
 
@@ -46,7 +46,7 @@ class Limits:
 
 
 @dataclass(kw_only=True)
-class Image:
+class Sample:
     """One batch, as its worker reported it; `steps` includes the first."""
 
     process: int
@@ -64,14 +64,14 @@ class Row:
     """Everything measured of one configuration so far."""
 
     configuration: Configuration
-    images: list[Image] = field(default_factory=list)
+    images: list[Sample] = field(default_factory=list)
     error: SdcliError | None = None
-    steady: bool = True  # every process's warm-up came to rest
-    rate: float | None = None  # the device's best, tried beside it
+    steady: bool = True  # the warm-up of every process became steady
+    rate: float | None = None  # the device's best, measured beside it
     busy: Drawn | None = None  # one batch with the GPU's kernels timed
 
     @property
-    def measured(self) -> list[Image]:
+    def measured(self) -> list[Sample]:
         return [image for image in self.images if not image.warmup]
 
     def processes(self) -> list[list[tuple[float, ...]]]:
@@ -80,8 +80,8 @@ class Row:
 
 
 class Bench:
-    """The state of a measurement. `stopped_by` is interval, max-time, limit (as many processes or images as are ever
-    measured) or interrupted once it is over."""
+    """The state of a measurement. `stopped_by` is interval, max-time, limit (on processes
+    or images) or interrupted once it is over."""
 
     def __init__(self, configurations: Sequence[Configuration], limits: Limits, folder: Path) -> None:
         self.limits = limits
@@ -99,7 +99,7 @@ class Bench:
         return time.monotonic() - self._started
 
     @property
-    def alive(self) -> list[Row]:
+    def remaining(self) -> list[Row]:
         return [row for row in self.rows if row.error is None]
 
     @property
@@ -109,16 +109,16 @@ class Bench:
     def run(self, listener: Listener) -> None:
         """Measures to the end. An interruption keeps what was measured and is raised again."""
         try:
-            while self.alive and not self._over():
+            while self.remaining and not self._over():
                 for group in self._groups():
-                    self._generation(group, listener)
+                    self._round(group, listener)
                 self.process += 1
-                listener.kept()
+                listener.round_done()
             if self._out_of_time or self._at_limit:
                 self.stopped_by = "max-time" if self._out_of_time else "limit"
         except (KeyboardInterrupt, Stop, Interrupted):
             self.stopped_by = "interrupted"
-            self._take_warmup(self.rows)
+            self._keep_warmup(self.rows)
             raise
 
     # --- when to stop
@@ -128,7 +128,7 @@ class Bench:
             return False
         if self.limits.quick or self._out_of_time:
             return True
-        if self.process >= self.limits.processes and all(self._enough(row) for row in self.alive):
+        if self.process >= self.limits.processes and all(self._enough(row) for row in self.remaining):
             return True
         self._at_limit = self.process >= MOST_PROCESSES
         self._out_of_time = self.seconds + self.seconds / self.process > self.limits.max_time
@@ -138,9 +138,9 @@ class Bench:
         return statistics.enough(row.processes(), self.planned)
 
     def _time_for(self, row: Row) -> bool:
-        """Whether one more image of this row would end in time, as long as it has been measured at all."""
+        """Whether one more image of this row, as slow as its last, would end in time."""
         last = row.images[-1].drawn.seconds if row.images else 0.0
-        if self.seconds + last <= self.limits.max_time - self._spared():
+        if self.seconds + last <= self.limits.max_time - self._reserved():
             return True
         self._out_of_time = True
         return False
@@ -152,22 +152,21 @@ class Bench:
         self._out_of_time = True
         return True
 
-    def _spared(self) -> float:
-        """Seconds of the allowed time reserved for the yardsticks of the first process."""
-        kinds = {_type(row.configuration.plan) for row in self.alive}
+    def _reserved(self) -> float:
+        """Seconds of the allowed time reserved to measure rates in the first process."""
+        kinds = {_type(row.configuration.plan) for row in self.remaining}
         return min(len(kinds) * RATE_SECONDS, self.limits.max_time / 2) if self.process == 0 else 0.0
 
     # --- one process of each
 
     def _groups(self) -> list[list[Row]]:
-        """All of them side by side, so that each is measured throughout; one after the other where memory is
-        short."""
-        rows = self.alive
+        """All rows side by side, so that each is measured throughout; one after the other where memory is short."""
+        rows = self.remaining
         return [rows] if fit_together([row.configuration.plan for row in rows if row.configuration.plan]) else [
             [row] for row in rows
         ]  # fmt: skip
 
-    def _generation(self, rows: Sequence[Row], listener: Listener) -> None:
+    def _round(self, rows: Sequence[Row], listener: Listener) -> None:
         with ExitStack() as stack:
             workers: dict[int, Worker] = {}
             for row in rows:
@@ -186,7 +185,7 @@ class Bench:
                 for row in started if self.process == 0 else ():
                     if row.error is None:
                         with self._errors_of(row):
-                            self._yardsticks(row, workers[id(row)], listener)
+                            self._measure_rate(row, workers[id(row)], listener)
             finally:
                 self.watch.stop()
 
@@ -224,33 +223,33 @@ class Bench:
                     waiting.remove(row)
 
     def _measure(self, rows: Sequence[Row], workers: Mapping[int, Worker], listener: Listener) -> None:
-        going = list(rows)
+        active = list(rows)
         for _ in range(MOST_IMAGES):
-            for row in list(going):
-                if self._done_here(row):
-                    going.remove(row)
+            for row in list(active):
+                if self._process_done(row):
+                    active.remove(row)
                     continue
                 with self._errors_of(row):
                     self._turn(row, workers[id(row)], listener, warmup=False)
                 if row.error is not None:
-                    going.remove(row)
-            listener.kept()
-            if not going:
+                    active.remove(row)
+            listener.round_done()
+            if not active:
                 return
         self._at_limit = True
 
-    def _done_here(self, row: Row) -> bool:
+    def _process_done(self, row: Row) -> bool:
         """Enough of this process: 20 steps, or with --quick an interval of its images that is narrow."""
         images = [image for image in self._of_process(row) if not image.warmup]
         if not self._time_for(row):
-            self._take_warmup([row])
+            self._keep_warmup([row])
             return True
         if self.limits.quick:
             return self._enough(row)
         return sum(len(statistics.steady(image.steps)) for image in images) >= statistics.LEAST_STEPS
 
-    def _take_warmup(self, rows: Sequence[Row]) -> None:
-        """The last image of a warm-up is better than nothing; the result says so."""
+    def _keep_warmup(self, rows: Sequence[Row]) -> None:
+        """Where nothing else was measured, counts the last image of the warm-up; the result says so."""
         for row in rows:
             if row.images and not row.measured:
                 row.images[-1].warmup, row.steady = False, False
@@ -266,10 +265,10 @@ class Bench:
         listener.turn(row, warmup)
         drawn = worker.draw(listener.step)
         number = len(self._of_process(row))
-        row.images.append(Image(process=self.process, number=number, warmup=warmup, drawn=drawn))
+        row.images.append(Sample(process=self.process, number=number, warmup=warmup, drawn=drawn))
         listener.drew(row)
 
-    def _yardsticks(self, row: Row, worker: Worker, listener: Listener) -> None:
+    def _measure_rate(self, row: Row, worker: Worker, listener: Listener) -> None:
         """The best rate, once per number type; on a GPU also how long its kernels run. After what is measured: the
         memory that it takes is not the model's."""
         plan = row.configuration.plan
@@ -283,7 +282,7 @@ class Bench:
             row.busy = worker.draw(listener.step, watched=True)
         worker.pause()
 
-    def _of_process(self, row: Row) -> list[Image]:
+    def _of_process(self, row: Row) -> list[Sample]:
         return [image for image in row.images if image.process == self.process]
 
     def medians(self, row: Row) -> list[float]:
@@ -292,7 +291,7 @@ class Bench:
 
 
 class Listener:
-    """Is called as things happen; does nothing."""
+    """Called as things happen; does nothing by default."""
 
     def turn(self, row: Row, warmup: bool) -> None:
         """`row` draws next."""
@@ -306,7 +305,7 @@ class Listener:
     def probing(self, row: Row) -> None:
         """The device's best rate is measured next."""
 
-    def kept(self) -> None:
+    def round_done(self) -> None:
         """A round is over: a good moment to save."""
 
 

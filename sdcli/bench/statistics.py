@@ -22,8 +22,8 @@ CONFIDENCE = 0.95
 EXTENDED = 0.97
 HALF_WIDTH = 0.01  # of the median: measuring ends here
 LEAST_PROCESSES, LEAST_STEPS, LEAST_IMAGES = 5, 20, 5
-AGREEMENT, AGREEING = 0.02, 3  # warm-up ends once so many image medians lie within so much of each other
-OUTLIER = 3.5  # modified z, as Iglewicz and Hoaglin advise
+AGREEMENT, AGREEING = 0.02, 3  # warm-up ends once three image medians lie within 2 % of each other
+OUTLIER = 3.5  # modified z, as Iglewicz and Hoaglin recommend
 LEAST_RANKS = 6  # the extremes of fewer values hold their median less than 95 % of the time: too few for an interval
 FEW_SPREAD = 0.1  # how far off the median of fewer steps may be: a guess
 # What two processes of the same work may differ by. It stands in only where a single process cannot show it.
@@ -176,14 +176,14 @@ def of_means(units: Sequence[float], confidence: float = CONFIDENCE) -> Interval
 def of_ranks(ordered: Sequence[float]) -> Interval:
     """The two order statistics that a fair coin would put around the median; the extremes where there are few."""
     count = len(ordered)
-    below, tail = 0, _of_coins(count, 0)
-    while below < count // 2 and tail + _of_coins(count, below + 1) <= (1 - CONFIDENCE) / 2:
+    below, tail = 0, _coin_flips(count, 0)
+    while below < count // 2 and tail + _coin_flips(count, below + 1) <= (1 - CONFIDENCE) / 2:
         below += 1
-        tail += _of_coins(count, below)
+        tail += _coin_flips(count, below)
     return Interval(low=ordered[below], high=ordered[count - 1 - below])
 
 
-def _of_coins(count: int, heads: int) -> float:
+def _coin_flips(count: int, heads: int) -> float:
     """Chance of so many heads; by logarithms, since a thousand steps have more orders than a float can count."""
     orders = math.lgamma(count + 1) - math.lgamma(heads + 1) - math.lgamma(count - heads + 1)
     return math.exp(orders - count * math.log(2))
@@ -251,7 +251,7 @@ def _freedom(sides: Sequence[Sequence[float]], variances: Sequence[float]) -> fl
     return sum(variances) ** 2 / parts if parts else math.inf
 
 
-# --- whether the figures describe one steady thing at all
+# --- whether one figure can describe the steps at all
 
 
 def instability(processes: Sequence[Process]) -> tuple[str, ...]:
@@ -269,20 +269,20 @@ def instability(processes: Sequence[Process]) -> tuple[str, ...]:
 _SURE = 3.3  # standard errors: chance does this once in a thousand runs
 
 
-_APART = 3.4  # standard deviations of either crowd; the halves of a normal distribution lie 2.65 apart
+_APART = 3.4  # standard deviations of either group; the halves of a normal distribution lie 2.65 apart
 
 
 def drifts(processes: Sequence[Sequence[float]]) -> bool:
     """A trend within processes, or from process to process, that is sure and amounts to more than 1 %."""
-    score, known = 0.0, 0.0
+    score, variance = 0.0, 0.0
     rises = []
     for steps in processes:
         ranks, count = _ranks(steps), len(steps)
         score += _correlation(ranks, range(count)) * (count - 1)
-        known += count - 1  # a rank correlation's variance is 1 / (n - 1)
+        variance += count - 1  # a rank correlation's variance is 1 / (n - 1)
         third = max(1, count // 3)
         rises.append(statistics.median(steps[-third:]) / statistics.median(steps[:third]) - 1)
-    if abs(score) / math.sqrt(known) > _SURE and abs(statistics.fmean(rises)) > 0.01:
+    if abs(score) / math.sqrt(variance) > _SURE and abs(statistics.fmean(rises)) > 0.01:
         return True
     return len(processes) >= LEAST_PROCESSES and _trend([statistics.median(steps) for steps in processes])
 
@@ -301,9 +301,9 @@ def _trend(medians: Sequence[float]) -> bool:
 def bimodal(processes: Sequence[Sequence[float]]) -> bool:
     """Two speeds within processes, or two kinds of processes. These differ a little anyway: there it takes 3 %."""
     return (
-        _two_crowds(_aligned(processes, 0.25), 0.01)
-        or _two_crowds(_aligned(processes, 0.75), 0.01)
-        or _two_crowds([step for steps in processes for step in steps], 0.03)
+        _two_groups(_aligned(processes, 0.25), 0.01)
+        or _two_groups(_aligned(processes, 0.75), 0.01)
+        or _two_groups([step for steps in processes for step in steps], 0.03)
     )
 
 
@@ -313,8 +313,8 @@ def _aligned(processes: Sequence[Sequence[float]], share: float) -> list[float]:
     return [step / level for steps, level in zip(processes, levels, strict=True) for step in steps]
 
 
-def _two_crowds(steps: Sequence[float], least: float) -> bool:
-    """Two crowds, each a tenth of the steps at least, with a valley between them and `least` apart."""
+def _two_groups(steps: Sequence[float], least: float) -> bool:
+    """Two groups, each a tenth of the steps at least, with a valley between them and `least` apart."""
     ordered = sorted(steps)
     spare = tenth = len(ordered) // 10
     while True:  # what is split off and is less than a tenth are outliers; all of them together are less than that too
@@ -347,7 +347,7 @@ def _best_split(ordered: Sequence[float]) -> int | None:
 
 
 def _valley(left: Sequence[float], right: Sequence[float]) -> bool:
-    """Fewer steps midway between the crowds than half of what stands around either."""
+    """Fewer steps midway between the groups than half of what stands around either."""
     low, high = statistics.median(left), statistics.median(right)
     reach = (high - low) / 6
     around = [
@@ -358,12 +358,12 @@ def _valley(left: Sequence[float], right: Sequence[float]) -> bool:
 
 def autocorrelated(processes: Sequence[Sequence[float]]) -> bool:
     """Slow steps follow slow ones more than chance would have it."""
-    score, known = 0.0, 0
+    score, total = 0.0, 0
     for steps in processes:
         ranks, count = _ranks(steps), len(steps)
         score += _correlation(ranks[:-1], ranks[1:]) * count + 1  # of noise it is expected at -1/n
-        known += count
-    return score / math.sqrt(known) > _SURE and score / known > 0.2
+        total += count
+    return score / math.sqrt(total) > _SURE and score / total > 0.2
 
 
 def _ranks(values: Sequence[float]) -> list[float]:

@@ -18,6 +18,7 @@ from sdcli.machine import cgroups, processor
 from sdcli.machine.environment import environment
 from sdcli.machine.hardware import Hardware
 from sdcli.machine.memory import output
+from sdcli.schema import renamed
 
 BUSY_LOAD = 0.5  # programs running or waiting per core before we begin
 WORKING = 0.1  # seconds into an image, when its steps run
@@ -30,7 +31,7 @@ VARIABLES = (
     "TORCH_ALLOW_TF32_CUBLAS_OVERRIDE",
 )  # fmt: skip
 # Bits of NVML's reasons for lower clocks that mean the GPU was throttled by heat or power.
-HELD_BACK = {0x4: "power cap", 0x8: "hardware slowdown", 0x20: "heat", 0x40: "heat (hardware)", 0x80: "power brake"}
+THROTTLING = {0x4: "power cap", 0x8: "hardware slowdown", 0x20: "heat", 0x40: "heat (hardware)", 0x80: "power brake"}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,7 +42,7 @@ class GpuState:
     memory_clock_mhz: int | None = None
     celsius: int | None = None
     watts: float | None = None
-    held_back: tuple[str, ...] = ()
+    throttled_by: tuple[str, ...] = renamed("held_back", default=())
     others: int = 0  # programs computing there that are not ours
 
 
@@ -116,11 +117,11 @@ def on_battery(root: Path = Path("/")) -> bool | None:
     except OSError:
         return None
     states = [cgroups.read_text(supply / "status").strip() for supply in supplies]
-    known = [state for state in states if state]
-    return "Discharging" in known if known else None
+    reported = [state for state in states if state]
+    return "Discharging" in reported if reported else None
 
 
-# --- what is going on
+# --- the machine now
 
 
 def moment(root: Path = Path("/"), cores: frozenset[int] | None = None) -> Moment | None:
@@ -188,22 +189,22 @@ def gpu_state(hardware: Hardware, ours: Iterable[int] = ()) -> GpuState | None:
     running = output("nvidia-smi", *which, "--query-compute-apps=pid", "--format=csv,noheader").split()
     return GpuState(
         clock_mhz=_whole(words[0]), memory_clock_mhz=_whole(words[1]), celsius=_whole(words[2]),
-        watts=_number(words[3]), held_back=held_back(words[4]),
+        watts=_number(words[3]), throttled_by=throttled_by(words[4]),
         others=others({int(pid) for pid in running if pid.isdigit()}, set(ours)),
     )  # fmt: skip
 
 
 def others(running: set[int], own: set[int]) -> int:
-    """How many programs are not ours. Within a container the driver knows ours by other numbers: then it is counted."""
+    """How many programs are not ours. In a container the driver reports other process ids: then only numbers count."""
     return len(running - own) if running & own else max(0, len(running) - len(own))
 
 
-def held_back(mask: str) -> tuple[str, ...]:
+def throttled_by(mask: str) -> tuple[str, ...]:
     try:
         bits = int(mask, 16)
     except ValueError:
         return ()
-    return tuple(name for bit, name in HELD_BACK.items() if bits & bit)
+    return tuple(name for bit, name in THROTTLING.items() if bits & bit)
 
 
 def _whole(word: str) -> int | None:
@@ -233,13 +234,13 @@ class Watch:
         self._pids: tuple[int, ...] = ()
 
     def start(self, pids: Iterable[int]) -> None:
-        """Begins a stretch; these processes and this one are ours."""
+        """Begins a period; these processes and this one are ours."""
         self._pids = tuple(pids)
         now = moment()
         self._before = (now, own_seconds(self._pids)) if now else None
 
     def stop(self) -> None:
-        """Ends the stretch, while all of them are still alive."""
+        """Ends the period, while all of them are still alive."""
         now = moment()
         if self._before is not None and now is not None:
             then, own = self._before
@@ -282,7 +283,7 @@ class Watch:
             reasons.append(f"other programs took {self.foreign_share * 100:.0f} % of the processor")
         if any(gpu.others for gpu in self.gpus):
             reasons.append("other programs used the GPU")
-        throttled = sorted({name for gpu in self.gpus for name in gpu.held_back})
+        throttled = sorted({name for gpu in self.gpus for name in gpu.throttled_by})
         if throttled:
             reasons.append(f"the GPU was throttled: {', '.join(throttled)}")
         slowed = [one.slowed_down for one in self.clocks if one.slowed_down is not None]

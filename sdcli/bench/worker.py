@@ -1,7 +1,7 @@
-"""A process that draws on command and answers with what it took: `python -m sdcli.bench.worker`, commands on stdin.
+"""A process that draws on command and answers with what it measured: `python -m sdcli.bench.worker`.
 
-The order comes first, then one command per line. Each answer, like the order, is a line of JSON. Nothing else reaches
-stdout, and little is written while steps run.
+On stdin the order comes first, then one command per line. Each answer, like the order, is a line of JSON. Nothing else
+reaches stdout, and little is written while steps run.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from sdcli.machine import clock
 from sdcli.plan.plan import Plan
 
 DRAW, RATE, BUSY = "draw", "rate", "busy"
-SILENCE = 0.5  # seconds between reports of progress: each costs microseconds, and no step should pay for two
+REPORT_EVERY = 0.5  # seconds between reports of progress: each costs microseconds, and no step should pay for two
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -66,7 +66,7 @@ def main() -> None:
     commands, answers = _streams()
     order = receive(commands)
     try:
-        Session(order, commands, answers).run()
+        WorkerLoop(order, commands, answers).run()
     except SdcliError as error:
         answers.write(_line(error=error.to_json()))
     except KeyboardInterrupt:
@@ -93,7 +93,7 @@ def _line(**answer: Any) -> bytes:
     return json.dumps(answer).encode() + b"\n"
 
 
-class Session:
+class WorkerLoop:
     """The engine at work: one run for every batch, keeping what is loaded between them."""
 
     def __init__(self, order: Order, commands: IO[bytes], answers: IO[bytes]) -> None:
@@ -104,7 +104,7 @@ class Session:
         self.current: Drawn | None = None
         self._began = 0.0
         self._count = 0
-        self._spoke = 0.0
+        self._reported = 0.0
         self._watch: Any = None  # watches the GPU during one batch, on request
         self._watches = False
 
@@ -112,9 +112,9 @@ class Session:
         """Draws one batch for every `draw`, until stdin ends."""
         from sdcli.draw.engines import engine
 
-        with engine(self.order.engine) as drawn_by:
+        with engine(self.order.engine) as drawing:
             for number in self._batches():
-                for event in drawn_by.run(self.plan, [(number, self.plan.batch(0))]):
+                for event in drawing.run(self.plan, [(number, self.plan.batch(0))]):
                     before = time.perf_counter()
                     self._record(event)
                     if self.current is not None and isinstance(event, (events.Step, events.Denoised)):
@@ -175,8 +175,8 @@ class Session:
         drawn.step_seconds.append(event.seconds)
         drawn.step_bytes.append(event.device_bytes or 0)
         now = time.monotonic()
-        if now - self._spoke > SILENCE:
-            self._spoke = now
+        if now - self._reported > REPORT_EVERY:
+            self._reported = now
             self._answer(step=[event.step, event.of])
 
     def _denoised(self, drawn: Drawn, event: events.Denoised) -> None:
@@ -185,7 +185,7 @@ class Session:
             self._watch.__exit__(None, None, None)
             drawn.busy, self._watch = self._watch.seconds, None
         if self._count == 1 and event.latents is not None:
-            drawn.latents = self._put("latents.f32", event.latents.float().cpu().contiguous().numpy().tobytes())
+            drawn.latents = self._write("latents.f32", event.latents.float().cpu().contiguous().numpy().tobytes())
 
     def _start_watching(self) -> None:
         if self._watches and self.order.engine == "local":
@@ -196,17 +196,17 @@ class Session:
         """Saved as a run saves it: encoded, written, synced."""
         before = time.perf_counter()
         content = encoded(event)
-        drawn.image = self._put("image.png", content)
+        drawn.image = self._write("image.png", content)
         now = time.perf_counter()
         drawn.save += now - before
         drawn.seconds = now - self._began
         if self._count == 1:
             drawn.ready = clock.since_start()
-            drawn.pixels = self._put("pixels.rgb", event.pixels)
+            drawn.pixels = self._write("pixels.rgb", event.pixels)
         if not drawn.pixel_sha256:
             drawn.pixel_sha256 = hashlib.sha256(event.pixels).hexdigest()
 
-    def _put(self, name: str, content: bytes) -> str:
+    def _write(self, name: str, content: bytes) -> str:
         path = Path(self.order.folder) / name
         try:
             with path.open("wb") as file:

@@ -1,4 +1,4 @@
-"""LoRAs, embeddings and a VAE as they were asked for: found, held against the model, hashed, ready for the plan."""
+"""The requested LoRAs, embeddings and VAE: located, checked against the model, hashed, ready for the plan."""
 
 from __future__ import annotations
 
@@ -10,18 +10,18 @@ from pathlib import Path
 from sdcli.errors import BadFile, ModelMissing, Offline, Usage
 from sdcli.machine import memories
 from sdcli.machine.folders import cache_folder
-from sdcli.models import beside, cache, embedding, hub_cache, hub_name, lora
-from sdcli.models.beside import Place
+from sdcli.models import adapter_files, cache, embedding, hub_cache, hub_name, lora
+from sdcli.models.adapter_files import SearchFolder
 from sdcli.models.hub_cache import Snapshot
 from sdcli.models.hub_name import HubName
 from sdcli.models.model import Model
-from sdcli.plan.plan import Adapter, Warning
+from sdcli.plan.plan import Adapter, PlanWarning
 from sdcli.request import tokenizer
 from sdcli.request.prompt import extract_loras
 from sdcli.request.request import Job, Request
 from sdcli.terminal import show
 
-CODES = UNMATCHED, PASSED_OVER = "lora-unmatched", "embedding-passed-over"  # told before drawing
+CODES = UNMATCHED, PASSED_OVER = "lora-unmatched", "embedding-passed-over"  # shown before drawing
 Tags = tuple[tuple[str, float], ...]
 Fetch = Callable[
     [HubName, Model], HubName
@@ -29,12 +29,12 @@ Fetch = Callable[
 
 
 @dataclass(frozen=True, kw_only=True)
-class Beside:
-    """What goes beside the model, and the model itself, whose VAE may be another now."""
+class ModelWithAdapters:
+    """The adapters, and the model, which may have another VAE now."""
 
     model: Model
     adapters: tuple[Adapter, ...] = ()
-    warnings: tuple[Warning, ...] = ()
+    warnings: tuple[PlanWarning, ...] = ()
 
 
 # --- <lora:name:weight> in prompts
@@ -66,17 +66,17 @@ def without(jobs: Iterable[Job], tags: Tags) -> Iterator[Job]:
 
 
 @dataclass(frozen=True)
-class Named:
+class Mention:
     """A word of a prompt, in small letters, and the files in added folders that it may stand for."""
 
     word: str
     files: tuple[Path, ...]
 
 
-Learned = Mapping[str, Sequence[Path]]
+KnownWords = Mapping[str, Sequence[Path]]
 
 
-def learned(folders: Iterable[Path]) -> Learned:
+def known_words(folders: Iterable[Path]) -> KnownWords:
     """The words that embeddings in these folders stand for, as `sdcli models` last listed them."""
     folders = tuple(folders)
     if not folders:
@@ -86,18 +86,18 @@ def learned(folders: Iterable[Path]) -> Learned:
     return listing.learned_words(listing.recall(cache_folder() / "listing.json"), folders)
 
 
-def named_in(texts: Iterable[str], known: Learned) -> tuple[Named, ...]:
-    """The known words that stand in these texts on their own; the longest goes first, and takes its letters away."""
+def named_in(texts: Iterable[str], words: KnownWords) -> tuple[Mention, ...]:
+    """The known words that stand in these texts on their own; the longest first, so that its letters count once."""
     left = "\n".join(dict.fromkeys(texts))
     folded = left.casefold()
-    found: list[Named] = []
-    for word in sorted((word for word in known if word in folded), key=len, reverse=True):
+    named: list[Mention] = []
+    for word in sorted((word for word in words if word in folded), key=len, reverse=True):
         shorter, count = tokenizer.alone(word).subn("\n", left)
-        here = tuple(path for path in known[word] if count and path.is_file())
-        if here:
+        files = tuple(path for path in words[word] if count and path.is_file())
+        if files:
             left = shorter
-            found.append(Named(word, here))
-    return tuple(found)
+            named.append(Mention(word, files))
+    return tuple(named)
 
 
 def texts_of(jobs: Iterable[Job]) -> Iterator[str]:
@@ -105,12 +105,12 @@ def texts_of(jobs: Iterable[Job]) -> Iterator[str]:
         yield from (job.prompt, job.negative_prompt)
 
 
-def as_learned(jobs: Iterable[Job], known: Learned, adapters: Iterable[Adapter], model: Model) -> Iterator[Job]:
-    """Jobs that come one by one: the words of later ones must have been learned by then."""
+def same_embeddings(jobs: Iterable[Job], words: KnownWords, adapters: Iterable[Adapter], model: Model) -> Iterator[Job]:
+    """Jobs as they come; a later one may not name an embedding that the first did not load."""
     taken = {adapter.word.casefold() for adapter in adapters}
     for job in jobs:
-        here = (one for one in named_in(texts_of([job]), known) if one.word not in taken)
-        new = next((one for one in here if _fits(one, model)[0]), None)
+        named = (one for one in named_in(texts_of([job]), words) if one.word not in taken)
+        new = next((one for one in named if _fits(one, model)[0]), None)
         if new is not None:
             raise Usage(
                 f'prompt {job.index + 1} names the embedding "{show(new.word, 60)}", the first does not: '
@@ -120,28 +120,28 @@ def as_learned(jobs: Iterable[Job], known: Learned, adapters: Iterable[Adapter],
         yield job
 
 
-def meant(named: Iterable[Named], model: Model) -> tuple[tuple[Named, ...], tuple[Warning, ...]]:
+def fitting(named: Iterable[Mention], model: Model) -> tuple[tuple[Mention, ...], tuple[PlanWarning, ...]]:
     """Each with the one file that fits the model. A word whose embeddings are all for other models is a plain word,
-    and that is said: nobody asked for the file, it only has the name."""
-    chosen: list[Named] = []
-    passed: list[Warning] = []
-    for one in named:
-        fits, misfit = _fits(one, model)
+    with a warning: nobody asked for the file, it only has the name."""
+    chosen: list[Mention] = []
+    warnings: list[PlanWarning] = []
+    for candidate in named:
+        fits, misfit = _fits(candidate, model)
         if len(fits) > 1:
             raise Usage(
-                f'"{show(one.word, 60)}" in the prompt is {len(fits)} embeddings: '
+                f'"{show(candidate.word, 60)}" in the prompt is {len(fits)} embeddings: '
                 f"{', '.join(show(path, 120) for path in fits[:3])}",
                 hint=f'the same command with --embedding "{show(fits[0], 300)}"',
             )
         if fits:
-            chosen.append(replace(one, files=tuple(fits)))
+            chosen.append(replace(candidate, files=tuple(fits)))
         elif misfit is not None:
-            said = f'"{show(one.word, 60)}" in the prompt is a plain word: {misfit.message}'
-            passed.append(Warning(code=PASSED_OVER, message=said))
-    return tuple(chosen), tuple(passed)
+            message = f'"{show(candidate.word, 60)}" in the prompt is a plain word: {misfit.message}'
+            warnings.append(PlanWarning(code=PASSED_OVER, message=message))
+    return tuple(chosen), tuple(warnings)
 
 
-def _fits(named: Named, model: Model) -> tuple[list[Path], BadFile | None]:
+def _fits(named: Mention, model: Model) -> tuple[list[Path], BadFile | None]:
     """The files that fit, and why another does not."""
     fits: list[Path] = []
     misfit: BadFile | None = None
@@ -159,110 +159,110 @@ def _fits(named: Named, model: Model) -> tuple[list[Path], BadFile | None]:
 
 def gather(
     request: Request, tags: Tags, model: Model, folders: Iterable[Path], fetch: Fetch | None = None,
-    named: Iterable[Named] = (),
-) -> Beside:  # fmt: skip
-    """Every file found and held against the model before anything is loaded; what the Hub has is fetched first.
+    named: Iterable[Mention] = (),
+) -> ModelWithAdapters:  # fmt: skip
+    """Every file located and checked against the model before anything is loaded; the Hub's are fetched first.
     `named` are the embeddings that the prompts name without a flag."""
-    named, passed = meant(named, model)
+    named, warnings = fitting(named, model)
     if not (request.lora or tags or request.embeddings or request.vae_file or named):
-        return Beside(model=model, warnings=passed)
+        return ModelWithAdapters(model=model, warnings=warnings)
     folders = tuple(folders)
-    where = beside.places(model, folders)
+    where = adapter_files.search_folders(model, folders)
     adapters: list[Adapter] = []
     for text in request.lora:
-        name, scale = beside.weighted(text)
-        at_hub = beside.at_hub(name)
+        name, scale = adapter_files.weighted(text)
+        at_hub = adapter_files.at_hub(name)
         if at_hub is None:
-            adapters.append(_lora(beside.find(name, "LoRA", where), scale, model))
+            adapters.append(_lora(adapter_files.find(name, "LoRA", where), scale, model))
         else:
             adapters.append(_from_hub(at_hub, scale, model, None if request.offline else fetch, request.offline))
     for name, scale in tags:
-        adapters.append(_lora(beside.find(name, "LoRA", where, paths=False), scale, model))
+        adapters.append(_lora(adapter_files.find(name, "LoRA", where, paths=False), scale, model))
     adapters += _embeddings(request.embeddings, named, where, model)
     model, vae = with_vae(request, model, folders)
-    return Beside(model=model, adapters=(*adapters, *vae), warnings=(*passed, *_warnings(adapters)))
+    return ModelWithAdapters(model=model, adapters=(*adapters, *vae), warnings=(*warnings, *_warnings(adapters)))
 
 
 def with_vae(request: Request, model: Model, folders: Iterable[Path]) -> tuple[Model, tuple[Adapter, ...]]:
     """The model with the VAE that was asked for, and that VAE."""
     if not request.vae_file:
         return model, ()
-    path = beside.find(request.vae_file, "VAE", beside.places(model, folders))
-    return beside.with_vae(model, path), (_adapter(path, "vae"),)
+    path = adapter_files.find(request.vae_file, "VAE", adapter_files.search_folders(model, folders))
+    return adapter_files.with_vae(model, path), (_adapter(path, "vae"),)
 
 
-def found_again(adapters: Iterable[Adapter], model: Model, folders: Iterable[Path]) -> tuple[Adapter, ...]:
+def located(adapters: Iterable[Adapter], model: Model, folders: Iterable[Path]) -> tuple[Adapter, ...]:
     """Recorded adapters with their files on this machine, which must be the same: other bytes draw other images."""
-    where = beside.places(model, folders)
+    where = adapter_files.search_folders(model, folders)
     names = {"lora": "LoRA", "embedding": "embedding", "vae": "VAE"}
-    found: list[Adapter] = []
+    with_files: list[Adapter] = []
     for adapter in adapters:
         at_hub = hub_name.parse(adapter.hub)
         if at_hub is not None:
             path = _cached(at_hub).path
         else:
-            path = beside.find(adapter.name, names[adapter.kind], where, paths=False)
-        held = cache.sha256_of(path, _memory())
-        if held != adapter.sha256:
+            path = adapter_files.find(adapter.name, names[adapter.kind], where, paths=False)
+        sha256 = cache.sha256_of(path, _memory())
+        if sha256 != adapter.sha256:
             raise BadFile(
-                f"{show(path)} is not the {names[adapter.kind]} recorded: its sha256 begins with {held[:12]}, "
+                f"{show(path)} is not the {names[adapter.kind]} recorded: its sha256 begins with {sha256[:12]}, "
                 f"not {adapter.sha256[:12]}",
                 hint="get the file that was used then",
             )
-        found.append(replace(adapter, path=str(path)))
-    return tuple(found)
+        with_files.append(replace(adapter, path=str(path)))
+    return tuple(with_files)
 
 
 def _from_hub(name: HubName, scale: float, model: Model, fetch: Fetch | None, offline: bool) -> Adapter:
-    """What is in the cache is taken from there, without asking the Hub."""
-    here = hub_cache.file(hub_cache.folder(os.environ), name)
-    if here is None and fetch is not None:
+    """From the cache, without asking the Hub, if it is there."""
+    cached = hub_cache.file(hub_cache.folder(os.environ), name)
+    if cached is None and fetch is not None:
         name = fetch(name, model)
-        here = hub_cache.file(hub_cache.folder(os.environ), name)
-    found = here or _cached(name, offline)
-    made = _lora(found.path, scale, model)
-    told = hub_cache.told_sha256(found.path)
-    if told not in (None, made.sha256):
+        cached = hub_cache.file(hub_cache.folder(os.environ), name)
+    snapshot = cached or _cached(name, offline)
+    adapter = _lora(snapshot.path, scale, model)
+    expected = hub_cache.expected_sha256(snapshot.path)
+    if expected not in (None, adapter.sha256):
         raise BadFile(
             f"{show(name, 200)} in the Hugging Face cache differs from the Hub's file: its sha256 begins with "
-            f"{made.sha256[:12]}, not {told[:12]}",
+            f"{adapter.sha256[:12]}, not {expected[:12]}",
             hint=f"sdcli models rm {show(name.repository, 120)}   (then the same command again)",
         )
-    short = found.path.stem if found.path.name != hub_name.USUAL else name.repository.split("/")[1]
-    file = found.path.relative_to(_snapshot_of(found)).as_posix()
-    return replace(made, name=short, hub=str(HubName(name.repository, found.revision, file)))
+    short = snapshot.path.stem if snapshot.path.name != hub_name.USUAL else name.repository.split("/")[1]
+    file = snapshot.path.relative_to(_snapshot_of(snapshot)).as_posix()
+    return replace(adapter, name=short, hub=str(HubName(name.repository, snapshot.revision, file)))
 
 
 def _cached(name: HubName, offline: bool = False) -> Snapshot:
-    here = hub_cache.file(hub_cache.folder(os.environ), name)
-    if here is None:
-        lacks = f"{show(name, 200)} is not in the Hugging Face cache of this machine"
+    snapshot = hub_cache.file(hub_cache.folder(os.environ), name)
+    if snapshot is None:
+        message = f"{show(name, 200)} is not in the Hugging Face cache of this machine"
         hint = f'sdcli pull "{show(name, 300)}"'
         if offline:
-            raise Offline(f"{lacks}, and --offline forbids downloading it", hint=f"{hint}   (without --offline)")
-        raise ModelMissing(lacks, hint=hint)
-    return here
+            raise Offline(f"{message}, and offline mode forbids downloading it", hint=f"{hint}   (not in offline mode)")
+        raise ModelMissing(message, hint=hint)
+    return snapshot
 
 
-def _snapshot_of(found: Snapshot) -> Path:
-    return next(path for path in found.path.parents if path.name == found.revision)
+def _snapshot_of(snapshot: Snapshot) -> Path:
+    return next(path for path in snapshot.path.parents if path.name == snapshot.revision)
 
 
 def _lora(path: Path, scale: float, model: Model) -> Adapter:
     matched = lora.match(path, model)
     return replace(
-        _adapter(path, "lora", scale), tensors_sha256=beside.tensors_sha256(path, _memory()),
+        _adapter(path, "lora", scale), tensors_sha256=adapter_files.tensors_sha256(path, _memory()),
         matched=len(matched.fitted), unmatched=len(matched.unmatched),
     )  # fmt: skip
 
 
 def _embeddings(
-    asked: Iterable[str], named: Iterable[Named], where: tuple[Place, ...], model: Model
+    asked: Iterable[str], named: Iterable[Mention], where: tuple[SearchFolder, ...], model: Model
 ) -> Iterator[Adapter]:  # fmt: skip
     taken: dict[str, Path] = {}
     for text in asked:
-        name, word = beside.with_word(text)
-        path = beside.find(name, "embedding", where)
+        name, word = adapter_files.with_word(text)
+        path = adapter_files.find(name, "embedding", where)
         word = word or path.stem
         for one in embedding.read(path, model).words(word):
             other = taken.setdefault(one.casefold(), path)
@@ -272,10 +272,10 @@ def _embeddings(
                     hint=f'--embedding "{show(path, 300)}:WORD"',
                 )
         yield replace(_adapter(path, "embedding"), word=word)
-    for found in named:
-        if found.word not in taken:  # what a flag says goes before
-            (path,) = found.files
-            word = path.stem if path.stem.casefold() == found.word else found.word
+    for candidate in named:
+        if candidate.word not in taken:  # what a flag says goes before
+            (path,) = candidate.files
+            word = path.stem if path.stem.casefold() == candidate.word else candidate.word
             taken |= dict.fromkeys((one.casefold() for one in embedding.read(path, model).words(word)), path)
             yield replace(_adapter(path, "embedding"), word=word)
 
@@ -288,11 +288,11 @@ def _memory() -> memories.Store:
     return memories.store("hashes")
 
 
-def _warnings(adapters: Iterable[Adapter]) -> Iterator[Warning]:
+def _warnings(adapters: Iterable[Adapter]) -> Iterator[PlanWarning]:
     for adapter in adapters:
         if adapter.unmatched:
             of = adapter.matched + adapter.unmatched
-            yield Warning(
+            yield PlanWarning(
                 code=UNMATCHED,
                 message=f"{adapter.unmatched} of {of} layers of the LoRA {show(adapter.name, 60)} fit no layer of the "
                 "model and are left out",

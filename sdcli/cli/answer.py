@@ -16,7 +16,7 @@ from sdcli.terminal import StdoutLost, folded, put, say, show, width
 
 
 class Answered(Exception):
-    """The command has said everything itself, also how it ended; its exit code is all that is left."""
+    """The command has printed everything itself, its error too; only the exit code is left."""
 
     def __init__(self, code: int) -> None:
         super().__init__(code)
@@ -24,15 +24,15 @@ class Answered(Exception):
 
 
 def print_json(value: Any) -> None:
-    """Exactly one object and a newline on stdout, in UTF-8 whatever the console speaks."""
+    """Exactly one object and a newline on stdout, in UTF-8 whatever the console's encoding."""
     over()
     put((json.dumps(value, ensure_ascii=False, allow_nan=False) + "\n").encode("utf-8", "backslashreplace"))
 
 
 def end(error: SdcliError, words: Sequence[str]) -> int:
-    """Say the error the way that was asked for, and give its exit code."""
+    """Print the error as requested, and return its exit code."""
     over()
-    with contextlib.suppress(MemoryError, ImportError):  # a better hint is not worth a second error
+    with contextlib.suppress(MemoryError, ImportError):  # a better hint is not worth another error
         error.hint = line.corrected(error.hint, words)
     try:
         if "--json" in words and not isinstance(error, StdoutLost):
@@ -47,7 +47,7 @@ def end(error: SdcliError, words: Sequence[str]) -> int:
 
 
 def bug_of(failure: Exception) -> Bug:
-    """What nobody foresaw."""
+    """An unforeseen failure, as an error."""
     bug = Bug(f"{type(failure).__name__}: {show(failure)}")
     bug.__cause__ = failure
     return bug
@@ -64,7 +64,7 @@ def say_note(message: str) -> None:
 
 
 def say_error(error: SdcliError) -> None:
-    """What happened and what was kept; then a line to paste."""
+    """What happened, what was kept, and a line to paste."""
     if isinstance(error, (Interrupted, Terminated)):
         say(error.message)
     else:

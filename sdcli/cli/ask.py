@@ -31,7 +31,7 @@ from sdcli.terminal import show
 
 
 @dataclass(frozen=True)
-class Asked:
+class PlannedRun:
     """A plan, and the jobs still to come, if they are read from stdin."""
 
     plan: Plan
@@ -41,7 +41,7 @@ class Asked:
 
 def plan_for(
     typed: Mapping[str, Any], command: str, model: Model | None = None, fetch: adapters.Fetch | None = None
-) -> Asked:
+) -> PlannedRun:
     """The plan for what was typed; every refusal happens here, before anything is loaded. `model` replaces -m,
     `fetch` downloads LoRAs from the Hub: without it, one that is not on this machine is an error."""
     engine_of(typed)
@@ -57,33 +57,33 @@ def plan_for(
     if lines is not None and (words or flags.get("prompts")):
         raise Usage("prompts both on the command line and from --prompts", hint="the same command without --prompts")
     if lines is not None and first is None:
-        raise Usage("--prompts -: stdin holds no prompt", hint="sdcli help formats")
+        raise Usage("--prompts -: stdin contains no prompt", hint="sdcli help formats")
     prompts = (*words, *flags.get("prompts", ())) or tuple(sources.settings_from.get("prompts", ()))
     request, origins = _request(sources, model, prompts or ((first.prompt,) if first else ()), command)
     waiting = flags.get("prompts_file") == "-"
-    made, tags = adapters.untagged(_jobs(request, first, lines, waiting))
-    request = replace(request, prompts=tuple(dict.fromkeys(job.prompt for job in made)))
-    for name in dict.fromkeys(job.sampler for job in made):
-        samplers.refuse_unable(samplers.find(name), model.zero_snr)
-    learned = adapters.learned(added_folders())
-    named = adapters.named_in(adapters.texts_of(made), learned)
-    beside = adapters.gather(request, tags, model, added_folders(), fetch, named)
+    known_jobs, tags = adapters.untagged(_jobs(request, first, lines, waiting))
+    request = replace(request, prompts=tuple(dict.fromkeys(job.prompt for job in known_jobs)))
+    for name in dict.fromkeys(job.sampler for job in known_jobs):
+        samplers.check_zero_snr(samplers.find(name), model.zero_snr)
+    embeddings = adapters.known_words(added_folders())
+    named = adapters.named_in(adapters.texts_of(known_jobs), embeddings)
+    adapted = adapters.gather(request, tags, model, added_folders(), fetch, named)
     hardware, imported = _hardware(request, typed.get("as_if")), 0.0
     if command == "generate" and engine_of(typed) == "local" and "dtype" not in request.pins:
         hardware, imported = probing.probed(hardware)
     plan = make_plan(
-        request, beside.model, hardware, remembered(hardware), origins=origins, jobs=made, version=__version__,
-        adapters=beside.adapters, more=waiting,
+        request, adapted.model, hardware, remembered(hardware), origins=origins, jobs=known_jobs, version=__version__,
+        adapters=adapted.adapters, more=waiting,
     )  # fmt: skip
     plan = replace(plan, warnings=(*plan.warnings, *not_needed(typed, plan)))
-    strange = builtin.unknown_words(model, made, beside.adapters)
-    plain = not_taken.plain_words(adapters.texts_of(made))
-    left = not_taken.not_taken(sources.not_taken, request, origins, beside.adapters)
-    plan = replace(plan, warnings=(*plan.warnings, *beside.warnings, *strange, *left, *plain))
+    unknown = builtin.unknown_words(model, known_jobs, adapted.adapters)
+    syntax = not_taken.plain_words(adapters.texts_of(known_jobs))
+    ignored = not_taken.not_taken(sources.not_taken, request, origins, adapted.adapters)
+    plan = replace(plan, warnings=(*plan.warnings, *adapted.warnings, *unknown, *ignored, *syntax))
     if not waiting or lines is None:
-        return Asked(plan, imported=imported)
-    later = adapters.without(_later(request, lines, len(made)), tags)
-    return Asked(plan, adapters.as_learned(later, learned, beside.adapters, beside.model), imported)
+        return PlannedRun(plan, imported=imported)
+    later = adapters.without(_later(request, lines, len(known_jobs)), tags)
+    return PlannedRun(plan, adapters.same_embeddings(later, embeddings, adapted.adapters, adapted.model), imported)
 
 
 def engine_of(typed: Mapping[str, Any]) -> str:
@@ -96,18 +96,18 @@ def engine_of(typed: Mapping[str, Any]) -> str:
     return name
 
 
-def plan_again(asked: Asked, typed: Mapping[str, Any]) -> Asked:
+def plan_again(planned: PlannedRun, typed: Mapping[str, Any]) -> PlannedRun:
     """The same jobs, with the same seeds, planned for the model's files now on disk."""
-    before = asked.plan
+    before = planned.plan
     model = find_model(read_sources(config.from_flags(typed)))
-    samplers.refuse_unable(samplers.find(before.request.sampler), model.zero_snr)
+    samplers.check_zero_snr(samplers.find(before.request.sampler), model.zero_snr)
     model, _ = adapters.with_vae(before.request, model, added_folders())
     plan = make_plan(
         before.request, model, before.hardware, remembered(before.hardware), origins=before.origins,
-        jobs=before.jobs, version=__version__, adapters=before.setup.adapters, more=asked.later is not None,
+        jobs=before.jobs, version=__version__, adapters=before.setup.adapters, more=planned.later is not None,
     )  # fmt: skip
     more = tuple(warning for warning in before.warnings if warning not in plan.warnings)
-    return replace(asked, plan=replace(plan, warnings=(*plan.warnings, *more)))
+    return replace(planned, plan=replace(plan, warnings=(*plan.warnings, *more)))
 
 
 def read_sources(flags: Mapping[str, Any]) -> Sources:
@@ -147,21 +147,21 @@ def look_for_model(sources: Sources) -> Model:
         raise
     if values.get("revision") and model.source != "hub":
         raise Usage(
-            f"--revision is for models of the Hub; {show(model.name, 80)} is {_PLACES[model.source]}",
+            f"--revision is for models of the Hub; {show(model.name, 80)} is {_SOURCES[model.source]}",
             hint="the same command without --revision",
         )
     return model
 
 
-_PLACES = {"folder": "a local folder", "file": "a local file", "builtin": "built in"}
+_SOURCES = {"folder": "a local folder", "file": "a local file", "builtin": "built in"}
 
 
 def _drawn_elsewhere(name: str) -> ModelMissing:
     """An image stores its model's name, never its path."""
     shown = show(name, 80)
     return ModelMissing(
-        f"the image was drawn with {shown}, and no model of that name is known here",
-        hint=f"the same command with -m PATH   (where {shown} is)",
+        f"the image was drawn with {shown}, and there is no model of that name on this machine",
+        hint=f"the same command with -m PATH   (of {shown})",
     )
 
 
@@ -217,11 +217,11 @@ def _lines(source: str | None) -> Iterator[prompt_files.Line] | None:
 def _jobs(
     request: Request, first: prompt_files.Line | None, lines: Iterator[prompt_files.Line] | None, waiting: bool
 ) -> tuple[Job, ...]:
-    """The jobs known now: all of them, or with stdin those of the first line, the only one waited for."""
+    """The jobs known now: all of them; with stdin those of its first line, the only one read by now."""
     if first is None or lines is None:
         return jobs.make_jobs(request)
-    known = [first] if waiting else [first, *lines]
-    return jobs.renumbered(job for line in known for job in prompt_files.of_line(request, line))
+    ready = [first] if waiting else [first, *lines]
+    return jobs.renumbered(job for line in ready for job in prompt_files.of_line(request, line))
 
 
 def _later(request: Request, lines: Iterator[prompt_files.Line], index: int) -> Iterator[Job]:

@@ -61,7 +61,7 @@ def command() -> typer.Typer:
 
 
 def _unless_subcommand(measure: Callable[..., None]) -> Callable[..., None]:
-    """`bench` itself measures; with a subcommand it only steps aside."""
+    """`bench` itself measures; with a subcommand it does nothing."""
 
     def front(context: typer.Context, **values: Any) -> None:
         if context.invoked_subcommand is None:
@@ -83,10 +83,10 @@ def _bench(typed: dict[str, Any]) -> None:
     limits = _limits(typed)
     configurations = _configurations(typed)
     preset = _preset_file(typed)
-    known = [one.plan for one in configurations if one.plan is not None]
-    if not known:
+    plans = [one.plan for one in configurations if one.plan is not None]
+    if not plans:
         raise configurations[0].error or Usage("nothing to measure", hint="--quick")
-    plan = known[0]
+    plan = plans[0]
     if not typed.get("quiet"):
         _say_not_taken(plan)
     machine = ask.machine_of(plan.hardware)
@@ -96,27 +96,27 @@ def _bench(typed: dict[str, Any]) -> None:
     with scratch() as folder:
         bench = Bench(configurations, limits, folder)
 
-        def made() -> BenchResult:
-            types = {one.setup.dtype for one in known}
+        def result_so_far() -> BenchResult:
+            types = {one.setup.dtype for one in plans}
             ceilings = {kind: rate for kind in types if (rate := memories.best_rate(machine, kind))}
             return build.build(bench, configurations[0].name, ceilings, about)
 
         def keep() -> None:
             if destination is not None and any(row.measured for row in bench.rows):
-                results.write(made(), destination)
+                results.write(result_so_far(), destination)
 
-        error = _run(bench, Talk(bench, quiet=bool(typed.get("quiet")), keep=keep))
-        result = made()
+        error = _run(bench, BenchProgress(bench, quiet=bool(typed.get("quiet")), keep=keep))
+        result = result_so_far()
     if not result.measured:
         raise error or next((row.error for row in bench.rows if row.error), Bug("nothing was measured"))
     if limits.engine == "local":
         _remember(result, machine)
-    unwritten = [failed for write in _files(typed, result, destination, preset) if (failed := _failure(write))]
-    error = error or next(iter(unwritten), None)
+    failures = [failure for write in _files(typed, result, destination, preset) if (failure := _failure(write))]
+    error = error or next(iter(failures), None)
     _show(
         typed,
         replace(result, error=error.to_json() if error is not None else None),
-        destination if not unwritten else None,
+        destination if not failures else None,
     )
     if error is not None:
         if not typed.get("json"):
@@ -125,7 +125,7 @@ def _bench(typed: dict[str, Any]) -> None:
 
 
 def _say_not_taken(plan: Plan) -> None:
-    """The settings that --settings-from could not apply, and what is measured instead."""
+    """The settings that --settings-from could not apply, and what is used instead."""
     for warning in plan.warnings:
         if warning.code == not_taken.SETTINGS:
             say_note(warning.message)
@@ -151,12 +151,12 @@ def _failure(write: Callable[[], None]) -> CannotWrite | None:
     return None
 
 
-def _run(bench: Bench, listener: Talk) -> SdcliError | None:
+def _run(bench: Bench, listener: BenchProgress) -> SdcliError | None:
     try:
         bench.run(listener)
     except (KeyboardInterrupt, Stop) as stop:
         return stopped_by(stop)
-    except Interrupted as error:  # its worker was
+    except Interrupted as error:  # its worker was interrupted
         return error
     finally:
         listener.done()
@@ -191,7 +191,7 @@ def _configurations(typed: dict[str, Any]) -> list[Configuration]:
 
 
 def _with_defaults(typed: dict[str, Any]) -> dict[str, Any]:
-    """One prompt and one seed by default; and no fallbacks: what is named is what is measured."""
+    """One prompt and one seed by default; and no fallbacks: exactly what is named is measured."""
     base = {name: value for name, value in typed.items() if name not in {o.field for o in bench_options.MEASURING}}
     base.setdefault("prompts", [PROMPT])
     base.setdefault("seeds", SEED)
@@ -243,16 +243,16 @@ def _model(typed: Mapping[str, Any], random: bool) -> Model:
 # --- progress
 
 
-class Talk(Listener):
-    """One live line on a terminal, a plain line now and then elsewhere; and what is measured is kept each round."""
+class BenchProgress(Listener):
+    """One live line on a terminal, a plain line now and then elsewhere; saves the result after each round."""
 
     def __init__(self, bench: Bench, *, quiet: bool, keep: Callable[[], None]) -> None:
         self.bench = bench
         self.keep = keep
         self.quiet = quiet
         self.live = LiveLine(sys.stderr, frame=FRAME)
-        self._line = self._stage = self._said = ""
-        self._spoke = -QUIET_SECONDS
+        self._line = self._stage = self._shown = ""
+        self._last_line = -QUIET_SECONDS
         self._written = 0
 
     def turn(self, row: Row, warmup: bool) -> None:
@@ -275,7 +275,7 @@ class Talk(Listener):
         medians = self.bench.medians(row)
         self._update(f" · {screen.time_text(medians[-1])} a step" if medians else "")
 
-    def kept(self) -> None:
+    def round_done(self) -> None:
         """Save every few seconds. If that fails, measuring continues: only the last save counts."""
         if self.bench.seconds - self._written > 2 or self._written == 0:
             with contextlib.suppress(CannotWrite):
@@ -291,8 +291,8 @@ class Talk(Listener):
         if self.live.moves:
             spent = f"{self.bench.seconds:4.0f} s  "
             self.live.show(fit(spent + self._line + more, self.live.room), now=now)
-        elif self._stage != self._said and self.bench.seconds - self._spoke >= QUIET_SECONDS:
-            self._said, self._spoke = self._stage, self.bench.seconds
+        elif self._stage != self._shown and self.bench.seconds - self._last_line >= QUIET_SECONDS:
+            self._shown, self._last_line = self._stage, self.bench.seconds
             say(self._stage)
 
 
@@ -358,7 +358,7 @@ def _next(result: BenchResult, destination: Path | None) -> Iterator[str]:
     yield f"Gate: sdcli bench compare {show(name, 200)} new.json"
 
 
-_KEPT = "Fastest in a bench on "
+PRESET_NOTE = "Fastest in a bench on "
 
 
 def _preset_file(typed: Mapping[str, Any]) -> Path | None:
@@ -378,7 +378,7 @@ def _preset_file(typed: Mapping[str, Any]) -> Path | None:
             hint="--sweep dtype=fp32,bf16 --save-preset fast",
         )
     path = config_folder() / "presets" / f"{name}.toml"
-    if path.exists() and not str(config.read_toml(path).get("description", "")).startswith(_KEPT):
+    if path.exists() and not str(config.read_toml(path).get("description", "")).startswith(PRESET_NOTE):
         raise Usage(f"--save-preset: {show(path)} exists and was not written by bench", hint="sdcli config path")
     return path
 
@@ -390,7 +390,7 @@ def _save_preset(path: Path, result: BenchResult) -> None:
         return
     pins = {key: value for key, value in chosen.options.items() if key in bench_options.SLOTS}
     rest = {bench_options.FLAGS[key].field: value for key, value in chosen.options.items() if key not in pins}
-    lines = [f'description = "{_KEPT}{surroundings.now_utc()[:10]}"']
+    lines = [f'description = "{PRESET_NOTE}{surroundings.now_utc()[:10]}"']
     lines += [f"{field} = {json.dumps(value)}" for field, value in rest.items()]
     if pins:
         lines.append("pins = { " + ", ".join(f"{slot} = {json.dumps(choice)}" for slot, choice in pins.items()) + " }")

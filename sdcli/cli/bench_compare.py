@@ -13,7 +13,7 @@ from typing import Any
 from sdcli import reading, schema
 from sdcli.bench import comparison
 from sdcli.bench import result as results
-from sdcli.bench.process import ENDING
+from sdcli.bench.process import EXIT_SECONDS
 from sdcli.bench.result import BenchResult
 from sdcli.cli.answer import Answered, print_json
 from sdcli.cli.bench_options import COMPARING, DRAWING, RANDOM, whole_number
@@ -62,26 +62,26 @@ def _percent(text: str) -> float:
 def _measured_here(
     typed: Mapping[str, Any], runs: tuple[str, ...]
 ) -> tuple[BenchResult, BenchResult, Interrupted | Terminated | None]:
-    """Both programs in turn, one process of each per round, so that whatever the machine does meets both. Interrupted
-    after a whole round, what was measured by then is compared."""
+    """Both programs in turn, one process of each per round, so that whatever the machine does affects both. Interrupted
+    after a whole round, the rounds so far are compared."""
     rounds = whole_number(typed, "processes", "--processes", 5)
-    passed = list(_passed_on(typed))
-    found: tuple[list[BenchResult], list[BenchResult]] = ([], [])
+    flags = list(_passed_on(typed))
+    measured: tuple[list[BenchResult], list[BenchResult]] = ([], [])
     error: Interrupted | Terminated | None = None
     try:
         for number in range(rounds):
-            for place in (0, 1) if number % 2 == 0 else (1, 0):
+            for side in (0, 1) if number % 2 == 0 else (1, 0):
                 if not typed.get("quiet"):
-                    say(f"round {number + 1} of {rounds}: {show(runs[place], 100)}")
-                found[place].append(_run_other(runs[place], passed))
+                    say(f"round {number + 1} of {rounds}: {show(runs[side], 100)}")
+                measured[side].append(_run_other(runs[side], flags))
     except (KeyboardInterrupt, Stop) as stop:
         error = stopped_by(stop)
-    except (Interrupted, Terminated) as ended:  # the other program was
+    except (Interrupted, Terminated) as ended:  # the other program was interrupted
         error = ended
-    whole = min(map(len, found))
+    whole = min(map(len, measured))
     if error is not None and not whole:
         raise error
-    return comparison.merged(found[0][:whole]), comparison.merged(found[1][:whole]), error
+    return comparison.merged(measured[0][:whole]), comparison.merged(measured[1][:whole]), error
 
 
 def _passed_on(typed: Mapping[str, Any]) -> Iterator[str]:
@@ -98,33 +98,33 @@ def _passed_on(typed: Mapping[str, Any]) -> Iterator[str]:
                 yield from (flag, str(item))
 
 
-def _run_other(program: str, passed: list[str]) -> BenchResult:
+def _run_other(program: str, flags: list[str]) -> BenchResult:
     path = Path(program).expanduser()
     start = [sys.executable, str(path)] if path.suffix == ".py" else [str(path) if path.exists() else program]
     try:
-        process = subprocess.Popen([*start, "bench", *passed], stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+        process = subprocess.Popen([*start, "bench", *flags], stdout=subprocess.PIPE, stderr=subprocess.PIPE)
     except OSError as error:
         raise Usage(
             f"{show(program, 120)} cannot run: {show(error.strerror or error)}", hint=comparison.ADVICE
         ) from None
     try:
         content, _ = process.communicate()
-    except BaseException:  # it has processes of its own to end, and does so when asked
+    except BaseException:  # it has processes of its own to end, and does so on SIGTERM
         process.terminate()
         try:
-            process.communicate(timeout=ENDING)
+            process.communicate(timeout=EXIT_SECONDS)
         except subprocess.TimeoutExpired:
             process.kill()
         raise
     if process.returncode != 0:
         raise BadFile(
-            f"{show(program, 120)} bench exited with code {process.returncode}{_told(content)}",
+            f"{show(program, 120)} bench exited with code {process.returncode}{_message_of(content)}",
             hint="sdcli doctor",
         )
     return results.check(reading.read(content, program), program)
 
 
-def _told(content: bytes) -> str:
+def _message_of(content: bytes) -> str:
     try:
         return f": {show(reading.read(content, 'answer')['error']['message'], 200)}"
     except (SdcliError, KeyError, TypeError):

@@ -9,7 +9,7 @@ from pathlib import Path
 from sdcli.errors import SdcliError
 from sdcli.models import hub_cache, resolve
 from sdcli.models.model import Model
-from sdcli.plan.plan import Adapter, Warning
+from sdcli.plan.plan import Adapter, PlanWarning
 from sdcli.request import words
 from sdcli.request.request import Job
 from sdcli.terminal import disk_text, show
@@ -33,20 +33,20 @@ def _price(name: str) -> str:
     return "" if model.cached else f" ({disk_text(model.download_bytes)} to download)"
 
 
-def unknown_words(model: Model, jobs: Iterable[Job], adapters: Iterable[Adapter] = ()) -> tuple[Warning, ...]:
-    """The words of the prompts that the built-in model never saw; of any other model nothing is known."""
-    known = _words_of(model)
-    if not known:
+def unknown_words(model: Model, jobs: Iterable[Job], adapters: Iterable[Adapter] = ()) -> tuple[PlanWarning, ...]:
+    """The words of the prompts that the built-in model was not trained with; of any other model nothing is known."""
+    vocabulary = _words_of(model)
+    if not vocabulary:
         return ()
     for adapter in adapters:
         if adapter.kind == "embedding":
-            known |= set(words.unknown(adapter.word or adapter.name, known, "none"))
+            vocabulary |= set(words.unknown(adapter.word or adapter.name, vocabulary, "none"))
     prompts = dict.fromkeys((job.prompt, job.emphasis) for job in jobs)
-    found = dict.fromkeys(word for text, emphasis in prompts for word in words.unknown(text, known, emphasis))
-    if not found:
+    unknown = dict.fromkeys(word for text, emphasis in prompts for word in words.unknown(text, vocabulary, emphasis))
+    if not unknown:
         return ()
-    message = f"the built-in model does not know {_listed(list(found))}; it will guess"
-    return (Warning(code=CODE, message=message),)
+    message = f"the built-in model does not know {_listed(list(unknown))}; it will guess"
+    return (PlanWarning(code=CODE, message=message),)
 
 
 def _words_of(model: Model) -> frozenset[str]:
@@ -58,9 +58,9 @@ def _words_of(model: Model) -> frozenset[str]:
         return frozenset()
 
 
-def _listed(found: list[str]) -> str:
-    named = [f"“{show(word, 40)}”" for word in found[:MOST_NAMED]]
-    more = len(found) - len(named)
+def _listed(unknown: list[str]) -> str:
+    named = [f"“{show(word, 40)}”" for word in unknown[:MOST_NAMED]]
+    more = len(unknown) - len(named)
     if more:
         return ", ".join(named) + f" and {more} more"
     return named[0] if len(named) == 1 else ", ".join(named[:-1]) + f" and {named[-1]}"

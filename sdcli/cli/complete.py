@@ -6,12 +6,12 @@ import os
 
 
 def values(field: str, incomplete: str) -> list[str]:
-    found = [value for value in _all(field) if value.casefold().startswith(incomplete.casefold())]
-    return [value.replace(" ", "\\ ") for value in found] if _bash_splits() else found
+    matches = [value for value in _all(field) if value.casefold().startswith(incomplete.casefold())]
+    return [value.replace(" ", "\\ ") for value in matches] if _bash_splits() else matches
 
 
 def _bash_splits() -> bool:
-    """bash inserts what it is given as it stands: a space ends the word, unless a quote is open."""
+    """bash inserts completions verbatim: a space ends the word, unless a quote is open."""
     typed = os.environ.get("COMP_WORDS", "")
     quoted = typed.count('"') % 2 or typed.count("'") % 2
     return os.environ.get("_SDCLI_COMPLETE", "") == "complete_bash" and not quoted

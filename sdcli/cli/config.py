@@ -38,7 +38,7 @@ def _show(json: Annotated[bool, typer.Option("--json", help="One JSON object on 
     sources = read_sources({})
     try:
         model, problem = look_for_model(sources), ""
-    except SdcliError as error:  # a saved name that no longer means anything is exactly what should show here
+    except SdcliError as error:  # a saved name that is no longer valid must show here
         model, problem = None, error.message
     rows = _rows(sources, model)
     if json:
@@ -126,7 +126,7 @@ def _rows(sources: Sources, model: Model | None) -> list[dict[str, Any]]:
 
 
 def _defaults() -> dict[str, Any]:
-    """Of the fields that have one whatever the model; pins are shown slot by slot only where set."""
+    """Of the fields whose default does not depend on the model; pins are shown slot by slot only where set."""
     plain = {f.name: f.default for f in fields(Request) if f.default is not MISSING}
     return {**plain, "model": default_model()}
 

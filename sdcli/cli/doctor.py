@@ -51,21 +51,21 @@ def _doctor(typed: Mapping[str, Any]) -> None:
 def doctor(json: bool = False, network: bool = False) -> None:
     """Print what was found. Exit with 8 if a GPU is present but unusable (or nothing can draw at all), with 2 if the
     settings are wrong, with 3 if --network was given and the Hub does not answer."""
-    found = examine(network=network)
+    examination = examine(network=network)
     if json:
-        print_json(schema.to_json(found.report))
+        print_json(schema.to_json(examination.diagnosis))
     else:
-        for line in screen(found, width(sys.stdout)):
+        for line in screen(examination, width(sys.stdout)):
             tell(line)
-    raise typer.Exit(exit_code(found.report))
+    raise typer.Exit(exit_code(examination.diagnosis))
 
 
 # --- the examination
 
 
 @dataclass(frozen=True, kw_only=True)
-class Report:
-    """The answer for machines."""
+class Diagnosis:
+    """The answer of --json."""
 
     schema: str = "sdcli.doctor/1"
     version: str = __version__
@@ -97,9 +97,9 @@ class FolderState:
 
 @dataclass(frozen=True, kw_only=True)
 class Examination:
-    """The report, and what only its screen needs."""
+    """The diagnosis, and what only the screen needs."""
 
-    report: Report
+    diagnosis: Diagnosis
     survey: Survey
     probe: Probe | None
     network: str | None  # what the Hub answered, if it was asked
@@ -111,11 +111,11 @@ def examine(*, network: bool = False, seen: Survey | None = None) -> Examination
     versions = installation.versions()
     folders = _folders()
     answer = reach(os.environ.get("HF_ENDPOINT") or HUB) if network else None
-    report = Report(
+    diagnosis = Diagnosis(
         installation=seen.installation.kind,
         python=platform.python_version(),
         platform=system_name(),
-        devices=(*survey.usable(seen), *survey.unusable_cards(seen)),
+        devices=(*survey.usable(seen), *survey.unusable_gpus(seen)),
         versions=versions,
         models=_models(),
         folders=folders,
@@ -123,19 +123,19 @@ def examine(*, network: bool = False, seen: Survey | None = None) -> Examination
         problems=(*_problems(seen, versions, folders), *_settings_problem(), *_network_problem(answer)),
     )
     probe = seen.probe(seen.processor.name, seen.processor.isa)
-    return Examination(report=report, survey=seen, probe=probe, network=answer[1] if answer else None)
+    return Examination(diagnosis=diagnosis, survey=seen, probe=probe, network=answer[1] if answer else None)
 
 
 def _models() -> tuple[ModelState, ...]:
-    found = [ModelState(name="builtin", ready=data.builtin_model() is not None, download_bytes=0)]
+    models = [ModelState(name="builtin", ready=data.builtin_model() is not None, download_bytes=0)]
     for name in ("sd15", "sdxl"):
         try:
             model = resolve.resolve(name, hub=hub_cache.folder(os.environ))
         except (SdcliError, OSError):  # a damaged copy is not a ready one; drawing with it says what is wrong
-            found.append(ModelState(name=name, ready=False, download_bytes=0))
+            models.append(ModelState(name=name, ready=False, download_bytes=0))
             continue
-        found.append(ModelState(name=name, ready=model.cached, download_bytes=model.download_bytes))
-    return tuple(found)
+        models.append(ModelState(name=name, ready=model.cached, download_bytes=model.download_bytes))
+    return tuple(models)
 
 
 def _folders() -> tuple[FolderState, ...]:
@@ -151,26 +151,26 @@ def _folders() -> tuple[FolderState, ...]:
 
 
 def _problems(seen: Survey, versions: tuple[Version, ...], folders: tuple[FolderState, ...]) -> tuple[Notice, ...]:
-    found = []
+    problems = []
     gpu = survey.gpu_problem(seen)
     if seen.torch is None:
         hint = installation.command_line([seen.installation.python, "-m", "pip", "install", "torch"])
-        found.append(Notice(code="no-torch", message="torch is not installed, so nothing can be drawn", hint=hint))
+        problems.append(Notice(code="no-torch", message="torch is not installed, so nothing can be drawn", hint=hint))
     elif gpu is not None:
         hint = gpu.hint if gpu.hint != "sdcli doctor" else "install NVIDIA's driver from nvidia.com/drivers, restart"
-        found.append(Notice(code=gpu.code, message=gpu.message, hint=hint))
+        problems.append(Notice(code=gpu.code, message=gpu.message, hint=hint))
     for version in versions:
-        found += _version_problem(version, seen)
+        problems += _version_problem(version, seen)
     for folder in folders:
         if folder.name in ("images", "models") and folder.free is not None and folder.free < LEAST_DISK:
-            found.append(
+            problems.append(
                 Notice(
                     code="disk-full",
                     message=f"{disk_text(folder.free)} free for {folder.name}, in {show(folder.path)}",
                     hint="free some space there" if folder.name == "images" else "hf cache prune",
                 )
             )
-    return tuple(found)
+    return tuple(problems)
 
 
 def _settings_problem() -> list[Notice]:
@@ -195,17 +195,17 @@ def _version_problem(version: Version, seen: Survey) -> list[Notice]:
     missing = not version.version and version.name != "torch"
     if floor is None and not missing:
         return []
-    wanted = f"{version.name}>={data.lowest_versions()[version.name]}"
-    state_ = (
+    requirement = f"{version.name}>={data.lowest_versions()[version.name]}"
+    state = (
         "is not installed" if missing else f"{show(version.version)} is older than {floor}, the oldest tested version"
     )
-    hint = installation.command_line([seen.installation.python, "-m", "pip", "install", wanted])
-    return [Notice(code="version", message=f"{version.name} {state_}", hint=hint)]
+    hint = installation.command_line([seen.installation.python, "-m", "pip", "install", requirement])
+    return [Notice(code="version", message=f"{version.name} {state}", hint=hint)]
 
 
-def exit_code(report: Report) -> int:
+def exit_code(diagnosis: Diagnosis) -> int:
     """Of the most serious problem; a full disk or an old library does not stop an image."""
-    codes = {problem.code for problem in report.problems}
+    codes = {problem.code for problem in diagnosis.problems}
     return 8 if codes & set(GPU_CODES) else 2 if "config" in codes else 3 if "network" in codes else 0
 
 
@@ -243,9 +243,9 @@ def system_name() -> str:
 # --- the screen
 
 
-def screen(found: Examination, columns: int = 80) -> list[str]:
+def screen(examination: Examination, columns: int = 80) -> list[str]:
     """The lines of the screen; commands to paste are never broken."""
-    return [part for line in _lines(found, columns) for part in _folded(line, columns)]
+    return [part for line in _lines(examination, columns) for part in _folded(line, columns)]
 
 
 def _folded(line: str, columns: int) -> list[str]:
@@ -256,18 +256,18 @@ def _folded(line: str, columns: int) -> list[str]:
     return folded(line[len(first) :], columns, first)
 
 
-def _lines(found: Examination, columns: int) -> list[str]:
+def _lines(examination: Examination, columns: int) -> list[str]:
     lines = [
-        *_entry("machine", [_machine_line(found)]),
-        *_gpu_lines(found, columns),
-        *_entry("CPU", [_cpu_line(found)]),
-        *_entry("python", _version_lines(found.report)),
-        *_entry("models", _model_lines(found.report)),
-        *_entry("disk", [_disk_line(found.report)]),
-        *_entry("network", [_network_line(found)]),
-        *_entry("config", [_config_line(found.report)]),
+        *_entry("machine", [_machine_line(examination)]),
+        *_gpu_lines(examination, columns),
+        *_entry("CPU", [_cpu_line(examination)]),
+        *_entry("python", _version_lines(examination.diagnosis)),
+        *_entry("models", _model_lines(examination.diagnosis)),
+        *_entry("disk", [_disk_line(examination.diagnosis)]),
+        *_entry("network", [_network_line(examination)]),
+        *_entry("config", [_config_line(examination.diagnosis)]),
         "",
-        *_ending(found.report),
+        *_ending(examination.diagnosis),
     ]
     return lines
 
@@ -276,29 +276,29 @@ def _entry(label: str, texts: list[str]) -> list[str]:
     return [f"{label if number == 0 else '':<9}{text}" for number, text in enumerate(texts)]
 
 
-def _machine_line(found: Examination) -> str:
-    chip, host = found.survey.processor, found.survey.memory
+def _machine_line(examination: Examination) -> str:
+    chip, host = examination.survey.processor, examination.survey.memory
     cores = f"{chip.cores} cores" if chip.cores != 1 else "1 core"
     if chip.threads < chip.cores:
         cores = f"{chip.threads} of {cores} usable"
     limit = " within this container" if host.limited else ""
     return (
-        f"{show(found.report.platform)}, {show(chip.name)} ({cores}), "
+        f"{show(examination.diagnosis.platform)}, {show(chip.name)} ({cores}), "
         f"RAM {gib(host.total)} GiB{limit}, {gib(host.available)} free"
     )
 
 
-def _gpu_lines(found: Examination, columns: int) -> list[str]:
-    usable = [device for device in found.report.devices if device.kind != "cpu"]
-    lines = [line for device in usable for line in _device_lines(device, found, columns)]
+def _gpu_lines(examination: Examination, columns: int) -> list[str]:
+    usable = [device for device in examination.diagnosis.devices if device.kind != "cpu"]
+    lines = [line for device in usable for line in _device_lines(device, examination, columns)]
     if lines:
         return lines
-    problem = next((problem for problem in found.report.problems if problem.code == "gpu-no-driver"), None)
+    problem = next((problem for problem in examination.diagnosis.problems if problem.code == "gpu-no-driver"), None)
     if problem is not None:
         return _entry("GPU", [f"✗ {problem.message}"])
-    if found.survey.hidden:
+    if examination.survey.hidden:
         return _entry("GPU", ["hidden by CUDA_VISIBLE_DEVICES"])
-    torch = found.survey.torch
+    torch = examination.survey.torch
     if torch is not None and torch.hip:
         return _entry(
             "GPU", [f"none that sdcli supports; torch {show(torch.version)} is a {show(torch.flavour)} build"]
@@ -306,47 +306,47 @@ def _gpu_lines(found: Examination, columns: int) -> list[str]:
     return _entry("GPU", ["none found; using the CPU"])
 
 
-def _device_lines(device: Hardware, found: Examination, columns: int) -> list[str]:
+def _device_lines(device: Hardware, examination: Examination, columns: int) -> list[str]:
     driver = f", driver {show(device.driver)}" if device.driver else ""
     line = f"{show(device.name, 40)}, {gib(device.total)} GiB, {gib(device.free)} free{driver}"
     if device.dtypes.get("fp32") != "unavailable":
-        return _entry("GPU", [_beside(line, f"✓ {device.device}", columns), *(f"  {note}" for note in device.notes)])
-    gpu = found.survey.visible[int(device.device.partition(":")[2])]
-    reason = installation.unusable(found.survey.torch, gpu, found.survey.nvidia)
-    texts = [_beside(line, "✗ torch can't use", columns), f"  {show(reason)}"]
-    for problem in found.report.problems:
+        return _entry("GPU", [_with_mark(line, f"✓ {device.device}", columns), *(f"  {note}" for note in device.notes)])
+    gpu = examination.survey.visible[int(device.device.partition(":")[2])]
+    reason = installation.unusable(examination.survey.torch, gpu, examination.survey.nvidia)
+    texts = [_with_mark(line, "✗ torch can't use", columns), f"  {show(reason)}"]
+    for problem in examination.diagnosis.problems:
         if problem.code == "gpu-unusable":
             texts.append(f"  {problem.hint}" + ("   (about 3 GB)" if "torch" in problem.hint else ""))
     return _entry("GPU", texts)
 
 
-def _beside(text: str, mark: str, columns: int) -> str:
+def _with_mark(text: str, mark: str, columns: int) -> str:
     """The text with its mark at the right edge."""
     return text + " " * max(2, min(80, columns) - 9 - cells(text) - cells(mark)) + mark
 
 
-def _cpu_line(found: Examination) -> str:
-    chip, probe = found.survey.processor, found.probe
-    known = next(device for device in found.report.devices if device.kind == "cpu").dtypes
-    bf16 = "✓" if known["bf16"] != "unavailable" else "✗"
+def _cpu_line(examination: Examination) -> str:
+    chip, probe = examination.survey.processor, examination.probe
+    dtypes = next(device for device in examination.diagnosis.devices if device.kind == "cpu").dtypes
+    bf16 = "✓" if dtypes["bf16"] != "unavailable" else "✗"
     ratio = probe.ratio.get("bf16") if probe is not None else None
     if ratio is not None and probe is not None:
         pace = f"{ratio:.1f}× slower" if ratio > 1 else f"{1 / ratio:.1f}× faster"
         bf16 += f" {pace} than fp32 here (tested for {probe.seconds:.1f} s)"
-    elif known["bf16"] == "assumed":
+    elif dtypes["bf16"] == "assumed":
         bf16 += f" ({chip.isa}), not tested yet"
     else:
         bf16 += f" not supported by {chip.isa or 'this CPU'}"
     return f"fp32 ✓   bf16 {bf16}   fp16 never"
 
 
-def _version_lines(report: Report) -> list[str]:
-    by_name = {version.name: version.version.removesuffix(".0") for version in report.versions}
+def _version_lines(diagnosis: Diagnosis) -> list[str]:
+    by_name = {version.name: version.version.removesuffix(".0") for version in diagnosis.versions}
     shown = [f"{name} {show(by_name[name] or 'missing')}" for name in ("torch", "diffusers", "transformers")]
-    whether = "the tested set" if installation.tested(report.versions) else "not the tested set"
-    where = WHERE.get(report.installation, f"by {report.installation}")
-    lines = [*_wrapped(", ".join([report.python, *shown])), f"  {whether}, installed {where}"]
-    for version in report.versions:
+    whether = "the tested set" if installation.tested(diagnosis.versions) else "not the tested set"
+    where = WHERE.get(diagnosis.installation, f"by {diagnosis.installation}")
+    lines = [*_wrapped(", ".join([diagnosis.python, *shown])), f"  {whether}, installed {where}"]
+    for version in diagnosis.versions:
         if version.known_bad is not None:
             note = f"{version.name} {show(version.version)}: {version.known_bad}"
             lines += _wrapped(note, "  ")
@@ -357,9 +357,9 @@ def _wrapped(text: str, indent: str = "") -> list[str]:
     return textwrap.wrap(text, 80 - 9, initial_indent=indent, subsequent_indent="  ", break_on_hyphens=False)
 
 
-def _model_lines(report: Report) -> list[str]:
-    lines = ["   ".join(_model_text(model) for model in report.models)]
-    ready = [model.name for model in report.models if model.ready]
+def _model_lines(diagnosis: Diagnosis) -> list[str]:
+    lines = ["   ".join(_model_text(model) for model in diagnosis.models)]
+    ready = [model.name for model in diagnosis.models if model.ready]
     return [*lines, "  Photographs: sdcli pull sd15"] if ready == ["builtin"] else lines
 
 
@@ -371,8 +371,8 @@ def _model_text(model: ModelState) -> str:
     return f"{model.name} – {disk_text(model.download_bytes)}" if model.download_bytes else f"{model.name} ✗ damaged"
 
 
-def _disk_line(report: Report) -> str:
-    images, models = (next(f for f in report.folders if f.name == name) for name in ("images", "models"))
+def _disk_line(diagnosis: Diagnosis) -> str:
+    images, models = (next(f for f in diagnosis.folders if f.name == name) for name in ("images", "models"))
     elsewhere = f" ({_free(models)} free)" if models.free != images.free else ""
     return f"images {_free(images)} free   cache {show(_short(models.path))}{elsewhere}"
 
@@ -381,14 +381,14 @@ def _free(folder: FolderState) -> str:
     return "unknown" if folder.free is None else disk_text(folder.free)
 
 
-def _network_line(found: Examination) -> str:
-    if found.network is None:
+def _network_line(examination: Examination) -> str:
+    if examination.network is None:
         return "not tried (sdcli doctor --network); nothing is sent anywhere"
-    return ("✓ " if found.report.network else "✗ ") + found.network
+    return ("✓ " if examination.diagnosis.network else "✗ ") + examination.network
 
 
-def _config_line(report: Report) -> str:
-    config = next(folder for folder in report.folders if folder.name == "config")
+def _config_line(diagnosis: Diagnosis) -> str:
+    config = next(folder for folder in diagnosis.folders if folder.name == "config")
     return f"{show(_short(config.path))}" + ("" if config.exists else ": none, all defaults")
 
 
@@ -398,15 +398,15 @@ def _short(path: str) -> str:
     return "~" + path[len(home) :] if len(home) > 1 and path.startswith(home + os.sep) else path
 
 
-def _ending(report: Report) -> list[str]:
-    if not report.problems:
+def _ending(diagnosis: Diagnosis) -> list[str]:
+    if not diagnosis.problems:
         return ["No problems."]
     lines = []
-    for problem in report.problems:
+    for problem in diagnosis.problems:
         if problem.code != "gpu-unusable":  # shown beside the GPU
             lines += [f"problem: {problem.message}", f"    try: {problem.hint}"]
-    count = "1 problem." if len(report.problems) == 1 else f"{len(report.problems)} problems."
-    codes = {problem.code for problem in report.problems}
+    count = "1 problem." if len(diagnosis.problems) == 1 else f"{len(diagnosis.problems)} problems."
+    codes = {problem.code for problem in diagnosis.problems}
     able = "" if "no-torch" in codes else " Running on the CPU only." if codes & set(GPU_CODES) else ""
-    code = exit_code(report)
+    code = exit_code(diagnosis)
     return [*lines, count + able + (f" (exit {code})" if code else "")]

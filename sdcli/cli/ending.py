@@ -1,4 +1,4 @@
-"""Ctrl-C, SIGTERM and SIGHUP end a command in order, with what is done kept, also where a library swallows them."""
+"""Ctrl-C, SIGTERM and SIGHUP end a command in order and keep what is done, even where a library swallows them."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from typing import Any
 
 from sdcli.errors import Interrupted, Stop, Terminated
 
-PATIENCE = 2.0  # seconds until one more signal of the same kind means: now
+PATIENCE = 2.0  # seconds after which another signal ends the process at once
 
 
-class Heeded:
-    """The handler of all three: it raises once, and remembers, since what it raises may fall into a destructor."""
+class SignalHandler:
+    """Handles all three: raises once, and remembers, since an exception raised in a destructor is lost."""
 
     def __init__(self) -> None:
         self.asked: BaseException | None = None
@@ -42,8 +42,8 @@ def heeded(for_good: bool = False) -> Iterator[None]:
         yield
         return
     numbers = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)]
-    handler = Heeded()
-    before = {number: found for number in numbers if (found := signal.getsignal(number)) is not signal.SIG_IGN}
+    handler = SignalHandler()
+    before = {number: old for number in numbers if (old := signal.getsignal(number)) is not signal.SIG_IGN}
     for number in before:
         signal.signal(number, handler)
     complain = sys.unraisablehook
@@ -58,19 +58,19 @@ def heeded(for_good: bool = False) -> Iterator[None]:
 
 
 def check() -> None:
-    """Between two steps: ends the command if it was told to, and the telling was lost on the way."""
+    """Called between steps: raises what a signal asked for, in case that exception was lost."""
     handler = _handler()
     if handler is not None and handler.asked is not None:
         raise handler.asked
 
 
 def over() -> None:
-    """How the command ends is settled; what is left is to record and to say it, once. A signal changes neither."""
+    """From here on signals change nothing: how the command ends is settled, and is only recorded and shown."""
     handler = _handler()
     if handler is not None:
         handler.over = True
 
 
-def _handler() -> Heeded | None:
-    found: list[Any] = [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)]
-    return next((handler for handler in found if isinstance(handler, Heeded)), None)
+def _handler() -> SignalHandler | None:
+    handlers: list[Any] = [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)]
+    return next((handler for handler in handlers if isinstance(handler, SignalHandler)), None)

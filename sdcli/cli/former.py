@@ -7,7 +7,7 @@ from dataclasses import replace
 from typing import Any
 
 from sdcli.plan.legality import legal
-from sdcli.plan.plan import Plan, Warning
+from sdcli.plan.plan import Plan, PlanWarning
 from sdcli.request.options import Option
 
 NOT_NEEDED = "flag-not-needed"
@@ -18,10 +18,10 @@ FORMER_FLAGS = tuple(
 )
 
 
-def not_needed(typed: Mapping[str, Any], plan: Plan) -> tuple[Warning, ...]:
+def not_needed(typed: Mapping[str, Any], plan: Plan) -> tuple[PlanWarning, ...]:
     """One for each such flag that was typed; the plan is as without it."""
     return tuple(
-        Warning(code=NOT_NEEDED, message=f"--{name} is not needed: {_reason(choice, plan)}")
+        PlanWarning(code=NOT_NEEDED, message=f"--{name} is not needed: {_reason(choice, plan)}")
         for name, choice in LIKE.items()
         if typed.get(name)
     )

@@ -15,7 +15,7 @@ from typing import Any
 from sdcli import events
 from sdcli.cli import builtin, complete, plan_screen, remembering
 from sdcli.cli.answer import Answered, bug_of, say_error, say_note, trace
-from sdcli.cli.ask import Asked
+from sdcli.cli.ask import PlannedRun
 from sdcli.cli.ending import check, over
 from sdcli.cli.former import FORMER_FLAGS
 from sdcli.cli.pull import plan_with_model
@@ -60,8 +60,8 @@ def command() -> Callable[..., None]:
 
 
 def _generate(typed: dict[str, Any]) -> None:
-    asked = plan_with_model(typed)
-    plan = asked.plan
+    planned = plan_with_model(typed)
+    plan = planned.plan
     if not plan.fits:
         raise refused(plan)
     destination = names.prepare(plan.request, count=len(plan.jobs), model=plan.model.name, origins=plan.origins)
@@ -69,18 +69,18 @@ def _generate(typed: dict[str, Any]) -> None:
     screen.announce()
     around = environment(plan.hardware)
     folding = Folding(started=runs.now(), run=destination.run, clock=since_start, environment=around)
-    stored = store(_events(asked, typed.get("engine", "local")), destination, environment=around)
+    stored = store(_events(planned, typed.get("engine", "local")), destination, environment=around)
     strip = Filmstrip(plan.request.filmstrip, on_saved=screen.strip)
     sinks: tuple[Sink, ...] = (screen.progress, screen.image, strip, *screen.results(folding, destination))
     watch = Watch(*sinks, record=folding)
     error = _drain(watch(stored), stored, folding, plan, destination.records) or watch.lost
     over()
-    finished = _recorded(error, folding, asked, destination)
+    finished = _recorded(error, folding, planned, destination)
     try:
         screen.finish(finished, destination)
     except StdoutLost as lost:
         if finished.error is None:
-            raise _completed(lost, folding, asked, destination) or lost from None
+            raise _completed(lost, folding, planned, destination) or lost from None
         say_error(from_json(dict(finished.error)))  # the first error is the run's
     if error is not None and typed.get("debug"):
         trace(error)
@@ -88,45 +88,45 @@ def _generate(typed: dict[str, Any]) -> None:
 
 
 def _recorded(
-    error: SdcliError | None, folding: Folding, asked: Asked, destination: names.Destination
+    error: SdcliError | None, folding: Folding, planned: PlannedRun, destination: names.Destination
 ) -> report.Report:
     """The report, also written to disk. A failure to write it is the run's error only if there was no other."""
-    finished = folding.report(_completed(error, folding, asked, destination))
+    finished = folding.report(_completed(error, folding, planned, destination))
     if not destination.records.exists():  # it ended before it began
         return finished
     try:
         report.write(finished, destination.records / "report.json")
     except CannotWrite as failed:
         if error is None:
-            return folding.report(_completed(failed, folding, asked, destination))
-    remembering.remember(asked.plan, finished)
+            return folding.report(_completed(failed, folding, planned, destination))
+    remembering.remember(planned.plan, finished)
     return finished
 
 
 # --- the engine and its events
 
 
-def _events(asked: Asked, engine: str) -> Iterator[Event]:
-    yield Planned(plan=asked.plan)
-    yield Timed(phase="plan", seconds=since_start() - asked.imported)
-    if asked.imported:
-        yield Timed(phase="import", seconds=asked.imported)
-    for warning in asked.plan.warnings:
+def _events(planned: PlannedRun, engine: str) -> Iterator[Event]:
+    yield Planned(plan=planned.plan)
+    yield Timed(phase="plan", seconds=since_start() - planned.imported)
+    if planned.imported:
+        yield Timed(phase="import", seconds=planned.imported)
+    for warning in planned.plan.warnings:
         if warning.code == builtin.CODE:
             yield Warned(code=warning.code, message=warning.message)
     from sdcli.draw import engines
 
     with engines.engine(engine) as drawing:
-        yield from drawing.run(asked.plan, _batches(asked))
+        yield from drawing.run(planned.plan, _batches(planned))
 
 
-def _batches(asked: Asked) -> Iterable[Batch]:
+def _batches(planned: PlannedRun) -> Iterable[Batch]:
     """The plan's batches; then, if jobs come from stdin, those, one by one as they are read."""
-    plan = asked.plan
+    plan = planned.plan
     own = plan.numbered()
-    if asked.later is None:
+    if planned.later is None:
         return own
-    return itertools.chain(own, ((number, (job,)) for number, job in enumerate(asked.later, len(own))))
+    return itertools.chain(own, ((number, (job,)) for number, job in enumerate(planned.later, len(own))))
 
 
 def _drain(
@@ -142,7 +142,7 @@ def _drain(
         error = stopped_by(stop)
         folding(events.Interrupted(signal=error.type))
         with contextlib.suppress(SdcliError, OSError):  # an image may have been renamed as the signal arrived
-            folding.had(runs.recover(runs.read(records)).done)
+            folding.add_recovered(runs.recover(runs.read(records)).done)
         return error
     except SdcliError as failed:
         return failed
@@ -162,7 +162,7 @@ def _drain(
 
 
 def _completed(
-    error: SdcliError | None, folding: Folding, asked: Asked, destination: names.Destination
+    error: SdcliError | None, folding: Folding, planned: PlannedRun, destination: names.Destination
 ) -> SdcliError | None:
     """The error with what was kept, and how to draw the rest."""
     if error is None:
@@ -171,19 +171,19 @@ def _completed(
     if not error.done and kept:
         error.done = f"{kept} of {total} images in {show(destination.folder, 200)}"
     if not error.hint and isinstance(error, (Interrupted, Terminated)):
-        error.hint = _the_rest(folding, asked, destination)
+        error.hint = _the_rest(folding, planned, destination)
     return error
 
 
-def _the_rest(folding: Folding, asked: Asked, destination: names.Destination) -> str:
+def _the_rest(folding: Folding, planned: PlannedRun, destination: names.Destination) -> str:
     """The same command for the remaining seeds, if one line can name them; else where the rest is listed."""
-    jobs = asked.plan.jobs
+    jobs = planned.plan.jobs
     kept = {image.index for image in folding.images() if image.kept}
     remaining = [job for job in jobs if job.index not in kept]
     kinds = {replace(job, index=0, seed=0) for job in jobs}
     seeds = [job.seed for job in remaining]
     consecutive = len(seeds) > 2 and seeds == list(range(seeds[0], seeds[0] + len(seeds)))
-    if asked.later is not None or len(kinds) > 1 or not seeds or (len(seeds) > MOST_SEEDS and not consecutive):
+    if planned.later is not None or len(kinds) > 1 or not seeds or (len(seeds) > MOST_SEEDS and not consecutive):
         return f"the same command for the images listed as missing in {show(destination.records / runs.REPORT, 300)}"
     listed = f"{seeds[0]}..{seeds[-1]}" if consecutive else ",".join(map(str, seeds))
     return f"the same command with --seed {listed}" + (" and without -n" if len(jobs) > 1 else "")
@@ -229,10 +229,10 @@ class Screen:
     def image(self, event: Event) -> None:
         """The image itself, if the terminal can show it."""
         if isinstance(event, events.Decoded) and self._shows():
-            from sdcli.record.sinks.picture import picture
+            from sdcli.record.sinks.inline_image import inline_image
 
             columns, rows = shutil.get_terminal_size()
-            say(picture(event.width, event.height, event.pixels, columns, rows - 4, os.environ))
+            say(inline_image(event.width, event.height, event.pixels, columns, rows - 4, os.environ))
 
     def _shows(self) -> bool:
         usual = len(self.plan.jobs) <= 4 and is_terminal(sys.stderr) and not self.quiet

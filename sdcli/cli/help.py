@@ -43,7 +43,7 @@ def _environment(columns: int) -> list[str]:
     from sdcli.request.config import NOT_KEPT
     from sdcli.request.options import OPTIONS
 
-    told = {
+    rows = {
         f"SDCLI_{option.field.upper()}": option.help
         for option in OPTIONS
         if option.field not in NOT_KEPT and not option.hidden
@@ -57,13 +57,13 @@ def _environment(columns: int) -> list[str]:
         "NO_COLOR": "No colours. FORCE_COLOR: colours in a pipe too.",
         "COLUMNS": "Width of the output.",
     }
-    room = max(map(len, told)) + 4
+    room = max(map(len, rows)) + 4
     head = "These options can be set in the environment; a flag takes precedence."
-    return [*folded(head, columns), "", *_rows(told, room, columns), "", *_rows(others, room, columns)]
+    return [*folded(head, columns), "", *_rows(rows, room, columns), "", *_rows(others, room, columns)]
 
 
-def _rows(told: Mapping[str, str], room: int, columns: int, indent: str = "  ") -> list[str]:
-    return [line for label, text in told.items() for line in in_columns(indent + label, text, room, columns)]
+def _rows(rows: Mapping[str, str], room: int, columns: int, indent: str = "  ") -> list[str]:
+    return [line for label, text in rows.items() for line in in_columns(indent + label, text, room, columns)]
 
 
 def _memory(columns: int) -> list[str]:
@@ -71,7 +71,7 @@ def _memory(columns: int) -> list[str]:
         "Before anything is loaded, sdcli predicts what every sensible setup would need, and takes the fastest one "
         "that fits. `sdcli plan` shows them all."
     )
-    told = {
+    rows = {
         "budget": "92 % of what is free now (on CUDA after 0.5 GiB for its context)",
         "--max-vram 6": "stay within 6 GiB on the GPU; --max-ram likewise in host memory",
         "--pin SLOT=CHOICE": "force one choice, as --pin placement=group-offload; the rest is planned",
@@ -79,7 +79,7 @@ def _memory(columns: int) -> list[str]:
         "--as-if cuda:8GiB": "with plan: what another GPU would need",
     }
     slots = "The slots and their choices:"
-    return [*folded(head, columns), "", *_rows(told, 22, columns), "", slots, *_slots(columns)]
+    return [*folded(head, columns), "", *_rows(rows, 22, columns), "", slots, *_slots(columns)]
 
 
 def _slots(columns: int) -> list[str]:
@@ -90,7 +90,7 @@ def _slots(columns: int) -> list[str]:
 
 
 def _formats(columns: int) -> list[str]:
-    told = {
+    rows = {
         "Models": ".safetensors only: a diffusers folder, or a single checkpoint of SD1.5, SD2 or SDXL in the original "
         "layout. Pickles (.ckpt, .pt, .bin) can run code and are refused.",
         "Adapters": "--lora (kohya's or diffusers' names; also <lora:name:0.8> in the prompt), --embedding (textual "
@@ -104,7 +104,7 @@ def _formats(columns: int) -> list[str]:
         "{width} {height} {model} {steps} {run} {slug}.",
         "Records": "sdcli-images/runs/RUN/run.jsonl as the run goes, report.json at its end.",
     }
-    return _rows(told, 10, columns, indent="")
+    return _rows(rows, 10, columns, indent="")
 
 
 TOPICS: dict[str, Callable[[int], list[str]]] = {

@@ -25,8 +25,8 @@ TABLES, SIZE, COMPARE = "Tables", "Size", "Compare and run"
 
 
 @dataclass(frozen=True, kw_only=True)
-class Asked:
-    """What the flags say, before anything is looked up."""
+class Flags:
+    """The flags as given."""
 
     model: str | None = None
     at: str | None = None
@@ -50,18 +50,18 @@ class Asked:
     svg: str | None = None
     html: str | None = None
     ascii: bool = False
-    debug: bool = False  # heeded where errors are shown
+    debug: bool = False  # read where errors are shown
 
 
 OPTIONS = (
     Option(field="model", metavar="MODEL"),
     Option(field="model_option", flags=("--model", "-m"), metavar="NAME|PATH", help="The same as MODEL."),
     Option(field="at", flags=("--at",), metavar="WxH", panel=SIZE, help="Image size in pixels."),
-    Option(field="batch", flags=("--batch",), metavar="N", kind=int, default=Asked.batch, panel=SIZE,
+    Option(field="batch", flags=("--batch",), metavar="N", kind=int, default=Flags.batch, panel=SIZE,
            help="Latents per call."),
-    Option(field="tokens", flags=("--tokens",), metavar="N", kind=int, default=Asked.tokens, panel=SIZE,
+    Option(field="tokens", flags=("--tokens",), metavar="N", kind=int, default=Flags.tokens, panel=SIZE,
            help="Text tokens."),
-    Option(field="dtype", flags=("--dtype",), metavar="TYPE", default=Asked.dtype, panel=SIZE,
+    Option(field="dtype", flags=("--dtype",), metavar="TYPE", default=Flags.dtype, panel=SIZE,
            help="fp32, fp16, bf16 or fp8."),
     Option(field="layers", flags=("--layers",), switch=True, panel=TABLES, help="Every layer."),
     Option(field="depth", flags=("--depth",), metavar="N", kind=int, panel=TABLES, help="Sums N modules deep."),
@@ -72,7 +72,7 @@ OPTIONS = (
     Option(field="diff", flags=("--diff",), metavar="OTHER", panel=COMPARE, help="Compare with another."),
     Option(field="lora", flags=("--lora",), metavar="FILE", panel=COMPARE, help="Show the layers a LoRA changes."),
     Option(field="measure", flags=("--measure",), switch=True, panel=COMPARE, help="Build it and run one call here."),
-    Option(field="device", flags=("--device",), metavar="NAME", default=Asked.device, panel=COMPARE,
+    Option(field="device", flags=("--device",), metavar="NAME", default=Flags.device, panel=COMPARE,
            help="Where --measure runs."),
     Option(field="module", flags=("--module",), metavar="PKG.MOD:FACTORY", panel=COMPARE,
            help="Inspect any torch module instead; runs its code."),
@@ -81,8 +81,8 @@ OPTIONS = (
     Option(field="json", flags=("--json",), switch=True, panel=OUTPUT, help="One JSON object."),
     Option(field="csv", flags=("--csv",), switch=True, panel=OUTPUT, help="The table as CSV."),
     Option(field="markdown", flags=("--markdown",), switch=True, panel=OUTPUT, help="The table in Markdown."),
-    Option(field="svg", flags=("--svg",), metavar="FILE", panel=OUTPUT, help="Draw the U."),
-    Option(field="html", flags=("--html",), metavar="FILE", panel=OUTPUT, help="The U with all layers."),
+    Option(field="svg", flags=("--svg",), metavar="FILE", panel=OUTPUT, help="Save a diagram of the UNet."),
+    Option(field="html", flags=("--html",), metavar="FILE", panel=OUTPUT, help="Save a page with every layer."),
     Option(field="ascii", flags=("--ascii",), switch=True, panel=OUTPUT, help="Plain characters only."),
     Option(field="debug", flags=("--debug",), switch=True, panel=OUTPUT, help="Tracebacks."),
 )  # fmt: skip
@@ -98,136 +98,136 @@ def command() -> Callable[..., None]:
 def _inspect(typed: dict[str, Any]) -> None:
     word, option = typed.pop("model", None), typed.pop("model_option", None)
     ascii = typed.pop("ascii", False) or not terminal.speaks_unicode(sys.stdout)
-    asked = Asked(model=word or option, ascii=ascii, **typed)
-    if asked.json + asked.csv + asked.markdown > 1:
+    flags = Flags(model=word or option, ascii=ascii, **typed)
+    if flags.json + flags.csv + flags.markdown > 1:
         raise Usage(
             "--json, --csv and --markdown each write to stdout; use one",
             hint="the same command without --csv --markdown",
         )
     if word and option and word != option:
         raise Usage(f"two models: {show(word, 60)} and {show(option, 60)}", hint="sdcli inspect-unet sd15 --diff sdxl")
-    if asked.module is not None:
-        _module(asked, asked.module)
-    elif asked.lora is not None:
-        _lora(asked, asked.lora)
-    elif asked.diff is not None:
-        _diff(asked, asked.diff)
+    if flags.module is not None:
+        _module(flags, flags.module)
+    elif flags.lora is not None:
+        _lora(flags, flags.lora)
+    elif flags.diff is not None:
+        _diff(flags, flags.diff)
     else:
-        _unet(asked)
+        _unet(flags)
 
 
 # one UNet
 
 
-def _unet(asked: Asked) -> None:
+def _unet(flags: Flags) -> None:
     from sdcli.inspect import facts, source
 
-    if asked.model is None:
+    if flags.model is None:
         raise Usage("which UNet?", hint="sdcli inspect-unet sd15   (sdxl, sd2, refiner, unet2015, or a path)")
-    found = source.find(asked.model)
-    if isinstance(found, source.LoraFile):
-        _show_lora(asked, found, None)
+    unet = source.find(flags.model)
+    if isinstance(unet, source.LoraFile):
+        _show_lora(flags, unet, None)
         return
-    look = facts.inspect(found, _at(asked, found))
-    if asked.measure:
+    look = facts.inspect(unet, _at(flags, unet))
+    if flags.measure:
         from sdcli.inspect.measure import measure
 
-        look = measure(look, asked.device)
-    for path, kind in ((asked.svg, "svg"), (asked.html, "html")):
+        look = measure(look, flags.device)
+    for path, kind in ((flags.svg, "svg"), (flags.html, "html")):
         if path is not None:
             _draw(look, path, kind)
-    _answer(asked, look, drawn=bool(asked.svg or asked.html))
-    if found.fault is not None:
-        if asked.json:
-            raise typer.Exit(found.fault.code)
-        raise found.fault
+    _answer(flags, look, drawn=bool(flags.svg or flags.html))
+    if unet.fault is not None:
+        if flags.json:
+            raise typer.Exit(unet.fault.code)
+        raise unet.fault
 
 
-def _at(asked: Asked, found: Any) -> Any:
+def _at(flags: Flags, unet: Any) -> Any:
     from sdcli.inspect import facts
 
-    width, height = facts.native_size(found)
-    if asked.at is not None:
-        match = re.fullmatch(r"(\d{1,6})(?:[xX×](\d{1,6}))?", asked.at.strip())
+    width, height = facts.native_size(unet)
+    if flags.at is not None:
+        match = re.fullmatch(r"(\d{1,6})(?:[xX×](\d{1,6}))?", flags.at.strip())
         if not match:
-            raise Usage(f"--at {show(asked.at, 40)} is not a size", hint="--at 768x512")
+            raise Usage(f"--at {show(flags.at, 40)} is not a size", hint="--at 768x512")
         width, height = int(match[1]), int(match[2] or match[1])
-    if asked.dtype not in BYTES:
+    if flags.dtype not in BYTES:
         raise Usage(
-            f"--dtype {show(asked.dtype, 40)} is not one of {', '.join(BYTES)}",
+            f"--dtype {show(flags.dtype, 40)} is not one of {', '.join(BYTES)}",
             hint="--dtype bf16",
         )
-    for flag, value in (("--batch", asked.batch), ("--tokens", asked.tokens)):
+    for flag, value in (("--batch", flags.batch), ("--tokens", flags.tokens)):
         if not 1 <= value <= 100_000:
             raise Usage(f"{flag} {value} is outside 1 to 100000", hint=f"{flag} 1")
-    return facts.At(width=width, height=height, batch=asked.batch, tokens=asked.tokens, dtype=asked.dtype)
+    return facts.At(width=width, height=height, batch=flags.batch, tokens=flags.tokens, dtype=flags.dtype)
 
 
-def _answer(asked: Asked, look: Any, *, drawn: bool) -> None:
+def _answer(flags: Flags, look: Any, *, drawn: bool) -> None:
     """The document, a table or the screen, on stdout."""
     from sdcli.inspect import facts, screen, tables
 
-    rows, view = _rows(asked, look)
-    if asked.json:
+    rows, view = _rows(flags, look)
+    if flags.json:
         print_json(facts.to_json(look))
         return
-    if asked.csv or asked.markdown:
-        _print(tables.as_csv(rows) if asked.csv else tables.as_markdown(rows))
+    if flags.csv or flags.markdown:
+        _print(tables.as_csv(rows) if flags.csv else tables.as_markdown(rows))
         return
     if view is not None:
-        _lines(asked, tables.text(rows, look, _wide(), view=view))
+        _lines(flags, tables.text(rows, look, _wide(), view=view))
     elif not drawn:
-        colour = terminal.colour(sys.stdout) and not asked.ascii
-        for line in screen.draw(look, terminal.width(sys.stdout), colour=colour, ascii=asked.ascii):
+        colour = terminal.colour(sys.stdout) and not flags.ascii
+        for line in screen.draw(look, terminal.width(sys.stdout), colour=colour, ascii=flags.ascii):
             tell(line)
     if look.measured is not None and view is None:
-        _lines(asked, ["", *tables.text(tables.by_block(look, tables.layers(look)), look, _wide(), view="blocks")])
-        _lines(asked, screen.measured(look))
-    _lines(asked, screen.faults(look.source))
+        _lines(flags, ["", *tables.text(tables.by_block(look, tables.layers(look)), look, _wide(), view="blocks")])
+        _lines(flags, screen.measured(look))
+    _lines(flags, screen.faults(look.source))
 
 
-def _rows(asked: Asked, look: Any) -> tuple[list[Any], str | None]:
-    """The rows asked for, and how they are shown; no view where no table was asked for."""
+def _rows(flags: Flags, look: Any) -> tuple[list[Any], str | None]:
+    """The requested rows, and how they are shown; no view where no table was requested."""
     from sdcli.inspect import tables
 
-    leaves = tables.matching(tables.layers(look), asked.pattern)
-    wanted = [flag for flag in (asked.layers, asked.depth is not None, asked.by is not None) if flag]
-    if len(wanted) > 1:
+    leaves = tables.matching(tables.layers(look), flags.pattern)
+    chosen = [flag for flag in (flags.layers, flags.depth is not None, flags.by is not None) if flag]
+    if len(chosen) > 1:
         raise Usage(
             "--layers, --depth and --by are three tables; one at a time", hint="the same command without --depth --by"
         )
     view: str | None = None
-    if asked.depth is not None:
-        if asked.depth < 1:
-            raise Usage(f"--depth {asked.depth} is below 1", hint="--depth 2")
-        rows, view = tables.by_depth(leaves, asked.depth), "sums"
-    elif asked.by is not None:
-        if asked.by not in ("kind", "block"):
-            raise Usage(f"--by {show(asked.by, 40)} is neither kind nor block", hint="--by kind")
+    if flags.depth is not None:
+        if flags.depth < 1:
+            raise Usage(f"--depth {flags.depth} is below 1", hint="--depth 2")
+        rows, view = tables.by_depth(leaves, flags.depth), "sums"
+    elif flags.by is not None:
+        if flags.by not in ("kind", "block"):
+            raise Usage(f"--by {show(flags.by, 40)} is neither kind nor block", hint="--by kind")
         rows, view = (
-            (tables.by_kind(leaves), "sums") if asked.by == "kind" else (tables.by_block(look, leaves), "blocks")
+            (tables.by_kind(leaves), "sums") if flags.by == "kind" else (tables.by_block(look, leaves), "blocks")
         )
     else:
         rows = leaves
-        if asked.layers or asked.sort or asked.pattern:
+        if flags.layers or flags.sort or flags.pattern:
             view = "layers"
-    return tables.ordered(rows, asked.sort), view
+    return tables.ordered(rows, flags.sort), view
 
 
 def _wide() -> int:
-    """Columns for a table: the terminal's; a file or pipe has no end of line to mind."""
+    """Columns for a table: the terminal's; a file or pipe has no width."""
     import os
 
     return terminal.width(sys.stdout) if terminal.is_terminal(sys.stdout) or os.environ.get("COLUMNS") else 160
 
 
-def _lines(asked: Asked, lines: list[str]) -> None:
+def _lines(flags: Flags, lines: list[str]) -> None:
     for line in lines:
-        tell(plain(line) if asked.ascii else line)
+        tell(plain(line) if flags.ascii else line)
 
 
 def _print(text: str) -> None:
-    """CSV and Markdown, in UTF-8 whatever the console speaks."""
+    """CSV and Markdown, in UTF-8 whatever the console's encoding."""
     put(text.encode("utf-8", "backslashreplace"))
 
 
@@ -242,64 +242,64 @@ def _draw(look: Any, path: str, kind: str) -> None:
 # comparisons and other modules
 
 
-def _diff(asked: Asked, other: str) -> None:
+def _diff(flags: Flags, other: str) -> None:
     from sdcli.inspect import diff, source
 
-    if asked.model is None:
+    if flags.model is None:
         raise Usage("compare what?", hint="sdcli inspect-unet sd15 --diff sdxl")
     sides = []
-    for name in (asked.model, other):
-        found = source.find(name)
-        if isinstance(found, source.LoraFile):
+    for name in (flags.model, other):
+        unet = source.find(name)
+        if isinstance(unet, source.LoraFile):
             raise Usage(
                 f"{show(name, 80)} is a LoRA; --diff compares UNets", hint="sdcli inspect-unet sd15 --lora FILE"
             )
-        sides.append(found)
+        sides.append(unet)
     result = diff.compare(sides[0], sides[1])
-    if asked.json:
+    if flags.json:
         print_json(diff.to_json(result))
         return
-    _lines(asked, diff.text(result, terminal.width(sys.stdout)))
+    _lines(flags, diff.text(result, terminal.width(sys.stdout)))
 
 
-def _lora(asked: Asked, path: str) -> None:
+def _lora(flags: Flags, path: str) -> None:
     from sdcli.inspect import source
 
-    found = source.find_lora(path)
+    lora = source.find_lora(path)
     base = None
-    if asked.model is not None:
-        base = source.find(asked.model)
+    if flags.model is not None:
+        base = source.find(flags.model)
         if isinstance(base, source.LoraFile):
-            raise Usage(f"{show(asked.model, 80)} is a LoRA itself", hint="sdcli inspect-unet sd15 --lora FILE")
-    _show_lora(asked, found, base)
+            raise Usage(f"{show(flags.model, 80)} is a LoRA itself", hint="sdcli inspect-unet sd15 --lora FILE")
+    _show_lora(flags, lora, base)
 
 
-def _show_lora(asked: Asked, found: Any, base: Any) -> None:
+def _show_lora(flags: Flags, file: Any, base: Any) -> None:
     from sdcli.inspect import lora
 
-    result = lora.inspect(found, base)
-    if asked.json:
+    result = lora.inspect(file, base)
+    if flags.json:
         print_json(lora.to_json(result))
         return
-    _lines(asked, lora.text(result, terminal.width(sys.stdout), every=asked.layers))
+    _lines(flags, lora.text(result, terminal.width(sys.stdout), every=flags.layers))
 
 
-def _module(asked: Asked, name: str) -> None:
+def _module(flags: Flags, name: str) -> None:
     from sdcli.inspect import modules, tables
 
-    look = modules.inspect(name, asked.inputs, dtype=asked.dtype)
-    if asked.json or asked.csv or asked.markdown:
-        _answer(asked, look, drawn=False)
+    look = modules.inspect(name, flags.inputs, dtype=flags.dtype)
+    if flags.json or flags.csv or flags.markdown:
+        _answer(flags, look, drawn=False)
         return
-    rows, view = _rows(asked, look)
-    _lines(asked, modules.summary(look))
+    rows, view = _rows(flags, look)
+    _lines(flags, modules.summary(look))
     if view is None:
         rows, view = _rolled_up(rows), "sums"
-    _lines(asked, ["", *tables.text(rows, look, _wide(), view=view)])
+    _lines(flags, ["", *tables.text(rows, look, _wide(), view=view)])
 
 
 def _rolled_up(leaves: list[Any]) -> list[Any]:
-    """Sums one module deep, or as deep as it takes to show some parts."""
+    """Sums one module deep, or as deep as it takes for a table of some rows."""
     from sdcli.inspect import tables
 
     rows = tables.by_depth(leaves, 1)

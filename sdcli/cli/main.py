@@ -1,4 +1,4 @@
-"""The front door: find the command, run it, and turn every way of ending into text and an exit code."""
+"""The entry point: finds the command, runs it, and turns however it ends into text and an exit code."""
 
 from __future__ import annotations
 
@@ -107,10 +107,10 @@ def _command_in(words: list[str]) -> str:
 
 
 def _no_command(word: str, words: list[str], commands: list[str]) -> SdcliError:
-    """`sdcli "a cat"` means generate, but a mistyped command must not start drawing, nor one of another program."""
+    """`sdcli "a cat"` means generate, but a mistyped command, or another program's, must not start drawing."""
     from sdcli.cli import line
 
-    told = f'no command "{show(word, 60)}"'
+    message = f'no command "{show(word, 60)}"'
     rest = words[words.index(word) + 1 :]
     near = nearest(word, commands, 1, LIKELY)
     if near or word in ELSEWHERE:
@@ -120,12 +120,12 @@ def _no_command(word: str, words: list[str], commands: list[str]) -> SdcliError:
     else:
         meant, rest = "generate", line.with_one_prompt(words)
     if not rest:
-        return Usage(told, hint="sdcli --help")
-    return Usage(f"{told}; did you mean {meant}?", hint=line.joined([meant, *rest]) or f"sdcli {meant} --help")
+        return Usage(message, hint="sdcli --help")
+    return Usage(f"{message}; did you mean {meant}?", hint=line.joined([meant, *rest]) or f"sdcli {meant} --help")
 
 
 def _usage(error: typer.TyperException, words: list[str], help: str) -> Usage:
-    """What Typer found wrong; an option that does not exist by the names of those that --help shows."""
+    """Typer's error; for an option that does not exist, with the nearest of those that --help shows."""
     from sdcli.cli import line
 
     wrong, context = getattr(error, "option_name", None), getattr(error, "ctx", None)

@@ -82,12 +82,12 @@ def _list(text: str, typed: dict[str, Any]) -> None:
     if text and not Path(text).expanduser().is_dir():
         raise ModelMissing(f"no folder {show(text, 200)}", hint="sdcli models")
     folders = (Path(text).expanduser().absolute(),) if text else added_folders()
-    memory = listing.recall(cache_folder() / "listing.json")
+    cache = listing.recall(cache_folder() / "listing.json")
     entries = listing.listed(
         folders=folders, hub=None if text else hub_cache.folder(os.environ),
-        builtin=None if text else data.builtin_model(), memory=memory,
+        builtin=None if text else data.builtin_model(), cache=cache,
     )  # fmt: skip
-    listing.keep(memory)
+    listing.save(cache)
     states = tuple(FolderState(path=str(folder), exists=folder.is_dir()) for folder in folders)
     if typed.get("json"):
         print_json(schema.to_json(Listing(folders=states, models=tuple(entries))))
@@ -117,11 +117,11 @@ def table(entries: Sequence[Entry], folders: Sequence[FolderState], columns: int
     lines: list[str] = []
     for source in ("builtin", "cache"):
         lines += _block(_SOURCES[source], [entry for entry in entries if entry.source == source], columns)
-    for place in folders:
+    for state in folders:
         inside = [
-            entry for entry in entries if entry.source == "folder" and Path(entry.path).is_relative_to(place.path)
+            entry for entry in entries if entry.source == "folder" and Path(entry.path).is_relative_to(state.path)
         ]
-        title = show(place.path, 200) + ("" if inside else ": no models" if place.exists else ": not found")
+        title = show(state.path, 200) + ("" if inside else ": no models" if state.exists else ": not found")
         lines += _block(title, inside, columns) or [title]
     return lines or ["no models found"]
 
@@ -142,10 +142,10 @@ def _block(title: str, entries: Sequence[Entry], columns: int) -> list[str]:
             continue
         size = disk_text(entry.bytes)
         more = [entry.dtype, "" if entry.prediction == "epsilon" else entry.prediction, ", ".join(entry.words)]
-        told = f"  {shown}  {_padded(called, kind)}  {size:>8}  " + "  ".join(
+        line = f"  {shown}  {_padded(called, kind)}  {size:>8}  " + "  ".join(
             show(piece, 200) for piece in more if piece
         )
-        lines.append(fit(told.rstrip(), columns))
+        lines.append(fit(line.rstrip(), columns))
     return lines
 
 
@@ -158,8 +158,8 @@ def _called(entry: Entry, entries: Sequence[Entry]) -> str:
 
 
 def _rank(entry: Entry) -> tuple[bool, bool, int, str, str]:
-    place = _ORDER.index(entry.kind) if entry.kind in _ORDER else len(_ORDER)
-    return entry.error is not None, not entry.drawn, place, entry.kind, entry.name.casefold()
+    rank = _ORDER.index(entry.kind) if entry.kind in _ORDER else len(_ORDER)
+    return entry.error is not None, not entry.drawn, rank, entry.kind, entry.name.casefold()
 
 
 def _kind(entry: Entry) -> str:
@@ -172,9 +172,9 @@ def _kind(entry: Entry) -> str:
     return fit(f"{title} {entry.family}" if entry.kind in ("lora", "embedding", "unet") else title, 26).rstrip()
 
 
-def _padded(text: str, wanted: int) -> str:
-    shown = fit(text, wanted)
-    return shown + " " * (wanted - cells(shown))
+def _padded(text: str, columns: int) -> str:
+    shown = fit(text, columns)
+    return shown + " " * (columns - cells(shown))
 
 
 # --- model folders
@@ -188,9 +188,9 @@ def _add(text: str, typed: dict[str, Any]) -> None:
     path = Path(os.path.abspath(Path(text).expanduser()))
     if not path.is_dir():
         raise ModelMissing(f"no folder {show(path, 200)}", hint="sdcli models")
-    held = config.folders(_file())
-    if path not in held:
-        config.set_folders(_file(), [*held, path])
+    folders = config.folders(_file())
+    if path not in folders:
+        config.set_folders(_file(), [*folders, path])
     if not typed.get("quiet") and not typed.get("json"):
         say(f"Added {show(path, 200)} to the model folders ({show(_file(), 200)})")
     _list(str(path), typed)
@@ -198,40 +198,40 @@ def _add(text: str, typed: dict[str, Any]) -> None:
 
 def _remove(text: str, typed: dict[str, Any]) -> None:
     """Forget an added folder, or delete a repository from the Hub's cache. Files in the user's folders are kept."""
-    held = config.folders(_file())
-    wanted = Path(os.path.abspath(Path(text).expanduser()))
-    named = [folder for folder in held if folder == wanted] or [folder for folder in held if folder.name == text]
+    folders = config.folders(_file())
+    path = Path(os.path.abspath(Path(text).expanduser()))
+    named = [folder for folder in folders if folder == path] or [folder for folder in folders if folder.name == text]
     if len(named) > 1:
         raise Usage(f"{show(text, 80)} is {len(named)} folders", hint=f'sdcli models rm "{show(named[0], 200)}"')
     if named:
-        config.set_folders(_file(), [folder for folder in held if folder != named[0]])
-        _told(typed, removed=str(named[0]), freed=0, text=f"Removed {show(named[0], 200)} from the model folders")
+        config.set_folders(_file(), [folder for folder in folders if folder != named[0]])
+        _removed(typed, removed=str(named[0]), freed=0, text=f"Removed {show(named[0], 200)} from the model folders")
         return
-    known = resolve.known_as(text)
-    repository = known.repository if known is not None else text
-    place = hub_cache.folder(os.environ) / f"models--{repository.replace('/', '--')}"
-    if not resolve.is_hub_id(repository) or not place.is_dir():
+    alias = resolve.known_as(text)
+    repository = alias.repository if alias is not None else text
+    cached = hub_cache.place(hub_cache.folder(os.environ), repository)
+    if not resolve.is_hub_id(repository) or not cached.is_dir():
         raise ModelMissing(
             f"{show(text, 200)} is neither an added folder nor in the Hugging Face cache; sdcli deletes nothing else",
             hint="sdcli models",
         )
-    freed = _delete(place)
-    _told(
+    freed = _delete(cached)
+    _removed(
         typed, removed=repository, freed=freed,
         text=f"Deleted {show(repository, 120)} from the Hugging Face cache, {disk_text(freed)} freed",
     )  # fmt: skip
 
 
-def _delete(place: Path) -> int:
+def _delete(path: Path) -> int:
     try:
-        size = sum(path.stat().st_size for path in place.rglob("*") if path.is_file() and not path.is_symlink())
-        shutil.rmtree(place)
+        size = sum(file.stat().st_size for file in path.rglob("*") if file.is_file() and not file.is_symlink())
+        shutil.rmtree(path)
     except OSError as error:
-        raise CannotWrite(f"{show(place, 200)}: {show(error.strerror or error)}", hint="sdcli models") from None
+        raise CannotWrite(f"{show(path, 200)}: {show(error.strerror or error)}", hint="sdcli models") from None
     return size
 
 
-def _told(typed: dict[str, Any], *, removed: str, freed: int, text: str) -> None:
+def _removed(typed: dict[str, Any], *, removed: str, freed: int, text: str) -> None:
     if typed.get("json"):
         print_json({"schema": "sdcli.models-rm/1", "removed": removed, "freed_bytes": freed})
     elif not typed.get("quiet"):
@@ -242,20 +242,20 @@ def _told(typed: dict[str, Any], *, removed: str, freed: int, text: str) -> None
 
 
 def _check(text: str, typed: dict[str, Any]) -> None:
-    name, found = _checked(text, bool(typed.get("quiet")))
+    name, result = _checked(text, bool(typed.get("quiet")))
     if typed.get("json"):
-        print_json(schema.to_json(found))
+        print_json(schema.to_json(result))
     else:
-        for line in _report(name, found):
+        for line in _report(name, result):
             tell(line)
-        if not found.sound:
-            raise BadFile(f"{show(name, 120)} is damaged", hint=_mended(text))
-    raise typer.Exit(0 if found.sound else BadFile.code)
+        if not result.sound:
+            raise BadFile(f"{show(name, 120)} is damaged", hint=_repair(text))
+    raise typer.Exit(0 if result.sound else BadFile.code)
 
 
-def _mended(text: str) -> str:
-    known = resolve.known_as(text)
-    if known is None and not resolve.is_hub_id(text):
+def _repair(text: str) -> str:
+    alias = resolve.known_as(text)
+    if alias is None and not resolve.is_hub_id(text):
         return "get the file again, or another"
     return f"sdcli models rm {show(text, 120)}\nthen: sdcli pull {show(text, 120)}"
 
@@ -270,19 +270,19 @@ def _checked(text: str, quiet: bool) -> tuple[str, Check]:
     screen = Download(sys.stderr, quiet=quiet)
     try:
         while True:
-            at = next(reading)
-            screen(Progress(file=at.file, part="read", done=at.done, total=at.total))
+            position = next(reading)
+            screen(Progress(file=position.file, part="read", done=position.done, total=position.total))
     except StopIteration as end:
-        found: Check = end.value
-        return name, found
+        result: Check = end.value
+        return name, result
     finally:
         screen.finish()
 
 
 def _checkpoint(path: Path) -> Model | None:
     try:
-        return checkpoint.as_it_is(path)
-    except SdcliError:  # what is wrong with the file itself, the check says
+        return checkpoint.for_inspection(path)
+    except SdcliError:  # the check itself says what is wrong with the file
         return None
 
 
@@ -297,9 +297,9 @@ def _model(text: str) -> Model:
         return folder.read(Path(error.details["folder"]), whole=False)
 
 
-def _report(name: str, found: Check) -> list[str]:
+def _report(name: str, result: Check) -> list[str]:
     lines = []
-    for one in found.files:
+    for one in result.files:
         hashed = {True: "matches the Hub", False: "does NOT match the Hub", None: "nothing to compare it with"}
         agrees = None if one.expected is None else one.expected == one.sha256
         lines.append(f"{show(one.path, 300)}  {disk_text(one.bytes)}")
@@ -308,8 +308,8 @@ def _report(name: str, found: Check) -> list[str]:
             lines.append(f"  {show(one.error, 300)}")
         for fault in one.not_finite[: check.MOST_NAMED]:
             lines.append(f"  {show(fault.name, 120)}: {fault.count:,} of {fault.of:,} numbers are not finite")
-    for what, names in (("missing", found.missing), ("of another shape", found.mismatched)):
+    for what, names in (("missing", result.missing), ("of another shape", result.mismatched)):
         lines += [f"  {what}: {show(name, 120)}" for name in names[:_NAMED]]
         lines += [f"  {what}: at least {len(names) - _NAMED} more"] if len(names) > _NAMED else []
-    lines.append(f"{show(name, 80)}: " + ("sound" if found.sound else "damaged"))
+    lines.append(f"{show(name, 80)}: " + ("sound" if result.sound else "damaged"))
     return lines

@@ -6,7 +6,7 @@ import re
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
-from sdcli.plan.plan import Adapter, Warning
+from sdcli.plan.plan import Adapter, PlanWarning
 from sdcli.request.prompt import of_other_programs
 from sdcli.request.request import Request
 from sdcli.terminal import show
@@ -25,24 +25,24 @@ _NETWORKS = {"Lora hashes": "LoRA", "TI hashes": "embedding"}
 
 def not_taken(
     left: Mapping[str, Any], request: Request, origins: Mapping[str, str], adapters: Iterable[Adapter]
-) -> tuple[Warning, ...]:
+) -> tuple[PlanWarning, ...]:
     """A warning of the leftover pairs that no flag sets anyway, each with what is used instead."""
     ignored = list(_ignored(left, request, origins, tuple(adapters)))
     if not ignored:
         return ()
     more = len(ignored) - MOST_NAMED
     listed = ", ".join(ignored[:MOST_NAMED]) + (f" and {more} more" if more > 0 else "")
-    return (Warning(code=SETTINGS, message=f"ignored in the image's settings: {listed}"),)
+    return (PlanWarning(code=SETTINGS, message=f"ignored in the image's settings: {listed}"),)
 
 
-def plain_words(texts: Iterable[str]) -> tuple[Warning, ...]:
+def plain_words(texts: Iterable[str]) -> tuple[PlanWarning, ...]:
     """A warning of what these prompts hold that is syntax in other programs."""
     snippets = list(dict.fromkeys(snippet for text in dict.fromkeys(texts) for snippet in of_other_programs(text)))
     if not snippets:
         return ()
     more = len(snippets) - MOST_SYNTAX
     listed = ", ".join(show(text, 40) for text in snippets[:MOST_SYNTAX]) + (f" and {more} more" if more > 0 else "")
-    return (Warning(code=SYNTAX, message=f"not sdcli's syntax, taken as plain words: {listed}"),)
+    return (PlanWarning(code=SYNTAX, message=f"not sdcli's syntax, taken as plain words: {listed}"),)
 
 
 def _ignored(

@@ -6,7 +6,7 @@ import textwrap
 from collections.abc import Iterable, Sequence
 
 from sdcli.cli import builtin
-from sdcli.plan.plan import Decision, Fallback, Plan, Setup, Way
+from sdcli.plan.plan import Alternative, Decision, Fallback, Plan, Setup
 from sdcli.plan.techniques import TECHNIQUES, placement
 from sdcli.sizes import GIB, gib
 from sdcli.terminal import cells, counted, disk_text, fit, folded, plain, seconds_text, show
@@ -25,7 +25,7 @@ BRIEF = {  # a placement's phrase where there is little room
 def render(plan: Plan, width: int = 80, ascii: bool = False, disk_free: int | None = None) -> list[str]:
     """The screen of `plan`: what, where, every sensible setup, why this one, and how to choose another."""
     lines = [
-        *_asked(plan, width, disk_free),
+        *_head(plan, width, disk_free),
         *_machine(plan, width),
         "",
         *_table(plan, width),
@@ -47,11 +47,11 @@ def render_summary(plan: Plan, width: int = 80, ascii: bool = False) -> list[str
             parts.insert(2, placement.TECHNIQUE.phrases[setup.placement])
     else:
         of = _named(plan) if plan.model.kind == "builtin" else "plan"
-        parts, between = [f"{of}: {_device_name(plan)}", setup.dtype, way_name(setup, None), _needs(plan)], ", "
+        parts, between = [f"{of}: {_device_name(plan)}", setup.dtype, setup_name(setup, None), _needs(plan)], ", "
     if plan.seconds is not None:
         parts.append(f"about {seconds_text(plan.seconds.total)}")
     reason = _main_reason(plan)
-    lines = [*_flow(parts, between, width), *([f"  {reason}"] if reason else []), *_beside(setup, width)]
+    lines = [*_flow(parts, between, width), *([f"  {reason}"] if reason else []), *_adapter_lines(setup, width)]
     return [_within(line, width, ascii) for line in lines]
 
 
@@ -82,7 +82,7 @@ def _within(line: str, width: int, ascii: bool) -> str:
 # names
 
 
-def way_name(setup: Setup, beside: Setup | None, room: int = 66) -> str:
+def setup_name(setup: Setup, beside: Setup | None, room: int = 66) -> str:
     """A setup in words; what it shares with `beside` (number types) is left out."""
     for brevity in (0, 1, 2):
         name = _composed(setup, beside, brevity)
@@ -146,7 +146,7 @@ def _needs(plan: Plan) -> str:
 # the head
 
 
-def _asked(plan: Plan, width: int, disk_free: int | None) -> list[str]:
+def _head(plan: Plan, width: int, disk_free: int | None) -> list[str]:
     model, request, jobs = plan.model, plan.request, plan.jobs
     where = model.repository or (model.path if model.source in ("folder", "file") else None)
     head = [_named(plan) + (f": {show(where, 60)}" if where else "")]
@@ -162,11 +162,11 @@ def _asked(plan: Plan, width: int, disk_free: int | None) -> list[str]:
     return [
         *_flow(head, ", ", width),
         *_flow([work, *_download(plan, disk_free)], " · ", width),
-        *_beside(plan.setup, width),
+        *_adapter_lines(plan.setup, width),
     ]
 
 
-def _beside(setup: Setup, width: int) -> list[str]:
+def _adapter_lines(setup: Setup, width: int) -> list[str]:
     """`with LoRA ink ×0.8 (192 layers), embedding mycat, VAE sharp`"""
     named = []
     for one in setup.adapters:
@@ -202,64 +202,64 @@ def _machine(plan: Plan, width: int) -> list[str]:
 # the table
 
 
-def sensible(plan: Plan) -> list[Way]:
+def sensible(plan: Plan) -> list[Alternative]:
     """The rows worth showing: each clearly smaller than any faster one; always the chosen one and the CPU's."""
-    kept: list[Way] = []
+    rows: list[Alternative] = []
     lossy = 0
-    for way in sorted(plan.ways, key=lambda way: way.slowdown):
-        if way.chosen or way.setup.device != plan.setup.device:
-            kept.append(way)
+    for row in sorted(plan.alternatives, key=lambda row: row.slowdown):
+        if row.chosen or row.setup.device != plan.setup.device:
+            rows.append(row)
             continue
-        eight_bits = way.setup.storage == "fp8" and plan.setup.storage != "fp8"
-        rivals = [row for row in kept if row.setup.device == plan.setup.device]
+        eight_bits = row.setup.storage == "fp8" and plan.setup.storage != "fp8"
+        rivals = [rival for rival in rows if rival.setup.device == plan.setup.device]
         if not eight_bits:
-            rivals = [row for row in rivals if row.setup.storage == way.setup.storage]
-        smaller = all(_smaller(way, row) for row in rivals)
+            rivals = [rival for rival in rivals if rival.setup.storage == row.setup.storage]
+        smaller = all(_smaller(row, rival) for rival in rivals)
         if smaller and not (eight_bits and lossy == MOST_LOSSY):
             lossy += eight_bits
-            kept.append(way)
-    while len(kept) > MOST_ROWS:
-        kept.remove(min((way for way in kept if not way.chosen and way.device_peak), key=lambda way: way.device_peak))
-    return sorted(kept, key=lambda way: (way.setup.device != plan.setup.device, -way.device_peak, way.slowdown))
+            rows.append(row)
+    while len(rows) > MOST_ROWS:
+        rows.remove(min((row for row in rows if not row.chosen and row.device_peak), key=lambda row: row.device_peak))
+    return sorted(rows, key=lambda row: (row.setup.device != plan.setup.device, -row.device_peak, row.slowdown))
 
 
-def _smaller(way: Way, row: Way) -> bool:
+def _smaller(row: Alternative, rival: Alternative) -> bool:
     """By a clear step, also in the figures shown."""
-    return way.device_peak <= row.device_peak * A_STEP and gib(way.device_peak) != gib(row.device_peak)
+    return row.device_peak <= rival.device_peak * A_STEP and gib(row.device_peak) != gib(rival.device_peak)
 
 
 def _table(plan: Plan, width: int) -> list[str]:
-    ways = sensible(plan)
+    rows = sensible(plan)
     two = plan.hardware.kind != "cpu"
-    remarks = [_remark(way, plan) for way in ways]
+    remarks = [_remark(row, plan) for row in rows]
     beside = max([len(remark) for remark in remarks], default=0) + 2 if width >= NARROW else 0
     columns = 8 + (9 if two else 0) + 8
     room = max(10, width - 2 - columns - beside)
-    room = min(room, max(cells(way_name(way.setup, plan.setup)) for way in ways) + 2)
+    room = min(room, max(cells(setup_name(row.setup, plan.setup)) for row in rows) + 2)
     head = (f"{'GPU GiB':>8}" if two else "") + f"{'RAM GiB':>{9 if two else 8}}" + f"{'time':>8}"
     lines = ["  " + "setup".ljust(room) + head]
-    for way, remark in zip(ways, remarks, strict=True):
-        mark = "▸ " if way.chosen and plan.fits else "  "
-        name = way_name(way.setup, plan.setup, room)
-        device = "–" if way.setup.device != plan.setup.device else gib(way.device_peak)
-        figures = (f"{device:>8}" if two else "") + f"{gib(way.host_peak):>{9 if two else 8}}" + f"{_time(way):>8}"
+    for row, remark in zip(rows, remarks, strict=True):
+        mark = "▸ " if row.chosen and plan.fits else "  "
+        name = setup_name(row.setup, plan.setup, room)
+        device = "–" if row.setup.device != plan.setup.device else gib(row.device_peak)
+        figures = (f"{device:>8}" if two else "") + f"{gib(row.host_peak):>{9 if two else 8}}" + f"{_time(row):>8}"
         lines.append(mark + name + " " * (room - cells(name)) + figures + (f"  {remark}" if beside else ""))
     return lines
 
 
-def _time(way: Way) -> str:
+def _time(row: Alternative) -> str:
     """Seconds if this machine has run that setup; else a multiple of the fastest setup's time."""
-    if way.seconds is not None:
-        return seconds_text(way.seconds)
-    return f"×{way.slowdown:.2f}" if way.slowdown < 9.95 else f"×{way.slowdown:.0f}"
+    if row.seconds is not None:
+        return seconds_text(row.seconds)
+    return f"×{row.slowdown:.2f}" if row.slowdown < 9.95 else f"×{row.slowdown:.0f}"
 
 
-def _remark(way: Way, plan: Plan) -> str:
-    if way.chosen and plan.request.pins and plan.fits:
+def _remark(row: Alternative, plan: Plan) -> str:
+    if row.chosen and plan.request.pins and plan.fits:
         return "as pinned"
-    if way.fits and not way.chosen and way.setup.storage == "fp8":
+    if row.fits and not row.chosen and row.setup.storage == "fp8":
         return "lossy"
-    short = (way.because or "").replace(" GiB of RAM", " RAM").replace(" MiB of RAM", " MiB RAM")
+    short = (row.because or "").replace(" GiB of RAM", " RAM").replace(" MiB of RAM", " MiB RAM")
     return short.replace(" GiB too", " too")
 
 
@@ -318,7 +318,7 @@ def _notes(plan: Plan, width: int) -> list[str]:
 def _first_fallback(fallbacks: Sequence[Fallback], chosen: Setup) -> str:
     first = fallbacks[0]
     moved = ", pixels move slightly" if first.changes_pixels else ", same pixels"
-    return f"{way_name(first.setup, chosen)} ({gib(first.device_peak)} GiB{moved})"
+    return f"{setup_name(first.setup, chosen)} ({gib(first.device_peak)} GiB{moved})"
 
 
 def _source_of_figures(plan: Plan) -> str:
@@ -331,8 +331,8 @@ def _source_of_figures(plan: Plan) -> str:
 
 
 def _elsewhere(plan: Plan, width: int) -> list[str]:
-    own = [way for way in sensible(plan) if way.setup.device == plan.setup.device]
-    others = [way for way in own if way.fits and way.setup.placement != plan.setup.placement] or own
+    own = [row for row in sensible(plan) if row.setup.device == plan.setup.device]
+    others = [row for row in own if row.fits and row.setup.placement != plan.setup.placement] or own
     other = others[-1].setup.placement
     gpu = "cuda:8GiB" if plan.hardware.kind != "cuda" or plan.hardware.total // GIB == 6 else "cuda:6GiB"
     choose = "Let sdcli choose: omit --pin" if plan.request.pins else f"Choose yourself: --pin placement={other}"

@@ -10,20 +10,20 @@ from sdcli.machine import installation, memories
 from sdcli.machine.hardware import Hardware
 
 
-def probed(place: Hardware) -> tuple[Hardware, float]:
-    """With what a second's trial found, remembered per processor, instruction set and version of torch; and the
-    seconds that loading torch for it took, which every other run spends later.
+def probed(hardware: Hardware) -> tuple[Hardware, float]:
+    """The hardware with what a trial of a second showed, remembered per processor, instruction set and torch version;
+    and the seconds that loading torch for it took, which every other run spends later.
 
-    Only a CPU that claims bf16 is tried: elsewhere nothing would be decided by it.
+    Only a CPU that claims bf16 is tried: elsewhere the trial would decide nothing.
     """
     torch = installation.torch_build()
-    if place.device != "cpu" or place.source != "os" or torch is None or place.dtypes.get("bf16") != "assumed":
-        return place, 0.0
-    key = (place.name, place.isa, torch.version)
+    if hardware.device != "cpu" or hardware.source != "os" or torch is None or hardware.dtypes.get("bf16") != "assumed":
+        return hardware, 0.0
+    key = (hardware.name, hardware.isa, torch.version)
     if key in memories.probes():
-        return place, 0.0
+        return hardware, 0.0
     started = time.perf_counter()
-    found = importlib.import_module("sdcli.draw.local").probe(place.device, place.threads)
-    memories.remember_probe(key, found)
-    tried = replace(place, dtypes={**place.dtypes, **found.dtypes})
-    return tried, max(0.0, time.perf_counter() - started - found.seconds)
+    probe = importlib.import_module("sdcli.draw.local").probe(hardware.device, hardware.threads)
+    memories.remember_probe(key, probe)
+    tried = replace(hardware, dtypes={**hardware.dtypes, **probe.dtypes})
+    return tried, max(0.0, time.perf_counter() - started - probe.seconds)

@@ -14,7 +14,7 @@ from typing import Any
 from sdcli import __version__, data, schema
 from sdcli.cli import complete
 from sdcli.cli.answer import print_json
-from sdcli.cli.ask import Asked, added_folders, plan_again, plan_for
+from sdcli.cli.ask import PlannedRun, added_folders, plan_again, plan_for
 from sdcli.cli.download import Download, facts
 from sdcli.errors import ModelMissing, Offline, Stop, Usage, stopped_by
 from sdcli.machine.memory import disk_free
@@ -152,8 +152,7 @@ def _bring(name: str, offer: Offer, licence: str | None, quiet: bool) -> int:
     screen = Download(sys.stderr, quiet=quiet or not offer.missing)
     with _kept_if_interrupted(offer):
         try:
-            for progress in hub.fetch(hub_connection.connect(os.environ), offer, disk_free):
-                screen(progress)
+            hub.fetch(hub_connection.connect(os.environ), offer, screen, disk_free)
         finally:
             screen.finish()
     return offer.missing
@@ -216,7 +215,7 @@ def pull_lora(name: HubName, model: Model, quiet: bool) -> HubName:
 # --- before generate
 
 
-def plan_with_model(typed: dict[str, Any]) -> Asked:
+def plan_with_model(typed: dict[str, Any]) -> PlannedRun:
     """generate's plan, with missing files downloaded: only then are a model's true sizes known."""
     quiet = bool(typed.get("quiet"))
 

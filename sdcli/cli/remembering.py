@@ -1,4 +1,4 @@
-"""After a run: keep what was measured, so that the next plan knows this machine."""
+"""After a run: remember what was measured, for the next plan on this machine."""
 
 from __future__ import annotations
 
@@ -18,16 +18,16 @@ def remember(plan: Plan, report: Report) -> None:
         return
     if report.environment.get("engine") == "fake":
         return
-    found = _measured(plan, report)
+    measures = _measured(plan, report)
     batch = plan.batch(0) if plan.batches else ()
-    if found is None or not batch or not _alike(report):
+    if measures is None or not batch or not _alike(report):
         return
-    way = key_of(plan.model, plan.setup, batch, plan.request.batch_invariant)
-    memories.remember_run(machine_of(plan.hardware), way, lambda old: schema.to_json(merged(old, found)))
+    key = key_of(plan.model, plan.setup, batch, plan.request.batch_invariant)
+    memories.remember_run(machine_of(plan.hardware), key, lambda old: schema.to_json(merged(old, measures)))
 
 
 def _alike(report: Report) -> bool:
-    """Whether all batches need what the first one does: peaks of the whole run are told, not of a batch. A last batch
+    """Whether all batches need what the first one does, since peaks are known for the whole run only. A last batch
     with fewer images is lighter; long prompts are not planned for."""
     shapes = {(image.width, image.height, image.job and image.job.guided) for image in report.images}
     most = len(report.batches[0].images)
@@ -45,5 +45,5 @@ def _measured(plan: Plan, report: Report) -> Measures | None:
         host_peak=memory.host_peak,
         load=report.phase("import").seconds + report.phase("load").seconds + report.batches[0].encode_seconds,
         step=median(steps),
-        picture=finishing / max(1, sum(len(batch.images) for batch in report.batches)),
+        image=finishing / max(1, sum(len(batch.images) for batch in report.batches)),
     )

@@ -7,7 +7,7 @@ import sys
 from sdcli.errors import OutOfMemory
 from sdcli.machine import memory
 from sdcli.plan.plan import Plan, Setup
-from sdcli.plan.refusal import way_out
+from sdcli.plan.refusal import remedy
 from sdcli.plan.techniques.technique import gib
 
 
@@ -31,7 +31,7 @@ def _hint(plan: Plan, need: int, phase: str | None) -> str:
         return "the same command without --no-fallback"
     if memory.address_space_left() is not None:
         return "ulimit -v unlimited, then the same command"
-    return way_out(plan, below=need) if plan.jobs else "sdcli doctor"
+    return remedy(plan, below=need) if plan.jobs else "sdcli doctor"
 
 
 def _need(plan: Plan, setup: Setup) -> int:

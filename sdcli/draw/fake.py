@@ -17,7 +17,7 @@ from sdcli.request.request import Job
 
 
 class Engine:
-    """Like draw/local.py's, but never holds anything."""
+    """Like draw/local.py's, but loads nothing."""
 
     def run(self, plan: Plan, batches: Iterable[Batch] | None = None) -> Iterator[Event]:
         """`batches` as (number, jobs), read as they come; the plan's if not given."""
@@ -51,7 +51,7 @@ class Run:
         yield Timed(phase="import", seconds=0.0)
         yield self._peak("import")
         first = stages(plan.model, plan.jobs[:1])
-        parts = placement.held(plan.setup.placement, first, first[0], first[0].parts[0])
+        parts = placement.loaded(plan.setup.placement, first, first[0], first[0].parts[0])
         if set(parts) == set(parts_of(first)):
             yield from self._load(parts)
         for window in windows_of(plan.numbered() if batches is None else batches):
@@ -59,7 +59,7 @@ class Run:
             for number, jobs, stage in walk(plan.model, window, alone=alone):
                 for part in stage.parts if self._needed(stage, jobs) else ():
                     every = stages(plan.model, jobs, alone=alone)
-                    yield from self._load(placement.held(plan.setup.placement, every, stage, part))
+                    yield from self._load(placement.loaded(plan.setup.placement, every, stage, part))
                 yield from {"text": self._encode, "unet": self._denoise, "image": self._decode}[stage.work](
                     number, jobs, stage
                 )

@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from sdcli.draw.adapters import Additions
-from sdcli.draw.made import made_from_config
+from sdcli.draw.config_check import config_checked
 from sdcli.draw.weights import Piece, Reader, pieces
 from sdcli.errors import BadFile, Bug
 from sdcli.models import keys
@@ -66,7 +66,7 @@ def named(name: str, stored: Mapping[str, Piece]) -> dict[str, Piece]:
 
 
 def kind_of(name: str) -> Any:
-    """The component's class. Importing its libraries is most of the imports' time."""
+    """The component's class. Its libraries take most of the time spent importing."""
     if name not in MODULES:
         raise BadFile(f"components called {show(name, 40)} are not supported")
     return getattr(importlib.import_module(MODULES[name]), CLASSES[name][0])
@@ -78,7 +78,7 @@ def build(name: str, config: Mapping[str, Any]) -> Any:
     class_name = config.get("_class_name") or next(iter(config.get("architectures") or ()), kind.__name__)
     if class_name != kind.__name__:
         raise BadFile(f"the model's {name} is a {show(class_name, 60)}; only {kind.__name__} is supported")
-    with made_from_config(name), torch.device("meta"):
+    with config_checked(name), torch.device("meta"):
         if name.startswith("text_encoder"):
             from transformers import CLIPTextConfig
 
@@ -92,7 +92,7 @@ def fill(
     module: nn.Module, stored: Mapping[str, Piece], name: str, *, dtype: torch.dtype, device: torch.device | str,
     channels_last: bool, added: Additions = MappingProxyType({}),
 ) -> int:  # fmt: skip
-    """Reads every parameter of `module` from `stored`; the bytes they take. None may be missing or misshapen."""
+    """Reads every parameter of `module` from `stored` and returns their bytes. None may be missing or misshapen."""
     empty = {key: (key.removeprefix("text_model."), meta) for key, meta in module.state_dict().items()}
     missing = [key for key, (bare, _) in empty.items() if bare not in stored]
     if missing:
@@ -106,7 +106,7 @@ def fill(
             if piece.shape != meta.shape:
                 shapes = f"{list(piece.shape)}, not {list(meta.shape)}"
                 raise BadFile(f"{name}: {show(key, 120)} has the shape {shapes}", hint="check the model's config.json")
-            tensor = _room_for(meta, dtype, device, channels_last)
+            tensor = _empty(meta, dtype, device, channels_last)
             if bare in added:
                 exact = torch.empty(meta.shape, dtype=torch.float32)
                 reader.read(piece, exact)
@@ -122,12 +122,12 @@ def fill(
 
 
 def randomise(module: nn.Module, *, dtype: torch.dtype, device: torch.device | str, channels_last: bool) -> int:
-    """Random weights made in memory, the same every time; the bytes they take. They draw noise as fast as real ones
+    """Random weights made in memory, the same every time; returns their bytes. They draw noise as fast as real ones
     draw images: products stay of order one, so that half precisions neither overflow nor vanish."""
     generator = torch.Generator(device).manual_seed(0)
     size = 0
     for key, meta in dict(module.state_dict()).items():
-        tensor = _room_for(meta, dtype, device, channels_last)
+        tensor = _empty(meta, dtype, device, channels_last)
         if not meta.is_floating_point():
             tensor.copy_(torch.arange(meta.shape[-1]).expand(meta.shape))  # position numbers
         elif meta.ndim == 1:
@@ -143,10 +143,10 @@ def randomise(module: nn.Module, *, dtype: torch.dtype, device: torch.device | s
     return size
 
 
-def _room_for(meta: torch.Tensor, dtype: torch.dtype, device: torch.device | str, channels_last: bool) -> torch.Tensor:
-    kept = dtype if meta.is_floating_point() and meta.dtype not in NARROW else meta.dtype
+def _empty(meta: torch.Tensor, dtype: torch.dtype, device: torch.device | str, channels_last: bool) -> torch.Tensor:
+    own = dtype if meta.is_floating_point() and meta.dtype not in NARROW else meta.dtype
     packed = torch.channels_last if channels_last and meta.ndim == 4 else torch.contiguous_format
-    return torch.empty(meta.shape, dtype=kept, device=device, memory_format=packed)
+    return torch.empty(meta.shape, dtype=own, device=device, memory_format=packed)
 
 
 def _assign(module: nn.Module, key: str, tensor: torch.Tensor) -> None:

@@ -47,14 +47,14 @@ class Engine:
         except GeneratorExit:
             raise
         except BaseException as error:
-            self._give_back()
-            # where there is no fallback: imports, the start of a device
+            self._release()
+            # there is no fallback for imports and the start of a device
             if not isinstance(error, Exception) or not is_out_of_memory(error):
                 raise
             raise exhausted(plan, "while starting", first_line(error)) from error
 
     def close(self) -> None:
-        self._give_back()
+        self._release()
         self._undo.close()
         self._started = False
 
@@ -69,7 +69,7 @@ class Engine:
         if self._session is None:
             return hardware
         host = memory.resident() or 0
-        device = host if hardware.kind == "cpu" else self._session.meter.held() + _context(hardware)
+        device = host if hardware.kind == "cpu" else self._session.meter.reserved() + _context(hardware)
         return replace(
             hardware,
             free=min(hardware.total, hardware.free + device),
@@ -91,12 +91,12 @@ class Engine:
     def _ready(self, plan: Plan) -> Any:
         """Prepares the libraries, the device and a session for this plan."""
         if self._session is not None and not self._session.serves(plan):
-            self._give_back()
+            self._release()
         if not self._started:
-            with contextlib.suppress(RuntimeError, MemoryError):  # no room for a thread: do without it
+            with contextlib.suppress(RuntimeError, MemoryError):  # no memory for a thread: do without it
                 threading.Thread(target=_read_ahead, args=(plan,), daemon=True).start()
             # stdout is for results: a library that fails to import may print there
-            with _seldom_collecting(self._undo), contextlib.redirect_stdout(io.StringIO()):
+            with _fewer_collections(self._undo), contextlib.redirect_stdout(io.StringIO()):
                 self._import(plan)
             self._started = True
         import torch
@@ -126,7 +126,7 @@ class Engine:
         for name in load.MODULES.keys() & plan.model.components.keys():
             load.kind_of(name)  # here, so that its time counts as importing, not loading
 
-    def _give_back(self) -> None:
+    def _release(self) -> None:
         session, self._session = self._session, None
         if session is not None:
             session.close()
@@ -146,7 +146,7 @@ def probe(device: str, threads: int) -> Probe:
 
 
 def _read_ahead(plan: Plan) -> None:
-    """Has the system read the weight files into its cache while libraries are imported; no process pays for them.
+    """Has the system read the weight files into its cache while libraries are imported.
 
     Optional: if it fails, loading reads the files anyway.
     """
@@ -159,9 +159,9 @@ def _read_ahead(plan: Plan) -> None:
 
 
 @contextlib.contextmanager
-def _seldom_collecting(undo: contextlib.ExitStack) -> Iterator[None]:
-    """Libraries create 400,000 permanent objects. Searching them for garbage over and over takes a tenth of the
-    imports' time, and time again whenever memory is freed."""
+def _fewer_collections(undo: contextlib.ExitStack) -> Iterator[None]:
+    """Libraries create 400,000 permanent objects. Searching them for garbage takes a tenth of the imports' time, and
+    more whenever memory is freed."""
     if "diffusers" in sys.modules:  # objects that exist by now are the caller's
         yield
         return
@@ -197,7 +197,7 @@ def _set_threads(count: int, torch: Any) -> None:
 
 
 def _refuse_another_gpu(hardware: Hardware, torch: Any) -> None:
-    """How CUDA orders unlike GPUs is a guess of ours; the plan's memory and rates are those of one of them."""
+    """CUDA's order of unlike GPUs is guessed, and the plan's memory and rates hold for one of them only."""
     uuid = str(getattr(torch.cuda.get_device_properties(hardware.device), "uuid", "") or "")
     if is_another_gpu(hardware.uuid, uuid):
         raise DeviceUnusable(
@@ -208,7 +208,7 @@ def _refuse_another_gpu(hardware: Hardware, torch: Any) -> None:
 
 
 def is_another_gpu(planned: str | None, actual: str) -> bool:
-    """Compares UUIDs as NVML and CUDA spell them. CUDA does not report that of a slice of a GPU."""
+    """Compares UUIDs as NVML and CUDA spell them. CUDA does not report a MIG slice's own UUID."""
     if not planned or not planned.startswith("GPU-") or not actual:
         return False
     return planned.removeprefix("GPU-").casefold() != actual.removeprefix("GPU-").casefold()

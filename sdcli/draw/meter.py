@@ -50,7 +50,7 @@ class Meter:
             return torch.mps.current_allocated_memory(), None
         return memory.resident(), None
 
-    def held(self) -> int:
+    def reserved(self) -> int:
         """Bytes the device would regain from this process, its context excluded."""
         if self.on_cuda:
             return int(torch.cuda.memory_reserved(self.device))

@@ -38,7 +38,7 @@ _WORDS = (
     "can't start new thread",
 )
 
-# These give no reason: it is memory where hardly any is left, and something else otherwise.
+# These give no reason. Where hardly any memory is left, that is taken as the reason.
 _UNEXPLAINED = (
     "could not create a primitive",
     "could not execute a primitive",

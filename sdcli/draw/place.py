@@ -70,7 +70,7 @@ class Components:
         finally:
             if offloaded is not None:
                 offloaded.offload()
-        give_back(self.device)
+        release_cache(self.device)
 
     def drop(self, *names: str) -> None:
         """Frees components; they can be loaded again."""
@@ -80,13 +80,13 @@ class Components:
         if any(module is not None for module in modules):
             modules.clear()
             gc.collect()  # modules hold reference cycles
-            give_back(self.device)
+            release_cache(self.device)
 
     def drop_all(self) -> None:
         """Frees everything, and what a load that failed halfway left behind."""
         self.drop(*self._modules)
         gc.collect()
-        give_back(self.device)
+        release_cache(self.device)
 
     def _load(self, name: str) -> int:
         streamed = placement.streamed(self.setup.placement, name)
@@ -145,7 +145,7 @@ def _hash_in_name(model: Model, name: str) -> str | None:
     return stem if re.fullmatch(r"[0-9a-f]{64}", stem) else None
 
 
-def give_back(device: torch.device) -> None:
+def release_cache(device: torch.device) -> None:
     """Returns what the allocator keeps for later, so that the next component, or another program, can have it.
 
     On a CPU with the GNU C library that is what the UNet's calls leave behind: holes in the heap that the VAE's larger

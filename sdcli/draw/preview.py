@@ -1,4 +1,4 @@
-"""A rough image of latents at an eighth of the size: one colour per latent pixel, by a linear map, almost for free."""
+"""A rough image of latents at an eighth of the size: one colour per latent pixel, by a linear map."""
 
 from __future__ import annotations
 

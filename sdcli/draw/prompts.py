@@ -30,7 +30,7 @@ Column = list[Text]  # one encoder's output for a list of texts
 
 
 class Prompts:
-    """The texts encoded so far; those no longer needed are forgotten."""
+    """The texts encoded so far; those no longer needed are dropped."""
 
     def __init__(self, model: Model, adapters: Sequence[Adapter] = ()) -> None:
         self._model = model
@@ -40,7 +40,7 @@ class Prompts:
         self._zeros = model.empty_is_zeros
         self._texts: dict[Key, Text] = {}
 
-    def wanted(self, jobs: Sequence[Job]) -> list[Key]:
+    def needed(self, jobs: Sequence[Job]) -> list[Key]:
         """The texts a batch needs: no negative prompts without guidance or where zeros stand for them, and the empty
         prompt only as padding where lengths differ."""
         keys = [_key(job, job.prompt) for job in jobs]
@@ -51,9 +51,9 @@ class Prompts:
         return list(dict.fromkeys(keys))
 
     def keep(self, keys: Iterable[Key]) -> None:
-        """Forgets all other texts, so that a long run does not grow."""
-        wanted = set(keys)
-        self._texts = {key: text for key, text in self._texts.items() if key in wanted}
+        """Drops all other texts, so that memory does not grow in a long run."""
+        needed = set(keys)
+        self._texts = {key: text for key, text in self._texts.items() if key in needed}
 
     def missing(self, keys: Iterable[Key]) -> list[Key]:
         return [key for key in keys if key not in self._texts]
@@ -63,7 +63,7 @@ class Prompts:
 
     def chunks(self, jobs: Sequence[Job]) -> int:
         """Of the longest text this batch needs."""
-        return max(self._texts[key].chunks for key in self.wanted(jobs))
+        return max(self._texts[key].chunks for key in self.needed(jobs))
 
     def encode(self, components: Components, part: str, keys: Sequence[Key]) -> Column:
         """These texts through one encoder."""
@@ -71,7 +71,7 @@ class Prompts:
             encoder = self._encoder(components, part, module)
             return [self._encoded(encoder, key) for key in keys]
 
-    def take(self, keys: Sequence[Key], columns: Sequence[Column]) -> None:
+    def store(self, keys: Sequence[Key], columns: Sequence[Column]) -> None:
         """Stores the encoders' outputs, one column each, for these texts."""
         self._texts |= {key: encode.joined(parts) for key, *parts in zip(keys, *columns, strict=True)}
 

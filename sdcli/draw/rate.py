@@ -52,7 +52,7 @@ def _values(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) ->
 
 
 def _seconds(work: Callable[[], Tensor], device: torch.device) -> float:
-    """The fastest of a few rounds; on a GPU a round is many calls, so that launching is not what is measured."""
+    """The fastest of a few rounds; on a GPU a round is many calls, so that launch overhead does not count."""
     calls = 1 if device.type == "cpu" else 20
     fastest, end = float("inf"), time.perf_counter() + SECONDS
     _wait(work(), device)

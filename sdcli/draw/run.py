@@ -30,7 +30,7 @@ from sdcli.request.request import Job
 from sdcli.terminal import show
 
 T = TypeVar("T")
-Work = Generator[Event, None, T]
+Events = Generator[Event, None, T]
 
 
 @dataclass
@@ -64,7 +64,7 @@ class Run:
     def draw(self, batches: Iterable[Batch]) -> Iterator[Event]:
         for window in windows_of(batches):
             prompts = self.session.prompts
-            prompts.keep(key for _, jobs in window for key in prompts.wanted(jobs))
+            prompts.keep(key for _, jobs in window for key in prompts.needed(jobs))
             for number, jobs, stage in walk(self.plan.model, window, alone=self._alone):
                 self._stages = stages(self.plan.model, jobs, alone=self._alone)
                 yield from {"text": self._encode, "unet": self._denoise, "image": self._decode}[stage.work](
@@ -81,16 +81,16 @@ class Run:
         """Loads everything now where all of it stays; where components make room for each other, each loads in turn."""
         self._stages = stages(self.plan.model, self.plan.jobs[:1], alone=self._alone)
         first = self._stages[0]
-        if set(self._held(first, first.parts[0])) == set(parts_of(self._stages)):
+        if set(self._loaded(first, first.parts[0])) == set(parts_of(self._stages)):
             yield from self._surviving(0, "load", lambda: self._ready(first, first.parts[0]))
 
-    def _held(self, stage: Stage, part: str) -> tuple[str, ...]:
-        return placement.held(self.session.setup.placement, self._stages, stage, part)
+    def _loaded(self, stage: Stage, part: str) -> tuple[str, ...]:
+        return placement.loaded(self.session.setup.placement, self._stages, stage, part)
 
-    def _ready(self, stage: Stage, part: str) -> Work[None]:
+    def _ready(self, stage: Stage, part: str) -> Events[None]:
         """Afterwards memory holds exactly what the plan counted for this moment."""
         loaded = False
-        for event in self.session.components.ready(self._held(stage, part)):
+        for event in self.session.components.ready(self._loaded(stage, part)):
             loaded = True
             yield event
         if loaded:
@@ -100,7 +100,7 @@ class Run:
 
     def _encode(self, number: int, jobs: Sequence[Job], stage: Stage) -> Iterator[Event]:
         prompts, seconds = self.session.prompts, 0.0
-        missing = prompts.missing(prompts.wanted(jobs))
+        missing = prompts.missing(prompts.needed(jobs))
         if missing:
             seconds = yield from self._surviving(number, stage.name, lambda: self._texts(stage, missing))
         yield Encoded(
@@ -109,7 +109,7 @@ class Run:
         )  # fmt: skip
         yield self.session.meter.read(stage.name)
 
-    def _texts(self, stage: Stage, keys: Sequence[Any]) -> Work[float]:
+    def _texts(self, stage: Stage, keys: Sequence[Any]) -> Events[float]:
         """Encoder by encoder, so that one can leave before the next loads. Returns the seconds, loading excluded."""
         columns, seconds = [], 0.0
         for part in stage.parts:
@@ -117,7 +117,7 @@ class Run:
             started = time.perf_counter()
             columns.append(self.session.prompts.encode(self.session.components, part, keys))
             seconds += time.perf_counter() - started
-        self.session.prompts.take(keys, columns)
+        self.session.prompts.store(keys, columns)
         return seconds
 
     # --- noise into latents
@@ -129,7 +129,7 @@ class Run:
         )  # fmt: skip
         yield from self._surviving(number, stage.name, lambda: self._steps(state, stage), state)
 
-    def _steps(self, state: BatchState, stage: Stage) -> Work[None]:
+    def _steps(self, state: BatchState, stage: Stage) -> Events[None]:
         (part,) = stage.parts
         yield from self._ready(stage, part)
         components, meter, started = self.session.components, self.session.meter, time.perf_counter()
@@ -215,7 +215,7 @@ class Run:
         hint = f"sdcli models check {model}" if exact else "the same command with --dtype fp32"
         return ImagesFailed(f"image {job.index + 1}: {error}", done="it was not written", hint=hint)
 
-    def _image(self, stage: Stage, latents: Tensor) -> Work[tuple[decode.RGBImage, float]]:
+    def _image(self, stage: Stage, latents: Tensor) -> Events[tuple[decode.RGBImage, float]]:
         (part,) = stage.parts
         yield from self._ready(stage, part)
         started = time.perf_counter()
@@ -231,8 +231,8 @@ class Run:
     # --- running out of memory
 
     def _surviving(
-        self, number: int, phase: str, work: Callable[[], Work[T]], state: BatchState | None = None
-    ) -> Work[T]:
+        self, number: int, phase: str, work: Callable[[], Events[T]], state: BatchState | None = None
+    ) -> Events[T]:
         """`work`, repeated on the next fallback whenever memory runs out in it."""
         while True:
             try:
@@ -250,7 +250,7 @@ class Run:
         fallback = next(unused, None)
         self.session.components.drop_all()
         if fallback is None:
-            raise self._gave_up(before, phase, step, because)
+            raise self._exhausted(before, phase, step, because)
         self._used.add(fallback.setup)
         self.session.change(fallback.setup)
         return Degraded(
@@ -265,7 +265,7 @@ class Run:
             return after_out_of_memory(self.plan, number, self.session.setup, phase)
         return self.plan.fallbacks
 
-    def _gave_up(self, setup: Setup, phase: str, step: int | None, because: str) -> OutOfMemory:
+    def _exhausted(self, setup: Setup, phase: str, step: int | None, because: str) -> OutOfMemory:
         where = {"load": "while loading", "encode": "encoding the prompt", "decode": "decoding the image"}.get(
             phase, f"in step {(step or 0) + 1}"
         )

@@ -5,23 +5,23 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from sdcli.draw.made import made_from_config
+from sdcli.draw.config_check import config_checked
 from sdcli.request import samplers
 
 
 def make(sampler: str, config: Mapping[str, Any]) -> Any:
-    """As one switches samplers in diffusers: the model's settings, overridden by the sampler's."""
+    """As samplers are switched in diffusers: the model's settings, overridden by the sampler's."""
     import diffusers
 
     definition = samplers.find(sampler)
     kind = getattr(diffusers, definition.scheduler)  # imported here: a failure in it is not the config's fault
-    with made_from_config("scheduler"):
+    with config_checked("scheduler"):
         return kind.from_config(dict(config), **definition.options)
 
 
 def set_steps(scheduler: Any, steps: int) -> None:
     """Timesteps stay on the host: schedulers decide by them, and on a GPU would wait for each."""
-    with made_from_config("scheduler"):
+    with config_checked("scheduler"):
         scheduler.set_timesteps(steps, device="cpu")
 
 

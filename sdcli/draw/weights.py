@@ -1,4 +1,4 @@
-"""Tensors that are still in their files: found by their headers, then read one at a time into place."""
+"""Tensors still in their files: located by the headers, then read one at a time into memory."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ class Piece:
 
     def part(self, origin: Origin) -> Piece:
         """What is made of this tensor under diffusers' name."""
-        first, shape = origin.taken(self.shape)
+        first, shape = origin.selection(self.shape)
         start = self.offset + first * math.prod(self.shape[1:]) * self.dtype.itemsize
         return Piece(self.file, start, shape, self.dtype, origin.transposed)
 
@@ -54,7 +54,7 @@ def pieces(files: Iterable[str]) -> dict[str, Piece]:
 
 
 class Reader:
-    """Reads pieces into tensors through one small buffer, so that no page of a file counts as this process's."""
+    """Reads pieces into tensors through one small buffer, so that no page of a file counts as this process's memory."""
 
     def __init__(self) -> None:
         self._streams: dict[str, IO[bytes]] = {}

@@ -1,4 +1,4 @@
-"""The U as a diagram for a talk: one self-contained SVG, light and dark, with figures on hover."""
+"""The UNet as a diagram for a talk: one self-contained SVG, light and dark, with figures on hover."""
 
 from __future__ import annotations
 
@@ -186,7 +186,7 @@ def _box(look: Inspection, block: Block, x: float, y: float, scale: Scale, role:
     yield f'<rect x="{x:.0f}" y="{y + 6:.0f}" width="4" height="{TALL - 12}" rx="2" fill="var(--{role})"/>'
     yield _text(x + 14, y + 22, name, "name")
     if figures.attends(block):
-        words = "text" if figures.looks_at_text(block) else "attention"
+        words = "text" if figures.reads_text(block) else "attention"
         chip = 7 * len(words) + 12
         yield f'<rect class="chip" x="{x + wide - chip - 10:.0f}" y="{y + 9:.0f}" width="{chip}" height="17" rx="8.5"/>'
         yield _text(x + wide - chip / 2 - 10, y + 21.5, words, "chiptext", anchor="middle")

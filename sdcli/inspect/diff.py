@@ -25,8 +25,8 @@ class Change:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Moved:
-    """How far the values of one tensor lie apart; NaN counts as infinitely far."""
+class ValueGap:
+    """How far apart the values of one tensor are; NaN counts as infinitely far."""
 
     name: str
     max_abs: float
@@ -41,7 +41,7 @@ class Difference:
     only_b: tuple[str, ...]
     shape: tuple[Change, ...]
     dtype: tuple[Change, ...]
-    values: tuple[Moved, ...]  # tensors that differ, the furthest first
+    values: tuple[ValueGap, ...]  # tensors that differ, the furthest first
     compared: int  # tensors whose values were read
 
     @property
@@ -53,7 +53,7 @@ def compare(first: Source, second: Source) -> Difference:
     """Names and shapes; where both are files, dtypes and values too."""
     shapes_a, shapes_b = _shapes(first), _shapes(second)
     both = [name for name in shapes_a if name in shapes_b]
-    values: list[Moved] = []
+    values: list[ValueGap] = []
     dtypes: list[Change] = []
     compared = 0
     for name in both:
@@ -64,9 +64,9 @@ def compare(first: Source, second: Source) -> Difference:
             dtypes.append(Change(name=name, a=a.dtype, b=b.dtype))
         if a.shape == b.shape:
             compared += 1
-            moved = _moved(a, b)
-            if moved is not None:
-                values.append(moved)
+            gap = _gap_of(a, b)
+            if gap is not None:
+                values.append(gap)
     return Difference(
         a=_look(first),
         b=_look(second),
@@ -92,7 +92,7 @@ def _shapes(source: Source) -> Mapping[str, tuple[int, ...]]:
     return tensors_of(_look(source).unet.leaves)
 
 
-def _moved(a: Stored, b: Stored) -> Moved | None:
+def _gap_of(a: Stored, b: Stored) -> ValueGap | None:
     """None if every value is equal; bytes are compared first, numbers only where bytes differ."""
     import numpy
 
@@ -103,7 +103,7 @@ def _moved(a: Stored, b: Stored) -> Moved | None:
         return None
     width_a, width_b = (a.end - a.start) // count, (b.end - b.start) // count
     if not width_a or not width_b:
-        return None  # a damaged file, of which only names and shapes are known
+        return None  # a damaged file, of which only names and shapes can be read
     step = PIECE // 8
     furthest, total = 0.0, 0.0
     try:
@@ -123,7 +123,7 @@ def _moved(a: Stored, b: Stored) -> Moved | None:
                 total += float(gap.sum())
     except (OSError, ValueError) as error:
         raise BadFile(f"the values of {show(a.name, 120)} cannot be read: {show(error, 120)}") from None
-    return Moved(name=a.name, max_abs=furthest, mean_abs=total / count) if furthest else None
+    return ValueGap(name=a.name, max_abs=furthest, mean_abs=total / count) if furthest else None
 
 
 def to_json(difference: Difference) -> dict[str, Any]:

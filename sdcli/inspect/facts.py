@@ -1,4 +1,4 @@
-"""What is known about one UNet: where it came from, its structure at a size, and how its file differs from it."""
+"""The facts of one UNet: where it came from, its structure at a size, and how its file differs from it."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from sdcli.models.unet import Block, Unet, analyse
 
 @dataclass(frozen=True, kw_only=True)
 class Stored:
-    """One tensor in a file, under its diffusers name; `file`, `start`, `end` say where its bytes lie."""
+    """One tensor in a file, under its diffusers name; `file`, `start`, `end` say where its bytes are."""
 
     name: str
     shape: tuple[int, ...]
@@ -22,7 +22,7 @@ class Stored:
     file: str
     start: int
     end: int
-    stored: str = ""  # its dtype as the file writes it: F16, BF16 …
+    stored: str = ""  # its dtype as in the file: F16, BF16 …
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,11 +46,11 @@ class Source:
     tensors: Mapping[str, Stored] = field(default_factory=dict)
     stored_bytes: int | None = None
     stored_dtypes: Mapping[str, int] = field(default_factory=dict)  # dtype → parameters stored in it
-    beside: tuple[str, ...] = ()  # what else the file holds, for people
+    beside: tuple[str, ...] = ()  # what else is in the file, for people
     missing: tuple[str, ...] = ()
     unexpected: tuple[str, ...] = ()
     mismatched: tuple[Mismatch, ...] = ()
-    fault: SdcliError | None = None  # what is wrong with the file, reported after what was recognised
+    fault: SdcliError | None = None  # what is wrong with the file, reported after what was read
 
     @property
     def whole(self) -> bool:
@@ -79,7 +79,7 @@ class MeasuredBlock:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Measured:
+class MeasuredCall:
     """One real call on this machine."""
 
     device: str
@@ -96,7 +96,7 @@ class Inspection:
     source: Source
     at: At
     unet: Unet
-    measured: Measured | None = None
+    measured: MeasuredCall | None = None
 
     @property
     def weight_bytes(self) -> int:
@@ -106,7 +106,7 @@ class Inspection:
     def peak_bytes(self) -> int:
         return self.unet.activation_peak(self.at.dtype_bytes)
 
-    def measured_as(self, measured: Measured) -> Inspection:
+    def measured_as(self, measured: MeasuredCall) -> Inspection:
         return replace(self, measured=measured)
 
 
@@ -225,7 +225,7 @@ def _block(block: Block, size: int) -> dict[str, Any]:
     }
 
 
-def _measured(measured: Measured | None) -> dict[str, Any] | None:
+def _measured(measured: MeasuredCall | None) -> dict[str, Any] | None:
     if measured is None:
         return None
     return {

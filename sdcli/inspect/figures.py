@@ -1,4 +1,4 @@
-"""Numbers as people read them: 10.5 M, 401.6 G, 64², 3 %; and the short names of blocks."""
+"""Numbers for people: 10.5 M, 401.6 G, 64², 3 %; and the short names of blocks."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def size(resolution: tuple[int, int], *, ascii: bool = False) -> str:
 
 
 def memory(count: int) -> str:
-    """Bytes with a digit behind the point where there is only one before it: 2.5 MiB, 65 MiB."""
+    """Bytes, with a decimal below ten: 2.5 MiB, 65 MiB."""
     for unit, letter in ((GIB, "GiB"), (1 << 20, "MiB"), (1 << 10, "KiB")):
         if count >= unit:
             return f"{count / unit:.1f} {letter}" if count < 10 * unit else f"{count / unit:.0f} {letter}"
@@ -51,10 +51,10 @@ def percent(part: float, whole: float) -> str:
 
 
 def shares(parts: Mapping[str, int]) -> str:
-    """convolution 55 %, linear 29 %: the largest first, nothings left out."""
+    """convolution 55 %, linear 29 %: the largest first, zeros left out."""
     whole = sum(parts.values())
-    kept = sorted(((value, name) for name, value in parts.items() if value), reverse=True)
-    return ", ".join(f"{name} {percent(value, whole)}" for value, name in kept)
+    largest_first = sorted(((value, name) for name, value in parts.items() if value), reverse=True)
+    return ", ".join(f"{name} {percent(value, whole)}" for value, name in largest_first)
 
 
 def short(name: str) -> str:
@@ -66,7 +66,7 @@ def shape(values: tuple[int, ...]) -> str:
     return "×".join(str(value) for value in values)
 
 
-def looks_at_text(block: Block) -> bool:
+def reads_text(block: Block) -> bool:
     return "CrossAttn" in block.type
 
 

@@ -25,8 +25,8 @@ def title(family: str, channels: int = 4) -> str:
         return "The U-Net of 2015"
     if not family:
         return "UNet of an unknown family"
-    named = TITLES.get(family) or families()[family].title
-    return f"UNet of {named}" + (f", {channels} input channels" if channels != 4 else "")
+    name = TITLES.get(family) or families()[family].title
+    return f"UNet of {name}" + (f", {channels} input channels" if channels != 4 else "")
 
 
 @functools.cache
@@ -40,9 +40,9 @@ def known_family(shapes: Shapes) -> tuple[str, int]:
     """The known family that most of the tensors fit, and how many input channels; ("", 0) if none comes close."""
     best, score = "", 0.0
     for family in FAMILIES:
-        known = expected(family)
-        fitting = sum(1 for name, shape in known.items() if shapes.get(name) == shape)
-        share = fitting / max(len(known), len(shapes), 1)
+        theirs = expected(family)
+        fitting = sum(1 for name, shape in theirs.items() if shapes.get(name) == shape)
+        share = fitting / max(len(theirs), len(shapes), 1)
         if share > score:
             best, score = family, share
     if score < 0.6:
@@ -58,7 +58,7 @@ def config_of(shapes: Shapes) -> dict[str, Any]:
     except (KeyError, IndexError, ValueError, ZeroDivisionError) as error:
         lacking = error.args[0] if error.args else ""
         raise BadFile(
-            f"not a UNet2DConditionModel known to sdcli: {lacking} is missing or has the wrong shape"
+            f"not a UNet2DConditionModel that sdcli supports: {lacking} is missing or has the wrong shape"
         ) from None
 
 
@@ -143,7 +143,7 @@ class _Reader:
             )
             widths.append(self.shapes[names[0]][1] if names else None)
         mid = self._named(r"^mid_block\.attentions\.0\.(transformer_blocks\.0\.attn2\.to_k|add_k_proj)\.weight$")
-        some = next((width for width in widths if width), self.shapes[mid[0]][1] if mid else self._unread())
+        some = next((width for width in widths if width), self.shapes[mid[0]][1] if mid else self._other_width())
         filled = [width or some for width in widths]
         config["cross_attention_dim"] = filled[0] if len(set(filled)) == 1 else filled
         if "encoder_hid_proj.weight" in self.shapes:
@@ -152,8 +152,8 @@ class _Reader:
         if self._named(r"\.norm_cross\.weight$"):
             config["cross_attention_norm"] = "group_norm"
 
-    def _unread(self) -> int:
-        """The text's width in a UNet that never attends to it: where else it goes in, else 1."""
+    def _other_width(self) -> int:
+        """The text's width in a UNet that never attends to it, from another use of it, else 1."""
         for name, axis in (
             ("encoder_hid_proj.weight", 0),
             ("encoder_hid_proj.text_proj.weight", 0),
@@ -193,7 +193,7 @@ class _Reader:
         ]
 
     def _only_cross(self, config: dict[str, Any], levels: int) -> None:
-        """Where attn1, too, reads the text; or, where pixels and text share one attention, only the text is read."""
+        """Whether attn1 reads the text too; or, where pixels and text share one attention, only the text."""
 
         def only(prefix: str) -> bool:
             if f"{prefix}.attentions.0.add_k_proj.weight" in self.shapes:
@@ -239,13 +239,13 @@ class _Reader:
         if "time_embedding.cond_proj.weight" in self.shapes:
             config["time_cond_proj_dim"] = self._weight("time_embedding.cond_proj", 2)[1]
         if "add_embedding.linear_1.weight" in self.shapes:
-            taken = self._weight("add_embedding.linear_1", 2)[1]
+            inputs = self._weight("add_embedding.linear_1", 2)[1]
             config |= {"addition_embed_type": "text_time", "addition_time_embed_dim": 256}
-            config["projection_class_embeddings_input_dim"] = taken
+            config["projection_class_embeddings_input_dim"] = inputs
         if "class_embedding.linear_1.weight" in self.shapes:
-            taken = self._weight("class_embedding.linear_1", 2)[1]
-            config["class_embed_type"] = "timestep" if taken == first[1] else "projection"
-            config.setdefault("projection_class_embeddings_input_dim", taken)
+            inputs = self._weight("class_embedding.linear_1", 2)[1]
+            config["class_embed_type"] = "timestep" if inputs == first[1] else "projection"
+            config.setdefault("projection_class_embeddings_input_dim", inputs)
         elif "class_embedding.weight" in self.shapes:
             shape = self._weight("class_embedding", 2)
             if "class_embedding.bias" in self.shapes:
@@ -259,7 +259,7 @@ class _Reader:
             config["class_embeddings_concat"] = True
 
     def _heads(self, config: dict[str, Any], widths: list[int]) -> Any:
-        """Not stored in weights. Heads of 64 channels, but 8 heads where the text is CLIP ViT-L's, as in SD1."""
+        """Not in the weights. Heads of 64 channels, but 8 heads where the text is CLIP ViT-L's, as in SD1."""
         if config["cross_attention_dim"] == 768 or any(width % 64 for width in widths):
             return 8 if all(width % 8 == 0 for width in widths) else 1
         types = (*config["down_block_types"], *config["up_block_types"])

@@ -60,10 +60,10 @@ def inspect(file: LoraFile, base: Source | None) -> LoraReport:
         module: {part: file.header.tensors[name] for part, name in parts.items()}
         for module, parts in lora.modules(file.header.tensors).items()
     }
-    scored = {family: _fitting(modules, _known_layers(family)) for family in FAMILIES}
+    scored = {family: _fitting(modules, _family_layers(family)) for family in FAMILIES}
     made_for = max(FAMILIES, key=lambda family: scored[family]) if any(scored.values()) else file.family
     if base is None:
-        name, layers = made_for or "sd15", _known_layers(made_for if made_for in FAMILIES else "sd15")
+        name, layers = made_for or "sd15", _family_layers(made_for if made_for in FAMILIES else "sd15")
     else:
         name, layers = base.name, _layers(base.config, base.family)
     with file.path.open("rb") as handle:
@@ -92,7 +92,7 @@ def inspect(file: LoraFile, base: Source | None) -> LoraReport:
 
 
 @functools.cache
-def _known_layers(family: str) -> Mapping[str, Layer]:
+def _family_layers(family: str) -> Mapping[str, Layer]:
     return _layers(data.component_config(family, "unet"), family)
 
 
@@ -163,11 +163,11 @@ def to_json(report: LoraReport) -> dict[str, Any]:
 
 
 def text(report: LoraReport, width: int, *, every: bool = False) -> list[str]:
-    """A dozen lines; with `every`, every layer too."""
+    """About twelve lines; with `every`, every layer too."""
     name = show(report.file.replace("\\", "/").rpartition("/")[2], 60)
-    made = TITLES.get(report.made_for, "an unknown model")
+    base = TITLES.get(report.made_for, "an unknown model")
     parameters = sum(one.parameters for one in report.touched)
-    lines = [f"LoRA {name} · made for {made} · {disk_text(report.bytes)}, {parameters:,} parameters"]
+    lines = [f"LoRA {name} · made for {base} · {disk_text(report.bytes)}, {parameters:,} parameters"]
     matched = report.unet_layers + report.text_layers
     lines.append(
         f"{matched} of its {len(report.touched)} layers fit {show(report.base, 40)}: "

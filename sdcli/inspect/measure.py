@@ -1,4 +1,4 @@
-"""One real call of the UNet here: milliseconds per block and the peak of live bytes, next to the prediction.
+"""One real call of the UNet on this machine: milliseconds per block and the peak of live bytes, next to the prediction.
 
 The weights are random: time and memory do not depend on them. torch is imported only by --measure.
 """
@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 from sdcli.errors import BadFile, DeviceUnusable, DoesNotFit, Usage
-from sdcli.inspect.facts import Inspection, Measured, MeasuredBlock
+from sdcli.inspect.facts import Inspection, MeasuredBlock, MeasuredCall
 from sdcli.terminal import say, show, size_text
 
 if TYPE_CHECKING:
@@ -21,7 +21,7 @@ SMALL = 50_000_000_000  # multiply-adds; above it, the first call's preparation 
 
 
 def measure(look: Inspection, device: str) -> Inspection:
-    """The same inspection with `measured` filled in."""
+    """The same inspection, with `measured`."""
     if look.unet.type != "UNet2DConditionModel":
         raise Usage(
             "--measure runs diffusion UNets; this one has no torch module here",
@@ -39,7 +39,7 @@ def measure(look: Inspection, device: str) -> Inspection:
         run, peak = _call(model, inputs, look, target)
     names = {torch.float32: "fp32", torch.float16: "fp16", torch.bfloat16: "bf16"}
     total = sum(seconds for _, seconds in run)
-    measured = Measured(
+    measured = MeasuredCall(
         device=_name(target),
         dtype=names[dtype],
         seconds=total,
@@ -68,7 +68,7 @@ def _device(name: str) -> torch.device:
 
 
 def _dtype(name: str, device: torch.device) -> torch.dtype:
-    """The requested dtype, unless the device is hopelessly slow in it: a CPU emulates fp16."""
+    """The requested dtype, except on a CPU, which only emulates fp16."""
     import torch
 
     if device.type == "cpu":
@@ -103,7 +103,7 @@ def _free(device: torch.device) -> int | None:
 
 
 def _build(look: Inspection, device: torch.device, dtype: torch.dtype) -> Any:
-    """The module without its slow initialisation: memory straight on the device, then one cheap fill."""
+    """The module without its slow initialisation: allocated on the device, then filled cheaply."""
     import torch
 
     from sdcli.draw.quiet import libraries_silenced
@@ -208,7 +208,7 @@ def _call(
         if module is not None:
             handles.append(module.register_forward_hook(hook(block.name)))
     try:
-        if device.type == "cuda" or look.unet.macs < SMALL:  # kernels are picked in the first call
+        if device.type == "cuda" or look.unet.macs < SMALL:  # the first call picks kernels
             model(**inputs)
         with _live_bytes() as tracker:
             started = settled()

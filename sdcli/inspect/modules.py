@@ -77,7 +77,7 @@ def _run(name: str, factory: Callable[[], Any], shapes: list[tuple[tuple[int, ..
             return _look(name, model, inputs, dtype)
         except Usage:
             raise
-        except Exception as error:  # whatever foreign code may raise
+        except Exception as error:  # foreign code may raise anything
             problems.append(f"{type(error).__name__}: {show((str(error).splitlines() or [''])[0], 160)}")
     raise BadFile(
         f"{show(name, 80)} does not run on {', '.join('×'.join(map(str, s)) for s, _ in shapes)}: {problems[-1]}",
@@ -186,7 +186,7 @@ def _inspection(
 
 
 def _leaves(calls: list[tuple[str, Any, tuple[int, ...]]], macs: dict[str, int]) -> list[Leaf]:
-    """A row per module and call; weights are counted in the first call only, work in the first as well."""
+    """A row per module and call; weights and work are counted in the first call only."""
     leaves: list[Leaf] = []
     seen: set[str] = set()
     counted: set[int] = set()

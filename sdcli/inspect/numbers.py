@@ -1,4 +1,4 @@
-"""Values out of a safetensors file, a piece at a time, in any of its float formats; without torch."""
+"""Values from a safetensors file, a piece at a time, in any of its float formats; without torch."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The U as a page: the diagram with details on hover, a table of layers per block. One file, fetches nothing."""
+"""The UNet as a page: the diagram with details on hover, a table of layers per block. One file that fetches nothing."""
 
 from __future__ import annotations
 

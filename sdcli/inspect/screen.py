@@ -15,14 +15,14 @@ STYLES = {"down": "36", "up": "35", "mid": "33", "skip": "2", "bold": "1", "dim"
 
 
 @dataclass(frozen=True)
-class Piece:
+class Span:
     """Some text in one style of STYLES, or plain."""
 
     text: str
     style: str = ""
 
 
-Line = Sequence[Piece]
+Line = Sequence[Span]
 
 
 def draw(look: Inspection, width: int, *, colour: bool = False, ascii: bool = False) -> list[str]:
@@ -42,15 +42,13 @@ def draw(look: Inspection, width: int, *, colour: bool = False, ascii: bool = Fa
 
 
 def _sentence(text: str, width: int, indent: str = "", style: str = "") -> Iterable[Line]:
-    return ((Piece(line, style),) for line in folded(text, width, indent, indent + "  "))
+    return ((Span(line, style),) for line in folded(text, width, indent, indent + "  "))
 
 
 def _painted(line: Line, colour: bool) -> str:
     painted = "".join(
-        f"\x1b[{STYLES[piece.style]}m{piece.text}\x1b[0m"
-        if colour and piece.style and piece.text.strip()
-        else piece.text
-        for piece in line
+        f"\x1b[{STYLES[span.style]}m{span.text}\x1b[0m" if colour and span.style and span.text.strip() else span.text
+        for span in line
     )
     return painted.rstrip()
 
@@ -63,9 +61,9 @@ def _summary(look: Inspection, width: int) -> Iterable[Line]:
     )
     title = fit(show(source.title, 60), width)
     if cells(f"{title} · {source.origin}") <= width:
-        yield (Piece(title, "bold"), Piece(f" · {source.origin}"))
+        yield (Span(title, "bold"), Span(f" · {source.origin}"))
     else:
-        yield (Piece(title, "bold"),)
+        yield (Span(title, "bold"),)
         yield from _sentence(source.origin, width, "  ")
     if source.stored_bytes is not None:
         yield from _sentence(_as_stored(look), width, "  ")
@@ -153,7 +151,7 @@ def _headings(unet: Unet, width: int, left: int) -> Line:
     text = f"{'size width':<{left}}{down}"
     middle = max(len(text) + 2, (left + width) // 2 - len(skips) // 2)
     text = f"{text:<{middle}}{skips}"
-    return (Piece(f"{text}{up:>{max(1, width - len(text))}}", "dim"),)
+    return (Span(f"{text}{up:>{max(1, width - len(text))}}", "dim"),)
 
 
 def _ends(unet: Unet, width: int, left: int) -> Line:
@@ -161,7 +159,7 @@ def _ends(unet: Unet, width: int, left: int) -> Line:
     result = "prediction" if unet.time_channels else "result"
     output = unet.leaves[-1].output_shape[1:]
     text = f"{'':<{left}}{noise} {figures.shape(unet.latent)}"
-    return (Piece(f"{text}{f'{result} {figures.shape(output)}':>{max(1, width - len(text))}}"),)
+    return (Span(f"{text}{f'{result} {figures.shape(output)}':>{max(1, width - len(text))}}"),)
 
 
 def _left_name(block: Block) -> str:
@@ -173,7 +171,7 @@ def _right_name(block: Block) -> str:
 
 
 def _mark(block: Block) -> str:
-    return "T" if figures.looks_at_text(block) else "A" if figures.attends(block) else "·"
+    return "T" if figures.reads_text(block) else "A" if figures.attends(block) else "·"
 
 
 def _label(skips: tuple[int, ...], longest: int = 26) -> str:
@@ -193,11 +191,11 @@ def _unit(rows: list[Level], width: int, left: int, step: int) -> float:
     """Multiply-adds per cell of a bar, so that every row has room for its bars and a line between them."""
     unit = 1.0
     for row in rows:
-        taken = left + 2 * step * row.number + len(_label(row.skips, _longest(width))) + 10
-        taken += len(_left_name(row.down)) if row.down else 0
-        taken += len(_right_name(row.up)) if row.up else 0
+        used = left + 2 * step * row.number + len(_label(row.skips, _longest(width))) + 10
+        used += len(_left_name(row.down)) if row.down else 0
+        used += len(_right_name(row.up)) if row.up else 0
         macs = (row.down.macs if row.down else 0) + (row.up.macs if row.up else 0)
-        unit = max(unit, macs / max(2, width - taken))
+        unit = max(unit, macs / max(2, width - used))
     return unit
 
 
@@ -207,17 +205,17 @@ def _bar(macs: int, unit: float) -> str:
 
 
 def _level(row: Level, prefix: str, indent: int, width: int, unit: float) -> Line:
-    pieces = [Piece(prefix + " " * indent)]
+    spans = [Span(prefix + " " * indent)]
     if row.down:
-        pieces.append(Piece(f"{_left_name(row.down)}{_bar(row.down.macs, unit)}", "down"))
+        spans.append(Span(f"{_left_name(row.down)}{_bar(row.down.macs, unit)}", "down"))
     right = f"{_bar(row.up.macs, unit)}{_right_name(row.up)}" if row.up else ""
-    room = width - indent - sum(cells(piece.text) for piece in pieces) - cells(right)
+    room = width - indent - sum(cells(span.text) for span in spans) - cells(right)
     label = _label(row.skips, min(_longest(width), max(1, room - 8)))
     line = max(0, room - 4 - len(label) - 2)
     before = line // 2
-    pieces.append(Piece(f" ├{'─' * before} {label} {'─' * (line - before)}▶ ", "skip"))
-    pieces.append(Piece(right, "up"))
-    return pieces
+    spans.append(Span(f" ├{'─' * before} {label} {'─' * (line - before)}▶ ", "skip"))
+    spans.append(Span(right, "up"))
+    return spans
 
 
 def _costs(row: Level, left: int, indent: int, width: int) -> Line:
@@ -225,7 +223,7 @@ def _costs(row: Level, left: int, indent: int, width: int) -> Line:
     up = f"{_cost(row.up)} ▲" if row.up else ""
     start = left + indent + 1
     gap = max(1, width - indent - start - len(down) - len(up))
-    return (Piece(" " * start), Piece(down, "down"), Piece(" " * gap), Piece(up, "up"))
+    return (Span(" " * start), Span(down, "down"), Span(" " * gap), Span(up, "up"))
 
 
 def _cost(block: Block) -> str:
@@ -238,10 +236,10 @@ def _turn(mid: Block, prefix: str, indent: int, width: int, unit: float) -> Line
     line = max(4, width - indent - start - 2 - cells(text))
     before = line // 2
     return (
-        Piece(prefix + " " * (indent + 1)),
-        Piece("╰" + "─" * before, "down"),
-        Piece(text, "mid"),
-        Piece("─" * (line - before) + "╯", "up"),
+        Span(prefix + " " * (indent + 1)),
+        Span("╰" + "─" * before, "down"),
+        Span(text, "mid"),
+        Span("─" * (line - before) + "╯", "up"),
     )
 
 
@@ -249,7 +247,7 @@ def _plain_turn(left: int, indent: int, width: int) -> Line:
     start = left + indent + 1
     text = " no middle "
     line = max(4, width - indent - start - 2 - len(text))
-    return (Piece(" " * start), Piece("╰" + "─" * (line // 2) + text + "─" * (line - line // 2) + "╯", "mid"))
+    return (Span(" " * start), Span("╰" + "─" * (line // 2) + text + "─" * (line - line // 2) + "╯", "mid"))
 
 
 # words

@@ -1,4 +1,4 @@
-"""Finds a UNet by name: a known family, a cached Hub id, a folder, a checkpoint, a bare UNet or a config.json.
+"""Find a UNet by name: a known family, a cached Hub id, a folder, a checkpoint, a bare UNet or a config.json.
 
 Of weights, only the header is read. Other parts of the file, missing tensors and wrong shapes are named.
 """
@@ -49,13 +49,13 @@ def find(model: str) -> Source | LoraFile:
     name = model.strip()
     family = "sd2" if name.casefold() == "sd21" else name.casefold()  # 2.0 and 2.1 have the same UNet
     if family in KNOWN:
-        return known(family)
+        return of_family(family)
     path = resolve.existing(name)
     if path is not None:
         return _folder(path, path.name or str(path), "folder") if path.is_dir() else _file(path)
     if resolve.is_hub_id(name.partition("@")[0]):
         return _hub(name)
-    raise _nowhere(name)
+    raise _not_found(name)
 
 
 def find_lora(path: str) -> LoraFile:
@@ -71,8 +71,8 @@ def find_lora(path: str) -> LoraFile:
     return LoraFile(path=file, header=header, family=kind.family)
 
 
-def known(family: str) -> Source:
-    """A family that ships as a config, or the built-in model."""
+def of_family(family: str) -> Source:
+    """A family whose config is shipped, or the built-in model."""
     if family == "builtin":
         folder = data.builtin_model()
         if folder is None:
@@ -90,7 +90,7 @@ def known(family: str) -> Source:
     )
 
 
-def _nowhere(name: str) -> ModelMissing:
+def _not_found(name: str) -> ModelMissing:
     shown = show(name, 120)
     near = nearest(name, KNOWN, 1, alike=0.6)
     hint = f"sdcli inspect-unet {near[0] if near else 'sd15'}"
@@ -117,7 +117,7 @@ def _hub(name: str) -> Source:
     shipped = resolve.known_as(name)
     family = shipped.alias if shipped else REPOSITORIES.get(name)
     if family:
-        return replace(known(family), name=name, origin="from the shipped config; not in the Hub cache")
+        return replace(of_family(family), name=name, origin="from the shipped config; not in the Hub cache")
     raise ModelMissing(
         f'"{show(name, 120)}" is not in the Hub cache, and inspect-unet downloads nothing',
         hint="sdcli inspect-unet sd15   (or the path of a .safetensors file)",
@@ -128,7 +128,7 @@ def _hub(name: str) -> Source:
 
 
 def _unet_in(folder: Path) -> Path | None:
-    """Where the UNet of a diffusers folder is: the folder is the whole model, or its unet folder alone."""
+    """The folder with the UNet: the unet folder of a whole model, or this folder itself."""
     return next((inside for inside in (folder / "unet", folder) if (inside / "config.json").exists()), None)
 
 
@@ -182,10 +182,10 @@ def _weights(folder: Path) -> tuple[list[Path], SdcliError | None]:
 
 def _of_config(config: Mapping[str, Any], name: str, kind: str, where: str, vae: Path) -> Source:
     """A config becomes a source; an unknown architecture is named, with what its config says about it."""
-    named = str(config.get("_class_name") or "UNet2DConditionModel")
-    if named not in CLASS_NAMES:
+    class_name = str(config.get("_class_name") or "UNet2DConditionModel")
+    if class_name not in CLASS_NAMES:
         raise BadFile(
-            f"{where} is a {show(named, 60)}, not a UNet known to sdcli ({_settings(config)})",
+            f"{where} is a {show(class_name, 60)}, not a UNet that sdcli supports ({_settings(config)})",
             hint="sdcli inspect-unet sd15   (other torch modules: --module package.module:factory)",
         )
     shapes = _described(config)
@@ -260,7 +260,7 @@ def _no_unet(path: Path, header: Header, kind: kinds.Kind) -> BadFile:
 
 
 def _readable(path: Path) -> Header | None:
-    """The header of a damaged file, as far as it can be understood: names and shapes, nothing checked."""
+    """The header of a damaged file, as far as it can be read: names and shapes, unchecked."""
     try:
         with reading.opened(path) as file:
             size = file.seek(0, 2)
@@ -280,7 +280,7 @@ def _readable(path: Path) -> Header | None:
 
 
 def _offsets(offsets: Any) -> tuple[int, int]:
-    """Where a tensor should lie; (0, 0) if the offsets are invalid."""
+    """Where a tensor should be; (0, 0) if the offsets are invalid."""
     if isinstance(offsets, list) and len(offsets) == 2 and all(isinstance(n, int) and 0 <= n < 2**48 for n in offsets):
         return (offsets[0], offsets[1]) if offsets[0] <= offsets[1] else (0, 0)
     return 0, 0
@@ -295,19 +295,19 @@ def _unet_tensors(header: Header) -> dict[str, Stored]:
 
 def _config_beside(path: Path, header: Header) -> dict[str, Any] | None:
     """The config.json in the same folder, if it is a UNet's in diffusers' names."""
-    beside = path.parent / "config.json"
-    if any("input_blocks." in name for name in header.tensors) or not beside.exists():
+    file = path.parent / "config.json"
+    if any("input_blocks." in name for name in header.tensors) or not file.exists():
         return None
     try:
-        config = read_json(beside)
+        config = read_json(file)
     except SdcliError:
         return None
     return config if config.get("_class_name") == "UNet2DConditionModel" else None
 
 
 def _of_tensors(path: Path, tensors: Mapping[str, Stored], config: Mapping[str, Any] | None) -> Source:
-    """Structure from the config beside the file; without one from shapes: the known family most of them fit, else
-    read back from the tensors themselves."""
+    """Structure from the config beside the file; without one from shapes: the known family that most of them fit,
+    else derived from the tensors themselves."""
     where = show(path.name, 60)
     if config is not None:
         source = _of_config(config, path.stem, "unet-file", where, vae=path.parent.parent / "vae")

@@ -35,7 +35,7 @@ class Row:
     stored: str = ""  # dtype in the file
 
 
-# what is computed together, for people: the last part of a leaf's path that says so
+# the parts of a UNet, for people; the first pattern that matches a leaf's name decides
 PARTS: tuple[tuple[str, str], ...] = (
     (
         r"\.attn1\.attention$|\.attentions\.\d+\.attention$|^mid_block\.attentions\.0\.attention$",
@@ -88,7 +88,7 @@ def part(name: str) -> str:
 
 
 def grouped(rows: Iterable[Row], key: Callable[[Row], str]) -> list[Row]:
-    """Rows summed by a key, in the order the keys first come up."""
+    """Rows summed by a key, in the order in which the keys first occur."""
     sums: dict[str, Row] = {}
     for row in rows:
         name = key(row)
@@ -186,11 +186,11 @@ def text(rows: Sequence[Row], whole: Inspection, width: int, *, view: str) -> li
         lines = _sum_lines(rows, whole, width, "live peak" if view == "blocks" else "outputs")
     leaves, parameters = sum(row.leaves for row in rows), sum(row.parameters for row in rows)
     macs = sum(row.macs for row in rows)
-    ending = (
+    total = (
         f"{f'{len(rows):,} rows, ' if leaves != len(rows) else ''}{leaves:,} layers: {parameters:,} parameters, "
         f"{macs / 1e9:,.2f} GMAC ({figures.percent(macs, whole.unet.macs)})"
     )
-    return [*lines, "", fit(ending, width)]
+    return [*lines, "", fit(total, width)]
 
 
 def _sum_lines(rows: Sequence[Row], whole: Inspection, width: int, last: str) -> list[str]:

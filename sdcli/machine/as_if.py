@@ -16,16 +16,16 @@ FORMS = "cpu, mps, cuda:8GiB, cuda:24GiB/20GiB (20 of them free), each with ,ram
 
 
 def parse(text: str, host: Memory | None = None, chip: Processor | None = None) -> Hardware:
-    """`cpu|mps|cuda:SIZE[/FREE][,ram:SIZE]`. What is left out (RAM, cores, instruction set) is this machine's."""
+    """`cpu|mps|cuda:SIZE[/FREE][,ram:SIZE]`. RAM, cores and instruction set default to this machine's."""
     device, _, rest = text.strip().partition(",")
-    found = re.fullmatch(r"(cpu|mps)|cuda:([^/,:]+)(?:/([^/,:]+))?", device.strip(), re.IGNORECASE)
-    if found is None:
+    match = re.fullmatch(r"(cpu|mps)|cuda:([^/,:]+)(?:/([^/,:]+))?", device.strip(), re.IGNORECASE)
+    if match is None:
         raise _wrong(text)
-    size = _size(found[2], text) if found[2] else 0
-    free = _size(found[3], text) if found[3] else size
+    size = _size(match[2], text) if match[2] else 0
+    free = _size(match[3], text) if match[3] else size
     if free > size:
         raise _wrong(text, "free exceeds the total")
-    return _hardware((found[1] or "cuda").lower(), size, free, _host(rest, text, host), chip or processor.read())
+    return _hardware((match[1] or "cuda").lower(), size, free, _host(rest, text, host), chip or processor.read())
 
 
 def _host(rest: str, text: str, host: Memory | None) -> Memory:
@@ -40,7 +40,7 @@ def _host(rest: str, text: str, host: Memory | None) -> Memory:
 
 def _hardware(kind: str, size: int, free: int, host: Memory, chip: Processor) -> Hardware:
     total = {"cpu": host.total, "mps": memory.apple_limit(host.total)}.get(kind, size)
-    numbers = {"cpu": dtypes.cpu(chip.isa), "mps": dtypes.mps()}.get(kind, dtypes.cuda(None))
+    supported = {"cpu": dtypes.cpu(chip.isa), "mps": dtypes.mps()}.get(kind, dtypes.cuda(None))
     name = {"cpu": chip.name, "mps": "an Apple GPU"}.get(kind, _gpu_name(size))
     return Hardware(
         device="cuda:0" if kind == "cuda" else kind,
@@ -52,7 +52,7 @@ def _hardware(kind: str, size: int, free: int, host: Memory, chip: Processor) ->
         ram_free=host.available,
         isa=chip.isa,
         threads=chip.threads,
-        dtypes=numbers,
+        dtypes=supported,
     )
 
 

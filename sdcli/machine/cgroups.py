@@ -28,7 +28,7 @@ def find(controller: str, root: Path = Path("/")) -> Group | None:
 
 
 def number(folder: Path, name: str) -> int | None:
-    """The integer a control file holds; None for `max`, an absent file or an unlimited v1 value."""
+    """The integer in a control file; None for `max`, an absent file or an unlimited v1 value."""
     words = read_text(folder / name).split()
     try:
         value = int(words[0]) if words else None
@@ -54,20 +54,20 @@ class _Mount:
 
 def _memberships(root: Path) -> dict[str, str]:
     """Controller → path; v2's single hierarchy under the empty name."""
-    found: dict[str, str] = {}
+    paths: dict[str, str] = {}
     for line in read_text(root / "proc/self/cgroup").splitlines():
-        number_, _, rest = line.partition(":")
+        hierarchy, _, rest = line.partition(":")
         controllers, _, path = rest.partition(":")
-        if number_ == "0" and not controllers:
-            found[""] = path
+        if hierarchy == "0" and not controllers:
+            paths[""] = path
         else:
             for controller in filter(None, controllers.split(",")):
-                found[controller] = path
-    return found
+                paths[controller] = path
+    return paths
 
 
 def _mounts(root: Path) -> list[_Mount]:
-    found = []
+    mounts = []
     for line in read_text(root / "proc/self/mountinfo").splitlines():
         before, dash, after = line.partition(" - ")
         fields, source = before.split(" "), after.split(" ")
@@ -75,8 +75,8 @@ def _mounts(root: Path) -> list[_Mount]:
             continue
         version = 2 if source[0] == "cgroup2" else 1
         options = frozenset(source[-1].split(",")) if version == 1 else frozenset()
-        found.append(_Mount(version, _unescaped(fields[3]), _unescaped(fields[4]), options))
-    return found
+        mounts.append(_Mount(version, _unescaped(fields[3]), _unescaped(fields[4]), options))
+    return mounts
 
 
 def _unescaped(text: str) -> str:

@@ -10,7 +10,7 @@ from pathlib import Path
 
 @functools.cache
 def started() -> float:
-    """The start on time.monotonic's scale: the kernel's record of it, else the moment of the first question."""
+    """When it started, on time.monotonic's scale: as the kernel recorded it, else the time of the first call."""
     try:
         fields = Path("/proc/self/stat").read_text().rpartition(")")[2].split()
         since_boot = float(Path("/proc/uptime").read_text().split()[0])

@@ -15,11 +15,11 @@ def cpu(isa: str) -> dict[str, str]:
 
 def cuda(capability: str | None) -> dict[str, str]:
     """fp16 from 5.3 on, bf16 from Ampere (8.0) on; an unknown GPU is assumed to be recent."""
-    known = float(capability) if capability else 8.6
+    level = float(capability) if capability else 8.6
     return {
         "fp32": "assumed",
-        "bf16": "assumed" if known >= 8.0 else "unavailable",
-        "fp16": "assumed" if known >= 5.3 else "unavailable",
+        "bf16": "assumed" if level >= 8.0 else "unavailable",
+        "fp16": "assumed" if level >= 5.3 else "unavailable",
     }
 
 

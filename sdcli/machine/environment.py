@@ -11,17 +11,17 @@ from sdcli.machine.hardware import Hardware
 PACKAGES = ("torch", "diffusers", "transformers")
 
 
-def environment(place: Hardware) -> dict[str, Any]:
-    found = {version.name: version.version for version in installation.versions(PACKAGES)}
+def environment(hardware: Hardware) -> dict[str, Any]:
+    versions = {version.name: version.version for version in installation.versions(PACKAGES)}
     torch = installation.torch_build()
     return {
         "python": platform.python_version(),
-        **{name: found.get(name, "") for name in PACKAGES},
+        **{name: versions.get(name, "") for name in PACKAGES},
         "platform": platform.platform(),
         "cpu": processor.read().name,
-        "isa": place.isa,
-        "threads": place.threads,
-        "device": place.name,
-        "driver": place.driver,
+        "isa": hardware.isa,
+        "threads": hardware.threads,
+        "device": hardware.name,
+        "driver": hardware.driver,
         "cuda": torch.cuda if torch is not None else None,
     }

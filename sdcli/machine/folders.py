@@ -38,9 +38,9 @@ _WINDOWS = {
 
 def _folder(kind: str, environment: Mapping[str, str] | None, platform: str) -> Path:
     environment = os.environ if environment is None else environment
-    own = environment.get("SDCLI_HOME", "").strip()
-    if own:
-        return Path(own).expanduser().absolute() / kind
+    home = environment.get("SDCLI_HOME", "").strip()
+    if home:
+        return Path(home).expanduser().absolute() / kind
     if platform == "win32":
         name, default = _WINDOWS[kind]
         folder = Path(environment.get(name) or _home(environment, platform) / default) / "sdcli"
@@ -55,19 +55,19 @@ def _folder(kind: str, environment: Mapping[str, str] | None, platform: str) -> 
 
 
 def _home(environment: Mapping[str, str], platform: str) -> Path:
-    """HOME, unless it is empty or relative: settings in whatever folder one stands in, or in /, are nobody's."""
+    """HOME, unless it is empty or relative: settings must not depend on the current folder."""
     named = environment.get("HOME") or environment.get("USERPROFILE")
     if named and (platform == "win32" or Path(named).is_absolute()):
         return Path(named)
     try:
         return _home_of_user()
     except (RuntimeError, KeyError):
-        # A user without a home (some containers): nothing is found there, and nothing can be written.
+        # A user without a home (some containers): nothing can be read or written there.
         return Path(os.devnull)
 
 
 def _home_of_user() -> Path:
-    """What the system knows, whatever HOME says."""
+    """As the system knows it, whatever HOME says."""
     try:
         import pwd  # on POSIX alone
     except ImportError:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from sdcli.schema import live
+from sdcli.schema import transient
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -24,15 +24,15 @@ class Hardware:
     isa: str = ""  # avx2 | avx512 | avx512_bf16 | amx | neon …
     threads: int = 1  # physical cores this process may use
     dtypes: Mapping[str, str] = field(default_factory=dict)  # name → probed | assumed | unavailable
-    uuid: str | None = live(default=None)
-    notes: tuple[str, ...] = live(default=())  # what the user should know about this device
+    uuid: str | None = transient(default=None)
+    notes: tuple[str, ...] = transient(default=())  # what the user should know about this device
 
     @property
     def kind(self) -> str:
         return self.device.split(":", 1)[0]
 
     def fingerprint(self, versions: Mapping[str, str]) -> str:
-        """Equal where measures may be compared: the same device, host and software."""
+        """Equal where measurements may be compared: the same device, host and software."""
         parts = [
             self.kind, self.name, self.capability or "", str(self.total >> 20), self.isa, str(self.threads),
             str(self.ram_total >> 20),
@@ -43,11 +43,11 @@ class Hardware:
 
 @dataclass(frozen=True, kw_only=True)
 class Probe:
-    """What a short test of a device found: the dtypes that are right and worth using there."""
+    """What a short test of a device found: the dtypes that give right results and are worth using there."""
 
     dtypes: Mapping[str, str] = field(default_factory=dict)  # name → probed | unavailable
     ratio: Mapping[str, float] = field(default_factory=dict)  # name → time relative to fp32
-    seconds: float = 0.0  # the probe itself took
+    seconds: float = 0.0  # how long the probe took
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -12,12 +12,12 @@ from pathlib import Path
 
 from sdcli import data
 from sdcli.machine.cgroups import read_text
-from sdcli.machine.nvml import Card, Report
+from sdcli.machine.nvml import Gpu, Nvidia
 
 DISTRIBUTION = "sdcli-diffusers"
 WHEELS = "https://download.pytorch.org/whl/"  # torch's own address for its builds, as its documentation gives it
 
-# Package, the beginning of its version, and what is known of it.
+# Package, the beginning of its version, and what is wrong with it.
 KNOWN_BAD = (
     ("torch", "2.13.0", "bf16 convolutions 4-16 times slower on some CPUs (pytorch#183815), so bf16 is probed there"),
     ("torch", "2.14.0", "fp16 products over 1,000 times slower on CPUs (pytorch#193951); fp16 is never used there"),
@@ -68,7 +68,7 @@ class Torch:
 
 
 def torch_build(folder: Path | None = None) -> Torch | None:
-    """The installed torch from its version.py, which is text to us; None without one."""
+    """The installed torch from its version.py, read as text; None without one."""
     folder = _package_folder("torch") if folder is None else folder
     if folder is None:
         return None
@@ -83,32 +83,32 @@ def torch_build(folder: Path | None = None) -> Torch | None:
 def _package_folder(name: str) -> Path | None:
     from importlib.machinery import PathFinder
 
-    found = PathFinder.find_spec(name)
-    return Path(found.origin).parent if found is not None and found.origin else None
+    spec = PathFinder.find_spec(name)
+    return Path(spec.origin).parent if spec is not None and spec.origin else None
 
 
-def unusable(torch: Torch | None, card: Card, report: Report) -> str | None:
+def unusable(torch: Torch | None, gpu: Gpu, nvidia: Nvidia) -> str | None:
     """Why this torch cannot use this GPU; None where it can."""
     if torch is None:
         return "torch is not installed"
     if not torch.cuda:
         article = "an" if torch.flavour == "XPU" else "a"
         return f"torch {torch.version} is {article} {torch.flavour} build"
-    if not _driver_runs(report, torch.cuda):
-        return f"torch {torch.version} needs driver {_driver_for(torch.cuda)} or newer, found {report.driver or 'none'}"
+    if not _driver_runs(nvidia, torch.cuda):
+        return f"torch {torch.version} needs driver {_driver_for(torch.cuda)} or newer, found {nvidia.driver or 'none'}"
     build = _build_of(torch)
-    known = _number(card.capability)
-    if build is None or known is None or build.least <= known <= build.most:
+    level = _number(gpu.capability)
+    if build is None or level is None or build.least <= level <= build.most:
         return None
-    return f"torch {torch.version} is not built for this GPU's compute capability {card.capability}"
+    return f"torch {torch.version} is not built for this GPU's compute capability {gpu.capability}"
 
 
-def _driver_runs(report: Report, cuda: str) -> bool:
-    """A driver runs every CUDA of its major version and older ones; what it says itself wins over its number."""
+def _driver_runs(nvidia: Nvidia, cuda: str) -> bool:
+    """A driver runs every CUDA of its major version and older ones; the CUDA version it reports counts first."""
     major = _major(cuda)
-    if report.cuda is not None:
-        return _major(report.cuda) >= major
-    return report.driver is None or _major(report.driver) >= _driver_for(cuda)
+    if nvidia.cuda is not None:
+        return _major(nvidia.cuda) >= major
+    return nvidia.driver is None or _major(nvidia.driver) >= _driver_for(cuda)
 
 
 def _driver_for(cuda: str) -> int:
@@ -124,30 +124,30 @@ def _build_of(torch: Torch) -> CudaBuild | None:
     return build
 
 
-def advised(card: Card, report: Report) -> CudaBuild | None:
-    """The build of torch for this card and driver; None where only another driver, or none at all, would do."""
-    known = _number(card.capability)
-    driver = _driver_major(report)
+def advised(gpu: Gpu, nvidia: Nvidia) -> CudaBuild | None:
+    """The build of torch for this GPU and driver; None where only another driver, or none at all, would do."""
+    level = _number(gpu.capability)
+    driver = _driver_major(nvidia)
     for tag in ADVISED:
         build = next(build for build in BUILDS if build.tag == tag)
-        fits = known is None or build.least <= known <= build.most
+        fits = level is None or build.least <= level <= build.most
         if fits and (driver is None or driver >= build.driver):
             return build
     return None
 
 
-def no_way(card: Card) -> str:
+def why_no_build(gpu: Gpu) -> str:
     """Why no build of torch would do."""
-    known = _number(card.capability)
-    if known is not None and known < min(build.least for build in BUILDS):
-        return f"no current torch is built for its compute capability {card.capability}"
+    level = _number(gpu.capability)
+    if level is not None and level < min(build.least for build in BUILDS):
+        return f"no current torch is built for its compute capability {gpu.capability}"
     return f"it needs NVIDIA driver {LOWEST_DRIVER} or newer"
 
 
-def _driver_major(report: Report) -> int | None:
-    if report.cuda is not None:  # compatibility packages let an older driver run a newer CUDA
-        return _driver_for(report.cuda)
-    return _major(report.driver) if report.driver else None
+def _driver_major(nvidia: Nvidia) -> int | None:
+    if nvidia.cuda is not None:  # compatibility packages let an older driver run a newer CUDA
+        return _driver_for(nvidia.cuda)
+    return _major(nvidia.driver) if nvidia.driver else None
 
 
 def _major(version: str) -> int:
@@ -163,8 +163,8 @@ def _number(text: str | None) -> float | None:
 
 def version_of(text: str) -> tuple[int, ...]:
     """2.13.0+cpu → (2, 13, 0); what follows the numbers does not count."""
-    found = re.match(r"\d+(?:\.\d+)*", text)
-    return tuple(int(part) for part in found[0].split(".")) if found else ()
+    match = re.match(r"\d+(?:\.\d+)*", text)
+    return tuple(int(part) for part in match[0].split(".")) if match else ()
 
 
 # --- which kind of installation
@@ -179,7 +179,7 @@ class Installation:
 
 
 def find(prefix: Path | None = None, base: Path | None = None, python: str | None = None) -> Installation:
-    """This one, by what the tools leave in their environments."""
+    """This installation, recognised by the files each tool leaves in its environment."""
     prefix = Path(sys.prefix) if prefix is None else prefix
     base = Path(sys.base_prefix) if base is None else base
     return Installation(
@@ -232,39 +232,39 @@ def source() -> str:
 def fix(
     installation: Installation,
     torch: Torch | None,
-    card: Card,
-    report: Report,
+    gpu: Gpu,
+    nvidia: Nvidia,
     *,
     has_pip: bool | None = None,
     origin: str | None = None,
 ) -> str | None:
     """One line to paste that gives this installation a torch for this GPU; None where no torch would help."""
-    build = advised(card, report)
+    build = advised(gpu, nvidia)
     if build is None:
         return None
-    wanted = _requirement(torch, build)
+    requirement = _requirement(torch, build)
     index = WHEELS + build.tag
-    # uv's own choice looks at the driver only, so an old card is named to it.
+    # uv's own choice considers only the driver, so for an old GPU the build is named.
     backend = "auto" if build.tag == ADVISED[0] else build.tag
     python, kind = installation.python, installation.kind
     if kind == "uv tool":
         words = ["uv", "tool", "install", "--reinstall", f"--torch-backend={backend}", _here(origin or source())]
     elif kind == "pipx":
-        words = ["pipx", "runpip", DISTRIBUTION, "install", wanted, "--index-url", index]
+        words = ["pipx", "runpip", DISTRIBUTION, "install", requirement, "--index-url", index]
     elif installation.uv and not (_package_folder("pip") if has_pip is None else has_pip):
         words = ["uv", "pip", "install", "--python", python, "--reinstall-package", "torch"]
-        words += [f"--torch-backend={backend}", wanted.split("+")[0]]
+        words += [f"--torch-backend={backend}", requirement.split("+")[0]]
     elif kind == "conda" and _installer("torch") == "conda":
         words = ["conda", "install", "-p", str(installation.prefix), "-c", "conda-forge", "pytorch-gpu"]
     else:
-        words = [python, "-m", "pip", "install", wanted, "--index-url", index]
+        words = [python, "-m", "pip", "install", requirement, "--index-url", index]
         if kind == "system" and _managed():
             words.append("--break-system-packages")
     return command_line(words)
 
 
 def _requirement(torch: Torch | None, build: CudaBuild) -> str:
-    """The same torch in another build where there is one, so that nothing else moves; else the nearest tested."""
+    """The same torch version in another build, so that nothing else changes; where there is none, a tested version."""
     version = torch.version.split("+")[0] if torch is not None else ""
     released = re.fullmatch(r"\d+\.\d+\.\d+", version) is not None
     if not (released and _built(build, version)):
@@ -325,33 +325,33 @@ class Version:
 
 
 def versions(names: Iterable[str] | None = None) -> tuple[Version, ...]:
-    """Installed versions of all that is required, or of `names`, by the packages' own records; nothing is imported."""
+    """Installed versions of all requirements, or of `names`, from the packages' own records; nothing is imported."""
     names = data.lowest_versions() if names is None else names
     recorded = _recorded()
-    found = ((name, recorded.get(_normal(name)) or _asked(name)) for name in names)
-    return tuple(Version(name=name, version=version, known_bad=known_bad(name, version)) for name, version in found)
+    pairs = ((name, recorded.get(_normal(name)) or _from_metadata(name)) for name in names)
+    return tuple(Version(name=name, version=version, known_bad=known_bad(name, version)) for name, version in pairs)
 
 
 def _recorded() -> dict[str, str]:
-    """Versions by the names of the records' folders: a tenth of the time that opening each record takes."""
-    found: dict[str, str] = {}
-    for place in sys.path:
+    """Versions from the names of the .dist-info folders: ten times as fast as opening each record."""
+    recorded: dict[str, str] = {}
+    for folder in sys.path:
         try:
-            names = os.listdir(place or ".")
+            names = os.listdir(folder or ".")
         except OSError:
             continue
         for entry in names:
             name, _, version = entry.removesuffix(".dist-info").partition("-")
             if entry.endswith(".dist-info") and version:
-                found.setdefault(_normal(name), version)
-    return found
+                recorded.setdefault(_normal(name), version)
+    return recorded
 
 
 def _normal(name: str) -> str:
     return re.sub(r"[-_.]+", "_", name).lower()
 
 
-def _asked(name: str) -> str:
+def _from_metadata(name: str) -> str:
     from importlib import metadata
 
     try:
@@ -369,14 +369,14 @@ def known_bad(name: str, version: str) -> str | None:
 
 
 def below_floor(name: str, version: str) -> str | None:
-    """The lowest version asked for, if this one is older."""
+    """The lowest version required, if this one is older."""
     floor = data.lowest_versions().get(name)
     if floor is None or not version_of(version):
         return None
     return floor if version_of(version) < version_of(floor) else None
 
 
-def tested(found: tuple[Version, ...]) -> bool:
-    """Whether all are of the minor versions tested together."""
+def tested(installed: tuple[Version, ...]) -> bool:
+    """Whether all have the minor versions that were tested together."""
     pins = data.tested_versions()
-    return all(version_of(item.version)[:2] == version_of(pins[item.name])[:2] for item in found)
+    return all(version_of(item.version)[:2] == version_of(pins[item.name])[:2] for item in installed)

@@ -1,4 +1,4 @@
-"""What sdcli remembers of this machine: peaks, seconds, probes, the best rate seen. A lost memory is an empty one."""
+"""What sdcli remembers of this machine: peaks, seconds, probes, the best rate. An unreadable file counts as empty."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ class Store:
 
     def update(self, key: str, change: Callable[[Any], Any]) -> bool:
         """Put `change(old or None)` under `key`, as the newest entry. False where it could not be written:
-        a memory that is not kept is no reason to fail."""
+        being unable to remember is no reason to fail."""
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True)
             with _Lock(self.path.with_suffix(".lock")):
@@ -50,34 +50,34 @@ class Store:
         """The newest entries that stay within the bounds."""
         names = list(entries)[-self.most_entries :]
         while True:
-            kept = {name: entries[name] for name in names}
-            content = json.dumps({"schema": SCHEMA, "entries": kept}, allow_nan=False).encode()
+            newest = {name: entries[name] for name in names}
+            content = json.dumps({"schema": SCHEMA, "entries": newest}, allow_nan=False).encode()
             if len(content) <= self.most_bytes or not names:
                 return content
             names = names[len(names) // 4 + 1 :]
 
 
 class _Lock:
-    """One writer at a time, so that no memory is lost. A lock that is not released is passed over: it only guards
-    against forgetting, the file itself is replaced whole."""
+    """One writer at a time, so that no update is lost. A lock not released in time is ignored: the file itself is
+    replaced whole."""
 
     patience = 1.0  # seconds
     stale = 10.0
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self.held = False
+        self.acquired = False
 
     def __enter__(self) -> None:
         end = time.monotonic() + self.patience
         while True:
             try:
                 os.close(os.open(self.path, os.O_CREAT | os.O_EXCL | os.O_WRONLY))
-                self.held = True
+                self.acquired = True
                 return
             except (FileExistsError, PermissionError) as error:
                 if isinstance(error, PermissionError) and os.name != "nt":
-                    raise  # on Windows a lock that is just being removed answers so
+                    raise  # on Windows a lock being removed fails like this
             if self._is_stale():
                 self.path.unlink(missing_ok=True)
             elif time.monotonic() > end:
@@ -86,7 +86,7 @@ class _Lock:
                 time.sleep(0.01)
 
     def __exit__(self, *_: object) -> None:
-        if self.held:
+        if self.acquired:
             self.path.unlink(missing_ok=True)
 
     def _is_stale(self) -> bool:
@@ -101,7 +101,7 @@ def store(name: str = "measured") -> Store:
     return Store(state_folder() / f"{name}.json")
 
 
-# --- measures
+# --- measurements
 
 
 def remembered(machine: str, where: Store | None = None) -> Mapping[str, Any]:
@@ -111,9 +111,9 @@ def remembered(machine: str, where: Store | None = None) -> Mapping[str, Any]:
     return {name[len(start) :]: value for name, value in entries.items() if name.startswith(start)}
 
 
-def remember_run(machine: str, way: str, merge: Callable[[Any], Any], where: Store | None = None) -> bool:
-    """Remember one more run of `way`: `merge` makes the new entry from the old one, or from None."""
-    return (where or store()).update(_key("run", machine, way), merge)
+def remember_run(machine: str, key: str, merge: Callable[[Any], Any], where: Store | None = None) -> bool:
+    """Remember one more run of the setup `key`: `merge` makes the new entry from the old one, or from None."""
+    return (where or store()).update(_key("run", machine, key), merge)
 
 
 def best_rate(machine: str, dtype: str, where: Store | None = None) -> float | None:
@@ -134,7 +134,7 @@ def _rate(value: Any) -> float | None:
 
 
 def _key(*parts: str) -> str:
-    return "\n".join(parts)  # no part holds a line end, so no two keys are alike
+    return "\n".join(parts)  # no part contains a newline, so keys are unique
 
 
 # --- probes
@@ -143,14 +143,14 @@ ProbeKey = tuple[str, str, str]  # device, ISA of a CPU or driver of a GPU, vers
 
 
 def probes(where: Store | None = None) -> dict[ProbeKey, Probe]:
-    """Every sound probe that is remembered."""
-    sound: dict[ProbeKey, Probe] = {}
+    """Every valid probe that is remembered."""
+    valid: dict[ProbeKey, Probe] = {}
     for key, entry in (where or store("probes")).read().items():
         kind, *parts = key.split("\n")
         probe = _probe(entry)
         if kind == "probe" and len(parts) == 3 and probe is not None:
-            sound[parts[0], parts[1], parts[2]] = probe
-    return sound
+            valid[parts[0], parts[1], parts[2]] = probe
+    return valid
 
 
 def _probe(entry: Any) -> Probe | None:

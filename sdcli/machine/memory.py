@@ -16,7 +16,7 @@ KIB = 1 << 10
 
 @dataclass(frozen=True)
 class Memory:
-    """`available` can be had without pushing other programs out; `limited` says a container sets the bounds."""
+    """`available` can be used without swapping out other programs; `limited`: a container sets the bounds."""
 
     total: int
     available: int
@@ -47,13 +47,13 @@ def address_space_left(root: Path = Path("/")) -> int | None:
 def _meminfo(root: Path) -> Memory:
     fields: dict[str, int] = {}
     for line in cgroups.read_text(root / "proc/meminfo").splitlines():
-        found = re.match(r"(\w+):\s+(\d+) kB", line)
-        if found:
-            fields[found[1]] = int(found[2]) * KIB
+        match = re.match(r"(\w+):\s+(\d+) kB", line)
+        if match:
+            fields[match[1]] = int(match[2]) * KIB
     # Kernels before 3.14 and some sandboxes have no MemAvailable.
-    without = sum(fields.get(name, 0) for name in ("MemFree", "Buffers", "Cached"))
+    estimate = sum(fields.get(name, 0) for name in ("MemFree", "Buffers", "Cached"))
     total = fields.get("MemTotal", 0)
-    return Memory(total=total, available=min(total, fields.get("MemAvailable", without)))
+    return Memory(total=total, available=min(total, fields.get("MemAvailable", estimate)))
 
 
 def _within_cgroup(memory: Memory, root: Path) -> Memory:
@@ -127,7 +127,7 @@ def _commit_left() -> int | None:
 
 
 def apple_limit(total: int) -> int:
-    """What macOS lets the GPU hold of the shared memory by default: two thirds up to 36 GiB, then 3/4."""
+    """How much of the shared memory macOS lets the GPU use by default: two thirds up to 36 GiB, then 3/4."""
     return total * 2 // 3 if total <= 36 << 30 else total * 3 // 4
 
 
@@ -146,19 +146,19 @@ def output(*command: str) -> str:
 
 
 def resident(root: Path = Path("/"), platform: str = sys.platform) -> int | None:
-    """Bytes of RAM this process holds now, or None."""
+    """Bytes of RAM this process uses now, or None."""
     return _process().rss if platform in ("darwin", "win32") else _status(root).get("VmRSS")
 
 
 def peak(root: Path = Path("/"), platform: str = sys.platform) -> int | None:
-    """The most it held: since `reset_peak()` where that works, else since the process began."""
+    """The most RAM it used: since `reset_peak()` where that works, else since the process began."""
     if platform == "win32":
         return getattr(_process(), "peak_wset", None)
     return _status(root).get("VmHWM") or _max_rss(platform)
 
 
 def reset_peak(root: Path = Path("/"), platform: str = sys.platform) -> bool:
-    """Let `peak()` start again from what is held now; False where the system cannot."""
+    """Let `peak()` start again from the present use; False where the system cannot."""
     if platform in ("darwin", "win32"):
         return False
     try:
@@ -196,8 +196,8 @@ def _process() -> Any:
 
 def disk_free(path: Path | str, usage: Callable[[Path], int] | None = None) -> int | None:
     """Free bytes where `path` is or would be made: its nearest existing parent decides."""
-    place = Path(path).expanduser().absolute()
-    for folder in (place, *place.parents):
+    target = Path(path).expanduser().absolute()
+    for folder in (target, *target.parents):
         try:
             return (usage or _free)(folder)
         except (OSError, ValueError):

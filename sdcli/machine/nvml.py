@@ -21,12 +21,12 @@ _REASONS = {
     15: "the GPU was lost: restart the machine",
     18: "the NVIDIA driver was updated while in use: restart the machine",
 }
-_CARD_IS_THERE = (4, 13, 15, 18)  # errors that machines without a card do not give
+_GPU_IS_THERE = (4, 13, 15, 18)  # errors that do not occur on machines without a GPU
 
 
 @dataclass(frozen=True, kw_only=True)
-class Card:
-    """One card, or one slice of a card that is split (MIG). Bytes; 0 where the card shares the host's memory."""
+class Gpu:
+    """One GPU, or one slice of a GPU that is split (MIG). Bytes; 0 where the GPU shares the host's memory."""
 
     index: int  # in PCI order
     uuid: str
@@ -35,35 +35,35 @@ class Card:
     free: int
     capability: str | None = None  # "8.6"
     speed: int = 0  # cores × MHz, only to guess CUDA's order
-    split: bool = False  # into slices; CUDA then shows a slice instead of the card
-    slices: tuple[Card, ...] = ()
+    split: bool = False  # into slices; CUDA then shows a slice instead of the GPU
+    slices: tuple[Gpu, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True)
-class Report:
-    """What NVML said; no cards come with a reason."""
+class Nvidia:
+    """What NVML reported; without GPUs there is a reason."""
 
-    cards: tuple[Card, ...] = ()
+    gpus: tuple[Gpu, ...] = ()
     driver: str | None = None
     cuda: str | None = None  # the newest CUDA this driver can run, "12.8"
     reason: str | None = None
     broken: bool = False  # there is a GPU, but it does not answer
 
 
-def read(library: Any = None) -> Report:
-    """All cards, by NVIDIA's own bindings. Never raises: whatever goes wrong becomes the reason."""
+def read(library: Any = None) -> Nvidia:
+    """All GPUs, through NVIDIA's own bindings. Never raises: whatever goes wrong becomes the reason."""
     try:
         if library is None and _without_driver():
-            return Report(reason=_REASONS[12])
+            return Nvidia(reason=_REASONS[12])
         import pynvml
 
         return _read(pynvml if library is None else library)
     except Exception as error:  # a foreign library: nothing it does may stop a plan for the CPU
-        return Report(reason=f"NVML failed: {type(error).__name__}: {error}")
+        return Nvidia(reason=f"NVML failed: {type(error).__name__}: {error}")
 
 
 def _without_driver() -> bool:
-    """Loading the driver's library shows it at once; importing the bindings first takes 30 ms of every start."""
+    """Loading the driver's library is faster than importing the bindings, which would add 30 ms to every start."""
     if sys.platform != "linux":
         return False
     import ctypes
@@ -75,16 +75,16 @@ def _without_driver() -> bool:
     return False
 
 
-def _read(library: Any) -> Report:
+def _read(library: Any) -> Nvidia:
     session = _Session(library)
     try:
         library.nvmlInit()
         try:
-            return session.report()
+            return session.read()
         finally:
             session.ask(library.nvmlShutdown)
     except library.NVMLError as error:
-        return Report(reason=_because(error), broken=error.value in _CARD_IS_THERE)
+        return Nvidia(reason=_because(error), broken=error.value in _GPU_IS_THERE)
 
 
 def _because(error: Any) -> str:
@@ -97,38 +97,38 @@ class _Session:
 
     library: Any  # pynvml
 
-    def report(self) -> Report:
+    def read(self) -> Nvidia:
         nvml = self.library
-        cards, reason = [], None
+        gpus, reason = [], None
         for index in range(nvml.nvmlDeviceGetCount()):
             try:
-                cards.append(self.card(nvml.nvmlDeviceGetHandleByIndex(index), index))
+                gpus.append(self.gpu(nvml.nvmlDeviceGetHandleByIndex(index), index))
             except nvml.NVMLError as error:
                 reason = f"GPU {index}: {_because(error)}"
         broken = reason is not None
-        if not cards and reason is None:
+        if not gpus and reason is None:
             reason = "the NVIDIA driver sees no GPU"
         driver = self.ask(nvml.nvmlSystemGetDriverVersion) or None
-        return Report(cards=tuple(cards), driver=driver, cuda=self.cuda(), reason=reason, broken=broken)
+        return Nvidia(gpus=tuple(gpus), driver=driver, cuda=self.cuda(), reason=reason, broken=broken)
 
     def ask(self, function: Callable[..., Any], *arguments: Any) -> Any:
-        """None where this driver does not know the function or this card does not answer it."""
+        """None where this driver or this GPU does not support the function."""
         try:
             return function(*arguments)
         except (self.library.NVMLError, UnicodeError):
             return None
 
-    def card(self, handle: Any, index: int) -> Card:
-        whole = self.one(handle, index)
+    def gpu(self, handle: Any, index: int) -> Gpu:
+        whole = self.device(handle, index)
         mode = self.ask(self.library.nvmlDeviceGetMigMode, handle)
         if not mode or mode[0] != 1:
             return whole
-        slices = (self.one(part, index) for part in self.slices(handle))
-        # Not every driver tells a slice's name and capability; the card it is cut from has both.
+        slices = (self.device(part, index) for part in self.slices(handle))
+        # Not every driver reports a slice's name and capability; the whole GPU has both.
         named = tuple(replace(part, name=part.name or whole.name, capability=whole.capability) for part in slices)
         return replace(whole, split=True, slices=named)
 
-    def one(self, handle: Any, index: int) -> Card:
+    def device(self, handle: Any, index: int) -> Gpu:
         nvml = self.library
         memory_info = nvml.nvmlDeviceGetMemoryInfo
         # The second version leaves out what the driver keeps for itself; old drivers have the first.
@@ -136,7 +136,7 @@ class _Session:
         capability = self.ask(nvml.nvmlDeviceGetCudaComputeCapability, handle)
         cores = self.ask(nvml.nvmlDeviceGetNumGpuCores, handle) or 0
         clock = self.ask(nvml.nvmlDeviceGetMaxClockInfo, handle, nvml.NVML_CLOCK_SM) or 0
-        return Card(
+        return Gpu(
             index=index,
             uuid=self.ask(nvml.nvmlDeviceGetUUID, handle) or "",
             name=(self.ask(nvml.nvmlDeviceGetName, handle) or "").strip(),
@@ -158,63 +158,63 @@ class _Session:
         return f"{version // 1000}.{version % 1000 // 10}" if version else None
 
 
-# --- which of them CUDA will show to this process
+# --- the GPUs that CUDA shows to this process
 
 
-def visible(cards: tuple[Card, ...], environment: Mapping[str, str]) -> tuple[Card, ...]:
-    """The cards in CUDA's order: the place in this tuple is the number in `cuda:N`.
+def visible(gpus: tuple[Gpu, ...], environment: Mapping[str, str]) -> tuple[Gpu, ...]:
+    """The GPUs in CUDA's order: the position in this tuple is the number in `cuda:N`.
 
-    CUDA_VISIBLE_DEVICES holds numbers, or UUIDs, or beginnings of UUIDs; the list ends at the first entry that is
-    none (so -1 and nonsense hide all that follow), and naming a card twice hides all of them.
+    CUDA_VISIBLE_DEVICES holds numbers, or UUIDs, or beginnings of UUIDs; the list ends at the first invalid entry
+    (so -1 and nonsense hide all that follow), and naming a GPU twice hides all of them.
     """
-    ordered = in_cuda_order(cards, environment.get("CUDA_DEVICE_ORDER"))
+    ordered = in_cuda_order(gpus, environment.get("CUDA_DEVICE_ORDER"))
     named = environment.get("CUDA_VISIBLE_DEVICES")
     if named is None:
         return _shown(ordered)
     entries = [entry.strip() for entry in named.split(",")]
     by_uuid = entries[0].startswith(("GPU-", "MIG-"))
-    chosen: list[Card] = []
+    chosen: list[Gpu] = []
     for entry in entries:
-        card = _by_uuid(ordered, entry) if by_uuid else _by_number(ordered, entry)
-        if card is None:
+        gpu = _by_uuid(ordered, entry) if by_uuid else _by_number(ordered, entry)
+        if gpu is None:
             break
-        if card in chosen:
+        if gpu in chosen:
             return ()
-        chosen.append(card)
+        chosen.append(gpu)
     return _shown(tuple(chosen))
 
 
-def in_cuda_order(cards: tuple[Card, ...], order: str | None) -> tuple[Card, ...]:
-    """PCI_BUS_ID is exact. CUDA's default, fastest first, is its own secret: cores × clock is our guess, and equal
-    cards stay in PCI order. What draws asks the device for its UUID before it trusts the number."""
+def in_cuda_order(gpus: tuple[Gpu, ...], order: str | None) -> tuple[Gpu, ...]:
+    """PCI_BUS_ID is exact. CUDA's default, fastest first, is undocumented: cores × clock is a guess, and equal GPUs
+    stay in PCI order. Before drawing, the device's UUID is compared."""
     if order == "PCI_BUS_ID":
-        return tuple(sorted(cards, key=lambda card: card.index))
-    return tuple(sorted(cards, key=lambda card: (-card.speed, card.index)))
+        return tuple(sorted(gpus, key=lambda gpu: gpu.index))
+    return tuple(sorted(gpus, key=lambda gpu: (-gpu.speed, gpu.index)))
 
 
-def _shown(cards: tuple[Card, ...]) -> tuple[Card, ...]:
-    """CUDA shows the first slice of a split card, and nothing of one that has no slices yet."""
-    return tuple(card.slices[0] if card.split else card for card in cards if card.slices or not card.split)
+def _shown(gpus: tuple[Gpu, ...]) -> tuple[Gpu, ...]:
+    """CUDA shows the first slice of a split GPU, and nothing of one that has no slices yet."""
+    return tuple(gpu.slices[0] if gpu.split else gpu for gpu in gpus if gpu.slices or not gpu.split)
 
 
-def _by_number(cards: tuple[Card, ...], entry: str) -> Card | None:
-    found = re.match(r"\+?(\d{1,9})", entry, re.ASCII)  # CUDA reads a number and ignores what follows it
-    number = int(found[1]) if found else -1
-    return cards[number] if 0 <= number < len(cards) else None
+def _by_number(gpus: tuple[Gpu, ...], entry: str) -> Gpu | None:
+    match = re.match(r"\+?(\d{1,9})", entry, re.ASCII)  # CUDA reads a number and ignores what follows it
+    number = int(match[1]) if match else -1
+    return gpus[number] if 0 <= number < len(gpus) else None
 
 
-def _by_uuid(cards: tuple[Card, ...], entry: str) -> Card | None:
-    candidates = cards if entry.startswith("GPU-") else tuple(part for card in cards for part in card.slices)
-    found = [card for card in candidates if len(entry) > len("GPU-") and card.uuid.startswith(entry)]
-    exact = [card for card in found if card.uuid == entry]
-    return (exact or found)[0] if exact or len(found) == 1 else None
+def _by_uuid(gpus: tuple[Gpu, ...], entry: str) -> Gpu | None:
+    candidates = gpus if entry.startswith("GPU-") else tuple(part for gpu in gpus for part in gpu.slices)
+    matches = [gpu for gpu in candidates if len(entry) > len("GPU-") and gpu.uuid.startswith(entry)]
+    exact = [gpu for gpu in matches if gpu.uuid == entry]
+    return (exact or matches)[0] if exact or len(matches) == 1 else None
 
 
-# --- a card without its driver
+# --- a GPU without its driver
 
 
 def on_the_bus(root: Path = Path("/")) -> bool:
-    """Whether the PCI bus holds an NVIDIA display controller (Linux): a card whose driver may be missing."""
+    """Whether the PCI bus holds an NVIDIA display controller (Linux): a GPU whose driver may be missing."""
     for folder in (root / "sys/bus/pci/devices").glob("*"):
         try:
             vendor = (folder / "vendor").read_text(encoding="ascii").strip()

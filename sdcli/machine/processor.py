@@ -58,7 +58,7 @@ def read(
 
 
 def limited(isa: str, environment: Mapping[str, str]) -> str:
-    """The instruction set torch and oneDNN will really use, where the environment holds them back."""
+    """The instruction set torch and oneDNN will really use, where the environment limits them."""
     if isa not in _RANK:
         return isa
     caps = []
@@ -84,8 +84,8 @@ def _onednn(name: str) -> str | None:
 
 def _at_most(threads: int, environment: Mapping[str, str]) -> int:
     """OMP_NUM_THREADS is how schedulers and people say "no more than"; its first number counts."""
-    asked = environment.get("OMP_NUM_THREADS", "").split(",")[0].strip()
-    return min(threads, int(asked)) if asked.isascii() and asked.isdigit() and int(asked) > 0 else threads
+    limit = environment.get("OMP_NUM_THREADS", "").split(",")[0].strip()
+    return min(threads, int(limit)) if limit.isascii() and limit.isdigit() and int(limit) > 0 else threads
 
 
 def _load() -> float | None:
@@ -101,12 +101,12 @@ def _load() -> float | None:
 def _linux(root: Path, affinity: frozenset[int]) -> tuple[str, str, int, int]:
     blocks = _cpuinfo(cgroups.read_text(root / "proc/cpuinfo"))
     first = blocks[0] if blocks else {}
-    where = _topology(root, blocks)
-    usable = len({where.get(number, (-1, number)) for number in affinity}) or 1
+    core_of = _topology(root, blocks)
+    usable = len({core_of.get(number, (-1, number)) for number in affinity}) or 1
     quota = _quota(root)
     if quota is not None:
         usable = min(usable, max(1, int(quota + 0.01)))
-    cores = max(len(set(where.values())), usable)
+    cores = max(len(set(core_of.values())), usable)
     return short_name(_name(first, root)), _isa(first), cores, usable
 
 
@@ -121,20 +121,20 @@ def _cpuinfo(text: str) -> list[dict[str, str]]:
 
 def _topology(root: Path, blocks: list[dict[str, str]]) -> dict[int, tuple[int, int]]:
     """Logical processor → (package, core)."""
-    found: dict[int, tuple[int, int]] = {}
+    cores: dict[int, tuple[int, int]] = {}
     for folder in (root / "sys/devices/system/cpu").glob("cpu[0-9]*"):
         package = cgroups.number(folder / "topology", "physical_package_id")
         core = cgroups.number(folder / "topology", "core_id")
         if core is not None and folder.name[3:].isdigit():
-            found[int(folder.name[3:])] = (package or 0, core)
-    if found:
-        return found
+            cores[int(folder.name[3:])] = (package or 0, core)
+    if cores:
+        return cores
     for block in blocks:
         number, package_text, core_text = (block.get(key, "") for key in ("processor", "physical id", "core id"))
         if number.isdigit():
             core = int(core_text) if core_text.isdigit() else int(number)
-            found[int(number)] = (int(package_text) if package_text.isdigit() else 0, core)
-    return found
+            cores[int(number)] = (int(package_text) if package_text.isdigit() else 0, core)
+    return cores
 
 
 def allowed_cores() -> frozenset[int]:
@@ -146,11 +146,11 @@ def allowed_cores() -> frozenset[int]:
 
 
 def _quota(root: Path) -> float | None:
-    """CPUs' worth of time the container gets; the tightest of all levels."""
+    """How many CPUs' time the container may use; the smallest limit of all levels."""
     group = cgroups.find("cpu", root)
     if group is None:
         return None
-    found = []
+    quotas = []
     for folder in group.folders:
         if group.version == 2:
             words = cgroups.read_text(folder / "cpu.max").split()
@@ -159,8 +159,8 @@ def _quota(root: Path) -> float | None:
             quota = str(cgroups.number(folder, "cpu.cfs_quota_us"))
             period = str(cgroups.number(folder, "cpu.cfs_period_us"))
         if quota.isdigit() and period.isdigit() and int(quota) > 0 and int(period) > 0:
-            found.append(int(quota) / int(period))
-    return min(found, default=None)
+            quotas.append(int(quota) / int(period))
+    return min(quotas, default=None)
 
 
 def _isa(block: Mapping[str, str]) -> str:
@@ -220,7 +220,7 @@ def _windows() -> tuple[str, str, int, int]:
     import psutil
 
     cores = psutil.cpu_count(logical=False) or os.cpu_count() or 1
-    # Which of the processors allowed share a core is not reported: no more of them than cores are taken.
+    # Which of the allowed processors share a core is not reported, so no more are used than there are cores.
     allowed = psutil.Process().cpu_affinity() if hasattr(psutil.Process, "cpu_affinity") else []
     return short_name(_registry_name()), _windows_isa(), cores, min(cores, len(allowed) or cores)
 

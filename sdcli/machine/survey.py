@@ -14,29 +14,29 @@ from sdcli.machine.hardware import Hardware, Notice, Probe
 from sdcli.machine.installation import Installation, Torch
 from sdcli.machine.memories import ProbeKey
 from sdcli.machine.memory import Memory
-from sdcli.machine.nvml import Card
+from sdcli.machine.nvml import Gpu
 from sdcli.machine.processor import Processor
 from sdcli.terminal import show
 
 
 @dataclass(frozen=True, kw_only=True)
 class Survey:
-    """Everything read from this machine once; all else is decided from it."""
+    """Everything read from this machine, once; all decisions follow from it."""
 
     processor: Processor
     memory: Memory
-    nvidia: nvml.Report
-    visible: tuple[Card, ...]  # in CUDA's order
+    nvidia: nvml.Nvidia
+    visible: tuple[Gpu, ...]  # in CUDA's order
     torch: Torch | None
     installation: Installation
     probes: Mapping[ProbeKey, Probe] = field(default_factory=dict)  # what was tried on this machine before
     apple: bool = False
-    driverless: bool = False  # an NVIDIA card is in the machine, but no driver
+    driverless: bool = False  # an NVIDIA GPU is in the machine, but no driver
 
     @property
     def hidden(self) -> bool:
-        """Whether the environment hides every card there is."""
-        return bool(self.nvidia.cards) and not self.visible
+        """Whether the environment hides every GPU there is."""
+        return bool(self.nvidia.gpus) and not self.visible
 
     def probe(self, name: str, detail: str) -> Probe | None:
         """Of the device of this name, with the ISA or driver that it has now and the torch that is installed."""
@@ -44,37 +44,37 @@ class Survey:
 
 
 def look() -> Survey:
-    """Read this machine. Some milliseconds; nothing of torch is imported and no GPU is woken."""
+    """Read this machine. Takes milliseconds: torch is not imported, and no GPU is woken."""
     nvidia = nvml.read()
     return Survey(
         processor=processor.read(),
         memory=memory.read(),
         nvidia=nvidia,
-        visible=nvml.visible(nvidia.cards, os.environ),
+        visible=nvml.visible(nvidia.gpus, os.environ),
         torch=installation.torch_build(),
         installation=installation.find(),
         probes=memories.probes(),
         apple=_is_apple(),
-        driverless=not nvidia.cards and nvml.on_the_bus(),
+        driverless=not nvidia.gpus and nvml.on_the_bus(),
     )
 
 
 def choose(device: str, survey: Survey) -> Hardware:
     """The device that was asked for, or the reason why it is unavailable. auto: the first GPU torch can use, else
     Apple's GPU, else the CPU."""
-    wanted = device.strip().lower()
-    if not re.fullmatch(r"auto|cpu|mps|cuda(?::\d{1,3})?", wanted, re.ASCII):
+    name = device.strip().lower()
+    if not re.fullmatch(r"auto|cpu|mps|cuda(?::\d{1,3})?", name, re.ASCII):
         raise Usage(
             f'--device: "{show(device, 60)}" is not a device; use auto, cpu, cuda, cuda:1 or mps',
             hint="--device auto",
         )
-    found = usable(survey)
-    if wanted == "auto":
-        return found[0]
-    for hardware in found:
-        if wanted in (hardware.device, hardware.kind):
+    devices = usable(survey)
+    if name == "auto":
+        return devices[0]
+    for hardware in devices:
+        if name in (hardware.device, hardware.kind):
             return hardware
-    raise _missing(wanted, found, survey)
+    raise _missing(name, devices, survey)
 
 
 def gpu_warning(hardware: Hardware, asked: str = "auto", survey: Survey | None = None) -> Notice | None:
@@ -86,16 +86,16 @@ def gpu_warning(hardware: Hardware, asked: str = "auto", survey: Survey | None =
 
 def gpu_problem(survey: Survey) -> Notice | None:
     """An NVIDIA GPU that cannot be used, with the command that fixes it."""
-    if survey.hidden or any(_unusable(card, survey) is None for card in survey.visible):
+    if survey.hidden or any(_unusable(gpu, survey) is None for gpu in survey.visible):
         return None
     if not survey.visible:
         return _no_driver(survey)
-    card = survey.visible[0]
-    message = f"{show(short_name(card.name), 60)} is not used: {_unusable(card, survey)}"
-    mend = installation.fix(survey.installation, survey.torch, card, survey.nvidia)
-    if mend is None:
-        message += f"; {installation.no_way(card)}"
-    return Notice(code="gpu-unusable", message=message, hint=mend or "sdcli doctor")
+    gpu = survey.visible[0]
+    message = f"{show(short_name(gpu.name), 60)} is not used: {_unusable(gpu, survey)}"
+    command = installation.fix(survey.installation, survey.torch, gpu, survey.nvidia)
+    if command is None:
+        message += f"; {installation.why_no_build(gpu)}"
+    return Notice(code="gpu-unusable", message=message, hint=command or "sdcli doctor")
 
 
 def _no_driver(survey: Survey) -> Notice | None:
@@ -108,21 +108,21 @@ def _no_driver(survey: Survey) -> Notice | None:
     return Notice(code="gpu-no-driver", message=message, hint="sdcli doctor")
 
 
-# --- what is found
+# --- devices
 
 
 def usable(survey: Survey) -> tuple[Hardware, ...]:
     """All devices that can be used: the one `auto` takes first, the CPU last."""
-    cards = tuple(
-        _cuda(number, card, survey)
-        for number, card in enumerate(survey.visible)
-        if _unusable(card, survey) is None
+    gpus = tuple(
+        _cuda(number, gpu, survey)
+        for number, gpu in enumerate(survey.visible)
+        if _unusable(gpu, survey) is None
     )  # fmt: skip
-    return (*cards, *((_mps(survey),) if survey.apple else ()), _cpu(survey))
+    return (*gpus, *((_mps(survey),) if survey.apple else ()), _cpu(survey))
 
 
-def _unusable(card: Card, survey: Survey) -> str | None:
-    return installation.unusable(survey.torch, card, survey.nvidia)
+def _unusable(gpu: Gpu, survey: Survey) -> str | None:
+    return installation.unusable(survey.torch, gpu, survey.nvidia)
 
 
 def _cpu(survey: Survey) -> Hardware:
@@ -141,25 +141,25 @@ def _cpu(survey: Survey) -> Hardware:
     )
 
 
-def _cuda(number: int, card: Card, survey: Survey) -> Hardware:
+def _cuda(number: int, gpu: Gpu, survey: Survey) -> Hardware:
     host, chip = survey.memory, survey.processor
-    shared = not card.total  # cards that live in the host's memory have none of their own to tell
-    probe = survey.probe(card.name, survey.nvidia.driver or "")
+    shared = not gpu.total  # a GPU that uses the host's memory reports none of its own
+    probe = survey.probe(gpu.name, survey.nvidia.driver or "")
     return Hardware(
         device=f"cuda:{number}",
-        name=short_name(card.name),
+        name=short_name(gpu.name),
         source="nvml",
-        total=host.total if shared else card.total,
-        free=host.available if shared else card.free,
+        total=host.total if shared else gpu.total,
+        free=host.available if shared else gpu.free,
         ram_total=host.total,
         ram_free=host.available,
-        capability=card.capability,
+        capability=gpu.capability,
         driver=survey.nvidia.driver,
         isa=chip.isa,
         threads=chip.threads,
-        dtypes=_probed(dtypes.cuda(card.capability), probe),
-        uuid=card.uuid or None,
-        notes=dtypes.notes(card.name, card.capability),
+        dtypes=_probed(dtypes.cuda(gpu.capability), probe),
+        uuid=gpu.uuid or None,
+        notes=dtypes.notes(gpu.name, gpu.capability),
     )
 
 
@@ -180,26 +180,26 @@ def _mps(survey: Survey) -> Hardware:
     )
 
 
-def unusable_cards(survey: Survey) -> tuple[Hardware, ...]:
+def unusable_gpus(survey: Survey) -> tuple[Hardware, ...]:
     """GPUs that exist but cannot be used, with every dtype unavailable: for doctor."""
     return tuple(
-        replace(_cuda(number, card, survey), dtypes=dict.fromkeys(dtypes.NAMES, "unavailable"))
-        for number, card in enumerate(survey.visible)
-        if _unusable(card, survey) is not None
+        replace(_cuda(number, gpu, survey), dtypes=dict.fromkeys(dtypes.NAMES, "unavailable"))
+        for number, gpu in enumerate(survey.visible)
+        if _unusable(gpu, survey) is not None
     )
 
 
-def _missing(wanted: str, found: tuple[Hardware, ...], survey: Survey) -> DeviceUnusable:
-    names = " or ".join(hardware.device for hardware in found)
-    if wanted == "mps":
-        return DeviceUnusable("mps is the GPU of an Apple silicon Mac, which this is not", hint=_try(found[0].device))
-    if any(hardware.kind == "cuda" for hardware in found):
-        return DeviceUnusable(f"there is no usable {wanted}; there is {names}", hint=_try(found[0].device))
+def _missing(name: str, devices: tuple[Hardware, ...], survey: Survey) -> DeviceUnusable:
+    names = " or ".join(hardware.device for hardware in devices)
+    if name == "mps":
+        return DeviceUnusable("mps is the GPU of an Apple silicon Mac; this is not one", hint=_try(devices[0].device))
+    if any(hardware.kind == "cuda" for hardware in devices):
+        return DeviceUnusable(f"{name} is not available here; use {names}", hint=_try(devices[0].device))
     if survey.hidden:
         return DeviceUnusable("CUDA_VISIBLE_DEVICES hides every NVIDIA GPU of this machine", hint=_unset())
     problem = gpu_problem(survey)
     if problem is None:
-        return DeviceUnusable(f"there is no NVIDIA GPU for --device {wanted}", hint=_try(found[0].device))
+        return DeviceUnusable(f"there is no NVIDIA GPU for --device {name}", hint=_try(devices[0].device))
     return DeviceUnusable(problem.message, hint=problem.hint if problem.hint != "sdcli doctor" else _try("cpu"))
 
 
@@ -212,7 +212,7 @@ def _unset() -> str:
 
 
 def _probed(assumed: dict[str, str], probe: Probe | None) -> dict[str, str]:
-    """What a probe on this machine found replaces what is assumed."""
+    """A probe on this machine replaces what is assumed."""
     return assumed if probe is None else {dtype: probe.dtypes.get(dtype, trust) for dtype, trust in assumed.items()}
 
 

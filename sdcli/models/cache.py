@@ -14,46 +14,48 @@ from sdcli.terminal import show
 _AT_ONCE = 4 << 20
 
 
-class Memory(Protocol):
-    """Where hashes are remembered. One that keeps nothing costs only time."""
+class HashStore(Protocol):
+    """Where hashes are remembered. One that stores nothing costs only time."""
 
     def read(self) -> dict[str, Any]: ...
 
     def update(self, key: str, change: Callable[[Any], Any]) -> bool: ...
 
 
-def sha256_of(path: Path, memory: Memory | None = None) -> str:
+def sha256_of(path: Path, store: HashStore | None = None) -> str:
     """The file's sha256 in hex. Gigabytes take seconds, so ask only where it is needed."""
     path = path.absolute()
     try:
         before = path.stat()
         stamp = [before.st_size, before.st_mtime_ns]
-        if memory is not None:
-            known = _remembered(memory.read().get(str(path)), stamp)
-            if known is not None:
-                return known
-        found = _hash(path)
+        remembered = remembered_sha256(store, str(path), stamp)
+        if remembered is not None:
+            return remembered
+        sha256 = digest(path)
         after = path.stat()
     except FileNotFoundError:
         raise ModelMissing(f"there is no file {show(path)}", hint="sdcli doctor") from None
     except OSError as error:
         raise BadFile(f"{show(path)} cannot be read: {show(error.strerror or error)}", hint="sdcli doctor") from None
-    if memory is not None and [after.st_size, after.st_mtime_ns] == stamp:  # else it changed while it was read
-        memory.update(str(path), lambda _: {"sha256": found, "stamp": stamp})
-    return found
+    if store is not None and [after.st_size, after.st_mtime_ns] == stamp:  # else it changed while it was read
+        store.update(str(path), lambda _: {"sha256": sha256, "stamp": stamp})
+    return sha256
 
 
-def _remembered(entry: Any, stamp: list[int]) -> str | None:
+def remembered_sha256(store: HashStore | None, key: str, stamp: list[int]) -> str | None:
+    entry = store.read().get(key) if store is not None else None
     if not isinstance(entry, dict) or entry.get("stamp") != stamp:
         return None
-    found = entry.get("sha256")
-    return found if isinstance(found, str) and len(found) == 64 else None
+    sha256 = entry.get("sha256")
+    return sha256 if isinstance(sha256, str) and len(sha256) == 64 else None
 
 
-def _hash(path: Path) -> str:
+def digest(path: Path, start: int = 0) -> str:
+    """The sha256 of the file from `start` on."""
     state = hashlib.sha256()
     buffer = memoryview(bytearray(_AT_ONCE))
     with reading.opened(path) as file:
+        file.seek(start)
         while count := file.readinto(buffer):
             state.update(buffer[:count])
     return state.hexdigest()

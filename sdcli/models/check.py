@@ -29,7 +29,7 @@ _FLOATS = {
 
 
 @dataclass(frozen=True, kw_only=True)
-class NotFinite:
+class NotFiniteTensor:
     name: str
     count: int
     of: int
@@ -41,7 +41,7 @@ class FileCheck:
     bytes: int
     sha256: str
     expected: str | None  # the hub's sha256; null where unknown
-    not_finite: tuple[NotFinite, ...] = ()
+    not_finite: tuple[NotFiniteTensor, ...] = ()
     error: str | None = None
 
     @property
@@ -78,30 +78,30 @@ def check(name: str, files: Sequence[Path], model: Model | None = None) -> Gener
     """Yields Readings and returns the Check. Every byte is read once."""
     sizes = [path.stat().st_size for path in files]
     total, done = sum(sizes), 0
-    found: list[FileCheck] = []
+    checks: list[FileCheck] = []
     for path, size in zip(files, sizes, strict=True):
-        found.append((yield from _file(path, done, total)))
+        checks.append((yield from _file(path, done, total)))
         done += size
-    missing, mismatched = _held_against_configs(model) if model is not None else ((), ())
-    sound = all(one.sound for one in found) and not missing and not mismatched
-    return Check(name=name, sound=sound, files=tuple(found), missing=missing, mismatched=mismatched)
+    missing, mismatched = _compare_with_configs(model) if model is not None else ((), ())
+    sound = all(one.sound for one in checks) and not missing and not mismatched
+    return Check(name=name, sound=sound, files=tuple(checks), missing=missing, mismatched=mismatched)
 
 
 def _file(path: Path, before: int, total: int) -> Generator[Reading, None, FileCheck]:
     state = hashlib.sha256()
-    faults: list[NotFinite] = []
+    faults: list[NotFiniteTensor] = []
     error: str | None = None
     size = path.stat().st_size
     try:
         header = read_header(path)
     except Unsafe:  # could run code: not opened any further
         raise
-    except SdcliError as refused:  # its hash may still be worth knowing
+    except SdcliError as refused:  # its hash may still be useful
         header, error = None, refused.message
     try:
         with reading.opened(path) as file:
             for value in _values(file, header, state):
-                if isinstance(value, NotFinite):
+                if isinstance(value, NotFiniteTensor):
                     faults.append(value)
                 else:
                     yield Reading(path.name, before + value, total)
@@ -110,31 +110,31 @@ def _file(path: Path, before: int, total: int) -> Generator[Reading, None, FileC
             f"{show(path)} cannot be read: {show(refused.strerror or refused)}", hint="sdcli doctor"
         ) from None
     return FileCheck(
-        path=str(path), bytes=size, sha256=state.hexdigest(), expected=hub_cache.told_sha256(path),
+        path=str(path), bytes=size, sha256=state.hexdigest(), expected=hub_cache.expected_sha256(path),
         not_finite=tuple(faults), error=error,
     )  # fmt: skip
 
 
-def _values(file: BinaryIO, header: Header | None, state: Any) -> Iterator[int | NotFinite]:
-    """The file in order, hashed on the way: its header, then each tensor, then the rest."""
-    at = 0
+def _values(file: BinaryIO, header: Header | None, state: Any) -> Iterator[int | NotFiniteTensor]:
+    """The file in order, hashed meanwhile: its header, then each tensor, then the rest."""
+    position = 0
     if header is not None:
         head = file.read(header.data_start)
         state.update(head)
-        at = len(head)
+        position = len(head)
         for name, tensor in sorted(header.tensors.items(), key=lambda item: (item[1].begin, item[1].end)):
             count = 0
             for piece in _pieces(file, tensor.size):
                 state.update(piece)
                 count += not_finite(piece, tensor.dtype)
-                at += len(piece)
-                yield at
+                position += len(piece)
+                yield position
             if count:
-                yield NotFinite(name=name, count=count, of=tensor.parameters)
+                yield NotFiniteTensor(name=name, count=count, of=tensor.parameters)
     while piece := file.read(PIECE):
         state.update(piece)
-        at += len(piece)
-        yield at
+        position += len(piece)
+        yield position
 
 
 def _pieces(file: BinaryIO, size: int) -> Iterator[bytes]:
@@ -161,14 +161,14 @@ def not_finite(raw: bytes, dtype: str) -> int:
 # --- what its configs describe
 
 
-def _held_against_configs(model: Model) -> tuple[tuple[str, ...], tuple[str, ...]]:
+def _compare_with_configs(model: Model) -> tuple[tuple[str, ...], tuple[str, ...]]:
     missing: list[str] = []
     other: list[str] = []
     for name, part in model.components.items():
-        held: dict[str, Tensor] = {}
+        tensors: dict[str, Tensor] = {}
         for file in part.files:
-            held.update(read_header(Path(file)).tensors)
-        lacks, differs = expected.lacking(name, part.config, held)
+            tensors.update(read_header(Path(file)).tensors)
+        lacks, differs = expected.lacking(name, part.config, tensors)
         missing += (f"{name}: {one}" for one in lacks)
         other += (f"{name}: {one}" for one in differs)
     return tuple(missing[:MOST_NAMED]), tuple(other[:MOST_NAMED])

@@ -16,7 +16,7 @@ from sdcli.models.model import Component, Model
 from sdcli.models.shipped import parameters_of
 from sdcli.terminal import show
 
-_BESIDE = ("lora", "embedding", "controlnet", "ip-adapter", "unet")  # what a family's model is used with
+_USED_WITH = ("lora", "embedding", "controlnet", "ip-adapter", "unet")  # what a family's model is used with
 PARTS = {"unet": "UNet", "vae": "VAE", "text_encoder": "text encoder", "text_encoder_2": "second text encoder"}
 _ANOTHER = "-m sd15"
 
@@ -30,8 +30,8 @@ def read(path: Path) -> Model:
     return _model(path, kind, header.size)
 
 
-def as_it_is(path: Path) -> Model | None:
-    """The same for inspection, even if a few tensors are missing; None where it is not a checkpoint to draw with.
+def for_inspection(path: Path) -> Model | None:
+    """The same, even if a few tensors are missing; None if it is not a checkpoint to draw with.
 
     A file that lacks more than a tenth of a part is another model, not a damaged one."""
     header = read_header(path)
@@ -71,11 +71,11 @@ def _check_parts(path: Path, kind: Kind) -> None:
     if missing:
         raise BadFile(f"{show(path)} is incomplete: it has no {' and no '.join(missing)}", hint=_ANOTHER)
     for name, usual in _usual(kind.family):
-        held = kind.parts[name].parameters
-        if held < usual:
+        parameters = kind.parts[name].parameters
+        if parameters < usual:
             raise BadFile(
                 f"{show(path)} is a variant of {TITLES[kind.family]} that sdcli cannot draw with: "
-                f"its {PARTS[name]} has {held / 1e6:,.1f} of {usual / 1e6:,.1f} million parameters",
+                f"its {PARTS[name]} has {parameters / 1e6:,.1f} of {usual / 1e6:,.1f} million parameters",
                 hint=_ANOTHER,
             )
 
@@ -96,7 +96,7 @@ def _use_of_lora(path: Path, family: str) -> str:
 def _other(path: Path, kind: Kind) -> SdcliError:
     """The error that says what the file is; never a guess."""
     title = TITLES.get(kind.kind, kind.kind)
-    base = f" for {TITLES[kind.family]}" if kind.kind in _BESIDE and kind.family in TITLES else ""
+    base = f" for {TITLES[kind.family]}" if kind.kind in _USED_WITH and kind.family in TITLES else ""
     if kind.kind == "lora":
         return BadFile(f"{show(path)} is {title}{base}, not a model to draw with", hint=_use_of_lora(path, kind.family))
     if kind.kind == "vae":

@@ -23,9 +23,9 @@ _ANOTHER = 'sdcli generate "a cat" -m sd15'
 
 @dataclass(frozen=True)
 class Rule:
-    """`said` ends the sentence "beta_start should be …"."""
+    """`expected` ends the sentence "beta_start should be …"."""
 
-    said: str
+    expected: str
     holds: Callable[[Any], bool]
 
 
@@ -62,7 +62,7 @@ def _list_of(rule: Rule, what: str) -> Rule:
 
 
 def _or_null(rule: Rule) -> Rule:
-    return Rule(f"{rule.said}, or null", lambda value: value is None or rule.holds(value))
+    return Rule(f"{rule.expected}, or null", lambda value: value is None or rule.holds(value))
 
 
 _YES = Rule("true or false", lambda value: value is None or isinstance(value, bool))
@@ -132,7 +132,7 @@ def check(part: str, config: Mapping[str, Any], file: Path) -> None:
     """Raise BadFile with the file and the key of the first invalid value."""
     for key, rule in _RULES[part].items():
         if key in config and not rule.holds(config[key]):
-            raise _bad(file, f"{key} should be {rule.said}, not {_shown(config[key])}")
+            raise _bad(file, f"{key} should be {rule.expected}, not {_shown(config[key])}")
     if part in ("unet", "vae"):
         _check_groups(config, file)
     if part == "scheduler":
@@ -147,7 +147,7 @@ def _check_groups(config: Mapping[str, Any], file: Path) -> None:
 
 
 def _check_betas(config: Mapping[str, Any], file: Path) -> None:
-    """At the last step some of the image must remain, however little: float32 would divide by zero."""
+    """At the last step a trace of the image must remain: else float32 would divide by zero."""
     steps, trained = config.get("num_train_timesteps", FEWEST_STEPS), config.get("trained_betas")
     if trained is not None and len(trained) != steps:
         raise _bad(file, f"trained_betas should have {steps} values, as num_train_timesteps says, not {len(trained)}")

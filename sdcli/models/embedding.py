@@ -40,11 +40,11 @@ def read(path: Path, model: Model) -> Embedding:
     if double != (len(encoders) == 2):
         raise _misfit(path, header, family, model)
     tensors = {_PARTS[name]: name for name in header.tensors} if double else {encoders[0]: next(iter(header.tensors))}
-    held = {encoder: header.tensors[name] for encoder, name in tensors.items()}
-    for encoder, tensor in held.items():
+    by_encoder = {encoder: header.tensors[name] for encoder, name in tensors.items()}
+    for encoder, tensor in by_encoder.items():
         if tensor.shape[-1] != model.components[encoder].config.get("hidden_size"):
             raise _misfit(path, header, family, model)
-    counts = {_vectors(tensor) for tensor in held.values()}
+    counts = {_vectors(tensor) for tensor in by_encoder.values()}
     if len(counts) != 1 or not 1 <= max(counts) <= MOST_VECTORS:
         listed = " and ".join(str(count) for count in sorted(counts))
         raise BadFile(

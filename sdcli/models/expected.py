@@ -11,13 +11,13 @@ from sdcli.models.keys import Shape
 from sdcli.models.trace import Leaf
 
 
-def lacking(component: str, config: Mapping[str, Any], held: Mapping[str, Tensor]) -> tuple[list[str], list[str]]:
-    """Names, as diffusers has them, of what the config describes and the file lacks, or holds in another shape."""
-    wanted = described(component, config)
-    renamed = keys.rename(component, held)
-    found = {name: origin.taken(held[origin.name].shape)[1] for name, origin in renamed.items()}
-    missing = [name for name in wanted if name not in found]
-    other = [name for name, shape in wanted.items() if name in found and _other(found[name], shape)]
+def lacking(component: str, config: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> tuple[list[str], list[str]]:
+    """Names, as diffusers has them, of what the config describes and `tensors` lack, or have in another shape."""
+    shapes = described(component, config)
+    renamed = keys.rename(component, tensors)
+    stored = {name: origin.selection(tensors[origin.name].shape)[1] for name, origin in renamed.items()}
+    missing = [name for name in shapes if name not in stored]
+    other = [name for name, shape in shapes.items() if name in stored and _differ(stored[name], shape)]
     return missing, other
 
 
@@ -28,16 +28,16 @@ def described(component: str, config: Mapping[str, Any]) -> dict[str, Shape]:
 
 
 def tensors_of(leaves: Iterable[Leaf]) -> dict[str, Shape]:
-    """Names and shapes of the tensors that a file with these layers holds."""
-    found: dict[str, Shape] = {}
+    """Names and shapes of the tensors of a file with these layers."""
+    shapes: dict[str, Shape] = {}
     for leaf in leaves:
         if leaf.type == "AttentionPooling":
-            found[f"{leaf.name}.positional_embedding"] = leaf.weight_shape
+            shapes[f"{leaf.name}.positional_embedding"] = leaf.weight_shape
         elif leaf.weight_shape:
-            found[f"{leaf.name}.weight"] = leaf.weight_shape
+            shapes[f"{leaf.name}.weight"] = leaf.weight_shape
             if leaf.bias:
-                found[f"{leaf.name}.bias"] = (leaf.weight_shape[1 if leaf.type == "ConvTranspose2d" else 0],)
-    return found
+                shapes[f"{leaf.name}.bias"] = (leaf.weight_shape[1 if leaf.type == "ConvTranspose2d" else 0],)
+    return shapes
 
 
 def _leaves(component: str, config: Mapping[str, Any]) -> Iterable[Leaf]:
@@ -45,10 +45,10 @@ def _leaves(component: str, config: Mapping[str, Any]) -> Iterable[Leaf]:
         return unet.analyse(config, height=64, width=64).leaves
     if component == "vae":
         side = vae.scale(config)
-        ways = (way(config, height=side, width=side) for way in (vae.encode, vae.decode))
-        return [leaf for way in ways for leaf in way.leaves]
+        passes = (run(config, height=side, width=side) for run in (vae.encode, vae.decode))
+        return [leaf for one in passes for leaf in one.leaves]
     return text.analyse(config).leaves
 
 
-def _other(held: Shape, wanted: Shape) -> bool:
-    return keys.without_kernel(held) != keys.without_kernel(wanted)
+def _differ(one: Shape, other: Shape) -> bool:
+    return keys.without_kernel(one) != keys.without_kernel(other)

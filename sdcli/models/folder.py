@@ -12,14 +12,13 @@ from sdcli.errors import BadFile, ModelMissing, Unsafe, Usage
 from sdcli.models import configs, shipped, vae
 from sdcli.models.families import families, find, of_unet
 from sdcli.models.headers import read_header
-from sdcli.models.hub_files import VARIANTS
 from sdcli.models.kinds import DRAWN, TITLES, kind_of_config, part_of
 from sdcli.models.model import Component, Model
 from sdcli.models.sniff import PICKLE_SUFFIXES
 from sdcli.terminal import show, size_text
 
 LARGEST_JSON = 8 << 20
-# Keys through which a config has been able to make a library fetch or run code.
+# Keys with which a config can make a library download or run code.
 DANGEROUS = ("auto_map", "trust_remote_code", "custom_pipeline", "_attn_implementation")
 # transformers itself wrote this one for a while; a boolean cannot name code.
 _HARMLESS = "_attn_implementation_autoset"
@@ -32,7 +31,7 @@ CLASSES: dict[str, tuple[str, ...]] = {  # a config that names another is refuse
     "tokenizer_2": ("CLIPTokenizer", "CLIPTokenizerFast"),
 }
 _LIBRARIES = ("diffusers", "transformers", "stable_diffusion")
-# diffusers classes that real models name there, but that sdcli does not support.
+# diffusers classes that real models name, but that sdcli does not support.
 _KNOWN_UNUSED = (
     "AutoencoderTiny",
     "AsymmetricAutoencoderKL",
@@ -42,7 +41,7 @@ _KNOWN_UNUSED = (
 )
 # Never loaded, so any class of those libraries is allowed. Of the scheduler only numbers are read.
 _NOT_LOADED = ("safety_checker", "feature_extractor", "image_encoder", "scheduler")
-_STEMS = {"unet": "diffusion_pytorch_model", "vae": "diffusion_pytorch_model"}
+VARIANTS = (".fp16", "", ".bf16", ".fp32")  # the order in which a folder's weights are looked for
 _PREDICTIONS = ("epsilon", "v_prediction")
 _AGAIN = "get the model again, or another"
 _ANOTHER = "-m sd15"
@@ -58,7 +57,7 @@ def read(
 ) -> Model:  # fmt: skip
     """The model in a folder; `family` is set for the built-in one, which names Stable Diffusion's classes.
 
-    With `whole` False it may lack tensors: for inspection."""
+    With `whole` false it may lack tensors, for inspection."""
     index = _index(path)
     kind = family or family_of(path)
     _check_classes(index, path)
@@ -177,7 +176,7 @@ def _check_classes(index: Mapping[str, Any], path: Path) -> None:
 
 
 def _check_unet(unet: Mapping[str, Any], decoder: Mapping[str, Any], family: str, path: Path) -> None:
-    """A UNet of unusual width may be what the index says; one of another known family may not."""
+    """A UNet of unusual width is taken for what the index says; one of another known family is not."""
     _, named = kind_of_config(unet)
     if family and named not in (family, "unknown"):
         raise BadFile(f"{show(path)} is {TITLES.get(named, named)}, which sdcli cannot draw with yet", hint=_ANOTHER)
@@ -200,7 +199,7 @@ class Incomplete(BadFile):
 def _component(folder: Path, part: str, config: Mapping[str, Any], whole: bool) -> Component:
     if config.get("quantization_config") is not None:
         raise BadFile(f"{show(folder)} is quantized, which sdcli does not support", hint=_ANOTHER)
-    headers = [read_header(file) for file in _weights(folder, _STEMS.get(part, "model"))]
+    headers = [read_header(file) for file in _weights(folder, stem_of(part))]
     stored = part_of(item for header in headers for item in header.tensors.items())
     described = _described(part, config, folder)
     if stored is None or (whole and stored.parameters < described):
@@ -229,7 +228,7 @@ def _weights(folder: Path, stem: str) -> list[Path]:
         whole = folder / f"{stem}{variant}.safetensors"
         if whole.is_file():
             return [whole]
-        table = next((p for p in _shard_tables(folder, stem, variant) if p.is_file()), None)
+        table = next((folder / name for name in shard_tables(stem, variant) if (folder / name).is_file()), None)
         if table is not None:
             return _shards(table)
     pickles = sorted(p.name for p in folder.glob("*") if p.suffix in PICKLE_SUFFIXES) if folder.is_dir() else []
@@ -241,16 +240,21 @@ def _weights(folder: Path, stem: str) -> list[Path]:
     raise ModelMissing(f"{show(folder / stem)}.safetensors is missing", hint=_AGAIN)
 
 
-def _shard_tables(folder: Path, stem: str, variant: str) -> tuple[Path, ...]:
+def stem_of(part: str) -> str:
+    """What a component's files are called: diffusers' own parts one way, those of transformers another."""
+    return "diffusion_pytorch_model" if part in ("unet", "vae") else "model"
+
+
+def shard_tables(stem: str, variant: str) -> tuple[str, str]:
     """Both word orders are in use."""
-    return (folder / f"{stem}.safetensors.index{variant}.json", folder / f"{stem}{variant}.safetensors.index.json")
+    return (f"{stem}.safetensors.index{variant}.json", f"{stem}{variant}.safetensors.index.json")
 
 
 def _shards(table: Path) -> list[Path]:
-    placed = read_json(table).get("weight_map")
-    if not isinstance(placed, dict) or not placed:
+    weight_map = read_json(table).get("weight_map")
+    if not isinstance(weight_map, dict) or not weight_map:
         raise BadFile(f"{show(table)} is damaged: no weight_map", hint=_AGAIN)
-    names = sorted({str(name) for name in placed.values()})
+    names = sorted({str(name) for name in weight_map.values()})
     for name in names:
         if not re.fullmatch(r"[\w.\-]{1,200}\.safetensors", name, re.ASCII):
             raise Unsafe(f"{show(table)} names {show(name, 80)}, which is not a file beside it; refused", hint=_ANOTHER)
@@ -298,8 +302,8 @@ CLIP_TOKENS = 49_408
 
 def _vocabulary(components: Mapping[str, Component], path: Path) -> str | None:
     """The folder of its own tokens, if they are fewer than CLIP's; more are CLIP's, then added words."""
-    known = components["text_encoder"].config.get("vocab_size", CLIP_TOKENS)
-    if not isinstance(known, int) or known >= CLIP_TOKENS:
+    size = components["text_encoder"].config.get("vocab_size", CLIP_TOKENS)
+    if not isinstance(size, int) or size >= CLIP_TOKENS:
         return None
     for file in (path / "tokenizer" / "vocab.json", path / "tokenizer" / "merges.txt"):
         if not file.is_file():
@@ -316,7 +320,7 @@ _SETTINGS: dict[str, tuple[type, ...]] = {
 
 def _defaults(index: Mapping[str, Any]) -> dict[str, Any]:
     """Defaults in the model's own index, under `sdcli`: only plain settings of the right type."""
-    settings = _own(index)
+    settings = _sdcli_settings(index)
     return {
         name: settings[name]
         for name, types in _SETTINGS.items()
@@ -326,7 +330,7 @@ def _defaults(index: Mapping[str, Any]) -> dict[str, Any]:
 
 def _preview(index: Mapping[str, Any], components: Mapping[str, Component]) -> tuple[tuple[float, float, float], ...]:
     """Red, green and blue of each latent channel, in the index under `sdcli`; an extra last row is an offset."""
-    preview = _own(index).get("preview")
+    preview = _sdcli_settings(index).get("preview")
     channels = components["unet"].config.get("in_channels", 4)
     rows = preview if isinstance(preview, list) and len(preview) in (channels, channels + 1) else []
     plain = all(isinstance(row, list) and len(row) == 3 and all(map(_is_number, row)) for row in rows)
@@ -337,6 +341,6 @@ def _is_number(value: Any) -> bool:
     return isinstance(value, (int, float)) and not isinstance(value, bool)
 
 
-def _own(index: Mapping[str, Any]) -> Mapping[str, Any]:
-    own = index.get("sdcli")
-    return own if isinstance(own, dict) else {}
+def _sdcli_settings(index: Mapping[str, Any]) -> Mapping[str, Any]:
+    settings = index.get("sdcli")
+    return settings if isinstance(settings, dict) else {}

@@ -1,37 +1,37 @@
 """From a Hub id to files in the cache. With hub_connection, the only part of sdcli that uses a network.
 
 `offer` asks what there is and checks that sdcli draws with it, before any weights; `fetch` brings it, telling how far
-it is. Nothing is printed here.
+it is. huggingface_hub transports; what it does not do is done here: every file is compared with the hub's checksum,
+and an interrupted one goes on where it stopped. Nothing is printed here.
 """
 
 from __future__ import annotations
 
 import contextlib
 import errno
+import functools
+import hashlib
 import io
+import os
 import re
 import tempfile
-import time
-from collections.abc import Callable, Generator, Iterator, Mapping
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import IO, Any
-from urllib.parse import quote
+from typing import Any
 
 from sdcli.errors import BadFile, CannotWrite, ModelMissing, Offline, SdcliError
-from sdcli.models import folder, headers, hub_connection, hub_files, hub_store
+from sdcli.models import folder, headers, hub_cache, hub_connection, hub_files
 from sdcli.models.families import families
 from sdcli.models.headers import Header
-from sdcli.models.hub_connection import Broken, Connection
+from sdcli.models.hub_connection import Connection
 from sdcli.models.hub_files import File
 from sdcli.models.hub_name import HubName
-from sdcli.models.hub_store import Hash, Place
 from sdcli.models.kinds import kind_of
-from sdcli.terminal import disk_text, seconds_text, show
+from sdcli.terminal import disk_text, show
 
 INDEX = "model_index.json"
 UNET = "unet/config.json"
-NEWS = 1 << 20  # bytes that count as getting on, so that attempts are counted anew
 _ANOTHER = "-m sd15"
 
 
@@ -46,11 +46,10 @@ class Offer:
     licence: str | None
     gated: bool
     files: tuple[File, ...]
-    small: Mapping[str, bytes] = field(default_factory=dict, repr=False)  # already read, not yet in the cache
     cache: Path
-    kept: int = 0  # bytes that are in the cache already, whole files and beginnings
     kind: str = "model"  # a single file's own kind: lora, vae, sd15 …
     file: str | None = None  # the one that was asked for
+    kept: int = 0  # bytes that are in the cache already, whole files and beginnings
 
     @property
     def size(self) -> int:
@@ -61,17 +60,34 @@ class Offer:
         return self.size - self.kept
 
     @property
+    def place(self) -> Path:
+        return hub_cache.place(self.cache, self.repository)
+
+    @property
     def snapshot(self) -> Path:
-        return Place(self.cache, self.repository).snapshot(self.commit)
+        return self.place / "snapshots" / self.commit
 
     @property
     def name(self) -> HubName:
         """By which it is found again, whatever `main` is by then."""
         return HubName(self.repository, self.commit, self.file)
 
+    def blob(self, file: File) -> Path:
+        return self.place / "blobs" / file.hash
+
+    def beginning(self, file: File) -> Path:
+        """What an interrupted attempt left of it."""
+        return self.place / "blobs" / f"{file.hash}.sdcli.incomplete"
+
 
 class NoIndex(BadFile):
     """A repository of single files."""
+
+
+class Altered(BadFile):
+    """Other bytes than the hub has."""
+
+    repeats = 1
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -89,119 +105,123 @@ class Progress:
 
 
 def offer(connection: Connection, repository: str, revision: str | None, cache: Path) -> Offer:
-    """The facts, from one commit; a refusal where sdcli does not draw with it. Writes nothing."""
-    asked = revision or "main"
-    info, commit = _info(connection, repository, asked)
-    files = hub_files.listed(info.get("siblings"))
-    if INDEX not in files:
-        raise _no_index(repository, files)
-    small = {name: _small(connection, repository, commit, files[name]) for name in (INDEX, UNET) if name in files}
-    family = _family(repository, small)
-    components = families()[family].components
-    first = hub_files.configs(files, components)
-    small |= {file.path: _small(connection, repository, commit, file) for file in first}
-    _family(repository, small)
+    """The facts, from one commit; a refusal where sdcli does not draw with it. Nothing is written that stays."""
+    with hub_connection.in_use(connection), tempfile.TemporaryDirectory(prefix="sdcli-") as made:
+        info, files = _listed(connection, repository, revision)
+        if INDEX not in files:
+            raise _no_index(repository, files)
+        base = Path(made, repository.split("/")[-1])
+        _bring_json(connection, repository, info.sha, (files[path] for path in (INDEX, UNET) if path in files), base)
+        family = _family(repository, base)
+        components = families()[family].components
+        first = hub_files.configs(files, components)
+        _bring_json(connection, repository, info.sha, first, base)
+        _family(repository, base)
     chosen = (
         *hub_files.weights(files, components, repository),
         *hub_files.tokenizers(files, components),
         *first,
         files[INDEX],  # last: a snapshot with an index is a whole one
     )
-    _check_hashes(connection, chosen)
-    found = Offer(
-        repository=repository, revision=asked, commit=commit, family=family, licence=_licence(info),
-        gated=bool(info.get("gated")), files=chosen, small=small, cache=cache,
-    )  # fmt: skip
-    return replace(found, kept=_held(found, Place(cache, repository)))
+    return _offer(HubName(repository, revision), info, chosen, cache, family=family)
 
 
 def offer_file(
     connection: Connection, name: HubName, cache: Path, check: Callable[[Header], None] = lambda header: None
 ) -> Offer:
     """One .safetensors file of a repository. `check` refuses it by its header, before its weights are fetched."""
-    asked = name.revision or "main"
-    info, commit = _info(connection, name.repository, asked)
-    files = hub_files.listed(info.get("siblings"))
-    if name.file is None and INDEX in files:
-        raise BadFile(
-            f"{show(name.repository)} is a whole model, and none of its files is named",
-            hint=f"-m {show(name.repository)}",
-        )
-    chosen = hub_files.single(files, name)
-    _check_hashes(connection, chosen)
-    header = _header(connection, name.repository, commit, chosen[0], check)
-    kind = kind_of(header)
-    found = Offer(
-        repository=name.repository, revision=asked, commit=commit, family=kind.family, licence=_licence(info),
-        gated=bool(info.get("gated")), files=chosen, cache=cache, kind=kind.kind, file=chosen[0].path,
-    )  # fmt: skip
-    return replace(found, kept=_held(found, Place(cache, name.repository)))
+    where = show(name.repository)
+    with hub_connection.in_use(connection):
+        info, files = _listed(connection, name.repository, name.revision)
+        if name.file is None and INDEX in files:
+            raise BadFile(f"{where} is a whole model, and none of its files is named", hint=f"-m {where}")
+        chosen = hub_files.single(files, name)
+        found = kind_of(_header(connection, name.repository, info.sha, chosen[0], check))
+    path = chosen[0].path
+    return _offer(name, info, chosen, cache, family=found.family, kind=found.kind, file=path)
 
 
-def _info(connection: Connection, repository: str, revision: str) -> tuple[Mapping[str, Any], str]:
-    """What the hub tells of a repository, and the commit that it tells it of."""
-    url = f"{connection.endpoint}/api/models/{repository}/revision/{quote(revision, safe='')}?blobs=true"
-    info = hub_connection.read_json(connection, url, repository)
-    commit = info.get("sha")
-    if not isinstance(commit, str) or not re.fullmatch(r"[0-9a-f]{40}", commit):
-        raise Offline(f"{connection.host} does not say which commit {show(revision, 60)} is", hint=_ANOTHER)
-    return info, commit
+def _listed(connection: Connection, repository: str, revision: str | None) -> tuple[Any, dict[str, File]]:
+    """What the hub tells of a repository, and its files. The commit is looked up this once."""
+    from huggingface_hub import HfApi
+    from huggingface_hub.errors import HFValidationError
 
+    def ask() -> Any:
+        api = HfApi(endpoint=connection.endpoint, token=False)
+        try:
+            return api.model_info(repository, revision=revision or "main", files_metadata=True)
+        except HFValidationError:
+            raise
+        except (ValueError, TypeError, LookupError, AttributeError):  # no JSON, or of another shape
+            raise hub_connection.no_hub(connection) from None
 
-def _check_hashes(connection: Connection, files: tuple[File, ...]) -> None:
-    for file in files:
+    info = hub_connection.patiently(connection, repository, ask)
+    if not re.fullmatch(r"[0-9a-f]{40}", str(info.sha)):
+        asked = show(revision or "main", 60)
+        raise Offline(f"{connection.host} does not say which commit {asked} is", hint=_ANOTHER)
+    files = hub_files.listed(info.siblings or ())
+    for file in files.values():
         if not file.hash:
             raise BadFile(f"{connection.host} gives no checksum of {show(file.path, 120)}", hint=_ANOTHER)
+    return info, files
+
+
+def _offer(name: HubName, info: Any, files: tuple[File, ...], cache: Path, **more: Any) -> Offer:
+    found = Offer(
+        repository=name.repository, revision=name.revision or "main", commit=info.sha,
+        licence=_licence(info.card_data), gated=bool(info.gated), files=files, cache=cache, **more,
+    )  # fmt: skip
+    return replace(found, kept=_held(found))
 
 
 def _header(
     connection: Connection, repository: str, commit: str, file: File, check: Callable[[Header], None]
 ) -> Header:
-    """Its beginning alone has no checksum: what it says refuses the file only when it is said twice."""
-    url = hub_connection.url_of(connection, repository, commit, file.path)
-    named = Path(repository, file.path)
-    for last in (False, True):
-        start = hub_connection.read_start(connection, url, repository, headers.length_of)
-        try:
-            header = headers.read_from(io.BytesIO(start), file.size, named)
-            check(header)
-        except BadFile:
-            if last:
-                raise
-        else:
-            return header
-    raise AssertionError("never reached")
+    def read() -> Header:
+        start = _start(_url(connection, repository, commit, file))
+        header = headers.read_from(io.BytesIO(start), file.size, Path(repository, file.path))
+        check(header)
+        return header
+
+    try:
+        return hub_connection.patiently(connection, repository, read)
+    except BadFile:  # a beginning alone has no checksum: what it says refuses the file only when it is said twice
+        return hub_connection.patiently(connection, repository, read)
 
 
-def _small(connection: Connection, repository: str, commit: str, file: File) -> bytes:
-    """A JSON file, whole and as the hub's checksum says; once more where it is not."""
-    if file.size > hub_files.LARGEST_SMALL:
-        raise BadFile(f"{show(repository)}: {show(file.path, 120)} is larger than 8 MiB", hint=_ANOTHER)
-    url = hub_connection.url_of(connection, repository, commit, file.path)
-    for _ in range(2):
-        held = hub_connection.read(connection, url, repository, most=hub_files.LARGEST_SMALL)
-        state = hub_store.new_hash(file)
-        state.state.update(held)
-        if len(held) == file.size and state.right():
-            return held
-    raise _altered(repository, file)
+def _start(url: str) -> bytes:
+    """As much of a file as its header takes; the rest is not waited for."""
+    from huggingface_hub.utils import hf_raise_for_status, http_stream_backoff  # type: ignore[attr-defined]
+
+    held = b""
+    with http_stream_backoff("GET", url) as answer:
+        hf_raise_for_status(answer)
+        for chunk in answer.iter_bytes():
+            held += chunk
+            if len(held) >= headers.length_of(held):
+                break
+    return held
 
 
-def _family(repository: str, small: Mapping[str, bytes]) -> str:
+def _bring_json(connection: Connection, repository: str, commit: str, files: Iterable[File], base: Path) -> None:
+    """Small files to look into, under `base`."""
+    for file in files:
+        if file.size > hub_files.LARGEST_SMALL:
+            raise BadFile(f"{show(repository)}: {show(file.path, 120)} is larger than 8 MiB", hint=_ANOTHER)
+        get = functools.partial(_download, connection, repository, commit, file, base.parent, base)
+        hub_connection.patiently(connection, repository, get)
+
+
+def _family(repository: str, base: Path) -> str:
     """The family of a model of which only the JSON is here: read as a folder would be, up to its missing weights."""
-    with tempfile.TemporaryDirectory(prefix="sdcli-") as made:
-        base = Path(made) / repository.split("/")[-1]
-        for name, held in small.items():
-            (base / name).parent.mkdir(parents=True, exist_ok=True)
-            (base / name).write_bytes(held)
-        try:
-            folder.read(base)
-        except ModelMissing:
-            pass  # the weights, which are still to be fetched
-        except SdcliError as error:
-            message = error.message.replace(show(base), show(repository))
-            raise type(error)(message, hint=error.hint, **error.details) from None
-        return folder.family_of(base)
+    try:
+        folder.read(base)
+    except ModelMissing:
+        pass  # the weights, which are still to be fetched
+    except SdcliError as error:
+        message = error.message.replace(show(base), show(repository))
+        raise type(error)(message, hint=error.hint, **error.details) from None
+    return folder.family_of(base)
 
 
 def _no_index(repository: str, files: Mapping[str, File]) -> BadFile:
@@ -214,43 +234,146 @@ def _no_index(repository: str, files: Mapping[str, File]) -> BadFile:
     return BadFile(f"{show(repository)} is no text-to-image model: it has no {INDEX}", hint=_ANOTHER)
 
 
-def _licence(info: Mapping[str, Any]) -> str | None:
-    card = info.get("cardData")
-    told = card.get("license") if isinstance(card, Mapping) else None
-    if told == "other" and isinstance(card, Mapping):
+def _licence(card: Any) -> str | None:
+    told = card.get("license") if card is not None and hasattr(card, "get") else None
+    if told == "other":
         told = card.get("license_name") or told
     return show(told, 60) if isinstance(told, str) and told else None
-
-
-def _altered(repository: str, file: File) -> BadFile:
-    return BadFile(
-        f"{show(repository)}: {show(file.path, 120)} differs from the hub's checksum, twice; it was deleted",
-        hint="the same command again, over another network or without a proxy: something alters what is sent",
-    )
 
 
 # --- fetching it
 
 
 def fetch(
-    connection: Connection, offered: Offer, free: Callable[[Path], int | None] | None = None
-) -> Iterator[Progress]:
-    """Bring every missing file into the cache; when the last Progress has been given, the snapshot is whole."""
-    place = Place(offered.cache, offered.repository)
+    connection: Connection, offered: Offer, tell: Callable[[Progress], None] = lambda at: None,
+    free: Callable[[Path], int | None] | None = None,
+) -> None:  # fmt: skip
+    """Bring every missing file into the cache. In this thread: a signal ends it at once, and what has come stays."""
     _check_room(offered, free)
-    done = 0
+    at = Progress(file="", part="", done=0, total=offered.size)
     try:
-        for file in offered.files:
-            for at in _file(connection, offered, place, file):
-                yield replace(at, done=done + at.done, total=offered.size)
-            done += file.size
-        for file in offered.files:
-            hub_store.link(place, offered.commit, file)
-        hub_store.refer(place, offered.revision, offered.commit)
-    except Broken as broken:
-        raise hub_connection.given_up(connection, broken, kept_text(offered)) from None
+        with hub_connection.in_use(connection):
+            for file in offered.files:
+                at = replace(at, file=file.path, part=file.part if "/" in file.path else file.path)
+                _fetch(connection, offered, file, at, tell)
+                at = replace(at, done=at.done + file.size)
+        _refer(offered)
+    except Offline as error:
+        error.done = kept_text(offered)
+        raise
     except OSError as error:
         raise _cannot_write(offered, error) from None
+
+
+def _fetch(
+    connection: Connection, offered: Offer, file: File, begun: Progress, tell: Callable[[Progress], None]
+) -> None:
+    def report(done: int) -> None:
+        tell(replace(begun, done=begun.done + min(done, file.size)))
+
+    def bring() -> None:
+        pointer, blob = offered.snapshot / file.path, offered.blob(file)
+        if _size(pointer) == file.size:
+            return
+        for path in (pointer, blob):
+            if _size(path) != file.size:
+                path.unlink(missing_ok=True)
+        if file.sha256 is not None:
+            _bring_blob(connection, offered, file, report)
+        _download(connection, offered.repository, offered.commit, file, offered.cache, report=report)
+        if not pointer.exists():  # the hub has told of another commit
+            raise hub_connection.no_hub(connection)
+        if not pointer.is_symlink():
+            blob.unlink(missing_ok=True)  # huggingface_hub has copied it: there are no links here
+
+    hub_connection.patiently(connection, offered.repository, bring, lambda text: tell(replace(begun, note=text)))
+    report(file.size)
+
+
+def _bring_blob(connection: Connection, offered: Offer, file: File, report: Callable[[int], None]) -> None:
+    """A large file's bytes, from where an earlier attempt ended, under their name once they are known to be right.
+
+    hf_hub_download alone would begin it anew after every interruption; http_get, its own transport, can go on."""
+    from huggingface_hub.file_download import http_get
+    from huggingface_hub.utils import WeakFileLock  # type: ignore[attr-defined]
+
+    blob, beginning = offered.blob(file), offered.beginning(file)
+    lock = offered.cache / ".locks" / offered.place.name / f"{file.hash}.lock"  # the one that hf_hub_download takes
+    for path in (blob, lock):
+        path.parent.mkdir(parents=True, exist_ok=True)
+    with WeakFileLock(lock):
+        if blob.exists():  # another program has brought it meanwhile
+            return
+        if _size(beginning) > file.size:
+            beginning.unlink()
+        with beginning.open("ab") as out:
+            http_get(
+                _url(connection, offered.repository, offered.commit, file), out, resume_size=out.tell(),
+                expected_size=file.size, tqdm_class=_bar(report),
+            )  # fmt: skip
+        _check(offered.repository, file, beginning)
+        os.replace(beginning, blob)
+
+
+def _url(connection: Connection, repository: str, commit: str, file: File) -> str:
+    from huggingface_hub import hf_hub_url
+
+    return hf_hub_url(repository, file.path, revision=commit, endpoint=connection.endpoint)
+
+
+def _download(
+    connection: Connection, repository: str, commit: str, file: File, cache: Path, local: Path | None = None,
+    report: Callable[[int], None] = lambda done: None,
+) -> None:  # fmt: skip
+    """Into the cache, or to a folder. What huggingface_hub is not told it takes from the environment at its import."""
+    from huggingface_hub import hf_hub_download
+
+    found = hf_hub_download(
+        repository, file.path, revision=commit, endpoint=connection.endpoint, token=False,
+        cache_dir=cache, local_dir=local, tqdm_class=_bar(report),
+    )  # fmt: skip
+    path = Path(found)
+    if file.sha256 is None or path.resolve().name != file.sha256:  # no blob is called so before it has been checked
+        _check(repository, file, path)
+
+
+def _check(repository: str, file: File, path: Path) -> None:
+    """Delete what has other bytes than the hub's checksum says; git's own for a small file, which counts its size."""
+    state = hashlib.sha256() if file.sha256 else hashlib.sha1(b"blob %d\0" % file.size, usedforsecurity=False)
+    with path.open("rb") as held:
+        while chunk := held.read(1 << 22):
+            state.update(chunk)
+    if state.hexdigest() != file.hash:
+        for wrong in (path.resolve(), path):
+            wrong.unlink(missing_ok=True)
+        raise Altered(
+            f"{show(repository)}: {show(file.path, 120)} differs from the hub's checksum; it was deleted",
+            hint="the same command again, over another network or without a proxy: something alters what is sent",
+        )
+
+
+def _bar(report: Callable[[int], None]) -> Any:
+    """Instead of huggingface_hub's progress bar: tells how many bytes of the file are here."""
+
+    class Bar(contextlib.ExitStack):
+        def __init__(self, *, initial: int = 0, **rest: Any) -> None:
+            super().__init__()
+            self.at = initial
+
+        def update(self, count: int) -> None:
+            self.at += count
+            report(self.at)
+
+    return Bar
+
+
+def _refer(offered: Offer) -> None:
+    """That this branch or tag was this commit when it was asked for."""
+    revision = offered.revision
+    if revision != offered.commit and re.fullmatch(r"\w[\w.\-/]{0,199}", revision, re.ASCII) and ".." not in revision:
+        path = offered.place / "refs" / revision
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(offered.commit, encoding="ascii")
 
 
 def _check_room(offered: Offer, free: Callable[[Path], int | None] | None) -> None:
@@ -263,116 +386,27 @@ def _check_room(offered: Offer, free: Callable[[Path], int | None] | None) -> No
         )  # fmt: skip
 
 
-def _file(connection: Connection, offered: Offer, place: Place, file: File) -> Iterator[Progress]:
-    told = Progress(file=file.path, part=file.part if "/" in file.path else file.path, done=0, total=0)
-    if hub_store.is_here(place, offered.commit, file):
-        yield replace(told, done=file.size)
-        return
-    waited = yield from _locked(place, file, told)
-    with waited:
-        if not hub_store.is_here(place, offered.commit, file):  # another program may have brought it meanwhile
-            yield from _download(connection, offered, place, file, told)
-    yield replace(told, done=file.size)
-
-
-def _locked(place: Place, file: File, told: Progress) -> Generator[Progress, None, contextlib.ExitStack]:
-    """The lock that huggingface_hub takes for the same file: one program fetches, others wait and find it there."""
-    from filelock import Timeout
-    from huggingface_hub.utils import WeakFileLock  # type: ignore[attr-defined]
-
-    path = place.lock(file)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    note = "another program is fetching this file; waiting for it"
-    while True:
-        lock = contextlib.ExitStack()
-        try:
-            lock.enter_context(WeakFileLock(path, timeout=1.0))
-            return lock
-        except Timeout:
-            yield replace(told, note=note)
-            note = ""
-
-
-def _download(connection: Connection, offered: Offer, place: Place, file: File, told: Progress) -> Iterator[Progress]:
-    """The file's bytes, from where an earlier attempt ended; wrong ones are deleted and fetched once more."""
-    for last in (False, True):
-        with hub_store.partial(place, file) as out:
-            if file.path in offered.small:
-                state = _put(out, file, offered.small[file.path])
-            else:
-                state = yield from _stream(connection, offered, file, out, told)
-            if state.right():
-                hub_store.publish(place, file, out)
-                return
-        hub_store.discard(place, file)
-        if not last:
-            yield replace(told, note=f"{show(file.path, 120)} differs from the hub's checksum; fetching it again")
-    raise _altered(offered.repository, file)
-
-
-def _put(out: IO[bytes], file: File, held: bytes) -> Hash:
-    """What `offer` has read and checked already."""
-    hub_store.start_over(out)
-    state = hub_store.new_hash(file)
-    state.state.update(held)
-    hub_store.write(out, held)
-    return state
-
-
-def _stream(
-    connection: Connection, offered: Offer, file: File, out: IO[bytes], told: Progress
-) -> Generator[Progress, None, Hash]:
-    """Go on until the file has its size, however often the connection breaks, as long as something new arrives."""
-    state = hub_store.new_hash(file)
-    at = furthest = hub_store.take_up(out, file, state)
-    failures = 0
-    url = hub_connection.url_of(connection, offered.repository, offered.commit, file.path)
-    while at < file.size:
-        try:
-            with hub_connection.attempt(connection, url, offered.repository, at) as body:
-                if body.start < at:
-                    state, at = _anew(out, file)
-                for chunk in body.chunks:
-                    piece = chunk[: file.size - at]
-                    hub_store.write(out, piece)
-                    state.state.update(piece)
-                    at += len(piece)
-                    yield replace(told, done=at)
-                    if at == file.size:
-                        return state
-            raise Broken(f"{connection.host} ended the file early")
-        except Broken as broken:
-            if at - furthest >= NEWS:
-                furthest, failures = at, 0
-            failures += 1
-            if hub_connection.is_hopeless(connection, failures, broken):
-                raise
-            if broken.part:
-                state, at = _anew(out, file)
-            wait = connection.patience.wait(failures, broken.wait)
-            yield replace(told, done=at, note=f"{broken.what}; trying again in {seconds_text(wait)}")
-            time.sleep(wait)
-    return state
-
-
-def _anew(out: IO[bytes], file: File) -> tuple[Hash, int]:
-    hub_store.start_over(out)
-    return hub_store.new_hash(file), 0
-
-
 # --- when it does not succeed
 
 
-def _held(offered: Offer, place: Place) -> int:
-    return sum(
-        file.size if hub_store.is_here(place, offered.commit, file) else hub_store.kept(place, file)
-        for file in offered.files
-    )
+def _held(offered: Offer) -> int:
+    def kept(file: File) -> int:
+        whole = any(_size(path) == file.size for path in (offered.snapshot / file.path, offered.blob(file)))
+        return file.size if whole else min(max(0, _size(offered.beginning(file))), file.size)
+
+    return sum(map(kept, offered.files))
+
+
+def _size(path: Path) -> int:
+    try:
+        return path.stat().st_size
+    except OSError:
+        return -1
 
 
 def kept_text(offered: Offer) -> str:
     """0.71 of 2.13 GB, will continue; empty where nothing is kept."""
-    held = _held(offered, Place(offered.cache, offered.repository))
+    held = _held(offered)
     return f"{pair_text(held, offered.size)}, will continue" if held else ""
 
 

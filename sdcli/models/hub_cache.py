@@ -31,53 +31,56 @@ def folder(environment: Mapping[str, str]) -> Path:
     return (Path(base) if base else Path.home() / ".cache") / "huggingface" / "hub"
 
 
+def place(cache: Path, repository: str) -> Path:
+    """One repository's folder in the cache: blobs by hash, snapshots by commit, refs by branch."""
+    return cache / f"models--{repository.replace('/', '--')}"
+
+
 def snapshot(cache: Path, repository: str, revision: str | None) -> Snapshot | None:
     """The files of one commit: `revision`, or what `main` pointed at when it was fetched."""
-    place = cache / f"models--{repository.replace('/', '--')}"
-    commit = _commit(place, revision or "main")
+    commit = _commit(place(cache, repository), revision or "main")
     if commit is None:
         return None
-    path = place / "snapshots" / commit
+    path = place(cache, repository) / "snapshots" / commit
     return Snapshot(path, commit) if (path / "model_index.json").is_file() else None
 
 
 def file(cache: Path, name: HubName) -> Snapshot | None:
     """One file of a repository, and its commit: the file named, else the obvious one of those cached."""
-    place = cache / f"models--{name.repository.replace('/', '--')}"
-    commit = _commit(place, name.revision or "main")
+    commit = _commit(place(cache, name.repository), name.revision or "main")
     if commit is None:
         return None
-    base = place / "snapshots" / commit
+    base = place(cache, name.repository) / "snapshots" / commit
     chosen = name.file or hub_name.the_one(path.relative_to(base).as_posix() for path in base.rglob("*"))
     if chosen is None or (name.file is None and (base / "model_index.json").is_file()):
         return None
     return Snapshot(base / chosen, commit) if (base / chosen).is_file() else None
 
 
-def _commit(place: Path, revision: str) -> str | None:
+def _commit(held: Path, revision: str) -> str | None:
     """The full commit that a commit, its first letters, a branch or a tag stands for."""
     if re.fullmatch(r"[0-9a-f]{40}", revision):
         return revision
     if not re.fullmatch(r"\w[\w.\-/]{0,199}", revision, re.ASCII) or ".." in revision:
         return None
     try:
-        found = reading.whole(place / "refs" / revision, 1000).decode("ascii").strip()
+        found = reading.whole(held / "refs" / revision, 1000).decode("ascii").strip()
     except (OSError, ValueError):
-        return _by_first_letters(place, revision)
+        return _by_first_letters(held, revision)
     return found if re.fullmatch(r"[0-9a-f]{40}", found) else None
 
 
-def _by_first_letters(place: Path, revision: str) -> str | None:
+def _by_first_letters(held: Path, revision: str) -> str | None:
     if not re.fullmatch(r"[0-9a-f]{7,39}", revision):
         return None
     try:
-        fitting = [entry.name for entry in os.scandir(place / "snapshots") if entry.name.startswith(revision)]
+        fitting = [entry.name for entry in os.scandir(held / "snapshots") if entry.name.startswith(revision)]
     except OSError:
         return None
     return fitting[0] if len(fitting) == 1 else None
 
 
-def told_sha256(path: Path) -> str | None:
+def expected_sha256(path: Path) -> str | None:
     """The hub's sha256 of a file: in the cache a large file is a link to a blob named after it."""
     blob = path.resolve().name if path.is_symlink() else ""
     return blob if re.fullmatch(r"[0-9a-f]{64}", blob) else None

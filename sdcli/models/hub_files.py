@@ -9,12 +9,11 @@ from pathlib import PurePosixPath
 from typing import Any
 
 from sdcli.errors import BadFile, ModelMissing, SdcliError, Unsafe, Usage
-from sdcli.models import hub_name
+from sdcli.models import folder, hub_name
 from sdcli.models.hub_name import HubName
 from sdcli.models.sniff import PICKLE_SUFFIXES
 from sdcli.terminal import show
 
-VARIANTS = (".fp16", "", ".bf16", ".fp32")  # the order in which a folder's weights are looked for
 _TOKENIZER = ("tokenizer_config.json", "special_tokens_map.json", "vocab.json", "merges.txt")
 LARGEST_SMALL = 8 << 20
 _NAMED = 10  # files that an error lists at most
@@ -36,38 +35,28 @@ class File:
         return self.sha256 or self.git or ""
 
     @property
-    def is_small(self) -> bool:
-        return not self.path.endswith(".safetensors")
-
-    @property
     def part(self) -> str:
         """The component it belongs to: unet, vae …"""
         return self.path.split("/")[0]
 
 
-def listed(siblings: Any) -> dict[str, File]:
+def listed(siblings: Iterable[Any]) -> dict[str, File]:
     """The hub's list, as far as it can be understood."""
-    found: dict[str, File] = {}
-    for entry in siblings if isinstance(siblings, list) else ():
-        file = _listed(entry) if isinstance(entry, Mapping) else None
-        if file is not None:
-            found[file.path] = file
-    return found
+    found = (_listed(entry) for entry in siblings)
+    return {file.path: file for file in found if file is not None}
 
 
-def _listed(entry: Mapping[str, Any]) -> File | None:
-    path, size, stored = entry.get("rfilename"), entry.get("size"), entry.get("lfs")
-    if isinstance(stored, Mapping):
-        size = stored.get("size", size)
-    if not isinstance(path, str) or not isinstance(size, int) or isinstance(size, bool) or size < 0:
+def _listed(entry: Any) -> File | None:
+    """By huggingface_hub's RepoSibling. A path that leads outside is no file's."""
+    path, size, stored = entry.rfilename, entry.size, entry.lfs
+    if not isinstance(path, str) or not hub_name.is_plain(path) or type(size) is not int or size < 0:
         return None
-    sha256 = _hex(stored.get("sha256") or stored.get("oid"), 64) if isinstance(stored, Mapping) else None
-    return File(path=path, size=size, sha256=sha256, git=_hex(entry.get("blobId"), 40))
+    sha256 = _hex(stored.sha256, 64) if stored else None
+    return File(path=path, size=size, sha256=sha256, git=_hex(entry.blob_id, 40))
 
 
 def _hex(text: Any, length: int) -> str | None:
-    told = str(text or "").removeprefix("sha256:")
-    return told if re.fullmatch(rf"[0-9a-f]{{{length}}}", told) else None
+    return text if isinstance(text, str) and re.fullmatch(rf"[0-9a-f]{{{length}}}", text) else None
 
 
 def configs(files: Mapping[str, File], components: Iterable[str]) -> tuple[File, ...]:
@@ -78,8 +67,8 @@ def configs(files: Mapping[str, File], components: Iterable[str]) -> tuple[File,
 
 def tokenizers(files: Mapping[str, File], components: Iterable[str]) -> tuple[File, ...]:
     """For models whose tokens are not CLIP's, and for other programs that use the same cache."""
-    folders = [part.replace("text_encoder", "tokenizer") for part in components if part.startswith("text_encoder")]
-    return _small(files, [f"{folder}/{name}" for folder in folders for name in _TOKENIZER])
+    places = [part.replace("text_encoder", "tokenizer") for part in components if part.startswith("text_encoder")]
+    return _small(files, [f"{place}/{name}" for place in places for name in _TOKENIZER])
 
 
 def _small(files: Mapping[str, File], wanted: Iterable[str]) -> tuple[File, ...]:
@@ -98,14 +87,8 @@ def single(files: Mapping[str, File], name: HubName) -> tuple[File, ...]:
 def _which(files: Mapping[str, File], name: HubName) -> SdcliError:
     where = show(name.repository)
     held = sorted(path for path in files if path.endswith(hub_name.SUFFIX))
-    pickles = [path for path in sorted(files) if path.endswith(tuple(PICKLE_SUFFIXES))]
-    if not held and pickles:
-        return Unsafe(
-            f"{where} has only pickles ({show(pickles[0], 80)}); loading one can run code, so sdcli does not",
-            hint=_ANOTHER,
-        )
     if not held:
-        return BadFile(f"{where} holds no .safetensors file", hint=_ANOTHER)
+        return _no_weights(files, where)
     listed = ", ".join(show(path, 80) for path in held[:_NAMED]) + (" …" if len(held) > _NAMED else "")
     again = str(HubName(name.repository, name.revision, held[0]))
     hint = f'sdcli pull "{show(again, 300)}"'
@@ -120,20 +103,20 @@ def weights(files: Mapping[str, File], components: Iterable[str], repository: st
 
 
 def _weights(files: Mapping[str, File], part: str, repository: str) -> tuple[File, ...]:
-    stem = "diffusion_pytorch_model" if part in ("unet", "vae") else "model"
-    for variant in VARIANTS:
+    stem = folder.stem_of(part)
+    for variant in folder.VARIANTS:
         whole = files.get(f"{part}/{stem}{variant}.safetensors")
         if whole is not None:
             return (whole,)
         shards = _shards(files, part, stem, variant)
         if shards:
             return shards
-    raise _no_weights(files, part, repository)
+    raise _no_weights((path for path in files if path.startswith(f"{part}/")), show(repository), f" for {part}")
 
 
 def _shards(files: Mapping[str, File], part: str, stem: str, variant: str) -> tuple[File, ...]:
-    tables = (f"{stem}.safetensors.index{variant}.json", f"{stem}{variant}.safetensors.index.json")
-    table = next((files[f"{part}/{name}"] for name in tables if f"{part}/{name}" in files), None)
+    tables = (f"{part}/{name}" for name in folder.shard_tables(stem, variant))
+    table = next((files[path] for path in tables if path in files), None)
     if table is None or table.size > LARGEST_SMALL:
         return ()
     mark, number = re.escape(variant), r"-\d{5}-of-\d{5}"
@@ -142,13 +125,9 @@ def _shards(files: Mapping[str, File], part: str, stem: str, variant: str) -> tu
     return (table, *shards) if shards else ()
 
 
-def _no_weights(files: Mapping[str, File], part: str, repository: str) -> BadFile | Unsafe:
-    beside = [path for path in sorted(files) if path.startswith(f"{part}/")]
-    pickles = [path for path in beside if path.endswith(tuple(PICKLE_SUFFIXES))]
+def _no_weights(paths: Iterable[str], where: str, part: str = "") -> BadFile | Unsafe:
+    pickles = [path for path in sorted(paths) if path.endswith(tuple(PICKLE_SUFFIXES))]
     if pickles:
-        return Unsafe(
-            f"{show(repository)} has only pickles for {part} ({show(pickles[0], 80)}); "
-            "loading one can run code, so sdcli does not",
-            hint=_ANOTHER,
-        )
-    return BadFile(f"{show(repository)} has no .safetensors weights for {part}", hint=_ANOTHER)
+        what = f"{where} has only pickles{part} ({show(pickles[0], 80)})"
+        return Unsafe(f"{what}; loading one can run code, so sdcli does not", hint=_ANOTHER)
+    return BadFile(f"{where} has no .safetensors file{part}", hint=_ANOTHER)

@@ -38,7 +38,7 @@ def parse(text: str) -> HubName | None:
     if found is None or found["repository"].casefold().endswith(SUFFIX):  # a file in a folder
         return None
     file = found["file"]
-    if file is not None and not (file.endswith(SUFFIX) and _is_plain(file)):
+    if file is not None and not (file.endswith(SUFFIX) and is_plain(file)):
         return None
     return HubName(found["repository"], found["revision"], file)
 
@@ -53,7 +53,7 @@ def of_page(text: str) -> HubName | None:
     return parse(str(HubName(page["repository"], revision, file)))
 
 
-def _is_plain(file: str) -> bool:
+def is_plain(file: str) -> bool:
     """Folders and a file name, without anything that leads outside."""
     return "\\" not in file and file.isprintable() and not {"", ".", ".."} & set(file.split("/"))
 

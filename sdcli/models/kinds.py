@@ -7,12 +7,12 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from sdcli.models.families import families, original_places
+from sdcli.models.families import families, original_prefixes
 from sdcli.models.headers import NAMES, Header, Tensor
 
 UNET = "model.diffusion_model."
 VAE = "first_stage_model."
-# The width of the text that a UNet reads → its family; the refiner is never drawn with by itself.
+# The width of the text that a UNet reads → its family; the refiner never draws by itself.
 _WIDTHS = {family.text_width: family.name for family in families().values() if family.text_width} | {1280: "refiner"}
 # Input channels → what the UNet sees beside the noise: a mask and an image, an image, a depth map.
 _INPUTS = {4: "", 5: "-depth", 7: "-upscaler", 8: "-edit", 9: "-inpainting"}
@@ -34,7 +34,7 @@ TITLES = {
     "unknown": "of an unknown kind",
 }  # fmt: skip
 EMBEDDINGS = ("emb_params", "clip_l", "clip_g")  # names of learned vectors whose file does not name their word
-# Constants that some files carry among the weights, in a dtype of their own; not counted as parameters.
+# Constants that some files have among the weights, in a dtype of their own; not counted as parameters.
 _CONSTANTS = ("position_ids", "logit_scale", ".alpha")
 
 Tensors = Mapping[str, Tensor]
@@ -52,7 +52,7 @@ class Part:
 
 @dataclass(frozen=True, kw_only=True)
 class Kind:
-    """`family` is what it belongs to (a LoRA's base too); `layout` how its tensors are called."""
+    """`family` is what it belongs to (a LoRA's base too); `layout` how its tensors are named."""
 
     kind: str
     family: str = ""
@@ -62,15 +62,15 @@ class Kind:
     ema: bool = False
     latent_channels: int = 0  # of a VAE: 4 in SD1.5 and SDXL, 16 in SD3 and FLUX
     parts: Mapping[str, Part] = field(default_factory=dict)
-    seen: tuple[str, ...] = ()  # what an unknown file holds: a few names, or the width that fits no family
+    seen: tuple[str, ...] = ()  # of an unknown file: a few names, or the width that fits no family
 
 
 def kind_of(header: Header) -> Kind:
     tensors, metadata = header.tensors, header.metadata
     for rule in (_checkpoint, _lora, _adapter, _vae, _encoder, _embedding, _bare_unet, _foreign):
-        found = rule(tensors, metadata)
-        if found is not None:
-            return found
+        kind = rule(tensors, metadata)
+        if kind is not None:
+            return kind
     return Kind(kind="unknown", seen=tuple(list(tensors)[:3]))
 
 
@@ -79,8 +79,8 @@ def kind_of(header: Header) -> Kind:
 _PARTS: dict[str, Callable[[str], bool]] = {
     "unet": lambda name: name.startswith(UNET),
     "vae": lambda name: name.startswith(VAE),
-    "text_encoder": lambda name: name.startswith(original_places("text_encoder")),
-    "text_encoder_2": lambda name: name.startswith(original_places("text_encoder_2")),
+    "text_encoder": lambda name: name.startswith(original_prefixes("text_encoder")),
+    "text_encoder_2": lambda name: name.startswith(original_prefixes("text_encoder_2")),
 }
 
 
@@ -89,24 +89,24 @@ def _checkpoint(tensors: Tensors, metadata: Metadata) -> Kind | None:
         return None
     family, kind, seen = _unet_family(tensors, UNET)
     parts = {name: part_of((n, t) for n, t in tensors.items() if belongs(n)) for name, belongs in _PARTS.items()}
-    if family == "refiner":  # its only encoder is OpenCLIP's, in the first place
+    if family == "refiner":  # its only encoder is OpenCLIP's, under the first prefix
         first = "conditioner.embedders.0."
         parts["text_encoder_2"] = part_of((n, t) for n, t in tensors.items() if n.startswith(first))
         parts["text_encoder"] = None
-    found = {name: part for name, part in parts.items() if part is not None}
-    if set(found) == {"unet"} and kind != "unknown":
+    present = {name: part for name, part in parts.items() if part is not None}
+    if set(present) == {"unet"} and kind != "unknown":
         kind = "unet"
     return Kind(
         kind=kind, family=family, layout="original", prediction=_prediction(tensors, metadata),
-        zero_snr="ztsnr" in tensors, ema=any(n.startswith("model_ema.") for n in tensors), parts=found, seen=seen,
+        zero_snr="ztsnr" in tensors, ema=any(n.startswith("model_ema.") for n in tensors), parts=present, seen=seen,
         latent_channels=_latent_channels(tensors, VAE),
     )  # fmt: skip
 
 
 def _unet_family(tensors: Tensors, prefix: str) -> tuple[str, str, tuple[str, ...]]:
     """(family, kind, what was seen) of a UNet, from the text's width and the input's channels."""
-    looks = (t for n, t in tensors.items() if n.startswith(prefix) and n.endswith("attn2.to_k.weight"))
-    width = next((t.shape[1] for t in looks if len(t.shape) == 2), 0)
+    keys = (t for n, t in tensors.items() if n.startswith(prefix) and n.endswith("attn2.to_k.weight"))
+    width = next((t.shape[1] for t in keys if len(t.shape) == 2), 0)
     first = tensors.get(prefix + "input_blocks.0.0.weight") or tensors.get(prefix + "conv_in.weight")
     channels = first.shape[1] if first is not None and len(first.shape) == 4 else 0
     if any("time_stack" in n or "temporal" in n for n in tensors):
@@ -121,10 +121,10 @@ def _unet_family(tensors: Tensors, prefix: str) -> tuple[str, str, tuple[str, ..
 
 
 def _prediction(tensors: Tensors, metadata: Metadata) -> str:
-    said = metadata.get("modelspec.prediction_type", "").casefold()
-    if "v_pred" in tensors or said in ("v", "v_prediction", "v-prediction"):
+    declared = metadata.get("modelspec.prediction_type", "").casefold()
+    if "v_pred" in tensors or declared in ("v", "v_prediction", "v-prediction"):
         return "v_prediction"
-    return "epsilon" if said in ("epsilon", "eps") else ""
+    return "epsilon" if declared in ("epsilon", "eps") else ""
 
 
 # --- LoRAs
@@ -165,17 +165,17 @@ def _lora_base(tensors: Tensors, metadata: Metadata) -> str:
         return "dit"
     if any(name.startswith(("lora_te2_", "text_encoder_2.")) or _DEEP.search(name) for name in tensors):
         return "sdxl"
-    return _lora_said(metadata) or _lora_text_width(tensors)
+    return _lora_declared(metadata) or _lora_text_width(tensors)
 
 
-def _lora_said(metadata: Metadata) -> str:
-    said = metadata.get("ss_base_model_version", "") or metadata.get("modelspec.architecture", "")
+def _lora_declared(metadata: Metadata) -> str:
+    declared = metadata.get("ss_base_model_version", "") or metadata.get("modelspec.architecture", "")
     for start, family in (
         ("sdxl", "sdxl"), ("stable-diffusion-xl", "sdxl"), ("sd_v1", "sd15"), ("sd_1", "sd15"), ("sd1", "sd15"),
         ("stable-diffusion-v1", "sd15"), ("sd_v2", "sd2"), ("sd_2", "sd2"), ("stable-diffusion-v2", "sd2"),
         ("flux", "flux"), ("sd3", "sd3"), ("stable-diffusion-3", "sd3"),
     ):  # fmt: skip
-        if said.casefold().startswith(start):
+        if declared.casefold().startswith(start):
             return family
     return ""
 
@@ -247,7 +247,7 @@ def _encoder(tensors: Tensors, metadata: Metadata) -> Kind | None:
 
 
 def _embedding(tensors: Tensors, metadata: Metadata) -> Kind | None:
-    """A few vectors: under A1111's name, under SDXL's two, or, as wide as a text encoder, under the word itself."""
+    """A few vectors: under A1111's name, under SDXL's two, or, if as wide as a text encoder, under the word itself."""
     if not 1 <= len(tensors) <= 2 or not all(_is_embedding(name, tensor) for name, tensor in tensors.items()):
         return None
     if "clip_g" in tensors:
@@ -280,7 +280,7 @@ def _bare_unet(tensors: Tensors, metadata: Metadata) -> Kind | None:
 
 def _foreign(tensors: Tensors, metadata: Metadata) -> Kind | None:
     for kind, patterns in (
-        ("dit", (r"(^|\.)(txt_in\.individual_token_refiner|distilled_guidance_layer)\.",)),  # else much like FLUX
+        ("dit", (r"(^|\.)(txt_in\.individual_token_refiner|distilled_guidance_layer)\.",)),  # otherwise much like FLUX
         ("flux", (r"(^|\.)double_blocks\.0\.", r"(^|\.)single_blocks\.0\.")),
         ("flux", (r"(^|\.)single_transformer_blocks\.0\.", r"(^|\.)x_embedder\.")),
         ("sd3", (r"(^|\.)joint_blocks\.0\.",)),

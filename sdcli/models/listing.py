@@ -1,5 +1,5 @@
-"""What models there are: every file and folder named from its header, and remembered by path, size and time, so that
-ten thousand files are listed without opening one of them again."""
+"""The models on this machine: every file and folder identified by its header, and remembered by path, size and time,
+so that ten thousand files are listed without opening any of them again."""
 
 from __future__ import annotations
 
@@ -25,14 +25,14 @@ from sdcli.terminal import show
 SUFFIX = ".safetensors"
 INDEX = "model_index.json"
 MOST_WORDS = 5
-_WHAT = "sdcli.listing/2"  # raised when what is read out of a file changes, so that old memories are forgotten
-_LARGEST_MEMORY = 64 << 20
+_SCHEMA = "sdcli.listing/2"  # raised when what is read from a file changes, so that old caches are ignored
+_LARGEST_CACHE = 64 << 20
 _MOST_REMEMBERED = 50_000
 
 
 @dataclass(frozen=True, kw_only=True)
 class Entry:
-    """A file or folder. `error` says why it is not one to use; then the rest is what could be found out."""
+    """A file or folder. `error` says why it cannot be used; then the rest is what could be read."""
 
     name: str
     path: str
@@ -50,21 +50,21 @@ class Entry:
 
 
 @dataclass
-class Memory:
-    """What was read before. `path` None remembers nothing; a damaged file is an empty memory."""
+class Cache:
+    """What was read before. `path` None remembers nothing; a damaged file is an empty cache."""
 
     path: Path | None = None
-    known: dict[str, Any] = field(default_factory=dict)
-    seen: dict[str, Any] = field(default_factory=dict)  # what is known and still there, or new
+    stored: dict[str, Any] = field(default_factory=dict)
+    seen: dict[str, Any] = field(default_factory=dict)  # stored and still there, or new
     changed: bool = False
 
     def get(self, key: str, stamp: list[int]) -> Entry | None:
-        held = self.known.get(key)
-        if not isinstance(held, dict) or held.get("stamp") != stamp:
+        item = self.stored.get(key)
+        if not isinstance(item, dict) or item.get("stamp") != stamp:
             return None
-        entry = _remembered(held.get("entry"))
+        entry = _remembered(item.get("entry"))
         if entry is not None:
-            self.seen[key] = held
+            self.seen[key] = item
         return entry
 
     def put(self, key: str, stamp: list[int], entry: Entry) -> None:
@@ -79,7 +79,7 @@ _TYPES: dict[str, tuple[type, ...]] = {
 
 
 def _remembered(fields: Any) -> Entry | None:
-    """An Entry from its JSON, checked here, not by schema: ten thousand of them must be read fast."""
+    """An Entry from its JSON, checked here, not by schema: ten thousand must be read fast."""
     if not isinstance(fields, dict) or fields.keys() != _TYPES.keys():
         return None
     if not all(type(fields[name]) in types for name, types in _TYPES.items()):
@@ -89,31 +89,31 @@ def _remembered(fields: Any) -> Entry | None:
     return Entry(**{**fields, "words": tuple(fields["words"])})
 
 
-def recall(path: Path | None) -> Memory:
+def recall(path: Path | None) -> Cache:
     if path is None:
-        return Memory()
-    data = reading.recall(path, _LARGEST_MEMORY)
-    entries = data.get("entries") if data.get("schema") == _WHAT else None
-    return Memory(path, entries if isinstance(entries, dict) else {})
+        return Cache()
+    data = reading.recall(path, _LARGEST_CACHE)
+    entries = data.get("entries") if data.get("schema") == _SCHEMA else None
+    return Cache(path, entries if isinstance(entries, dict) else {})
 
 
-def keep(memory: Memory) -> None:
-    """Write down what is new, beside what is known of other places; a memory that cannot be kept costs time only."""
-    if memory.path is None or not memory.changed:
+def save(cache: Cache) -> None:
+    """Save what is new beside what is stored of other folders; failing to save costs only time."""
+    if cache.path is None or not cache.changed:
         return
-    newest = dict(list({**memory.known, **memory.seen}.items())[-_MOST_REMEMBERED:])
-    content = json.dumps({"schema": _WHAT, "entries": newest}).encode()
+    newest = dict(list({**cache.stored, **cache.seen}.items())[-_MOST_REMEMBERED:])
+    content = json.dumps({"schema": _SCHEMA, "entries": newest}).encode()
     with contextlib.suppress(OSError):
-        memory.path.parent.mkdir(parents=True, exist_ok=True)
-        replace_whole(REAL, memory.path, [content], sync=False)
+        cache.path.parent.mkdir(parents=True, exist_ok=True)
+        replace_whole(REAL, cache.path, [content], sync=False)
 
 
-# --- what is where
+# --- where models are
 
 
 @dataclass(frozen=True)
-class Found:
-    """Something that may be a model: its stamp is the sizes and times of all that was read of it."""
+class Candidate:
+    """Something that may be a model. Its stamp: the sizes and times of everything that is read of it."""
 
     path: Path
     stamp: list[int]
@@ -122,19 +122,19 @@ class Found:
 
 
 def listed(
-    *, folders: Iterable[Path] = (), hub: Path | None = None, builtin: Path | None = None, memory: Memory | None = None
+    *, folders: Iterable[Path] = (), hub: Path | None = None, builtin: Path | None = None, cache: Cache | None = None
 ) -> list[Entry]:
     """Everything in these folders, the Hub's cache, and the built-in model."""
-    memory = memory or Memory()
-    entries = [_entry(found, "builtin", memory) for found in _folder_itself(builtin)]
-    entries += list(_cached(hub, memory)) if hub is not None else []
+    cache = cache or Cache()
+    entries = [_entry(candidate, "builtin", cache) for candidate in _folder_itself(builtin)]
+    entries += list(_cached(hub, cache)) if hub is not None else []
     for base in folders:
-        entries += [_entry(found, "folder", memory) for found in sorted(scan(base), key=lambda f: str(f.path))]
+        entries += [_entry(candidate, "folder", cache) for candidate in sorted(scan(base), key=lambda f: str(f.path))]
     return entries
 
 
-def scan(base: Path, deepest: int = DEEPEST) -> Iterator[Found]:
-    """Model files and model folders, at most `deepest` below; the inside of a folder that is a model is skipped."""
+def scan(base: Path, deepest: int = DEEPEST) -> Iterator[Candidate]:
+    """Model files and model folders, at most `deepest` below; nothing inside a folder that is a model."""
     itself = list(_folder_itself(base))
     if itself:
         yield from itself
@@ -142,14 +142,14 @@ def scan(base: Path, deepest: int = DEEPEST) -> Iterator[Found]:
     left = MOST_FILES
     waiting = [(str(base), 0)]
     while waiting and left > 0:
-        place, depth = waiting.pop()
+        path, depth = waiting.pop()
         try:
-            with os.scandir(place) as entries:
-                held = list(entries)
+            with os.scandir(path) as scanned:
+                entries = list(scanned)
         except OSError:
             continue
-        left -= len(held)
-        for entry in held:
+        left -= len(entries)
+        for entry in entries:
             with contextlib.suppress(OSError):
                 if entry.is_dir(follow_symlinks=False):
                     inside = list(_folder_itself(Path(entry.path)))
@@ -158,81 +158,81 @@ def scan(base: Path, deepest: int = DEEPEST) -> Iterator[Found]:
                         waiting.append((entry.path, depth + 1))
                 elif entry.name.casefold().endswith((SUFFIX, ".gguf", *PICKLE_SUFFIXES)):
                     about = entry.stat()
-                    yield Found(Path(entry.path), [about.st_size, about.st_mtime_ns], about.st_size)
+                    yield Candidate(Path(entry.path), [about.st_size, about.st_mtime_ns], about.st_size)
 
 
-def _folder_itself(path: Path | None) -> Iterator[Found]:
-    """A diffusers folder as one thing: what is in it, by size and time."""
+def _folder_itself(path: Path | None) -> Iterator[Candidate]:
+    """A diffusers folder as one candidate, by the sizes and times of its files."""
     if path is None or not (path / INDEX).is_file():
         return
     stamp: list[int] = []
     size = 0
-    for place, _, names in sorted(os.walk(path)):
+    for inside, _, names in sorted(os.walk(path)):
         for name in sorted(names):
             if name.endswith((".json", SUFFIX)):
                 with contextlib.suppress(OSError):
-                    about = os.stat(os.path.join(place, name))
+                    about = os.stat(os.path.join(inside, name))
                     stamp += [about.st_size, about.st_mtime_ns]
                     size += about.st_size if name.endswith(SUFFIX) else 0
-    yield Found(path, stamp, size, is_folder=True)
+    yield Candidate(path, stamp, size, is_folder=True)
 
 
-def _cached(hub: Path, memory: Memory) -> Iterator[Entry]:
+def _cached(hub: Path, cache: Cache) -> Iterator[Entry]:
     """Each commit of each repository; of repositories that are not models, the files that are LoRAs or the like."""
     for repository in hub_cache.repositories(hub):
         known = known_as(repository)
         name = known.alias if known is not None and known.repository == repository else repository
         snapshots = hub / f"models--{repository.replace('/', '--')}" / "snapshots"
         for snapshot in sorted(snapshots.glob("*")):
-            for found in sorted(scan(snapshot, deepest=0), key=lambda f: str(f.path)):
-                entry = _entry(found, "cache", memory)
-                if found.is_folder:
+            for candidate in sorted(scan(snapshot, deepest=0), key=lambda f: str(f.path)):
+                entry = _entry(candidate, "cache", cache)
+                if candidate.is_folder:
                     yield replace(entry, name=name, revision=snapshot.name)
                 elif entry.error is None and entry.kind != "unknown":
-                    yield replace(entry, name=f"{repository}/{found.path.name}", revision=snapshot.name)
+                    yield replace(entry, name=f"{repository}/{candidate.path.name}", revision=snapshot.name)
 
 
-def _entry(found: Found, source: str, memory: Memory) -> Entry:
-    key = str(found.path)
-    known = memory.get(key, found.stamp)
-    if known is not None:
-        return known if known.source == source else replace(known, source=source)
-    read = _folder_entry if found.is_folder else _file_entry
-    plain = Entry(name=_short(found), path=key, source=source, bytes=found.size)
+def _entry(candidate: Candidate, source: str, cache: Cache) -> Entry:
+    key = str(candidate.path)
+    remembered = cache.get(key, candidate.stamp)
+    if remembered is not None:
+        return remembered if remembered.source == source else replace(remembered, source=source)
+    read = _folder_entry if candidate.is_folder else _file_entry
+    plain = Entry(name=_name_of(candidate), path=key, source=source, bytes=candidate.size)
     try:
-        entry = read(found, plain)
+        entry = read(candidate, plain)
     except SdcliError as error:
-        what = "pickle" if isinstance(error, Unsafe) and not found.is_folder else plain.kind
-        entry = replace(plain, kind=what, error=error.message.replace(show(found.path), "it", 1))
-    memory.put(key, found.stamp, entry)
+        kind = "pickle" if isinstance(error, Unsafe) and not candidate.is_folder else plain.kind
+        entry = replace(plain, kind=kind, error=error.message.replace(show(candidate.path), "it", 1))
+    cache.put(key, candidate.stamp, entry)
     return entry
 
 
-def _short(found: Found) -> str:
-    return found.path.name if found.is_folder or found.path.suffix != SUFFIX else found.path.stem
+def _name_of(candidate: Candidate) -> str:
+    return candidate.path.name if candidate.is_folder or candidate.path.suffix != SUFFIX else candidate.path.stem
 
 
-# --- words that files stand for
+# --- words that embeddings stand for
 
 
-def learned_words(memory: Memory, folders: Iterable[Path]) -> dict[str, list[Path]]:
-    """The words of prompts that are embeddings in these folders, as the last listing saw them: the disk is left alone,
-    since every word of every prompt is looked up here."""
+def learned_words(cache: Cache, folders: Iterable[Path]) -> dict[str, list[Path]]:
+    """The embeddings in these folders by their words, as last listed: every word of every prompt is looked up here, so
+    the disk is not read."""
     inside = tuple(os.path.join(folder, "") for folder in folders)
-    found: dict[str, list[Path]] = {}
-    for key, held in memory.known.items():
-        told = held.get("entry") if isinstance(held, dict) and key.startswith(inside) else None
-        entry = _remembered(told) if isinstance(told, dict) and told.get("kind") == "embedding" else None
+    files: dict[str, list[Path]] = {}
+    for key, item in cache.stored.items():
+        data = item.get("entry") if isinstance(item, dict) and key.startswith(inside) else None
+        entry = _remembered(data) if isinstance(data, dict) and data.get("kind") == "embedding" else None
         for word in (entry.name, *entry.words) if entry is not None else ():
-            found.setdefault(word.casefold(), []).append(Path(key))
-    return found
+            files.setdefault(word.casefold(), []).append(Path(key))
+    return files
 
 
-# --- what it is
+# --- what each is
 
 
-def _folder_entry(found: Found, plain: Entry) -> Entry:
-    model = folder.read(found.path, family="builtin" if plain.source == "builtin" else None)
+def _folder_entry(candidate: Candidate, plain: Entry) -> Entry:
+    model = folder.read(candidate.path, family="builtin" if plain.source == "builtin" else None)
     unet = model.components["unet"]
     return replace(
         plain, name=model.name, kind=model.kind, family=model.family, layout=model.layout, bytes=model.disk_bytes,
@@ -240,10 +240,10 @@ def _folder_entry(found: Found, plain: Entry) -> Entry:
     )  # fmt: skip
 
 
-def _file_entry(found: Found, plain: Entry) -> Entry:
-    if found.path.suffix.casefold() in PICKLE_SUFFIXES:  # by its name alone: nothing of it is read
+def _file_entry(candidate: Candidate, plain: Entry) -> Entry:
+    if candidate.path.suffix.casefold() in PICKLE_SUFFIXES:  # by its name alone: it is not opened
         return replace(plain, kind="pickle", error="a pickle, which can run code: refused")
-    header = read_header(found.path)
+    header = read_header(candidate.path)
     kind = kinds.kind_of(header)
     part = kind.parts.get("unet") or next(iter(kind.parts.values()), None)
     drawn = kind.kind in kinds.DRAWN
@@ -262,15 +262,15 @@ def _words(kind: str, header: Header) -> tuple[str, ...]:
 
 def trigger_words(metadata: Mapping[str, str]) -> tuple[str, ...]:
     """What its maker says to write, else the tags it was trained on most often."""
-    said = metadata.get("modelspec.trigger_phrase", "").strip()
-    if said:
-        return tuple(word.strip() for word in said.split(",") if word.strip())[:MOST_WORDS]
+    phrase = metadata.get("modelspec.trigger_phrase", "").strip()
+    if phrase:
+        return tuple(word.strip() for word in phrase.split(",") if word.strip())[:MOST_WORDS]
     try:
-        told = json.loads(metadata.get("ss_tag_frequency", "{}"))
+        frequencies = json.loads(metadata.get("ss_tag_frequency", "{}"))
     except (ValueError, RecursionError):
         return ()
     counts: Counter[str] = Counter()
-    for tags in told.values() if isinstance(told, dict) else ():
+    for tags in frequencies.values() if isinstance(frequencies, dict) else ():
         for tag, count in tags.items() if isinstance(tags, dict) else ():
             if isinstance(count, int) and not isinstance(count, bool) and tag.strip():
                 counts[tag.strip()] += count

@@ -1,4 +1,4 @@
-"""What a LoRA adds to: its layers, under every name in circulation, matched with a model's. Only headers are read."""
+"""What a LoRA adds to: its layers, under every naming in use, matched with a model's. Only headers are read."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from sdcli.models.model import ENCODERS, Model
 from sdcli.models.unet import analyse
 from sdcli.terminal import show
 
-# endings of the two factors, of whatever scales them, and of other kinds of adapters
+# suffixes of the two factors, of their scales, and of other kinds of adapters
 ENDINGS = re.compile(
     r"(?P<module>.+?)[._](?P<part>"
     r"lora_down|lora_up|lora_mid|lora_A|lora_B|lora\.down|lora\.up|lora_linear_layer\.down|lora_linear_layer\.up"
@@ -29,7 +29,7 @@ ENDINGS = re.compile(
 DOWN = ("lora_down", "lora_A", "lora.down", "lora_linear_layer.down")
 UP = ("lora_up", "lora_B", "lora.up", "lora_linear_layer.up")
 MID = "lora_mid"
-# Kinds that share the name LoRA but add in another way; skipping them silently would draw another image.
+# Kinds called LoRA too that add in another way; skipping them silently would draw another image.
 _OTHER_KINDS = (
     ("dora_scale", "a DoRA"), ("lora_magnitude_vector", "a DoRA"), ("hada", "a LoHa"), ("lokr", "a LoKr"),
     ("diff", "a difference of whole weights"),
@@ -60,37 +60,37 @@ class Layer:
 
 def layers(configs: Mapping[str, Mapping[str, Any]]) -> dict[str, Layer]:
     """The layers of these components: kohya's flat names, diffusers' dotted ones, and the original UNet's of both."""
-    found = _unet_layers(configs["unet"]) if "unet" in configs else {}
+    named = _unet_layers(configs["unet"]) if "unet" in configs else {}
     present = [name for name in ENCODERS if name in configs]
     for number, component in enumerate(present, 1):
         kohya = "lora_te" if len(present) == 1 else f"lora_te{number}"
-        found |= _text_layers(configs[component], component, kohya)
-    return found
+        named |= _text_layers(configs[component], component, kohya)
+    return named
 
 
 def _unet_layers(config: Mapping[str, Any]) -> dict[str, Layer]:
     unet = analyse(config, height=64, width=64)
     shapes = {leaf.name: leaf.weight_shape for leaf in unet.leaves if leaf.kind in ("convolution", "linear")}
     original = keys.original_names(shapes)
-    found: dict[str, Layer] = {}
+    named: dict[str, Layer] = {}
     for name, shape in shapes.items():
         layer = Layer("unet", name, shape)
         for path in {name, original.get(name, name)}:
             flat = path.replace(".", "_")
-            found |= {f"unet.{path}": layer, f"lora_unet_{flat}": layer, path: layer, f"diffusion_model.{path}": layer}
-    return found
+            named |= {f"unet.{path}": layer, f"lora_unet_{flat}": layer, path: layer, f"diffusion_model.{path}": layer}
+    return named
 
 
 def _text_layers(config: Mapping[str, Any], component: str, kohya: str) -> dict[str, Layer]:
-    found: dict[str, Layer] = {}
+    named: dict[str, Layer] = {}
     for leaf in encoders.analyse(config).leaves:
         if leaf.kind != "linear":
             continue
         path = leaf.name if leaf.name.startswith(("text_model.", "text_projection")) else f"text_model.{leaf.name}"
         layer = Layer(component, path, leaf.weight_shape)
-        found |= {f"{component}.{path}": layer, f"{kohya}_{path.replace('.', '_')}": layer}
-        found[f"{component}.{path.removeprefix('text_model.')}"] = layer  # as transformers 5 calls them
-    return found
+        named |= {f"{component}.{path}": layer, f"{kohya}_{path.replace('.', '_')}": layer}
+        named[f"{component}.{path.removeprefix('text_model.')}"] = layer  # as transformers 5 names them
+    return named
 
 
 # --- layers of a LoRA
@@ -98,16 +98,16 @@ def _text_layers(config: Mapping[str, Any], component: str, kohya: str) -> dict[
 
 def modules(names: Iterable[str]) -> dict[str, dict[str, str]]:
     """Names of tensors by the layer they belong to, without the prefixes of wrappers."""
-    found: dict[str, dict[str, str]] = {}
+    by_module: dict[str, dict[str, str]] = {}
     for name in names:
         ending = ENDINGS.match(name)
         module, part = (ending["module"], ending["part"]) if ending else (name, "other")
-        found.setdefault(_path(module), {})[part] = name
-    return found
+        by_module.setdefault(_path(module), {})[part] = name
+    return by_module
 
 
 def _path(module: str) -> str:
-    """Without the prefixes of training wrappers and the detours of old attention processors."""
+    """Without the prefixes of training wrappers and the extra levels of old attention processors."""
     module = module.removeprefix(_PEFT).removeprefix("transformer.")
     old = re.fullmatch(r"(.+)\.processor\.(to_q|to_k|to_v|to_out)(?:_lora)?", module)
     if old:
@@ -124,7 +124,7 @@ def factors(parts: Mapping[str, Tensor]) -> tuple[Tensor | None, Tensor | None]:
 
 
 def fits(parts: Mapping[str, Tensor], shape: tuple[int, ...]) -> bool:
-    """Both factors there, and their product of the layer's shape; other kinds of adapters go by their name alone."""
+    """Whether both factors are there and their product has the layer's shape; other adapters go by name alone."""
     down, up = factors(parts)
     if "alpha" in parts and parts["alpha"].parameters != 1:
         return False
@@ -143,7 +143,7 @@ def fits(parts: Mapping[str, Tensor], shape: tuple[int, ...]) -> bool:
 
 
 def _kernel(shape: tuple[int, ...]) -> tuple[int, ...]:
-    """A linear layer and a convolution of 1×1 are the same product."""
+    """() for a linear layer and a 1×1 convolution: they are the same product."""
     kernel = shape[2:]
     return () if all(side == 1 for side in kernel) else kernel
 
@@ -158,15 +158,15 @@ class Fitted:
     layer: Layer
     parts: Mapping[str, str]
     rank: int
-    alpha: float | None = None  # from the file's notes; a tensor `alpha` among the parts wins, neither means the rank
+    alpha: float | None = None  # from peft's settings; a tensor `alpha` among the parts wins, neither means the rank
     root: bool = False  # divided by the root of the rank (rsLoRA)
 
     def scaling(self, alpha: float | None) -> float:
         """What the product of the factors is multiplied by; `alpha` as the tensor says, if there is one."""
-        chosen = self.alpha if alpha is None else alpha
-        if chosen is None:
+        alpha = self.alpha if alpha is None else alpha
+        if alpha is None:
             return 1.0
-        return chosen / (math.sqrt(self.rank) if self.root else self.rank)
+        return alpha / (math.sqrt(self.rank) if self.root else self.rank)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -182,8 +182,8 @@ class Match:
 
 
 @dataclass(frozen=True, kw_only=True)
-class _Notes:
-    """What newer diffusers write beside the tensors instead of alphas among them."""
+class _PeftSettings:
+    """What newer diffusers store as metadata instead of alpha tensors."""
 
     alphas: Mapping[str, float] = field(default_factory=dict)  # component → alpha
     patterns: Mapping[str, Mapping[str, float]] = field(default_factory=dict)  # component → layer's name → alpha
@@ -200,21 +200,21 @@ class _Notes:
 def match(path: Path, model: Model) -> Match:
     """The LoRA's layers and where they go in `model`. One that fits nothing, or another family's, is BadFile."""
     header = read_header(path)
-    notes = _notes(header)
-    check(header, model, decomposed=notes.decomposed)
-    found = modules(header.tensors)
-    known = layers({name: component.config for name, component in model.components.items() if name != "vae"})
+    settings = _peft_settings(header)
+    check(header, model, decomposed=settings.decomposed)
+    parts_by_module = modules(header.tensors)
+    named = layers({name: component.config for name, component in model.components.items() if name != "vae"})
     fitted, unmatched = [], []
-    for name, parts in found.items():
-        layer = known.get(name)
-        held = {part: header.tensors[tensor] for part, tensor in parts.items()}
-        if layer is None or not fits(held, layer.shape):
+    for name, parts in parts_by_module.items():
+        layer = named.get(name)
+        tensors = {part: header.tensors[tensor] for part, tensor in parts.items()}
+        if layer is None or not fits(tensors, layer.shape):
             unmatched.append(name)
             continue
-        down, _ = factors(held)
+        down, _ = factors(tensors)
         rank = down.shape[0] if down is not None else 0
-        root = layer.component in notes.root
-        fitted.append(Fitted(layer=layer, parts=parts, rank=rank, alpha=notes.alpha(layer), root=root))
+        root = layer.component in settings.root
+        fitted.append(Fitted(layer=layer, parts=parts, rank=rank, alpha=settings.alpha(layer), root=root))
     if not fitted:
         raise _nothing_fits(path, kind_of(header), model, unmatched)
     return Match(path=path, layout=kind_of(header).layout, fitted=tuple(fitted), unmatched=tuple(unmatched))
@@ -230,30 +230,30 @@ def _check_kind(path: Path, kind: Kind, model: Model) -> None:
     if kind.kind != "lora":
         title = TITLES.get(kind.kind, kind.kind)
         raise BadFile(f"{show(path)} is {title}, not a LoRA", hint="sdcli help formats")
-    # names are not enough: two thirds of a Stable Diffusion 2 LoRA would find a layer of their shape in 1.5
+    # names are not enough: two thirds of the layers of a Stable Diffusion 2 LoRA fit one in 1.5
     if kind.family and model.family in TITLES and kind.family != model.family:
         raise wrong_family(path, "a LoRA", kind.family, model)
 
 
 def wrong_family(path: Path, what: str, family: str, model: Model, flag: str = "--lora") -> BadFile:
-    made, drawn = TITLES.get(family, family), TITLES.get(model.family, model.family)
+    base, other = TITLES.get(family, family), TITLES.get(model.family, model.family)
     hint = f"-m {family}" if family in DRAWN else _ANOTHER
-    return BadFile(f"{show(path)} is {what} for {made}; {show(model.name, 80)} is {drawn}", hint=hint)
+    return BadFile(f"{show(path)} is {what} for {base}; {show(model.name, 80)} is {other}", hint=hint)
 
 
 def _nothing_fits(path: Path, kind: Kind, model: Model, unmatched: list[str]) -> BadFile:
-    made = f" for {TITLES[kind.family]}" if kind.family in TITLES else ""
-    drawn = TITLES.get(model.family, "of another kind")
+    base = f" for {TITLES[kind.family]}" if kind.family in TITLES else ""
+    title = TITLES.get(model.family, "of another kind")
     seen = f", such as {show(unmatched[0], 100)}" if unmatched else ""
     return BadFile(
-        f"{show(path)} is a LoRA{made}; none of its {len(unmatched)} layers{seen}, fits {show(model.name, 80)}, "
-        f"which is {drawn}",
+        f"{show(path)} is a LoRA{base}; none of its {len(unmatched)} layers{seen}, fits {show(model.name, 80)}, "
+        f"which is {title}",
         hint=f'sdcli inspect-unet sd15 --lora "{show(path, 300)}"',
     )
 
 
-def _check_other_kinds(path: Path, found: Modules, decomposed: bool) -> None:
-    parts = {part for one in found.values() for part in one}
+def _check_other_kinds(path: Path, by_module: Modules, decomposed: bool) -> None:
+    parts = {part for one in by_module.values() for part in one}
     title = next((title for start, title in _OTHER_KINDS if any(part.startswith(start) for part in parts)), None)
     title = title or ("a DoRA" if decomposed else None)
     if title:
@@ -263,21 +263,21 @@ def _check_other_kinds(path: Path, found: Modules, decomposed: bool) -> None:
         )
 
 
-def _notes(header: Header) -> _Notes:
+def _peft_settings(header: Header) -> _PeftSettings:
     """peft's settings: `lora_adapter_metadata` in the file, each key with the component in front; or, as peft itself
     saves a UNet's, in adapter_config.json beside it."""
-    said = _json(header.metadata.get("lora_adapter_metadata", "{}"), f"{show(header.path)}: its lora_adapter_metadata")
-    beside = header.path.parent / "adapter_config.json"
-    if any(name.startswith(_PEFT) for name in header.tensors) and beside.is_file():
-        said |= {f"unet.{key}": value for key, value in _settings_in(beside).items()}
+    data = _json(header.metadata.get("lora_adapter_metadata", "{}"), f"{show(header.path)}: its lora_adapter_metadata")
+    file = header.path.parent / "adapter_config.json"
+    if any(name.startswith(_PEFT) for name in header.tensors) and file.is_file():
+        data |= {f"unet.{key}": value for key, value in _settings_in(file).items()}
     components = ("unet", *ENCODERS)
-    alphas = {name: alpha for name in components if (alpha := _number(said.get(f"{name}.lora_alpha"))) is not None}
-    patterns = {name: _numbers(said.get(f"{name}.alpha_pattern")) for name in components}
-    return _Notes(
+    alphas = {name: alpha for name in components if (alpha := _number(data.get(f"{name}.lora_alpha"))) is not None}
+    patterns = {name: _numbers(data.get(f"{name}.alpha_pattern")) for name in components}
+    return _PeftSettings(
         alphas=alphas,
         patterns=patterns,
-        root=frozenset(name for name in components if said.get(f"{name}.use_rslora") is True),
-        decomposed=any(said.get(f"{name}.use_dora") is True for name in components),
+        root=frozenset(name for name in components if data.get(f"{name}.use_rslora") is True),
+        decomposed=any(data.get(f"{name}.use_dora") is True for name in components),
     )
 
 
@@ -290,18 +290,18 @@ def _settings_in(path: Path) -> dict[str, Any]:
 
 def _json(text: str | bytes, what: str) -> dict[str, Any]:
     try:
-        said = reading.parse(text)
+        data = reading.parse(text)
     except reading.NotJson as error:
         raise BadFile(f"{what} is damaged: it {error}", hint="get the file again, or another") from None
-    return said if isinstance(said, dict) else {}
+    return data if isinstance(data, dict) else {}
 
 
-def _number(given: Any) -> float | None:
-    usable = isinstance(given, int | float) and not isinstance(given, bool) and math.isfinite(given)
-    return float(given) if usable else None
+def _number(value: Any) -> float | None:
+    usable = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+    return float(value) if usable else None
 
 
-def _numbers(given: Any) -> dict[str, float]:
-    if not isinstance(given, dict):
+def _numbers(value: Any) -> dict[str, float]:
+    if not isinstance(value, dict):
         return {}
-    return {name: number for name, value in given.items() if (number := _number(value)) is not None}
+    return {name: number for name, item in value.items() if (number := _number(item)) is not None}

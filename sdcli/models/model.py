@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from sdcli.schema import live
+from sdcli.schema import transient
 
 BYTES = {"fp32": 4, "fp16": 2, "bf16": 2, "fp8": 1}  # a number's, by dtype
 ENCODERS = ("text_encoder", "text_encoder_2")  # the components that read text, in order
@@ -19,9 +19,9 @@ class Component:
     parameters: int
     stored_bytes: int
     stored_dtype: str  # fp32 | fp16 | bf16 | fp8 | mixed
-    config: Mapping[str, Any] = live(default_factory=dict)  # diffusers/transformers config, as loaded from JSON
-    files: tuple[str, ...] = live(default=())  # absolute; one single checkpoint may serve several components
-    random: bool = live(default=False)  # weights are random instead of read: for measuring
+    config: Mapping[str, Any] = transient(default_factory=dict)  # diffusers/transformers config, as loaded from JSON
+    files: tuple[str, ...] = transient(default=())  # absolute; one single checkpoint may serve several components
+    random: bool = transient(default=False)  # weights are random instead of read: for measuring
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,16 +34,16 @@ class Model:
     hash: str | None = None  # first 10 hex of the checkpoint's sha256 (single files), where known
     prediction: str = "epsilon"  # epsilon | v_prediction
     zero_snr: bool = False
-    empty_is_zeros: bool = False  # what an empty negative prompt is taken for
+    empty_is_zeros: bool = False  # an empty negative prompt is encoded as zeros
     cached: bool = True
     download_bytes: int = 0
     disk_bytes: int = 0
     components: Mapping[str, Component] = field(default_factory=dict)
-    path: str | None = live(default=None)  # the folder or file; None while nothing is on this disk
-    vocabulary: str | None = live(default=None)  # the folder of its own tokens; None: CLIP's
-    preview: tuple[tuple[float, float, float], ...] = live(default=())  # its latents' colours; (): its family's
-    layout: str = live(default="diffusers")  # diffusers | original (single checkpoint)
-    repository: str | None = live(default=None)
-    licence: str | None = live(default=None)
-    scheduler: Mapping[str, Any] = live(default_factory=dict)  # scheduler_config.json
-    defaults: Mapping[str, Any] = live(default_factory=dict)  # Request fields the model's own files set
+    path: str | None = transient(default=None)  # the folder or file; None until it is on this disk
+    vocabulary: str | None = transient(default=None)  # the folder of its own tokens; None: CLIP's
+    preview: tuple[tuple[float, float, float], ...] = transient(default=())  # its latents' colours; (): its family's
+    layout: str = transient(default="diffusers")  # diffusers | original (single checkpoint)
+    repository: str | None = transient(default=None)
+    licence: str | None = transient(default=None)
+    scheduler: Mapping[str, Any] = transient(default_factory=dict)  # scheduler_config.json
+    defaults: Mapping[str, Any] = transient(default_factory=dict)  # Request fields the model's own files set

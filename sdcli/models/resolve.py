@@ -35,35 +35,35 @@ def resolve(
     builtin: Path | None = None,
 ) -> Model:
     """The model called `name`. `hub` is the Hub cache's folder; a known model that it lacks has cached=False, or raises
-    Offline where nothing may be fetched."""
+    Offline in offline mode."""
     text = name.strip()
     page = hub_name.of_page(text)
     if page is not None:
         text, revision = str(replace(page, revision=None)), revision or page.revision
     if not text:
         raise Usage("--model: no name", hint="-m sd15")
-    places = tuple(folders)
+    folders = tuple(folders)
     path = existing(text)
     if path is not None and _is_meant(text, path):
         return at(path)
-    found = _named(text, revision, offline, hub, builtin) or _added(text, places)
-    found = found or _single(text, revision, hub)
-    if found is None and is_hub_id(text):
-        found = _here_whole(text, revision, hub, offline)
-    if found is not None:
-        return found
-    if path is not None:  # a folder without a model in it, which no other name explains
+    model = _named(text, revision, offline, hub, builtin) or _added(text, folders)
+    model = model or _single(text, revision, hub)
+    if model is None and is_hub_id(text):
+        model = _cached_or_missing(text, revision, hub, offline)
+    if model is not None:
+        return model
+    if path is not None:  # a folder without a model, and nothing else has that name
         return at(path)
     if _looks_like_a_path(text):
         at_hub = hub_name.parse(text)
-        near = _beside(Path(text))
+        near = _near_file(Path(text))
         hint = f'sdcli pull "{show(text, 300)}"' if at_hub is not None and at_hub.file else "sdcli models"
         hint = f"-m {quoted(show(Path(text).with_name(near)))}" if near else hint
         tail = f"; near: {show(near, 120)}" if near else ""
         raise ModelMissing(f"there is no file or folder {show(text, 200)}{tail}", hint=hint)
     if is_hub_id(text):
         raise _not_cached(text, revision, offline)
-    raise _unknown(text, places, hub)
+    raise _unknown(text, folders, hub)
 
 
 def at(path: Path) -> Model:
@@ -74,17 +74,17 @@ def at(path: Path) -> Model:
 
 def family_of(model: Model) -> Family:
     """The family that draws it, or BadFile naming what it is instead."""
-    found = families().get(model.family)
-    if found is None:
+    family = families().get(model.family)
+    if family is None:
         raise BadFile(f"{show(model.name)} cannot be drawn with", hint="-m sd15")
-    return found
+    return family
 
 
 # --- paths
 
 
 def existing(text: str) -> Path | None:
-    """The file or folder of that name, which may begin with a home."""
+    """The file or folder of that name, which may begin with `~`."""
     try:
         path = Path(text).expanduser()
         return path if path.exists() else None
@@ -93,7 +93,7 @@ def existing(text: str) -> Path | None:
 
 
 def _is_meant(text: str, path: Path) -> bool:
-    """A bare word that happens to name some folder here need not be a path: `builtin`, `sd15`."""
+    """A bare word that happens to be a folder here need not be a path: `builtin`, `sd15`."""
     return _looks_like_a_path(text) or not path.is_dir() or (path / "model_index.json").is_file()
 
 
@@ -107,7 +107,7 @@ def _looks_like_a_path(text: str) -> bool:
     )
 
 
-def _beside(path: Path) -> str:
+def _near_file(path: Path) -> str:
     """The nearest name in the same folder, for a typo."""
     try:
         with os.scandir(path.expanduser().parent) as entries:
@@ -134,7 +134,7 @@ def known_as(text: str) -> Known | None:
     """The repository that an alias, its own id or a former one stands for."""
     word = text.casefold()
     names = ((known, (known.alias, known.repository, *known.formerly)) for known in _all_known())
-    return next((known for known, called in names if word in map(str.casefold, called)), None)
+    return next((known for known, aliases in names if word in map(str.casefold, aliases)), None)
 
 
 def _all_known() -> Iterator[Known]:
@@ -147,24 +147,24 @@ def _from_known(
     for repository, commit in ((known.repository, revision or known.revision), (text, revision)):
         if repository not in (known.repository, *known.formerly):
             continue
-        try:  # incomplete or pickles only: fetch it
+        try:  # incomplete or pickles only: download it
             cached = _cached(repository, commit, hub, known)
         except (ModelMissing, folder.OnlyPickles):
             continue
         if cached is not None:
             return cached
-    absent = _not_yet_here(known, revision)
+    absent = _not_downloaded(known, revision)
     if offline:
         raise Offline(
-            f"{known.alias} ({known.repository}) is not on this machine, and --offline forbids fetching it "
+            f"{known.alias} ({known.repository}) is not on this machine, and offline mode forbids downloading it "
             f"({disk_text(absent.download_bytes)})",
-            hint="-m builtin" if builtin else f"sdcli pull {known.alias}   (without --offline)",
+            hint="-m builtin" if builtin else f"sdcli pull {known.alias}   (not in offline mode)",
         )
     return absent
 
 
-def _not_yet_here(known: Known, revision: str | None) -> Model:
-    """A known model, described by the shipped configs: enough to plan with before anything is fetched."""
+def _not_downloaded(known: Known, revision: str | None) -> Model:
+    """A known model, described by the shipped configs: enough to plan with before anything is downloaded."""
     family = next(f for f in families().values() if f.known is known)
     components = {name: component_of(family.name, name, "fp16") for name in family.components}
     size = sum(component.stored_bytes for component in components.values())
@@ -197,14 +197,14 @@ def _single(text: str, revision: str | None, hub: Path | None) -> Model | None:
     name = hub_name.parse(text)
     if name is None or name.file is None or hub is None:
         return None
-    here = hub_cache.file(hub, replace(name, revision=name.revision or revision))
-    if here is None:
+    file = hub_cache.file(hub, replace(name, revision=name.revision or revision))
+    if file is None:
         return None
-    return replace(checkpoint.read(here.path), source="hub", repository=name.repository, revision=here.revision)
+    return replace(checkpoint.read(file.path), source="hub", repository=name.repository, revision=file.revision)
 
 
-def _here_whole(repository: str, revision: str | None, hub: Path | None, offline: bool) -> Model | None:
-    """The cached repository; an incomplete or pickles-only one is to be fetched unless offline."""
+def _cached_or_missing(repository: str, revision: str | None, hub: Path | None, offline: bool) -> Model | None:
+    """The cached repository; an incomplete or pickles-only one is to be downloaded unless offline."""
     try:
         return _cached(repository, revision, hub)
     except (ModelMissing, folder.OnlyPickles) as error:
@@ -229,9 +229,9 @@ def _not_cached(repository: str, revision: str | None, offline: bool) -> SdcliEr
 
 
 def _added(text: str, folders: tuple[Path, ...]) -> Model | None:
-    """A short name, or a file's whole name, that stands once in the added folders."""
-    places = [path for path in _models_in(folders) if text in (path.name, _short(path))]
-    safe = [path for path in places if path.suffix.casefold() not in PICKLE_SUFFIXES] or places
+    """The model of that short name, or file name, if the added folders have just one."""
+    paths = [path for path in _models_in(folders) if text in (path.name, _short(path))]
+    safe = [path for path in paths if path.suffix.casefold() not in PICKLE_SUFFIXES] or paths
     if len(safe) > 1:
         raise Usage(
             f'"{show(text, 80)}" matches {len(safe)} models: {", ".join(show(path, 120) for path in safe[:3])}',
@@ -241,8 +241,8 @@ def _added(text: str, folders: tuple[Path, ...]) -> Model | None:
 
 
 def _models_in(folders: tuple[Path, ...]) -> Iterator[Path]:
-    """Model files and diffusers folders, at most DEEPEST below; a folder that is a model is not looked into."""
-    for entry in searching.files(folders, one_thing=_is_model):
+    """Model files and diffusers folders, at most DEEPEST below; nothing inside a folder that is a model."""
+    for entry in searching.files(folders, is_model=_is_model):
         if entry.is_dir(follow_symlinks=False) or entry.name.casefold().endswith(MODEL_SUFFIXES):
             yield Path(entry.path)
 
@@ -259,13 +259,13 @@ def _short(path: Path) -> str:
 
 
 def _unknown(text: str, folders: tuple[Path, ...], hub: Path | None) -> ModelMissing:
-    here = {_short(path): path for path in _models_in(folders)}
+    paths = {_short(path): path for path in _models_in(folders)}
     cached = hub_cache.repositories(hub) if hub is not None else ()
-    names = ["builtin", *(known.alias for known in _all_known()), *here, *cached]
+    names = ["builtin", *(known.alias for known in _all_known()), *paths, *cached]
     near = nearest(text, names, 2)
-    tail = f"\n  near: {'   '.join(_described(name, here) for name in near)}" if near else ""
-    places = ", ".join(show(base, 60) for base in folders[:2])
-    where = f"in {places} or the Hugging Face cache" if places else "or in the Hugging Face cache"
+    tail = f"\n  near: {'   '.join(_described(name, paths) for name in near)}" if near else ""
+    searched = ", ".join(show(base, 60) for base in folders[:2])
+    where = f"in {searched} or the Hugging Face cache" if searched else "or in the Hugging Face cache"
     return ModelMissing(
         f'no model "{show(text, 80)}": not an alias, a path, {where}{tail}',
         hint=f"-m {show(near[0], 80) if near else 'sd15'}",
@@ -273,12 +273,12 @@ def _unknown(text: str, folders: tuple[Path, ...], hub: Path | None) -> ModelMis
     )
 
 
-def _described(name: str, here: dict[str, Path]) -> str:
+def _described(name: str, paths: dict[str, Path]) -> str:
     """`dreamshaper_8 (sd15, 2.13 GB)`; the bare name where its file is not a model."""
-    if name not in here:
+    if name not in paths:
         return show(name, 80)
     try:
-        model = at(here[name])
+        model = at(paths[name])
     except SdcliError:
         return show(name, 80)
     return f"{show(name, 80)} ({model.kind}, {disk_text(model.disk_bytes)})"

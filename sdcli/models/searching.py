@@ -11,9 +11,9 @@ MOST_FILES = 20_000
 
 
 def files(
-    bases: Iterable[Path], deepest: int = DEEPEST, one_thing: Callable[[Path], bool] = lambda folder: False
+    bases: Iterable[Path], deepest: int = DEEPEST, is_model: Callable[[Path], bool] = lambda folder: False
 ) -> Iterator[os.DirEntry[str]]:
-    """Every file, and every folder that is `one_thing`, whose inside is skipped."""
+    """Every file, and every folder that `is_model`, whose inside is skipped."""
     left = MOST_FILES
     waiting = [(base, 0) for base in bases]
     while waiting and left > 0:
@@ -24,7 +24,7 @@ def files(
             continue
         for entry in entries:
             left -= 1
-            if not entry.is_dir(follow_symlinks=False) or one_thing(Path(entry.path)):
+            if not entry.is_dir(follow_symlinks=False) or is_model(Path(entry.path)):
                 yield entry
             elif depth < deepest:
                 waiting.append((Path(entry.path), depth + 1))

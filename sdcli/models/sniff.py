@@ -28,9 +28,9 @@ def sniff(start: bytes, size: int, path: Path) -> SdcliError | None:
     if size == 0:
         return bad(path, "empty")
     for recognise in (_not_downloaded, _runs_code, _other_format):
-        found = recognise(start, path)
-        if found is not None:
-            return found
+        error = recognise(start, path)
+        if error is not None:
+            return error
     if not _may_be_safetensors(start):
         excerpt = "" if path.is_symlink() else _as_text(start)  # a link may lead to a private file
         return bad(path, f"not a safetensors file{excerpt}")

@@ -1,6 +1,6 @@
-"""CLIP's text encoder on paper (CLIPTextModel, CLIPTextModelWithProjection): parameters, work, memory peak.
+"""The analytic CLIP text encoder (CLIPTextModel, CLIPTextModelWithProjection): parameters, work, memory peak.
 
-`analyse(config, tokens=77, batch=1)` gives a `TextEncoder`. The projection is there when the config's `architectures`
+`analyse(config, tokens=77, batch=1)` gives a `TextEncoder`. It has a projection if the config's `architectures`
 say so. Peaks are live elements without weights and inputs, the hidden states that a pipeline asks for included.
 """
 
@@ -13,8 +13,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from sdcli.errors import BadFile, Usage
-from sdcli.models import trace as reading
-from sdcli.models.trace import Leaf, Trace
+from sdcli.models.trace import AT_A_USUAL_SIZE, LARGEST, Leaf, Trace, number
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,8 +35,8 @@ class TextEncoder:
 def analyse(config: Mapping[str, Any], *, tokens: int = 77, batch: int = 1) -> TextEncoder:
     """What one call of this text encoder costs, all hidden states kept (as diffusers' pipelines ask)."""
     for name, value in (("tokens", tokens), ("batch", batch)):
-        if not 0 < value <= reading.LARGEST:
-            raise Usage(f"{name} {value} is outside 1 to {reading.LARGEST}", hint=reading.AT_A_USUAL_SIZE)
+        if not 0 < value <= LARGEST:
+            raise Usage(f"{name} {value} is outside 1 to {LARGEST}", hint=AT_A_USUAL_SIZE)
     try:
         key = json.dumps(dict(config), sort_keys=True)
     except (TypeError, ValueError, RecursionError) as error:
@@ -55,10 +54,10 @@ def _analyse(key: str, tokens: int, batch: int) -> TextEncoder:
     config: dict[str, Any] = json.loads(key)
     projected = _projected(config)
     trace = Trace(batch)
-    hidden = reading.number(config, "hidden_size", 512)
-    inner = reading.number(config, "intermediate_size", 4 * hidden)
-    layers = reading.number(config, "num_hidden_layers", 12)
-    heads = reading.number(config, "num_attention_heads", 8)
+    hidden = number(config, "hidden_size", 512)
+    inner = number(config, "intermediate_size", 4 * hidden)
+    layers = number(config, "num_hidden_layers", 12)
+    heads = number(config, "num_attention_heads", 8)
     if hidden % heads:
         raise BadFile(f"config: hidden_size {hidden} does not divide into {heads} heads")
     start = "text_model." if projected else ""
@@ -72,7 +71,7 @@ def _analyse(key: str, tokens: int, batch: int) -> TextEncoder:
     trace.hold(one)
     width = 0
     if projected:
-        width = reading.number(config, "projection_dim", 512)
+        width = number(config, "projection_dim", 512)
         trace.linear("text_projection", hidden, width, bias=False)
     return TextEncoder(
         parameters=sum([leaf.parameters for leaf in trace.leaves]),
@@ -90,18 +89,16 @@ def _projected(config: Mapping[str, Any]) -> bool:
     if kind not in ("CLIPTextModel", "CLIPTextModelWithProjection"):
         from sdcli.terminal import show
 
-        raise BadFile(f"{show(kind, 60)} is not a text encoder that sdcli knows")
+        raise BadFile(f"{show(kind, 60)} is not a text encoder that sdcli supports")
     return bool(kind == "CLIPTextModelWithProjection")
 
 
 def _embeddings(trace: Trace, config: Mapping[str, Any], start: str, tokens: int, hidden: int) -> None:
-    longest = reading.number(config, "max_position_embeddings", 77)
+    longest = number(config, "max_position_embeddings", 77)
     if tokens > longest:
-        raise Usage(
-            f"{tokens} tokens, but this text encoder reads at most {longest} at once", hint=reading.AT_A_USUAL_SIZE
-        )
-    words = reading.number(config, "vocab_size", 49408)
-    trace.embedding(f"{start}embeddings.token_embedding", words, hidden, (tokens, hidden))
+        raise Usage(f"{tokens} tokens, but this text encoder reads at most {longest} at once", hint=AT_A_USUAL_SIZE)
+    entries = number(config, "vocab_size", 49408)
+    trace.embedding(f"{start}embeddings.token_embedding", entries, hidden, (tokens, hidden))
     trace.embedding(f"{start}embeddings.position_embedding", longest, hidden, (tokens, hidden))
     trace.touch(3 * trace.batch * tokens * hidden)
 

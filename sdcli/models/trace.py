@@ -1,4 +1,4 @@
-"""A network run on paper: its leaves in call order, and how many elements are alive as tensors come and go.
+"""A forward pass counted without running it: its leaves in call order, and the elements alive as tensors come and go.
 
 The analytic UNet, VAE and text encoder are walks over one `Trace`. Sizes are counted in elements, so that one walk
 serves every dtype; a caller's variable that still holds a tensor keeps it alive here too, as it does in Python.
@@ -11,9 +11,9 @@ from typing import Any, NamedTuple
 
 from sdcli.errors import BadFile
 
-MOST_LEAVES = 50_000  # the largest known UNet has 2,000; a hostile config must not fill the memory
+MOST_LEAVES = 50_000  # the largest known UNet has 2,000; a hostile config must not fill memory
 AT_A_USUAL_SIZE = "sdcli inspect-unet sd15 --at 512x512 --batch 1 --tokens 77"
-LARGEST = 1 << 24  # no width, size or count in a real config comes near
+LARGEST = 1 << 24  # no width, size or count in a real config comes near it
 
 
 class Leaf(NamedTuple):
@@ -32,7 +32,7 @@ class Leaf(NamedTuple):
 
 
 class Trace:
-    """Collects leaves; `hold` and `drop` follow what lives on, `touch` what is needed for a moment on top."""
+    """Collects leaves; `hold` and `drop` count what stays alive, `touch` what is needed briefly on top."""
 
     __slots__ = ("batch", "leaves", "live", "peak", "scores")
 
@@ -61,29 +61,30 @@ class Trace:
         self.leaves.append(leaf)
 
     def conv(
-        self, name: str, taken: int, given: int, kernel: int, height: int, width: int, *, kind: str = "Conv2d"
+        self, name: str, inputs: int, outputs: int, kernel: int, height: int, width: int, *, kind: str = "Conv2d"
     ) -> None:
         """A convolution whose output is height × width."""
-        weights = taken * given * kernel * kernel
-        shape = (taken, given, kernel, kernel) if kind == "ConvTranspose2d" else (given, taken, kernel, kernel)
+        weights = inputs * outputs * kernel * kernel
+        shape = (inputs, outputs, kernel, kernel) if kind == "ConvTranspose2d" else (outputs, inputs, kernel, kernel)
         # a transposed convolution multiplies once per input position, stride² fewer than output positions
-        places = height * width // (kernel * kernel) if kind == "ConvTranspose2d" else height * width
+        positions = height * width // (kernel * kernel) if kind == "ConvTranspose2d" else height * width
+        output = (self.batch, outputs, height, width)
         self._add(
             Leaf(
-                name, kind, "convolution", shape, (kernel, kernel), True, weights + given,
-                (self.batch, given, height, width), self.batch * places * weights, self.batch * given * height * width,
+                name, kind, "convolution", shape, (kernel, kernel), True, weights + outputs, output,
+                self.batch * positions * weights, self.batch * outputs * height * width,
             )
         )  # fmt: skip
 
-    def linear(self, name: str, taken: int, given: int, rows: tuple[int, ...] = (), *, bias: bool = True) -> None:
+    def linear(self, name: str, inputs: int, outputs: int, rows: tuple[int, ...] = (), *, bias: bool = True) -> None:
         """A Linear over every one of `rows` (tokens) of each batch entry."""
         count = self.batch
         for size in rows:
             count *= size
         self._add(
             Leaf(
-                name, "Linear", "linear", (given, taken), (), bias, taken * given + (given if bias else 0),
-                (self.batch, *rows, given), count * taken * given, count * given,
+                name, "Linear", "linear", (outputs, inputs), (), bias, inputs * outputs + (outputs if bias else 0),
+                (self.batch, *rows, outputs), count * inputs * outputs, count * outputs,
             )
         )  # fmt: skip
 
@@ -126,7 +127,7 @@ class Trace:
 
 
 def number(config: Mapping[str, Any], key: str, default: int | None = None) -> int:
-    """A positive whole number of sane size, or BadFile naming the key."""
+    """A positive whole number of plausible size, or BadFile naming the key."""
     value = config.get(key)
     if value is None:
         value = default

@@ -13,9 +13,8 @@ from collections.abc import Mapping
 from typing import Any
 
 from sdcli.errors import BadFile, Usage
-from sdcli.models import trace as reading
-from sdcli.models.blocks import Place, downsample, pixel_attention, resnet, upsample
-from sdcli.models.trace import AT_A_USUAL_SIZE, Leaf
+from sdcli.models.blocks import Extent, downsample, pixel_attention, resnet, upsample
+from sdcli.models.trace import AT_A_USUAL_SIZE, LARGEST, Leaf, names, number, numbers
 from sdcli.models.unet2015 import ClassicWalk
 from sdcli.models.walk import Block, Skip, Unet, Walk
 
@@ -27,8 +26,8 @@ CLASS_NAMES = ("UNet2DConditionModel", "UNet2015")
 def analyse(config: Mapping[str, Any], *, height: int, width: int, batch: int = 1, tokens: int = 77) -> Unet:
     """Every layer of one call on `batch` latents of height × width (latents, not pixels) and `tokens` text tokens."""
     for name, value in (("height", height), ("width", width), ("batch", batch), ("tokens", tokens)):
-        if not 0 < value <= reading.LARGEST:
-            raise Usage(f"{name} {value} is outside 1 to {reading.LARGEST}", hint=AT_A_USUAL_SIZE)
+        if not 0 < value <= LARGEST:
+            raise Usage(f"{name} {value} is outside 1 to {LARGEST}", hint=AT_A_USUAL_SIZE)
     try:
         key = json.dumps(dict(config), sort_keys=True)
     except (TypeError, ValueError, RecursionError) as error:
@@ -43,7 +42,7 @@ def _analyse(key: str, height: int, width: int, batch: int, tokens: int) -> Unet
     if kind == "UNet2015":
         return ClassicWalk(config, height, width, batch).run()
     if kind != "UNet2DConditionModel":
-        raise BadFile(f"{_name(kind)} is not a UNet that sdcli knows", hint="sdcli inspect-unet sd15")
+        raise BadFile(f"{_name(kind)} is not a UNet that sdcli supports", hint="sdcli inspect-unet sd15")
     return _Walk(config, height, width, batch, tokens).run()
 
 
@@ -77,7 +76,7 @@ class _Walk(Walk):
     def __init__(self, config: Mapping[str, Any], height: int, width: int, batch: int, tokens: int) -> None:
         super().__init__(config, batch)
         self.tokens = tokens
-        self.latent = Place(reading.number(config, "in_channels", 4), height, width)
+        self.latent = Extent(number(config, "in_channels", 4), height, width)
         self.down_types = _types(config, "down_block_types", DOWN_TYPES, "CrossAttnDownBlock2D", "DownBlock2D")
         self.up_types = _types(config, "up_block_types", UP_TYPES, "CrossAttnUpBlock2D", "UpBlock2D")
         self.mid_type = config.get("mid_block_type", MID_TYPES[0])
@@ -87,11 +86,11 @@ class _Walk(Walk):
         if len(self.up_types) != levels:
             raise BadFile(f"config: {levels} down_block_types but {len(self.up_types)} up_block_types")
         self.levels = levels
-        self._refuse_what_is_not_known()
-        self.widths = reading.numbers(config, "block_out_channels", levels, [320, 640, 1280, 1280])
-        self.layers = reading.numbers(config, "layers_per_block", levels, 2)
-        self.heads = reading.numbers(config, "attention_head_dim", levels, 8)  # named head_dim, is the number of heads
-        self.context = reading.numbers(config, "cross_attention_dim", levels, 1280)
+        self._check_supported()
+        self.widths = numbers(config, "block_out_channels", levels, [320, 640, 1280, 1280])
+        self.layers = numbers(config, "layers_per_block", levels, 2)
+        self.heads = numbers(config, "attention_head_dim", levels, 8)  # named head_dim, is the number of heads
+        self.context = numbers(config, "cross_attention_dim", levels, 1280)
         self.depths = self._depths()
         self.up_depths = self._up_depths()
         self.only_cross, self.mid_only_cross = self._only_cross()
@@ -101,7 +100,7 @@ class _Walk(Walk):
         self.time_enters = 0
         self.text_enters = 0
 
-    def _refuse_what_is_not_known(self) -> None:
+    def _check_supported(self) -> None:
         config = self.config
         if config.get("num_attention_heads") is not None:
             raise BadFile("config: num_attention_heads is not used by this kind of UNet (attention_head_dim is)")
@@ -122,7 +121,7 @@ class _Walk(Walk):
         """Transformer blocks per attention: one number, one per level, or a list per layer of a level."""
         value = self.config.get("transformer_layers_per_block", 1)
         if not isinstance(value, (list, tuple)):
-            return reading.numbers(self.config, "transformer_layers_per_block", self.levels, 1)
+            return numbers(self.config, "transformer_layers_per_block", self.levels, 1)
         if len(value) != self.levels:
             raise BadFile(f"config: transformer_layers_per_block should have {self.levels} values, not {len(value)}")
         return [_depth(item) for item in value]
@@ -158,12 +157,12 @@ class _Walk(Walk):
         if self.mid_type is not None:
             walk = functools.partial(self._mid, at)
             at = self.block("mid_block", "mid", self.mid_type, self.levels - 1, at, at.channels, walk)
-        held = 0  # the last up block's skips are still named when the next one starts
+        held = 0  # the last up block's skips are still referenced when the next one starts
         for index, kind in enumerate(self.up_types):
             level = self.levels - 1 - index
             rise = functools.partial(self._up, index, kind, at, held)
             at, held = self.block(f"up_blocks.{index}", "up", kind, level, at, self.widths[level], rise)
-        self.block("conv_out", "out", "Conv2d", 0, at, reading.number(config, "out_channels", 4), lambda: self._out(at))
+        self.block("conv_out", "out", "Conv2d", 0, at, number(config, "out_channels", 4), lambda: self._out(at))
         if self.waiting:
             raise BadFile(f"config: {len(self.waiting)} skip connections of the down blocks are never used")
         trace.drop(trace.live)
@@ -176,73 +175,73 @@ class _Walk(Walk):
             text_enters=self.text_enters,
         )
 
-    def _conv_in(self) -> Place:
-        kernel = reading.number(self.config, "conv_in_kernel", 3)
+    def _conv_in(self) -> Extent:
+        kernel = number(self.config, "conv_in_kernel", 3)
         at = _convolved(self.latent, self.widths[0], kernel)
         self.trace.conv("conv_in", self.latent.channels, at.channels, kernel, at.height, at.width)
         self.trace.hold(at.elements(self.trace.batch))
         self.push("conv_in", at)
         return at
 
-    def _out(self, at: Place) -> None:
+    def _out(self, at: Extent) -> None:
         trace = self.trace
         if self.config.get("norm_num_groups", 32) is not None:
             trace.norm("conv_norm_out", "GroupNorm", at.channels, (at.channels, at.height, at.width))
             trace.touch(2 * at.elements(trace.batch))
-        kernel = reading.number(self.config, "conv_out_kernel", 3)
-        result = _convolved(at, reading.number(self.config, "out_channels", 4), kernel)
+        kernel = number(self.config, "conv_out_kernel", 3)
+        result = _convolved(at, number(self.config, "out_channels", 4), kernel)
         trace.conv("conv_out", at.channels, result.channels, kernel, result.height, result.width)
 
     # time, text and other conditions
 
     def _time(self) -> int:
-        """The embedding of the time step, with whatever is added to it; returns its width."""
+        """The time embedding and what is added to it; returns its width."""
         config, first = self.config, self.widths[0]
         kind = config.get("time_embedding_type") or "positional"
         if kind not in ("positional", "fourier"):
             raise _unsupported("time_embedding_type", kind)
-        time = reading.number(config, "time_embedding_dim", first * (4 if kind == "positional" else 2))
-        taken = first if kind == "positional" else time
-        at = Place(taken, 1, 1)
+        time = number(config, "time_embedding_dim", first * (4 if kind == "positional" else 2))
+        inputs = first if kind == "positional" else time
+        at = Extent(inputs, 1, 1)
         self.block(
-            "time_embedding", "time", "TimestepEmbedding", 0, at, time, lambda: self._time_layers(kind, taken, time)
+            "time_embedding", "time", "TimestepEmbedding", 0, at, time, lambda: self._time_layers(kind, inputs, time)
         )
-        self.block("class_embedding", "time", "class", 0, at, time, lambda: self._classes(taken, time))
+        self.block("class_embedding", "time", "class", 0, at, time, lambda: self._classes(inputs, time))
         self.block("add_embedding", "time", "addition", 0, at, time, lambda: self._addition(time))
         self.trace.hold(self.trace.batch * time)
         return time
 
-    def _time_layers(self, kind: str, taken: int, time: int) -> None:
+    def _time_layers(self, kind: str, inputs: int, time: int) -> None:
         config, trace = self.config, self.trace
         if kind == "fourier":
-            shape = (trace.batch, taken)
+            shape = (trace.batch, inputs)
             trace.extra(
                 Leaf(
                     "time_proj", "GaussianFourierProjection", "embedding", (time // 2,), (), False, time // 2, shape, 0,
-                    trace.batch * taken,
+                    trace.batch * inputs,
                 )
             )  # fmt: skip
         if config.get("time_cond_proj_dim") is not None:
-            condition = reading.number(config, "time_cond_proj_dim")
-            trace.linear("time_embedding.cond_proj", condition, taken, bias=False)
-        self._two_linears("time_embedding", taken, time)
+            condition = number(config, "time_cond_proj_dim")
+            trace.linear("time_embedding.cond_proj", condition, inputs, bias=False)
+        self._two_linears("time_embedding", inputs, time)
 
-    def _two_linears(self, name: str, taken: int, time: int) -> None:
-        self.trace.linear(f"{name}.linear_1", taken, time)
+    def _two_linears(self, name: str, inputs: int, time: int) -> None:
+        self.trace.linear(f"{name}.linear_1", inputs, time)
         self.trace.linear(f"{name}.linear_2", time, time)
 
-    def _classes(self, taken: int, time: int) -> None:
+    def _classes(self, inputs: int, time: int) -> None:
         config, trace = self.config, self.trace
         kind = config.get("class_embed_type")
         if kind is None:
             if config.get("num_class_embeds") is not None:
-                trace.embedding("class_embedding", reading.number(config, "num_class_embeds"), time, (time,))
+                trace.embedding("class_embedding", number(config, "num_class_embeds"), time, (time,))
         elif kind == "timestep":
-            self._two_linears("class_embedding", taken, time)
+            self._two_linears("class_embedding", inputs, time)
         elif kind == "projection":
-            self._two_linears("class_embedding", reading.number(config, "projection_class_embeddings_input_dim"), time)
+            self._two_linears("class_embedding", number(config, "projection_class_embeddings_input_dim"), time)
         elif kind == "simple_projection":
-            trace.linear("class_embedding", reading.number(config, "projection_class_embeddings_input_dim"), time)
+            trace.linear("class_embedding", number(config, "projection_class_embeddings_input_dim"), time)
         elif kind != "identity":
             raise _unsupported("class_embed_type", kind)
 
@@ -250,17 +249,17 @@ class _Walk(Walk):
         config, trace = self.config, self.trace
         kind = config.get("addition_embed_type")
         if kind == "text_time":
-            reading.number(config, "addition_time_embed_dim")
-            self._two_linears("add_embedding", reading.number(config, "projection_class_embeddings_input_dim"), time)
+            number(config, "addition_time_embed_dim")
+            self._two_linears("add_embedding", number(config, "projection_class_embeddings_input_dim"), time)
         elif kind == "text":
-            width = reading.number(config, "encoder_hid_dim", self.context[0])
+            width = number(config, "encoder_hid_dim", self.context[0])
             self._text_pooled(width, time)
         elif kind == "text_image":
             trace.linear("add_embedding.text_proj", self.context[0], time)
             trace.norm("add_embedding.text_norm", "LayerNorm", time, (time,))
             trace.linear("add_embedding.image_proj", self.context[0], time)
         elif kind == "image":
-            trace.linear("add_embedding.image_proj", reading.number(config, "encoder_hid_dim"), time)
+            trace.linear("add_embedding.image_proj", number(config, "encoder_hid_dim"), time)
             trace.norm("add_embedding.image_norm", "LayerNorm", time, (time,))
         elif kind is not None:
             raise _unsupported("addition_embed_type", kind)
@@ -268,7 +267,7 @@ class _Walk(Walk):
     def _text_pooled(self, width: int, time: int) -> None:
         """DeepFloyd's: the text pooled by one attention, its query the mean token."""
         trace, tokens = self.trace, self.tokens
-        heads = reading.number(self.config, "addition_embed_type_num_heads", 64)
+        heads = number(self.config, "addition_embed_type_num_heads", 64)
         trace.norm("add_embedding.norm1", "LayerNorm", width, (tokens, width))
         trace.linear("add_embedding.pool.q_proj", width, width, (1,))
         trace.linear("add_embedding.pool.k_proj", width, width, (tokens + 1,))
@@ -291,39 +290,39 @@ class _Walk(Walk):
             kind = "text_proj"
         if kind is None:
             return
-        taken, given = reading.number(config, "encoder_hid_dim"), self.context[0]
+        inputs, outputs = number(config, "encoder_hid_dim"), self.context[0]
         self.block(
             "encoder_hid_proj",
             "time",
             str(kind),
             0,
-            Place(taken, 1, 1),
-            given,
-            lambda: self._encoder_layers(kind, taken, given),
+            Extent(inputs, 1, 1),
+            outputs,
+            lambda: self._encoder_layers(kind, inputs, outputs),
         )
         if kind in ("text_proj", "text_image_proj"):
-            self.text_channels = taken
+            self.text_channels = inputs
         if kind == "text_image_proj":
             self.tokens += 10
         if kind == "image_proj":
             self.tokens = 32
 
-    def _encoder_layers(self, kind: str, taken: int, given: int) -> None:
+    def _encoder_layers(self, kind: str, inputs: int, outputs: int) -> None:
         trace, tokens = self.trace, self.tokens
         if kind == "text_proj":
-            trace.linear("encoder_hid_proj", taken, given, (tokens,))
-        elif kind == "text_image_proj":  # ten image tokens stand before the text
-            trace.linear("encoder_hid_proj.image_embeds", given, 10 * given)
-            trace.linear("encoder_hid_proj.text_proj", taken, given, (tokens,))
+            trace.linear("encoder_hid_proj", inputs, outputs, (tokens,))
+        elif kind == "text_image_proj":  # ten image tokens before the text
+            trace.linear("encoder_hid_proj.image_embeds", outputs, 10 * outputs)
+            trace.linear("encoder_hid_proj.text_proj", inputs, outputs, (tokens,))
         elif kind == "image_proj":
-            trace.linear("encoder_hid_proj.image_embeds", taken, 32 * given)
-            trace.norm("encoder_hid_proj.norm", "LayerNorm", given, (32, given))
+            trace.linear("encoder_hid_proj.image_embeds", inputs, 32 * outputs)
+            trace.norm("encoder_hid_proj.norm", "LayerNorm", outputs, (32, outputs))
         else:
             raise _unsupported("encoder_hid_dim_type", kind)
 
     # down, middle, up
 
-    def _down(self, level: int, kind: str, at: Place) -> Place:
+    def _down(self, level: int, kind: str, at: Extent) -> Extent:
         prefix, width = f"down_blocks.{level}", self.widths[level]
         for layer in range(self.layers[level]):
             name = f"{prefix}.resnets.{layer}"
@@ -344,7 +343,7 @@ class _Walk(Walk):
             self.push(name, at)
         return at
 
-    def _mid(self, at: Place) -> Place:
+    def _mid(self, at: Extent) -> Extent:
         trace, kind, last = self.trace, str(self.mid_type), self.levels - 1
         at = self._resnet("mid_block.resnets.0", at, at.channels)
         if "Attn" not in kind:
@@ -357,14 +356,14 @@ class _Walk(Walk):
         trace.drop(one)  # what the attention returned
         return at
 
-    def _up(self, index: int, kind: str, at: Place, held: int) -> tuple[Place, int]:
-        """`held`: elements of the skips that the block before still names."""
+    def _up(self, index: int, kind: str, at: Extent, held: int) -> tuple[Extent, int]:
+        """`held`: elements of the skips that the block before still references."""
         trace, level = self.trace, self.levels - 1 - index
         prefix, width, layers = f"up_blocks.{index}", self.widths[level], self.layers[level] + 1
         trace.drop(held)
         if len(self.waiting) < layers:
             raise BadFile(f"config: {prefix} wants {layers} skip connections, {len(self.waiting)} are left")
-        entered = at.elements(trace.batch)  # the caller names the block's input until the block has returned
+        entered = at.elements(trace.batch)  # the caller references the block's input until the block has returned
         if self.mid_type is None and index == 0:
             entered = 0  # it is itself the last skip
         held, inside = 0, 0
@@ -378,7 +377,7 @@ class _Walk(Walk):
             at = self._resnet(target, at, width)
             trace.drop(joined)
             if "Attn" in kind:
-                # AttnUp and SimpleCrossAttnUp take their head width from the list as it stands, not reversed
+                # AttnUp and SimpleCrossAttnUp take their head width from the list as it is, not reversed
                 heads = self.heads[level] if kind == "CrossAttnUpBlock2D" else self.heads[index]
                 depth = _of_layer(self.up_depths[index], layer, layers, prefix)
                 before = at.elements(trace.batch)
@@ -392,7 +391,7 @@ class _Walk(Walk):
         trace.drop(entered)
         return at, held
 
-    def _joined(self, source: str, target: str, at: Place, skip: Place, width: int) -> Place:
+    def _joined(self, source: str, target: str, at: Extent, skip: Extent, width: int) -> Extent:
         if (at.height, at.width) != (skip.height, skip.width):
             raise Usage(
                 f"this UNet cannot run at that size: {target} gets {at.width}×{at.height}, its skip connection is "
@@ -412,7 +411,7 @@ class _Walk(Walk):
         self.trace.hold(joined.elements(self.trace.batch))
         return joined
 
-    def _upsampled(self, name: str, kind: str, at: Place) -> Place:
+    def _upsampled(self, name: str, kind: str, at: Extent) -> Extent:
         if kind in RESAMPLED_BY_RESNET:
             return self._resnet(name, at, at.channels, "up")
         size = None
@@ -425,13 +424,13 @@ class _Walk(Walk):
 
     # layers
 
-    def _resnet(self, name: str, at: Place, width: int, resample: str = "") -> Place:
+    def _resnet(self, name: str, at: Extent, width: int, resample: str = "") -> Extent:
         self.time_enters += 1
         return resnet(self.trace, name, at, width, time=self.time, scale_shift=self.scale_shift, resample=resample)
 
     def _attention(
-        self, kind: str, name: str, at: Place, level: int, depth: int, only: bool, heads: int, drop: bool = True
-    ) -> Place:
+        self, kind: str, name: str, at: Extent, level: int, depth: int, only: bool, heads: int, drop: bool = True
+    ) -> Extent:
         """The attention of this block type over `at`, whose own elements are dropped afterwards if `drop`."""
         if "SimpleCrossAttn" in kind:
             self._added_attention(name, at, self.context[level], at.channels // heads, heads, only)
@@ -443,7 +442,7 @@ class _Walk(Walk):
             self.trace.drop(at.elements(self.trace.batch))
         return at
 
-    def _added_attention(self, name: str, at: Place, context: int, heads: int, head_width: int, only: bool) -> None:
+    def _added_attention(self, name: str, at: Extent, context: int, heads: int, head_width: int, only: bool) -> None:
         """Pixels and text as keys of one attention (DeepFloyd, Kandinsky)."""
         trace, pixels, channels, tokens = self.trace, at.pixels, at.channels, self.tokens
         if not heads:
@@ -475,7 +474,7 @@ class _Walk(Walk):
         elif self.cross_norm == "group_norm":
             self.trace.norm(f"{name}.norm_cross", "GroupNorm", context, (context, tokens))
 
-    def _transformer(self, name: str, at: Place, context: int, heads: int, depth: int, only: bool) -> None:
+    def _transformer(self, name: str, at: Extent, context: int, heads: int, depth: int, only: bool) -> None:
         trace, channels, pixels = self.trace, at.channels, at.pixels
         head_width = channels // heads
         if not head_width:
@@ -488,7 +487,7 @@ class _Walk(Walk):
         else:
             trace.conv(f"{name}.proj_in", channels, inner, 1, at.height, at.width)
         trace.touch(one + max(one, wide))
-        trace.hold(wide)  # the rows of tokens, named outside the blocks until each has returned
+        trace.hold(wide)  # the rows of tokens, referenced outside the blocks until each has returned
         for index in range(depth):
             self._transformer_block(f"{name}.transformer_blocks.{index}", pixels, inner, heads, context, only)
         if self.linear:
@@ -514,33 +513,33 @@ class _Walk(Walk):
         keys = text if only else wide
         # normed, query, keys, values, the product, its projection
         trace.touch(4 * wide + 2 * keys)
-        # normed, what attn1 gave, the sum; then as above with the text's keys and values
+        # normed, attn1's output, the sum; then as above with the text's keys and values
         trace.touch(6 * wide + 2 * text)
-        # normed, what attn2 gave, the sum; 8 from the projection, 4 of the gate, 4 of the product
+        # normed, attn2's output, the sum; 8 from the projection, 4 of the gate, 4 of the product
         trace.touch(3 * wide + 16 * wide)
 
     def _attend(self, name: str, pixels: int, inner: int, heads: int, context: int) -> None:
-        """context 0: between pixels; else the width of the text looked at."""
+        """context 0: between pixels; else the width of the text attended to."""
         trace, tokens = self.trace, self.tokens
         keys = tokens if context else pixels
-        taken = context or inner
+        inputs = context or inner
         self.text_enters += 1 if context else 0
         trace.linear(f"{name}.to_q", inner, inner, (pixels,), bias=False)
-        trace.linear(f"{name}.to_k", taken, inner, (keys,), bias=False)
-        trace.linear(f"{name}.to_v", taken, inner, (keys,), bias=False)
+        trace.linear(f"{name}.to_k", inputs, inner, (keys,), bias=False)
+        trace.linear(f"{name}.to_v", inputs, inner, (keys,), bias=False)
         trace.attention(name, heads, pixels, keys, inner // heads)
         trace.linear(f"{name}.to_out.0", inner, inner, (pixels,))
 
 
-def _types(config: Mapping[str, Any], key: str, known: tuple[str, ...], attending: str, plain: str) -> tuple[str, ...]:
+def _types(config: Mapping[str, Any], key: str, legal: tuple[str, ...], attending: str, plain: str) -> tuple[str, ...]:
     usual = (attending, attending, attending, plain) if key.startswith("down") else (plain, *[attending] * 3)
-    found = []
-    for kind in reading.names(config, key, usual):
+    types = []
+    for kind in names(config, key, usual):
         kind = kind.removeprefix("UNetRes")
-        if kind not in known:
+        if kind not in legal:
             raise _unsupported(key, kind)
-        found.append(kind)
-    return tuple(found)
+        types.append(kind)
+    return tuple(types)
 
 
 def _unsupported(key: str, value: object) -> BadFile:
@@ -549,10 +548,8 @@ def _unsupported(key: str, value: object) -> BadFile:
 
 def _depth(value: object) -> Any:
     if isinstance(value, (list, tuple)):
-        return [
-            reading.number({"transformer_layers_per_block": item}, "transformer_layers_per_block") for item in value
-        ]
-    return reading.number({"transformer_layers_per_block": value}, "transformer_layers_per_block")
+        return [number({"transformer_layers_per_block": item}, "transformer_layers_per_block") for item in value]
+    return number({"transformer_layers_per_block": value}, "transformer_layers_per_block")
 
 
 def _of_layer(depth: Any, layer: int, layers: int, where: str) -> int:
@@ -570,8 +567,8 @@ def _padding(config: Mapping[str, Any]) -> int:
     return int(value)
 
 
-def _convolved(at: Place, channels: int, kernel: int) -> Place:
+def _convolved(at: Extent, channels: int, kernel: int) -> Extent:
     grown = 2 * ((kernel - 1) // 2) - kernel + 1
     if at.height + grown < 1 or at.width + grown < 1:
         raise Usage(f"too small for a convolution of {kernel}×{kernel}", hint=AT_A_USUAL_SIZE)
-    return Place(channels, at.height + grown, at.width + grown)
+    return Extent(channels, at.height + grown, at.width + grown)

@@ -1,4 +1,4 @@
-"""The U-Net of 2015 (Ronneberger, Fischer, Brox): the shape that diffusion models took over."""
+"""The U-Net of 2015 (Ronneberger, Fischer, Brox): the shape that diffusion models adopted."""
 
 from __future__ import annotations
 
@@ -7,8 +7,8 @@ from collections.abc import Mapping
 from typing import Any
 
 from sdcli.errors import BadFile, Usage
-from sdcli.models import trace as reading
-from sdcli.models.blocks import Place
+from sdcli.models.blocks import Extent
+from sdcli.models.trace import AT_A_USUAL_SIZE, number, numbers
 from sdcli.models.walk import Skip, Unet, Walk
 
 
@@ -20,12 +20,12 @@ class ClassicWalk(Walk):
         widths = config.get("block_out_channels") or [64, 128, 256, 512, 1024]
         if not isinstance(widths, (list, tuple)) or not 2 <= len(widths) <= 16:
             raise BadFile("config: block_out_channels should be a list of 2 to 16 widths")
-        self.widths = reading.numbers(config, "block_out_channels", len(widths), widths)
-        self.latent = Place(reading.number(config, "in_channels", 1), height, width)
+        self.widths = numbers(config, "block_out_channels", len(widths), widths)
+        self.latent = Extent(number(config, "in_channels", 1), height, width)
 
     def run(self) -> Unet:
         at, deepest = self.latent, len(self.widths) - 1
-        given = reading.number(self.config, "out_channels", 2)
+        channels = number(self.config, "out_channels", 2)
         for level, width in enumerate(self.widths[:-1]):
             walk = functools.partial(self._down, level, at)
             at = self.block(f"down_blocks.{level}", "down", "conv, conv, pool", level, at, width, walk)
@@ -34,29 +34,29 @@ class ClassicWalk(Walk):
         for index in range(deepest):
             level = deepest - 1 - index
             walk = functools.partial(self._up, index, at)
-            entering = Place(at.channels, 2 * at.height, 2 * at.width)
+            entering = Extent(at.channels, 2 * at.height, 2 * at.width)
             at = self.block(f"up_blocks.{index}", "up", "up, conv, conv", level, entering, self.widths[level], walk)
-        self.block("conv_out", "out", "Conv2d", 0, at, given, functools.partial(self._out, at, given))
+        self.block("conv_out", "out", "Conv2d", 0, at, channels, functools.partial(self._out, at, channels))
         return self.finish(self.latent, 0, time_channels=0, text_channels=0, time_enters=0, text_enters=0)
 
-    def _down(self, level: int, at: Place) -> Place:
+    def _down(self, level: int, at: Extent) -> Extent:
         trace, name = self.trace, f"down_blocks.{level}"
         at = self._two_convs(name, at, self.widths[level])
         self.push(f"{name}.conv2", at)
-        pooled = Place(at.channels, at.height // 2, at.width // 2)
-        self._refuse_nothing(name, pooled)
+        pooled = Extent(at.channels, at.height // 2, at.width // 2)
+        self._check_size(name, pooled)
         trace.hold(pooled.elements(trace.batch))
         return pooled
 
-    def _up(self, index: int, at: Place) -> Place:
+    def _up(self, index: int, at: Extent) -> Extent:
         """A transposed convolution doubles the image; the skip is cropped to it and joined."""
         trace, name = self.trace, f"up_blocks.{index}"
         source, skip = self.waiting.pop()
-        risen = Place(skip.channels, 2 * at.height, 2 * at.width)
-        trace.conv(f"{name}.up", at.channels, risen.channels, 2, risen.height, risen.width, kind="ConvTranspose2d")
-        trace.hold(risen.elements(trace.batch))
+        rising = Extent(skip.channels, 2 * at.height, 2 * at.width)
+        trace.conv(f"{name}.up", at.channels, rising.channels, 2, rising.height, rising.width, kind="ConvTranspose2d")
+        trace.hold(rising.elements(trace.batch))
         trace.drop(at.elements(trace.batch))
-        joined = risen.with_channels(2 * skip.channels)
+        joined = rising.with_channels(2 * skip.channels)
         self.skips.append(
             Skip(
                 source=source,
@@ -67,18 +67,18 @@ class ClassicWalk(Walk):
             )
         )
         trace.hold(joined.elements(trace.batch))
-        trace.drop(risen.elements(trace.batch) + skip.elements(trace.batch))
+        trace.drop(rising.elements(trace.batch) + skip.elements(trace.batch))
         return self._two_convs(name, joined, skip.channels)
 
-    def _two_convs(self, name: str, at: Place, width: int) -> Place:
-        for number in (1, 2):
-            at = self._conv_relu(f"{name}.conv{number}", at, width)
+    def _two_convs(self, name: str, at: Extent, width: int) -> Extent:
+        for layer in (1, 2):
+            at = self._conv_relu(f"{name}.conv{layer}", at, width)
         return at
 
-    def _conv_relu(self, name: str, at: Place, width: int) -> Place:
+    def _conv_relu(self, name: str, at: Extent, width: int) -> Extent:
         trace = self.trace
-        result = Place(width, at.height - 2, at.width - 2)
-        self._refuse_nothing(name, result)
+        result = Extent(width, at.height - 2, at.width - 2)
+        self._check_size(name, result)
         trace.conv(name, at.channels, width, 3, result.height, result.width)
         trace.touch(2 * result.elements(trace.batch))
         trace.hold(result.elements(trace.batch))
@@ -86,10 +86,10 @@ class ClassicWalk(Walk):
             trace.drop(at.elements(trace.batch))
         return result
 
-    def _out(self, at: Place, given: int) -> None:
-        self.trace.conv("conv_out", at.channels, given, 1, at.height, at.width)
-        self.trace.touch(self.trace.batch * given * at.pixels)
+    def _out(self, at: Extent, channels: int) -> None:
+        self.trace.conv("conv_out", at.channels, channels, 1, at.height, at.width)
+        self.trace.touch(self.trace.batch * channels * at.pixels)
 
-    def _refuse_nothing(self, name: str, at: Place) -> None:
+    def _check_size(self, name: str, at: Extent) -> None:
         if at.height < 1 or at.width < 1:
-            raise Usage(f"too small: nothing is left of the image at {name}", hint=reading.AT_A_USUAL_SIZE)
+            raise Usage(f"too small: nothing is left of the image at {name}", hint=AT_A_USUAL_SIZE)

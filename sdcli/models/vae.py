@@ -14,9 +14,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from sdcli.errors import BadFile, Usage
-from sdcli.models import trace as reading
-from sdcli.models.blocks import Place, downsample, pixel_attention, resnet, upsample
-from sdcli.models.trace import Leaf, Trace
+from sdcli.models.blocks import Extent, downsample, pixel_attention, resnet, upsample
+from sdcli.models.trace import AT_A_USUAL_SIZE, LARGEST, Leaf, Trace, names, number, numbers
 
 OVERLAP = 0.25  # of a tile, shared with its neighbour
 
@@ -64,10 +63,10 @@ def decode_tiled(config: Mapping[str, Any], *, height: int, width: int, tile: in
     """
     side = scale(config)
     if tile < side:
-        raise Usage(f"a tile of {tile} pixels is smaller than one latent of {side}", hint=reading.AT_A_USUAL_SIZE)
+        raise Usage(f"a tile of {tile} pixels is smaller than one latent of {side}", hint=AT_A_USUAL_SIZE)
     if height <= tile and width <= tile:
         return decode(config, height=height, width=width, batch=batch)
-    given = reading.number(config, "out_channels", 3)
+    channels = number(config, "out_channels", 3)
     macs, waiting, peak, scores = 0, 0, 0, 0
     leaves: tuple[Leaf, ...] = ()
     for tall in _spans(height // side, tile // side):
@@ -78,8 +77,8 @@ def decode_tiled(config: Mapping[str, Any], *, height: int, width: int, tile: in
             if waiting + one.peak_elements > peak:
                 peak = waiting + one.peak_elements
             leaves = leaves or one.leaves
-            waiting += batch * given * tall * wide * side * side
-    image = batch * given * height * width
+            waiting += batch * channels * tall * wide * side * side
+    image = batch * channels * height * width
     # at the end: every tile, the rows cut from them, and the whole image
     peak = max(peak, waiting + 2 * image)
     return Pass(macs=macs, peak_elements=peak, largest_scores=scores, leaves=leaves)
@@ -94,10 +93,10 @@ def _spans(latents: int, tile: int) -> list[int]:
 def _key(config: Mapping[str, Any], height: int, width: int, batch: int) -> str:
     side = scale(config)
     for name, value in (("height", height), ("width", width)):
-        if not side <= value <= reading.LARGEST:
-            raise Usage(f"{name} {value} is outside {side} to {reading.LARGEST}", hint=reading.AT_A_USUAL_SIZE)
-    if not 0 < batch <= reading.LARGEST:
-        raise Usage(f"batch {batch} is outside 1 to {reading.LARGEST}", hint=reading.AT_A_USUAL_SIZE)
+        if not side <= value <= LARGEST:
+            raise Usage(f"{name} {value} is outside {side} to {LARGEST}", hint=AT_A_USUAL_SIZE)
+    if not 0 < batch <= LARGEST:
+        raise Usage(f"batch {batch} is outside 1 to {LARGEST}", hint=AT_A_USUAL_SIZE)
     try:
         return json.dumps(dict(config), sort_keys=True)
     except (TypeError, ValueError, RecursionError) as error:
@@ -108,15 +107,15 @@ def _widths(config: Mapping[str, Any]) -> list[int]:
     value = config.get("block_out_channels")
     if not isinstance(value, (list, tuple)) or not 0 < len(value) <= 8:
         raise BadFile("config: block_out_channels of the VAE should be a list of 1 to 8 widths")
-    return reading.numbers(config, "block_out_channels", len(value))
+    return numbers(config, "block_out_channels", len(value))
 
 
 @functools.lru_cache(maxsize=256)
-def _pass(way: str, key: str, height: int, width: int, batch: int) -> Pass:
+def _pass(direction: str, key: str, height: int, width: int, batch: int) -> Pass:
     config: dict[str, Any] = json.loads(key)
-    _refuse_what_is_not_known(config)
+    _check_supported(config)
     trace = Trace(batch)
-    if way == "decode":
+    if direction == "decode":
         _decoder(trace, config, height, width)
     else:
         _encoder(trace, config, height, width)
@@ -128,19 +127,19 @@ def _pass(way: str, key: str, height: int, width: int, batch: int) -> Pass:
     )
 
 
-def _refuse_what_is_not_known(config: Mapping[str, Any]) -> None:
+def _check_supported(config: Mapping[str, Any]) -> None:
     kind = config.get("_class_name") or "AutoencoderKL"
     if kind != "AutoencoderKL":
         from sdcli.terminal import show
 
-        raise BadFile(f"{show(kind, 60)} is not a VAE that sdcli knows")
+        raise BadFile(f"{show(kind, 60)} is not a VAE that sdcli supports")
     levels = len(_widths(config))
-    for key, known in (("down_block_types", "DownEncoderBlock2D"), ("up_block_types", "UpDecoderBlock2D")):
-        types = reading.names(config, key, (known,) * levels)
+    for key, supported in (("down_block_types", "DownEncoderBlock2D"), ("up_block_types", "UpDecoderBlock2D")):
+        types = names(config, key, (supported,) * levels)
         if len(types) != levels:
             raise BadFile(f"config: {levels} widths but {len(types)} {key}")
         for name in types:
-            if name != known:
+            if name != supported:
                 from sdcli.terminal import show
 
                 raise BadFile(f"config: {key} {show(name, 60)} is not supported")
@@ -148,13 +147,13 @@ def _refuse_what_is_not_known(config: Mapping[str, Any]) -> None:
 
 def _decoder(trace: Trace, config: Mapping[str, Any], height: int, width: int) -> None:
     widths = _widths(config)[::-1]
-    side, layers = scale(config), reading.number(config, "layers_per_block", 1)
-    latent = Place(reading.number(config, "latent_channels", 4), height // side, width // side)
+    side, layers = scale(config), number(config, "layers_per_block", 1)
+    latent = Extent(number(config, "latent_channels", 4), height // side, width // side)
     quantised = 0
     if config.get("use_post_quant_conv", True):
         quantised = latent.elements(trace.batch)
         trace.conv("post_quant_conv", latent.channels, latent.channels, 1, latent.height, latent.width)
-        trace.hold(quantised)  # the caller names it until the decoder has returned
+        trace.hold(quantised)  # the caller references it until the decoder has returned
     at = _convolution(trace, "decoder.conv_in", latent, widths[0])
     at = _middle(trace, config, "decoder.mid_block", at)
     for index, channels in enumerate(widths):
@@ -168,14 +167,14 @@ def _decoder(trace: Trace, config: Mapping[str, Any], height: int, width: int) -
             at = upsample(trace, f"{prefix}.upsamplers.0", at)
             trace.drop(inside)
         trace.drop(entered)
-    _end(trace, "decoder", at, reading.number(config, "out_channels", 3))
+    _end(trace, "decoder", at, number(config, "out_channels", 3))
     trace.drop(quantised)
 
 
 def _encoder(trace: Trace, config: Mapping[str, Any], height: int, width: int) -> None:
     widths = _widths(config)
-    layers = reading.number(config, "layers_per_block", 1)
-    at = Place(reading.number(config, "in_channels", 3), height, width)
+    layers = number(config, "layers_per_block", 1)
+    at = Extent(number(config, "in_channels", 3), height, width)
     at = _convolution(trace, "encoder.conv_in", at, widths[0])
     for index, channels in enumerate(widths):
         entered = at.elements(trace.batch)
@@ -189,13 +188,13 @@ def _encoder(trace: Trace, config: Mapping[str, Any], height: int, width: int) -
             trace.drop(inside)
         trace.drop(entered)
     at = _middle(trace, config, "encoder.mid_block", at)
-    latents = 2 * reading.number(config, "latent_channels", 4)
+    latents = 2 * number(config, "latent_channels", 4)
     at = _end(trace, "encoder", at, latents)
     if config.get("use_quant_conv", True):
         _convolution(trace, "quant_conv", at, latents, kernel=1)
 
 
-def _middle(trace: Trace, config: Mapping[str, Any], name: str, at: Place) -> Place:
+def _middle(trace: Trace, config: Mapping[str, Any], name: str, at: Extent) -> Extent:
     """ResNet, attention with one head, ResNet."""
     entered = one = at.elements(trace.batch)
     at = resnet(trace, f"{name}.resnets.0", at, at.channels, time=None)
@@ -207,7 +206,7 @@ def _middle(trace: Trace, config: Mapping[str, Any], name: str, at: Place) -> Pl
     return at
 
 
-def _end(trace: Trace, name: str, at: Place, channels: int) -> Place:
+def _end(trace: Trace, name: str, at: Extent, channels: int) -> Extent:
     one = at.elements(trace.batch)
     trace.norm(f"{name}.conv_norm_out", "GroupNorm", at.channels, (at.channels, at.height, at.width))
     trace.touch(2 * one)  # normed beside the input, then its SiLU beside it
@@ -216,7 +215,7 @@ def _end(trace: Trace, name: str, at: Place, channels: int) -> Place:
     return result
 
 
-def _convolution(trace: Trace, name: str, at: Place, channels: int, kernel: int = 3) -> Place:
+def _convolution(trace: Trace, name: str, at: Extent, channels: int, kernel: int = 3) -> Extent:
     trace.conv(name, at.channels, channels, kernel, at.height, at.width)
     result = at.with_channels(channels)
     trace.hold(result.elements(trace.batch))

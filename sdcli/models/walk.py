@@ -1,4 +1,4 @@
-"""What every UNet walk shares: blocks and skips as values, the stack of waiting skips, the whole at the end."""
+"""What every UNet walk shares: blocks and skips as values, the stack of waiting skips, the finished Unet."""
 
 from __future__ import annotations
 
@@ -6,13 +6,13 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from sdcli.models.blocks import Place
+from sdcli.models.blocks import Extent
 from sdcli.models.trace import Leaf, Trace
 
 
 @dataclass(frozen=True, kw_only=True)
 class Block:
-    """One part of the U. `elements` is the most that lives at once while it runs, skips waiting outside included."""
+    """One part of the U. `elements` is the most that lives at once while it runs, waiting skips included."""
 
     name: str
     role: str  # in | time | down | mid | up | out
@@ -58,7 +58,7 @@ class Unet:
     time_channels: int
     text_channels: int
     time_enters: int  # ResNets that add the time embedding
-    text_enters: int  # transformer blocks that look at the text
+    text_enters: int  # transformer blocks that attend to the text
     config: Mapping[str, Any] = field(repr=False, compare=False, hash=False)
 
     def activation_peak(self, dtype_bytes: int) -> int:
@@ -79,20 +79,20 @@ class Walk:
         self.trace = Trace(batch)
         self.blocks: list[Block] = []
         self.skips: list[Skip] = []
-        self.waiting: list[tuple[str, Place]] = []
+        self.waiting: list[tuple[str, Extent]] = []
         self.peak = 0
 
     def block(
-        self, name: str, role: str, kind: str, level: int, at: Place, channels: int, walk: Callable[[], Any]
+        self, name: str, role: str, kind: str, level: int, at: Extent, channels: int, walk: Callable[[], Any]
     ) -> Any:
-        """Runs `walk` and files what it added as one block."""
+        """Run `walk` and record what it added as one block."""
         trace = self.trace
         first = len(trace.leaves)
         self.peak = max(self.peak, trace.peak)
         trace.peak = trace.live
         result = walk()
-        made = trace.leaves[first:]
-        if made:
+        leaves = trace.leaves[first:]
+        if leaves:
             self.blocks.append(
                 Block(
                     name=name,
@@ -102,8 +102,8 @@ class Walk:
                     resolution=(at.height, at.width),
                     in_channels=at.channels,
                     out_channels=channels,
-                    parameters=sum([leaf.parameters for leaf in made]),
-                    macs=sum([leaf.macs for leaf in made]),
+                    parameters=sum([leaf.parameters for leaf in leaves]),
+                    macs=sum([leaf.macs for leaf in leaves]),
                     elements=trace.peak,
                     first=first,
                     last=len(trace.leaves),
@@ -112,11 +112,11 @@ class Walk:
         self.peak = max(self.peak, trace.peak)
         return result
 
-    def push(self, source: str, place: Place) -> None:
+    def push(self, source: str, at: Extent) -> None:
         """The tensor just held waits for its partner on the way up."""
-        self.waiting.append((source, place))
+        self.waiting.append((source, at))
 
-    def finish(self, latent: Place, tokens: int, **facts: int) -> Unet:
+    def finish(self, latent: Extent, tokens: int, **facts: int) -> Unet:
         leaves = tuple(self.trace.leaves)
         by_kind = {"convolution": 0, "linear": 0, "attention": 0}
         for leaf in leaves:

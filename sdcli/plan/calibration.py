@@ -13,7 +13,7 @@ CUDA_CONTEXT = GIB // 2  # published: 0.4-0.6 GiB of context, cuBLAS and cuDNN o
 # Host
 IMPORTS = 460 * MIB  # measured before any weights: torch's CPU build, diffusers, transformers, the models' classes
 CUDA_LIBRARIES = GIB  # assumed, not yet measured: kernels and the driver's host side once a CUDA context exists
-PICTURE_BYTES_PER_PIXEL = 3 * (4 + 1 + 1)  # counted: the decoded image as fp32, as bytes, and its encoder's copy
+IMAGE_BYTES_PER_PIXEL = 3 * (4 + 1 + 1)  # counted: the decoded image as fp32, as bytes, and its encoder's copy
 
 # Device work: live bytes are counted; an allocator that hands out rounded blocks reserves a little more
 CUDA_ROUNDING = 1.05  # assumed, not yet measured: a caching allocator that hands out blocks of 2 MiB

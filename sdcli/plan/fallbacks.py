@@ -15,7 +15,7 @@ from sdcli.plan.techniques import TECHNIQUES
 from sdcli.plan.techniques import vae as vae_technique
 
 FIXED = ("dtype", "storage", "attention", "execution")  # changing these needs other weights, or draws another image
-KEPT = ("vae", "guidance")  # what has been given up here is not taken back
+ONE_WAY = ("vae", "guidance")  # a fallback never takes back the memory saved here
 WORTH_IT = 0.95  # a fallback that saves less than 5 % would soon run out again
 SAME_PIXELS = 1.25  # how much longer a fallback may take that leaves the image unchanged
 DECODING = ("tile-512", "tile-256", "cpu")
@@ -51,9 +51,9 @@ def fallbacks_of(
 def _leads_down(chosen: Setup, setup: Setup) -> bool:
     if any(getattr(setup, slot) != getattr(chosen, slot) for slot in FIXED):
         return False
-    ranks = [BY_SLOT[slot].choices.index for slot in KEPT]
+    ranks = [BY_SLOT[slot].choices.index for slot in ONE_WAY]
     return all(
-        rank(getattr(setup, slot)) >= rank(getattr(chosen, slot)) for rank, slot in zip(ranks, KEPT, strict=True)
+        rank(getattr(setup, slot)) >= rank(getattr(chosen, slot)) for rank, slot in zip(ranks, ONE_WAY, strict=True)
     )
 
 

@@ -77,8 +77,8 @@ class Sizes:
             dtype = "fp8"
         return self.model.components[part].parameters * BYTES[dtype]
 
-    def apart(self, part: str, setup: Setup) -> bool:
-        """Whether it stays and computes on the host while the setup's device is another."""
+    def on_host(self, part: str, setup: Setup) -> bool:
+        """Whether it stays and computes on the host although the setup's device is a GPU."""
         return part == "vae" and setup.vae == "cpu" and self.kind != "cpu"
 
     # work: activations and workspace
@@ -140,10 +140,10 @@ class Sizes:
         """Weights in use, weights parked, and work."""
         used, resident = self._weights_at_work(stage, setup)
         work = self.work(stage, setup)
-        on_host = any(self.apart(part, setup) for part in stage.parts)
+        on_host = any(self.on_host(part, setup) for part in stage.parts)
         aside = self._on_the_host(stage, setup) + (work if on_host else 0)
         if stage.work == "image":
-            aside += stage.shape.width * stage.shape.height * calibration.PICTURE_BYTES_PER_PIXEL
+            aside += stage.shape.width * stage.shape.height * calibration.IMAGE_BYTES_PER_PIXEL
         return self._row(stage.name, used, resident, 0 if on_host else work, aside, setup)
 
     def _weights_at_work(self, stage: Stage, setup: Setup) -> tuple[int, int]:
@@ -151,10 +151,10 @@ class Sizes:
         used = there = 0
         at_once = setup.placement not in (*placement.ONE_AT_A_TIME, *placement.PARKED_ON_HOST)
         for part in stage.parts:
-            mine = stage.parts if at_once else (part,)
-            held = placement.held(setup.placement, self.stages, stage, part) if at_once else mine
-            used = max(used, self._on_the_device(mine, setup))
-            there = max(there, self._on_the_device(held, setup))
+            in_use = stage.parts if at_once else (part,)
+            loaded = placement.loaded(setup.placement, self.stages, stage, part) if at_once else in_use
+            used = max(used, self._on_the_device(in_use, setup))
+            there = max(there, self._on_the_device(loaded, setup))
         return used, there
 
     def _on_the_device(self, parts: Sequence[str], setup: Setup) -> int:
@@ -163,7 +163,7 @@ class Sizes:
             if placement.streamed(setup.placement, part)
             else self.weights(part, setup)
             for part in parts
-            if not self.apart(part, setup)
+            if not self.on_host(part, setup)
         )
 
     def _window(self, setup: Setup) -> int:
@@ -175,10 +175,10 @@ class Sizes:
         """Weights on the host and not on the device: parked, or of a part that computes there."""
         parts = parts_of(self.stages)
         parked = setup.placement in placement.PARKED_ON_HOST and not self.shared
-        size = sum(self.weights(part, setup) for part in parts if parked and not self.apart(part, setup))
+        size = sum(self.weights(part, setup) for part in parts if parked and not self.on_host(part, setup))
         for part in parts:
             loaded = setup.placement != "disk" or (stage is not None and part in stage.parts)
-            if self.apart(part, setup) and loaded:
+            if self.on_host(part, setup) and loaded:
                 size += self.weights(part, setup)
         return size
 

@@ -11,7 +11,7 @@ from sdcli.plan import calibration
 from sdcli.plan.batches import windows
 from sdcli.plan.footprint import Sizes
 from sdcli.plan.plan import Budget, Phase, Setup
-from sdcli.plan.price import Price, Work
+from sdcli.plan.price import Price, RunSize
 from sdcli.plan.remembered import Measures, key_of, measures
 from sdcli.plan.stages import stages
 from sdcli.request.request import Job
@@ -45,7 +45,7 @@ class Forecast:
         self.heaviest = heaviest[0][1]
         self.sizes = [Sizes(model, stages(model, batch, alone=alone), hardware, imports_bytes) for _, batch in heaviest]
         # a stream of jobs is encoded batch by batch, and how many will come is unknown
-        work = Work(batches=MANY, windows=MANY) if more else Work(batches=len(runs), windows=windows(len(runs)))
+        work = RunSize(batches=MANY, windows=MANY) if more else RunSize(batches=len(runs), windows=windows(len(runs)))
         self.price = Price(self.sizes[0], work, hardware)
 
     @property

@@ -28,7 +28,7 @@ def read_pins(pins: Mapping[str, str]) -> dict[str, str]:
             flags = [each.flag for each in TECHNIQUES]
             near = BY_SLOT[nearest(flag, flags, 1, ANY)[0].replace("-", "_")]
             raise Usage(
-                f'no slot "{show(flag, 40)}"; there are {", ".join(flags)}',
+                f'there is no slot "{show(flag, 40)}"; use one of {", ".join(flags)}',
                 hint=f"--pin {near.flag}={near.choices[0]}",
                 choices=flags,
             )
@@ -86,11 +86,11 @@ def refusal(start: Setup, hardware: Hardware, model: Model, pins: Mapping[str, s
 def _reason(start: Setup, hardware: Hardware, model: Model, pins: Mapping[str, str], blamed: Technique) -> str:
     """The blamed slot's reason if it has one, else the one that rules out most setups."""
     own: dict[str, int] = {}
-    any_: dict[str, int] = {}
+    overall: dict[str, int] = {}
     for setup in _product(start, pins):
         _count(own, blamed.illegal(setup, hardware, model))
-        _count(any_, legal(setup, hardware, model))
-    counts = own or any_
+        _count(overall, legal(setup, hardware, model))
+    counts = own or overall
     most: Callable[[str], int] = counts.__getitem__
     return max(counts, key=most)
 

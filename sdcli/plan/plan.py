@@ -9,7 +9,7 @@ from typing import Any
 from sdcli.machine.hardware import Hardware
 from sdcli.models.model import Model
 from sdcli.request.request import Job, Request
-from sdcli.schema import live, renamed
+from sdcli.schema import renamed, transient
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -23,7 +23,7 @@ class Adapter:
     name: str
     sha256: str
     scale: float
-    path: str | None = live(default=None)
+    path: str | None = transient(default=None)
     kind: str = "lora"  # lora | embedding | vae
     word: str = ""
     tensors_sha256: str = ""  # of a LoRA without its header: its identity in galleries
@@ -82,7 +82,7 @@ class Decision:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Way:
+class Alternative:
     """One legal setup with its predicted peaks and time; `because` says what it lacks or why it was chosen."""
 
     setup: Setup
@@ -105,7 +105,7 @@ class Fallback:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Warning:
+class PlanWarning:
     code: str
     message: str
 
@@ -141,9 +141,9 @@ class Plan:
     slowdown: float = 1.0
     seconds: Seconds | None = None
     decisions: tuple[Decision, ...] = ()
-    ways: tuple[Way, ...] = ()
+    alternatives: tuple[Alternative, ...] = renamed("ways", default=())
     fallbacks: tuple[Fallback, ...] = renamed("ladder", default=())
-    warnings: tuple[Warning, ...] = ()
+    warnings: tuple[PlanWarning, ...] = ()
 
     def batch(self, number: int) -> tuple[Job, ...]:
         return tuple(self.jobs[index] for index in self.batches[number])

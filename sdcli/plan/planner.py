@@ -62,9 +62,9 @@ def make_plan(
     fastest = min(map(forecast.seconds, unpinned))
     options = [weigh(setup, forecast, limits, fastest) for setup in setups]
     chosen = choose(options, pins)
-    ways = front(options, chosen, forecast)
+    alternatives = front(options, chosen, forecast)
     if hardware.kind != "cpu" and not pins:
-        ways += (on_the_cpu(forecast, hardware, fastest, request.max_ram),)
+        alternatives += (on_the_cpu(forecast, hardware, fastest, request.max_ram),)
     lossless = [option.setup for option in options if not option.lossy or chosen.lossy]
     return Plan(
         version=version,
@@ -81,7 +81,7 @@ def make_plan(
         slowdown=chosen.slowdown,
         seconds=_seconds(forecast, chosen.setup),
         decisions=_decisions(chosen, options, forecast, limits, pins),
-        ways=ways,
+        alternatives=alternatives,
         fallbacks=fallbacks_of(chosen.setup, lossless, forecast.peaks, forecast.seconds, limits.host),
         warnings=warnings_of(request, model, hardware, chosen.setup, jobs),
     )

@@ -23,7 +23,7 @@ _SLOTS = {
 
 
 @dataclass(frozen=True, kw_only=True)
-class Work:
+class RunSize:
     """How many batches and windows the run has."""
 
     batches: int = 1
@@ -33,7 +33,7 @@ class Work:
 class Price:
     """Seconds of one batch for any setup; parts of the sum are cached, so that a product of setups is cheap."""
 
-    def __init__(self, sizes: Sizes, work: Work, hardware: Hardware) -> None:
+    def __init__(self, sizes: Sizes, work: RunSize, hardware: Hardware) -> None:
         self.sizes = sizes
         self.work = work
         self.hardware = hardware
@@ -111,7 +111,7 @@ class Price:
             share = self.work.windows / self.work.batches if stage.ahead else 1.0
             for part in stage.parts:
                 streamed = placement.streamed(setup.placement, part)
-                if self.sizes.apart(part, setup) or (streamed and stage.work == "unet"):  # included in the step
+                if self.sizes.on_host(part, setup) or (streamed and stage.work == "unet"):  # included in the step
                     continue
                 size = self.sizes.weights(part, setup)
                 seconds += share * size / (self.rates.pinned if streamed else rate)

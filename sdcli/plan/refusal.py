@@ -23,12 +23,12 @@ def refused(plan: Plan) -> DoesNotFit:
     free = plan.hardware.free if on_device else plan.hardware.ram_free
     kind = "GPU memory" if on_device else "memory"
     width, height = _size(plan)
-    lossless = any(way.fits and way.setup.storage == "fp8" and plan.setup.storage != "fp8" for way in plan.ways)
+    lossless = any(row.fits and row.setup.storage == "fp8" and plan.setup.storage != "fp8" for row in plan.alternatives)
     message = (
         f"{plan.model.name} at {width}×{height} does not fit{_pinned(plan.request)}: it needs at least {gib(need)} of "
         f"{kind}{' without loss' if lossless else ''}; {gib(have)} available ({gib(free)} free, less a safety margin)"
     )
-    return DoesNotFit(message, hint=way_out(plan), need=need, free=free, budget=have)
+    return DoesNotFit(message, hint=remedy(plan), need=need, free=free, budget=have)
 
 
 def _pinned(request: Request) -> str:
@@ -38,7 +38,7 @@ def _pinned(request: Request) -> str:
     return (f" in {request.pins['dtype']}" if "dtype" in request.pins else "") + (f" with {named}" if named else "")
 
 
-def way_out(plan: Plan, below: int | None = None) -> str:
+def remedy(plan: Plan, below: int | None = None) -> str:
     """What to change in the same command so that it fits; the mildest change that does.
 
     `below`: bytes on the device that turned out to be too much, whatever was predicted.
@@ -51,7 +51,7 @@ def way_out(plan: Plan, below: int | None = None) -> str:
             continue
         if smaller.fits and (below is None or smaller.footprint.device_peak <= below * CLEARLY_LESS):
             return f"the same command {flags}"
-    if any(way.setup.device == "cpu" and way.fits for way in plan.ways) and plan.hardware.kind != "cpu":
+    if any(row.setup.device == "cpu" and row.fits for row in plan.alternatives) and plan.hardware.kind != "cpu":
         return "the same command with --device cpu"
     return "the same command with -m builtin --size 256x256" if plan.model.kind != "builtin" else "sdcli doctor"
 

@@ -12,6 +12,7 @@ from sdcli.plan.plan import Setup
 from sdcli.plan.stages import guided
 from sdcli.plan.techniques import TECHNIQUES
 from sdcli.request.request import Job
+from sdcli.schema import renamed
 from sdcli.terminal import show
 
 
@@ -40,17 +41,17 @@ class Measures:
     host_peak: int | None = None
     load: float | None = None  # everything before the first UNet call: imports, reading, encoding
     step: float | None = None  # one UNet call, guidance's pair counted once
-    picture: float | None = None  # decode and save
+    image: float | None = renamed("picture", default=None)  # decode and save
     runs: int = 1
 
-    def total(self, calls: int, pictures: int) -> float | None:
-        if self.load is None or self.step is None or self.picture is None:
+    def total(self, calls: int, images: int) -> float | None:
+        if self.load is None or self.step is None or self.image is None:
             return None
-        return self.load + calls * self.step + pictures * self.picture
+        return self.load + calls * self.step + images * self.image
 
 
 def measures(data: Any) -> Measures | None:
-    """Measures read from JSON, or None if nothing in it is usable: the file may be of any age."""
+    """Measures read from JSON, or None if nothing in it is usable: the file may be from any version."""
     if not isinstance(data, Mapping):
         return None
     result = Measures(
@@ -58,7 +59,7 @@ def measures(data: Any) -> Measures | None:
         host_peak=_count(data.get("host_peak")),
         load=_seconds(data.get("load")),
         step=_seconds(data.get("step")),
-        picture=_seconds(data.get("picture")),
+        image=_seconds(data.get("picture")),
         runs=_count(data.get("runs")) or 1,
     )
     return None if result.device_peak is None and result.host_peak is None else result
@@ -74,7 +75,7 @@ def merged(old: Any, new: Measures) -> Measures:
         host_peak=_larger(before.host_peak, new.host_peak),
         load=new.load if new.load is not None else before.load,
         step=new.step if new.step is not None else before.step,
-        picture=new.picture if new.picture is not None else before.picture,
+        image=new.image if new.image is not None else before.image,
         runs=before.runs + new.runs,
     )
 

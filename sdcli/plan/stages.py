@@ -12,7 +12,7 @@ from sdcli.request.request import Job, Request
 
 TOKENS = 77
 
-Work = Literal["text", "unet", "image"]  # prompts through text encoders; calls of the UNet; latents into pixels
+WorkKind = Literal["text", "unet", "image"]  # prompts through text encoders; calls of the UNet; latents into pixels
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,7 +31,7 @@ class Stage:
     """One stage of a batch. `parts` are the components that work in it, one after another."""
 
     name: str
-    work: Work
+    work: WorkKind
     parts: tuple[str, ...]
     shape: Shape
     steps: int = 0  # UNet calls, guidance's pair counted once

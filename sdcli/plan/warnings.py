@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from sdcli.machine.hardware import Hardware
 from sdcli.models.model import Model
 from sdcli.models.vae import scale
-from sdcli.plan.plan import Setup, Warning
+from sdcli.plan.plan import PlanWarning, Setup
 from sdcli.plan.techniques import dtype
 from sdcli.request.request import Job, Request
 
@@ -18,16 +18,15 @@ FAR_FROM_NATIVE = 1.7  # ratio of areas, larger or smaller
 
 def warnings_of(
     request: Request, model: Model, hardware: Hardware, setup: Setup, jobs: Sequence[Job]
-) -> tuple[Warning, ...]:
+) -> tuple[PlanWarning, ...]:
     warnings = [*_sizes(model, jobs), *_steps(jobs)]
-    warnings += [Warning(code="device", message=note) for note in hardware.notes]
+    warnings += [PlanWarning(code="device", message=note) for note in hardware.notes]
     if setup.storage == "fp8":
-        warnings.append(Warning(code="lossy", message="fp8 weights (pinned) change the image"))
+        warnings.append(PlanWarning(code="lossy", message="fp8 weights (pinned) change the image"))
     if hardware.kind == "cpu" and setup.dtype == "bf16" and not dtype.native_bf16(hardware):
         slower = dtype.slowdown("bf16", hardware)
-        warnings.append(
-            Warning(code="slow-dtype", message=f"bf16 is emulated on this CPU, about {slower:g} times slower than fp32")
-        )
+        message = f"bf16 is emulated on this CPU, about {slower:g} times slower than fp32"
+        warnings.append(PlanWarning(code="slow-dtype", message=message))
     return tuple(warnings)
 
 
@@ -40,7 +39,7 @@ def native_side(model: Model) -> int | None:
     return side * scale(vae.config)
 
 
-def _sizes(model: Model, jobs: Sequence[Job]) -> list[Warning]:
+def _sizes(model: Model, jobs: Sequence[Job]) -> list[PlanWarning]:
     side = native_side(model)
     if side is None:
         return []
@@ -49,14 +48,14 @@ def _sizes(model: Model, jobs: Sequence[Job]) -> list[Warning]:
         if share > FAR_FROM_NATIVE or share < 1 / FAR_FROM_NATIVE:
             effect = "bodies and horizons may repeat" if share > 1 else "images may look cropped or blurred"
             message = f"{model.name} was trained at {side}×{side}; at {job.width}×{job.height} {effect}"
-            return [Warning(code="size-not-native", message=message)]
+            return [PlanWarning(code="size-not-native", message=message)]
     return []
 
 
-def _steps(jobs: Sequence[Job]) -> list[Warning]:
+def _steps(jobs: Sequence[Job]) -> list[PlanWarning]:
     for job in jobs:
         if job.steps < FEW_STEPS and job.sampler not in FEW_STEP_SAMPLERS and job.guided:
             few = "1 step is" if job.steps == 1 else f"{job.steps} steps are"
             message = f"{few} few for {job.sampler}; 20 to 30 is usual"
-            return [Warning(code="few-steps", message=message)]
+            return [PlanWarning(code="few-steps", message=message)]
     return []

@@ -8,12 +8,12 @@ from dataclasses import dataclass, replace
 from sdcli.machine.hardware import Hardware
 from sdcli.plan.forecast import Forecast, budget
 from sdcli.plan.pins import candidates
-from sdcli.plan.plan import Budget, Setup, Way
+from sdcli.plan.plan import Alternative, Budget, Setup
 from sdcli.plan.techniques import TECHNIQUES
 from sdcli.plan.techniques.technique import gib
 
 BY_NAME = tuple(sorted(TECHNIQUES, key=lambda technique: technique.slot))  # the order in TECHNIQUES must not matter
-MOST_WAYS = 32
+MOST_ALTERNATIVES = 32
 MUCH_SMALLER = 0.97  # a row of the table saves at least this much over a faster one
 
 
@@ -58,7 +58,7 @@ def weigh(setup: Setup, forecast: Forecast, limits: Budget, fastest: float) -> W
 
 
 def choose(options: Sequence[Weighed], pins: Mapping[str, str]) -> Weighed:
-    """The fastest that fits; if nothing fits, the one that lacks least. Lossy choices only if pinned."""
+    """The fastest that fits; if nothing fits, the one least over budget. Lossy choices only if pinned."""
     lossy = any(pins.get(technique.slot) in technique.lossy for technique in TECHNIQUES)
     allowed = [option for option in options if lossy or not option.lossy]
     fitting = [option for option in allowed if option.fits]
@@ -73,7 +73,7 @@ def lacking(options: Sequence[Weighed], chosen: Weighed, slot: str, choice: str)
     return min((option.over for option in faster if getattr(option.setup, slot) == choice), key=sum, default=None)
 
 
-def front(options: Sequence[Weighed], chosen: Weighed, forecast: Forecast) -> tuple[Way, ...]:
+def front(options: Sequence[Weighed], chosen: Weighed, forecast: Forecast) -> tuple[Alternative, ...]:
     """The table's rows: none slower and hardly smaller than another. Largest first, the chosen one always included."""
     rows: list[Weighed] = []
     prices: set[tuple[float, int, int, bool]] = set()
@@ -82,10 +82,10 @@ def front(options: Sequence[Weighed], chosen: Weighed, forecast: Forecast) -> tu
         if option is chosen or (price not in prices and not any(_covers(row, option) for row in rows)):
             rows.append(option)
         prices.add(price)
-    while len(rows) > MOST_WAYS:
+    while len(rows) > MOST_ALTERNATIVES:
         rows.remove(next(row for row in reversed(rows) if row is not chosen))
     rows.sort(key=lambda row: (-row.device, row.slowdown))
-    return tuple([_way(row, row is chosen, forecast) for row in rows])
+    return tuple([_alternative(row, row is chosen, forecast) for row in rows])
 
 
 def _covers(row: Weighed, other: Weighed) -> bool:
@@ -95,7 +95,7 @@ def _covers(row: Weighed, other: Weighed) -> bool:
     return row.device * MUCH_SMALLER <= other.device and row.host * MUCH_SMALLER <= other.host
 
 
-def _way(option: Weighed, chosen: bool, forecast: Forecast) -> Way:
+def _alternative(option: Weighed, chosen: bool, forecast: Forecast) -> Alternative:
     because = None
     if option.over[0]:
         because = f"{gib(option.over[0])} too much"
@@ -103,7 +103,7 @@ def _way(option: Weighed, chosen: bool, forecast: Forecast) -> Way:
         because = f"{gib(option.over[1])} of RAM too much"
     elif chosen:
         because = "fastest fit"
-    return Way(
+    return Alternative(
         setup=option.setup,
         device_peak=option.device,
         host_peak=option.host,
@@ -115,7 +115,7 @@ def _way(option: Weighed, chosen: bool, forecast: Forecast) -> Way:
     )
 
 
-def on_the_cpu(forecast: Forecast, hardware: Hardware, fastest: float, max_ram: int | None) -> Way:
+def on_the_cpu(forecast: Forecast, hardware: Hardware, fastest: float, max_ram: int | None) -> Alternative:
     """The row for the CPU in a GPU's plan, for comparison. It needs nothing on the device."""
     host = replace(
         hardware, device="cpu", name="CPU", total=hardware.ram_total, free=hardware.ram_free, capability=None,
@@ -126,4 +126,4 @@ def on_the_cpu(forecast: Forecast, hardware: Hardware, fastest: float, max_ram: 
     setups = candidates(start, host, forecast.model, {"storage": "same", "guidance": "batched", "vae": "whole"})
     limits = budget(host, None, max_ram)
     best = choose([weigh(setup, other, limits, fastest) for setup in setups], {})
-    return _way(replace(best, device=0, over=(0, best.over[1])), False, other)
+    return _alternative(replace(best, device=0, over=(0, best.over[1])), False, other)

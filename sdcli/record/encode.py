@@ -8,31 +8,33 @@ from dataclasses import dataclass
 from typing import Any
 
 from sdcli.record.metadata import a1111, exif, own
-from sdcli.record.metadata.own import Drawn
+from sdcli.record.metadata.own import ImageRecord
 
 PNG_KEY, A1111_KEY = "sdcli", "parameters"
-QUALITY = 95  # of 100, with full colour resolution: a JPEG of a drawing shows its blocks first in the reds
+QUALITY = 95  # of 100, with full colour resolution: blocks show first in the reds
 FLAT = 1.0  # levels of standard deviation below which an image counts as one colour
 
 
 @dataclass(frozen=True, kw_only=True)
-class Encoded:
+class ImageFile:
     data: bytes
     metadata: str  # what the file really holds: full | a1111 | none
     left_out: tuple[str, ...] = ()  # members, environment: dropped to keep the chunk within its limit
     flat: bool = False
 
 
-def encode(pixels: bytes, width: int, height: int, format: str, drawn: Drawn, metadata: str = "full") -> Encoded:
-    """The whole file. `metadata` that is too large for the format is left out, which `Encoded.metadata` then says."""
+def encode(
+    pixels: bytes, width: int, height: int, format: str, record: ImageRecord, metadata: str = "full"
+) -> ImageFile:
+    """The whole file. Metadata too large for the format is left out, which `ImageFile.metadata` then says."""
     from PIL import Image, ImageStat
 
     image = Image.frombytes("RGB", (width, height), pixels)
     flat = all(deviation < FLAT for deviation in ImageStat.Stat(image).stddev)
-    for attempt in _attempts(drawn, metadata):
+    for attempt in _attempts(record, metadata):
         data = _png(image, attempt) if format == "png" else _with_exif(image, format, attempt)
         if data is not None:
-            return Encoded(data=data, metadata=attempt.metadata, left_out=attempt.left_out, flat=flat)
+            return ImageFile(data=data, metadata=attempt.metadata, left_out=attempt.left_out, flat=flat)
     raise AssertionError("an image without metadata always fits")
 
 
@@ -40,16 +42,16 @@ def encode(pixels: bytes, width: int, height: int, format: str, drawn: Drawn, me
 class Attempt:
     metadata: str
     text: str | None
-    drawn: Drawn | None
+    record: ImageRecord | None
     left_out: tuple[str, ...] = ()
 
 
-def _attempts(drawn: Drawn, metadata: str) -> Iterator[Attempt]:
+def _attempts(record: ImageRecord, metadata: str) -> Iterator[Attempt]:
     if metadata != "none":
-        info = a1111.infotext(drawn.job, drawn.setup, drawn.model, drawn.version)
+        info = a1111.infotext(record.job, record.setup, record.model, record.version)
         text = a1111.write(info)
         if metadata == "full":
-            for dropped, shorter in enumerate(own.shorter(drawn)):
+            for dropped, shorter in enumerate(own.shorter(record)):
                 yield Attempt("full", text, shorter, ("members", "environment")[:dropped])
         else:
             yield Attempt("a1111", text, None)
@@ -64,8 +66,8 @@ def _png(image: Any, attempt: Attempt) -> bytes | None:
         if len(attempt.text.encode()) > own.LIMIT:
             return None
         info.add_text(A1111_KEY, attempt.text)  # tEXt where Latin-1 holds it, else iTXt
-    if attempt.drawn is not None:
-        chunk = own.chunk(attempt.drawn)
+    if attempt.record is not None:
+        chunk = own.chunk(attempt.record)
         if len(chunk) > own.LIMIT:
             return None
         info.add_itxt(PNG_KEY, chunk.decode())
@@ -75,7 +77,7 @@ def _png(image: Any, attempt: Attempt) -> bytes | None:
 def _with_exif(image: Any, format: str, attempt: Attempt) -> bytes | None:
     options: dict[str, Any] = {"quality": QUALITY}
     if attempt.metadata != "none":
-        chunk = own.chunk(attempt.drawn, ascii_only=True) if attempt.drawn is not None else None
+        chunk = own.chunk(attempt.record, ascii_only=True) if attempt.record is not None else None
         if chunk is not None and len(chunk) > own.LIMIT:
             return None
         block = exif.block(attempt.text, chunk)

@@ -29,7 +29,7 @@ SUFFIXES = {".png": "png", ".jpg": "jpg", ".jpeg": "jpg", ".webp": "webp"}
 OTHER_FORMATS = {".gif", ".bmp", ".tif", ".tiff", ".avif", ".jxl", ".heic", ".ppm", ".psd", ".svg", ".exr", ".tga"}
 FIELDS = ("index", "seed", "width", "height", "model", "steps", "run", "slug")
 NUMBERS = ("index", "seed", "width", "height", "steps")
-# Names Windows keeps for devices, whatever their ending; a folder shared with Windows must not hold them either.
+# Reserved for devices on Windows, with any extension; a folder shared with Windows must not hold them either.
 DEVICES = {"CON", "PRN", "AUX", "NUL", "CONIN$", "CONOUT$"} | {
     name + digit for name in ("COM", "LPT") for digit in "0123456789¹²³"
 }
@@ -65,8 +65,8 @@ class Destination:
         A single file named with -o falls back only beside other images of its own run.
         """
         if self.kind == "numbered":
-            for taken in itertools.count(number):
-                yield numbered_name(taken, job, self.suffix)
+            for following in itertools.count(number):
+                yield numbered_name(following, job, self.suffix)
         first = self.pattern if self.kind == "file" else filled(parse_template(self.pattern), values_of(self, job))
         yield first
         head, _, last = first.rpartition("/")
@@ -86,8 +86,8 @@ def part_prefix(run: str) -> str:
 
 def part_of_run(name: str) -> str | None:
     """The run that a temporary file of this name belongs to."""
-    found = re.fullmatch(r"\.sdcli-(\d{8}-\d{6}-[0-9a-f]{4})-\d{6}\.part", name)
-    return found[1] if found else None
+    match = re.fullmatch(r"\.sdcli-(\d{8}-\d{6}-[0-9a-f]{4})-\d{6}\.part", name)
+    return match[1] if match else None
 
 
 def new_run(now: datetime | None = None) -> str:
@@ -103,13 +103,13 @@ def slug(prompt: str) -> str:
     unweighted = re.sub(r":\s*\d{1,3}(?:\.\d{0,6})?\s*\)", ")", prompt[:2000])
     letters = "".join(_ascii_letters(character) for character in unicodedata.normalize("NFKD", unweighted))
     words = re.findall(r"[a-z0-9]+", letters.lower())
-    kept = ""
+    slugged = ""
     for word in words:
-        longer = f"{kept}-{word}" if kept else word
+        longer = f"{slugged}-{word}" if slugged else word
         if len(longer) > SLUG_BYTES:
             break
-        kept = longer
-    return kept or (words[0][:SLUG_BYTES] if words else "")
+        slugged = longer
+    return slugged or (words[0][:SLUG_BYTES] if words else "")
 
 
 def _ascii_letters(character: str) -> str:
@@ -152,8 +152,8 @@ def next_number(folder: Path) -> int:
     try:
         with os.scandir(folder) as entries:
             for entry in entries:
-                found = re.match(r"(\d{4,7})-.*\.(?:png|jpg|jpeg|webp)\Z", entry.name)
-                highest = max(highest, int(found[1]) if found else 0)
+                match = re.match(r"(\d{4,7})-.*\.(?:png|jpg|jpeg|webp)\Z", entry.name)
+                highest = max(highest, int(match[1]) if match else 0)
     except OSError:
         return 1  # no folder yet; whether it can be made is another question
     return highest + 1
@@ -172,7 +172,7 @@ Piece = str | Field
 
 
 def parse_template(pattern: str) -> tuple[Piece, ...]:
-    """`{seed}_{index:03d}.png` as text and fields. Our own few lines: `str.format` reaches into objects."""
+    """`{seed}_{index:03d}.png` as text and fields. Not `str.format`, which reaches into objects."""
     pieces: list[Piece] = []
     text = ""
     position = 0
@@ -242,13 +242,13 @@ def filled(pieces: tuple[Piece, ...], values: Mapping[str, int | str]) -> str:
         text += f"{value:0{piece.digits}d}" if isinstance(value, int) and piece.digits else str(value)
     *folders, last = text.split("/")
     stem, suffix = os.path.splitext(last)
-    if last.startswith(".") and not suffix:  # only an ending is left of it
+    if last.startswith(".") and not suffix:  # nothing but the extension is left
         stem, suffix = "", last
     return "/".join([*(_component(name, "", empty) for name in folders), _component(stem, suffix, empty)])
 
 
 def _component(stem: str, suffix: str, empty: bool) -> str:
-    if empty:  # what stood on both sides of a value left out
+    if empty:  # the separators on both sides of an empty value
         stem = re.sub(r"([-_ .])[-_ .]+", r"\1", stem).rstrip("-_ .")
     stem = _cut(stem.lstrip(" .-"), COMPONENT_BYTES - len(suffix)).rstrip(" .")
     return _no_device(stem or "image") + suffix
@@ -259,7 +259,7 @@ def _component(stem: str, suffix: str, empty: bool) -> str:
 
 @dataclass(frozen=True)
 class Target:
-    """-o as it was meant."""
+    """-o, parsed."""
 
     kind: str
     folder: str
@@ -268,7 +268,7 @@ class Target:
 
 
 def read_output(output: str | None, format: str = "png", *, format_asked: bool = False) -> Target:
-    """Which of the three an `-o` is: a folder, one file, or a template. An ending decides the format by itself."""
+    """Which of the three `-o` names: a folder, one file, or a template. A known extension decides the format."""
     if output is None:
         return Target("numbered", DEFAULT_FOLDER, "", format)
     try:
@@ -286,13 +286,13 @@ def read_output(output: str | None, format: str = "png", *, format_asked: bool =
     folder, name = os.path.split(text)
     if name in (".", ".."):
         return Target("numbered", text, "", format)
-    ending = os.path.splitext(name)[1].lower()
-    if ending not in SUFFIXES and ending not in OTHER_FORMATS:
+    extension = os.path.splitext(name)[1].lower()
+    if extension not in SUFFIXES and extension not in OTHER_FORMATS:
         return Target("numbered", text, "", format)
     _check_length(name)
     if os.name == "nt" and _no_device(name) != name:
-        raise Usage(f"{show(name)} is a device name on Windows", hint=f"-o image{ending}")
-    return Target("file", folder or ".", name, _format_of(text, ending, format, format_asked))
+        raise Usage(f"{show(name)} is a device name on Windows", hint=f"-o image{extension}")
+    return Target("file", folder or ".", name, _format_of(text, extension, format, format_asked))
 
 
 def _read_template(text: str, format: str, format_asked: bool) -> Target:
@@ -309,10 +309,10 @@ def _read_template(text: str, format: str, format_asked: bool) -> Target:
     forbidden = sorted({c for c in literal if c in '<>:"|?*\\'} | {c for c in literal if "\ud800" <= c <= "\udfff"})
     if forbidden:
         raise _bad_template(text, f"{show(' '.join(forbidden))} is not allowed in file names on every system")
-    ending = os.path.splitext(literal)[1].lower()
-    if ending not in SUFFIXES and ending not in OTHER_FORMATS:
+    extension = os.path.splitext(literal)[1].lower()
+    if extension not in SUFFIXES and extension not in OTHER_FORMATS:
         return Target("template", folder, f"{pattern}.{format}", format)
-    return Target("template", folder, pattern, _format_of(text, ending, format, format_asked))
+    return Target("template", folder, pattern, _format_of(text, extension, format, format_asked))
 
 
 def _check_length(name: str) -> None:
@@ -323,18 +323,18 @@ def _check_length(name: str) -> None:
         )
 
 
-def _format_of(text: str, ending: str, format: str, format_asked: bool) -> str:
-    if ending in OTHER_FORMATS:
+def _format_of(text: str, extension: str, format: str, format_asked: bool) -> str:
+    if extension in OTHER_FORMATS:
         raise Usage(
-            f"-o {show(text, 120)}: images are written as png, jpg or webp, not {ending[1:]}", hint="-o image.png"
+            f"-o {show(text, 120)}: images are written as png, jpg or webp, not {extension[1:]}", hint="-o image.png"
         )
-    found = SUFFIXES[ending]
-    if format_asked and found != format:
+    implied = SUFFIXES[extension]
+    if format_asked and implied != format:
         raise Usage(
-            f"-o {show(text, 120)} ends in {ending}, but --format says {format}",
-            hint=f"--format {found}   (or leave --format out: the ending decides)",
+            f"-o {show(text, 120)} ends in {extension}, but --format says {format}",
+            hint=f"--format {implied}   (or leave --format out: the extension decides)",
         )
-    return found
+    return implied
 
 
 def prepare(
@@ -350,7 +350,7 @@ def prepare(
     """The Destination of this request, after trying that it can be written; leaves nothing behind.
 
     A single `-o FILE.png` keeps its records in the state folder (`state`, if another). `origins` says whether --format
-    was asked for or is a default that the ending of a name may overrule.
+    was asked for or is a default that the extension may overrule.
     """
     asked = (origins or {}).get("format") == "flag"
     target = read_output(request.output, request.format, format_asked=asked)
@@ -399,7 +399,7 @@ def already_there(path: Path) -> CannotWrite:
 
 
 def _check_writable(folder: Path, run: str, files: Files) -> None:
-    """A probe file in the folder, or in the nearest one above it that exists: permission bits alone tell too little."""
+    """A probe file in the folder, or in the nearest one above it that exists: permission bits alone are not enough."""
     probe = _nearest(folder) / f"{part_prefix(run)}probe.part"
     try:
         with contextlib.suppress(FileNotFoundError):
@@ -414,7 +414,7 @@ def _check_writable(folder: Path, run: str, files: Files) -> None:
 
 
 def _nearest(folder: Path) -> Path:
-    """The folder, or the nearest one above it that is there."""
+    """The folder, or the nearest one above it that exists."""
     while not os.path.isdir(folder) and folder != folder.parent:
         folder = folder.parent
     return folder

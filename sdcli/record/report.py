@@ -11,7 +11,7 @@ from sdcli import __version__, events, schema
 from sdcli.errors import ImagesFailed, Interrupted, SdcliError, Terminated
 from sdcli.events import Event
 from sdcli.files import REAL, Files, cannot_write, replace_whole
-from sdcli.plan.plan import Plan, Warning
+from sdcli.plan.plan import Plan, PlanWarning
 from sdcli.record import documents
 from sdcli.record.runs import Intent, plan_json
 from sdcli.request.request import Job
@@ -109,7 +109,7 @@ class Report:
     images: tuple[Image, ...] = ()
     memory: MemoryUse = field(default_factory=MemoryUse)
     degraded: tuple[events.Degraded, ...] = ()
-    warnings: tuple[Warning, ...] = ()
+    warnings: tuple[PlanWarning, ...] = ()
     environment: Mapping[str, Any] = field(default_factory=dict)
 
     def phase(self, name: str) -> PhaseTime:
@@ -153,7 +153,7 @@ def from_json(data: Mapping[str, Any], where: str = "report.json") -> Report:
 
 
 def _with_job(image: Any) -> Any:
-    """An image's entry with its job's fields gathered again; one that no plan knew has no seed."""
+    """An image's entry with its job's fields gathered again; one that is in no plan has no seed."""
     if not isinstance(image, Mapping) or image.get("seed") is None:
         return image
     names = {one.name for one in fields(Job)}
@@ -161,7 +161,7 @@ def _with_job(image: Any) -> Any:
 
 
 def pieces(report: Report) -> Iterator[bytes]:
-    """The file in pieces, a line for each image: 10,000 of them as one text would only take memory."""
+    """The file in pieces, a line for each image: 10,000 of them as one text would take much memory."""
     for number, one in enumerate(fields(report)):
         value = None if one.name == "folder" else getattr(report, one.name)
         yield (b",\n" if number else b"{") + documents.dump(one.name) + b":"
@@ -219,7 +219,7 @@ class Folding:
         self.plan: Plan | None = None
         self._clock = clock
         self._last_file: float | None = None
-        self._earlier: dict[int, Intent] = {}
+        self._recovered: dict[int, Intent] = {}
         self._times: dict[str, list[float]] = {}  # seconds and count
         self._peaks: dict[str, list[int | None]] = {}  # device and host
         self._loads: list[float] = [0.0, 0]
@@ -233,7 +233,7 @@ class Folding:
         self._decoded: dict[int, Job] = {}
         self._images: dict[int, Image] = {}
         self._degraded: list[events.Degraded] = []
-        self._warnings: dict[tuple[str, str], Warning] = {}
+        self._warnings: dict[tuple[str, str], PlanWarning] = {}
         self._environment: dict[str, Any] = dict(environment or {})
         self._stopped: SdcliError | None = None
 
@@ -263,7 +263,7 @@ class Folding:
             case events.Degraded():
                 self._degraded.append(event)
             case events.Warned():
-                self._warn(Warning(code=event.code, message=event.message))
+                self._warn(PlanWarning(code=event.code, message=event.message))
             case events.Interrupted():
                 self._see_interrupted(event)
             case events.Done():
@@ -285,9 +285,9 @@ class Folding:
         if event.batch not in self._steps and self._kept_steps + event.of <= MOST_STEPS:
             self._steps[event.batch] = []
             self._kept_steps += event.of
-        kept = self._steps.get(event.batch)
-        if kept is not None:
-            kept.append(event.seconds)
+        seconds = self._steps.get(event.batch)
+        if seconds is not None:
+            seconds.append(event.seconds)
         self._add(event.batch, steps=1, denoise_seconds=event.seconds)
         stepped = self._stepped.setdefault(event.stage, [0.0, 0])
         stepped[0] += event.seconds
@@ -359,7 +359,7 @@ class Folding:
         images = times.images if image is None or image in times.images else (*times.images, image)
         self._batches[batch] = replace(times, images=images, **sums)
 
-    def _warn(self, warning: Warning) -> None:
+    def _warn(self, warning: PlanWarning) -> None:
         if len(self._warnings) < MOST_WARNINGS:
             self._warnings.setdefault((warning.code, warning.message), warning)
 
@@ -373,8 +373,8 @@ class Folding:
         counts = self._tokens.get(batch, ())
         listed = self.plan.batches[batch] if self.plan is not None and batch < len(self.plan.batches) else ()
         seen = self._batches[batch].images if batch in self._batches else ()
-        place = listed.index(index) if index in listed else (seen.index(index) if index in seen else len(seen))
-        return counts[place] if place < len(counts) else None
+        position = listed.index(index) if index in listed else (seen.index(index) if index in seen else len(seen))
+        return counts[position] if position < len(counts) else None
 
     # --- the end
 
@@ -382,9 +382,9 @@ class Folding:
         """What is known of one image so far."""
         return self._images.get(index)
 
-    def had(self, intents: Mapping[int, Intent]) -> None:
-        """Images that the journal and the disk have, though no event came to say so."""
-        self._earlier |= intents
+    def add_recovered(self, intents: Mapping[int, Intent]) -> None:
+        """Images that the journal and the disk have, though no event said so."""
+        self._recovered |= intents
 
     @property
     def kept(self) -> tuple[int, int]:
@@ -423,9 +423,9 @@ class Folding:
     def images(self) -> tuple[Image, ...]:
         images = dict(self._images)
         planned = self.plan.jobs if self.plan is not None else ()
-        for index, intent in self._earlier.items():
+        for index, intent in self._recovered.items():
             if index not in images:
-                images[index] = _had_already(self._job(index), intent)
+                images[index] = _recovered_image(self._job(index), intent)
         for job in planned:
             if job.index not in images:
                 images[job.index] = image_of(job, job.index, "missing")
@@ -437,8 +437,8 @@ class Folding:
             times["load"] = self._loads
         times |= {name: sums for name, sums in self._stepped.items() if name not in times}  # stopped within the first
         planned = {phase.name: phase for phase in self.plan.footprint.phases} if self.plan is not None else {}
-        known = [*BEFORE, *planned, *AFTER]
-        names = [*known, *(name for name in times if name not in known)]
+        expected = [*BEFORE, *planned, *AFTER]
+        names = [*expected, *(name for name in times if name not in expected)]
         on_cpu = self.plan is not None and self.plan.setup.device == "cpu"
         return tuple(
             PhaseTime(
@@ -473,7 +473,7 @@ def image_of(job: Job | None, index: int, status: str) -> Image:
     return Image(index=index, status=status, width=job.width, height=job.height, job=job)
 
 
-def _had_already(job: Job | None, intent: Intent) -> Image:
+def _recovered_image(job: Job | None, intent: Intent) -> Image:
     return replace(
         image_of(job, intent.index, intent.status),
         file=intent.file,
@@ -506,7 +506,7 @@ def _shortfall(images: Sequence[Image]) -> ImagesFailed | None:
     causes = [f"{lost} of {of} could not be saved"] if lost else []
     causes += [f"{suspect} of {of} came out as one flat colour"] if suspect else []
     kept = len(images) - lost
-    again = "the same command with the --seed of what is missing" if lost else "the same command with another --seed"
+    again = "the same command with --seed for each missing image" if lost else "the same command with another --seed"
     hints = {str((image.error or {}).get("hint") or again) for image in images if not image.kept}
     return ImagesFailed(
         "; ".join(causes),

@@ -47,7 +47,7 @@ def plan_json(plan: Plan) -> dict[str, Any]:
 # --- writing
 
 
-class Manifest:
+class Journal:
     """The open journal. Each line is one write and one fsync; a line that failed leaves no trace."""
 
     def __init__(self, path: Path, file: int, length: int, files: Files) -> None:
@@ -88,7 +88,7 @@ def line(fields: Mapping[str, Any]) -> bytes:
 
 def begin(
     destination: Destination, plan: Plan, environment: Mapping[str, Any], *, files: Files = REAL, created: str = ""
-) -> Manifest:
+) -> Journal:
     """The folders and the journal of a new run, on disk before the first image."""
     path = destination.records / JOURNAL
     try:
@@ -97,10 +97,10 @@ def begin(
         file = files.create(path)
     except OSError as error:
         raise cannot_write(path, error) from None
-    manifest = Manifest(path, file, 0, files)
+    journal = Journal(path, file, 0, files)
     _lock(file)
     try:
-        manifest.append(
+        journal.append(
             "run",
             schema=f"{NAME}/{NEWEST}",
             run=destination.run,
@@ -114,12 +114,12 @@ def begin(
             files.sync_folder(folder)
         _discard_abandoned(destination, plan, files)
     except BaseException as error:
-        manifest.close()
+        journal.close()
         if not isinstance(error, OSError):
             raise
         discard(files, path)
         raise cannot_write(path, error) from None
-    return manifest
+    return journal
 
 
 def _output(destination: Destination) -> dict[str, Any]:
@@ -134,7 +134,7 @@ def _output(destination: Destination) -> dict[str, Any]:
     }
 
 
-def reopen(run: Run, environment: Mapping[str, Any], *, files: Files = REAL) -> Manifest:
+def reopen(run: RecordedRun, environment: Mapping[str, Any], *, files: Files = REAL) -> Journal:
     """The journal of an interrupted run, open to continue: its torn end is cut off and the resumption noted."""
     path = run.destination.records / JOURNAL
     try:
@@ -144,14 +144,14 @@ def reopen(run: Run, environment: Mapping[str, Any], *, files: Files = REAL) -> 
     if _lock(file) is False:
         files.close(file)
         raise Usage(f"run {show(run.run)} is being drawn by another process", hint="wait until that process ends")
-    manifest = Manifest(path, file, run.length, files)
+    journal = Journal(path, file, run.length, files)
     try:
         files.truncate(file, run.length)
-        manifest.append("resumed", at=now(), environment=schema.to_json(environment))
+        journal.append("resumed", at=now(), environment=schema.to_json(environment))
     except OSError as error:
-        manifest.close()
+        journal.close()
         raise cannot_write(path, error) from None
-    return manifest
+    return journal
 
 
 def _lock(file: int) -> bool | None:
@@ -170,7 +170,7 @@ def _lock(file: int) -> bool | None:
 
 
 def _lock_on_windows(file: int) -> bool:
-    """One byte far behind the end: Windows' locks forbid reading, and readers are welcome."""
+    """One byte far behind the end: a lock on Windows forbids reading too, and others may read."""
     import importlib
 
     msvcrt: Any = importlib.import_module("msvcrt")
@@ -190,7 +190,7 @@ def is_running(records: Path) -> bool:
 
 
 def _locked(records: Path) -> bool | None:
-    """What `_lock` says of this run's journal; None also where there is no journal that we may open."""
+    """What `_lock` says of this run's journal; None also where there is no journal to open."""
     try:
         file = os.open(records / JOURNAL, os.O_RDWR)
     except OSError:
@@ -218,7 +218,7 @@ class Intent:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Run:
+class RecordedRun:
     """A journal, read."""
 
     run: str
@@ -235,7 +235,7 @@ class Run:
     length: int = 0  # bytes up to the end of the last whole line
 
 
-def read(records: Path) -> Run:
+def read(records: Path) -> RecordedRun:
     """The journal in this folder. A torn last line is dropped; a bad line elsewhere is BadFile."""
     path = records / JOURNAL
     where = show(path)
@@ -268,8 +268,8 @@ def _forget(records: Path) -> str:
 
 def _checked(raw: bytes) -> dict[str, Any] | None:
     """The object of one line, or None when its bytes are not those that were written."""
-    found = _CRC.search(raw)
-    if found is None or zlib.crc32(raw[: found.start()] + b"}") != int(found[1], 16):
+    checksum = _CRC.search(raw)
+    if checksum is None or zlib.crc32(raw[: checksum.start()] + b"}") != int(checksum[1], 16):
         return None
     try:
         return reading.read(raw, "a line")
@@ -277,10 +277,10 @@ def _checked(raw: bytes) -> dict[str, Any] | None:
         return None
 
 
-def _run(lines: list[dict[str, Any]], length: int, records: Path, where: str) -> Run:
+def _run(lines: list[dict[str, Any]], length: int, records: Path, where: str) -> RecordedRun:
     head = lines[0]
     if head.get("type") != "run":
-        raise BadFile(f"{where}: its first line is not a run")
+        raise BadFile(f"{where}: its first line does not describe a run")
     documents.check_schema(head, NAME, NEWEST, where)
     if not _RUN.fullmatch(str(head.get("run"))):
         raise BadFile(f"{where}: {show(head.get('run'), 60)} is not the name of a run")
@@ -308,7 +308,7 @@ def _run(lines: list[dict[str, Any]], length: int, records: Path, where: str) ->
         elif kind == "end":
             end = data
     environment = head.get("environment")
-    return Run(
+    return RecordedRun(
         run=str(head.get("run")),
         created=str(head.get("created")),
         version=str(head.get("version")),
@@ -360,14 +360,14 @@ def _destination(head: Mapping[str, Any], records: Path, where: str) -> Destinat
 
 @dataclass(frozen=True, kw_only=True)
 class Recovered:
-    """What a run left behind, according to the disk."""
+    """What an interrupted run left on disk."""
 
-    run: Run
+    run: RecordedRun
     done: Mapping[int, Intent]
     missing: tuple[int, ...]  # to be drawn, in order; those that failed among them
 
 
-def recover(run: Run, *, files: Files = REAL) -> Recovered:
+def recover(run: RecordedRun, *, files: Files = REAL) -> Recovered:
     """An image is done when its file exists with the hash its intent names. Partial files are removed."""
     done = {index: intent for index, intent in run.intents.items() if _whole(run.destination.folder, intent)}
     for index, intent in run.intents.items():
@@ -392,7 +392,7 @@ def _whole(folder: Path, intent: Intent) -> bool:
 
 
 def _discard_claim(path: Path, files: Files) -> None:
-    """The empty file that held a name where links are unknown, left by a crash before the image replaced it."""
+    """The empty file that reserved a name on storage without links, left by a crash before the image replaced it."""
     with contextlib.suppress(OSError):
         status = os.lstat(path)
         if stat.S_ISREG(status.st_mode) and status.st_size == 0:

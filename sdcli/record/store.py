@@ -15,15 +15,14 @@ from typing import Any
 
 from sdcli import __version__, schema
 from sdcli.errors import Bug, CannotWrite, Interrupted, OutOfMemory, SdcliError, Stop, Terminated, stopped_by
-from sdcli.events import Decoded, Degraded, Done, Event, Failed, Loaded, Planned, Saved, Warned
-from sdcli.events import Encoded as TextEncoded
+from sdcli.events import Decoded, Degraded, Done, Encoded, Event, Failed, Loaded, Planned, Saved, Warned
 from sdcli.events import Interrupted as InterruptedEvent
 from sdcli.files import REAL, Files, cannot_write, discard, publish, write_new
 from sdcli.plan.plan import Plan
-from sdcli.record.encode import Encoded, encode
+from sdcli.record.encode import ImageFile, encode
 from sdcli.record.metadata import own
 from sdcli.record.names import Destination, already_there, inside, next_number
-from sdcli.record.runs import Intent, Manifest, begin
+from sdcli.record.runs import Intent, Journal, begin
 from sdcli.terminal import show
 
 MOST_NAMES = 10_000  # tried for one image before giving up
@@ -34,45 +33,45 @@ def store(
     destination: Destination,
     *,
     environment: Mapping[str, Any] | None = None,
-    manifest: Manifest | None = None,
+    journal: Journal | None = None,
     earlier: Mapping[int, Intent] | None = None,
     files: Files = REAL,
     clock: Callable[[], float] = time.perf_counter,
 ) -> Iterator[Event]:
     """Every event passes; after each Decoded comes its Saved, or its Failed and then CannotWrite.
 
-    The journal begins with the first Planned; a resumed run passes its own, and the images it already has. An image is
+    The journal begins with the first Planned; a resumed run passes its own, and its `earlier` images. An image is
     on disk before its Decoded is passed on, so that nothing a watcher does can lose it.
     """
-    shelf = Shelf(destination, dict(environment or {}), manifest, files, clock)
+    run_store = RunStore(destination, dict(environment or {}), journal, files, clock)
     for intent in (earlier or {}).values():
-        shelf.count(intent.file, intent.status)
+        run_store.count(intent.file, intent.status)
     try:
         for event in events:
             if isinstance(event, Decoded):
-                yield from shelf.keep(event)
+                yield from run_store.save(event)
                 continue
-            shelf.note(event)
+            run_store.note(event)
             yield event
-        shelf.end()
+        run_store.end()
     except SdcliError as error:
-        shelf.end(error)
+        run_store.end(error)
         raise
     except (KeyboardInterrupt, Stop) as stop:  # raised here, or thrown in by a watcher
-        shelf.end(stopped_by(stop))
+        run_store.end(stopped_by(stop))
         raise
     except Exception as failure:  # unforeseen; the message is written where it is caught
-        shelf.end(OutOfMemory("", hint="sdcli help memory") if isinstance(failure, MemoryError) else Bug(""))
+        run_store.end(OutOfMemory("", hint="sdcli help memory") if isinstance(failure, MemoryError) else Bug(""))
         raise
     finally:
-        shelf.close()
+        run_store.close()
 
 
 @dataclass(frozen=True, kw_only=True)
 class Written:
     name: str
     path: Path
-    noted: OSError | None  # the image is on disk, but noting it in the journal failed
+    journal_error: OSError | None  # the image is on disk, but noting it in the journal failed
 
 
 @dataclass
@@ -84,25 +83,25 @@ class Batch:
     degraded: list[Degraded] = field(default_factory=list)
 
 
-class Shelf:
+class RunStore:
     """What the store remembers between two images: a few numbers, never pixels."""
 
     def __init__(
         self,
         destination: Destination,
         environment: dict[str, Any],
-        manifest: Manifest | None,
+        journal: Journal | None,
         files: Files,
         clock: Callable[[], float],
     ) -> None:
         self.destination = destination
         self.environment = environment
-        self.manifest = manifest
+        self.journal = journal
         self.files = files
         self.clock = clock
         self.plan: Plan | None = None
         self.unet_sha256: str | None = None
-        self.batches: dict[int, Batch] = {}  # those not finished yet, in any worker
+        self.batches: dict[int, Batch] = {}  # unfinished ones, of any worker
         self.number = 0
         self.names: set[str] = set()
         self.saved = 0
@@ -119,11 +118,11 @@ class Shelf:
     def note(self, event: Event) -> None:
         if isinstance(event, Planned):
             self.plan = event.plan
-            if self.manifest is None:
-                self.manifest = begin(self.destination, event.plan, self.environment, files=self.files)
+            if self.journal is None:
+                self.journal = begin(self.destination, event.plan, self.environment, files=self.files)
         elif isinstance(event, Loaded) and event.component == "unet":
             self.unet_sha256 = event.sha256
-        elif isinstance(event, TextEncoded):
+        elif isinstance(event, Encoded):
             self._batch(event.batch).size = len(event.tokens)
         elif isinstance(event, Degraded):
             self._batch(event.batch).degraded.append(event)
@@ -148,12 +147,12 @@ class Shelf:
             del self.batches[number]
 
     def _append(self, kind: str, **fields: Any) -> None:
-        if self.manifest is None:
+        if self.journal is None:
             return
         try:
-            self.manifest.append(kind, **fields)
+            self.journal.append(kind, **fields)
         except OSError as error:
-            raise self._cannot_write(self.manifest.path, error) from None
+            raise self._cannot_write(self.journal.path, error) from None
 
     def _cannot_write(self, path: Path, error: OSError) -> CannotWrite:
         planned = max(self.saved, len(self.plan.jobs) if self.plan else 0)
@@ -168,39 +167,39 @@ class Shelf:
         code = error.code if error else (5 if flawed else 0)
         interrupted = code in (Interrupted.code, Terminated.code)
         status = "interrupted" if interrupted else "done" if code == 0 else "partial" if self.saved else "failed"
-        if self.manifest is not None:
+        if self.journal is not None:
             try:
-                self.manifest.append("end", status=status, exit_code=code)
+                self.journal.append("end", status=status, exit_code=code)
             except OSError as failed:
                 if error is None:
-                    raise self._cannot_write(self.manifest.path, failed) from None
+                    raise self._cannot_write(self.journal.path, failed) from None
 
     def close(self) -> None:
-        if self.manifest is not None:
-            self.manifest.close()
+        if self.journal is not None:
+            self.journal.close()
 
     # --- images
 
-    def keep(self, event: Decoded) -> Iterator[Event]:
+    def save(self, event: Decoded) -> Iterator[Event]:
         started = self.clock()
-        plan, manifest = self.plan, self.manifest
-        if plan is None or manifest is None:
+        plan, journal = self.plan, self.journal
+        if plan is None or journal is None:
             raise Bug("an image came before its plan")
         pixel_sha256 = hashlib.sha256(event.pixels).hexdigest()
-        drawn = self._drawn(plan, event, pixel_sha256)
+        record = self._record(plan, event, pixel_sha256)
         self._passed(event.batch)
-        encoded = encode(event.pixels, event.width, event.height, self.destination.format, drawn, plan.request.metadata)
+        file = encode(event.pixels, event.width, event.height, self.destination.format, record, plan.request.metadata)
         intent = Intent(
             index=event.index,
             batch=event.batch,
             file="",
-            bytes=len(encoded.data),
+            bytes=len(file.data),
             pixel_sha256=pixel_sha256,
-            file_sha256=hashlib.sha256(encoded.data).hexdigest(),
-            status="suspect" if encoded.flat else "saved",
+            file_sha256=hashlib.sha256(file.data).hexdigest(),
+            status="suspect" if file.flat else "saved",
         )
         try:
-            written = self._write(event, encoded.data, intent, manifest)
+            written = self._write(event, file.data, intent, journal)
         except (OSError, CannotWrite) as error:
             refusal = error if isinstance(error, CannotWrite) else self._cannot_write(self._target(error), error)
             self.flawed += 1
@@ -210,22 +209,22 @@ class Shelf:
         self.count(written.name, intent.status)
         saved = _saved(event, intent, written, self.destination.format, self.clock() - started)
         yield event
-        yield from _warnings(saved, encoded, plan.request.metadata)
+        yield from _warnings(saved, file, plan.request.metadata)
         yield saved
-        if written.noted is not None:
-            raise self._cannot_write(manifest.path, written.noted)
+        if written.journal_error is not None:
+            raise self._cannot_write(journal.path, written.journal_error)
 
-    def _drawn(self, plan: Plan, event: Decoded, pixel_sha256: str) -> own.Drawn:
+    def _record(self, plan: Plan, event: Decoded, pixel_sha256: str) -> own.ImageRecord:
         batch = self._batch(event.batch)
-        return own.Drawn(
+        return own.ImageRecord(
             version=__version__,
             job=event.job,
             setup=event.setup or plan.setup,
-            model=own.drawn_model(plan.model, self.unet_sha256),
+            model=own.recorded_model(plan.model, self.unet_sha256),
             scheduler=event.scheduler,
             negative=event.job.negative_prompt,
-            batch=own.place(plan, event.batch, event.index, batch.size, batch.passed),
-            degraded=tuple(schema.to_json(fall) for fall in batch.degraded),
+            batch=own.batch_position(plan, event.batch, event.index, batch.size, batch.passed),
+            degraded=tuple(schema.to_json(fallback) for fallback in batch.degraded),
             pixel_sha256=pixel_sha256,
             environment=self.environment,
         )
@@ -234,7 +233,7 @@ class Shelf:
         named = error.filename2 or error.filename
         return Path(named) if isinstance(named, str) and not named.endswith(".part") else self.destination.folder
 
-    def _write(self, event: Decoded, data: bytes, intent: Intent, manifest: Manifest) -> Written:
+    def _write(self, event: Decoded, data: bytes, intent: Intent, journal: Journal) -> Written:
         """On OSError nothing of this image exists under any name."""
         destination, files = self.destination, self.files
         if not self.number and destination.kind == "numbered":
@@ -255,30 +254,30 @@ class Shelf:
                     part = destination.part(event.index, name)
                     discard(files, part)
                     write_new(files, part, [data])
-                manifest.append("intent", **schema.to_json(replace(intent, file=name)))
+                journal.append("intent", **schema.to_json(replace(intent, file=name)))
                 try:
                     publish(files, part, path, overwrite=destination.overwrite)
                 except FileExistsError:
                     if destination.kind == "file" and not ours:
                         raise already_there(path) from None
-                    continue  # taken this very moment: the next name
+                    continue  # taken this very moment: try the next name
                 part = None
-                return self._settle(name, path, attempt, intent, manifest)
+                return self._settle(name, path, attempt, intent, journal)
             raise AssertionError("names never end")
         finally:
             if part is not None:
                 discard(files, part)
 
-    def _settle(self, name: str, path: Path, attempt: int, intent: Intent, manifest: Manifest) -> Written:
+    def _settle(self, name: str, path: Path, attempt: int, intent: Intent, journal: Journal) -> Written:
         """The image has its name; from here on it counts, whatever fails."""
         self.number += attempt + 1
-        noted: OSError | None = None
+        journal_error: OSError | None = None
         try:
             self.files.sync_folder(path.parent)
-            manifest.append("done", index=intent.index)
+            journal.append("done", index=intent.index)
         except OSError as error:
-            noted = error
-        return Written(name=name, path=path, noted=noted)
+            journal_error = error
+        return Written(name=name, path=path, journal_error=journal_error)
 
 
 def path_taken(path: Path) -> bool:
@@ -306,10 +305,10 @@ def _saved(event: Decoded, intent: Intent, written: Written, format: str, second
     )
 
 
-def _warnings(saved: Saved, encoded: Encoded, metadata: str) -> Iterator[Event]:
+def _warnings(saved: Saved, file: ImageFile, metadata: str) -> Iterator[Event]:
     if saved.status == "suspect":
         yield Warned(code="flat-picture", message=f"{show(saved.file)} is one flat colour")
-    if encoded.metadata != metadata:
+    if file.metadata != metadata:
         yield Warned(
             code="metadata-left-out",
             message=f"{show(saved.file)}: the settings are too long for a {saved.format} and were left out",

@@ -24,7 +24,7 @@ from sdcli.request.request import Request
 from sdcli.terminal import show
 
 LARGEST_FILE = 1 << 20
-# Not settings that stay: what to draw, and where to take settings from.
+# Never saved: what to draw, and where to take settings from.
 NOT_KEPT = frozenset({"prompts", "prompts_file", "settings_from", "seeds"})
 SETTINGS: tuple[str, ...] = tuple(option.field for option in OPTIONS)
 ORDER = ("family", "model", "user", "environment", "preset", "settings-from", "flag")
@@ -42,8 +42,8 @@ def _integer(field: str, text: str) -> int:
 
 def _digits(text: str) -> str:
     """What a number was probably meant to be: 30.0, 30x, ~30."""
-    found = re.search(r"[1-9]\d{0,3}", text, re.ASCII)
-    return found[0] if found else ""
+    match = re.search(r"[1-9]\d{0,3}", text, re.ASCII)
+    return match[0] if match else ""
 
 
 def _usual(field: str) -> object:
@@ -78,7 +78,7 @@ def _choice(field: str, text: str) -> str:
 
 
 def _pins(field: str, text: str) -> dict[str, str]:
-    """`placement=resident`, or several with commas. Which slots and choices there are, the planner knows."""
+    """`placement=resident`, or several with commas. The planner knows which slots and choices exist."""
     pins: dict[str, str] = {}
     for part in text.split(","):
         slot, equals, choice = (piece.strip() for piece in part.partition("="))
@@ -116,26 +116,26 @@ _CONVERT: dict[str, Callable[[str, str], Any]] = {
 _SEVERAL = frozenset({"prompts", "lora", "embeddings"})
 
 
-def convert(field: str, given: Any) -> Any:
+def convert(field: str, value: Any) -> Any:
     """A setting's value from what a source holds: text, a list of texts, or TOML's own types."""
     if field in _SEVERAL:
-        return _texts(field, given) if field == "prompts" else tuple(_name(field, one) for one in _texts(field, given))
-    if field == "pins" and isinstance(given, Mapping):
-        return dict(zip(_texts(field, tuple(given)), _texts(field, tuple(given.values())), strict=True))
+        return _texts(field, value) if field == "prompts" else tuple(_name(field, one) for one in _texts(field, value))
+    if field == "pins" and isinstance(value, Mapping):
+        return dict(zip(_texts(field, tuple(value)), _texts(field, tuple(value.values())), strict=True))
     if field == "pins":
-        return {slot: choice for item in _texts(field, given) for slot, choice in _pins(field, item).items()}
-    if isinstance(given, (dict, list, tuple)):
-        text = ",".join(str(item) for item in given) if field == "seeds" else ""
+        return {slot: choice for item in _texts(field, value) for slot, choice in _pins(field, item).items()}
+    if isinstance(value, (dict, list, tuple)):
+        text = ",".join(str(item) for item in value) if field == "seeds" else ""
         if not text:
-            raise Usage(f"{field}: expected one value, got {type(given).__name__}", hint="sdcli config show")
+            raise Usage(f"{field}: expected one value, got {type(value).__name__}", hint="sdcli config show")
         return jobs.parse_seeds(text)
-    if isinstance(given, bool) and _CONVERT.get(field) is not _yes:
-        raise Usage(f"{field}: expected a value, got {str(given).lower()}", hint="sdcli config show")
-    return _CONVERT.get(field, _text)(field, str(given))
+    if isinstance(value, bool) and _CONVERT.get(field) is not _yes:
+        raise Usage(f"{field}: expected a value, got {str(value).lower()}", hint="sdcli config show")
+    return _CONVERT.get(field, _text)(field, str(value))
 
 
-def _texts(field: str, given: Any) -> tuple[str, ...]:
-    items = tuple(given) if isinstance(given, (list, tuple)) else (given,)
+def _texts(field: str, value: Any) -> tuple[str, ...]:
+    items = tuple(value) if isinstance(value, (list, tuple)) else (value,)
     if not all(isinstance(item, str) for item in items):
         raise Usage(f"{field}: expected text or a list of texts", hint="sdcli config show")
     return items
@@ -166,10 +166,10 @@ def resolve(
     values: dict[str, Any] = {}
     origins: dict[str, str] = {}
     layers = (family, model, sources.user, sources.environment, sources.preset, sources.settings_from, sources.flag)
-    known = {f.name for f in fields(Request)}
+    names = {f.name for f in fields(Request)}
     for origin, layer in zip(ORDER, layers, strict=True):
         for name, value in unfolded(layer).items():
-            if name in known:
+            if name in names:
                 values[name] = {**values.get(name, {}), **value} if name == "pins" else value
                 origins[name] = origin
         if "num_images" not in layer and len(layer.get("seeds", ())) > 1:
@@ -190,21 +190,21 @@ def unfolded(layer: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def from_flags(typed: Mapping[str, Any]) -> dict[str, Any]:
-    return {name: convert(name, given) for name, given in typed.items() if name in SETTINGS}
+    return {name: convert(name, value) for name, value in typed.items() if name in SETTINGS}
 
 
 def from_environment(environment: Mapping[str, str]) -> dict[str, Any]:
     """SDCLI_STEPS=30 and the like. An unknown SDCLI_ name is a mistake worth stopping for."""
-    kept = {f"SDCLI_{name.upper()}": name for name in SETTINGS if name not in NOT_KEPT}
+    variables = {f"SDCLI_{name.upper()}": name for name in SETTINGS if name not in NOT_KEPT}
     values: dict[str, Any] = {}
     for variable, text in environment.items():
         if not variable.startswith("SDCLI_") or variable == "SDCLI_HOME" or not text:
             continue
-        if variable not in kept:
-            near = near_text(nearest(variable, kept, 1))
+        if variable not in variables:
+            near = near_text(nearest(variable, variables, 1))
             raise Usage(f"{show(variable, 60)} is not a setting{near}", hint="sdcli help environment")
         try:
-            values[kept[variable]] = convert(kept[variable], text)
+            values[variables[variable]] = convert(variables[variable], text)
         except Usage as error:
             raise Usage(f"{variable}: {error.message}", hint="sdcli help environment") from None
     return values
@@ -213,25 +213,25 @@ def from_environment(environment: Mapping[str, str]) -> dict[str, Any]:
 def from_table(table: Mapping[str, Any], path: Path | None = None) -> dict[str, Any]:
     """The settings of a TOML table; with `path`, its file, a mistake is reported with its line."""
     values: dict[str, Any] = {}
-    for name, given in table.items():
-        hint = "sdcli config show" if path is None else _mended(name, given)
+    for name, value in table.items():
+        hint = "sdcli config show" if path is None else _correction(name, value)
         if name not in SETTINGS or name in NOT_KEPT:
             near = near_text(nearest(name, [setting for setting in SETTINGS if setting not in NOT_KEPT], 1))
-            raise Usage(f'{_place(path, name)}no setting "{show(name, 60)}"{near}', hint=hint)
+            raise Usage(f'{_position(path, name)}no setting "{show(name, 60)}"{near}', hint=hint)
         try:
-            values[name] = convert(name, given)
+            values[name] = convert(name, value)
         except Usage as error:
-            raise Usage(f"{_place(path, name)}{error.message}", hint=hint) from None
+            raise Usage(f"{_position(path, name)}{error.message}", hint=hint) from None
     return values
 
 
-def _mended(name: str, given: Any) -> str:
-    """What takes a wrong line out of the user's file; a table is more than a line."""
-    return "sdcli config path" if isinstance(given, Mapping) else f"sdcli config unset {shlex.quote(show(name, 60))}"
+def _correction(name: str, value: Any) -> str:
+    """The command that removes a wrong line from the user's file; a table is more than a line."""
+    return "sdcli config path" if isinstance(value, Mapping) else f"sdcli config unset {shlex.quote(show(name, 60))}"
 
 
-def _place(path: Path | None, name: str) -> str:
-    """`config.toml:3: ` to begin a message with; without the line where the key is not plainly there."""
+def _position(path: Path | None, name: str) -> str:
+    """`config.toml:3: ` to begin a message with; without the line where the key is not easily found."""
     if path is None:
         return ""
     lines = _text_of(path).split("\n")
@@ -240,7 +240,7 @@ def _place(path: Path | None, name: str) -> str:
 
 
 def _sets(line: str, name: str) -> bool:
-    """Whether a line of TOML looks like setting this key; what it really does, only a parser knows."""
+    """Whether a line of TOML looks like setting this key; only a parser knows for sure."""
     key = re.escape(name)
     return re.match(rf"""\s*(?:{key}|"{key}"|'{key}')\s*[=.]|\s*\[\s*{key}\s*\]""", line) is not None
 
@@ -254,13 +254,13 @@ def read_toml(path: Path) -> dict[str, Any]:
         raise Usage(f"{show(path)}: nested too deeply", hint="sdcli config path") from None
     except ValueError as error:  # TOMLDecodeError, and numbers too long for Python
         line = re.search(r"\(at line (\d{1,9}), column \d+\)$", str(error))
-        told = str(error)[: line.start()].rstrip() if line else str(error)
-        place = f"{show(path)}:{line[1]}" if line else show(path)
-        raise Usage(f"{place}: {show(told, 200)}", hint="sdcli config path") from None
+        message = str(error)[: line.start()].rstrip() if line else str(error)
+        position = f"{show(path)}:{line[1]}" if line else show(path)
+        raise Usage(f"{position}: {show(message, 200)}", hint="sdcli config path") from None
 
 
 def _text_of(path: Path) -> str:
-    """The file as it is, line ends too; empty if there is none."""
+    """The file as it is, line endings included; empty if there is none."""
     try:
         raw = reading.whole(path, LARGEST_FILE)
     except FileNotFoundError:
@@ -278,7 +278,7 @@ def _text_of(path: Path) -> str:
 
 def from_user(path: Path) -> dict[str, Any]:
     table = read_toml(path)
-    table.pop("folders", None)  # model folders: read by whoever looks for models
+    table.pop("folders", None)  # model folders: read where models are looked for
     return from_table(table, path)
 
 
@@ -293,7 +293,7 @@ class Preset:
 
 
 def presets(user_folder: Path) -> tuple[Preset, ...]:
-    """All there are, by name. A user's own hides a shipped one of the same name."""
+    """All presets, by name. A user's own hides a shipped one of the same name."""
     return tuple(
         Preset(name=name, description=str(read_toml(path).get("description", "")), path=path)
         for name, path in sorted(_preset_files(user_folder).items())
@@ -319,7 +319,7 @@ def from_preset(name: str, user_folder: Path) -> dict[str, Any]:
     table = read_toml(files[name])
     table.pop("description", None)
     if "preset" in table:
-        raise Usage(f"{_place(files[name], 'preset')}a preset cannot name another", hint=_WITHOUT_PRESET)
+        raise Usage(f"{_position(files[name], 'preset')}a preset cannot name another", hint=_WITHOUT_PRESET)
     try:
         return from_table(table, files[name])
     except Usage as error:
@@ -330,18 +330,18 @@ def from_preset(name: str, user_folder: Path) -> dict[str, Any]:
 
 
 def set_value(path: Path, name: str, text: str) -> None:
-    """Keep `name`; other lines and comments of the file stay as they are."""
+    """Save `name`; other lines and comments of the file stay as they are."""
     if any(0xD800 <= ord(character) < 0xE000 for character in text):
-        raise Usage("the value is not text", hint="sdcli config show")
+        raise Usage("the value is not valid Unicode text", hint="sdcli config show")
     value = from_table({name: text})[name]
     jobs.check(Request(prompts=("a cat",), **_of_request({name: value})))
-    as_read = isinstance(value, (int, float)) and name not in ("max_vram", "max_ram")
-    _rewrite(path, name, value if as_read else text)  # all else as it was written: it is converted again when read
+    number = isinstance(value, (int, float)) and name not in ("max_vram", "max_ram")
+    _rewrite(path, name, value if number else text)  # text as it was typed: it is converted again when read
 
 
 def _of_request(layer: Mapping[str, Any]) -> dict[str, Any]:
-    known = {f.name for f in fields(Request)}
-    return {name: value for name, value in unfolded(layer).items() if name in known}
+    names = {f.name for f in fields(Request)}
+    return {name: value for name, value in unfolded(layer).items() if name in names}
 
 
 def unset_value(path: Path, name: str) -> None:
@@ -351,27 +351,27 @@ def unset_value(path: Path, name: str) -> None:
 
 
 def folders(path: Path) -> tuple[Path, ...]:
-    """The folders with models that were added, from the key `folders` of the user's file."""
-    held = read_toml(path).get("folders", [])
-    if not isinstance(held, list) or not all(isinstance(item, str) and item for item in held):
+    """The model folders the user added: the key `folders` of the user's file."""
+    listed = read_toml(path).get("folders", [])
+    if not isinstance(listed, list) or not all(isinstance(item, str) and item for item in listed):
         raise Usage(f"{show(path)}: folders is not a list of folders", hint="sdcli config path")
-    return tuple(Path(item).expanduser() for item in held)
+    return tuple(Path(item).expanduser() for item in listed)
 
 
-def set_folders(path: Path, wanted: Iterable[Path]) -> None:
-    """Keep these folders, and no others."""
-    listed = [str(folder) for folder in wanted]
+def set_folders(path: Path, paths: Iterable[Path]) -> None:
+    """Save these folders, and no others."""
+    listed = [str(folder) for folder in paths]
     if listed or "folders" in read_toml(path):
         _rewrite(path, "folders", listed or None)
 
 
 def _rewrite(path: Path, name: str, value: Any) -> None:
-    """The file with this value of this key, or without the key; whatever else stands in it stays, letter by letter."""
-    import tomlkit  # few runs change settings
+    """The file with this value of this key, or without the key; everything else in it stays as it is."""
+    import tomlkit  # slow, and few runs change settings
     from tomlkit.exceptions import TOMLKitError
 
     before, text = read_toml(path), _text_of(path)
-    wanted = {key: item for key, item in before.items() if key != name} | ({} if value is None else {name: value})
+    expected = {key: item for key, item in before.items() if key != name} | ({} if value is None else {name: value})
     try:
         document = tomlkit.parse(text)
         if value is None:
@@ -381,9 +381,9 @@ def _rewrite(path: Path, name: str, value: Any) -> None:
             item.trivia.trail = "\r\n" if "\r\n" in text else "\n"
             document[name] = item
         after = tomlkit.dumps(document)
-        as_wanted = tomllib.loads(after) == wanted
+        as_expected = tomllib.loads(after) == expected
     except (TOMLKitError, ValueError, RecursionError):
-        as_wanted = False
-    if not as_wanted:
+        as_expected = False
+    if not as_expected:
         raise Usage(f'"{show(name, 60)}" cannot be changed here; edit the file yourself', hint="sdcli config path")
     save(path, after, hint="sdcli config path")

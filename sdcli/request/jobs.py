@@ -1,4 +1,4 @@
-"""From what was typed to jobs: seeds, sizes, ranges that hold, and one job per image."""
+"""From settings to jobs: seeds, sizes, ranges, and one job per image."""
 
 from __future__ import annotations
 
@@ -34,10 +34,10 @@ def parse_seeds(text: str) -> tuple[int, ...]:
 
 
 def _seed_range(part: str, text: str) -> Iterable[int]:
-    found = re.fullmatch(r"(\d{1,40})(?:\.\.(\d{1,40}))?", part, re.ASCII)
-    if found is None:
+    match = re.fullmatch(r"(\d{1,40})(?:\.\.(\d{1,40}))?", part, re.ASCII)
+    if match is None:
         raise Usage(f'--seed: "{show(text, 60)}" is not a seed, list or range', hint=_seed_meant(text.strip()))
-    first, last = int(found[1]), int(found[2] or found[1])
+    first, last = int(match[1]), int(match[2] or match[1])
     for seed in (first, last):
         if seed > LARGEST_SEED:
             raise Usage(
@@ -63,10 +63,10 @@ def _seed_meant(text: str) -> str:
 
 def parse_sides(text: str) -> tuple[int, int]:
     """`1024x768` as (width, height); `512` is a square."""
-    found = re.fullmatch(r"\s*(\d{1,9})\s*(?:[x×*]\s*(\d{1,9})\s*)?", text, re.ASCII | re.IGNORECASE)
-    if found is None:
+    match = re.fullmatch(r"\s*(\d{1,9})\s*(?:[x×*]\s*(\d{1,9})\s*)?", text, re.ASCII | re.IGNORECASE)
+    if match is None:
         raise Usage(f'--size: "{show(text, 60)}" is not WIDTHxHEIGHT', hint="--size 1024x768")
-    return int(found[1]), int(found[2] or found[1])
+    return int(match[1]), int(match[2] or match[1])
 
 
 def parse_memory(text: str, flag: str = "--max-vram") -> int:
@@ -129,13 +129,13 @@ def _within(option: Option, value: float) -> None:
 
 
 def _between(flag: str, value: float, lowest: float, highest: float) -> None:
-    if not lowest <= value <= highest:  # not a number is not between either
+    if not lowest <= value <= highest:  # false for NaN too
         near = min(max(value, lowest), highest) if math.isfinite(value) else highest
         raise Usage(f"{flag} {value} is not between {lowest} and {highest}", hint=f"{flag} {near}")
 
 
 def _check_sides(request: Request) -> None:
-    """The hint mends both where both are wrong."""
+    """The hint corrects both if both are wrong."""
     wrong = []
     for flag, value in (("--width", request.width), ("--height", request.height)):
         try:
@@ -162,25 +162,25 @@ def check_side(flag: str, value: int) -> None:
 
 
 def resolve_seeds(
-    asked: tuple[int, ...], num_images: int | None, draw: Callable[[int], int] | None = None
+    seeds: tuple[int, ...], num_images: int | None, draw: Callable[[int], int] | None = None
 ) -> tuple[tuple[int, ...], bool]:
-    """The seeds of every prompt, and whether they were drawn by chance. One seed counts up over num_images."""
-    if len(asked) > 1:
-        if num_images not in (None, len(asked)):
+    """The seeds of every prompt, and whether they are random. One seed counts up over num_images."""
+    if len(seeds) > 1:
+        if num_images not in (None, len(seeds)):
             raise Usage(
-                f"--num-images {num_images} conflicts with {len(asked)} seeds",
-                hint=f"--seed {asked[0]} --num-images {num_images}",
+                f"--num-images {num_images} conflicts with {len(seeds)} seeds",
+                hint=f"--seed {seeds[0]} --num-images {num_images}",
             )
-        return asked, False
+        return seeds, False
     count = 1 if num_images is None else num_images
     _between("--num-images", count, 1, MOST_JOBS)
-    first = asked[0] if asked else (draw or _by_chance)(LARGEST_SEED + 2 - count)
+    first = seeds[0] if seeds else (draw or _random)(LARGEST_SEED + 2 - count)
     if first + count - 1 > LARGEST_SEED:
         raise Usage(f"--seed {first} leaves fewer than {count} seeds below 2^32", hint="--seed 1")
-    return tuple(range(first, first + count)), not asked
+    return tuple(range(first, first + count)), not seeds
 
 
-def _by_chance(below: int) -> int:
+def _random(below: int) -> int:
     import secrets  # not needed by most commands
 
     return secrets.randbelow(below)
@@ -213,7 +213,7 @@ def renumbered(jobs: Iterable[Job]) -> tuple[Job, ...]:
 
 
 def forgotten_quotes(words: tuple[str, ...]) -> Usage | None:
-    """Several prompts of one word each are a sentence whose quotes were forgotten; the error has them put right."""
+    """Several prompts of one word each are a sentence whose quotes were forgotten; the error adds them."""
     if len(words) < 2 or any(len(word.split()) != 1 for word in words):
         return None
     hint = quoted(" ".join(words))

@@ -1,7 +1,7 @@
 """Prompts with weights: (word:1.3), (word), [word], escapes, BREAK, cut into the chunks of 75 that CLIP reads.
 
-Nothing a person can type is an error: what is no syntax is text. Weights are A1111's: ( ) is ×1.1, [ ] is ÷1.1, and
-a bracket never closed holds to the end. ComfyUI's know round brackets only, and a weight in numbers stands alone.
+Nothing a user can type is an error: what is not syntax is text. Weights are A1111's: ( ) is ×1.1, [ ] is ÷1.1, and
+an unclosed bracket lasts to the end. ComfyUI has round brackets only, and a number replaces the weights around it.
 """
 
 from __future__ import annotations
@@ -63,12 +63,12 @@ _MARKS = re.compile(r"<\|(startoftext|endoftext)\|>", re.IGNORECASE)
 
 @dataclass
 class _Bracket:
-    """An opening bracket. Its factor is known only where it closes; never closed, it holds to the end."""
+    """An opening bracket. Its factor is known only where it closes; unclosed, it lasts to the end."""
 
     square: bool
     factor: float
     closed: bool = False
-    absolute: bool = False  # ComfyUI: a weight in numbers replaces those around it
+    absolute: bool = False  # ComfyUI: a number replaces the weights around it
 
 
 @dataclass(frozen=True)
@@ -80,7 +80,7 @@ _Item = str | Break | _Bracket | _Close
 
 
 def parse(text: str, emphasis: str = "a1111") -> tuple[Piece, ...]:
-    """Segments and breaks. With emphasis none the text stands as it is, brackets, BREAK and all."""
+    """Segments and breaks. With emphasis none the text stays as it is, brackets, BREAK and all."""
     if emphasis == "none":
         return (Segment(text),) if text else ()
     if emphasis == "comfy":
@@ -89,22 +89,22 @@ def parse(text: str, emphasis: str = "a1111") -> tuple[Piece, ...]:
 
 
 def _a1111_items(text: str) -> list[_Item]:
-    """Round and square brackets are matched apart from each other; one too many that closes is text."""
+    """Round and square brackets are matched separately; an unmatched closing one is text."""
     items: list[_Item] = []
     open_brackets: dict[str, list[_Bracket]] = {"(": [], "[": []}
-    for found in _A1111.finditer(text):
-        token = found[0]
-        if found["escaped"]:
-            items.append(found["escaped"])
-        elif found["break"]:
+    for match in _A1111.finditer(text):
+        token = match[0]
+        if match["escaped"]:
+            items.append(match["escaped"])
+        elif match["break"]:
             items.append(Break())
         elif token in ("(", "["):
             bracket = _Bracket(token == "[", STEP if token == "(" else 1 / STEP)
             open_brackets[token].append(bracket)
             items.append(bracket)
-        elif (found["weight"] or token == ")") and open_brackets["("]:
+        elif (match["weight"] or token == ")") and open_brackets["("]:
             bracket = open_brackets["("].pop()
-            bracket.factor = float(found["weight"]) if found["weight"] else STEP
+            bracket.factor = float(match["weight"]) if match["weight"] else STEP
             items.append(_Close(square=False))
         elif token == "]" and open_brackets["["]:
             open_brackets["["].pop()
@@ -115,24 +115,24 @@ def _a1111_items(text: str) -> list[_Item]:
 
 
 def _comfy_items(text: str) -> list[_Item]:
-    """Only brackets that close count; the others are text."""
+    """Only closed brackets count; the others are text."""
     items: list[_Item] = []
-    places: list[int] = []
-    for found in _COMFY.finditer(text):
-        token = found[0]
-        if found["escaped"]:
-            items.append(found["escaped"])
+    openings: list[int] = []
+    for match in _COMFY.finditer(text):
+        token = match[0]
+        if match["escaped"]:
+            items.append(match["escaped"])
         elif token == "(":
-            places.append(len(items))
+            openings.append(len(items))
             items.append(_Bracket(False, STEP))
-        elif (found["weight"] or token == ")") and places:
-            place = places.pop()
-            bracket = items[place]
+        elif (match["weight"] or token == ")") and openings:
+            opening = openings.pop()
+            bracket = items[opening]
             assert isinstance(bracket, _Bracket)
             bracket.closed = True
-            if found["weight"] and place + 1 < len(items):
-                bracket.factor, bracket.absolute = float(found["weight"]), True
-            elif found["weight"]:  # nothing before the colon: it is the text
+            if match["weight"] and opening + 1 < len(items):
+                bracket.factor, bracket.absolute = float(match["weight"]), True
+            elif match["weight"]:  # nothing before the colon: it is the text
                 items.append(token[:-1])
             items.append(_Close(square=False))
         else:
@@ -160,7 +160,7 @@ def _bounded(weight: float) -> float:
 
 
 def _merged(pieces: Iterable[Piece]) -> tuple[Piece, ...]:
-    """Neighbours of one weight joined; the space around BREAK belongs to BREAK, whatever brackets stand between."""
+    """Neighbours of one weight joined; the space around BREAK belongs to BREAK, whatever brackets are between."""
     merged: list[Piece] = []
     texts: list[str] = []  # of the segment being joined
     for piece in pieces:
@@ -168,9 +168,9 @@ def _merged(pieces: Iterable[Piece]) -> tuple[Piece, ...]:
         if isinstance(piece, Break):
             _close_segment(merged, texts)
             while merged and isinstance(merged[-1], Segment):
-                kept = merged[-1].text.rstrip()
-                if kept:
-                    merged[-1] = Segment(kept, merged[-1].weight)
+                text = merged[-1].text.rstrip()
+                if text:
+                    merged[-1] = Segment(text, merged[-1].weight)
                     break
                 merged.pop()
             merged.append(piece)
@@ -193,7 +193,7 @@ def _close_segment(merged: list[Piece], texts: list[str]) -> None:
 
 
 def render(pieces: Iterable[Piece]) -> str:
-    """A1111's text that parses into the same pieces: nothing is lost on the way."""
+    """A1111's text that parses into the same pieces."""
     words: list[str] = []
     for piece in pieces:
         if isinstance(piece, Break):
@@ -219,9 +219,9 @@ def _number(weight: float) -> str:
 
 
 def chunks(pieces: Iterable[Piece], tokenize: Tokenize, whole: Mapping[int, int] = _NONE) -> tuple[Chunk, ...]:
-    """At most 75 tokens each, at least one chunk. A phrase is not cut where a comma stands shortly before.
+    """At most 75 tokens each, at least one chunk. Cut at a comma if one is near the end.
 
-    `whole` are tokens that begin a row of so many which is never cut: the vectors of one learned word.
+    `whole`: tokens that begin a sequence of this length that is never cut, the vectors of one learned word.
     """
     done: list[Chunk] = []
     current: list[tuple[int, float]] = []
@@ -246,18 +246,18 @@ def chunks(pieces: Iterable[Piece], tokenize: Tokenize, whole: Mapping[int, int]
 
 
 def neutral(text: str) -> str:
-    """CLIP's own start and end marks, typed by a person, would end the prompt for the encoder: they are left out."""
+    """CLIP's own start and end marks, typed by a user, would end the prompt for the encoder: they are left out."""
     return _MARKS.sub(" ", text)
 
 
 # --- what other programs read
 
-_ELSEWHERE = re.compile(
+_FOREIGN = re.compile(
     r"""
     (?<!\\)\[[^\[\]]*:\s*(?:\d+(?:\.\d*)?|\.\d+)\s*\]   # [from:to:when]
   | (?<!\\)\[[^\[\]|]*\|[^\[\]]*\]                     # [this|that] in turns
   | (?<!\\)\{[^{}|]*\|[^{}]*\}                           # {one|of|these}
-  | __[\w/*-]+__                                        # a wildcard's file
+  | __[\w/*-]+__                                        # a wildcard file
   | \bAND\b                                            # two prompts at once
     """,
     re.VERBOSE,
@@ -265,8 +265,8 @@ _ELSEWHERE = re.compile(
 
 
 def of_other_programs(text: str) -> tuple[str, ...]:
-    """What the web UI, or an extension of it, would not take for words; here it is words."""
-    return tuple(dict.fromkeys(found[0] for found in _ELSEWHERE.finditer(text)))
+    """Syntax of the web UI and its extensions that sdcli takes as plain words."""
+    return tuple(dict.fromkeys(match[0] for match in _FOREIGN.finditer(text)))
 
 
 # --- LoRA tags
@@ -276,7 +276,7 @@ _LORA = re.compile(r"<lora:([^:<>]{1,200})(?::([+-]?(?:\d{1,4}(?:\.\d{0,6})?|\.\
 
 def extract_loras(text: str) -> tuple[str, tuple[tuple[str, float], ...]]:
     """The prompt without its <lora:name:weight> tags, and the tags."""
-    loras = tuple((found[1], float(found[2] or 1.0)) for found in _LORA.finditer(text))
+    loras = tuple((match[1], float(match[2] or 1.0)) for match in _LORA.finditer(text))
     return (_LORA.sub("", text).strip() if loras else text), loras
 
 

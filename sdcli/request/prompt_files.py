@@ -1,4 +1,4 @@
-"""--prompts FILE: text, JSONL or CSV, a prompt a line, with its own id and settings; stdin is read as it comes."""
+"""--prompts FILE: text, JSONL or CSV, one prompt per line, with its own id and settings; stdin is read line by line."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from sdcli.terminal import show
 LONGEST_LINE = 1 << 20
 LARGEST_FILE = 64 << 20
 _COMMENT = re.compile(r"#+(\s|$)")
-# What a line may set for itself; all else belongs to the run.
+# What a line may set for itself; the rest applies to the whole run.
 COLUMNS = ("prompt", "id", "seed", *PER_IMAGE)
 
 
@@ -38,7 +38,7 @@ class Line:
 def read(path: Path) -> tuple[Line, ...]:
     """All lines of a file, checked; at most as many as a run may have images."""
     try:
-        with path.open("rb") as file:  # a pipe is welcome: `--prompts <(…)`
+        with path.open("rb") as file:  # a pipe works too: `--prompts <(…)`
             text = io.TextIOWrapper(io.BytesIO(reading.bounded(file, LARGEST_FILE)), "utf-8-sig", newline="")
         lines = tuple(islice(parse(text, str(path), path.suffix.casefold()), jobs.MOST_JOBS + 1))
     except FileNotFoundError:
@@ -55,9 +55,9 @@ def read(path: Path) -> tuple[Line, ...]:
 
 
 def parse(file: IO[str], where: str, suffix: str) -> Iterator[Line]:
-    """Lines as they come. Without a telling suffix (stdin), a line that begins like a JSON object is read as one.
+    """Lines as they come. Without a known suffix (stdin), a line that begins like a JSON object is read as one.
 
-    In text `# this` is a comment, as in most lists that people keep, and `#this` a prompt.
+    In text `# this` is a comment, as in most prompt lists, and `#this` a prompt.
     """
     if suffix == ".csv":
         yield from _csv(_bounded(file, where), where)
@@ -67,8 +67,8 @@ def parse(file: IO[str], where: str, suffix: str) -> Iterator[Line]:
         if not stripped or _COMMENT.match(stripped):
             continue
         if suffix in (".jsonl", ".ndjson", ".json") or (suffix == "" and re.match(r'\{\s*"', stripped)):
-            place = f"{where}:{number}"
-            yield _line(reading.read(stripped, place, hint="sdcli help formats", duplicates=True), place)
+            position = f"{where}:{number}"
+            yield _line(reading.read(stripped, position, hint="sdcli help formats", duplicates=True), position)
         else:
             yield Line(prompt=stripped, where=f"{where}:{number}")
 
@@ -94,7 +94,7 @@ def _bounded(file: IO[str], where: str) -> Iterator[str]:
         number += 1
         try:
             text = file.readline(LONGEST_LINE + 1)
-        except UnicodeDecodeError as error:  # read ahead, so the line is only known to lie here or further on
+        except UnicodeDecodeError as error:  # read ahead: it is in this line or a later one
             kind = (
                 "UTF-16, not UTF-8"
                 if error.start == 0 and error.object[:2] in (b"\xff\xfe", b"\xfe\xff")
@@ -109,7 +109,7 @@ def _bounded(file: IO[str], where: str) -> Iterator[str]:
 
 
 def _csv(lines: Iterable[str], where: str) -> Iterator[Line]:
-    import csv  # here, because few runs read it
+    import csv  # few runs read it
 
     reader = csv.reader(lines, strict=True)
     try:
@@ -119,14 +119,14 @@ def _csv(lines: Iterable[str], where: str) -> Iterator[Line]:
             raise BadFile(f'{show(where)}:1: more than one column "{show(repeated, 60)}"', hint="sdcli help formats")
         _check_columns(header, f"{where}:1")
         for row in reader:
-            place = f"{where}:{reader.line_num}"
+            position = f"{where}:{reader.line_num}"
             if not row:
                 continue
             if len(row) != len(header):
                 raise BadFile(
-                    f"{show(place)}: {len(row)} columns, the first line has {len(header)}", hint="sdcli help formats"
+                    f"{show(position)}: {len(row)} columns, the first line has {len(header)}", hint="sdcli help formats"
                 )
-            yield _line({name: value for name, value in zip(header, row, strict=True) if value.strip()}, place)
+            yield _line({name: value for name, value in zip(header, row, strict=True) if value.strip()}, position)
     except csv.Error as error:
         raise BadFile(f"{show(where)}:{reader.line_num}: {show(error)}", hint="sdcli help formats") from None
 
@@ -139,17 +139,17 @@ def _check_columns(names: Iterable[str], where: str) -> None:
         raise BadFile(f'{show(where)}: no column "{show(unknown, 60)}"{near}', hint="sdcli help formats")
 
 
-def _line(held: Mapping[str, Any], where: str) -> Line:
-    _check_columns(held, where)
-    prompt = held.get("prompt")
+def _line(values: Mapping[str, Any], where: str) -> Line:
+    _check_columns(values, where)
+    prompt = values.get("prompt")
     if not isinstance(prompt, str) or not prompt.strip():
         raise BadFile(f"{show(where)}: no prompt", hint="sdcli help formats")
     try:
-        settings = {name: config.convert(name, held[name]) for name in PER_IMAGE if held.get(name) is not None}
-        seeds = config.convert("seeds", held["seed"]) if held.get("seed") is not None else ()
+        settings = {name: config.convert(name, values[name]) for name in PER_IMAGE if values.get(name) is not None}
+        seeds = config.convert("seeds", values["seed"]) if values.get("seed") is not None else ()
     except SdcliError as error:
         raise BadFile(f"{show(where)}: {error.message}", hint="sdcli help formats") from None
-    identity = held.get("id")
+    identity = values.get("id")
     return Line(
         prompt=prompt, where=where, id=None if identity is None else str(identity)[:200], seeds=seeds, settings=settings
     )

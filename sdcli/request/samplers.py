@@ -145,11 +145,11 @@ SAMPLERS: tuple[Sampler, ...] = (
     ),
 )  # fmt: skip
 
-ABLE: tuple[str, ...] = tuple(sampler.name for sampler in SAMPLERS if sampler.zero_snr)
+ZERO_SNR: tuple[str, ...] = tuple(sampler.name for sampler in SAMPLERS if sampler.zero_snr)
 
 
 def _key(name: str) -> str:
-    """Spelling without what people vary: capitals, spaces, underscores, hyphens, and ++ for pp."""
+    """The name without what varies: capitals, spaces, underscores, hyphens, and ++ for pp."""
     spelled = name.casefold().replace("++", "pp")
     return "".join(character for character in spelled if character not in " _-\t")
 
@@ -167,14 +167,9 @@ def _without_suffix(scheduler: str) -> str:
     return scheduler.removesuffix("Scheduler")
 
 
-def known(name: str) -> Sampler | None:
-    """The sampler of that name or alias, in any spelling; None if there is none."""
-    return _by_key().get(_key(name)) if len(name) <= 80 else None
-
-
 def find(name: str) -> Sampler:
     """The sampler of that name or alias, in any spelling; Usage with the nearest names if there is none."""
-    sampler = known(name)
+    sampler = _by_key().get(_key(name)) if len(name) <= 80 else None
     if sampler is not None:
         return sampler
     close = tuple(dict.fromkeys(_by_key()[key].name for key in nearest(_key(name), _by_key(), 4)))
@@ -200,20 +195,20 @@ def check_steps(sampler: Sampler, steps: int) -> None:
         )
 
 
-def refuse_unable(sampler: Sampler, zero_snr: bool) -> None:
+def check_zero_snr(sampler: Sampler, zero_snr: bool) -> None:
     """Refuse a sampler that would not start from pure noise, for a model trained to (zero terminal SNR)."""
     if zero_snr and not sampler.zero_snr:
         raise Usage(
             f"{sampler.name} does not support models trained with zero terminal SNR, such as this one; "
-            f"use one of: {', '.join(ABLE)}",
+            f"use one of: {', '.join(ZERO_SNR)}",
             hint="--sampler Euler",
             field="sampler",
-            near=list(ABLE),
+            near=list(ZERO_SNR),
         )
 
 
 def default_for(usual: str, zero_snr: bool) -> str:
-    """The usual sampler of a family, or its relative that is able to where a model was trained to zero SNR."""
+    """The usual sampler of a family, or its nearest relative for a model trained to zero terminal SNR."""
     sampler = find(usual)
     if sampler.zero_snr or not zero_snr:
         return sampler.name
@@ -233,7 +228,7 @@ def of_scheduler(config: Mapping[str, Any]) -> Sampler | None:
 
 
 # What diffusers takes when a scheduler_config.json does not say; only for options that tell samplers apart.
-# clip_sample and skip_prk_steps are named as wanted: a config without them means the same sampler.
+# clip_sample and skip_prk_steps are set as our samplers need: a config without them means the same sampler.
 _DEFAULTS: Mapping[str, Any] = {
     "use_karras_sigmas": False,
     "algorithm_type": "dpmsolver++",
@@ -242,7 +237,7 @@ _DEFAULTS: Mapping[str, Any] = {
     "skip_prk_steps": True,
 }
 
-# A1111's "Automatic" stands for a schedule of the sampler's own choosing; for these it is not the plain one.
+# A1111's "Automatic" is the sampler's own schedule; for these it is not the plain one.
 _A1111_AUTOMATIC = {"dpmpp2m": "karras", "dpm2": "karras", "dpm2a": "karras", "dpmpp2msde": "exponential"}
 _A1111_PLAIN = frozenset({"", "uniform", "normal", "default"})
 
@@ -255,7 +250,7 @@ def to_a1111(sampler: Sampler) -> tuple[str, str]:
 def from_a1111(name: str, schedule: str | None = None) -> Sampler | None:
     """The sampler behind A1111's pair, or behind the one name older files hold; None if it is not offered here.
 
-    Without a schedule type (before A1111 1.9) the name says it all: "DPM++ 2M Karras", and "DPM++ 2M" is plain.
+    Without a schedule type (before A1111 1.9) the name has both: "DPM++ 2M Karras", and "DPM++ 2M" is plain.
     """
     key, kind = _key(name), _key(schedule or "")
     if len(key) > 80 or len(kind) > 40:

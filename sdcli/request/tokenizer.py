@@ -60,7 +60,7 @@ def vocabulary(folder: str | None = None) -> Vocabulary:
 
 
 def cut_as_clip_does(tokenizer: Tokenizer) -> Tokenizer:
-    """Small letters, single spaces, words and their bytes: before any vocabulary."""
+    """Lower case, single spaces, words and their bytes: before any vocabulary."""
     from tokenizers import Regex, normalizers, pre_tokenizers
 
     tokenizer.normalizer = normalizers.Sequence(
@@ -78,19 +78,19 @@ def _encodable(text: str) -> str:
 
 
 def with_words(words: Words, folder: str | None = None) -> prompt.Tokenize:
-    """The vocabulary's tokens, but each of `words` becomes the numbers given for it, in any case of letters. The
-    longest wins."""
+    """The vocabulary's tokens, but each of `words` becomes its numbers, in upper or lower case. The longest
+    wins."""
     plain = vocabulary(folder).tokenize
     ordered = sorted(words, key=len, reverse=True)
     pattern = re.compile("|".join(f"({_alone(word)})" for word in ordered), re.IGNORECASE)
 
     def ids(text: str) -> list[int]:
-        found: list[int] = []
+        numbers: list[int] = []
         done = 0
         for match in pattern.finditer(text):
-            found += [*plain(text[done : match.start()]), *words[ordered[(match.lastindex or 1) - 1]]]
+            numbers += [*plain(text[done : match.start()]), *words[ordered[(match.lastindex or 1) - 1]]]
             done = match.end()
-        return found + plain(text[done:])
+        return numbers + plain(text[done:])
 
     return ids if words else plain
 
@@ -101,7 +101,7 @@ def alone(word: str) -> re.Pattern[str]:
 
 
 def _alone(word: str) -> str:
-    """Not inside another word; where it ends in a sign of its own, such as <cat>, that is end enough."""
+    """Not inside another word; a word that ends in a symbol, such as <cat>, needs no boundary there."""
     before = r"(?<!\w)" if re.match(r"\w", word) else ""
     after = r"(?!\w)" if re.search(r"\w$", word) else ""
     return before + re.escape(word) + after

@@ -131,8 +131,8 @@ def test_another_size_is_not_a_candidate_for_the_same_image(here: Path, capfd: p
 
 def test_without_a_terminal_little_is_said(capfd: pytest.CaptureFixture[str]) -> None:
     done = bench(capfd, *FAKE, "--quick", "--sweep", "steps=5,6,7,8")
-    told = done.err.partition("sd15 ·")[0].splitlines()
-    assert told[0] == "process 1 · warming up 4 in turn" and len(told) <= 10
+    lines = done.err.partition("sd15 ·")[0].splitlines()
+    assert lines[0] == "process 1 · warming up 4 in turn" and len(lines) <= 10
 
 
 @pytest.mark.parametrize(
@@ -180,9 +180,9 @@ def test_what_an_image_for_settings_cannot_give_is_said(here: Path, capfd: pytes
     Image.new("RGB", (8, 8)).save("webui.png", pnginfo=info)
     words = ("--settings-from", "webui.png", *FAKE, "--quick", "--json")
     done = bench(capfd, *words)
-    told = " ".join(done.err.split())
-    assert "note: ignored in the image's settings: Sampler LMS (DPM++ 2M Karras is used)" in told
-    assert "Hires upscale 2" in told and done.json["work"]["sampler"] == "DPM++ 2M Karras"
+    said = " ".join(done.err.split())
+    assert "note: ignored in the image's settings: Sampler LMS (DPM++ 2M Karras is used)" in said
+    assert "Hires upscale 2" in said and done.json["work"]["sampler"] == "DPM++ 2M Karras"
     assert "not taken" not in bench(capfd, *words, "--quiet").err
 
 
@@ -251,10 +251,10 @@ def test_slower_ends_with_10_and_a_ratio(measured: Path, capfd: pytest.CaptureFi
     change(measured, 1.08)
     done = bench(capfd, "compare", "old.json", "new.json")
     assert done.code == 10 and "slower by 8.0 %" in done.err and "×1.080" in done.out
-    found = bench(capfd, "compare", "old.json", "new.json", "--json")
-    assert found.code == 10
-    assert (found.json["verdict"], found.json["failed"], found.json["threshold"]) == ("slower", True, 0.03)
-    assert found.json["rows"][0]["ratio"]["value"] == pytest.approx(1.08)
+    compared = bench(capfd, "compare", "old.json", "new.json", "--json")
+    assert compared.code == 10
+    assert (compared.json["verdict"], compared.json["failed"], compared.json["threshold"]) == ("slower", True, 0.03)
+    assert compared.json["rows"][0]["ratio"]["value"] == pytest.approx(1.08)
     assert bench(capfd, "compare", "old.json", "new.json", "--fail-if-slower", "10%").code == 0
 
 
@@ -338,9 +338,9 @@ def places(value: Any, path: tuple[Any, ...] = ()) -> list[tuple[Any, ...]]:
 def test_a_result_with_anything_in_any_place_is_compared_or_refused(real: str, data: st.DataObject) -> None:
     other = json.loads(real)
     for _ in range(data.draw(st.integers(1, 3))):
-        found = places(other)[1:]
-        read = [path for path in found if path[0] in ("configurations", "work", "contended")]
-        path = data.draw(st.sampled_from(data.draw(st.sampled_from([found, read or found]))))
+        paths = places(other)[1:]
+        read = [path for path in paths if path[0] in ("configurations", "work", "contended")]
+        path = data.draw(st.sampled_from(data.draw(st.sampled_from([paths, read or paths]))))
         room = other
         for key in path[:-1]:
             room = room[key]
@@ -435,9 +435,9 @@ def test_an_interruption_keeps_what_was_measured(number: int, code: int, here: P
     process.send_signal(number)
     out, _ = process.communicate(timeout=30)
     assert process.returncode == code
-    told, kept = json.loads(out), json.loads((here / "kept.json").read_text())
-    assert told["status"] == kept["status"] == "interrupted"
-    assert told["stopped_by"] == "interrupted" and told["configurations"][0]["step"]["n"] > 0
+    printed, saved = json.loads(out), json.loads((here / "kept.json").read_text())
+    assert printed["status"] == saved["status"] == "interrupted"
+    assert printed["stopped_by"] == "interrupted" and printed["configurations"][0]["step"]["n"] > 0
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="signals of POSIX")
@@ -451,8 +451,8 @@ def test_an_interrupted_comparison_compares_the_rounds_it_has(here: Path, more: 
         stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
     )  # fmt: skip
     assert process.stderr is not None
-    told = [process.stderr.readline() for _ in range(3)]  # the third begins once both were measured
-    assert told[2].startswith("round 2 of 9")
+    lines = [process.stderr.readline() for _ in range(3)]  # the third begins once both were measured
+    assert lines[2].startswith("round 2 of 9")
     process.send_signal(signal.SIGINT)
     out, err = process.communicate(timeout=40)
     assert process.returncode == 130
@@ -476,15 +476,15 @@ def test_no_process_outlives_a_killed_parent_even_a_paused_one(here: Path) -> No
 
 
 def children_of(pid: int) -> list[int]:
-    found = []
+    pids = []
     for path in Path("/proc").glob("[0-9]*/stat"):
         try:
             fields = path.read_text().rpartition(")")[2].split()
         except OSError:
             continue
         if int(fields[1]) == pid:
-            found.append(int(path.parent.name))
-    return found
+            pids.append(int(path.parent.name))
+    return pids
 
 
 def is_alive(pid: int) -> bool:

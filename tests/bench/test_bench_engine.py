@@ -28,7 +28,7 @@ class Until(Listener):
     def __init__(self, bench: Bench, processes: int) -> None:
         self.bench, self.processes = bench, processes
 
-    def kept(self) -> None:
+    def round_done(self) -> None:
         if self.bench.process == self.processes:
             raise KeyboardInterrupt
 

@@ -22,8 +22,8 @@ BROWSER = next(
 )
 
 
-def made(names: tuple[str, ...] = NAMES) -> BenchResult:
-    return results.check(written(names), "made")
+def sample(names: tuple[str, ...] = NAMES) -> BenchResult:
+    return results.check(written(names), "sample")
 
 
 def written(names: tuple[str, ...] = NAMES) -> dict[str, Any]:
@@ -74,14 +74,14 @@ def summary(runs: list[dict[str, Any]]) -> Any:
 
 
 def test_every_step_is_a_mark_and_its_kind_shows() -> None:
-    text = page.html(made())
+    text = page.html(sample())
     count = {kind: len(re.findall(f'<circle class="{kind}"', text)) for kind in ("step", "first", "warm", "far")}
     assert count == {"step": 2 * 2 * 19, "first": 2 * 2, "warm": 2 * 2 * 21, "far": 2 * 2}
     assert "process 2, image 2, step 21" in text
 
 
 def test_nothing_is_fetched() -> None:
-    text = page.html(made())
+    text = page.html(sample())
     assert not re.findall(r'(?:src|href)="(?!data:image/png;base64,)', text)
     assert "url(" not in text and "@import" not in text and "<script" not in text and "http" not in text
 
@@ -91,13 +91,13 @@ def test_foreign_text_stays_text() -> None:
     result["work"]["model"] = '"><script>alert(1)</script>\x1b[2J'
     result["configurations"][0]["picture"] = 'data:image/png;base64,"onload="alert(1)'
     result["environment"]["device"] = "<b>\u202e"
-    text = page.html(results.check(result, "made"))
+    text = page.html(results.check(result, "sample"))
     assert "<script" not in text and "<img" not in text and "<b>" not in text
     assert "\x1b" not in text and "\u202e" not in text
 
 
 def test_a_row_that_could_not_be_measured_says_why() -> None:
-    result = made()
+    result = sample()
     failed = replace(
         result.configurations[1], name="storage=fp8", step=None, error={"message": "storage=fp8 cannot be here"},
         runs=(),
@@ -111,12 +111,12 @@ def test_a_row_that_could_not_be_measured_says_why() -> None:
 @pytest.mark.parametrize("width", (60, 80, 120))
 def test_screens_stay_within_their_width(width: int) -> None:
     for names in (("dtype=fp32",), ("dtype=fp32", "dtype=bf16")):
-        result = made(names)
+        result = sample(names)
         assert max(map(len, screen.render(result, width))) <= width
 
 
 def test_the_method_is_said_as_it_was() -> None:
-    result = made()
+    result = sample()
     said = screen.methods(result)
     assert "2 processes per configuration" in said and "2 TFLOP a step" in said and "on a busy machine" in said
     assert "agreed within 2 %" in said
@@ -130,7 +130,7 @@ def test_a_step_or_two_have_no_interval() -> None:
     (one,) = data["configurations"]
     one["runs"] = [{**one["runs"][1], "image": 0, "step_seconds": [0.2, 0.1, 0.1]}]
     one["step"] = summary(one["runs"])
-    result = results.check(data, "made")
+    result = results.check(data, "sample")
     for text in ("\n".join(screen.render(result)), "\n".join(screen.markdown(result)), page.html(result)):
         assert "too few steps for an interval" in text and "±" not in text
 
@@ -146,7 +146,7 @@ def test_the_histogram_shows_where_the_steps_are() -> None:
 @pytest.mark.skipif(not BROWSER, reason="needs chromium")
 def test_a_browser_draws_the_page_from_a_file(tmp_path: Path) -> None:
     path = tmp_path / "bench.html"
-    path.write_text(page.html(made()), encoding="utf-8")
+    path.write_text(page.html(sample()), encoding="utf-8")
     words = [BROWSER, "--headless", "--no-sandbox", "--disable-gpu", f"--user-data-dir={tmp_path / 'profile'}"]
     shot = tmp_path / "page.png"
     done = subprocess.run(
@@ -162,13 +162,13 @@ def test_a_browser_draws_the_page_from_a_file(tmp_path: Path) -> None:
 def _colours(path: Path) -> set[tuple[int, int, int]]:
     from PIL import Image
 
-    with Image.open(path) as picture:
-        found = picture.convert("RGB").getcolors(1 << 24)
-    return {colour for _, colour in found or ()}  # type: ignore[misc]
+    with Image.open(path) as image:
+        colours = image.convert("RGB").getcolors(1 << 24)
+    return {colour for _, colour in colours or ()}  # type: ignore[misc]
 
 
 def test_a_result_comes_back_from_its_file(tmp_path: Path) -> None:
-    result = made()
+    result = sample()
     results.write(result, tmp_path / "r.json")
     assert results.read(tmp_path / "r.json") == result
 
@@ -182,5 +182,5 @@ def test_a_result_of_an_older_sdcli_is_read(tmp_path: Path) -> None:
         for run in one["runs"]:
             del run["step_bytes"], run["event_seconds"]
     older = results.check(data, "older.json")
-    assert older.configurations[0].processes() == made().configurations[0].processes()
+    assert older.configurations[0].processes() == sample().configurations[0].processes()
     assert page.html(older) and screen.render(older)

@@ -32,11 +32,11 @@ def run(seconds: float, step: float) -> record_peers.Run:
 
 def test_peers_are_compared_with_intervals_that_count_processes(tmp_path: Path) -> None:
     task = record_peers.Task(tmp_path, "sd15", 20, 512, 512, tmp_path)
-    found = {
+    recorded = {
         "diffusers, as it comes": [run(200 + n, 8 + n / 50) for n in range(3)],
         "sdcli": [run(80 + n / 2, 3 + n / 100) for n in range(3)],
     }
-    text = record_peers.page(task, found, (0.1, 0.1), made=True)
+    text = record_peers.page(task, recorded, (0.1, 0.1), random=True)
     assert "and count processes" in text and "| 2.50 (2.4" in text and "| 3.01 (2." in text
-    alone = record_peers.page(task, {name: runs[:1] for name, runs in found.items()}, (0.1, 0.1), made=True)
+    alone = record_peers.page(task, {name: runs[:1] for name, runs in recorded.items()}, (0.1, 0.1), random=True)
     assert "ratios assume that processes differ by 2 %" in alone

@@ -38,8 +38,8 @@ def true_median(spread: float, outliers: float) -> float:
 
 
 def share(runs: Iterator[bool]) -> float:
-    held = list(runs)
-    return sum(held) / len(held)
+    results = list(runs)
+    return sum(results) / len(results)
 
 
 # --- the interval
@@ -53,8 +53,8 @@ def test_95_of_100_intervals_of_five_processes_hold_the_true_median(
     draw, truth = random.Random(1), true_median(spread, outliers)
 
     def holds() -> bool:
-        found, unit = statistics.interval([process(draw, between, spread, outliers) for _ in range(5)])
-        return unit == "processes" and found.low <= truth <= found.high
+        bounds, unit = statistics.interval([process(draw, between, spread, outliers) for _ in range(5)])
+        return unit == "processes" and bounds.low <= truth <= bounds.high
 
     assert 0.93 <= share(holds() for _ in range(RUNS)) <= 0.97
 
@@ -69,9 +69,9 @@ def test_intervals_keep_their_promise_under_the_stop_rule(between: float, spread
         processes = [process(draw, between, spread, outliers) for _ in range(5)]
         while not statistics.enough(processes):
             processes.append(process(draw, between, spread, outliers))
-        found, _ = statistics.interval(processes)
-        assert (found.high - found.low) / 2 <= 0.0101 * (found.high + found.low) / 2
-        return found.low <= truth <= found.high
+        bounds, _ = statistics.interval(processes)
+        assert (bounds.high - bounds.low) / 2 <= 0.0101 * (bounds.high + bounds.low) / 2
+        return bounds.low <= truth <= bounds.high
 
     assert share(holds() for _ in range(RUNS)) >= 0.93
 
@@ -85,16 +85,16 @@ def test_within_one_process_images_are_counted_and_the_promise_is_kept(spread: f
         one = [image(draw, 1.0, spread, outliers) for _ in range(5)]
         while not statistics.enough([one]):
             one.append(image(draw, 1.0, spread, outliers))
-        found, unit = statistics.interval([one])
-        return unit == "images" and found.low <= truth <= found.high
+        bounds, unit = statistics.interval([one])
+        return unit == "images" and bounds.low <= truth <= bounds.high
 
     assert share(holds() for _ in range(RUNS)) >= 0.93
 
 
 def test_the_interval_of_a_few_steps_of_one_image_is_the_one_of_the_binomial() -> None:
-    found, unit = statistics.interval([[[float(n) for n in range(1, 21)]]])
+    bounds, unit = statistics.interval([[[float(n) for n in range(1, 21)]]])
     assert unit == "steps"
-    assert (found.low, found.high) == (6.0, 15.0)  # tables: the 6th and 15th of 20 hold the median in 95.9 %
+    assert (bounds.low, bounds.high) == (6.0, 15.0)  # tables: the 6th and 15th of 20 hold the median in 95.9 %
     assert statistics.of_ranks([1.0, 2.0, 3.0]).low == 1.0
 
 
@@ -155,7 +155,7 @@ def test_single_processes_are_not_taken_for_witnesses_of_the_next_ones() -> None
 
 
 def drifting(draw: random.Random) -> list[Process]:
-    """10 % slower from the first step of each process to its last, as a card that gets warm."""
+    """10 % slower from the first step of each process to its last, as a GPU that gets warm."""
     return [[[(1 + 0.1 * n / STEPS) * (1 + draw.gauss(0, 0.02)) for n in range(STEPS)]] for _ in range(5)]
 
 
@@ -212,12 +212,12 @@ def test_noise_is_hardly_ever_called_unsteady(between: float, spread: float, out
 
 def test_outliers_are_counted_and_kept() -> None:
     steps = [100.0 + n % 5 for n in range(99)]
-    found = statistics.summarise([[[*steps, 300.0]]])
-    assert found is not None
-    assert (found.n, found.outliers, found.max, found.median) == (100, 1, 300.0, 102.0)
-    assert found.mad == 1.0 and not found.unstable
-    assert (found.p10, found.p90) == (100.0, 104.0) and found.p99 > 104.0
-    assert found.low <= found.median <= found.high
+    summary = statistics.summarise([[[*steps, 300.0]]])
+    assert summary is not None
+    assert (summary.n, summary.outliers, summary.max, summary.median) == (100, 1, 300.0, 102.0)
+    assert summary.mad == 1.0 and not summary.unstable
+    assert (summary.p10, summary.p90) == (100.0, 104.0) and summary.p99 > 104.0
+    assert summary.low <= summary.median <= summary.high
 
 
 def test_the_first_step_stands_apart_and_a_lone_one_stays() -> None:
@@ -240,8 +240,8 @@ def test_five_identical_processes_need_no_sixth() -> None:
 
 
 def test_students_t_is_the_one_of_the_tables() -> None:
-    known = {1: 12.706, 2: 4.303, 4: 2.776, 8: 2.306, 30: 2.042, math.inf: 1.960}
-    assert {freedom: round(statistics.student(freedom), 3) for freedom in known} == known
+    expected = {1: 12.706, 2: 4.303, 4: 2.776, 8: 2.306, 30: 2.042, math.inf: 1.960}
+    assert {freedom: round(statistics.student(freedom), 3) for freedom in expected} == expected
     assert statistics.student(10, 0.99) == pytest.approx(3.169, abs=5e-4)
 
 

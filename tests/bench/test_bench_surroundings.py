@@ -42,8 +42,8 @@ def test_processor_time_is_the_one_of_the_cores_we_may_use(tmp_path: Path) -> No
         "intr 9",
     )
     put(tmp_path, "proc/stat", "\n".join(rows) + "\n")
-    found = surroundings.moment(tmp_path, frozenset({0}))
-    assert found is not None and found.busy / found.total == pytest.approx(0.2)
+    moment = surroundings.moment(tmp_path, frozenset({0}))
+    assert moment is not None and moment.busy / moment.total == pytest.approx(0.2)
     both = surroundings.moment(tmp_path, frozenset({0, 1}))
     assert both is not None and both.busy / both.total == pytest.approx(1800 / 2600)
     assert surroundings.moment(tmp_path, frozenset({7})) is None
@@ -70,8 +70,8 @@ def test_clocks_and_heat_are_read_where_the_system_tells(tmp_path: Path, monkeyp
         ("[N/A]", ()),
     ),
 )
-def test_a_card_says_why_it_was_held_back(mask: str, reasons: tuple[str, ...]) -> None:
-    assert surroundings.held_back(mask) == reasons
+def test_a_gpu_says_why_it_was_throttled(mask: str, reasons: tuple[str, ...]) -> None:
+    assert surroundings.throttled_by(mask) == reasons
 
 
 def test_reasons_name_what_disturbed() -> None:
@@ -81,7 +81,7 @@ def test_reasons_name_what_disturbed() -> None:
     watch.load = 3.0
     assert watch.reasons() == ("load 3.0 on 2 cores before the start",)
     watch.battery, watch.foreign, watch.observed = True, 2.0, 10.0
-    watch.gpus = [surroundings.GpuState(others=1), surroundings.GpuState(held_back=("heat",))]
+    watch.gpus = [surroundings.GpuState(others=1), surroundings.GpuState(throttled_by=("heat",))]
     watch.clocks = [surroundings.Clock(slowed_down=3), surroundings.Clock(slowed_down=5)]
     assert watch.reasons() == (
         "other programs took 20 % of the processor", "other programs used the GPU",
@@ -112,9 +112,9 @@ def test_a_card_is_asked_while_it_works_and_its_clock_counts_only_then(
     watch.stop()
     working, resting = watch.gpus
     assert working == surroundings.GpuState(
-        clock_mhz=1980, memory_clock_mhz=2619, celsius=61, watts=412.5, held_back=("power cap",), others=0
+        clock_mhz=1980, memory_clock_mhz=2619, celsius=61, watts=412.5, throttled_by=("power cap",), others=0
     )
-    assert (resting.clock_mhz, resting.held_back) == (None, ("power cap",))
+    assert (resting.clock_mhz, resting.throttled_by) == (None, ("power cap",))
     assert [clock.mhz for clock in watch.clocks][::2] == [None, None] and len(watch.clocks) == 3
     assert "the GPU was throttled: power cap" in watch.reasons()
 
@@ -136,10 +136,10 @@ def test_machines_differ_by_device_and_memory_and_not_by_the_moment() -> None:
 
 def test_provenance_holds_no_paths_and_no_names(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("OMP_NUM_THREADS", "3")
-    known = surroundings.provenance(PLACE, "abc", {"steps": "5"})
-    assert {"cpu", "isa", "torch", "git", "load", "governor", "battery", "model_hash", "options"} <= set(known)
-    assert known["variables"]["OMP_NUM_THREADS"] == "3" and "HOME" not in known["variables"]
-    assert str(Path.home()) not in str(known).replace("/ ", "") or str(Path.home()) == "/"
+    facts = surroundings.provenance(PLACE, "abc", {"steps": "5"})
+    assert {"cpu", "isa", "torch", "git", "load", "governor", "battery", "model_hash", "options"} <= set(facts)
+    assert facts["variables"]["OMP_NUM_THREADS"] == "3" and "HOME" not in facts["variables"]
+    assert str(Path.home()) not in str(facts).replace("/ ", "") or str(Path.home()) == "/"
 
 
 def test_psnr_is_the_one_of_its_definition() -> None:
@@ -157,9 +157,9 @@ def test_images_are_lossy_where_rounding_does_not_explain_it(
     latents, others = tmp_path / "c", tmp_path / "d"
     latents.write_bytes(array("f", [1.0, 2.0]).tobytes())
     others.write_bytes(array("f", [1.5, 2.0]).tobytes())
-    found = likeness.compare(ours, theirs, latents, others, same_type=same_type)
-    assert found is not None
-    assert (found.identical, found.lossy, found.latent_mean_abs) == (False, lossy, pytest.approx(0.25))
+    compared = likeness.compare(ours, theirs, latents, others, same_type=same_type)
+    assert compared is not None
+    assert (compared.identical, compared.lossy, compared.latent_mean_abs) == (False, lossy, pytest.approx(0.25))
     same = likeness.compare(ours, ours, None, None, same_type=True)
     assert same is not None and same.identical and same.psnr is None and not same.lossy
     theirs.write_bytes(b"short")

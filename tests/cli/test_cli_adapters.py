@@ -1,4 +1,4 @@
-"""--lora, --embedding, --vae and tags in prompts, from the words typed to the picture's own notes, on tiny models."""
+"""--lora, --embedding, --vae and tags in prompts, from the words typed to the image's own notes, on tiny models."""
 
 from __future__ import annotations
 
@@ -75,20 +75,20 @@ class Typed:
         usual = ("--size", "64x64", "-s", "2", "--seed", "5", "--dtype", "fp32")
         return sdcli(self.capfd, command, *words, *more, *usual)
 
-    def picture(self, *words: str) -> dict[str, Any]:
+    def image(self, *words: str) -> dict[str, Any]:
         done = self(*words, "--json")
         assert done.code == 0, done.out
-        found: dict[str, Any] = done.json["images"][0]
-        return found
+        stored: dict[str, Any] = done.json["images"][0]
+        return stored
 
     def pixels(self, *words: str) -> str:
-        return str(self.picture(*words)["pixel_sha256"])
+        return str(self.image(*words)["pixel_sha256"])
 
     def adapters(self, *words: str) -> list[dict[str, Any]]:
         done = self(*words, "--json", command="plan")
         assert done.code == 0, done.out
-        found: list[dict[str, Any]] = done.json["setup"]["adapters"]
-        return found
+        stored: list[dict[str, Any]] = done.json["setup"]["adapters"]
+        return stored
 
 
 @pytest.fixture
@@ -99,21 +99,21 @@ def typed(shelf: Path, capfd: pytest.CaptureFixture[str]) -> Typed:
 # --- what is drawn
 
 
-def test_a_lora_by_path_by_name_and_by_tag_draws_the_same_picture(typed: Typed, shelf: Path) -> None:
+def test_a_lora_by_path_by_name_and_by_tag_draws_the_same_image(typed: Typed, shelf: Path) -> None:
     ink = shelf / "Lora" / "ink wash.safetensors"
     plain = typed.pixels("a cat")
     by_path = typed.pixels("a cat", "--lora", f"{ink}:0.7")
     assert by_path != plain
     assert typed.pixels("a cat", "--lora", "ink wash:0.7") == by_path
-    tagged = typed.picture("a cat <lora:ink wash:0.7>")
+    tagged = typed.image("a cat <lora:ink wash:0.7>")
     assert (tagged["pixel_sha256"], tagged["prompt"]) == (by_path, "a cat")
     assert typed.pixels("a cat", "--lora", str(ink)) != by_path
     assert typed.pixels("a cat", "--lora", f"{ink}:0") == plain
 
 
-def test_an_embedding_and_a_vae_change_the_picture_and_are_found_by_name(typed: Typed, shelf: Path) -> None:
+def test_an_embedding_and_a_vae_change_the_image_and_are_found_by_name(typed: Typed, shelf: Path) -> None:
     plain = typed.pixels("a mycat")
-    learned = typed.picture("a mycat", "--embedding", "mycat")
+    learned = typed.image("a mycat", "--embedding", "mycat")
     assert learned["pixel_sha256"] != plain and learned["tokens"] == 3
     file = shelf / "embeddings" / "mycat.safetensors"
     assert typed.pixels("a zzz", "--embedding", f"{file}:zzz") == learned["pixel_sha256"]
@@ -137,44 +137,44 @@ def test_names_are_found_in_the_folders_of_the_config_file(typed: Typed, shelf: 
 
 def test_the_plan_has_hashes_scales_and_matches_and_no_path(typed: Typed, shelf: Path) -> None:
     words = ("a cat <lora:pencil>", "--lora", "ink wash:-0.25", "--embedding", "mycat:my word", "--vae", "sharp")
-    found = typed.adapters(*words)
-    assert [(one["kind"], one["name"], one["word"], one["scale"]) for one in found] == [
+    stored = typed.adapters(*words)
+    assert [(one["kind"], one["name"], one["word"], one["scale"]) for one in stored] == [
         ("lora", "ink wash", "", -0.25), ("lora", "pencil", "", 1.0), ("embedding", "mycat", "my word", 1.0),
         ("vae", "sharp", "", 1.0),
     ]  # fmt: skip
-    for one, folder in zip(found, ("Lora", "Lora", "embeddings", "vae"), strict=True):
+    for one, folder in zip(stored, ("Lora", "Lora", "embeddings", "vae"), strict=True):
         file = shelf / folder / f"{one['name']}.safetensors"
         assert one["sha256"] == hashlib.sha256(file.read_bytes()).hexdigest()
         assert "path" not in one
-    assert (found[0]["matched"], found[0]["unmatched"], found[1]["unmatched"]) == (found[1]["matched"], 0, 1)
+    assert (stored[0]["matched"], stored[0]["unmatched"], stored[1]["unmatched"]) == (stored[1]["matched"], 0, 1)
 
 
 def test_layers_that_fit_nothing_are_told(typed: Typed) -> None:
     done = typed("a cat", "--lora", "pencil", command="plan")
     assert "with LoRA pencil ×1" in done.err + done.out
     warnings = typed("a cat", "--lora", "pencil", "--json", command="plan").json["warnings"]
-    (told,) = [one["message"] for one in warnings if one["code"] == "lora-unmatched"]
-    assert told.startswith("1 of ") and "pencil" in told
+    (message,) = [one["message"] for one in warnings if one["code"] == "lora-unmatched"]
+    assert message.startswith("1 of ") and "pencil" in message
 
 
-def test_a_picture_says_what_it_was_drawn_with_and_is_drawn_again(typed: Typed, shelf: Path) -> None:
+def test_an_image_says_what_it_was_drawn_with_and_is_drawn_again(typed: Typed, shelf: Path) -> None:
     words = ("a mycat", "--lora", "ink wash:0.5", "--embedding", "mycat", "--vae", "sharp")
-    first = typed.picture(*words)
-    found = metadata.read(first["path"])
-    assert (found.values["lora"], found.values["embeddings"]) == (("ink wash:0.5",), ("mycat:mycat",))
-    again = typed.picture("--settings-from", first["path"])
+    first = typed.image(*words)
+    stored = metadata.read(first["path"])
+    assert (stored.values["lora"], stored.values["embeddings"]) == (("ink wash:0.5",), ("mycat:mycat",))
+    again = typed.image("--settings-from", first["path"])
     assert again["pixel_sha256"] == first["pixel_sha256"]
 
 
 def test_the_text_for_other_programs_has_the_tags_and_the_hashes_galleries_know(typed: Typed, shelf: Path) -> None:
     words = ("a mycat", "--lora", "ink wash:0.5", "--embedding", "mycat", "--vae", "sharp", "--metadata", "a1111")
-    found = metadata.read(typed.picture(*words)["path"])
-    assert found.values["prompts"] == ("a mycat <lora:ink wash:0.5>",)
+    stored = metadata.read(typed.image(*words)["path"])
+    assert stored.values["prompts"] == ("a mycat <lora:ink wash:0.5>",)
     ink = (shelf / "Lora" / "ink wash.safetensors").read_bytes()
     tensors = ink[8 + int.from_bytes(ink[:8], "little") :]
-    assert found.unknown["Lora hashes"] == f"ink wash: {hashlib.sha256(tensors).hexdigest()[:12]}"
-    assert found.unknown["VAE"] == "sharp" and len(found.unknown["VAE hash"]) == 10
-    assert found.unknown["TI hashes"].startswith("mycat: ")
+    assert stored.unknown["Lora hashes"] == f"ink wash: {hashlib.sha256(tensors).hexdigest()[:12]}"
+    assert stored.unknown["VAE"] == "sharp" and len(stored.unknown["VAE hash"]) == 10
+    assert stored.unknown["TI hashes"].startswith("mycat: ")
 
 
 def test_an_independent_reader_still_finds_its_way_past_the_hashes(typed: Typed) -> None:
@@ -182,7 +182,7 @@ def test_an_independent_reader_still_finds_its_way_past_the_hashes(typed: Typed)
     from sd_parsers import ParserManager
 
     words = ("a cat", "--lora", "ink wash:0.5", "--lora", "pencil:-0.25", "--metadata", "a1111")
-    parsed = ParserManager().parse(typed.picture(*words)["path"])
+    parsed = ParserManager().parse(typed.image(*words)["path"])
     assert parsed is not None
     assert [one.value for one in parsed.prompts] == ["a cat <lora:ink wash:0.5> <lora:pencil:-0.25>"]
     (sampler,) = parsed.samplers
@@ -206,13 +206,13 @@ def learned(shelf: Path, own_folders: Path, capfd: pytest.CaptureFixture[str]) -
 
 
 def test_a_prompt_that_names_an_embedding_of_an_added_folder_learns_it(typed: Typed, learned: Path) -> None:
-    plain = typed.picture("a dog")
+    plain = typed.image("a dog")
     assert plain["pixel_sha256"] == typed.pixels("a dog", "--embedding", str(learned / "My Cat.safetensors"))
-    wanted = typed.pixels("a my cat!", "--embedding", str(learned / "My Cat.safetensors"))
-    named = typed.picture("a my cat!")
-    assert named["pixel_sha256"] == wanted
-    found = metadata.read(named["path"])
-    assert found.values["embeddings"] == ("My Cat:My Cat",)
+    expected = typed.pixels("a my cat!", "--embedding", str(learned / "My Cat.safetensors"))
+    named = typed.image("a my cat!")
+    assert named["pixel_sha256"] == expected
+    stored = metadata.read(named["path"])
+    assert stored.values["embeddings"] == ("My Cat:My Cat",)
     assert "with embedding My Cat" in typed("a (my cat:1.2)").err
     assert [one["word"] for one in typed.adapters("a dog", "--negative-prompt", "MY CAT, blurry")] == ["My Cat"]
     for words in ("a mycat", "my catalogue", "army cat"):
@@ -224,9 +224,9 @@ def test_a_word_whose_embedding_is_for_another_family_is_a_plain_word_and_that_i
 ) -> None:
     done = typed("a bigword sleeps", "--json")
     assert done.code == 0 and done.json["plan"]["setup"].get("adapters", []) == []
-    (told,) = [one["message"] for one in done.json["warnings"] if one["code"] == "embedding-passed-over"]
-    assert told.startswith('"bigword" in the prompt is a plain word')
-    assert "an embedding for SDXL" in told and "Stable Diffusion 1.5" in told
+    (message,) = [one["message"] for one in done.json["warnings"] if one["code"] == "embedding-passed-over"]
+    assert message.startswith('"bigword" in the prompt is a plain word')
+    assert "an embedding for SDXL" in message and "Stable Diffusion 1.5" in message
     assert "learned_embeds" in typed("a <red-fox> sleeps").err
     monkeypatch.setattr("sys.stdin", io.StringIO("a dog\na bigword sleeps\n"))
     assert typed("--prompts", "-", "--engine", "fake").code == 0
@@ -256,8 +256,8 @@ def test_the_longest_name_is_meant_and_a_flag_goes_before(
     assert [one["word"] for one in typed.adapters("a my cat")] == ["My Cat"]
     assert [one["word"] for one in typed.adapters("a my cat and a cat")] == ["My Cat", "cat"]
     file = shelf / "embeddings" / "mycat.safetensors"
-    (found,) = typed.adapters("a cat", "--embedding", f"{file}:cat")
-    assert found["name"] == "mycat"
+    (stored,) = typed.adapters("a cat", "--embedding", f"{file}:cat")
+    assert stored["name"] == "mycat"
 
 
 def test_words_of_prompts_are_looked_up_in_the_last_listing_and_nowhere_else(
@@ -294,7 +294,7 @@ def test_prompts_that_come_one_by_one_learn_what_the_first_does(
 
 
 @pytest.mark.parametrize(
-    ("words", "code", "told"),
+    ("words", "code", "message"),
     [
         (("a cat", "--lora", "ink"), 3, 'no LoRA "ink"'),
         (("a cat <lora:ink was:1>",), 3, "near: ink wash"),
@@ -311,11 +311,11 @@ def test_prompts_that_come_one_by_one_learn_what_the_first_does(
     ],
 )
 def test_mistakes_end_before_anything_is_loaded(
-    typed: Typed, words: tuple[str, ...], code: int, told: str, here: Path
+    typed: Typed, words: tuple[str, ...], code: int, message: str, here: Path
 ) -> None:
     done = typed(*words)
     assert (done.code, done.out) == (code, "")
-    assert told in done.err, done.err
+    assert message in done.err, done.err
     assert "try:" in done.err
     assert not list(here.iterdir())
 
@@ -376,8 +376,8 @@ def test_recorded_adapters_are_found_again_by_name_and_only_the_very_same_file_w
     ).adapters
     assert [one.path for one in recorded] == [None]
     model = resolve.at(shelf / "tiny")
-    (found,) = adapters.found_again(recorded, model, ())
-    assert (found.path, found.scale) == (str(shelf / "Lora" / "ink wash.safetensors"), 0.5)
+    (stored,) = adapters.located(recorded, model, ())
+    assert (stored.path, stored.scale) == (str(shelf / "Lora" / "ink wash.safetensors"), 0.5)
     (changed,) = [replace(one, sha256="0" * 64) for one in recorded]
     with pytest.raises(BadFile, match="is not the LoRA recorded"):
-        adapters.found_again((changed,), model, ())
+        adapters.located((changed,), model, ())

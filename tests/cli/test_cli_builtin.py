@@ -63,19 +63,19 @@ def test_words_it_never_saw_are_named_once(capfd: pytest.CaptureFixture[str]) ->
 
 def test_strange_words_stand_in_the_report_the_plan_and_their_json(capfd: pytest.CaptureFixture[str]) -> None:
     note = {"code": "unknown-words", "message": "the built-in model does not know “lute”; it will guess"}
-    told = generate(capfd, "a lute", "--json").json
-    assert told["warnings"] == [note]
-    folder = Path(told["folder"])
-    (kept,) = (folder / "runs").glob("*/report.json")
-    assert json.loads(kept.read_text(encoding="utf-8"))["warnings"] == [note]
+    answer = generate(capfd, "a lute", "--json").json
+    assert answer["warnings"] == [note]
+    folder = Path(answer["folder"])
+    (stored,) = (folder / "runs").glob("*/report.json")
+    assert json.loads(stored.read_text(encoding="utf-8"))["warnings"] == [note]
     assert note in sdcli(capfd, "plan", "a lute", "--json").json["warnings"]
 
 
-def test_its_own_tokens_are_counted_and_its_files_name_it_in_the_picture(capfd: pytest.CaptureFixture[str]) -> None:
+def test_its_own_tokens_are_counted_and_its_files_name_it_in_the_image(capfd: pytest.CaptureFixture[str]) -> None:
     prompt = "photograph of an elephant, 猫"
     image = generate(capfd, prompt, "--json").json["images"][0]
-    (held,) = generate(capfd, prompt, "-m", "sd15", "--json").json["images"]
-    assert image["tokens"] > held["tokens"] > 0  # a smaller vocabulary cuts finer
+    (image_of_sd15,) = generate(capfd, prompt, "-m", "sd15", "--json").json["images"]
+    assert image["tokens"] > image_of_sd15["tokens"] > 0  # a smaller vocabulary cuts finer
     from PIL import Image
 
     with Image.open(image["path"]) as opened:
@@ -89,9 +89,9 @@ def test_the_plan_says_what_it_is_and_that_it_is_small(capfd: pytest.CaptureFixt
     assert done.code == 0
     assert done.out.startswith("builtin, a small emoji model\n") and "comes with sdcli" in done.out
     assert done.out.endswith(f"  {PHOTOGRAPHS}\n") and all(len(line) <= 80 for line in done.out.splitlines())
-    told = sdcli(capfd, "plan", "a cat", "--as-if", "cpu", "--json").json
-    assert told["model"]["source"] == "builtin" and told["model"]["zero_snr"]
-    assert 300 << 20 < told["footprint"]["host_peak"] < 900 << 20
+    answer = sdcli(capfd, "plan", "a cat", "--as-if", "cpu", "--json").json
+    assert answer["model"]["source"] == "builtin" and answer["model"]["zero_snr"]
+    assert 300 << 20 < answer["footprint"]["host_peak"] < 900 << 20
     on_a_card = sdcli(capfd, "generate", "a cat", *FAKE, "--json").json["plan"]
     assert on_a_card["model"]["components"]["unet"]["parameters"] == builtin_model.UNET_PARAMETERS
 
@@ -124,6 +124,6 @@ def test_a_sampler_it_cannot_use_is_refused_with_the_reason(capfd: pytest.Captur
 
 def test_a_size_below_or_far_above_its_own_is_drawn_and_noted(capfd: pytest.CaptureFixture[str]) -> None:
     for size in ("64x64", "192x128", "512x512"):
-        told = generate(capfd, "a cat", "--size", size, "--json").json
-        assert f"{told['images'][0]['width']}x{told['images'][0]['height']}" == size
-    assert "size-not-native" in [warning["code"] for warning in told["warnings"]]
+        answer = generate(capfd, "a cat", "--size", size, "--json").json
+        assert f"{answer['images'][0]['width']}x{answer['images'][0]['height']}" == size
+    assert "size-not-native" in [warning["code"] for warning in answer["warnings"]]

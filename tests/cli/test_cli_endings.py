@@ -32,7 +32,7 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def drawing(here: Path, *words: str) -> subprocess.Popen[bytes]:
-    """A long run, once its first picture is on the disk."""
+    """A long run, once its first image is on the disk."""
     process = start(
         "generate", "a cat", "-n", "3000", "--seed", "1", "--engine", "fake", "--size", "256x256", *words, cwd=here,
         stdout=subprocess.PIPE, stderr=subprocess.PIPE,
@@ -337,7 +337,7 @@ def test_a_disk_that_fills_in_mid_run_is_told_with_what_is_kept(
 
 
 @pytest.mark.parametrize("more", [(), ("-q",)], ids=["", "quiet"])
-def test_a_run_with_a_suspect_picture_says_so_and_what_to_try(
+def test_a_run_with_a_suspect_image_says_so_and_what_to_try(
     capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, more: tuple[str, ...]
 ) -> None:
     from sdcli.draw import fake

@@ -126,7 +126,7 @@ def test_prompts_may_come_through_a_pipe(here: Path) -> None:
 # --- sentences
 
 
-def test_a_picture_that_is_none_is_told_without_pythons_words(capfd: pytest.CaptureFixture[str]) -> None:
+def test_an_image_that_is_none_is_told_without_pythons_words(capfd: pytest.CaptureFixture[str]) -> None:
     Path("x.png").write_text("hello")
     done = sdcli(capfd, "plan", "--settings-from", "x.png")
     refused(done, 9)

@@ -21,7 +21,7 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
-def test_a_picture_appears_and_its_path_is_all_that_stdout_says(here: Path, capfd: pytest.CaptureFixture[str]) -> None:
+def test_an_image_appears_and_its_path_is_all_that_stdout_says(here: Path, capfd: pytest.CaptureFixture[str]) -> None:
     done = sdcli(capfd, "generate", "a cat", *FAKE, "--seed", "7")
     assert (done.code, done.out) == (0, "sdcli-images/0001-a-cat-7.png\n")
     assert (here / "sdcli-images/0001-a-cat-7.png").read_bytes().startswith(b"\x89PNG")
@@ -36,8 +36,8 @@ def test_json_is_one_report_whose_hashes_are_true(here: Path, capfd: pytest.Capt
     assert [image["seed"] for image in report["images"]] == [4, 5, 6]
     for image in report["images"]:
         path = Path(image["path"])
-        with Image.open(path) as picture:
-            pixels = picture.convert("RGB").tobytes()
+        with Image.open(path) as opened:
+            pixels = opened.convert("RGB").tobytes()
         assert hashlib.sha256(pixels).hexdigest() == image["pixel_sha256"]
         assert hashlib.sha256(path.read_bytes()).hexdigest() == image["file_sha256"]
     stored = json.loads((Path(report["folder"]) / "runs" / report["run"] / "report.json").read_text())
@@ -45,7 +45,7 @@ def test_json_is_one_report_whose_hashes_are_true(here: Path, capfd: pytest.Capt
     assert "ways" not in stored["plan"]
 
 
-def test_json_lines_is_one_object_a_picture(capfd: pytest.CaptureFixture[str]) -> None:
+def test_json_lines_is_one_object_an_image(capfd: pytest.CaptureFixture[str]) -> None:
     done = sdcli(capfd, "generate", "a cat", "-n", "3", *FAKE, "--json-lines")
     assert [json.loads(line)["status"] for line in done.out.splitlines()] == ["saved"] * 3
 
@@ -56,7 +56,7 @@ def test_prompts_are_outer_and_seeds_inner_in_the_folder_too(here: Path, capfd: 
     assert done.out.split() == [f"sdcli-images/{name}" for name in names]
 
 
-def test_the_settings_of_a_picture_draw_it_again(capfd: pytest.CaptureFixture[str]) -> None:
+def test_the_settings_of_an_image_draw_it_again(capfd: pytest.CaptureFixture[str]) -> None:
     words = ("generate", "a (red:1.3) cat", "--negative", "rain", "-s", "9", "-g", "4.5", "--sampler", "heun")
     words = (*words, "-m", "sd15", "--size", "72x64")
     first = sdcli(capfd, *words, "--engine", "fake", "--json").json["images"][0]
@@ -75,7 +75,7 @@ def test_the_settings_of_a_picture_draw_it_again(capfd: pytest.CaptureFixture[st
         assert again[name] == first[name], name
 
 
-def test_a_flag_wins_over_the_settings_of_a_picture(capfd: pytest.CaptureFixture[str]) -> None:
+def test_a_flag_wins_over_the_settings_of_an_image(capfd: pytest.CaptureFixture[str]) -> None:
     first = sdcli(capfd, "generate", "a cat", *FAKE, "--seed", "1", "--json").json["images"][0]
     words = ("generate", "a dog", "--settings-from", first["path"], "--seed", "2", "--engine", "fake", "--json")
     again = sdcli(capfd, *words).json["images"][0]
@@ -117,7 +117,7 @@ def test_stdin_is_drawn_line_by_line_as_it_comes(here: Path) -> None:
 
 
 def drawing(here: Path, *words: str) -> "subprocess.Popen[bytes]":
-    """A run of many pictures, once its first is on the disk."""
+    """A run of many images, once its first is on the disk."""
     process = start("generate", "a cat", "-n", "3000", "--engine", "fake", "--size", "256x256", *words, cwd=here,
                     stdout=subprocess.PIPE, stderr=subprocess.PIPE)  # fmt: skip
     assert process.stdout

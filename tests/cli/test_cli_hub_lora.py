@@ -6,6 +6,7 @@ import hashlib
 import json
 import random
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -19,8 +20,8 @@ from fake_hub import LARGE, FakeHub, Fault, repository
 from sdcli import schema
 from sdcli.cli import adapters
 from sdcli.errors import BadFile, ModelMissing, SdcliError
-from sdcli.models import hub, hub_cache, hub_name, resolve
-from sdcli.models.hub_connection import Connection, Patience
+from sdcli.models import hub, hub_cache, hub_connection, hub_name, resolve
+from sdcli.models.hub_connection import Connection
 from sdcli.plan.plan import Adapter, Setup
 
 ID, COMMIT = "someone/ink", "d" * 40
@@ -219,15 +220,15 @@ def test_a_recorded_one_is_found_again_by_its_commit(ink: FakeHub, capfd: pytest
     told = generate(capfd, "--lora", f"{ID}:0.5", "--json").json["plan"]["setup"]
     recorded = schema.from_json(Setup, told, "a plan").adapters
     model = resolve.resolve("sd15")
-    (found,) = adapters.found_again(recorded, model, ())
+    (found,) = adapters.located(recorded, model, ())
     assert Path(str(found.path)).is_file() and found.hub == recorded[0].hub
     assert sdcli(capfd, "models", "rm", ID).code == 0
     with pytest.raises(ModelMissing, match="is not in the Hugging Face cache") as refused:
-        adapters.found_again(recorded, model, ())
+        adapters.located(recorded, model, ())
     assert recorded[0].hub in refused.value.hint
 
 
-def test_a_picture_with_one_is_drawn_again_by_its_commit(ink: FakeHub, capfd: pytest.CaptureFixture[str]) -> None:
+def test_an_image_with_one_is_drawn_again_by_its_commit(ink: FakeHub, capfd: pytest.CaptureFixture[str]) -> None:
     (first,) = generate(capfd, "--lora", f"{ID}:0.5", "--json").json["images"]
     ink.repositories[ID].commits["e" * 40] = {"ink.safetensors": lora(seed=1)}
     ink.repositories[ID].branches["main"] = "e" * 40
@@ -240,7 +241,7 @@ def test_a_picture_with_one_is_drawn_again_by_its_commit(ink: FakeHub, capfd: py
 @pytest.mark.parametrize(
     "hub", ["../../etc/passwd", "a/b", "a/b/c.safetensors", f"a/b@{COMMIT}", "a/b@main/c.safetensors"]
 )
-def test_what_a_picture_says_of_the_hub_is_no_path(hub: str) -> None:
+def test_what_an_image_says_of_the_hub_is_no_path(hub: str) -> None:
     """Pictures come from anyone: only a whole name, commit and file included, is asked for again."""
     from sdcli.record.metadata import own
 
@@ -299,10 +300,14 @@ def test_what_cannot_be_a_name_on_the_hub_is_none(text: str) -> None:
 # --- faults
 
 
-def test_30_random_sequences_of_faults_end_in_the_right_file_or_a_typed_error(ink: FakeHub, tmp_path: Path) -> None:
+def test_30_random_sequences_of_faults_end_in_the_right_file_or_a_typed_error(
+    ink: FakeHub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(time, "sleep", lambda seconds: None)
+    monkeypatch.setattr(hub_connection, "PIECE", 1000)
     chance = random.Random(3)
     name = hub_name.HubName(ID)
-    line = Connection(endpoint=ink.url, patience=Patience(attempts=3, first=0.0, longest=1.0, silence=5.0))
+    line = Connection(endpoint=ink.url)
     right = ink.repositories[ID].commits[COMMIT]["ink.safetensors"]
     ends: dict[str, int] = {}
     for number in range(30):
@@ -313,7 +318,7 @@ def test_30_random_sequences_of_faults_end_in_the_right_file_or_a_typed_error(in
             for kind in kinds[: chance.randrange(1, 9)]
         ]
         try:
-            list(hub.fetch(line, hub.offer_file(line, name, cache)))
+            hub.fetch(line, hub.offer_file(line, name, cache))
             end = "whole"
         except SdcliError as error:
             assert error.message and error.hint and error.code in (3, 9), error
@@ -323,7 +328,7 @@ def test_30_random_sequences_of_faults_end_in_the_right_file_or_a_typed_error(in
         assert (here is not None) == (end == "whole")
         assert here is None or here.path.read_bytes() == right
         ink.faults.clear()
-        list(hub.fetch(line, hub.offer_file(line, name, cache)))
+        hub.fetch(line, hub.offer_file(line, name, cache))
         here = hub_cache.file(cache, name)
         assert here is not None and here.path.read_bytes() == right
         assert not list(cache.rglob("*.incomplete"))
@@ -331,7 +336,7 @@ def test_30_random_sequences_of_faults_end_in_the_right_file_or_a_typed_error(in
 
 
 def test_a_header_altered_on_the_way_once_refuses_nothing(ink: FakeHub, tmp_path: Path) -> None:
-    line = Connection(endpoint=ink.url, patience=Patience(attempts=3, first=0.0))
+    line = Connection(endpoint=ink.url)
     blob = hashlib.sha256(lora()).hexdigest()
     ink.faults = [Fault("wrong", 8, only=blob)]
     assert hub.offer_file(line, hub_name.HubName(ID), tmp_path).kind == "lora"

@@ -57,7 +57,7 @@ def running_out(call: int, times: int = 1) -> Iterator[None]:
 
 
 def stored(done: Outcome) -> tuple[dict[str, Any], list[dict[str, Any]], list[dict[str, Any]]]:
-    """The report on the disk, the lines of run.jsonl, and sdcli's own chunk of every picture."""
+    """The report on the disk, the lines of run.jsonl, and sdcli's own chunk of every image."""
     from PIL import Image
 
     folder = Path(done.json["folder"])
@@ -250,7 +250,7 @@ WRONG = {
     "vram on a cpu": (("--max-vram", "6", "--as-if", "cpu"), "--max-ram 6"),
     "vram on a mac": (("--max-vram", "6", "--as-if", "mps"), "--max-ram 6"),
     "no machine": (("--as-if", "gpu:8GiB"), "cpu, mps, cuda:8GiB"),
-    "no size of a card": (("--as-if", "cuda"), "cuda:8GiB"),
+    "no size of a GPU": (("--as-if", "cuda"), "cuda:8GiB"),
     "more free than there is": (("--as-if", "cuda:8GiB/9GiB"), "cuda:24GiB/20GiB"),
     "no slot": (("--pin", "place=disk"), "placement"),
     "no choice": (("--pin", "vae=tiles"), "tile-512"),

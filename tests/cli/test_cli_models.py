@@ -59,9 +59,9 @@ def test_the_line_to_paste_draws_with_the_first(mine: Path, capfd: pytest.Captur
 
 
 def test_json_is_one_object_with_every_field(mine: Path, capfd: pytest.CaptureFixture[str]) -> None:
-    told = sdcli(capfd, "models", str(mine), "--json").json
-    assert told["schema"] == "sdcli.models/1" and told["folders"] == [{"path": str(mine), "exists": True}]
-    found = {model["name"]: model for model in told["models"]}
+    answer = sdcli(capfd, "models", str(mine), "--json").json
+    assert answer["schema"] == "sdcli.models/1" and answer["folders"] == [{"path": str(mine), "exists": True}]
+    found = {model["name"]: model for model in answer["models"]}
     assert found["style"]["words"] == ["in my style"] and found["style"]["family"] == "sd15"
     assert found["old.ckpt"]["kind"] == "pickle" and not found["old.ckpt"]["drawn"]
 
@@ -110,8 +110,8 @@ def test_rm_deletes_from_the_cache_and_nothing_else(
     hub = own_folders / "huggingface/hub"
     files.snapshot(hub, "me/mine", COMMIT)
     files.snapshot(hub, "me/other", COMMIT)
-    told = sdcli(capfd, "models", "rm", "me/mine", "--json").json
-    assert told["removed"] == "me/mine" and told["freed_bytes"] > 0
+    answer = sdcli(capfd, "models", "rm", "me/mine", "--json").json
+    assert answer["removed"] == "me/mine" and answer["freed_bytes"] > 0
     assert sorted(path.name for path in hub.iterdir()) == ["models--me--other"]
     for name in (str(mine / "dream.safetensors"), "me/mine", "../other", "me/..", "dream"):
         assert sdcli(capfd, "models", "rm", name).code == 3
@@ -132,8 +132,8 @@ def test_check_names_what_is_not_finite(tmp_path: Path, capfd: pytest.CaptureFix
     path.write_bytes(raw)
     done = sdcli(capfd, "models", "check", str(path))
     assert done.code == 9 and "lora_up.weight: 1 of 2,560 numbers are not finite" in done.out
-    told = sdcli(capfd, "models", "check", str(path), "--json")
-    assert told.code == 9 and told.json["sound"] is False
+    answer = sdcli(capfd, "models", "check", str(path), "--json")
+    assert answer.code == 9 and answer.json["sound"] is False
 
 
 def test_check_finds_a_changed_byte_in_the_cache_by_the_hubs_hash(
@@ -142,21 +142,21 @@ def test_check_finds_a_changed_byte_in_the_cache_by_the_hubs_hash(
     from fake_hub import pipeline
 
     place = own_folders / "huggingface/hub/models--me--tiny"
-    for name, held in pipeline().items():
+    for name, content in pipeline().items():
         path = place / "snapshots" / COMMIT / name
         path.parent.mkdir(parents=True, exist_ok=True)
         if name.endswith("fp16.safetensors"):
-            blob = place / "blobs" / hashlib.sha256(held).hexdigest()
+            blob = place / "blobs" / hashlib.sha256(content).hexdigest()
             blob.parent.mkdir(exist_ok=True)
-            blob.write_bytes(held[:-1] + b"\x01" if name.startswith("vae") else held)
+            blob.write_bytes(content[:-1] + b"\x01" if name.startswith("vae") else content)
             path.symlink_to(blob)
         elif name.endswith((".json", "merges.txt")):
-            path.write_bytes(held)
+            path.write_bytes(content)
     (place / "refs").mkdir()
     (place / "refs/main").write_text(COMMIT)
-    told = sdcli(capfd, "models", "check", "me/tiny", "--json")
-    wrong = [Path(one["path"]).parent.name for one in told.json["files"] if one["expected"] != one["sha256"]]
-    assert told.code == 9 and wrong == ["vae"]
+    answer = sdcli(capfd, "models", "check", "me/tiny", "--json")
+    wrong = [Path(one["path"]).parent.name for one in answer.json["files"] if one["expected"] != one["sha256"]]
+    assert answer.code == 9 and wrong == ["vae"]
     said = sdcli(capfd, "models", "check", "me/tiny").err
     assert "sdcli models rm me/tiny" in said and "sdcli pull me/tiny" in said
 

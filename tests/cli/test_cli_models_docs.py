@@ -91,7 +91,7 @@ def test_the_fields_for_programs_are_the_programs_own() -> None:
     for kinds in (
         (pull.Pulled,),
         (models.Listing, models.FolderState, listing.Entry),
-        (check.Check, check.FileCheck, check.NotFinite),
+        (check.Check, check.FileCheck, check.NotFiniteTensor),
     ):
         name = next(field.default for field in fields(kinds[0]) if field.name == "schema")
         block = next(block for block in re.findall(r"```json\n(.*?)```", TEXT, re.DOTALL) if str(name) in block)

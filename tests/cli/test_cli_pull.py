@@ -9,16 +9,18 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 import pytest
 from cli_run import sdcli, start
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "models"))
-from fake_hub import LARGE, FakeHub, Fault, pipeline
+from fake_hub import FakeHub, Fault, pipeline, repository, safetensors
 
 from sdcli.cli.download import Download, facts, line
 from sdcli.models.hub import Offer, Progress, pair_text
+from sdcli.models.hub_connection import PIECE
 from sdcli.models.hub_files import File
 
 ID, COMMIT = "someone/tiny", "c" * 40
@@ -156,19 +158,27 @@ def test_a_gated_model_says_page_and_command(server: FakeHub, capfd: pytest.Capt
 @pytest.mark.skipif(os.name == "nt", reason="other signals")
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 def test_a_signal_keeps_what_has_arrived(server: FakeHub, tmp_path: Path, number: int, code: int) -> None:
-    large = next(path for path in pipeline() if path.startswith("unet") and path.endswith(LARGE))
-    held = server.repositories[ID].commits[COMMIT][large]
+    held = safetensors(2_000_000)
     name = hashlib.sha256(held).hexdigest()
-    server.faults = [Fault("cut", 3000, only=name), Fault("silence", only=name)]
-    child = start("pull", ID, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
-    assert child.stderr is not None
-    for said in child.stderr:
-        if b"trying again" in said:
-            break
+    server.repositories[ID] = repository({"large.safetensors": held})
+    server.faults = [Fault("whole", only=name), Fault("cut", 2_500_000, only=name), Fault("silence", only=name)]
+    kept, silent = 2_500_000 - 2_500_000 % PIECE, threading.Event()
+    server.before = lambda asked: silent.set() if asked.host == "cdn" and "range" in asked.headers else None
+    child = start("pull", f"{ID}/large.safetensors", cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    assert silent.wait(60)
     child.send_signal(number)
     out, err = child.communicate(timeout=60)
     assert child.returncode == code and out == b""
     assert b"will continue" in err
+    assert not [asked for asked in server.log if not asked.headers["user-agent"].startswith("sdcli/")]
+    assert not [path for path in server.paths("hub") if ID not in path]  # and nothing is told besides
+    server.faults.clear()
+    server.log.clear()
+    again = start("pull", f"{ID}/large.safetensors", cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    out, _ = again.communicate(timeout=60)
+    assert Path(out.decode().strip()).read_bytes() == held
+    begun = {asked.headers["range"] for asked in server.log if "range" in asked.headers}
+    assert begun == {f"bytes={kept}-"}
 
 
 # --- the display

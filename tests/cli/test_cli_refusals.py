@@ -68,7 +68,7 @@ CASES = {
     "html": (9, ["a cat", "-m", "page.safetensors"], "web page"),
     "a lora as model": (9, ["a cat", "-m", "lora.safetensors"], "LoRA"),
     "foreign file": (9, ["a cat", "-m", "text.txt"], "text.txt"),
-    "picture without settings": (9, ["--settings-from", "text.txt"], "text.txt"),
+    "image without settings": (9, ["--settings-from", "text.txt"], "text.txt"),
 }
 
 

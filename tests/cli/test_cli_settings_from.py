@@ -1,4 +1,4 @@
-"""--settings-from: what a picture's settings cannot give is said, with what is used in its place."""
+"""--settings-from: what a image's settings cannot give is said, with what is used in its place."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def web_ui(pairs: str, prompt: str = "a cat") -> str:
-    """A picture as AUTOMATIC1111's web UI leaves it."""
+    """A image as AUTOMATIC1111's web UI leaves it."""
     from PIL import Image
     from PIL.PngImagePlugin import PngInfo
 
@@ -92,7 +92,7 @@ def test_generate_says_it_and_keeps_it_in_the_report(capfd: pytest.CaptureFixtur
 
 
 def drawn_elsewhere(capfd: pytest.CaptureFixture[str]) -> Outcome:
-    """A picture drawn with a model that was given by its path, then asked for again without it."""
+    """A image drawn with a model that was given by its path, then asked for again without it."""
     import shutil
 
     from sdcli import data
@@ -102,11 +102,11 @@ def drawn_elsewhere(capfd: pytest.CaptureFixture[str]) -> Outcome:
     return sdcli(capfd, "plan", "--settings-from", "drawn.png")
 
 
-def test_a_picture_of_a_model_given_by_path_asks_for_its_place(capfd: pytest.CaptureFixture[str]) -> None:
+def test_an_image_of_a_model_given_by_path_asks_for_its_place(capfd: pytest.CaptureFixture[str]) -> None:
     done = drawn_elsewhere(capfd)
     assert done.code == 3
     assert done.err.splitlines() == [
-        "error: the image was drawn with tiny15, and no model of that name is known here",
-        "  try: sdcli plan --settings-from drawn.png -m PATH   (where tiny15 is)",
+        "error: the image was drawn with tiny15, and there is no model of that name on this machine",
+        "  try: sdcli plan --settings-from drawn.png -m PATH   (of tiny15)",
     ]
     assert sdcli(capfd, "plan", "--settings-from", "drawn.png", "-m", "models/tiny15").code == 0

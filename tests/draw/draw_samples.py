@@ -38,15 +38,15 @@ HARDWARE = Hardware(
 
 def plan_for(path: Path, **asked: Any) -> Plan:
     """A plan as the command line makes it, for a tiny model: by default 64 px, 4 steps of Euler, fp32."""
-    wanted: dict[str, Any] = {
+    settings: dict[str, Any] = {
         "prompts": ("a cat",), "seeds": (7,), "steps": 4, "guidance": 5.0, "width": 64, "height": 64,
         "sampler": "Euler", "pins": {},
     } | asked  # fmt: skip
-    wanted["pins"] = {"dtype": "fp32"} | dict(wanted["pins"])
-    return make_plan(Request(**wanted), resolve.at(path), HARDWARE, {})
+    settings["pins"] = {"dtype": "fp32"} | dict(settings["pins"])
+    return make_plan(Request(**settings), resolve.at(path), HARDWARE, {})
 
 
 def events_of(plan: Plan, kind: type | None = None) -> list[Any]:
     """Everything that happens, or only one kind of it."""
-    found: list[Event] = list(local.run(plan))
-    return [event for event in found if kind is None or isinstance(event, kind)]
+    events: list[Event] = list(local.run(plan))
+    return [event for event in events if kind is None or isinstance(event, kind)]

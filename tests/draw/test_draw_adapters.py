@@ -18,7 +18,7 @@ from scripts import make_checkpoint
 from sdcli.draw import adapters, load
 from sdcli.errors import BadFile, ModelMissing
 from sdcli.events import Decoded
-from sdcli.models import beside, lora, resolve
+from sdcli.models import adapter_files, lora, resolve
 from sdcli.models.lora import Layer
 from sdcli.models.model import Model
 from sdcli.plan.plan import Adapter
@@ -118,9 +118,9 @@ def test_two_loras_with_weights_and_mixed_alphas_are_added_exactly(
     assert {layer.component for layer in one} == set(model.components) - {"vae"}
     assert {len(layer.shape) for layer in one} == {2, 4}
     for layer in one:
-        wanted = before[place_of(layer)].double() + 0.8 * one[layer] - 1.5 * two[layer]
+        expected = before[place_of(layer)].double() + 0.8 * one[layer] - 1.5 * two[layer]
         got = after.pop(place_of(layer))
-        assert (got.double() - wanted).abs().max().item() <= 1e-6, layer.shown
+        assert (got.double() - expected).abs().max().item() <= 1e-6, layer.shown
         assert not torch.equal(got, before[place_of(layer)])
     for place, rest in after.items():  # biases, norms, embeddings and the VAE stay as they are
         assert torch.equal(rest, before[place]), place
@@ -136,9 +136,9 @@ def test_a_single_checkpoint_takes_the_same_lora_as_its_folder(
     parts = {name: replace(part, files=(str(single),)) for name, part in folder.components.items()}
     path = tmp_path / "l.safetensors"
     write_lora(path, folder, "kohya")
-    wanted = weights(folder, (asked(path),))
+    expected = weights(folder, (asked(path),))
     for place, tensor in weights(replace(folder, components=parts), (asked(path),)).items():
-        assert torch.equal(tensor, wanted[place]), place
+        assert torch.equal(tensor, expected[place]), place
 
 
 def test_the_sum_is_rounded_once_to_the_dtype_drawn_in(tiny_folders: dict[str, Path], tmp_path: Path) -> None:
@@ -177,11 +177,11 @@ def test_a_convolution_in_three_steps_adds_what_the_three_do_in_turn(
     save_file({f"{name}.lora_down.weight": down, f"{name}.lora_mid.weight": middle, f"{name}.lora_up.weight": up,
                f"{name}.alpha": torch.tensor(1.5)}, path)  # fmt: skip
     added = weights(model, (asked(path),))[place_of(layer)] - weights(model, ())[place_of(layer)]
-    picture = torch.randn(1, wide, 8, 8)
+    image = torch.randn(1, wide, 8, 8)
     functional = torch.nn.functional
-    wanted = functional.conv2d(functional.conv2d(functional.conv2d(picture, down), middle, padding=1), up) * 0.5
-    got = functional.conv2d(picture, added, padding=1)
-    assert (got - wanted).abs().max() <= 1e-4 * wanted.abs().max()
+    expected = functional.conv2d(functional.conv2d(functional.conv2d(image, down), middle, padding=1), up) * 0.5
+    got = functional.conv2d(image, added, padding=1)
+    assert (got - expected).abs().max() <= 1e-4 * expected.abs().max()
 
 
 def test_a_lora_that_is_not_finite_is_refused_and_its_layer_named(
@@ -203,11 +203,11 @@ def test_an_adapter_without_a_recorded_file_is_missing(tiny_folders: dict[str, P
 # --- images
 
 
-def drawn(model: Model, given: Iterable[Adapter], **wanted: Any) -> numpy.ndarray[Any, Any]:
+def drawn(model: Model, given: Iterable[Adapter], **settings: Any) -> numpy.ndarray[Any, Any]:
     request = Request(**{
         "prompts": ("a cat",), "negative_prompt": "blurry", "seeds": (7,), "steps": 4, "guidance": 5.0, "width": 64,
         "height": 64, "sampler": "Euler", "pins": {"dtype": "fp32"},
-    } | wanted)  # fmt: skip
+    } | settings)  # fmt: skip
     plan = make_plan(request, model, HARDWARE, {}, adapters=tuple(given))
     (event,) = events_of(plan, Decoded)
     return numpy.frombuffer(event.pixels, numpy.uint8).reshape(64, 64, 3)
@@ -240,7 +240,7 @@ def apart(one: numpy.ndarray[Any, Any], other: numpy.ndarray[Any, Any]) -> int:
 @pytest.mark.filterwarnings("ignore:Already found a `peft_config`")
 @pytest.mark.parametrize("layout", ["kohya", "sgm", "diffusers"])
 @pytest.mark.parametrize("family", FAMILIES)
-def test_pictures_equal_those_of_diffusers_with_peft(
+def test_images_equal_those_of_diffusers_with_peft(
     tiny_folders: dict[str, Path], family: str, layout: str, tmp_path: Path
 ) -> None:
     """Equal alphas throughout: diffusers ignores differing ones. It knows SD1.5 by kohya's names only, and no kohya
@@ -350,7 +350,7 @@ def test_another_vae_decodes_in_place_of_the_models(tiny_folders: dict[str, Path
     model = resolve.at(tiny_folders["sd15"])
     other = make_checkpoint.write_folder(tmp_path / "other", "sd15", tiny=True, seed=3)
     stored = other / "vae" / "diffusion_pytorch_model.safetensors"
-    wanted = drawn(replace(model, components={**model.components, "vae": resolve.at(other).components["vae"]}), ())
+    expected = drawn(replace(model, components={**model.components, "vae": resolve.at(other).components["vae"]}), ())
     if layout == "original":
         config = make_checkpoint.configs("sd15", tiny=True)["vae"]
         planned = make_checkpoint.planned("vae", config, 3)
@@ -358,6 +358,6 @@ def test_another_vae_decodes_in_place_of_the_models(tiny_folders: dict[str, Path
         stored = tmp_path / "vae.safetensors"
         bare = {name.removeprefix("first_stage_model."): tensor for name, tensor in names.items()}
         make_checkpoint.write_safetensors(stored, bare, "fp32")
-    own = drawn(beside.with_vae(model, stored), ())
-    assert apart(own, wanted) == 0
+    own = drawn(adapter_files.with_vae(model, stored), ())
+    assert apart(own, expected) == 0
     assert apart(own, drawn(model, ())) > 1

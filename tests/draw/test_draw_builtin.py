@@ -56,11 +56,11 @@ def pipeline(path: Path) -> Any:
 
 
 def events(model: Model, **asked: Any) -> list[Any]:
-    wanted: dict[str, Any] = {
+    settings: dict[str, Any] = {
         "prompts": ("a red cat",), "seeds": (7,), "steps": 3, "guidance": 3.5, "width": 64, "height": 64,
         "sampler": "Euler", "model": "builtin", "pins": {"dtype": "fp32"},
     } | asked  # fmt: skip
-    return list(local.run(make_plan(Request(**wanted), model, HARDWARE, {})))
+    return list(local.run(make_plan(Request(**settings), model, HARDWARE, {})))
 
 
 def theirs(pipeline: Any, sampler: str, **given: Any) -> Any:
@@ -76,7 +76,7 @@ def theirs(pipeline: Any, sampler: str, **given: Any) -> Any:
         pipeline.scheduler = before
 
 
-CASES = [(name, guidance) for name in samplers.ABLE for guidance in (1.0, 3.5)]
+CASES = [(name, guidance) for name in samplers.ZERO_SNR for guidance in (1.0, 3.5)]
 
 
 @pytest.mark.parametrize(("sampler", "guidance"), CASES)
@@ -84,14 +84,14 @@ def test_latents_equal_those_of_diffusers_bit_for_bit(
     model: Model, pipeline: Any, sampler: str, guidance: float
 ) -> None:
     text = PROMPTS[CASES.index((sampler, guidance)) % len(PROMPTS)]
-    wanted = theirs(pipeline, sampler, prompt=text, guidance_scale=guidance, output_type="latent")
+    expected = theirs(pipeline, sampler, prompt=text, guidance_scale=guidance, output_type="latent")
     (own,) = [
         event.latents
         for event in events(model, prompts=(text,), sampler=sampler, guidance=guidance)
         if isinstance(event, Denoised)
     ]
-    assert own.shape == (1, 8, 8, 8) and torch.isfinite(wanted).all()
-    assert (own - wanted).abs().max().item() == 0.0
+    assert own.shape == (1, 8, 8, 8) and torch.isfinite(expected).all()
+    assert (own - expected).abs().max().item() == 0.0
 
 
 def test_the_image_equals_the_one_diffusers_draws_and_has_its_previews(model: Model, pipeline: Any) -> None:
@@ -115,7 +115,7 @@ def test_any_size_that_eight_divides_is_drawn(model: Model, size: tuple[int, int
 @pytest.mark.parametrize("sampler", [each.name for each in samplers.SAMPLERS if not each.zero_snr])
 def test_samplers_that_cannot_start_from_pure_noise_are_refused(model: Model, sampler: str) -> None:
     with pytest.raises(Usage, match="zero terminal SNR"):
-        samplers.refuse_unable(samplers.find(sampler), model.zero_snr)
+        samplers.check_zero_snr(samplers.find(sampler), model.zero_snr)
 
 
 # --- its own tokens
@@ -146,8 +146,8 @@ def encoded_by(model: Model, setup: Setup, jobs: Sequence[Job]) -> tuple[prompts
     """These jobs' texts through the model's only encoder."""
     own, components = prompts.Prompts(model, setup.adapters), Components(model, setup)
     list(components.ready(["text_encoder"]))
-    keys = own.wanted(jobs)
-    own.take(keys, [own.encode(components, "text_encoder", keys)])
+    keys = own.needed(jobs)
+    own.store(keys, [own.encode(components, "text_encoder", keys)])
     return own, components
 
 

@@ -60,9 +60,9 @@ def test_settings_in_the_png_are_read_by_an_independent_reader_and_figures_are_r
 
 
 @pytest.mark.skipif(os.name == "nt", reason="Windows has no SIGINT for one process")
-@pytest.mark.parametrize("pictures", [0, 2])
+@pytest.mark.parametrize("count", [0, 2])
 def test_ctrl_c_exits_with_130_and_keeps_finished_images(
-    tmp_path: Path, tiny_folders: dict[str, Path], pictures: int
+    tmp_path: Path, tiny_folders: dict[str, Path], count: int
 ) -> None:
     """Before the first image (while importing or loading), and after two of a hundred."""
     from PIL import Image
@@ -72,9 +72,9 @@ def test_ctrl_c_exits_with_130_and_keeps_finished_images(
         command(tiny_folders["sd15"], *words), cwd=tmp_path, env=environment(),
         stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
     )  # fmt: skip
-    if pictures:
+    if count:
         assert process.stdout is not None
-        for _ in range(pictures):
+        for _ in range(count):
             assert process.stdout.readline().endswith(".png\n")
     else:  # the plan has been printed, and the libraries are next
         assert process.stderr is not None and process.stderr.readline()
@@ -83,7 +83,7 @@ def test_ctrl_c_exits_with_130_and_keeps_finished_images(
     assert process.returncode == 130, said
     assert "Traceback" not in said
     kept = sorted(tmp_path.rglob("*.png"))
-    assert (len(kept) == 0) if not pictures else (pictures <= len(kept) < 100)
+    assert (len(kept) == 0) if not count else (count <= len(kept) < 100)
     for path in kept:
         with Image.open(path) as image:
             image.load()

@@ -67,8 +67,8 @@ def test_restarted_where_it_failed_the_image_is_the_same(
     config: dict[str, Any], monkeypatch: pytest.MonkeyPatch, sampler: str, where: str
 ) -> None:
     scheduler, noise = schedulers.make(sampler, config), generators()
-    *_, wanted = denoise.denoise(small_unet, scheduler, CONDITIONING, start(scheduler, noise), noise)
-    for call in {1, 2, wanted.step // 2, wanted.step}:
+    *_, expected = denoise.denoise(small_unet, scheduler, CONDITIONING, start(scheduler, noise), noise)
+    for call in {1, 2, expected.step // 2, expected.step}:
         scheduler, noise = schedulers.make(sampler, config), generators()
         at = start(scheduler, noise)
         unet = failing(small_unet, call) if where == "unet" else small_unet
@@ -81,7 +81,7 @@ def test_restarted_where_it_failed_the_image_is_the_same(
         assert (at.step, at.batch) == (call - 1, 5)
         other, fresh = schedulers.make(sampler, config), generators()  # another object, as after a reload
         *_, last = denoise.denoise(small_unet, other, CONDITIONING, at, fresh)
-        assert torch.equal(last.latents, wanted.latents), call
+        assert torch.equal(last.latents, expected.latents), call
 
 
 def test_a_loop_state_can_be_used_twice(config: dict[str, Any]) -> None:

@@ -36,7 +36,7 @@ def test_ten_names_are_drawn_so_that_the_nearest_of_two_hundred_references_has_t
 ) -> None:
     names, references = tiles()
     assert len(names) == 200
-    seen = {name: [names[thing] for thing in references.nearest(picture)] for name, picture in drawn.items()}
+    seen = {name: [names[thing] for thing in references.nearest(image)] for name, image in drawn.items()}
     assert {name: found for name, found in seen.items() if name not in found} == {}
     assert sum(found[0] == name for name, found in seen.items()) >= 9
 

@@ -76,9 +76,9 @@ def test_sd15_clip_skip_is_a1111s_count_of_diffusers_skipped_layers(pipelines: d
         object.__setattr__(encoder, "text_model", encoder)
     try:
         for count in (2, 3):
-            wanted = from_diffusers(pipeline, "a cat", clip_skip=count - 1)[0]
-            assert torch.equal(encoded(pipeline, "a cat", clip_skip=count).embeds, wanted)
-            assert not torch.equal(wanted, encoded(pipeline, "a cat").embeds)
+            expected = from_diffusers(pipeline, "a cat", clip_skip=count - 1)[0]
+            assert torch.equal(encoded(pipeline, "a cat", clip_skip=count).embeds, expected)
+            assert not torch.equal(expected, encoded(pipeline, "a cat").embeds)
     finally:
         object.__delattr__(encoder, "text_model")
 
@@ -134,9 +134,9 @@ def test_weights_and_200_tokens_equal_a_plain_calculation(
     assert comma == 110 and len(tokens) >= 200
     rows = [tokens[:75], tokens[75:150], tokens[150:]]
     own = encoded(pipeline, LONG, emphasis=emphasis)
-    wanted = torch.cat([by_hand(pipeline, encoder, rows, emphasis) for encoder in encoders(pipeline)], dim=-1)
+    expected = torch.cat([by_hand(pipeline, encoder, rows, emphasis) for encoder in encoders(pipeline)], dim=-1)
     assert own.embeds.shape[1] == 3 * 77 and own.tokens == len(tokens)
-    torch.testing.assert_close(own.embeds, wanted, rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(own.embeds, expected, rtol=1e-5, atol=1e-6)
     plain = encoded(pipeline, "stone " * 75).pooled
     if plain is not None and own.pooled is not None:
         assert torch.equal(own.pooled, plain)  # the first chunk's, without its weights
@@ -162,6 +162,6 @@ def test_filling_up_with_empty_chunks_equals_encoding_them(pipelines: dict[str, 
 def test_a_distilled_unet_gets_the_guidance_as_in_diffusers(pipelines: dict[str, Any]) -> None:
     pipeline = pipelines["sd15"]
     for guidance, width in ((7.5, 32), (1.0, 33)):
-        wanted = pipeline.get_guidance_scale_embedding(torch.tensor(guidance - 1).repeat(2), embedding_dim=width)
-        own = encode.guidance_row(guidance, width, wanted).repeat(2, 1)
-        torch.testing.assert_close(own, wanted, rtol=0, atol=0)
+        expected = pipeline.get_guidance_scale_embedding(torch.tensor(guidance - 1).repeat(2), embedding_dim=width)
+        own = encode.guidance_row(guidance, width, expected).repeat(2, 1)
+        torch.testing.assert_close(own, expected, rtol=0, atol=0)

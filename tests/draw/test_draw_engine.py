@@ -70,13 +70,13 @@ def test_the_engine_draws_the_images_diffusers_draws(
     )  # fmt: skip
     pipeline = as_loaded[family]
     before = pipeline.scheduler
-    wanted = []
+    expected = []
     try:
         for job in plan.jobs:
             pipeline.scheduler = diffusers.DPMSolverMultistepScheduler.from_config(
                 before.config, use_karras_sigmas=True
             )
-            wanted += pipeline(
+            expected += pipeline(
                 job.prompt, negative_prompt=negative or None, guidance_scale=5.0, num_inference_steps=4, width=96,
                 height=64, generator=torch.Generator("cpu").manual_seed(job.seed),
             ).images  # fmt: skip
@@ -84,28 +84,28 @@ def test_the_engine_draws_the_images_diffusers_draws(
         pipeline.scheduler = before
     drawn = events_of(plan, Decoded)
     assert [(event.width, event.height, event.job.seed) for event in drawn] == [(96, 64, s) for s in (3, 4, 3, 4)]
-    assert [event.pixels for event in drawn] == [image.tobytes() for image in wanted]
+    assert [event.pixels for event in drawn] == [image.tobytes() for image in expected]
 
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_events_come_in_order_and_all_of_them_cross_a_process(tiny_folders: dict[str, Path], family: str) -> None:
     plan = plan_for(tiny_folders[family], num_images=2, seeds=(1, 2), filmstrip=2, sampler="Heun")
-    found = events_of(plan)
-    for event in found:
+    seen = events_of(plan)
+    for event in seen:
         data = events.to_json(event)
         assert events.to_json(events.from_json(data)) == data
-    first = [type(event) for event in found if getattr(event, "batch", 0) == 0]
+    first = [type(event) for event in seen if getattr(event, "batch", 0) == 0]
     order = [Loaded, Encoded, Step, Denoised, Decoded, Done]
     assert [kind for kind in dict.fromkeys(first) if kind in order] == order
-    assert {event.component for event in found if isinstance(event, Loaded)} == set(plan.model.components)
-    steps = [event for event in found if isinstance(event, Step) and event.batch == 1]
+    assert {event.component for event in seen if isinstance(event, Loaded)} == set(plan.model.components)
+    steps = [event for event in seen if isinstance(event, Step) and event.batch == 1]
     assert [step.step for step in steps] == [*range(1, 8)] and {step.of for step in steps} == {7}  # Heun: 2n-1
-    frames = [(event.index, event.step) for event in found if isinstance(event, Preview)]
+    frames = [(event.index, event.step) for event in seen if isinstance(event, Preview)]
     assert frames == [(0, 4), (0, 7), (1, 4), (1, 7)]
-    assert all(len(event.pixels) == event.width * event.height * 3 for event in found if isinstance(event, Preview))
-    phases = [event.phase for event in found if isinstance(event, Memory)]
+    assert all(len(event.pixels) == event.width * event.height * 3 for event in seen if isinstance(event, Preview))
+    phases = [event.phase for event in seen if isinstance(event, Memory)]
     assert phases == ["import", "load", "encode", "encode", "denoise", "decode", "denoise", "decode"]
-    done = found[-1].environment
+    done = seen[-1].environment
     assert done["threads"] == 1 and done["torch"] == torch.__version__ and done["device"] == "a CPU"
 
 
@@ -156,11 +156,11 @@ def test_prompts_of_different_lengths_can_share_a_batch(tiny_folders: dict[str, 
 def test_guidance_in_turn_and_blocked_and_sliced_attention_stay_within_rounding(tiny_folders: dict[str, Path]) -> None:
     asked: dict[str, Any] = {"width": 128, "height": 128, "prompts": ("a cat",)}
     exact = plan_for(tiny_folders["sd15"], **asked)
-    (wanted,) = pixels(exact)
+    (expected,) = pixels(exact)
 
     def differences(plan: Plan) -> list[int]:
         (drawn,) = pixels(plan)
-        return [abs(a - b) for a, b in zip(drawn, wanted, strict=True)]
+        return [abs(a - b) for a, b in zip(drawn, expected, strict=True)]
 
     for choice in ({"guidance": "in-turn"}, {"attention": "sliced"}):
         assert max(differences(with_setup(exact, **choice))) <= 1, choice
@@ -181,9 +181,9 @@ def held_while(plan: Plan) -> list[tuple[str, tuple[str, ...]]]:
     session = Session(plan.model, plan.setup)
     drawing = run.Run(session, plan)
     batches = [(number, plan.batch(number)) for number in range(len(plan.batches))]
-    found = [(getattr(event, "stage", ""), session.components.loaded) for event in drawing.draw(batches)]
+    rows = [(getattr(event, "stage", ""), session.components.loaded) for event in drawing.draw(batches)]
     session.close()
-    return [row for row in dict.fromkeys(found) if row[0]]
+    return [row for row in dict.fromkeys(rows) if row[0]]
 
 
 @pytest.mark.parametrize("placement", ["resident", "drop-encoders", "model-offload", "group-offload", "disk"])
@@ -200,7 +200,7 @@ def test_a_stage_never_holds_what_the_plan_did_not_count(
     assert {name for name, _ in seen} == {stage.name for stage in every}
     for name, there in seen:
         stage = next(stage for stage in every if stage.name == name)
-        counted = {place_of.held(placement, every, stage, part) for part in stage.parts}
+        counted = {place_of.loaded(placement, every, stage, part) for part in stage.parts}
         assert there in {tuple(sorted(each, key=there.index)) for each in counted if set(each) == set(there)}, name
 
 
@@ -243,12 +243,12 @@ def test_pixels_that_are_not_finite_are_decoded_again_in_fp32_or_not_at_all(
     latents = torch.randn(1, 4, 8, 8, generator=torch.Generator("cpu").manual_seed(0))
     with torch.no_grad():
         vae.decoder.conv_in.weight.mul_(3e4)  # out of fp16's range, but not of fp32's
-    wanted = decode(vae, latents)
+    expected = decode(vae, latents)
     vae.half()
     drawn = decode(vae, latents)
-    assert drawn.retried == "not finite in float16" and wanted.retried is None
+    assert drawn.retried == "not finite in float16" and expected.retried is None
     assert vae.dtype == torch.float16
-    assert max(abs(a - b) for a, b in zip(drawn.pixels, wanted.pixels, strict=True)) <= 2
+    assert max(abs(a - b) for a, b in zip(drawn.pixels, expected.pixels, strict=True)) <= 2
 
 
 @pytest.mark.parametrize(
@@ -264,10 +264,10 @@ def test_an_image_that_stays_broken_has_failed_and_the_others_are_drawn(
     weights = load_file(file)
     weights["decoder.conv_out.bias"][0] = float("nan")
     save_file(weights, file)
-    found = events_of(plan_for(folder, seeds=(1, 2), model="broken", pins={"dtype": dtype}))
-    failed = [event for event in found if isinstance(event, Failed)]
+    seen = events_of(plan_for(folder, seeds=(1, 2), model="broken", pins={"dtype": dtype}))
+    failed = [event for event in seen if isinstance(event, Failed)]
     assert [(event.index, event.error["type"]) for event in failed] == [(0, "images_failed"), (1, "images_failed")]
-    assert failed[0].error["hint"] == hint and isinstance(found[-1], Done)
+    assert failed[0].error["hint"] == hint and isinstance(seen[-1], Done)
 
 
 # Interrupted
@@ -344,19 +344,19 @@ def test_the_image_continues_where_memory_ran_out_with_the_same_pixels(
     owner: Any, name: str, call: int, phase: str, step: int | None,
 ) -> None:  # fmt: skip
     plan = with_fallbacks(tiny_folders["sd15"], sampler="DPM++ 2M SDE")
-    (wanted,) = pixels(plan)
+    (expected,) = pixels(plan)
     exhausted_at(monkeypatch, owner, name, call)
-    found = events_of(plan)
-    (lower,) = [event for event in found if isinstance(event, Degraded)]
+    seen = events_of(plan)
+    (lower,) = [event for event in seen if isinstance(event, Degraded)]
     assert (lower.phase, lower.step) == (phase, step)
     assert "Tried to allocate" in lower.because
     if phase != "decode":
         assert (lower.before, lower.after) == ({"placement": "resident"}, {"placement": "model-offload"})
-        assert [event.pixels for event in found if isinstance(event, Decoded)] == [wanted]
+        assert [event.pixels for event in seen if isinstance(event, Decoded)] == [expected]
     else:
         assert (lower.before, lower.after, lower.changes_pixels) == ({"vae": "whole"}, {"vae": "cpu"}, True)
-        assert len([event for event in found if isinstance(event, Decoded)]) == 1
-    assert [event.step for event in found if isinstance(event, Step)] == [1, 2, 3, 4]
+        assert len([event for event in seen if isinstance(event, Decoded)]) == 1
+    assert [event.step for event in seen if isinstance(event, Step)] == [1, 2, 3, 4]
 
 
 def test_without_fallbacks_the_run_ends_with_numbers(

@@ -26,12 +26,12 @@ from sdcli.plan import batches
 from sdcli.plan.plan import Plan
 
 
-def pixels(found: Iterator[Event]) -> list[bytes]:
-    return [event.pixels for event in found if isinstance(event, Decoded)]
+def pixels(events: Iterator[Event]) -> list[bytes]:
+    return [event.pixels for event in events if isinstance(event, Decoded)]
 
 
-def loads(found: list[Event]) -> list[str]:
-    return [event.component for event in found if isinstance(event, Loaded)]
+def loads(events: list[Event]) -> list[str]:
+    return [event.component for event in events if isinstance(event, Loaded)]
 
 
 def test_what_is_loaded_stays_while_model_and_setup_do(tiny_folders: dict[str, Path]) -> None:
@@ -68,8 +68,8 @@ def test_a_run_that_is_closed_early_leaves_the_model_ready_for_the_next(tiny_fol
         while not isinstance(next(running), Step):
             pass
         running.close()  # type: ignore[attr-defined]
-        found = list(drawing.run(plan))
-        assert loads(found) == [] and pixels(iter(found)) == pixels(local.run(plan))
+        events = list(drawing.run(plan))
+        assert loads(events) == [] and pixels(iter(events)) == pixels(local.run(plan))
 
 
 def test_a_run_that_failed_frees_all_memory_and_the_next_one_draws(
@@ -81,8 +81,8 @@ def test_a_run_that_failed_frees_all_memory_and_the_next_one_draws(
             patched.setattr(UNet2DConditionModel, "forward", lambda *_, **__: 1 / 0)
             with pytest.raises(ZeroDivisionError):
                 list(drawing.run(plan))
-        found = list(drawing.run(plan))
-        assert loads(found) == ["text_encoder", "unet", "vae"] and len(pixels(iter(found))) == 1
+        events = list(drawing.run(plan))
+        assert loads(events) == ["text_encoder", "unet", "vae"] and len(pixels(iter(events))) == 1
 
 
 def test_its_own_memory_is_free_for_the_next_plan(tiny_folders: dict[str, Path]) -> None:
@@ -162,10 +162,10 @@ def test_what_a_library_prints_while_it_is_imported_is_not_among_the_results(tin
 # --- the engine without torch
 
 
-def skeleton(found: Iterator[Event]) -> list[tuple[Any, ...]]:
+def skeleton(events: Iterator[Event]) -> list[tuple[Any, ...]]:
     """Everything in a stream except measurements: kind, stage or phase, batch, image, step, component, tokens."""
     keys = ("stage", "phase", "batch", "index", "step", "of", "component", "tokens", "chunks")
-    return [(type(event).__name__, *[getattr(event, key, None) for key in keys]) for event in found]
+    return [(type(event).__name__, *[getattr(event, key, None) for key in keys]) for event in events]
 
 
 STREAMS: dict[str, dict[str, Any]] = {

@@ -31,11 +31,11 @@ def loaded(name: str, folder: Path, dtype: torch.dtype = torch.float32, *, chann
 
 def same(own: torch.nn.Module, theirs: torch.nn.Module) -> None:
     """Parameters and every buffer, those that are in no file included."""
-    mine, wanted = dict(own.named_parameters()), dict(theirs.named_parameters())
+    mine, expected = dict(own.named_parameters()), dict(theirs.named_parameters())
     mine |= dict(own.named_buffers())
-    wanted |= dict(theirs.named_buffers())
-    assert mine.keys() == wanted.keys()
-    for key, tensor in wanted.items():
+    expected |= dict(theirs.named_buffers())
+    assert mine.keys() == expected.keys()
+    for key, tensor in expected.items():
         assert mine[key].dtype == tensor.dtype, key
         assert torch.equal(mine[key], tensor), key
 
@@ -49,16 +49,16 @@ def test_a_folder_loads_as_from_pretrained_does(
 
 
 @pytest.mark.parametrize("stored", ["fp32", "fp16", "bf16"])
-@pytest.mark.parametrize("wanted", [torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
 def test_any_stored_dtype_becomes_any_wanted_one_as_in_from_pretrained(
-    tmp_path: Path, stored: str, wanted: torch.dtype
+    tmp_path: Path, stored: str, dtype: torch.dtype
 ) -> None:
     from diffusers import AutoencoderKL
 
     make_checkpoint.write_folder(tmp_path, "sd15", tiny=True, dtype=stored)
     same(
-        loaded("vae", tmp_path / "vae", wanted, channels_last=True),
-        AutoencoderKL.from_pretrained(tmp_path / "vae", dtype=wanted, local_files_only=True),
+        loaded("vae", tmp_path / "vae", dtype, channels_last=True),
+        AutoencoderKL.from_pretrained(tmp_path / "vae", dtype=dtype, local_files_only=True),
     )
 
 
@@ -133,8 +133,8 @@ def test_each_component_of_a_single_checkpoint_is_bit_equal_to_its_folder(
     assert kind_of(read_header(file)).ema is ema
     dtype = make_checkpoint.DTYPES[stored][0]
     for name, config in configs.items():
-        wanted = bits(of_file(name, config, tmp_path / f"{name}.safetensors", dtype))
-        assert wanted and bits(of_file(name, config, file, dtype)) == wanted, name
+        expected = bits(of_file(name, config, tmp_path / f"{name}.safetensors", dtype))
+        assert expected and bits(of_file(name, config, file, dtype)) == expected, name
 
 
 def test_a_merged_checkpoint_with_mixed_dtypes_and_unknown_tensors_loads(tmp_path: Path) -> None:
@@ -145,10 +145,12 @@ def test_a_merged_checkpoint_with_mixed_dtypes_and_unknown_tensors_loads(tmp_pat
     held: dict[str, torch.Tensor] = {name: torch.linspace(0, 1, 1000) for name in ("betas", "sqrt_alphas_cumprod")}
     held |= {"model.diffusion_model_stray": torch.zeros(3), "lora_te_alpha": torch.zeros(())}
     dtypes = {"unet": torch.float16, "vae": torch.float32, "text_encoder": torch.float32}
-    wanted: dict[str, dict[str, torch.Tensor]] = {}
+    expected: dict[str, dict[str, torch.Tensor]] = {}
     for name, config in configs.items():
         planned = make_checkpoint.planned(name, config, 6)
-        wanted[name] = {key.removeprefix("text_model."): made.make().to(dtypes[name]) for key, made in planned.items()}
+        expected[name] = {
+            key.removeprefix("text_model."): made.make().to(dtypes[name]) for key, made in planned.items()
+        }
         for key, made in make_checkpoint.original("sd15", name, config, planned):
             held[key.replace(".text_model.", ".")] = made.make().to(dtypes[name]).contiguous()
     held["cond_stage_model.transformer.embeddings.position_ids"] = torch.arange(77)[None]
@@ -158,7 +160,7 @@ def test_a_merged_checkpoint_with_mixed_dtypes_and_unknown_tensors_loads(tmp_pat
         found = {
             k.removeprefix("text_model."): t for k, t in of_file(name, config, file, torch.float32).state_dict().items()
         }
-        assert all(torch.equal(found[key], tensor.float()) for key, tensor in wanted[name].items()), name
+        assert all(torch.equal(found[key], tensor.float()) for key, tensor in expected[name].items()), name
 
 
 def test_an_old_vae_with_its_old_attention_names_loads(tmp_path: Path, tiny_folders: dict[str, Path]) -> None:
@@ -191,11 +193,11 @@ def test_text_encoders_load_under_both_spellings_and_with_stray_position_ids(
 
 
 def test_convolutions_lie_channels_last_only_when_asked(tiny_folders: dict[str, Path]) -> None:
-    for wanted in (False, True):
-        vae = loaded("vae", tiny_folders["sd15"] / "vae", channels_last=wanted)
+    for channels_last in (False, True):
+        vae = loaded("vae", tiny_folders["sd15"] / "vae", channels_last=channels_last)
         weight = vae.decoder.up_blocks[0].resnets[0].conv1.weight
-        assert weight.is_contiguous(memory_format=torch.channels_last) is wanted
-        assert weight.is_contiguous() is not wanted
+        assert weight.is_contiguous(memory_format=torch.channels_last) is channels_last
+        assert weight.is_contiguous() is not channels_last
 
 
 def test_other_classes_are_refused(tiny_folders: dict[str, Path]) -> None:

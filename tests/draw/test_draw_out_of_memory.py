@@ -36,7 +36,7 @@ def test_the_covering_cases_include_every_call_sampler_failure_and_placement(ben
 def test_an_image_survives_running_out_anywhere_or_ends_with_exit_4_and_numbers(bench: Bench, family: str) -> None:
     cases = out_of_memory.in_turn(out_of_memory.covering(bench))
     wrong = {case: bench.wrong(case) for case in cases if case.family == family}
-    assert {case: found for case, found in wrong.items() if found} == {}
+    assert {case: events for case, events in wrong.items() if events} == {}
 
 
 def test_a_decode_goes_to_tiles_of_512_then_256_then_to_the_cpu_and_no_step_is_drawn_again(bench: Bench) -> None:
@@ -45,26 +45,26 @@ def test_a_decode_goes_to_tiles_of_512_then_256_then_to_the_cpu_and_no_step_is_d
         prompts=("a cat",), seeds=(7,), steps=1, guidance=1.0, width=576, height=576, sampler="Euler",
         pins={"dtype": "fp32"},
     )  # fmt: skip
-    made = make_plan(request, resolve.at(bench.folders["sd15"]), out_of_memory.CARD, {})
+    made = make_plan(request, resolve.at(bench.folders["sd15"]), out_of_memory.GPU, {})
     plan = out_of_memory.on_the_cpu(made)
-    (wanted,) = bench.pictures(plan)
-    found: list[Event] = []
+    (expected,) = bench.images(plan)
+    events: list[Event] = []
 
     def fail(module: torch.nn.Module, *_: object) -> None:
-        if type(module).__name__ == "Decoder" and sum(isinstance(event, Degraded) for event in found) < 3:
+        if type(module).__name__ == "Decoder" and sum(isinstance(event, Degraded) for event in events) < 3:
             raise torch.OutOfMemoryError("CUDA out of memory.")
 
     hook = torch.nn.modules.module.register_module_forward_pre_hook(fail)
     try:
         for event in local.run(plan):
-            found.append(event)
+            events.append(event)
     finally:
         hook.remove()
-    falls = [event for event in found if isinstance(event, Degraded)]
+    falls = [event for event in events if isinstance(event, Degraded)]
     assert [event.after["vae"] for event in falls] == ["tile-512", "tile-256", "cpu"]
     assert {event.phase for event in falls} == {"decode"} and all(event.changes_pixels for event in falls)
-    assert [event.step for event in found if isinstance(event, Step)] == [1]
-    assert [event.pixels for event in found if isinstance(event, Decoded)] == [wanted]  # whole again, on the CPU
+    assert [event.step for event in events if isinstance(event, Step)] == [1]
+    assert [event.pixels for event in events if isinstance(event, Decoded)] == [expected]  # whole again, on the CPU
 
 
 @pytest.mark.parametrize("failure", FAILURES)
@@ -77,7 +77,7 @@ def test_every_librarys_failure_to_allocate_is_recognised(failure: str) -> None:
 def test_noise_drawn_before_memory_ran_out_is_drawn_again(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
     """The generators have advanced by then; the image must not change."""
     plan = bench.plan("sd15", "Euler a")
-    wanted = bench.pictures(plan)
+    expected = bench.images(plan)
     real, calls = torch.randn, [0]
 
     def randn(*shape: object, **given: object) -> object:
@@ -88,9 +88,9 @@ def test_noise_drawn_before_memory_ran_out_is_drawn_again(bench: Bench, monkeypa
         return noise
 
     monkeypatch.setattr(torch, "randn", randn)
-    found = list(local.run(plan))
-    assert sum(isinstance(event, Degraded) for event in found) == 1
-    assert [event.pixels for event in found if isinstance(event, Decoded)] == wanted
+    events = list(local.run(plan))
+    assert sum(isinstance(event, Degraded) for event in events) == 1
+    assert [event.pixels for event in events if isinstance(event, Decoded)] == expected
 
 
 def test_the_cap_of_torchs_allocator_is_the_limit_without_the_context() -> None:

@@ -90,14 +90,14 @@ def test_latents_equal_those_of_diffusers_bit_for_bit(
     given = {"prompt": None, "prompt_embeds": prompt.embeds, "negative_prompt_embeds": negative.embeds}
     if family == "sdxl":
         given |= {"pooled_prompt_embeds": prompt.pooled, "negative_pooled_prompt_embeds": negative.pooled}
-    wanted = theirs(
+    expected = theirs(
         pipeline, sampler, prediction=prediction, guidance_scale=guidance, num_images_per_prompt=images, **given
     )
     own = ours(
         pipeline, sampler, guidance=guidance, images=images, prediction=prediction, prompt=prompt, negative=negative
     )
-    assert torch.isfinite(wanted).all()
-    assert (own - wanted).abs().max().item() == 0.0
+    assert torch.isfinite(expected).all()
+    assert (own - expected).abs().max().item() == 0.0
 
 
 @pytest.mark.parametrize("sampler", [sampler.name for sampler in SAMPLERS])

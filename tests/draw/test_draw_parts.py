@@ -47,10 +47,10 @@ def test_blocked_attention_in_bf16_is_as_exact_as_a_unet_needs() -> None:
 
 def test_the_probe_knows_that_fp16_is_not_for_cpus_and_leaves_the_threads_as_they_were() -> None:
     torch.set_num_threads(1)
-    found = probe.probe("cpu", threads=2)
-    assert found.dtypes["fp32"] == "probed" and found.dtypes["fp16"] == "unavailable"
-    assert found.dtypes["bf16"] in ("probed", "unavailable")
-    assert found.ratio["fp32"] == 1.0 and set(found.ratio) <= {"fp32", "bf16"}
+    probed = probe.probe("cpu", threads=2)
+    assert probed.dtypes["fp32"] == "probed" and probed.dtypes["fp16"] == "unavailable"
+    assert probed.dtypes["bf16"] in ("probed", "unavailable")
+    assert probed.ratio["fp32"] == 1.0 and set(probed.ratio) <= {"fp32", "bf16"}
     assert torch.get_num_threads() == 1  # unchanged
 
 

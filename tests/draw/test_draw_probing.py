@@ -16,13 +16,13 @@ PLACE = replace(HARDWARE, dtypes={"fp32": "assumed", "bf16": "assumed", "fp16": 
 
 
 def test_a_cpu_that_claims_bf16_is_probed_once_and_remembered(monkeypatch: pytest.MonkeyPatch) -> None:
-    found, seconds = probing.probed(PLACE)
+    probed, seconds = probing.probed(PLACE)
     assert seconds > 0.0
-    assert found.dtypes["bf16"] in ("probed", "unavailable") and found.dtypes["fp32"] == "probed"
+    assert probed.dtypes["bf16"] in ("probed", "unavailable") and probed.dtypes["fp32"] == "probed"
     torch = installation.torch_build()
     assert torch is not None
     kept = memories.probes().get((PLACE.name, PLACE.isa, torch.version))
-    assert kept is not None and kept.dtypes == found.dtypes and kept.ratio["fp32"] == 1.0
+    assert kept is not None and kept.dtypes == probed.dtypes and kept.ratio["fp32"] == 1.0
     monkeypatch.setattr(local, "probe", None)  # a second trial would fail
     assert probing.probed(PLACE) == (PLACE, 0.0)
 

@@ -30,7 +30,7 @@ def write(path: Path, shapes: Mapping[str, tuple[int, ...]], dtype: str = "F16",
     return path
 
 
-def found(model: object) -> Source:
+def source_of(model: object) -> Source:
     result = source.find(str(model))
     assert isinstance(result, Source)
     return result
@@ -49,17 +49,17 @@ def lora(family: str, rank: int, *, layout: str = "kohya") -> dict[str, tuple[in
     shapes = guess.expected(family)
     stems = {name.rpartition(".")[0] for name in shapes if name.endswith(".weight")}
     names = keys.original_names(sorted(stems)) if family == "sdxl" else {stem: stem for stem in stems}
-    found: dict[str, tuple[int, ...]] = {}
+    tensors: dict[str, tuple[int, ...]] = {}
     for name, shape in shapes.items():
         module = name.removesuffix(".weight")
         if name == module or len(shape) != 2 or ".attn" not in name:
             continue
         if layout == "kohya":
             module = "lora_unet_" + names[module].replace(".", "_")
-            found[f"{module}.alpha"] = (1,)
+            tensors[f"{module}.alpha"] = (1,)
             down, up = "lora_down", "lora_up"
         else:
             module, down, up = f"unet.{module}", "lora_A", "lora_B"
-        found[f"{module}.{down}.weight"] = (rank, shape[1])
-        found[f"{module}.{up}.weight"] = (shape[0], rank)
-    return found
+        tensors[f"{module}.{down}.weight"] = (rank, shape[1])
+        tensors[f"{module}.{up}.weight"] = (shape[0], rank)
+    return tensors

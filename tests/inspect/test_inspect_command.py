@@ -26,7 +26,7 @@ def sdcli(*words: str, **environment: str) -> subprocess.CompletedProcess[str]:
     )
 
 
-def test_the_screen_is_on_stdout_and_nothing_else_is_said() -> None:
+def test_the_screen_is_on_stdout_and_nothing_else_is_printed() -> None:
     done = sdcli("sd15")
     assert (done.returncode, done.stderr) == (0, "")
     assert "859,520,964 parameters" in done.stdout

@@ -1,4 +1,4 @@
-"""Two UNets side by side, and LoRAs held against a base."""
+"""Two UNets side by side, and LoRAs compared with a base."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import struct
 from pathlib import Path
 
 import pytest
-from inspect_files import found, lora, write
+from inspect_files import lora, source_of, write
 
 from sdcli.errors import BadFile
 from sdcli.inspect import diff, guess, source
@@ -35,11 +35,11 @@ def small(folder: Path, dtype: str, values: bytes = b"") -> Source:
     folder.mkdir()
     (folder / "config.json").write_text(json.dumps(SMALL), encoding="utf-8")
     write(folder / "diffusion_pytorch_model.safetensors", described("unet", SMALL), dtype, values)
-    return found(folder)
+    return source_of(folder)
 
 
 def test_two_families_differ_in_structure() -> None:
-    result = diff.compare(source.known("sd15"), source.known("sdxl"))
+    result = diff.compare(source.of_family("sd15"), source.of_family("sdxl"))
     document = diff.to_json(result)
     assert not result.identical
     assert "add_embedding.linear_1.weight" in document["only_b"]
@@ -54,9 +54,9 @@ def test_two_families_differ_in_structure() -> None:
 
 
 def test_a_family_is_identical_to_itself_and_to_its_file(tmp_path: Path) -> None:
-    assert diff.compare(source.known("sd2"), source.known("sd2")).identical
+    assert diff.compare(source.of_family("sd2"), source.of_family("sd2")).identical
     path = write(tmp_path / "sd2.safetensors", guess.expected("sd2"))
-    assert diff.compare(source.known("sd2"), found(path)).identical
+    assert diff.compare(source.of_family("sd2"), source_of(path)).identical
 
 
 def test_values_are_compared_to_the_last_one(tmp_path: Path) -> None:
@@ -72,7 +72,7 @@ def test_values_are_compared_to_the_last_one(tmp_path: Path) -> None:
     assert diff.compare(first, small(tmp_path / "c", "F32")).identical
 
 
-def test_another_dtype_is_told_and_its_values_still_compared(tmp_path: Path) -> None:
+def test_another_dtype_is_named_and_its_values_still_compared(tmp_path: Path) -> None:
     half = struct.pack("<2e", 0.25, 2.0)
     brain = struct.pack("<2H", 0x3E80, 0x4000)  # the same two numbers in bf16
     result = diff.compare(small(tmp_path / "a", "F16", half), small(tmp_path / "b", "BF16", brain))
@@ -95,9 +95,9 @@ def test_eight_bit_floats_have_their_values() -> None:
 
 @pytest.mark.parametrize(("family", "layers"), [("sd15", 128), ("sdxl", 560)])
 @pytest.mark.parametrize("layout", ["kohya", "peft"])
-def test_every_layer_of_a_lora_finds_its_place(family: str, layers: int, layout: str, tmp_path: Path) -> None:
+def test_every_layer_of_a_lora_is_matched(family: str, layers: int, layout: str, tmp_path: Path) -> None:
     path = write(tmp_path / "l.safetensors", lora(family, 4, layout=layout))
-    report = loras.inspect(source.find_lora(str(path)), source.known(family))
+    report = loras.inspect(source.find_lora(str(path)), source.of_family(family))
     assert (report.fits, report.made_for, report.unmatched) == (True, family, ())
     assert (report.unet_layers, report.ranks) == (layers, {"4": layers})
     document = loras.to_json(report)
@@ -107,7 +107,7 @@ def test_every_layer_of_a_lora_finds_its_place(family: str, layers: int, layout:
 
 def test_a_lora_of_the_wrong_family_is_named(tmp_path: Path) -> None:
     path = write(tmp_path / "l.safetensors", lora("sdxl", 4))
-    report = loras.inspect(source.find_lora(str(path)), source.known("sd15"))
+    report = loras.inspect(source.find_lora(str(path)), source.of_family("sd15"))
     assert not report.fits
     assert report.made_for == "sdxl"
     lines = loras.text(report, 80)
@@ -118,11 +118,11 @@ def test_a_lora_of_the_wrong_family_is_named(tmp_path: Path) -> None:
 
 def test_a_lora_fits_nothing_of_the_built_in_model(tmp_path: Path) -> None:
     path = write(tmp_path / "l.safetensors", lora("sd15", 4))
-    report = loras.inspect(source.find_lora(str(path)), source.known("builtin"))
+    report = loras.inspect(source.find_lora(str(path)), source.of_family("builtin"))
     assert (report.base, report.fits, report.made_for) == ("builtin", False, "sd15")
 
 
-def test_alpha_text_encoder_and_strangers_are_told(tmp_path: Path) -> None:
+def test_alpha_text_encoder_and_unmatched_layers_are_shown(tmp_path: Path) -> None:
     shapes = {
         "lora_te_text_model_encoder_layers_0_mlp_fc1.alpha": (1,),
         "lora_te_text_model_encoder_layers_0_mlp_fc1.lora_down.weight": (2, 768),
@@ -133,7 +133,7 @@ def test_alpha_text_encoder_and_strangers_are_told(tmp_path: Path) -> None:
         "lora_unet_no_such_layer.lora_up.weight": (8, 2),
     }
     path = write(tmp_path / "l.safetensors", shapes, "F16", struct.pack("<e", 1.5))
-    report = loras.inspect(source.find_lora(str(path)), source.known("sd15"))
+    report = loras.inspect(source.find_lora(str(path)), source.of_family("sd15"))
     assert (report.text_layers, report.unet_layers) == (1, 1)
     assert report.unmatched == ("lora_unet_no_such_layer",)
     assert report.touched[0].alpha == 1.5
@@ -150,13 +150,13 @@ def test_other_kinds_of_adapters_are_named(tmp_path: Path) -> None:
         shapes[f"{start}.hada_w1_b"] = (8, 320)
         shapes[f"{start}.hada_w2_a"] = (320, 8)
         shapes[f"{start}.hada_w2_b"] = (8, 320)
-    report = loras.inspect(source.find_lora(str(write(tmp_path / "l.safetensors", shapes))), source.known("sd15"))
+    report = loras.inspect(source.find_lora(str(write(tmp_path / "l.safetensors", shapes))), source.of_family("sd15"))
     assert {one.kind for one in report.touched} == {"loha"}
     assert report.ranks == {"8": 3}
     assert any(line == "kinds: loha 3" for line in loras.text(report, 80))
 
 
-def test_a_model_is_no_lora(tmp_path: Path) -> None:
+def test_a_model_is_not_a_lora(tmp_path: Path) -> None:
     path = write(tmp_path / "m.safetensors", guess.expected("sd15"))
     with pytest.raises(BadFile, match="a UNet alone, not a LoRA"):
         source.find_lora(str(path))

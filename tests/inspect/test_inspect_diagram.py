@@ -14,14 +14,14 @@ import pytest
 
 from sdcli.inspect import diagram, page
 from sdcli.inspect.facts import At, Inspection, inspect, native_size
-from sdcli.inspect.source import known
+from sdcli.inspect.source import of_family
 
 NAMES = ["sd15", "sdxl", "refiner", "unet2015"]
 SVG = "{http://www.w3.org/2000/svg}"
 
 
 def look(name: str) -> Inspection:
-    source = known(name)
+    source = of_family(name)
     width, height = native_size(source)
     return inspect(source, At(width=width, height=height))
 
@@ -41,8 +41,8 @@ def test_the_page_fetches_nothing_and_holds_every_layer() -> None:
     assert re.findall(r"https?://[^\"<]+", text) == ["http://www.w3.org/2000/svg"]
     assert not re.search(r"<(link|img|iframe|script[^>]+src)", text)
     assert text.count("<tr>") > 423
-    told = json.loads(re.search(r'id="about">(.*?)</script>', text, re.DOTALL)[1])  # type: ignore[index]
-    assert "10,524,480 parameters" in told["down_blocks.0"]
+    about = json.loads(re.search(r'id="about">(.*?)</script>', text, re.DOTALL)[1])  # type: ignore[index]
+    assert "10,524,480 parameters" in about["down_blocks.0"]
 
 
 def test_foreign_names_do_not_become_markup() -> None:
@@ -89,9 +89,9 @@ def test_a_browser_lays_the_drawing_out_without_collisions(name: str, tmp_path: 
     file.write_text(page.html(look(name)).replace("</body>", CHECK + "</body>"), encoding="utf-8")
     text = chromium("--window-size=1280,1000", "--dump-dom", file.as_uri()).stdout.decode()
     assert f"laid out {len([b for b in look(name).unet.blocks if b.role in ('down', 'mid', 'up')])}" in text
-    found = re.search(r'<pre id="faults">(.*?)</pre>', text)
-    assert found is not None
-    assert json.loads(found[1]) == []
+    faults = re.search(r'<pre id="faults">(.*?)</pre>', text)
+    assert faults is not None
+    assert json.loads(faults[1]) == []
 
 
 HOVER = """
@@ -104,7 +104,7 @@ g.dispatchEvent(new MouseEvent('click',{bubbles:true}));
 
 
 @pytest.mark.system
-def test_hovering_tells_and_clicking_opens_the_layers(tmp_path: Path) -> None:
+def test_hovering_shows_and_clicking_opens_the_layers(tmp_path: Path) -> None:
     file = tmp_path / "u.html"
     file.write_text(page.html(look("sd15")).replace("</body>", HOVER + "</body>"), encoding="utf-8")
     text = chromium("--dump-dom", file.as_uri()).stdout.decode()

@@ -1,4 +1,4 @@
-"""docs/unet.md tells the truth: its commands run and print what it shows, its figures are the code's."""
+"""docs/unet.md is true: its commands run and print what it shows, its figures are the code's."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ import pytest
 from sdcli import data
 from sdcli.inspect import diagram
 from sdcli.inspect.facts import At, inspect
-from sdcli.inspect.source import known
+from sdcli.inspect.source import of_family
 from sdcli.models import text, vae
 from sdcli.models.unet import analyse
 
@@ -24,14 +24,14 @@ TEXT = (DOCS / "unet.md").read_text(encoding="utf-8")
 
 def shown() -> list[tuple[str, list[str]]]:
     """Every command of a console block with the lines below it."""
-    found: list[tuple[str, list[str]]] = []
+    commands: list[tuple[str, list[str]]] = []
     for block in re.findall(r"```console\n(.*?)```", TEXT, re.DOTALL):
         for line in block.splitlines():
             if line.startswith("$ sdcli "):
-                found.append((line[8:], []))
+                commands.append((line[8:], []))
             else:
-                found[-1][1].append(line)
-    return found
+                commands[-1][1].append(line)
+    return commands
 
 
 @pytest.mark.parametrize(("command", "lines"), shown(), ids=[command for command, _ in shown()])
@@ -56,7 +56,7 @@ def test_the_figures_between_the_commands_are_the_codes() -> None:
     assert 3 * 512 * 512 == 48 * 4 * 64 * 64
     assert round(50 * small.macs / 1e12) == 20
     enters = [block.name for block in small.blocks if "CrossAttn" in block.type]
-    assert [sum(name.startswith(way) for name in enters) * n for way, n in (("down", 2), ("mid", 1), ("up", 3))] == [
+    assert [sum(name.startswith(role) for name in enters) * n for role, n in (("down", 2), ("mid", 1), ("up", 3))] == [
         6,
         1,
         9,
@@ -85,5 +85,5 @@ def test_the_figures_between_the_commands_are_the_codes() -> None:
 
 
 def test_the_diagram_is_the_one_that_is_drawn_now() -> None:
-    look = inspect(known("sd15"), At(width=512, height=512))
+    look = inspect(of_family("sd15"), At(width=512, height=512))
     assert (DOCS / "unet.svg").read_text(encoding="utf-8") == diagram.svg(look)

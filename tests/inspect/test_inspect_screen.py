@@ -6,14 +6,14 @@ import pytest
 
 from sdcli.inspect.facts import At, Inspection, inspect, native_size
 from sdcli.inspect.screen import draw, insight
-from sdcli.inspect.source import known
+from sdcli.inspect.source import of_family
 from sdcli.terminal import cells
 
 NAMES = ["sd15", "sdxl", "sd2", "refiner", "unet2015"]
 
 
 def look(name: str, **at: object) -> Inspection:
-    source = known(name)
+    source = of_family(name)
     width, height = native_size(source)
     return inspect(source, At(**{"width": width, "height": height, **at}))  # type: ignore[arg-type]
 
@@ -28,7 +28,7 @@ def test_every_known_unet_fits_one_screen(name: str, ascii: bool, width: int) ->
     assert all(line.isascii() for line in lines) is ascii
 
 
-def test_sd15_says_its_figures() -> None:
+def test_sd15_shows_its_figures() -> None:
     text = "\n".join(draw(look("sd15"), 80))
     for part in (
         "859,520,964 parameters",

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from inspect_files import found, lora, original, write
+from inspect_files import lora, original, source_of, write
 
 from sdcli import data
 from sdcli.errors import BadFile, ModelMissing, SdcliError, Unsafe
@@ -37,18 +37,18 @@ HEADER = 24_000  # bytes of a file of SMALL that are mutated: its length and hea
 
 @pytest.mark.parametrize("name", ["sd15", "SDXL", "sd2", "refiner", "unet2015"])
 def test_known_families_need_no_files(name: str) -> None:
-    known = found(name)
-    assert (known.kind, known.family, known.whole) == ("known", name.lower(), True)
-    width, height = native_size(known)
-    assert inspect(known, At(width=width, height=height)).unet.parameters > 30_000_000
+    family = source_of(name)
+    assert (family.kind, family.family, family.whole) == ("known", name.lower(), True)
+    width, height = native_size(family)
+    assert inspect(family, At(width=width, height=height)).unet.parameters > 30_000_000
 
 
-def test_the_builtin_model_is_shown_or_said_to_be_missing() -> None:
+def test_the_builtin_model_is_shown_or_reported_missing() -> None:
     if data.builtin_model() is None:
         with pytest.raises(ModelMissing, match="no built-in model"):
             source.find("builtin")
     else:
-        assert found("builtin").family == "builtin"
+        assert source_of("builtin").family == "builtin"
 
 
 @pytest.mark.parametrize("family", ["sd15", "sd2", "sdxl", "refiner"])
@@ -61,17 +61,17 @@ def test_both_layouts_and_a_bare_unet_are_the_same_family(family: str, tmp_path:
         "prefixed": {f"unet.{name}": shape for name, shape in shapes.items()},
     }
     for name, tensors in files.items():
-        one = found(write(tmp_path / f"{name}.safetensors", tensors))
+        one = source_of(write(tmp_path / f"{name}.safetensors", tensors))
         assert (one.family, one.missing, one.unexpected, one.mismatched) == (family, (), (), ())
         assert one.stored_dtypes == {"fp16": analyse(one.config, height=8, width=8).parameters}
 
 
-def test_a_checkpoint_says_what_stands_beside_its_unet(tmp_path: Path) -> None:
+def test_a_checkpoint_names_what_is_beside_its_unet(tmp_path: Path) -> None:
     tensors = original(guess.expected("sd15")) | {
         "first_stage_model.decoder.conv_in.weight": (512, 4, 3, 3),
         "cond_stage_model.transformer.text_model.embeddings.token_embedding.weight": (49408, 768),
     }
-    one = found(write(tmp_path / "whole.safetensors", tensors))
+    one = source_of(write(tmp_path / "whole.safetensors", tensors))
     assert one.kind == "checkpoint"
     assert one.beside == ("VAE 0.0 M", "text encoder 37.9 M")
     assert one.stored_bytes == 2 * 859_520_964
@@ -79,7 +79,7 @@ def test_a_checkpoint_says_what_stands_beside_its_unet(tmp_path: Path) -> None:
 
 def test_nine_input_channels_are_an_inpainting_unet(tmp_path: Path) -> None:
     shapes = guess.expected("sd15") | {"conv_in.weight": (320, 9, 3, 3)}
-    one = found(write(tmp_path / "inpaint.safetensors", original(shapes)))
+    one = source_of(write(tmp_path / "inpaint.safetensors", original(shapes)))
     assert one.family == "sd15"
     assert one.title == "UNet of Stable Diffusion 1.5, 9 input channels"
     assert one.whole
@@ -90,7 +90,7 @@ def test_a_missing_tensor_and_one_of_another_shape_are_named(tmp_path: Path) -> 
     del shapes["mid_block.resnets.0.conv1.weight"]
     shapes["conv_out.weight"] = (4, 320, 1, 1)
     shapes["stray"] = (3,)
-    one = found(write(tmp_path / "hurt.safetensors", shapes))
+    one = source_of(write(tmp_path / "hurt.safetensors", shapes))
     assert one.missing == ("mid_block.resnets.0.conv1.weight",)
     assert [(m.name, m.shape, m.expected) for m in one.mismatched] == [
         ("conv_out.weight", (4, 320, 1, 1), (4, 320, 3, 3))
@@ -105,7 +105,7 @@ def test_a_file_cut_off_is_still_recognised(tmp_path: Path) -> None:
     path = write(tmp_path / "cut.safetensors", original(guess.expected("sd15")))
     with path.open("rb+") as file:
         file.truncate(path.stat().st_size // 2)
-    one = found(path)
+    one = source_of(path)
     assert one.family == "sd15"
     assert one.fault is not None
     assert "cut off" in one.fault.message
@@ -119,14 +119,14 @@ def test_a_folder_is_read_from_its_config_and_headers(tmp_path: Path) -> None:
     (unet / "config.json").write_text(json.dumps(data.component_config("sd15", "unet")), encoding="utf-8")
     (vae / "config.json").write_text(json.dumps({"block_out_channels": [1, 2, 3]}), encoding="utf-8")
     write(unet / "diffusion_pytorch_model.safetensors", guess.expected("sd15"), "F32")
-    one = found(tmp_path / "model")
+    one = source_of(tmp_path / "model")
     assert (one.kind, one.family, one.stored_dtypes) == ("folder", "sd15", {"fp32": 859_520_964})
     assert one.pixels_per_latent == 4
-    assert found(unet / "config.json").kind == "config"
-    assert found(unet / "diffusion_pytorch_model.safetensors").kind == "unet-file"
+    assert source_of(unet / "config.json").kind == "config"
+    assert source_of(unet / "diffusion_pytorch_model.safetensors").kind == "unet-file"
 
 
-def test_shards_are_put_together_and_a_lost_one_is_told(tmp_path: Path) -> None:
+def test_shards_are_joined_and_a_missing_one_is_named(tmp_path: Path) -> None:
     shapes = list(guess.expected("sd15").items())
     parts = {"a-1.safetensors": dict(shapes[:300]), "a-2.safetensors": dict(shapes[300:])}
     for name, tensors in parts.items():
@@ -134,9 +134,9 @@ def test_shards_are_put_together_and_a_lost_one_is_told(tmp_path: Path) -> None:
     table = {"weight_map": {tensor: name for name, tensors in parts.items() for tensor in tensors}}
     (tmp_path / "a.safetensors.index.json").write_text(json.dumps(table), encoding="utf-8")
     (tmp_path / "config.json").write_text(json.dumps(data.component_config("sd15", "unet")), encoding="utf-8")
-    assert found(tmp_path).whole
+    assert source_of(tmp_path).whole
     (tmp_path / "a-2.safetensors").unlink()
-    hurt = found(tmp_path)
+    hurt = source_of(tmp_path)
     assert isinstance(hurt.fault, ModelMissing)
     assert len(hurt.missing) == len(parts["a-2.safetensors"])
 
@@ -145,14 +145,14 @@ def test_a_hub_id_is_looked_up_in_the_cache_only(own_folders: Path) -> None:
     snapshot = own_folders / "huggingface" / "hub" / "models--someone--model" / "snapshots" / "abcdef0123" / "unet"
     snapshot.mkdir(parents=True)
     (snapshot / "config.json").write_text(json.dumps(data.component_config("sdxl", "unet")), encoding="utf-8")
-    one = found("someone/model")
+    one = source_of("someone/model")
     assert (one.kind, one.family, one.origin) == ("hub", "sdxl", "someone/model @abcdef0 in the Hub cache")
     with pytest.raises(ModelMissing, match="not in the Hub cache"):
         source.find("someone/else")
-    assert found("runwayml/stable-diffusion-v1-5").family == "sd15"
+    assert source_of("runwayml/stable-diffusion-v1-5").family == "sd15"
 
 
-def test_a_lora_is_told_from_a_model(tmp_path: Path) -> None:
+def test_a_lora_is_distinguished_from_a_model(tmp_path: Path) -> None:
     result = source.find(str(write(tmp_path / "l.safetensors", lora("sdxl", 8))))
     assert isinstance(result, source.LoraFile)
     assert result.family == "sdxl"
@@ -189,7 +189,7 @@ def test_other_architectures_and_broken_configs_are_refused(tmp_path: Path) -> N
             source.find(str(path))
 
 
-def test_what_is_absent_is_missing_and_a_pickle_is_unsafe(tmp_path: Path) -> None:
+def test_an_absent_model_is_missing_and_a_pickle_is_unsafe(tmp_path: Path) -> None:
     for name in ("sd99", str(tmp_path / "gone.safetensors"), str(tmp_path)):
         with pytest.raises(ModelMissing):
             source.find(name)
@@ -246,11 +246,11 @@ def test_any_damaged_header_is_understood_or_refused(seed: int) -> None:
         path = write(Path(folder) / "x.safetensors", SMALL)
         raw = bytearray(path.read_bytes())
         for _ in range(dice.randint(1, 12)):
-            place = dice.randrange(HEADER)
+            position = dice.randrange(HEADER)
             if dice.random() < 0.3:
-                del raw[place : place + dice.randint(1, 60)]
+                del raw[position : position + dice.randint(1, 60)]
             else:
-                raw[place] = dice.choice(b'0129[]{}:,"\x00\xff.abw')
+                raw[position] = dice.choice(b'0129[]{}:,"\x00\xff.abw')
         path.write_bytes(bytes(raw))
         try:
             result = source.find(str(path))

@@ -1,4 +1,4 @@
-"""Tables add up, whichever way they are summed; CSV and Markdown hold what the screen holds."""
+"""Tables add up, however they are summed; CSV and Markdown hold what the screen holds."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ import pytest
 from sdcli.errors import Usage
 from sdcli.inspect import tables
 from sdcli.inspect.facts import At, Inspection, inspect, to_json
-from sdcli.inspect.source import known
+from sdcli.inspect.source import of_family
 from sdcli.terminal import cells
 
 
 @pytest.fixture(scope="module")
 def sd15() -> Inspection:
-    return inspect(known("sd15"), At(width=512, height=512))
+    return inspect(of_family("sd15"), At(width=512, height=512))
 
 
 def test_every_sum_is_the_whole(sd15: Inspection) -> None:
@@ -89,7 +89,7 @@ def test_csv_and_markdown_hold_every_row(sd15: Inspection) -> None:
     assert {line.count("|") for line in lines} == {len(tables.FIELDS) + 1}
 
 
-def test_the_document_keeps_its_promises(sd15: Inspection) -> None:
+def test_the_json_matches_its_schema(sd15: Inspection) -> None:
     document = to_json(sd15)
     assert document["schema"] == "sdcli.unet/1"
     assert sum(layer["macs"] for layer in document["layers"]) == document["totals"]["macs"] == 401_636_720_640

@@ -10,7 +10,7 @@ from sdcli.machine.hardware import Probe
 from sdcli.machine.installation import Installation, Torch
 from sdcli.machine.memories import ProbeKey
 from sdcli.machine.memory import Memory
-from sdcli.machine.nvml import Card, Report
+from sdcli.machine.nvml import Gpu, Nvidia
 from sdcli.machine.processor import Processor
 from sdcli.machine.survey import Survey
 
@@ -19,30 +19,30 @@ CPU_TORCH = Torch(version="2.13.0+cpu")
 CUDA_TORCH = Torch(version="2.13.0+cu130", cuda="13.0")
 
 
-def card(name: str = "NVIDIA GeForce RTX 4060", index: int = 0, capability: str | None = "8.9", gib: int = 8) -> Card:
-    return Card(
+def gpu(name: str = "NVIDIA GeForce RTX 4060", index: int = 0, capability: str | None = "8.9", gib: int = 8) -> Gpu:
+    return Gpu(
         index=index, uuid=f"GPU-{index}", name=name, total=gib * GIB, free=max(0, gib - 1) * GIB, capability=capability,
     )  # fmt: skip
 
 
 def machine(
-    *cards: Card,
+    *gpus: Gpu,
     torch: Torch | None = CUDA_TORCH,
     isa: str = "avx2",
     ram: int = 16,
     apple: bool = False,
     environment: Mapping[str, str] | None = None,
-    report: Report | None = None,
+    nvidia: Nvidia | None = None,
     driverless: bool = False,
     kind: str = "venv",
     probes: Mapping[ProbeKey, Probe] | None = None,
 ) -> Survey:
-    report = report or Report(cards=cards, driver="581.42" if cards else None, cuda="13.0" if cards else None)
+    nvidia = nvidia or Nvidia(gpus=gpus, driver="581.42" if gpus else None, cuda="13.0" if gpus else None)
     return Survey(
         processor=Processor(name="Apple M2" if apple else "Ryzen 5 5600", isa=isa, cores=6, threads=6, load=0.1),
         memory=Memory(total=ram * GIB, available=(ram - 6) * GIB),
-        nvidia=report,
-        visible=nvml.visible(report.cards, environment or {}),
+        nvidia=nvidia,
+        visible=nvml.visible(nvidia.gpus, environment or {}),
         torch=torch,
         installation=Installation(kind=kind, prefix=Path("/env"), python="/env/bin/python"),
         probes=probes or {},

@@ -1,4 +1,4 @@
-"""Cards by hand, since no NVIDIA driver is where the tests run: a stand-in for the functions of pynvml that are called,
+"""GPUs by hand, since the tests run without an NVIDIA driver: a stand-in for the functions of pynvml that are called,
 and a driver's library from a few lines of C, for the real pynvml to load."""
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ GIB = 1 << 30
 
 @dataclass
 class Fake:
-    """One card as NVML would tell of it."""
+    """One GPU as NVML would report it."""
 
     name: str = "NVIDIA GeForce RTX 4060"
     uuid: str = "GPU-11111111-aaaa-bbbb-cccc-000000000001"
@@ -31,14 +31,14 @@ class Fake:
 
 
 class FakeNvml:
-    """pynvml with these cards; counts how often it was opened and closed. `lacks` names what an old driver has not."""
+    """pynvml with these GPUs; counts how often it was opened and closed. `lacks`: functions an old driver has not."""
 
     NVMLError = pynvml.NVMLError
     nvmlMemory_v2 = pynvml.nvmlMemory_v2
     NVML_CLOCK_SM = pynvml.NVML_CLOCK_SM
 
-    def __init__(self, *cards: Fake, driver: str = "581.42", init: int = 0, lacks: Sequence[str] = ()) -> None:
-        self.cards, self.driver, self.init = cards, driver, init
+    def __init__(self, *gpus: Fake, driver: str = "581.42", init: int = 0, lacks: Sequence[str] = ()) -> None:
+        self.gpus, self.driver, self.init = gpus, driver, init
         self.opened = self.closed = 0
         for name in lacks:
             setattr(self, name, self._lacking)
@@ -64,12 +64,12 @@ class FakeNvml:
         return 13000
 
     def nvmlDeviceGetCount(self) -> int:
-        return len(self.cards)
+        return len(self.gpus)
 
     def nvmlDeviceGetHandleByIndex(self, index: int) -> Fake:
-        if self.cards[index].lost:
+        if self.gpus[index].lost:
             raise self.NVMLError(pynvml.NVML_ERROR_GPU_IS_LOST)
-        return self.cards[index]
+        return self.gpus[index]
 
     def nvmlDeviceGetName(self, handle: Fake) -> str:
         return handle.name
@@ -110,22 +110,22 @@ class FakeNvml:
 SOURCE = r"""
 #include <stdio.h>
 typedef unsigned long long u64;
-static int cards[1];
+static int gpus[1];
 int nvmlInitWithFlags(unsigned flags) { return 0; }
 int nvmlShutdown(void) { return 0; }
 int nvmlSystemGetDriverVersion(char *text, unsigned size) { snprintf(text, size, "581.42"); return 0; }
 int nvmlSystemGetCudaDriverVersion_v2(int *version) { *version = 13000; return 0; }
 int nvmlDeviceGetCount_v2(unsigned *count) { *count = 1; return 0; }
-int nvmlDeviceGetHandleByIndex_v2(unsigned index, void **handle) { *handle = cards; return 0; }
-int nvmlDeviceGetName(void *card, char *text, unsigned size) { snprintf(text, size, "%(name)s"); return 0; }
-int nvmlDeviceGetUUID(void *card, char *text, unsigned size) { snprintf(text, size, "%(uuid)s"); return 0; }
+int nvmlDeviceGetHandleByIndex_v2(unsigned index, void **handle) { *handle = gpus; return 0; }
+int nvmlDeviceGetName(void *gpu, char *text, unsigned size) { snprintf(text, size, "%(name)s"); return 0; }
+int nvmlDeviceGetUUID(void *gpu, char *text, unsigned size) { snprintf(text, size, "%(uuid)s"); return 0; }
 typedef struct { unsigned version; u64 total, reserved, free, used; } memory2;
-int nvmlDeviceGetMemoryInfo_v2(void *card, memory2 *memory) {
+int nvmlDeviceGetMemoryInfo_v2(void *gpu, memory2 *memory) {
   if (memory->version != (sizeof(memory2) | 2u << 24)) return 25;
   memory->total = %(total)dull; memory->free = %(free)dull; return 0; }
-int nvmlDeviceGetCudaComputeCapability(void *card, int *major, int *minor) { *major = 8; *minor = 9; return 0; }
-int nvmlDeviceGetNumGpuCores(void *card, unsigned *count) { *count = %(cores)d; return 0; }
-int nvmlDeviceGetMaxClockInfo(void *card, int which, unsigned *mhz) { *mhz = which == 1 ? %(clock)d : 0; return 0; }
+int nvmlDeviceGetCudaComputeCapability(void *gpu, int *major, int *minor) { *major = 8; *minor = 9; return 0; }
+int nvmlDeviceGetNumGpuCores(void *gpu, unsigned *count) { *count = %(cores)d; return 0; }
+int nvmlDeviceGetMaxClockInfo(void *gpu, int which, unsigned *mhz) { *mhz = which == 1 ? %(clock)d : 0; return 0; }
 """
 
 
@@ -134,7 +134,7 @@ def compiler() -> str | None:
 
 
 def compiled(folder: Path) -> None:
-    """A libnvidia-ml.so.1 that tells of the one card that `Fake()` is."""
+    """A libnvidia-ml.so.1 that reports one GPU, `Fake()`."""
     (folder / "nvml.c").write_text(SOURCE % vars(Fake()))
     command = [str(compiler()), "-shared", "-fPIC", "-o", str(folder / "libnvidia-ml.so.1"), str(folder / "nvml.c")]
     subprocess.run(command, check=True)

@@ -10,13 +10,13 @@ from pathlib import Path
 
 import nvml_by_hand
 import pytest
-from machines import CPU_TORCH, CUDA_TORCH, card, machine
+from machines import CPU_TORCH, CUDA_TORCH, gpu, machine
 
 from sdcli import schema
 from sdcli.cli import doctor
 from sdcli.machine.hardware import Probe
 from sdcli.machine.installation import Torch
-from sdcli.machine.nvml import Report
+from sdcli.machine.nvml import Nvidia
 from sdcli.machine.survey import Survey
 from sdcli.terminal import cells
 
@@ -28,15 +28,15 @@ def _screen(seen: Survey) -> str:
 
 
 def _codes(seen: Survey) -> list[str]:
-    return [problem.code for problem in doctor.examine(seen=seen).report.problems]
+    return [problem.code for problem in doctor.examine(seen=seen).diagnosis.problems]
 
 
 def _exit(seen: Survey) -> int:
-    return doctor.exit_code(doctor.examine(seen=seen).report)
+    return doctor.exit_code(doctor.examine(seen=seen).diagnosis)
 
 
-def test_a_card_that_torch_cannot_use_is_a_problem_with_the_line_that_mends_it() -> None:
-    seen = machine(card(), torch=CPU_TORCH)
+def test_a_gpu_that_torch_cannot_use_is_a_problem_with_the_line_that_mends_it() -> None:
+    seen = machine(gpu(), torch=CPU_TORCH)
     text = _screen(seen)
     assert "GPU      RTX 4060, 8.0 GiB, 7.0 free, driver 581.42" in text and "✗ torch can't use" in text
     assert "torch 2.13.0+cpu is a CPU build" in text
@@ -45,30 +45,30 @@ def test_a_card_that_torch_cannot_use_is_a_problem_with_the_line_that_mends_it()
     assert _exit(seen) == 8
 
 
-def test_a_card_that_works_is_no_problem_and_ends_with_0() -> None:
-    seen = machine(card())
+def test_a_gpu_that_works_is_no_problem_and_ends_with_0() -> None:
+    seen = machine(gpu())
     text = _screen(seen)
     assert "✓ cuda:0" in text and text.endswith("No problems.") and _exit(seen) == 0
 
 
-def test_a_machine_without_a_card_has_no_problem() -> None:
+def test_a_machine_without_a_gpu_has_no_problem() -> None:
     assert _exit(machine(torch=CPU_TORCH)) == 0
     assert "none found; using the CPU" in _screen(machine(torch=CPU_TORCH))
 
 
-def test_one_card_that_works_beside_one_that_does_not_is_no_problem() -> None:
-    seen = machine(card("NVIDIA GeForce GTX 1080", capability="6.1"), card(index=1))
+def test_one_gpu_that_works_beside_one_that_does_not_is_no_problem() -> None:
+    seen = machine(gpu("NVIDIA GeForce GTX 1080", capability="6.1"), gpu(index=1))
     text = _screen(seen)
     assert "✗ torch can't use" in text and "✓ cuda:1" in text and _exit(seen) == 0
 
 
-def test_cards_that_were_hidden_are_said_to_be_hidden() -> None:
-    seen = machine(card(), environment={"CUDA_VISIBLE_DEVICES": "-1"})
+def test_gpus_that_were_hidden_are_said_to_be_hidden() -> None:
+    seen = machine(gpu(), environment={"CUDA_VISIBLE_DEVICES": "-1"})
     assert "hidden by CUDA_VISIBLE_DEVICES" in _screen(seen) and _exit(seen) == 0
 
 
 def test_a_broken_driver_is_a_problem_with_a_way_out() -> None:
-    seen = machine(report=Report(reason="the GPU was lost: restart the machine", broken=True))
+    seen = machine(nvidia=Nvidia(reason="the GPU was lost: restart the machine", broken=True))
     text = _screen(seen)
     assert "restart the machine" in text and "driver" in text and _exit(seen) == 8
 
@@ -85,7 +85,7 @@ def test_without_torch_nothing_can_be_drawn() -> None:
 
 
 def test_a_gtx_1660_gets_its_note() -> None:
-    assert "--dtype fp32" in _screen(machine(card("NVIDIA GeForce GTX 1660", capability="7.5")))
+    assert "--dtype fp32" in _screen(machine(gpu("NVIDIA GeForce GTX 1660", capability="7.5")))
 
 
 def test_bf16_on_the_cpu_is_told_by_instructions_until_it_was_probed() -> None:
@@ -103,13 +103,13 @@ def test_bf16_on_the_cpu_is_told_by_instructions_until_it_was_probed() -> None:
 
 def test_the_models_line_follows_the_cache(own_folders: Path) -> None:
     assert "sd15 – 2.13 GB   sdxl – 6.94 GB" in _screen(machine())
-    report = doctor.examine(seen=machine()).report
+    report = doctor.examine(seen=machine()).diagnosis
     assert [(model.name, model.ready) for model in report.models][1:] == [("sd15", False), ("sdxl", False)]
 
 
 def test_a_full_disk_is_a_problem_that_does_not_say_the_gpu_is_unusable(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(doctor.memory, "disk_free", lambda path: 41_000_000)
-    seen = machine(card())
+    seen = machine(gpu())
     assert _codes(seen) == ["disk-full", "disk-full"] and _exit(seen) == 0
     assert "41 MB free for images" in _screen(seen)
 
@@ -121,7 +121,7 @@ def test_versions_below_the_floor_and_missing_ones_are_problems(monkeypatch: pyt
         doctor.Version(name="transformers", version=""),
     )
     monkeypatch.setattr(doctor.installation, "versions", lambda: found)
-    problems = doctor.examine(seen=machine()).report.problems
+    problems = doctor.examine(seen=machine()).diagnosis.problems
     assert [problem.message for problem in problems] == [
         "diffusers 0.30.0 is older than 0.42, the oldest tested version",
         "transformers is not installed",
@@ -130,8 +130,8 @@ def test_versions_below_the_floor_and_missing_ones_are_problems(monkeypatch: pyt
     assert "not the tested set" in _screen(machine())
 
 
-def test_the_json_has_its_keys_and_an_unusable_card_says_so_in_its_dtypes() -> None:
-    data = schema.to_json(doctor.examine(seen=machine(card(), torch=CPU_TORCH)).report)
+def test_the_json_has_its_keys_and_an_unusable_gpu_says_so_in_its_dtypes() -> None:
+    data = schema.to_json(doctor.examine(seen=machine(gpu(), torch=CPU_TORCH)).diagnosis)
     assert {"schema", "devices", "versions", "problems"} <= set(data) and data["schema"] == "sdcli.doctor/1"
     assert [device["device"] for device in data["devices"]] == ["cpu", "cuda:0"]
     assert set(data["devices"][1]["dtypes"].values()) == {"unavailable"}
@@ -141,7 +141,7 @@ def test_the_json_has_its_keys_and_an_unusable_card_says_so_in_its_dtypes() -> N
 
 
 def test_everything_but_lines_to_paste_fits_80_columns_and_names_have_no_power() -> None:
-    seen = machine(card("NVIDIA \x1b[31mGeForce"), torch=CUDA_TORCH)
+    seen = machine(gpu("NVIDIA \x1b[31mGeForce"), torch=CUDA_TORCH)
     for line in doctor.screen(doctor.examine(seen=seen)):
         assert "\x1b" not in line
         if not line.startswith(("config", "disk")):  # these hold paths
@@ -165,8 +165,8 @@ def test_a_hub_that_does_not_answer_is_said_to(own_folders: Path) -> None:
 def test_a_hub_that_was_to_be_tried_and_does_not_answer_is_a_problem(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HF_ENDPOINT", "file:///etc/passwd")
     found = doctor.examine(network=True, seen=machine(torch=CPU_TORCH))
-    assert [problem.code for problem in found.report.problems] == ["network"]
-    assert doctor.exit_code(found.report) == 3 and doctor.screen(found)[-1] == "1 problem. (exit 3)"
+    assert [problem.code for problem in found.diagnosis.problems] == ["network"]
+    assert doctor.exit_code(found.diagnosis) == 3 and doctor.screen(found)[-1] == "1 problem. (exit 3)"
     assert _exit(machine(torch=CPU_TORCH)) == 0  # unasked
 
 
@@ -175,7 +175,7 @@ def test_settings_that_are_wrong_are_a_problem(own_folders: Path) -> None:
     (own_folders / "config" / "config.toml").write_text("garbage = = 3\n")
     text = _screen(machine(torch=CPU_TORCH))
     assert "config.toml:1:" in text and text.endswith("1 problem. (exit 2)")
-    assert _exit(machine(torch=CPU_TORCH)) == 2 and _exit(machine(card(), torch=CPU_TORCH)) == 8
+    assert _exit(machine(torch=CPU_TORCH)) == 2 and _exit(machine(gpu(), torch=CPU_TORCH)) == 8
 
 
 def test_a_hub_that_answers_is_timed_and_one_that_refuses_is_quoted() -> None:

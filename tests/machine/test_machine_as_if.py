@@ -42,30 +42,30 @@ def test_what_is_no_size_is_refused(text: str) -> None:
         parse_size(text)
 
 
-def test_a_card_of_8_gib_in_this_machine() -> None:
-    found = _parse("cuda:8GiB")
-    assert (found.device, found.kind, found.source) == ("cuda:0", "cuda", "as-if")
-    assert (found.total, found.free, found.ram_total, found.ram_free) == (8 * GIB, 8 * GIB, 32 * GIB, 30 * GIB)
-    assert (found.isa, found.threads) == ("avx2", 6)
-    assert found.dtypes == {"fp32": "assumed", "bf16": "assumed", "fp16": "assumed"}
+def test_a_gpu_of_8_gib_in_this_machine() -> None:
+    one = _parse("cuda:8GiB")
+    assert (one.device, one.kind, one.source) == ("cuda:0", "cuda", "as-if")
+    assert (one.total, one.free, one.ram_total, one.ram_free) == (8 * GIB, 8 * GIB, 32 * GIB, 30 * GIB)
+    assert (one.isa, one.threads) == ("avx2", 6)
+    assert one.dtypes == {"fp32": "assumed", "bf16": "assumed", "fp16": "assumed"}
 
 
-def test_a_card_that_is_partly_taken_in_a_machine_of_64_gib() -> None:
-    found = _parse("cuda:24GiB/20GiB,ram:64GiB")
-    assert (found.total, found.free, found.ram_total, found.ram_free) == (24 * GIB, 20 * GIB, 64 * GIB, 64 * GIB)
+def test_a_gpu_that_is_partly_taken_in_a_machine_of_64_gib() -> None:
+    one = _parse("cuda:24GiB/20GiB,ram:64GiB")
+    assert (one.total, one.free, one.ram_total, one.ram_free) == (24 * GIB, 20 * GIB, 64 * GIB, 64 * GIB)
 
 
 def test_a_processor_has_the_hosts_memory_for_its_own() -> None:
-    found = _parse("cpu,ram:16")
-    assert (found.device, found.total, found.free, found.ram_free) == ("cpu", 16 * GIB, 16 * GIB, 16 * GIB)
-    assert found.dtypes["bf16"] == found.dtypes["fp16"] == "unavailable", "this one has AVX2 only"
+    one = _parse("cpu,ram:16")
+    assert (one.device, one.total, one.free, one.ram_free) == ("cpu", 16 * GIB, 16 * GIB, 16 * GIB)
+    assert one.dtypes["bf16"] == one.dtypes["fp16"] == "unavailable", "this one has AVX2 only"
     assert _parse("CPU").free == 30 * GIB
 
 
 def test_a_mac_shares_its_memory_with_the_gpu_up_to_what_macos_lets_it_hold() -> None:
-    found = _parse("mps,ram:24GiB")
-    assert (found.kind, found.total, found.ram_total) == ("mps", 16 * GIB, 24 * GIB)
-    assert found.free <= found.ram_free
+    one = _parse("mps,ram:24GiB")
+    assert (one.kind, one.total, one.ram_total) == ("mps", 16 * GIB, 24 * GIB)
+    assert one.free <= one.ram_free
 
 
 @pytest.mark.parametrize(
@@ -88,16 +88,16 @@ def test_what_is_no_machine_is_refused_with_the_forms_that_are(text: str) -> Non
 @given(st.text(alphabet="cpumsda:/,.ramGiBM0123456789 ", max_size=24) | st.text(max_size=16))
 def test_any_text_is_a_machine_that_holds_together_or_a_usage_error(text: str) -> None:
     try:
-        found = _parse(text)
+        one = _parse(text)
     except Usage:
         return
-    assert 0 < found.free <= found.total and 0 < found.ram_free <= found.ram_total
-    assert found.source == "as-if" and found.kind in ("cpu", "mps", "cuda")
+    assert 0 < one.free <= one.total and 0 < one.ram_free <= one.ram_total
+    assert one.source == "as-if" and one.kind in ("cpu", "mps", "cuda")
 
 
 @settings(deadline=None, derandomize=True, max_examples=100)
 @given(st.integers(1, 512), st.integers(1, 512), st.integers(1, 4096), st.sampled_from(["", "GiB", "G", " gib"]))
 def test_what_is_written_is_what_is_planned_for(total: int, free: int, ram: int, unit: str) -> None:
     free, total = sorted((free, total))
-    found = _parse(f"cuda:{total}{unit}/{free}{unit},ram:{ram}{unit}")
-    assert (found.total, found.free, found.ram_total) == (total * GIB, free * GIB, ram * GIB)
+    one = _parse(f"cuda:{total}{unit}/{free}{unit},ram:{ram}{unit}")
+    assert (one.total, one.free, one.ram_total) == (total * GIB, free * GIB, ram * GIB)

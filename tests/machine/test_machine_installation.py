@@ -11,19 +11,19 @@ import pytest
 from sdcli import data
 from sdcli.machine import installation
 from sdcli.machine.installation import Installation, Torch, Version
-from sdcli.machine.nvml import Card, Report
+from sdcli.machine.nvml import Gpu, Nvidia
 
 CPU = Torch(version="2.13.0+cpu")
 CU130 = Torch(version="2.13.0+cu130", cuda="13.0")
 CU126 = Torch(version="2.13.0+cu126", cuda="12.6")
 
 
-def _card(capability: str | None = "8.9", name: str = "NVIDIA GeForce RTX 4060") -> Card:
-    return Card(index=0, uuid="GPU-1", name=name, total=8 << 30, free=7 << 30, capability=capability)
+def _gpu(capability: str | None = "8.9", name: str = "NVIDIA GeForce RTX 4060") -> Gpu:
+    return Gpu(index=0, uuid="GPU-1", name=name, total=8 << 30, free=7 << 30, capability=capability)
 
 
-def _driver(version: str = "581.42", cuda: str | None = "13.0") -> Report:
-    return Report(driver=version, cuda=cuda)
+def _driver(version: str = "581.42", cuda: str | None = "13.0") -> Nvidia:
+    return Nvidia(driver=version, cuda=cuda)
 
 
 # --- torch without importing it
@@ -39,8 +39,8 @@ def test_torchs_version_file_is_read_as_text(tmp_path: Path) -> None:
         "from typing import Optional\n__version__ = '2.13.0+cu130'\ndebug = False\n"
         "cuda: Optional[str] = '13.0'\ngit_version = 'cf30153c'\nhip: Optional[str] = None\n"
     )
-    found = installation.torch_build(_torch_folder(tmp_path, text))
-    assert found == CU130 and found.flavour == "CUDA 13.0"
+    torch = installation.torch_build(_torch_folder(tmp_path, text))
+    assert torch == CU130 and torch.flavour == "CUDA 13.0"
 
 
 @pytest.mark.parametrize(
@@ -52,9 +52,9 @@ def test_torchs_version_file_is_read_as_text(tmp_path: Path) -> None:
     ],
 )
 def test_builds_for_other_devices_are_named(tmp_path: Path, text: str, flavour: str) -> None:
-    found = installation.torch_build(_torch_folder(tmp_path, text))
-    assert found is not None and found.flavour == flavour
-    assert "build" in (installation.unusable(found, _card(), _driver()) or "")
+    torch = installation.torch_build(_torch_folder(tmp_path, text))
+    assert torch is not None and torch.flavour == flavour
+    assert "build" in (installation.unusable(torch, _gpu(), _driver()) or "")
 
 
 @pytest.mark.parametrize("text", ["", "import os\nos.abort()\n", "\x00\xff"])
@@ -65,12 +65,12 @@ def test_a_version_file_of_something_else_is_no_torch_and_is_not_run(tmp_path: P
 
 def test_the_installed_torch_is_found_and_not_imported() -> None:
     before = "torch" in sys.modules
-    found = installation.torch_build()
-    assert found is not None and installation.version_of(found.version) >= (2, 10)
+    torch = installation.torch_build()
+    assert torch is not None and installation.version_of(torch.version) >= (2, 10)
     assert ("torch" in sys.modules) == before
 
 
-# --- torch, card and driver together
+# --- torch, GPU and driver together
 
 
 @pytest.mark.parametrize(
@@ -92,22 +92,22 @@ def test_the_installed_torch_is_found_and_not_imported() -> None:
         (CU126, "12.0", "581.42", "13.0", "torch 2.13.0+cu126 is not built for this GPU's compute capability 12.0"),
     ],
 )
-def test_a_card_is_usable_or_the_reason_is_exact(
+def test_a_gpu_is_usable_or_the_reason_is_exact(
     torch: Torch | None, capability: str | None, driver: str, cuda: str | None, reason: str | None
 ) -> None:
-    assert installation.unusable(torch, _card(capability), _driver(driver, cuda)) == reason
+    assert installation.unusable(torch, _gpu(capability), _driver(driver, cuda)) == reason
 
 
 def test_volta_was_dropped_from_cuda_12_8_builds_with_torch_2_11() -> None:
-    kept = Torch(version="2.10.0+cu128", cuda="12.8")
+    torch = Torch(version="2.10.0+cu128", cuda="12.8")
     dropped = Torch(version="2.11.0+cu128", cuda="12.8")
-    assert installation.unusable(kept, _card("7.0"), _driver()) is None
-    assert "7.0" in (installation.unusable(dropped, _card("7.0"), _driver()) or "")
+    assert installation.unusable(torch, _gpu("7.0"), _driver()) is None
+    assert "7.0" in (installation.unusable(dropped, _gpu("7.0"), _driver()) or "")
 
 
 def test_a_cuda_that_came_later_is_judged_by_its_driver_alone() -> None:
     later = Torch(version="2.16.0+cu135", cuda="13.5")
-    assert installation.unusable(later, _card("8.9"), _driver()) is None
+    assert installation.unusable(later, _gpu("8.9"), _driver()) is None
 
 
 @pytest.mark.parametrize(
@@ -123,20 +123,20 @@ def test_a_cuda_that_came_later_is_judged_by_its_driver_alone() -> None:
         ("3.5", "581.42", "13.0", None),
     ],
 )
-def test_the_advised_build_fits_card_and_driver_and_would_be_usable(
+def test_the_advised_build_fits_gpu_and_driver_and_would_be_usable(
     capability: str, driver: str, cuda: str, tag: str | None
 ) -> None:
-    card, report = _card(capability), _driver(driver, cuda)
-    build = installation.advised(card, report)
+    gpu, nvidia = _gpu(capability), _driver(driver, cuda)
+    build = installation.advised(gpu, nvidia)
     assert (build.tag if build else None) == tag
     if build is not None:
         mended = Torch(version=f"2.11.0+{build.tag}", cuda=f"{build.tag[2:4]}.{build.tag[4:]}")
-        assert installation.unusable(mended, card, report) is None
+        assert installation.unusable(mended, gpu, nvidia) is None
 
 
-def test_where_no_torch_helps_the_reason_is_the_card_or_the_driver() -> None:
-    assert "3.5" in installation.no_way(_card("3.5"))
-    assert "525" in installation.no_way(_card("8.9"))
+def test_where_no_torch_helps_the_reason_is_the_gpu_or_the_driver() -> None:
+    assert "3.5" in installation.why_no_build(_gpu("3.5"))
+    assert "525" in installation.why_no_build(_gpu("8.9"))
 
 
 # --- the line to paste
@@ -177,7 +177,7 @@ def test_a_checkouts_own_environment_is_known_by_the_script_that_made_it(tmp_pat
 def _fix(kind: str, capability: str = "8.9", torch: Torch | None = CPU, uv: bool = False, has_pip: bool = True) -> str:
     place = Installation(kind=kind, prefix=Path("/env"), python="/env/bin/python", uv=uv)
     line = installation.fix(
-        place, torch, _card(capability), _driver(), has_pip=has_pip, origin="/src/sd cli"
+        place, torch, _gpu(capability), _driver(), has_pip=has_pip, origin="/src/sd cli"
     )  # fmt: skip
     assert line is not None
     return line
@@ -198,7 +198,7 @@ def test_each_kind_of_installation_has_its_own_line() -> None:
     assert _fix("venv", uv=True, has_pip=True) == pip
 
 
-def test_an_old_card_names_its_build_to_uv_because_uv_looks_at_the_driver_only() -> None:
+def test_an_old_gpu_names_its_build_to_uv_because_uv_looks_at_the_driver_only() -> None:
     assert "--torch-backend=cu126" in _fix("uv tool", "6.1")
     assert "+cu126" in _fix("venv", "6.1") and _fix("venv", "6.1").endswith("/cu126")
 
@@ -212,13 +212,13 @@ def test_a_torch_without_such_a_build_is_replaced_by_the_tested_one(version: str
 
 def test_a_build_that_ended_earlier_is_named_with_its_last_torch() -> None:
     place = Installation(kind="venv", prefix=Path("/env"), python="python")
-    line = installation.fix(place, CPU, _card("12.0"), _driver("570.1", "12.8"), has_pip=True)
+    line = installation.fix(place, CPU, _gpu("12.0"), _driver("570.1", "12.8"), has_pip=True)
     assert line is not None and "torch==2.11.0+cu128" in line
 
 
 def test_where_no_torch_would_help_there_is_no_line() -> None:
     place = Installation(kind="venv", prefix=Path("/env"), python="python")
-    assert installation.fix(place, CPU, _card("8.9"), _driver("470.1", "11.4")) is None
+    assert installation.fix(place, CPU, _gpu("8.9"), _driver("470.1", "11.4")) is None
 
 
 def test_what_is_installed_from_a_folder_is_installed_again_from_it(
@@ -240,7 +240,7 @@ def test_what_is_installed_from_a_folder_is_installed_again_from_it(
 def test_the_folder_one_stands_in_is_a_dot(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     place = Installation(kind="uv tool", prefix=Path("/env"), python="python")
-    line = installation.fix(place, CPU, _card(), _driver(), origin=str(tmp_path))
+    line = installation.fix(place, CPU, _gpu(), _driver(), origin=str(tmp_path))
     assert line is not None and line.split()[-1] == "."
 
 
@@ -250,9 +250,9 @@ def test_the_folder_one_stands_in_is_a_dot(tmp_path: Path, monkeypatch: pytest.M
 def test_the_packages_of_this_environment_are_listed_without_importing_them() -> None:
     from importlib import metadata
 
-    found = {version.name: version.version for version in installation.versions()}
-    assert set(found) == set(data.lowest_versions())
-    for name, version in found.items():
+    versions = {version.name: version.version for version in installation.versions()}
+    assert set(versions) == set(data.lowest_versions())
+    for name, version in versions.items():
         assert version == metadata.version(name), "the folder's name and the record agree"
 
 

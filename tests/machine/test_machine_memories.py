@@ -146,7 +146,7 @@ def test_two_programs_at_once_lose_nothing(tmp_path: Path) -> None:
 # --- what is remembered
 
 
-def _card(**changes: object) -> Hardware:
+def _gpu(**changes: object) -> Hardware:
     values: dict[str, object] = {
         "device": "cuda:0", "name": "RTX 4060", "source": "nvml", "total": 8 * GIB, "free": 7 * GIB,
         "ram_total": 32 * GIB, "ram_free": 20 * GIB, "capability": "8.9", "threads": 6, "isa": "avx2",
@@ -156,12 +156,12 @@ def _card(**changes: object) -> Hardware:
 
 def test_a_machine_is_the_same_whatever_is_free_and_another_with_other_parts() -> None:
     versions = {"torch": "2.13.0", "diffusers": "0.42.1"}
-    same = _card().fingerprint(versions)
-    busy = _card(free=GIB, ram_free=GIB, device="cuda:1")
+    same = _gpu().fingerprint(versions)
+    busy = _gpu(free=GIB, ram_free=GIB, device="cuda:1")
     assert busy.fingerprint(dict(reversed(versions.items()))) == same
-    others = [_card(name="RTX 3060"), _card(total=6 * GIB), _card(threads=4), _card(isa="avx512"), _card(ram_total=GIB)]
+    others = [_gpu(name="RTX 3060"), _gpu(total=6 * GIB), _gpu(threads=4), _gpu(isa="avx512"), _gpu(ram_total=GIB)]
     assert all(other.fingerprint(versions) != same for other in others)
-    assert _card().fingerprint({**versions, "torch": "2.14.0"}) != same
+    assert _gpu().fingerprint({**versions, "torch": "2.14.0"}) != same
 
 
 def test_runs_are_remembered_by_machine_and_way_and_merged_by_the_caller() -> None:

@@ -41,8 +41,8 @@ def test_nothing_to_read_is_no_memory_rather_than_a_crash(tmp_path: Path) -> Non
 def test_a_container_of_16_gib_gives_16_less_what_is_used_and_the_file_cache_counts_as_free(tmp_path: Path) -> None:
     stat = f"anon {2 * GIB}\nfile {7 * GIB}\ninactive_file {4 * GIB}\nactive_file {3 * GIB}\n"
     group = {"memory.max": str(16 * GIB), "memory.current": str(9 * GIB), "memory.stat": stat, "memory.high": "max"}
-    found = _read(cgroup2(_host(tmp_path), "/", {"": group}))
-    assert found == Memory(total=16 * GIB, available=14 * GIB, limited=True)
+    result = _read(cgroup2(_host(tmp_path), "/", {"": group}))
+    assert result == Memory(total=16 * GIB, available=14 * GIB, limited=True)
 
 
 def test_the_tightest_of_nested_groups_decides(tmp_path: Path) -> None:
@@ -50,8 +50,8 @@ def test_the_tightest_of_nested_groups_decides(tmp_path: Path) -> None:
         "slice": {"memory.max": str(8 * GIB), "memory.current": str(7 * GIB)},
         "slice/job": {"memory.max": str(32 * GIB), "memory.current": str(1 * GIB)},
     }
-    found = _read(cgroup2(_host(tmp_path), "/slice/job", groups))
-    assert found == Memory(total=8 * GIB, available=1 * GIB, limited=True)
+    result = _read(cgroup2(_host(tmp_path), "/slice/job", groups))
+    assert result == Memory(total=8 * GIB, available=1 * GIB, limited=True)
 
 
 def test_memory_high_counts_as_a_limit_because_above_it_everything_crawls(tmp_path: Path) -> None:
@@ -80,8 +80,8 @@ def test_version_1_is_read_the_same_way(tmp_path: Path) -> None:
         "memory.usage_in_bytes": str(9 * GIB),
         "memory.stat": f"inactive_file 5\ntotal_inactive_file {4 * GIB}\ntotal_active_file {1 * GIB}\n",
     }
-    found = _read(cgroup1(_host(tmp_path), "memory", "/docker/1f", {"docker/1f": group}))
-    assert found == Memory(total=16 * GIB, available=12 * GIB, limited=True)
+    result = _read(cgroup1(_host(tmp_path), "memory", "/docker/1f", {"docker/1f": group}))
+    assert result == Memory(total=16 * GIB, available=12 * GIB, limited=True)
 
 
 def test_version_1s_number_for_unlimited_is_no_limit(tmp_path: Path) -> None:
@@ -95,14 +95,14 @@ def test_a_limit_further_up_than_the_container_sees_is_found_in_version_1s_stati
         "memory.usage_in_bytes": str(2 * GIB),
         "memory.stat": f"hierarchical_memory_limit {6 * GIB}\n",
     }
-    found = _read(cgroup1(_host(tmp_path), "memory", "/a", {"a": group}))
-    assert found == Memory(total=6 * GIB, available=4 * GIB, limited=True)
+    result = _read(cgroup1(_host(tmp_path), "memory", "/a", {"a": group}))
+    assert result == Memory(total=6 * GIB, available=4 * GIB, limited=True)
 
 
 def test_a_container_whose_path_exists_only_outside_finds_its_limits_at_the_mount(tmp_path: Path) -> None:
     group = {"memory.limit_in_bytes": str(3 * GIB), "memory.usage_in_bytes": str(GIB)}
-    found = _read(cgroup1(_host(tmp_path), "memory", "/docker/1f", {"": group}, within="/docker/1f"))
-    assert found == Memory(total=3 * GIB, available=2 * GIB, limited=True)
+    result = _read(cgroup1(_host(tmp_path), "memory", "/docker/1f", {"": group}, within="/docker/1f"))
+    assert result == Memory(total=3 * GIB, available=2 * GIB, limited=True)
 
 
 @pytest.mark.parametrize("path", ["/../../outside", "/gone", "/docker/1f/../../x", "no slash", ""])
@@ -131,8 +131,8 @@ def test_whatever_stands_in_the_control_files_the_answer_stays_within_the_host(
     tmp_path_factory: pytest.TempPathFactory, limit: str, used: str, stat: str
 ) -> None:
     root = _host(tmp_path_factory.mktemp("tree"))
-    found = _read(cgroup2(root, "/", {"": {"memory.max": limit, "memory.current": used, "memory.stat": stat}}))
-    assert 0 <= found.available <= found.total <= 64 * GIB
+    result = _read(cgroup2(root, "/", {"": {"memory.max": limit, "memory.current": used, "memory.stat": stat}}))
+    assert 0 <= result.available <= result.total <= 64 * GIB
 
 
 def test_apples_gpu_may_hold_two_thirds_of_a_small_memory_and_three_quarters_of_a_large_one() -> None:
@@ -165,22 +165,22 @@ def test_the_peak_keeps_what_was_held_and_starts_again_when_it_is_reset() -> Non
     size = 64 << 20
     with mmap.mmap(-1, size) as block:  # given back to the system for certain, unlike what malloc holds
         block[:: mmap.PAGESIZE] = b"x" * (size // mmap.PAGESIZE)
-        held = memory.resident()
-    assert held is not None and held - before > 60 << 20
+        resident = memory.resident()
+    assert resident is not None and resident - before > 60 << 20
     high = memory.peak()
-    assert high is not None and high >= held - (8 << 20), "the kernel counts both in batches"
+    assert high is not None and high >= resident - (8 << 20), "the kernel counts both in batches"
     if not memory.reset_peak():
         pytest.skip("this kernel does not reset VmHWM")
     after = memory.peak()
-    assert after is not None and after < held - (48 << 20)
+    assert after is not None and after < resident - (48 << 20)
 
 
 def test_the_peak_falls_back_to_what_the_system_counts_for_every_process(tmp_path: Path) -> None:
-    found = memory.peak(tmp_path, "linux")
+    result = memory.peak(tmp_path, "linux")
     if sys.platform == "win32":
-        assert found is None
+        assert result is None
     else:
-        assert found is not None and found > 1 << 20
+        assert result is not None and result > 1 << 20
 
 
 @pytest.mark.parametrize("platform", ["darwin", "win32"])

@@ -25,8 +25,8 @@ def _eight_threads_on_four_cores(root: Path) -> Path:
 
 
 def test_two_threads_of_one_core_are_one_core(tmp_path: Path) -> None:
-    found = _read(_eight_threads_on_four_cores(tmp_path), set(range(8)))
-    assert (found.name, found.cores, found.threads, found.isa) == ("Ryzen 5 5600", 4, 4, "avx512_bf16")
+    cpu = _read(_eight_threads_on_four_cores(tmp_path), set(range(8)))
+    assert (cpu.name, cpu.cores, cpu.threads, cpu.isa) == ("Ryzen 5 5600", 4, 4, "avx512_bf16")
 
 
 def test_affinity_leaves_the_cores_it_touches(tmp_path: Path) -> None:
@@ -42,8 +42,8 @@ def test_two_sockets_have_cores_of_the_same_number(tmp_path: Path) -> None:
 
 def test_a_quota_of_two_and_a_half_cpus_keeps_two_busy(tmp_path: Path) -> None:
     root = cgroup2(_eight_threads_on_four_cores(tmp_path), "/", {"": {"cpu.max": "250000 100000\n"}})
-    found = _read(root, set(range(8)))
-    assert (found.threads, found.cores) == (2, 4)
+    cpu = _read(root, set(range(8)))
+    assert (cpu.threads, cpu.cores) == (2, 4)
 
 
 def test_a_quota_below_one_cpu_still_leaves_one(tmp_path: Path) -> None:
@@ -69,8 +69,8 @@ def test_without_sys_the_cores_come_from_cpuinfo(tmp_path: Path) -> None:
 
 
 def test_nothing_to_read_is_as_many_cores_as_affinity_names(tmp_path: Path) -> None:
-    found = _read(tmp_path, {0, 1, 2})
-    assert (found.threads, found.name, found.isa) == (3, "CPU", "")
+    cpu = _read(tmp_path, {0, 1, 2})
+    assert (cpu.threads, cpu.name, cpu.isa) == (3, "CPU", "")
 
 
 @pytest.mark.parametrize(("asked", "threads"), [("2", 2), ("3,2", 3), ("99", 4), ("0", 4), ("many", 4), ("", 4)])
@@ -100,8 +100,8 @@ def test_the_widest_instruction_set_is_named(tmp_path: Path, flags: str, isa: st
 )
 def test_arm_says_features_and_names_no_model(tmp_path: Path, features: str, isa: str) -> None:
     write(tmp_path, {"proc/cpuinfo": f"processor\t: 0\nFeatures\t: {features}\n", "proc/device-tree/model": "Pi 5\0"})
-    found = _read(tmp_path, {0})
-    assert (found.isa, found.name) == (isa, "Pi 5")
+    cpu = _read(tmp_path, {0})
+    assert (cpu.isa, cpu.name) == (isa, "Pi 5")
 
 
 @pytest.mark.parametrize(
@@ -160,14 +160,14 @@ def test_an_older_mac_has_all_its_cores_and_intels_instructions() -> None:
 
 @pytest.mark.parametrize("platform", ["win32", "darwin"])
 def test_another_systems_reader_on_this_one_ends_with_at_least_one_core(platform: str) -> None:
-    found = processor.read(platform=platform, environment={})
-    assert found.cores >= found.threads >= 1 and found.name
+    cpu = processor.read(platform=platform, environment={})
+    assert cpu.cores >= cpu.threads >= 1 and cpu.name
 
 
 @pytest.mark.skipif(not hasattr(os, "sched_getaffinity"), reason="no affinity here")
 def test_this_machine_is_described_within_its_affinity() -> None:
-    found = processor.read(environment={})
-    assert 1 <= found.threads <= len(os.sched_getaffinity(0)) and found.threads <= found.cores
-    assert found.load is None or found.load >= 0
+    cpu = processor.read(environment={})
+    assert 1 <= cpu.threads <= len(os.sched_getaffinity(0)) and cpu.threads <= cpu.cores
+    assert cpu.load is None or cpu.load >= 0
     if sys.platform == "linux" and os.uname().machine == "x86_64":
-        assert found.isa in ("sse2", "avx", "avx2", "avx512", "avx512_bf16", "amx")
+        assert cpu.isa in ("sse2", "avx", "avx2", "avx512", "avx512_bf16", "amx")

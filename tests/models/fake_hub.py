@@ -6,10 +6,12 @@ import hashlib
 import json
 import random
 import re
+import ssl
 import threading
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 from typing import Any
 from urllib.parse import unquote, urlsplit
 
@@ -17,6 +19,7 @@ from sdcli import data
 from sdcli.models.shipped import parameters_of
 
 LARGE = ".safetensors"
+IN_LFS = (LARGE, ".bin", ".ckpt", ".onnx")
 TINY: dict[str, dict[str, Any]] = {
     "unet": {"block_out_channels": [8, 8, 8, 8], "layers_per_block": 1, "attention_head_dim": 4,
              "cross_attention_dim": 16, "norm_num_groups": 4},
@@ -74,6 +77,10 @@ class Asked:
     host: str  # hub | cdn
     path: str
     headers: Mapping[str, str]
+    method: str = "GET"
+
+
+OF_BYTES = ("cut", "wrong", "longer", "drip", "whole")  # what can happen to a body; an answer to HEAD has none
 
 
 @dataclass(frozen=True)
@@ -89,15 +96,18 @@ class Fault:
 class FakeHub:
     """`faults` are used up in order, one for each request that matches; `log` keeps every request."""
 
-    def __init__(self, *, cdn: bool = True) -> None:
+    def __init__(self, *, cdn: bool = True, certificate: Path | None = None) -> None:
         self.repositories: dict[str, Repository] = {}
         self.faults: list[Fault] = []
         self.log: list[Asked] = []
         self.token: str | None = None  # the one that is valid
         self.before: Callable[[Asked], None] = lambda asked: None
         self.silent = threading.Event()  # set: those who keep silent may go
-        self._servers = [_serve(self, "hub"), _serve(self, "cdn")]
-        self.url, self.cdn_url = (f"http://127.0.0.1:{server.server_port}" for server in self._servers)
+        self.outwaited = False  # that one kept silent for longer than anybody should wait
+        self._servers = [_serve(self, "hub", certificate), _serve(self, "cdn", None)]
+        hub, cdn = (server.server_port for server in self._servers)
+        self.url = f"{'https' if certificate else 'http'}://127.0.0.1:{hub}"
+        self.cdn_url = f"http://localhost:{cdn}"  # another host
         self.uses_cdn = cdn
 
     def close(self) -> None:
@@ -106,9 +116,9 @@ class FakeHub:
             server.shutdown()
             server.server_close()
 
-    def fault_for(self, path: str) -> Fault | None:
+    def fault_for(self, asked: Asked) -> Fault | None:
         for number, fault in enumerate(self.faults):
-            if fault.only in path:
+            if fault.only in asked.path and (asked.method == "GET" or fault.kind not in OF_BYTES):
                 return self.faults.pop(number)
         return None
 
@@ -116,9 +126,13 @@ class FakeHub:
         return [asked.path for asked in self.log if host in asked.host]
 
 
-def _serve(hub: FakeHub, host: str) -> ThreadingHTTPServer:
+def _serve(hub: FakeHub, host: str, certificate: Path | None) -> ThreadingHTTPServer:
     handler = type("Handler", (_Handler,), {"hub": hub, "host": host})
     server = _Server(("127.0.0.1", 0), handler)
+    if certificate is not None:
+        context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+        context.load_cert_chain(certificate)
+        server.socket = context.wrap_socket(server.socket, server_side=True)
     threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True).start()
     return server
 
@@ -139,18 +153,21 @@ class _Handler(BaseHTTPRequestHandler):
         pass
 
     def do_GET(self) -> None:
-        asked = Asked(self.host, unquote(urlsplit(self.path).path), {k.lower(): v for k, v in self.headers.items()})
+        path = unquote(urlsplit(self.path).path)
+        asked = Asked(self.host, path, {k.lower(): v for k, v in self.headers.items()}, self.command)
         self.hub.log.append(asked)
         self.hub.before(asked)
-        fault = self.hub.fault_for(asked.path)
+        fault = self.hub.fault_for(asked)
         if fault is not None and fault.kind == "status":
             self._answer(fault.number, b"no", fault.headers)
         elif fault is not None and fault.kind == "silence":
-            self.hub.silent.wait(30)
+            self.hub.outwaited |= not self.hub.silent.wait(30)
         elif fault is not None and fault.kind == "reset":
             self.close_connection = True
         elif fault is not None and fault.kind == "elsewhere":
             self._answer(302, b"", {"Location": fault.headers["Location"]})
+        elif self.host == "cdn" and self.command == "HEAD":
+            self._answer(200, b"", {"ETag": asked.path.strip("/"), "X-Repo-Commit": "c" * 40})
         elif self.host == "cdn":
             self._file(self._bytes_of(asked.path), fault)
         elif asked.path.startswith("/api/models/"):
@@ -158,13 +175,15 @@ class _Handler(BaseHTTPRequestHandler):
         else:
             self._resolve(asked, fault)
 
+    do_HEAD = do_GET
+
     def _answer(self, status: int, body: bytes, headers: Mapping[str, str] = {}) -> None:
         self.send_response(status)
-        for name, value in headers.items():
+        for name, value in {"Content-Length": str(len(body)), **headers}.items():
             self.send_header(name, value)
-        self.send_header("Content-Length", str(len(body)))
         self.end_headers()
-        self.wfile.write(body)
+        if self.command != "HEAD":
+            self.wfile.write(body)
 
     def _refused(self, repository: Repository | None) -> bool:
         given = self.headers.get("Authorization", "").removeprefix("Bearer ")
@@ -206,10 +225,17 @@ class _Handler(BaseHTTPRequestHandler):
         held = repository.commits.get(match[2], {}).get(match[3])
         if held is None:
             self._answer(404, b"no", {"X-Error-Code": "EntryNotFound"})
-        elif match[3].endswith(LARGE) and self.hub.uses_cdn:
+            return
+        told = {"X-Repo-Commit": match[2], "ETag": f'"{hash_of(match[3], held)}"'}
+        if match[3].endswith(IN_LFS):
+            told |= {"X-Linked-Size": str(len(held)), "X-Linked-Etag": told["ETag"]}
+        if match[3].endswith(LARGE) and self.hub.uses_cdn:
             if fault is not None:
                 self.hub.faults.insert(0, fault)  # it is the bytes that it is about
-            self._answer(302, b"", {"Location": f"{self.hub.cdn_url}/{hashlib.sha256(held).hexdigest()}?signed=1"})
+            where = f"{self.hub.cdn_url}/{hashlib.sha256(held).hexdigest()}?signed=1"
+            self._answer(302, b"", {**told, "Location": where})
+        elif self.command == "HEAD":
+            self._answer(200, b"", {**told, "Content-Length": str(len(held))})
         else:
             self._file(held, fault)
 
@@ -249,9 +275,16 @@ class _Handler(BaseHTTPRequestHandler):
             self.wfile.write(rest[7000:])
 
 
+def hash_of(path: str, held: bytes) -> str:
+    """Its name in the cache: sha256 of what git keeps elsewhere, git's own of the rest."""
+    if path.endswith(IN_LFS):
+        return hashlib.sha256(held).hexdigest()
+    return hashlib.sha1(b"blob %d\0" % len(held) + held).hexdigest()
+
+
 def _listed(path: str, held: bytes) -> dict[str, Any]:
     git = hashlib.sha1(b"blob %d\0" % len(held) + held).hexdigest()
     entry: dict[str, Any] = {"rfilename": path, "size": len(held), "blobId": git}
-    if path.endswith((LARGE, ".bin", ".ckpt", ".onnx")):
-        entry["lfs"] = {"sha256": hashlib.sha256(held).hexdigest(), "size": len(held), "pointerSize": 135}
+    if path.endswith(IN_LFS):
+        entry["lfs"] = {"sha256": hash_of(path, held), "size": len(held), "pointerSize": 135}
     return entry

@@ -62,17 +62,17 @@ def original_vae(channels: int = 4, prefix: str = VAE) -> dict[str, list[int]]:
 
 
 def checkpoint(family: str, **unet: Any) -> dict[str, list[int]]:
-    """A whole checkpoint in the original layout: the names that tell, and one tensor for the rest of each part."""
+    """A whole checkpoint in the original layout: identifying names, and one tensor for the rest of each part."""
     parts = {"unet": original_unet(_CONTEXT[family], **unet), "vae": original_vae()}
     rest = {"unet": f"{UNET}rest", "vae": f"{VAE}rest"}
     base = family if family in _TEXT else "sdxl"
     for name, prefix in _TEXT[base].items():
         parts[name], rest[name] = {}, f"{prefix}rest"
-    held: dict[str, list[int]] = {}
+    tensors: dict[str, list[int]] = {}
     for name, shapes in parts.items():
         usual = parameters_of(name, data.component_config(base, name))
-        held |= shapes | {rest[name]: [usual - count(shapes)]}
-    return held
+        tensors |= shapes | {rest[name]: [usual - count(shapes)]}
+    return tensors
 
 
 def count(shapes: Shapes) -> int:
@@ -118,11 +118,11 @@ def folder(
 
 def snapshot(cache: Path, repository: str, commit: str, family: str = "sd15", *, branch: str = "main") -> Path:
     """A repository as huggingface_hub keeps it."""
-    place = cache / f"models--{repository.replace('/', '--')}"
+    repository_folder = cache / f"models--{repository.replace('/', '--')}"
     if branch:
-        (place / "refs").mkdir(parents=True, exist_ok=True)
-        (place / "refs" / branch).write_text(commit)
-    return folder(place / "snapshots" / commit, family)
+        (repository_folder / "refs").mkdir(parents=True, exist_ok=True)
+        (repository_folder / "refs" / branch).write_text(commit)
+    return folder(repository_folder / "snapshots" / commit, family)
 
 
 def write_json(path: Path, value: Any) -> None:

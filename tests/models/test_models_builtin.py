@@ -15,8 +15,8 @@ from sdcli.models import folder
 
 
 def changed(path: Path, **values: Any) -> None:
-    held = json.loads(path.read_text(encoding="utf-8"))
-    path.write_text(json.dumps({**held, **values}), encoding="utf-8")
+    before = json.loads(path.read_text(encoding="utf-8"))
+    path.write_text(json.dumps({**before, **values}), encoding="utf-8")
 
 
 def test_the_model_that_ships_holds_all_it_must() -> None:
@@ -42,17 +42,15 @@ def test_the_model_that_ships_holds_all_it_must() -> None:
         ("tokenizer/tokenizer_config.json", {"pad_token": "!"}, "padding is the end mark"),
     ],
 )
-def test_a_folder_that_lacks_something_is_told_what(
-    tmp_path: Path, file: str, values: dict[str, Any], fault: str | None
-) -> None:
+def test_what_a_folder_lacks_is_named(tmp_path: Path, file: str, values: dict[str, Any], fault: str | None) -> None:
     path = builtin_model.write(tmp_path / "builtin", hollow=True)
     if file:
         changed(path / file, **values)
-    found = builtin_model.faults(path)
-    assert (not found) if fault is None else any(name.startswith(fault) for name in found)
+    faults = builtin_model.faults(path)
+    assert (not faults) if fault is None else any(name.startswith(fault) for name in faults)
 
 
-def test_words_stand_in_order(tmp_path: Path) -> None:
+def test_words_are_in_order(tmp_path: Path) -> None:
     path = builtin_model.write(tmp_path / "builtin", hollow=True)
     (path / "words.txt").write_text("cat\na\n", encoding="utf-8")
     assert builtin_model.faults(path) == ["words in small letters, composed, sorted, each once"]

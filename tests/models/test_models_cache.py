@@ -16,16 +16,16 @@ from sdcli.models.cache import sha256_of
 
 
 class Counted:
-    """A memory that tells how often it was asked to keep something."""
+    """A store that counts how often it was written."""
 
     def __init__(self, path: Path) -> None:
-        self.store, self.kept = Store(path), 0
+        self.store, self.writes = Store(path), 0
 
     def read(self) -> dict[str, Any]:
         return self.store.read()
 
     def update(self, key: str, change: Callable[[Any], Any]) -> bool:
-        self.kept += 1
+        self.writes += 1
         return self.store.update(key, change)
 
 
@@ -36,26 +36,26 @@ def test_the_hash_is_the_file_s(tmp_path: Path) -> None:
 
 
 def test_it_is_remembered_until_the_file_changes(tmp_path: Path) -> None:
-    memory, file = Counted(tmp_path / "hashes.json"), tmp_path / "x"
+    store, file = Counted(tmp_path / "hashes.json"), tmp_path / "x"
     file.write_bytes(b"one")
-    first = sha256_of(file, memory)
-    assert sha256_of(file, memory) == first
-    assert memory.kept == 1
+    first = sha256_of(file, store)
+    assert sha256_of(file, store) == first
+    assert store.writes == 1
     file.write_bytes(b"two")
     os.utime(file, ns=(1, 1))
-    assert sha256_of(file, memory) == hashlib.sha256(b"two").hexdigest()
-    assert memory.kept == 2
+    assert sha256_of(file, store) == hashlib.sha256(b"two").hexdigest()
+    assert store.writes == 2
 
 
 @pytest.mark.parametrize(
     "entry", [None, 7, {}, {"stamp": [3, 1]}, {"stamp": [3, 1], "sha256": 7}, {"sha256": "a" * 64}]
 )
-def test_a_damaged_memory_is_none(tmp_path: Path, entry: Any) -> None:
-    memory, file = Store(tmp_path / "hashes.json"), tmp_path / "x"
+def test_a_damaged_store_is_ignored(tmp_path: Path, entry: Any) -> None:
+    store, file = Store(tmp_path / "hashes.json"), tmp_path / "x"
     file.write_bytes(b"one")
     os.utime(file, ns=(1, 1))
-    memory.update(str(file), lambda _: entry)
-    assert sha256_of(file, memory) == hashlib.sha256(b"one").hexdigest()
+    store.update(str(file), lambda _: entry)
+    assert sha256_of(file, store) == hashlib.sha256(b"one").hexdigest()
 
 
 def test_what_cannot_be_read_is_said(tmp_path: Path) -> None:

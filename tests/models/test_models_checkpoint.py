@@ -52,7 +52,7 @@ def test_a_checkpoint_without_one_of_its_parts_says_which(tmp_path: Path, family
     assert words in caught.value.message
 
 
-def test_a_pruned_relative_is_not_taken_for_its_big_sister(tmp_path: Path) -> None:
+def test_a_pruned_variant_is_not_taken_for_the_full_model(tmp_path: Path) -> None:
     shapes = make.checkpoint("sdxl")
     shapes[f"{make.UNET}rest"] = [1_330_000_000]
     with pytest.raises(BadFile, match=r"a variant of SDXL .* its UNet has 1,33\d\.\d of 2,567\.5 million"):

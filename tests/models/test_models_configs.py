@@ -1,4 +1,4 @@
-"""The configs of a model: whatever stands in them is usable, or refused by its file and key."""
+"""The configs of a model: every value is usable, or refused with its file and key."""
 
 from __future__ import annotations
 
@@ -29,10 +29,10 @@ def read_with(whole: Path, part: str, key: str, text: str) -> Any:
     """The model with this JSON in place of the key's value."""
     file = whole / FILES[part]
     before = file.read_text()
-    held = json.loads(before)
-    held.pop(key, None)
+    rest = json.loads(before)
+    rest.pop(key, None)
     try:
-        file.write_text(f'{{"{key}": {text}, {json.dumps(held)[1:]}')
+        file.write_text(f'{{"{key}": {text}, {json.dumps(rest)[1:]}')
         return folder.read(whole)
     finally:
         file.write_text(before)

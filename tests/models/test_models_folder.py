@@ -44,11 +44,11 @@ def test_shards_are_found_through_their_table(tmp_path: Path, table: str) -> Non
     (unet / "diffusion_pytorch_model.safetensors").unlink()
     make.file(unet / "one-00001-of-00002.safetensors", {"a": [859_520_960]})
     make.file(unet / "one-00002-of-00002.safetensors", {"b": [4]})
-    placed = {"a": "one-00001-of-00002.safetensors", "b": "one-00002-of-00002.safetensors"}
-    make.write_json(unet / table.format("diffusion_pytorch_model"), {"metadata": {}, "weight_map": placed})
+    weight_map = {"a": "one-00001-of-00002.safetensors", "b": "one-00002-of-00002.safetensors"}
+    make.write_json(unet / table.format("diffusion_pytorch_model"), {"metadata": {}, "weight_map": weight_map})
     component = folder.read(path).components["unet"]
     assert component.parameters == 859_520_964
-    assert [Path(file).name for file in component.files] == sorted(placed.values())
+    assert [Path(file).name for file in component.files] == sorted(weight_map.values())
 
 
 @pytest.mark.parametrize(
@@ -91,7 +91,7 @@ def test_a_part_of_a_model_is_called_that(tmp_path: Path) -> None:
         folder.read(make.folder(tmp_path / "mine") / "unet")
 
 
-def test_an_empty_folder_is_no_model(tmp_path: Path) -> None:
+def test_an_empty_folder_is_not_a_model(tmp_path: Path) -> None:
     with pytest.raises(ModelMissing, match=r"no model_index\.json"):
         folder.read(tmp_path)
 
@@ -216,8 +216,8 @@ def test_the_parts_that_are_never_loaded_may_be_what_the_libraries_have(tmp_path
 @pytest.mark.parametrize("key", ["_attn_implementation_internal", "trust_remote_code", "auto_map", "custom_pipeline"])
 def test_a_config_that_could_make_code_run_is_refused_at_any_depth(tmp_path: Path, where: str, key: str) -> None:
     path = make.folder(tmp_path / "mine")
-    held = json.loads((path / where).read_text())
-    make.write_json(path / where, {**held, "deep": [{"er": {key: "x"}}]})
+    before = json.loads((path / where).read_text())
+    make.write_json(path / where, {**before, "deep": [{"er": {key: "x"}}]})
     with pytest.raises(Unsafe, match=key):
         folder.read(path)
 

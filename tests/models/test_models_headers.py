@@ -144,7 +144,7 @@ def test_a_file_of_another_length_than_its_header_says_is_refused(tmp_path: Path
         ({}, "cut off: it has 3,999,997 of 4,000,000 bytes of data"),
     ],
 )
-def test_a_damaged_header_is_told_in_whole_sentences(tmp_path: Path, change: dict[str, object], said: str) -> None:
+def test_a_damaged_header_is_described_in_whole_sentences(tmp_path: Path, change: dict[str, object], said: str) -> None:
     tensor = {"dtype": "F32", "shape": [1_000_000], "data_offsets": [0, 4_000_000], **change}
     header = json.dumps({"x": tensor}).encode()
     path = tmp_path / "m.safetensors"
@@ -155,7 +155,7 @@ def test_a_damaged_header_is_told_in_whole_sentences(tmp_path: Path, change: dic
 
 
 @pytest.mark.skipif(os.name == "nt", reason="links need rights there")
-def test_what_a_link_leads_to_is_not_quoted(tmp_path: Path) -> None:
+def test_what_a_link_points_to_is_not_quoted(tmp_path: Path) -> None:
     (tmp_path / "secret").write_text("root:x:0:0:root:/root:/bin/bash")
     (tmp_path / "m.safetensors").symlink_to(tmp_path / "secret")
     with pytest.raises(BadFile) as caught:

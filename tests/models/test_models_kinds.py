@@ -17,7 +17,7 @@ def kind(path: Path, shapes: make.Shapes, **options: object) -> Kind:
     return kind_of(read_header(make.file(path / "x.safetensors", shapes, **options)))  # type: ignore[arg-type]
 
 
-# --- the matrix: every kind by the names that tell it
+# --- the matrix: every kind by the names that identify it
 
 
 def diffusers_unet(width: int, channels: int = 4) -> dict[str, list[int]]:
@@ -99,11 +99,11 @@ KINDS: dict[str, tuple[make.Shapes, str, str]] = {
 
 
 @pytest.mark.parametrize("name", KINDS)
-def test_every_kind_is_told_by_its_tensors(tmp_path: Path, name: str) -> None:
+def test_every_kind_is_recognised_by_its_tensors(tmp_path: Path, name: str) -> None:
     shapes, expected, family = KINDS[name]
-    found = kind(tmp_path, shapes)
-    assert (found.kind, found.family) == (expected, family)
-    assert found.kind in TITLES
+    seen = kind(tmp_path, shapes)
+    assert (seen.kind, seen.family) == (expected, family)
+    assert seen.kind in TITLES
 
 
 # --- LoRAs
@@ -156,7 +156,7 @@ LORAS: dict[str, tuple[make.Shapes, dict[str, str], str, str]] = {
     "another transformer": (
         {"transformer.transformer_blocks.0.attn.to_q.lora_A.weight": [4, 64]}, {}, "diffusers", "dit"
     ),
-    "nothing tells": ({"lora_te_x.lora_down.weight": [4, 7]}, {}, "kohya", ""),
+    "nothing identifies it": ({"lora_te_x.lora_down.weight": [4, 7]}, {}, "kohya", ""),
     "a base nobody knows": (
         {"lora_te_x.lora_down.weight": [4, 7]}, {"ss_base_model_version": "sd_v9"}, "kohya", ""
     ),
@@ -164,10 +164,10 @@ LORAS: dict[str, tuple[make.Shapes, dict[str, str], str, str]] = {
 
 
 @pytest.mark.parametrize("name", LORAS)
-def test_a_lora_is_told_from_its_layout_and_its_base(tmp_path: Path, name: str) -> None:
+def test_a_loras_layout_and_base_are_recognised(tmp_path: Path, name: str) -> None:
     shapes, metadata, layout, family = LORAS[name]
-    found = kind(tmp_path, shapes, metadata=metadata)
-    assert (found.kind, found.layout, found.family) == ("lora", layout, family)
+    seen = kind(tmp_path, shapes, metadata=metadata)
+    assert (seen.kind, seen.layout, seen.family) == ("lora", layout, family)
 
 
 # --- what else the header says
@@ -191,16 +191,16 @@ def test_constants_are_no_parameters_and_change_no_dtype(tmp_path: Path) -> None
         "cond_stage_model.transformer.text_model.embeddings.position_ids": [1, 77],
         "model_ema.decay": [1],
     }
-    found = kind(tmp_path, make.checkpoint("sd15") | constants, dtypes=dict.fromkeys(constants, "F32"))
-    assert found.parts["text_encoder"].parameters == 123_060_480
-    assert found.parts["text_encoder"].dtype == "fp16"
-    assert found.ema
+    seen = kind(tmp_path, make.checkpoint("sd15") | constants, dtypes=dict.fromkeys(constants, "F32"))
+    assert seen.parts["text_encoder"].parameters == 123_060_480
+    assert seen.parts["text_encoder"].dtype == "fp16"
+    assert seen.ema
 
 
 def test_several_dtypes_in_one_part_are_called_mixed(tmp_path: Path) -> None:
     shapes = make.checkpoint("sd15")
-    found = kind(tmp_path, shapes, dtypes={f"{make.UNET}rest": "F8_E4M3"})
-    assert (found.parts["unet"].dtype, found.parts["vae"].dtype) == ("mixed", "fp16")
+    seen = kind(tmp_path, shapes, dtypes={f"{make.UNET}rest": "F8_E4M3"})
+    assert (seen.parts["unet"].dtype, seen.parts["vae"].dtype) == ("mixed", "fp16")
 
 
 @pytest.mark.parametrize(
@@ -217,8 +217,8 @@ def test_several_dtypes_in_one_part_are_called_mixed(tmp_path: Path) -> None:
 def test_the_prediction_is_what_the_file_says_or_nothing(
     tmp_path: Path, extra: dict[str, list[int]], metadata: dict[str, str], prediction: str, zero_snr: bool
 ) -> None:
-    found = kind(tmp_path, make.checkpoint("sdxl") | extra, metadata=metadata)
-    assert (found.prediction, found.zero_snr) == (prediction, zero_snr)
+    seen = kind(tmp_path, make.checkpoint("sdxl") | extra, metadata=metadata)
+    assert (seen.prediction, seen.zero_snr) == (prediction, zero_snr)
 
 
 def test_a_vae_says_how_many_latent_channels_it_has(tmp_path: Path) -> None:

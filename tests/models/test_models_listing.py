@@ -53,40 +53,40 @@ def some_models(base: Path) -> Path:
 
 
 def test_every_kind_of_file_is_listed_for_what_it_is(tmp_path: Path) -> None:
-    found = by_name(listing.listed(folders=[some_models(tmp_path)]))
-    assert set(found) == {"dream", "big", "style", "whole", "old.ckpt", "cut"}
-    assert (found["dream"].kind, found["dream"].dtype, found["dream"].drawn) == ("sd15", "fp16", True)
-    assert (found["big"].kind, found["big"].prediction) == ("sdxl", "v_prediction")
-    assert (found["style"].kind, found["style"].family, found["style"].drawn) == ("lora", "sd15", False)
-    assert found["style"].words == ("in my style", "ink")
-    assert (found["whole"].kind, found["whole"].layout, found["whole"].dtype) == ("sd15", "diffusers", "fp16")
-    assert found["dream"].bytes == (tmp_path / "dream.safetensors").stat().st_size
+    entries = by_name(listing.listed(folders=[some_models(tmp_path)]))
+    assert set(entries) == {"dream", "big", "style", "whole", "old.ckpt", "cut"}
+    assert (entries["dream"].kind, entries["dream"].dtype, entries["dream"].drawn) == ("sd15", "fp16", True)
+    assert (entries["big"].kind, entries["big"].prediction) == ("sdxl", "v_prediction")
+    assert (entries["style"].kind, entries["style"].family, entries["style"].drawn) == ("lora", "sd15", False)
+    assert entries["style"].words == ("in my style", "ink")
+    assert (entries["whole"].kind, entries["whole"].layout, entries["whole"].dtype) == ("sd15", "diffusers", "fp16")
+    assert entries["dream"].bytes == (tmp_path / "dream.safetensors").stat().st_size
 
 
 def test_a_pickle_is_refused_by_its_name_and_never_opened(tmp_path: Path, reads: list[Path]) -> None:
     for name in ("a.ckpt", "b.pt", "c.BIN", "d.pth"):
         (tmp_path / name).write_bytes(b"")
-    found = listing.listed(folders=[tmp_path])
-    assert {entry.kind for entry in found} == {"pickle"} and all("refused" in (e.error or "") for e in found)
+    entries = listing.listed(folders=[tmp_path])
+    assert {entry.kind for entry in entries} == {"pickle"} and all("refused" in (e.error or "") for e in entries)
     assert reads == []
 
 
 def test_a_damaged_file_says_why_and_hides_no_other(tmp_path: Path) -> None:
-    found = by_name(listing.listed(folders=[some_models(tmp_path)]))
-    assert found["cut"].error is not None and "cut off" in found["cut"].error
-    assert found["dream"].error is None
+    entries = by_name(listing.listed(folders=[some_models(tmp_path)]))
+    assert entries["cut"].error is not None and "cut off" in entries["cut"].error
+    assert entries["dream"].error is None
 
 
 def test_a_thousand_files_are_listed_again_without_opening_one(tmp_path: Path, reads: list[Path]) -> None:
     first = files.file(tmp_path / "many" / "0.safetensors", LORA)
     for number in range(1, 1000):
         os.link(first, first.with_name(f"{number}.safetensors"))
-    place = tmp_path / "listing.json"
+    file = tmp_path / "listing.json"
 
     def listed() -> list[Entry]:
-        memory = listing.recall(place)
-        entries = listing.listed(folders=[tmp_path / "many"], memory=memory)
-        listing.keep(memory)
+        cache = listing.recall(file)
+        entries = listing.listed(folders=[tmp_path / "many"], cache=cache)
+        listing.save(cache)
         return entries
 
     before = listed()
@@ -98,69 +98,69 @@ def test_a_thousand_files_are_listed_again_without_opening_one(tmp_path: Path, r
 
 def test_only_what_changed_is_read_again(tmp_path: Path, reads: list[Path]) -> None:
     some_models(tmp_path)
-    memory = listing.recall(tmp_path / "listing.json")
-    listing.listed(folders=[tmp_path], memory=memory)
-    listing.keep(memory)
+    cache = listing.recall(tmp_path / "listing.json")
+    listing.listed(folders=[tmp_path], cache=cache)
+    listing.save(cache)
     files.file(tmp_path / "dream.safetensors", files.checkpoint("sd15"), dtype="F32")
     reads.clear()
-    again = by_name(listing.listed(folders=[tmp_path], memory=listing.recall(tmp_path / "listing.json")))
+    again = by_name(listing.listed(folders=[tmp_path], cache=listing.recall(tmp_path / "listing.json")))
     assert reads == [tmp_path / "dream.safetensors"] and again["dream"].dtype == "fp32"
 
 
 def test_a_changed_config_makes_a_folder_new(tmp_path: Path, reads: list[Path]) -> None:
     base = files.folder(tmp_path / "whole", "sd15")
-    memory = listing.recall(tmp_path / "m.json")
-    listing.listed(folders=[tmp_path], memory=memory)
-    listing.keep(memory)
+    cache = listing.recall(tmp_path / "m.json")
+    listing.listed(folders=[tmp_path], cache=cache)
+    listing.save(cache)
     scheduler = base / "scheduler" / "scheduler_config.json"
     scheduler.write_text(json.dumps({**json.loads(scheduler.read_text()), "prediction_type": "v_prediction"}))
-    (found,) = listing.listed(folders=[tmp_path], memory=listing.recall(tmp_path / "m.json"))
-    assert found.prediction == "v_prediction"
+    (entry,) = listing.listed(folders=[tmp_path], cache=listing.recall(tmp_path / "m.json"))
+    assert entry.prediction == "v_prediction"
 
 
 @pytest.mark.parametrize(
     "content", [b"", b"{", b"[]", b'{"schema": "other"}', b"\xff", b'{"schema": "sdcli.listing/1"}']
 )
-def test_a_damaged_memory_is_an_empty_one(tmp_path: Path, content: bytes) -> None:
+def test_a_damaged_cache_is_an_empty_one(tmp_path: Path, content: bytes) -> None:
     (tmp_path / "m.json").write_bytes(content)
     files.file(tmp_path / "style.safetensors", LORA)
-    memory = listing.recall(tmp_path / "m.json")
-    assert [entry.kind for entry in listing.listed(folders=[tmp_path], memory=memory)] == ["lora"]
-    listing.keep(memory)
-    assert listing.recall(tmp_path / "m.json").known
+    cache = listing.recall(tmp_path / "m.json")
+    assert [entry.kind for entry in listing.listed(folders=[tmp_path], cache=cache)] == ["lora"]
+    listing.save(cache)
+    assert listing.recall(tmp_path / "m.json").stored
 
 
-def test_a_memory_that_tells_nonsense_of_a_file_is_not_believed(tmp_path: Path) -> None:
+def test_nonsense_in_the_cache_is_not_believed(tmp_path: Path) -> None:
     path = files.file(tmp_path / "style.safetensors", LORA)
     about = path.stat()
     for entry in (None, {}, {"name": 5}, [], {"name": "x", "path": "y", "source": "z", "bytes": "many"}):
-        memory = listing.Memory(None, {str(path): {"stamp": [about.st_size, about.st_mtime_ns], "entry": entry}})
-        assert [found.kind for found in listing.listed(folders=[tmp_path], memory=memory)] == ["lora"]
+        cache = listing.Cache(None, {str(path): {"stamp": [about.st_size, about.st_mtime_ns], "entry": entry}})
+        assert [listed.kind for listed in listing.listed(folders=[tmp_path], cache=cache)] == ["lora"]
 
 
-def test_a_memory_that_cannot_be_written_is_no_error(tmp_path: Path) -> None:
-    (tmp_path / "file").write_text("in the way")
-    memory = listing.recall(tmp_path / "file" / "m.json")
-    listing.listed(folders=[some_models(tmp_path / "models")], memory=memory)
-    listing.keep(memory)
+def test_a_cache_that_cannot_be_written_is_not_an_error(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("a file")
+    cache = listing.recall(tmp_path / "file" / "m.json")
+    listing.listed(folders=[some_models(tmp_path / "models")], cache=cache)
+    listing.save(cache)
 
 
 def test_the_cache_is_listed_by_alias_and_commit(tmp_path: Path) -> None:
     files.snapshot(tmp_path, "stable-diffusion-v1-5/stable-diffusion-v1-5", COMMIT)
     files.snapshot(tmp_path, "me/mine", COMMIT)
-    found = by_name(listing.listed(hub=tmp_path))
-    assert set(found) == {"sd15", "me/mine"}
-    assert (found["sd15"].source, found["sd15"].revision, found["sd15"].drawn) == ("cache", COMMIT, True)
+    entries = by_name(listing.listed(hub=tmp_path))
+    assert set(entries) == {"sd15", "me/mine"}
+    assert (entries["sd15"].source, entries["sd15"].revision, entries["sd15"].drawn) == ("cache", COMMIT, True)
 
 
 def test_language_models_in_the_cache_are_no_business_of_ours(tmp_path: Path) -> None:
-    place = tmp_path / "models--me--words" / "snapshots" / COMMIT
-    files.file(place / "model.safetensors", {"lm_head.weight": [10, 10]})
+    snapshot = tmp_path / "models--me--words" / "snapshots" / COMMIT
+    files.file(snapshot / "model.safetensors", {"lm_head.weight": [10, 10]})
     files.file(tmp_path / "models--me--style" / "snapshots" / COMMIT / "style.safetensors", LORA)
     assert [entry.name for entry in listing.listed(hub=tmp_path)] == ["me/style/style.safetensors"]
 
 
-def test_what_is_not_there_lists_as_nothing(tmp_path: Path) -> None:
+def test_a_missing_folder_lists_nothing(tmp_path: Path) -> None:
     assert listing.listed(folders=[tmp_path / "none"], hub=tmp_path / "none") == []
 
 
@@ -199,8 +199,8 @@ def done(generator: Any) -> check.Check:
         try:
             next(generator)
         except StopIteration as end:
-            found: check.Check = end.value
-            return found
+            result: check.Check = end.value
+            return result
 
 
 @pytest.mark.parametrize(
@@ -217,9 +217,9 @@ def done(generator: Any) -> check.Check:
     ],
 )
 def test_numbers_that_are_none_are_counted_in_every_format(tmp_path: Path, dtype: str, raw: bytes, count: int) -> None:
-    found = done(check.check("x", [with_values(tmp_path / "x.safetensors", dtype, raw)]))
-    assert sum(fault.count for fault in found.files[0].not_finite) == count
-    assert found.sound == (count == 0)
+    result = done(check.check("x", [with_values(tmp_path / "x.safetensors", dtype, raw)]))
+    assert sum(fault.count for fault in result.files[0].not_finite) == count
+    assert result.sound == (count == 0)
 
 
 def test_the_hash_is_of_the_whole_file_however_it_is_cut_into_pieces(
@@ -227,19 +227,19 @@ def test_the_hash_is_of_the_whole_file_however_it_is_cut_into_pieces(
 ) -> None:
     monkeypatch.setattr(check, "PIECE", 64)
     path = files.file(tmp_path / "x.safetensors", {"a": [33], "b": [0], "c": [7, 9]})
-    found = done(check.check("x", [path]))
-    assert found.files[0].sha256 == hashlib.sha256(path.read_bytes()).hexdigest() and found.sound
+    result = done(check.check("x", [path]))
+    assert result.files[0].sha256 == hashlib.sha256(path.read_bytes()).hexdigest() and result.sound
 
 
 def test_a_damaged_file_is_hashed_and_named(tmp_path: Path) -> None:
     path = tmp_path / "x.safetensors"
     path.write_bytes(b"not at all")
-    found = done(check.check("x", [path]))
-    assert not found.sound and found.files[0].error
-    assert found.files[0].sha256 == hashlib.sha256(b"not at all").hexdigest()
+    result = done(check.check("x", [path]))
+    assert not result.sound and result.files[0].error
+    assert result.files[0].sha256 == hashlib.sha256(b"not at all").hexdigest()
 
 
-def test_in_the_cache_a_file_is_held_against_the_name_of_its_blob(tmp_path: Path) -> None:
+def test_in_the_cache_a_file_is_compared_with_the_name_of_its_blob(tmp_path: Path) -> None:
     good = files.file(tmp_path / "made", {"a": [5]})
     name = hashlib.sha256(good.read_bytes()).hexdigest()
     good.rename(tmp_path / name)
@@ -249,22 +249,22 @@ def test_in_the_cache_a_file_is_held_against_the_name_of_its_blob(tmp_path: Path
     raw = bytearray((tmp_path / name).read_bytes())
     raw[-1] ^= 1
     (tmp_path / name).write_bytes(raw)
-    found = done(check.check("x", [pointer]))
-    assert not found.sound and found.files[0].expected == name != found.files[0].sha256
+    result = done(check.check("x", [pointer]))
+    assert not result.sound and result.files[0].expected == name != result.files[0].sha256
 
 
 def test_a_file_of_a_quarter_gigabyte_is_read_in_small_pieces(tmp_path: Path) -> None:
     import tracemalloc
 
     path = files.file(tmp_path / "x.safetensors", {"a": [1 << 27]}, dtype="F16")
-    done(check.check("x", [with_values(tmp_path / "y.safetensors", "F16", b"")]))  # what is imported is no memory of it
+    done(check.check("x", [with_values(tmp_path / "y.safetensors", "F16", b"")]))  # what is imported is no cache of it
     tracemalloc.start()
     try:
-        found = done(check.check("x", [path]))
+        result = done(check.check("x", [path]))
         _, peak = tracemalloc.get_traced_memory()
     finally:
         tracemalloc.stop()
-    assert found.sound and found.files[0].bytes > 1 << 28
+    assert result.sound and result.files[0].bytes > 1 << 28
     assert peak < 6 * check.PIECE
 
 
@@ -282,25 +282,25 @@ def stored(family: str, layout: str) -> dict[str, dict[str, headers.Tensor]]:
     pytest.importorskip("torch")
     from scripts import make_checkpoint
 
-    found: dict[str, dict[str, headers.Tensor]] = {}
+    tensors: dict[str, dict[str, headers.Tensor]] = {}
     for name, config in tiny_configs(family).items():
         planned = make_checkpoint.planned(name, config, 0)
         named = planned if layout == "diffusers" else dict(make_checkpoint.original(family, name, config, planned))
-        found[name] = {key: headers.Tensor("F32", tuple(made.shape), 0, 0) for key, made in named.items()}
-    return found
+        tensors[name] = {key: headers.Tensor("F32", tuple(made.shape), 0, 0) for key, made in named.items()}
+    return tensors
 
 
 @pytest.mark.parametrize("layout", ["diffusers", "original"])
 @pytest.mark.parametrize("family", ["sd15", "sdxl"])
-def test_every_tensor_of_every_component_is_known_in_both_layouts(family: str, layout: str) -> None:
+def test_every_tensor_of_every_component_is_expected_in_both_layouts(family: str, layout: str) -> None:
     """Nothing of a whole model is missed, and each tensor that is taken away or misshapen is named."""
-    held = stored(family, layout)
-    everything = {key: tensor for part in held.values() for key, tensor in part.items()}
+    by_component = stored(family, layout)
+    everything = {key: tensor for part in by_component.values() for key, tensor in part.items()}
     for name, config in tiny_configs(family).items():
-        base = everything if layout == "original" else held[name]  # a single checkpoint holds the others too
+        base = everything if layout == "original" else by_component[name]  # a single checkpoint holds the others too
         assert expected.lacking(name, config, base) == ([], []), name
         optional = ("position_ids", "logit_scale")
-        for key in list(held[name])[::7]:
+        for key in list(by_component[name])[::7]:
             if key.endswith(optional):
                 continue
             missing, other = expected.lacking(name, config, {k: t for k, t in base.items() if k != key})
@@ -320,11 +320,11 @@ def test_a_whole_checkpoint_of_full_size_lacks_nothing(tmp_path: Path) -> None:
         assert expected.lacking(part, config, named) == ([], [])
 
 
-def test_what_is_left_of_a_model_is_told_by_name_whole_or_in_shards(tmp_path: Path) -> None:
+def test_missing_tensors_are_named_whole_or_in_shards(tmp_path: Path) -> None:
     base = files.folder(tmp_path / "whole", "sd15")
     for part in files.parts("sd15"):
-        wanted = expected.described(part, data.component_config("sd15", part))
-        shapes = {key: list(shape) or [1] for key, shape in wanted.items()}
+        described = expected.described(part, data.component_config("sd15", part))
+        shapes = {key: list(shape) or [1] for key, shape in described.items()}
         rest = files.file(base / part / f"{files.stem(part)}.safetensors", shapes, dtype="F8_E4M3")
         if part == "unet":
             del shapes["conv_out.weight"]
@@ -339,5 +339,5 @@ def test_what_is_left_of_a_model_is_told_by_name_whole_or_in_shards(tmp_path: Pa
             rest.unlink()
     model = folder.read(base, whole=False)
     assert len(model.components["unet"].files) == 2
-    missing, mismatched = check._held_against_configs(model)
+    missing, mismatched = check._compare_with_configs(model)
     assert (missing, mismatched) == (("unet: conv_out.weight",), ("unet: conv_in.weight",))

@@ -71,12 +71,12 @@ def every(named: dict[str, Layer]) -> dict[str, list[int]]:
 def test_kohya_names_of_every_layer_map_one_to_one(family: str, sgm: bool, tmp_path: Path) -> None:
     named = kohya(family, sgm=sgm)
     assert len(named) == sum(LAYERS[family]), "two layers have the same name"
-    found = lora.match(file(tmp_path / "all.safetensors", every(named)), model(family))
-    assert found.unmatched == () and found.layout == "kohya"
-    assert {one.layer for one in found.fitted} == set(named.values())
-    counted = Counter(one.layer.component == "unet" for one in found.fitted)
+    match = lora.match(file(tmp_path / "all.safetensors", every(named)), model(family))
+    assert match.unmatched == () and match.layout == "kohya"
+    assert {one.layer for one in match.fitted} == set(named.values())
+    counted = Counter(one.layer.component == "unet" for one in match.fitted)
     assert (counted[True], counted[False]) == LAYERS[family]
-    for one in found.fitted:
+    for one in match.fitted:
         module = one.parts["lora_down"].removesuffix(".lora_down.weight")
         assert named[module] == one.layer and one.rank == 4
 
@@ -84,8 +84,8 @@ def test_kohya_names_of_every_layer_map_one_to_one(family: str, sgm: bool, tmp_p
 @pytest.mark.parametrize("family", ["sd15", "sdxl"])
 def test_every_convolution_and_linear_of_the_unet_can_be_added_to(family: str) -> None:
     leaves = analyse(data.component_config(family, "unet"), height=64, width=64).leaves
-    wanted = {leaf.name: leaf.weight_shape for leaf in leaves if leaf.kind in ("convolution", "linear")}
-    assert {layer.name: layer.shape for layer in layers(family).values() if layer.component == "unet"} == wanted
+    expected = {leaf.name: leaf.weight_shape for leaf in leaves if leaf.kind in ("convolution", "linear")}
+    assert {layer.name: layer.shape for layer in layers(family).values() if layer.component == "unet"} == expected
 
 
 @pytest.mark.parametrize("family", ["sd15", "sdxl"])
@@ -99,15 +99,15 @@ def test_diffusers_names_of_every_layer_map_one_to_one(
     family: str, prefix: str, down: str, up: str, tmp_path: Path
 ) -> None:
     shapes: dict[str, list[int]] = {}
-    wanted = set(layers(family).values())
-    for layer in wanted:
+    expected = set(layers(family).values())
+    for layer in expected:
         module = f"{prefix}{layer.component}.{layer.name}"
         ones = [1] * (len(layer.shape) - 2)
         shapes[f"{module}.{down}"] = [8, *layer.shape[1:]]
         shapes[f"{module}.{up}"] = [layer.shape[0], 8, *ones]
-    found = lora.match(file(tmp_path / "all.safetensors", shapes), model(family))
-    assert found.unmatched == () and {one.layer for one in found.fitted} == wanted
-    assert len(found.fitted) == len(wanted)
+    match = lora.match(file(tmp_path / "all.safetensors", shapes), model(family))
+    assert match.unmatched == () and {one.layer for one in match.fitted} == expected
+    assert len(match.fitted) == len(expected)
 
 
 @pytest.mark.parametrize(
@@ -119,11 +119,11 @@ def test_diffusers_names_of_every_layer_map_one_to_one(
         ("text_encoder.encoder.layers.3.self_attn.k_proj.lora_linear_layer", "k_proj"),
     ],
 )
-def test_the_detours_of_older_and_newer_diffusers_are_known(name: str, layer: str, tmp_path: Path) -> None:
+def test_the_names_of_older_and_newer_diffusers_are_understood(name: str, layer: str, tmp_path: Path) -> None:
     side = 768 if name.startswith("text") else 1280
     path = file(tmp_path / "l.safetensors", {f"{name}.down.weight": [4, side], f"{name}.up.weight": [side, 4]})
-    found = lora.match(path, model("sd15"))
-    assert [one.layer.name.endswith(layer) for one in found.fitted] == [True]
+    match = lora.match(path, model("sd15"))
+    assert [one.layer.name.endswith(layer) for one in match.fitted] == [True]
 
 
 # --- shapes and alphas
@@ -136,9 +136,9 @@ def test_a_kernel_must_be_the_layers_own(tmp_path: Path) -> None:
         **tensors(three, (1280, 1280, 3, 3), kernel=False),
         f"{one}.lora_down.weight": [4, 1280], f"{one}.lora_up.weight": [1280, 4],
     }  # fmt: skip
-    found = lora.match(file(tmp_path / "l.safetensors", shapes), model("sd15"))
-    assert found.unmatched == (three,)
-    assert [fitted.layer.name for fitted in found.fitted] == ["mid_block.attentions.0.proj_in"]
+    match = lora.match(file(tmp_path / "l.safetensors", shapes), model("sd15"))
+    assert match.unmatched == (three,)
+    assert [fitted.layer.name for fitted in match.fitted] == ["mid_block.attentions.0.proj_in"]
 
 
 def test_a_convolution_in_three_steps_fits_by_its_middle(tmp_path: Path) -> None:
@@ -152,8 +152,8 @@ def test_factors_of_the_wrong_shape_are_left_out_and_reported(shape: list[int], 
     good = "lora_unet_down_blocks_0_attentions_0_transformer_blocks_0_attn1_to_q"
     bad = good.replace("to_q", "to_v")
     shapes = {**tensors(good, (320, 320)), **tensors(bad, (320, 320)), f"{bad}.lora_down.weight": shape}
-    found = lora.match(file(tmp_path / "l.safetensors", shapes), model("sd15"))
-    assert found.unmatched == (bad,) and len(found.fitted) == 1 and found.of == 2
+    match = lora.match(file(tmp_path / "l.safetensors", shapes), model("sd15"))
+    assert match.unmatched == (bad,) and len(match.fitted) == 1 and match.of == 2
 
 
 def test_alpha_is_a_tensor_else_in_the_notes_else_the_rank(tmp_path: Path) -> None:
@@ -202,7 +202,7 @@ def test_peft_keeps_the_alpha_of_a_unet_in_a_file_beside(tmp_path: Path) -> None
 
 
 def small(family: str, layout: str) -> dict[str, list[int]]:
-    """A few layers of a LoRA of another family, enough to tell it."""
+    """A few layers of a LoRA of another family, enough to recognise it."""
     if family == "flux":
         names = {
             "kohya": "lora_unet_double_blocks_0_img_attn_proj",
@@ -217,12 +217,12 @@ def small(family: str, layout: str) -> dict[str, list[int]]:
         return _factors(names[layout], 1536, 1536, layout)
     width = {"sd15": 768, "sd2": 1024, "sdxl": 2048}[family]
     side, block = (640, 1) if family == "sdxl" else (320, 0)
-    found: dict[str, list[int]] = {}
+    tensors: dict[str, list[int]] = {}
     for attention, wide in (("attn1", side), ("attn2", width)):
         path = f"down_blocks.{block}.attentions.0.transformer_blocks.0.{attention}.to_k"
         name = f"lora_unet_{path.replace('.', '_')}" if layout == "kohya" else f"unet.{path}"
-        found |= _factors(name, side, wide, layout)
-    return found
+        tensors |= _factors(name, side, wide, layout)
+    return tensors
 
 
 def _factors(name: str, out: int, wide: int, layout: str) -> dict[str, list[int]]:
@@ -260,12 +260,12 @@ def test_a_lora_of_which_nothing_fits_says_so_and_names_a_layer(tmp_path: Path) 
 
 
 def test_a_model_of_its_own_shape_takes_what_fits_it(tmp_path: Path) -> None:
-    """Its family is no known one, so that only names and shapes decide."""
+    """Its family is unknown, so that only names and shapes decide."""
     config = data.component_config("sd15", "unet") | {"cross_attention_dim": 96}
     unet = Component(parameters=1, stored_bytes=1, stored_dtype="fp16", config=config)
     own = Model(name="own", kind="builtin", family="builtin", source="builtin", components={"unet": unet})
-    found = lora.match(file(tmp_path / "l.safetensors", small("sd15", "kohya")), own)
-    assert [one.layer.name.split(".")[-2] for one in found.fitted] == ["attn1"] and len(found.unmatched) == 1
+    match = lora.match(file(tmp_path / "l.safetensors", small("sd15", "kohya")), own)
+    assert [one.layer.name.split(".")[-2] for one in match.fitted] == ["attn1"] and len(match.unmatched) == 1
 
 
 @pytest.mark.parametrize(
@@ -282,7 +282,7 @@ def test_relatives_of_lora_are_refused_by_name_rather_than_half_added(
         lora.match(path, model("sd15"))
 
 
-def test_what_is_no_lora_is_named(tmp_path: Path) -> None:
+def test_what_is_not_a_lora_is_named(tmp_path: Path) -> None:
     path = file(tmp_path / "m.safetensors", checkpoint("sd15"))
     with pytest.raises(BadFile, match=r"Stable Diffusion 1\.5, not a LoRA"):
         lora.match(path, model("sd15"))

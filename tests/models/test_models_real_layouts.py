@@ -60,8 +60,8 @@ def test_a_folder_and_each_of_its_files_are_recognised(tmp_path: Path, maker: Mo
         if name != "scheduler":
             shapes = {key: list(shape) for key, shape in maker.shapes(name, config).items()}
             file = make.file(path / name / f"{make.stem(name)}.safetensors", shapes, dtype="BF16")
-            found = kind_of(read_header(file))
-            kinds[name] = (found.kind, found.family)
+            kind = kind_of(read_header(file))
+            kinds[name] = (kind.kind, kind.family)
     model = folder.read(path)
     assert {name: part.parameters for name, part in model.components.items()} == PUBLISHED[family]
     assert {part.stored_dtype for part in model.components.values()} == {"bf16"}

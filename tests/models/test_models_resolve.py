@@ -1,4 +1,4 @@
-"""A name becomes a model, in one order: path, alias, added folders, the Hub's cache; or an error with a way out."""
+"""A name becomes a model, in one order: path, alias, added folders, the Hub's cache; or an error with a fix."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def dream(path: Path, family: str = "sd15") -> Path:
         ("sdxl", SDXL, 2 * (2_567_463_684 + 123_060_480 + 694_659_840 + 83_653_863), "OpenRAIL++-M"),
     ],
 )
-def test_an_alias_is_known_before_anything_is_fetched(alias: str, repository: str, size: int, licence: str) -> None:
+def test_an_alias_is_known_before_anything_is_downloaded(alias: str, repository: str, size: int, licence: str) -> None:
     model = resolve(alias)
     assert (model.name, model.family, model.source) == (alias, alias, "hub")
     assert (model.cached, model.path, model.download_bytes, model.disk_bytes) == (False, None, size, size)
@@ -51,7 +51,7 @@ def test_an_alias_is_known_before_anything_is_fetched(alias: str, repository: st
     assert to_json(from_json(type(model), to_json(model))) == to_json(model)
 
 
-def test_the_download_sizes_are_the_ones_people_are_told() -> None:
+def test_the_download_sizes_are_those_documented() -> None:
     assert round(resolve("sd15").download_bytes / 1e9, 2) == 2.13
     assert round(resolve("sdxl").download_bytes / 1e9, 2) == 6.94
 
@@ -74,8 +74,8 @@ def test_every_family_has_complete_defaults() -> None:
         size = set() if family.name == "builtin" else {"width", "height"}  # its folder says it
         assert set(family.defaults) == {*size, "steps", "guidance", "sampler"}
         assert {"unet", "vae", "text_encoder"} <= set(family.components)
-    wanted = {"steps": 30, "guidance": 5.5, "sampler": "DPM++ 2M Karras"}
-    assert wanted.items() <= find("sdxl").defaults.items()
+    expected = {"steps": 30, "guidance": 5.5, "sampler": "DPM++ 2M Karras"}
+    assert expected.items() <= find("sdxl").defaults.items()
 
 
 # --- the order
@@ -96,9 +96,9 @@ def test_a_folder_without_a_model_does_not_hide_an_alias(here: Path) -> None:
 
 
 def test_a_folder_that_no_other_name_explains_says_what_it_lacks(here: Path) -> None:
-    (here / "pictures").mkdir()
+    (here / "images").mkdir()
     with pytest.raises(ModelMissing, match="no model_index"):
-        resolve("pictures")
+        resolve("images")
 
 
 def test_an_alias_wins_over_a_file_in_an_added_folder(here: Path) -> None:
@@ -177,8 +177,8 @@ def test_a_file_in_an_added_folder_has_a_short_name(here: Path) -> None:
     assert resolve("other", folders=folders).source == "folder"
 
 
-def test_a_short_name_that_stands_twice_is_not_chosen_between(here: Path) -> None:
-    first, second = (dream(here / place / "dream.safetensors") for place in "ab")
+def test_a_short_name_of_two_models_is_ambiguous(here: Path) -> None:
+    first, second = (dream(here / folder / "dream.safetensors") for folder in "ab")
     with pytest.raises(Usage) as caught:
         resolve("dream", folders=[here / "a", here / "b"])
     assert str(first) in caught.value.message
@@ -186,7 +186,7 @@ def test_a_short_name_that_stands_twice_is_not_chosen_between(here: Path) -> Non
     assert resolve(str(second)).path == str(second)
 
 
-def test_the_pickle_beside_a_checkpoint_is_no_rival(here: Path) -> None:
+def test_the_pickle_beside_a_checkpoint_is_ignored(here: Path) -> None:
     dream(here / "models" / "dream.safetensors")
     (here / "models" / "dream.ckpt").write_bytes(b"\x80\x02}q\x00.")
     assert resolve("dream", folders=[here / "models"]).source == "file"
@@ -195,7 +195,7 @@ def test_the_pickle_beside_a_checkpoint_is_no_rival(here: Path) -> None:
         resolve("dream", folders=[here / "models"])
 
 
-def test_an_unknown_word_is_answered_with_what_is_near_and_how_large(here: Path) -> None:
+def test_an_unknown_name_is_answered_with_near_ones_and_their_sizes(here: Path) -> None:
     dream(here / "dreamshaper_8.safetensors")
     dream(here / "dreamshaperXL_v21.safetensors", "sdxl")
     with pytest.raises(ModelMissing) as caught:
@@ -231,7 +231,7 @@ def test_the_address_of_a_file_or_a_commit_at_the_hub_keeps_them(here: Path) -> 
     assert resolve(f"https://huggingface.co/me/dream/tree/{COMMIT[:7]}", hub=here, offline=True).revision == COMMIT
 
 
-def test_a_known_alias_with_a_slip_is_near() -> None:
+def test_a_mistyped_alias_is_near() -> None:
     for text, near in (("sdlx", "sdxl"), ("buildin", "builtin")):
         with pytest.raises(ModelMissing) as caught:
             resolve(text)
@@ -272,7 +272,7 @@ def test_a_copy_under_the_vanished_name_is_used_rather_than_fetched_again(here: 
     assert (model.name, model.cached, model.revision) == ("sd15", True, OTHER)
 
 
-def test_a_known_model_that_is_here_in_part_is_to_be_fetched(here: Path) -> None:
+def test_a_known_model_that_is_incomplete_is_to_be_downloaded(here: Path) -> None:
     pinned = str(resolve("sd15").revision)
     path = make.snapshot(here, SD15, pinned)
     whole = path / "unet" / "diffusion_pytorch_model.safetensors"
@@ -290,14 +290,14 @@ def test_a_tampered_copy_of_a_known_model_is_refused_not_passed_over(here: Path)
 
 
 def test_a_single_file_of_a_repository_is_a_model_by_its_whole_name(here: Path) -> None:
-    place = here / "hub/models--me--dream"
-    dream(place / "snapshots" / COMMIT / "v8" / "dream.safetensors")
-    (place / "refs").mkdir()
-    (place / "refs/main").write_text(COMMIT)
+    repository = here / "hub/models--me--dream"
+    dream(repository / "snapshots" / COMMIT / "v8" / "dream.safetensors")
+    (repository / "refs").mkdir()
+    (repository / "refs/main").write_text(COMMIT)
     for name in ("me/dream/v8/dream.safetensors", f"me/dream@{COMMIT}/v8/dream.safetensors"):
-        found = resolve(name, offline=True, hub=here / "hub")
-        assert (found.name, found.kind, found.source) == ("dream", "sd15", "hub")
-        assert (found.repository, found.revision) == ("me/dream", COMMIT)
+        model = resolve(name, offline=True, hub=here / "hub")
+        assert (model.name, model.kind, model.source) == ("dream", "sd15", "hub")
+        assert (model.repository, model.revision) == ("me/dream", COMMIT)
     for name in ("me/dream/v9.safetensors", "me/other/v8/dream.safetensors"):
         with pytest.raises(ModelMissing, match="there is no file or folder") as missing:
             resolve(name, hub=here / "hub")
@@ -342,7 +342,7 @@ def test_cached_repositories_are_listed_by_their_names(here: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ["", "   ", "nope", "[/red]", "\x1b]0;x\x07", "猫" * 3000, "-" * 5000, "a/" * 3000])
-def test_what_is_not_there_is_said_with_a_way_out(name: str, here: Path) -> None:
+def test_a_missing_model_is_reported_with_a_fix(name: str, here: Path) -> None:
     with pytest.raises(SdcliError) as caught:
         resolve(name, hub=here)
     assert caught.value.code in (2, 3)

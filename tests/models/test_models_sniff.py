@@ -1,4 +1,4 @@
-"""Files that are no safetensors are named by their first bytes, and nothing heavy happens on the way."""
+"""Files that are not safetensors are named by their first bytes, and nothing heavy happens on the way."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def test_real_pickles_are_refused_unread(tmp_path: Path, protocol: int) -> None:
         (b"{", BadFile, "not a safetensors file"),
     ],
 )
-def test_what_stands_there_instead_is_said(tmp_path: Path, content: bytes, error: type[SdcliError], words: str) -> None:
+def test_what_the_file_is_instead_is_named(tmp_path: Path, content: bytes, error: type[SdcliError], words: str) -> None:
     path = tmp_path / "model.safetensors"
     path.write_bytes(content)
     with pytest.raises(error) as caught:
@@ -74,13 +74,13 @@ def test_a_header_as_long_as_a_pickle_s_first_bytes_is_a_header(tmp_path: Path) 
 
 
 def test_a_folder_and_a_pipe_are_no_files(tmp_path: Path) -> None:
-    places = [tmp_path]
+    paths = [tmp_path]
     if hasattr(os, "mkfifo"):
         os.mkfifo(tmp_path / "pipe")
-        places.append(tmp_path / "pipe")
-    for place in places:
+        paths.append(tmp_path / "pipe")
+    for path in paths:
         with pytest.raises(BadFile, match=r"cannot be read: it is a (folder|pipe)"):
-            read_header(place)
+            read_header(path)
 
 
 @pytest.mark.parametrize("filler", [b"[],", b"{},", b'"",', b'"a":"",', b"[[[[],"])

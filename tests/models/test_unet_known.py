@@ -94,7 +94,7 @@ def test_everything_grows_in_proportion_to_the_batch(batch: int, height: int, wi
 
 @given(st.integers(8, 160), st.integers(8, 160))
 @settings(max_examples=60, deadline=None, derandomize=True)
-def test_a_larger_picture_never_costs_less(height: int, width: int) -> None:
+def test_a_larger_image_never_costs_less(height: int, width: int) -> None:
     config = data.component_config("sdxl", "unet")
     small = analyse(config, height=height, width=width)
     large = analyse(config, height=height + 4, width=width)
@@ -102,7 +102,7 @@ def test_a_larger_picture_never_costs_less(height: int, width: int) -> None:
     assert large.peak_elements > small.peak_elements
 
 
-def test_the_largest_attention_matrix_is_told() -> None:
+def test_the_largest_attention_matrix_is_reported() -> None:
     unet = analyse(data.component_config("sd15", "unet"), height=64, width=64, batch=2)
     assert unet.largest_scores == 2 * 8 * 4096 * 4096
 

@@ -34,7 +34,7 @@ def test_decoding_peaks_are_the_known_ones() -> None:
         assert tiled.activation_peak(2) / MEBI == pytest.approx(expected, rel=0.01)
 
 
-def test_a_picture_within_one_tile_is_decoded_whole() -> None:
+def test_an_image_within_one_tile_is_decoded_whole() -> None:
     config = data.component_config("sd15", "vae")
     assert vae.decode_tiled(config, height=512, width=384) == vae.decode(config, height=512, width=384)
 

@@ -33,7 +33,7 @@ def known_model(family: str, *, stored: str = "fp16", vae_config: dict[str, Any]
     return Model(name=family, kind=family, family=family, source="hub", components=components)
 
 
-def card(
+def gpu(
     gib: float, *, free: float | None = None, ram: float = 32, capability: str = "8.9", name: str = "RTX 4060"
 ) -> Hardware:
     """An NVIDIA GPU in a host with `ram` GiB free."""

@@ -6,7 +6,7 @@ from dataclasses import replace
 
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from making import asking, card, jobs_of, known_model
+from making import asking, gpu, jobs_of, known_model
 
 from sdcli.plan.batches import in_batches
 from sdcli.plan.planner import make_plan
@@ -39,7 +39,7 @@ def test_every_job_is_in_one_batch_and_in_order(widths: list[int], batch_size: i
 def test_the_heaviest_size_of_many_decides() -> None:
     small = [replace(JOB, index=number, width=256 + 8 * number, height=256) for number in range(40)]
     large = replace(JOB, index=40, width=1536, height=1536)
-    request, model, hardware = asking("sd15"), known_model("sd15"), card(4)
+    request, model, hardware = asking("sd15"), known_model("sd15"), gpu(4)
     alone = make_plan(request, model, hardware, {}, jobs=[large])
     mixed = make_plan(request, model, hardware, {}, jobs=[*small, large])
     assert mixed.footprint.device_peak == alone.footprint.device_peak
@@ -48,6 +48,6 @@ def test_the_heaviest_size_of_many_decides() -> None:
 
 def test_one_job_stands_for_a_stream_of_prompts() -> None:
     request = asking("sd15")
-    plan = make_plan(request, known_model("sd15"), card(8), {}, jobs=())
+    plan = make_plan(request, known_model("sd15"), gpu(8), {}, jobs=())
     assert plan.batches == () and plan.fits
     assert plan.footprint.device_peak > 2 << 30

@@ -6,7 +6,7 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
-from making import asking, card, jobs_of, known_model, mac, processor
+from making import asking, gpu, jobs_of, known_model, mac, processor
 
 from sdcli import schema
 from sdcli.errors import Usage
@@ -46,7 +46,7 @@ TABLE = [
 def test_typical_gpus_get_the_fastest_setup_that_fits(
     gib: int, capability: str, family: str, placement: str, vae: str, vae_dtype: str, peak: float
 ) -> None:
-    plan = planned(family, card(gib, capability=capability))
+    plan = planned(family, gpu(gib, capability=capability))
     setup = plan.setup
     assert plan.fits
     assert (setup.dtype, setup.storage, setup.execution) == ("fp16", "same", "eager")
@@ -55,7 +55,7 @@ def test_typical_gpus_get_the_fastest_setup_that_fits(
 
 
 def test_an_8_gib_gpu_with_a_desktop_on_it_tiles_sdxl_and_says_why() -> None:
-    plan = planned("sdxl", card(8, free=7.1, ram=24))
+    plan = planned("sdxl", gpu(8, free=7.1, ram=24))
     assert (plan.setup.placement, plan.setup.vae) == ("drop-encoders", "tile-512")
     assert "more than the budget" in why(plan, "placement")
     assert "the VAE's decode, not the UNet, sets the peak: tiles of 512 save 1.2 GiB" in why(plan, "vae")
@@ -64,37 +64,37 @@ def test_an_8_gib_gpu_with_a_desktop_on_it_tiles_sdxl_and_says_why() -> None:
 
 
 def test_a_6_gib_gpu_offloads_sdxl_and_says_why() -> None:
-    plan = planned("sdxl", card(6))
+    plan = planned("sdxl", gpu(6))
     assert plan.setup.placement == "model-offload"
     assert "waits in host memory" in why(plan, "placement")
 
 
 def test_a_2_gib_gpu_streams_sdxl_at_full_size() -> None:
-    plan = planned("sdxl", card(2))
+    plan = planned("sdxl", gpu(2))
     assert plan.fits
     assert plan.setup.placement == "group-offload"
     assert plan.setup.vae.startswith("tile")
 
 
 def test_without_host_memory_to_park_in_the_parts_come_from_disk() -> None:
-    plan = planned("sdxl", card(6, ram=4))
+    plan = planned("sdxl", gpu(6, ram=4))
     assert plan.setup.placement == "disk"
     assert "host memory" in why(plan, "placement")
 
 
 def test_a_gpu_without_bf16_decodes_sdxl_in_fp32_and_says_why() -> None:
-    plan = planned("sdxl", card(16, capability="7.5"))
+    plan = planned("sdxl", gpu(16, capability="7.5"))
     assert plan.setup.vae_dtype == "fp32"
     assert "overflows in fp16" in why(plan, "vae_dtype")
 
 
 def test_a_repaired_sdxl_vae_stays_in_fp16() -> None:
-    plan = planned("sdxl", card(16, capability="7.5"), vae_config={"force_upcast": False})
+    plan = planned("sdxl", gpu(16, capability="7.5"), vae_config={"force_upcast": False})
     assert plan.setup.vae_dtype == "same"
 
 
 def test_sd15s_vae_stays_in_fp16_whatever_its_config_says() -> None:
-    assert planned("sd15", card(8, capability="7.5")).setup.vae_dtype == "same"
+    assert planned("sd15", gpu(8, capability="7.5")).setup.vae_dtype == "same"
 
 
 def test_a_cpu_with_bf16_units_uses_them_with_attention_in_blocks() -> None:
@@ -128,7 +128,7 @@ def test_a_mac_shares_its_memory_and_offloads_nothing_to_itself() -> None:
 
 
 def test_max_vram_lowers_the_budget_of_a_gpu() -> None:
-    plan = planned("sdxl", card(24), max_vram=6 * GIB)
+    plan = planned("sdxl", gpu(24), max_vram=6 * GIB)
     assert plan.budget.device == int(0.92 * 5.5 * GIB)
     assert plan.footprint.device_peak <= plan.budget.device
 
@@ -142,7 +142,7 @@ def test_max_vram_without_a_gpu_is_a_usage_error_that_names_max_ram(hardware: Ha
 
 
 def test_what_does_not_fit_is_refused_with_numbers_and_a_size_that_fits() -> None:
-    plan = planned("sd15", card(1, ram=4), size=2048)
+    plan = planned("sd15", gpu(1, ram=4), size=2048)
     assert not plan.fits
     error = refused(plan)
     assert error.code == 4
@@ -150,49 +150,51 @@ def test_what_does_not_fit_is_refused_with_numbers_and_a_size_that_fits() -> Non
     assert "2048×2048 does not fit" in error.message
     assert error.hint.startswith("the same command with --size ")
     width, height = map(int, error.hint.rsplit(" ", 1)[1].split("x"))
-    assert planned("sd15", card(1, ram=4), size=(width, height)).fits
+    assert planned("sd15", gpu(1, ram=4), size=(width, height)).fits
 
 
 def test_a_batch_that_does_not_fit_gets_the_hint_of_a_smaller_one() -> None:
-    plan = planned("sd15", card(4, ram=16), size=1536, count=64, batch_size=64)
+    plan = planned("sd15", gpu(4, ram=16), size=1536, count=64, batch_size=64)
     assert not plan.fits
     assert refused(plan).hint == "the same command with --batch-size 1"
 
 
 def test_fp8_is_shown_but_chosen_only_when_pinned() -> None:
-    plan = planned("sdxl", card(4, ram=4))
-    assert any(way.setup.storage == "fp8" and way.fits for way in plan.ways)
+    plan = planned("sdxl", gpu(4, ram=4))
+    assert any(row.setup.storage == "fp8" and row.fits for row in plan.alternatives)
     assert plan.setup.storage == "same"
     assert not plan.fits
     assert refused(plan).hint  # there is always a hint
-    asked = planned("sdxl", card(4, ram=4), pins={"storage": "fp8"})
+    asked = planned("sdxl", gpu(4, ram=4), pins={"storage": "fp8"})
     assert asked.fits and asked.setup.storage == "fp8"
     assert [warning.code for warning in asked.warnings] == ["lossy"]
 
 
 def test_the_table_of_setups_compares_a_gpu_with_the_cpu() -> None:
-    plan = planned("sdxl", card(8))
-    last = plan.ways[-1]
+    plan = planned("sdxl", gpu(8))
+    last = plan.alternatives[-1]
     assert last.setup.device == "cpu" and last.device_peak == 0
     assert last.slowdown > 5
-    assert sum(way.chosen for way in plan.ways) == 1
+    assert sum(row.chosen for row in plan.alternatives) == 1
 
 
 def test_rows_say_what_is_too_much_and_which_is_chosen() -> None:
-    plan = planned("sdxl", card(8, free=7.1))
-    resident = next(way for way in plan.ways if way.setup.placement == "resident" and way.setup.storage == "same")
+    plan = planned("sdxl", gpu(8, free=7.1))
+    resident = next(
+        row for row in plan.alternatives if row.setup.placement == "resident" and row.setup.storage == "same"
+    )
     assert not resident.fits and resident.because == "2.0 GiB too much"
-    assert next(way for way in plan.ways if way.chosen).because == "fastest fit"
+    assert next(row for row in plan.alternatives if row.chosen).because == "fastest fit"
 
 
 def test_an_unusual_size_and_few_steps_give_a_warning() -> None:
-    plan = planned("sdxl", card(24), size=512, steps=6)
+    plan = planned("sdxl", gpu(24), size=512, steps=6)
     assert {warning.code for warning in plan.warnings} == {"size-not-native", "few-steps"}
-    assert planned("sdxl", card(24)).warnings == ()
+    assert planned("sdxl", gpu(24)).warnings == ()
 
 
 def test_a_plan_comes_back_from_json_as_it_was() -> None:
-    plan = planned("sdxl", card(6))
+    plan = planned("sdxl", gpu(6))
     written = schema.to_json(plan)
     again = schema.from_json(Plan, written)
     assert schema.to_json(again) == written
@@ -202,8 +204,8 @@ def test_a_plan_comes_back_from_json_as_it_was() -> None:
 
 
 def test_an_image_drawn_alone_needs_less_than_one_of_a_batch() -> None:
-    together = planned("sd15", card(8), count=4, batch_size=4)
-    alone = planned("sd15", card(8), count=4, batch_size=4, batch_invariant=True)
+    together = planned("sd15", gpu(8), count=4, batch_size=4)
+    alone = planned("sd15", gpu(8), count=4, batch_size=4, batch_invariant=True)
     assert together.batches == alone.batches == ((0, 1, 2, 3),)
 
     def work(plan: Plan) -> int:
@@ -214,7 +216,7 @@ def test_an_image_drawn_alone_needs_less_than_one_of_a_batch() -> None:
 
 def test_a_stream_of_prompts_is_not_planned_with_encoders_that_come_back_for_each() -> None:
     """Dropped encoders make room once; with stdin they, and the UNet, would be read from disk again for every line."""
-    request, model, hardware = asking("sdxl"), known_model("sdxl"), card(7)
+    request, model, hardware = asking("sdxl"), known_model("sdxl"), gpu(7)
     known = make_plan(request, model, hardware, {})
     assert known.setup.placement == "drop-encoders"
     coming = make_plan(request, model, hardware, {}, more=True)
@@ -225,5 +227,5 @@ def test_a_stream_of_prompts_is_not_planned_with_encoders_that_come_back_for_eac
 
 def test_a_run_of_many_windows_pays_for_reading_the_weights_again() -> None:
     request, model = asking("sdxl", count=65, pins={"placement": "drop-encoders"}), known_model("sdxl")
-    once = make_plan(replace(request, seeds=tuple(range(64)), num_images=64), model, card(7), {})
-    assert make_plan(request, model, card(7), {}).slowdown > once.slowdown
+    once = make_plan(replace(request, seeds=tuple(range(64)), num_images=64), model, gpu(7), {})
+    assert make_plan(request, model, gpu(7), {}).slowdown > once.slowdown

@@ -10,7 +10,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from making import card, known_model
+from making import gpu, known_model
 
 from sdcli.plan import calibration
 from sdcli.plan.footprint import footprint
@@ -30,11 +30,11 @@ def rows(head: str) -> list[list[str]]:
 
 
 def shown() -> list[tuple[str, list[str]]]:
-    found = []
+    commands = []
     for block in re.findall(r"```console\n\$ sdcli (.*?)```", TEXT, re.DOTALL):
         command, *lines = block.splitlines()
-        found.append((command, lines))
-    return found
+        commands.append((command, lines))
+    return commands
 
 
 @pytest.mark.parametrize(("command", "lines"), shown(), ids=[command for command, _ in shown()])
@@ -52,33 +52,33 @@ def test_a_command_prints_what_the_page_shows(command: str, lines: list[str]) ->
 
 
 def test_every_constant_is_on_the_page_with_its_value() -> None:
-    told = {name.strip("`"): value for name, value, _ in rows("| constant |")}
+    documented = {name.strip("`"): value for name, value, _ in rows("| constant |")}
     known = {name: value for name, value in vars(calibration).items() if name.isupper() and name not in ("MIB", "GIB")}
-    assert set(told) == set(known)
+    assert set(documented) == set(known)
     for name, value in known.items():
-        assert told[name] == (f"{value // MIB} MiB" if value >= MIB else f"{value}"), name
+        assert documented[name] == (f"{value // MIB} MiB" if value >= MIB else f"{value}"), name
 
 
 def test_every_slot_and_choice_is_on_the_page() -> None:
-    found: dict[str, list[str]] = {}
+    documented: dict[str, list[str]] = {}
     for name, choices, _ in rows("| slot |"):
-        found.setdefault(name.strip("`") or list(found)[-1], []).extend(choices.split(", "))
-    assert found == {technique.flag: found[technique.flag] for technique in TECHNIQUES}
+        documented.setdefault(name.strip("`") or list(documented)[-1], []).extend(choices.split(", "))
+    assert documented == {technique.flag: documented[technique.flag] for technique in TECHNIQUES}
     for technique in TECHNIQUES:
-        assert sorted(found[technique.flag]) == sorted(technique.choices)
+        assert sorted(documented[technique.flag]) == sorted(technique.choices)
 
 
 def test_the_sums_of_the_example_are_the_forecasts() -> None:
     setup = Setup(dtype="fp16", vae_dtype="bf16", device="cuda:0")
     shape = Shape(width=1024, height=1024)
-    phases = {phase.name: phase for phase in footprint(known_model("sdxl"), shape, setup, card(24)).phases}
+    phases = {phase.name: phase for phase in footprint(known_model("sdxl"), shape, setup, gpu(24)).phases}
     for name, *figures in rows("| phase | in use |"):
         phase = phases[name]
         assert figures == [f"{part / GIB:.2f}" for part in (phase.weights, phase.parked, phase.work, phase.device)]
     offloaded = Setup(dtype="fp16", vae_dtype="bf16", device="cuda:0", placement="model-offload")
-    phases = {phase.name: phase for phase in footprint(known_model("sdxl"), shape, offloaded, card(24)).phases}
-    told = re.search(r"denoise is ([\d.]+) \+ ([\d.]+) = ([\d.]+)\s+and decode ([\d.]+) \+ ([\d.]+) = ([\d.]+)", TEXT)
-    assert told is not None
+    phases = {phase.name: phase for phase in footprint(known_model("sdxl"), shape, offloaded, gpu(24)).phases}
+    match = re.search(r"denoise is ([\d.]+) \+ ([\d.]+) = ([\d.]+)\s+and decode ([\d.]+) \+ ([\d.]+) = ([\d.]+)", TEXT)
+    assert match is not None
     denoise, decode = phases["denoise"], phases["decode"]
     sums = [part / GIB for phase in (denoise, decode) for part in (phase.weights, phase.work, phase.device)]
-    assert list(told.groups()) == [f"{part:.2f}" for part in sums]
+    assert list(match.groups()) == [f"{part:.2f}" for part in sums]

@@ -7,7 +7,7 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
-from making import asking, card, jobs_of, known_model, processor
+from making import asking, gpu, jobs_of, known_model, processor
 
 from sdcli.machine.hardware import Hardware
 from sdcli.plan.fallbacks import after_out_of_memory, changes_pixels
@@ -33,7 +33,7 @@ def needs(plan: Plan, setup: Setup, phase: str) -> int:
     return next(row.device for row in phases if row.name == phase)
 
 
-@pytest.mark.parametrize("hardware", [card(24), card(8, free=7.1), card(6), card(3), processor(16)], ids=named)
+@pytest.mark.parametrize("hardware", [gpu(24), gpu(8, free=7.1), gpu(6), gpu(3), processor(16)], ids=named)
 @pytest.mark.parametrize("family", ["sd15", "sdxl"])
 @pytest.mark.parametrize("phase", ["encode", "denoise", "decode"])
 def test_every_fallback_needs_less_in_the_phase_that_failed(family: str, hardware: Hardware, phase: str) -> None:
@@ -44,7 +44,7 @@ def test_every_fallback_needs_less_in_the_phase_that_failed(family: str, hardwar
 
 
 def test_a_failed_decode_is_tiled_first_and_at_last_done_on_the_cpu() -> None:
-    plan = planned("sdxl", card(24))
+    plan = planned("sdxl", gpu(24))
     fallbacks = after_out_of_memory(plan, 0, plan.setup, "decode")
     assert [fallback.setup.vae for fallback in fallbacks[:3]] == ["tile-512", "tile-256", "cpu"]
     assert all(fallback.setup.placement == plan.setup.placement for fallback in fallbacks[:3])
@@ -53,7 +53,7 @@ def test_a_failed_decode_is_tiled_first_and_at_last_done_on_the_cpu() -> None:
 
 
 def test_a_decode_that_was_tiled_already_continues_with_smaller_tiles() -> None:
-    plan = planned("sdxl", card(8, free=7.1))
+    plan = planned("sdxl", gpu(8, free=7.1))
     assert plan.setup.vae == "tile-512"
     fallbacks = after_out_of_memory(plan, 0, plan.setup, "decode")
     assert [fallback.setup.vae for fallback in fallbacks[:2]] == ["tile-256", "cpu"]
@@ -66,7 +66,7 @@ def test_a_cpu_tiles_a_failed_decode_too() -> None:
 
 
 def test_the_unet_is_moved_before_pixels_are() -> None:
-    plan = planned("sdxl", card(24))
+    plan = planned("sdxl", gpu(24))
     first, *rest = after_out_of_memory(plan, 0, plan.setup, "denoise")
     assert not first.changes_pixels
     assert first.setup.placement != "resident"
@@ -74,7 +74,7 @@ def test_the_unet_is_moved_before_pixels_are() -> None:
 
 
 def test_the_next_fallback_starts_from_the_one_before() -> None:
-    plan = planned("sdxl", card(24))
+    plan = planned("sdxl", gpu(24))
     first = after_out_of_memory(plan, 0, plan.setup, "denoise")[0]
     later = after_out_of_memory(plan, 0, first.setup, "denoise")
     assert first.setup not in [fallback.setup for fallback in later]
@@ -82,12 +82,12 @@ def test_the_next_fallback_starts_from_the_one_before() -> None:
 
 
 def test_nothing_follows_the_last_fallback() -> None:
-    plan = planned("sdxl", card(24))
+    plan = planned("sdxl", gpu(24))
     assert after_out_of_memory(plan, 0, plan.fallbacks[-1].setup, "denoise") == ()
 
 
 def test_a_pinned_decode_stays_as_pinned() -> None:
-    plan = planned("sdxl", card(24), pins={"vae": "whole", "placement": "resident"})
+    plan = planned("sdxl", gpu(24), pins={"vae": "whole", "placement": "resident"})
     assert plan.fallbacks == () or all(fallback.setup.vae == "whole" for fallback in plan.fallbacks)
     assert all(fallback.setup.vae == "whole" for fallback in after_out_of_memory(plan, 0, plan.setup, "decode"))
 
@@ -101,15 +101,15 @@ def test_moving_weights_keeps_pixels_and_tiling_does_not() -> None:
 
 
 def test_what_was_given_up_is_not_taken_back() -> None:
-    plan = planned("sdxl", card(8, free=7.1))
+    plan = planned("sdxl", gpu(8, free=7.1))
     assert plan.setup.vae == "tile-512" and plan.fallbacks
     assert all(fallback.setup.vae != "whole" for fallback in plan.fallbacks)
-    plan = planned("sdxl", card(6))
+    plan = planned("sdxl", gpu(6))
     assert plan.setup.guidance == "in-turn" and plan.fallbacks
     assert all(fallback.setup.guidance == "in-turn" for fallback in plan.fallbacks)
 
 
 def test_no_fallback_needs_more_host_memory_than_there_is() -> None:
-    plan = planned("sdxl", card(12, ram=6))
+    plan = planned("sdxl", gpu(12, ram=6))
     for fallback in plan.fallbacks:
         assert fallback.setup.placement not in ("model-offload", "group-offload")

@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from making import card, known_model, mac, processor
+from making import gpu, known_model, mac, processor
 
 from sdcli.machine.hardware import Hardware
 from sdcli.plan import calibration
@@ -22,7 +22,7 @@ SIZE = {"sd15": 512, "sdxl": 1024}
 def of(family: str, hardware: Hardware | None = None, *, size: int = 0, batch: int = 1, **slots: str) -> Footprint:
     side = size or SIZE[family]
     shape = Shape(width=side, height=side, batch=batch)
-    return footprint(known_model(family), shape, Setup(**slots), hardware or card(80))  # type: ignore[arg-type]
+    return footprint(known_model(family), shape, Setup(**slots), hardware or gpu(80))  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize(
@@ -82,21 +82,21 @@ def test_offloaded_weights_wait_on_the_host_and_resident_ones_do_not() -> None:
 
 def test_a_cpu_has_one_memory_and_counts_it_once() -> None:
     for slots in ({"dtype": "bf16"}, {"dtype": "fp32"}, {"dtype": "bf16", "placement": "disk"}):
-        found = of("sd15", processor(16), **slots)
-        assert found.device_peak == found.host_peak
-        assert all(phase.device == phase.host for phase in found.phases)
+        peaks = of("sd15", processor(16), **slots)
+        assert peaks.device_peak == peaks.host_peak
+        assert all(phase.device == phase.host for phase in peaks.phases)
     resident = of("sd15", processor(16), dtype="bf16")
     assert resident.host_peak / MIB == pytest.approx(460 + 2034 + 384 + 56, rel=0.01)
 
 
 def test_a_cpu_reading_parts_from_disk_holds_the_largest_part_only() -> None:
-    found = of("sd15", processor(16), dtype="fp32", placement="disk")
-    assert found.host_peak / MIB == pytest.approx(460 + 3279 + 260 * 1.8 + 56, rel=0.01)
+    peaks = of("sd15", processor(16), dtype="fp32", placement="disk")
+    assert peaks.host_peak / MIB == pytest.approx(460 + 3279 + 260 * 1.8 + 56, rel=0.01)
 
 
 def test_a_mac_holds_the_weights_once_for_both_sides() -> None:
-    found = of("sdxl", mac(32), dtype="bf16")
-    assert 0 < found.host_peak - found.device_peak < calibration.IMPORTS + 600 * MIB
+    peaks = of("sdxl", mac(32), dtype="bf16")
+    assert 0 < peaks.host_peak - peaks.device_peak < calibration.IMPORTS + 600 * MIB
 
 
 def test_imports_are_a_parameter() -> None:
@@ -107,11 +107,11 @@ def test_imports_are_a_parameter() -> None:
 
 
 def test_a_vae_on_the_cpu_leaves_the_gpu() -> None:
-    on_card = of("sdxl", dtype="fp16", vae_dtype="fp32")
+    on_gpu = of("sdxl", dtype="fp16", vae_dtype="fp32")
     moved = of("sdxl", dtype="fp16", vae_dtype="fp32", vae="cpu")
     decode = next(phase for phase in moved.phases if phase.name == "decode")
     assert decode.work == 0 and decode.weights == 0
-    assert moved.device_peak < on_card.device_peak and moved.host_peak > on_card.host_peak + 3000 * MIB
+    assert moved.device_peak < on_gpu.device_peak and moved.host_peak > on_gpu.host_peak + 3000 * MIB
 
 
 def test_guidance_in_turn_halves_the_unets_work() -> None:
@@ -150,7 +150,7 @@ def test_more_pixels_and_more_images_never_need_less(
 
 def test_the_dtype_of_the_file_does_not_change_what_is_in_memory() -> None:
     shape, setup = Shape(width=512, height=512), Setup(dtype="bf16")
-    half = footprint(known_model("sd15"), shape, setup, card(8))
-    full = footprint(known_model("sd15", stored="fp32"), shape, setup, card(8))
+    half = footprint(known_model("sd15"), shape, setup, gpu(8))
+    full = footprint(known_model("sd15", stored="fp32"), shape, setup, gpu(8))
     assert half.device_peak == full.device_peak
     assert replace(half.phases[1]) == full.phases[1]

@@ -13,9 +13,9 @@ import sys
 from sdcli.cli import plan_screen
 from sdcli.plan import fallbacks, planner, refusal
 sys.path.insert(0, {here!r})
-from making import asking, card, jobs_of, known_model
+from making import asking, gpu, jobs_of, known_model
 request = asking("sdxl")
-plan = planner.make_plan(request, known_model("sdxl"), card(8), {{}}, jobs=jobs_of(request))
+plan = planner.make_plan(request, known_model("sdxl"), gpu(8), {{}}, jobs=jobs_of(request))
 plan_screen.render(plan)
 fallbacks.after_out_of_memory(plan, 0, plan.setup, "decode")
 refusal.refused(plan)

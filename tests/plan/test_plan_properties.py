@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from making import asking, card, jobs_of, known_model, mac, processor
+from making import asking, gpu, jobs_of, known_model, mac, processor
 
 from sdcli.errors import Usage
 from sdcli.machine.hardware import Hardware
@@ -42,7 +42,7 @@ def machines(draw: st.DrawFn) -> Hardware:
     ram = draw(rams)
     kind = draw(st.sampled_from(["cuda", "cuda", "cpu", "mps"]))
     if kind == "cuda":
-        return card(draw(memories), ram=ram, capability=draw(capabilities))
+        return gpu(draw(memories), ram=ram, capability=draw(capabilities))
     if kind == "mps":
         return mac(ram)
     return processor(ram, isa=draw(st.sampled_from(["avx2", "avx512", "avx512_bf16", "neon"])))
@@ -62,11 +62,11 @@ def test_a_plan_fits_its_budgets_or_says_that_nothing_does(
     peak = plan.footprint
     within = peak.device_peak <= plan.budget.device and peak.host_peak <= plan.budget.host
     assert plan.fits == within
-    for way in plan.ways:
-        if way.fits and way.setup.device == plan.setup.device and way.setup.storage == "same":
-            assert plan.fits and way.slowdown >= plan.slowdown
+    for row in plan.alternatives:
+        if row.fits and row.setup.device == plan.setup.device and row.setup.storage == "same":
+            assert plan.fits and row.slowdown >= plan.slowdown
     assert plan.slowdown >= 1
-    assert len(plan.ways) <= 33
+    assert len(plan.alternatives) <= 33
 
 
 # Four sizes, each against the next: all six pairs, for four plans.
@@ -76,14 +76,14 @@ growing = st.lists(memories, min_size=4, max_size=4).map(sorted)
 
 @fewer
 @given(family=families, side=sides, sizes=growing, ram=rams, capability=capabilities)
-def test_a_bigger_card_is_never_slower(family: str, side: int, sizes: list[float], ram: float, capability: str) -> None:
-    never_slower([planned(family, card(gib, ram=ram, capability=capability), size=side) for gib in sizes])
+def test_a_bigger_gpu_is_never_slower(family: str, side: int, sizes: list[float], ram: float, capability: str) -> None:
+    never_slower([planned(family, gpu(gib, ram=ram, capability=capability), size=side) for gib in sizes])
 
 
 @fewer
 @given(family=families, side=sides, sizes=growing, gib=st.floats(1, 24))
 def test_more_host_memory_is_never_slower(family: str, side: int, sizes: list[float], gib: float) -> None:
-    for make in (lambda ram: card(gib, ram=ram), processor, mac):
+    for make in (lambda ram: gpu(gib, ram=ram), processor, mac):
         never_slower([planned(family, make(ram), size=side) for ram in sizes])
 
 
@@ -122,7 +122,7 @@ def test_a_pin_is_obeyed_or_refused_with_a_reason_and_choices_that_work(
 def test_nothing_illegal_is_ever_offered(family: str, hardware: Hardware, side: int) -> None:
     plan = planned(family, hardware, size=side)
     setups = [plan.setup, *(fallback.setup for fallback in plan.fallbacks)]
-    setups += [way.setup for way in plan.ways if way.setup.device == hardware.device]
+    setups += [row.setup for row in plan.alternatives if row.setup.device == hardware.device]
     for setup in setups:
         assert legal(setup, hardware, model_of(family)) is None
 
@@ -133,8 +133,8 @@ NOT_FOR_MACS = {"dtype=bf16", "storage=fp8", "placement=model-offload", "placeme
                 "attention=blocked", "attention=sliced", "vae_dtype=bf16"}  # fmt: skip
 # How many of the 2,160 combinations of choices are legal, for SD1.5 and SDXL, and what is never a choice there.
 LEGAL: list[tuple[Hardware, int, int, set[str]]] = [
-    (card(8), 840, 720, {"attention=blocked"}),
-    (card(8, capability="7.5"), 440, 320, {"attention=blocked", "dtype=bf16", "vae_dtype=bf16"}),
+    (gpu(8), 840, 720, {"attention=blocked"}),
+    (gpu(8, capability="7.5"), 440, 320, {"attention=blocked", "dtype=bf16", "vae_dtype=bf16"}),
     (processor(8), 180, 180, NOT_FOR_CPUS),
     (processor(8, isa="avx2"), 180, 180, NOT_FOR_CPUS),
     (mac(8), 90, 72, NOT_FOR_MACS),
@@ -164,10 +164,10 @@ KNOWN_BAD: list[tuple[Hardware, str, dict[str, str]]] = [
     (processor(8), "sd15", {"storage": "fp8"}),
     (processor(8), "sd15", {"vae": "cpu"}),
     (processor(8), "sd15", {"dtype": "fp32", "attention": "blocked"}),
-    (card(8), "sd15", {"attention": "blocked"}),
-    (card(8, capability="7.5"), "sd15", {"dtype": "bf16"}),
-    (card(8), "sdxl", {"dtype": "fp16", "vae_dtype": "same"}),
-    (card(8), "sd15", {"vae": "cpu", "vae_dtype": "bf16"}),
+    (gpu(8), "sd15", {"attention": "blocked"}),
+    (gpu(8, capability="7.5"), "sd15", {"dtype": "bf16"}),
+    (gpu(8), "sdxl", {"dtype": "fp16", "vae_dtype": "same"}),
+    (gpu(8), "sd15", {"vae": "cpu", "vae_dtype": "bf16"}),
     (mac(8), "sd15", {"placement": "model-offload"}),
     (mac(8), "sd15", {"attention": "sliced"}),
 ]
@@ -191,14 +191,14 @@ def _shuffled(monkeypatch: pytest.MonkeyPatch, seed: int) -> None:
 
 
 @pytest.mark.parametrize("seed", range(6))
-@pytest.mark.parametrize("hardware", [card(8, free=7.1), card(3), processor(6), mac(12)], ids=lambda h: h.device)
+@pytest.mark.parametrize("hardware", [gpu(8, free=7.1), gpu(3), processor(6), mac(12)], ids=lambda h: h.device)
 def test_the_order_of_slots_changes_nothing(hardware: Hardware, seed: int, monkeypatch: pytest.MonkeyPatch) -> None:
     before = planned("sdxl", hardware)
     _shuffled(monkeypatch, seed)
     after = planned("sdxl", hardware)
     assert after.setup == before.setup
-    assert [(w.setup, w.device_peak, w.slowdown) for w in after.ways] == [
-        (w.setup, w.device_peak, w.slowdown) for w in before.ways
+    assert [(w.setup, w.device_peak, w.slowdown) for w in after.alternatives] == [
+        (w.setup, w.device_peak, w.slowdown) for w in before.alternatives
     ]
     assert [fallback.setup for fallback in after.fallbacks] == [fallback.setup for fallback in before.fallbacks]
     assert {row.slot: row.because for row in after.decisions} == {row.slot: row.because for row in before.decisions}
@@ -218,7 +218,7 @@ def test_every_fallback_is_smaller_and_none_comes_twice(family: str, hardware: H
 @given(family=families, hardware=machines())
 def test_no_row_of_the_table_is_slower_and_larger_than_another(family: str, hardware: Hardware) -> None:
     plan = planned(family, hardware)
-    rows = [way for way in plan.ways if way.setup.device == hardware.device and not way.chosen]
+    rows = [row for row in plan.alternatives if row.setup.device == hardware.device and not row.chosen]
     for a, b in itertools.permutations(rows, 2):
         if a.setup.storage == b.setup.storage:
             worse = a.slowdown > b.slowdown and a.device_peak > b.device_peak and a.host_peak > b.host_peak
@@ -228,5 +228,5 @@ def test_no_row_of_the_table_is_slower_and_larger_than_another(family: str, hard
 def test_a_plan_is_a_pure_function() -> None:
     model: Model = model_of("sdxl")
     request = asking("sdxl")
-    one, two = (make_plan(request, model, card(6), {}, jobs=jobs_of(request)) for _ in range(2))
+    one, two = (make_plan(request, model, gpu(6), {}, jobs=jobs_of(request)) for _ in range(2))
     assert one == two

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from making import asking, card, jobs_of, known_model
+from making import asking, gpu, jobs_of, known_model
 
 from sdcli import schema
 from sdcli.machine.hardware import Hardware
@@ -18,7 +18,7 @@ from sdcli.plan.planner import make_plan
 from sdcli.plan.remembered import Measures, key_of, measures, merged
 
 GIB = 1 << 30
-HERE = replace(card(8, free=7.1), source="nvml")
+HERE = replace(gpu(8, free=7.1), source="nvml")
 
 
 def planned(remembered: dict[str, Any], hardware: Hardware = HERE, **asked: Any) -> Plan:
@@ -40,7 +40,7 @@ def test_seconds_are_given_only_where_remembered() -> None:
     assert again.seconds is not None
     assert again.seconds.total == pytest.approx(4.0 + 2 * 30 * 0.9 + 2 * 1.5)
     assert again.footprint.device_peak == 5 * GIB and again.footprint.runs == 3
-    assert next(way.seconds for way in again.ways if way.chosen) == again.seconds.total
+    assert next(row.seconds for row in again.alternatives if row.chosen) == again.seconds.total
     assert {row.slot for row in again.decisions if row.source == "remembered"} == {"placement", "vae"}
 
 
@@ -60,7 +60,7 @@ def test_a_setup_that_needed_less_than_forecast_may_be_chosen() -> None:
 def test_measures_of_this_machine_say_nothing_about_another() -> None:
     plan = planned({})
     memory = {key(plan): {"device_peak": 8 * GIB, "host_peak": GIB, "load": 1.0, "step": 1.0, "picture": 1.0}}
-    elsewhere = planned(memory, hardware=card(8, free=7.1))
+    elsewhere = planned(memory, hardware=gpu(8, free=7.1))
     assert elsewhere.setup == plan.setup and elsewhere.seconds is None
 
 
@@ -86,10 +86,10 @@ def test_keys_differ_with_everything_that_moves_the_peak() -> None:
 
 
 def test_runs_add_up_and_the_highest_peak_stays() -> None:
-    first = Measures(device_peak=5, host_peak=9, load=2.0, step=0.2, picture=0.5)
+    first = Measures(device_peak=5, host_peak=9, load=2.0, step=0.2, image=0.5)
     stored = json.loads(json.dumps(schema.to_json(merged(None, first))))
     second = merged(stored, Measures(device_peak=4, host_peak=10, step=0.1))
-    assert second == Measures(device_peak=5, host_peak=10, load=2.0, step=0.1, picture=0.5, runs=2)
+    assert second == Measures(device_peak=5, host_peak=10, load=2.0, step=0.1, image=0.5, runs=2)
 
 
 anything = st.recursive(
@@ -103,15 +103,15 @@ names = st.sampled_from(["device_peak", "host_peak", "load", "step", "picture", 
 @settings(max_examples=200, deadline=None, derandomize=True)
 @given(data=anything | st.dictionaries(names, anything, max_size=7))
 def test_a_file_of_any_age_is_read_or_ignored(data: Any) -> None:
-    found = measures(data)
-    assert found is None or (found.device_peak or found.host_peak)
+    result = measures(data)
+    assert result is None or (result.device_peak or result.host_peak)
     assert merged(data, Measures(host_peak=1)).runs >= 1
 
 
 def test_what_was_measured_does_not_change_the_setup_while_it_fits() -> None:
-    card_of_24 = replace(card(24), source="nvml")
-    first = planned({}, card_of_24)
+    gpu_of_24 = replace(gpu(24), source="nvml")
+    first = planned({}, gpu_of_24)
     peak = first.footprint.device_peak * 3 // 2
-    again = planned({key(first): {"device_peak": peak, "host_peak": first.footprint.host_peak, "runs": 1}}, card_of_24)
+    again = planned({key(first): {"device_peak": peak, "host_peak": first.footprint.host_peak, "runs": 1}}, gpu_of_24)
     assert again.setup == first.setup
     assert again.footprint.device_peak == peak

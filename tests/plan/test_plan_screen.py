@@ -8,9 +8,9 @@ from typing import Any
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from making import asking, card, jobs_of, known_model, mac, processor
+from making import asking, gpu, jobs_of, known_model, mac, processor
 
-from sdcli.cli.plan_screen import render, render_summary, sensible, way_name
+from sdcli.cli.plan_screen import render, render_summary, sensible, setup_name
 from sdcli.machine.hardware import Hardware
 from sdcli.plan.plan import Plan, Setup
 from sdcli.plan.planner import make_plan
@@ -29,7 +29,7 @@ def text(lines: list[str]) -> str:
     return " ".join(" ".join(lines).split())
 
 
-EIGHT = card(8, free=7.1, ram=24.1)
+EIGHT = gpu(8, free=7.1, ram=24.1)
 
 
 def test_the_screen_of_an_8_gib_gpu_is_as_expected() -> None:
@@ -80,13 +80,13 @@ def test_a_pinned_choice_is_called_so_once() -> None:
 
 
 def test_the_summary_is_one_line_where_everything_fits() -> None:
-    plan = planned("sd15", card(8, free=7.1))
+    plan = planned("sd15", gpu(8, free=7.1))
     assert render_summary(plan) == ["plan: RTX 4060, fp16, all on the GPU, needs 2.4 of 7.1 GiB free"]
     assert render_summary(planned("sd15", processor(9.8))) == ["sd15 · cpu bf16 · needs 2.9 of 9.8 GiB free"]
 
 
 def test_the_summary_says_why_where_the_fastest_setup_does_not_fit() -> None:
-    lines = render_summary(planned("sdxl", card(4)))
+    lines = render_summary(planned("sdxl", gpu(4)))
     assert lines[0] == "plan: RTX 4060, fp16, streamed layer by layer, needs 1.8 of 4.0 GiB free"
     assert lines[1].strip().startswith("one part at a time needs") and lines[1].endswith("more than the budget")
 
@@ -100,12 +100,12 @@ def test_the_built_in_model_introduces_itself() -> None:
 
 
 def test_vendor_names_are_left_out_of_a_gpus_name() -> None:
-    plan = planned("sd15", card(8, name="NVIDIA GeForce RTX 2060"))
+    plan = planned("sd15", gpu(8, name="NVIDIA GeForce RTX 2060"))
     assert render_summary(plan)[0].startswith("plan: RTX 2060, ")
 
 
 def test_the_table_is_short_and_has_the_chosen_setup() -> None:
-    for plan in (planned("sdxl", EIGHT), planned("sdxl", card(4)), planned("sd15", mac(16))):
+    for plan in (planned("sdxl", EIGHT), planned("sdxl", gpu(4)), planned("sd15", mac(16))):
         rows = sensible(plan)
         assert len(rows) <= 9
         assert sum(row.chosen for row in rows) == 1
@@ -120,23 +120,23 @@ def test_lossy_rows_say_so_and_pinned_ones_say_pinned() -> None:
 
 
 def test_nothing_is_marked_as_chosen_where_nothing_fits() -> None:
-    lines = render(planned("sdxl", card(2, ram=3)))
+    lines = render(planned("sdxl", gpu(2, ram=3)))
     assert not any(line.startswith("▸") for line in lines)
     assert "too much" in text(lines)
 
 
 def test_a_name_gets_shorter_before_it_is_cut() -> None:
     setup = Setup(dtype="fp16", storage="fp8", placement="drop-encoders", vae="tile-512", device="cuda:0")
-    full = way_name(setup, setup, 60)
+    full = setup_name(setup, setup, 60)
     assert full == "fp8 weights, encoders dropped, VAE in tiles of 512"
-    assert way_name(setup, setup, 40) == "fp8, encoders dropped, VAE tiles 512"
-    assert way_name(setup, setup, 33) == "fp8, encoders dropped, tiles 512"
-    assert cells(way_name(setup, setup, 12)) <= 12
-    assert way_name(replace(setup, device="cpu", dtype="fp32"), setup) == "on the CPU, fp32"
+    assert setup_name(setup, setup, 40) == "fp8, encoders dropped, VAE tiles 512"
+    assert setup_name(setup, setup, 33) == "fp8, encoders dropped, tiles 512"
+    assert cells(setup_name(setup, setup, 12)) <= 12
+    assert setup_name(replace(setup, device="cpu", dtype="fp32"), setup) == "on the CPU, fp32"
 
 
 def test_foreign_names_have_no_power_over_the_terminal() -> None:
-    plan = planned("sdxl", card(8, name="\x1b[31mcard"))
+    plan = planned("sdxl", gpu(8, name="\x1b[31mGPU"))
     plan = replace(plan, model=replace(plan.model, name="[/red]\x1b[2J", licence="\x07bell", repository="a\u202eb"))
     for line in (*render(plan), *render_summary(plan)):
         assert "\x1b" not in line and "\x07" not in line and "\u202e" not in line
@@ -145,10 +145,10 @@ def test_foreign_names_have_no_power_over_the_terminal() -> None:
 machines = st.sampled_from(
     [
         EIGHT,
-        card(4),
-        card(6, capability="7.5"),
-        card(2, ram=3),
-        card(80),
+        gpu(4),
+        gpu(6, capability="7.5"),
+        gpu(2, ram=3),
+        gpu(80),
         processor(4),
         processor(40, isa="avx2"),
         mac(16),
@@ -176,7 +176,7 @@ def test_every_line_fits_the_width_it_was_given(
 
 
 @pytest.mark.parametrize("width", [64, 80, 100, 120])
-@pytest.mark.parametrize("hardware", [EIGHT, card(4), processor(16), mac(16)], ids=lambda value: value.device)
+@pytest.mark.parametrize("hardware", [EIGHT, gpu(4), processor(16), mac(16)], ids=lambda value: value.device)
 def test_nothing_is_cut_off_from_64_columns_on(hardware: Hardware, width: int) -> None:
     plan = planned("sdxl", hardware)
     lines = [*render(plan, width), *render_summary(plan, width)]

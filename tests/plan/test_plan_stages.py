@@ -27,7 +27,7 @@ def test_a_placement_always_holds_what_works_and_never_too_much(choice: str) -> 
     every = stages(model, jobs_of(asking("sdxl")))
     for stage in every:
         for part in stage.parts:
-            there = placement.held(choice, every, stage, part)
+            there = placement.loaded(choice, every, stage, part)
             assert part in there and set(there) <= set(parts_of(every))
             if choice == "drop-encoders":
                 assert ("unet" in there) != ("text_encoder" in there)
@@ -51,9 +51,9 @@ def test_frames_of_a_strip_are_even_and_end_with_the_last_step() -> None:
     assert after(20) == frozenset()
     assert after(10, filmstrip=1, preview_every=4) == {4, 8, 10}
     for steps in range(1, 30):
-        for wanted in range(1, steps + 1):
-            frames = after(steps, filmstrip=wanted)
-            assert len(frames) == wanted and max(frames) == steps
+        for count in range(1, steps + 1):
+            frames = after(steps, filmstrip=count)
+            assert len(frames) == count and max(frames) == steps
 
 
 def test_attention_in_blocks_counts_the_block_that_is_drawn() -> None:

@@ -4,20 +4,16 @@ from __future__ import annotations
 
 import sys
 
+from sdcli.cli.main import run
 from tests.pretend_gpu import device, pretend
 
 
 def main() -> None:
     size, *words = sys.argv[1:]
     total, _, free = size.partition("/")
-    with pretend(device(total, free or None)) as gpu:
+    with pretend(device(total, free or None)):
         sys.argv = ["sdcli", *words]
-        from sdcli.cli.main import run
-
-        try:
-            run()
-        finally:
-            print(gpu.traffic, gpu.allocator().allocated, gpu.allocator().reserved, file=sys.stderr)
+        run()
 
 
 main()

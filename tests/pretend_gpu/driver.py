@@ -28,7 +28,7 @@ class PretendNvml(FakeNvml):
         ))  # fmt: skip
 
     def nvmlDeviceGetMemoryInfo(self, handle: Fake, version: int | None = None) -> Any:
-        number = self.cards.index(handle)
+        number = self.gpus.index(handle)
         reserved = self.machine.memories[number].allocator.reserved.now
         used = reserved + CUDA_CONTEXT if reserved else 0
         return SimpleNamespace(total=handle.total, free=handle.free - used)
@@ -40,8 +40,21 @@ def answered(machine: Machine, devices: list[Device]) -> Iterator[None]:
 
     build = Torch(version=torch.__version__.split("+")[0] + "+cu130", cuda="13.0")
     with (
-        mock.patch.dict(sys.modules, {"pynvml": PretendNvml(machine, devices)}),
+        _module("pynvml", PretendNvml(machine, devices)),
         mock.patch.object(nvml, "_without_driver", lambda: False),
         mock.patch.object(installation, "torch_build", lambda folder=None: build),
     ):
         yield
+
+
+@contextlib.contextmanager
+def _module(name: str, instead: Any) -> Iterator[None]:
+    """Only this one: what is imported meanwhile stays."""
+    before = sys.modules.get(name)
+    sys.modules[name] = instead
+    try:
+        yield
+    finally:
+        del sys.modules[name]
+        if before is not None:
+            sys.modules[name] = before

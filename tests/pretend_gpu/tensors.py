@@ -162,7 +162,7 @@ class Machine:
     # --- copies
 
     def copied(self, source: Tensor, target_type: str, non_blocking: bool) -> None:
-        """Counts a copy. One from memory that is not pinned is not asynchronous towards the host, whatever was asked."""
+        """Counts a copy between host and GPU, and the wait for it unless it was asked not to."""
         if target_type == source.device.type:
             return
         if target_type == self.kind:

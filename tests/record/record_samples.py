@@ -19,11 +19,11 @@ SIDE = 16
 
 
 def job(index: int = 0, **fields: Any) -> Job:
-    known: dict[str, Any] = {
+    defaults: dict[str, Any] = {
         "index": index, "prompt": "a cat", "negative_prompt": "", "seed": 42 + index, "steps": 4, "unet_calls": 4,
         "guidance": 7.0, "width": SIDE, "height": SIDE, "sampler": "DPM++ 2M Karras",
     }  # fmt: skip
-    return Job(**{**known, **fields})
+    return Job(**{**defaults, **fields})
 
 
 def plan(images: int = 1, batch_size: int = 1, device: str = "cpu", jobs: Sequence[Job] | None = None) -> Plan:
@@ -64,15 +64,15 @@ def plan(images: int = 1, batch_size: int = 1, device: str = "cpu", jobs: Sequen
 
 
 def pixels(seed: int, side: int = SIDE) -> bytes:
-    """A picture that is not flat and differs with the seed."""
+    """An image that is not flat and differs with the seed."""
     return bytes((seed * 31 + n * 7 + n // side * 5) % 256 for n in range(side * side * 3))
 
 
 def destination(folder: Path, **fields: Any) -> Destination:
-    known: dict[str, Any] = {
+    defaults: dict[str, Any] = {
         "folder": folder, "records": folder / "runs" / RUN, "run": RUN, "kind": "numbered", "model": "sd15"
     }  # fmt: skip
-    return Destination(**{**known, **fields})
+    return Destination(**{**defaults, **fields})
 
 
 def stream(of: Plan) -> Iterator[Event]:
@@ -96,8 +96,8 @@ def stream(of: Plan) -> Iterator[Event]:
 
 def decoded(of: Plan, batch: int, index: int, **fields: Any) -> Decoded:
     one = of.jobs[index]
-    known: dict[str, Any] = {
+    defaults: dict[str, Any] = {
         "batch": batch, "index": index, "job": one, "width": one.width, "height": one.height, "seconds": 0.14,
         "pixels": pixels(one.seed), "scheduler": {"_class_name": "DPMSolverMultistepScheduler"},
     }  # fmt: skip
-    return Decoded(**{**known, **fields})
+    return Decoded(**{**defaults, **fields})

@@ -1,4 +1,4 @@
-"""The filmstrip: frames in order, the picture last, one file beside the picture, nothing kept after it."""
+"""The filmstrip: frames in order, the image last, one file beside the image, nothing kept after it."""
 
 from __future__ import annotations
 
@@ -42,20 +42,20 @@ def strip_of(path: Path, sink: Filmstrip, happened: list[Event]) -> list[tuple[A
         return [image.convert("RGB").getpixel((left + 16, 8)) for left in range(0, image.width, 32)]  # type: ignore[misc]
 
 
-def test_frames_stand_in_order_and_the_picture_last(tmp_path: Path) -> None:
+def test_frames_are_in_order_and_the_image_last(tmp_path: Path) -> None:
     file = tmp_path / "0001-a-cat-1.png"
     happened = [preview(4), preview(8), decoded(), saved(file)]
-    found = strip_of(tmp_path / "0001-a-cat-1.filmstrip.png", Filmstrip(2), happened)
-    assert found == [(40, 0, 0), (80, 0, 0), (0, 255, 0)]
+    strip = strip_of(tmp_path / "0001-a-cat-1.filmstrip.png", Filmstrip(2), happened)
+    assert strip == [(40, 0, 0), (80, 0, 0), (0, 255, 0)]
 
 
 def test_of_more_previews_than_asked_for_those_evenly_apart_are_taken(tmp_path: Path) -> None:
     happened = [*(preview(step) for step in range(1, 9)), decoded(), saved(tmp_path / "a.png")]
-    found = strip_of(tmp_path / "a.filmstrip.png", Filmstrip(2), happened)
-    assert found == [(40, 0, 0), (80, 0, 0), (0, 255, 0)]
+    strip = strip_of(tmp_path / "a.filmstrip.png", Filmstrip(2), happened)
+    assert strip == [(40, 0, 0), (80, 0, 0), (0, 255, 0)]
 
 
-def test_nothing_is_written_unless_asked_for_and_nothing_kept_of_failed_pictures(tmp_path: Path) -> None:
+def test_nothing_is_written_by_default_and_nothing_kept_of_failed_images(tmp_path: Path) -> None:
     for sink in (Filmstrip(0), Filmstrip(2)):
         for event in (preview(4), decoded(), Failed(batch=0, index=0, error={}), saved(tmp_path / "a.png")):
             sink(event)

@@ -1,4 +1,4 @@
-"""Settings inside pictures: written as others read them, read back with bounds."""
+"""Settings inside images: written as others read them, read back with bounds."""
 
 from __future__ import annotations
 
@@ -23,24 +23,24 @@ from sdcli.plan.plan import Adapter, Setup
 from sdcli.record import encode as encoding
 from sdcli.record.metadata import a1111, own
 from sdcli.record.metadata.a1111 import Infotext
-from sdcli.record.metadata.own import Drawn, DrawnModel, Place
+from sdcli.record.metadata.own import BatchPosition, ImageRecord, RecordedModel
 from sdcli.record.metadata.read import read
 from sdcli.request.samplers import SAMPLERS
 
 SETUP = Setup(dtype="fp16", threads=2)
-MODEL = DrawnModel(name="sd15", revision="451f", hash="6ce0161689")
+MODEL = RecordedModel(name="sd15", revision="451f", hash="6ce0161689")
 
 
-def drawn(**fields: Any) -> Drawn:
-    known: dict[str, Any] = {
+def record(**fields: Any) -> ImageRecord:
+    defaults: dict[str, Any] = {
         "version": "0.1.0", "job": job(), "setup": SETUP, "model": MODEL, "scheduler": {"beta_start": 0.00085},
         "pixel_sha256": hashlib.sha256(pixels(42)).hexdigest(), "environment": {"torch": "2.13.0"},
     }  # fmt: skip
-    return Drawn(**{**known, **fields})
+    return ImageRecord(**{**defaults, **fields})
 
 
-def written(path: Path, format: str, of: Drawn, metadata: str = "full") -> Path:
-    file = path / f"picture.{format}"
+def written(path: Path, format: str, of: ImageRecord, metadata: str = "full") -> Path:
+    file = path / f"image.{format}"
     file.write_bytes(encoding.encode(pixels(42), SIDE, SIDE, format, of, metadata).data)
     return file
 
@@ -85,7 +85,7 @@ def test_older_writers_have_the_schedule_in_the_samplers_name() -> None:
     assert (old["sampler"], old["guidance"], old["seeds"], old["width"]) == ("DPM++ 2M Karras", 7.0, (1,), 512)
 
 
-def test_what_is_no_setting_is_kept_apart_and_odd_values_are_not_believed() -> None:
+def test_other_keys_are_kept_apart_and_odd_values_are_refused() -> None:
     text = (
         "x\nSteps: many, Sampler: Euler, CFG scale: nan, Seed: -1, Size: 1e9x2, Model: ../../evil, "
         'Hires upscale: 2, Hashes: "a: b"'
@@ -166,7 +166,7 @@ def test_a_megabyte_of_text_that_invites_backtracking_is_read_as_prompt() -> Non
 
 
 def test_the_chunk_has_the_keys_of_the_schema_and_comes_back() -> None:
-    of = drawn(batch=Place(size=2, position=1, members=(job(0), job(1))))
+    of = record(batch=BatchPosition(size=2, position=1, members=(job(0), job(1))))
     data = json.loads(own.chunk(of))
     assert list(data) == [
         "schema", "version", "job", "setup", "model", "scheduler", "negative", "batch", "degraded", "pixel_sha256",
@@ -177,8 +177,8 @@ def test_the_chunk_has_the_keys_of_the_schema_and_comes_back() -> None:
 
 
 def test_a_newer_chunk_is_refused_and_an_unknown_key_is_not() -> None:
-    data = {**schema.to_json(drawn()), "later": 1}
-    assert own.read(json.dumps(data)) == drawn()
+    data = {**schema.to_json(record()), "later": 1}
+    assert own.read(json.dumps(data)) == record()
     with pytest.raises(BadFile, match="newer sdcli"):
         own.read(json.dumps({**data, "schema": "sdcli.image/2"}))
 
@@ -202,14 +202,14 @@ def test_a_damaged_chunk_is_a_bad_file(text: str) -> None:
         own.read(text)
 
 
-def test_the_members_of_a_batch_are_told() -> None:
+def test_the_members_of_a_batch_are_recorded() -> None:
     of = plan(images=4, batch_size=2)
-    assert own.place(of, 1, 3, 1, 0) == Place(size=2, position=1, members=(of.jobs[2], of.jobs[3]))
-    assert own.place(plan(images=1), 0, 0, 1, 0) == Place(size=1, position=0, members=())
+    assert own.batch_position(of, 1, 3, 1, 0) == BatchPosition(size=2, position=1, members=(of.jobs[2], of.jobs[3]))
+    assert own.batch_position(plan(images=1), 0, 0, 1, 0) == BatchPosition(size=1, position=0, members=())
 
 
-def test_a_picture_no_plan_lists_is_placed_by_what_was_seen() -> None:
-    assert own.place(plan(images=1), 5, 11, 2, 1) == Place(size=2, position=1, members=())
+def test_an_image_in_no_plan_gets_its_position_from_the_events() -> None:
+    assert own.batch_position(plan(images=1), 5, 11, 2, 1) == BatchPosition(size=2, position=1, members=())
 
 
 # --- whole files
@@ -220,19 +220,19 @@ def test_a_picture_no_plan_lists_is_placed_by_what_was_seen() -> None:
     "prompt", ["a cat", "Crème brûlée", "一只猫 🐈\nin the rain", 'quote " \\ , : Negative prompt: no']
 )
 def test_settings_come_back_from_every_format(tmp_path: Path, format: str, prompt: str) -> None:
-    of = drawn(job=job(prompt=prompt, negative_prompt="blurry, bad", seed=2**32 - 1, guidance=5.5, clip_skip=2))
-    found = read(written(tmp_path, format, of))
-    assert (found.dialect, found.drawn) == ("sdcli", of)
+    of = record(job=job(prompt=prompt, negative_prompt="blurry, bad", seed=2**32 - 1, guidance=5.5, clip_skip=2))
+    stored = read(written(tmp_path, format, of))
+    assert (stored.dialect, stored.record) == ("sdcli", of)
     foreign = read(written(tmp_path, format, of, "a1111"))
     assert foreign.dialect == "a1111"
     for name, value in foreign.values.items():
-        assert value == found.values[name]
-    assert set(found.values) - set(foreign.values) == {"emphasis"}
+        assert value == stored.values[name]
+    assert set(stored.values) - set(foreign.values) == {"emphasis"}
 
 
 @pytest.mark.parametrize("format", ["png", "jpg", "webp"])
 def test_without_metadata_there_is_none(tmp_path: Path, format: str) -> None:
-    file = written(tmp_path, format, drawn(), "none")
+    file = written(tmp_path, format, record(), "none")
     assert b"cat" not in file.read_bytes()
     with pytest.raises(BadFile, match="no settings"):
         read(file)
@@ -241,7 +241,7 @@ def test_without_metadata_there_is_none(tmp_path: Path, format: str) -> None:
 def test_a_png_holds_the_pixels_it_was_given() -> None:
     from PIL import Image
 
-    data = encoding.encode(pixels(42), SIDE, SIDE, "png", drawn()).data
+    data = encoding.encode(pixels(42), SIDE, SIDE, "png", record()).data
     assert Image.open(io.BytesIO(data)).convert("RGB").tobytes() == pixels(42)
 
 
@@ -252,9 +252,9 @@ def test_an_independent_reader_finds_the_settings(
 ) -> None:
     from sd_parsers import ParserManager
 
-    # It remembers the last picture by its `id`, which the next one may be given again.
+    # It remembers the last image by its `id`, which the next one may be given again.
     monkeypatch.setattr("sd_parsers.extractors._jpeg_usercomment._image_id", None)
-    of = drawn(job=job(prompt=prompt, negative_prompt="blurry, bad", seed=123, steps=20, width=512, height=768))
+    of = record(job=job(prompt=prompt, negative_prompt="blurry, bad", seed=123, steps=20, width=512, height=768))
     parsed = ParserManager().parse(written(tmp_path, format, of))
     assert parsed is not None
     assert [p.value for p in parsed.prompts] == [prompt]
@@ -273,32 +273,32 @@ def test_an_independent_reader_finds_the_settings(
 
 @pytest.mark.parametrize("format", ["png", "jpg", "webp"])
 def test_members_go_first_then_the_environment_then_all_metadata(format: str) -> None:
-    def left(of: Drawn) -> tuple[str, tuple[str, ...]]:
+    def left(of: ImageRecord) -> tuple[str, tuple[str, ...]]:
         encoded = encoding.encode(pixels(42), SIDE, SIDE, format, of)
         return encoded.metadata, encoded.left_out
 
-    members = Place(size=200, position=0, members=tuple(job(n, prompt="m" * 400) for n in range(200)))
-    assert left(drawn()) == ("full", ())
-    assert left(drawn(batch=members)) == ("full", ("members",))
-    assert left(drawn(batch=members, environment={"x": "y" * 65_000})) == ("full", ("members", "environment"))
-    assert left(drawn(job=job(prompt="p" * 66_000))) == ("none", ())
+    members = BatchPosition(size=200, position=0, members=tuple(job(n, prompt="m" * 400) for n in range(200)))
+    assert left(record()) == ("full", ())
+    assert left(record(batch=members)) == ("full", ("members",))
+    assert left(record(batch=members, environment={"x": "y" * 65_000})) == ("full", ("members", "environment"))
+    assert left(record(job=job(prompt="p" * 66_000))) == ("none", ())
 
 
 def test_all_of_exif_stays_within_a_jpeg_segment(tmp_path: Path) -> None:
     for length in (5_000, 9_000, 10_500, 11_000, 20_000):
-        of = drawn(job=job(prompt="猫" * length))  # six bytes each in ASCII JSON, two in the comment
+        of = record(job=job(prompt="猫" * length))  # six bytes each in ASCII JSON, two in the comment
         encoded = encoding.encode(pixels(42), SIDE, SIDE, "jpg", of)
         file = tmp_path / "x.jpg"
         file.write_bytes(encoded.data)
         if encoded.metadata == "full":
-            assert read(file).drawn == of
+            assert read(file).record == of
         assert encoded.metadata == ("full" if length < 9_000 else encoded.metadata)
     assert encoded.metadata == "none"
 
 
-def test_a_flat_picture_is_noticed() -> None:
+def test_a_flat_image_is_noticed() -> None:
     def flat(data: bytes) -> bool:
-        return encoding.encode(data, SIDE, SIDE, "png", drawn()).flat
+        return encoding.encode(data, SIDE, SIDE, "png", record()).flat
 
     assert flat(bytes(SIDE * SIDE * 3))
     assert flat(bytes(n % 2 + 127 for n in range(SIDE * SIDE * 3)))
@@ -309,10 +309,10 @@ def test_a_flat_picture_is_noticed() -> None:
 # --- hostile files
 
 
-def test_five_hundred_mutated_pictures_are_read_or_refused_in_bounds(tmp_path: Path) -> None:
+def test_five_hundred_mutated_images_are_read_or_refused_in_bounds(tmp_path: Path) -> None:
     chance = random.Random(500)
     whole = [
-        encoding.encode(pixels(42), SIDE, SIDE, format, drawn(job=job(prompt="a cat é 猫"))).data
+        encoding.encode(pixels(42), SIDE, SIDE, format, record(job=job(prompt="a cat é 猫"))).data
         for format in ("png", "jpg", "webp")
     ]
     file = tmp_path / "mutated"
@@ -332,12 +332,12 @@ def test_five_hundred_mutated_pictures_are_read_or_refused_in_bounds(tmp_path: P
                 data = data[: max(at, 20)]
         file.write_bytes(data)
         try:
-            found = read(file)
+            stored = read(file)
         except BadFile as error:
             assert error.message.isprintable()
             refused += 1
         else:
-            assert found.dialect in ("sdcli", "a1111")
+            assert stored.dialect in ("sdcli", "a1111")
             understood += 1
     assert refused > 100 and understood > 50
 
@@ -383,14 +383,14 @@ def test_a_file_beyond_64_mib_is_not_read(tmp_path: Path) -> None:
         read(file)
 
 
-def test_what_is_no_file_is_a_usage_error(tmp_path: Path) -> None:
+def test_a_missing_file_is_a_usage_error(tmp_path: Path) -> None:
     for path in (tmp_path, tmp_path / "absent.png", "\0"):
         with pytest.raises(Usage):
             read(path)
 
 
-def test_text_behind_the_pixels_is_found(tmp_path: Path) -> None:
-    data = encoding.encode(pixels(42), SIDE, SIDE, "png", drawn(), "none").data
+def test_text_after_the_pixels_is_read(tmp_path: Path) -> None:
+    data = encoding.encode(pixels(42), SIDE, SIDE, "png", record(), "none").data
     text = b"parameters\0x\nSteps: 20, Sampler: Euler, CFG scale: 7, Seed: 1, Size: 512x512"
     end = data.rindex(b"IEND") - 4
     file = tmp_path / "x.png"
@@ -410,10 +410,10 @@ def test_the_comment_wins_over_the_png_chunk_and_either_byte_order_is_read(tmp_p
 
 
 def test_a_hostile_chunk_yields_values_only(tmp_path: Path) -> None:
-    of = drawn(model=replace(MODEL, name="../../evil.safetensors"))
-    found = read(written(tmp_path, "png", of))
-    assert "model" not in found.values
-    assert set(found.values) <= {
+    of = record(model=replace(MODEL, name="../../evil.safetensors"))
+    stored = read(written(tmp_path, "png", of))
+    assert "model" not in stored.values
+    assert set(stored.values) <= {
         "prompts", "negative_prompt", "seeds", "steps", "guidance", "width", "height", "sampler", "clip_skip",
         "emphasis",
     }  # fmt: skip

@@ -1,4 +1,4 @@
-"""Names of pictures: what -o means, and that no text whatever leads out of the output folder."""
+"""Names of images: what -o means, and that no text leads out of the output folder."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return folder
 
 
-def test_without_o_pictures_are_numbered_in_sdcli_images(here: Path, tmp_path: Path) -> None:
+def test_without_o_images_are_numbered_in_sdcli_images(here: Path, tmp_path: Path) -> None:
     destination = ready(asked(), tmp_path / "state")
     assert destination.folder == here / "sdcli-images"
     assert destination.records == here / "sdcli-images" / "runs" / RUN
@@ -122,7 +122,7 @@ def test_values_never_name_a_windows_device(device: str) -> None:
 
 
 def test_a_folder_stays_a_folder_also_with_a_dot_in_its_name(here: Path) -> None:
-    assert read_output("my.pictures") == Target("numbered", "my.pictures", "", "png")
+    assert read_output("my.images") == Target("numbered", "my.images", "", "png")
     (here / "odd.png").mkdir()
     assert read_output("odd.png").kind == "numbered"
     assert read_output("new.png/").kind == "numbered"
@@ -136,7 +136,7 @@ def test_one_file_keeps_its_records_in_the_state_folder(here: Path, tmp_path: Pa
     assert first_name(destination) == "cat.png"
 
 
-def test_several_pictures_in_one_file_are_refused_with_a_template_that_works(here: Path, tmp_path: Path) -> None:
+def test_several_images_in_one_file_are_refused_with_a_template_that_works(here: Path, tmp_path: Path) -> None:
     with pytest.raises(Usage) as refused:
         ready(asked("cat.png", seeds=(1, 2, 3)), tmp_path)
     assert refused.value.hint == "-o 'cat-{index}.png'"
@@ -153,7 +153,7 @@ def test_an_existing_file_is_refused_before_anything_is_drawn(here: Path, tmp_pa
     assert (here / "cat.png").read_bytes() == b"mine"
 
 
-def test_the_ending_decides_the_format_unless_format_was_asked_for(here: Path, tmp_path: Path) -> None:
+def test_the_extension_decides_the_format_unless_format_was_asked_for(here: Path, tmp_path: Path) -> None:
     assert ready(asked("cat.JPEG"), tmp_path).format == "jpg"
     assert ready(asked("{seed}.webp"), tmp_path).format == "webp"
     assert ready(asked("cat.jpg", format="jpg"), tmp_path, origins={"format": "flag"}).format == "jpg"
@@ -281,14 +281,14 @@ def test_a_link_in_the_folder_cannot_lead_out(tmp_path: Path) -> None:
 def test_a_file_where_the_folder_should_be_is_cannot_write(here: Path, tmp_path: Path) -> None:
     (here / "taken").write_bytes(b"")
     (here / "dangling").symlink_to(here / "nowhere")
-    for output in ("taken", "taken/pictures", "taken/{seed}.png", "dangling"):
+    for output in ("taken", "taken/images", "taken/{seed}.png", "dangling"):
         with pytest.raises(CannotWrite, match="a file, not a folder") as refused:
             ready(asked(output), tmp_path)
         assert (refused.value.code, refused.value.hint != "") == (7, True)
 
 
 @pytest.mark.parametrize("number", [errno.EROFS, errno.EACCES, errno.ENOSPC, errno.EDQUOT, errno.EIO])
-def test_a_folder_that_cannot_be_written_is_told_before_anything_heavy(here: Path, tmp_path: Path, number: int) -> None:
+def test_a_folder_that_cannot_be_written_is_reported_at_once(here: Path, tmp_path: Path, number: int) -> None:
     class Refusing(Files):
         def create(self, path: Path) -> int:
             raise OSError(number, os.strerror(number))
@@ -298,7 +298,7 @@ def test_a_folder_that_cannot_be_written_is_told_before_anything_heavy(here: Pat
     assert refused.value.done == "nothing was loaded or downloaded"
 
 
-def test_too_little_room_is_told_with_need_and_free(
+def test_too_little_room_is_reported_with_need_and_free(
     here: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     usage = namedtuple("usage", "total used free")

@@ -32,7 +32,7 @@ from sdcli.events import (
     Warned,
 )
 from sdcli.files import Files
-from sdcli.plan.plan import Plan, Warning
+from sdcli.plan.plan import Plan, PlanWarning
 from sdcli.record import report as reports
 from sdcli.record import runs
 from sdcli.record.report import Folding, Report, fold
@@ -94,9 +94,9 @@ def test_paths_are_absolute_on_stdout_and_absent_from_the_file(tmp_path: Path) -
     shown = reports.to_json(report, tmp_path)
     assert shown["folder"] == str(tmp_path)
     assert Path(shown["images"][0]["path"]).is_file()
-    kept = reports.to_json(report)
-    assert kept["folder"] is None and "path" not in kept["images"][0]
-    assert str(tmp_path) not in json.dumps(kept)
+    stored = reports.to_json(report)
+    assert stored["folder"] is None and "path" not in stored["images"][0]
+    assert str(tmp_path) not in json.dumps(stored)
 
 
 def test_a_report_comes_back_from_its_json(tmp_path: Path) -> None:
@@ -155,8 +155,8 @@ def test_what_all_that_failed_have_to_try_is_what_the_run_has_to_try() -> None:
     error = ImagesFailed("not finite", hint="sdcli models check broken").to_json()
     report = folded([Planned(plan=OF), *(Failed(batch=n, index=n, error=error) for n in (0, 1)), Done()])
     assert report.error is not None and report.error["hint"] == "sdcli models check broken"
-    report = folded([Planned(plan=OF), Failed(batch=0, index=0, error=error), Done()])  # of the other nothing is known
-    assert report.error is not None and report.error["hint"] == "the same command with the --seed of what is missing"
+    report = folded([Planned(plan=OF), Failed(batch=0, index=0, error=error), Done()])  # no event about the other
+    assert report.error is not None and report.error["hint"] == "the same command with --seed for each missing image"
 
 
 def test_a_failed_image_keeps_its_error_and_its_settings() -> None:
@@ -182,22 +182,22 @@ def test_what_an_interrupted_run_had_done_is_in_the_report() -> None:
 # --- the rest
 
 
-def test_predicted_stands_beside_measured_on_a_cpu_and_on_a_card() -> None:
+def test_predicted_is_beside_measured_on_a_cpu_and_on_a_gpu() -> None:
     cpu = folded(
         [Planned(plan=plan()), Memory(phase="before-load", host_peak=7), Memory(phase="denoise", host_peak=3 * GIB)]
     )
     assert cpu.memory.ratio == 1.5
     assert (cpu.memory.measured.host_before_load, cpu.memory.measured.host_peak) == (7, 3 * GIB)
-    card = folded(
+    gpu = folded(
         [
             Planned(plan=plan(device="cuda:0")),
             Memory(phase="denoise", device_peak=GIB, reserved_peak=GIB, allocated_peak=9, host_peak=GIB),
             Memory(phase="decode", device_peak=GIB, reserved_peak=2 * GIB, allocated_peak=8, host_peak=1),
         ]
     )
-    assert card.memory.ratio == 1.0
-    assert (card.memory.measured.reserved_peak, card.memory.measured.allocated_peak) == (2 * GIB, 9)
-    assert card.memory.predicted is not None and card.memory.predicted.device_peak == 2 * GIB
+    assert gpu.memory.ratio == 1.0
+    assert (gpu.memory.measured.reserved_peak, gpu.memory.measured.allocated_peak) == (2 * GIB, 9)
+    assert gpu.memory.predicted is not None and gpu.memory.predicted.device_peak == 2 * GIB
     assert folded([Planned(plan=plan())]).memory.ratio is None
 
 
@@ -221,11 +221,11 @@ def test_every_step_is_kept_up_to_ten_thousand_then_only_sums() -> None:
 
 
 def test_a_fallback_is_recorded_as_the_schema_says() -> None:
-    fall = Degraded(
+    fallback = Degraded(
         batch=0, phase="denoise", step=7, before={"placement": "resident"}, after={"placement": "group-offload"},
         because="out of memory", changes_pixels=False,
     )  # fmt: skip
-    data = reports.to_json(folded([Planned(plan=plan()), fall]))
+    data = reports.to_json(folded([Planned(plan=plan()), fallback]))
     assert data["degraded"] == [
         {
             "worker": "", "batch": 0, "phase": "denoise", "step": 7, "from": {"placement": "resident"},
@@ -234,14 +234,14 @@ def test_a_fallback_is_recorded_as_the_schema_says() -> None:
     ]  # fmt: skip
 
 
-def test_warnings_of_the_plan_and_of_the_run_are_told_once() -> None:
-    of = replace(plan(), warnings=(Warning(code="size-not-native", message="small"),))
+def test_warnings_of_the_plan_and_of_the_run_are_reported_once() -> None:
+    of = replace(plan(), warnings=(PlanWarning(code="size-not-native", message="small"),))
     again = Warned(code="size-not-native", message="small")
     report = folded([Planned(plan=of), again, Warned(code="flat-picture", message="flat")])
     assert [warning.code for warning in report.warnings] == ["size-not-native", "flat-picture"]
 
 
-def test_pictures_of_prompts_read_as_they_come_are_reported_though_no_plan_lists_them(tmp_path: Path) -> None:
+def test_images_of_prompts_read_as_they_come_are_reported_though_no_plan_lists_them(tmp_path: Path) -> None:
     of = plan(images=1)
     later = [job(1, prompt="a dog", seed=7), job(2, prompt="a fox", seed=8)]
     events: list[Event] = [*stream(of)]
@@ -256,17 +256,17 @@ def test_pictures_of_prompts_read_as_they_come_are_reported_though_no_plan_lists
     assert (report.exit_code, report.batches[1].images) == (0, (1, 2))
 
 
-def test_a_resumed_run_reports_the_pictures_it_had_and_those_it_drew(tmp_path: Path) -> None:
+def test_a_resumed_run_reports_the_images_it_had_and_those_it_drew(tmp_path: Path) -> None:
     of = plan(images=3)
     events = list(stream(of))
     first = [event for event in events if not (isinstance(event, Decoded) and event.index > 0)]
     list(store(iter(first), destination(tmp_path)))
     recovered = runs.recover(runs.read(tmp_path / "runs" / RUN))
     rest: list[Event] = [Planned(plan=of), *(decoded(of, n, n) for n in recovered.missing), Done()]
-    manifest = runs.reopen(recovered.run, {})
-    through = store(iter(rest), destination(tmp_path), manifest=manifest, earlier=recovered.done)
+    journal = runs.reopen(recovered.run, {})
+    through = store(iter(rest), destination(tmp_path), journal=journal, earlier=recovered.done)
     folding = Folding(started="", run=RUN, clock=lambda: 1.0)
-    folding.had(recovered.done)
+    folding.add_recovered(recovered.done)
     for event in through:
         folding(event)
     report = folding.report()
@@ -305,7 +305,7 @@ def test_a_prompt_of_any_characters_is_in_the_report_as_strict_utf_8(tmp_path: P
 
 
 def test_folding_keeps_no_pixels_and_little_else(tmp_path: Path) -> None:
-    """In a process of its own: 1,500 more pictures stored, folded and reported cost less than 4 kB each."""
+    """In a process of its own: 1,500 more images stored, folded and reported cost less than 4 kB each."""
     script = f"""
 import sys
 sys.path.insert(0, {str(Path(__file__).parent)!r})
@@ -334,4 +334,4 @@ print((rss() - before) / 1500)
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
     ran = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, env=environment, check=True)
     each = float(ran.stdout)
-    assert each < 4, "kB for each picture, with its job, its plan's JSON and its report's"
+    assert each < 4, "kB for each image, with its job, its plan's JSON and its report's"

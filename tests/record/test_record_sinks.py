@@ -124,7 +124,7 @@ def test_on_a_terminal_one_line_moves_and_is_gone_at_the_end(tmp_path: Path) -> 
     assert text.endswith("peak 2.00 GiB\n")
 
 
-def test_memory_stands_beside_the_steps_of_a_card(tmp_path: Path) -> None:
+def test_on_a_gpu_memory_is_shown_beside_the_steps(tmp_path: Path) -> None:
     assert "2.0 GiB, max 2.0" in shown(Terminal(), run(tmp_path, plan(device="cuda:0")))
 
 
@@ -147,7 +147,7 @@ def test_a_dumb_terminal_gets_plain_lines(tmp_path: Path, monkeypatch: pytest.Mo
     assert "\x1b" not in shown(Terminal(), run(tmp_path, plan()))
 
 
-def test_the_live_line_is_gone_before_a_picture_can_be_shown(tmp_path: Path) -> None:
+def test_the_live_line_is_gone_before_an_image_can_be_shown(tmp_path: Path) -> None:
     screen = Terminal()
     progress = Progress(screen, clock=ticking(), columns=80)
     for event in run(tmp_path, plan()):
@@ -179,11 +179,11 @@ def test_every_line_fits_every_width(tmp_path: Path, columns: int) -> None:
     st.integers(1, 500),
 )
 def test_the_bar_always_fits_and_always_says_where_it_is(
-    total: int, pictures: int, seconds: float, width: int, card: bool, done: int
+    total: int, images: int, seconds: float, width: int, gpu: bool, done: int
 ) -> None:
     state = State(
-        step=min(done, total), of=total, done=min(done, total), total=total, seconds=seconds, images=pictures,
-        first=1, last=1, device_bytes=GIB if card else None, device_peak=GIB if card else None,
+        step=min(done, total), of=total, done=min(done, total), total=total, seconds=seconds, images=images,
+        first=1, last=1, device_bytes=GIB if gpu else None, device_peak=GIB if gpu else None,
     )  # fmt: skip
     line = "".join(bar_line(state, width))
     assert cells(line) <= width
@@ -218,7 +218,7 @@ def test_between_two_lines_lie_five_seconds_and_a_tenth_of_the_way(tmp_path: Pat
         progress = Progress(log, clock=ticking(seconds), columns=80)
         for event in events:
             progress(event)
-        return [int(found) for found in re.findall(r"step (\d+)/100", log.getvalue())]
+        return [int(step) for step in re.findall(r"step (\d+)/100", log.getvalue())]
 
     assert steps(0.01) == [1, 100]
     assert steps(1.0) == [1, 11, 21, 31, 41, 51, 61, 71, 81, 91, 100]
@@ -240,7 +240,7 @@ def test_what_will_be_drawn_is_said_first(tmp_path: Path) -> None:
     ("seeds", "said"),
     [((5, 5), "seed 5"), ((1, 9), "seeds 1, 9"), ((1, 2, 3), "seeds 1 to 3"), ((9, 3, 4, 1, 2), "5 seeds")],
 )
-def test_seeds_are_told_shortly(seeds: tuple[int, ...], said: str) -> None:
+def test_seeds_are_shown_briefly(seeds: tuple[int, ...], said: str) -> None:
     jobs = [job(n, seed=seed) for n, seed in enumerate(seeds)]
     assert asked(jobs, 200)[0].endswith(f"{said}")
 
@@ -251,12 +251,12 @@ def test_differing_prompts_and_sizes_are_counted() -> None:
 
 
 def test_warnings_falls_and_failures_are_said_as_they_happen() -> None:
-    fall = Degraded(
+    fallback = Degraded(
         batch=0, phase="decode", step=None, before={"vae": "whole"}, after={"vae": "tile-512"}, because="out of memory",
         changes_pixels=True,
     )  # fmt: skip
     failed = Failed(batch=0, index=0, error={"message": "its pixels are not finite"})
-    text = shown(Log(), [Planned(plan=plan()), Warned(code="x", message="look here"), fall, failed])
+    text = shown(Log(), [Planned(plan=plan()), Warned(code="x", message="look here"), fallback, failed])
     assert text.splitlines()[1:] == [
         "note: look here",
         "note: out of memory in decode: vae whole → tile-512, pixels move slightly (out",
@@ -268,25 +268,25 @@ def test_warnings_falls_and_failures_are_said_as_they_happen() -> None:
 # --- the summary
 
 
-def test_one_picture_is_summed_up_in_a_line(tmp_path: Path) -> None:
+def test_one_image_is_summed_up_in_a_line(tmp_path: Path) -> None:
     assert summary(report_of(run(tmp_path, plan()))) == [
         "load 1.9 s · 4 steps of 100 ms · decode 0.1 s · 7.8 s in all · peak 2.00 GiB"
     ]
 
 
 @pytest.mark.parametrize("device", ["cpu", "cuda:0"])
-def test_what_was_given_up_for_memory_stands_in_the_last_block(tmp_path: Path, device: str) -> None:
-    fall = Degraded(
+def test_fallbacks_are_listed_in_the_last_block(tmp_path: Path, device: str) -> None:
+    fallback = Degraded(
         batch=0, phase="denoise", step=2, before={"placement": "resident"}, after={"placement": "group-offload"},
         because="CUDA out of memory", changes_pixels=False,
     )  # fmt: skip
-    lines = summary(report_of([*run(tmp_path, plan(device=device)), fall]))
+    lines = summary(report_of([*run(tmp_path, plan(device=device)), fallback]))
     assert [line.strip() for line in lines if "out of memory" in line] == [
         "out of memory in step 3: placement resident → group-offload, same pixels"
     ]
 
 
-def test_on_a_card_the_predicted_peaks_stand_beside_the_measured_ones(tmp_path: Path) -> None:
+def test_on_a_gpu_the_predicted_peaks_are_beside_the_measured_ones(tmp_path: Path) -> None:
     report = report_of(run(tmp_path, plan(device="cuda:0")))
     lines = summary(report, where=Path("sdcli-images/runs/x/report.json"))
     lines = [re.sub(r"save     0\.\d\d s", "save     0.01 s", line) for line in lines]
@@ -374,7 +374,7 @@ def test_a_closed_pipe_does_not_stop_a_run(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("failing", [0, 1])
-def test_a_sink_that_fails_is_told_of_once_and_the_run_goes_on(tmp_path: Path, failing: int) -> None:
+def test_a_sink_that_fails_is_reported_once_and_the_run_continues(tmp_path: Path, failing: int) -> None:
     """Whichever place it has among them; the others see every event, and that it is gone."""
     folding = Folding(started="", run=RUN, clock=lambda: 1.0)
 
@@ -395,8 +395,8 @@ def test_a_sink_that_fails_is_told_of_once_and_the_run_goes_on(tmp_path: Path, f
     assert (end["type"], end["status"]) == ("end", "done")
 
 
-def test_results_that_cannot_be_told_are_no_reason_to_stop_and_are_not_forgotten(tmp_path: Path) -> None:
-    """A full disk behind stdout: every picture is drawn and saved, and the run knows."""
+def test_results_that_cannot_be_written_do_not_stop_the_run_and_are_not_forgotten(tmp_path: Path) -> None:
+    """A full disk behind stdout: every image is drawn and saved, and the run knows."""
 
     def full(_: bytes) -> None:
         raise StdoutLost("the disk is full")
@@ -411,7 +411,7 @@ def test_results_that_cannot_be_told_are_no_reason_to_stop_and_are_not_forgotten
 # --- for programs
 
 
-def test_json_lines_has_one_object_for_each_picture_as_it_is_saved(tmp_path: Path) -> None:
+def test_json_lines_has_one_object_for_each_image_as_it_is_saved(tmp_path: Path) -> None:
     out = io.BytesIO()
     folding = Folding(started="", run=RUN, clock=lambda: 1.0)
     stream_of = watch(

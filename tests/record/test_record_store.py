@@ -1,4 +1,4 @@
-"""The store: every picture whole under its name or absent, whatever fails, and found again afterwards."""
+"""The store: every image whole under its name or absent, whatever fails, and found again afterwards."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def journal(folder: Path) -> list[dict[str, object]]:
     return [json.loads(line) for line in text.splitlines()]
 
 
-def test_each_picture_is_saved_under_its_name_and_its_hashes_are_true(tmp_path: Path) -> None:
+def test_each_image_is_saved_under_its_name_and_its_hashes_are_true(tmp_path: Path) -> None:
     from PIL import Image
 
     of = plan(images=3)
@@ -59,13 +59,13 @@ def test_all_other_events_pass_unchanged_and_decoded_comes_before_its_saved(tmp_
             assert isinstance(after, Saved) and after.index == event.index
 
 
-def test_a_picture_is_on_the_disk_before_anyone_sees_its_event(tmp_path: Path) -> None:
+def test_an_image_is_on_the_disk_before_anyone_sees_its_event(tmp_path: Path) -> None:
     for event in store(stream(plan(images=2)), destination(tmp_path)):
         if isinstance(event, Decoded):
             assert len(list(tmp_path.glob("*.png"))) == event.index + 1
 
 
-def test_the_journal_has_the_plan_then_intent_and_done_of_each_picture(tmp_path: Path) -> None:
+def test_the_journal_has_the_plan_then_intent_and_done_of_each_image(tmp_path: Path) -> None:
     of = plan(images=2)
     list(store(stream(of), destination(tmp_path), environment={"torch": "2.13.0"}))
     lines = journal(tmp_path)
@@ -90,12 +90,12 @@ def test_the_settings_inside_name_the_job_the_model_and_the_pixels(tmp_path: Pat
     of = plan(images=2, batch_size=2)
     events = list(store(stream(of), destination(tmp_path)))
     for one in saved(events):
-        drawn = read_settings(one.path).drawn
-        assert drawn is not None
-        assert drawn.job == of.jobs[one.index]
-        assert drawn.pixel_sha256 == one.pixel_sha256
-        assert drawn.model.unet_sha256 == "ab" * 32
-        assert (drawn.batch.size, drawn.batch.position, drawn.batch.members) == (2, one.index, of.jobs)
+        record = read_settings(one.path).record
+        assert record is not None
+        assert record.job == of.jobs[one.index]
+        assert record.pixel_sha256 == one.pixel_sha256
+        assert record.model.unet_sha256 == "ab" * 32
+        assert (record.batch.size, record.batch.position, record.batch.members) == (2, one.index, of.jobs)
 
 
 def test_nothing_is_ever_replaced(tmp_path: Path) -> None:
@@ -110,7 +110,7 @@ def test_nothing_is_ever_replaced(tmp_path: Path) -> None:
     assert not (tmp_path / "nowhere").exists()
 
 
-def test_overwrite_replaces_what_was_there_before_but_no_picture_of_this_run(tmp_path: Path) -> None:
+def test_overwrite_replaces_what_was_there_before_but_no_image_of_this_run(tmp_path: Path) -> None:
     (tmp_path / "7.png").write_bytes(b"old")
     jobs = [job(0, seed=7), job(1, seed=7, prompt="a dog")]
     where = destination(tmp_path, kind="template", pattern="{seed}.png", overwrite=True)
@@ -155,7 +155,7 @@ def test_a_file_that_was_named_and_taken_by_another_run_meanwhile_is_refused_as_
     assert (tmp_path / "x.png").read_bytes() == b"of another run" and not (tmp_path / "x-2.png").exists()
 
 
-def test_two_runs_in_one_folder_at_once_never_touch_each_others_pictures(tmp_path: Path) -> None:
+def test_two_runs_in_one_folder_at_once_never_touch_each_others_images(tmp_path: Path) -> None:
     of = plan(images=6)
     one = store(stream(of), destination(tmp_path))
     two = store(stream(of), destination(tmp_path, run="other", records=tmp_path / "runs" / "other"))
@@ -196,7 +196,7 @@ def test_short_writes_are_finished(tmp_path: Path) -> None:
     assert len(runs.read(tmp_path / "runs" / RUN).intents) == 1
 
 
-def test_a_flat_picture_is_written_and_suspect(tmp_path: Path) -> None:
+def test_a_flat_image_is_written_and_suspect(tmp_path: Path) -> None:
     of = plan(images=2)
     events = [Planned(plan=of), decoded(of, 0, 0, pixels=bytes(SIDE * SIDE * 3)), decoded(of, 1, 1), Done()]
     through = list(store(iter(events), destination(tmp_path)))
@@ -218,18 +218,18 @@ def test_settings_too_long_for_the_format_are_left_out_with_a_warning(tmp_path: 
 def test_a_failed_image_is_noted_and_the_others_go_on(tmp_path: Path) -> None:
     of = plan(images=2)
     failure = {"code": 5, "type": "images_failed", "message": "not finite"}
-    fall = Degraded(
+    fallback = Degraded(
         batch=1, phase="decode", step=None, before={"vae": "whole"}, after={"vae": "tile-512"}, because="memory",
         changes_pixels=True,
     )  # fmt: skip
-    events = [Planned(plan=of), Failed(batch=0, index=0, error=failure), fall, decoded(of, 1, 1), Done()]
+    events = [Planned(plan=of), Failed(batch=0, index=0, error=failure), fallback, decoded(of, 1, 1), Done()]
     through = list(store(iter(events), destination(tmp_path)))
     assert [one.index for one in saved(through)] == [1]
     run = runs.read(tmp_path / "runs" / RUN)
-    assert run.failed == {0: failure} and run.degraded == (fall,)
+    assert run.failed == {0: failure} and run.degraded == (fallback,)
     assert run.end is not None and (run.end["status"], run.end["exit_code"]) == ("partial", 5)
-    drawn = read_settings(saved(through)[0].path).drawn
-    assert drawn is not None and drawn.degraded[0]["to"] == {"vae": "tile-512"}
+    record = read_settings(saved(through)[0].path).record
+    assert record is not None and record.degraded[0]["to"] == {"vae": "tile-512"}
 
 
 @pytest.mark.parametrize(("signal", "code"), [("interrupted", 130), ("terminated", 143)])
@@ -241,10 +241,10 @@ def test_an_interrupted_run_says_so_in_its_last_line(tmp_path: Path, signal: str
 
 
 def test_one_file_keeps_its_records_apart_and_is_found_again(tmp_path: Path) -> None:
-    pictures, state = tmp_path / "pictures", tmp_path / "state" / "runs" / RUN
-    where = destination(pictures, kind="file", pattern="cat.png", records=state)
+    images, state = tmp_path / "images", tmp_path / "state" / "runs" / RUN
+    where = destination(images, kind="file", pattern="cat.png", records=state)
     list(store(stream(plan()), where))
-    assert os.listdir(pictures) == ["cat.png"]
+    assert os.listdir(images) == ["cat.png"]
     run = runs.read(state)
     assert run.destination == where
     assert list(runs.recover(run).done) == [0]
@@ -355,9 +355,9 @@ def check_and_resume(of: Plan, folder: Path) -> None:
     assert {intent.file: intent.file_sha256 for intent in recovered.done.values()} == present
     assert not list(folder.glob(".*.part")), "recovery removes what could not be removed before"
     assert recovered.missing == tuple(set(range(len(of.jobs))) - set(recovered.done))
-    manifest = runs.reopen(recovered.run, {})
+    journal = runs.reopen(recovered.run, {})
     again = store(
-        missing_only(of, recovered.missing), recovered.run.destination, manifest=manifest, earlier=recovered.done
+        missing_only(of, recovered.missing), recovered.run.destination, journal=journal, earlier=recovered.done
     )
     list(again)
     whole = runs.recover(runs.read(records))
@@ -375,7 +375,7 @@ def calls_of_a_good_run(of: Plan, folder: Path) -> dict[str, int]:
 
 @pytest.mark.parametrize("lasting", [False, True], ids=["once", "lasting"])
 @pytest.mark.parametrize("kind", Faulty.KINDS)
-def test_any_failing_call_leaves_whole_pictures_a_typed_error_and_a_run_to_resume(
+def test_any_failing_call_leaves_whole_images_a_typed_error_and_a_run_to_resume(
     tmp_path: Path, kind: str, lasting: bool
 ) -> None:
     of = plan(images=2)
@@ -389,7 +389,7 @@ def test_any_failing_call_leaves_whole_pictures_a_typed_error_and_a_run_to_resum
             through, error = attempt(of, folder, files)
             if error is not None:
                 assert (error.code, bool(error.message), bool(error.hint)) == (7, True, True)
-                assert not isinstance(through[-1] if through else None, Decoded), "every picture's fate is told"
+                assert not isinstance(through[-1] if through else None, Decoded), "every image is accounted for"
             else:
                 assert kind not in ("create", "write", "sync", "make_folder", "sync_folder")
                 assert len(saved(through)) == 2
@@ -451,7 +451,7 @@ class Dying(Faulty):
 
 @pytest.mark.parametrize("half", [False, True], ids=["between calls", "within a write"])
 @pytest.mark.parametrize("links", [True, False], ids=["links", "no links"])
-def test_a_process_that_dies_at_any_call_loses_no_finished_picture(tmp_path: Path, half: bool, links: bool) -> None:
+def test_a_process_that_dies_at_any_call_loses_no_finished_image(tmp_path: Path, half: bool, links: bool) -> None:
     class Here(Dying):
         def link(self, source: Path, target: Path) -> None:
             if not links:
@@ -538,7 +538,7 @@ def test_a_journal_that_points_out_of_its_folder_is_damaged(tmp_path: Path, file
         runs.read(path.parent)
 
 
-def test_pictures_that_were_changed_or_removed_are_missing(tmp_path: Path) -> None:
+def test_images_that_were_changed_or_removed_are_missing(tmp_path: Path) -> None:
     events = saved(list(store(stream(plan(images=3)), destination(tmp_path))))
     Path(events[0].path).unlink()
     changed = bytearray(Path(events[1].path).read_bytes())
@@ -586,8 +586,8 @@ def test_the_plan_comes_back_from_the_journal(tmp_path: Path) -> None:
 # --- what it does not do
 
 
-def test_memory_does_not_grow_with_the_number_of_pictures(tmp_path: Path) -> None:
-    """In a process of its own: 40 pictures of 3 MiB may not leave 3 MiB each behind."""
+def test_memory_does_not_grow_with_the_number_of_images(tmp_path: Path) -> None:
+    """In a process of its own: 40 images of 3 MiB may not leave 3 MiB each behind."""
     script = f"""
 import sys
 sys.path.insert(0, {str(Path(__file__).parent)!r})
@@ -616,7 +616,7 @@ print(seen[1] - seen[0])
 """
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
     ran = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, env=environment, check=True)
-    assert int(ran.stdout) < 8_000, "kB more after 40 further pictures of 3,072 kB"
+    assert int(ran.stdout) < 8_000, "kB more after 40 further images of 3,072 kB"
 
 
 def test_the_files_class_is_what_the_store_uses_by_default() -> None:
@@ -657,7 +657,7 @@ def test_half_made_files_of_a_run_that_was_killed_go_with_the_next_one_and_those
 
 
 @pytest.mark.parametrize("unknown", ["no locks", "another user's"])
-def test_half_made_files_stay_where_nobody_can_tell_whether_their_run_is_over(
+def test_half_made_files_stay_where_their_run_may_still_be_alive(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, unknown: str
 ) -> None:
     other = "20261103-142502-beef"

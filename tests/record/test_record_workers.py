@@ -16,7 +16,7 @@ from sdcli.events import Decoded, Degraded, Encoded, Event, Planned, Saved, Step
 from sdcli.plan.plan import Plan, Setup
 from sdcli.record import report as reports
 from sdcli.record.metadata.read import read as read_settings
-from sdcli.record.sinks.progress import Progress, Way
+from sdcli.record.sinks.progress import Progress, RunProgress
 from sdcli.record.store import store
 
 
@@ -41,26 +41,26 @@ def planned(images: int, batch_size: int) -> Plan:
 def test_what_two_workers_draw_is_stored_and_reported_as_if_one_had(tmp_path: Path) -> None:
     of = planned(5, 2)
     saved: dict[str, dict[int, tuple[int, int]]] = {}
-    told: dict[str, list[object]] = {}
+    reported: dict[str, list[object]] = {}
     for name, stream in (("two", of_two_workers(of)), ("one", iter([Planned(plan=of), *fake.run(of)]))):
         through = list(store(stream, destination(tmp_path / name)))
-        drawn = {}
+        positions = {}
         for event in through:
             if isinstance(event, Saved):
-                chunk = read_settings(event.path).drawn
+                chunk = read_settings(event.path).record
                 assert chunk is not None and chunk.job == of.jobs[event.index]
-                drawn[event.index] = (chunk.batch.size, chunk.batch.position)
-        saved[name] = drawn
+                positions[event.index] = (chunk.batch.size, chunk.batch.position)
+        saved[name] = positions
         report = reports.fold(iter(through), started="", run="r", seconds=1.0)
         images = [(one.index, one.status, one.tokens, one.pixel_sha256, one.job) for one in report.images]
-        told[name] = [images, [(one.index, one.images, one.steps) for one in report.batches]]
+        reported[name] = [images, [(one.index, one.images, one.steps) for one in report.batches]]
     assert saved["two"] == saved["one"] == {0: (2, 0), 1: (2, 1), 2: (2, 0), 3: (2, 1), 4: (1, 0)}
-    assert told["two"] == told["one"]
+    assert reported["two"] == reported["one"]
 
 
-def test_a_fall_of_one_worker_is_told_of_its_own_images_only(tmp_path: Path) -> None:
+def test_a_fallback_of_one_worker_is_recorded_with_its_own_images_only(tmp_path: Path) -> None:
     of = planned(4, 1)
-    fall = Degraded(
+    fallback = Degraded(
         worker="one", batch=0, phase="decode", step=None, before={"vae": "whole"}, after={"vae": "tile-256"},
         because="memory", changes_pixels=True,
     )  # fmt: skip
@@ -69,31 +69,31 @@ def test_a_fall_of_one_worker_is_told_of_its_own_images_only(tmp_path: Path) -> 
     def stream() -> Iterator[Event]:
         for event in of_two_workers(of):
             if isinstance(event, Decoded) and event.batch == 0:
-                yield fall
+                yield fallback
             if isinstance(event, Decoded) and event.worker == "one":  # it stays on the fallback
                 event = replace(event, setup=lower)
             yield event
 
-    found: dict[int, tuple[Setup, int]] = {}
+    setups: dict[int, tuple[Setup, int]] = {}
     for event in store(stream(), destination(tmp_path)):
         if isinstance(event, Saved):
-            drawn = read_settings(event.path).drawn
-            assert drawn is not None
-            found[event.index] = (drawn.setup, len(drawn.degraded))
-    assert found == {0: (lower, 1), 1: (of.setup, 0), 2: (lower, 0), 3: (of.setup, 0)}
+            record = read_settings(event.path).record
+            assert record is not None
+            setups[event.index] = (record.setup, len(record.degraded))
+    assert setups == {0: (lower, 1), 1: (of.setup, 0), 2: (lower, 0), 3: (of.setup, 0)}
 
 
 def test_progress_counts_every_image_and_step_once_whatever_the_batches_are() -> None:
     """Prompts are encoded ahead of all batches, and the last batch is smaller."""
     of = planned(5, 2)
     for stream in ([Planned(plan=of), *fake.run(of)], list(of_two_workers(of))):
-        way, seen = Way(), []
-        way.plan(of)
+        run, seen = RunProgress(), []
+        run.plan(of)
         for event in stream:
             if isinstance(event, Encoded):
-                way.meet(event)
+                run.meet(event)
             if isinstance(event, Step):
-                seen.append(way.step(event, 0.1))
+                seen.append(run.step(event, 0.1))
         assert {(one.first, one.last, one.images) for one in seen} == {(1, 2, 5), (3, 4, 5), (5, 5, 5)}
         assert [one.done for one in seen] == list(range(1, seen[-1].total + 1))
         assert {one.total for one in seen} == {sum(of.jobs[batch[0]].unet_calls for batch in of.batches)}
@@ -110,15 +110,15 @@ def test_lines_of_progress_name_the_images_of_the_batch_that_is_drawn() -> None:
 
 def test_prompts_that_no_plan_lists_are_counted_as_they_come() -> None:
     of = planned(1, 1)
-    way = Way()
-    way.plan(of)
+    run = RunProgress()
+    run.plan(of)
     later = [(1, (replace(of.jobs[0], index=1),)), (2, (replace(of.jobs[0], index=2),))]
     last = None
     for event in fake.run(of, iter([(0, of.batch(0)), *later])):
         if isinstance(event, Encoded):
-            way.meet(event)
+            run.meet(event)
         if isinstance(event, Step):
-            last = way.step(event, 0.1)
+            last = run.step(event, 0.1)
     assert last is not None and (last.first, last.last, last.images) == (3, 3, 3) and last.done == last.total
 
 

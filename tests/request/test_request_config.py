@@ -156,18 +156,18 @@ def test_only_the_line_that_is_set_changes(tmp_path: Path, before: str, after: s
         max_size=8,
     )
 )  # fmt: skip
-def test_whatever_stands_in_the_file_setting_a_value_changes_that_value_alone(lines: list[str]) -> None:
+def test_whatever_is_in_the_file_setting_a_value_changes_that_value_alone(lines: list[str]) -> None:
     import tempfile
 
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "config.toml"
         path.write_text("\n".join(lines))
-        held = path.read_bytes()
+        before = path.read_bytes()
         try:
             before = config.read_toml(path)
             config.set_value(path, "steps", "7")
         except Usage:
-            assert path.read_bytes() == held
+            assert path.read_bytes() == before
             return
         assert config.read_toml(path) == {**before, "steps": 7}
 
@@ -220,7 +220,7 @@ def test_a_folder_in_the_place_of_the_file_cannot_be_written(tmp_path: Path) -> 
         ("x = " + "9" * 5000, "config.toml"),
     ],
 )
-def test_a_mistake_in_the_file_is_told_with_its_line(tmp_path: Path, content: str, words: str) -> None:
+def test_a_mistake_in_the_file_is_reported_with_its_line(tmp_path: Path, content: str, words: str) -> None:
     path = tmp_path / "config.toml"
     path.write_text(content)
     with pytest.raises(Usage) as caught:
@@ -228,7 +228,7 @@ def test_a_mistake_in_the_file_is_told_with_its_line(tmp_path: Path, content: st
     assert words in caught.value.message
 
 
-def test_text_that_is_not_utf_8_is_told_with_its_line_and_a_byte_order_mark_is_none(tmp_path: Path) -> None:
+def test_text_that_is_not_utf_8_is_reported_with_its_line_but_a_byte_order_mark_is_fine(tmp_path: Path) -> None:
     path = tmp_path / "config.toml"
     path.write_bytes(b"steps = 3\nmodel = '\xff'\n")
     with pytest.raises(Usage, match=r"config\.toml:2: not UTF-8"):
@@ -277,7 +277,7 @@ def test_pins_are_merged_slot_by_slot() -> None:
     assert origins["pins"] == "flag"
 
 
-def test_a_list_of_seeds_decides_the_number_of_pictures_over_earlier_sources_only() -> None:
+def test_a_list_of_seeds_decides_the_number_of_images_over_earlier_sources_only() -> None:
     earlier = config.Sources(user={"num_images": 4}, flag={"seeds": (1, 5, 9)})
     values, origins = config.resolve(earlier, family={}, model={})
     assert (values["num_images"], origins["num_images"]) == (3, "flag")
@@ -395,7 +395,7 @@ def test_each_form_of_file_gives_the_same_lines(tmp_path: Path) -> None:
         ("p.txt", "a\n" * 10_001, "more than 10000"),
     ],
 )
-def test_a_mistake_in_a_prompt_file_names_its_place(tmp_path: Path, name: str, content: str, words: str) -> None:
+def test_a_mistake_in_a_prompt_file_names_its_line(tmp_path: Path, name: str, content: str, words: str) -> None:
     (tmp_path / name).write_text(content)
     with pytest.raises(SdcliError) as caught:
         prompt_files.read(tmp_path / name)
@@ -440,8 +440,8 @@ def test_a_line_has_the_run_s_settings_and_seeds_unless_it_says_otherwise() -> N
         ("a cat", 6, 20, None),
     ]
     own = prompt_files.Line(prompt="b", id="n1", seeds=(100,), settings={"sampler": "heun", "steps": 4})
-    made = prompt_files.of_line(REQUEST, own)
-    assert [(job.seed, job.sampler, job.unet_calls, job.id) for job in made] == [
+    line_jobs = prompt_files.of_line(REQUEST, own)
+    assert [(job.seed, job.sampler, job.unet_calls, job.id) for job in line_jobs] == [
         (100, "Heun", 7, "n1"),
         (101, "Heun", 7, "n1"),
     ]

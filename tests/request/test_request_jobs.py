@@ -1,4 +1,4 @@
-"""Seeds, sizes and jobs: exact where right, a sentence with a way out where not."""
+"""Seeds, sizes and jobs: exact where right, a sentence with a fix where not."""
 
 import itertools
 import re
@@ -32,7 +32,7 @@ def test_seeds_are_a_number_a_list_or_a_range_with_both_ends(text: str, seeds: t
 
 
 @pytest.mark.parametrize("text", ["", "-1", "1.5", "a", "9..1", str(2**32), str(2**70), "1..99999999", "1,,2", "٣"])
-def test_what_is_no_seed_is_refused(text: str) -> None:
+def test_what_is_not_a_seed_is_refused(text: str) -> None:
     with pytest.raises(Usage) as caught:
         jobs.parse_seeds(text)
     assert caught.value.hint
@@ -108,7 +108,7 @@ def test_a_value_out_of_range_names_its_flag_and_what_would_do(change: dict[str,
 # --- seeds into jobs
 
 
-def test_one_seed_counts_up_over_the_pictures() -> None:
+def test_one_seed_counts_up_over_the_images() -> None:
     assert jobs.resolve_seeds((7,), 3) == ((7, 8, 9), False)
 
 
@@ -121,14 +121,14 @@ def test_without_a_seed_one_is_drawn_that_leaves_room() -> None:
     assert drawn and seeds[-1] == LARGEST_SEED
 
 
-def test_a_list_of_seeds_and_another_number_of_pictures_do_not_go_together() -> None:
+def test_a_list_of_seeds_conflicts_with_another_number_of_images() -> None:
     assert jobs.resolve_seeds((1, 5), 2) == ((1, 5), False)
     with pytest.raises(Usage):
         jobs.resolve_seeds((1, 5), 3)
 
 
 @pytest.mark.parametrize("number", [0, -3, 10_001, 10**12])
-def test_a_number_of_pictures_out_of_range_is_refused_before_any_seed_is_made(number: int) -> None:
+def test_a_number_of_images_out_of_range_is_refused_before_any_seed_is_made(number: int) -> None:
     with pytest.raises(Usage, match="--num-images"):
         jobs.resolve_seeds((1,), number)
 
@@ -139,21 +139,21 @@ def test_the_last_seed_leaves_room_for_one_image() -> None:
         jobs.resolve_seeds((LARGEST_SEED,), 2)
 
 
-def test_a_seed_drawn_by_chance_is_another_each_time() -> None:
+def test_a_random_seed_is_another_each_time() -> None:
     assert len({jobs.resolve_seeds((), None)[0] for _ in range(20)}) > 1
 
 
 def test_a_run_of_too_many_jobs_is_refused_without_making_them_all() -> None:
     job = jobs.make_jobs(Request(prompts=("a",), seeds=(1,)))[0]
-    assert [made.index for made in jobs.renumbered([job, job])] == [0, 1]
+    assert [one.index for one in jobs.renumbered([job, job])] == [0, 1]
     with pytest.raises(Usage, match="10000"):
         jobs.renumbered(itertools.repeat(job))
 
 
 def test_prompts_are_outer_and_seeds_inner() -> None:
-    made = jobs.make_jobs(Request(prompts=("a", "b"), seeds=(1, 2), sampler="heun", steps=10))
-    assert [(job.index, job.prompt, job.seed) for job in made] == [(0, "a", 1), (1, "a", 2), (2, "b", 1), (3, "b", 2)]
-    assert (made[0].sampler, made[0].unet_calls) == ("Heun", 19)
+    four = jobs.make_jobs(Request(prompts=("a", "b"), seeds=(1, 2), sampler="heun", steps=10))
+    assert [(job.index, job.prompt, job.seed) for job in four] == [(0, "a", 1), (1, "a", 2), (2, "b", 1), (3, "b", 2)]
+    assert (four[0].sampler, four[0].unet_calls) == ("Heun", 19)
 
 
 # --- a forgotten quote
@@ -198,15 +198,15 @@ def test_the_repaired_line_is_safe_to_paste(words: list[str]) -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "found"),
+    ("name", "expected"),
     [
         ("euler a", "Euler a"), ("k_euler_a", "Euler a"), ("EulerAncestralDiscreteScheduler", "Euler a"),
         ("dpm++ 2m karras", "DPM++ 2M Karras"), ("dpmpp_2m_karras", "DPM++ 2M Karras"), ("plms", "PNDM"),
         ("DPMSolverMultistepScheduler", "DPM++ 2M"), ("uni-pc", "UniPC"),
     ],
 )  # fmt: skip
-def test_a_sampler_answers_to_its_names_elsewhere(name: str, found: str) -> None:
-    assert samplers.find(name).name == found
+def test_a_sampler_answers_to_its_names_elsewhere(name: str, expected: str) -> None:
+    assert samplers.find(name).name == expected
 
 
 def test_every_name_finds_its_own_sampler() -> None:
@@ -221,10 +221,10 @@ def test_an_unknown_sampler_names_the_nearest() -> None:
 
 
 def test_a_model_of_zero_terminal_snr_refuses_samplers_that_ignore_it() -> None:
-    samplers.refuse_unable(samplers.find("ddim"), True)
-    samplers.refuse_unable(samplers.find("heun"), False)
+    samplers.check_zero_snr(samplers.find("ddim"), True)
+    samplers.check_zero_snr(samplers.find("heun"), False)
     with pytest.raises(SdcliError) as caught:
-        samplers.refuse_unable(samplers.find("heun"), True)
+        samplers.check_zero_snr(samplers.find("heun"), True)
     assert "DDIM" in caught.value.message and "UniPC" in caught.value.message
 
 
@@ -242,15 +242,15 @@ def test_a1111_s_pair_of_names_comes_back_as_the_same_sampler(sampler: samplers.
         ("DDIM", "DDIM"),
     ],
 )
-def test_a_model_of_zero_terminal_snr_gets_the_able_relative_of_the_usual_sampler(usual: str, able: str) -> None:
+def test_a_model_of_zero_terminal_snr_gets_the_nearest_sampler_that_supports_it(usual: str, able: str) -> None:
     assert samplers.default_for(usual, True) == able
     assert samplers.default_for(usual, False) == usual
 
 
 @pytest.mark.parametrize(
-    ("name", "schedule", "found"),
+    ("name", "schedule", "expected"),
     [
-        ("DPM++ 2M", "Automatic", "DPM++ 2M Karras"),  # what that choice means there
+        ("DPM++ 2M", "Automatic", "DPM++ 2M Karras"),  # what it means in A1111
         ("DPM++ 2M", None, "DPM++ 2M"),
         ("DPM++ 2M Karras", None, "DPM++ 2M Karras"),
         ("DPM++ 2M Karras", "Karras", "DPM++ 2M Karras"),
@@ -264,10 +264,10 @@ def test_a_model_of_zero_terminal_snr_gets_the_able_relative_of_the_usual_sample
     ],
 )
 def test_a_pair_of_a1111_is_ours_only_where_it_means_the_same(
-    name: str, schedule: str | None, found: str | None
+    name: str, schedule: str | None, expected: str | None
 ) -> None:
-    known = samplers.from_a1111(name, schedule)
-    assert (known.name if known else None) == found
+    sampler = samplers.from_a1111(name, schedule)
+    assert (sampler.name if sampler else None) == expected
 
 
 def test_the_samplers_a_model_s_own_scheduler_config_describes() -> None:
@@ -304,10 +304,10 @@ def test_a_setting_of_each_image_is_declared_in_one_place_and_used_where_it_coun
     uses = {"draw/prompts.py", "draw/encode.py"}  # what it does
     foreign = {"record/metadata/a1111.py", "cli/not_taken.py"}  # what another program calls it
     root = Path(jobs.__file__).resolve().parents[1]
-    found = {
+    mentions = {
         path.relative_to(root).as_posix()
         for path in root.rglob("*.py")
         if re.search(r"\bclip_skip\b", path.read_text(encoding="utf-8"))
     }
-    assert found == here | uses | foreign
+    assert mentions == here | uses | foreign
     assert "clip_skip" in PER_IMAGE and "clip_skip" in prompt_files.COLUMNS

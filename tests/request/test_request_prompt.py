@@ -74,7 +74,7 @@ def test_any_text_parses_with_weights_within_bounds(text: str, emphasis: str) ->
 
 
 def slowly(text: str) -> list[tuple[str, float]]:
-    """A1111's rule as it is told: a closing bracket multiplies everything since its opening one. Letter by letter."""
+    """A1111's rule as documented: a closing bracket multiplies everything since its opening one. Letter by letter."""
     letters: list[list[object]] = []
     open_round: list[int] = []
     open_square: list[int] = []
@@ -112,10 +112,10 @@ def slowly(text: str) -> list[tuple[str, float]]:
 @given(st.lists(st.sampled_from([word for word in WORDS if word not in ("BREAK", "BRE", "AK", ".5")]), max_size=25))
 def test_weights_are_those_of_the_rule_applied_letter_by_letter(words: list[str]) -> None:
     text = "".join(words)
-    wanted = slowly(text)
+    expected = slowly(text)
     got = [(letter, p.weight) for p in parse(text) if isinstance(p, Segment) for letter in p.text]
-    assert [letter for letter, _ in got] == [letter for letter, _ in wanted]
-    assert [weight for _, weight in got] == pytest.approx([weight for _, weight in wanted])
+    assert [letter for letter, _ in got] == [letter for letter, _ in expected]
+    assert [weight for _, weight in got] == pytest.approx([weight for _, weight in expected])
 
 
 @pytest.mark.parametrize(
@@ -135,7 +135,7 @@ def test_weights_are_those_of_the_rule_applied_letter_by_letter(words: list[str]
         ("(a:b)", (Segment("a:b", 1.1),)),
     ],
 )
-def test_comfy_knows_round_brackets_only_and_a_number_stands_alone(text: str, pieces: tuple[object, ...]) -> None:
+def test_comfy_has_round_brackets_only_and_a_number_wins(text: str, pieces: tuple[object, ...]) -> None:
     assert parse(text, "comfy") == pieces
 
 
@@ -168,7 +168,7 @@ def test_the_smallest_weight_survives_being_written_out() -> None:
 
 @settings(deadline=None, derandomize=True, max_examples=500)
 @given(ANY)
-def test_without_emphasis_the_text_is_taken_as_it_stands(text: str) -> None:
+def test_without_emphasis_the_text_is_taken_as_it_is(text: str) -> None:
     assert parse(text, "none") == ((Segment(text),) if text else ())
 
 
@@ -189,17 +189,17 @@ def tokens(text: str) -> list[int]:
 @given(SYNTAX)
 def test_every_token_is_in_exactly_one_chunk_and_no_chunk_is_too_long(text: str) -> None:
     pieces = parse(text)
-    made = chunks(pieces, tokens)
-    wanted = [
+    cut = chunks(pieces, tokens)
+    expected = [
         (token, piece.weight) for piece in pieces if isinstance(piece, Segment)
         for token in tokens(neutral(piece.text))
     ]  # fmt: skip
-    assert [pair for chunk in made for pair in chunk] == wanted
-    assert all(len(chunk) <= CHUNK for chunk in made)
-    assert made
+    assert [pair for chunk in cut for pair in chunk] == expected
+    assert all(len(chunk) <= CHUNK for chunk in cut)
+    assert cut
 
 
-def test_a_comma_counts_within_the_last_twenty_places_only() -> None:
+def test_a_comma_counts_within_the_last_twenty_tokens_only() -> None:
     def lengths(place: int) -> list[int]:
         words = ["x"] * place + [","] + ["x"] * (80 - place)
         return [len(chunk) for chunk in chunks(parse(" ".join(words)), tokens)]
@@ -223,7 +223,7 @@ def test_a_learned_word_is_kept_whole_even_when_longer_than_a_chunk() -> None:
     assert [len(c) for c in chunks((Segment("word"),), learned, {99: 80})] == [10]
 
 
-def test_a_chunk_ends_at_a_comma_if_one_stands_shortly_before() -> None:
+def test_a_chunk_ends_at_a_comma_if_one_is_near_its_end() -> None:
     words = ["x"] * 60 + [","] + ["x"] * 30
     assert [len(c) for c in chunks(parse(" ".join(words)), tokens)] == [61, 30]
 
@@ -250,7 +250,7 @@ def test_lora_tags_are_taken_out_of_the_prompt() -> None:
 
 
 @pytest.mark.parametrize(
-    ("text", "found"),
+    ("text", "snippets"),
     [
         ("a [cat:dog:0.5] on a mat", ("[cat:dog:0.5]",)),
         ("a [cat:10] and [ :dog: .5 ]", ("[cat:10]", "[ :dog: .5 ]")),
@@ -264,5 +264,5 @@ def test_lora_tags_are_taken_out_of_the_prompt() -> None:
         ("12:30 o'clock [a: b]", ()),
     ],
 )
-def test_syntax_of_other_programs_is_found(text: str, found: tuple[str, ...]) -> None:
-    assert of_other_programs(text) == found
+def test_syntax_of_other_programs_is_found(text: str, snippets: tuple[str, ...]) -> None:
+    assert of_other_programs(text) == snippets

@@ -40,16 +40,16 @@ def test_only_words_that_are_not_in_the_list_are_found(text: str, left: tuple[st
     assert unknown(text, KNOWN) == left
 
 
-def test_without_emphasis_brackets_are_text_and_still_no_words() -> None:
+def test_without_emphasis_brackets_are_text_but_not_words() -> None:
     assert unknown("a (red:1.3) BREAK cat", KNOWN, "none") == ("break",)
 
 
 @settings(deadline=None, derandomize=True, max_examples=200)
 @given(st.lists(st.sampled_from([*sorted(KNOWN), "zither", "木琴", "(", ")", ":1.2)", "[", "]", " ", ", ", "BREAK"])))
 def test_any_text_is_answered_and_known_words_are_never_named(parts: list[str]) -> None:
-    found = unknown(" ".join(parts), KNOWN)
-    assert not set(found) & KNOWN
-    assert set(found) == {part for part in parts if part in ("zither", "木琴")}
+    strange = unknown(" ".join(parts), KNOWN)
+    assert not set(strange) & KNOWN
+    assert set(strange) == {part for part in parts if part in ("zither", "木琴")}
 
 
 @settings(deadline=None, derandomize=True, max_examples=200)

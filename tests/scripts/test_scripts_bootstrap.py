@@ -72,10 +72,10 @@ Environment = dict[str, str]
 @pytest.fixture
 def environment(wheels: Path, tmp_path: Path) -> Environment:
     """What pip is told: these wheels and nothing else; no settings of the person who runs the tests."""
-    kept = {name: value for name, value in os.environ.items() if not name.startswith(("PIP_", "UV_", "PYTHON"))}
-    kept.update(PIP_NO_INDEX="1", PIP_FIND_LINKS=str(wheels), PIP_CONFIG_FILE=os.devnull)
-    kept.update(PIP_CACHE_DIR=str(tmp_path / "cache"), PYTHONUTF8="1")
-    return kept
+    variables = {name: value for name, value in os.environ.items() if not name.startswith(("PIP_", "UV_", "PYTHON"))}
+    variables.update(PIP_NO_INDEX="1", PIP_FIND_LINKS=str(wheels), PIP_CONFIG_FILE=os.devnull)
+    variables.update(PIP_CACHE_DIR=str(tmp_path / "cache"), PYTHONUTF8="1")
+    return variables
 
 
 def command(folder: Path, *arguments: str) -> list[str]:
@@ -94,9 +94,9 @@ def start(
 def made_once(tmp_path_factory: pytest.TempPathFactory, wheels: Path) -> tuple[Path, str]:
     """A checkout in a folder with spaces and a quote, set up by its first run; and what that run said."""
     folder = checkout(tmp_path_factory.mktemp("made") / "it's a clone")
-    kept = {name: value for name, value in os.environ.items() if not name.startswith(("PIP_", "UV_", "PYTHON"))}
-    kept.update(PIP_NO_INDEX="1", PIP_FIND_LINKS=str(wheels), PIP_CONFIG_FILE=os.devnull, PYTHONUTF8="1")
-    done = start(folder, kept, "first", "two words")
+    variables = {name: value for name, value in os.environ.items() if not name.startswith(("PIP_", "UV_", "PYTHON"))}
+    variables.update(PIP_NO_INDEX="1", PIP_FIND_LINKS=str(wheels), PIP_CONFIG_FILE=os.devnull, PYTHONUTF8="1")
+    done = start(folder, variables, "first", "two words")
     assert done.returncode == 0, done.stderr
     assert "args ['first', 'two words'] tinydep 1.0" in done.stdout
     return folder, done.stderr
@@ -114,7 +114,7 @@ def test_the_first_run_says_torch_build_and_size_before_it_fetches_and_keeps_std
     made_once: tuple[Path, str],
 ) -> None:
     said = made_once[1].splitlines()
-    assert said[0].startswith("One-time set-up in .sdcli/: Python 3.") and "torch 2.13.0" in said[0]
+    assert said[0].startswith("One-time setup in .sdcli/: Python 3.") and "torch 2.13.0" in said[0]
     assert "GB to fetch" in said[1] and "GB on disk" in said[1]
     assert said[-1].startswith("  ready after")
     assert all("\r" not in line and "\x1b" not in line for line in said)
@@ -167,7 +167,7 @@ def test_an_update_that_cannot_be_fetched_leaves_the_earlier_set_running(made: P
     (made / "constraints.txt").write_text(PINS.replace("tinydep==1.0", "tinydep==3.0"))
     done = start(made, environment)
     assert done.returncode == 0, done.stderr
-    assert "warning: not updated, the earlier set runs" in done.stderr
+    assert "warning: not updated, using the earlier packages" in done.stderr
     assert "tinydep 1.0" in done.stdout
 
 
@@ -180,7 +180,7 @@ def test_tools_are_added_to_the_same_environment_and_survive_an_update(made: Pat
     added = subprocess.run(
         [sys.executable, "-W", "ignore", "-c", code], cwd=made, env=environment, check=True, capture_output=True
     )
-    assert b"Adding the tools" in added.stderr
+    assert b"Adding the test and check tools" in added.stderr
     assert list((made / ".sdcli").rglob("tinytool.py"))
     assert start(made, environment).stderr == ""
     (made / "constraints.txt").write_text(PINS.replace("tinydep==1.0", "tinydep==2.0"))
@@ -195,7 +195,7 @@ def test_an_environment_whose_marker_is_missing_is_made_again(made: Path, enviro
     (made / ".sdcli" / "venv" / "sdcli-whole").unlink()
     (next((made / ".sdcli").rglob("tinydep.py"))).unlink()
     done = start(made, environment)
-    assert "One-time set-up" in done.stderr
+    assert "One-time setup" in done.stderr
     assert "tinydep 1.0" in done.stdout
 
 
@@ -205,7 +205,7 @@ def test_a_vanished_base_python_makes_the_environment_anew(made: Path, environme
         name.unlink()
         name.symlink_to("/gone/python")
     done = start(made, environment)
-    assert "One-time set-up" in done.stderr
+    assert "One-time setup" in done.stderr
     assert done.returncode == 0 and "tinydep 1.0" in done.stdout
 
 
@@ -285,7 +285,7 @@ def test_a_package_that_cannot_be_had_is_told_with_the_installers_own_words_and_
     (folder / "pyproject.toml").write_text(PROJECT.replace('"tinydep"', '"tinydep", "no-such-thing-anywhere"'))
     done = start(folder, environment, "plan", "--json")
     assert done.returncode == 3
-    assert "error: set-up failed: ERROR: No matching distribution found for no-such-thing-anywhere" in done.stderr
+    assert "error: setup failed: ERROR: No matching distribution found for no-such-thing-anywhere" in done.stderr
     assert "  try: the same command again" in done.stderr
     error = json.loads(done.stdout)["error"]
     assert (error["code"], error["type"]) == (3, "offline")
@@ -294,8 +294,8 @@ def test_a_package_that_cannot_be_had_is_told_with_the_installers_own_words_and_
 
 @contextlib.contextmanager
 def slow_index(wheels: Path) -> Iterator[tuple[str, threading.Event, threading.Event]]:
-    """An index on the loopback that stops in the middle of tinydep until told to go on: (address, asked, go on)."""
-    asked, go_on = threading.Event(), threading.Event()
+    """An index on the loopback that stops in the middle of tinydep until told to continue."""
+    asked, continues = threading.Event(), threading.Event()
 
     class Index(BaseHTTPRequestHandler):
         def do_GET(self) -> None:
@@ -304,18 +304,18 @@ def slow_index(wheels: Path) -> Iterator[tuple[str, threading.Event, threading.E
             if name.endswith(".whl"):
                 body = (wheels / name).read_bytes()
             else:
-                found = sorted(path.name for path in wheels.glob(f"{name}-*.whl"))
-                body = "".join(f'<a href="/files/{file}">{file}</a>' for file in found).encode()
+                files = sorted(path.name for path in wheels.glob(f"{name}-*.whl"))
+                body = "".join(f'<a href="/files/{file}">{file}</a>' for file in files).encode()
             self.send_response(200 if body else 404)
             self.send_header("Content-Type", "application/octet-stream" if name.endswith(".whl") else "text/html")
             self.send_header("Content-Length", str(len(body)))
             self.end_headers()
             with contextlib.suppress(ConnectionError):
-                if name.startswith("tinydep") and name.endswith(".whl") and not go_on.is_set():
+                if name.startswith("tinydep") and name.endswith(".whl") and not continues.is_set():
                     self.wfile.write(body[:50])
                     self.wfile.flush()
                     asked.set()
-                    go_on.wait(120)
+                    continues.wait(120)
                     body = body[50:]
                 self.wfile.write(body)
 
@@ -327,9 +327,9 @@ def slow_index(wheels: Path) -> Iterator[tuple[str, threading.Event, threading.E
     thread = threading.Thread(target=server.serve_forever, daemon=True)
     thread.start()
     try:
-        yield f"http://127.0.0.1:{server.server_port}/simple", asked, go_on
+        yield f"http://127.0.0.1:{server.server_port}/simple", asked, continues
     finally:
-        go_on.set()
+        continues.set()
         server.shutdown()
         server.server_close()
         thread.join()
@@ -338,9 +338,11 @@ def slow_index(wheels: Path) -> Iterator[tuple[str, threading.Event, threading.E
 @pytest.fixture
 def online(environment: Environment) -> Callable[[str], Environment]:
     def with_index(address: str) -> Environment:
-        kept = {name: value for name, value in environment.items() if name not in ("PIP_NO_INDEX", "PIP_FIND_LINKS")}
-        kept |= {"PIP_INDEX_URL": address, "NO_PROXY": "127.0.0.1", "no_proxy": "127.0.0.1"}
-        return kept
+        variables = {
+            name: value for name, value in environment.items() if name not in ("PIP_NO_INDEX", "PIP_FIND_LINKS")
+        }
+        variables |= {"PIP_INDEX_URL": address, "NO_PROXY": "127.0.0.1", "no_proxy": "127.0.0.1"}
+        return variables
 
     return with_index
 
@@ -358,7 +360,7 @@ def test_a_set_up_interrupted_while_fetching_is_never_taken_as_whole_and_the_nex
     tmp_path: Path, wheels: Path, online: Callable[[str], Environment], number: signal.Signals
 ) -> None:
     folder = checkout(tmp_path / "clone")
-    with slow_index(wheels) as (address, asked, go_on):
+    with slow_index(wheels) as (address, asked, continues):
         # The index of torch builds must not be asked here: no torch in this project.
         (folder / "pyproject.toml").write_text('[project]\ndependencies = ["tinydep"]\n')
         (folder / "constraints.txt").write_text("tinydep==1.0\n")
@@ -369,12 +371,12 @@ def test_a_set_up_interrupted_while_fetching_is_never_taken_as_whole_and_the_nex
         assert out == ""
         assert first.returncode == (130 if number == signal.SIGINT else 143)
         if number == signal.SIGINT:
-            assert "error: set-up interrupted; what was fetched is kept" in said
+            assert "error: setup interrupted; what was fetched is kept" in said
         assert "Traceback" not in said
         assert not (folder / ".sdcli" / "venv" / "sdcli-whole").exists()
         if number == signal.SIGTERM:
             return  # the next run is the same as after Ctrl-C
-        go_on.set()
+        continues.set()
         second = start(folder, online(address), timeout=120)
     assert second.returncode == 0, second.stderr
     assert "tinydep 1.0" in second.stdout
@@ -387,13 +389,13 @@ def test_two_first_runs_at_once_make_one_environment(
     folder = checkout(tmp_path / "clone")
     (folder / "pyproject.toml").write_text('[project]\ndependencies = ["tinydep"]\n')
     (folder / "constraints.txt").write_text("tinydep==1.0\n")
-    with slow_index(wheels) as (address, asked, go_on):
+    with slow_index(wheels) as (address, asked, continues):
         first = begin(folder, online(address), "1")
         assert asked.wait(60)
         second = begin(folder, online(address), "2")
         assert second.stderr is not None
         waiting = second.stderr.readline()
-        go_on.set()
+        continues.set()
         one, two = first.communicate(timeout=120), second.communicate(timeout=120)
     assert "waiting for it" in waiting
     assert (first.returncode, second.returncode) == (0, 0), (one, two)
@@ -408,14 +410,14 @@ def test_after_a_kill_the_lock_holds_only_until_the_orphaned_installer_ends(
     folder = checkout(tmp_path / "clone")
     (folder / "pyproject.toml").write_text('[project]\ndependencies = ["tinydep"]\n')
     (folder / "constraints.txt").write_text("tinydep==1.0\n")
-    with slow_index(wheels) as (address, asked, go_on):
+    with slow_index(wheels) as (address, asked, continues):
         first = begin(folder, online(address), "1")
         assert asked.wait(60)
         first.kill()
         second = begin(folder, online(address), "2")
         assert second.stderr is not None
         assert "waiting for it" in second.stderr.readline()
-        go_on.set()
+        continues.set()
         out, said = second.communicate(timeout=120)
         first.communicate(timeout=60)
     assert second.returncode == 0, said

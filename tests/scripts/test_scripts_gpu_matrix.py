@@ -46,7 +46,7 @@ def test_a_dry_run_goes_from_end_to_end_and_on_where_it_stopped(tmp_path: Path, 
     assert gpu_matrix.main(asked) == 0
     assert "sd15-512 disk: 1.77 predicted, – reserved" in capsys.readouterr().out
     table, record = (tmp_path / "gpu-dry.md").read_text("utf-8"), json.loads((tmp_path / "gpu-dry.json").read_text())
-    assert "no card was used" in table and "1 of 51 runs" in table
+    assert "no GPU was used" in table and "1 of 51 runs" in table
     (found,) = record["results"]
     assert len(found["step_seconds"]) == 2 and found["reserved"] is None and record["host_to_device"] > 0
     lines = tmp_path / gpu_matrix.LINES
@@ -55,14 +55,14 @@ def test_a_dry_run_goes_from_end_to_end_and_on_where_it_stopped(tmp_path: Path, 
     assert "predicted" not in capsys.readouterr().out, "what is done is not run again"
     assert json.loads((tmp_path / "gpu-dry.json").read_text())["results"] == [found]
     assert gpu_matrix.main([*asked[:-1], "sd15-512 resident", "--limit-seconds", "0"]) == 0
-    assert "2 left: the same command goes on" not in capsys.readouterr().out
+    assert "2 left: the same command continues" not in capsys.readouterr().out
     assert len(json.loads((tmp_path / "gpu-dry.json").read_text())["results"]) == 1
 
 
 def test_lines_of_another_machine_are_not_mixed_in(tmp_path: Path) -> None:
     here = Lines(tmp_path / "lines", gpu_matrix.machine(dry=True))
     here.start()
-    there = Lines(tmp_path / "other", replace(here.machine, device="another card"))
+    there = Lines(tmp_path / "other", replace(here.machine, device="another GPU"))
     with pytest.raises(SystemExit, match="another machine"):
         there.read(here.path)
 
@@ -110,7 +110,7 @@ def test_a_record_is_held_against_todays_forecast(tmp_path: Path, forecasts: dic
     assert "1 of 2 within 10 %" in capsys.readouterr().out
 
 
-def test_every_record_of_a_real_card_is_still_forecast_within_a_tenth(subtests: Any) -> None:
+def test_every_record_of_a_real_gpu_is_still_forecast_within_a_tenth(subtests: Any) -> None:
     for path in RECORDS:
         for name, predicted, reserved in check(json.loads(path.read_text("utf-8"))):
             with subtests.test(record=path.name, run=name):

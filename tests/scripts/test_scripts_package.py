@@ -84,8 +84,8 @@ def test_the_built_in_model_comes_along_whole(checkout: Path, wheel: zipfile.Zip
     files = {path.relative_to(checkout).as_posix() for path in (checkout / BUILTIN).rglob("*") if path.is_file()}
     assert len(files) >= len(SMALL) and files <= set(wheel.namelist())
     (archive,) = (checkout / "dist").glob("*.tar.gz")
-    with tarfile.open(archive) as held:
-        assert files <= {name.partition("/")[2] for name in held.getnames()}
+    with tarfile.open(archive) as file:
+        assert files <= {name.partition("/")[2] for name in file.getnames()}
     one = next(name for name in sorted(files) if name.endswith(".safetensors"))
     assert wheel.read(one) == (checkout / one).read_bytes()
 
@@ -109,7 +109,7 @@ def test_pins_stand_within_the_ranges_that_users_get() -> None:
     lines = (ROOT / "constraints.txt").read_text(encoding="utf-8").splitlines()
     pins = {canonicalize_name(line.split("==")[0]): line.split("==")[1] for line in lines if "==" in line}
     project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
-    wanted = [Requirement(text) for text in project["dependencies"] + project["optional-dependencies"]["dev"]]
-    assert [str(need) for need in wanted if canonicalize_name(need.name) not in pins] == []
-    assert [str(need) for need in wanted if pins[canonicalize_name(need.name)] not in need.specifier] == []
+    requirements = [Requirement(text) for text in project["dependencies"] + project["optional-dependencies"]["dev"]]
+    assert [str(need) for need in requirements if canonicalize_name(need.name) not in pins] == []
+    assert [str(need) for need in requirements if pins[canonicalize_name(need.name)] not in need.specifier] == []
     assert not [line for line in lines if "://" in line or line.startswith("-") or "+" in line.split("==")[-1]]

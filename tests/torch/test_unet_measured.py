@@ -16,7 +16,7 @@ from sdcli.inspect import modules
 from sdcli.inspect.facts import At, Source, inspect, to_json
 from sdcli.inspect.measure import measure
 from sdcli.inspect.screen import measured as shown
-from sdcli.inspect.source import known
+from sdcli.inspect.source import of_family
 from sdcli.models.unet import analyse
 
 
@@ -58,7 +58,7 @@ def test_random_unets_run_as_they_were_read(seed: int) -> None:
 
 def test_what_cannot_be_measured_is_refused() -> None:
     with pytest.raises(Usage, match="diffusion UNets"):
-        measure(inspect(known("unet2015"), At(width=572, height=572)), "cpu")
+        measure(inspect(of_family("unet2015"), At(width=572, height=572)), "cpu")
     with pytest.raises(DeviceUnusable):
         measure(inspect(small(TINY), At(width=64, height=64)), "cuda:99")
 

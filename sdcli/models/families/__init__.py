@@ -1,4 +1,4 @@
-"""One file per family: what it is called, what it draws best, and which parts it has.
+"""One file per family: its name, defaults and components.
 
 To add a family: a file here with FAMILY, its name in `_FILES`, and its configs in configs/components/<name>/.
 """
@@ -22,14 +22,14 @@ def families() -> dict[str, Family]:
 
 
 def of_unet(config: Mapping[str, Any]) -> Family | None:
-    """The family whose UNet a config describes: by the width of its text as published, else by what it is made of."""
-    known = [family for family in families().values() if family.owns is not None]
-    by_width = [family for family in known if family.text_width == config.get("cross_attention_dim")]
-    return next(iter(by_width or [family for family in known if family.owns and family.owns(config)]), None)
+    """The family whose UNet a config describes: by the published width of its text, else by its structure."""
+    with_unet = [family for family in families().values() if family.matches is not None]
+    by_width = [family for family in with_unet if family.text_width == config.get("cross_attention_dim")]
+    return next(iter(by_width or [family for family in with_unet if family.matches and family.matches(config)]), None)
 
 
-def original_places(part: str) -> tuple[str, ...]:
-    """Where single files of any family hold a text encoder's tensors."""
+def original_prefixes(part: str) -> tuple[str, ...]:
+    """The prefixes of a text encoder's tensors in single files of any family."""
     encoders = [encoder for family in families().values() for encoder in family.encoders if encoder.part == part]
     return tuple(dict.fromkeys(encoder.original for encoder in encoders))
 

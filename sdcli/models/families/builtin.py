@@ -1,4 +1,4 @@
-"""The model that ships with sdcli. Its own folder says its size, and its index the steps, guidance and sampler."""
+"""The model that ships with sdcli. Its size is in its UNet's config; its index sets steps, guidance and sampler."""
 
 from sdcli.models.families import sd15
 from sdcli.models.families.family import Family
@@ -8,5 +8,5 @@ FAMILY = Family(
     title="the built-in model",
     pipeline="StableDiffusionPipeline",
     defaults={"steps": 20, "guidance": 4.0, "sampler": "DDIM"},
-    colours=sd15.FAMILY.colours,  # where its index names none
+    colours=sd15.FAMILY.colours,  # unless its index has its own
 )

@@ -1,4 +1,4 @@
-"""What every family says about itself."""
+"""What every family declares."""
 
 from __future__ import annotations
 
@@ -9,23 +9,23 @@ from typing import Any
 
 @dataclass(frozen=True, kw_only=True)
 class Known:
-    """A repository that has a short name. Sizes and licence are facts, so that a plan needs no network."""
+    """A repository with a short name. Its facts are here, so that a plan needs no network."""
 
     alias: str
     repository: str
     revision: str
     licence: str
-    formerly: tuple[str, ...] = ()  # names it had, or mirrors that vanished
+    formerly: tuple[str, ...] = ()  # former names, and mirrors that no longer exist
 
 
 @dataclass(frozen=True, kw_only=True)
 class Encoder:
-    """How one of its text encoders is read."""
+    """How one of its text encoders is used."""
 
     part: str = "text_encoder"
     pad: int | None = None  # the token that fills a chunk; None: the end mark
     penultimate: bool = False  # one layer below the last, not normalised
-    original: str = "cond_stage_model.transformer."  # where its tensors stand in a single file
+    original: str = "cond_stage_model.transformer."  # the prefix of its tensors in a single file
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,7 +34,7 @@ class Family:
     title: str
     pipeline: str  # the diffusers class a model_index.json of this family names
     text_width: int = 0  # of the text that its UNet reads (cross_attention_dim), as published
-    owns: Callable[[Mapping[str, Any]], bool] | None = None  # by its UNet's config, whatever its widths
+    matches: Callable[[Mapping[str, Any]], bool] | None = None  # whether a UNet's config is its, whatever the widths
     encoders: tuple[Encoder, ...] = (Encoder(),)
     defaults: Mapping[str, Any]  # Request fields; the size too where the family was trained at one
     known: Known | None = None

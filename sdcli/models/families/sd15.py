@@ -6,7 +6,7 @@ from typing import Any
 from sdcli.models.families.family import Family, Known
 
 
-def _owns(unet: Mapping[str, Any]) -> bool:
+def _matches(unet: Mapping[str, Any]) -> bool:
     return not unet.get("use_linear_projection") and unet.get("addition_embed_type") != "text_time"
 
 
@@ -15,7 +15,7 @@ FAMILY = Family(
     title="Stable Diffusion 1.5",
     pipeline="StableDiffusionPipeline",
     text_width=768,
-    owns=_owns,
+    matches=_matches,
     defaults={"width": 512, "height": 512, "steps": 25, "guidance": 7.0, "sampler": "DPM++ 2M Karras"},
     # fitted by others to its VAE's latents: the Hugging Face forum, thread 23204
     colours=((0.298, 0.207, 0.208), (0.187, 0.286, 0.173), (-0.158, 0.189, 0.264), (-0.184, -0.271, -0.473)),

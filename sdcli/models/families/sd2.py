@@ -1,7 +1,7 @@
 """Stable Diffusion 2.0 and 2.1, base and 768-v, and everything fine-tuned from them.
 
-Their text encoder is OpenCLIP's ViT-H, and its last layer is left out of its config: what diffusers reads is the last
-layer but one, normalised. 768-v predicts v; the base models, at 512², predict noise and say so in their scheduler.
+Their text encoder is OpenCLIP's ViT-H, and its config leaves out the last layer: diffusers uses the last but one,
+normalised. 768-v predicts v; the base models, at 512², predict noise and say so in their scheduler.
 """
 
 from collections.abc import Mapping
@@ -11,7 +11,7 @@ from sdcli.models.families import sd15
 from sdcli.models.families.family import Encoder, Family
 
 
-def _owns(unet: Mapping[str, Any]) -> bool:
+def _matches(unet: Mapping[str, Any]) -> bool:
     return bool(unet.get("use_linear_projection")) and unet.get("addition_embed_type") != "text_time"
 
 
@@ -20,7 +20,7 @@ FAMILY = Family(
     title="Stable Diffusion 2",
     pipeline="StableDiffusionPipeline",
     text_width=1024,
-    owns=_owns,
+    matches=_matches,
     encoders=(Encoder(pad=0, original="cond_stage_model.model."),),
     defaults={"width": 768, "height": 768, "steps": 25, "guidance": 7.0, "sampler": "DPM++ 2M Karras"},
     colours=sd15.FAMILY.colours,  # the same VAE

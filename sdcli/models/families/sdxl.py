@@ -6,7 +6,7 @@ from typing import Any
 from sdcli.models.families.family import Encoder, Family, Known
 
 
-def _owns(unet: Mapping[str, Any]) -> bool:
+def _matches(unet: Mapping[str, Any]) -> bool:
     return unet.get("addition_embed_type") == "text_time"
 
 
@@ -15,7 +15,7 @@ FAMILY = Family(
     title="SDXL",
     pipeline="StableDiffusionXLPipeline",
     text_width=2048,
-    owns=_owns,
+    matches=_matches,
     encoders=(
         Encoder(penultimate=True, original="conditioner.embedders.0.transformer."),
         Encoder(part="text_encoder_2", pad=0, penultimate=True, original="conditioner.embedders.1.model."),

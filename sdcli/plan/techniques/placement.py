@@ -19,7 +19,7 @@ PARKED_ON_HOST = ("model-offload", "group-offload")  # the host keeps a copy of 
 ONE_AT_A_TIME = ("model-offload", "disk")
 
 
-def held(choice: str, stages: Sequence[Stage], stage: Stage, part: str) -> tuple[str, ...]:
+def loaded(choice: str, stages: Sequence[Stage], stage: Stage, part: str) -> tuple[str, ...]:
     """The components loaded while `part` works in `stage`: what the plan counts and draw obeys."""
     if choice == "disk":
         return (part,)

@@ -15,12 +15,12 @@ from typing import Any
 
 from sdcli.errors import Usage
 from sdcli.plan.plan import Setup
-from sdcli.record.metadata.own import DrawnModel
+from sdcli.record.metadata.own import RecordedModel
 from sdcli.request import prompt, samplers
 from sdcli.request.request import Job
 
 NEGATIVE = "Negative prompt:"
-FEWEST_PAIRS = 3  # fewer in the last line, and every reader takes the line for prompt
+FEWEST_PAIRS = 3  # with fewer, every reader takes the last line for prompt
 LONGEST_KEY = 100
 _KEY = re.compile(r"\w[\w /-]+")
 _WITH_SCHEDULE = re.compile(r"(.+?) (Karras|Exponential)")
@@ -49,20 +49,20 @@ def write(info: Infotext) -> str:
 
 
 def _tidy(prompt: str) -> str:
-    """What a prompt becomes on the way through the format, done before writing so that the way back changes nothing."""
+    """What the format makes of a prompt, applied before writing so that reading it back changes nothing."""
     text = prompt.replace("\r\n", "\n").replace("\r", "\n").strip()
     return "".join("\ufffd" if "\ud800" <= character <= "\udfff" else character for character in text)
 
 
 def _quote(value: str) -> str:
-    """As the web UI does; also where its own reader would otherwise take a leading quote for one of these."""
+    """As the web UI does; also where its reader would take the value itself for a quoted one."""
     if any(mark in value for mark in ",:\n\r") or value.startswith('"') or value != value.strip():
         return json.dumps(value, ensure_ascii=False)
     return value
 
 
 def read(text: str) -> Infotext:
-    """Never fails: whatever is not understood is prompt."""
+    """Never fails: whatever is not understood is part of the prompt."""
     *lines, last = _tidy(text).split("\n")
     pairs = tuple(_pairs(last))
     if sum(key != value for key, value in pairs) < FEWEST_PAIRS:
@@ -81,22 +81,22 @@ def _pairs(line: str) -> Iterator[tuple[str, str]]:
         comma = len(line) if comma < 0 else comma
         colon = line.find(":", position, comma)
         key = line[position : colon if colon >= 0 else comma].strip()
-        known = len(key) <= LONGEST_KEY and _KEY.fullmatch(key) is not None
+        is_key = len(key) <= LONGEST_KEY and _KEY.fullmatch(key) is not None
         if colon < 0:
-            if known:
+            if is_key:
                 yield key, key
             position = comma + 1
             continue
         start = colon + 1
         while start < len(line) and line[start] == " ":
             start += 1
-        quoted = _QUOTED.match(line, start) if known else None
+        quoted = _QUOTED.match(line, start) if is_key else None
         if quoted is not None and line[quoted.end() :].lstrip()[:1] in ("", ","):
             yield key, _unquote(quoted[0])
             comma = line.find(",", quoted.end())
             position = len(line) if comma < 0 else comma + 1
             continue
-        if known:
+        if is_key:
             yield key, line[colon + 1 : comma].strip()
         position = comma + 1
 
@@ -108,10 +108,10 @@ def _unquote(text: str) -> str:
         return text
 
 
-# --- an image of ours as such a text, and such a text as settings
+# --- from our settings to this text, and back
 
 
-def infotext(job: Job, setup: Setup, model: DrawnModel, version: str) -> Infotext:
+def infotext(job: Job, setup: Setup, model: RecordedModel, version: str) -> Infotext:
     sampler, schedule = _pair(job.sampler)
     loras = [adapter for adapter in setup.adapters if adapter.kind == "lora"]
     vae = next((adapter for adapter in setup.adapters if adapter.kind == "vae"), None)
@@ -127,16 +127,16 @@ def infotext(job: Job, setup: Setup, model: DrawnModel, version: str) -> Infotex
         ("VAE hash", vae.sha256[:10] if vae else None),
         ("VAE", vae.name if vae else None),
         ("Clip skip", job.clip_skip if job.clip_skip > 1 else None),
-        ("RNG", "CPU"),  # the web UI draws its noise on the GPU unless told so
+        ("RNG", "CPU"),  # the web UI draws its noise on the GPU by default
         ("Emphasis", None if job.emphasis == "a1111" else job.emphasis.capitalize()),
         ("Lora hashes", _hashes((lora.name, lora.tensors_sha256 or lora.sha256) for lora in loras)),
         ("TI hashes", _hashes((one.name, one.sha256) for one in setup.adapters if one.kind == "embedding")),
         ("Version", f"sdcli {version}".strip()),
     ]
-    kept = tuple((key, _tidy(str(value))) for key, value in pairs if value is not None)
-    # there a LoRA is asked for in the prompt, and its weight stands nowhere else
+    texts = tuple((key, _tidy(str(value))) for key, value in pairs if value is not None)
+    # in A1111 the prompt names the LoRAs, and their weights are nowhere else
     tags = [prompt.lora_tag(lora.name, lora.scale) for lora in loras]
-    return Infotext(_tidy(" ".join(filter(None, (job.prompt, *tags)))), _tidy(job.negative_prompt), kept)
+    return Infotext(_tidy(" ".join(filter(None, (job.prompt, *tags)))), _tidy(job.negative_prompt), texts)
 
 
 def _hashes(named: Iterable[tuple[str, str]]) -> str | None:
@@ -144,29 +144,29 @@ def _hashes(named: Iterable[tuple[str, str]]) -> str | None:
 
 
 def values(info: Infotext) -> tuple[dict[str, Any], dict[str, str]]:
-    """Request fields, and the pairs that are none. Only plain values: no path, no address, no flag."""
-    left = dict(info.pairs)
-    found: dict[str, Any] = {"prompts": (info.prompt,), "negative_prompt": info.negative_prompt}
+    """Request fields, and the pairs that are not. Only plain values: no path, no address, no flag."""
+    rest = dict(info.pairs)
+    fields: dict[str, Any] = {"prompts": (info.prompt,), "negative_prompt": info.negative_prompt}
     for key, name in (("Steps", "steps"), ("Clip skip", "clip_skip")):
-        _take(left, key, found, name, _whole(left.get(key)))
-    seed = _whole(left.get("Seed"))
-    _take(left, "Seed", found, "seeds", None if seed is None or seed < 0 else (seed,))
-    _take(left, "CFG scale", found, "guidance", _number(left.get("CFG scale")))
-    size = re.fullmatch(r"(\d{1,6})x(\d{1,6})", left.get("Size", ""), re.ASCII)
+        _take(rest, key, fields, name, _whole(rest.get(key)))
+    seed = _whole(rest.get("Seed"))
+    _take(rest, "Seed", fields, "seeds", None if seed is None or seed < 0 else (seed,))
+    _take(rest, "CFG scale", fields, "guidance", _number(rest.get("CFG scale")))
+    size = re.fullmatch(r"(\d{1,6})x(\d{1,6})", rest.get("Size", ""), re.ASCII)
     if size:
-        found["width"], found["height"] = int(size[1]), int(size[2])
-        del left["Size"]
-    _take_sampler(left, found)
-    emphasis = {"None": "none", "Comfy": "comfy", "Original": "a1111"}.get(left.get("Emphasis", ""))
-    _take(left, "Emphasis", found, "emphasis", emphasis)
-    _take(left, "Model", found, "model", plain_name(left.get("Model", "")))
-    return found, left
+        fields["width"], fields["height"] = int(size[1]), int(size[2])
+        del rest["Size"]
+    _take_sampler(rest, fields)
+    emphasis = {"None": "none", "Comfy": "comfy", "Original": "a1111"}.get(rest.get("Emphasis", ""))
+    _take(rest, "Emphasis", fields, "emphasis", emphasis)
+    _take(rest, "Model", fields, "model", plain_name(rest.get("Model", "")))
+    return fields, rest
 
 
-def _take(left: dict[str, str], key: str, found: dict[str, Any], name: str, value: Any) -> None:
+def _take(rest: dict[str, str], key: str, fields: dict[str, Any], name: str, value: Any) -> None:
     if value is not None:
-        found[name] = value
-        del left[key]
+        fields[name] = value
+        del rest[key]
 
 
 def _whole(text: str | None) -> int | None:
@@ -181,7 +181,7 @@ def _number(text: str | None) -> float | None:
 
 
 def plain_name(text: str) -> str | None:
-    """A model's name as a foreign file may give it: a name, never a path, an address or a file."""
+    """A model's name from a foreign file: never a path, an address or a file."""
     plain = re.fullmatch(r"[\w][\w .()+-]{0,119}", text) is not None and ".." not in text
     weights = text.lower().endswith((".safetensors", ".ckpt", ".pt", ".pth", ".bin", ".sft", ".gguf"))
     return text if plain and not weights else None
@@ -192,21 +192,21 @@ def _pair(name: str) -> tuple[str, str | None]:
     try:
         return samplers.to_a1111(samplers.find(name))
     except Usage:
-        return name, None  # a name of a later sdcli, in a plan made elsewhere
+        return name, None  # a name of a later sdcli, in a plan from another machine
 
 
-def _take_sampler(left: dict[str, str], found: dict[str, Any]) -> None:
-    """Our name of the pair; where we offer no such pair the sampler alone, and the schedule is left over."""
-    name, schedule = left.get("Sampler", ""), left.get("Schedule type")
-    known = samplers.from_a1111(name, schedule)
-    if known is not None:
-        left.pop("Schedule type", None)
+def _take_sampler(rest: dict[str, str], fields: dict[str, Any]) -> None:
+    """Our name of the pair; without one, the sampler alone, and the schedule stays in `rest`."""
+    name, schedule = rest.get("Sampler", ""), rest.get("Schedule type")
+    sampler = samplers.from_a1111(name, schedule)
+    if sampler is not None:
+        rest.pop("Schedule type", None)
     else:
-        older = _WITH_SCHEDULE.fullmatch(name)  # before 1.9 both stood in one name
+        older = _WITH_SCHEDULE.fullmatch(name)  # before 1.9 one name held both
         name, schedule = (older[1], older[2]) if older else (name, schedule)
-        known = samplers.from_a1111(name)
-        if known is not None and schedule:
-            left["Schedule type"] = schedule
-    if known is not None:
-        found["sampler"] = known.name
-        del left["Sampler"]
+        sampler = samplers.from_a1111(name)
+        if sampler is not None and schedule:
+            rest["Schedule type"] = schedule
+    if sampler is not None:
+        fields["sampler"] = sampler.name
+        del rest["Sampler"]

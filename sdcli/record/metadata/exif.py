@@ -22,27 +22,27 @@ def block(text: str | None, own: bytes | None) -> bytes:
 
 
 def own_text(exif: Any) -> str | None:
-    found = exif.get(IMAGE_DESCRIPTION)
-    if isinstance(found, bytes):
-        found = found.decode("utf-8", "replace")
-    return found.rstrip("\0") if isinstance(found, str) else None
+    text = exif.get(IMAGE_DESCRIPTION)
+    if isinstance(text, bytes):
+        text = text.decode("utf-8", "replace")
+    return text.rstrip("\0") if isinstance(text, str) else None
 
 
 def comment(exif: Any) -> str | None:
     """The UserComment, in whichever of its encodings it was written."""
-    found = exif.get_ifd(EXIF_FOLDER).get(USER_COMMENT)
-    if isinstance(found, str):
-        return found
-    if not isinstance(found, bytes) or len(found) <= 8:
+    value = exif.get_ifd(EXIF_FOLDER).get(USER_COMMENT)
+    if isinstance(value, str):
+        return value
+    if not isinstance(value, bytes) or len(value) <= 8:
         return None
-    code, body = found[:8], found[8:]
+    code, body = value[:8], value[8:]
     if code == b"UNICODE\0":
         return body.decode(_utf16(body), "replace").lstrip("\ufeff").rstrip("\0")
     return body.decode("utf-8", "replace").rstrip("\0 ") if code in (b"ASCII\0\0\0", bytes(8)) else None
 
 
 def _utf16(body: bytes) -> str:
-    """Big-endian as the web UI writes it, unless a mark or the zeros of Latin text say otherwise."""
+    """Big-endian as the web UI writes it, unless a byte order mark or the zero bytes of Latin text say otherwise."""
     if body[:2] == b"\xff\xfe":
         return "utf-16-le"
     if body[:2] != b"\xfe\xff" and body[1::2].count(0) > body[0::2].count(0):

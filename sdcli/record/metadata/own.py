@@ -23,7 +23,7 @@ LIMIT = 65_536
 
 
 @dataclass(frozen=True, kw_only=True)
-class DrawnModel:
+class RecordedModel:
     name: str
     revision: str | None = None
     hash: str | None = None
@@ -31,7 +31,7 @@ class DrawnModel:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Place:
+class BatchPosition:
     """The image's position in its batch, and the other jobs, since a batch moves pixels slightly."""
 
     size: int = 1
@@ -40,80 +40,80 @@ class Place:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Drawn:
+class ImageRecord:
     schema: str = f"{NAME}/{NEWEST}"
     version: str = ""
     job: Job
     setup: Setup
-    model: DrawnModel
+    model: RecordedModel
     scheduler: Mapping[str, Any] = field(default_factory=dict)
     negative: str = ""
-    batch: Place = field(default_factory=Place)
+    batch: BatchPosition = field(default_factory=BatchPosition)
     degraded: tuple[Mapping[str, Any], ...] = ()
     pixel_sha256: str = ""
     environment: Mapping[str, Any] = field(default_factory=dict)
 
 
-def drawn_model(model: Model, unet_sha256: str | None = None) -> DrawnModel:
-    return DrawnModel(name=model.name, revision=model.revision, hash=model.hash, unet_sha256=unet_sha256)
+def recorded_model(model: Model, unet_sha256: str | None = None) -> RecordedModel:
+    return RecordedModel(name=model.name, revision=model.revision, hash=model.hash, unet_sha256=unet_sha256)
 
 
-def place(plan: Plan, batch: int, index: int, size: int, position: int) -> Place:
-    """From the plan; for prompts read as they come, which no plan lists, from what was seen of the batch so far."""
+def batch_position(plan: Plan, batch: int, index: int, size: int, position: int) -> BatchPosition:
+    """From the plan; for prompts read as they come, which no plan lists, from the batch's events so far."""
     indices = plan.batches[batch] if batch < len(plan.batches) else ()
     if index not in indices:
-        return Place(size=size, position=position)
+        return BatchPosition(size=size, position=position)
     members = tuple(plan.jobs[member] for member in indices) if len(indices) > 1 else ()
-    return Place(size=len(indices), position=indices.index(index), members=members)
+    return BatchPosition(size=len(indices), position=indices.index(index), members=members)
 
 
-def chunk(drawn: Drawn, *, ascii_only: bool = False) -> bytes:
-    return documents.dump(translate.to_json(drawn), ascii_only=ascii_only)
+def chunk(record: ImageRecord, *, ascii_only: bool = False) -> bytes:
+    return documents.dump(translate.to_json(record), ascii_only=ascii_only)
 
 
-def shorter(drawn: Drawn) -> Iterator[Drawn]:
+def shorter(record: ImageRecord) -> Iterator[ImageRecord]:
     """The chunk, then without the batch's other members, then without the environment too."""
-    yield drawn
-    without_members = replace(drawn, batch=replace(drawn.batch, members=()))
+    yield record
+    without_members = replace(record, batch=replace(record.batch, members=()))
     yield without_members
     yield replace(without_members, environment={})
 
 
-def read(text: str | bytes, where: str = "the sdcli chunk") -> Drawn:
+def read(text: str | bytes, where: str = "the sdcli chunk") -> ImageRecord:
     """The chunk as it was written; damaged, foreign or newer is BadFile."""
     if len(text) > LIMIT:
         raise BadFile(f"{where} is larger than {size_text(LIMIT)}")
     data = reading.read(text, where)
     documents.check_schema(data, NAME, NEWEST, where)
-    return translate.from_json(Drawn, data, where)
+    return translate.from_json(ImageRecord, data, where)
 
 
-def values(drawn: Drawn) -> dict[str, Any]:
-    """What of it fills a Request."""
-    job = drawn.job
+def values(record: ImageRecord) -> dict[str, Any]:
+    """The Request fields it fills."""
+    job = record.job
     return {
         "prompts": (job.prompt,),
         "seeds": (job.seed,),
         **{name: getattr(job, name) for name in PER_IMAGE},
-        "model": drawn.model.name,
-        **_beside(drawn.setup),
+        "model": record.model.name,
+        **_beside(record.setup),
     }
 
 
 def _beside(setup: Setup) -> dict[str, Any]:
-    """LoRAs, embeddings and the VAE by name, never by a path: where they lie here, the reader finds out."""
+    """LoRAs, embeddings and the VAE by name, never by path: the reader finds where they are on this machine."""
     plain = [one for one in setup.adapters if not re.search(r"[\\/:]|^[.~-]", one.name)]
     kinds = {kind: [one for one in plain if one.kind == kind] for kind in ("lora", "embedding", "vae")}
-    found: dict[str, Any] = {
-        "lora": tuple(f"{_of_hub(one) or one.name}:{lora_weight(one.scale)}" for one in kinds["lora"]),
+    by_field: dict[str, Any] = {
+        "lora": tuple(f"{_hub_name(one) or one.name}:{lora_weight(one.scale)}" for one in kinds["lora"]),
         "embeddings": tuple(f"{one.name}:{one.word or one.name}" for one in kinds["embedding"]),
         "vae_file": next((one.name for one in kinds["vae"]), None),
     }
-    return {name: value for name, value in found.items() if value}
+    return {name: value for name, value in by_field.items() if value}
 
 
-def _of_hub(one: Adapter) -> str:
-    """Its name on the Hub, if it is one by commit and file; anything else might be taken for a path."""
-    found = hub_name.parse(one.hub)
-    whole = found is not None and found.file and re.fullmatch(r"[0-9a-f]{40}", found.revision or "")
-    return one.hub if whole else ""
+def _hub_name(one: Adapter) -> str:
+    """Its name on the Hub, if that has a commit and a file; anything else might be taken for a path."""
+    name = hub_name.parse(one.hub)
+    exact = name is not None and name.file and re.fullmatch(r"[0-9a-f]{40}", name.revision or "")
+    return one.hub if exact else ""

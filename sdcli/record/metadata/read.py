@@ -25,37 +25,37 @@ AS_FLAGS = "--seed 42 --steps 25   (the settings as flags, instead of --settings
 
 
 @dataclass(frozen=True, kw_only=True)
-class Found:
-    """`values` are Request fields by name; `unknown` is what else stands there: shown to people, used for nothing."""
+class ImageSettings:
+    """`values` are Request fields by name; `unknown` is everything else in it: shown, never used."""
 
     dialect: str  # sdcli | a1111
     values: Mapping[str, Any]
     unknown: Mapping[str, Any] = field(default_factory=dict)
-    drawn: own.Drawn | None = None
+    record: own.ImageRecord | None = None
 
 
-def read(path: str | Path) -> Found:
+def read(path: str | Path) -> ImageSettings:
     """The settings of one image; BadFile when it is damaged, foreign, or holds none."""
     name = show(path, 200)
     texts = _texts(_bytes(Path(path), name), name)
     if texts.own is not None:
-        drawn = _own(texts.own, name)
-        found = own.values(drawn)
+        record = _own(texts.own, name)
+        values = own.values(record)
         unknown = {}
-        if a1111.plain_name(found["model"]) is None:
-            unknown["Model"] = found.pop("model")
-        if not math.isfinite(found["guidance"]):
-            del found["guidance"]
-        return Found(dialect="sdcli", values=found, unknown=unknown, drawn=drawn)
+        if a1111.plain_name(values["model"]) is None:
+            unknown["Model"] = values.pop("model")
+        if not math.isfinite(values["guidance"]):
+            del values["guidance"]
+        return ImageSettings(dialect="sdcli", values=values, unknown=unknown, record=record)
     if texts.parameters is not None:
         info = a1111.read(texts.parameters)
         if info.pairs:
             values, unknown = a1111.values(info)
-            return Found(dialect="a1111", values=values, unknown=unknown)
+            return ImageSettings(dialect="a1111", values=values, unknown=unknown)
     raise BadFile(f"{name} has no settings that sdcli can read", hint=AS_FLAGS)
 
 
-def _own(text: str, name: str) -> own.Drawn:
+def _own(text: str, name: str) -> own.ImageRecord:
     try:
         return own.read(text, f"the sdcli chunk of {name}")
     except BadFile as error:
@@ -92,7 +92,7 @@ def _texts(data: bytes, name: str) -> Texts:
                     raise BadFile(f"{name} has {image.width}×{image.height} pixels, more than sdcli reads")
                 texts = _texts_of(image)
                 if texts == Texts(None, None) and image.format == "PNG":
-                    image.load()  # some programs put their text behind the pixels
+                    image.load()  # some programs put their text after the pixels
                     texts = _texts_of(image)
     except SdcliError:
         raise
@@ -104,15 +104,15 @@ def _texts(data: bytes, name: str) -> Texts:
 
 
 def _texts_of(image: Any) -> Texts:
-    found = image.getexif()
+    tags = image.getexif()
     if image.format == "PNG":
         mine, parameters = image.info.get("sdcli"), image.info.get("parameters")
     else:
-        mine, parameters = exif.own_text(found), None
+        mine, parameters = exif.own_text(tags), None
         if mine is not None and '"sdcli.image/' not in mine:
             mine = None  # a description somebody wrote
     # Where both exist the comment wins, as in the web UI.
-    return Texts(_bounded(mine), _bounded(exif.comment(found)) or _bounded(parameters))
+    return Texts(_bounded(mine), _bounded(exif.comment(tags)) or _bounded(parameters))
 
 
 def _bounded(text: Any) -> str | None:

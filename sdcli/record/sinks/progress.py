@@ -15,11 +15,11 @@ from sdcli.events import Event
 from sdcli.live import LiveLine, bar, clock_text
 from sdcli.plan.plan import Plan
 from sdcli.record.report import Report
-from sdcli.record.sinks.summary import asked, fall_text, step_text, summary
+from sdcli.record.sinks.summary import asked, fallback_text, step_text, summary
 from sdcli.sizes import gib
 from sdcli.terminal import disk_text, fit, show
 
-FRAME = 0.05  # seconds between two images of the live line
+FRAME = 0.05  # seconds between two frames of the live line
 RECENT = 10  # steps the rate is taken over
 
 
@@ -45,15 +45,15 @@ class State:
 
 def pieces_of(state: State) -> list[str]:
     """Count, rate, time left, memory: in the order in which they may be left out, last first."""
-    found = [f"{state.step}/{state.of}"]
+    pieces = [f"{state.step}/{state.of}"]
     if state.seconds > 0:
         rate = 1 / state.seconds
-        found.append(f"{rate:.1f}/s" if rate >= 1 else f"{step_text(state.seconds)} each")
-    found.append(clock_text(state.left))
+        pieces.append(f"{rate:.1f}/s" if rate >= 1 else f"{step_text(state.seconds)} each")
+    pieces.append(clock_text(state.left))
     if state.device_bytes is not None:
         peak = f", max {gib(state.device_peak)}" if state.device_peak is not None else ""
-        found.append(f"{gib(state.device_bytes)} GiB{peak}")
-    return found
+        pieces.append(f"{gib(state.device_bytes)} GiB{peak}")
+    return pieces
 
 
 def label_of(state: State) -> str:
@@ -68,12 +68,12 @@ def bar_line(state: State, width: int) -> tuple[str, str, str, str]:
     return bar(label_of(state), pieces_of(state), state.done / max(1, state.total), width)
 
 
-class Way:
-    """How far all batches are, whoever draws them, in whatever order they come. The plan says what a batch is; of one
-    that no plan lists, what is seen."""
+class RunProgress:
+    """How far all batches are, in whatever order their steps come. A batch's size is known from the plan, else from its
+    events."""
 
     def __init__(self) -> None:
-        self._places: dict[int, tuple[int, int]] = {}  # batch → its first image's place, and how many it has
+        self._positions: dict[int, tuple[int, int]] = {}  # batch → the number of its first image, and how many it has
         self._steps: dict[tuple[int, str], tuple[int, int]] = {}  # of batch and stage: done and in all
         self._done = 0  # steps of stages that are over
         self._total = 0  # steps of all batches known
@@ -85,17 +85,17 @@ class Way:
             self._total += plan.jobs[batch[0]].unet_calls
 
     def meet(self, event: events.Encoded) -> None:
-        if event.batch not in self._places:
+        if event.batch not in self._positions:
             self._add(event.batch, len(event.tokens) or 1)
 
     def _add(self, number: int, images: int) -> None:
-        self._places[number] = (self._images + 1, images)
+        self._positions[number] = (self._images + 1, images)
         self._images += images
 
     def step(self, event: events.Step, seconds: float) -> State:
-        if event.batch not in self._places:
+        if event.batch not in self._positions:
             self._add(event.batch, 1)
-        first, images = self._places[event.batch]
+        first, images = self._positions[event.batch]
         self._steps[event.batch, event.stage] = (event.step, event.of)
         done = self._done + sum(step for step, _ in self._steps.values())
         # steps that no plan counted: of prompts read as they come
@@ -126,19 +126,19 @@ class Progress:
         self._columns = columns
         self._verbose, self._quiet = verbose, quiet
         self._recent: deque[float] = deque(maxlen=RECENT)
-        self._way = Way()
+        self._run = RunProgress()
 
     def __call__(self, event: Event) -> None:
         if self._quiet:
             return
         match event:
             case events.Planned():
-                self._way.plan(event.plan)
+                self._run.plan(event.plan)
                 self._line.say(*asked(event.plan.jobs, self._line.width) if event.plan.jobs else ())
             case events.Loaded():
                 self._show_loading(event)
             case events.Encoded():
-                self._way.meet(event)
+                self._run.meet(event)
             case events.Step():
                 self._show_step(event)
             case events.Denoised():
@@ -146,7 +146,7 @@ class Progress:
             case events.Warned():
                 self._tell(f"note: {show(event.message)}")
             case events.Degraded():
-                self._tell(_fall(event))
+                self._tell(_fallback_note(event))
             case events.Failed():
                 self._tell(f"image {event.index + 1} failed: {show(event.error.get('message', ''))}")
             case _:
@@ -158,7 +158,7 @@ class Progress:
         if event.step == 1:
             self._recent.clear()
         self._recent.append(event.seconds)
-        state = self._way.step(event, sum(self._recent) / len(self._recent))
+        state = self._run.step(event, sum(self._recent) / len(self._recent))
         if self._line.moves:
             self._line.show(*bar_line(state, self._line.room), now=state.step >= state.of)
         elif self._line.due(state.done / max(1, state.total), anyway=state.done in (1, state.total)):
@@ -190,5 +190,5 @@ def _place(state: State) -> str:
     return steps if state.images == 1 else f"image {label_of(state)} {steps}"
 
 
-def _fall(event: events.Degraded) -> str:
-    return f"note: out of memory {fall_text(event)} ({show(event.because)})"
+def _fallback_note(event: events.Degraded) -> str:
+    return f"note: out of memory {fallback_text(event)} ({show(event.because)})"

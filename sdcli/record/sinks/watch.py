@@ -15,8 +15,8 @@ Sink = Callable[[Event], None]
 class Watch:
     """The same events, each shown to the sinks in order before it is passed on.
 
-    A sink that fails is reported once and removed; not so the `record`, which sees each event first and without which
-    the run could not say what it drew. `lost` is why results could not be written, if so.
+    A sink that fails is reported once and removed. `record` sees each event first, and its failure ends the run, which
+    could not say what it drew. `lost` is why results could not be written, if so.
     """
 
     def __init__(self, *sinks: Sink, record: Sink = lambda event: None) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from sdcli.draw.place import _trim, give_back
+from sdcli.draw.place import _trim, release_cache
 from sdcli.machine import memory
 
 MIB = 1 << 20
@@ -15,10 +15,10 @@ MIB = 1 << 20
 def test_holes_in_the_heap_are_given_back() -> None:
     small = [torch.ones(90 << 8) for _ in range(1600)]  # 90 KiB each: too small for an allocation by mmap
     last = small[-1]  # the heap cannot shrink below it
-    held = memory.resident()
+    before = memory.resident()
     small.clear()
-    give_back(torch.device("cpu"))
+    release_cache(torch.device("cpu"))
     after = memory.resident()
-    assert held is not None and after is not None
-    assert after < held - 100 * MIB, "140 MiB were dropped"
+    assert before is not None and after is not None
+    assert after < before - 100 * MIB, "140 MiB were dropped"
     assert last.sum() == 90 << 8

@@ -1,4 +1,4 @@
-"""The picture itself in a terminal: inline where the terminal can, else two pixels in each character."""
+"""The image itself in the terminal: inline where it can show one, else two pixels in each character."""
 
 from __future__ import annotations
 
@@ -7,30 +7,30 @@ import io
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-WIDEST = 64  # cells: as large as one needs to see what came out
+WIDEST = 64  # cells: enough to see what was drawn
 KITTY_CHUNK = 4096
 UPPER_HALF = "▀"
 
 
-def picture(width: int, height: int, pixels: bytes, columns: int, rows: int, environ: Mapping[str, str]) -> str:
-    """Text that shows RGB8 `pixels` within `columns` × `rows` cells; empty where no colours are wanted or possible."""
+def inline_image(width: int, height: int, pixels: bytes, columns: int, rows: int, environ: Mapping[str, str]) -> str:
+    """Text that shows RGB8 `pixels` within `columns` × `rows` cells; empty where colour is unwanted or impossible."""
     across, down = box(width, height, min(columns - 2, WIDEST), rows)
     if across < 4 or down < 2 or environ.get("NO_COLOR") or environ.get("TERM") == "dumb":
         return ""
     from PIL import Image
 
     image = Image.frombytes("RGB", (width, height), pixels)
-    way = protocol(environ)
-    if way == "blocks":
+    kind = protocol(environ)
+    if kind == "blocks":
         small = image.resize((across, down * 2), Image.Resampling.LANCZOS)
         true_colour = environ.get("COLORTERM", "") in ("truecolor", "24bit")
         return "\n".join(_rows(small, true_colour))
     small = image.resize((across * 10, round(across * 10 * height / width)), Image.Resampling.LANCZOS)
-    return _kitty(_png(small), across) if way == "kitty" else _iterm(_png(small), across)
+    return _kitty(_png(small), across) if kind == "kitty" else _iterm(_png(small), across)
 
 
 def box(width: int, height: int, columns: int, rows: int) -> tuple[int, int]:
-    """The largest cells × cells of the picture's shape within the room; a cell is twice as high as wide."""
+    """The largest cells × cells of the image's shape within the room; a cell is twice as high as wide."""
     across = min(columns, int(rows * 2 * width / height))
     return across, max(0, min(rows, round(across * height / width / 2)))
 
@@ -68,7 +68,7 @@ def _iterm(data: bytes, columns: int) -> str:
 
 
 def _rows(image: Any, true_colour: bool) -> Iterator[str]:
-    """Each character's ink is the upper pixel, its paper the lower one."""
+    """Each character's foreground is the upper pixel, its background the lower one."""
     raw, stride = image.tobytes(), image.width * 3
     for top in range(0, image.height, 2):
         cells = []
@@ -85,5 +85,5 @@ def _rows(image: Any, true_colour: bool) -> Iterator[str]:
 def _colour(rgb: bytes, true_colour: bool) -> str:
     if true_colour:
         return "2;{};{};{}".format(*rgb)
-    red, green, blue = (round(channel / 51) for channel in rgb)  # the cube of 6 × 6 × 6
+    red, green, blue = (round(channel / 51) for channel in rgb)  # the 6 × 6 × 6 cube of the 256 colours
     return f"5;{16 + 36 * red + 6 * green + blue}"

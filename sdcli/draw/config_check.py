@@ -1,4 +1,4 @@
-"""When a library rejects a model's config, the config is at fault: not a bug in sdcli."""
+"""A config that a library rejects is reported as a bad file, not as a bug in sdcli."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from sdcli.errors import BadFile, SdcliError
 
 
 @contextmanager
-def made_from_config(what: str) -> Iterator[None]:
+def config_checked(what: str) -> Iterator[None]:
     try:
         yield
     except SdcliError:

@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
 import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from sdcli import reading
 from sdcli.errors import BadFile, ModelMissing, Usage
 from sdcli.models import hub_name, searching
-from sdcli.models.cache import Memory
+from sdcli.models.cache import HashStore, digest, remembered_sha256
 from sdcli.models.headers import Header, read_header
 from sdcli.models.hub_name import HubName
 from sdcli.models.kinds import TITLES, kind_of
@@ -26,7 +24,6 @@ SUFFIX = ".safetensors"
 FLAGS = {"LoRA": "--lora", "embedding": "--embedding", "VAE": "--vae"}
 _FOLDERS = ("lora", "loras", "lycoris", "embeddings", "vae")  # what other programs call them
 _WEIGHT = re.compile(r"[+-]?(\d{1,4}(\.\d{0,6})?|\.\d{1,6})", re.ASCII)
-_AT_ONCE = 4 << 20
 
 
 # --- what was typed
@@ -55,11 +52,9 @@ def with_word(text: str) -> tuple[str, str]:
 
 def at_hub(text: str) -> HubName | None:
     """A name on the Hub (owner/name, owner/name/file), unless the path or its folder exists on this machine."""
-    found = hub_name.of_page(text) or hub_name.parse(text)
-    if found is None:
-        return None
+    name = hub_name.of_page(text) or hub_name.parse(text)
     path = Path(text)
-    return None if path.exists() or path.parent.is_dir() else found
+    return None if name is None or path.exists() or path.parent.is_dir() else name
 
 
 def _is_file(text: str) -> bool:
@@ -69,28 +64,29 @@ def _is_file(text: str) -> bool:
         return False
 
 
-# --- where it is
+# --- where the files are
 
 
 @dataclass(frozen=True)
-class Place:
+class SearchFolder:
     """A folder searched for names, and how deep."""
 
     folder: Path
     deepest: int = searching.DEEPEST
 
 
-def places(model: Model, folders: Iterable[Path]) -> tuple[Place, ...]:
+def search_folders(model: Model, folders: Iterable[Path]) -> tuple[SearchFolder, ...]:
     """The model's own folder, the adapter folders next to it and one above, then the added folders."""
-    found: list[Place] = []
+    near: list[SearchFolder] = []
     if model.path and model.source in ("file", "folder"):
         beside = Path(model.path).parent
-        # not below: the model may lie in a home or at the top of a disk
-        found = [Place(beside, 0), *map(Place, _kept_near(beside)), *map(Place, _kept_near(beside.parent))]
-    return tuple(dict.fromkeys([*found, *map(Place, folders)]))
+        # nothing below it: the model may be in a home or at the top of a disk
+        named = [*_adapter_folders(beside), *_adapter_folders(beside.parent)]
+        near = [SearchFolder(beside, 0), *map(SearchFolder, named)]
+    return tuple(dict.fromkeys([*near, *map(SearchFolder, folders)]))
 
 
-def _kept_near(folder: Path) -> Iterator[Path]:
+def _adapter_folders(folder: Path) -> Iterator[Path]:
     try:
         entries = sorted(folder.iterdir())
     except OSError:
@@ -98,47 +94,48 @@ def _kept_near(folder: Path) -> Iterator[Path]:
     yield from (entry for entry in entries if entry.name.casefold() in _FOLDERS and entry.is_dir())
 
 
-def find(text: str, what: str, where: tuple[Place, ...], *, paths: bool = True) -> Path:
+def find(text: str, what: str, where: tuple[SearchFolder, ...], *, paths: bool = True) -> Path:
     """The file called `text`: a path, or a file's name in `where`. Names from images and prompts are never paths."""
     if paths and _is_file(text):
         return Path(os.path.abspath(Path(text).expanduser()))
     if paths and (re.search(r"[\\/]", text) or text.casefold().endswith((SUFFIX, *PICKLE_SUFFIXES))):
         raise ModelMissing(f"there is no file {show(text, 200)}", hint=f"{FLAGS[what]} FILE{SUFFIX}")
-    known = _named(where)
-    found = known.get(text) or known.get(text.casefold())
-    if found is None:
-        raise _unknown(text, what, where, known)
-    if len(found) > 1:
-        listed = ", ".join(show(path, 120) for path in found[:3])
+    by_name = _files_by_name(where)
+    matches = by_name.get(text) or by_name.get(text.casefold())
+    if matches is None:
+        raise _unknown(text, what, where, by_name)
+    if len(matches) > 1:
+        listed = ", ".join(show(path, 120) for path in matches[:3])
         raise Usage(
-            f'"{show(text, 80)}" matches {len(found)} files: {listed}', hint=f'{FLAGS[what]} "{show(found[0], 300)}"'
+            f'"{show(text, 80)}" matches {len(matches)} files: {listed}',
+            hint=f'{FLAGS[what]} "{show(matches[0], 300)}"',
         )
-    return found[0]
+    return matches[0]
 
 
-def _named(where: tuple[Place, ...]) -> dict[str, list[Path]]:
+def _files_by_name(where: tuple[SearchFolder, ...]) -> dict[str, list[Path]]:
     """Files by name, exact and in lower case; a name that occurs twice lists both files."""
-    found: dict[str, list[Path]] = {}
-    for place in where:
-        for path in _files(place):
+    by_name: dict[str, list[Path]] = {}
+    for folder in where:
+        for path in _files(folder):
             for name in {path.stem, path.stem.casefold()}:
-                held = found.setdefault(name, [])
-                if path not in held:
-                    held.append(path)
-    return found
+                files = by_name.setdefault(name, [])
+                if path not in files:
+                    files.append(path)
+    return by_name
 
 
-def _files(place: Place) -> Iterator[Path]:
-    for entry in searching.files([Path(os.path.abspath(place.folder))], place.deepest):
+def _files(where: SearchFolder) -> Iterator[Path]:
+    for entry in searching.files([Path(os.path.abspath(where.folder))], where.deepest):
         if entry.name.casefold().endswith(SUFFIX):
             yield Path(entry.path)
 
 
-def _unknown(text: str, what: str, where: tuple[Place, ...], known: Iterable[str]) -> ModelMissing:
-    near = nearest(text, known, 2)
+def _unknown(text: str, what: str, where: tuple[SearchFolder, ...], names: Iterable[str]) -> ModelMissing:
+    near = nearest(text, names, 2)
     tail = f"\n  near: {'   '.join(show(name, 80) for name in near)}" if near else ""
-    looked = ", ".join(show(place.folder, 60) for place in where[:3])
-    there = f" in {looked}" if looked else ""
+    searched = ", ".join(show(one.folder, 60) for one in where[:3])
+    there = f" in {searched}" if searched else ""
     example = show(near[0], 80) if near else f"FILE{SUFFIX}"
     return ModelMissing(
         f'no {what} "{show(text, 80)}": no file has that name{there}{tail}',
@@ -150,30 +147,21 @@ def _unknown(text: str, what: str, where: tuple[Place, ...], known: Iterable[str
 # --- hashes
 
 
-def tensors_sha256(path: Path, memory: Memory | None = None) -> str:
-    """The sha256 of what follows the header, by which galleries identify a LoRA: editing its metadata keeps it."""
+def tensors_sha256(path: Path, store: HashStore | None = None) -> str:
+    """The sha256 of what follows the header, by which galleries identify a LoRA whatever its metadata."""
     header = read_header(path)
-    noted = header.metadata.get("sshs_model_hash", "")
-    if re.fullmatch(r"[0-9a-f]{64}", noted):
-        return noted
+    in_metadata = header.metadata.get("sshs_model_hash", "")
+    if re.fullmatch(r"[0-9a-f]{64}", in_metadata):
+        return in_metadata
     status = path.stat()
     key, stamp = f"{path.absolute()}\ntensors", [status.st_size, status.st_mtime_ns]
-    entry = memory.read().get(key) if memory is not None else None
-    if isinstance(entry, dict) and entry.get("stamp") == stamp and isinstance(entry.get("sha256"), str):
-        return str(entry["sha256"])
-    found = _hash_from(path, header.data_start)
-    if memory is not None:
-        memory.update(key, lambda _: {"sha256": found, "stamp": stamp})
-    return found
-
-
-def _hash_from(path: Path, start: int) -> str:
-    state = hashlib.sha256()
-    with reading.opened(path) as file:
-        file.seek(start)
-        while piece := file.read(_AT_ONCE):
-            state.update(piece)
-    return state.hexdigest()
+    remembered = remembered_sha256(store, key, stamp)
+    if remembered is not None:
+        return remembered
+    sha256 = digest(path, header.data_start)
+    if store is not None:
+        store.update(key, lambda _: {"sha256": sha256, "stamp": stamp})
+    return sha256
 
 
 # --- another VAE
@@ -190,18 +178,18 @@ def with_vae(model: Model, path: Path) -> Model:
         )
     own = model.components["vae"]
     _check_vae(path, header, kind.latent_channels, part.parameters, model, own)
-    changed = Component(
+    component = Component(
         parameters=part.parameters, stored_bytes=part.bytes, stored_dtype=part.dtype, config=own.config,
         files=(str(path),),
     )  # fmt: skip
-    return replace(model, components={**model.components, "vae": changed})
+    return replace(model, components={**model.components, "vae": component})
 
 
 def _check_vae(path: Path, header: Header, channels: int, parameters: int, model: Model, own: Component) -> None:
-    wanted = own.config.get("latent_channels", 4)
-    if channels != wanted:
+    expected = own.config.get("latent_channels", 4)
+    if channels != expected:
         raise BadFile(
-            f"{show(path)} is a VAE with {channels} latent channels; {show(model.name, 80)} has {show(wanted, 20)}",
+            f"{show(path)} is a VAE with {channels} latent channels; {show(model.name, 80)} has {show(expected, 20)}",
             hint=f"{FLAGS['VAE']} FILE{SUFFIX}",
         )
     described = parameters_of("vae", own.config)

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from model_files import file, original_vae
 
 from sdcli.errors import BadFile, ModelMissing, Usage
-from sdcli.models import beside, embedding
+from sdcli.models import adapter_files, embedding
 from sdcli.models.model import Model
 from sdcli.models.shipped import component_of
 
@@ -49,8 +49,8 @@ def model(family: str, path: Path | None = None) -> Model:
         (":0.5", ":0.5", 1.0),
     ],
 )
-def test_a_weight_stands_after_the_last_colon(text: str, name: str, weight: float) -> None:
-    assert beside.weighted(text) == (name, weight)
+def test_a_weight_follows_the_last_colon(text: str, name: str, weight: float) -> None:
+    assert adapter_files.weighted(text) == (name, weight)
 
 
 @pytest.mark.parametrize(
@@ -64,26 +64,26 @@ def test_a_weight_stands_after_the_last_colon(text: str, name: str, weight: floa
         ("x: ", "x: ", ""),
     ],
 )
-def test_a_word_stands_after_the_last_colon_that_is_no_drives(text: str, name: str, word: str) -> None:
-    assert beside.with_word(text) == (name, word)
+def test_a_word_follows_the_last_colon_except_a_drives(text: str, name: str, word: str) -> None:
+    assert adapter_files.with_word(text) == (name, word)
 
 
 @settings(deadline=None, derandomize=True)
 @given(st.text())
 def test_nothing_that_can_be_typed_breaks_the_reading_of_it(text: str) -> None:
-    name, weight = beside.weighted(text)
+    name, weight = adapter_files.weighted(text)
     assert text.startswith(name) and abs(weight) < 10_000
-    name, word = beside.with_word(text)
+    name, word = adapter_files.with_word(text)
     assert text.startswith(name) and word in text
 
 
-def test_a_file_with_something_that_is_no_weight_behind_it_is_a_mistake(tmp_path: Path) -> None:
+def test_a_file_followed_by_anything_but_a_weight_is_a_mistake(tmp_path: Path) -> None:
     path = file(tmp_path / "x.safetensors", {"a": [1]})
     with pytest.raises(Usage, match="is not a weight"):
-        beside.weighted(f"{path}:high")
+        adapter_files.weighted(f"{path}:high")
 
 
-# --- where names are found
+# --- where names are looked for
 
 
 def test_names_are_found_beside_the_model_and_below_added_folders(tmp_path: Path) -> None:
@@ -93,39 +93,39 @@ def test_names_are_found_beside_the_model_and_below_added_folders(tmp_path: Path
     lora = file(tmp_path / "models" / "Lora" / "styles" / "Ink.safetensors", {"a": [1]})
     far = file(added / "deep" / "far.safetensors", {"a": [1]})
     file(models / "private" / "hidden.safetensors", {"a": [1]})
-    places = beside.places(model("sd15", checkpoint), [added])
-    assert beside.find("near", "LoRA", places) == near
-    assert beside.find("ink", "LoRA", places) == lora
-    assert beside.find("far", "LoRA", places) == far
-    assert beside.find(str(far), "LoRA", ()) == far
+    folders = adapter_files.search_folders(model("sd15", checkpoint), [added])
+    assert adapter_files.find("near", "LoRA", folders) == near
+    assert adapter_files.find("ink", "LoRA", folders) == lora
+    assert adapter_files.find("far", "LoRA", folders) == far
+    assert adapter_files.find(str(far), "LoRA", ()) == far
     with pytest.raises(ModelMissing, match='no LoRA "hidden"'):
-        beside.find("hidden", "LoRA", places)
+        adapter_files.find("hidden", "LoRA", folders)
     with pytest.raises(ModelMissing, match="no LoRA"):
-        beside.find(str(far), "LoRA", places, paths=False)
+        adapter_files.find(str(far), "LoRA", folders, paths=False)
 
 
 def test_a_name_that_two_files_have_is_asked_back(tmp_path: Path) -> None:
     for folder in ("one", "two"):
         file(tmp_path / folder / "ink.safetensors", {"a": [1]})
     with pytest.raises(Usage, match="matches 2 files"):
-        beside.find("ink", "LoRA", (beside.Place(tmp_path),))
+        adapter_files.find("ink", "LoRA", (adapter_files.SearchFolder(tmp_path),))
 
 
 def test_a_misspelt_name_is_answered_with_near_ones(tmp_path: Path) -> None:
     file(tmp_path / "watercolour.safetensors", {"a": [1]})
     with pytest.raises(ModelMissing, match="near: watercolour"):
-        beside.find("watercolor", "LoRA", (beside.Place(tmp_path),))
+        adapter_files.find("watercolor", "LoRA", (adapter_files.SearchFolder(tmp_path),))
 
 
 def test_the_hash_galleries_know_a_lora_by_leaves_the_header_out(tmp_path: Path) -> None:
     path = file(tmp_path / "l.safetensors", {"a": [3, 5]})
     raw = path.read_bytes()
-    wanted = hashlib.sha256(raw[8 + int.from_bytes(raw[:8], "little") :]).hexdigest()
-    assert beside.tensors_sha256(path) == wanted
-    noted = file(tmp_path / "n.safetensors", {"a": [3, 5]}, metadata={"sshs_model_hash": "ab" * 32})
-    assert beside.tensors_sha256(noted) == "ab" * 32
+    expected = hashlib.sha256(raw[8 + int.from_bytes(raw[:8], "little") :]).hexdigest()
+    assert adapter_files.tensors_sha256(path) == expected
+    labelled = file(tmp_path / "n.safetensors", {"a": [3, 5]}, metadata={"sshs_model_hash": "ab" * 32})
+    assert adapter_files.tensors_sha256(labelled) == "ab" * 32
     forged = file(tmp_path / "f.safetensors", {"a": [3, 5]}, metadata={"sshs_model_hash": "../x"})
-    assert beside.tensors_sha256(forged) == wanted
+    assert adapter_files.tensors_sha256(forged) == expected
 
 
 # --- embeddings
@@ -142,13 +142,13 @@ def test_the_hash_galleries_know_a_lora_by_leaves_the_header_out(tmp_path: Path)
 def test_every_layout_of_an_embedding_is_read(
     family: str, shapes: dict[str, list[int]], vectors: int, token: str, tmp_path: Path
 ) -> None:
-    found = embedding.read(file(tmp_path / "e.safetensors", shapes), model(family))
-    assert (found.vectors, found.token) == (vectors, token)
-    assert set(found.tensors) == {name for name in PARTS[family] if name.startswith("text_encoder")}
+    learned = embedding.read(file(tmp_path / "e.safetensors", shapes), model(family))
+    assert (learned.vectors, learned.token) == (vectors, token)
+    assert set(learned.tensors) == {name for name in PARTS[family] if name.startswith("text_encoder")}
 
 
 @pytest.mark.parametrize(
-    ("family", "shapes", "told"),
+    ("family", "shapes", "message"),
     [
         ("sdxl", {"emb_params": [4, 768]}, "an embedding for Stable Diffusion 1.5; my sdxl is SDXL"),
         ("sd15", {"clip_l": [2, 768], "clip_g": [2, 1280]}, "an embedding for SDXL; my sd15 is Stable Diffusion 1.5"),
@@ -160,10 +160,10 @@ def test_every_layout_of_an_embedding_is_read(
         ("sd15", original_vae(), "a VAE, not an embedding"),
     ],
 )
-def test_what_does_not_fit_is_named(family: str, shapes: dict[str, list[int]], told: str, tmp_path: Path) -> None:
+def test_what_does_not_fit_is_named(family: str, shapes: dict[str, list[int]], message: str, tmp_path: Path) -> None:
     with pytest.raises(BadFile) as refused:
         embedding.read(file(tmp_path / "e.safetensors", shapes), model(family))
-    assert told in refused.value.message and refused.value.code == 9
+    assert message in refused.value.message and refused.value.code == 9
 
 
 # --- VAEs
@@ -171,16 +171,16 @@ def test_what_does_not_fit_is_named(family: str, shapes: dict[str, list[int]], t
 
 def test_a_vae_of_other_latents_or_with_parts_missing_is_refused(tmp_path: Path) -> None:
     with pytest.raises(BadFile, match=r"16 latent channels; my sd15 has 4"):
-        beside.with_vae(model("sd15"), file(tmp_path / "v.safetensors", original_vae(16, "")))
+        adapter_files.with_vae(model("sd15"), file(tmp_path / "v.safetensors", original_vae(16, "")))
     with pytest.raises(BadFile, match="VAE parameters"):
-        beside.with_vae(model("sd15"), file(tmp_path / "v.safetensors", original_vae(4, "")))
+        adapter_files.with_vae(model("sd15"), file(tmp_path / "v.safetensors", original_vae(4, "")))
 
 
 def test_the_vae_of_a_whole_checkpoint_will_do(tmp_path: Path) -> None:
     from model_files import checkpoint
 
     path = file(tmp_path / "m.safetensors", checkpoint("sd15"))
-    changed = beside.with_vae(model("sdxl"), path)
+    changed = adapter_files.with_vae(model("sdxl"), path)
     assert changed.components["vae"].files == (str(path),)
     # how latents are scaled is the model's affair, not the decoder's
     assert json.dumps(dict(changed.components["vae"].config)) == json.dumps(

@@ -1,0 +1,108 @@
+"""The pretend GPU behaves as torch says that a real one does."""
+
+from __future__ import annotations
+
+import gc
+import random
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+
+from tests.pretend_gpu import Pretended, device, pretend, runtime
+from tests.pretend_gpu.allocator import Allocator, Block, OutOfSpace
+
+MIB = 1 << 20
+
+
+@pytest.fixture
+def gpu() -> Iterator[Pretended]:
+    with pretend(device("2GiB")) as made, torch.no_grad():
+        yield made
+
+
+def test_what_is_answered_is_part_of_torch() -> None:
+    assert [name for name in runtime.names() if not hasattr(torch.cuda, name)] == []
+
+
+@pytest.mark.parametrize(
+    ("size", "allocated", "reserved"),
+    [(1, 512, 2 * MIB), (MIB, MIB, 2 * MIB), (MIB + 1, MIB + 512, 20 * MIB), (21 * MIB // 2, 21 * MIB // 2, 12 * MIB)],
+)
+def test_blocks_come_from_segments_as_torch_documents(size: int, allocated: int, reserved: int) -> None:
+    allocator = Allocator(1 << 30)
+    allocator.allocate(size)
+    assert (allocator.allocated.now, allocator.reserved.now) == (allocated, reserved)
+
+
+def test_whatever_is_freed_merges_and_nothing_is_lost() -> None:
+    allocator, chance = Allocator(256 * MIB), random.Random(1)
+    live: list[Block] = []
+    for _ in range(5000):
+        if live and chance.random() < 0.5:
+            allocator.free(live.pop(chance.randrange(len(live))))
+            continue
+        try:
+            live.append(allocator.allocate(chance.choice([100, 5000, 700_000, 3 * MIB, 12 * MIB, 40 * MIB])))
+        except OutOfSpace:
+            assert allocator.reserved.now > 100 * MIB
+        assert allocator.allocated.now <= allocator.reserved.now <= allocator.limit
+    for block in live:
+        allocator.free(block)
+    allocator.empty_cache()
+    assert (allocator.allocated.now, allocator.reserved.now) == (0, 0)
+
+
+def test_views_share_their_bytes_and_all_of_them_are_freed(gpu: Pretended) -> None:
+    whole = torch.ones(1000, device="cuda")
+    part = whole[:10].view(2, 5)
+    del whole
+    assert gpu.allocator().allocated.now == 4096
+    del part
+    gc.collect()
+    assert gpu.allocator().allocated.now == 0
+
+
+def test_two_devices_in_one_call_are_refused_but_single_numbers_are_not(gpu: Pretended) -> None:
+    here = torch.ones(3, device="cuda")
+    with pytest.raises(RuntimeError, match="at least two devices, cuda:0 and cpu"):
+        here + torch.ones(3)
+    assert (here * torch.tensor(2.0)).cpu().tolist() == [2.0] * 3
+
+
+def test_beyond_its_memory_it_raises_what_torch_raises(gpu: Pretended) -> None:
+    with pytest.raises(torch.OutOfMemoryError, match="CUDA out of memory"):
+        torch.empty(1 << 30, device="cuda")
+    assert gpu.allocator().allocated.now == 0
+
+
+def test_copies_and_waits_are_counted(gpu: Pretended) -> None:
+    host = torch.ones(256)
+    here = host.to("cuda")
+    assert (gpu.traffic.to_device, dict(gpu.restart().waits)) == (1024, {"copy to the device": 1})
+    host.pin_memory().to("cuda", non_blocking=True)
+    assert (gpu.traffic.to_device, dict(gpu.restart().waits)) == (1024, {})
+    here.sum().item()
+    host[here[0].long()]
+    assert dict(gpu.restart().waits) == {"item": 1, "__getitem__": 1}
+
+
+def test_a_parameter_stays_itself_while_its_data_comes_and_goes(gpu: Pretended) -> None:
+    layer = torch.nn.Linear(8, 8)
+    weight = layer.weight
+    layer.to("cuda")
+    assert layer.weight is weight and weight.device.type == "cuda"
+    layer.to("cpu")
+    gc.collect()
+    assert layer.weight is weight and gpu.allocator().allocated.now == 0
+
+
+def test_a_whole_command_believes_in_it(tmp_path: Path) -> None:
+    root = Path(__file__).parents[2]
+    words = [sys.executable, "-P", "-m", "tests.pretend_gpu", "8GiB/6GiB", "plan", "a cat", "-m", "sd15"]
+    done = subprocess.run(words, env={"PYTHONPATH": str(root), "SDCLI_HOME": str(tmp_path), "HOME": str(tmp_path)},
+                          capture_output=True, text=True, check=True)  # fmt: skip
+    assert "RTX 3060" in done.stdout and "6.0 of 8.0 GiB" in done.stdout
