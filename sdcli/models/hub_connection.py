@@ -183,9 +183,9 @@ def understood(connection: Connection, error: Exception, repository: str) -> Sdc
         request = getattr(error, "_request", None)
         host = _host(str(request.url)) if request is not None else connection.host
         if name == "ConnectError":
-            return Nobody(f"{host} cannot be reached", hint=_AGAIN)
+            return Nobody(f"{host} cannot be reached; {show(repository, 120)} is not complete here", hint=_AGAIN)
         if "Timeout" in name:
-            return Nobody(f"{host} does not answer", hint=_AGAIN)
+            return Nobody(f"{host} does not answer; {show(repository, 120)} is not complete here", hint=_AGAIN)
         return Passing(f"{host} broke the connection off", hint=_AGAIN)
     if isinstance(error, OSError) and error.errno is None:  # not the system's: huggingface_hub has counted the bytes
         return Passing(f"{connection.host} sent more or less than the file has", hint=_AGAIN)
