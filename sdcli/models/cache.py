@@ -50,12 +50,12 @@ def remembered_sha256(store: HashStore | None, key: str, stamp: list[int]) -> st
     return sha256 if isinstance(sha256, str) and len(sha256) == 64 else None
 
 
-def digest(path: Path, start: int = 0) -> str:
-    """The sha256 of the file from `start` on."""
-    state = hashlib.sha256()
+def digest(path: Path, start: int = 0, state: Any = None) -> str:
+    """The hash of the file from `start` on, fed to `state`; its sha256 without one."""
+    state = hashlib.sha256() if state is None else state
     buffer = memoryview(bytearray(_AT_ONCE))
     with reading.opened(path) as file:
         file.seek(start)
         while count := file.readinto(buffer):
             state.update(buffer[:count])
-    return state.hexdigest()
+    return str(state.hexdigest())

@@ -21,7 +21,9 @@ from pathlib import Path
 from typing import Any
 
 from sdcli.errors import BadFile, CannotWrite, ModelMissing, Offline, SdcliError
+from sdcli.files import REAL, replace_whole
 from sdcli.models import folder, headers, hub_cache, hub_connection, hub_files
+from sdcli.models.cache import digest
 from sdcli.models.families import families
 from sdcli.models.headers import Header
 from sdcli.models.hub_connection import Connection
@@ -206,7 +208,7 @@ def _start(url: str) -> bytes:
 def _bring_json(connection: Connection, repository: str, commit: str, files: Iterable[File], base: Path) -> None:
     """Small files to look into, under `base`."""
     for file in files:
-        if file.size > hub_files.LARGEST_SMALL:
+        if file.size > folder.LARGEST_JSON:
             raise BadFile(f"{show(repository)}: {show(file.path, 120)} is larger than 8 MiB", hint=_ANOTHER)
         get = functools.partial(_download, connection, repository, commit, file, base.parent, base)
         hub_connection.patiently(connection, repository, get)
@@ -340,10 +342,7 @@ def _download(
 def _check(repository: str, file: File, path: Path) -> None:
     """Delete what has other bytes than the hub's checksum says; git's own for a small file, which counts its size."""
     state = hashlib.sha256() if file.sha256 else hashlib.sha1(b"blob %d\0" % file.size, usedforsecurity=False)
-    with path.open("rb") as held:
-        while chunk := held.read(1 << 22):
-            state.update(chunk)
-    if state.hexdigest() != file.hash:
+    if digest(path, state=state) != file.hash:
         for wrong in (path.resolve(), path):
             wrong.unlink(missing_ok=True)
         raise Altered(
@@ -369,11 +368,10 @@ def _bar(report: Callable[[int], None]) -> Any:
 
 def _refer(offered: Offer) -> None:
     """That this branch or tag was this commit when it was asked for."""
-    revision = offered.revision
-    if revision != offered.commit and re.fullmatch(r"\w[\w.\-/]{0,199}", revision, re.ASCII) and ".." not in revision:
-        path = offered.place / "refs" / revision
+    path = hub_cache.reference(offered.place, offered.revision)
+    if path is not None and offered.revision != offered.commit:
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(offered.commit, encoding="ascii")
+        replace_whole(REAL, path, [offered.commit.encode("ascii")], sync=False)
 
 
 def _check_room(offered: Offer, free: Callable[[Path], int | None] | None) -> None:

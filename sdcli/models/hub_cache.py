@@ -36,6 +36,12 @@ def place(cache: Path, repository: str) -> Path:
     return cache / f"models--{repository.replace('/', '--')}"
 
 
+def reference(held: Path, revision: str) -> Path | None:
+    """The file that says which commit a branch or a tag was; None for what cannot be the name of one."""
+    plain = re.fullmatch(r"\w[\w.\-/]{0,199}", revision, re.ASCII) and ".." not in revision
+    return held / "refs" / revision if plain else None
+
+
 def snapshot(cache: Path, repository: str, revision: str | None) -> Snapshot | None:
     """The files of one commit: `revision`, or what `main` pointed at when it was fetched."""
     commit = _commit(place(cache, repository), revision or "main")
@@ -61,10 +67,11 @@ def _commit(held: Path, revision: str) -> str | None:
     """The full commit that a commit, its first letters, a branch or a tag stands for."""
     if re.fullmatch(r"[0-9a-f]{40}", revision):
         return revision
-    if not re.fullmatch(r"\w[\w.\-/]{0,199}", revision, re.ASCII) or ".." in revision:
+    file = reference(held, revision)
+    if file is None:
         return None
     try:
-        found = reading.whole(held / "refs" / revision, 1000).decode("ascii").strip()
+        found = reading.whole(file, 1000).decode("ascii").strip()
     except (OSError, ValueError):
         return _by_first_letters(held, revision)
     return found if re.fullmatch(r"[0-9a-f]{40}", found) else None

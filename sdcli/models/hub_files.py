@@ -15,7 +15,6 @@ from sdcli.models.sniff import PICKLE_SUFFIXES
 from sdcli.terminal import show
 
 _TOKENIZER = ("tokenizer_config.json", "special_tokens_map.json", "vocab.json", "merges.txt")
-LARGEST_SMALL = 8 << 20
 _NAMED = 10  # files that an error lists at most
 _ANOTHER = "-m sd15"
 
@@ -72,7 +71,7 @@ def tokenizers(files: Mapping[str, File], components: Iterable[str]) -> tuple[Fi
 
 
 def _small(files: Mapping[str, File], wanted: Iterable[str]) -> tuple[File, ...]:
-    return tuple(files[path] for path in wanted if path in files and files[path].size <= LARGEST_SMALL)
+    return tuple(files[path] for path in wanted if path in files and files[path].size <= folder.LARGEST_JSON)
 
 
 def single(files: Mapping[str, File], name: HubName) -> tuple[File, ...]:
@@ -117,7 +116,7 @@ def _weights(files: Mapping[str, File], part: str, repository: str) -> tuple[Fil
 def _shards(files: Mapping[str, File], part: str, stem: str, variant: str) -> tuple[File, ...]:
     tables = (f"{part}/{name}" for name in folder.shard_tables(stem, variant))
     table = next((files[path] for path in tables if path in files), None)
-    if table is None or table.size > LARGEST_SMALL:
+    if table is None or table.size > folder.LARGEST_JSON:
         return ()
     mark, number = re.escape(variant), r"-\d{5}-of-\d{5}"
     name = re.compile(rf"{part}/{stem}(?:{mark}{number}|{number}{mark})\.safetensors")

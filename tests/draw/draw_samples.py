@@ -36,14 +36,19 @@ HARDWARE = Hardware(
 )  # fmt: skip
 
 
-def plan_for(path: Path, **asked: Any) -> Plan:
-    """A plan as the command line makes it, for a tiny model: by default 64 px, 4 steps of Euler, fp32."""
+def request_for(**asked: Any) -> Request:
+    """By default 64 px, 4 steps of Euler."""
     settings: dict[str, Any] = {
         "prompts": ("a cat",), "seeds": (7,), "steps": 4, "guidance": 5.0, "width": 64, "height": 64,
         "sampler": "Euler", "pins": {},
     } | asked  # fmt: skip
-    settings["pins"] = {"dtype": "fp32"} | dict(settings["pins"])
-    return make_plan(Request(**settings), resolve.at(path), HARDWARE, {})
+    return Request(**settings)
+
+
+def plan_for(path: Path, **asked: Any) -> Plan:
+    """A plan as the command line makes it, for a tiny model, by default in fp32."""
+    pins = {"dtype": "fp32"} | dict(asked.get("pins", {}))
+    return make_plan(request_for(**asked | {"pins": pins}), resolve.at(path), HARDWARE, {})
 
 
 def events_of(plan: Plan, kind: type | None = None) -> list[Any]:

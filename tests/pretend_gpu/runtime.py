@@ -42,7 +42,6 @@ class Stream:
         Stream.number += 1
         self.stream_id = self.number
         self.device = device
-        self._machine: Machine | None = None
 
     def synchronize(self) -> None:
         pass

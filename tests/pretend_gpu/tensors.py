@@ -30,7 +30,6 @@ _WAITED_FOR = {
     aten._local_scalar_dense.default, aten.nonzero.default, aten.masked_select.default, aten.equal.default,
     aten.is_nonzero.default, aten._unique2.default,
 }  # fmt: skip
-_COPIES = {aten._to_copy.default, aten.copy_.default}
 _MAY_MIX = {aten.index.Tensor, aten.index_put_.default, aten.index_put.default, aten._index_put_impl_.default}
 
 
