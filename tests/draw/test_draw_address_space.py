@@ -14,7 +14,7 @@ pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="elsewhere the s
 
 
 @pytest.mark.parametrize("as_json", [False, True])
-@pytest.mark.parametrize("more", [0, 16])  # MiB above what Python and sdcli's first module take
+@pytest.mark.parametrize("more", [4, 16])  # MiB above what Python and sdcli's first module take
 def test_hardly_starting_is_exit_4(tmp_path: Path, tiny_folders: dict[str, Path], more: int, as_json: bool) -> None:
     limit = (address_space.least(tmp_path) + more) * MIB
     ended = address_space.tried(tiny_folders["sd15"], limit, tmp_path, as_json)
