@@ -1,7 +1,8 @@
 """Random Stable Diffusion weights, full size or tiny, as diffusers folders or single files in the original layout.
 
 They draw noise, but load, run and take memory as real ones do; equal seeds give equal weights in every form.
-Written tensor by tensor, so that a full-size SDXL needs little RAM.
+Written tensor by tensor, so that a full-size SDXL needs little RAM. Without a seed all weights are zero and the files
+have holes in their place: made at once, and they take no disk where the file system knows holes.
 """
 
 from __future__ import annotations
@@ -71,10 +72,10 @@ TINY: dict[str, dict[str, dict[str, Any]]] = {
 
 @dataclass(frozen=True)
 class Planned:
-    """One tensor of a file to be written: its shape, and how its values are made when its turn comes."""
+    """One tensor of a file to be written: its shape, and how its values are made when its turn comes, if at all."""
 
     shape: tuple[int, ...]
-    make: Callable[[], torch.Tensor]
+    make: Callable[[], torch.Tensor] | None
 
 
 def configs(family: str, *, tiny: bool = False) -> dict[str, dict[str, Any]]:
@@ -118,7 +119,9 @@ def values(component: str, name: str, shape: tuple[int, ...], seed: int) -> torc
     return torch.randn(shape, generator=generator).mul_(fan_in**-0.5)
 
 
-def planned(component: str, config: dict[str, Any], seed: int) -> dict[str, Planned]:
+def planned(component: str, config: dict[str, Any], seed: int | None) -> dict[str, Planned]:
+    if seed is None:
+        return {name: Planned(shape, None) for name, shape in shapes(component, config).items()}
     return {
         name: Planned(shape, lambda name=name, shape=shape: values(component, name, shape, seed))
         for name, shape in shapes(component, config).items()
@@ -144,9 +147,12 @@ def write_safetensors(path: Path, tensors: dict[str, Planned], dtype: str) -> No
     with path.open("wb") as file:
         file.write(len(encoded).to_bytes(8, "little") + encoded)
         for tensor in tensors.values():
+            if tensor.make is None:
+                continue
             made = tensor.make().to(torch_dtype).contiguous()
             assert tuple(made.shape) == tensor.shape
             file.write(memoryview(made.reshape(-1).view(torch.uint8).numpy()))
+        file.truncate(8 + len(encoded) + offset)
 
 
 def write_sharded(folder: Path, stem: str, suffix: str, tensors: dict[str, Planned], dtype: str, shards: int) -> None:
@@ -173,7 +179,7 @@ def write_folder(
     dtype: str = "fp32",
     variant: str = "",
     shards: int = 1,
-    seed: int = 0,
+    seed: int | None = 0,
     scheduler: dict[str, Any] | None = None,
 ) -> Path:
     """A diffusers folder that diffusers itself can load. `variant` goes into the weight files' names."""

@@ -144,7 +144,7 @@ def draw(plan: Plan) -> Seen:
         seen.drawn = [event for event in local.run(plan) if isinstance(event, Decoded)]
         if pretended is not None:
             gc.collect()
-            seen.left = pretended.allocator().allocated.now
+            seen.left = pretended.held()
     return seen
 
 

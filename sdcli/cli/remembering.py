@@ -42,6 +42,7 @@ def _measured(plan: Plan, report: Report) -> Measures | None:
     finishing = sum(batch.decode_seconds + batch.save_seconds for batch in report.batches)
     return Measures(
         device_peak=memory.reserved_peak,
+        allocated_peak=memory.allocated_peak,
         host_peak=memory.host_peak,
         load=report.phase("import").seconds + report.phase("load").seconds + report.batches[0].encode_seconds,
         step=median(steps),

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from sdcli.errors import BadFile, Usage
-from sdcli.models.trace import AT_A_USUAL_SIZE, LARGEST, Leaf, Trace, number
+from sdcli.models.trace import AT_A_USUAL_SIZE, LARGEST, Leaf, Span, Trace, beside_weights, number
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -26,10 +26,15 @@ class TextEncoder:
     hidden: int  # channels of its output
     projection: int  # channels of the pooled output, 0 without a projection
     leaves: tuple[Leaf, ...]
+    spans: tuple[Span, ...]
 
     def activation_peak(self, dtype_bytes: int) -> int:
         """Live bytes at the worst moment; weights excluded."""
         return self.peak_elements * dtype_bytes
+
+    def beside_weights(self, dtype_bytes: int, *windows: tuple[int, int]) -> int:
+        """The same with layers' weights that come and go: how many layers in a row, bytes per parameter."""
+        return beside_weights(self.leaves, self.spans, dtype_bytes, windows)
 
 
 def analyse(config: Mapping[str, Any], *, tokens: int = 77, batch: int = 1) -> TextEncoder:
@@ -80,6 +85,7 @@ def _analyse(key: str, tokens: int, batch: int) -> TextEncoder:
         hidden=hidden,
         projection=width,
         leaves=tuple(trace.leaves),
+        spans=trace.spans(),
     )
 
 

@@ -6,7 +6,8 @@ serves every dtype; a caller's variable that still holds a tensor keeps it alive
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
+from itertools import accumulate
 from typing import Any, NamedTuple
 
 from sdcli.errors import BadFile
@@ -31,29 +32,47 @@ class Leaf(NamedTuple):
     elements: int  # of its output; activation bytes = elements × size of the dtype
 
 
+class Span(NamedTuple):
+    """leaves[first:last], which run between two moments, and the most elements alive meanwhile."""
+
+    first: int
+    last: int
+    elements: int
+
+
 class Trace:
     """Collects leaves; `hold` and `drop` count what stays alive, `touch` what is needed briefly on top."""
 
-    __slots__ = ("batch", "leaves", "live", "peak", "scores")
+    __slots__ = ("_spans", "batch", "leaves", "live", "peak", "scores")
 
     def __init__(self, batch: int) -> None:
         self.batch = batch
         self.leaves: list[Leaf] = []
         self.live = 0
         self.peak = 0
+        self._spans: list[Span] = []
         self.scores = 0  # elements of the largest attention matrix, where it is written out (no fused kernel)
 
     def hold(self, elements: int) -> None:
         self.live += elements
-        if self.live > self.peak:
-            self.peak = self.live
+        self.touch(0)
 
     def drop(self, elements: int) -> None:
         self.live -= elements
 
     def touch(self, elements: int) -> None:
-        if self.live + elements > self.peak:
-            self.peak = self.live + elements
+        most, leaves = self.live + elements, len(self.leaves)
+        if most > self.peak:
+            self.peak = most
+        spans = self._spans
+        if not spans or spans[-1].last < leaves:
+            spans.append(Span(spans[-1].last if spans else 0, leaves, most))
+        elif most > spans[-1].elements:
+            spans[-1] = spans[-1]._replace(elements=most)
+
+    def spans(self) -> tuple[Span, ...]:
+        self.touch(0)  # whatever leaves came last
+        return tuple(self._spans)
 
     def _add(self, leaf: Leaf) -> None:
         if len(self.leaves) >= MOST_LEAVES:
@@ -124,6 +143,25 @@ class Trace:
 
     def extra(self, leaf: Leaf) -> None:
         self._add(leaf)
+
+
+def beside_weights(leaves: Sequence[Leaf], spans: Iterable[Span], size: int, windows: Sequence[tuple[int, int]]) -> int:
+    """The most bytes alive at once, weights that come and go with their layers among them. `size`: of an element;
+    `windows`: for each, how many layers in a row and the bytes of a parameter."""
+    parameters = [leaf.parameters for leaf in leaves if leaf.parameters]
+    sums = [0, *accumulate(parameters)]
+    position = [0, *accumulate(bool(leaf.parameters) for leaf in leaves)]
+
+    def most(span: Span, layers: int) -> int:
+        """Of `layers` in a row, one of them in the span and where there are several one ahead of it."""
+        after = 1 if layers == 1 else 2
+        ends = [
+            min(layer + after, len(parameters))
+            for layer in range(position[span.first], max(position[span.last], position[span.first] + 1))
+        ]
+        return max(sums[end] - sums[max(0, end - layers)] for end in ends)
+
+    return max(span.elements * size + sum(most(span, layers) * width for layers, width in windows) for span in spans)
 
 
 def number(config: Mapping[str, Any], key: str, default: int | None = None) -> int:

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from sdcli.models.blocks import Extent
-from sdcli.models.trace import Leaf, Trace
+from sdcli.models.trace import Leaf, Span, Trace, beside_weights
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,6 +48,7 @@ class Unet:
     batch: int
     tokens: int
     leaves: tuple[Leaf, ...]
+    spans: tuple[Span, ...]
     blocks: tuple[Block, ...]
     skips: tuple[Skip, ...]
     parameters: int
@@ -64,6 +65,10 @@ class Unet:
     def activation_peak(self, dtype_bytes: int) -> int:
         """Live bytes at the worst moment, with fused attention; weights, inputs and kernels' workspace excluded."""
         return self.peak_elements * dtype_bytes
+
+    def beside_weights(self, dtype_bytes: int, *windows: tuple[int, int]) -> int:
+        """The same with layers' weights that come and go: how many layers in a row, bytes per parameter."""
+        return beside_weights(self.leaves, self.spans, dtype_bytes, windows)
 
     @property
     def largest_leaf(self) -> int:
@@ -128,6 +133,7 @@ class Walk:
             batch=self.trace.batch,
             tokens=tokens,
             leaves=leaves,
+            spans=self.trace.spans(),
             blocks=tuple(self.blocks),
             skips=tuple(self.skips),
             parameters=sum([leaf.parameters for leaf in leaves]),

@@ -97,19 +97,17 @@ class Sizes:
         )
 
     def _unet(self, stage: Stage, setup: Setup) -> int:
-        together = 2 if stage.shape.guided and setup.guidance == "batched" else 1
-        batch = stage.shape.batch * together
+        batch = self._latents(stage, setup)
         call, size = self.call(stage.shape, batch), BYTES[setup.dtype]
         live = call.activation_peak(size)
+        widened = call.beside_weights(size, (1, size)) - live if setup.storage == "fp8" else 0
         scores = 0
         if setup.attention == "sliced":  # scores and their softmax for half the heads of one latent
             scores = 2 * (call.largest_scores // (2 * batch)) * size
         if setup.attention == "blocked":  # the same for a block of queries
             scores = 2 * _scores_at_once(call, setup.threads) * size
         live = max(live, live // 2 + scores)  # at the attention, less than half of the feed-forward's peak is live
-        if setup.storage == "fp8":  # the layer that computes, widened
-            live += self.largest_layer * size
-        return self._reserved(live, heap=True)
+        return self._reserved(live + widened, heap=True)
 
     def _image(self, stage: Stage, setup: Setup) -> int:
         live = self.decoder(stage.shape, setup.vae).activation_peak(BYTES[effective(setup)])
@@ -153,23 +151,33 @@ class Sizes:
         for part in stage.parts:
             in_use = stage.parts if at_once else (part,)
             loaded = placement.loaded(setup.placement, self.stages, stage, part) if at_once else in_use
-            used = max(used, self._on_the_device(in_use, setup))
-            there = max(there, self._on_the_device(loaded, setup))
+            used = max(used, self._on_the_device(in_use, stage, setup))
+            there = max(there, self._on_the_device(loaded, stage, setup))
         return used, there
 
-    def _on_the_device(self, parts: Sequence[str], setup: Setup) -> int:
-        return sum(
-            min(self.weights(part, setup), self._window(setup))
-            if placement.streamed(setup.placement, part)
-            else self.weights(part, setup)
+    def _on_the_device(self, parts: Sequence[str], stage: Stage, setup: Setup) -> int:
+        size = sum(
+            self._window(part, stage, setup) if placement.streamed(setup.placement, part) else self.weights(part, setup)
             for part in parts
             if not self.on_host(part, setup)
         )
+        return int(size * calibration.blocks(self.kind))
 
-    def _window(self, setup: Setup) -> int:
-        """Bytes of the layers on the device at once where they are streamed."""
-        size = 1 if setup.storage == "fp8" else BYTES[setup.dtype]
-        return calibration.STREAMED_LAYERS * self.largest_layer * size
+    def _window(self, part: str, stage: Stage, setup: Setup) -> int:
+        """Bytes that a part's streamed layers add to its work at the worst moment."""
+        size = BYTES[setup.dtype]
+        if stage.work == "text":
+            encoder = self.encoder(stage.shape, part)
+            return encoder.beside_weights(size, (calibration.STREAMED_LAYERS, size)) - encoder.activation_peak(size)
+        call = self.call(stage.shape, self._latents(stage, setup))
+        width = 1 if setup.storage == "fp8" else size
+        widened = ((1, size),) if setup.storage == "fp8" else ()
+        both = call.beside_weights(size, *widened, (calibration.STREAMED_LAYERS, width))
+        return both - call.beside_weights(size, *widened)
+
+    def _latents(self, stage: Stage, setup: Setup) -> int:
+        """In one UNet call."""
+        return stage.shape.batch * (2 if stage.shape.guided and setup.guidance == "batched" else 1)
 
     def _on_the_host(self, stage: Stage | None, setup: Setup) -> int:
         """Weights on the host and not on the device: parked, or of a part that computes there."""

@@ -72,7 +72,7 @@ class Forecast:
         if measured is None:
             return device, host
         host = measured.host_peak or host
-        return (host if self.hardware.kind == "cpu" else measured.device_peak or device), host
+        return (host if self.hardware.kind == "cpu" else _corrected(device, measured)), host
 
     def measured(self, setup: Setup) -> Measures | None:
         if not self.remembered:
@@ -92,6 +92,12 @@ class Forecast:
 
     def seconds(self, setup: Setup) -> float:
         return self.price.seconds(setup)
+
+
+def _corrected(device: int, measured: Measures) -> int:
+    """The need lies between what was allocated and what was reserved: some of that is only kept for later."""
+    most = measured.device_peak or device
+    return min(max(device, measured.allocated_peak or most), most)
 
 
 def _weight(batch: tuple[Job, ...]) -> tuple[int, ...]:

@@ -37,7 +37,8 @@ def key_of(model: Model, setup: Setup, batch: Sequence[Job], alone: bool = False
 class Measures:
     """Measurements of one setup: the highest peaks in bytes; seconds of the newest run."""
 
-    device_peak: int | None = None  # reserved by the allocator; null on a CPU
+    device_peak: int | None = None  # reserved by the allocator, what it merely keeps included; null on a CPU
+    allocated_peak: int | None = None
     host_peak: int | None = None
     load: float | None = None  # everything before the first UNet call: imports, reading, encoding
     step: float | None = None  # one UNet call, guidance's pair counted once
@@ -56,6 +57,7 @@ def measures(data: Any) -> Measures | None:
         return None
     result = Measures(
         device_peak=_count(data.get("device_peak")),
+        allocated_peak=_count(data.get("allocated_peak")),
         host_peak=_count(data.get("host_peak")),
         load=_seconds(data.get("load")),
         step=_seconds(data.get("step")),
@@ -72,6 +74,7 @@ def merged(old: Any, new: Measures) -> Measures:
         return new
     return Measures(
         device_peak=_larger(before.device_peak, new.device_peak),
+        allocated_peak=_larger(before.allocated_peak, new.allocated_peak),
         host_peak=_larger(before.host_peak, new.host_peak),
         load=new.load if new.load is not None else before.load,
         step=new.step if new.step is not None else before.step,

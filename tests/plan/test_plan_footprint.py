@@ -54,9 +54,12 @@ def test_the_goals_for_a_gpu_are_within_reach_of_the_forecast() -> None:
 
 
 def test_streaming_holds_a_window_of_layers_not_the_unet() -> None:
+    """The few that are beside the most activations: the largest layers run where there are fewer of those."""
     streamed = of("sdxl", dtype="bf16", placement="group-offload", vae="tile-512")
     denoise = next(phase for phase in streamed.phases if phase.name == "denoise")
-    assert 100 * MIB < denoise.weights < 200 * MIB
+    assert 5 * MIB < denoise.weights < 50 * MIB
+    encode = next(phase for phase in streamed.phases if phase.name == "encode")
+    assert encode.weights + encode.work > 49408 * 1280 * 2  # a table of words is one layer
     assert denoise.pinned > 6000 * MIB  # every streamed weight waits page-locked on the host
 
 
@@ -69,8 +72,10 @@ def test_the_decode_sets_the_peak_until_it_is_tiled() -> None:
 
 def test_dropped_encoders_are_gone_when_the_unet_loads() -> None:
     phases = {phase.name: phase for phase in of("sdxl", dtype="bf16", placement="drop-encoders").phases}
-    assert phases["encode"].weights == (123_060_480 + 694_659_840) * 2
-    assert phases["denoise"].weights + phases["denoise"].parked == (2_567_463_684 + 83_653_863) * 2
+    blocks = calibration.CUDA_BLOCKS
+    assert phases["encode"].weights == pytest.approx((123_060_480 + 694_659_840) * 2 * blocks)
+    there = phases["denoise"].weights + phases["denoise"].parked
+    assert there == pytest.approx((2_567_463_684 + 83_653_863) * 2 * blocks)
 
 
 def test_offloaded_weights_wait_on_the_host_and_resident_ones_do_not() -> None:

@@ -46,13 +46,13 @@ def test_the_screen_of_an_8_gib_gpu_is_as_expected() -> None:
         "",
         "  setup                                   GPU GiB  RAM GiB    time",
         "  all on the GPU                              8.1      1.6   ×1.00  2.0 too much",
-        "  encoders dropped after use                  6.5      1.6   ×1.01  0.5 too much",
+        "  encoders dropped after use                  6.6      1.6   ×1.01  0.5 too much",
     ]
     assert "▸ encoders dropped, VAE in tiles of 512       5.4      1.6   ×1.03  fastest fit" in lines
     whole = text(lines)
     assert "on the CPU, fp32 –" in whole
     assert "Why keeping everything loaded needs" in whole
-    assert "the VAE's decode, not the UNet, sets the peak: tiles of 512 save 1.2 GiB" in whole
+    assert "the VAE's decode, not the UNet, sets the peak: tiles of 512 save 1.1 GiB" in whole
     assert "fp16: this GPU's full rate, half the memory of fp32; fused attention: slicing" in whole
     assert "--pin placement=" in whole and "--as-if cuda:6GiB" in whole
 
@@ -87,7 +87,7 @@ def test_the_summary_is_one_line_where_everything_fits() -> None:
 
 def test_the_summary_says_why_where_the_fastest_setup_does_not_fit() -> None:
     lines = render_summary(planned("sdxl", gpu(4)))
-    assert lines[0] == "plan: RTX 4060, fp16, streamed layer by layer, needs 1.8 of 4.0 GiB free"
+    assert lines[0] == "plan: RTX 4060, fp16, streamed layer by layer, needs 1.7 of 4.0 GiB free"
     assert lines[1].strip().startswith("one part at a time needs") and lines[1].endswith("more than the budget")
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import bisect
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
 SMALLEST = 512
@@ -12,6 +12,10 @@ SMALL_SEGMENT = 2 << 20
 MIDDLE = 10 << 20  # below: from segments of 20 MiB; above: a segment of its own, in steps of 2 MiB
 MIDDLE_SEGMENT = 20 << 20
 STEP = 2 << 20
+
+
+# An allocation in bytes and for a stream; the number of the call whose block is freed; or the cache is given back.
+Call = tuple[int, int] | int | None
 
 
 class OutOfSpace(Exception):
@@ -28,6 +32,7 @@ class Block:
     used: bool = True
     before: Block | None = None
     after: Block | None = None
+    number: int = 0  # of its allocation, in the log
 
 
 @dataclass(eq=False)
@@ -84,6 +89,7 @@ class Allocator:
         self.reserved = Peaks()
         self.most_allocated = 0  # ever
         self.requests = 0
+        self.log: list[Call] = []
         self._pools: dict[tuple[int, bool], Pool] = {}
         self._next = 1 << 40
 
@@ -96,9 +102,12 @@ class Allocator:
             self._split(block, size)
         self.allocated.move(block.size)
         self.most_allocated = max(self.most_allocated, self.allocated.now)
+        block.number = len(self.log)
+        self.log.append((size, stream))
         return block
 
     def free(self, block: Block) -> None:
+        self.log.append(block.number)
         self.allocated.move(-block.size)
         for other in (block.before, block.after):
             if other is not None and not other.used:
@@ -107,6 +116,10 @@ class Allocator:
         block.pool.add(block)
 
     def empty_cache(self) -> None:
+        self.log.append(None)
+        self._give_back()
+
+    def _give_back(self) -> None:
         for pool in self._pools.values():
             for block in pool.whole():
                 pool.remove(block)
@@ -115,7 +128,7 @@ class Allocator:
     def _segment(self, size: int, pool: Pool) -> Block:
         length = SMALL_SEGMENT if pool.small else MIDDLE_SEGMENT if size < MIDDLE else -(-size // STEP) * STEP
         if self.reserved.now + length > self.limit:
-            self.empty_cache()
+            self._give_back()
         if self.reserved.now + length > self.limit:
             raise OutOfSpace(size)
         self.reserved.move(length)
@@ -140,3 +153,30 @@ class Allocator:
             block.after = other.after
             if block.after is not None:
                 block.after.before = block
+
+
+def least(log: Sequence[Call], precision: int = STEP) -> int:
+    """The smallest limit, to `precision`, under which the same calls succeed."""
+    low, high = 0, precision
+    while not _succeeds(log, high):
+        low, high = high, 2 * high
+    while high - low > precision:
+        middle = (low + high) // 2
+        low, high = (low, middle) if _succeeds(log, middle) else (middle, high)
+    return high
+
+
+def _succeeds(log: Sequence[Call], limit: int) -> bool:
+    allocator = Allocator(limit)
+    blocks: dict[int, Block] = {}
+    try:
+        for number, call in enumerate(log):
+            if call is None:
+                allocator.empty_cache()
+            elif isinstance(call, int):
+                allocator.free(blocks.pop(call))
+            else:
+                blocks[number] = allocator.allocate(*call)
+    except OutOfSpace:
+        return False
+    return True

@@ -30,6 +30,11 @@ class Device:
         """For the allocator: what is free, less the context that the first call makes."""
         return max(0, self.free - CUDA_CONTEXT)
 
+    @property
+    def workspace(self) -> int:
+        """What torch gives the matrix library on such a GPU."""
+        return 32 << 20 if self.capability >= (9, 0) else (8 << 20) + (128 << 10)
+
 
 def device(total: str, free: str | None = None, capability: str = "8.6") -> Device:
     major, minor = map(int, capability.split("."))

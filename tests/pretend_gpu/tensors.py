@@ -1,4 +1,4 @@
-"""Tensors that say they are on a GPU and keep their numbers on the CPU.
+"""Tensors that say they are on a GPU and keep their numbers on the CPU, or, where they are blank, nowhere.
 
 Two modes see every call of torch: one the calls of its operators, whatever library makes them, the other those of its
 Python bindings that ask for a real GPU before any operator is reached.
@@ -6,10 +6,12 @@ Python bindings that ask for a real GPU before any operator is reached.
 
 from __future__ import annotations
 
+import contextlib
 import weakref
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import torch
@@ -20,7 +22,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_iter, tree_map
 
-from tests.pretend_gpu.allocator import Allocator, OutOfSpace, Peaks
+from tests.pretend_gpu.allocator import Allocator, Block, OutOfSpace, Peaks
 
 aten = torch.ops.aten
 NoMode = torch._C.DisableTorchFunction
@@ -30,6 +32,8 @@ _WAITED_FOR = {
     aten._local_scalar_dense.default, aten.nonzero.default, aten.masked_select.default, aten.equal.default,
     aten.is_nonzero.default, aten._unique2.default,
 }  # fmt: skip
+_MATRIX_PRODUCTS = {aten.mm.default, aten.addmm.default, aten.bmm.default, aten.baddbmm.default, aten.linear.default}
+_CONVOLUTIONS = {aten.conv2d.default, aten.convolution.default}
 _MAY_MIX = {aten.index.Tensor, aten.index_put_.default, aten.index_put.default, aten._index_put_impl_.default}
 
 
@@ -42,8 +46,8 @@ class PretendTensor(torch.Tensor):
 
     @staticmethod
     def __new__(cls, inner: Tensor, device: torch.device | None = None, requires_grad: bool = False) -> PretendTensor:
-        if device is None:  # a library makes one of the same class
-            return inner.detach().requires_grad_(requires_grad)  # type: ignore[return-value]
+        if device is None:  # a library makes a parameter of the class of another one
+            return torch.nn.Parameter(inner, requires_grad)  # type: ignore[return-value]
         made: PretendTensor = torch.Tensor._make_wrapper_subclass(  # type: ignore[attr-defined]
             cls, inner.shape, strides=inner.stride(), storage_offset=inner.storage_offset(), dtype=inner.dtype,
             layout=inner.layout, device=device, requires_grad=requires_grad,
@@ -72,8 +76,10 @@ class Traffic:
 class Memory:
     """What one GPU's tensors hold, by storage: views count once."""
 
-    def __init__(self, allocator: Allocator) -> None:
+    def __init__(self, allocator: Allocator, workspace: int) -> None:
         self.allocator = allocator
+        self.workspaces: dict[int, Block] = {}  # the matrix library's, by stream; kept for good
+        self._workspace = workspace  # bytes of one
         self.fail_at = 0  # the allocation, counted from now, that finds no memory
         self._storages: dict[int, weakref.ref[torch.UntypedStorage]] = {}
 
@@ -93,12 +99,24 @@ class Memory:
 
         self._storages[key] = weakref.ref(storage, gone)
 
+    def work(self, stream: int) -> None:
+        """Before the first matrix product of a stream."""
+        if stream not in self.workspaces:
+            self.workspaces[stream] = self.allocator.allocate(self._workspace, stream)
+
+    @property
+    def held(self) -> int:
+        """Bytes allocated for tensors."""
+        return self.allocator.allocated.now - sum(block.size for block in self.workspaces.values())
+
 
 class Machine:
-    """The pretend GPUs of one kind, and what the host pinned for them."""
+    """The pretend GPUs of one kind, and what the host pinned for them. `blank`: their tensors have shapes only."""
 
-    def __init__(self, kind: str, memories: Iterable[Memory]) -> None:
+    def __init__(self, kind: str, memories: Iterable[Memory], blank: bool = False) -> None:
         self.kind = kind
+        self.blank = blank
+        self.home = torch.device("meta" if blank else "cpu")  # of inner tensors
         self.memories = list(memories)
         self.traffic = Traffic()
         self.current = 0  # device
@@ -119,13 +137,28 @@ class Machine:
             raise RuntimeError(f"a tensor on {value.device} that no call of torch has made")
         return inner
 
+    def beside(self, value: Any) -> Any:
+        """What a call on the numbers takes: inner tensors, and from the host what fits to them."""
+        inner = self.inner(value)
+        return inner.to("meta") if self.blank and isinstance(inner, Tensor) and inner.ndim else inner
+
     def wrap(self, inner: Tensor, device: torch.device) -> PretendTensor:
         number = self.current if device.index is None else device.index
-        try:
+        with self._within(number):
             self.memories[number].hold(inner, self.stream)
+        return PretendTensor(inner, torch.device(self.kind, number))
+
+    def multiply(self, number: int) -> None:
+        """A matrix product is about to run."""
+        with self._within(number):
+            self.memories[number].work(self.stream)
+
+    @contextlib.contextmanager
+    def _within(self, number: int) -> Iterator[None]:
+        try:
+            yield
         except OutOfSpace as error:
             raise torch.OutOfMemoryError(self._out_of_memory(number, error.args[0])) from None
-        return PretendTensor(inner, torch.device(self.kind, number))
 
     def _out_of_memory(self, number: int, size: int) -> str:
         allocator = self.memories[number].allocator
@@ -135,12 +168,23 @@ class Machine:
             f"{allocator.limit / 2**30:.2f} GiB of which {free / 2**20:.2f} MiB is free."
         )
 
+    def read(self, func: Callable[..., Any], args: Any, kwargs: Mapping[str, Any]) -> Any:
+        """A call whose result the host has to see. It sees ones in a tensor without numbers: all is true and finite."""
+        if not self.blank:
+            return self.on_inner(func, args, kwargs)
+
+        def on_ones(*values: Any, **named: Any) -> Any:
+            values, named = tree_map(_ones, (values, named))
+            return tree_map(self.beside, func(*values, **named))
+
+        return self.on_inner(on_ones, args, kwargs)
+
     def on_inner(self, func: Callable[..., Any], args: Any, kwargs: Mapping[str, Any]) -> Any:
         """The call on the numbers themselves; what comes of it is on the GPU again."""
         device = next((value.device for value in tree_iter((args, kwargs)) if self.is_here(value)), None)
         owners = {id(self.inner(value)): value for value in tree_iter((args, kwargs)) if self.is_here(value)}
         with NoMode():
-            result = func(*tree_map(self.inner, args), **tree_map(self.inner, dict(kwargs)))
+            result = func(*tree_map(self.beside, args), **tree_map(self.beside, dict(kwargs)))
         assert device is not None
 
         def outer(value: Any) -> Any:
@@ -209,6 +253,11 @@ class Machine:
         return not self.is_here(tensor) and tensor.untyped_storage()._cdata in self._pinned
 
 
+def _ones(value: Any) -> Any:
+    is_blank = isinstance(value, Tensor) and value.is_meta
+    return torch.ones(value.shape, dtype=value.dtype) if is_blank else value
+
+
 # --- operators
 
 
@@ -233,15 +282,24 @@ class Operators(TorchDispatchMode):
             return self._to_copy(args[0], kwargs)
         if func is aten.copy_.default:
             return self._copy(*args, **kwargs)
-        if func in _WAITED_FOR or _by_mask(func, args):
+        waits = func in _WAITED_FOR or _by_mask(func, args)
+        if waits:
             machine.wait(str(func))
         if made_here:
             with NoMode():
-                inner = func(*tree_map(machine.inner, args), **{**tree_map(machine.inner, kwargs), "device": "cpu"})
+                inner = func(
+                    *tree_map(machine.inner, args), **{**tree_map(machine.inner, kwargs), "device": machine.home}
+                )
             return machine.wrap(inner, torch.device(asked))
         _refuse_two_devices(func, tensors)
         if asked is not None:  # a tensor elsewhere, by the shape of one here
             return func(*tree_map(machine.inner, args), **tree_map(machine.inner, kwargs))
+        if func in _MATRIX_PRODUCTS:
+            machine.multiply(here[0].device.index or 0)
+        if waits:
+            return machine.read(func, args, kwargs)
+        if machine.blank and func in _CONVOLUTIONS:
+            func = partial(_laid_out, func)
         return machine.on_inner(func, args, kwargs)
 
     def _to_copy(self, tensor: Tensor, kwargs: dict[str, Any]) -> Tensor:
@@ -251,14 +309,26 @@ class Operators(TorchDispatchMode):
         machine.copied(tensor, device.type, non_blocking)
         if device.type == "meta":
             return aten._to_copy.default(machine.inner(tensor), **kwargs)  # type: ignore[no-any-return]
-        inner = aten._to_copy.default(machine.inner(tensor), **{**kwargs, "device": torch.device("cpu")})
-        return machine.wrap(inner, device) if device.type == machine.kind else inner
+        inner = aten._to_copy.default(machine.inner(tensor), **{**kwargs, "device": machine.home})
+        if device.type == machine.kind:
+            return machine.wrap(inner, device)
+        return torch.empty_strided(inner.shape, inner.stride(), dtype=inner.dtype).zero_() if machine.blank else inner
 
     def _copy(self, target: Tensor, source: Tensor, non_blocking: bool = False) -> Tensor:
         machine = self.machine
         machine.copied(source, target.device.type, non_blocking)
+        if machine.blank and not machine.is_here(target):
+            return target.zero_()
         machine.inner(target).copy_(machine.inner(source))
         return target
+
+
+def _laid_out(func: Any, tensor: Tensor, weights: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+    """A convolution's result lies as CPUs and GPUs lay it out. Without numbers torch would look at the input alone."""
+    forms = (suggest_memory_format(tensor), suggest_memory_format(weights))
+    form = torch.channels_last if torch.channels_last in forms else torch.contiguous_format
+    result: Tensor = func(tensor, weights, *args, **kwargs).contiguous(memory_format=form)
+    return result
 
 
 def _by_mask(func: Any, args: Any) -> bool:
@@ -339,14 +409,16 @@ class Bindings(TorchFunctionMode):
             machine = self.machine
             if waits or any(map(_is_mask, tree_iter(args[:1]))):
                 machine.wait(method.__name__)
+            if machine.is_here(tensor) and waits:
+                return machine.read(method, (tensor, *args), kwargs)
             if machine.is_here(tensor):
                 for index in tree_iter(args[:1]):
-                    if isinstance(index, Tensor) and not machine.is_here(index) and not waits:
+                    if isinstance(index, Tensor) and not machine.is_here(index):
                         machine.copied(index, machine.kind, non_blocking=False)
                 return machine.on_inner(method, (tensor, *args), kwargs)
             machine.wait(method.__name__)  # a host's tensor, indexed by a number on the device
             with NoMode():
-                return method(tensor, *tree_map(machine.inner, args), **kwargs)
+                return method(tensor, *tree_map(lambda value: _ones(machine.inner(value)), args), **kwargs)
 
         return answer
 
@@ -382,7 +454,8 @@ class Bindings(TorchFunctionMode):
         machine = self.machine
         machine.traffic.calls += 1
         with_sums = query.new_empty(query.shape[:-1], dtype=torch.float32)  # what the kernel keeps for gradients
-        out = machine.on_inner(functional.scaled_dot_product_attention, (query, key, value, *args), kwargs)
+        fused = _attention_of_shapes if machine.blank else functional.scaled_dot_product_attention
+        out = machine.on_inner(fused, (query, key, value, *args), kwargs)
         del with_sums
         return out
 
@@ -406,6 +479,12 @@ class Bindings(TorchFunctionMode):
             tensor.inner = self.machine.inner(new)  # type: ignore[attr-defined]
         else:
             tensor.__dict__.pop("inner", None)
+
+
+def _attention_of_shapes(query: Tensor, key: Tensor, value: Tensor, *_: Any, **__: Any) -> Tensor:
+    """Its result lies as fused kernels lay it out, the heads of one token beside each other."""
+    batch, heads, tokens, _width = query.shape
+    return query.new_empty(batch, tokens, heads, value.shape[-1]).transpose(1, 2)
 
 
 def _is_mask(index: Any) -> bool:

@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from tests.pretend_gpu import Pretended, device, pretend, runtime
-from tests.pretend_gpu.allocator import Allocator, Block, OutOfSpace
+from tests.pretend_gpu.allocator import Allocator, Block, OutOfSpace, least
 
 MIB = 1 << 20
 
@@ -54,6 +54,19 @@ def test_whatever_is_freed_merges_and_nothing_is_lost() -> None:
         allocator.free(block)
     allocator.empty_cache()
     assert (allocator.allocated.now, allocator.reserved.now) == (0, 0)
+
+
+def test_the_least_memory_is_what_the_same_calls_need_with_their_gaps() -> None:
+    allocator = Allocator(1 << 40)
+    first, second, third = (allocator.allocate(size * MIB) for size in (12, 40, 12))
+    allocator.free(second)
+    beside = allocator.allocate(10 * MIB)  # in the gap of 40, which then is too small for the next
+    allocator.allocate(36 * MIB)
+    allocator.free(first)
+    allocator.free(third)
+    allocator.free(beside)
+    assert (allocator.allocated.peak, least(allocator.log)) == (70 * MIB, 100 * MIB)
+    assert least([(MIB, 0), 0, None, (21 * MIB, 0)]) == 22 * MIB
 
 
 def test_views_share_their_bytes_and_all_of_them_are_freed(gpu: Pretended) -> None:
@@ -98,6 +111,33 @@ def test_a_parameter_stays_itself_while_its_data_comes_and_goes(gpu: Pretended) 
     layer.to("cpu")
     gc.collect()
     assert layer.weight is weight and gpu.allocator().allocated.now == 0
+
+
+def test_the_matrix_librarys_workspace_is_counted_apart(gpu: Pretended) -> None:
+    here = torch.ones(4, 4, device="cuda")
+    made = here @ here
+    assert (gpu.held(), gpu.allocator().allocated.now) == (1024, 1024 + (8 << 20) + (128 << 10))
+    del here, made
+    gc.collect()
+    assert gpu.held() == 0
+
+
+def test_blank_tensors_are_counted_alike_and_hold_nothing() -> None:
+    def counted(blank: bool) -> tuple[int, ...]:
+        with pretend(device("8GiB"), blank=blank) as gpu:
+            images = torch.randn(2, 3, 9, 9).to("cuda", memory_format=torch.channels_last)
+            layer = torch.nn.Conv2d(3, 8, 3, stride=2).to("cuda")
+            with torch.inference_mode():
+                rows = layer(images).flatten(2).transpose(1, 2)
+                weights = torch.softmax(rows @ rows.transpose(1, 2), dim=-1)
+                assert bool(torch.isfinite(weights).all())
+                shape = weights.cpu().shape
+            return (*shape, gpu.allocator().most_allocated, gpu.allocator().requests, gpu.traffic.to_host)
+
+    assert counted(blank=True) == counted(blank=False)
+    with pretend(device("80GiB"), blank=True) as gpu:
+        large = torch.empty(1 << 34, device="cuda")
+        assert gpu.held() == 4 << 34 and float(large[:3].cpu().sum()) == 0
 
 
 def test_a_whole_command_believes_in_it(tmp_path: Path) -> None:

@@ -1,0 +1,227 @@
+"""sdcli beside diffusers' own ways to save memory, full size, on pretend GPUs of 1 to 24 GiB."""
+
+from __future__ import annotations
+
+import gc
+import sys
+import tempfile
+from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass, replace
+from functools import partial
+from multiprocessing import get_context
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parents[2]
+if str(ROOT) not in sys.path:
+    sys.path.insert(0, str(ROOT))
+
+import torch  # noqa: E402
+
+from scripts.proofs.card import MIB, write_models  # noqa: E402
+from sdcli.draw import local  # noqa: E402
+from sdcli.errors import OutOfMemory  # noqa: E402
+from sdcli.events import Decoded, Step  # noqa: E402
+from sdcli.machine import survey  # noqa: E402
+from sdcli.models import resolve  # noqa: E402
+from sdcli.plan.plan import Plan, Setup  # noqa: E402
+from sdcli.plan.planner import make_plan  # noqa: E402
+from sdcli.request.request import Request  # noqa: E402
+from sdcli.sizes import GIB  # noqa: E402
+from tests.pretend_gpu import Device, Pretended, pretend  # noqa: E402
+
+NAME = "peers"
+CLAIM = (
+    "On pretend GPUs of 1 to 24 GiB sdcli draws SD 1.5 and SDXL wherever diffusers does, whatever is enabled there, in "
+    "fewer bytes or with fewer bytes copied per step."
+)
+PAGE = ROOT / "docs" / "benchmarks" / "memory-peers.md"
+SIZES = (1, 2, 3, 4, 6, 8, 10, 12, 16, 24)  # GiB, all of it free
+SIDES = {"sd15": 512, "sdxl": 1024}
+STEPS = 4
+
+
+@dataclass(frozen=True)
+class Drawn:
+    """One image on one GPU."""
+
+    size: int  # GiB
+    how: str
+    peak: int  # bytes of tensors
+    per_step: int  # bytes copied to the GPU during one step
+
+
+def _plain(pipeline: Any) -> None:
+    pipeline.to("cuda")
+
+
+def _model_offload(pipeline: Any) -> None:
+    pipeline.enable_model_cpu_offload(device="cuda")
+
+
+def _sequential(pipeline: Any) -> None:
+    pipeline.enable_sequential_cpu_offload(device="cuda")
+
+
+def _group(pipeline: Any) -> None:
+    pipeline.enable_group_offload(
+        onload_device=torch.device("cuda"), offload_type="leaf_level", use_stream=True, record_stream=True
+    )
+
+
+def _tiling(pipeline: Any) -> None:
+    pipeline.vae.enable_slicing()
+    pipeline.vae.enable_tiling()
+
+
+PEERS: dict[str, tuple[Callable[[Any], None], ...]] = {
+    "as it comes": (_plain,),
+    "slicing and tiling": (_plain, _tiling),
+    "model offload": (_model_offload,),
+    "model offload, slicing and tiling": (_model_offload, _tiling),
+    "group offload by leaf, slicing and tiling": (_group, _tiling),
+    "sequential offload, slicing and tiling": (_sequential, _tiling),
+}
+
+
+def gpu(size: int) -> Device:
+    return Device(total=size * GIB, free=size * GIB, capability=(8, 9))
+
+
+def with_diffusers(folder: Path, family: str, peer: str) -> list[Drawn]:
+    """On the smallest GPU that this way draws on, and on all larger ones, where it takes the same."""
+    for size in SIZES:
+        with pretend(gpu(size), blank=True) as pretended:
+            try:
+                peak, per_step = _pipeline_drawn(folder / family, family, PEERS[peer], pretended)
+            except torch.OutOfMemoryError:
+                continue
+            finally:
+                gc.collect()
+        return [Drawn(larger, peer, peak, per_step) for larger in SIZES if larger >= size]
+    return []
+
+
+def _pipeline_drawn(
+    path: Path, family: str, enabled: tuple[Callable[[Any], None], ...], pretended: Pretended
+) -> tuple[int, int]:
+    import diffusers
+
+    pipeline = diffusers.DiffusionPipeline.from_pretrained(path, torch_dtype=torch.float16, local_files_only=True)
+    pipeline.set_progress_bar_config(disable=True)
+    for enable in enabled:
+        enable(pipeline)
+    copied = []
+
+    def after_step(_pipeline: Any, _step: int, _time: Any, values: dict[str, Any]) -> dict[str, Any]:
+        copied.append(pretended.traffic.to_device)
+        return values
+
+    side = SIDES[family]
+    pipeline("a cat", width=side, height=side, num_inference_steps=STEPS, callback_on_step_end=after_step)
+    return pretended.allocator().most_allocated - pretended.workspace(), copied[1] - copied[0]
+
+
+def with_sdcli(folder: Path, family: str, size: int) -> list[Drawn]:
+    """As planned for this GPU, then with each of the plan's fallbacks that stay on it."""
+    side = SIDES[family]
+    request = Request(prompts=("a cat",), seeds=(1,), steps=STEPS, guidance=7.5, width=side, height=side)
+    with pretend(gpu(size), blank=True):
+        plan = make_plan(request, resolve.at(folder / family), survey.choose("auto", survey.look()), {})
+    if not plan.fits:
+        return []
+    setups = [plan.setup, *(fallback.setup for fallback in plan.fallbacks)]
+    plans = [replace(plan, setup=setup, fallbacks=()) for setup in setups if _on_the_gpu(setup)]
+    return [drawn for one in plans if (drawn := _plan_drawn(one, size)) is not None]
+
+
+def _on_the_gpu(setup: Setup) -> bool:
+    return setup.device.startswith("cuda") and setup.vae != "cpu"
+
+
+def _plan_drawn(plan: Plan, size: int) -> Drawn | None:
+    copied, images = [], 0  # bytes copied when each step is reported, which is after the next one was launched
+    with pretend(gpu(size), blank=True) as pretended:
+        try:
+            for event in local.run(plan):
+                if isinstance(event, Step):
+                    copied.append(pretended.traffic.to_device)
+                images += isinstance(event, Decoded)
+        except OutOfMemory:
+            return None
+        gc.collect()
+        peak = pretended.allocator().most_allocated - pretended.workspace()
+        return Drawn(size, f"{plan.setup.placement}, {plan.setup.vae}", peak, copied[1] - copied[0])
+
+
+# --- the proof
+
+
+def main() -> list[tuple[str, str, str, bool]]:
+    with tempfile.TemporaryDirectory() as name, ProcessPoolExecutor(mp_context=get_context("spawn")) as workers:
+        folder = Path(name)
+        write_models(folder)
+        theirs, ours = {}, {}
+        for family in SIDES:
+            found = workers.map(partial(with_diffusers, folder, family), PEERS)
+            theirs[family] = [drawn for peer in found for drawn in peer]
+            ours[family] = dict(zip(SIZES, workers.map(partial(with_sdcli, folder, family), SIZES), strict=True))
+            print(*lines_of(family, theirs[family], ours[family]), sep="\n", flush=True)
+    PAGE.write_text(page(theirs, ours), encoding="utf-8")
+    return [row for family in SIDES for row in rows(family, theirs[family], ours[family])]
+
+
+def rows(family: str, theirs: list[Drawn], ours: dict[int, list[Drawn]]) -> list[tuple[str, str, str, bool]]:
+    where = [f"{size} GiB" for size in SIZES if any(drawn.size == size for drawn in theirs) and not ours[size]]
+    beaten = [
+        f"{peer.how} on {peer.size} GiB" for peer in theirs if not any(_better(one, peer) for one in ours[peer.size])
+    ]
+    drawn = sum(bool(ours[size]) for size in SIZES)
+    return [
+        (f"{family}: drawn", f"{drawn} of {len(SIZES)} sizes" + _but(where), "wherever diffusers does", not where),
+        (
+            f"{family}: some setup takes fewer bytes, or copies fewer in no more",
+            f"{len(theirs) - len(beaten)} of {len(theirs)}" + _but(beaten), "all", not beaten,
+        ),
+    ]  # fmt: skip
+
+
+def _better(one: Drawn, peer: Drawn) -> bool:
+    """No worse in either, to the MiB, and better in one or the same in both."""
+    return one.peak // MIB <= peer.peak // MIB and one.per_step // MIB <= peer.per_step // MIB
+
+
+def _but(exceptions: list[str]) -> str:
+    return f"; not {', '.join(exceptions)}" if exceptions else ""
+
+
+def lines_of(family: str, theirs: list[Drawn], ours: dict[int, list[Drawn]]) -> list[str]:
+    lines = ["| GPU | sdcli | " + " | ".join(PEERS) + " |", "| ---: |" + " --- |" * (len(PEERS) + 1)]
+    for size in SIZES:
+        peers = {drawn.how: drawn for drawn in theirs if drawn.size == size}
+        cells = [_cell(peers.get(how)) for how in PEERS]
+        planned = f"{ours[size][0].how}: {_cell(ours[size][0])}" if ours[size] else "–"
+        lines.append(f"| {size} GiB | {planned} | {' | '.join(cells)} |")
+    return lines
+
+
+def _cell(drawn: Drawn | None) -> str:
+    if drawn is None:
+        return "–"
+    return f"{drawn.peak / MIB:,.0f}" + (f" + {drawn.per_step / MIB:,.0f} a step" if drawn.per_step else "")
+
+
+def page(theirs: dict[str, list[Drawn]], ours: dict[str, dict[int, list[Drawn]]]) -> str:
+    lines = [
+        "# Memory on a GPU: sdcli beside diffusers",
+        "",
+        "One image, full size, fp16, with guidance, on pretend GPUs that are free but for the context: MiB of tensors "
+        "at the peak, and MiB copied to the GPU in each step where weights do not stay. `–`: it runs out of memory. "
+        "diffusers' columns are its pipeline as it comes and with what it offers to save memory. sdcli decides by "
+        "itself, and takes the fastest setup that fits. Written by `scripts/prove peers`; nothing is edited by hand. "
+        "A pretend GPU cannot tell time.",
+    ]
+    for family, side in SIDES.items():
+        lines += ["", f"## {family}, {side}×{side}", "", *lines_of(family, theirs[family], ours[family])]
+    return "\n".join(lines) + "\n"

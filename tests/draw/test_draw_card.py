@@ -1,0 +1,33 @@
+"""Full-size models on a pretend GPU that computes nothing: each stage's tensors are the forecast's, to 5 %."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from scripts.proofs import card
+from scripts.proofs.card import Case
+
+
+@pytest.fixture(scope="module")
+def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("full-size")
+    card.write_models(folder)
+    return folder
+
+
+@pytest.mark.parametrize(
+    "case",
+    [
+        Case("sd15", 512, "resident", "same", "whole", 1),
+        Case("sd15", 768, "group-offload", "fp8", "tile-256", 4),
+        Case("sdxl", 1024, "drop-encoders", "same", "tile-512", 1),
+    ],
+    ids=lambda case: f"{case.shape} {case.setup}",
+)
+def test_each_stage_takes_what_the_plan_says_and_the_planner_asks_for_enough(models: Path, case: Case) -> None:
+    counted = card.count(models, case)
+    assert {stage.name for stage in counted.stages} == {"load", "encode", "denoise", "decode"}
+    assert [stage for stage in counted.stages if abs(stage.error) > card.GOAL] == []
+    assert counted.least <= counted.asked and counted.left == 0
