@@ -11,8 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from sdcli import __version__, data
-from sdcli.cli import adapters, builtin, not_taken, probing
-from sdcli.cli.former import not_needed
+from sdcli.cli import adapters, builtin, not_needed, not_taken, probing
 from sdcli.errors import ModelMissing, Usage
 from sdcli.machine import as_if, installation, memories, survey
 from sdcli.machine.folders import config_folder
@@ -75,7 +74,7 @@ def plan_for(
         request, adapted.model, hardware, remembered(hardware), origins=origins, jobs=known_jobs, version=__version__,
         adapters=adapted.adapters, more=waiting,
     )  # fmt: skip
-    plan = replace(plan, warnings=(*plan.warnings, *not_needed(typed, plan)))
+    plan = replace(plan, warnings=(*plan.warnings, *not_needed.not_needed(typed, plan)))
     unknown = builtin.unknown_words(model, known_jobs, adapted.adapters)
     syntax = not_taken.plain_words(adapters.texts_of(known_jobs))
     ignored = not_taken.not_taken(sources.not_taken, request, origins, adapted.adapters)

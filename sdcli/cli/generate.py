@@ -13,11 +13,10 @@ from pathlib import Path
 from typing import Any
 
 from sdcli import events
-from sdcli.cli import builtin, complete, plan_screen, remembering
+from sdcli.cli import builtin, complete, not_needed, plan_screen, remembering
 from sdcli.cli.answer import Answered, bug_of, say_error, say_note, trace
 from sdcli.cli.ask import PlannedRun
 from sdcli.cli.ending import check, over
-from sdcli.cli.former import FORMER_FLAGS
 from sdcli.cli.pull import plan_with_model
 from sdcli.errors import (
     CannotWrite,
@@ -54,7 +53,7 @@ MOST_SEEDS = 20  # that a hint lists one by one
 
 def command() -> Callable[..., None]:
     return make(
-        _generate, [*OPTIONS, *FORMER_FLAGS, *SCREEN], name="generate", words="PROMPT", complete=complete.values,
+        _generate, [*OPTIONS, *not_needed.FLAGS, *SCREEN], name="generate", words="PROMPT", complete=complete.values,
         help='Draw images from prompts: sdcli generate "a cat" -n 4',
     )  # fmt: skip
 

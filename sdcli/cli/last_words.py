@@ -27,14 +27,14 @@ def say_out_of_memory(words: Sequence[str]) -> int:
 
 
 @contextlib.contextmanager
-def aborts_heeded(words: Sequence[str], wanted: bool = True) -> Iterator[None]:
-    """Under `ulimit -v`, libraries in C++ and Rust that find no memory end the whole process: it ends like the rest.
+def library_exits_explained(words: Sequence[str]) -> Iterator[None]:
+    """Under `ulimit -v`, libraries in C++ and Rust that find no memory end the whole process: then it says so, too.
 
     Without such a limit memory is handed out until the system kills somebody, and an abort means something else.
     """
-    handler = _heed(words) if wanted else None
+    handlers = _handle_library_exits(words)
     yield
-    del handler  # until here it had to be kept
+    del handlers  # C knows only their addresses: until here they had to be kept
 
 
 def hardly_any_left() -> bool:
@@ -61,7 +61,7 @@ def _little_left(limit: int) -> bool:
     return True
 
 
-def _heed(words: Sequence[str]) -> Any:
+def _handle_library_exits(words: Sequence[str]) -> Any:
     with contextlib.suppress(ImportError, MemoryError, OSError, AttributeError):
         limit = _limit()
         if limit is None:

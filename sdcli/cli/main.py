@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, NoReturn
 
 from sdcli import __version__
 from sdcli.cli.ending import heeded
-from sdcli.cli.last_words import aborts_heeded, hardly_any_left, say_out_of_memory
+from sdcli.cli.last_words import hardly_any_left, library_exits_explained, say_out_of_memory
 from sdcli.errors import Interrupted, OutOfMemory, SdcliError, Stop, Usage, stopped_by
 from sdcli.near import LIKELY, SURE, near_text, nearest
 from sdcli.terminal import drop_stdout, lost, show, stdout_left, tell
@@ -26,16 +26,16 @@ ELSEWHERE = {"txt2img": "generate", "draw": "generate"}  # what other programs c
 
 def run(arguments: Sequence[str] | None = None) -> NoReturn:
     """Entry point of the `sdcli` script. Never returns."""
-    words = list(sys.argv[1:] if arguments is None else arguments)
+    words, alone = list(sys.argv[1:] if arguments is None else arguments), arguments is None
     try:
-        with aborts_heeded(words, wanted=arguments is None):
-            code = _outcome(words, alone=arguments is None)
+        with library_exits_explained(words) if alone else contextlib.nullcontext():
+            code = _outcome(words, alone)
     except Exception as error:  # no room even for a sentence with figures
         memory = isinstance(error, (MemoryError, ImportError, SystemError))
         if not memory and getattr(error, "errno", None) != errno.ENOMEM and not hardly_any_left():
             raise
         code = say_out_of_memory(words)
-    _leave(code, at_once=arguments is None)
+    _leave(code, at_once=alone)
 
 
 def _outcome(words: list[str], alone: bool) -> int:
@@ -143,7 +143,7 @@ def _sentence(message: str) -> str:
     return text[:1].lower() + text[1:]
 
 
-def _leave(code: int, at_once: bool = False) -> NoReturn:
+def _leave(code: int, at_once: bool) -> NoReturn:
     """`at_once`: without Python's own tidying up, which takes a second once torch is loaded and is for nothing here.
 
     After an interrupt that came while a module was being made, or an import that memory ended, it would even crash.

@@ -41,7 +41,7 @@ _NAMED = 8  # missing tensors that the report lists
 
 
 @dataclass(frozen=True, kw_only=True)
-class FolderState:
+class ModelFolder:
     path: str
     exists: bool
 
@@ -50,7 +50,7 @@ class FolderState:
 class Listing:
     schema: str = "sdcli.models/1"
     version: str = __version__
-    folders: tuple[FolderState, ...]
+    folders: tuple[ModelFolder, ...]
     models: tuple[Entry, ...]
 
 
@@ -88,11 +88,11 @@ def _list(text: str, typed: dict[str, Any]) -> None:
         builtin=None if text else data.builtin_model(), cache=cache,
     )  # fmt: skip
     listing.save(cache)
-    states = tuple(FolderState(path=str(folder), exists=folder.is_dir()) for folder in folders)
+    searched = tuple(ModelFolder(path=str(folder), exists=folder.is_dir()) for folder in folders)
     if typed.get("json"):
-        print_json(schema.to_json(Listing(folders=states, models=tuple(entries))))
+        print_json(schema.to_json(Listing(folders=searched, models=tuple(entries))))
         return
-    for line in table(entries, states, width(sys.stdout)):
+    for line in table(entries, searched, width(sys.stdout)):
         tell(line)
     if not typed.get("quiet"):
         say(_advice(entries, folders))
@@ -112,16 +112,14 @@ def _is_twice(entry: Entry, entries: Sequence[Entry]) -> bool:
     return sum(other.name == entry.name for other in entries) > 1
 
 
-def table(entries: Sequence[Entry], folders: Sequence[FolderState], columns: int) -> list[str]:
+def table(entries: Sequence[Entry], folders: Sequence[ModelFolder], columns: int) -> list[str]:
     """Folder by folder: models first, then adapters, then refused files."""
     lines: list[str] = []
     for source in ("builtin", "cache"):
         lines += _block(_SOURCES[source], [entry for entry in entries if entry.source == source], columns)
-    for state in folders:
-        inside = [
-            entry for entry in entries if entry.source == "folder" and Path(entry.path).is_relative_to(state.path)
-        ]
-        title = show(state.path, 200) + ("" if inside else ": no models" if state.exists else ": not found")
+    for one in folders:
+        inside = [entry for entry in entries if entry.source == "folder" and Path(entry.path).is_relative_to(one.path)]
+        title = show(one.path, 200) + ("" if inside else ": no models" if one.exists else ": not found")
         lines += _block(title, inside, columns) or [title]
     return lines or ["no models found"]
 
@@ -209,7 +207,7 @@ def _remove(text: str, typed: dict[str, Any]) -> None:
         return
     alias = resolve.known_as(text)
     repository = alias.repository if alias is not None else text
-    cached = hub_cache.place(hub_cache.folder(os.environ), repository)
+    cached = hub_cache.repository_folder(hub_cache.folder(os.environ), repository)
     if not resolve.is_hub_id(repository) or not cached.is_dir():
         raise ModelMissing(
             f"{show(text, 200)} is neither an added folder nor in the Hugging Face cache; sdcli deletes nothing else",

@@ -63,11 +63,11 @@ def _pull(typed: dict[str, Any]) -> None:
     if len(names) != 1:
         raise Usage(f"pull takes one name, not {len(names)}", hint="sdcli pull sd15")
     offline, quiet = bool(typed.get("offline")), bool(typed.get("quiet"))
-    found = _named(names[0], typed.get("revision"), offline, quiet)
+    pulled = _named(names[0], typed.get("revision"), offline, quiet)
     if typed.get("json"):
-        print_json(schema.to_json(found))
+        print_json(schema.to_json(pulled))
     else:
-        tell(found.path)
+        tell(pulled.path)
 
 
 def _named(text: str, revision: str | None, offline: bool, quiet: bool) -> Pulled:

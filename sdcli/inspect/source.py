@@ -108,7 +108,7 @@ def _hub(name: str) -> Source:
     """The commit that `main` pointed at, else the newest cached one: a UNet alone has no model_index.json."""
     cache = hub_cache.folder(os.environ)
     main = hub_cache.snapshot(cache, name, None)
-    folder = cache / f"models--{name.replace('/', '--')}" / "snapshots"
+    folder = hub_cache.repository_folder(cache, name) / "snapshots"
     others = sorted(folder.iterdir(), key=lambda item: -item.stat().st_mtime) if folder.is_dir() else []
     for snapshot in [main.path, *others] if main else others:
         if _unet_in(snapshot) is not None:

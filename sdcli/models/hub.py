@@ -62,12 +62,12 @@ class Offer:
         return self.size - self.kept
 
     @property
-    def place(self) -> Path:
-        return hub_cache.place(self.cache, self.repository)
+    def folder(self) -> Path:
+        return hub_cache.repository_folder(self.cache, self.repository)
 
     @property
     def snapshot(self) -> Path:
-        return self.place / "snapshots" / self.commit
+        return self.folder / "snapshots" / self.commit
 
     @property
     def name(self) -> HubName:
@@ -75,11 +75,11 @@ class Offer:
         return HubName(self.repository, self.commit, self.file)
 
     def blob(self, file: File) -> Path:
-        return self.place / "blobs" / file.hash
+        return self.folder / "blobs" / file.hash
 
     def beginning(self, file: File) -> Path:
         """What an interrupted attempt left of it."""
-        return self.place / "blobs" / f"{file.hash}.sdcli.incomplete"
+        return self.folder / "blobs" / f"{file.hash}.sdcli.incomplete"
 
 
 class NoIndex(BadFile):
@@ -138,9 +138,9 @@ def offer_file(
         if name.file is None and INDEX in files:
             raise BadFile(f"{where} is a whole model, and none of its files is named", hint=f"-m {where}")
         chosen = hub_files.single(files, name)
-        found = kind_of(_header(connection, name.repository, info.sha, chosen[0], check))
+        kind = kind_of(_header(connection, name.repository, info.sha, chosen[0], check))
     path = chosen[0].path
-    return _offer(name, info, chosen, cache, family=found.family, kind=found.kind, file=path)
+    return _offer(name, info, chosen, cache, family=kind.family, kind=kind.kind, file=path)
 
 
 def _listed(connection: Connection, repository: str, revision: str | None) -> tuple[Any, dict[str, File]]:
@@ -169,11 +169,11 @@ def _listed(connection: Connection, repository: str, revision: str | None) -> tu
 
 
 def _offer(name: HubName, info: Any, files: tuple[File, ...], cache: Path, **more: Any) -> Offer:
-    found = Offer(
+    offered = Offer(
         repository=name.repository, revision=name.revision or "main", commit=info.sha,
         licence=_licence(info.card_data), gated=bool(info.gated), files=files, cache=cache, **more,
     )  # fmt: skip
-    return replace(found, kept=_held(found))
+    return replace(offered, kept=_kept_bytes(offered))
 
 
 def _header(
@@ -195,14 +195,14 @@ def _start(url: str) -> bytes:
     """As much of a file as its header takes; the rest is not waited for."""
     from huggingface_hub.utils import hf_raise_for_status, http_stream_backoff  # type: ignore[attr-defined]
 
-    held = b""
+    start = b""
     with http_stream_backoff("GET", url) as answer:
         hf_raise_for_status(answer)
         for chunk in answer.iter_bytes():
-            held += chunk
-            if len(held) >= headers.length_of(held):
+            start += chunk
+            if len(start) >= headers.length_of(start):
                 break
-    return held
+    return start
 
 
 def _bring_json(connection: Connection, repository: str, commit: str, files: Iterable[File], base: Path) -> None:
@@ -237,10 +237,10 @@ def _no_index(repository: str, files: Mapping[str, File]) -> BadFile:
 
 
 def _licence(card: Any) -> str | None:
-    told = card.get("license") if card is not None and hasattr(card, "get") else None
-    if told == "other":
-        told = card.get("license_name") or told
-    return show(told, 60) if isinstance(told, str) and told else None
+    licence = card.get("license") if card is not None and hasattr(card, "get") else None
+    if licence == "other":
+        licence = card.get("license_name") or licence
+    return show(licence, 60) if isinstance(licence, str) and licence else None
 
 
 # --- fetching it
@@ -300,7 +300,7 @@ def _bring_blob(connection: Connection, offered: Offer, file: File, report: Call
     from huggingface_hub.utils import WeakFileLock  # type: ignore[attr-defined]
 
     blob, beginning = offered.blob(file), offered.beginning(file)
-    lock = offered.cache / ".locks" / offered.place.name / f"{file.hash}.lock"  # the one that hf_hub_download takes
+    lock = offered.cache / ".locks" / offered.folder.name / f"{file.hash}.lock"  # the one that hf_hub_download takes
     for path in (blob, lock):
         path.parent.mkdir(parents=True, exist_ok=True)
     with WeakFileLock(lock):
@@ -330,13 +330,14 @@ def _download(
     """Into the cache, or to a folder. What huggingface_hub is not told it takes from the environment at its import."""
     from huggingface_hub import hf_hub_download
 
-    found = hf_hub_download(
+    path = hf_hub_download(
         repository, file.path, revision=commit, endpoint=connection.endpoint, token=False,
         cache_dir=cache, local_dir=local, tqdm_class=_bar(report),
     )  # fmt: skip
-    path = Path(found)
-    if file.sha256 is None or path.resolve().name != file.sha256:  # no blob is called so before it has been checked
-        _check(repository, file, path)
+    if (
+        file.sha256 is None or Path(path).resolve().name != file.sha256
+    ):  # no blob is called so before it has been checked
+        _check(repository, file, Path(path))
 
 
 def _check(repository: str, file: File, path: Path) -> None:
@@ -368,7 +369,7 @@ def _bar(report: Callable[[int], None]) -> Any:
 
 def _refer(offered: Offer) -> None:
     """That this branch or tag was this commit when it was asked for."""
-    path = hub_cache.reference(offered.place, offered.revision)
+    path = hub_cache.reference(offered.folder, offered.revision)
     if path is not None and offered.revision != offered.commit:
         path.parent.mkdir(parents=True, exist_ok=True)
         replace_whole(REAL, path, [offered.commit.encode("ascii")], sync=False)
@@ -387,7 +388,7 @@ def _check_room(offered: Offer, free: Callable[[Path], int | None] | None) -> No
 # --- when it does not succeed
 
 
-def _held(offered: Offer) -> int:
+def _kept_bytes(offered: Offer) -> int:
     def kept(file: File) -> int:
         whole = any(_size(path) == file.size for path in (offered.snapshot / file.path, offered.blob(file)))
         return file.size if whole else min(max(0, _size(offered.beginning(file))), file.size)
@@ -404,8 +405,8 @@ def _size(path: Path) -> int:
 
 def kept_text(offered: Offer) -> str:
     """0.71 of 2.13 GB, will continue; empty where nothing is kept."""
-    held = _held(offered)
-    return f"{pair_text(held, offered.size)}, will continue" if held else ""
+    kept = _kept_bytes(offered)
+    return f"{pair_text(kept, offered.size)}, will continue" if kept else ""
 
 
 def pair_text(done: int, total: int) -> str:

@@ -127,8 +127,8 @@ def _asked_to_wait(response: Any) -> float:
     limit = parse_ratelimit_headers(response.headers)
     if response.status_code == 429 and limit is not None and limit.remaining == 0:
         return float(limit.reset_in_seconds)
-    told = response.headers.get("retry-after", "").strip()
-    return float(told) if told.isdecimal() else 0.0
+    seconds = response.headers.get("retry-after", "").strip()
+    return float(seconds) if seconds.isdecimal() else 0.0
 
 
 def _origin(url: str) -> tuple[str, str, int | None]:
@@ -201,11 +201,11 @@ def _refusal(connection: Connection, error: Exception, response: Any, repository
     from huggingface_hub.errors import DisabledRepoError, EntryNotFoundError, GatedRepoError, RevisionNotFoundError
 
     status, said = response.status_code, response.headers.get("x-error-message", "")
-    unknown, told = response.headers.get("x-error-code") == "RepoNotFound", f": {show(said, 200)}" if said else ""
+    unknown, because = response.headers.get("x-error-code") == "RepoNotFound", f": {show(said, 200)}" if said else ""
     host, name, page = _host(str(response.url)), show(repository, 120), f"{connection.endpoint}/{repository}"
     elsewhere = _origin(str(response.url)) != _origin(connection.endpoint)  # such an address is good for a while only
     if status in _TRY_LATER or elsewhere:
-        return Passing(f"{host} answered {status}{told}", hint=_AGAIN, wait=_asked_to_wait(response))
+        return Passing(f"{host} answered {status}{because}", hint=_AGAIN, wait=_asked_to_wait(response))
     if said.startswith("Invalid credentials") or (status == 401 and connection.token and not unknown):
         hint = "hf auth login   (or HF_TOKEN=<a valid token> in front of the same command)"
         return Gated(f"{host} did not accept the token: it is mistyped, expired or revoked", hint=hint, page=page)
@@ -219,11 +219,11 @@ def _refusal(connection: Connection, error: Exception, response: Any, repository
         return ModelMissing(f"{name} has been disabled by {host}", hint="-m sd15")
     if status == 403:
         hint = "hf auth login   (with a token that may read it)"
-        return Gated(f"{host} does not let this token read {name}{told}", hint=hint, page=page)
+        return Gated(f"{host} does not let this token read {name}{because}", hint=hint, page=page)
     if status in (401, 404, 410):
         whose = "" if connection.token else ", or it is private and needs a token (hf auth login)"
         return ModelMissing(f"{host} has no model {name}{whose}", hint="-m sd15")
-    return Offline(f"{host} answered {status}{told}", hint=_AGAIN)
+    return Offline(f"{host} answered {status}{because}", hint=_AGAIN)
 
 
 def _gated(connection: Connection, name: str, said: str, page: str) -> Gated:

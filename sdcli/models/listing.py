@@ -182,7 +182,7 @@ def _cached(hub: Path, cache: Cache) -> Iterator[Entry]:
     for repository in hub_cache.repositories(hub):
         known = known_as(repository)
         name = known.alias if known is not None and known.repository == repository else repository
-        snapshots = hub / f"models--{repository.replace('/', '--')}" / "snapshots"
+        snapshots = hub_cache.repository_folder(hub, repository) / "snapshots"
         for snapshot in sorted(snapshots.glob("*")):
             for candidate in sorted(scan(snapshot, deepest=0), key=lambda f: str(f.path)):
                 entry = _entry(candidate, "cache", cache)
