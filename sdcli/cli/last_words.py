@@ -7,7 +7,7 @@ import os
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from sdcli.errors import OutOfMemory
+from sdcli.errors import HARDLY_ANY, OutOfMemory
 
 # Made beforehand: when they are needed there is no room to make them.
 _TEXT = b"error: out of memory\n  try: sdcli doctor\n"
@@ -15,7 +15,6 @@ _JSON = (
     b'{"error": {"code": 4, "type": "out_of_memory", "message": "out of memory", "done": "", '
     b'"hint": "sdcli doctor", "details": {"need": null, "free": null}}}\n'
 )
-LITTLE = 256 << 20  # bytes
 
 
 def say_out_of_memory(words: Sequence[str]) -> int:
@@ -57,7 +56,7 @@ def _little_left(limit: int) -> bool:
     with contextlib.suppress(OSError, ValueError, MemoryError):
         statm = os.open("/proc/self/statm", os.O_RDONLY)
         mapped = int(os.read(statm, 64).split()[0]) * os.sysconf("SC_PAGE_SIZE")
-        return limit - mapped < LITTLE
+        return limit - mapped < HARDLY_ANY
     return True
 
 

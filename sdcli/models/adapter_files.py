@@ -10,7 +10,7 @@ from pathlib import Path
 
 from sdcli.errors import BadFile, ModelMissing, Usage
 from sdcli.models import hub_name, searching
-from sdcli.models.cache import HashStore, digest, remembered_sha256
+from sdcli.models.cache import HashStore, sha256_of
 from sdcli.models.headers import Header, read_header
 from sdcli.models.hub_name import HubName
 from sdcli.models.kinds import TITLES, kind_of
@@ -153,15 +153,7 @@ def tensors_sha256(path: Path, store: HashStore | None = None) -> str:
     in_metadata = header.metadata.get("sshs_model_hash", "")
     if re.fullmatch(r"[0-9a-f]{64}", in_metadata):
         return in_metadata
-    status = path.stat()
-    key, stamp = f"{path.absolute()}\ntensors", [status.st_size, status.st_mtime_ns]
-    remembered = remembered_sha256(store, key, stamp)
-    if remembered is not None:
-        return remembered
-    sha256 = digest(path, header.data_start)
-    if store is not None:
-        store.update(key, lambda _: {"sha256": sha256, "stamp": stamp})
-    return sha256
+    return sha256_of(path, store, start=header.data_start)
 
 
 # --- another VAE

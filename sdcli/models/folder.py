@@ -95,7 +95,7 @@ def read_json(path: Path, *, required: bool = True, infinite: bool = False) -> d
             return {}
         raise ModelMissing(f"{show(path)} is missing", hint=_AGAIN) from None
     except OSError as error:
-        raise BadFile(f"{show(path)} cannot be read: {show(error.strerror or error)}", hint="sdcli doctor") from None
+        raise reading.cannot_read(path, error) from None
     except reading.NotJson as error:
         raise BadFile(f"{show(path)} is damaged: it {error}", hint=_AGAIN) from None
     for key, value in _keys(content):
@@ -127,7 +127,7 @@ def _index(path: Path) -> dict[str, Any]:
     try:
         names = sorted(entry.name for entry in path.iterdir())
     except OSError as error:
-        raise BadFile(f"{show(path)} cannot be read: {show(error.strerror or error)}", hint="sdcli doctor") from None
+        raise reading.cannot_read(path, error) from None
     files = [name for name in names if name.endswith(".safetensors")]
     if "config.json" in names:
         cls = read_json(path / "config.json").get("_class_name", "model")

@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from sdcli.errors import BadFile, CannotWrite, ModelMissing, Offline, SdcliError
-from sdcli.files import REAL, replace_whole
+from sdcli.files import REAL, cannot_write, replace_whole
 from sdcli.models import folder, headers, hub_cache, hub_connection, hub_files
 from sdcli.models.cache import digest
 from sdcli.models.families import families
@@ -35,6 +35,7 @@ from sdcli.terminal import disk_text, show
 INDEX = "model_index.json"
 UNET = "unet/config.json"
 _ANOTHER = "-m sd15"
+_LARGER = "HF_HOME=<a folder on a larger disk> in front of the same command"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -381,7 +382,7 @@ def _check_room(offered: Offer, free: Callable[[Path], int | None] | None) -> No
         raise CannotWrite(
             f"{show(offered.repository)} needs {disk_text(offered.missing)} in {show(offered.cache, 200)}, where "
             f"{disk_text(room)} are free; nothing was fetched",
-            hint="HF_HOME=<a folder on a larger disk> in front of the same command", need=offered.missing, free=room,
+            hint=_LARGER, need=offered.missing, free=room,
         )  # fmt: skip
 
 
@@ -418,9 +419,4 @@ def pair_text(done: int, total: int) -> str:
 
 def _cannot_write(offered: Offer, error: OSError) -> CannotWrite:
     full = error.errno in (errno.ENOSPC, getattr(errno, "EDQUOT", None))
-    what = "the disk is full" if full else show(error.strerror or error)
-    return CannotWrite(
-        f"{show(offered.cache, 200)}: {what}",
-        done=kept_text(offered),
-        hint="HF_HOME=<a folder on a larger disk> in front of the same command" if full else "sdcli doctor",
-    )
+    return cannot_write(offered.cache, error, done=kept_text(offered), hint=_LARGER if full else "sdcli doctor")

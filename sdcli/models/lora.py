@@ -285,7 +285,7 @@ def _settings_in(path: Path) -> dict[str, Any]:
     try:
         return _json(reading.whole(path, LARGEST_CONFIG), show(path))
     except OSError as error:
-        raise BadFile(f"{show(path)} cannot be read: {show(error.strerror or error)}", hint="sdcli doctor") from None
+        raise reading.cannot_read(path, error) from None
 
 
 def _json(text: str | bytes, what: str) -> dict[str, Any]:

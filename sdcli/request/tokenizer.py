@@ -11,7 +11,7 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING
 
 from sdcli import data
-from sdcli.errors import BadFile
+from sdcli.errors import BadFile, names_memory
 from sdcli.request import prompt
 from sdcli.terminal import show
 
@@ -47,7 +47,7 @@ def vocabulary(folder: str | None = None) -> Vocabulary:
             continuing_subword_prefix="", end_of_word_suffix="</w>", unk_token="<|endoftext|>",
         )  # fmt: skip
     except Exception as error:  # the library raises nothing more exact
-        if "out of memory" in str(error) or "allocate memory" in str(error):  # not a folder that is called so
+        if names_memory(str(error)):
             raise MemoryError(str(error)) from None
         raise BadFile(f"{show(path)} is damaged: {show(error, 120)}", hint="get the model again, or another") from None
     tokenizer = cut_as_clip_does(Tokenizer(model))
