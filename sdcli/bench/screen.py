@@ -186,10 +186,10 @@ def _steps_per_second(case: Case) -> str:
     return f"{rate:,.0f} steps/s" if rate and rate >= 1000 else f"{rate:.3g} steps/s" if rate else ""
 
 
-def histogram(steps: Sequence[float], ascii: bool = False, bins: int = 24) -> str:
+def histogram(steps: Sequence[float], ascii: bool = False) -> str:
     """How often each time occurred, as a row of bars from the shortest to the longest."""
     low, high = min(steps), max(steps)
-    bars = _bars(steps, low, high, bins, ascii)
+    bars = _bars(steps, low, high, 24, ascii)
     return f"{bars}  {_number_in(low, low)} ▸ {_number_in(high, low)} {time_text(low).split()[1]}"
 
 

@@ -58,7 +58,7 @@ def plan_for(
     if lines is not None and first is None:
         raise Usage("--prompts -: stdin contains no prompt", hint="sdcli help formats")
     prompts = (*words, *flags.get("prompts", ())) or tuple(sources.settings_from.get("prompts", ()))
-    request, origins = _request(sources, model, prompts or ((first.prompt,) if first else ()), command)
+    request, origins = _request(sources, model, prompts or ((first.prompt,) if first else ()))
     waiting = flags.get("prompts_file") == "-"
     known_jobs, tags = adapters.untagged(_jobs(request, first, lines, waiting))
     request = replace(request, prompts=tuple(dict.fromkeys(job.prompt for job in known_jobs)))
@@ -187,7 +187,7 @@ def default_model() -> str:
     return "builtin" if data.builtin_model() else "sd15"
 
 
-def _request(sources: Sources, model: Model, prompts: tuple[str, ...], command: str) -> tuple[Request, dict[str, str]]:
+def _request(sources: Sources, model: Model, prompts: tuple[str, ...]) -> tuple[Request, dict[str, str]]:
     if not prompts:
         raise Usage("no prompt", hint='"a cat"')
     values, origins = settings(sources, model)

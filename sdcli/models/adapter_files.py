@@ -11,7 +11,7 @@ from pathlib import Path
 from sdcli.errors import BadFile, ModelMissing, Usage
 from sdcli.models import hub_name, searching
 from sdcli.models.cache import HashStore, sha256_of
-from sdcli.models.headers import Header, read_header
+from sdcli.models.headers import read_header
 from sdcli.models.hub_name import HubName
 from sdcli.models.kinds import TITLES, kind_of
 from sdcli.models.model import Component, Model
@@ -169,7 +169,7 @@ def with_vae(model: Model, path: Path) -> Model:
             f"{show(path)} is {TITLES.get(kind.kind, kind.kind)}, not a VAE", hint=f"{FLAGS['VAE']} FILE{SUFFIX}"
         )
     own = model.components["vae"]
-    _check_vae(path, header, kind.latent_channels, part.parameters, model, own)
+    _check_vae(path, kind.latent_channels, part.parameters, model, own)
     component = Component(
         parameters=part.parameters, stored_bytes=part.bytes, stored_dtype=part.dtype, config=own.config,
         files=(str(path),),
@@ -177,7 +177,7 @@ def with_vae(model: Model, path: Path) -> Model:
     return replace(model, components={**model.components, "vae": component})
 
 
-def _check_vae(path: Path, header: Header, channels: int, parameters: int, model: Model, own: Component) -> None:
+def _check_vae(path: Path, channels: int, parameters: int, model: Model, own: Component) -> None:
     expected = own.config.get("latent_channels", 4)
     if channels != expected:
         raise BadFile(

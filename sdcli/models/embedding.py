@@ -78,7 +78,7 @@ def _family(header: Header) -> str:
 
 def _misfit(path: Path, header: Header, family: str, model: Model) -> BadFile:
     if family and model.family in TITLES and family != model.family:
-        return wrong_family(path, "an embedding", family, model, "--embedding")
+        return wrong_family(path, "an embedding", family, model)
     widths = " and ".join(str(tensor.shape[-1]) for tensor in header.tensors.values())
     expected = " and ".join(
         str(component.config.get("hidden_size"))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import os
 import re
 import time
 import warnings
@@ -48,7 +47,7 @@ class Nobody(Passing):
     repeats = 1
 
 
-def connect(environment: Mapping[str, str] = os.environ) -> Connection:
+def connect(environment: Mapping[str, str]) -> Connection:
     """The hub that HF_ENDPOINT names and the token that huggingface_hub would use."""
     from huggingface_hub import get_token
 

@@ -59,7 +59,6 @@ class Kind:
     layout: str = ""  # original | diffusers | kohya
     prediction: str = ""  # epsilon | v_prediction; "" where the file does not say
     zero_snr: bool = False
-    ema: bool = False
     latent_channels: int = 0  # of a VAE: 4 in SD1.5 and SDXL, 16 in SD3 and FLUX
     parts: Mapping[str, Part] = field(default_factory=dict)
     seen: tuple[str, ...] = ()  # of an unknown file: a few names, or the width that fits no family
@@ -98,7 +97,7 @@ def _checkpoint(tensors: Tensors, metadata: Metadata) -> Kind | None:
         kind = "unet"
     return Kind(
         kind=kind, family=family, layout="original", prediction=_prediction(tensors, metadata),
-        zero_snr="ztsnr" in tensors, ema=any(n.startswith("model_ema.") for n in tensors), parts=present, seen=seen,
+        zero_snr="ztsnr" in tensors, parts=present, seen=seen,
         latent_channels=_latent_channels(tensors, VAE),
     )  # fmt: skip
 

@@ -235,7 +235,7 @@ def _check_kind(path: Path, kind: Kind, model: Model) -> None:
         raise wrong_family(path, "a LoRA", kind.family, model)
 
 
-def wrong_family(path: Path, what: str, family: str, model: Model, flag: str = "--lora") -> BadFile:
+def wrong_family(path: Path, what: str, family: str, model: Model) -> BadFile:
     base, other = TITLES.get(family, family), TITLES.get(model.family, model.family)
     hint = f"-m {family}" if family in DRAWN else _ANOTHER
     return BadFile(f"{show(path)} is {what} for {base}; {show(model.name, 80)} is {other}", hint=hint)

@@ -61,7 +61,6 @@ DOWN_TYPES = (
 )
 UP_TYPES = ("UpBlock2D", "CrossAttnUpBlock2D", "AttnUpBlock2D", "ResnetUpsampleBlock2D", "SimpleCrossAttnUpBlock2D")
 MID_TYPES = ("UNetMidBlock2DCrossAttn", "UNetMidBlock2D", "UNetMidBlock2DSimpleCrossAttn")
-WITH_TEXT = ("CrossAttn", "SimpleCrossAttn")  # UNetMidBlock2DCrossAttn, CrossAttnDownBlock2D …
 RESAMPLED_BY_RESNET = (
     "ResnetDownsampleBlock2D",
     "SimpleCrossAttnDownBlock2D",

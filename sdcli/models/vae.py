@@ -56,7 +56,7 @@ def encode(config: Mapping[str, Any], *, height: int, width: int, batch: int = 1
     return _pass("encode", _key(config, height, width, batch), height, width, batch)
 
 
-def decode_tiled(config: Mapping[str, Any], *, height: int, width: int, tile: int = 512, batch: int = 1) -> Pass:
+def decode_tiled(config: Mapping[str, Any], *, height: int, width: int, tile: int = 512) -> Pass:
     """Decoding in overlapping tiles of tile × tile pixels; the decoded tiles wait until the last one, then are blended.
 
     An image no larger than one tile is decoded whole. `leaves` are those of the first tile, the largest.
@@ -65,20 +65,20 @@ def decode_tiled(config: Mapping[str, Any], *, height: int, width: int, tile: in
     if tile < side:
         raise Usage(f"a tile of {tile} pixels is smaller than one latent of {side}", hint=AT_A_USUAL_SIZE)
     if height <= tile and width <= tile:
-        return decode(config, height=height, width=width, batch=batch)
+        return decode(config, height=height, width=width)
     channels = number(config, "out_channels", 3)
     macs, waiting, peak, scores = 0, 0, 0, 0
     leaves: tuple[Leaf, ...] = ()
     for tall in _spans(height // side, tile // side):
         for wide in _spans(width // side, tile // side):
-            one = decode(config, height=tall * side, width=wide * side, batch=batch)
+            one = decode(config, height=tall * side, width=wide * side)
             macs += one.macs
             scores = max(scores, one.largest_scores)
             if waiting + one.peak_elements > peak:
                 peak = waiting + one.peak_elements
             leaves = leaves or one.leaves
-            waiting += batch * channels * tall * wide * side * side
-    image = batch * channels * height * width
+            waiting += channels * tall * wide * side * side
+    image = channels * height * width
     # at the end: every tile, the rows cut from them, and the whole image
     peak = max(peak, waiting + 2 * image)
     return Pass(macs=macs, peak_elements=peak, largest_scores=scores, leaves=leaves)

@@ -192,11 +192,11 @@ def make_jobs(request: Request) -> tuple[Job, ...]:
     return tuple(make_job(request, index, prompt, seed) for index, (prompt, seed) in enumerate(pairs))
 
 
-def make_job(request: Request, index: int, prompt: str, seed: int, id: str | None = None) -> Job:
+def make_job(request: Request, index: int, prompt: str, seed: int) -> Job:
     sampler = samplers.find(request.sampler)
     samplers.check_steps(sampler, request.steps)
     return Job(
-        index=index, prompt=prompt, seed=seed, id=id, unet_calls=sampler.unet_calls(request.steps),
+        index=index, prompt=prompt, seed=seed, unet_calls=sampler.unet_calls(request.steps),
         **{name: getattr(request, name) for name in PER_IMAGE} | {"sampler": sampler.name},
     )  # fmt: skip
 

@@ -97,9 +97,6 @@ OPTIONS: tuple[Option, ...] = (
     Option(field="overwrite", flags=("--overwrite",), switch=True, panel=OUTPUT, help="Replace existing files."),
 )  # fmt: skip
 
-# Options that are not fields of Request: they are folded into fields, or name a source of them.
-SHORTHANDS = frozenset({"size", "dtype", "preset", "settings_from", "prompts_file"})
-
 SCREEN: tuple[Option, ...] = (
     Option(field="json", flags=("--json",), switch=True, panel=OUTPUT, help="One JSON object on stdout."),
     Option(field="json_lines", flags=("--json-lines",), switch=True, panel=OUTPUT, help="One JSON object per image."),

@@ -56,7 +56,11 @@ def vocabulary(folder: str | None = None) -> Vocabulary:
         raise BadFile(
             f"{show(path / 'vocab.json')} has no start or no end mark", hint="get the model again, or another"
         )
-    return Vocabulary(lambda text: list(tokenizer.encode(_encodable(text)).ids), tokenizer.get_vocab_size(), start, end)
+
+    def tokenize(text: str) -> list[int]:  # a lone surrogate has no UTF-8 form, and so no token
+        return list(tokenizer.encode(text.encode("utf-8", "replace").decode("utf-8")).ids)
+
+    return Vocabulary(tokenize, tokenizer.get_vocab_size(), start, end)
 
 
 def cut_as_clip_does(tokenizer: Tokenizer) -> Tokenizer:
@@ -70,11 +74,6 @@ def cut_as_clip_does(tokenizer: Tokenizer) -> Tokenizer:
         [pre_tokenizers.Split(Regex(_WORDS), "removed", invert=True), pre_tokenizers.ByteLevel(add_prefix_space=False)]
     )
     return tokenizer
-
-
-def _encodable(text: str) -> str:
-    """A lone surrogate has no UTF-8 form, and so no token."""
-    return text.encode("utf-8", "replace").decode("utf-8")
 
 
 def with_words(words: Words, folder: str | None = None) -> prompt.Tokenize:
@@ -112,7 +111,3 @@ def chunks(
 ) -> tuple[prompt.Chunk, ...]:
     whole = {ids[0]: len(ids) for ids in words.values()}
     return prompt.chunks(prompt.parse(text, emphasis), with_words(words, folder), whole)
-
-
-def count(text: str, emphasis: str = "a1111", folder: str | None = None) -> int:
-    return sum(len(chunk) for chunk in chunks(text, emphasis, folder=folder))
