@@ -6,7 +6,6 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
-import shlex
 import stat
 import time
 from collections.abc import Iterable, Iterator
@@ -203,12 +202,4 @@ def cannot_write(path: Path | str, error: OSError, *, done: str = "", hint: str 
         hint=hint or "-o ~/sdcli-images   (or another folder you may write to)",
         path=str(path),
         errno=errno.errorcode.get(error.errno or 0, ""),
-    )
-
-
-def quoted(path: Path | str) -> str:
-    """A path fit to be pasted into a shell, and to be shown."""
-    text = str(path)
-    return (
-        f'"{show(text)}"' if os.name == "nt" and " " in text else show(text if os.name == "nt" else shlex.quote(text))
     )

@@ -270,8 +270,8 @@ def console(stream: IO[str] | None = None, **options: Any) -> Console:
 
 
 def counted(number: int, word: str) -> str:
-    """1 step, 20 steps."""
-    return f"{number} {word}{'' if number == 1 else 's'}"
+    """1 step, 20 steps, 2 processes."""
+    return f"{number} {word}{'' if number == 1 else 'es' if word.endswith('s') else 's'}"
 
 
 def size_text(count: int | float) -> str:

@@ -19,6 +19,7 @@ from sdcli.bench.run import Bench, OngoingCase, rate_of
 from sdcli.bench.statistics import Ratio, Summary
 from sdcli.models import unet, vae
 from sdcli.plan.plan import Plan
+from sdcli.plan.stages import guided
 from sdcli.record.report import Measured, MemoryUse, Predicted
 
 _PEAKS = ("allocated_peak", "reserved_peak", "driver_peak", "pinned_peak", "host_peak")
@@ -77,10 +78,9 @@ def macs_per_step(plan: Plan) -> int:
     jobs = plan.batch(0)
     components = plan.model.components
     scale = vae.scale(components["vae"].config)
-    guided = jobs[0].guided and not components["unet"].config.get("time_cond_proj_dim")
     call = unet.analyse(
         components["unet"].config, height=jobs[0].height // scale, width=jobs[0].width // scale,
-        batch=len(jobs) * (2 if guided else 1),
+        batch=len(jobs) * (2 if guided(plan.model, jobs[0]) else 1),
     )  # fmt: skip
     return call.macs
 

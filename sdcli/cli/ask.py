@@ -14,7 +14,7 @@ from sdcli import __version__, data
 from sdcli.cli import adapters, builtin, not_needed, not_taken, probing
 from sdcli.errors import ModelMissing, Usage
 from sdcli.machine import as_if, installation, memories, survey
-from sdcli.machine.folders import config_folder
+from sdcli.machine.folders import config_file, config_folder
 from sdcli.machine.hardware import Hardware
 from sdcli.models import cache, hub_cache, resolve
 from sdcli.models.model import Model
@@ -111,7 +111,7 @@ def plan_again(planned: PlannedRun, typed: Mapping[str, Any]) -> PlannedRun:
 
 def read_sources(flags: Mapping[str, Any]) -> Sources:
     """Config file, environment, preset and image, as far as the flags name them."""
-    user = config.from_user(config_folder() / "config.toml")
+    user = config.from_user(config_file())
     environment = config.from_environment(os.environ)
     preset = flags.get("preset") or environment.get("preset") or user.get("preset")
     image = metadata.read(flags["settings_from"]) if flags.get("settings_from") else None
@@ -179,7 +179,7 @@ def _hash(model: Model) -> str:
 
 def added_folders() -> tuple[Path, ...]:
     """The model folders listed in the config file."""
-    return config.folders(config_folder() / "config.toml")
+    return config.folders(config_file())
 
 
 def default_model() -> str:

@@ -7,7 +7,6 @@ import inspect
 import itertools
 import json
 import re
-import shlex
 import sys
 import tempfile
 from collections.abc import Callable, Iterator, Mapping
@@ -35,7 +34,7 @@ from sdcli.plan.plan import Plan
 from sdcli.plan.refusal import refused
 from sdcli.request import config
 from sdcli.request.options import command as make
-from sdcli.terminal import fit, say, show, speaks_unicode, tell, width
+from sdcli.terminal import fit, quoted, say, show, speaks_unicode, tell, width
 
 PROMPT = "a lighthouse on a cliff in the morning light"
 SEED = "1"
@@ -354,7 +353,7 @@ def _next(result: BenchResult, destination: Path | None) -> Iterator[str]:
     if result.work.model in ("builtin", "tiny-random"):
         yield "For figures comparable with others': sdcli bench -m sd15 --random-weights"
     yield "Cite: --markdown, --html FILE"
-    name = shlex.quote(str(destination)) if destination is not None else "old.json"
+    name = quoted(str(destination)) if destination is not None else "old.json"
     yield f"Gate: sdcli bench compare {show(name, 200)} new.json"
 
 

@@ -80,12 +80,13 @@ def _invoke(words: list[str]) -> int:
 
     from sdcli.cli import app, line
 
-    name = _command_in(words)
+    name = next((word for word in words if not word.startswith("-")), "")
+    completing = "_SDCLI_COMPLETE" in os.environ
     if name and name not in app.COMMANDS:
         raise _no_command(name, words, list(app.COMMANDS))
     try:
         line.refuse_flags_as_values(words)
-        code = app.call(app.build(None if _completing() else name), line.prompts_in_order(words))
+        code = app.call(app.build(None if completing else name), line.prompts_in_order(words))
     except typer.TyperException as error:
         if type(error).__name__ == "NoArgsIsHelpError":
             tell(error.format_message())
@@ -96,14 +97,6 @@ def _invoke(words: list[str]) -> int:
     if code == Interrupted.code:  # Typer's answer to Ctrl-C; a command that has said so itself raises Answered
         raise Interrupted("interrupted")
     return code if isinstance(code, int) else 0
-
-
-def _completing() -> bool:
-    return "_SDCLI_COMPLETE" in os.environ
-
-
-def _command_in(words: list[str]) -> str:
-    return next((word for word in words if not word.startswith("-")), "")
 
 
 def _no_command(word: str, words: list[str], commands: list[str]) -> SdcliError:

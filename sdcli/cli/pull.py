@@ -91,7 +91,7 @@ def pull(name: str, revision: str | None = None, offline: bool = False, quiet: b
     cache = hub_cache.folder(os.environ)
     known = resolve.known_as(name)
     repository = known.repository if known else name
-    if known is None and not resolve.is_hub_id(name):
+    if known is None and not hub_name.is_repository(name):
         return _already(_find(name, revision, cache, offline), quiet)
     if offline or known is not None or _is_commit(revision):  # what cannot have changed needs no network
         try:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from sdcli.errors import BadFile
-from sdcli.models.headers import Header, Tensor, read_header
+from sdcli.models.headers import Header, read_header
 from sdcli.models.kinds import EMBEDDINGS, TITLES, kind_of
 from sdcli.models.lora import wrong_family
 from sdcli.models.model import ENCODERS, Model
@@ -44,7 +44,7 @@ def read(path: Path, model: Model) -> Embedding:
     for encoder, tensor in by_encoder.items():
         if tensor.shape[-1] != model.components[encoder].config.get("hidden_size"):
             raise _misfit(path, header, family, model)
-    counts = {_vectors(tensor) for tensor in by_encoder.values()}
+    counts = {tensor.shape[0] if len(tensor.shape) == 2 else 1 for tensor in by_encoder.values()}
     if len(counts) != 1 or not 1 <= max(counts) <= MOST_VECTORS:
         listed = " and ".join(str(count) for count in sorted(counts))
         raise BadFile(
@@ -89,7 +89,3 @@ def _misfit(path: Path, header: Header, family: str, model: Model) -> BadFile:
         f"{show(path)} has vectors of width {widths}; {show(model.name, 80)} needs width {expected}",
         hint="-m sd15",
     )
-
-
-def _vectors(tensor: Tensor) -> int:
-    return tensor.shape[0] if len(tensor.shape) == 2 else 1

@@ -333,12 +333,8 @@ def _preview(index: Mapping[str, Any], components: Mapping[str, Component]) -> t
     preview = _sdcli_settings(index).get("preview")
     channels = components["unet"].config.get("in_channels", 4)
     rows = preview if isinstance(preview, list) and len(preview) in (channels, channels + 1) else []
-    plain = all(isinstance(row, list) and len(row) == 3 and all(map(_is_number, row)) for row in rows)
+    plain = all(isinstance(row, list) and len(row) == 3 and all(map(configs.is_number, row)) for row in rows)
     return tuple((float(row[0]), float(row[1]), float(row[2])) for row in rows) if plain else ()
-
-
-def _is_number(value: Any) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool)
 
 
 def _sdcli_settings(index: Mapping[str, Any]) -> Mapping[str, Any]:

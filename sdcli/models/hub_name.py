@@ -32,6 +32,10 @@ class HubName:
         return self.repository + revision + (f"/{self.file}" if self.file else "")
 
 
+def is_repository(text: str) -> bool:
+    return re.fullmatch(f"{_PART}/{_PART}", text, re.ASCII) is not None
+
+
 def parse(text: str) -> HubName | None:
     """None for what cannot be one. The caller has checked that it is not a path on this machine."""
     match = _NAME.fullmatch(text)

@@ -292,7 +292,7 @@ def _json(text: str | bytes, what: str) -> dict[str, Any]:
     try:
         data = reading.parse(text)
     except reading.NotJson as error:
-        raise BadFile(f"{what} is damaged: it {error}", hint="get the file again, or another") from None
+        raise BadFile(f"{what} is damaged: it {error}") from None
     return data if isinstance(data, dict) else {}
 
 
