@@ -35,11 +35,10 @@ from sdcli.machine.environment import environment
 from sdcli.plan.batches import Batch
 from sdcli.plan.plan import Plan
 from sdcli.plan.refusal import refused
-from sdcli.record import names, report, runs
+from sdcli.record import documents, names, report, runs
 from sdcli.record.report import Folding
 from sdcli.record.sinks.filmstrip import Filmstrip
 from sdcli.record.sinks.json_lines import JsonLines
-from sdcli.record.sinks.json_object import object_of
 from sdcli.record.sinks.paths import Paths
 from sdcli.record.sinks.progress import Progress
 from sdcli.record.sinks.watch import Sink, Watch
@@ -248,6 +247,6 @@ class Screen:
         if self.plan.model.kind == "builtin" and error is None and not self.quiet:
             say(builtin.photographs())
         if self.json:
-            put(*object_of(finished, destination.folder))
+            put(*documents.pieces(report.to_json(finished, destination.folder)), b"\n")  # one line
         elif error is not None:
             say_error(error)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -16,6 +15,7 @@ from sdcli.cli.answer import print_json
 from sdcli.errors import Usage
 from sdcli.files import save
 from sdcli.models.model import BYTES
+from sdcli.request.jobs import parse_sides
 from sdcli.request.options import OUTPUT, Option
 from sdcli.request.options import command as make
 from sdcli.terminal import plain, put, say, show, tell
@@ -148,10 +148,7 @@ def _at(flags: Flags, unet: Any) -> Any:
 
     width, height = facts.native_size(unet)
     if flags.at is not None:
-        match = re.fullmatch(r"(\d{1,6})(?:[xX×](\d{1,6}))?", flags.at.strip())
-        if not match:
-            raise Usage(f"--at {show(flags.at, 40)} is not a size", hint="--at 768x512")
-        width, height = int(match[1]), int(match[2] or match[1])
+        width, height = parse_sides(flags.at, "--at")
     if flags.dtype not in BYTES:
         raise Usage(
             f"--dtype {show(flags.dtype, 40)} is not one of {', '.join(BYTES)}",

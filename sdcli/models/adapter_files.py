@@ -12,7 +12,7 @@ from sdcli.errors import BadFile, ModelMissing, Usage
 from sdcli.models import hub_name, searching
 from sdcli.models.cache import HashStore, sha256_of
 from sdcli.models.headers import read_header
-from sdcli.models.hub_name import HubName
+from sdcli.models.hub_name import SUFFIX, HubName
 from sdcli.models.kinds import TITLES, kind_of
 from sdcli.models.model import Component, Model
 from sdcli.models.shipped import parameters_of
@@ -20,7 +20,6 @@ from sdcli.models.sniff import PICKLE_SUFFIXES
 from sdcli.near import nearest
 from sdcli.terminal import show
 
-SUFFIX = ".safetensors"
 FLAGS = {"LoRA": "--lora", "embedding": "--embedding", "VAE": "--vae"}
 _FOLDERS = ("lora", "loras", "lycoris", "embeddings", "vae")  # what other programs call them
 _WEIGHT = re.compile(r"[+-]?(\d{1,4}(\.\d{0,6})?|\.\d{1,6})", re.ASCII)

@@ -17,12 +17,12 @@ from sdcli.errors import SdcliError, Unsafe
 from sdcli.files import REAL, replace_whole
 from sdcli.models import embedding, folder, hub_cache, kinds
 from sdcli.models.headers import Header, read_header
+from sdcli.models.hub_name import SUFFIX
 from sdcli.models.resolve import known_as
 from sdcli.models.searching import DEEPEST, MOST_FILES
 from sdcli.models.sniff import PICKLE_SUFFIXES
 from sdcli.terminal import show
 
-SUFFIX = ".safetensors"
 INDEX = "model_index.json"
 MOST_WORDS = 5
 _SCHEMA = "sdcli.listing/2"  # raised when what is read from a file changes, so that old caches are ignored

@@ -6,10 +6,11 @@ serves every dtype; a caller's variable that still holds a tensor keeps it alive
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
-from sdcli.errors import BadFile
+from sdcli.errors import BadFile, Usage
 
 MOST_LEAVES = 50_000  # the largest known UNet has 2,000; a hostile config must not fill memory
 AT_A_USUAL_SIZE = "sdcli inspect-unet sd15 --at 512x512 --batch 1 --tokens 77"
@@ -124,6 +125,19 @@ class Trace:
 
     def extra(self, leaf: Leaf) -> None:
         self._add(leaf)
+
+
+def key_of(config: Mapping[str, Any], what: str) -> str:
+    """The config as text, by which what was counted of it is remembered."""
+    try:
+        return json.dumps(dict(config), sort_keys=True)
+    except (TypeError, ValueError, RecursionError) as error:
+        raise BadFile(f"the {what}'s config is not plain JSON") from error
+
+
+def check_size(name: str, value: int, lowest: int = 1) -> None:
+    if not lowest <= value <= LARGEST:
+        raise Usage(f"{name} {value} is outside {lowest} to {LARGEST}", hint=AT_A_USUAL_SIZE)
 
 
 def number(config: Mapping[str, Any], key: str, default: int | None = None) -> int:

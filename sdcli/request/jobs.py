@@ -61,11 +61,11 @@ def _seed_meant(text: str) -> str:
     return "--seed 1,5,9   (or 1..8, or without --seed for a random one)"
 
 
-def parse_sides(text: str) -> tuple[int, int]:
+def parse_sides(text: str, flag: str = "--size") -> tuple[int, int]:
     """`1024x768` as (width, height); `512` is a square."""
     match = re.fullmatch(r"\s*(\d{1,9})\s*(?:[x×*]\s*(\d{1,9})\s*)?", text, re.ASCII | re.IGNORECASE)
     if match is None:
-        raise Usage(f'--size: "{show(text, 60)}" is not WIDTHxHEIGHT', hint="--size 1024x768")
+        raise Usage(f'{flag}: "{show(text, 60)}" is not WIDTHxHEIGHT', hint=f"{flag} 1024x768")
     return int(match[1]), int(match[2] or match[1])
 
 
