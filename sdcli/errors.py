@@ -78,7 +78,7 @@ class DeviceUnusable(SdcliError):
 
 class BadFile(SdcliError):
     code, type = 9, "bad_file"
-    usual_hint = "get the file again, or another"
+    usual_hint = "download the file again, or use another"
 
 
 class Differs(SdcliError):

@@ -378,6 +378,5 @@ def _incomplete(source: Source, missing: tuple[str, ...], mismatched: tuple[Mism
         problems.append(f"{len(mismatched)} with the wrong shape ({show(one.name, 90)} is {shapes} …)")
     return BadFile(
         f"{show(source.name, 60)}: {'; '.join(problems)}",
-        hint="download the file again, or use another",
         missing=list(missing[:50]),
     )

@@ -43,7 +43,7 @@ _KNOWN_UNUSED = (
 _NOT_LOADED = ("safety_checker", "feature_extractor", "image_encoder", "scheduler")
 VARIANTS = (".fp16", "", ".bf16", ".fp32")  # the order in which a folder's weights are looked for
 _PREDICTIONS = ("epsilon", "v_prediction")
-_AGAIN = "get the model again, or another"
+_AGAIN = "download the model again, or use another"
 _ANOTHER = "-m sd15"
 
 
@@ -234,7 +234,7 @@ def _weights(folder: Path, stem: str) -> list[Path]:
     pickles = sorted(p.name for p in folder.glob("*") if p.suffix in PICKLE_SUFFIXES) if folder.is_dir() else []
     if pickles:
         raise OnlyPickles(
-            f"{show(folder)} has only pickles ({show(pickles[0], 80)}), which can run code when loaded; refused",
+            f"{show(folder)} has only pickles ({show(pickles[0], 80)}); loading one can run code; refused",
             hint="get the model with .safetensors files",
         )
     raise ModelMissing(f"{show(folder / stem)}.safetensors is missing", hint=_AGAIN)

@@ -165,7 +165,7 @@ def _listed(connection: Connection, repository: str, revision: str | None) -> tu
     files = hub_files.listed(info.siblings or ())
     for file in files.values():
         if not file.hash:
-            raise BadFile(f"{connection.host} gives no checksum of {show(file.path, 120)}", hint=_ANOTHER)
+            raise BadFile(f"{connection.host} gives no checksum for {show(file.path, 120)}", hint=_ANOTHER)
     return info, files
 
 
@@ -234,7 +234,7 @@ def _no_index(repository: str, files: Mapping[str, File]) -> BadFile:
             f"{show(repository)} has no {INDEX}; it holds single files such as {show(whole[0], 80)}",
             hint=f'sdcli pull "{show(repository)}/{show(whole[0], 120)}"   (then -m or --lora with the path it prints)',
         )
-    return BadFile(f"{show(repository)} is no text-to-image model: it has no {INDEX}", hint=_ANOTHER)
+    return BadFile(f"{show(repository)} is not a text-to-image model: it has no {INDEX}", hint=_ANOTHER)
 
 
 def _licence(card: Any) -> str | None:
@@ -348,7 +348,7 @@ def _check(repository: str, file: File, path: Path) -> None:
         for wrong in (path.resolve(), path):
             wrong.unlink(missing_ok=True)
         raise Altered(
-            f"{show(repository)}: {show(file.path, 120)} differs from the hub's checksum; it was deleted",
+            f"{show(repository)}: {show(file.path, 120)} differs from the Hub's checksum; it was deleted",
             hint="the same command again, over another network or without a proxy: something alters what is sent",
         )
 
@@ -381,7 +381,7 @@ def _check_room(offered: Offer, free: Callable[[Path], int | None] | None) -> No
     if room is not None and room < offered.missing:
         raise CannotWrite(
             f"{show(offered.repository)} needs {disk_text(offered.missing)} in {show(offered.cache, 200)}, where "
-            f"{disk_text(room)} are free; nothing was fetched",
+            f"{disk_text(room)} is free; nothing was downloaded",
             hint=_LARGER, need=offered.missing, free=room,
         )  # fmt: skip
 

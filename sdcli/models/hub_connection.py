@@ -115,7 +115,7 @@ def _after(response: Any) -> None:
         if scheme not in ("http", "https") or (url.startswith("https:") and scheme == "http"):
             raise Offline(f"{_host(url)} redirects to {show(location, 100)}, which is not followed", hint=_AGAIN)
     if wait > LONGEST_WAIT:
-        raise Offline(f"{_host(url)} asks to wait ({response.status_code}), for {seconds_text(wait)}", hint=_AGAIN)
+        raise Offline(f"{_host(url)} asks to wait {seconds_text(wait)} (error {response.status_code})", hint=_AGAIN)
 
 
 def _asked_to_wait(response: Any) -> float:
@@ -173,7 +173,7 @@ def understood(connection: Connection, error: Exception, repository: str) -> Sdc
     if response is not None:
         return _refusal(connection, error, response, repository)
     if isinstance(error, HFValidationError):
-        return ModelMissing(f"{show(repository, 120)} cannot be the name of a model", hint="-m sd15")
+        return ModelMissing(f"{show(repository, 120)} is not a valid model name", hint="-m sd15")
     if isinstance(error, FileMetadataError):
         return no_hub(connection)
     if name == "TooManyRedirects":
@@ -185,9 +185,9 @@ def understood(connection: Connection, error: Exception, repository: str) -> Sdc
             return Nobody(f"{host} cannot be reached; {show(repository, 120)} is not complete here", hint=_AGAIN)
         if "Timeout" in name:
             return Nobody(f"{host} does not answer; {show(repository, 120)} is not complete here", hint=_AGAIN)
-        return Passing(f"{host} broke the connection off", hint=_AGAIN)
+        return Passing(f"{host} broke off the connection", hint=_AGAIN)
     if isinstance(error, OSError) and error.errno is None:  # not the system's: huggingface_hub has counted the bytes
-        return Passing(f"{connection.host} sent more or less than the file has", hint=_AGAIN)
+        return Passing(f"{connection.host} sent more or fewer bytes than the file has", hint=_AGAIN)
     raise error
 
 
@@ -213,7 +213,7 @@ def _refusal(connection: Connection, error: Exception, response: Any, repository
     if isinstance(error, RevisionNotFoundError):
         return ModelMissing(f"{name} has no such revision on {host}", hint=f"sdcli pull {name}")
     if isinstance(error, EntryNotFoundError):
-        return ModelMissing(f"{name} lacks a file that its own list names", hint=f"sdcli pull {name}")
+        return ModelMissing(f"{name} lists a file that it does not have", hint=f"sdcli pull {name}")
     if isinstance(error, DisabledRepoError):
         return ModelMissing(f"{name} has been disabled by {host}", hint="-m sd15")
     if status == 403:
@@ -228,10 +228,10 @@ def _refusal(connection: Connection, error: Exception, response: Any, repository
 def _gated(connection: Connection, name: str, said: str, page: str) -> Gated:
     accept, again = f"accept the terms at {show(page, 200)}\n", "then the same command again"
     if not connection.token:
-        why, hint = "there is no token to tell who you are", f"{accept}then: hf auth login"
+        why, hint = "no token says who you are", f"{accept}then: hf auth login"
     elif "fine-grained" in said:
         why = "this fine-grained token may not read such models"
         hint = f"allow gated repositories at {connection.endpoint}/settings/tokens\n{again}"
     else:
-        why, hint = "the owner of this token has not, or not yet", accept + again
+        why, hint = "the owner of this token has not done so yet", accept + again
     return Gated(f"{name} is given only to people who accepted its terms; {why}", hint=hint, page=page)

@@ -128,6 +128,6 @@ def _shards(files: Mapping[str, File], part: str, stem: str, variant: str) -> tu
 def _no_weights(paths: Iterable[str], where: str, part: str = "") -> BadFile | Unsafe:
     pickles = [path for path in sorted(paths) if path.endswith(tuple(PICKLE_SUFFIXES))]
     if pickles:
-        what = f"{where} has only pickles{part} ({show(pickles[0], 80)})"
-        return Unsafe(f"{what}; loading one can run code, so sdcli does not", hint=_ANOTHER)
+        message = f"{where} has only pickles{part} ({show(pickles[0], 80)}); loading one can run code; refused"
+        return Unsafe(message, hint=_ANOTHER)
     return BadFile(f"{where} has no .safetensors file{part}", hint=_ANOTHER)

@@ -76,7 +76,7 @@ def family_of(model: Model) -> Family:
     """The family that draws it, or BadFile naming what it is instead."""
     family = families().get(model.family)
     if family is None:
-        raise BadFile(f"{show(model.name)} cannot be drawn with", hint="-m sd15")
+        raise BadFile(f"sdcli cannot draw with {show(model.name)}", hint="-m sd15")
     return family
 
 

@@ -49,13 +49,11 @@ def vocabulary(folder: str | None = None) -> Vocabulary:
     except Exception as error:  # the library raises nothing more exact
         if names_memory(str(error)):
             raise MemoryError(str(error)) from None
-        raise BadFile(f"{show(path)} is damaged: {show(error, 120)}", hint="get the model again, or another") from None
+        raise BadFile(f"{show(path)} is damaged: {show(error, 120)}") from None
     tokenizer = cut_as_clip_does(Tokenizer(model))
     start, end = tokenizer.token_to_id("<|startoftext|>"), tokenizer.token_to_id("<|endoftext|>")
     if start is None or end is None:
-        raise BadFile(
-            f"{show(path / 'vocab.json')} has no start or no end mark", hint="get the model again, or another"
-        )
+        raise BadFile(f"{show(path / 'vocab.json')} has no start or no end mark")
 
     def tokenize(text: str) -> list[int]:  # a lone surrogate has no UTF-8 form, and so no token
         return list(tokenizer.encode(text.encode("utf-8", "replace").decode("utf-8")).ids)
