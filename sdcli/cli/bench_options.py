@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shlex
 from collections.abc import Mapping
 from typing import Any
 
@@ -10,7 +11,7 @@ from sdcli.errors import Usage
 from sdcli.plan.techniques import TECHNIQUES
 from sdcli.request import config
 from sdcli.request.options import MODEL, OPTIONS, OUTPUT, SCREEN, Option, flag_of
-from sdcli.terminal import quoted, show
+from sdcli.terminal import show
 
 MEASURE = "Measure"
 _NOT_HERE = {
@@ -105,7 +106,7 @@ def flags_for(key: str, value: str) -> str:
     option = FLAGS[key]
     if option.switch:
         return flag_of(option.field) if config.convert(option.field, value) else ""
-    return f"{flag_of(option.field)} {quoted(value)}"
+    return f"{flag_of(option.field)} {shlex.quote(value)}"
 
 
 def hint_of(hint: str, chosen: Mapping[str, str]) -> str:
