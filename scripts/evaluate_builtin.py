@@ -3,7 +3,7 @@
 
     python scripts/evaluate_builtin.py --work FOLDER [--model sdcli/models/builtin] [--write CARD_FOLDER] [--dry]
 
-Every picture is drawn by `sdcli generate` itself; FOLDER keeps the artwork. A picture counts as right when the
+Every image is drawn by `sdcli generate` itself; FOLDER keeps the artwork. An image counts as right when the
 reference nearest to it (scripts/builtin_model/likeness.py) is of the thing that was asked for.
 """
 
@@ -31,7 +31,7 @@ from PIL.PngImagePlugin import PngInfo  # noqa: E402
 
 from scripts.builtin_model import artwork, likeness  # noqa: E402
 from scripts.builtin_model.captions import STYLES, Captions, several  # noqa: E402
-from scripts.builtin_model.pictures import COLOURED_GROUNDS, GROUNDS, HUES, PLACES, Look, picture  # noqa: E402
+from scripts.builtin_model.images import COLOURED_GROUNDS, GROUNDS, HUES, PLACES, Look, image  # noqa: E402
 from scripts.builtin_model.synonyms import HELD_OUT, named  # noqa: E402
 from scripts.builtin_model.things import everyday  # noqa: E402
 
@@ -39,14 +39,14 @@ SEED = 4
 COLUMNS = 20
 AGAIN, OTHERS = 50, 1001  # names drawn with another seed as well, and the first of these seeds
 SIZE = 256
-VISIBLE = 10.0  # the mean CIE76 difference from which two pictures count as different to the eye
+VISIBLE = 10.0  # the mean CIE76 difference from which two images count as different to the eye
 NUMBERS = {2: "two", 3: "three", 4: "four"}
 Named = tuple[int, str]  # thing, style
 
 
 @dataclass(frozen=True)
 class Asked:
-    """One prompt and what its picture must show: one of `things`, or all of `places`, each in its own."""
+    """One prompt and what its image must show: one of `things`, or all of `places`, each in its own."""
 
     prompt: str
     things: tuple[int, ...] = ()
@@ -74,7 +74,7 @@ class Row:
 def main() -> int:
     asked = arguments()
     art = artwork.artwork(Path(asked.work), "all", STYLES, SIZE)
-    shown = [((thing, style), picture(rgba, Look())) for style, every in art.pictures.items()
+    shown = [((thing, style), image(rgba, Look())) for style, every in art.images.items()
              for thing, rgba in every.items()]  # fmt: skip
     references = likeness.references(shown, lambda name: name[0] in art.sided)
     rows, kept = [itself(references, shown)], {}
@@ -129,7 +129,7 @@ def questions(art: artwork.Artwork, asked: str) -> list[tuple[str, list[Asked], 
     captions = Captions(art.things, art.usual)
     synonyms = [Asked(f"a {word}", tuple(names.index(name) for name in named(word) if name in names))
                 for word in HELD_OUT]  # fmt: skip
-    styles = [(index, style) for index, style in zip(common, STYLES * 20, strict=False) if index in art.pictures[style]]
+    styles = [(index, style) for index, style in zip(common, STYLES * 20, strict=False) if index in art.images[style]]
     hues = list(HUES) * 8
     grounds = COLOURED_GROUNDS * 5
     counts = [(index, number) for index, number in zip(common[60:96], (2, 3, 4) * 12, strict=True)]
@@ -193,13 +193,13 @@ def judged(
 def another_seed(
     model: str, names: Sequence[Asked], drawn: Sequence[Any], references: likeness.References, art: artwork.Artwork
 ) -> list[Row]:
-    """The first names once more with other seeds: still the thing, and to the eye another picture."""
+    """The first names once more with other seeds: still the thing, and to the eye another image."""
     names, drawn = names[:AGAIN], drawn[:AGAIN]
     again = draw(model, [one.prompt for one in names], first=OTHERS)
     right = judged("names", names, again, references, art, "")[0].right
     other = sum(difference(one, two) >= VISIBLE for one, two in zip(drawn, again, strict=True))
     return [Row("another seed: the thing", right, -1, len(names), ""),
-            Row("another seed: another picture", other, -1, len(names), "visible")]  # fmt: skip
+            Row("another seed: another image", other, -1, len(names), "visible")]  # fmt: skip
 
 
 def difference(one: Any, two: Any) -> float:
@@ -225,7 +225,7 @@ def cells(seen: Any, count: int) -> list[Any]:
 def coloured(art: artwork.Artwork, hue: str) -> likeness.References:
     """The everyday things, of which colours are asked, in one."""
     look = Look(hue=HUES[hue])
-    every = [((thing, style), picture(rgba, look)) for style, found in art.pictures.items()
+    every = [((thing, style), image(rgba, look)) for style, found in art.images.items()
              for thing, rgba in found.items() if art.things[thing].name in set(everyday())]  # fmt: skip
     return likeness.references(every, lambda name: name[0] in art.sided)
 

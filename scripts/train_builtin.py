@@ -47,8 +47,8 @@ class Made:
 
         self.work, self.device = work, device
         self.art = artwork.artwork(work, "all", STYLES, SIZE // 2)
-        count = sum(len(style) for style in self.art.pictures.values())
-        say(f"artwork: {count} pictures of {len(self.art.things)} things")
+        count = sum(len(style) for style in self.art.images.values())
+        say(f"artwork: {count} images of {len(self.art.things)} things")
 
     def autoencoder(self, asked: argparse.Namespace) -> None:
         """At half the size, on the everyday things in one style: it reads and draws the others as well."""
@@ -76,16 +76,16 @@ class Made:
         kept = self.work / "outer.pt"
         self.plain = autoencoder.train_outer(self.large, self.inner, autoencoder.Outer(), kept, SEED, self.device, say)
         shown = autoencoder.pool(self.large, 5000, SEED + 2)[::25]
-        say(f"autoencoder: {autoencoder.fidelity(self.plain, shown, self.device):.1f} dB on whole pictures")
+        say(f"autoencoder: {autoencoder.fidelity(self.plain, shown, self.device):.1f} dB on whole images")
 
     def colours(self, asked: argparse.Namespace) -> None:
         from scripts.builtin_model import laying
 
-        shown = laying.pictures(self.large, self.plain, 800, SEED, self.device)
+        shown = laying.images(self.large, self.plain, 800, SEED, self.device)
         self.vae = laying.train(shown, self.plain, laying.Recipe(), self.work / "laid.pt", SEED, self.device, say)
         self.preview = laying.preview(shown, SEED)
         laid, read = laying.fidelity(self.vae, shown, SEED + 2, self.device)
-        say(f"colours: {laid:.1f} dB laid on whole pictures, {read:.1f} dB read and drawn again")
+        say(f"colours: {laid:.1f} dB laid on whole images, {read:.1f} dB read and drawn again")
 
     def words(self, asked: argparse.Namespace) -> None:
         """Codes are made of everything; what is said and drawn at the end are the things asked for."""

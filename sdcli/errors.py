@@ -78,7 +78,7 @@ class DeviceUnusable(SdcliError):
 
 class BadFile(SdcliError):
     code, type = 9, "bad_file"
-    usual_hint = "get the file again, or another"
+    usual_hint = "download the file again, or use another"
 
 
 class Differs(SdcliError):
@@ -105,6 +105,40 @@ class Stop(BaseException):
 def stopped_by(stop: BaseException) -> Interrupted | Terminated:
     """How a command ends on Ctrl-C, or on a signal that terminates it."""
     return Terminated("terminated") if isinstance(stop, Stop) else Interrupted("interrupted")
+
+
+HARDLY_ANY = 256 << 20  # bytes: where less is left, a failure without a reason is taken for want of memory
+
+# On a CPU: a plain RuntimeError from torch's allocator (on Windows "not enough memory"). CUDA's and ROCm's libraries,
+# MPS and the drivers: a status each. The loader of shared libraries: it cannot map them (on Windows for lack of a
+# paging file). A new thread: no room for its stack.
+_OUT_OF_MEMORY = (
+    "out of memory",
+    "can't allocate memory",
+    "cannot allocate memory",
+    "not enough memory",
+    "insufficient memory",
+    "exceed allowed memory",
+    "bad allocation",
+    "std::bad_alloc",
+    "_status_alloc_failed",
+    "host_allocation_failed",
+    "error_out_of_memory",
+    "erroroutofmemory",
+    "cudaerrormemoryallocation",
+    "invalid buffer size",
+    "could not create a memory object",
+    "failed to map segment",
+    "cannot create shared object descriptor",
+    "cannot allocate symbol search list",
+    "paging file is too small",
+    "can't start new thread",
+)
+
+
+def names_memory(text: str) -> bool:
+    """Whether a library's message says that memory ran out."""
+    return any(words in text.lower() for words in _OUT_OF_MEMORY)
 
 
 REGISTRY: dict[str, type[SdcliError]] = {cls.type: cls for cls in SdcliError.__subclasses__()}

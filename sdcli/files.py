@@ -6,14 +6,13 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
-import shlex
 import stat
 import time
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from sdcli.errors import CannotWrite
-from sdcli.terminal import show
+from sdcli.terminal import cause, show
 
 _NOFOLLOW = getattr(os, "O_NOFOLLOW", 0)
 _BINARY = getattr(os, "O_BINARY", 0)  # Windows would turn \n into \r\n
@@ -196,28 +195,6 @@ def save(path: Path, text: str, *, hint: str, make_folder: bool = True) -> None:
         raise cannot_write(path, error, hint=hint) from None
 
 
-_CAUSES = {
-    "ENOSPC": "the disk is full",
-    "EDQUOT": "your disk quota is used up",
-    "EROFS": "the file system is read-only",
-    "EIO": "the disk reported an error",
-    "EACCES": "no permission",
-    "EPERM": "not permitted",
-    "ENAMETOOLONG": "the name is too long for this file system",
-    "EFBIG": "the file would be larger than allowed",
-    "ENOTDIR": "part of the path is a file, not a folder",
-    "EISDIR": "it is a folder",
-    "ENOENT": "the folder is gone",
-    "EMFILE": "too many files are open",
-    "ENFILE": "too many files are open",
-}
-
-
-def cause(error: OSError) -> str:
-    name = errno.errorcode.get(error.errno or 0, "")
-    return _CAUSES.get(name) or show(error.strerror or error, 120)
-
-
 def cannot_write(path: Path | str, error: OSError, *, done: str = "", hint: str = "") -> CannotWrite:
     return CannotWrite(
         f"could not write {show(path)}: {cause(error)}",
@@ -225,12 +202,4 @@ def cannot_write(path: Path | str, error: OSError, *, done: str = "", hint: str 
         hint=hint or "-o ~/sdcli-images   (or another folder you may write to)",
         path=str(path),
         errno=errno.errorcode.get(error.errno or 0, ""),
-    )
-
-
-def quoted(path: Path | str) -> str:
-    """A path fit to be pasted into a shell, and to be shown."""
-    text = str(path)
-    return (
-        f'"{show(text)}"' if os.name == "nt" and " " in text else show(text if os.name == "nt" else shlex.quote(text))
     )

@@ -20,6 +20,10 @@ _AT_ONCE = 1 << 20
 _OPEN_FLAGS = getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_NOCTTY", 0) | getattr(os, "O_BINARY", 0)
 
 
+def cannot_read(path: str | Path, error: OSError, hint: str = "sdcli doctor") -> BadFile:
+    return BadFile(f"{show(path)} cannot be read: {show(error.strerror or error)}", hint=hint)
+
+
 class NotJson(ValueError):
     """What is wrong, as the end of a sentence: "names "a" twice"."""
 
@@ -73,7 +77,7 @@ def read(
     try:
         return parse_object(whole(source, most) if isinstance(source, Path) else source, duplicates=duplicates)
     except OSError as error:
-        raise BadFile(f"{show(where)} cannot be read: {show(error.strerror or error)}", hint=hint) from None
+        raise cannot_read(where, error, hint) from None
     except NotJson as error:
         raise BadFile(f"{show(where)} {error}", hint=hint) from None
 

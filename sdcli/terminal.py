@@ -158,6 +158,29 @@ def width(stream: IO[str] | None = None) -> int:
         return 80
 
 
+_CAUSES = {
+    "ENOSPC": "the disk is full",
+    "EDQUOT": "your disk quota is used up",
+    "EROFS": "the file system is read-only",
+    "EIO": "the disk reported an error",
+    "EACCES": "no permission",
+    "EPERM": "not permitted",
+    "ENAMETOOLONG": "the name is too long for this file system",
+    "EFBIG": "the file would be larger than allowed",
+    "ENOTDIR": "part of the path is a file, not a folder",
+    "EISDIR": "it is a folder",
+    "ENOENT": "the folder is gone",
+    "EMFILE": "too many files are open",
+    "ENFILE": "too many files are open",
+}
+
+
+def cause(error: OSError) -> str:
+    """Why a file could not be written, in words."""
+    name = errno.errorcode.get(error.errno or 0, "")
+    return _CAUSES.get(name) or show(error.strerror or error, 120)
+
+
 class StdoutLost(CannotWrite):
     """Results could not be written. A reader that has closed the pipe (`| head`) is not such a loss."""
 
@@ -191,8 +214,7 @@ def tell(text: str = "") -> None:
 
 
 def lost(error: OSError | ValueError) -> StdoutLost:
-    full = isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)
-    because = "the disk is full" if full else show(getattr(error, "strerror", None) or error, 120)
+    because = cause(error) if isinstance(error, OSError) else show(error, 120)
     return StdoutLost(f"results could not be written to stdout: {because}", hint="the same command with > FILE")
 
 
@@ -248,8 +270,8 @@ def console(stream: IO[str] | None = None, **options: Any) -> Console:
 
 
 def counted(number: int, word: str) -> str:
-    """1 step, 20 steps."""
-    return f"{number} {word}{'' if number == 1 else 's'}"
+    """1 step, 20 steps, 2 processes."""
+    return f"{number} {word}{'' if number == 1 else 'es' if word.endswith('s') else 's'}"
 
 
 def size_text(count: int | float) -> str:

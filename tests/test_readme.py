@@ -163,7 +163,7 @@ def hints(path: Path) -> Iterator[tuple[int, str]]:
             yield line, shown
 
 
-def test_no_hint_is_about_the_picture_of_somebody_else() -> None:
+def test_no_hint_is_about_the_image_of_somebody_else() -> None:
     """A hint names what to change; the line to paste is made from what was typed."""
     drawing = re.compile(r"sdcli (generate|plan) ")
     literal = [(path.name, line, hint) for path in SOURCES for line, hint in hints_given(path) if drawing.match(hint)]

@@ -23,7 +23,7 @@ PACKAGES = {
     "noto": ("@iconify-json/noto", "1.2.9", "Apache-2.0"),
 }
 NAMES = ("emojibase-data", "17.0.0", "MIT")
-TWINS = 0.035  # the deviation of two pictures' means, of 1, under which they are taken for the same
+TWINS = 0.035  # the deviation of two images' means, of 1, under which they are taken for the same
 LEFT_OUT = (None, 2, 9)  # emojibase's groups: regional letters, components, flags
 
 
@@ -39,31 +39,31 @@ class Thing:
 
 @dataclass(frozen=True)
 class Artwork:
-    """`pictures[style]` holds one RGBA picture for each thing that has one: (index of the thing) → pixels.
+    """`images[style]` holds one RGBA image for each thing that has one: (index of the thing) → pixels.
 
     A thing is `sided` when its mirror image is another thing: a clock, an arrow, somebody who walks to the right.
     """
 
     things: tuple[Thing, ...]
-    pictures: dict[str, dict[int, np.ndarray[Any, Any]]]
+    images: dict[str, dict[int, np.ndarray[Any, Any]]]
     sided: frozenset[int]
 
     def usual(self, thing: int) -> str:
         """The style of a prompt that names none."""
-        return next(style for style, every in self.pictures.items() if thing in every)
+        return next(style for style, every in self.images.items() if thing in every)
 
     def any(self, random: np.random.Generator) -> tuple[str, int]:
-        """A style, and a thing that has a picture in it."""
-        style = list(self.pictures)[random.integers(len(self.pictures))]
-        things = list(self.pictures[style])
+        """A style, and a thing that has an image in it."""
+        style = list(self.images)[random.integers(len(self.images))]
+        things = list(self.images[style])
         return style, things[random.integers(len(things))]
 
 
 def artwork(work: Path, scope: str, styles: tuple[str, ...], size: int) -> Artwork:
     """Fetched and rendered once, then read from `work`."""
     things = _things(work, scope)
-    pictures = {style: _rendered(work, style, things, size) for style in styles}
-    return Artwork(things, pictures, _sided(pictures))
+    images = {style: _rendered(work, style, things, size) for style in styles}
+    return Artwork(things, images, _sided(images))
 
 
 def _things(work: Path, scope: str) -> tuple[Thing, ...]:
@@ -84,9 +84,9 @@ def _things(work: Path, scope: str) -> tuple[Thing, ...]:
     return tuple(found)
 
 
-def _sided(pictures: dict[str, dict[int, np.ndarray[Any, Any]]]) -> frozenset[int]:
+def _sided(images: dict[str, dict[int, np.ndarray[Any, Any]]]) -> frozenset[int]:
     found: set[int] = set()
-    for every in pictures.values():
+    for every in images.values():
         small = np.stack([_small(rgba) for rgba in every.values()])
         turned = small[:, :, ::-1].reshape(len(small), -1)
         flat = small.reshape(len(small), -1)
@@ -113,7 +113,7 @@ def _rendered(work: Path, style: str, things: tuple[Thing, ...], size: int) -> d
     if not kept.exists():
         draw = _Files(work) if style == "3d" else _Vectors(work, style)
         found = {index: draw(thing.code, size) for index, thing in enumerate(things)}
-        has = {index: picture for index, picture in found.items() if picture is not None}
+        has = {index: image for index, image in found.items() if image is not None}
         np.savez_compressed(kept, indices=np.array(list(has)), pixels=np.stack(list(has.values())))
     with np.load(kept) as file:
         return dict(zip(file["indices"].tolist(), file["pixels"], strict=True))
@@ -141,7 +141,7 @@ class _Vectors:
 
 
 class _Files:
-    """One picture file for each emoji."""
+    """One image file for each emoji."""
 
     def __init__(self, work: Path) -> None:
         self.package = package(work, *PACKAGES["3d"][:2])
@@ -154,15 +154,15 @@ class _Files:
 
 
 def _rgba(data: bytes, size: int) -> np.ndarray[Any, Any]:
-    with Image.open(io.BytesIO(data)) as image:
-        picture = image.convert("RGBA")
-        if picture.size != (size, size):
-            picture = picture.resize((size, size), Image.Resampling.LANCZOS)
-        return np.asarray(picture)
+    with Image.open(io.BytesIO(data)) as opened:
+        image = opened.convert("RGBA")
+        if image.size != (size, size):
+            image = image.resize((size, size), Image.Resampling.LANCZOS)
+        return np.asarray(image)
 
 
 def _plain(code: str) -> str:
-    """Codes with and without the mark "shown as a picture" mean the same emoji."""
+    """Codes with and without the mark "shown as an image" mean the same emoji."""
     return code.lower().replace("-fe0f", "")
 
 

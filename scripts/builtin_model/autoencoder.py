@@ -15,21 +15,21 @@ from diffusers import AutoencoderKL
 from torch.nn import functional
 
 from scripts.builtin_model.artwork import Artwork
-from scripts.builtin_model.pictures import GROUNDS, HUES, any_look, picture
+from scripts.builtin_model.images import GROUNDS, HUES, any_look, image
 
 NOISE = 0.1  # of a latent's deviation, added while training: the decoder forgives a denoiser's small errors
 
 
 @dataclass(frozen=True)
 class Recipe:
-    size: int = 128  # of a whole picture
+    size: int = 128  # of a whole image
     crop: int = 64
     widths: tuple[int, ...] = (16, 32, 64, 128)
     latent_channels: int = 8
     steps: int = 6000
     batch: int = 12
     rate: float = 2e-3
-    pool: int = 3000  # pictures drawn beforehand; every crop comes from one of them
+    pool: int = 3000  # images drawn beforehand; every crop comes from one of them
 
 
 def new(recipe: Recipe) -> AutoencoderKL:
@@ -42,9 +42,9 @@ def new(recipe: Recipe) -> AutoencoderKL:
 
 
 def pool(artwork: Artwork, count: int, seed: int) -> np.ndarray[Any, Any]:
-    """Pictures of every thing, some on coloured grounds and in other colours."""
+    """Images of every thing, some on coloured grounds and in other colours."""
     random = np.random.default_rng(seed)
-    every = [rgba for style in artwork.pictures.values() for rgba in style.values()]
+    every = [rgba for style in artwork.images.values() for rgba in style.values()]
     grounds, hues = list(GROUNDS.values()), list(HUES.values())
     found = []
     for number in range(count):
@@ -53,7 +53,7 @@ def pool(artwork: Artwork, count: int, seed: int) -> np.ndarray[Any, Any]:
             fixed["ground"] = grounds[random.integers(len(grounds))]
         if random.random() < 0.25:
             fixed["hue"] = hues[random.integers(len(hues))]
-        found.append(picture(every[number % len(every)], any_look(random, **fixed)))
+        found.append(image(every[number % len(every)], any_look(random, **fixed)))
     return np.stack(found)
 
 
@@ -99,21 +99,21 @@ def distance(drawn: torch.Tensor, wanted: torch.Tensor) -> tuple[torch.Tensor, f
     return far.abs().mean() + 2 * square + edges, -10 * math.log10(max(1e-9, square.item() / 4))
 
 
-def _crops(pictures: np.ndarray[Any, Any], recipe: Recipe, seed: int, device: str) -> Iterator[torch.Tensor]:
+def _crops(images: np.ndarray[Any, Any], recipe: Recipe, seed: int, device: str) -> Iterator[torch.Tensor]:
     random = np.random.default_rng(seed)
     most = recipe.size - recipe.crop
     while True:
-        chosen = random.integers(len(pictures), size=recipe.batch)
+        chosen = random.integers(len(images), size=recipe.batch)
         corners = random.integers(most + 1, size=(recipe.batch, 2))
         cut = [
-            pictures[index, y : y + recipe.crop, x : x + recipe.crop]
+            images[index, y : y + recipe.crop, x : x + recipe.crop]
             for index, (y, x) in zip(chosen, corners, strict=True)
         ]
         yield tensor(np.stack(cut), device)
 
 
-def tensor(pictures: np.ndarray[Any, Any], device: str) -> torch.Tensor:
-    found = torch.from_numpy(pictures).to(device).permute(0, 3, 1, 2).float() / 127.5 - 1
+def tensor(images: np.ndarray[Any, Any], device: str) -> torch.Tensor:
+    found = torch.from_numpy(images).to(device).permute(0, 3, 1, 2).float() / 127.5 - 1
     return found.contiguous(memory_format=torch.channels_last)
 
 
@@ -136,7 +136,7 @@ class Outer:
 
 
 def widened(inner: AutoencoderKL) -> AutoencoderKL:
-    """Reads and draws pictures twice as large through the same latents; at first it merely repeats each pixel."""
+    """Reads and draws images twice as large through the same latents; at first it merely repeats each pixel."""
     config = {name: value for name, value in inner.config.items() if not name.startswith("_")}
     levels = len(inner.config.block_out_channels) + 1
     config |= {
@@ -169,7 +169,7 @@ def train_outer(
     artwork: Artwork, inner: AutoencoderKL, recipe: Outer, kept: Path, seed: int, device: str,
     say: Callable[[str], None],
 ) -> AutoencoderKL:  # fmt: skip
-    """The outermost levels alone, the encoder's on crops and the decoder's on whole pictures. Resumes from `kept`."""
+    """The outermost levels alone, the encoder's on crops and the decoder's on whole images. Resumes from `kept`."""
     torch.manual_seed(seed)
     inner = inner.to(device, memory_format=torch.channels_last).eval().requires_grad_(False)
     model = widened(inner).to(device, memory_format=torch.channels_last).requires_grad_(False)
@@ -182,15 +182,15 @@ def train_outer(
     begun = resumed(model, optimizer, kept, device)
     if begun >= recipe.steps:
         return model.eval()
-    pictures = pool(artwork, recipe.pool, seed)
+    images = pool(artwork, recipe.pool, seed)
     if not begun:
-        _read_alike(model, inner, pictures, recipe, seed, device)
+        _read_alike(model, inner, images, recipe, seed, device)
     started, seen = time.monotonic(), []
     for step in range(begun, recipe.steps):
         for group in optimizer.param_groups:
             group["lr"] = recipe.rate * rate(step, recipe.steps, 50)
         random = np.random.default_rng((seed, step))
-        wanted = tensor(pictures[random.integers(len(pictures), size=recipe.batch)], device)
+        wanted = tensor(images[random.integers(len(images), size=recipe.batch)], device)
         small = functional.avg_pool2d(wanted, 2)
         with torch.autocast(device.split(":")[0], torch.bfloat16):
             with torch.no_grad():
@@ -209,9 +209,9 @@ def train_outer(
 
 
 def _read_alike(
-    model: AutoencoderKL, inner: AutoencoderKL, pictures: np.ndarray[Any, Any], recipe: Outer, seed: int, device: str
+    model: AutoencoderKL, inner: AutoencoderKL, images: np.ndarray[Any, Any], recipe: Outer, seed: int, device: str
 ) -> None:
-    """Two convolutions that read a picture as the inner ones read it at half its size."""
+    """Two convolutions that read an image as the inner ones read it at half its size."""
     first, second = model.encoder.conv_in, model.encoder.down_blocks[0].downsamplers[0]
     moving = [*first.parameters(), *second.parameters()]
     for value in moving:
@@ -223,7 +223,7 @@ def _read_alike(
     for step in range(recipe.reading):
         for group in optimizer.param_groups:
             group["lr"] = 2 * recipe.rate * rate(step, recipe.reading, 50)
-        chosen = pictures[random.integers(len(pictures), size=recipe.batch)]
+        chosen = images[random.integers(len(images), size=recipe.batch)]
         left, top = random.integers(0, chosen.shape[1] - recipe.crop + 1, 2)
         whole = tensor(chosen[:, top : top + recipe.crop, left : left + recipe.crop], device)
         with torch.no_grad():
@@ -237,25 +237,25 @@ def _read_alike(
 
 
 @torch.no_grad()
-def encoded(model: AutoencoderKL, pictures: np.ndarray[Any, Any], device: str, batch: int = 32) -> torch.Tensor:
+def encoded(model: AutoencoderKL, images: np.ndarray[Any, Any], device: str, batch: int = 32) -> torch.Tensor:
     """Means, in fp16 on the CPU."""
     found = []
-    for start in range(0, len(pictures), batch):
+    for start in range(0, len(images), batch):
         with torch.autocast(device.split(":")[0], torch.bfloat16):
-            mean = model.encode(tensor(pictures[start : start + batch], device)).latent_dist.mean
+            mean = model.encode(tensor(images[start : start + batch], device)).latent_dist.mean
         found.append(mean.half().cpu())
     return torch.cat(found)
 
 
 @torch.no_grad()
-def fidelity(model: AutoencoderKL, pictures: np.ndarray[Any, Any], device: str) -> float:
-    """dB of the mean square error over whole pictures."""
+def fidelity(model: AutoencoderKL, images: np.ndarray[Any, Any], device: str) -> float:
+    """dB of the mean square error over whole images."""
     square = 0.0
-    for start in range(0, len(pictures), 16):
-        wanted = tensor(pictures[start : start + 16], device)
+    for start in range(0, len(images), 16):
+        wanted = tensor(images[start : start + 16], device)
         drawn = model.decode(model.encode(wanted).latent_dist.mean).sample.clamp(-1, 1)
         square += (drawn - wanted).square().mean(dim=(1, 2, 3)).sum().item()
-    return -10 * math.log10(max(1e-9, square / len(pictures) / 4))
+    return -10 * math.log10(max(1e-9, square / len(images) / 4))
 
 
 @torch.no_grad()

@@ -1,4 +1,4 @@
-"""What a picture may be called: names and tags in three languages, in sentences, with colours, grounds and styles."""
+"""What an image may be called: names and tags in three languages, in sentences, with colours, grounds and styles."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from scripts.builtin_model.artwork import Thing
-from scripts.builtin_model.pictures import GROUNDS, HUES
+from scripts.builtin_model.images import GROUNDS, HUES
 from scripts.builtin_model.synonyms import HELD_OUT
 
 LANGUAGES = ("en", "it", "zh")
@@ -63,7 +63,7 @@ PAIRED = {
 
 @dataclass(frozen=True)
 class Meaning:
-    """What a caption says, and so what a picture must show. None: up to the seed, alone, or as the artwork is."""
+    """What a caption says, and so what an image must show. None: up to the seed, alone, or as the artwork is."""
 
     thing: int
     style: str | None = None

@@ -1,6 +1,6 @@
-"""What the denoiser is shown: each picture with the code of what it means.
+"""What the denoiser is shown: each image with the code of what it means.
 
-A code is the picture itself in few numbers: the main directions of its latents, as it looks on white. Beside these it
+A code is the image itself in few numbers: the main directions of its latents, as it looks on white. Beside these it
 marks what is said of the thing (a style, a colour, a ground, how many), always in the same way, so that what one thing
 taught holds for the others. The text encoder learns to say codes, the denoiser to draw from them; so neither has to
 know all the artwork.
@@ -23,7 +23,7 @@ from scripts.builtin_model.artwork import Artwork
 from scripts.builtin_model.autoencoder import encoded, keep
 from scripts.builtin_model.captions import STYLES, Meaning
 from scripts.builtin_model.fields import matte
-from scripts.builtin_model.pictures import (
+from scripts.builtin_model.images import (
     COLOURED_GROUNDS,
     GROUNDS,
     HUES,
@@ -31,7 +31,7 @@ from scripts.builtin_model.pictures import (
     Look,
     Pixels,
     grey,
-    picture,
+    image,
     together,
 )
 
@@ -48,7 +48,7 @@ MARKS: dict[tuple[str, str | int], float] = {
 
 @dataclass(frozen=True)
 class Amounts:
-    """How many pictures of several things are drawn beforehand."""
+    """How many images of several things are drawn beforehand."""
 
     pairs: int = 6000
     counts: int = 5000
@@ -138,7 +138,7 @@ def _made(artwork: Artwork, autoencoder: AutoencoderKL, amounts: Amounts, seed: 
     for kind in (_single(artwork), _pairs(artwork, amounts.pairs, random), _counts(artwork, amounts.counts, random)):
         for rows in _in_batches(kind):
             drawn = np.stack([rgba for _, rgba in rows])
-            shown = encoded(autoencoder, np.stack([picture(rgba, Look()) for rgba in drawn]), device)
+            shown = encoded(autoencoder, np.stack([image(rgba, Look()) for rgba in drawn]), device)
             latents.append(shown)
             mattes.append(matte(drawn[..., 3], shown.shape[-1]).half())
             meanings += [(meaning.thing, meaning.style, meaning.count, meaning.beside) for meaning, _ in rows]
@@ -161,7 +161,7 @@ def _in_batches(rows: Iterator[Row], count: int = 64) -> Iterator[list[Row]]:
 
 
 def _single(artwork: Artwork) -> Iterator[Row]:
-    for style, every in artwork.pictures.items():
+    for style, every in artwork.images.items():
         for thing, rgba in every.items():
             yield Meaning(thing, style), rgba
 
@@ -169,22 +169,20 @@ def _single(artwork: Artwork) -> Iterator[Row]:
 def _pairs(artwork: Artwork, count: int, random: np.random.Generator) -> Iterator[Row]:
     for _ in range(count):
         style, left = artwork.any(random)
-        right = list(artwork.pictures[style])[random.integers(len(artwork.pictures[style]))]
+        right = list(artwork.images[style])[random.integers(len(artwork.images[style]))]
         if left != right:
             yield (
                 Meaning(left, style, beside=right),
-                together([artwork.pictures[style][thing] for thing in (left, right)]),
+                together([artwork.images[style][thing] for thing in (left, right)]),
             )
 
 
 def _counts(artwork: Artwork, count: int, random: np.random.Generator) -> Iterator[Row]:
     """All there are, or as many of them."""
-    every = [
-        (style, thing, number) for style, found in artwork.pictures.items() for thing in found for number in PLACES
-    ]
+    every = [(style, thing, number) for style, found in artwork.images.items() for thing in found for number in PLACES]
     for index in random.permutation(len(every))[:count]:
         style, thing, number = every[index]
-        yield Meaning(thing, style, count=number), together([artwork.pictures[style][thing]] * number)
+        yield Meaning(thing, style, count=number), together([artwork.images[style][thing]] * number)
 
 
 def _marks(meaning: Meaning) -> list[float]:

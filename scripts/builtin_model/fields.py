@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from scripts.builtin_model.captions import Meaning
-from scripts.builtin_model.pictures import GROUNDS, HUES, Pixels, recoloured, shaded
+from scripts.builtin_model.images import GROUNDS, HUES, Pixels, recoloured, shaded
 
 DRAWN = 8  # channels of the things themselves, as on white
 COUNT = 9  # channels beside these: the matte, then one for each value of `Colours.values`
@@ -40,7 +40,7 @@ class Colours:
         return [*((part - 191) / 64 for part in self.ground), *turn, float(self.tinted), self.vivid, self.light]
 
     def on(self, rgba: Pixels) -> Pixels:
-        """The RGB picture that latents with these colours mean."""
+        """The RGB image that latents with these colours mean."""
         part = rgba[..., 3:].astype(np.float32) / 255
         over = recoloured(rgba, self.hue, self.tinted) if self.hue is not None else rgba
         seen = shaded(over[..., :3].astype(np.float32), self.vivid, self.light)

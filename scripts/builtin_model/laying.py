@@ -17,7 +17,7 @@ from torch.nn import functional
 from scripts.builtin_model.artwork import Artwork
 from scripts.builtin_model.autoencoder import NOISE, descend, distance, encoded, keep_step, rate, resumed, tensor
 from scripts.builtin_model.fields import COUNT, DRAWN, Colours, any_ground, matte, with_colours
-from scripts.builtin_model.pictures import GROUNDS, Pixels, grey, together
+from scripts.builtin_model.images import GROUNDS, Pixels, grey, together
 
 LOUD = (*[NOISE] * DRAWN, 0.2, *[0.05] * (COUNT - 1))  # of each channel, added while training
 
@@ -27,8 +27,8 @@ class Recipe:
     crop: int = 96
     crops: int = 8  # in a batch
     steps: int = 6000
-    whole: float = 0.15  # the last part of the steps, on two whole pictures each
-    reading: int = 800  # steps of the encoder, on half as many whole pictures as crops
+    whole: float = 0.15  # the last part of the steps, on two whole images each
+    reading: int = 800  # steps of the encoder, on half as many whole images as crops
     rate: float = 2e-3
 
 
@@ -64,7 +64,7 @@ def _places(size: int, all_of: int) -> Tensor:
 
 
 @dataclass(frozen=True)
-class Pictures:
+class Images:
     """Artwork, and the latents it has on white."""
 
     artwork: list[Pixels]
@@ -72,7 +72,7 @@ class Pictures:
     grey: list[bool]
 
     def any(self, random: np.random.Generator, count: int, crop: int | None = None) -> Laid:
-        """Whole pictures or parts of them, in colours as they may be asked for or chosen, and all between."""
+        """Whole images or parts of them, in colours as they may be asked for or chosen, and all between."""
         rows = random.integers(len(self.artwork), size=count)
         cells = self.latents.shape[-1]
         edge = self.artwork[0].shape[0] // cells
@@ -103,19 +103,19 @@ class Laid:
         return with_colours(self.drawn, self.colours).to(device)
 
 
-def pictures(artwork: Artwork, plain: AutoencoderKL, several: int, seed: int, device: str) -> Pictures:
-    """Every picture, and some of `several` things."""
+def images(artwork: Artwork, plain: AutoencoderKL, several: int, seed: int, device: str) -> Images:
+    """Every image, and some of `several` things."""
     random = np.random.default_rng(seed)
-    every = [rgba for style in artwork.pictures.values() for rgba in style.values()]
+    every = [rgba for style in artwork.images.values() for rgba in style.values()]
     for _ in range(several):
         every.append(together([every[row] for row in random.integers(len(every), size=random.integers(2, 5))]))
     parts = [every[start : start + 64] for start in range(0, len(every), 64)]
     latents = [encoded(plain, np.stack([Colours().on(rgba) for rgba in part]), device) for part in parts]
-    return Pictures(every, torch.cat(latents), [grey(rgba) for rgba in every])
+    return Images(every, torch.cat(latents), [grey(rgba) for rgba in every])
 
 
 def train(
-    shown: Pictures, plain: AutoencoderKL, recipe: Recipe, kept: Path, seed: int, device: str,
+    shown: Images, plain: AutoencoderKL, recipe: Recipe, kept: Path, seed: int, device: str,
     say: Callable[[str], None],
 ) -> AutoencoderKL:  # fmt: skip
     """The decoder learns to lay colours on, then the encoder to see things apart from their ground. Resumes."""
@@ -141,7 +141,7 @@ def train(
     encoder = [*model.encoder.parameters(), *model.quant_conv.parameters()]
     _course("colours laid, dB", model, decoder, lay, recipe.steps, recipe.rate, kept, seed, say)
     second = kept.with_stem(f"{kept.stem}-read")
-    _course("pictures read, off by", model, encoder, read, recipe.reading, recipe.rate / 4, second, seed, say)
+    _course("images read, off by", model, encoder, read, recipe.reading, recipe.rate / 4, second, seed, say)
     return model.eval()
 
 
@@ -181,8 +181,8 @@ def _any_colours(random: np.random.Generator, greys: bool) -> Colours:
 
 
 @torch.no_grad()
-def fidelity(model: AutoencoderKL, shown: Pictures, seed: int, device: str, count: int = 200) -> tuple[float, float]:
-    """dB of whole pictures: decoded from what they mean, and read and decoded."""
+def fidelity(model: AutoencoderKL, shown: Images, seed: int, device: str, count: int = 200) -> tuple[float, float]:
+    """dB of whole images: decoded from what they mean, and read and decoded."""
     random = np.random.default_rng(seed)
     square = np.zeros(2)
     for _ in range(0, count, 10):
@@ -195,7 +195,7 @@ def fidelity(model: AutoencoderKL, shown: Pictures, seed: int, device: str, coun
     return float(laid), float(read)
 
 
-def preview(shown: Pictures, seed: int, count: int = 600) -> list[list[float]]:
+def preview(shown: Images, seed: int, count: int = 600) -> list[list[float]]:
     """Red, green and blue of each latent channel, and one row that every place has."""
     one = shown.any(np.random.default_rng(seed), count)
     latents = one.latents("cpu")

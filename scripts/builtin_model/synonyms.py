@@ -1,4 +1,4 @@
-"""A hundred everyday words for things the model draws; no picture was ever shown with one of them."""
+"""A hundred everyday words for things the model draws; no image was ever shown with one of them."""
 
 HELD_OUT = {
     "puppy": "dog", "hound": "dog", "kitty": "cat", "feline": "cat", "ape": "gorilla", "chimp": "monkey",

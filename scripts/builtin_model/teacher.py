@@ -1,4 +1,4 @@
-"""Sentence embeddings of a small model that a Python package brings along: what words mean, before any picture."""
+"""Sentence embeddings of a small model that a Python package brings along: what words mean, before any image."""
 
 from __future__ import annotations
 

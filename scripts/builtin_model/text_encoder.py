@@ -1,7 +1,7 @@
-"""The text encoder: a small CLIPTextModel with its own vocabulary, taught what words mean before any picture.
+"""The text encoder: a small CLIPTextModel with its own vocabulary, taught what words mean before any image.
 
-Every caption is led to the code of its picture (scripts/builtin_model/examples.py); any other word to the code of the
-thing nearest to it in the teacher's eyes, so that a word never shown with a picture still means something to draw.
+Every caption is led to the code of its image (scripts/builtin_model/examples.py); any other word to the code of the
+thing nearest to it in the teacher's eyes, so that a word never shown with an image still means something to draw.
 """
 
 from __future__ import annotations

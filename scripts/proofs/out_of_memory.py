@@ -322,7 +322,7 @@ def _needs(plan: Plan, setup: Setup, phase: str) -> int:
 
 
 def _finished_before(plan: Plan, case: Case) -> int:
-    """Pictures done when the failing call comes."""
+    """Images done when the failing call comes."""
     each = {"denoise": plan.jobs[0].unet_calls, "decode": 1}.get(phase_of(case, plan.setup), case.call)
     return (case.call - 1) // each
 

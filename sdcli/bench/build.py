@@ -1,4 +1,4 @@
-"""The result so far: figures from the rows of a measurement, at any moment."""
+"""The result so far: figures from the cases of a measurement, at any moment."""
 
 from __future__ import annotations
 
@@ -15,10 +15,11 @@ from sdcli import schema
 from sdcli.bench import likeness, statistics
 from sdcli.bench.likeness import Likeness
 from sdcli.bench.result import BenchResult, Case, ImageRun, Phases, Throughput, Work, WorkRate
-from sdcli.bench.run import Bench, Row, rate_of
+from sdcli.bench.run import Bench, OngoingCase, rate_of
 from sdcli.bench.statistics import Ratio, Summary
 from sdcli.models import unet, vae
 from sdcli.plan.plan import Plan
+from sdcli.plan.stages import guided
 from sdcli.record.report import Measured, MemoryUse, Predicted
 
 _PEAKS = ("allocated_peak", "reserved_peak", "driver_peak", "pinned_peak", "host_peak")
@@ -26,13 +27,13 @@ _REFERENCE = Ratio(value=1.0, low=1.0, high=1.0, verdict="reference")
 
 
 def build(bench: Bench, reference: str, ceilings: Mapping[str, float], about: Mapping[str, Any]) -> BenchResult:
-    """`reference` names the row that ratios and images are compared with; `ceilings` are the best rates seen on this
+    """`reference` names the case that ratios and images are compared with; `ceilings` are the best rates seen on this
     machine by number type; `about` is the environment (surroundings.provenance)."""
-    rows = bench.rows
-    first = next((row for row in rows if row.configuration.name == reference), rows[0])
-    base = first if first.measured else next((row for row in rows if row.measured), first)
+    cases = bench.cases
+    first = next((case for case in cases if case.configuration.name == reference), cases[0])
+    base = first if first.measured else next((case for case in cases if case.measured), first)
     reasons = bench.watch.reasons()
-    planned = next(row.configuration.plan for row in [base, *rows] if row.configuration.plan is not None)
+    planned = next(case.configuration.plan for case in [base, *cases] if case.configuration.plan is not None)
     return BenchResult(
         status="interrupted" if bench.stopped_by == "interrupted" else "done",
         stopped_by=bench.stopped_by,
@@ -40,7 +41,7 @@ def build(bench: Bench, reference: str, ceilings: Mapping[str, float], about: Ma
         contended=bool(reasons),
         reasons=reasons,
         work=work(planned),
-        configurations=_with_pareto([_case(row, base, bench, ceilings) for row in rows]),
+        configurations=_with_pareto([_case(case, base, bench, ceilings) for case in cases]),
         environment={
             **about,
             "foreign_share": bench.watch.foreign_share,
@@ -77,10 +78,9 @@ def macs_per_step(plan: Plan) -> int:
     jobs = plan.batch(0)
     components = plan.model.components
     scale = vae.scale(components["vae"].config)
-    guided = jobs[0].guided and not components["unet"].config.get("time_cond_proj_dim")
     call = unet.analyse(
         components["unet"].config, height=jobs[0].height // scale, width=jobs[0].width // scale,
-        batch=len(jobs) * (2 if guided else 1),
+        batch=len(jobs) * (2 if guided(plan.model, jobs[0]) else 1),
     )  # fmt: skip
     return call.macs
 
@@ -88,40 +88,40 @@ def macs_per_step(plan: Plan) -> int:
 # --- one configuration
 
 
-def _case(row: Row, base: Row, bench: Bench, ceilings: Mapping[str, float]) -> Case:
-    one, plan = row.configuration, row.configuration.plan
-    step = statistics.summarise(row.processes(), bench.planned)
-    seconds = _median(image.drawn.seconds for image in row.measured)
+def _case(case: OngoingCase, base: OngoingCase, bench: Bench, ceilings: Mapping[str, float]) -> Case:
+    one, plan = case.configuration, case.configuration.plan
+    step = statistics.summarise(case.processes(), bench.planned)
+    seconds = _median(image.drawn.seconds for image in case.measured)
     batch = len(plan.batch(0)) if plan is not None else 1
     return Case(
         name=one.name,
         options=one.options,
         setup=schema.to_json(plan.setup) if plan is not None else {},
-        reference=row is base,
-        error=row.error.to_json() if row.error else None,
-        phases=_phases(row),
-        first_step_seconds=_median(image.steps[0] for image in row.measured),
-        warmup_images=_warmup_images(row),
-        warmup_stable=row.steady,
+        reference=case is base,
+        error=case.error.to_json() if case.error else None,
+        phases=_phases(case),
+        first_step_seconds=_median(image.steps[0] for image in case.measured),
+        warmup_images=_warmup_images(case),
+        warmup_stable=case.steady,
         step=step,
         rates=Throughput(
             steps_per_second=1 / step.median if step and step.median else None,
             images_per_second=batch / seconds if seconds else None,
         ),
-        work_rate=_work_rate(plan, step, row, ceilings),
-        launch_bound=_launch_bound(row, step),
-        memory=memory_of(row),
-        image=_image(row, base),
-        ratio=_ratio(row, base),
+        work_rate=_work_rate(plan, step, case, ceilings),
+        launch_bound=_launch_bound(case, step),
+        memory=memory_of(case),
+        image=_image(case, base),
+        ratio=_ratio(case, base),
         flags=one.flags,
-        image_uri=_data_uri(row),
+        image_uri=_data_uri(case),
         runs=tuple(
             ImageRun(
                 process=image.process, image=image.number, warmup=image.warmup, seconds=image.drawn.seconds,
                 step_seconds=tuple(image.steps), step_bytes=tuple(image.drawn.step_bytes),
                 event_seconds=image.drawn.event_seconds,
             )
-            for image in row.images
+            for image in case.images
         ),
     )  # fmt: skip
 
@@ -131,17 +131,17 @@ def _median(values: Iterable[float]) -> float | None:
     return median(values) if values else None
 
 
-def _warmup_images(row: Row) -> int:
+def _warmup_images(case: OngoingCase) -> int:
     """Of the process that needed the most."""
-    numbers = [image.process for image in row.images if image.warmup]
+    numbers = [image.process for image in case.images if image.warmup]
     return max(map(numbers.count, numbers), default=0)
 
 
-def _phases(row: Row) -> Phases:
+def _phases(case: OngoingCase) -> Phases:
     """Medians. What happens once a process (import, load, the first encoding) is taken from first images, the rest
     from measured ones."""
-    firsts = [image.drawn for image in row.images if image.number == 0]
-    later = [image.drawn for image in row.measured]
+    firsts = [image.drawn for image in case.images if image.number == 0]
+    later = [image.drawn for image in case.measured]
     return Phases(
         import_=_median(drawn.phases.get("import", 0.0) for drawn in firsts),
         load=_median(drawn.phases.get("load", 0.0) for drawn in firsts),
@@ -153,25 +153,25 @@ def _phases(row: Row) -> Phases:
     )
 
 
-def _work_rate(plan: Plan | None, step: Summary | None, row: Row, ceilings: Mapping[str, float]) -> WorkRate:
+def _work_rate(plan: Plan | None, step: Summary | None, case: OngoingCase, ceilings: Mapping[str, float]) -> WorkRate:
     if plan is None or step is None:
         return WorkRate()
     rate = rate_of(macs_per_step(plan), step.median)
-    ceiling = max(filter(None, (rate, row.rate, ceilings.get(plan.setup.dtype))), default=None)
+    ceiling = max(filter(None, (rate, case.rate, ceilings.get(plan.setup.dtype))), default=None)
     return WorkRate(flops_per_second=rate, ceiling=ceiling, share=rate / ceiling if rate and ceiling else None)
 
 
-def _launch_bound(row: Row, step: Summary | None) -> float | None:
+def _launch_bound(case: OngoingCase, step: Summary | None) -> float | None:
     """The share of a step's time in which the GPU was idle; unknown on a CPU."""
-    if row.busy is None or step is None or not row.busy.busy:
+    if case.busy is None or step is None or not case.busy.busy:
         return None
-    return max(0.0, 1 - row.busy.busy / max(1, len(row.busy.step_seconds)) / step.median)
+    return max(0.0, 1 - case.busy.busy / max(1, len(case.busy.step_seconds)) / step.median)
 
 
-def memory_of(row: Row) -> MemoryUse:
+def memory_of(case: OngoingCase) -> MemoryUse:
     """The largest peaks of any process, and of the plan."""
     measured = Measured()
-    for image in row.images:
+    for image in case.images:
         for phase, peak in image.drawn.peaks.items():
             if phase in ("import", "before-load"):
                 measured = replace(measured, host_before_load=peak.get("host_peak"))
@@ -180,7 +180,7 @@ def memory_of(row: Row) -> MemoryUse:
                 name: max(filter(None, (getattr(measured, name), peak.get(name))), default=None) for name in _PEAKS
             }
             measured = replace(measured, **largest)
-    plan = row.configuration.plan
+    plan = case.configuration.plan
     if plan is None:
         return MemoryUse(measured=measured)
     predicted = Predicted(device_peak=plan.footprint.device_peak, host_peak=plan.footprint.host_peak)
@@ -190,15 +190,15 @@ def memory_of(row: Row) -> MemoryUse:
     return MemoryUse(predicted=predicted, measured=measured, ratio=peak / expected if peak and expected else None)
 
 
-def _image(row: Row, base: Row) -> Likeness:
-    if not row.images:
+def _image(case: OngoingCase, base: OngoingCase) -> Likeness:
+    if not case.images:
         return Likeness()
-    ours = row.images[0].drawn
+    ours = case.images[0].drawn
     unlike = Likeness(pixel_sha256=ours.pixel_sha256)
     theirs = base.images[0].drawn if base.images else None
     if theirs is None or not ours.pixels or not theirs.pixels:
         return unlike
-    one, other = row.configuration.plan, base.configuration.plan
+    one, other = case.configuration.plan, base.configuration.plan
     like = likeness.compare(
         Path(ours.pixels), Path(theirs.pixels), _path(ours.latents), _path(theirs.latents),
         same_type=one is not None and other is not None and one.setup.dtype == other.setup.dtype,
@@ -210,9 +210,9 @@ def _path(text: str | None) -> Path | None:
     return Path(text) if text else None
 
 
-def _data_uri(row: Row) -> str | None:
+def _data_uri(case: OngoingCase) -> str | None:
     """The first image, to show on pages."""
-    path = row.images[0].drawn.image if row.images else None
+    path = case.images[0].drawn.image if case.images else None
     if not path:
         return None
     try:
@@ -221,12 +221,12 @@ def _data_uri(row: Row) -> str | None:
         return None
 
 
-def _ratio(row: Row, base: Row) -> Ratio | None:
-    if row is base:
+def _ratio(case: OngoingCase, base: OngoingCase) -> Ratio | None:
+    if case is base:
         return _REFERENCE
-    if not row.measured or not base.measured:
+    if not case.measured or not base.measured:
         return None
-    return statistics.compare(base.processes(), row.processes())
+    return statistics.compare(base.processes(), case.processes())
 
 
 def _with_pareto(cases: list[Case]) -> tuple[Case, ...]:

@@ -13,7 +13,7 @@ from sdcli.bench import result as results
 from sdcli.bench import screen, statistics
 from sdcli.bench.result import BenchResult, Case, ImageRun
 from sdcli.schema import to_json
-from sdcli.terminal import fit, show, size_text
+from sdcli.terminal import counted, fit, show, size_text
 
 STYLE = """
 :root{color-scheme:light dark;--paper:#fff;--ink:#1c2430;--soft:#5d6b7e;--line:#d8dfe8;--card:#f5f7fa;
@@ -132,8 +132,8 @@ def _headline(result: BenchResult) -> str:
     what = f"{screen.INTERVALS[step.interval]} " if screen.has_interval(step) else ""
     return (
         f'<p><span class="big">{screen.time_text(step.median)}</span> a step<br>'
-        f'<span class="soft">{name}{what}{screen.interval_text(step)}, {screen.count_text(step.n, "step", "steps")} in '
-        f"{screen.count_text(step.processes, 'process', 'processes')}</span></p>"
+        f'<span class="soft">{name}{what}{screen.interval_text(step)}, {counted(step.n, "step")} in '
+        f"{counted(step.processes, 'process')}</span></p>"
     )
 
 

@@ -10,7 +10,7 @@ from typing import Any
 from sdcli import data
 from sdcli.models import shipped
 from sdcli.models.families.sd15 import FAMILY
-from sdcli.models.model import Component, Model
+from sdcli.models.model import Model
 
 # SD1.5's topology a few channels wide: enough to try every part of a measurement within seconds.
 TINY: Mapping[str, Mapping[str, Any]] = {
@@ -30,15 +30,12 @@ def randomised(model: Model) -> Model:
 
 
 def tiny() -> Model:
-    components = {name: _component(name, changes) for name, changes in TINY.items()}
+    components = {
+        name: replace(shipped.component_of("sd15", name, "fp16", **changes), random=True)
+        for name, changes in TINY.items()
+    }
     return Model(
         name="tiny-random", kind="sd15", family="sd15", source="builtin", components=components,
         disk_bytes=0, scheduler=data.component_config("sd15", "scheduler"),
         defaults={"width": 128, "height": 128, "steps": 20, "sampler": FAMILY.defaults["sampler"]},
     )  # fmt: skip
-
-
-def _component(name: str, changes: Mapping[str, Any]) -> Component:
-    config = {**data.component_config("sd15", name), **changes}
-    count = shipped.parameters_of(name, config)
-    return Component(parameters=count, stored_bytes=count * 2, stored_dtype="fp16", config=config, random=True)

@@ -28,7 +28,7 @@ MOST_PROCESSES, MOST_IMAGES = 40, 200
 
 @dataclass(frozen=True, kw_only=True)
 class Configuration:
-    """One row: its name, the options that differ, the flags that select it, and its plan or error."""
+    """One case: its name, the options that differ, the flags that select it, and its plan or error."""
 
     name: str
     options: Mapping[str, str]
@@ -60,7 +60,7 @@ class Sample:
 
 
 @dataclass(kw_only=True)
-class Row:
+class OngoingCase:
     """Everything measured of one configuration so far."""
 
     configuration: Configuration
@@ -86,7 +86,7 @@ class Bench:
     def __init__(self, configurations: Sequence[Configuration], limits: Limits, folder: Path) -> None:
         self.limits = limits
         self.folder = folder
-        self.rows = [Row(configuration=one, error=one.error) for one in configurations]
+        self.cases = [OngoingCase(configuration=one, error=one.error) for one in configurations]
         self.stopped_by = "interval"
         self.process = 0
         self._started = time.monotonic()
@@ -99,8 +99,8 @@ class Bench:
         return time.monotonic() - self._started
 
     @property
-    def remaining(self) -> list[Row]:
-        return [row for row in self.rows if row.error is None]
+    def remaining(self) -> list[OngoingCase]:
+        return [case for case in self.cases if case.error is None]
 
     @property
     def planned(self) -> int:
@@ -118,7 +118,7 @@ class Bench:
                 self.stopped_by = "max-time" if self._out_of_time else "limit"
         except (KeyboardInterrupt, Stop, Interrupted):
             self.stopped_by = "interrupted"
-            self._keep_warmup(self.rows)
+            self._keep_warmup(self.cases)
             raise
 
     # --- when to stop
@@ -128,25 +128,25 @@ class Bench:
             return False
         if self.limits.quick or self._out_of_time:
             return True
-        if self.process >= self.limits.processes and all(self._enough(row) for row in self.remaining):
+        if self.process >= self.limits.processes and all(self._enough(case) for case in self.remaining):
             return True
         self._at_limit = self.process >= MOST_PROCESSES
         self._out_of_time = self.seconds + self.seconds / self.process > self.limits.max_time
         return self._at_limit or self._out_of_time
 
-    def _enough(self, row: Row) -> bool:
-        return statistics.enough(row.processes(), self.planned)
+    def _enough(self, case: OngoingCase) -> bool:
+        return statistics.enough(case.processes(), self.planned)
 
-    def _time_for(self, row: Row) -> bool:
-        """Whether one more image of this row, as slow as its last, would end in time."""
-        last = row.images[-1].drawn.seconds if row.images else 0.0
+    def _time_for(self, case: OngoingCase) -> bool:
+        """Whether one more image of this case, as slow as its last, would end in time."""
+        last = case.images[-1].drawn.seconds if case.images else 0.0
         if self.seconds + last <= self.limits.max_time - self._reserved():
             return True
         self._out_of_time = True
         return False
 
     def _too_late(self) -> bool:
-        """Whether time is up; each row's first process draws an image however long it takes, for a comparison."""
+        """Whether time is up; each case's first process draws an image however long it takes, for a comparison."""
         if self.process == 0 or self.seconds <= self.limits.max_time:
             return False
         self._out_of_time = True
@@ -154,155 +154,155 @@ class Bench:
 
     def _reserved(self) -> float:
         """Seconds of the allowed time reserved to measure rates in the first process."""
-        kinds = {_type(row.configuration.plan) for row in self.remaining}
+        kinds = {_type(case.configuration.plan) for case in self.remaining}
         return min(len(kinds) * RATE_SECONDS, self.limits.max_time / 2) if self.process == 0 else 0.0
 
     # --- one process of each
 
-    def _groups(self) -> list[list[Row]]:
-        """All rows side by side, so that each is measured throughout; one after the other where memory is short."""
-        rows = self.remaining
-        return [rows] if fit_together([row.configuration.plan for row in rows if row.configuration.plan]) else [
-            [row] for row in rows
+    def _groups(self) -> list[list[OngoingCase]]:
+        """All cases side by side, so that each is measured throughout; one after the other where memory is short."""
+        cases = self.remaining
+        return [cases] if fit_together([case.configuration.plan for case in cases if case.configuration.plan]) else [
+            [case] for case in cases
         ]  # fmt: skip
 
-    def _round(self, rows: Sequence[Row], listener: Listener) -> None:
+    def _round(self, cases: Sequence[OngoingCase], listener: Listener) -> None:
         with ExitStack() as stack:
             workers: dict[int, Worker] = {}
-            for row in rows:
+            for case in cases:
                 if self._too_late():
                     break
-                with self._errors_of(row):
-                    worker = stack.enter_context(self._worker(row))
-                    workers[id(row)] = worker
-                    self._draw(row, worker, listener, warmup=True)
+                with self._errors_of(case):
+                    worker = stack.enter_context(self._worker(case))
+                    workers[id(case)] = worker
+                    self._draw(case, worker, listener, warmup=True)
                     worker.pause()
-            started = [row for row in rows if id(row) in workers]
+            started = [case for case in cases if id(case) in workers]
             self.watch.start([worker.process.pid for worker in workers.values()])
             try:
-                self._warm_up([row for row in started if row.error is None], workers, listener)
-                self._measure([row for row in started if row.error is None], workers, listener)
-                for row in started if self.process == 0 else ():
-                    if row.error is None:
-                        with self._errors_of(row):
-                            self._measure_rate(row, workers[id(row)], listener)
+                self._warm_up([case for case in started if case.error is None], workers, listener)
+                self._measure([case for case in started if case.error is None], workers, listener)
+                for case in started if self.process == 0 else ():
+                    if case.error is None:
+                        with self._errors_of(case):
+                            self._measure_rate(case, workers[id(case)], listener)
             finally:
                 self.watch.stop()
 
-    def _worker(self, row: Row) -> Worker:
-        plan = row.configuration.plan
+    def _worker(self, case: OngoingCase) -> Worker:
+        plan = case.configuration.plan
         assert plan is not None
-        folder = self.folder / f"{self.rows.index(row)}-{self.process}"
+        folder = self.folder / f"{self.cases.index(case)}-{self.process}"
         return Worker(Order(plan=plan, engine=self.limits.engine, folder=str(folder)), folder)
 
     @contextmanager
-    def _errors_of(self, row: Row) -> Iterator[None]:
-        """A configuration that fails is a row that says so; the others continue."""
+    def _errors_of(self, case: OngoingCase) -> Iterator[None]:
+        """A configuration that fails is a case that says so; the others continue."""
         try:
             yield
         except Interrupted:
             raise
         except SdcliError as error:
-            row.error = error
+            case.error = error
 
-    def _warm_up(self, rows: Sequence[Row], workers: Mapping[int, Worker], listener: Listener) -> None:
-        waiting = list(rows)
+    def _warm_up(self, cases: Sequence[OngoingCase], workers: Mapping[int, Worker], listener: Listener) -> None:
+        waiting = list(cases)
         while waiting:
-            for row in list(waiting):
-                medians = self.medians(row)
-                spent = sum(image.drawn.seconds for image in self._of_process(row))
+            for case in list(waiting):
+                medians = self.medians(case)
+                spent = sum(image.drawn.seconds for image in self._of_process(case))
                 if statistics.warmed_up(medians):
-                    waiting.remove(row)
-                elif len(medians) >= WARM_IMAGES or spent >= WARM_SECONDS or not self._time_for(row):
-                    row.steady = False
-                    waiting.remove(row)
+                    waiting.remove(case)
+                elif len(medians) >= WARM_IMAGES or spent >= WARM_SECONDS or not self._time_for(case):
+                    case.steady = False
+                    waiting.remove(case)
                 else:
-                    with self._errors_of(row), self.watch.looking():
-                        self._turn(row, workers[id(row)], listener, warmup=True)
-                if row.error is not None and row in waiting:
-                    waiting.remove(row)
+                    with self._errors_of(case), self.watch.looking():
+                        self._turn(case, workers[id(case)], listener, warmup=True)
+                if case.error is not None and case in waiting:
+                    waiting.remove(case)
 
-    def _measure(self, rows: Sequence[Row], workers: Mapping[int, Worker], listener: Listener) -> None:
-        active = list(rows)
+    def _measure(self, cases: Sequence[OngoingCase], workers: Mapping[int, Worker], listener: Listener) -> None:
+        active = list(cases)
         for _ in range(MOST_IMAGES):
-            for row in list(active):
-                if self._process_done(row):
-                    active.remove(row)
+            for case in list(active):
+                if self._process_done(case):
+                    active.remove(case)
                     continue
-                with self._errors_of(row):
-                    self._turn(row, workers[id(row)], listener, warmup=False)
-                if row.error is not None:
-                    active.remove(row)
+                with self._errors_of(case):
+                    self._turn(case, workers[id(case)], listener, warmup=False)
+                if case.error is not None:
+                    active.remove(case)
             listener.round_done()
             if not active:
                 return
         self._at_limit = True
 
-    def _process_done(self, row: Row) -> bool:
+    def _process_done(self, case: OngoingCase) -> bool:
         """Enough of this process: 20 steps, or with --quick an interval of its images that is narrow."""
-        images = [image for image in self._of_process(row) if not image.warmup]
-        if not self._time_for(row):
-            self._keep_warmup([row])
+        images = [image for image in self._of_process(case) if not image.warmup]
+        if not self._time_for(case):
+            self._keep_warmup([case])
             return True
         if self.limits.quick:
-            return self._enough(row)
+            return self._enough(case)
         return sum(len(statistics.steady(image.steps)) for image in images) >= statistics.LEAST_STEPS
 
-    def _keep_warmup(self, rows: Sequence[Row]) -> None:
+    def _keep_warmup(self, cases: Sequence[OngoingCase]) -> None:
         """Where nothing else was measured, counts the last image of the warm-up; the result says so."""
-        for row in rows:
-            if row.images and not row.measured:
-                row.images[-1].warmup, row.steady = False, False
+        for case in cases:
+            if case.images and not case.measured:
+                case.images[-1].warmup, case.steady = False, False
 
-    def _turn(self, row: Row, worker: Worker, listener: Listener, *, warmup: bool) -> None:
+    def _turn(self, case: OngoingCase, worker: Worker, listener: Listener, *, warmup: bool) -> None:
         worker.resume()
         try:
-            self._draw(row, worker, listener, warmup=warmup)
+            self._draw(case, worker, listener, warmup=warmup)
         finally:
             worker.pause()
 
-    def _draw(self, row: Row, worker: Worker, listener: Listener, *, warmup: bool) -> None:
-        listener.turn(row, warmup)
+    def _draw(self, case: OngoingCase, worker: Worker, listener: Listener, *, warmup: bool) -> None:
+        listener.turn(case, warmup)
         drawn = worker.draw(listener.step)
-        number = len(self._of_process(row))
-        row.images.append(Sample(process=self.process, number=number, warmup=warmup, drawn=drawn))
-        listener.drew(row)
+        number = len(self._of_process(case))
+        case.images.append(Sample(process=self.process, number=number, warmup=warmup, drawn=drawn))
+        listener.drew(case)
 
-    def _measure_rate(self, row: Row, worker: Worker, listener: Listener) -> None:
+    def _measure_rate(self, case: OngoingCase, worker: Worker, listener: Listener) -> None:
         """The best rate, once per number type; on a GPU also how long its kernels run. After what is measured: the
         memory that it takes is not the model's."""
-        plan = row.configuration.plan
+        plan = case.configuration.plan
         assert plan is not None
-        same = [other for other in self.rows if other.rate and other.configuration.plan is not None]
+        same = [other for other in self.cases if other.rate and other.configuration.plan is not None]
         rates = [other.rate for other in same if _type(other.configuration.plan) == _type(plan)]
         if not rates:
-            listener.probing(row)
-        row.rate = rates[0] if rates else worker.rate()
-        if plan.hardware.kind == "cuda" and self.seconds + row.images[-1].drawn.seconds <= self.limits.max_time:
-            row.busy = worker.draw(listener.step, watched=True)
+            listener.probing(case)
+        case.rate = rates[0] if rates else worker.rate()
+        if plan.hardware.kind == "cuda" and self.seconds + case.images[-1].drawn.seconds <= self.limits.max_time:
+            case.busy = worker.draw(listener.step, watched=True)
         worker.pause()
 
-    def _of_process(self, row: Row) -> list[Sample]:
-        return [image for image in row.images if image.process == self.process]
+    def _of_process(self, case: OngoingCase) -> list[Sample]:
+        return [image for image in case.images if image.process == self.process]
 
-    def medians(self, row: Row) -> list[float]:
+    def medians(self, case: OngoingCase) -> list[float]:
         """Of the images of the process now running."""
-        return [median(statistics.steady(image.steps)) for image in self._of_process(row)]
+        return [median(statistics.steady(image.steps)) for image in self._of_process(case)]
 
 
 class Listener:
     """Called as things happen; does nothing by default."""
 
-    def turn(self, row: Row, warmup: bool) -> None:
-        """`row` draws next."""
+    def turn(self, case: OngoingCase, warmup: bool) -> None:
+        """`case` draws next."""
 
     def step(self, step: int, of: int) -> None:
-        """The row has taken this step."""
+        """The case has taken this step."""
 
-    def drew(self, row: Row) -> None:
-        """The row has drawn."""
+    def drew(self, case: OngoingCase) -> None:
+        """The case has drawn."""
 
-    def probing(self, row: Row) -> None:
+    def probing(self, case: OngoingCase) -> None:
         """The device's best rate is measured next."""
 
     def round_done(self) -> None:

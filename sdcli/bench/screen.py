@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import textwrap
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -11,7 +10,7 @@ from sdcli.bench import result as results
 from sdcli.bench import statistics
 from sdcli.bench.result import BenchResult, Case
 from sdcli.bench.statistics import Estimate, Summary
-from sdcli.terminal import cells, fit, show, size_text
+from sdcli.terminal import cells, counted, fit, folded, show, size_text
 
 BARS = "▁▂▃▄▅▆▇█"
 PLAIN_BARS = "_.,:;=*#"
@@ -35,7 +34,7 @@ def _folded(line: str, width: int) -> list[str]:
     if cells(line) <= width:
         return [line]
     below = " " * (10 if line.startswith("  ") else 2)
-    return textwrap.wrap(line, width, subsequent_indent=below, break_on_hyphens=False, drop_whitespace=True)
+    return folded(line, width, rest=below)
 
 
 # --- one figure
@@ -111,10 +110,6 @@ def failure_text(case: Case) -> str:
     return show(case.error["message"], 120) if case.error else "not measured"
 
 
-def count_text(number: int, one: str, many: str) -> str:
-    return f"{number} {one if number == 1 else many}"
-
-
 def figures(case: Case) -> dict[str, str]:
     """The cells of a measured case in saved tables, by heading."""
     step = case.summary
@@ -160,8 +155,7 @@ def _single(case: Case, ascii: bool) -> list[str]:
         f"  step    {time_text(step.median)}   {interval_text(step, unit=False)}   {_steps_per_second(case)}",
         f"          p10 {p10}  p90 {p90}  p99 {p99}  MAD {mad}   first step {first} apart",
         f"          {histogram(case.steps(), ascii)}",
-        f"          n {step.n} in {count_text(step.processes, 'process', 'processes')}, "
-        f"{count_text(step.outliers, 'outlier', 'outliers')} kept",
+        f"          n {step.n} in {counted(step.processes, 'process')}, {counted(step.outliers, 'outlier')} kept",
         *_work(case),
         f"  image   {image} s     {phases}",
         _cold(case),
@@ -178,7 +172,7 @@ def _warm_up(case: Case) -> str:
     medians = " ".join(time_text(sorted(steps)[len(steps) // 2]).split()[0] for steps in images[-4:])
     unit = time_text(case.summary.median).split()[1]
     state = "steady" if case.warmup_stable else "not yet steady when time was up"
-    return f"warm-up: {count_text(len(images), 'image', 'images')}, medians {medians} {unit}: {state}"
+    return f"warm-up: {counted(len(images), 'image')}, medians {medians} {unit}: {state}"
 
 
 def _steps_per_second(case: Case) -> str:
@@ -186,10 +180,10 @@ def _steps_per_second(case: Case) -> str:
     return f"{rate:,.0f} steps/s" if rate and rate >= 1000 else f"{rate:.3g} steps/s" if rate else ""
 
 
-def histogram(steps: Sequence[float], ascii: bool = False, bins: int = 24) -> str:
+def histogram(steps: Sequence[float], ascii: bool = False) -> str:
     """How often each time occurred, as a row of bars from the shortest to the longest."""
     low, high = min(steps), max(steps)
-    bars = _bars(steps, low, high, bins, ascii)
+    bars = _bars(steps, low, high, 24, ascii)
     return f"{bars}  {_number_in(low, low)} ▸ {_number_in(high, low)} {time_text(low).split()[1]}"
 
 
@@ -355,7 +349,7 @@ def methods(result: BenchResult) -> str:
     )
     text = (
         f"Measured with sdcli {result.version} ({results.machine_text(about)}, "
-        f"{count_text(about.get('threads') or 1, 'thread', 'threads')}, "
+        f"{counted(about.get('threads') or 1, 'thread')}, "
         f"{about.get('platform')}) {state}: {work.model}, {work.width}×{work.height}, "
         f"batch {work.batch_size}, {work.steps} steps of {work.sampler}, guidance {work.guidance:g}, "
         f"{work_text(2 * work.macs_per_step)} a step with attention counted; {how}; medians of step times "

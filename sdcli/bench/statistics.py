@@ -95,8 +95,7 @@ def by_process(images: Iterable[tuple[int, Sequence[float]]]) -> list[list[tuple
 
 def summarise(processes: Sequence[Process], planned: int | None = None) -> Summary | None:
     """Every figure of one configuration; None if nothing was measured. `planned`: see `interval`."""
-    measured = [[image for image in process if image] for process in processes]
-    measured = [process for process in measured if process]
+    measured = _with_steps(processes)
     steps = [step for process in measured for image in process for step in image]
     if not steps:
         return None
@@ -111,6 +110,12 @@ def summarise(processes: Sequence[Process], planned: int | None = None) -> Summa
         mad=deviation(ordered), min=ordered[0], max=ordered[-1], outliers=sum(outliers(ordered)),
         unstable=bool(because), unstable_because=because,
     )  # fmt: skip
+
+
+def _with_steps(processes: Sequence[Process]) -> list[list[Image]]:
+    """Without images that have none, and processes that have no such image."""
+    measured = ([image for image in process if image] for process in processes)
+    return [process for process in measured if process]
 
 
 # --- order
@@ -201,8 +206,7 @@ def warmed_up(medians: Sequence[float]) -> bool:
 def enough(processes: Sequence[Process], planned: int = LEAST_PROCESSES) -> bool:
     """The stop rule: what was planned is measured, and the interval is within ±1 %. Of one process the units are
     its images; a configuration planned for several is not judged by its first."""
-    measured = [[image for image in process if image] for process in processes]
-    measured = [process for process in measured if process]
+    measured = _with_steps(processes)
     if not measured:
         return False
     units, unit = _units(measured)

@@ -21,11 +21,9 @@ from sdcli.request.prompt import extract_loras
 from sdcli.request.request import Job, Request
 from sdcli.terminal import show
 
-CODES = UNMATCHED, PASSED_OVER = "lora-unmatched", "embedding-passed-over"  # shown before drawing
+UNMATCHED, PASSED_OVER = "lora-unmatched", "embedding-passed-over"  # shown before drawing
 Tags = tuple[tuple[str, float], ...]
-Fetch = Callable[
-    [HubName, Model], HubName
-]  # brings a LoRA for this model into the cache; its name with commit and file
+Fetch = Callable[[HubName, Model], HubName]  # brings a LoRA for this model here; gives its name with commit and file
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -229,7 +227,8 @@ def _from_hub(name: HubName, scale: float, model: Model, fetch: Fetch | None, of
             hint=f"sdcli models rm {show(name.repository, 120)}   (then the same command again)",
         )
     short = snapshot.path.stem if snapshot.path.name != hub_name.USUAL else name.repository.split("/")[1]
-    file = snapshot.path.relative_to(_snapshot_of(snapshot)).as_posix()
+    folder = next(path for path in snapshot.path.parents if path.name == snapshot.revision)
+    file = snapshot.path.relative_to(folder).as_posix()
     return replace(adapter, name=short, hub=str(HubName(name.repository, snapshot.revision, file)))
 
 
@@ -242,10 +241,6 @@ def _cached(name: HubName, offline: bool = False) -> Snapshot:
             raise Offline(f"{message}, and offline mode forbids downloading it", hint=f"{hint}   (not in offline mode)")
         raise ModelMissing(message, hint=hint)
     return snapshot
-
-
-def _snapshot_of(snapshot: Snapshot) -> Path:
-    return next(path for path in snapshot.path.parents if path.name == snapshot.revision)
 
 
 def _lora(path: Path, scale: float, model: Model) -> Adapter:

@@ -18,7 +18,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "generate": ("sdcli.cli.generate:command", "Draw images from prompts."),
     "plan": ("sdcli.cli.plan:command", "Show what an image would need, before anything is loaded."),
     "models": ("sdcli.cli.models:command", "List local models; add folders; check a model."),
-    "pull": ("sdcli.cli.pull:command", "Fetch a model from the Hugging Face Hub."),
+    "pull": ("sdcli.cli.pull:command", "Download a model from the Hugging Face Hub."),
     "samplers": ("sdcli.cli.samplers:command", "List the samplers and their names in other programs."),
     "presets": ("sdcli.cli.presets:command", "List the presets: named sets of settings."),
     "bench": ("sdcli.cli.bench:command", "Benchmark time per step; compare results."),

@@ -11,11 +11,10 @@ from pathlib import Path
 from typing import Any
 
 from sdcli import __version__, data
-from sdcli.cli import adapters, builtin, not_taken, probing
-from sdcli.cli.former import not_needed
+from sdcli.cli import adapters, builtin, not_needed, not_taken, probing
 from sdcli.errors import ModelMissing, Usage
 from sdcli.machine import as_if, installation, memories, survey
-from sdcli.machine.folders import config_folder
+from sdcli.machine.folders import config_file, config_folder
 from sdcli.machine.hardware import Hardware
 from sdcli.models import cache, hub_cache, resolve
 from sdcli.models.model import Model
@@ -59,7 +58,7 @@ def plan_for(
     if lines is not None and first is None:
         raise Usage("--prompts -: stdin contains no prompt", hint="sdcli help formats")
     prompts = (*words, *flags.get("prompts", ())) or tuple(sources.settings_from.get("prompts", ()))
-    request, origins = _request(sources, model, prompts or ((first.prompt,) if first else ()), command)
+    request, origins = _request(sources, model, prompts or ((first.prompt,) if first else ()))
     waiting = flags.get("prompts_file") == "-"
     known_jobs, tags = adapters.untagged(_jobs(request, first, lines, waiting))
     request = replace(request, prompts=tuple(dict.fromkeys(job.prompt for job in known_jobs)))
@@ -75,7 +74,7 @@ def plan_for(
         request, adapted.model, hardware, remembered(hardware), origins=origins, jobs=known_jobs, version=__version__,
         adapters=adapted.adapters, more=waiting,
     )  # fmt: skip
-    plan = replace(plan, warnings=(*plan.warnings, *not_needed(typed, plan)))
+    plan = replace(plan, warnings=(*plan.warnings, *not_needed.not_needed(typed, plan)))
     unknown = builtin.unknown_words(model, known_jobs, adapted.adapters)
     syntax = not_taken.plain_words(adapters.texts_of(known_jobs))
     ignored = not_taken.not_taken(sources.not_taken, request, origins, adapted.adapters)
@@ -112,7 +111,7 @@ def plan_again(planned: PlannedRun, typed: Mapping[str, Any]) -> PlannedRun:
 
 def read_sources(flags: Mapping[str, Any]) -> Sources:
     """Config file, environment, preset and image, as far as the flags name them."""
-    user = config.from_user(config_folder() / "config.toml")
+    user = config.from_user(config_file())
     environment = config.from_environment(os.environ)
     preset = flags.get("preset") or environment.get("preset") or user.get("preset")
     image = metadata.read(flags["settings_from"]) if flags.get("settings_from") else None
@@ -180,7 +179,7 @@ def _hash(model: Model) -> str:
 
 def added_folders() -> tuple[Path, ...]:
     """The model folders listed in the config file."""
-    return config.folders(config_folder() / "config.toml")
+    return config.folders(config_file())
 
 
 def default_model() -> str:
@@ -188,7 +187,7 @@ def default_model() -> str:
     return "builtin" if data.builtin_model() else "sd15"
 
 
-def _request(sources: Sources, model: Model, prompts: tuple[str, ...], command: str) -> tuple[Request, dict[str, str]]:
+def _request(sources: Sources, model: Model, prompts: tuple[str, ...]) -> tuple[Request, dict[str, str]]:
     if not prompts:
         raise Usage("no prompt", hint='"a cat"')
     values, origins = settings(sources, model)

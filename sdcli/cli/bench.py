@@ -7,7 +7,6 @@ import inspect
 import itertools
 import json
 import re
-import shlex
 import sys
 import tempfile
 from collections.abc import Callable, Iterator, Mapping
@@ -21,7 +20,7 @@ from sdcli import data, schema
 from sdcli.bench import build, page, random_models, screen, surroundings
 from sdcli.bench import result as results
 from sdcli.bench.result import BenchResult
-from sdcli.bench.run import MAX_TIME, QUICK_TIME, Bench, Configuration, Limits, Listener, Row, scratch
+from sdcli.bench.run import MAX_TIME, QUICK_TIME, Bench, Configuration, Limits, Listener, OngoingCase, scratch
 from sdcli.cli import ask, bench_options, complete, not_taken
 from sdcli.cli.answer import Answered, print_json, say_error, say_note
 from sdcli.cli.bench_compare import compare
@@ -35,7 +34,7 @@ from sdcli.plan.plan import Plan
 from sdcli.plan.refusal import refused
 from sdcli.request import config
 from sdcli.request.options import command as make
-from sdcli.terminal import fit, say, show, speaks_unicode, tell, width
+from sdcli.terminal import fit, quoted, say, show, speaks_unicode, tell, width
 
 PROMPT = "a lighthouse on a cliff in the morning light"
 SEED = "1"
@@ -102,13 +101,13 @@ def _bench(typed: dict[str, Any]) -> None:
             return build.build(bench, configurations[0].name, ceilings, about)
 
         def keep() -> None:
-            if destination is not None and any(row.measured for row in bench.rows):
+            if destination is not None and any(case.measured for case in bench.cases):
                 results.write(result_so_far(), destination)
 
         error = _run(bench, BenchProgress(bench, quiet=bool(typed.get("quiet")), keep=keep))
         result = result_so_far()
     if not result.measured:
-        raise error or next((row.error for row in bench.rows if row.error), Bug("nothing was measured"))
+        raise error or next((case.error for case in bench.cases if case.error), Bug("nothing was measured"))
     if limits.engine == "local":
         _remember(result, machine)
     failures = [failure for write in _files(typed, result, destination, preset) if (failure := _failure(write))]
@@ -255,24 +254,24 @@ class BenchProgress(Listener):
         self._last_line = -QUIET_SECONDS
         self._written = 0
 
-    def turn(self, row: Row, warmup: bool) -> None:
+    def turn(self, case: OngoingCase, warmup: bool) -> None:
         count = self.bench.process + 1
         limit = "" if self.bench.limits.quick else f" of {max(count, self.bench.limits.processes)}"
         what = "warming up" if warmup else "measuring"
-        name = "" if len(self.bench.rows) == 1 else f"{show(row.configuration.name, 40)}, "
+        name = "" if len(self.bench.cases) == 1 else f"{show(case.configuration.name, 40)}, "
         self._line = f"process {count}{limit} · {name}{what}"
-        self._stage = f"process {count}{limit} · {what}" + (f" {len(self.bench.rows)} in turn" if name else "")
+        self._stage = f"process {count}{limit} · {what}" + (f" {len(self.bench.cases)} in turn" if name else "")
         self._update("")
 
     def step(self, step: int, of: int) -> None:
         self._update(f" · step {step}/{of}")
 
-    def probing(self, row: Row) -> None:
+    def probing(self, case: OngoingCase) -> None:
         self._line = self._stage = "measuring the device's peak rate"
         self._update("", now=True)
 
-    def drew(self, row: Row) -> None:
-        medians = self.bench.medians(row)
+    def drew(self, case: OngoingCase) -> None:
+        medians = self.bench.medians(case)
         self._update(f" · {screen.time_text(medians[-1])} a step" if medians else "")
 
     def round_done(self) -> None:
@@ -354,7 +353,7 @@ def _next(result: BenchResult, destination: Path | None) -> Iterator[str]:
     if result.work.model in ("builtin", "tiny-random"):
         yield "For figures comparable with others': sdcli bench -m sd15 --random-weights"
     yield "Cite: --markdown, --html FILE"
-    name = shlex.quote(str(destination)) if destination is not None else "old.json"
+    name = quoted(str(destination)) if destination is not None else "old.json"
     yield f"Gate: sdcli bench compare {show(name, 200)} new.json"
 
 

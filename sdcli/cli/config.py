@@ -2,7 +2,6 @@
 
 import sys
 from dataclasses import MISSING, fields
-from pathlib import Path
 from typing import Annotated, Any
 
 import typer
@@ -11,7 +10,7 @@ from sdcli import schema
 from sdcli.cli.answer import print_json
 from sdcli.cli.ask import default_model, look_for_model, read_sources, settings
 from sdcli.errors import ModelMissing, SdcliError, Usage
-from sdcli.machine.folders import config_folder
+from sdcli.machine.folders import config_file
 from sdcli.models.families import find
 from sdcli.models.model import Model
 from sdcli.models.resolve import family_of
@@ -73,13 +72,13 @@ def _set(name: Name, value: Annotated[str, typer.Argument(metavar="VALUE", help=
     if name == "model" and value.strip():
         _check_known(value)
     try:
-        config.set_value(file(), name, value)
+        config.set_value(config_file(), name, value)
     except Usage as error:
         flag, _, better = error.hint.partition(" ")
         if flag == flag_of(name) and better:  # worded as for generate
             error.hint = f"sdcli config set {name} {better}"
         raise
-    say(f"{name} = {show(value, 60)}, saved in {show(file())}")
+    say(f"{name} = {show(value, 60)}, saved in {show(config_file())}")
 
 
 def _check_known(model: str) -> None:
@@ -93,17 +92,13 @@ def _check_known(model: str) -> None:
 
 def _unset(name: Name) -> None:
     """Remove a saved value."""
-    config.unset_value(file(), name)
-    say(f"{name} is no longer set in {show(file())}")
+    config.unset_value(config_file(), name)
+    say(f"{name} is no longer set in {show(config_file())}")
 
 
 def _path() -> None:
     """Print the path of the config file."""
-    tell(str(file()))
-
-
-def file() -> Path:
-    return config_folder() / "config.toml"
+    tell(str(config_file()))
 
 
 def _rows(sources: Sources, model: Model | None) -> list[dict[str, Any]]:
@@ -134,4 +129,4 @@ def _defaults() -> dict[str, Any]:
 def _where(name: str, origin: str) -> str | None:
     if origin == "environment":
         return f"SDCLI_{name.upper()}"
-    return str(file()) if origin == "user" else None
+    return str(config_file()) if origin == "user" else None

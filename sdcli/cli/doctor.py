@@ -6,7 +6,6 @@ import os
 import platform
 import re
 import sys
-import textwrap
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -20,17 +19,16 @@ from sdcli.cli import ask, builtin
 from sdcli.cli.answer import print_json
 from sdcli.errors import SdcliError, Usage
 from sdcli.machine import installation, memory, survey
-from sdcli.machine.folders import config_folder
+from sdcli.machine.folders import config_file
 from sdcli.machine.hardware import Hardware, Notice, Probe
 from sdcli.machine.installation import Version
 from sdcli.machine.survey import Survey
-from sdcli.models import hub_cache, resolve
+from sdcli.models import hub_cache, hub_connection, resolve
 from sdcli.request.options import OUTPUT, SCREEN, Option
 from sdcli.request.options import command as make
 from sdcli.sizes import gib
-from sdcli.terminal import cells, disk_text, folded, seconds_text, show, tell, width
+from sdcli.terminal import cells, counted, disk_text, folded, seconds_text, show, tell, width
 
-HUB = "https://huggingface.co"
 GPU_CODES = ("gpu-unusable", "gpu-no-driver", "no-torch")
 WHERE = {"checkout": "in this checkout", "system": "in the system's Python", "venv": "in a venv"}
 LEAST_DISK = 1_000_000_000
@@ -45,14 +43,10 @@ def command() -> Callable[..., None]:
 
 
 def _doctor(typed: Mapping[str, Any]) -> None:
-    doctor(json=bool(typed.get("json")), network=bool(typed.get("network")))
-
-
-def doctor(json: bool = False, network: bool = False) -> None:
     """Print what was found. Exit with 8 if a GPU is present but unusable (or nothing can draw at all), with 2 if the
     settings are wrong, with 3 if --network was given and the Hub does not answer."""
-    examination = examine(network=network)
-    if json:
+    examination = examine(network=bool(typed.get("network")))
+    if typed.get("json"):
         print_json(schema.to_json(examination.diagnosis))
     else:
         for line in screen(examination, width(sys.stdout)):
@@ -110,7 +104,7 @@ def examine(*, network: bool = False, seen: Survey | None = None) -> Examination
     seen = seen or survey.look()
     versions = installation.versions()
     folders = _folders()
-    answer = reach(os.environ.get("HF_ENDPOINT") or HUB) if network else None
+    answer = reach(os.environ.get("HF_ENDPOINT") or hub_connection.USUAL) if network else None
     diagnosis = Diagnosis(
         installation=seen.installation.kind,
         python=platform.python_version(),
@@ -142,7 +136,7 @@ def _folders() -> tuple[FolderState, ...]:
     places = {
         "images": Path.cwd() / "sdcli-images",
         "models": hub_cache.folder(os.environ),
-        "config": config_folder() / "config.toml",
+        "config": config_file(),
     }
     return tuple(
         FolderState(name=name, path=str(path), exists=path.exists(), free=memory.disk_free(path))
@@ -257,7 +251,7 @@ def _folded(line: str, columns: int) -> list[str]:
 
 
 def _lines(examination: Examination, columns: int) -> list[str]:
-    lines = [
+    return [
         *_entry("machine", [_machine_line(examination)]),
         *_gpu_lines(examination, columns),
         *_entry("CPU", [_cpu_line(examination)]),
@@ -269,7 +263,6 @@ def _lines(examination: Examination, columns: int) -> list[str]:
         "",
         *_ending(examination.diagnosis),
     ]
-    return lines
 
 
 def _entry(label: str, texts: list[str]) -> list[str]:
@@ -278,7 +271,7 @@ def _entry(label: str, texts: list[str]) -> list[str]:
 
 def _machine_line(examination: Examination) -> str:
     chip, host = examination.survey.processor, examination.survey.memory
-    cores = f"{chip.cores} cores" if chip.cores != 1 else "1 core"
+    cores = counted(chip.cores, "core")
     if chip.threads < chip.cores:
         cores = f"{chip.threads} of {cores} usable"
     limit = " within this container" if host.limited else ""
@@ -345,16 +338,12 @@ def _version_lines(diagnosis: Diagnosis) -> list[str]:
     shown = [f"{name} {show(by_name[name] or 'missing')}" for name in ("torch", "diffusers", "transformers")]
     whether = "the tested set" if installation.tested(diagnosis.versions) else "not the tested set"
     where = WHERE.get(diagnosis.installation, f"by {diagnosis.installation}")
-    lines = [*_wrapped(", ".join([diagnosis.python, *shown])), f"  {whether}, installed {where}"]
+    lines = [*folded(", ".join([diagnosis.python, *shown]), 71, rest="  "), f"  {whether}, installed {where}"]
     for version in diagnosis.versions:
         if version.known_bad is not None:
             note = f"{version.name} {show(version.version)}: {version.known_bad}"
-            lines += _wrapped(note, "  ")
+            lines += folded(note, 71, "  ", "  ")
     return lines
-
-
-def _wrapped(text: str, indent: str = "") -> list[str]:
-    return textwrap.wrap(text, 80 - 9, initial_indent=indent, subsequent_indent="  ", break_on_hyphens=False)
 
 
 def _model_lines(diagnosis: Diagnosis) -> list[str]:
@@ -405,7 +394,7 @@ def _ending(diagnosis: Diagnosis) -> list[str]:
     for problem in diagnosis.problems:
         if problem.code != "gpu-unusable":  # shown beside the GPU
             lines += [f"problem: {problem.message}", f"    try: {problem.hint}"]
-    count = "1 problem." if len(diagnosis.problems) == 1 else f"{len(diagnosis.problems)} problems."
+    count = counted(len(diagnosis.problems), "problem") + "."
     codes = {problem.code for problem in diagnosis.problems}
     able = "" if "no-torch" in codes else " Running on the CPU only." if codes & set(GPU_CODES) else ""
     code = exit_code(diagnosis)

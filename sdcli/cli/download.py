@@ -12,7 +12,7 @@ from sdcli.models.hub import Offer, Progress, pair_text
 from sdcli.models.kinds import TITLES
 from sdcli.terminal import disk_text, show
 
-FRAME = 0.1  # seconds between two images of the line
+FRAME = 0.1  # seconds between two frames of the line
 RECENT = 5.0  # seconds the rate is taken over
 
 
@@ -80,10 +80,10 @@ class Download:
 
 def pieces_of(at: Progress, rate: float) -> list[str]:
     """What, how much of all, how fast, how long still: in the order in which they may be left out, last first."""
-    found = [show(at.part, 40), pair_text(at.done, at.total).replace(" of ", "/")]
+    pieces = [show(at.part, 40), pair_text(at.done, at.total).replace(" of ", "/")]
     if rate > 0:
-        found += [f"{disk_text(rate)}/s", clock_text((at.total - at.done) / rate)]
-    return found
+        pieces += [f"{disk_text(rate)}/s", clock_text((at.total - at.done) / rate)]
+    return pieces
 
 
 def line(at: Progress, rate: float, width: int) -> tuple[str, str, str, str]:

@@ -13,11 +13,10 @@ from pathlib import Path
 from typing import Any
 
 from sdcli import events
-from sdcli.cli import builtin, complete, plan_screen, remembering
+from sdcli.cli import builtin, complete, not_needed, plan_screen, remembering
 from sdcli.cli.answer import Answered, bug_of, say_error, say_note, trace
 from sdcli.cli.ask import PlannedRun
 from sdcli.cli.ending import check, over
-from sdcli.cli.former import FORMER_FLAGS
 from sdcli.cli.pull import plan_with_model
 from sdcli.errors import (
     CannotWrite,
@@ -36,11 +35,10 @@ from sdcli.machine.environment import environment
 from sdcli.plan.batches import Batch
 from sdcli.plan.plan import Plan
 from sdcli.plan.refusal import refused
-from sdcli.record import names, report, runs
+from sdcli.record import documents, names, report, runs
 from sdcli.record.report import Folding
 from sdcli.record.sinks.filmstrip import Filmstrip
 from sdcli.record.sinks.json_lines import JsonLines
-from sdcli.record.sinks.json_object import object_of
 from sdcli.record.sinks.paths import Paths
 from sdcli.record.sinks.progress import Progress
 from sdcli.record.sinks.watch import Sink, Watch
@@ -54,7 +52,7 @@ MOST_SEEDS = 20  # that a hint lists one by one
 
 def command() -> Callable[..., None]:
     return make(
-        _generate, [*OPTIONS, *FORMER_FLAGS, *SCREEN], name="generate", words="PROMPT", complete=complete.values,
+        _generate, [*OPTIONS, *not_needed.FLAGS, *SCREEN], name="generate", words="PROMPT", complete=complete.values,
         help='Draw images from prompts: sdcli generate "a cat" -n 4',
     )  # fmt: skip
 
@@ -249,6 +247,6 @@ class Screen:
         if self.plan.model.kind == "builtin" and error is None and not self.quiet:
             say(builtin.photographs())
         if self.json:
-            put(*object_of(finished, destination.folder))
+            put(*documents.pieces(report.to_json(finished, destination.folder)), b"\n")  # one line
         elif error is not None:
             say_error(error)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -16,6 +15,7 @@ from sdcli.cli.answer import print_json
 from sdcli.errors import Usage
 from sdcli.files import save
 from sdcli.models.model import BYTES
+from sdcli.request.jobs import parse_sides
 from sdcli.request.options import OUTPUT, Option
 from sdcli.request.options import command as make
 from sdcli.terminal import plain, put, say, show, tell
@@ -63,9 +63,11 @@ OPTIONS = (
            help="Text tokens."),
     Option(field="dtype", flags=("--dtype",), metavar="TYPE", default=Flags.dtype, panel=SIZE,
            help="fp32, fp16, bf16 or fp8."),
-    Option(field="layers", flags=("--layers",), switch=True, panel=TABLES, help="Every layer."),
-    Option(field="depth", flags=("--depth",), metavar="N", kind=int, panel=TABLES, help="Sums N modules deep."),
-    Option(field="by", flags=("--by",), metavar="kind|block", panel=TABLES, help="Sums."),
+    Option(field="layers", flags=("--layers",), switch=True, panel=TABLES, help="List every layer."),
+    Option(field="depth", flags=("--depth",), metavar="N", kind=int, panel=TABLES,
+           help="Sum the layers N modules deep."),
+    Option(field="by", flags=("--by",), metavar="kind|block", panel=TABLES,
+           help="Sum the layers by what they do, or by block."),
     Option(field="sort", flags=("--sort",), metavar="COLUMN", panel=TABLES,
            help="call, name, kind, parameters, bytes, macs or activation."),
     Option(field="pattern", flags=("--filter",), metavar="REGEX", panel=TABLES, help="Only names that match."),
@@ -78,13 +80,13 @@ OPTIONS = (
            help="Inspect any torch module instead; runs its code."),
     Option(field="inputs", flags=("--input",), metavar="1,3,256,256", repeatable=True, panel=COMPARE,
            help="Shape for --module."),
-    Option(field="json", flags=("--json",), switch=True, panel=OUTPUT, help="One JSON object."),
-    Option(field="csv", flags=("--csv",), switch=True, panel=OUTPUT, help="The table as CSV."),
-    Option(field="markdown", flags=("--markdown",), switch=True, panel=OUTPUT, help="The table in Markdown."),
+    Option(field="json", flags=("--json",), switch=True, panel=OUTPUT, help="One JSON object on stdout."),
+    Option(field="csv", flags=("--csv",), switch=True, panel=OUTPUT, help="Print the table as CSV."),
+    Option(field="markdown", flags=("--markdown",), switch=True, panel=OUTPUT, help="Print the table in Markdown."),
     Option(field="svg", flags=("--svg",), metavar="FILE", panel=OUTPUT, help="Save a diagram of the UNet."),
     Option(field="html", flags=("--html",), metavar="FILE", panel=OUTPUT, help="Save a page with every layer."),
     Option(field="ascii", flags=("--ascii",), switch=True, panel=OUTPUT, help="Plain characters only."),
-    Option(field="debug", flags=("--debug",), switch=True, panel=OUTPUT, help="Tracebacks."),
+    Option(field="debug", flags=("--debug",), switch=True, panel=OUTPUT, help="Show tracebacks."),
 )  # fmt: skip
 
 
@@ -148,10 +150,7 @@ def _at(flags: Flags, unet: Any) -> Any:
 
     width, height = facts.native_size(unet)
     if flags.at is not None:
-        match = re.fullmatch(r"(\d{1,6})(?:[xX×](\d{1,6}))?", flags.at.strip())
-        if not match:
-            raise Usage(f"--at {show(flags.at, 40)} is not a size", hint="--at 768x512")
-        width, height = int(match[1]), int(match[2] or match[1])
+        width, height = parse_sides(flags.at, "--at")
     if flags.dtype not in BYTES:
         raise Usage(
             f"--dtype {show(flags.dtype, 40)} is not one of {', '.join(BYTES)}",

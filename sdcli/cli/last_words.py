@@ -7,7 +7,7 @@ import os
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from sdcli.errors import OutOfMemory
+from sdcli.errors import HARDLY_ANY, OutOfMemory
 
 # Made beforehand: when they are needed there is no room to make them.
 _TEXT = b"error: out of memory\n  try: sdcli doctor\n"
@@ -15,7 +15,6 @@ _JSON = (
     b'{"error": {"code": 4, "type": "out_of_memory", "message": "out of memory", "done": "", '
     b'"hint": "sdcli doctor", "details": {"need": null, "free": null}}}\n'
 )
-LITTLE = 256 << 20  # bytes
 
 
 def say_out_of_memory(words: Sequence[str]) -> int:
@@ -27,14 +26,14 @@ def say_out_of_memory(words: Sequence[str]) -> int:
 
 
 @contextlib.contextmanager
-def aborts_heeded(words: Sequence[str], wanted: bool = True) -> Iterator[None]:
-    """Under `ulimit -v`, libraries in C++ and Rust that find no memory end the whole process: it ends like the rest.
+def library_exits_explained(words: Sequence[str]) -> Iterator[None]:
+    """Under `ulimit -v`, libraries in C++ and Rust that find no memory end the whole process: then it says so, too.
 
     Without such a limit memory is handed out until the system kills somebody, and an abort means something else.
     """
-    handler = _heed(words) if wanted else None
+    handlers = _handle_library_exits(words)
     yield
-    del handler  # until here it had to be kept
+    del handlers  # C knows only their addresses: until here they had to be kept
 
 
 def hardly_any_left() -> bool:
@@ -57,11 +56,11 @@ def _little_left(limit: int) -> bool:
     with contextlib.suppress(OSError, ValueError, MemoryError):
         statm = os.open("/proc/self/statm", os.O_RDONLY)
         mapped = int(os.read(statm, 64).split()[0]) * os.sysconf("SC_PAGE_SIZE")
-        return limit - mapped < LITTLE
+        return limit - mapped < HARDLY_ANY
     return True
 
 
-def _heed(words: Sequence[str]) -> Any:
+def _handle_library_exits(words: Sequence[str]) -> Any:
     with contextlib.suppress(ImportError, MemoryError, OSError, AttributeError):
         limit = _limit()
         if limit is None:

@@ -59,18 +59,18 @@ def command_of(words: Sequence[str]) -> tuple[Command, list[str]]:
     from sdcli.cli import app
 
     rest = list(words)
-    found: Any = typer.main.get_command(app.build(rest[0] if rest else ""))
+    command: Any = typer.main.get_command(app.build(rest[0] if rest else ""))
     names: list[str] = []
-    while rest and rest[0] in getattr(found, "commands", {}):
-        found = found.commands[rest[0]]
+    while rest and rest[0] in getattr(command, "commands", {}):
+        command = command.commands[rest[0]]
         names.append(rest.pop(0))
     flags = {
         flag: Flag(one.name, not one.is_flag and not one.count, one.multiple)
-        for one in found.params
+        for one in command.params
         if one.param_type_name == "option"
         for flag in (*one.opts, *one.secondary_opts)
     }
-    plain = [one.metavar for one in found.params if one.param_type_name == "argument"]
+    plain = [one.metavar for one in command.params if one.param_type_name == "argument"]
     return Command(" ".join(names), flags, draws="PROMPT" in plain), rest
 
 
@@ -116,9 +116,9 @@ def corrected(hint: str, words: Sequence[str]) -> str:
     if not text.startswith(("-", '"', "'")) or "\n" in text:
         return hint
     remark = _REMARK.search(text)
-    told = remark[0] if remark else ""
+    aside = remark[0] if remark else ""
     try:
-        changes = shlex.split(text.removesuffix(told))
+        changes = shlex.split(text.removesuffix(aside))
     except ValueError:
         return hint
     command, rest = command_of(words)
@@ -133,7 +133,7 @@ def corrected(hint: str, words: Sequence[str]) -> str:
     else:
         made = _changed(typed, wanted, command, adding=bool(same))
     line = _line(command.name, made)
-    return line + told if made != typed and line else hint
+    return line + aside if made != typed and line else hint
 
 
 def renamed(words: Sequence[str], wrong: str, right: str) -> str:
@@ -256,11 +256,11 @@ def prompts_in_order(words: list[str]) -> list[str]:
     if not {"-p", "--prompt"} & {word.partition("=")[0] for word in words}:
         return words
     command, rest = command_of(words)
-    found = pieces(rest, command.flags)
-    plain = [piece for piece in found if not piece.flag]
-    if not command.draws or not plain or Piece(flag="--") in found:
+    typed = pieces(rest, command.flags)
+    plain = [piece for piece in typed if not piece.flag]
+    if not command.draws or not plain or Piece(flag="--") in typed:
         return words
     if len(plain) > 1 and all(len((piece.value or "").split()) == 1 for piece in plain):
         return words  # a sentence without quotes, which is to be refused
-    made = [replace(piece, flag="-p") if piece in plain else piece for piece in found]
+    made = [replace(piece, flag="-p") if piece in plain else piece for piece in typed]
     return [*command.name.split(), *(word for piece in made for word in piece.words())]

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, NoReturn
 
 from sdcli import __version__
 from sdcli.cli.ending import heeded
-from sdcli.cli.last_words import aborts_heeded, hardly_any_left, say_out_of_memory
+from sdcli.cli.last_words import hardly_any_left, library_exits_explained, say_out_of_memory
 from sdcli.errors import Interrupted, OutOfMemory, SdcliError, Stop, Usage, stopped_by
 from sdcli.near import LIKELY, SURE, near_text, nearest
 from sdcli.terminal import drop_stdout, lost, show, stdout_left, tell
@@ -26,16 +26,16 @@ ELSEWHERE = {"txt2img": "generate", "draw": "generate"}  # what other programs c
 
 def run(arguments: Sequence[str] | None = None) -> NoReturn:
     """Entry point of the `sdcli` script. Never returns."""
-    words = list(sys.argv[1:] if arguments is None else arguments)
+    words, alone = list(sys.argv[1:] if arguments is None else arguments), arguments is None
     try:
-        with aborts_heeded(words, wanted=arguments is None):
-            code = _outcome(words, alone=arguments is None)
+        with library_exits_explained(words) if alone else contextlib.nullcontext():
+            code = _outcome(words, alone)
     except Exception as error:  # no room even for a sentence with figures
         memory = isinstance(error, (MemoryError, ImportError, SystemError))
         if not memory and getattr(error, "errno", None) != errno.ENOMEM and not hardly_any_left():
             raise
         code = say_out_of_memory(words)
-    _leave(code, at_once=arguments is None)
+    _leave(code, at_once=alone)
 
 
 def _outcome(words: list[str], alone: bool) -> int:
@@ -80,12 +80,13 @@ def _invoke(words: list[str]) -> int:
 
     from sdcli.cli import app, line
 
-    name = _command_in(words)
+    name = next((word for word in words if not word.startswith("-")), "")
+    completing = "_SDCLI_COMPLETE" in os.environ
     if name and name not in app.COMMANDS:
         raise _no_command(name, words, list(app.COMMANDS))
     try:
         line.refuse_flags_as_values(words)
-        code = app.call(app.build(None if _completing() else name), line.prompts_in_order(words))
+        code = app.call(app.build(None if completing else name), line.prompts_in_order(words))
     except typer.TyperException as error:
         if type(error).__name__ == "NoArgsIsHelpError":
             tell(error.format_message())
@@ -96,14 +97,6 @@ def _invoke(words: list[str]) -> int:
     if code == Interrupted.code:  # Typer's answer to Ctrl-C; a command that has said so itself raises Answered
         raise Interrupted("interrupted")
     return code if isinstance(code, int) else 0
-
-
-def _completing() -> bool:
-    return "_SDCLI_COMPLETE" in os.environ
-
-
-def _command_in(words: list[str]) -> str:
-    return next((word for word in words if not word.startswith("-")), "")
 
 
 def _no_command(word: str, words: list[str], commands: list[str]) -> SdcliError:
@@ -143,7 +136,7 @@ def _sentence(message: str) -> str:
     return text[:1].lower() + text[1:]
 
 
-def _leave(code: int, at_once: bool = False) -> NoReturn:
+def _leave(code: int, at_once: bool) -> NoReturn:
     """`at_once`: without Python's own tidying up, which takes a second once torch is loaded and is for nothing here.
 
     After an interrupt that came while a module was being made, or an import that memory ended, it would even crash.

@@ -19,8 +19,8 @@ from sdcli.cli.ask import added_folders
 from sdcli.cli.download import Download
 from sdcli.cli.line import joined
 from sdcli.errors import BadFile, CannotWrite, ModelMissing, SdcliError, Usage
-from sdcli.machine.folders import cache_folder, config_folder
-from sdcli.models import check, checkpoint, folder, hub_cache, listing, resolve
+from sdcli.machine.folders import cache_folder, config_file
+from sdcli.models import check, checkpoint, folder, hub_cache, hub_name, listing, resolve
 from sdcli.models.check import Check
 from sdcli.models.folder import Incomplete
 from sdcli.models.hub import Progress
@@ -41,7 +41,7 @@ _NAMED = 8  # missing tensors that the report lists
 
 
 @dataclass(frozen=True, kw_only=True)
-class FolderState:
+class ModelFolder:
     path: str
     exists: bool
 
@@ -50,7 +50,7 @@ class FolderState:
 class Listing:
     schema: str = "sdcli.models/1"
     version: str = __version__
-    folders: tuple[FolderState, ...]
+    folders: tuple[ModelFolder, ...]
     models: tuple[Entry, ...]
 
 
@@ -88,11 +88,11 @@ def _list(text: str, typed: dict[str, Any]) -> None:
         builtin=None if text else data.builtin_model(), cache=cache,
     )  # fmt: skip
     listing.save(cache)
-    states = tuple(FolderState(path=str(folder), exists=folder.is_dir()) for folder in folders)
+    searched = tuple(ModelFolder(path=str(folder), exists=folder.is_dir()) for folder in folders)
     if typed.get("json"):
-        print_json(schema.to_json(Listing(folders=states, models=tuple(entries))))
+        print_json(schema.to_json(Listing(folders=searched, models=tuple(entries))))
         return
-    for line in table(entries, states, width(sys.stdout)):
+    for line in table(entries, searched, width(sys.stdout)):
         tell(line)
     if not typed.get("quiet"):
         say(_advice(entries, folders))
@@ -112,16 +112,14 @@ def _is_twice(entry: Entry, entries: Sequence[Entry]) -> bool:
     return sum(other.name == entry.name for other in entries) > 1
 
 
-def table(entries: Sequence[Entry], folders: Sequence[FolderState], columns: int) -> list[str]:
+def table(entries: Sequence[Entry], folders: Sequence[ModelFolder], columns: int) -> list[str]:
     """Folder by folder: models first, then adapters, then refused files."""
     lines: list[str] = []
     for source in ("builtin", "cache"):
         lines += _block(_SOURCES[source], [entry for entry in entries if entry.source == source], columns)
-    for state in folders:
-        inside = [
-            entry for entry in entries if entry.source == "folder" and Path(entry.path).is_relative_to(state.path)
-        ]
-        title = show(state.path, 200) + ("" if inside else ": no models" if state.exists else ": not found")
+    for one in folders:
+        inside = [entry for entry in entries if entry.source == "folder" and Path(entry.path).is_relative_to(one.path)]
+        title = show(one.path, 200) + ("" if inside else ": no models" if one.exists else ": not found")
         lines += _block(title, inside, columns) or [title]
     return lines or ["no models found"]
 
@@ -180,37 +178,33 @@ def _padded(text: str, columns: int) -> str:
 # --- model folders
 
 
-def _file() -> Path:
-    return config_folder() / "config.toml"
-
-
 def _add(text: str, typed: dict[str, Any]) -> None:
     path = Path(os.path.abspath(Path(text).expanduser()))
     if not path.is_dir():
         raise ModelMissing(f"no folder {show(path, 200)}", hint="sdcli models")
-    folders = config.folders(_file())
+    folders = config.folders(config_file())
     if path not in folders:
-        config.set_folders(_file(), [*folders, path])
+        config.set_folders(config_file(), [*folders, path])
     if not typed.get("quiet") and not typed.get("json"):
-        say(f"Added {show(path, 200)} to the model folders ({show(_file(), 200)})")
+        say(f"Added {show(path, 200)} to the model folders ({show(config_file(), 200)})")
     _list(str(path), typed)
 
 
 def _remove(text: str, typed: dict[str, Any]) -> None:
     """Forget an added folder, or delete a repository from the Hub's cache. Files in the user's folders are kept."""
-    folders = config.folders(_file())
+    folders = config.folders(config_file())
     path = Path(os.path.abspath(Path(text).expanduser()))
     named = [folder for folder in folders if folder == path] or [folder for folder in folders if folder.name == text]
     if len(named) > 1:
         raise Usage(f"{show(text, 80)} is {len(named)} folders", hint=f'sdcli models rm "{show(named[0], 200)}"')
     if named:
-        config.set_folders(_file(), [folder for folder in folders if folder != named[0]])
+        config.set_folders(config_file(), [folder for folder in folders if folder != named[0]])
         _removed(typed, removed=str(named[0]), freed=0, text=f"Removed {show(named[0], 200)} from the model folders")
         return
     alias = resolve.known_as(text)
     repository = alias.repository if alias is not None else text
-    cached = hub_cache.place(hub_cache.folder(os.environ), repository)
-    if not resolve.is_hub_id(repository) or not cached.is_dir():
+    cached = hub_cache.repository_folder(hub_cache.folder(os.environ), repository)
+    if not hub_name.is_repository(repository) or not cached.is_dir():
         raise ModelMissing(
             f"{show(text, 200)} is neither an added folder nor in the Hugging Face cache; sdcli deletes nothing else",
             hint="sdcli models",
@@ -255,8 +249,8 @@ def _check(text: str, typed: dict[str, Any]) -> None:
 
 def _repair(text: str) -> str:
     alias = resolve.known_as(text)
-    if alias is None and not resolve.is_hub_id(text):
-        return "get the file again, or another"
+    if alias is None and not hub_name.is_repository(text):
+        return BadFile.usual_hint
     return f"sdcli models rm {show(text, 120)}\nthen: sdcli pull {show(text, 120)}"
 
 

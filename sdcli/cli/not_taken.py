@@ -11,7 +11,7 @@ from sdcli.request.prompt import of_other_programs
 from sdcli.request.request import Request
 from sdcli.terminal import show
 
-CODES = SETTINGS, SYNTAX = "settings-not-taken", "syntax-not-known"  # shown before drawing
+SETTINGS, SYNTAX = "settings-not-taken", "syntax-not-known"  # shown before drawing
 MOST_NAMED = 12
 MOST_SYNTAX = 4
 # The web UI's pairs that say where an image comes from, not how it was drawn.

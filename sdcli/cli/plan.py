@@ -10,10 +10,9 @@ from typing import Any
 import typer
 
 from sdcli import schema
-from sdcli.cli import builtin, complete, plan_screen
+from sdcli.cli import builtin, complete, not_needed, plan_screen
 from sdcli.cli.answer import print_json
 from sdcli.cli.ask import plan_for
-from sdcli.cli.former import FORMER_FLAGS
 from sdcli.machine.memory import disk_free
 from sdcli.plan.refusal import refused
 from sdcli.request.options import AS_IF, OPTIONS, SCREEN
@@ -24,7 +23,7 @@ from sdcli.terminal import speaks_unicode, tell, width
 def command() -> Callable[..., None]:
     screen = [option for option in SCREEN if option.field in ("json", "debug")]
     return make(
-        _plan, [*OPTIONS, *FORMER_FLAGS, AS_IF, *screen], name="plan", words="PROMPT", complete=complete.values,
+        _plan, [*OPTIONS, *not_needed.FLAGS, AS_IF, *screen], name="plan", words="PROMPT", complete=complete.values,
         help="Show what an image would need, before anything is loaded.",
     )  # fmt: skip
 

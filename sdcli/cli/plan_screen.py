@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import textwrap
 from collections.abc import Iterable, Sequence
 
 from sdcli.cli import builtin
 from sdcli.plan.plan import Alternative, Decision, Fallback, Plan, Setup
 from sdcli.plan.techniques import TECHNIQUES, placement
+from sdcli.plan.techniques.vae_dtype import effective
 from sdcli.sizes import GIB, gib
 from sdcli.terminal import cells, counted, disk_text, fit, folded, plain, seconds_text, show
 
@@ -104,13 +104,9 @@ def _composed(setup: Setup, beside: Setup | None, brevity: int) -> str:
         parts.insert(0, "fp8" if brevity else "fp8 weights")
     if beside is not None and setup.dtype != beside.dtype:
         parts.append(setup.dtype)
-    if beside is not None and _vae_number(setup) != _vae_number(beside):
-        parts.append(f"VAE in {_vae_number(setup)}")
+    if beside is not None and effective(setup) != effective(beside):
+        parts.append(f"VAE in {effective(setup)}")
     return ", ".join(part for part in parts if part) or long
-
-
-def _vae_number(setup: Setup) -> str:
-    return setup.dtype if setup.vae_dtype == "same" else setup.vae_dtype
 
 
 def _extras(setup: Setup, brevity: int = 0) -> list[str]:
@@ -154,7 +150,7 @@ def _head(plan: Plan, width: int, disk_free: int | None) -> list[str]:
         head.append(f"licence {show(model.licence, 30)}")
     sizes = sorted({(job.width * job.height, job.width, job.height) for job in jobs}, reverse=True)
     _, wide, high = sizes[0] if sizes else (0, request.width, request.height)
-    images = f"{len(jobs)} image{'' if len(jobs) == 1 else 's'}" if jobs else "images as prompts arrive,"
+    images = counted(len(jobs), "image") if jobs else "images as prompts arrive,"
     steps = f"{counted(request.steps, 'step')} {show(request.sampler, 30)}"
     work = f"  {images}{' up to' if len(sizes) > 1 else ''} {wide}×{high}, {steps}"
     if request.batch_size > 1:
@@ -192,7 +188,7 @@ def _machine(plan: Plan, width: int) -> list[str]:
     hardware, budget = plan.hardware, plan.budget
     ram = f"{gib(hardware.ram_free)} of {gib(hardware.ram_total)} GiB free"
     if hardware.kind == "cpu":
-        threads = f"{_device_name(plan)}, {hardware.threads} thread{'' if hardware.threads == 1 else 's'}"
+        threads = f"{_device_name(plan)}, {counted(hardware.threads, 'thread')}"
         return _flow([threads, f"RAM: {ram} now, budget {gib(budget.host)}"], " · ", width)
     free = f"{_device_name(plan)}: {gib(hardware.free)} of {gib(hardware.total)} GiB free now"
     free += f", budget {gib(budget.device)}"
@@ -279,7 +275,7 @@ def _because(row: Decision) -> str:
 
 def _labelled(label: str, texts: Iterable[str], width: int) -> list[str]:
     """The texts, wrapped, beside a label that stands on the first line only."""
-    lines = [line for text in texts for line in textwrap.wrap(text, max(20, width - 7), break_long_words=False)]
+    lines = [line for text in texts for line in folded(text, width - 7)]
     return [f"  {label if number == 0 else '':<5}{line}" for number, line in enumerate(lines)]
 
 
@@ -323,7 +319,7 @@ def _first_fallback(fallbacks: Sequence[Fallback], chosen: Setup) -> str:
 
 def _source_of_figures(plan: Plan) -> str:
     if plan.footprint.runs:
-        return f"Measured in {plan.footprint.runs} run{'' if plan.footprint.runs == 1 else 's'} on this machine"
+        return f"Measured in {counted(plan.footprint.runs, 'run')} on this machine"
     error = " (±10 % on the CPUs tested)" if plan.hardware.kind == "cpu" else ""  # not known for GPUs
     if plan.hardware.source == "as-if":
         return f"Predicted for another machine, not measured{error}"

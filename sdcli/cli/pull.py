@@ -63,11 +63,11 @@ def _pull(typed: dict[str, Any]) -> None:
     if len(names) != 1:
         raise Usage(f"pull takes one name, not {len(names)}", hint="sdcli pull sd15")
     offline, quiet = bool(typed.get("offline")), bool(typed.get("quiet"))
-    found = _named(names[0], typed.get("revision"), offline, quiet)
+    pulled = _named(names[0], typed.get("revision"), offline, quiet)
     if typed.get("json"):
-        print_json(schema.to_json(found))
+        print_json(schema.to_json(pulled))
     else:
-        tell(found.path)
+        tell(pulled.path)
 
 
 def _named(text: str, revision: str | None, offline: bool, quiet: bool) -> Pulled:
@@ -91,7 +91,7 @@ def pull(name: str, revision: str | None = None, offline: bool = False, quiet: b
     cache = hub_cache.folder(os.environ)
     known = resolve.known_as(name)
     repository = known.repository if known else name
-    if known is None and not resolve.is_hub_id(name):
+    if known is None and not hub_name.is_repository(name):
         return _already(_find(name, revision, cache, offline), quiet)
     if offline or known is not None or _is_commit(revision):  # what cannot have changed needs no network
         try:
@@ -100,7 +100,7 @@ def pull(name: str, revision: str | None = None, offline: bool = False, quiet: b
             model = None
         if model is not None and model.cached:
             return _already(model, quiet)
-    _check_online(name)
+    _check_online(name, offline)
     asked = revision or (known.revision if known else None)
     licence = known.licence if known else None
     try:
@@ -136,11 +136,12 @@ def _already(model: Model, quiet: bool) -> Pulled:
     )  # fmt: skip
 
 
-def _check_online(name: str) -> None:
-    if hub_connection.is_offline(os.environ):
+def _check_online(name: str, offline: bool) -> None:
+    if offline or hub_connection.is_offline(os.environ):
+        unset = "unset HF_HUB_OFFLINE TRANSFORMERS_OFFLINE, then the same command"
         raise Offline(
-            f"{show(name, 120)} is not on this machine, and HF_HUB_OFFLINE forbids downloading it",
-            hint="unset HF_HUB_OFFLINE   (and TRANSFORMERS_OFFLINE), then the same command again",
+            f"{show(name, 200)} is not on this machine, and offline mode forbids downloading it",
+            hint="the same command without --offline" if offline else unset,
         )
 
 
@@ -183,12 +184,7 @@ def _pull_file(name: HubName, offline: bool, quiet: bool) -> Pulled:
             name=str(name), repository=name.repository, revision=here.revision, kind=kind.kind, family=kind.family,
             licence=None, path=str(here.path), bytes=size, fetched_bytes=0, files=(),
         )  # fmt: skip
-    if offline:
-        raise Offline(
-            f"{show(name, 200)} is not on this machine, and --offline forbids downloading it",
-            hint=f'sdcli pull "{show(name, 300)}"   (without --offline)',
-        )
-    offer, fetched = _bring_file(name, lambda header: None, quiet)
+    offer, fetched = _bring_file(name, lambda header: None, quiet, offline)
     return Pulled(
         name=str(name), repository=offer.repository, revision=offer.commit, kind=offer.kind, family=offer.family,
         licence=offer.licence, path=str(offer.snapshot / str(offer.file)), bytes=offer.size, fetched_bytes=fetched,
@@ -196,8 +192,10 @@ def _pull_file(name: HubName, offline: bool, quiet: bool) -> Pulled:
     )  # fmt: skip
 
 
-def _bring_file(name: HubName, check: Callable[[Header], None], quiet: bool) -> tuple[Offer, int]:
-    _check_online(str(name))
+def _bring_file(
+    name: HubName, check: Callable[[Header], None], quiet: bool, offline: bool = False
+) -> tuple[Offer, int]:
+    _check_online(str(name), offline)
     offer = hub.offer_file(hub_connection.connect(os.environ), name, hub_cache.folder(os.environ), check)
     return offer, _bring(offer.repository, offer, None, quiet)
 

@@ -40,8 +40,7 @@ class Term:
             delta = torch.einsum("or,rskl,si->oikl", up.flatten(1), middle, down.flatten(1))
         if not torch.isfinite(delta).all():
             raise BadFile(
-                f"{show(self.file)} is damaged: what it adds to {show(self.fitted.layer.shown, 120)} is not finite",
-                hint="get the file again, or another",
+                f"{show(self.file)} is damaged: what it adds to {show(self.fitted.layer.shown, 120)} is not finite"
             )
         weight.add_(delta.reshape(weight.shape), alpha=factor)
 

@@ -20,5 +20,5 @@ def config_checked(what: str) -> Iterator[None]:
             raise
         raise BadFile(
             f"cannot make the model's {what} from its config: {type(error).__name__}: {oom.first_line(error)}",
-            hint="get the model again, or another",
+            hint="download the model again, or use another",
         ) from error

@@ -11,8 +11,6 @@ from sdcli.machine.hardware import Hardware
 from sdcli.plan.batches import Batch
 from sdcli.plan.plan import Plan
 
-NAMES = ("local", "fake")
-
 
 class Engine(Protocol):
     """Draws one plan after another, and keeps what is loaded while the next one needs the same."""

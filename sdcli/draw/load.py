@@ -130,13 +130,11 @@ def randomise(module: nn.Module, *, dtype: torch.dtype, device: torch.device | s
         tensor = _empty(meta, dtype, device, channels_last)
         if not meta.is_floating_point():
             tensor.copy_(torch.arange(meta.shape[-1]).expand(meta.shape))  # position numbers
-        elif meta.ndim == 1:
-            wide = tensor if tensor.dtype not in NARROW else torch.empty_like(tensor, dtype=dtype)
-            tensor.copy_(wide.normal_(0.0 if key.endswith("bias") else 1.0, 0.02, generator=generator))
         else:
-            spread = 0.1 if "embedding" in key else (meta.numel() // meta.shape[0]) ** -0.5
+            vector, spread = meta.ndim == 1, 0.1 if "embedding" in key else (meta.numel() // meta.shape[0]) ** -0.5
+            mean = 1.0 if vector and not key.endswith("bias") else 0.0
             wide = tensor if tensor.dtype not in NARROW else torch.empty_like(tensor, dtype=dtype)
-            tensor.copy_(wide.normal_(0.0, spread, generator=generator))
+            tensor.copy_(wide.normal_(mean, 0.02 if vector else spread, generator=generator))
         _assign(module, key, tensor)
         size += tensor.nbytes
     _restore_buffers(module, device)

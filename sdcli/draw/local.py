@@ -69,7 +69,8 @@ class Engine:
         if self._session is None:
             return hardware
         host = memory.resident() or 0
-        device = host if hardware.kind == "cpu" else self._session.meter.reserved() + _context(hardware)
+        device = host if hardware.kind == "cpu" else self._session.meter.reserved()
+        device += CUDA_CONTEXT if hardware.kind == "cuda" else 0
         return replace(
             hardware,
             free=min(hardware.total, hardware.free + device),
@@ -212,10 +213,6 @@ def is_another_gpu(planned: str | None, actual: str) -> bool:
     if not planned or not planned.startswith("GPU-") or not actual:
         return False
     return planned.removeprefix("GPU-").casefold() != actual.removeprefix("GPU-").casefold()
-
-
-def _context(hardware: Hardware) -> int:
-    return CUDA_CONTEXT if hardware.kind == "cuda" else 0
 
 
 def _keep_within(plan: Plan, torch: Any) -> None:

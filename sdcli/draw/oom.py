@@ -8,35 +8,9 @@ from __future__ import annotations
 import sys
 from collections.abc import Iterator
 
-from sdcli.errors import OutOfMemory
+from sdcli.errors import HARDLY_ANY, OutOfMemory, names_memory
 from sdcli.machine import memory
 from sdcli.terminal import show, size_text
-
-# On a CPU: a plain RuntimeError from torch's allocator (on Windows "not enough memory"). CUDA's and ROCm's libraries,
-# MPS and the drivers: a status each. The loader of shared libraries: it cannot map them (on Windows for lack of a
-# paging file). A new thread: no room for its stack.
-_WORDS = (
-    "out of memory",
-    "can't allocate memory",
-    "cannot allocate memory",
-    "not enough memory",
-    "insufficient memory",
-    "exceed allowed memory",
-    "bad allocation",
-    "std::bad_alloc",
-    "_status_alloc_failed",
-    "host_allocation_failed",
-    "error_out_of_memory",
-    "erroroutofmemory",
-    "cudaerrormemoryallocation",
-    "invalid buffer size",
-    "could not create a memory object",
-    "failed to map segment",
-    "cannot create shared object descriptor",
-    "cannot allocate symbol search list",
-    "paging file is too small",
-    "can't start new thread",
-)
 
 # These give no reason. Where hardly any memory is left, that is taken as the reason.
 _UNEXPLAINED = (
@@ -53,7 +27,6 @@ _UNEXPLAINED_ON_A_GPU = (
     "cudnn_status_internal_error",
     "unable to find an engine",
 )
-HARDLY_ANY = 256 << 20
 
 
 def is_out_of_memory(error: BaseException) -> bool:
@@ -80,9 +53,9 @@ def _says_so(error: BaseException) -> bool:
         return False
     if type(error).__name__ == "OutOfMemoryError":
         return True
-    text = str(error).lower()
-    if any(words in text for words in _WORDS):
+    if names_memory(str(error)):
         return True
+    text = str(error).lower()
     if any(words in text for words in _UNEXPLAINED):
         return _hardly_any_left()
     return any(words in text for words in _UNEXPLAINED_ON_A_GPU) and _hardly_any_left_on_the_gpu()
@@ -120,5 +93,4 @@ def first_line(error: BaseException) -> str:
     """The exception's message, short and safe to show: the line about memory if there is one."""
     origin = next((link for link in _chain(error) if _says_so(link)), error)
     lines = [line.strip() for line in str(origin).splitlines() if line.strip()]
-    about_memory = [line for line in lines if any(words in line.lower() for words in _WORDS)]
-    return show((about_memory or lines or [type(origin).__name__])[0], 160)
+    return show((list(filter(names_memory, lines)) or lines or [type(origin).__name__])[0], 160)

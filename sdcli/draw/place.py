@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import functools
 import gc
-import re
 import sys
 import time
 from collections.abc import Iterator, Sequence
@@ -20,6 +19,7 @@ from torch import nn
 
 from sdcli.draw import adapters, attention, decode, load
 from sdcli.events import Loaded
+from sdcli.models.hub_cache import expected_sha256
 from sdcli.models.model import Model
 from sdcli.plan.plan import Setup
 from sdcli.plan.techniques import placement
@@ -57,7 +57,7 @@ class Components:
                 started = time.perf_counter()
                 size = self._load(name)
                 seconds = time.perf_counter() - started
-                yield Loaded(component=name, bytes=size, seconds=seconds, sha256=_hash_in_name(self.model, name))
+                yield Loaded(component=name, bytes=size, seconds=seconds, sha256=self._sha256_of(name))
 
     @contextmanager
     def use(self, name: str) -> Iterator[Any]:
@@ -87,6 +87,11 @@ class Components:
         self.drop(*self._modules)
         gc.collect()
         release_cache(self.device)
+
+    def _sha256_of(self, name: str) -> str | None:
+        """Where the Hub's cache knows it: to hash a file would take longer than to load it."""
+        files = self.model.components[name].files
+        return expected_sha256(Path(files[0])) if len(files) == 1 else None
 
     def _load(self, name: str) -> int:
         streamed = placement.streamed(self.setup.placement, name)
@@ -136,13 +141,6 @@ def stream_layers(module: nn.Module, device: torch.device) -> None:
         module, onload_device=device, offload_device=torch.device("cpu"), offload_type="leaf_level",
         non_blocking=streams, use_stream=streams, record_stream=streams,
     )  # fmt: skip
-
-
-def _hash_in_name(model: Model, name: str) -> str | None:
-    """The Hub's cache names large files by their sha256; elsewhere hashing would take longer than loading."""
-    files = model.components[name].files
-    stem = Path(files[0]).resolve().name if len(files) == 1 else ""
-    return stem if re.fullmatch(r"[0-9a-f]{64}", stem) else None
 
 
 def release_cache(device: torch.device) -> None:

@@ -12,9 +12,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from sdcli.machine.dtypes import NAMES
 from sdcli.machine.hardware import Probe
 
-NAMES = ("fp32", "bf16", "fp16")
 SECONDS = 0.6  # no round starts after this
 ROUNDS = 4
 RIGHT = 0.03  # largest error of a correct result, relative to the values' spread

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shlex
 import time
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
@@ -27,7 +26,7 @@ from sdcli.plan.plan import Fallback, Plan, Setup
 from sdcli.plan.stages import Stage, parts_of, previews_after, stages, walk
 from sdcli.plan.techniques import TECHNIQUES, placement
 from sdcli.request.request import Job
-from sdcli.terminal import show
+from sdcli.terminal import quoted, show
 
 T = TypeVar("T")
 Events = Generator[Event, None, T]
@@ -210,7 +209,7 @@ class Run:
         yield self.session.meter.read(stage.name)
 
     def _not_finite(self, job: Job, error: decode.NotFinite) -> ImagesFailed:
-        model = show(shlex.quote(self.plan.request.model or self.plan.model.name), 300)
+        model = show(quoted(self.plan.request.model or self.plan.model.name), 300)
         exact = self.session.components.setup.dtype == "fp32"  # then rounding is not the cause, the weights are
         hint = f"sdcli models check {model}" if exact else "the same command with --dtype fp32"
         return ImagesFailed(f"image {job.index + 1}: {error}", done="it was not written", hint=hint)

@@ -103,5 +103,5 @@ class Reader:
         while len(target):
             count = stream.readinto(target)  # type: ignore[attr-defined]
             if not count:
-                raise BadFile(f"{show(piece.file)} ends too early", hint="get the file again, or another")
+                raise BadFile(f"{show(piece.file)} ends too early")
             target = target[count:]

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from sdcli import schema
 from sdcli.errors import BadFile, SdcliError
 from sdcli.inspect import figures
 from sdcli.inspect.facts import At, Inspection, Source, Stored, inspect, native_size
@@ -127,21 +128,15 @@ def _gap_of(a: Stored, b: Stored) -> ValueGap | None:
 
 
 def to_json(difference: Difference) -> dict[str, Any]:
-    def finite(value: float) -> float | None:
-        return value if value < float("inf") else None
-
     return {
         "schema": "sdcli.unet-diff/1",
         "a": _side(difference.a),
         "b": _side(difference.b),
         "only_a": list(difference.only_a),
         "only_b": list(difference.only_b),
-        "shape": [{"name": one.name, "a": list(one.a), "b": list(one.b)} for one in difference.shape],
-        "dtype": [{"name": one.name, "a": one.a, "b": one.b} for one in difference.dtype],
-        "values": [
-            {"name": one.name, "max_abs": finite(one.max_abs), "mean_abs": finite(one.mean_abs)}
-            for one in difference.values
-        ],
+        "shape": schema.to_json(difference.shape),
+        "dtype": schema.to_json(difference.dtype),
+        "values": schema.to_json(difference.values),
         "compared": difference.compared,
         "identical": difference.identical,
     }

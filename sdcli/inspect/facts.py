@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from sdcli import __version__
+from sdcli import __version__, schema
 from sdcli.errors import SdcliError, Usage
 from sdcli.models.model import BYTES
 from sdcli.models.unet import Block, Unet, analyse
@@ -183,16 +183,7 @@ def to_json(look: Inspection) -> dict[str, Any]:
             }
             for leaf in unet.leaves
         ],
-        "skips": [
-            {
-                "from": skip.source,
-                "to": skip.target,
-                "channels": skip.channels,
-                "resolution": list(skip.resolution),
-                "concatenated_channels": skip.concatenated_channels,
-            }
-            for skip in unet.skips
-        ],
+        "skips": schema.to_json(unet.skips),
         "conditioning": {
             "time_channels": unet.time_channels,
             "time_enters": unet.time_enters,
@@ -201,10 +192,8 @@ def to_json(look: Inspection) -> dict[str, Any]:
         },
         "missing": list(source.missing),
         "unexpected": list(source.unexpected),
-        "mismatched": [
-            {"name": one.name, "shape": list(one.shape), "expected": list(one.expected)} for one in source.mismatched
-        ],
-        "measured": _measured(look.measured),
+        "mismatched": schema.to_json(source.mismatched),
+        "measured": schema.to_json(look.measured),
         "error": source.fault.to_json() if source.fault else None,
     }
 
@@ -222,16 +211,4 @@ def _block(block: Block, size: int) -> dict[str, Any]:
         "bytes": block.parameters * size,
         "macs": block.macs,
         "activation_bytes": block.elements * size,
-    }
-
-
-def _measured(measured: MeasuredCall | None) -> dict[str, Any] | None:
-    if measured is None:
-        return None
-    return {
-        "device": measured.device,
-        "dtype": measured.dtype,
-        "seconds": measured.seconds,
-        "blocks": [{"name": block.name, "seconds": block.seconds} for block in measured.blocks],
-        "activation_peak_bytes": measured.activation_peak_bytes,
     }

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from sdcli import data
+from sdcli import data, schema
 from sdcli.inspect import figures, tables
 from sdcli.inspect.facts import Source
 from sdcli.inspect.guess import FAMILIES
@@ -19,6 +19,7 @@ from sdcli.models.families import find
 from sdcli.models.headers import Tensor
 from sdcli.models.kinds import DRAWN, TITLES
 from sdcli.models.lora import Layer
+from sdcli.schema import renamed
 from sdcli.terminal import cells, disk_text, fit, show
 
 
@@ -31,7 +32,7 @@ class Touched:
     alpha: float | None
     parameters: int
     kind: str  # lora | loha | lokr | full | other
-    fits: bool
+    fits: bool = renamed("matched")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -148,17 +149,7 @@ def to_json(report: LoraReport) -> dict[str, Any]:
         "ranks": report.ranks,
         "matched": report.unet_layers + report.text_layers,
         "unmatched": list(report.unmatched),
-        "touched": [
-            {
-                "name": one.name,
-                "rank": one.rank,
-                "alpha": one.alpha,
-                "parameters": one.parameters,
-                "kind": one.kind,
-                "matched": one.fits,
-            }
-            for one in report.touched
-        ],
+        "touched": schema.to_json(report.touched),
     }
 
 

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from sdcli.errors import BadFile, DeviceUnusable, DoesNotFit, Usage
 from sdcli.inspect.facts import Inspection, MeasuredBlock, MeasuredCall
+from sdcli.machine import memory
 from sdcli.terminal import say, show, size_text
 
 if TYPE_CHECKING:
@@ -94,12 +95,7 @@ def _free(device: torch.device) -> int | None:
 
     if device.type == "cuda":
         return int(torch.cuda.mem_get_info(device)[0])
-    try:
-        with open("/proc/meminfo", encoding="ascii") as file:
-            lines = dict(line.split(":", 1) for line in file)
-        return int(lines["MemAvailable"].split()[0]) * 1024
-    except (OSError, KeyError, ValueError):
-        return None
+    return memory.read().available or None
 
 
 def _build(look: Inspection, device: torch.device, dtype: torch.dtype) -> Any:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from sdcli.inspect import figures
 from sdcli.inspect.facts import Inspection, Source, native_size
 from sdcli.models.unet import Block, Unet
-from sdcli.terminal import cells, disk_text, fit, folded, plain, seconds_text, show, size_text
+from sdcli.terminal import cells, counted, disk_text, fit, folded, plain, seconds_text, show, size_text
 
 NARROWEST, ROOMY, WIDEST = 60, 76, 112
 STYLES = {"down": "36", "up": "35", "mid": "33", "skip": "2", "bold": "1", "dim": "2"}  # ANSI
@@ -145,8 +145,7 @@ def the_u(unet: Unet, width: int, *, ascii: bool = False) -> Iterable[Line]:
 
 
 def _headings(unet: Unet, width: int, left: int) -> Line:
-    number = len(unet.skips)
-    skips = f"{number} skip{'' if number == 1 else 's'}"
+    skips = counted(len(unet.skips), "skip")
     down, up = ("down: smaller, deeper", "up: larger, finer") if width >= ROOMY else ("down", "up")
     text = f"{'size width':<{left}}{down}"
     middle = max(len(text) + 2, (left + width) // 2 - len(skips) // 2)

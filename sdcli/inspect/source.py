@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import math
 import os
-import shlex
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -17,14 +16,14 @@ from sdcli import data, reading
 from sdcli.errors import BadFile, ModelMissing, SdcliError
 from sdcli.inspect import guess
 from sdcli.inspect.facts import Mismatch, Source, Stored
-from sdcli.models import headers, hub_cache, keys, kinds, resolve
+from sdcli.models import headers, hub_cache, hub_name, keys, kinds, resolve
 from sdcli.models.checkpoint import PARTS
 from sdcli.models.expected import tensors_of
 from sdcli.models.folder import read_json
 from sdcli.models.headers import NAMES, Header, Tensor
 from sdcli.models.unet import CLASS_NAMES, analyse
 from sdcli.near import nearest
-from sdcli.terminal import disk_text, show
+from sdcli.terminal import counted, disk_text, quoted, show
 
 KNOWN = ("sd15", "sdxl", "sd2", "refiner", "unet2015", "builtin")
 # In addition to those that sdcli can draw with.
@@ -53,7 +52,7 @@ def find(model: str) -> Source | LoraFile:
     path = resolve.existing(name)
     if path is not None:
         return _folder(path, path.name or str(path), "folder") if path.is_dir() else _file(path)
-    if resolve.is_hub_id(name.partition("@")[0]):
+    if hub_name.is_repository(name.partition("@")[0]):
         return _hub(name)
     raise _not_found(name)
 
@@ -65,9 +64,7 @@ def find_lora(path: str) -> LoraFile:
     kind = kinds.kind_of(header)
     if kind.kind != "lora":
         title = kinds.TITLES.get(kind.kind, kind.kind)
-        raise BadFile(
-            f"{show(file, 120)} is {title}, not a LoRA", hint=f"sdcli inspect-unet {show(shlex.quote(path), 200)}"
-        )
+        raise BadFile(f"{show(file, 120)} is {title}, not a LoRA", hint=f"sdcli inspect-unet {show(quoted(path), 200)}")
     return LoraFile(path=file, header=header, family=kind.family)
 
 
@@ -108,7 +105,7 @@ def _hub(name: str) -> Source:
     """The commit that `main` pointed at, else the newest cached one: a UNet alone has no model_index.json."""
     cache = hub_cache.folder(os.environ)
     main = hub_cache.snapshot(cache, name, None)
-    folder = cache / f"models--{name.replace('/', '--')}" / "snapshots"
+    folder = hub_cache.repository_folder(cache, name) / "snapshots"
     others = sorted(folder.iterdir(), key=lambda item: -item.stat().st_mtime) if folder.is_dir() else []
     for snapshot in [main.path, *others] if main else others:
         if _unet_in(snapshot) is not None:
@@ -374,13 +371,12 @@ def _compared(source: Source, tensors: Mapping[str, Stored]) -> Source:
 def _incomplete(source: Source, missing: tuple[str, ...], mismatched: tuple[Mismatch, ...]) -> BadFile:
     problems = []
     if missing:
-        problems.append(f"{len(missing)} tensor{'s' * (len(missing) > 1)} missing ({show(missing[0], 90)} …)")
+        problems.append(f"{counted(len(missing), 'tensor')} missing ({show(missing[0], 90)} …)")
     if mismatched:
         one = mismatched[0]
         shapes = f"{list(one.shape)}, expected {list(one.expected)}"
         problems.append(f"{len(mismatched)} with the wrong shape ({show(one.name, 90)} is {shapes} …)")
     return BadFile(
         f"{show(source.name, 60)}: {'; '.join(problems)}",
-        hint="download the file again, or use another",
         missing=list(missing[:50]),
     )

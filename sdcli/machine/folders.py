@@ -13,6 +13,10 @@ def config_folder(environment: Mapping[str, str] | None = None, platform: str = 
     return _folder("config", environment, platform)
 
 
+def config_file() -> Path:
+    return config_folder() / "config.toml"
+
+
 def cache_folder(environment: Mapping[str, str] | None = None, platform: str = sys.platform) -> Path:
     """Holds what can be rebuilt."""
     return _folder("cache", environment, platform)

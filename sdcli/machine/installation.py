@@ -13,6 +13,7 @@ from pathlib import Path
 from sdcli import data
 from sdcli.machine.cgroups import read_text
 from sdcli.machine.nvml import Gpu, Nvidia
+from sdcli.terminal import quoted
 
 DISTRIBUTION = "sdcli-diffusers"
 WHEELS = "https://download.pytorch.org/whl/"  # torch's own address for its builds, as its documentation gives it
@@ -305,13 +306,7 @@ def _here(origin: str) -> str:
 
 def command_line(words: list[str]) -> str:
     """As one would type it, quoted for this system's shell."""
-    if os.name == "nt":
-        import subprocess
-
-        return subprocess.list2cmdline(words)
-    import shlex
-
-    return shlex.join(words)
+    return " ".join(map(quoted, words))
 
 
 # --- versions

@@ -7,6 +7,7 @@ import re
 import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 from sdcli.errors import DeviceUnusable, Usage
 from sdcli.machine import dtypes, installation, memories, memory, nvml, processor
@@ -133,16 +134,13 @@ def _cpu(survey: Survey) -> Hardware:
         source="os",
         total=host.total,
         free=host.available,
-        ram_total=host.total,
-        ram_free=host.available,
-        isa=chip.isa,
-        threads=chip.threads,
         dtypes=_probed(dtypes.cpu(chip.isa), survey.probe(chip.name, chip.isa)),
+        **_around(survey),
     )
 
 
 def _cuda(number: int, gpu: Gpu, survey: Survey) -> Hardware:
-    host, chip = survey.memory, survey.processor
+    host = survey.memory
     shared = not gpu.total  # a GPU that uses the host's memory reports none of its own
     probe = survey.probe(gpu.name, survey.nvidia.driver or "")
     return Hardware(
@@ -151,33 +149,33 @@ def _cuda(number: int, gpu: Gpu, survey: Survey) -> Hardware:
         source="nvml",
         total=host.total if shared else gpu.total,
         free=host.available if shared else gpu.free,
-        ram_total=host.total,
-        ram_free=host.available,
         capability=gpu.capability,
         driver=survey.nvidia.driver,
-        isa=chip.isa,
-        threads=chip.threads,
         dtypes=_probed(dtypes.cuda(gpu.capability), probe),
         uuid=gpu.uuid or None,
         notes=dtypes.notes(gpu.name, gpu.capability),
+        **_around(survey),
     )
 
 
 def _mps(survey: Survey) -> Hardware:
-    host, chip = survey.memory, survey.processor
+    host = survey.memory
     most = memory.apple_limit(host.total)
     return Hardware(
         device="mps",
-        name=chip.name,
+        name=survey.processor.name,
         source="os",
         total=most,
         free=min(most, host.available),
-        ram_total=host.total,
-        ram_free=host.available,
-        isa=chip.isa,
-        threads=chip.threads,
         dtypes=dtypes.mps(),
+        **_around(survey),
     )
+
+
+def _around(survey: Survey) -> dict[str, Any]:
+    """The host, whatever the device."""
+    host, chip = survey.memory, survey.processor
+    return {"ram_total": host.total, "ram_free": host.available, "isa": chip.isa, "threads": chip.threads}
 
 
 def unusable_gpus(survey: Survey) -> tuple[Hardware, ...]:

@@ -10,9 +10,9 @@ from pathlib import Path
 
 from sdcli.errors import BadFile, ModelMissing, Usage
 from sdcli.models import hub_name, searching
-from sdcli.models.cache import HashStore, digest, remembered_sha256
-from sdcli.models.headers import Header, read_header
-from sdcli.models.hub_name import HubName
+from sdcli.models.cache import HashStore, sha256_of
+from sdcli.models.headers import read_header
+from sdcli.models.hub_name import SUFFIX, HubName
 from sdcli.models.kinds import TITLES, kind_of
 from sdcli.models.model import Component, Model
 from sdcli.models.shipped import parameters_of
@@ -20,7 +20,6 @@ from sdcli.models.sniff import PICKLE_SUFFIXES
 from sdcli.near import nearest
 from sdcli.terminal import show
 
-SUFFIX = ".safetensors"
 FLAGS = {"LoRA": "--lora", "embedding": "--embedding", "VAE": "--vae"}
 _FOLDERS = ("lora", "loras", "lycoris", "embeddings", "vae")  # what other programs call them
 _WEIGHT = re.compile(r"[+-]?(\d{1,4}(\.\d{0,6})?|\.\d{1,6})", re.ASCII)
@@ -153,15 +152,7 @@ def tensors_sha256(path: Path, store: HashStore | None = None) -> str:
     in_metadata = header.metadata.get("sshs_model_hash", "")
     if re.fullmatch(r"[0-9a-f]{64}", in_metadata):
         return in_metadata
-    status = path.stat()
-    key, stamp = f"{path.absolute()}\ntensors", [status.st_size, status.st_mtime_ns]
-    remembered = remembered_sha256(store, key, stamp)
-    if remembered is not None:
-        return remembered
-    sha256 = digest(path, header.data_start)
-    if store is not None:
-        store.update(key, lambda _: {"sha256": sha256, "stamp": stamp})
-    return sha256
+    return sha256_of(path, store, start=header.data_start)
 
 
 # --- another VAE
@@ -177,7 +168,7 @@ def with_vae(model: Model, path: Path) -> Model:
             f"{show(path)} is {TITLES.get(kind.kind, kind.kind)}, not a VAE", hint=f"{FLAGS['VAE']} FILE{SUFFIX}"
         )
     own = model.components["vae"]
-    _check_vae(path, header, kind.latent_channels, part.parameters, model, own)
+    _check_vae(path, kind.latent_channels, part.parameters, model, own)
     component = Component(
         parameters=part.parameters, stored_bytes=part.bytes, stored_dtype=part.dtype, config=own.config,
         files=(str(path),),
@@ -185,7 +176,7 @@ def with_vae(model: Model, path: Path) -> Model:
     return replace(model, components={**model.components, "vae": component})
 
 
-def _check_vae(path: Path, header: Header, channels: int, parameters: int, model: Model, own: Component) -> None:
+def _check_vae(path: Path, channels: int, parameters: int, model: Model, own: Component) -> None:
     expected = own.config.get("latent_channels", 4)
     if channels != expected:
         raise BadFile(

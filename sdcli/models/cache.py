@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from sdcli import reading
-from sdcli.errors import BadFile, ModelMissing
+from sdcli.errors import ModelMissing
 from sdcli.terminal import show
 
 _AT_ONCE = 4 << 20
@@ -22,27 +22,33 @@ class HashStore(Protocol):
     def update(self, key: str, change: Callable[[Any], Any]) -> bool: ...
 
 
-def sha256_of(path: Path, store: HashStore | None = None) -> str:
-    """The file's sha256 in hex. Gigabytes take seconds, so ask only where it is needed."""
+def sha256_of(path: Path, store: HashStore | None = None, *, start: int = 0) -> str:
+    """The file's sha256 in hex, or that of its tensors, which begin at `start`. Gigabytes take seconds, so ask only
+    where it is needed."""
     path = path.absolute()
+    key = f"{path}\ntensors" if start else str(path)
     try:
-        before = path.stat()
-        stamp = [before.st_size, before.st_mtime_ns]
-        remembered = remembered_sha256(store, str(path), stamp)
+        stamp = _stamp(path)
+        remembered = _remembered(store, key, stamp)
         if remembered is not None:
             return remembered
-        sha256 = digest(path)
-        after = path.stat()
+        sha256 = digest(path, start)
+        changed = _stamp(path) != stamp  # while it was read
     except FileNotFoundError:
         raise ModelMissing(f"there is no file {show(path)}", hint="sdcli doctor") from None
     except OSError as error:
-        raise BadFile(f"{show(path)} cannot be read: {show(error.strerror or error)}", hint="sdcli doctor") from None
-    if store is not None and [after.st_size, after.st_mtime_ns] == stamp:  # else it changed while it was read
-        store.update(str(path), lambda _: {"sha256": sha256, "stamp": stamp})
+        raise reading.cannot_read(path, error) from None
+    if store is not None and not changed:
+        store.update(key, lambda _: {"sha256": sha256, "stamp": stamp})
     return sha256
 
 
-def remembered_sha256(store: HashStore | None, key: str, stamp: list[int]) -> str | None:
+def _stamp(path: Path) -> list[int]:
+    status = path.stat()
+    return [status.st_size, status.st_mtime_ns]
+
+
+def _remembered(store: HashStore | None, key: str, stamp: list[int]) -> str | None:
     entry = store.read().get(key) if store is not None else None
     if not isinstance(entry, dict) or entry.get("stamp") != stamp:
         return None

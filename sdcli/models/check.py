@@ -9,11 +9,10 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from sdcli import reading
-from sdcli.errors import BadFile, SdcliError, Unsafe
+from sdcli.errors import SdcliError, Unsafe
 from sdcli.models import expected, hub_cache
 from sdcli.models.headers import Header, Tensor, read_header
 from sdcli.models.model import Model
-from sdcli.terminal import show
 
 PIECE = 8 << 20
 MOST_NAMED = 20
@@ -106,9 +105,7 @@ def _file(path: Path, before: int, total: int) -> Generator[Reading, None, FileC
                 else:
                     yield Reading(path.name, before + value, total)
     except OSError as refused:
-        raise BadFile(
-            f"{show(path)} cannot be read: {show(refused.strerror or refused)}", hint="sdcli doctor"
-        ) from None
+        raise reading.cannot_read(path, refused) from None
     return FileCheck(
         path=str(path), bytes=size, sha256=state.hexdigest(), expected=hub_cache.expected_sha256(path),
         not_finite=tuple(faults), error=error,

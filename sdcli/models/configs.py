@@ -29,7 +29,7 @@ class Rule:
     holds: Callable[[Any], bool]
 
 
-def _is_number(value: Any) -> bool:
+def is_number(value: Any) -> bool:
     return isinstance(value, (int, float)) and not isinstance(value, bool)
 
 
@@ -42,14 +42,14 @@ def _whole(lowest: int, highest: int = LARGEST) -> Rule:
 
 def _number(lowest: float, highest: float) -> Rule:
     return Rule(
-        f"a number from {lowest:g} to {highest:g}", lambda value: _is_number(value) and lowest <= value <= highest
+        f"a number from {lowest:g} to {highest:g}", lambda value: is_number(value) and lowest <= value <= highest
     )
 
 
 def _above(lowest: float, highest: float) -> Rule:
     return Rule(
         f"a number above {lowest:g}, up to {highest:g}",
-        lambda value: _is_number(value) and lowest < value <= highest,
+        lambda value: is_number(value) and lowest < value <= highest,
     )
 
 
@@ -73,7 +73,7 @@ _PAIR = _list_of(_SIDE, "a list of whole numbers above 0")
 _SIDES = Rule("a whole number above 0, or two", lambda value: _SIDE.holds(value) or _PAIR.holds(value))
 # only a default size, so other types are ignored
 _NOT_BELOW_ONE = Rule("a whole number above 0", lambda value: type(value) is not int or value > 0)
-_BETA = Rule("a number between 0 and 1", lambda value: _is_number(value) and 0 < value < 1)
+_BETA = Rule("a number between 0 and 1", lambda value: is_number(value) and 0 < value < 1)
 _EPSILON = _above(0, 1)
 _FACTOR = _above(0, 1e6)
 _ACTIVATION = _one_of("silu", "swish", "mish", "gelu", "relu")
@@ -116,7 +116,7 @@ _SCHEDULER: Mapping[str, Rule] = {
     "sigma_min": _or_null(_above(0, 1)), "sigma_max": _or_null(_above(1, 1e6)),
     "flow_shift": _FACTOR, "timestep_scaling": _FACTOR,
     "clip_sample_range": _FACTOR, "sample_max_value": _number(1, 1e6), "dynamic_thresholding_ratio": _number(0, 1),
-    "lambda_min_clipped": Rule("a number", _is_number),
+    "lambda_min_clipped": Rule("a number", is_number),
     "disable_corrector": Rule("an empty list", lambda value: value == []),
     "variance_type": _or_null(_one_of("fixed_small", "fixed_small_log", "fixed_large", "fixed_large_log")),
     **dict.fromkeys(("clip_sample", "set_alpha_to_one", "thresholding", "skip_prk_steps", "predict_x0"), _YES),

@@ -7,14 +7,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from sdcli.errors import BadFile
-from sdcli.models.headers import Header, Tensor, read_header
+from sdcli.models.headers import Header, read_header
 from sdcli.models.kinds import EMBEDDINGS, TITLES, kind_of
 from sdcli.models.lora import wrong_family
 from sdcli.models.model import ENCODERS, Model
 from sdcli.terminal import show
 
 MOST_VECTORS = 75  # tokens in a chunk of the prompt, without its two marks
-_FAMILIES = {768: "sd15", 1024: "sd2"}
 _PARTS = {"clip_l": "text_encoder", "clip_g": "text_encoder_2"}  # SDXL's two, by the names that all trainers use
 
 
@@ -33,8 +32,7 @@ class Embedding:
 def read(path: Path, model: Model) -> Embedding:
     """The embedding in a file, if it fits the model's text encoders; else BadFile."""
     header = read_header(path)
-    _check_kind(path, header)
-    family = _family(header)
+    family = _family(path, header)
     encoders = [name for name in ENCODERS if name in model.components]
     double = set(header.tensors) <= set(_PARTS) and len(header.tensors) == 2
     if double != (len(encoders) == 2):
@@ -44,7 +42,7 @@ def read(path: Path, model: Model) -> Embedding:
     for encoder, tensor in by_encoder.items():
         if tensor.shape[-1] != model.components[encoder].config.get("hidden_size"):
             raise _misfit(path, header, family, model)
-    counts = {_vectors(tensor) for tensor in by_encoder.values()}
+    counts = {tensor.shape[0] if len(tensor.shape) == 2 else 1 for tensor in by_encoder.values()}
     if len(counts) != 1 or not 1 <= max(counts) <= MOST_VECTORS:
         listed = " and ".join(str(count) for count in sorted(counts))
         raise BadFile(
@@ -59,26 +57,19 @@ def token_of(header: Header) -> str:
     return next((name for name in header.tensors if len(header.tensors) == 1 and name not in EMBEDDINGS), "")
 
 
-def _check_kind(path: Path, header: Header) -> None:
+def _family(path: Path, header: Header) -> str:
+    """The family it was made for, "" where that is unknown; BadFile for what is no embedding."""
     kind = kind_of(header)
     single = len(header.tensors) in (1, 2) and all(1 <= len(t.shape) <= 2 for t in header.tensors.values())
     if kind.kind not in ("embedding", "unknown") or not single:
-        title = (
-            "not an embedding" if kind.kind == "unknown" else f"{TITLES.get(kind.kind, kind.kind)}, not an embedding"
-        )
-        raise BadFile(f"{show(path)} is {title}", hint="sdcli help formats")
-
-
-def _family(header: Header) -> str:
-    if set(header.tensors) & set(_PARTS):
-        return "sdxl"
-    widths = {tensor.shape[-1] for tensor in header.tensors.values()}
-    return _FAMILIES.get(widths.pop(), "") if len(widths) == 1 else ""
+        title = "" if kind.kind == "unknown" else f"{TITLES.get(kind.kind, kind.kind)}, "
+        raise BadFile(f"{show(path)} is {title}not an embedding", hint="sdcli help formats")
+    return kind.family
 
 
 def _misfit(path: Path, header: Header, family: str, model: Model) -> BadFile:
     if family and model.family in TITLES and family != model.family:
-        return wrong_family(path, "an embedding", family, model, "--embedding")
+        return wrong_family(path, "an embedding", family, model)
     widths = " and ".join(str(tensor.shape[-1]) for tensor in header.tensors.values())
     expected = " and ".join(
         str(component.config.get("hidden_size"))
@@ -89,7 +80,3 @@ def _misfit(path: Path, header: Header, family: str, model: Model) -> BadFile:
         f"{show(path)} has vectors of width {widths}; {show(model.name, 80)} needs width {expected}",
         hint="-m sd15",
     )
-
-
-def _vectors(tensor: Tensor) -> int:
-    return tensor.shape[0] if len(tensor.shape) == 2 else 1

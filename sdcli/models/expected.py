@@ -17,7 +17,8 @@ def lacking(component: str, config: Mapping[str, Any], tensors: Mapping[str, Ten
     renamed = keys.rename(component, tensors)
     stored = {name: origin.selection(tensors[origin.name].shape)[1] for name, origin in renamed.items()}
     missing = [name for name in shapes if name not in stored]
-    other = [name for name, shape in shapes.items() if name in stored and _differ(stored[name], shape)]
+    both = [name for name in shapes if name in stored]
+    other = [name for name in both if keys.without_kernel(stored[name]) != keys.without_kernel(shapes[name])]
     return missing, other
 
 
@@ -48,7 +49,3 @@ def _leaves(component: str, config: Mapping[str, Any]) -> Iterable[Leaf]:
         passes = (run(config, height=side, width=side) for run in (vae.encode, vae.decode))
         return [leaf for one in passes for leaf in one.leaves]
     return text.analyse(config).leaves
-
-
-def _differ(one: Shape, other: Shape) -> bool:
-    return keys.without_kernel(one) != keys.without_kernel(other)

@@ -43,7 +43,7 @@ _KNOWN_UNUSED = (
 _NOT_LOADED = ("safety_checker", "feature_extractor", "image_encoder", "scheduler")
 VARIANTS = (".fp16", "", ".bf16", ".fp32")  # the order in which a folder's weights are looked for
 _PREDICTIONS = ("epsilon", "v_prediction")
-_AGAIN = "get the model again, or another"
+_AGAIN = "download the model again, or use another"
 _ANOTHER = "-m sd15"
 
 
@@ -95,7 +95,7 @@ def read_json(path: Path, *, required: bool = True, infinite: bool = False) -> d
             return {}
         raise ModelMissing(f"{show(path)} is missing", hint=_AGAIN) from None
     except OSError as error:
-        raise BadFile(f"{show(path)} cannot be read: {show(error.strerror or error)}", hint="sdcli doctor") from None
+        raise reading.cannot_read(path, error) from None
     except reading.NotJson as error:
         raise BadFile(f"{show(path)} is damaged: it {error}", hint=_AGAIN) from None
     for key, value in _keys(content):
@@ -127,7 +127,7 @@ def _index(path: Path) -> dict[str, Any]:
     try:
         names = sorted(entry.name for entry in path.iterdir())
     except OSError as error:
-        raise BadFile(f"{show(path)} cannot be read: {show(error.strerror or error)}", hint="sdcli doctor") from None
+        raise reading.cannot_read(path, error) from None
     files = [name for name in names if name.endswith(".safetensors")]
     if "config.json" in names:
         cls = read_json(path / "config.json").get("_class_name", "model")
@@ -234,7 +234,7 @@ def _weights(folder: Path, stem: str) -> list[Path]:
     pickles = sorted(p.name for p in folder.glob("*") if p.suffix in PICKLE_SUFFIXES) if folder.is_dir() else []
     if pickles:
         raise OnlyPickles(
-            f"{show(folder)} has only pickles ({show(pickles[0], 80)}), which can run code when loaded; refused",
+            f"{show(folder)} has only pickles ({show(pickles[0], 80)}); loading one can run code; refused",
             hint="get the model with .safetensors files",
         )
     raise ModelMissing(f"{show(folder / stem)}.safetensors is missing", hint=_AGAIN)
@@ -333,12 +333,8 @@ def _preview(index: Mapping[str, Any], components: Mapping[str, Component]) -> t
     preview = _sdcli_settings(index).get("preview")
     channels = components["unet"].config.get("in_channels", 4)
     rows = preview if isinstance(preview, list) and len(preview) in (channels, channels + 1) else []
-    plain = all(isinstance(row, list) and len(row) == 3 and all(map(_is_number, row)) for row in rows)
+    plain = all(isinstance(row, list) and len(row) == 3 and all(map(configs.is_number, row)) for row in rows)
     return tuple((float(row[0]), float(row[1]), float(row[2])) for row in rows) if plain else ()
-
-
-def _is_number(value: Any) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool)
 
 
 def _sdcli_settings(index: Mapping[str, Any]) -> Mapping[str, Any]:

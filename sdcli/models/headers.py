@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, BinaryIO, TypeGuard
 
 from sdcli import reading
-from sdcli.errors import BadFile, ModelMissing
+from sdcli.errors import ModelMissing
 from sdcli.models.sniff import FIRST_BYTES, bad, sniff
 from sdcli.models.sniff import LARGEST_HEADER as LARGEST_HEADER
 from sdcli.terminal import disk_text, show
@@ -62,7 +62,7 @@ def read_header(path: Path) -> Header:
     except FileNotFoundError:
         raise ModelMissing(f"there is no file {show(path)}", hint="sdcli doctor") from None
     except OSError as error:
-        raise BadFile(f"{show(path)} cannot be read: {show(error.strerror or error)}", hint="sdcli doctor") from None
+        raise reading.cannot_read(path, error) from None
 
 
 def read_from(file: BinaryIO, size: int, path: Path) -> Header:

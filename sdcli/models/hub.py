@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from sdcli.errors import BadFile, CannotWrite, ModelMissing, Offline, SdcliError
-from sdcli.files import REAL, replace_whole
+from sdcli.files import REAL, cannot_write, replace_whole
 from sdcli.models import folder, headers, hub_cache, hub_connection, hub_files
 from sdcli.models.cache import digest
 from sdcli.models.families import families
@@ -35,6 +35,7 @@ from sdcli.terminal import disk_text, show
 INDEX = "model_index.json"
 UNET = "unet/config.json"
 _ANOTHER = "-m sd15"
+_LARGER = "HF_HOME=<a folder on a larger disk> in front of the same command"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,12 +63,12 @@ class Offer:
         return self.size - self.kept
 
     @property
-    def place(self) -> Path:
-        return hub_cache.place(self.cache, self.repository)
+    def folder(self) -> Path:
+        return hub_cache.repository_folder(self.cache, self.repository)
 
     @property
     def snapshot(self) -> Path:
-        return self.place / "snapshots" / self.commit
+        return self.folder / "snapshots" / self.commit
 
     @property
     def name(self) -> HubName:
@@ -75,11 +76,11 @@ class Offer:
         return HubName(self.repository, self.commit, self.file)
 
     def blob(self, file: File) -> Path:
-        return self.place / "blobs" / file.hash
+        return self.folder / "blobs" / file.hash
 
     def beginning(self, file: File) -> Path:
         """What an interrupted attempt left of it."""
-        return self.place / "blobs" / f"{file.hash}.sdcli.incomplete"
+        return self.folder / "blobs" / f"{file.hash}.sdcli.incomplete"
 
 
 class NoIndex(BadFile):
@@ -138,9 +139,9 @@ def offer_file(
         if name.file is None and INDEX in files:
             raise BadFile(f"{where} is a whole model, and none of its files is named", hint=f"-m {where}")
         chosen = hub_files.single(files, name)
-        found = kind_of(_header(connection, name.repository, info.sha, chosen[0], check))
+        kind = kind_of(_header(connection, name.repository, info.sha, chosen[0], check))
     path = chosen[0].path
-    return _offer(name, info, chosen, cache, family=found.family, kind=found.kind, file=path)
+    return _offer(name, info, chosen, cache, family=kind.family, kind=kind.kind, file=path)
 
 
 def _listed(connection: Connection, repository: str, revision: str | None) -> tuple[Any, dict[str, File]]:
@@ -164,16 +165,16 @@ def _listed(connection: Connection, repository: str, revision: str | None) -> tu
     files = hub_files.listed(info.siblings or ())
     for file in files.values():
         if not file.hash:
-            raise BadFile(f"{connection.host} gives no checksum of {show(file.path, 120)}", hint=_ANOTHER)
+            raise BadFile(f"{connection.host} gives no checksum for {show(file.path, 120)}", hint=_ANOTHER)
     return info, files
 
 
 def _offer(name: HubName, info: Any, files: tuple[File, ...], cache: Path, **more: Any) -> Offer:
-    found = Offer(
+    offered = Offer(
         repository=name.repository, revision=name.revision or "main", commit=info.sha,
         licence=_licence(info.card_data), gated=bool(info.gated), files=files, cache=cache, **more,
     )  # fmt: skip
-    return replace(found, kept=_held(found))
+    return replace(offered, kept=_kept_bytes(offered))
 
 
 def _header(
@@ -195,14 +196,14 @@ def _start(url: str) -> bytes:
     """As much of a file as its header takes; the rest is not waited for."""
     from huggingface_hub.utils import hf_raise_for_status, http_stream_backoff  # type: ignore[attr-defined]
 
-    held = b""
+    start = b""
     with http_stream_backoff("GET", url) as answer:
         hf_raise_for_status(answer)
         for chunk in answer.iter_bytes():
-            held += chunk
-            if len(held) >= headers.length_of(held):
+            start += chunk
+            if len(start) >= headers.length_of(start):
                 break
-    return held
+    return start
 
 
 def _bring_json(connection: Connection, repository: str, commit: str, files: Iterable[File], base: Path) -> None:
@@ -233,14 +234,14 @@ def _no_index(repository: str, files: Mapping[str, File]) -> BadFile:
             f"{show(repository)} has no {INDEX}; it holds single files such as {show(whole[0], 80)}",
             hint=f'sdcli pull "{show(repository)}/{show(whole[0], 120)}"   (then -m or --lora with the path it prints)',
         )
-    return BadFile(f"{show(repository)} is no text-to-image model: it has no {INDEX}", hint=_ANOTHER)
+    return BadFile(f"{show(repository)} is not a text-to-image model: it has no {INDEX}", hint=_ANOTHER)
 
 
 def _licence(card: Any) -> str | None:
-    told = card.get("license") if card is not None and hasattr(card, "get") else None
-    if told == "other":
-        told = card.get("license_name") or told
-    return show(told, 60) if isinstance(told, str) and told else None
+    licence = card.get("license") if card is not None and hasattr(card, "get") else None
+    if licence == "other":
+        licence = card.get("license_name") or licence
+    return show(licence, 60) if isinstance(licence, str) and licence else None
 
 
 # --- fetching it
@@ -300,7 +301,7 @@ def _bring_blob(connection: Connection, offered: Offer, file: File, report: Call
     from huggingface_hub.utils import WeakFileLock  # type: ignore[attr-defined]
 
     blob, beginning = offered.blob(file), offered.beginning(file)
-    lock = offered.cache / ".locks" / offered.place.name / f"{file.hash}.lock"  # the one that hf_hub_download takes
+    lock = offered.cache / ".locks" / offered.folder.name / f"{file.hash}.lock"  # the one that hf_hub_download takes
     for path in (blob, lock):
         path.parent.mkdir(parents=True, exist_ok=True)
     with WeakFileLock(lock):
@@ -330,13 +331,14 @@ def _download(
     """Into the cache, or to a folder. What huggingface_hub is not told it takes from the environment at its import."""
     from huggingface_hub import hf_hub_download
 
-    found = hf_hub_download(
+    path = hf_hub_download(
         repository, file.path, revision=commit, endpoint=connection.endpoint, token=False,
         cache_dir=cache, local_dir=local, tqdm_class=_bar(report),
     )  # fmt: skip
-    path = Path(found)
-    if file.sha256 is None or path.resolve().name != file.sha256:  # no blob is called so before it has been checked
-        _check(repository, file, path)
+    if (
+        file.sha256 is None or Path(path).resolve().name != file.sha256
+    ):  # no blob is called so before it has been checked
+        _check(repository, file, Path(path))
 
 
 def _check(repository: str, file: File, path: Path) -> None:
@@ -346,7 +348,7 @@ def _check(repository: str, file: File, path: Path) -> None:
         for wrong in (path.resolve(), path):
             wrong.unlink(missing_ok=True)
         raise Altered(
-            f"{show(repository)}: {show(file.path, 120)} differs from the hub's checksum; it was deleted",
+            f"{show(repository)}: {show(file.path, 120)} differs from the Hub's checksum; it was deleted",
             hint="the same command again, over another network or without a proxy: something alters what is sent",
         )
 
@@ -368,7 +370,7 @@ def _bar(report: Callable[[int], None]) -> Any:
 
 def _refer(offered: Offer) -> None:
     """That this branch or tag was this commit when it was asked for."""
-    path = hub_cache.reference(offered.place, offered.revision)
+    path = hub_cache.reference(offered.folder, offered.revision)
     if path is not None and offered.revision != offered.commit:
         path.parent.mkdir(parents=True, exist_ok=True)
         replace_whole(REAL, path, [offered.commit.encode("ascii")], sync=False)
@@ -379,15 +381,15 @@ def _check_room(offered: Offer, free: Callable[[Path], int | None] | None) -> No
     if room is not None and room < offered.missing:
         raise CannotWrite(
             f"{show(offered.repository)} needs {disk_text(offered.missing)} in {show(offered.cache, 200)}, where "
-            f"{disk_text(room)} are free; nothing was fetched",
-            hint="HF_HOME=<a folder on a larger disk> in front of the same command", need=offered.missing, free=room,
+            f"{disk_text(room)} is free; nothing was downloaded",
+            hint=_LARGER, need=offered.missing, free=room,
         )  # fmt: skip
 
 
 # --- when it does not succeed
 
 
-def _held(offered: Offer) -> int:
+def _kept_bytes(offered: Offer) -> int:
     def kept(file: File) -> int:
         whole = any(_size(path) == file.size for path in (offered.snapshot / file.path, offered.blob(file)))
         return file.size if whole else min(max(0, _size(offered.beginning(file))), file.size)
@@ -404,8 +406,8 @@ def _size(path: Path) -> int:
 
 def kept_text(offered: Offer) -> str:
     """0.71 of 2.13 GB, will continue; empty where nothing is kept."""
-    held = _held(offered)
-    return f"{pair_text(held, offered.size)}, will continue" if held else ""
+    kept = _kept_bytes(offered)
+    return f"{pair_text(kept, offered.size)}, will continue" if kept else ""
 
 
 def pair_text(done: int, total: int) -> str:
@@ -417,9 +419,4 @@ def pair_text(done: int, total: int) -> str:
 
 def _cannot_write(offered: Offer, error: OSError) -> CannotWrite:
     full = error.errno in (errno.ENOSPC, getattr(errno, "EDQUOT", None))
-    what = "the disk is full" if full else show(error.strerror or error)
-    return CannotWrite(
-        f"{show(offered.cache, 200)}: {what}",
-        done=kept_text(offered),
-        hint="HF_HOME=<a folder on a larger disk> in front of the same command" if full else "sdcli doctor",
-    )
+    return cannot_write(offered.cache, error, done=kept_text(offered), hint=_LARGER if full else "sdcli doctor")

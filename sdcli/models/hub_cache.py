@@ -31,57 +31,57 @@ def folder(environment: Mapping[str, str]) -> Path:
     return (Path(base) if base else Path.home() / ".cache") / "huggingface" / "hub"
 
 
-def place(cache: Path, repository: str) -> Path:
+def repository_folder(cache: Path, repository: str) -> Path:
     """One repository's folder in the cache: blobs by hash, snapshots by commit, refs by branch."""
     return cache / f"models--{repository.replace('/', '--')}"
 
 
-def reference(held: Path, revision: str) -> Path | None:
+def reference(base: Path, revision: str) -> Path | None:
     """The file that says which commit a branch or a tag was; None for what cannot be the name of one."""
     plain = re.fullmatch(r"\w[\w.\-/]{0,199}", revision, re.ASCII) and ".." not in revision
-    return held / "refs" / revision if plain else None
+    return base / "refs" / revision if plain else None
 
 
 def snapshot(cache: Path, repository: str, revision: str | None) -> Snapshot | None:
     """The files of one commit: `revision`, or what `main` pointed at when it was fetched."""
-    commit = _commit(place(cache, repository), revision or "main")
+    commit = _commit(repository_folder(cache, repository), revision or "main")
     if commit is None:
         return None
-    path = place(cache, repository) / "snapshots" / commit
+    path = repository_folder(cache, repository) / "snapshots" / commit
     return Snapshot(path, commit) if (path / "model_index.json").is_file() else None
 
 
 def file(cache: Path, name: HubName) -> Snapshot | None:
     """One file of a repository, and its commit: the file named, else the obvious one of those cached."""
-    commit = _commit(place(cache, name.repository), name.revision or "main")
+    commit = _commit(repository_folder(cache, name.repository), name.revision or "main")
     if commit is None:
         return None
-    base = place(cache, name.repository) / "snapshots" / commit
+    base = repository_folder(cache, name.repository) / "snapshots" / commit
     chosen = name.file or hub_name.the_one(path.relative_to(base).as_posix() for path in base.rglob("*"))
     if chosen is None or (name.file is None and (base / "model_index.json").is_file()):
         return None
     return Snapshot(base / chosen, commit) if (base / chosen).is_file() else None
 
 
-def _commit(held: Path, revision: str) -> str | None:
+def _commit(base: Path, revision: str) -> str | None:
     """The full commit that a commit, its first letters, a branch or a tag stands for."""
     if re.fullmatch(r"[0-9a-f]{40}", revision):
         return revision
-    file = reference(held, revision)
+    file = reference(base, revision)
     if file is None:
         return None
     try:
-        found = reading.whole(file, 1000).decode("ascii").strip()
+        commit = reading.whole(file, 1000).decode("ascii").strip()
     except (OSError, ValueError):
-        return _by_first_letters(held, revision)
-    return found if re.fullmatch(r"[0-9a-f]{40}", found) else None
+        return _by_first_letters(base, revision)
+    return commit if re.fullmatch(r"[0-9a-f]{40}", commit) else None
 
 
-def _by_first_letters(held: Path, revision: str) -> str | None:
+def _by_first_letters(base: Path, revision: str) -> str | None:
     if not re.fullmatch(r"[0-9a-f]{7,39}", revision):
         return None
     try:
-        fitting = [entry.name for entry in os.scandir(held / "snapshots") if entry.name.startswith(revision)]
+        fitting = [entry.name for entry in os.scandir(base / "snapshots") if entry.name.startswith(revision)]
     except OSError:
         return None
     return fitting[0] if len(fitting) == 1 else None

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import os
 import re
 import time
 import warnings
@@ -48,7 +47,7 @@ class Nobody(Passing):
     repeats = 1
 
 
-def connect(environment: Mapping[str, str] = os.environ) -> Connection:
+def connect(environment: Mapping[str, str]) -> Connection:
     """The hub that HF_ENDPOINT names and the token that huggingface_hub would use."""
     from huggingface_hub import get_token
 
@@ -116,7 +115,7 @@ def _after(response: Any) -> None:
         if scheme not in ("http", "https") or (url.startswith("https:") and scheme == "http"):
             raise Offline(f"{_host(url)} redirects to {show(location, 100)}, which is not followed", hint=_AGAIN)
     if wait > LONGEST_WAIT:
-        raise Offline(f"{_host(url)} asks to wait ({response.status_code}), for {seconds_text(wait)}", hint=_AGAIN)
+        raise Offline(f"{_host(url)} asks to wait {seconds_text(wait)} (error {response.status_code})", hint=_AGAIN)
 
 
 def _asked_to_wait(response: Any) -> float:
@@ -127,8 +126,8 @@ def _asked_to_wait(response: Any) -> float:
     limit = parse_ratelimit_headers(response.headers)
     if response.status_code == 429 and limit is not None and limit.remaining == 0:
         return float(limit.reset_in_seconds)
-    told = response.headers.get("retry-after", "").strip()
-    return float(told) if told.isdecimal() else 0.0
+    seconds = response.headers.get("retry-after", "").strip()
+    return float(seconds) if seconds.isdecimal() else 0.0
 
 
 def _origin(url: str) -> tuple[str, str, int | None]:
@@ -174,7 +173,7 @@ def understood(connection: Connection, error: Exception, repository: str) -> Sdc
     if response is not None:
         return _refusal(connection, error, response, repository)
     if isinstance(error, HFValidationError):
-        return ModelMissing(f"{show(repository, 120)} cannot be the name of a model", hint="-m sd15")
+        return ModelMissing(f"{show(repository, 120)} is not a valid model name", hint="-m sd15")
     if isinstance(error, FileMetadataError):
         return no_hub(connection)
     if name == "TooManyRedirects":
@@ -186,9 +185,9 @@ def understood(connection: Connection, error: Exception, repository: str) -> Sdc
             return Nobody(f"{host} cannot be reached; {show(repository, 120)} is not complete here", hint=_AGAIN)
         if "Timeout" in name:
             return Nobody(f"{host} does not answer; {show(repository, 120)} is not complete here", hint=_AGAIN)
-        return Passing(f"{host} broke the connection off", hint=_AGAIN)
+        return Passing(f"{host} broke off the connection", hint=_AGAIN)
     if isinstance(error, OSError) and error.errno is None:  # not the system's: huggingface_hub has counted the bytes
-        return Passing(f"{connection.host} sent more or less than the file has", hint=_AGAIN)
+        return Passing(f"{connection.host} sent more or fewer bytes than the file has", hint=_AGAIN)
     raise error
 
 
@@ -201,11 +200,11 @@ def _refusal(connection: Connection, error: Exception, response: Any, repository
     from huggingface_hub.errors import DisabledRepoError, EntryNotFoundError, GatedRepoError, RevisionNotFoundError
 
     status, said = response.status_code, response.headers.get("x-error-message", "")
-    unknown, told = response.headers.get("x-error-code") == "RepoNotFound", f": {show(said, 200)}" if said else ""
+    unknown, because = response.headers.get("x-error-code") == "RepoNotFound", f": {show(said, 200)}" if said else ""
     host, name, page = _host(str(response.url)), show(repository, 120), f"{connection.endpoint}/{repository}"
     elsewhere = _origin(str(response.url)) != _origin(connection.endpoint)  # such an address is good for a while only
     if status in _TRY_LATER or elsewhere:
-        return Passing(f"{host} answered {status}{told}", hint=_AGAIN, wait=_asked_to_wait(response))
+        return Passing(f"{host} answered {status}{because}", hint=_AGAIN, wait=_asked_to_wait(response))
     if said.startswith("Invalid credentials") or (status == 401 and connection.token and not unknown):
         hint = "hf auth login   (or HF_TOKEN=<a valid token> in front of the same command)"
         return Gated(f"{host} did not accept the token: it is mistyped, expired or revoked", hint=hint, page=page)
@@ -214,25 +213,25 @@ def _refusal(connection: Connection, error: Exception, response: Any, repository
     if isinstance(error, RevisionNotFoundError):
         return ModelMissing(f"{name} has no such revision on {host}", hint=f"sdcli pull {name}")
     if isinstance(error, EntryNotFoundError):
-        return ModelMissing(f"{name} lacks a file that its own list names", hint=f"sdcli pull {name}")
+        return ModelMissing(f"{name} lists a file that it does not have", hint=f"sdcli pull {name}")
     if isinstance(error, DisabledRepoError):
         return ModelMissing(f"{name} has been disabled by {host}", hint="-m sd15")
     if status == 403:
         hint = "hf auth login   (with a token that may read it)"
-        return Gated(f"{host} does not let this token read {name}{told}", hint=hint, page=page)
+        return Gated(f"{host} does not let this token read {name}{because}", hint=hint, page=page)
     if status in (401, 404, 410):
         whose = "" if connection.token else ", or it is private and needs a token (hf auth login)"
         return ModelMissing(f"{host} has no model {name}{whose}", hint="-m sd15")
-    return Offline(f"{host} answered {status}{told}", hint=_AGAIN)
+    return Offline(f"{host} answered {status}{because}", hint=_AGAIN)
 
 
 def _gated(connection: Connection, name: str, said: str, page: str) -> Gated:
     accept, again = f"accept the terms at {show(page, 200)}\n", "then the same command again"
     if not connection.token:
-        why, hint = "there is no token to tell who you are", f"{accept}then: hf auth login"
+        why, hint = "no token says who you are", f"{accept}then: hf auth login"
     elif "fine-grained" in said:
         why = "this fine-grained token may not read such models"
         hint = f"allow gated repositories at {connection.endpoint}/settings/tokens\n{again}"
     else:
-        why, hint = "the owner of this token has not, or not yet", accept + again
+        why, hint = "the owner of this token has not done so yet", accept + again
     return Gated(f"{name} is given only to people who accepted its terms; {why}", hint=hint, page=page)

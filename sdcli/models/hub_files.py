@@ -41,8 +41,8 @@ class File:
 
 def listed(siblings: Iterable[Any]) -> dict[str, File]:
     """The hub's list, as far as it can be understood."""
-    found = (_listed(entry) for entry in siblings)
-    return {file.path: file for file in found if file is not None}
+    files = map(_listed, siblings)
+    return {file.path: file for file in files if file is not None}
 
 
 def _listed(entry: Any) -> File | None:
@@ -66,8 +66,9 @@ def configs(files: Mapping[str, File], components: Iterable[str]) -> tuple[File,
 
 def tokenizers(files: Mapping[str, File], components: Iterable[str]) -> tuple[File, ...]:
     """For models whose tokens are not CLIP's, and for other programs that use the same cache."""
-    places = [part.replace("text_encoder", "tokenizer") for part in components if part.startswith("text_encoder")]
-    return _small(files, [f"{place}/{name}" for place in places for name in _TOKENIZER])
+    encoders = [part for part in components if part.startswith("text_encoder")]
+    wanted = [f"{part.replace('text_encoder', 'tokenizer')}/{name}" for part in encoders for name in _TOKENIZER]
+    return _small(files, wanted)
 
 
 def _small(files: Mapping[str, File], wanted: Iterable[str]) -> tuple[File, ...]:
@@ -85,15 +86,15 @@ def single(files: Mapping[str, File], name: HubName) -> tuple[File, ...]:
 
 def _which(files: Mapping[str, File], name: HubName) -> SdcliError:
     where = show(name.repository)
-    held = sorted(path for path in files if path.endswith(hub_name.SUFFIX))
-    if not held:
+    present = sorted(path for path in files if path.endswith(hub_name.SUFFIX))
+    if not present:
         return _no_weights(files, where)
-    listed = ", ".join(show(path, 80) for path in held[:_NAMED]) + (" …" if len(held) > _NAMED else "")
-    again = str(HubName(name.repository, name.revision, held[0]))
+    listed = ", ".join(show(path, 80) for path in present[:_NAMED]) + (" …" if len(present) > _NAMED else "")
+    again = str(HubName(name.repository, name.revision, present[0]))
     hint = f'sdcli pull "{show(again, 300)}"'
     if name.file is not None:
         return ModelMissing(f"{where} holds no {show(name.file, 120)}; it holds {listed}", hint=hint)
-    return Usage(f"{where} holds {len(held)} files, and none is named: {listed}", hint=hint)
+    return Usage(f"{where} holds {len(present)} files, and none is named: {listed}", hint=hint)
 
 
 def weights(files: Mapping[str, File], components: Iterable[str], repository: str) -> tuple[File, ...]:
@@ -127,6 +128,6 @@ def _shards(files: Mapping[str, File], part: str, stem: str, variant: str) -> tu
 def _no_weights(paths: Iterable[str], where: str, part: str = "") -> BadFile | Unsafe:
     pickles = [path for path in sorted(paths) if path.endswith(tuple(PICKLE_SUFFIXES))]
     if pickles:
-        what = f"{where} has only pickles{part} ({show(pickles[0], 80)})"
-        return Unsafe(f"{what}; loading one can run code, so sdcli does not", hint=_ANOTHER)
+        message = f"{where} has only pickles{part} ({show(pickles[0], 80)}); loading one can run code; refused"
+        return Unsafe(message, hint=_ANOTHER)
     return BadFile(f"{where} has no .safetensors file{part}", hint=_ANOTHER)

@@ -32,15 +32,19 @@ class HubName:
         return self.repository + revision + (f"/{self.file}" if self.file else "")
 
 
+def is_repository(text: str) -> bool:
+    return re.fullmatch(f"{_PART}/{_PART}", text, re.ASCII) is not None
+
+
 def parse(text: str) -> HubName | None:
     """None for what cannot be one. The caller has checked that it is not a path on this machine."""
-    found = _NAME.fullmatch(text)
-    if found is None or found["repository"].casefold().endswith(SUFFIX):  # a file in a folder
+    match = _NAME.fullmatch(text)
+    if match is None or match["repository"].casefold().endswith(SUFFIX):  # a file in a folder
         return None
-    file = found["file"]
+    file = match["file"]
     if file is not None and not (file.endswith(SUFFIX) and is_plain(file)):
         return None
-    return HubName(found["repository"], found["revision"], file)
+    return HubName(match["repository"], match["revision"], file)
 
 
 def of_page(text: str) -> HubName | None:

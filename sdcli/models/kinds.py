@@ -14,6 +14,7 @@ UNET = "model.diffusion_model."
 VAE = "first_stage_model."
 # The width of the text that a UNet reads → its family; the refiner never draws by itself.
 _WIDTHS = {family.text_width: family.name for family in families().values() if family.text_width} | {1280: "refiner"}
+_ENCODER_WIDTHS = {768: "sd15", 1024: "sd2"}  # of families with one text encoder
 # Input channels → what the UNet sees beside the noise: a mask and an image, an image, a depth map.
 _INPUTS = {4: "", 5: "-depth", 7: "-upscaler", 8: "-edit", 9: "-inpainting"}
 DRAWN = tuple(family.name for family in families().values() if family.text_width)
@@ -59,7 +60,6 @@ class Kind:
     layout: str = ""  # original | diffusers | kohya
     prediction: str = ""  # epsilon | v_prediction; "" where the file does not say
     zero_snr: bool = False
-    ema: bool = False
     latent_channels: int = 0  # of a VAE: 4 in SD1.5 and SDXL, 16 in SD3 and FLUX
     parts: Mapping[str, Part] = field(default_factory=dict)
     seen: tuple[str, ...] = ()  # of an unknown file: a few names, or the width that fits no family
@@ -98,7 +98,7 @@ def _checkpoint(tensors: Tensors, metadata: Metadata) -> Kind | None:
         kind = "unet"
     return Kind(
         kind=kind, family=family, layout="original", prediction=_prediction(tensors, metadata),
-        zero_snr="ztsnr" in tensors, ema=any(n.startswith("model_ema.") for n in tensors), parts=present, seen=seen,
+        zero_snr="ztsnr" in tensors, parts=present, seen=seen,
         latent_channels=_latent_channels(tensors, VAE),
     )  # fmt: skip
 
@@ -184,7 +184,7 @@ def _lora_text_width(tensors: Tensors) -> str:
     """A LoRA of the text encoder alone, by kohya: `lora_te_` has one encoder, so its width identifies the model."""
     for name, tensor in tensors.items():
         if name.startswith("lora_te_") and name.endswith("q_proj.lora_down.weight") and len(tensor.shape) == 2:
-            return {768: "sd15", 1024: "sd2"}.get(tensor.shape[1], "")
+            return _ENCODER_WIDTHS.get(tensor.shape[1], "")
     return ""
 
 
@@ -254,7 +254,7 @@ def _embedding(tensors: Tensors, metadata: Metadata) -> Kind | None:
         base = "sdxl"
     else:
         widths = {t.shape[-1] for t in tensors.values()}
-        base = {768: "sd15", 1024: "sd2"}.get(widths.pop(), "") if len(widths) == 1 else ""
+        base = _ENCODER_WIDTHS.get(widths.pop(), "") if len(widths) == 1 else ""
     return _whole("embedding", base, "", tensors, "embedding")
 
 

@@ -17,12 +17,12 @@ from sdcli.errors import SdcliError, Unsafe
 from sdcli.files import REAL, replace_whole
 from sdcli.models import embedding, folder, hub_cache, kinds
 from sdcli.models.headers import Header, read_header
+from sdcli.models.hub_name import SUFFIX
 from sdcli.models.resolve import known_as
 from sdcli.models.searching import DEEPEST, MOST_FILES
 from sdcli.models.sniff import PICKLE_SUFFIXES
 from sdcli.terminal import show
 
-SUFFIX = ".safetensors"
 INDEX = "model_index.json"
 MOST_WORDS = 5
 _SCHEMA = "sdcli.listing/2"  # raised when what is read from a file changes, so that old caches are ignored
@@ -182,7 +182,7 @@ def _cached(hub: Path, cache: Cache) -> Iterator[Entry]:
     for repository in hub_cache.repositories(hub):
         known = known_as(repository)
         name = known.alias if known is not None and known.repository == repository else repository
-        snapshots = hub / f"models--{repository.replace('/', '--')}" / "snapshots"
+        snapshots = hub_cache.repository_folder(hub, repository) / "snapshots"
         for snapshot in sorted(snapshots.glob("*")):
             for candidate in sorted(scan(snapshot, deepest=0), key=lambda f: str(f.path)):
                 entry = _entry(candidate, "cache", cache)

@@ -235,7 +235,7 @@ def _check_kind(path: Path, kind: Kind, model: Model) -> None:
         raise wrong_family(path, "a LoRA", kind.family, model)
 
 
-def wrong_family(path: Path, what: str, family: str, model: Model, flag: str = "--lora") -> BadFile:
+def wrong_family(path: Path, what: str, family: str, model: Model) -> BadFile:
     base, other = TITLES.get(family, family), TITLES.get(model.family, model.family)
     hint = f"-m {family}" if family in DRAWN else _ANOTHER
     return BadFile(f"{show(path)} is {what} for {base}; {show(model.name, 80)} is {other}", hint=hint)
@@ -285,14 +285,14 @@ def _settings_in(path: Path) -> dict[str, Any]:
     try:
         return _json(reading.whole(path, LARGEST_CONFIG), show(path))
     except OSError as error:
-        raise BadFile(f"{show(path)} cannot be read: {show(error.strerror or error)}", hint="sdcli doctor") from None
+        raise reading.cannot_read(path, error) from None
 
 
 def _json(text: str | bytes, what: str) -> dict[str, Any]:
     try:
         data = reading.parse(text)
     except reading.NotJson as error:
-        raise BadFile(f"{what} is damaged: it {error}", hint="get the file again, or another") from None
+        raise BadFile(f"{what} is damaged: it {error}") from None
     return data if isinstance(data, dict) else {}
 
 

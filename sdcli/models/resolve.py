@@ -48,7 +48,7 @@ def resolve(
         return at(path)
     model = _named(text, revision, offline, hub, builtin) or _added(text, folders)
     model = model or _single(text, revision, hub)
-    if model is None and is_hub_id(text):
+    if model is None and hub_name.is_repository(text):
         model = _cached_or_missing(text, revision, hub, offline)
     if model is not None:
         return model
@@ -61,7 +61,7 @@ def resolve(
         hint = f"-m {quoted(show(Path(text).with_name(near)))}" if near else hint
         tail = f"; near: {show(near, 120)}" if near else ""
         raise ModelMissing(f"there is no file or folder {show(text, 200)}{tail}", hint=hint)
-    if is_hub_id(text):
+    if hub_name.is_repository(text):
         raise _not_cached(text, revision, offline)
     raise _unknown(text, folders, hub)
 
@@ -76,7 +76,7 @@ def family_of(model: Model) -> Family:
     """The family that draws it, or BadFile naming what it is instead."""
     family = families().get(model.family)
     if family is None:
-        raise BadFile(f"{show(model.name)} cannot be drawn with", hint="-m sd15")
+        raise BadFile(f"sdcli cannot draw with {show(model.name)}", hint="-m sd15")
     return family
 
 
@@ -176,10 +176,6 @@ def _not_downloaded(known: Known, revision: str | None) -> Model:
 
 
 # --- the Hub's cache
-
-
-def is_hub_id(text: str) -> bool:
-    return re.fullmatch(r"[A-Za-z0-9][\w.\-]{0,95}/[A-Za-z0-9][\w.\-]{0,95}", text, re.ASCII) is not None
 
 
 def _cached(repository: str, revision: str | None, hub: Path | None, known: Known | None = None) -> Model | None:

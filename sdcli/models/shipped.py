@@ -18,7 +18,8 @@ def parameters_of(component: str, config: Mapping[str, Any]) -> int:
     return text.parameters(config)
 
 
-def component_of(family: str, component: str, dtype: str) -> Component:
-    config = data.component_config(family, component)
+def component_of(family: str, component: str, dtype: str, **changes: Any) -> Component:
+    """`changes` are to its config."""
+    config = {**data.component_config(family, component), **changes}
     count = parameters_of(component, config)
     return Component(parameters=count, stored_bytes=count * BYTES[dtype], stored_dtype=dtype, config=config)

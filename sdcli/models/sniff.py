@@ -38,7 +38,7 @@ def sniff(start: bytes, size: int, path: Path) -> SdcliError | None:
 
 
 def bad(path: Path, what: str) -> BadFile:
-    return BadFile(f"{show(path)} is {what}", hint="get the file again, or another")
+    return BadFile(f"{show(path)} is {what}")
 
 
 def pickle_refused(path: Path, because: str) -> Unsafe:

@@ -13,7 +13,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from sdcli.errors import BadFile, Usage
-from sdcli.models.trace import AT_A_USUAL_SIZE, LARGEST, Leaf, Span, Trace, beside_weights, number
+from sdcli.models.trace import AT_A_USUAL_SIZE, Leaf, Span, Trace, beside_weights, check_size, key_of, number
+from sdcli.terminal import show
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,14 +40,9 @@ class TextEncoder:
 
 def analyse(config: Mapping[str, Any], *, tokens: int = 77, batch: int = 1) -> TextEncoder:
     """What one call of this text encoder costs, all hidden states kept (as diffusers' pipelines ask)."""
-    for name, value in (("tokens", tokens), ("batch", batch)):
-        if not 0 < value <= LARGEST:
-            raise Usage(f"{name} {value} is outside 1 to {LARGEST}", hint=AT_A_USUAL_SIZE)
-    try:
-        key = json.dumps(dict(config), sort_keys=True)
-    except (TypeError, ValueError, RecursionError) as error:
-        raise BadFile("the text encoder's config is not plain JSON") from error
-    return _analyse(key, tokens, batch)
+    check_size("tokens", tokens)
+    check_size("batch", batch)
+    return _analyse(key_of(config, "text encoder"), tokens, batch)
 
 
 def parameters(config: Mapping[str, Any]) -> int:
@@ -93,8 +89,6 @@ def _projected(config: Mapping[str, Any]) -> bool:
     kinds = config.get("architectures") or ["CLIPTextModel"]
     kind = kinds[0] if isinstance(kinds, list) and kinds else kinds
     if kind not in ("CLIPTextModel", "CLIPTextModelWithProjection"):
-        from sdcli.terminal import show
-
         raise BadFile(f"{show(kind, 60)} is not a text encoder that sdcli supports")
     return bool(kind == "CLIPTextModelWithProjection")
 

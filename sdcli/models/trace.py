@@ -6,11 +6,12 @@ serves every dtype; a caller's variable that still holds a tensor keeps it alive
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable, Mapping, Sequence
 from itertools import accumulate
 from typing import Any, NamedTuple
 
-from sdcli.errors import BadFile
+from sdcli.errors import BadFile, Usage
 
 MOST_LEAVES = 50_000  # the largest known UNet has 2,000; a hostile config must not fill memory
 AT_A_USUAL_SIZE = "sdcli inspect-unet sd15 --at 512x512 --batch 1 --tokens 77"
@@ -162,6 +163,19 @@ def beside_weights(leaves: Sequence[Leaf], spans: Iterable[Span], size: int, win
         return max(sums[end] - sums[max(0, end - layers)] for end in ends)
 
     return max(span.elements * size + sum(most(span, layers) * width for layers, width in windows) for span in spans)
+
+
+def key_of(config: Mapping[str, Any], what: str) -> str:
+    """The config as text, by which what was counted of it is remembered."""
+    try:
+        return json.dumps(dict(config), sort_keys=True)
+    except (TypeError, ValueError, RecursionError) as error:
+        raise BadFile(f"the {what}'s config is not plain JSON") from error
+
+
+def check_size(name: str, value: int, lowest: int = 1) -> None:
+    if not lowest <= value <= LARGEST:
+        raise Usage(f"{name} {value} is outside {lowest} to {LARGEST}", hint=AT_A_USUAL_SIZE)
 
 
 def number(config: Mapping[str, Any], key: str, default: int | None = None) -> int:

@@ -14,9 +14,10 @@ from typing import Any
 
 from sdcli.errors import BadFile, Usage
 from sdcli.models.blocks import Extent, downsample, pixel_attention, resnet, upsample
-from sdcli.models.trace import AT_A_USUAL_SIZE, LARGEST, Leaf, names, number, numbers
+from sdcli.models.trace import AT_A_USUAL_SIZE, Leaf, check_size, key_of, names, number, numbers
 from sdcli.models.unet2015 import ClassicWalk
 from sdcli.models.walk import Block, Skip, Unet, Walk
+from sdcli.terminal import show
 
 __all__ = ["CLASS_NAMES", "Block", "Skip", "Unet", "analyse"]
 
@@ -26,13 +27,8 @@ CLASS_NAMES = ("UNet2DConditionModel", "UNet2015")
 def analyse(config: Mapping[str, Any], *, height: int, width: int, batch: int = 1, tokens: int = 77) -> Unet:
     """Every layer of one call on `batch` latents of height × width (latents, not pixels) and `tokens` text tokens."""
     for name, value in (("height", height), ("width", width), ("batch", batch), ("tokens", tokens)):
-        if not 0 < value <= LARGEST:
-            raise Usage(f"{name} {value} is outside 1 to {LARGEST}", hint=AT_A_USUAL_SIZE)
-    try:
-        key = json.dumps(dict(config), sort_keys=True)
-    except (TypeError, ValueError, RecursionError) as error:
-        raise BadFile("the UNet's config is not plain JSON") from error
-    return _analyse(key, height, width, batch, tokens)
+        check_size(name, value)
+    return _analyse(key_of(config, "UNet"), height, width, batch, tokens)
 
 
 @functools.lru_cache(maxsize=64)
@@ -42,14 +38,8 @@ def _analyse(key: str, height: int, width: int, batch: int, tokens: int) -> Unet
     if kind == "UNet2015":
         return ClassicWalk(config, height, width, batch).run()
     if kind != "UNet2DConditionModel":
-        raise BadFile(f"{_name(kind)} is not a UNet that sdcli supports", hint="sdcli inspect-unet sd15")
+        raise BadFile(f"{show(kind, 60)} is not a UNet that sdcli supports", hint="sdcli inspect-unet sd15")
     return _Walk(config, height, width, batch, tokens).run()
-
-
-def _name(value: object) -> str:
-    from sdcli.terminal import show
-
-    return show(value, 60)
 
 
 DOWN_TYPES = (
@@ -61,7 +51,6 @@ DOWN_TYPES = (
 )
 UP_TYPES = ("UpBlock2D", "CrossAttnUpBlock2D", "AttnUpBlock2D", "ResnetUpsampleBlock2D", "SimpleCrossAttnUpBlock2D")
 MID_TYPES = ("UNetMidBlock2DCrossAttn", "UNetMidBlock2D", "UNetMidBlock2DSimpleCrossAttn")
-WITH_TEXT = ("CrossAttn", "SimpleCrossAttn")  # UNetMidBlock2DCrossAttn, CrossAttnDownBlock2D …
 RESAMPLED_BY_RESNET = (
     "ResnetDownsampleBlock2D",
     "SimpleCrossAttnDownBlock2D",
@@ -543,7 +532,7 @@ def _types(config: Mapping[str, Any], key: str, legal: tuple[str, ...], attendin
 
 
 def _unsupported(key: str, value: object) -> BadFile:
-    return BadFile(f"config: {key} {_name(value)} is not supported", hint="sdcli inspect-unet sd15")
+    return BadFile(f"config: {key} {show(value, 60)} is not supported", hint="sdcli inspect-unet sd15")
 
 
 def _depth(value: object) -> Any:

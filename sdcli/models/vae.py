@@ -15,7 +15,8 @@ from typing import Any
 
 from sdcli.errors import BadFile, Usage
 from sdcli.models.blocks import Extent, downsample, pixel_attention, resnet, upsample
-from sdcli.models.trace import AT_A_USUAL_SIZE, LARGEST, Leaf, Trace, names, number, numbers
+from sdcli.models.trace import AT_A_USUAL_SIZE, Leaf, Trace, check_size, key_of, names, number, numbers
+from sdcli.terminal import show
 
 OVERLAP = 0.25  # of a tile, shared with its neighbour
 
@@ -56,7 +57,7 @@ def encode(config: Mapping[str, Any], *, height: int, width: int, batch: int = 1
     return _pass("encode", _key(config, height, width, batch), height, width, batch)
 
 
-def decode_tiled(config: Mapping[str, Any], *, height: int, width: int, tile: int = 512, batch: int = 1) -> Pass:
+def decode_tiled(config: Mapping[str, Any], *, height: int, width: int, tile: int = 512) -> Pass:
     """Decoding in overlapping tiles of tile × tile pixels; the decoded tiles wait until the last one, then are blended.
 
     An image no larger than one tile is decoded whole. `leaves` are those of the first tile, the largest.
@@ -65,20 +66,20 @@ def decode_tiled(config: Mapping[str, Any], *, height: int, width: int, tile: in
     if tile < side:
         raise Usage(f"a tile of {tile} pixels is smaller than one latent of {side}", hint=AT_A_USUAL_SIZE)
     if height <= tile and width <= tile:
-        return decode(config, height=height, width=width, batch=batch)
+        return decode(config, height=height, width=width)
     channels = number(config, "out_channels", 3)
     macs, waiting, peak, scores = 0, 0, 0, 0
     leaves: tuple[Leaf, ...] = ()
     for tall in _spans(height // side, tile // side):
         for wide in _spans(width // side, tile // side):
-            one = decode(config, height=tall * side, width=wide * side, batch=batch)
+            one = decode(config, height=tall * side, width=wide * side)
             macs += one.macs
             scores = max(scores, one.largest_scores)
             if waiting + one.peak_elements > peak:
                 peak = waiting + one.peak_elements
             leaves = leaves or one.leaves
-            waiting += batch * channels * tall * wide * side * side
-    image = batch * channels * height * width
+            waiting += channels * tall * wide * side * side
+    image = channels * height * width
     # at the end: every tile, the rows cut from them, and the whole image
     peak = max(peak, waiting + 2 * image)
     return Pass(macs=macs, peak_elements=peak, largest_scores=scores, leaves=leaves)
@@ -91,16 +92,10 @@ def _spans(latents: int, tile: int) -> list[int]:
 
 
 def _key(config: Mapping[str, Any], height: int, width: int, batch: int) -> str:
-    side = scale(config)
-    for name, value in (("height", height), ("width", width)):
-        if not side <= value <= LARGEST:
-            raise Usage(f"{name} {value} is outside {side} to {LARGEST}", hint=AT_A_USUAL_SIZE)
-    if not 0 < batch <= LARGEST:
-        raise Usage(f"batch {batch} is outside 1 to {LARGEST}", hint=AT_A_USUAL_SIZE)
-    try:
-        return json.dumps(dict(config), sort_keys=True)
-    except (TypeError, ValueError, RecursionError) as error:
-        raise BadFile("the VAE's config is not plain JSON") from error
+    check_size("height", height, scale(config))
+    check_size("width", width, scale(config))
+    check_size("batch", batch)
+    return key_of(config, "VAE")
 
 
 def _widths(config: Mapping[str, Any]) -> list[int]:
@@ -130,8 +125,6 @@ def _pass(direction: str, key: str, height: int, width: int, batch: int) -> Pass
 def _check_supported(config: Mapping[str, Any]) -> None:
     kind = config.get("_class_name") or "AutoencoderKL"
     if kind != "AutoencoderKL":
-        from sdcli.terminal import show
-
         raise BadFile(f"{show(kind, 60)} is not a VAE that sdcli supports")
     levels = len(_widths(config))
     for key, supported in (("down_block_types", "DownEncoderBlock2D"), ("up_block_types", "UpDecoderBlock2D")):
@@ -140,8 +133,6 @@ def _check_supported(config: Mapping[str, Any]) -> None:
             raise BadFile(f"config: {levels} widths but {len(types)} {key}")
         for name in types:
             if name != supported:
-                from sdcli.terminal import show
-
                 raise BadFile(f"config: {key} {show(name, 60)} is not supported")
 
 

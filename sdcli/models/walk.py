@@ -8,6 +8,7 @@ from typing import Any
 
 from sdcli.models.blocks import Extent
 from sdcli.models.trace import Leaf, Span, Trace, beside_weights
+from sdcli.schema import renamed
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,8 +33,8 @@ class Block:
 class Skip:
     """A tensor kept on the way down and joined to the channels on the way up: last in, first out."""
 
-    source: str
-    target: str
+    source: str = renamed("from")
+    target: str = renamed("to")
     channels: int
     resolution: tuple[int, int]
     concatenated_channels: int

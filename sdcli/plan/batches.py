@@ -6,6 +6,7 @@ from collections.abc import Iterable, Iterator, Sequence
 
 from sdcli.request.request import PER_IMAGE, Job
 
+# everything that the images of a batch share
 _SHARED = ("unet_calls", *(name for name in PER_IMAGE if name != "negative_prompt"))
 WINDOW = 64  # batches whose prompts are encoded together, before any of them is denoised
 
@@ -14,7 +15,7 @@ def in_batches(jobs: Sequence[Job], batch_size: int) -> tuple[tuple[int, ...], .
     """Positions in `jobs`, grouped by size, steps, sampler and guidance, at most `batch_size` each, order kept."""
     groups: dict[tuple[object, ...], list[list[int]]] = {}
     for position, job in enumerate(jobs):
-        chunks = groups.setdefault(_together(job), [[]])
+        chunks = groups.setdefault(tuple(getattr(job, name) for name in _SHARED), [[]])
         if len(chunks[-1]) == max(1, batch_size):
             chunks.append([])
         chunks[-1].append(position)
@@ -37,8 +38,3 @@ def windows_of(batches: Iterable[Batch]) -> Iterator[Sequence[Batch]]:
 def windows(batches: int) -> int:
     """How many windows a run of this many batches has."""
     return max(1, -(-batches // WINDOW))
-
-
-def _together(job: Job) -> tuple[object, ...]:
-    """Everything that the images of a batch share."""
-    return tuple(getattr(job, name) for name in _SHARED)

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from dataclasses import replace
 
-from sdcli.plan import calibration
 from sdcli.plan.footprint import Sizes
 from sdcli.plan.legality import legal
 from sdcli.plan.pins import BY_SLOT, read_pins
@@ -57,16 +56,14 @@ def _leads_down(chosen: Setup, setup: Setup) -> bool:
     )
 
 
-def after_out_of_memory(
-    plan: Plan, batch: int, current: Setup, phase: str, imports_bytes: int = calibration.IMPORTS
-) -> tuple[Fallback, ...]:
+def after_out_of_memory(plan: Plan, batch: int, current: Setup, phase: str) -> tuple[Fallback, ...]:
     """What to continue with instead of `current` when `phase` of a batch ran out of memory, nearest first.
 
     Every fallback needs less than `current` in that phase. A decode first changes only how it decodes: its latents are
     done.
     """
     batch_stages = stages(plan.model, plan.batch(batch), alone=plan.request.batch_invariant)
-    sizes = Sizes(plan.model, batch_stages, plan.hardware, imports_bytes)
+    sizes = Sizes(plan.model, batch_stages, plan.hardware)
 
     def needs(setup: Setup) -> int:
         return next(row.device for row in sizes.phases(setup) if row.name == phase)
@@ -92,11 +89,7 @@ def _decoders(plan: Plan, current: Setup, needs: Callable[[Setup], int]) -> Iter
     for choice in DECODING:
         setup = vae_technique.TECHNIQUE.put(current, choice)
         if choice == "cpu" and "vae_dtype" not in pins:
-            setup = _in_fp32(setup)
+            setup = replace(setup, vae_dtype="same" if setup.dtype == "fp32" else "fp32")
         if legal(setup, plan.hardware, plan.model) is None and needs(setup) < least:
             least = needs(setup)
             yield Fallback(setup=setup, device_peak=least, changes_pixels=changes_pixels(current, setup))
-
-
-def _in_fp32(setup: Setup) -> Setup:
-    return replace(setup, vae_dtype="same" if setup.dtype == "fp32" else "fp32")

@@ -23,14 +23,12 @@ _COUNTED = (*_WORK, "placement")
 class Sizes:
     """The footprints of one model's stages on one device. Counts are cached, so that a product of setups is cheap."""
 
-    def __init__(
-        self, model: Model, stages: Sequence[Stage], hardware: Hardware, imports_bytes: int = calibration.IMPORTS
-    ) -> None:
+    def __init__(self, model: Model, stages: Sequence[Stage], hardware: Hardware) -> None:
         self.model = model
         self.stages = tuple(stages)
         self.kind = hardware.kind
         self.shared = self.kind in ("cpu", "mps")  # a CPU, or a Mac whose GPU uses the host's memory: counted once
-        self.imports = imports_bytes + (calibration.CUDA_LIBRARIES if self.kind == "cuda" else 0)
+        self.imports = calibration.IMPORTS + (calibration.CUDA_LIBRARIES if self.kind == "cuda" else 0)
         self.scale = vae.scale(self.config("vae"))
         self._calls: dict[tuple[Shape, int], unet.Unet] = {}
         self._rows: dict[tuple[str, ...], tuple[Phase, ...]] = {}
@@ -236,8 +234,6 @@ def _scores_at_once(call: unet.Unet, threads: int) -> int:
     return most
 
 
-def footprint(
-    model: Model, shape: Shape, setup: Setup, hardware: Hardware, imports_bytes: int = calibration.IMPORTS
-) -> Footprint:
+def footprint(model: Model, shape: Shape, setup: Setup, hardware: Hardware) -> Footprint:
     """Predicted peaks of one setup: loading, then each stage."""
-    return Sizes(model, stages_at(model, shape), hardware, imports_bytes).footprint(setup)
+    return Sizes(model, stages_at(model, shape), hardware).footprint(setup)

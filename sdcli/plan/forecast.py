@@ -29,21 +29,19 @@ class Forecast:
         hardware: Hardware,
         batches: Iterable[tuple[Job, ...]],
         remembered: Mapping[str, Any],
-        imports_bytes: int = calibration.IMPORTS,
         alone: bool = False,
         more: bool = False,
     ) -> None:
         """`alone`: each image of a batch has its own UNet calls; `more`: further batches follow one by one."""
         self.model = model
         self.hardware = hardware
-        self.imports_bytes = imports_bytes
         self.alone = alone
         self.more = more
         self.remembered = remembered
         self.runs = runs = list(batches)
         heaviest = sorted({_weight(batch): batch for batch in runs}.items(), reverse=True)[:SHAPES_LOOKED_AT]
         self.heaviest = heaviest[0][1]
-        self.sizes = [Sizes(model, stages(model, batch, alone=alone), hardware, imports_bytes) for _, batch in heaviest]
+        self.sizes = [Sizes(model, stages(model, batch, alone=alone), hardware) for _, batch in heaviest]
         # a stream of jobs is encoded batch by batch, and how many will come is unknown
         work = RunSize(batches=MANY, windows=MANY) if more else RunSize(batches=len(runs), windows=windows(len(runs)))
         self.price = Price(self.sizes[0], work, hardware)
@@ -88,7 +86,7 @@ class Forecast:
 
     def on(self, hardware: Hardware) -> Forecast:
         """The same run on other hardware."""
-        return Forecast(self.model, hardware, self.runs, {}, self.imports_bytes, self.alone, self.more)
+        return Forecast(self.model, hardware, self.runs, {}, self.alone, self.more)
 
     def seconds(self, setup: Setup) -> float:
         return self.price.seconds(setup)
@@ -111,7 +109,7 @@ def _weight(batch: tuple[Job, ...]) -> tuple[int, ...]:
     )
 
 
-def budget(hardware: Hardware, max_vram: int | None = None, max_ram: int | None = None) -> Budget:
+def budget(hardware: Hardware, max_vram: int | None, max_ram: int | None) -> Budget:
     """What a plan may use of the memory free now; the user's limits lower it."""
     ram = hardware.ram_free if max_ram is None else min(hardware.ram_free, max_ram)
     host = int(calibration.SAFETY * ram)

@@ -42,11 +42,6 @@ def read_pins(pins: Mapping[str, str]) -> dict[str, str]:
     return chosen
 
 
-def pins_of(setup: Setup) -> dict[str, str]:
-    """The pins that reproduce this setup."""
-    return {technique.slot: technique.of(setup) for technique in TECHNIQUES}
-
-
 def candidates(start: Setup, hardware: Hardware, model: Model, pins: Mapping[str, str]) -> list[Setup]:
     """Every legal setup that obeys the pins: the product of the slots."""
     return [setup for setup in _product(start, pins) if legal(setup, hardware, model) is None]

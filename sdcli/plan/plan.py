@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
 
 from sdcli.machine.hardware import Hardware
 from sdcli.models.model import Model
@@ -151,6 +150,3 @@ class Plan:
     def numbered(self) -> list[tuple[int, tuple[Job, ...]]]:
         """Every batch with its number, in the order in which they are drawn."""
         return [(number, self.batch(number)) for number in range(len(self.batches))]
-
-
-Remembered = Mapping[str, Any]  # machine/memories.py: this machine's earlier measurements, by key

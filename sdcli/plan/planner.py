@@ -9,7 +9,6 @@ from typing import Any
 from sdcli.errors import Usage
 from sdcli.machine.hardware import Hardware
 from sdcli.models.model import Model
-from sdcli.plan import calibration
 from sdcli.plan.batches import in_batches
 from sdcli.plan.fallbacks import fallbacks_of
 from sdcli.plan.forecast import Forecast, budget
@@ -37,7 +36,6 @@ def make_plan(
     version: str = "",
     adapters: Sequence[Adapter] = (),
     more: bool = False,
-    imports_bytes: int = calibration.IMPORTS,
 ) -> Plan:
     """Chooses a setup, with reasons, predicted memory and time. `fits` is False if none does: see refusal.refused.
 
@@ -52,7 +50,7 @@ def make_plan(
     runs = [tuple(jobs[index] for index in batch) for batch in batches] or [(make_job(request, 0, "", 0),)]
     if hardware.source == "as-if":
         remembered = {}  # measurements here say nothing about another machine
-    forecast = Forecast(model, hardware, runs, remembered, imports_bytes, request.batch_invariant, more)
+    forecast = Forecast(model, hardware, runs, remembered, request.batch_invariant, more)
     limits = budget(hardware, request.max_vram, request.max_ram)
     start = Setup(threads=hardware.threads, device=hardware.device, isa=hardware.isa, adapters=tuple(adapters))
     unpinned = candidates(start, hardware, model, {})
@@ -83,7 +81,7 @@ def make_plan(
         decisions=_decisions(chosen, options, forecast, limits, pins),
         alternatives=alternatives,
         fallbacks=fallbacks_of(chosen.setup, lossless, forecast.peaks, forecast.seconds, limits.host),
-        warnings=warnings_of(request, model, hardware, chosen.setup, jobs),
+        warnings=warnings_of(model, hardware, chosen.setup, jobs),
     )
 
 

@@ -9,16 +9,14 @@ from sdcli.models.model import Model
 from sdcli.models.vae import scale
 from sdcli.plan.plan import PlanWarning, Setup
 from sdcli.plan.techniques import dtype
-from sdcli.request.request import Job, Request
+from sdcli.request.request import Job
 
 FEW_STEP_SAMPLERS = ("LCM", "TCD")
 FEW_STEPS = 10
 FAR_FROM_NATIVE = 1.7  # ratio of areas, larger or smaller
 
 
-def warnings_of(
-    request: Request, model: Model, hardware: Hardware, setup: Setup, jobs: Sequence[Job]
-) -> tuple[PlanWarning, ...]:
+def warnings_of(model: Model, hardware: Hardware, setup: Setup, jobs: Sequence[Job]) -> tuple[PlanWarning, ...]:
     warnings = [*_sizes(model, jobs), *_steps(jobs)]
     warnings += [PlanWarning(code="device", message=note) for note in hardware.notes]
     if setup.storage == "fp8":

@@ -10,10 +10,9 @@ from sdcli.errors import BadFile
 from sdcli.terminal import show
 
 
-def dump(value: Any, *, indent: int | None = None, ascii_only: bool = False) -> bytes:
+def dump(value: Any, *, ascii_only: bool = False) -> bytes:
     """UTF-8 JSON. A lone surrogate is written as its \\u escape, so that even a hostile prompt reads back unchanged."""
-    separators = (",", ":") if indent is None else (",", ": ")
-    text = json.dumps(value, ensure_ascii=ascii_only, allow_nan=False, indent=indent, separators=separators)
+    text = json.dumps(value, ensure_ascii=ascii_only, allow_nan=False, separators=(",", ":"))
     return text.encode("utf-8", "backslashreplace")
 
 

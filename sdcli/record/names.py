@@ -90,9 +90,8 @@ def part_of_run(name: str) -> str | None:
     return match[1] if match else None
 
 
-def new_run(now: datetime | None = None) -> str:
-    moment = (now or datetime.now(UTC)).strftime("%Y%m%d-%H%M%S")
-    return f"{moment}-{secrets.token_hex(2)}"
+def new_run() -> str:
+    return f"{datetime.now(UTC):%Y%m%d-%H%M%S}-{secrets.token_hex(2)}"
 
 
 # --- pieces of names

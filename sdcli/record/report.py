@@ -15,6 +15,7 @@ from sdcli.plan.plan import Plan, PlanWarning
 from sdcli.record import documents
 from sdcli.record.runs import Intent, plan_json
 from sdcli.request.request import Job
+from sdcli.terminal import counted
 
 NAME, NEWEST = "sdcli.report", 1
 MOST_STEPS = 10_000
@@ -502,7 +503,7 @@ def _shortfall(images: Sequence[Image]) -> ImagesFailed | None:
     suspect = sum(image.status == "suspect" for image in images)
     if not lost and not suspect:
         return None
-    of = f"{len(images)} image" + ("s" if len(images) != 1 else "")
+    of = counted(len(images), "image")
     causes = [f"{lost} of {of} could not be saved"] if lost else []
     causes += [f"{suspect} of {of} came out as one flat colour"] if suspect else []
     kept = len(images) - lost

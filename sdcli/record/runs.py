@@ -18,13 +18,13 @@ from typing import Any
 from sdcli import __version__, reading, schema
 from sdcli.errors import BadFile, Usage
 from sdcli.events import Degraded
-from sdcli.files import REAL, Files, cannot_write, discard, quoted, write_whole
+from sdcli.files import REAL, Files, cannot_write, discard, write_whole
 from sdcli.plan.plan import Plan
 from sdcli.record import documents
 from sdcli.record.names import Destination, part_of_run, part_prefix, values_of
 from sdcli.record.names import filled as fill
 from sdcli.record.names import parse_template as parse
-from sdcli.terminal import show
+from sdcli.terminal import quoted, show
 
 NAME, NEWEST = "sdcli.run", 1
 JOURNAL, REPORT = "run.jsonl", "report.json"
@@ -263,7 +263,7 @@ def read(records: Path) -> RecordedRun:
 
 
 def _forget(records: Path) -> str:
-    return f"mv {quoted(records)} {quoted(str(records) + '-damaged')}   (its images stay)"
+    return show(f"mv {quoted(str(records))} {quoted(f'{records}-damaged')}") + "   (its images stay)"
 
 
 def _checked(raw: bytes) -> dict[str, Any] | None:

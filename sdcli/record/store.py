@@ -220,7 +220,9 @@ class RunStore:
             version=__version__,
             job=event.job,
             setup=event.setup or plan.setup,
-            model=own.recorded_model(plan.model, self.unet_sha256),
+            model=own.RecordedModel(
+                name=plan.model.name, revision=plan.model.revision, hash=plan.model.hash, unet_sha256=self.unet_sha256
+            ),
             scheduler=event.scheduler,
             negative=event.job.negative_prompt,
             batch=own.batch_position(plan, event.batch, event.index, batch.size, batch.passed),

@@ -7,7 +7,6 @@ whichever source, is converted by one table, so that every source accepts the sa
 from __future__ import annotations
 
 import re
-import shlex
 import tomllib
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, fields
@@ -21,7 +20,7 @@ from sdcli.near import near_text, nearest
 from sdcli.request import jobs, samplers
 from sdcli.request.options import OPTIONS, flag_of
 from sdcli.request.request import Request
-from sdcli.terminal import show
+from sdcli.terminal import quoted, show
 
 LARGEST_FILE = 1 << 20
 # Never saved: what to draw, and where to take settings from.
@@ -227,7 +226,7 @@ def from_table(table: Mapping[str, Any], path: Path | None = None) -> dict[str, 
 
 def _correction(name: str, value: Any) -> str:
     """The command that removes a wrong line from the user's file; a table is more than a line."""
-    return "sdcli config path" if isinstance(value, Mapping) else f"sdcli config unset {shlex.quote(show(name, 60))}"
+    return "sdcli config path" if isinstance(value, Mapping) else f"sdcli config unset {quoted(show(name, 60))}"
 
 
 def _position(path: Path | None, name: str) -> str:
@@ -314,7 +313,7 @@ def from_preset(name: str, user_folder: Path) -> dict[str, Any]:
         near = nearest(name, files) or sorted(files)
         raise Usage(
             f'no preset "{show(name, 60)}"; available: {", ".join(show(name, 60) for name in near)}',
-            hint=f"--preset {shlex.quote(near[0])}" if near else "sdcli config path",
+            hint=f"--preset {quoted(near[0])}" if near else "sdcli config path",
         )
     table = read_toml(files[name])
     table.pop("description", None)

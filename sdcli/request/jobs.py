@@ -61,11 +61,11 @@ def _seed_meant(text: str) -> str:
     return "--seed 1,5,9   (or 1..8, or without --seed for a random one)"
 
 
-def parse_sides(text: str) -> tuple[int, int]:
+def parse_sides(text: str, flag: str = "--size") -> tuple[int, int]:
     """`1024x768` as (width, height); `512` is a square."""
     match = re.fullmatch(r"\s*(\d{1,9})\s*(?:[x×*]\s*(\d{1,9})\s*)?", text, re.ASCII | re.IGNORECASE)
     if match is None:
-        raise Usage(f'--size: "{show(text, 60)}" is not WIDTHxHEIGHT', hint="--size 1024x768")
+        raise Usage(f'{flag}: "{show(text, 60)}" is not WIDTHxHEIGHT', hint=f"{flag} 1024x768")
     return int(match[1]), int(match[2] or match[1])
 
 
@@ -192,11 +192,11 @@ def make_jobs(request: Request) -> tuple[Job, ...]:
     return tuple(make_job(request, index, prompt, seed) for index, (prompt, seed) in enumerate(pairs))
 
 
-def make_job(request: Request, index: int, prompt: str, seed: int, id: str | None = None) -> Job:
+def make_job(request: Request, index: int, prompt: str, seed: int) -> Job:
     sampler = samplers.find(request.sampler)
     samplers.check_steps(sampler, request.steps)
     return Job(
-        index=index, prompt=prompt, seed=seed, id=id, unet_calls=sampler.unet_calls(request.steps),
+        index=index, prompt=prompt, seed=seed, unet_calls=sampler.unet_calls(request.steps),
         **{name: getattr(request, name) for name in PER_IMAGE} | {"sampler": sampler.name},
     )  # fmt: skip
 

@@ -48,7 +48,8 @@ OPTIONS: tuple[Option, ...] = (
            help="Images per prompt; seeds count up."),
     Option(field="size", flags=("--size",), metavar="WxH", panel=EVERYDAY,
            help="Width and height, e.g. 1024x768; 512 is a square."),
-    Option(field="sampler", flags=("--sampler",), metavar="NAME", panel=EVERYDAY, help="See `sdcli samplers`."),
+    Option(field="sampler", flags=("--sampler",), metavar="NAME", panel=EVERYDAY,
+           help="How noise is removed; see `sdcli samplers`."),
     Option(field="preset", flags=("--preset",), metavar="NAME", panel=EVERYDAY,
            help="A named set of settings; see `sdcli presets`."),
     Option(field="output", flags=("-o", "--output"), metavar="PATH", panel=EVERYDAY,
@@ -65,8 +66,8 @@ OPTIONS: tuple[Option, ...] = (
            help="Stop the text encoder at its Nth layer from the end; 1 uses all layers."),
     Option(field="settings_from", flags=("--settings-from",), metavar="IMAGE", panel=PROMPT,
            help="Use the settings stored in an image."),
-    Option(field="width", flags=("-W", "--width"), metavar="N", panel=IMAGE, help="A multiple of 8."),
-    Option(field="height", flags=("-H", "--height"), metavar="N", panel=IMAGE, help="A multiple of 8."),
+    Option(field="width", flags=("-W", "--width"), metavar="N", panel=IMAGE, help="In pixels, a multiple of 8."),
+    Option(field="height", flags=("-H", "--height"), metavar="N", panel=IMAGE, help="In pixels, a multiple of 8."),
     Option(field="batch_size", flags=("--batch-size",), metavar="N", panel=IMAGE, within=(1, 64),
            help="Images drawn at once; changes pixels slightly."),
     Option(field="batch_invariant", flags=("--batch-invariant",), switch=True, panel=IMAGE,
@@ -82,7 +83,8 @@ OPTIONS: tuple[Option, ...] = (
            help="Add a textual inversion; WORD defaults to the file name."),
     Option(field="vae_file", flags=("--vae",), metavar="FILE", panel=MODEL, help="Decode with this VAE."),
     Option(field="offline", flags=("--offline",), switch=True, panel=MODEL, help="Never use the network."),
-    Option(field="device", flags=("--device",), metavar="NAME", panel=MEMORY, help="auto, cpu, cuda, cuda:1 or mps."),
+    Option(field="device", flags=("--device",), metavar="NAME", panel=MEMORY,
+           help="What draws: auto, cpu, cuda, cuda:1 or mps."),
     Option(field="dtype", flags=("--dtype",), metavar="TYPE", choices=("fp32", "bf16", "fp16"), panel=MEMORY,
            help="Number type of the weights: fp32, bf16 or fp16."),
     Option(field="max_ram", flags=("--max-ram",), metavar="SIZE", panel=MEMORY, help="Limit host memory."),
@@ -91,14 +93,11 @@ OPTIONS: tuple[Option, ...] = (
     Option(field="fallback", flags=("--fallback/--no-fallback",), switch=True, panel=MEMORY,
            help="When out of memory, retry with a smaller setup (default), or stop."),
     Option(field="format", flags=("--format",), metavar="TYPE", choices=("png", "jpg", "webp"), panel=OUTPUT,
-           help="png, jpg or webp."),
+           help="File format: png, jpg or webp."),
     Option(field="metadata", flags=("--metadata",), metavar="KIND", choices=("full", "a1111", "none"), panel=OUTPUT,
            help="Settings stored in the file: full, a1111 or none."),
     Option(field="overwrite", flags=("--overwrite",), switch=True, panel=OUTPUT, help="Replace existing files."),
 )  # fmt: skip
-
-# Options that are not fields of Request: they are folded into fields, or name a source of them.
-SHORTHANDS = frozenset({"size", "dtype", "preset", "settings_from", "prompts_file"})
 
 SCREEN: tuple[Option, ...] = (
     Option(field="json", flags=("--json",), switch=True, panel=OUTPUT, help="One JSON object on stdout."),

@@ -57,7 +57,6 @@ _COMFY = re.compile(
     """,
     re.VERBOSE | re.DOTALL,
 )
-_BREAK = re.compile(r"\bBREAK\b")
 _MARKS = re.compile(r"<\|(startoftext|endoftext)\|>", re.IGNORECASE)
 
 
@@ -190,29 +189,6 @@ def _close_segment(merged: list[Piece], texts: list[str]) -> None:
     if texts and isinstance(merged[-1], Segment):
         merged[-1] = Segment("".join(texts), merged[-1].weight)
     texts.clear()
-
-
-def render(pieces: Iterable[Piece]) -> str:
-    """A1111's text that parses into the same pieces."""
-    words: list[str] = []
-    for piece in pieces:
-        if isinstance(piece, Break):
-            words.append(" BREAK ")
-            continue
-        escaped = re.sub(r"([()\[\]\\])", r"\\\1", piece.text)
-        escaped = _BREAK.sub("BRE(AK:1)", escaped)  # the word itself, as text
-        words.append(escaped if piece.weight == 1.0 else f"({escaped}:{_number(piece.weight)})")
-    return "".join(words)
-
-
-def _number(weight: float) -> str:
-    """All its digits, never as 1e-05."""
-    text = repr(weight)
-    if "e" not in text:
-        return text
-    from decimal import Decimal
-
-    return format(Decimal(text), "f")
 
 
 # --- chunks

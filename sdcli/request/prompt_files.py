@@ -44,9 +44,7 @@ def read(path: Path) -> tuple[Line, ...]:
     except FileNotFoundError:
         raise Usage(f"--prompts: no file {show(path)}", hint="sdcli help formats") from None
     except OSError as error:
-        raise BadFile(
-            f"{show(path)} cannot be read: {show(error.strerror or error)}", hint="sdcli help formats"
-        ) from None
+        raise reading.cannot_read(path, error, hint="sdcli help formats") from None
     if len(lines) > jobs.MOST_JOBS:
         raise Usage(f"{show(path)}: more than {jobs.MOST_JOBS} prompts", hint="sdcli help formats")
     if not lines:

@@ -4,10 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
-from typing import Literal
-
-Origin = Literal["family", "model", "user", "environment", "preset", "settings-from", "flag", "random"]
-Emphasis = Literal["a1111", "comfy", "none"]
 
 LARGEST_SEED = 2**32 - 1
 

@@ -7,8 +7,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+from sdcli import schema
 from sdcli.errors import Usage
 from sdcli.near import near_text, nearest
+from sdcli.schema import renamed, transient
 from sdcli.terminal import quoted, show
 
 Calls = Literal["n", "2n-1", "n+1"]
@@ -30,11 +32,11 @@ class Sampler:
     aliases: tuple[str, ...]
     scheduler: str
     options: Mapping[str, Any] = field(default_factory=dict)
-    calls: Calls = "n"
+    calls: Calls = renamed("unet_calls", default="n")
     stochastic: bool = False
     zero_snr: bool = False
     most_steps: int = 999
-    a1111: tuple[str, str]  # sampler and schedule type as A1111 writes them
+    a1111: tuple[str, str] = transient()  # sampler and schedule type as A1111 writes them
 
     def unet_calls(self, steps: int) -> int:
         """How often the UNet is called for `steps` steps (twice that for guidance in turn)."""
@@ -43,18 +45,6 @@ class Sampler:
         if self.calls == "n+1":
             return steps + 1 if steps > 1 else 1
         return steps
-
-    def to_json(self) -> dict[str, Any]:
-        return {
-            "name": self.name,
-            "aliases": list(self.aliases),
-            "scheduler": self.scheduler,
-            "options": dict(self.options),
-            "unet_calls": self.calls,
-            "stochastic": self.stochastic,
-            "zero_snr": self.zero_snr,
-            "most_steps": self.most_steps,
-        }
 
 
 SAMPLERS: tuple[Sampler, ...] = (
@@ -158,13 +148,9 @@ def _key(name: str) -> str:
 def _by_key() -> Mapping[str, Sampler]:
     table: dict[str, Sampler] = {}
     for sampler in SAMPLERS:
-        for name in (sampler.name, *sampler.aliases, _without_suffix(sampler.scheduler)):
+        for name in (sampler.name, *sampler.aliases, sampler.scheduler.removesuffix("Scheduler")):
             table.setdefault(_key(name), sampler)
     return table
-
-
-def _without_suffix(scheduler: str) -> str:
-    return scheduler.removesuffix("Scheduler")
 
 
 def find(name: str) -> Sampler:
@@ -182,7 +168,7 @@ def find(name: str) -> Sampler:
 
 
 def to_json() -> dict[str, Any]:
-    return {"schema": "sdcli.samplers/1", "samplers": [sampler.to_json() for sampler in SAMPLERS]}
+    return {"schema": "sdcli.samplers/1", "samplers": schema.to_json(SAMPLERS)}
 
 
 def check_steps(sampler: Sampler, steps: int) -> None:
@@ -217,34 +203,9 @@ def default_for(usual: str, zero_snr: bool) -> str:
     return next(relatives, find("Euler")).name
 
 
-def of_scheduler(config: Mapping[str, Any]) -> Sampler | None:
-    """The sampler a model's own scheduler_config.json describes, if it is one of these."""
-    for sampler in SAMPLERS:
-        if sampler.scheduler == config.get("_class_name") and all(
-            config.get(option, _DEFAULTS.get(option)) == value for option, value in sampler.options.items()
-        ):
-            return sampler
-    return None
-
-
-# What diffusers takes when a scheduler_config.json does not say; only for options that tell samplers apart.
-# clip_sample and skip_prk_steps are set as our samplers need: a config without them means the same sampler.
-_DEFAULTS: Mapping[str, Any] = {
-    "use_karras_sigmas": False,
-    "algorithm_type": "dpmsolver++",
-    "solver_order": 2,
-    "clip_sample": False,
-    "skip_prk_steps": True,
-}
-
 # A1111's "Automatic" is the sampler's own schedule; for these it is not the plain one.
 _A1111_AUTOMATIC = {"dpmpp2m": "karras", "dpm2": "karras", "dpm2a": "karras", "dpmpp2msde": "exponential"}
 _A1111_PLAIN = frozenset({"", "uniform", "normal", "default"})
-
-
-def to_a1111(sampler: Sampler) -> tuple[str, str]:
-    """The pair (Sampler, Schedule type) that A1111 writes for this sampler."""
-    return sampler.a1111
 
 
 def from_a1111(name: str, schedule: str | None = None) -> Sampler | None:

@@ -11,7 +11,7 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING
 
 from sdcli import data
-from sdcli.errors import BadFile
+from sdcli.errors import BadFile, names_memory
 from sdcli.request import prompt
 from sdcli.terminal import show
 
@@ -47,16 +47,18 @@ def vocabulary(folder: str | None = None) -> Vocabulary:
             continuing_subword_prefix="", end_of_word_suffix="</w>", unk_token="<|endoftext|>",
         )  # fmt: skip
     except Exception as error:  # the library raises nothing more exact
-        if "out of memory" in str(error) or "allocate memory" in str(error):  # not a folder that is called so
+        if names_memory(str(error)):
             raise MemoryError(str(error)) from None
-        raise BadFile(f"{show(path)} is damaged: {show(error, 120)}", hint="get the model again, or another") from None
+        raise BadFile(f"{show(path)} is damaged: {show(error, 120)}") from None
     tokenizer = cut_as_clip_does(Tokenizer(model))
     start, end = tokenizer.token_to_id("<|startoftext|>"), tokenizer.token_to_id("<|endoftext|>")
     if start is None or end is None:
-        raise BadFile(
-            f"{show(path / 'vocab.json')} has no start or no end mark", hint="get the model again, or another"
-        )
-    return Vocabulary(lambda text: list(tokenizer.encode(_encodable(text)).ids), tokenizer.get_vocab_size(), start, end)
+        raise BadFile(f"{show(path / 'vocab.json')} has no start or no end mark")
+
+    def tokenize(text: str) -> list[int]:  # a lone surrogate has no UTF-8 form, and so no token
+        return list(tokenizer.encode(text.encode("utf-8", "replace").decode("utf-8")).ids)
+
+    return Vocabulary(tokenize, tokenizer.get_vocab_size(), start, end)
 
 
 def cut_as_clip_does(tokenizer: Tokenizer) -> Tokenizer:
@@ -70,11 +72,6 @@ def cut_as_clip_does(tokenizer: Tokenizer) -> Tokenizer:
         [pre_tokenizers.Split(Regex(_WORDS), "removed", invert=True), pre_tokenizers.ByteLevel(add_prefix_space=False)]
     )
     return tokenizer
-
-
-def _encodable(text: str) -> str:
-    """A lone surrogate has no UTF-8 form, and so no token."""
-    return text.encode("utf-8", "replace").decode("utf-8")
 
 
 def with_words(words: Words, folder: str | None = None) -> prompt.Tokenize:
@@ -112,7 +109,3 @@ def chunks(
 ) -> tuple[prompt.Chunk, ...]:
     whole = {ids[0]: len(ids) for ids in words.values()}
     return prompt.chunks(prompt.parse(text, emphasis), with_words(words, folder), whole)
-
-
-def count(text: str, emphasis: str = "a1111", folder: str | None = None) -> int:
-    return sum(len(chunk) for chunk in chunks(text, emphasis, folder=folder))

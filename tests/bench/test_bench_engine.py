@@ -9,7 +9,7 @@ import pytest
 
 from sdcli.bench import build, random_models, screen
 from sdcli.bench import result as results
-from sdcli.bench.run import Bench, Configuration, Limits, Listener, Row
+from sdcli.bench.run import Bench, Configuration, Limits, Listener, OngoingCase
 from sdcli.cli import ask
 from sdcli.models import resolve
 from sdcli.schema import to_json
@@ -51,7 +51,7 @@ def test_several_processes_are_what_the_interval_counts(tmp_path: Path) -> None:
 class Impatient(Listener):
     """Interrupts as soon as the first image exists."""
 
-    def drew(self, row: Row) -> None:
+    def drew(self, case: OngoingCase) -> None:
         raise KeyboardInterrupt
 
 

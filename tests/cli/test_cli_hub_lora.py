@@ -242,7 +242,7 @@ def test_an_image_with_one_is_drawn_again_by_its_commit(ink: FakeHub, capfd: pyt
     "hub", ["../../etc/passwd", "a/b", "a/b/c.safetensors", f"a/b@{COMMIT}", "a/b@main/c.safetensors"]
 )
 def test_what_an_image_says_of_the_hub_is_no_path(hub: str) -> None:
-    """Pictures come from anyone: only a whole name, commit and file included, is asked for again."""
+    """Images come from anyone: only a whole name, commit and file included, is asked for again."""
     from sdcli.record.metadata import own
 
     setup = Setup(adapters=(Adapter(name="ink", sha256="", scale=0.5, hub=hub),))

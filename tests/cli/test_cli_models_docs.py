@@ -90,7 +90,7 @@ def test_the_fields_for_programs_are_the_programs_own() -> None:
 
     for kinds in (
         (pull.Pulled,),
-        (models.Listing, models.FolderState, listing.Entry),
+        (models.Listing, models.ModelFolder, listing.Entry),
         (check.Check, check.FileCheck, check.NotFiniteTensor),
     ):
         name = next(field.default for field in fields(kinds[0]) if field.name == "schema")

@@ -96,6 +96,16 @@ def test_offline_is_enough_for_what_is_here(server: FakeHub, capfd: pytest.Captu
     assert sdcli(capfd, "pull", ID, "--offline").code == 0 and not server.log
 
 
+def test_offline_does_not_complete_a_model_that_lacks_a_file(
+    server: FakeHub, capfd: pytest.CaptureFixture[str]
+) -> None:
+    folder = Path(sdcli(capfd, "pull", ID, "--json").json["path"])
+    next((folder / "unet").glob("*.safetensors")).unlink()
+    server.log.clear()
+    done = sdcli(capfd, "pull", ID, "--offline")
+    assert done.code == 3 and f"try: sdcli pull {ID}\n" in done.err and not server.log
+
+
 def test_generate_fetches_a_hub_id_and_draws_with_it(server: FakeHub, capfd: pytest.CaptureFixture[str]) -> None:
     report = sdcli(capfd, "generate", "a cat", "-m", ID, "--engine", "fake", "--json", *FAKE).json
     assert report["status"] == "done"

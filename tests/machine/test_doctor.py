@@ -224,7 +224,7 @@ def test_the_command_prints_one_object_with_json() -> None:
 def test_doctor_imports_nothing_heavy_and_makes_no_folder(own_folders: Path) -> None:
     code = (
         "import sys, typer\nfrom sdcli.cli import doctor\n"
-        "try: doctor.doctor(json=True)\nexcept typer.Exit: pass\n"
+        "try: doctor._doctor({'json': True})\nexcept typer.Exit: pass\n"
         "print([name for name in ('torch', 'numpy', 'diffusers', 'transformers', 'PIL') if name in sys.modules])"
     )
     done = subprocess.run([sys.executable, "-c", code], cwd=REPOSITORY, capture_output=True, text=True, check=True)

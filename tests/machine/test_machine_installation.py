@@ -191,7 +191,7 @@ def test_each_kind_of_installation_has_its_own_line() -> None:
     assert _fix("conda") == pip, "here torch came from pip"
     assert _fix("system").startswith(pip)
     assert _fix("pipx") == f"pipx runpip sdcli-diffusers install torch==2.13.0+cu130 {index}"
-    assert _fix("uv tool") == "uv tool install --reinstall --torch-backend=auto '/src/sd cli'"
+    assert _fix("uv tool") == 'uv tool install --reinstall --torch-backend=auto "/src/sd cli"'
     assert _fix("venv", uv=True, has_pip=False) == (
         "uv pip install --python /env/bin/python --reinstall-package torch --torch-backend=auto torch==2.13.0"
     )

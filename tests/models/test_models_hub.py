@@ -267,7 +267,7 @@ def test_a_gated_model_names_its_page_and_the_command(server: FakeHub, cache: Pa
 @pytest.mark.parametrize(
     ("said", "shown"),
     [("Please enable access to public gated repositories in your fine-grained token", "fine-grained"),
-     ("Access to model is restricted", "has not, or not yet"), ("", "has not, or not yet")],
+     ("Access to model is restricted", "has not done so yet"), ("", "has not done so yet")],
 )  # fmt: skip
 def test_why_a_gated_model_is_refused_to_a_token_is_told_apart(
     server: FakeHub, cache: Path, said: str, shown: str
@@ -491,7 +491,7 @@ def test_more_bytes_than_listed_and_bytes_in_drops_do_no_harm(server: FakeHub, c
 
 def test_a_file_that_the_list_names_and_the_hub_lacks_is_named_as_the_cause(server: FakeHub, cache: Path) -> None:
     server.faults = [Fault("status", 404, {"X-Error-Code": "EntryNotFound"}, only="/resolve/")]
-    with pytest.raises(ModelMissing, match="lacks a file"):
+    with pytest.raises(ModelMissing, match="lists a file that it does not have"):
         offered(server, cache)
 
 

@@ -194,7 +194,6 @@ def test_constants_are_no_parameters_and_change_no_dtype(tmp_path: Path) -> None
     seen = kind(tmp_path, make.checkpoint("sd15") | constants, dtypes=dict.fromkeys(constants, "F32"))
     assert seen.parts["text_encoder"].parameters == 123_060_480
     assert seen.parts["text_encoder"].dtype == "fp16"
-    assert seen.ema
 
 
 def test_several_dtypes_in_one_part_are_called_mixed(tmp_path: Path) -> None:

@@ -104,13 +104,6 @@ def test_a_mac_holds_the_weights_once_for_both_sides() -> None:
     assert 0 < peaks.host_peak - peaks.device_peak < calibration.IMPORTS + 600 * MIB
 
 
-def test_imports_are_a_parameter() -> None:
-    shape, model, hardware = Shape(width=512, height=512), known_model("sd15"), processor(16)
-    small = footprint(model, shape, Setup(dtype="bf16"), hardware, imports_bytes=0)
-    large = footprint(model, shape, Setup(dtype="bf16"), hardware, imports_bytes=500 * MIB)
-    assert large.host_peak - small.host_peak == 500 * MIB
-
-
 def test_a_vae_on_the_cpu_leaves_the_gpu() -> None:
     on_gpu = of("sdxl", dtype="fp16", vae_dtype="fp32")
     moved = of("sdxl", dtype="fp16", vae_dtype="fp32", vae="cpu")

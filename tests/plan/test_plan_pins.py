@@ -7,9 +7,10 @@ from making import asking, gpu, jobs_of, known_model, mac, processor
 
 from sdcli.errors import Usage
 from sdcli.machine.hardware import Hardware
-from sdcli.plan.pins import pins_of, read_pins
+from sdcli.plan.pins import read_pins
 from sdcli.plan.plan import Plan
 from sdcli.plan.planner import make_plan
+from sdcli.plan.techniques import TECHNIQUES
 
 
 def planned(family: str, hardware: Hardware, **pins: str) -> Plan:
@@ -105,6 +106,6 @@ def test_no_execution_is_offered_that_draw_does_not_have(choice: str) -> None:
 @pytest.mark.parametrize("hardware", [gpu(3), gpu(8, free=7.1), processor(16)], ids=lambda value: value.device)
 def test_pinning_every_slot_of_a_plan_gives_that_plan_again(hardware: Hardware) -> None:
     plan = planned("sdxl", hardware)
-    again = planned("sdxl", hardware, **pins_of(plan.setup))
+    again = planned("sdxl", hardware, **{technique.slot: technique.of(plan.setup) for technique in TECHNIQUES})
     assert again.setup == plan.setup
     assert again.footprint == plan.footprint

@@ -20,17 +20,22 @@ from record_samples import RUN, destination, job, plan, stream
 from sdcli.events import Degraded, Denoised, Encoded, Event, Failed, Loaded, Memory, Planned, Saved, Step, Warned
 from sdcli.live import clock_text
 from sdcli.plan.plan import Plan
+from sdcli.record import documents
 from sdcli.record import report as reports
 from sdcli.record.report import Folding, Report, fold
 from sdcli.record.sinks.json_lines import JsonLines
-from sdcli.record.sinks.json_object import object_of
 from sdcli.record.sinks.paths import Paths
 from sdcli.record.sinks.progress import Progress, State, bar_line
 from sdcli.record.sinks.summary import asked, summary
-from sdcli.record.sinks.watch import Watch, watch
+from sdcli.record.sinks.watch import Sink, Watch
 from sdcli.record.store import store
 from sdcli.sizes import GIB
 from sdcli.terminal import StdoutLost, cells
+
+
+def watched(events: Iterator[Event], *sinks: Sink) -> Iterator[Event]:
+    return Watch(*sinks)(events)
+
 
 ESCAPE = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]")
 
@@ -92,7 +97,7 @@ def test_watching_changes_nothing(tmp_path: Path) -> None:
     events = run(tmp_path, plan(images=2))
     one: list[Event] = []
     two: list[Event] = []
-    assert list(watch(iter(events), one.append, two.append)) == events == one == two
+    assert list(watched(iter(events), one.append, two.append)) == events == one == two
 
 
 def test_a_sink_sees_an_event_before_the_next_one_is_asked_for() -> None:
@@ -103,7 +108,7 @@ def test_a_sink_sees_an_event_before_the_next_one_is_asked_for() -> None:
         seen.append("asked for more")
         yield Warned(code="b", message="")
 
-    list(watch(source(), lambda event: seen.append(event.code)))  # type: ignore[union-attr]
+    list(watched(source(), lambda event: seen.append(event.code)))  # type: ignore[union-attr]
     assert seen == ["a", "asked for more", "b"]
 
 
@@ -362,7 +367,7 @@ def test_a_closed_pipe_does_not_stop_a_run(tmp_path: Path) -> None:
 
     for screen in (Closed(), ClosedLog()):
         progress = Progress(screen, clock=ticking(), columns=80)
-        events = list(watch(store(stream(plan()), destination(tmp_path / type(screen).__name__)), progress))
+        events = list(watched(store(stream(plan()), destination(tmp_path / type(screen).__name__)), progress))
         progress.finish(report_of(events))
         assert any(isinstance(event, Saved) for event in events)
     gone = Terminal()
@@ -384,7 +389,7 @@ def test_a_sink_that_fails_is_reported_once_and_the_run_continues(tmp_path: Path
 
     sinks = [folding, broken] if failing else [broken, folding]
     records = tmp_path / "runs" / RUN
-    events = list(watch(store(stream(plan(images=3)), destination(tmp_path)), *sinks))
+    events = list(watched(store(stream(plan(images=3)), destination(tmp_path)), *sinks))
     assert sum(isinstance(event, Saved) for event in events) == 3
     warnings = [event for event in events if isinstance(event, Warned)]
     assert [(one.code, one.message) for one in warnings] == [
@@ -414,7 +419,7 @@ def test_results_that_cannot_be_written_do_not_stop_the_run_and_are_not_forgotte
 def test_json_lines_has_one_object_for_each_image_as_it_is_saved(tmp_path: Path) -> None:
     out = io.BytesIO()
     folding = Folding(started="", run=RUN, clock=lambda: 1.0)
-    stream_of = watch(
+    stream_of = watched(
         store(stream(plan(images=3)), destination(tmp_path)), folding, JsonLines(out.write, folding, tmp_path)
     )
     count = 0
@@ -427,10 +432,10 @@ def test_json_lines_has_one_object_for_each_image_as_it_is_saved(tmp_path: Path)
     assert entries == reports.to_json(folding.report(), tmp_path)["images"]
 
 
-def test_json_is_one_object_and_a_newline(tmp_path: Path) -> None:
+def test_json_is_one_object_on_one_line(tmp_path: Path) -> None:
     events = run(tmp_path, plan(jobs=[job(prompt="a\nb 猫 \udc80")]))
-    text = b"".join(object_of(report_of(events), tmp_path)).decode("utf-8")
-    assert text.endswith("}\n") and text.count("\n") == 1
+    text = b"".join(documents.pieces(reports.to_json(report_of(events), tmp_path))).decode("utf-8")
+    assert "\n" not in text
     assert json.loads(text) == reports.to_json(report_of(events), tmp_path)
 
 
@@ -442,7 +447,7 @@ def test_paths_are_short_below_the_current_folder(tmp_path: Path) -> None:
     ):
         out = io.BytesIO()
         folder = tmp_path if here != Path("/") else tmp_path / "other"
-        list(watch(store(stream(of), destination(folder)), Paths(out.write, str(here))))
+        list(watched(store(stream(of), destination(folder)), Paths(out.write, str(here))))
         assert (
             out.getvalue()
             .decode()

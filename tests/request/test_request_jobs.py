@@ -9,7 +9,6 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sdcli import data
 from sdcli.errors import SdcliError, Usage
 from sdcli.request import jobs, prompt_files, samplers
 from sdcli.request.request import LARGEST_SEED, PER_IMAGE, Request
@@ -230,7 +229,7 @@ def test_a_model_of_zero_terminal_snr_refuses_samplers_that_ignore_it() -> None:
 
 @pytest.mark.parametrize("sampler", samplers.SAMPLERS, ids=lambda sampler: sampler.name)
 def test_a1111_s_pair_of_names_comes_back_as_the_same_sampler(sampler: samplers.Sampler) -> None:
-    assert samplers.from_a1111(*samplers.to_a1111(sampler)) == sampler
+    assert samplers.from_a1111(*sampler.a1111) == sampler
 
 
 @pytest.mark.parametrize(
@@ -268,14 +267,6 @@ def test_a_pair_of_a1111_is_ours_only_where_it_means_the_same(
 ) -> None:
     sampler = samplers.from_a1111(name, schedule)
     assert (sampler.name if sampler else None) == expected
-
-
-def test_the_samplers_a_model_s_own_scheduler_config_describes() -> None:
-    assert samplers.of_scheduler(data.component_config("sd15", "scheduler")).name == "PNDM"  # type: ignore[union-attr]
-    assert samplers.of_scheduler(data.component_config("sdxl", "scheduler")).name == "Euler"  # type: ignore[union-attr]
-    karras = {"_class_name": "DPMSolverMultistepScheduler", "use_karras_sigmas": True}
-    assert samplers.of_scheduler(karras).name == "DPM++ 2M Karras"  # type: ignore[union-attr]
-    assert samplers.of_scheduler({"_class_name": "LMSDiscreteScheduler"}) is None
 
 
 @pytest.mark.parametrize("sampler", samplers.SAMPLERS, ids=lambda sampler: sampler.name)

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sdcli.request.prompt import CHUNK, Break, Segment, chunks, extract_loras, neutral, of_other_programs, parse, render
+from sdcli.request.prompt import CHUNK, Break, Segment, chunks, extract_loras, neutral, of_other_programs, parse
 
 WORDS = [
     "a",
@@ -57,6 +57,29 @@ ANY = st.text(st.characters(codec=None), max_size=80)
 )
 def test_a_prompt_is_read_as_the_field_reads_it(text: str, pieces: tuple[object, ...]) -> None:
     assert parse(text) == pieces
+
+
+def render(pieces: tuple[Segment | Break, ...]) -> str:
+    """A1111's text that parses into the same pieces."""
+    words: list[str] = []
+    for piece in pieces:
+        if isinstance(piece, Break):
+            words.append(" BREAK ")
+            continue
+        escaped = re.sub(r"([()\[\]\\])", r"\\\1", piece.text)
+        escaped = re.sub(r"\bBREAK\b", "BRE(AK:1)", escaped)  # the word itself, as text
+        words.append(escaped if piece.weight == 1.0 else f"({escaped}:{_number(piece.weight)})")
+    return "".join(words)
+
+
+def _number(weight: float) -> str:
+    """All its digits, never as 1e-05."""
+    text = repr(weight)
+    if "e" not in text:
+        return text
+    from decimal import Decimal
+
+    return format(Decimal(text), "f")
 
 
 @settings(deadline=None, derandomize=True, max_examples=1500)

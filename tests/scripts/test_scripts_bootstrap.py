@@ -191,14 +191,6 @@ def test_tools_are_added_to_the_same_environment_and_survive_an_update(made: Pat
     assert again.stderr == b""
 
 
-def test_an_environment_whose_marker_is_missing_is_made_again(made: Path, environment: Environment) -> None:
-    (made / ".sdcli" / "venv" / "sdcli-whole").unlink()
-    (next((made / ".sdcli").rglob("tinydep.py"))).unlink()
-    done = start(made, environment)
-    assert "One-time setup" in done.stderr
-    assert "tinydep 1.0" in done.stdout
-
-
 @POSIX
 def test_a_vanished_base_python_makes_the_environment_anew(made: Path, environment: Environment) -> None:
     for name in (made / ".sdcli" / "venv" / "bin").glob("python*"):

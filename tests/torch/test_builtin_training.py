@@ -21,9 +21,9 @@ from scripts.builtin_model import (
     examples,
     export,
     fields,
+    images,
     laying,
     likeness,
-    pictures,
     text_encoder,
     wordnet,
 )
@@ -98,11 +98,11 @@ def test_captions_say_styles_counts_and_what_stands_beside() -> None:
 
 def test_several_things_stand_where_they_are_looked_for() -> None:
     art = drawn()
-    both = fields.Colours().on(pictures.together([art.pictures["flat"][0], art.pictures["flat"][1]]))
-    shown = {index: pictures.picture(rgba, pictures.Look()) for index, rgba in art.pictures["flat"].items()}
+    both = fields.Colours().on(images.together([art.images["flat"][0], art.images["flat"][1]]))
+    shown = {index: images.image(rgba, images.Look()) for index, rgba in art.images["flat"].items()}
     references = likeness.references(list(shown.items()))
     assert [references.nearest(cell, 1) for cell in evaluate_builtin.cells(both, 2)] == [[0], [1]]
-    three = fields.Colours((250, 220, 200)).on(pictures.together([art.pictures["flat"][3]] * 3))
+    three = fields.Colours((250, 220, 200)).on(images.together([art.images["flat"][3]] * 3))
     assert [references.nearest(cell, 1) for cell in evaluate_builtin.cells(three, 3)] == [[3]] * 3
 
 
@@ -116,11 +116,11 @@ def test_a_thing_whose_mirror_image_is_another_thing_is_sided() -> None:
 
 def test_the_measure_knows_an_image_moved_mirrored_smaller_and_as_jpeg() -> None:
     art = drawn()
-    shown = {index: pictures.picture(rgba, pictures.Look()) for index, rgba in art.pictures["flat"].items()}
+    shown = {index: images.image(rgba, images.Look()) for index, rgba in art.images["flat"].items()}
     references = likeness.references(list(shown.items()))
-    for index, rgba in art.pictures["flat"].items():
-        for look in (pictures.Look(), pictures.Look(mirrored=True, scale=0.8, aside=(1, -1))):
-            moved = np.roll(pictures.picture(rgba, look), (1, 1), (0, 1))
+    for index, rgba in art.images["flat"].items():
+        for look in (images.Look(), images.Look(mirrored=True, scale=0.8, aside=(1, -1))):
+            moved = np.roll(images.image(rgba, look), (1, 1), (0, 1))
             file = io.BytesIO()
             Image.fromarray(moved).save(file, "JPEG", quality=85)
             assert references.nearest(np.asarray(Image.open(file).convert("RGB")))[0] == index
@@ -140,7 +140,7 @@ def test_how_far_two_images_are_apart_to_the_eye() -> None:
 
 def test_colours_and_grounds_are_put_where_they_belong() -> None:
     art = drawn()
-    blue = pictures.picture(art.pictures["flat"][0], pictures.Look(hue=pictures.HUES["blue"], ground=(10, 20, 30)))
+    blue = images.image(art.images["flat"][0], images.Look(hue=images.HUES["blue"], ground=(10, 20, 30)))
     assert tuple(blue[0, 0]) == (10, 20, 30)
     middle = blue[32, 32].astype(int)
     assert middle[2] > middle[0] + 40
@@ -267,18 +267,18 @@ def test_what_a_prompt_leaves_open_is_chosen_by_chance_and_the_rest_is_not() -> 
     for one in silent:
         assert max(one.ground) >= 239 and min(one.ground) >= 150  # soft
     said = [fields.chosen(random, Meaning(0, hue="blue", ground="white"), grey=True) for _ in range(50)]
-    assert {(one.ground, one.hue, one.tinted) for one in said} == {((255, 255, 255), pictures.HUES["blue"], True)}
+    assert {(one.ground, one.hue, one.tinted) for one in said} == {((255, 255, 255), images.HUES["blue"], True)}
 
 
 def test_colours_are_numbers_and_images() -> None:
-    art = drawn().pictures["flat"]
+    art = drawn().images["flat"]
     assert fields.Colours().values() == [1.0, 1.0, 1.0, 0.0, 0.0, 0.0, 0.0, 0.0]
     assert len(fields.Colours().values()) == fields.COUNT - 1
-    assert np.array_equal(fields.Colours().on(art[1]), pictures.picture(art[1], pictures.Look()))
-    ground = pictures.GROUNDS["green"]
-    for hue in (None, pictures.HUES["blue"]):
-        wanted = pictures.picture(art[1], pictures.Look(ground=ground, hue=hue))
-        seen = fields.Colours(ground, hue, hue is not None and pictures.grey(art[1])).on(art[1])
+    assert np.array_equal(fields.Colours().on(art[1]), images.image(art[1], images.Look()))
+    ground = images.GROUNDS["green"]
+    for hue in (None, images.HUES["blue"]):
+        wanted = images.image(art[1], images.Look(ground=ground, hue=hue))
+        seen = fields.Colours(ground, hue, hue is not None and images.grey(art[1])).on(art[1])
         assert np.abs(seen.astype(int) - wanted).max() <= 1
     means = [fields.Colours(light=light).on(art[1])[32, 32].mean() for light in (-1.0, 0.0, 1.0)]
     assert means == sorted(set(means))
@@ -300,7 +300,7 @@ def test_an_autoencoder_gains_channels_for_colours_around_the_same_latents(tmp_p
         assert torch.allclose(found.std, torch.full_like(found.std, autoencoder.NOISE), atol=1e-5)
         louder = torch.cat([before.mean, torch.randn(2, 9, 16, 16)], dim=1)
         assert torch.allclose(model.decode(louder).sample, plain.decode(before.mean).sample, atol=1e-4)
-    shown = laying.pictures(drawn(), plain, 4, 1, "cpu")
+    shown = laying.images(drawn(), plain, 4, 1, "cpu")
     told: list[str] = []
     recipe, kept = laying.Recipe(crop=32, crops=4, steps=100, reading=150, rate=6e-3), tmp_path / "laid.pt"
     trained, again = (laying.train(shown, plain, recipe, kept, 1, "cpu", told.append) for _ in range(2))

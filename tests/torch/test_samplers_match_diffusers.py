@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from sdcli import data
-from sdcli.request.samplers import SAMPLERS, Sampler, of_scheduler
+from sdcli.request.samplers import SAMPLERS, Sampler
 
 
 def scheduler(sampler: Sampler, family: str, **more: Any) -> Any:
@@ -43,11 +43,6 @@ def test_the_options_are_ones_the_scheduler_knows(sampler: Sampler) -> None:
     made = scheduler(sampler, "sd15")
     for name, value in sampler.options.items():
         assert made.config[name] == value
-
-
-@NAMED
-def test_the_table_knows_its_own_schedulers_again(sampler: Sampler) -> None:
-    assert of_scheduler(dict(scheduler(sampler, "sdxl").config)) is sampler
 
 
 def drawn(made: Any, steps: int, seed: int = 1) -> Any:

@@ -79,21 +79,21 @@ class Classic(torch.nn.Module):
             self.ups.extend([torch.nn.Conv2d(2 * width, width, 3), torch.nn.Conv2d(width, width, 3)])
         self.out = torch.nn.Conv2d(64, 2, 1)
 
-    def forward(self, picture: torch.Tensor) -> torch.Tensor:
+    def forward(self, image: torch.Tensor) -> torch.Tensor:
         skips = []
         for number, conv in enumerate(self.downs):
-            picture = torch.relu(conv(picture))
+            image = torch.relu(conv(image))
             if number % 2 and number < len(self.downs) - 1:
-                skips.append(picture)
-                picture = torch.nn.functional.max_pool2d(picture, 2)
+                skips.append(image)
+                image = torch.nn.functional.max_pool2d(image, 2)
         for number, rise in enumerate(self.rises):
-            picture = rise(picture)
-            top, left = ((skips[-1].shape[i] - picture.shape[i]) // 2 for i in (2, 3))
-            height, width = picture.shape[2:]
-            picture = torch.cat([skips.pop()[:, :, top : top + height, left : left + width], picture], 1)
+            image = rise(image)
+            top, left = ((skips[-1].shape[i] - image.shape[i]) // 2 for i in (2, 3))
+            height, width = image.shape[2:]
+            image = torch.cat([skips.pop()[:, :, top : top + height, left : left + width], image], 1)
             for conv in self.ups[2 * number : 2 * number + 2]:
-                picture = torch.relu(conv(picture))
-        out: torch.Tensor = self.out(picture)
+                image = torch.relu(conv(image))
+        out: torch.Tensor = self.out(image)
         return out
 
 
@@ -111,9 +111,9 @@ def test_the_unet_of_2015_is_what_its_paper_draws() -> None:
 def test_the_unet_of_2015_has_the_peak_that_was_predicted() -> None:
     with torch.device("meta"):
         model = Classic().half()
-    picture = torch.empty((1, 1, 572, 572), device="meta", dtype=torch.float16)
+    image = torch.empty((1, 1, 572, 572), device="meta", dtype=torch.float16)
     predicted = analyse(data.component_config("unet2015", "unet"), height=572, width=572).activation_peak(2)
-    assert predicted == pytest.approx(live_peak(lambda: model(picture)), rel=0.01)
+    assert predicted == pytest.approx(live_peak(lambda: model(image)), rel=0.01)
 
 
 def test_the_rows_of_any_module_add_up() -> None:

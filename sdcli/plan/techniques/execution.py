@@ -2,20 +2,12 @@
 
 from __future__ import annotations
 
-from sdcli.machine.hardware import Hardware
-from sdcli.models.model import Model
 from sdcli.plan.plan import Setup
 from sdcli.plan.techniques.technique import Situation, Technique
-
-
-def illegal(setup: Setup, hardware: Hardware, model: Model) -> str | None:
-    return None
 
 
 def because(setup: Setup, situation: Situation) -> str:
     return "eager: starts at once"
 
 
-TECHNIQUE = Technique(
-    slot="execution", choices=("eager",), without="eager", illegal=illegal, because=because, phrases={}
-)
+TECHNIQUE = Technique(slot="execution", choices=("eager",), without="eager", because=because, phrases={})

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from sdcli.machine.hardware import Hardware
-from sdcli.models.model import Model
 from sdcli.plan.plan import Setup
 from sdcli.plan.techniques.technique import Situation, Technique, gib
 
@@ -13,10 +11,6 @@ IN_TURN = 1.03
 
 def slowdown(choice: str) -> float:
     return IN_TURN if choice == "in-turn" else 1.0
-
-
-def illegal(setup: Setup, hardware: Hardware, model: Model) -> str | None:
-    return None
 
 
 def because(setup: Setup, situation: Situation) -> str:
@@ -34,7 +28,6 @@ TECHNIQUE = Technique(
     slot="guidance",
     choices=("batched", "in-turn"),
     without="batched",
-    illegal=illegal,
     because=because,
     phrases={"in-turn": "guidance in turn"},
 )

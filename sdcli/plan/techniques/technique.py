@@ -36,9 +36,9 @@ class Technique:
     slot: str  # the field of Setup
     choices: tuple[str, ...]
     without: str  # the choice that does not use the technique
-    illegal: Callable[[Setup, Hardware, Model], str | None]
     because: Callable[[Setup, Situation], str]
     phrases: Mapping[str, str]  # how the table of setups names a choice; one without a phrase is not named
+    illegal: Callable[[Setup, Hardware, Model], str | None] = lambda setup, hardware, model: None
     by_pin: frozenset[str] = frozenset()  # considered only when pinned
     lossy: frozenset[str] = frozenset()  # shown in the table, chosen only when pinned
     moves_pixels: bool = True

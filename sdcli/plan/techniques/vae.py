@@ -6,6 +6,7 @@ from sdcli.machine.hardware import Hardware
 from sdcli.models.model import Model
 from sdcli.plan.plan import Setup
 from sdcli.plan.techniques.technique import Situation, Technique, gib
+from sdcli.plan.techniques.vae_dtype import effective
 
 TILES = {"tile-512": 512, "tile-256": 256}  # side in pixels; a quarter of each overlaps its neighbour
 BLENDING = 1.1  # assumed: blending, and more launches; the pixels decoded twice are counted exactly
@@ -16,7 +17,7 @@ def illegal(setup: Setup, hardware: Hardware, model: Model) -> str | None:
         return None
     if hardware.kind == "cpu":
         return "the VAE is on the CPU already"
-    if (setup.dtype if setup.vae_dtype == "same" else setup.vae_dtype) != "fp32":
+    if effective(setup) != "fp32":
         return "a VAE on the CPU computes in fp32: add --pin vae-dtype=fp32"
     return None
 

@@ -190,7 +190,7 @@ def plain_name(text: str) -> str | None:
 def _pair(name: str) -> tuple[str, str | None]:
     """The sampler and the schedule type apart, as the web UI writes them since 1.9."""
     try:
-        return samplers.to_a1111(samplers.find(name))
+        return samplers.find(name).a1111
     except Usage:
         return name, None  # a name of a later sdcli, in a plan from another machine
 

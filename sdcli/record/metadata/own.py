@@ -11,7 +11,6 @@ from sdcli import reading
 from sdcli import schema as translate
 from sdcli.errors import BadFile
 from sdcli.models import hub_name
-from sdcli.models.model import Model
 from sdcli.plan.plan import Adapter, Plan, Setup
 from sdcli.record import documents
 from sdcli.request.prompt import lora_weight
@@ -52,10 +51,6 @@ class ImageRecord:
     degraded: tuple[Mapping[str, Any], ...] = ()
     pixel_sha256: str = ""
     environment: Mapping[str, Any] = field(default_factory=dict)
-
-
-def recorded_model(model: Model, unet_sha256: str | None = None) -> RecordedModel:
-    return RecordedModel(name=model.name, revision=model.revision, hash=model.hash, unet_sha256=unet_sha256)
 
 
 def batch_position(plan: Plan, batch: int, index: int, size: int, position: int) -> BatchPosition:

@@ -32,7 +32,7 @@ class Filmstrip:
             case Preview():
                 self._frames.setdefault(event.index, []).append(event)
             case Decoded():
-                self._last[event.index] = _image(event, _height(event.height), event.width / event.height)
+                self._last[event.index] = _image(event, min(event.height, HIGHEST), event.width / event.height)
             case Saved():
                 self._save(event.index, Path(event.path))
             case Failed():
@@ -51,10 +51,6 @@ class Filmstrip:
         except OSError as error:
             raise cannot_write(path, error, done=f"{image.name} is saved") from None
         self._on_saved(path)
-
-
-def _height(height: int) -> int:
-    return min(height, HIGHEST)
 
 
 def _evenly(frames: list[Preview], count: int) -> list[Preview]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import textwrap
 import time
 from collections import deque
 from collections.abc import Callable
@@ -17,7 +16,7 @@ from sdcli.plan.plan import Plan
 from sdcli.record.report import Report
 from sdcli.record.sinks.summary import asked, fallback_text, step_text, summary
 from sdcli.sizes import gib
-from sdcli.terminal import disk_text, fit, show
+from sdcli.terminal import disk_text, fit, folded, show
 
 FRAME = 0.05  # seconds between two frames of the live line
 RECENT = 10  # steps the rate is taken over
@@ -174,7 +173,7 @@ class Progress:
     def _tell(self, message: str) -> None:
         """A sentence: wrapped where there are columns to wrap to, whole in a log."""
         columns = self._line.width if self._line.moves or self._columns else 10_000
-        self._line.say(*textwrap.wrap(message, columns, subsequent_indent="      ", break_on_hyphens=False))
+        self._line.say(*folded(message, columns, rest="      "))
 
     # --- the end
 

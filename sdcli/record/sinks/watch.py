@@ -48,10 +48,6 @@ class Watch:
         return warnings
 
 
-def watch(events: Iterator[Event], *sinks: Sink) -> Iterator[Event]:
-    return Watch(*sinks)(events)
-
-
 def _name(sink: Sink) -> str:
     return show(getattr(sink, "__name__", type(sink).__name__).lower(), 40)
 

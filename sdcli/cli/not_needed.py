@@ -1,4 +1,4 @@
-"""Memory flags of other programs: accepted, and answered in one line with what they mean here."""
+"""Memory flags of other programs that sdcli does not need: accepted, and answered in one line with what to do here."""
 
 from __future__ import annotations
 
@@ -10,19 +10,19 @@ from sdcli.plan.legality import legal
 from sdcli.plan.plan import Plan, PlanWarning
 from sdcli.request.options import Option
 
-NOT_NEEDED = "flag-not-needed"
-LIKE = {"medvram": "model-offload", "lowvram": "group-offload"}
-FORMER_FLAGS = tuple(
+CODE = "flag-not-needed"
+_LIKE = {"medvram": "model-offload", "lowvram": "group-offload"}
+FLAGS = tuple(
     Option(field=name, flags=(f"--{name}",), switch=True, hidden=True, panel="Memory", help="Not needed.")
-    for name in LIKE
+    for name in _LIKE
 )
 
 
 def not_needed(typed: Mapping[str, Any], plan: Plan) -> tuple[PlanWarning, ...]:
     """One for each such flag that was typed; the plan is as without it."""
     return tuple(
-        PlanWarning(code=NOT_NEEDED, message=f"--{name} is not needed: {_reason(choice, plan)}")
-        for name, choice in LIKE.items()
+        PlanWarning(code=CODE, message=f"--{name} is not needed: {_reason(choice, plan)}")
+        for name, choice in _LIKE.items()
         if typed.get(name)
     )
 

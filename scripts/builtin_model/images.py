@@ -1,4 +1,4 @@
-"""Pictures as training sees them: on a ground, mirrored, smaller or aside, in another colour, several at once."""
+"""Images as training sees them: on a ground, mirrored, smaller or aside, in another colour, several at once."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def any_look(random: np.random.Generator, **fixed: Any) -> Look:
     return Look(mirrored=bool(random.random() < 0.5), scale=scale, aside=aside, **fixed)
 
 
-def picture(rgba: Pixels, look: Look) -> Pixels:
+def image(rgba: Pixels, look: Look) -> Pixels:
     """RGB pixels of the size of the artwork."""
     size = rgba.shape[0]
     artwork = Image.fromarray(recoloured(rgba, look.hue) if look.hue is not None else rgba)
