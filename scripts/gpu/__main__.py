@@ -76,7 +76,7 @@ def go(record: Record, chosen: Sequence[Piece], lab: Lab, folder: Path) -> int:
         started = time.monotonic()
         try:
             answer = piece.go(lab)
-        except OutOfTime:
+        except (OutOfTime, KeyboardInterrupt):
             break
         record["found"][piece.name] = answer
         write(record, folder)

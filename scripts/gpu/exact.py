@@ -7,10 +7,12 @@ from functools import partial
 from typing import Any
 
 from scripts.gpu.lab import Lab, Piece, Row
+from sdcli.request import samplers
 
 SAMPLERS = ("Euler a", "UniPC", "DPM++ 2M Karras")
 PARITY = (("sd15", "fp16", 512), ("sdxl", "bf16", 1024), ("sd2", "fp32", 512))
-SETUPS = ("placement=group-offload", "placement=model-offload,storage=fp8", "guidance=in-turn")
+PINS = ("placement=group-offload", "placement=model-offload,storage=fp8", "guidance=in-turn")
+STEPS = (*(f"sampler={one.name}" for one in samplers.SAMPLERS), *(f"sampler=Euler,{pins}" for pins in PINS))
 WAITS = (("sd15", 512), ("sdxl", 1024))
 TEXTS = {
     "parity": "Bytes of one image that differ from the one that diffusers' pipeline draws on the same GPU.",
@@ -29,7 +31,7 @@ def _parity(family: str, dtype: str, side: int, lab: Lab) -> dict[str, Any]:
 
 
 def _waits(family: str, side: int, lab: Lab) -> dict[str, Any]:
-    return lab.ask("waits", str(lab.model(family)), str(lab.side(side)), *SETUPS)
+    return lab.ask("waits", str(lab.model(family)), str(lab.side(side)), *STEPS)
 
 
 def verdicts(found: Mapping[str, Mapping[str, Any]]) -> list[Row]:

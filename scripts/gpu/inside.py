@@ -109,26 +109,28 @@ def parity(path: Path, dtype: str, side: int, *samplers: str) -> dict[str, int]:
 # --- waits
 
 
-def waits(path: Path, side: int, *setups: str) -> dict[str, int]:
-    """The most waits for the GPU in a step after the first, by torch's own warnings: of each sampler, and of Euler
-    under each setup, `placement=group-offload,guidance=in-turn`."""
-    asked: dict[str, dict[str, Any]] = {one.name: {"sampler": one.name} for one in SAMPLERS}
-    asked |= {f"Euler, {text}": {"pins": dict(pin.split("=") for pin in text.split(","))} for text in setups}
+def waits(path: Path, side: int, *settings: str) -> dict[str, int]:
+    """The most waits for the GPU in a step after the first, by torch's own warnings. Settings are a sampler and pins:
+    `sampler=Euler,placement=group-offload`."""
     torch.cuda.set_sync_debug_mode("warn")
     with warnings.catch_warnings(record=True) as seen, local.Engine() as engine:
         warnings.simplefilter("always")
         torch.ones(1, device="cuda").item()
         if not _waits(seen):
             raise SystemExit("torch does not warn of a wait")
-        return {
-            name: max(list(_by_step(engine, plan_for(path, width=side, height=side, **settings), seen))[1:])
-            for name, settings in asked.items()
-        }
+        counts = {}
+        for text in settings:
+            pins = dict(setting.split("=") for setting in text.split(","))
+            plan = plan_for(path, sampler=pins.pop("sampler"), pins=pins, steps=3, width=side, height=side)
+            counts[text] = max(list(_by_step(engine, plan, seen))[1:])
+        return counts
 
 
 def _by_step(engine: local.Engine, plan: Plan, seen: list[warnings.WarningMessage]) -> Iterator[int]:
     for event in engine.run(plan):
-        if isinstance(event, (Encoded, Step, Denoised)):
+        if isinstance(event, Denoised):
+            break
+        if isinstance(event, (Encoded, Step)):
             count = _waits(seen)
             if isinstance(event, Step):
                 yield count
@@ -147,8 +149,8 @@ def main(words: list[str]) -> None:
             answer = facts()
         case ["parity", path, dtype, side, *samplers]:
             answer = parity(Path(path), dtype, int(side), *samplers)
-        case ["waits", path, side, *setups]:
-            answer = waits(Path(path), int(side), *setups)
+        case ["waits", path, side, *settings]:
+            answer = waits(Path(path), int(side), *settings)
         case _:
             raise SystemExit(__doc__)
     print(json.dumps(answer))
