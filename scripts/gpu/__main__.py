@@ -8,8 +8,8 @@ What GPU it is; memory of the chief setups, beside what the pretend GPU of the t
 diffusers' own; steps that never wait; memory of every other setup and under caps; seconds of a step. Each is a piece of
 its own, with random weights that are made where it runs. FOLDER/gpu-NAME.json has every finished piece, so that the
 same command goes on where it stopped (--from takes the record of an earlier folder along); FOLDER/gpu.md is its page.
-`--check` holds today's forecast of memory against a record. With --pretend everything runs on a pretend GPU of that
-size, and with --tiny with models of a few channels.
+`--check` holds today's forecast of memory against a record. --pretend runs everything on a pretend GPU of that size,
+--tiny with models of a few channels. It has not run on a real GPU yet.
 """
 
 from __future__ import annotations

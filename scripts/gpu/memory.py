@@ -15,7 +15,8 @@ from typing import Any
 from scripts.gpu.lab import Ended, Lab, Piece, Row
 from scripts.measure_memory import GIB, GOAL, MIB, gib, setup_text
 
-STEPS = 8
+STEPS, COUNTED_STEPS = 8, 3  # three: as many as a sampler remembers, and one
+COUNTED_SECONDS = 60.0
 SHAPES = (("sdxl", 1024), ("sd15", 512), ("sd15", 768))
 CHIEF = (("sd15", 512), ("sdxl", 1024))
 CAPS = (2, 3, 4, 6, 8, 12, 24)  # GiB
@@ -45,11 +46,11 @@ class Case:
             return f"{self.shape} under {self.cap} GiB"
         return " ".join([self.shape, *[pin.split("=")[1] for pin in self.pins]])
 
-    def words(self, lab: Lab) -> tuple[str, ...]:
+    def words(self, lab: Lab, steps: int = STEPS) -> tuple[str, ...]:
         side, pins = lab.side(self.side), [word for pin in self.pins for word in ("--pin", pin)]
         return (
             "sdcli", "generate", "a cat", "-m", str(lab.model(self.family)), "--size", f"{side}x{side}",
-            "-s", str(STEPS), "--seed", "1", "--device", "cuda", "--json", "--no-show", "--no-fallback", *pins,
+            "-s", str(steps), "--seed", "1", "--device", "cuda", "--json", "--no-show", "--no-fallback", *pins,
             *(("--max-vram", f"{self.cap}GiB") if self.cap is not None else ()),
         )  # fmt: skip
 
@@ -155,11 +156,12 @@ def results(found: Mapping[str, Mapping[str, Any]]) -> dict[str, Result]:
 
 
 def run(case: Case, lab: Lab) -> Result:
-    words = case.words(lab)
+    words, few = case.words(lab), case.words(lab, COUNTED_STEPS)
+    if not case.counted:
+        return _result(case, lab.run(*words))
     with ThreadPoolExecutor(1) as beside:
-        counting = beside.submit(lab.run, *words, counting=True) if case.counted else None
-        real = _result(case, lab.run(*words))
-        return real if counting is None or real.message else with_count(real, _result(case, counting.result()))
+        counting = beside.submit(lab.run, *few, counting=True, longest=COUNTED_SECONDS)
+        return with_count(_result(case, lab.run(*words)), _result(case, counting.result()))
 
 
 def _result(case: Case, ended: Ended) -> Result:
@@ -191,7 +193,7 @@ def planned(name: str, plan: Mapping[str, Any]) -> Result:
 
 
 def with_count(real: Result, count: Result) -> Result:
-    if count.message:
+    if real.message or count.message:
         return replace(real, uncounted=count.message)
     if count.setup != real.setup:
         return replace(real, uncounted=f"drawn otherwise: {setup_text(count.setup)}")
