@@ -68,8 +68,9 @@ def write(record: Record, folder: Path) -> None:
 
 
 def go(record: Record, chosen: Sequence[Piece], lab: Lab, folder: Path) -> int:
-    """Finds out what is not known yet, as long as the time lasts; how many pieces are left."""
+    """Finds out what is not known yet, as long as the time lasts, then what failed before; how many pieces are left."""
     left = [piece for piece in chosen if piece.name not in record["found"]]
+    left += [piece for piece in chosen if piece.name in failures(record)]
     for piece in tuple(left):
         if lab.left < piece.seconds:
             continue
@@ -99,9 +100,9 @@ def working(record: Record) -> dict[str, dict[str, Any]]:
 
 
 def failures(record: Record) -> dict[str, str]:
-    """By piece. That nothing fits (exit 4) is an answer too."""
+    """By piece. That a plan does not fit is an answer too."""
     broken = {name: answer for name, answer in record["found"].items() if answer.get("message")}
-    return {name: answer["message"] for name, answer in broken.items() if answer.get("exit") != 4}
+    return {name: answer["message"] for name, answer in broken.items() if not answer.get("refused")}
 
 
 def page(record: Record) -> str:

@@ -65,7 +65,7 @@ def run(task: Task, lab: Lab) -> dict[str, Any]:
         "sdcli", "bench", "--random-weights", *task.words, *small, "--device", "cuda", "--max-time", str(most), "--json"
     )  # fmt: skip
     if ended.exit:
-        return {"message": ended.message}
+        return {"message": ended.error["message"]}
     found: dict[str, Any] = json.loads(ended.out)
     for case in found["configurations"]:
         case["picture"] = None  # megabytes of noise

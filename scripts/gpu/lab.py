@@ -36,7 +36,7 @@ class Piece:
 class Ended:
     exit: int
     out: str
-    message: str  # of what failed
+    error: dict[str, Any]  # of what failed, with its message, as sdcli tells it in JSON
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -73,17 +73,17 @@ class Lab:
             except subprocess.TimeoutExpired:
                 if left <= longest:
                     raise OutOfTime from None
-                return Ended(exit=124, out="", message=f"not done after {longest:.0f} s")
-        return Ended(exit=done.returncode, out=done.stdout, message=_message(done.stdout, done.stderr))
+                return Ended(exit=124, out="", error={"message": f"not done after {longest:.0f} s"})
+        return Ended(exit=done.returncode, out=done.stdout, error=_error(done.stdout, done.stderr))
 
     def ask(self, *words: str) -> dict[str, Any]:
         """What scripts/gpu/inside.py answers there."""
         ended = self.run("scripts.gpu.inside", *words)
-        return json.loads(ended.out) if ended.exit == 0 else {"message": ended.message}
+        return json.loads(ended.out) if ended.exit == 0 else {"message": ended.error["message"]}
 
 
-def _message(out: str, err: str) -> str:
+def _error(out: str, err: str) -> dict[str, Any]:
     try:
-        return str(json.loads(out)["error"]["message"])
+        return dict(json.loads(out)["error"])
     except (ValueError, KeyError, TypeError):
-        return (err.strip().splitlines() or ["no message"])[-1][:300]
+        return {"message": (err.strip().splitlines() or ["no message"])[-1][:300]}

@@ -14,6 +14,7 @@ from typing import Any
 
 from scripts.gpu.lab import Ended, Lab, Piece, Row
 from scripts.measure_memory import GIB, GOAL, MIB, gib, setup_text
+from sdcli.errors import DoesNotFit
 
 STEPS, COUNTED_STEPS = 8, 3  # three: as many as a sampler remembers, and one
 COUNTED_SECONDS = 60.0
@@ -105,7 +106,8 @@ class Result:
     the pretend GPU."""
 
     name: str
-    exit: int = 0  # 4: refused, nothing fits
+    exit: int = 0
+    refused: bool = False  # the plan says that it does not fit
     setup: dict[str, Any] = field(default_factory=dict)
     hardware: dict[str, Any] = field(default_factory=dict)
     predicted: int | None = None
@@ -158,15 +160,16 @@ def results(found: Mapping[str, Mapping[str, Any]]) -> dict[str, Result]:
 def run(case: Case, lab: Lab) -> Result:
     words, few = case.words(lab), case.words(lab, COUNTED_STEPS)
     if not case.counted:
-        return _result(case, lab.run(*words))
+        return drawn(case, lab.run(*words))
     with ThreadPoolExecutor(1) as beside:
         counting = beside.submit(lab.run, *few, counting=True, longest=COUNTED_SECONDS)
-        return with_count(_result(case, lab.run(*words)), _result(case, counting.result()))
+        return with_count(drawn(case, lab.run(*words)), drawn(case, counting.result()))
 
 
-def _result(case: Case, ended: Ended) -> Result:
+def drawn(case: Case, ended: Ended) -> Result:
     if ended.exit not in DRAWN:
-        return Result(name=case.name, exit=ended.exit, message=ended.message)
+        refused = ended.error.get("type") == DoesNotFit.__name__
+        return Result(name=case.name, exit=ended.exit, refused=refused, message=ended.error["message"])
     return result(case.name, json.loads(ended.out))
 
 

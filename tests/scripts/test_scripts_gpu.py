@@ -16,6 +16,7 @@ import pytest
 
 from scripts.gpu import __main__ as program
 from scripts.gpu import exact, memory
+from scripts.gpu.lab import Ended
 from scripts.gpu.memory import Result, cases, check, obeyed, planned, streaming, verdicts
 from scripts.measure_memory import GIB, GOAL, environment
 from sdcli import schema
@@ -130,12 +131,24 @@ def test_what_is_out_of_time_is_not_kept_and_what_failed_is_told(tmp_path: Path)
     assert list(record["found"]) == ["parity it", "waits it"] and program.failures(record) == {"parity it": "broke"}
     page = (tmp_path / "gpu.md").read_text("utf-8")
     assert "**Failed**: parity it: broke" in page and "| 0 of 1 | all | **fails** |" in page
+    again = program.Piece("parity it", 1, lambda lab: {"Euler": 0})
+    assert program.go(record, [again, pieces[2]], lab(), tmp_path) == 0, "only what failed is tried again"
+    assert record["found"] == {"parity it": {"Euler": 0}, "waits it": {"Euler": 1}}
+
+
+def test_a_refusal_is_an_answer_and_running_out_of_memory_a_failure() -> None:
+    case = cases()[0]
+    found = {}
+    for kind in ("DoesNotFit", "OutOfMemory"):
+        ended = Ended(exit=4, out="", error={"type": kind, "message": "no room"})
+        found[kind] = asdict(memory.drawn(case, ended))
+    assert program.failures({"found": found}) == {"OutOfMemory": "no room"}
 
 
 def test_a_process_that_outlasts_the_limit_is_ended(tmp_path: Path) -> None:
     with pytest.raises(program.OutOfTime):
         lab(deadline=time.monotonic() + 0.1).run("scripts.gpu", "--list")
-    assert lab().run("scripts.gpu", "--list", longest=0.1).message == "not done after 0 s"
+    assert lab().run("scripts.gpu", "--list", longest=0.1).error == {"message": "not done after 0 s"}
 
 
 def result(name: str, **known: Any) -> Result:
