@@ -63,11 +63,12 @@ class Lab:
     def run(self, *words: str, counting: bool = False, longest: float = LONGEST) -> Ended:
         """`python -m WORDS` in a folder of its own, with nothing remembered."""
         on = ["-m", "tests.pretend_gpu", self.size] if self.pretend or counting else []
+        visible = {"CUDA_VISIBLE_DEVICES": "0"} if on else {}  # the pretend one, whatever is said of real ones
         left = self.left
         with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as home:
             try:
                 done = subprocess.run(
-                    [sys.executable, "-P", *on, "-m", *words], cwd=home, env=environment(SDCLI_HOME=home),
+                    [sys.executable, "-P", *on, "-m", *words], cwd=home, env=environment(SDCLI_HOME=home, **visible),
                     capture_output=True, text=True, encoding="utf-8", timeout=max(0, min(left, longest)),
                 )  # fmt: skip
             except subprocess.TimeoutExpired:

@@ -61,23 +61,23 @@ def test_the_short_form_goes_from_end_to_end_and_on_where_it_was_interrupted(
     tmp_path: Path, capsys: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     asked = ["--pretend", "8GiB", "--tiny", "--out", str(tmp_path), "--weights", str(tmp_path / "models")]
-    asked += ["--only", "sd15-512 group-offload tile", "--only", "MLPerf"]
-    asked += ["--only", "sd15-512 resident fp8", "--only", "parity sd15", "--only", "waits sd15"]
+    asked += ["--only", "sd15-512 resident tile", "--only", "parity sd15", "--only", "waits sd15", "--only", "MLPerf"]
     words = [sys.executable, "-P", "-m", "scripts.gpu", *asked]
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "GPU-00000000-0000-0000-0000-00000000abcd")
     with subprocess.Popen(words, env=environment(), stdout=subprocess.PIPE, text=True) as first:
-        assert first.stdout is not None and "sd15-512 resident fp8: done" in first.stdout.readline()
+        assert first.stdout is not None and "sd15-512 resident tile-256: done" in first.stdout.readline()
         first.send_signal(signal.SIGINT)
-        assert "4 pieces left: the same command goes on" in first.stdout.read()
+        assert "3 pieces left: the same command goes on" in first.stdout.read()
     record = tmp_path / "gpu-pretend-rtx-3060.json"
     before = json.loads(record.read_text("utf-8"))["found"]
-    assert list(before) == ["sd15-512 resident fp8"]
+    assert list(before) == ["sd15-512 resident tile-256"]
     monkeypatch.setattr(exact, "SAMPLERS", ("Euler a",))
-    monkeypatch.setattr(exact, "STEPS", exact.STEPS[-3:])
+    monkeypatch.setattr(exact, "STEPS", (exact.STEPS[0], exact.STEPS[-1]))
     assert program.main(asked) == 0
     out = capsys.readouterr().out
-    assert "parity sd15 fp16: done" in out and "resident fp8: done" not in out
+    assert "parity sd15 fp16: done" in out and "resident tile-256: done" not in out
     found = json.loads(record.read_text("utf-8"))["found"]
-    assert len(found) == 5 and found["sd15-512 resident fp8"] == before["sd15-512 resident fp8"]
+    assert len(found) == 4 and found["sd15-512 resident tile-256"] == before["sd15-512 resident tile-256"]
 
     (drawn,) = [one for one in memory.results(found).values() if one.counted_phases]
     assert drawn.counted_phases == drawn.reserved_phases and drawn.counted_allocated == drawn.allocated
@@ -85,7 +85,7 @@ def test_the_short_form_goes_from_end_to_end_and_on_where_it_was_interrupted(
     assert found["parity sd15 fp16"] == {"Euler a": 0} and found["waits sd15"] == dict.fromkeys(exact.STEPS, 0)
     page = (tmp_path / "gpu.md").read_text("utf-8")
     assert "a pretend one" in page and "**" not in page.partition("\n\n| goal")[2]
-    assert "| configuration | step, median |" in page and "| sd15-512 group-offload tile-256 |" in page
+    assert "| configuration | step, median |" in page and "| sd15-512 resident tile-256 |" in page
 
 
 def a_record(folder: Path, found: dict[str, Result], **machine: Any) -> dict[str, Any]:
