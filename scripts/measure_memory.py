@@ -83,17 +83,19 @@ class Row:
         return abs(self.error) <= GOAL
 
 
-def weights(folder: Path, family: str, dry: bool) -> Path:
+def weights(folder: Path, family: str, dry: bool, seconds: float | None = None) -> Path:
     """The model's folder, written if it is not there yet."""
     target = folder / f"{'tiny' if dry else 'full'}-{family}"
     if not (target / "model_index.json").exists():  # written last
         command = [sys.executable, str(ROOT / "scripts" / "make_checkpoint.py"), family, str(target)]
-        subprocess.run([*command, "--tiny"] if dry else command, check=True, env=environment(), stdout=subprocess.PIPE)
+        command += ["--tiny"] if dry else []
+        subprocess.run(command, check=True, env=environment(), stdout=subprocess.PIPE, timeout=seconds)
     return target
 
 
 def environment(**more: str) -> dict[str, str]:
-    return {**os.environ, "PYTHONPATH": str(ROOT), "HF_HUB_OFFLINE": "1", **more}
+    path = os.pathsep.join(filter(None, (str(ROOT), os.environ.get("PYTHONPATH"))))
+    return {**os.environ, "PYTHONPATH": path, "HF_HUB_OFFLINE": "1", **more}
 
 
 def measured(case: Case, folder: Path, dry: bool = False) -> Row:

@@ -19,6 +19,7 @@ from sdcli.terminal import show
 
 CAN_PAUSE = hasattr(signal, "SIGSTOP")
 EXIT_SECONDS = 10.0  # seconds a worker has to exit by itself
+PROGRAM = ("-m", "sdcli.bench.worker")
 
 
 class Worker:
@@ -32,7 +33,7 @@ class Worker:
             # Its own process group: Ctrl-C reaches only the parent, which then ends its workers in order. If the
             # parent dies, the kernel hangs up stopped workers, and a running one reads the end of stdin.
             self.process = subprocess.Popen(
-                [sys.executable, "-m", "sdcli.bench.worker"], stdin=subprocess.PIPE, stdout=subprocess.PIPE,
+                [sys.executable, *PROGRAM], stdin=subprocess.PIPE, stdout=subprocess.PIPE,
                 stderr=stderr, env=_environment(), **_group(),
             )  # fmt: skip
         assert self.process.stdin is not None and self.process.stdout is not None

@@ -2,26 +2,9 @@
 
 from __future__ import annotations
 
-import io
-import sys
 from pathlib import Path
 
-import pytest
-
-from scripts import gpu_bench, record_peers
-
-
-def test_the_gpu_script_rehearses_every_task_without_a_gpu(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(tmp_path)
-    printed = io.StringIO()
-    monkeypatch.setattr(sys, "stdout", printed)
-    gpu_bench.main(["--dry", "--output", str(tmp_path / "gpu.md")])
-    page = printed.getvalue()
-    assert "no figure below means anything" in page and not (tmp_path / "gpu.md").exists()
-    for task in gpu_bench.TASKS:
-        section = page.partition(f"## {task.name}\n")[2].partition("\n## ")[0]
-        assert "| configuration | step, median |" in section and "Measured with sdcli" in section
-        assert section.count("\n| H100") == sum("H100" in other.what for other in task.published)
+from scripts import record_peers
 
 
 def run(seconds: float, step: float) -> record_peers.Run:

@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 
+from scripts.gpu.inside import pipeline_of
 from sdcli.draw import local
 from sdcli.events import Event
 from sdcli.machine.hardware import Hardware
@@ -20,14 +21,7 @@ FAMILIES = ("sd15", "sd2", "sdxl")
 
 
 def diffusers_pipelines(folders: dict[str, Path], dtype: torch.dtype) -> dict[str, Any]:
-    from diffusers import StableDiffusionPipeline, StableDiffusionXLPipeline
-
-    made: dict[str, Any] = {}
-    for family in folders:
-        kind = StableDiffusionXLPipeline if family == "sdxl" else StableDiffusionPipeline
-        made[family] = kind.from_pretrained(folders[family], dtype=dtype, local_files_only=True)
-        made[family].set_progress_bar_config(disable=True)
-    return made
+    return {family: pipeline_of(folder, dtype) for family, folder in folders.items()}
 
 
 HARDWARE = Hardware(

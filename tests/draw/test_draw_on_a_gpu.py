@@ -5,20 +5,14 @@ from __future__ import annotations
 import gc
 from collections import Counter
 from collections.abc import Iterator
-from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import pytest
-import torch
-from draw_samples import FAMILIES, diffusers_pipelines, request_for
+from draw_samples import FAMILIES
 
+from scripts.gpu.inside import ours_and_theirs, pixels, plan_for
 from sdcli.draw import local
 from sdcli.events import Decoded, Degraded, Denoised, Encoded, Memory, Step
-from sdcli.machine import survey
-from sdcli.models import resolve
-from sdcli.plan.plan import Plan
-from sdcli.plan.planner import make_plan
 from sdcli.request.samplers import SAMPLERS
 from tests.pretend_gpu import Pretended, device, pretend
 
@@ -27,17 +21,6 @@ from tests.pretend_gpu import Pretended, device, pretend
 def gpu() -> Iterator[Pretended]:
     with pretend(device("8GiB", capability="8.6")) as made:
         yield made
-
-
-def plan_for(path: Path, **asked: Any) -> Plan:
-    """As the command line makes it on this machine."""
-    request = request_for(**asked)
-    plan = make_plan(request, resolve.at(path), survey.choose(request.device, survey.look()), {})
-    return replace(plan, setup=replace(plan.setup, threads=torch.get_num_threads()))
-
-
-def pixels(plan: Plan) -> list[bytes]:
-    return [event.pixels for event in local.run(plan) if isinstance(event, Decoded)]
 
 
 def test_the_gpu_is_found_and_planned_for(tiny_folders: dict[str, Path], gpu: Pretended) -> None:
@@ -51,22 +34,8 @@ def test_the_gpu_is_found_and_planned_for(tiny_folders: dict[str, Path], gpu: Pr
 def test_images_are_those_of_diffusers_on_the_same_gpu(
     tiny_folders: dict[str, Path], gpu: Pretended, family: str, sampler: str
 ) -> None:
-    """diffusers' pipeline as one loads it, with the engine's memory layout."""
-    import diffusers
-
-    plan = plan_for(tiny_folders[family], sampler=sampler, negative_prompt="dark", pins={"dtype": "fp32"})
-    definition = next(one for one in SAMPLERS if one.name == sampler)
-    pipeline = diffusers_pipelines({family: tiny_folders[family]}, torch.float32)[family].to("cuda")
-    for name in ("unet", "vae"):
-        getattr(pipeline, name).to(memory_format=torch.channels_last)
-    kind = getattr(diffusers, definition.scheduler)
-    pipeline.scheduler = kind.from_config(pipeline.scheduler.config, **definition.options)
-    image = pipeline(
-        "a cat", negative_prompt="dark", guidance_scale=5.0, num_inference_steps=4, width=64, height=64,
-        generator=torch.Generator("cpu").manual_seed(7),
-    ).images[0]  # fmt: skip
-    del pipeline
-    assert pixels(plan) == [image.tobytes()]
+    ours, theirs = ours_and_theirs(tiny_folders[family], sampler, "fp32", 64)
+    assert ours == theirs
 
 
 @pytest.mark.parametrize(

@@ -1,19 +1,33 @@
-"""`python -m tests.pretend_gpu 8GiB[/7GiB] generate …`: an sdcli command on a machine with this GPU."""
+"""`python -m tests.pretend_gpu 8GiB[/7GiB] generate …`: an sdcli command on a machine with this GPU.
+
+With `-m MODULE …` in place of the command it is any other program.
+"""
 
 from __future__ import annotations
 
+import runpy
 import sys
+from unittest import mock
 
-from sdcli.cli.main import run
+from sdcli.bench import process
+from sdcli.draw import local
 from tests.pretend_gpu import device, pretend
 
 
 def main() -> None:
     size, *words = sys.argv[1:]
     total, _, free = size.partition("/")
-    with pretend(device(total, free or None)):
-        sys.argv = ["sdcli", *words]
-        run()
+    module, words = (words[1], words[2:]) if words[0] == "-m" else ("sdcli", words)
+    worker = ("-m", "tests.pretend_gpu", size, *process.PROGRAM)  # what bench measures is a process of its own
+    with (
+        pretend(device(total, free or None)),
+        mock.patch.object(process, "PROGRAM", worker),
+        mock.patch.object(
+            local, "best_rate", lambda plan: 0.0
+        ),  # it has none, and the CPU takes minutes to find its own
+    ):
+        sys.argv = [module, *words]
+        runpy.run_module(module, run_name="__main__", alter_sys=True)
 
 
 main()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from types import SimpleNamespace
 from typing import Any
 from unittest import mock
@@ -76,8 +76,11 @@ def patches(machine: Machine, devices: list[Device]) -> dict[str, Any]:
     def allocator(device: Any = None) -> Any:
         return machine.memories[number_of(device)].allocator
 
-    def waits(why: str) -> Callable[..., None]:
-        return lambda *_, **__: machine.wait(why)
+    def count(why: str) -> None:
+        machine.traffic.waits[why] += 1
+
+    def set_sync_debug_mode(mode: int | str) -> None:
+        machine.warns = mode in (1, "warn")
 
     class Event:
         def __init__(self, enable_timing: bool = False, **_: Any) -> None:
@@ -87,7 +90,7 @@ def patches(machine: Machine, devices: list[Device]) -> dict[str, Any]:
             self.seconds = time.perf_counter()
 
         def synchronize(self) -> None:
-            machine.wait("event")
+            count("event")
 
         def elapsed_time(self, other: Event) -> float:
             return (other.seconds - self.seconds) * 1000
@@ -100,7 +103,7 @@ def patches(machine: Machine, devices: list[Device]) -> dict[str, Any]:
 
     class Waiting(Stream):
         def synchronize(self) -> None:
-            machine.wait("stream")
+            count("stream")
 
     @contextlib.contextmanager
     def stream(new: Any) -> Iterator[None]:
@@ -170,7 +173,8 @@ def patches(machine: Machine, devices: list[Device]) -> dict[str, Any]:
         "set_per_process_memory_fraction": set_fraction,
         "empty_cache": empty_cache,
         "ipc_collect": lambda: None,
-        "synchronize": waits("synchronize"),
+        "synchronize": lambda device=None: count("synchronize"),
+        "set_sync_debug_mode": set_sync_debug_mode,
         "Event": Event,
         "Stream": Waiting,
         "stream": stream,

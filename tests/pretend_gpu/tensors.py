@@ -7,6 +7,7 @@ Python bindings that ask for a real GPU before any operator is reached.
 from __future__ import annotations
 
 import contextlib
+import warnings
 import weakref
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -121,6 +122,7 @@ class Machine:
         self.traffic = Traffic()
         self.current = 0  # device
         self.stream = 0
+        self.warns = False  # of every wait that was not asked for
         self.pinned = Peaks()
         self._pinned: dict[int, weakref.ref[torch.UntypedStorage]] = {}
 
@@ -201,6 +203,8 @@ class Machine:
 
     def wait(self, why: str) -> None:
         self.traffic.waits[why] += 1
+        if self.warns:
+            warnings.warn("called a synchronizing CUDA operation", stacklevel=2)
 
     # --- copies
 
