@@ -29,8 +29,9 @@ class Sizes:
         self.model = model
         self.stages = tuple(stages)
         self.kind = hardware.kind
-        self.shared = self.kind in ("cpu", "mps")  # a CPU, or a Mac whose GPU uses the host's memory: counted once
-        self.imports = imports_bytes + (calibration.CUDA_LIBRARIES if self.kind == "cuda" else 0)
+        self.backend = hardware.backend
+        self.shared = hardware.shares_memory  # counted once
+        self.imports = imports_bytes + calibration.libraries(self.backend)
         self.scale = vae.scale(self.config("vae"))
         self._calls: dict[tuple[Shape, int], unet.Unet] = {}
         self._rows: dict[tuple[str, ...], tuple[Phase, ...]] = {}
@@ -116,7 +117,7 @@ class Sizes:
         return live if setup.vae == "cpu" else self._reserved(live)
 
     def _reserved(self, live: int, heap: bool = False) -> int:
-        return int(live * calibration.rounding(self.kind, heap)) + calibration.workspace(self.kind)
+        return int(live * calibration.rounding(self.backend, heap)) + calibration.workspace(self.backend)
 
     # phases: loading, then the stages
 

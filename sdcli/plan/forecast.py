@@ -112,5 +112,5 @@ def budget(hardware: Hardware, max_vram: int | None = None, max_ram: int | None 
     if hardware.kind == "cpu":
         return Budget(device=host, host=host)
     free = hardware.free if max_vram is None else min(hardware.free, max_vram)
-    context = calibration.CUDA_CONTEXT if hardware.kind == "cuda" else 0
+    context = calibration.context(hardware.backend)
     return Budget(device=max(0, int(calibration.SAFETY * (free - context))), host=host)
