@@ -13,7 +13,7 @@ from sdcli.machine import memory
 from sdcli.terminal import show, size_text
 
 # On a CPU: a plain RuntimeError from torch's allocator (on Windows "not enough memory"). CUDA's and ROCm's libraries,
-# MPS and the drivers: a status each. The loader of shared libraries: it cannot map them (on Windows for lack of a
+# MPS, XPU and the drivers: a status each. The loader of shared libraries: it cannot map them (on Windows for lack of a
 # paging file). A new thread: no room for its stack.
 _WORDS = (
     "out of memory",
@@ -29,6 +29,10 @@ _WORDS = (
     "error_out_of_memory",
     "erroroutofmemory",
     "cudaerrormemoryallocation",
+    "rocblas_status_memory_error",
+    "error_out_of_device_memory",
+    "error_out_of_host_memory",
+    "error_out_of_resources",
     "invalid buffer size",
     "could not create a memory object",
     "failed to map segment",
@@ -52,6 +56,8 @@ _UNEXPLAINED_ON_A_GPU = (
     "cudnn_status_not_initialized",
     "cudnn_status_internal_error",
     "unable to find an engine",
+    "miopenstatusunknownerror",
+    "miopenstatusinternalerror",
 )
 HARDLY_ANY = 256 << 20
 
@@ -94,13 +100,13 @@ def _hardly_any_left() -> bool:
 
 
 def _hardly_any_left_on_the_gpu() -> bool:
-    torch = sys.modules.get("torch")
-    if torch is None or not torch.cuda.is_available():
+    if "torch" not in sys.modules:
         return False
-    try:
-        return int(torch.cuda.mem_get_info()[0]) < HARDLY_ANY
-    except RuntimeError:  # the device was lost
-        return False
+    from sdcli.draw import devices
+
+    device = devices.first_usable()
+    free = None if device.type == "cpu" else devices.functions(device).free()
+    return free is not None and free < HARDLY_ANY
 
 
 def without_a_plan(error: BaseException) -> OutOfMemory:

@@ -5,10 +5,8 @@ Components move whole between phases, or (group-offload) a layer at a time by di
 
 from __future__ import annotations
 
-import functools
 import gc
 import re
-import sys
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -18,7 +16,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from sdcli.draw import adapters, attention, decode, load
+from sdcli.draw import adapters, attention, decode, devices, load
 from sdcli.events import Loaded
 from sdcli.models.model import Model
 from sdcli.plan.plan import Setup
@@ -70,7 +68,7 @@ class Components:
         finally:
             if offloaded is not None:
                 offloaded.offload()
-        release_cache(self.device)
+        devices.functions(self.device).empty_cache()
 
     def drop(self, *names: str) -> None:
         """Frees components; they can be loaded again."""
@@ -80,13 +78,13 @@ class Components:
         if any(module is not None for module in modules):
             modules.clear()
             gc.collect()  # modules hold reference cycles
-            release_cache(self.device)
+            devices.functions(self.device).empty_cache()
 
     def drop_all(self) -> None:
         """Frees everything, and what a load that failed halfway left behind."""
         self.drop(*self._modules)
         gc.collect()
-        release_cache(self.device)
+        devices.functions(self.device).empty_cache()
 
     def _load(self, name: str) -> int:
         streamed = placement.streamed(self.setup.placement, name)
@@ -128,10 +126,10 @@ class Offloaded:
 
 
 def stream_layers(module: nn.Module, device: torch.device) -> None:
-    """Each layer's weights reach the device just before it computes; on CUDA the next layer's follow meanwhile."""
+    """Each layer's weights reach the device just before it computes; on a GPU the next layer's follow meanwhile."""
     from diffusers.hooks import apply_group_offloading
 
-    streams = device.type == "cuda"
+    streams = devices.functions(device).streams
     apply_group_offloading(
         module, onload_device=device, offload_device=torch.device("cpu"), offload_type="leaf_level",
         non_blocking=streams, use_stream=streams, record_stream=streams,
@@ -143,29 +141,3 @@ def _hash_in_name(model: Model, name: str) -> str | None:
     files = model.components[name].files
     stem = Path(files[0]).resolve().name if len(files) == 1 else ""
     return stem if re.fullmatch(r"[0-9a-f]{64}", stem) else None
-
-
-def release_cache(device: torch.device) -> None:
-    """Returns what the allocator keeps for later, so that the next component, or another program, can have it.
-
-    On a CPU with the GNU C library that is what the UNet's calls leave behind: holes in the heap that the VAE's larger
-    tensors cannot fill. Dropped weights would leave such holes too.
-    """
-    if device.type == "cuda":
-        torch.cuda.empty_cache()
-    elif device.type == "mps":
-        torch.mps.empty_cache()
-    else:
-        trim = _trim()
-        if trim is not None:
-            trim(0)
-
-
-@functools.cache
-def _trim() -> Any:
-    """glibc's malloc_trim; None with every other C library."""
-    if not sys.platform.startswith("linux"):
-        return None
-    import ctypes
-
-    return getattr(ctypes.CDLL(None), "malloc_trim", None)

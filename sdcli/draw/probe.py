@@ -7,12 +7,17 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 
 import torch
 from torch import Tensor
 from torch.nn import functional
 
-from sdcli.machine.hardware import Probe
+from sdcli.draw import devices
+from sdcli.draw.oom import first_line
+from sdcli.errors import DeviceUnusable
+from sdcli.machine.hardware import Hardware, Probe
+from sdcli.terminal import show
 
 NAMES = ("fp32", "bf16", "fp16")
 SECONDS = 0.6  # no round starts after this
@@ -32,6 +37,31 @@ def probe(device: str = "cpu", threads: int = 0) -> Probe:
         return _probe(torch.device(device), started)
     finally:
         torch.set_num_threads(before)
+
+
+def sized(hardware: Hardware) -> Hardware:
+    """The hardware with the name and the memory that torch tells; DeviceUnusable where torch has no such device."""
+    device = torch.device(hardware.device)
+    try:
+        about = torch.get_device_module(device).get_device_properties(device)
+    except (RuntimeError, AssertionError) as error:
+        raise DeviceUnusable(
+            f"torch cannot use {show(hardware.name, 60)} as {hardware.device}: {first_line(error)}", hint="--device cpu"
+        ) from None
+    free, total = devices.functions(device).free(), int(about.total_memory)
+    integrated = bool(getattr(about, "is_integrated_gpu", hardware.integrated))
+    most = min(total, hardware.ram_free) if integrated else total
+    note = f"{hardware.device} does not tell how much of its memory is free; all of it is planned with"
+    return replace(
+        hardware,
+        name=str(about.name),
+        source="torch",
+        total=total,
+        free=most if free is None else min(free, most),
+        integrated=integrated,
+        driver=str(about.driver_version) or None,
+        notes=(*hardware.notes, *((note,) if free is None else ())),
+    )
 
 
 @torch.no_grad()
