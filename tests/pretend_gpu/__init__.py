@@ -1,6 +1,7 @@
-"""A pretend NVIDIA GPU: the whole CUDA path runs, on the CPU's numbers, and every byte of it is counted.
+"""A pretend GPU: the whole path of drawing on it runs, on the CPU's numbers, and every byte of it is counted.
 
-`pretend(device("8GiB"))` is a context in which torch, the driver and so all of sdcli believe in it. It cannot tell
+`pretend(device("8GiB"))` is a context in which torch, the driver and so all of sdcli believe in it: one of NVIDIA, or
+with `kind=` of AMD ("rocm"), Intel ("xpu") or Apple ("mps", in the host's memory). It cannot tell
 time, nor what the driver and cuDNN take for themselves.
 """
 
@@ -49,7 +50,7 @@ def pretend(*devices: Device) -> Iterator[Pretended]:
     from tests.pretend_gpu.tensors import Bindings, Machine, Memory, Operators
 
     chosen = numbered(list(devices) or [device("8GiB")])
-    machine = Machine("cuda", (Memory(Allocator(one.room)) for one in chosen))
+    machine = Machine(chosen[0].kind, (Memory(Allocator(one.room)) for one in chosen))
     with (
         runtime.answered(machine, chosen),
         driver.answered(machine, chosen),

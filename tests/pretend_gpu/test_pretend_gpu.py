@@ -24,8 +24,12 @@ def gpu() -> Iterator[Pretended]:
         yield made
 
 
-def test_what_is_answered_is_part_of_torch() -> None:
-    assert [name for name in runtime.names() if not hasattr(torch.cuda, name)] == []
+@pytest.mark.parametrize(
+    ("kind", "lacking"), [("cuda", []), ("xpu", ["host_memory_stats", "ipc_collect", "default_stream"]), ("mps", [])]
+)  # fmt: skip
+def test_what_is_answered_is_part_of_torch(kind: str, lacking: list[str]) -> None:
+    module = torch.get_device_module(kind)
+    assert [name for name in runtime.names(kind) if not hasattr(module, name)] == lacking
 
 
 @pytest.mark.parametrize(
