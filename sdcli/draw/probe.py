@@ -17,6 +17,7 @@ from sdcli.draw import devices
 from sdcli.draw.oom import first_line
 from sdcli.errors import DeviceUnusable
 from sdcli.machine.hardware import Hardware, Probe
+from sdcli.plan.calibration import context
 from sdcli.terminal import show
 
 NAMES = ("fp32", "bf16", "fp16")
@@ -57,7 +58,7 @@ def sized(hardware: Hardware) -> Hardware:
         name=str(about.name),
         source="torch",
         total=total,
-        free=most if free is None else min(free, most),
+        free=most if free is None else min(free + context(hardware.backend), most),  # as before torch was asked
         integrated=integrated,
         driver=str(about.driver_version) or None,
         notes=(*hardware.notes, *((note,) if free is None else ())),

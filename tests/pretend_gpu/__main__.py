@@ -1,4 +1,4 @@
-"""`python -m tests.pretend_gpu 8GiB[/7GiB] generate …`: an sdcli command on a machine with this GPU."""
+"""`python -m tests.pretend_gpu [rocm:|xpu:|mps:]8GiB[/7GiB] generate …`: an sdcli command with this GPU."""
 
 from __future__ import annotations
 
@@ -9,9 +9,10 @@ from tests.pretend_gpu import device, pretend
 
 
 def main() -> None:
-    size, *words = sys.argv[1:]
+    described, *words = sys.argv[1:]
+    kind, _, size = described.rpartition(":")
     total, _, free = size.partition("/")
-    with pretend(device(total, free or None)):
+    with pretend(device(total, free or None, kind=kind or "cuda")):
         sys.argv = ["sdcli", *words]
         run()
 

@@ -104,9 +104,14 @@ def test_a_parameter_stays_itself_while_its_data_comes_and_goes(gpu: Pretended) 
     assert layer.weight is weight and gpu.allocator().allocated.now == 0
 
 
-def test_a_whole_command_believes_in_it(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("described", "name", "sizes"),
+    [("8GiB/6GiB", "RTX 3060", "6.0 of 8.0 GiB"), ("rocm:16GiB/9GiB", "Radeon RX 7900 XTX", "9.0 of 16.0 GiB"),
+     ("xpu:16GiB/9GiB", "Arc A770", "9.0 of 16.0 GiB"), ("mps:24GiB/20GiB", "GiB free", "16.0 of 16.0 GiB")],
+)  # fmt: skip
+def test_a_whole_command_believes_in_it(tmp_path: Path, described: str, name: str, sizes: str) -> None:
     root = Path(__file__).parents[2]
-    words = [sys.executable, "-P", "-m", "tests.pretend_gpu", "8GiB/6GiB", "plan", "a cat", "-m", "sd15"]
+    words = [sys.executable, "-P", "-m", "tests.pretend_gpu", described, "plan", "a cat", "-m", "sd15"]
     done = subprocess.run(words, env={"PYTHONPATH": str(root), "SDCLI_HOME": str(tmp_path), "HOME": str(tmp_path)},
                           capture_output=True, text=True, check=True)  # fmt: skip
-    assert "RTX 3060" in done.stdout and "6.0 of 8.0 GiB" in done.stdout
+    assert name in done.stdout and sizes in done.stdout
