@@ -314,7 +314,8 @@ def _found_lines(gpu: survey.Found, examination: Examination, columns: int) -> l
     problems = examination.diagnosis.problems
     hint = gpu.fix or next((p.hint for p in problems if p.code == "gpu-unusable" and gpu.expected), None)
     if hint is not None:
-        texts.append(f"  {hint}" + ("   (about 3 GB)" if "torch" in hint else ""))
+        size = "about 3 GB" if gpu.hardware.backend == "cuda" else "several GB"
+        texts.append(f"  {hint}" + (f"   ({size})" if "torch" in hint else ""))
     return texts
 
 

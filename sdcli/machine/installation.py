@@ -303,6 +303,17 @@ def fix(
     return _install(installation, torch, build, backend, has_pip, origin)
 
 
+def worthwhile(gpu: SysfsGpu) -> bool:
+    """Whether a GPU of AMD or Intel is worth another torch: there is one for it, and it has memory of its own."""
+    supported = gpu.vendor != AMD or gpu.architecture in ROCM_ARCHITECTURES
+    return supported and not gpu.integrated
+
+
+def other_build(gpu: SysfsGpu) -> tuple[str, str]:
+    """Its maker, and the tag of the torch for it."""
+    return ("AMD", ROCM_BUILD.tag) if gpu.vendor == AMD else ("Intel", XPU_BUILD.tag)
+
+
 def fix_for_others(
     installation: Installation,
     torch: Torch | None,

@@ -165,13 +165,12 @@ def _other(gpu: SysfsGpu, survey: Survey) -> Found:
     if reason is None:
         return Found(hardware=hardware)
     for_it = torch is not None and bool(torch.hip if gpu.vendor == AMD else torch.xpu)
-    supported = gpu.vendor != AMD or gpu.architecture in installation.ROCM_ARCHITECTURES
     shown = gpu.lacking is not None or gpu.number is not None
     return Found(
         hardware=_without_dtypes(hardware),
         unusable=reason,
         fix=installation.fix_for_others(survey.installation, torch, gpu),
-        expected=shown and (for_it or (supported and not gpu.integrated)),
+        expected=shown and (for_it or installation.worthwhile(gpu)),
     )
 
 
