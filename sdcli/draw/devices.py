@@ -158,7 +158,7 @@ KINDS: dict[str, type[Functions]] = {"cpu": Functions, "mps": Apple, "cuda": Gpu
 
 def functions(device: torch.device | str) -> Functions:
     device = torch.device(device)
-    return KINDS[device.type](device)
+    return KINDS.get(device.type, Functions)(device)
 
 
 def first_usable() -> torch.device:

@@ -43,6 +43,8 @@ def probe(device: str = "cpu", threads: int = 0) -> Probe:
 def sized(hardware: Hardware) -> Hardware:
     """The hardware with the name and the memory that torch tells; DeviceUnusable where torch has no such device."""
     device = torch.device(hardware.device)
+    started: bool = torch.xpu.is_initialized()  # type: ignore[no-untyped-call]
+    own = 0 if started else context(hardware.backend)  # what asking takes itself
     try:
         about = torch.get_device_module(device).get_device_properties(device)
     except (RuntimeError, AssertionError) as error:
@@ -58,7 +60,7 @@ def sized(hardware: Hardware) -> Hardware:
         name=str(about.name),
         source="torch",
         total=total,
-        free=most if free is None else min(free + context(hardware.backend), most),  # as before torch was asked
+        free=most if free is None else min(free + own, most),
         integrated=integrated,
         driver=str(about.driver_version) or None,
         notes=(*hardware.notes, *((note,) if free is None else ())),

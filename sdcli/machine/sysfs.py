@@ -128,7 +128,7 @@ def _chosen(gpus: list[SysfsGpu], names: str) -> list[SysfsGpu]:
 
 def _without_compute(root: Path, known: set[str]) -> Iterator[SysfsGpu]:
     """AMD's GPUs on the bus that KFD does not list."""
-    for device in _on_the_bus(root, AMD):
+    for device in on_the_bus(root, AMD):
         if device.name not in known:
             driver = _driver(device)
             reason, remedy = _wrong_driver(driver, AMD)
@@ -145,7 +145,7 @@ def _without_compute(root: Path, known: set[str]) -> Iterator[SysfsGpu]:
 
 def _intel(root: Path, may_open: Callable[[Path], bool]) -> Iterator[SysfsGpu]:
     gpus = []
-    for device in _on_the_bus(root, INTEL):
+    for device in on_the_bus(root, INTEL):
         driver = _driver(device)
         nodes = [root / "dev/dri" / node.name for node in sorted((device / "drm").glob("renderD*"))]
         reason, remedy = _closed(nodes, may_open)
@@ -168,7 +168,8 @@ def _intel(root: Path, may_open: Callable[[Path], bool]) -> Iterator[SysfsGpu]:
 # --- both
 
 
-def _on_the_bus(root: Path, vendor: str) -> list[Path]:
+def on_the_bus(root: Path, vendor: str) -> list[Path]:
+    """The folders of a vendor's GPUs on the PCI bus."""
     devices = sorted((root / "sys/bus/pci/devices").glob("*"))
     return [
         device

@@ -151,7 +151,7 @@ def patches(machine: Machine, devices: list[Device]) -> dict[str, Any]:
     return {
         "_lazy_init": lambda: None,
         "is_available": lambda: True,
-        "is_initialized": lambda: True,
+        "is_initialized": lambda: any(memory.allocator.requests for memory in machine.memories),
         "is_bf16_supported": lambda *_, **__: devices[machine.current].capability >= (8, 0),
         "device_count": lambda: len(devices),
         "current_device": lambda: machine.current,

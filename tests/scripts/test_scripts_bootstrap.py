@@ -530,6 +530,19 @@ def test_the_build_of_torch_fits_the_gpu(
     assert ("--no-deps" in first) == (index == "cpu"), "what only a build for AMD or Intel needs is on torch's index"
 
 
+def test_another_torch_comes_from_the_same_index_and_one_that_is_there_from_none(
+    launcher: ModuleType, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    sysfs_by_hand.amd(tmp_path)
+    gpus = sysfs.read(tmp_path, {})
+    monkeypatch.setattr(sysfs, "read", lambda: gpus)
+    required = launcher.needs(False)
+    there = required.torch.replace("==", "-")
+    assert launcher.update_build([f"{there}+rocm7.2.dist-info"], required).index is None
+    assert launcher.update_build([f"{there}.dist-info"], required).index is None
+    assert launcher.update_build(["torch-2.1.0+rocm6.4.dist-info"], required).index == "rocm7.2"
+
+
 def test_an_index_that_does_not_answer_leaves_the_cpu(
     launcher: ModuleType, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
