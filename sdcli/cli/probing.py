@@ -12,9 +12,9 @@ from sdcli.machine.hardware import Hardware
 
 
 def sized(hardware: Hardware) -> tuple[Hardware, float]:
-    """The hardware with its memory, and the seconds that loading torch for it took. Only Intel's GPUs need it: a plan
-    for the size that one guesses would be worth nothing."""
-    if hardware.kind != "xpu" or hardware.total:
+    """The hardware with its memory, and the seconds that loading torch for it took. Intel's GPUs need it: a plan for a
+    size that is guessed would be worth nothing."""
+    if hardware.source != "sysfs" or hardware.total:
         return hardware, 0.0
     started = time.perf_counter()
     asked = importlib.import_module("sdcli.draw.local").sized(hardware)

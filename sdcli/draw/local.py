@@ -230,7 +230,7 @@ def share_of(limit: int | None, total: int, outside: int) -> float:
 
 
 def sized(hardware: Hardware) -> Hardware:
-    """With what torch alone knows of an Intel GPU: name and memory. Takes as long as torch's import."""
+    """With the name and the memory that only torch knows. Takes as long as torch's import."""
     from sdcli.draw import probe
 
     return probe.sized(hardware)

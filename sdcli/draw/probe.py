@@ -8,6 +8,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import replace
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -43,10 +44,10 @@ def probe(device: str = "cpu", threads: int = 0) -> Probe:
 def sized(hardware: Hardware) -> Hardware:
     """The hardware with the name and the memory that torch tells; DeviceUnusable where torch has no such device."""
     device = torch.device(hardware.device)
-    started: bool = torch.xpu.is_initialized()  # type: ignore[no-untyped-call]
-    own = 0 if started else context(hardware.backend)  # what asking takes itself
+    module: Any = torch.get_device_module(device)
+    own = 0 if module.is_initialized() else context(hardware.backend)  # what asking takes itself
     try:
-        about = torch.get_device_module(device).get_device_properties(device)
+        about = module.get_device_properties(device)
     except (RuntimeError, AssertionError) as error:
         raise DeviceUnusable(
             f"torch cannot use {show(hardware.name, 60)} as {hardware.device}: {first_line(error)}", hint="--device cpu"
@@ -62,7 +63,7 @@ def sized(hardware: Hardware) -> Hardware:
         total=total,
         free=most if free is None else min(free + own, most),
         integrated=integrated,
-        driver=str(about.driver_version) or None,
+        driver=getattr(about, "driver_version", None),
         notes=(*hardware.notes, *((note,) if free is None else ())),
     )
 

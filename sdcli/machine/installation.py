@@ -329,7 +329,7 @@ def fix_for_others(
         if gpu.architecture not in ROCM_ARCHITECTURES or (torch is not None and torch.hip):
             return None
     elif torch is not None and torch.xpu:
-        return "sudo apt install libze-intel-gpu1 libze1   (other systems: dgpu-docs.intel.com)"
+        return "sudo apt install libze-intel-gpu1 libze1"
     build = ROCM_BUILD if gpu.vendor == AMD else XPU_BUILD
     return _install(installation, torch, build, build.tag, has_pip, origin)
 

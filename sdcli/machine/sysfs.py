@@ -34,6 +34,7 @@ class SysfsGpu:
     total: int = 0
     free: int = 0
     architecture: str | None = None  # AMD's: gfx1100
+    uuid: str | None = None  # AMD's, as ROCm spells it
     lacking: str | None = None  # why nothing can compute on it, whichever torch is installed
     remedy: str | None = None  # a line to paste
 
@@ -77,6 +78,7 @@ def _amd(root: Path, environment: Mapping[str, str], may_open: Callable[[Path], 
             total=total,
             free=max(0, total - used),
             architecture=gfx,
+            uuid=f"GPU-{facts['unique_id']:016x}" if facts.get("unique_id") else None,
             lacking=reason,
             remedy=remedy,
         )
@@ -116,13 +118,13 @@ def _numbered(gpus: list[SysfsGpu], environment: Mapping[str, str]) -> tuple[Sys
 
 
 def _chosen(gpus: list[SysfsGpu], names: str) -> list[SysfsGpu]:
-    """By numbers; the list ends at the first that is none."""
+    """By numbers or UUIDs; the list ends at the first that is neither."""
     chosen: list[SysfsGpu] = []
-    for name in names.split(","):
-        number = int(name) if name.strip().isascii() and name.strip().isdigit() else -1
-        if not 0 <= number < len(gpus):
+    for name in map(str.strip, names.split(",")):
+        known = next((gpu for number, gpu in enumerate(gpus) if name in (str(number), gpu.uuid)), None)
+        if known is None:
             break
-        chosen.append(gpus[number])
+        chosen.append(known)
     return chosen
 
 

@@ -170,6 +170,13 @@ def test_an_intel_driver_that_does_not_tell_what_is_free_is_said_to(monkeypatch:
     assert "does not tell how much of its memory is free" in found.notes[0]
 
 
+def test_a_size_that_linux_does_not_tell_is_asked_of_torch_too() -> None:
+    with pretend(device("16GiB", "4GiB", kind="rocm")) as gpu:
+        found = replace(survey.choose("cuda", survey.look()), total=0, free=0)
+        assert (gpu.allocator().requests, probing.sized(found)[0].total) == (0, 16 << 30)
+        assert probing.sized(found)[0].free == 4 << 30
+
+
 def test_the_table_knows_every_kind_that_a_plan_can_name() -> None:
     assert set(devices.KINDS) == {"cpu", "mps", "cuda", "xpu"}
     assert devices.functions("cpu").streams is devices.functions("mps").streams is False

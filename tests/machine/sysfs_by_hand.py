@@ -65,7 +65,8 @@ def amd(
     _node(root, folder, 128 + number)
     nodes = root / "sys/class/kfd/kfd/topology/nodes"
     _file(nodes / "0" / "properties", "cpu_cores_count 12\ngfx_target_version 0")
-    _file(nodes / f"{number + 1}" / "properties", f"gfx_target_version {target}\ndrm_render_minor {128 + number}")
+    facts = f"gfx_target_version {target}\ndrm_render_minor {128 + number}\nunique_id {0xABC0 + number}"
+    _file(nodes / f"{number + 1}" / "properties", facts)
     bank = f"heap_type 1\nsize_in_bytes {total + shared}"
     _file(nodes / f"{number + 1}" / "mem_banks" / "0" / "properties", bank)
     _file(root / "dev/kfd", "")

@@ -79,6 +79,7 @@ def test_a_gpu_in_the_processor_has_the_hosts_memory_that_it_may_use(tmp_path: P
         ({"ROCR_VISIBLE_DEVICES": "1,2", "HIP_VISIBLE_DEVICES": "1"}, [None, None, 0]),
         ({"HIP_VISIBLE_DEVICES": "-1"}, [None, None, None]),
         ({"HIP_VISIBLE_DEVICES": "1,x,0"}, [None, 0, None]),
+        ({"ROCR_VISIBLE_DEVICES": "GPU-000000000000abc2, GPU-000000000000abc0"}, [1, None, 0]),
     ],
 )
 def test_amd_gpus_are_numbered_as_hip_does(
