@@ -110,7 +110,7 @@ def stopped_by(stop: BaseException) -> Interrupted | Terminated:
 HARDLY_ANY = 256 << 20  # bytes: where less is left, a failure without a reason is taken for want of memory
 
 # On a CPU: a plain RuntimeError from torch's allocator (on Windows "not enough memory"). CUDA's and ROCm's libraries,
-# MPS and the drivers: a status each. The loader of shared libraries: it cannot map them (on Windows for lack of a
+# MPS, XPU and the drivers: a status each. The loader of shared libraries: it cannot map them (on Windows for lack of a
 # paging file). A new thread: no room for its stack.
 _OUT_OF_MEMORY = (
     "out of memory",
@@ -126,6 +126,10 @@ _OUT_OF_MEMORY = (
     "error_out_of_memory",
     "erroroutofmemory",
     "cudaerrormemoryallocation",
+    "rocblas_status_memory_error",
+    "error_out_of_device_memory",
+    "error_out_of_host_memory",
+    "error_out_of_resources",
     "invalid buffer size",
     "could not create a memory object",
     "failed to map segment",

@@ -41,7 +41,7 @@ TORCH = {"torch", "diffusers", "transformers", "accelerate", "peft"}
 LEADS_INTO_TORCH = {"inspect/measure.py", "inspect/modules.py"}
 DOORS_OF_DRAW = {
     "sdcli.draw.engines", "sdcli.draw.local", "sdcli.draw.fake", "sdcli.draw.quiet", "sdcli.draw.oom",
-    "sdcli.draw.exhausted",
+    "sdcli.draw.exhausted", "sdcli.draw.devices",
 }  # fmt: skip
 
 # In draw, but free of torch: the engine for tests, and the engine's own door.

@@ -62,7 +62,8 @@ class Lab:
 
     def run(self, *words: str, counting: bool = False, longest: float = LONGEST) -> Ended:
         """`python -m WORDS` in a folder of its own, with nothing remembered."""
-        on = ["-m", "tests.pretend_gpu", self.size] if self.pretend or counting else []
+        blank = ["--blank"] if counting else []
+        on = ["-m", "tests.pretend_gpu", *blank, self.size] if self.pretend or counting else []
         visible = {"CUDA_VISIBLE_DEVICES": "0"} if on else {}  # the pretend one, whatever is said of real ones
         left = self.left
         with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as home:

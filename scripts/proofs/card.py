@@ -108,7 +108,7 @@ def plan_of(case: Case, folder: Path) -> Plan:
 
 
 def asked_for(plan: Plan) -> int:
-    return int(plan.footprint.device_peak / calibration.SAFETY) + 1
+    return int(plan.footprint.device_peak / calibration.CUDA_SAFETY) + 1
 
 
 def tensors_of(phase: Phase) -> int:
@@ -187,8 +187,8 @@ def page(counted: list[Counted]) -> str:
     lines = [
         "# Memory on a GPU: predicted and counted",
         "",
-        "Full-size models in fp16 on a pretend GPU (`tests/pretend_gpu/`): the whole path runs, tensors have shapes and "
-        "no numbers, and every byte is handed out by the rules of torch's caching allocator. Written by "
+        "Full-size models in fp16 on a pretend GPU (`tests/pretend_gpu/`): the whole path runs, tensors have shapes "
+        "and no numbers, and every byte is handed out by the rules of torch's caching allocator. Written by "
         "`scripts/prove card`; nothing is edited by hand.",
         "",
         "Each stage's tensors, predicted / counted in MiB, at 1 and 4 images a batch. Not in these figures: the "

@@ -178,7 +178,7 @@ def own_seconds(pids: Iterable[int], root: Path = Path("/")) -> float:
 
 def gpu_state(hardware: Hardware, ours: Iterable[int] = ()) -> GpuState | None:
     """The GPU now, from the driver's own tool; only between rounds, since the query takes a moment."""
-    if hardware.kind != "cuda":
+    if hardware.backend != "cuda":
         return None
     which = ("-i", hardware.uuid) if hardware.uuid else ()
     fields = "clocks.sm,clocks.mem,temperature.gpu,power.draw,clocks_throttle_reasons.active"

@@ -67,9 +67,10 @@ def plan_for(
     embeddings = adapters.known_words(added_folders())
     named = adapters.named_in(adapters.texts_of(known_jobs), embeddings)
     adapted = adapters.gather(request, tags, model, added_folders(), fetch, named)
-    hardware, imported = _hardware(request, typed.get("as_if")), 0.0
+    hardware, imported = _hardware(request, typed.get("as_if"))
     if command == "generate" and engine_of(typed) == "local" and "dtype" not in request.pins:
-        hardware, imported = probing.probed(hardware)
+        hardware, more_imported = probing.probed(hardware)
+        imported += more_imported
     plan = make_plan(
         request, adapted.model, hardware, remembered(hardware), origins=origins, jobs=known_jobs, version=__version__,
         adapters=adapted.adapters, more=waiting,
@@ -233,8 +234,11 @@ def _later(request: Request, lines: Iterator[prompt_files.Line], index: int) -> 
 # --- the machine
 
 
-def _hardware(request: Request, described: str | None) -> Hardware:
-    return as_if.parse(described) if described is not None else survey.choose(request.device, survey.look())
+def _hardware(request: Request, described: str | None) -> tuple[Hardware, float]:
+    """And the seconds that torch took to tell of it; usually none."""
+    if described is not None:
+        return as_if.parse(described), 0.0
+    return probing.sized(survey.choose(request.device, survey.look()))
 
 
 def remembered(hardware: Hardware) -> Mapping[str, Any]:

@@ -38,5 +38,5 @@ def _all(field: str) -> list[str]:
 
         return [f"{technique.flag}={choice}" for technique in TECHNIQUES for choice in technique.choices]
     if field == "device":
-        return ["auto", "cpu", "cuda", "mps"]
+        return ["auto", "cpu", "cuda", "mps", "xpu"]
     return [choice for option in OPTIONS if option.field == field for choice in option.choices]

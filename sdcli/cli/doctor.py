@@ -282,35 +282,47 @@ def _machine_line(examination: Examination) -> str:
 
 
 def _gpu_lines(examination: Examination, columns: int) -> list[str]:
-    usable = [device for device in examination.diagnosis.devices if device.kind != "cpu"]
-    lines = [line for device in usable for line in _device_lines(device, examination, columns)]
+    seen = examination.survey
+    apple = [_entry("GPU", _usable_lines(d, columns)) for d in survey.usable(seen) if d.kind == "mps"]
+    lines = [line for gpu in survey.gpus(seen) for line in _entry("GPU", _found_lines(gpu, examination, columns))]
+    lines += [line for entry in apple for line in entry]
     if lines:
         return lines
     problem = next((problem for problem in examination.diagnosis.problems if problem.code == "gpu-no-driver"), None)
     if problem is not None:
         return _entry("GPU", [f"✗ {problem.message}"])
-    if examination.survey.hidden:
+    if seen.hidden:
         return _entry("GPU", ["hidden by CUDA_VISIBLE_DEVICES"])
-    torch = examination.survey.torch
-    if torch is not None and torch.hip:
-        return _entry(
-            "GPU", [f"none that sdcli supports; torch {show(torch.version)} is a {show(torch.flavour)} build"]
-        )
+    if seen.torch is not None and (seen.torch.hip or seen.torch.xpu):
+        build = f"torch {show(seen.torch.version)} is for {'AMD' if seen.torch.hip else 'Intel'} GPUs"
+        return _entry("GPU", [f"none found; {build}"])
     return _entry("GPU", ["none found; using the CPU"])
 
 
-def _device_lines(device: Hardware, examination: Examination, columns: int) -> list[str]:
+def _found_lines(gpu: survey.Found, examination: Examination, columns: int) -> list[str]:
+    if gpu.unusable is None:
+        return _usable_lines(gpu.hardware, columns)
+    mark = "✗ torch can't use" if gpu.expected else "– not used"
+    texts = [_with_mark(_device_line(gpu.hardware), mark, columns), f"  {show(gpu.unusable)}"]
+    problems = examination.diagnosis.problems
+    hint = gpu.fix or next((p.hint for p in problems if p.code == "gpu-unusable" and gpu.expected), None)
+    if hint is not None:
+        size = "about 3 GB" if gpu.hardware.backend == "cuda" else "several GB"
+        texts.append(f"  {hint}" + (f"   ({size})" if "torch" in hint else ""))
+    return texts
+
+
+def _usable_lines(device: Hardware, columns: int) -> list[str]:
+    notes = (f"  {note}" for note in device.notes)
+    return [_with_mark(_device_line(device), f"✓ {device.device}", columns), *notes]
+
+
+def _device_line(device: Hardware) -> str:
     driver = f", driver {show(device.driver)}" if device.driver else ""
-    line = f"{show(device.name, 40)}, {gib(device.total)} GiB, {gib(device.free)} free{driver}"
-    if device.dtypes.get("fp32") != "unavailable":
-        return _entry("GPU", [_with_mark(line, f"✓ {device.device}", columns), *(f"  {note}" for note in device.notes)])
-    gpu = examination.survey.visible[int(device.device.partition(":")[2])]
-    reason = installation.unusable(examination.survey.torch, gpu, examination.survey.nvidia)
-    texts = [_with_mark(line, "✗ torch can't use", columns), f"  {show(reason)}"]
-    for problem in examination.diagnosis.problems:
-        if problem.code == "gpu-unusable":
-            texts.append(f"  {problem.hint}" + ("   (about 3 GB)" if "torch" in problem.hint else ""))
-    return _entry("GPU", texts)
+    sizes = (
+        f"{gib(device.total)} GiB, {gib(device.free)} free" if device.total else "memory as torch tells when drawing"
+    )
+    return f"{show(device.name, 40)}, {sizes}{driver}"
 
 
 def _with_mark(text: str, mark: str, columns: int) -> str:

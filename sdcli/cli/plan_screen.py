@@ -192,7 +192,7 @@ def _machine(plan: Plan, width: int) -> list[str]:
         return _flow([threads, f"RAM: {ram} now, budget {gib(budget.host)}"], " · ", width)
     free = f"{_device_name(plan)}: {gib(hardware.free)} of {gib(hardware.total)} GiB free now"
     free += f", budget {gib(budget.device)}"
-    return _flow([free, "memory shared with the CPU" if hardware.kind == "mps" else f"host RAM: {ram}"], " · ", width)
+    return _flow([free, "memory shared with the CPU" if hardware.shares_memory else f"host RAM: {ram}"], " · ", width)
 
 
 # the table
@@ -283,7 +283,7 @@ def _worth_saying(plan: Plan) -> list[Decision]:
     by_slot = {decision.slot: decision for decision in plan.decisions}
     plainest = {technique.slot: technique.without for technique in TECHNIQUES}
     order = ("placement", "vae", "guidance", "dtype", "vae_dtype", "attention", "storage", "execution")
-    always = {"placement", "dtype"} | ({"attention"} if plan.hardware.kind == "cuda" else set())
+    always = {"placement", "dtype"} | ({"attention"} if plan.hardware.kind not in ("cpu", "mps") else set())
     return [
         by_slot[slot]
         for slot in order
@@ -320,6 +320,9 @@ def _first_fallback(fallbacks: Sequence[Fallback], chosen: Setup) -> str:
 def _source_of_figures(plan: Plan) -> str:
     if plan.footprint.runs:
         return f"Measured in {counted(plan.footprint.runs, 'run')} on this machine"
+    maker = {"rocm": "AMD", "xpu": "Intel", "mps": "Apple"}.get(plan.hardware.backend)
+    if maker is not None:
+        return f"Predicted, with assumed overheads: sdcli was not measured on any GPU of {maker} yet"
     error = " (±10 % on the CPUs tested)" if plan.hardware.kind == "cpu" else ""  # not known for GPUs
     if plan.hardware.source == "as-if":
         return f"Predicted for another machine, not measured{error}"

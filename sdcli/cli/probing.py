@@ -1,4 +1,5 @@
-"""The device's number types tried once, before the first image: flags and versions alone mislead."""
+"""What torch has to be asked before the plan: number types, tried once since flags and versions alone mislead; and the
+memory of GPUs that nobody else tells."""
 
 from __future__ import annotations
 
@@ -8,6 +9,16 @@ from dataclasses import replace
 
 from sdcli.machine import installation, memories
 from sdcli.machine.hardware import Hardware
+
+
+def sized(hardware: Hardware) -> tuple[Hardware, float]:
+    """The hardware with its memory, and the seconds that loading torch for it took. Intel's GPUs need it: a plan for a
+    size that is guessed would be worth nothing."""
+    if hardware.source != "sysfs" or hardware.total:
+        return hardware, 0.0
+    started = time.perf_counter()
+    asked = importlib.import_module("sdcli.draw.local").sized(hardware)
+    return asked, time.perf_counter() - started
 
 
 def probed(hardware: Hardware) -> tuple[Hardware, float]:

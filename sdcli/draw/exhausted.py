@@ -41,11 +41,11 @@ def _need(plan: Plan, setup: Setup) -> int:
 
 def _free(setup: Setup) -> int | None:
     """Bytes free on the device; on a GPU as torch reports it, if it has been imported."""
-    torch = sys.modules.get("torch")
-    if not setup.device.startswith("cuda"):
+    if setup.device in ("cpu", "mps"):
         host = memory.read()
         return host.available if host.total else None
-    try:
-        return int(torch.cuda.mem_get_info(setup.device)[0]) if torch is not None else None
-    except (RuntimeError, AttributeError):
+    if "torch" not in sys.modules:
         return None
+    from sdcli.draw import devices
+
+    return devices.functions(setup.device).free()

@@ -21,7 +21,7 @@ from sdcli.machine import memory
 from sdcli.machine.environment import environment
 from sdcli.machine.hardware import Hardware, Probe
 from sdcli.plan.batches import Batch
-from sdcli.plan.calibration import CUDA_CONTEXT
+from sdcli.plan.calibration import context
 from sdcli.plan.legality import legal
 from sdcli.plan.plan import Plan
 from sdcli.terminal import show
@@ -69,8 +69,7 @@ class Engine:
         if self._session is None:
             return hardware
         host = memory.resident() or 0
-        device = host if hardware.kind == "cpu" else self._session.meter.reserved()
-        device += CUDA_CONTEXT if hardware.kind == "cuda" else 0
+        device = host if hardware.kind == "cpu" else self._session.meter.reserved() + context(hardware.backend)
         return replace(
             hardware,
             free=min(hardware.total, hardware.free + device),
@@ -106,7 +105,7 @@ class Engine:
         from sdcli.draw.session import Session
 
         _set_threads(plan.setup.threads, torch)
-        _keep_within(plan, torch)
+        _keep_within(plan)
         if self._session is None:
             self._session = Session(plan.model, plan.setup)
         return Run(self._session, plan)
@@ -117,12 +116,12 @@ class Engine:
         self._undo.enter_context(quiet.libraries_silenced())
         import torch
 
-        from sdcli.draw import load
+        from sdcli.draw import devices, load
 
         self._undo.callback(torch.set_num_threads, torch.get_num_threads())
-        if plan.setup.device.startswith("cuda"):
+        if plan.hardware.uuid is not None:
             _refuse_another_gpu(plan.hardware, torch)
-            self._undo.callback(torch.cuda.set_per_process_memory_fraction, 1.0, torch.device(plan.setup.device))
+        self._undo.callback(devices.functions(plan.setup.device).keep_within, 1.0)
         _start_threads(plan.setup.threads, torch)
         for name in load.MODULES.keys() & plan.model.components.keys():
             load.kind_of(name)  # here, so that its time counts as importing, not loading
@@ -215,19 +214,26 @@ def is_another_gpu(planned: str | None, actual: str) -> bool:
     return planned.removeprefix("GPU-").casefold() != actual.removeprefix("GPU-").casefold()
 
 
-def _keep_within(plan: Plan, torch: Any) -> None:
+def _keep_within(plan: Plan) -> None:
     """--max-vram caps torch's allocator too: beyond it torch reports out of memory, and the next fallback is tried."""
-    device = torch.device(plan.setup.device)
-    if device.type == "cuda":
-        total = torch.cuda.get_device_properties(device).total_memory
-        torch.cuda.set_per_process_memory_fraction(share_of(plan.request.max_vram, total), device)
+    from sdcli.draw import devices
+
+    device = devices.functions(plan.setup.device)
+    device.keep_within(share_of(plan.request.max_vram, device.total(), context(plan.hardware.backend)))
 
 
-def share_of(limit: int | None, total: int) -> float:
+def share_of(limit: int | None, total: int, outside: int) -> float:
     """The allocator's share of a GPU's memory: the limit less the context, which is outside the allocator."""
     if limit is None or total <= 0:
         return 1.0
-    return min(1.0, max(0, limit - CUDA_CONTEXT) / total)
+    return min(1.0, max(0, limit - outside) / total)
+
+
+def sized(hardware: Hardware) -> Hardware:
+    """With the name and the memory that only torch knows. Takes as long as torch's import."""
+    from sdcli.draw import probe
+
+    return probe.sized(hardware)
 
 
 def best_rate(plan: Plan) -> float:

@@ -26,6 +26,8 @@ _UNEXPLAINED_ON_A_GPU = (
     "cudnn_status_not_initialized",
     "cudnn_status_internal_error",
     "unable to find an engine",
+    "miopenstatusunknownerror",
+    "miopenstatusinternalerror",
 )
 
 
@@ -67,13 +69,13 @@ def _hardly_any_left() -> bool:
 
 
 def _hardly_any_left_on_the_gpu() -> bool:
-    torch = sys.modules.get("torch")
-    if torch is None or not torch.cuda.is_available():
+    if "torch" not in sys.modules:
         return False
-    try:
-        return int(torch.cuda.mem_get_info()[0]) < HARDLY_ANY
-    except RuntimeError:  # the device was lost
-        return False
+    from sdcli.draw import devices
+
+    device = devices.first_usable()
+    free = None if device.type == "cpu" else devices.functions(device).free()
+    return free is not None and free < HARDLY_ANY
 
 
 def without_a_plan(error: BaseException) -> OutOfMemory:

@@ -5,9 +5,7 @@ Components move whole between phases, or (group-offload) a layer at a time by di
 
 from __future__ import annotations
 
-import functools
 import gc
-import sys
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -17,7 +15,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from sdcli.draw import adapters, attention, decode, load
+from sdcli.draw import adapters, attention, decode, devices, load
 from sdcli.events import Loaded
 from sdcli.models.hub_cache import expected_sha256
 from sdcli.models.model import Model
@@ -70,7 +68,7 @@ class Components:
         finally:
             if offloaded is not None:
                 offloaded.offload()
-        release_cache(self.device)
+        devices.functions(self.device).empty_cache()
 
     def drop(self, *names: str) -> None:
         """Frees components; they can be loaded again."""
@@ -80,13 +78,13 @@ class Components:
         if any(module is not None for module in modules):
             modules.clear()
             gc.collect()  # modules hold reference cycles
-            release_cache(self.device)
+            devices.functions(self.device).empty_cache()
 
     def drop_all(self) -> None:
         """Frees everything, and what a load that failed halfway left behind."""
         self.drop(*self._modules)
         gc.collect()
-        release_cache(self.device)
+        devices.functions(self.device).empty_cache()
 
     def _sha256_of(self, name: str) -> str | None:
         """Where the Hub's cache knows it: to hash a file would take longer than to load it."""
@@ -133,37 +131,11 @@ class Offloaded:
 
 
 def stream_layers(module: nn.Module, device: torch.device) -> None:
-    """Each layer's weights reach the device just before it computes; on CUDA the next layer's follow meanwhile."""
+    """Each layer's weights reach the device just before it computes; on a GPU the next layer's follow meanwhile."""
     from diffusers.hooks import apply_group_offloading
 
-    streams = device.type == "cuda"
+    streams = devices.functions(device).streams
     apply_group_offloading(
         module, onload_device=device, offload_device=torch.device("cpu"), offload_type="leaf_level",
         non_blocking=streams, use_stream=streams, record_stream=streams,
     )  # fmt: skip
-
-
-def release_cache(device: torch.device) -> None:
-    """Returns what the allocator keeps for later, so that the next component, or another program, can have it.
-
-    On a CPU with the GNU C library that is what the UNet's calls leave behind: holes in the heap that the VAE's larger
-    tensors cannot fill. Dropped weights would leave such holes too.
-    """
-    if device.type == "cuda":
-        torch.cuda.empty_cache()
-    elif device.type == "mps":
-        torch.mps.empty_cache()
-    else:
-        trim = _trim()
-        if trim is not None:
-            trim(0)
-
-
-@functools.cache
-def _trim() -> Any:
-    """glibc's malloc_trim; None with every other C library."""
-    if not sys.platform.startswith("linux"):
-        return None
-    import ctypes
-
-    return getattr(ctypes.CDLL(None), "malloc_trim", None)

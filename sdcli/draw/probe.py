@@ -7,13 +7,20 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping
+from dataclasses import replace
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn import functional
 
+from sdcli.draw import devices
+from sdcli.draw.oom import first_line
+from sdcli.errors import DeviceUnusable
 from sdcli.machine.dtypes import NAMES
-from sdcli.machine.hardware import Probe
+from sdcli.machine.hardware import Hardware, Probe
+from sdcli.plan.calibration import context
+from sdcli.terminal import show
 
 SECONDS = 0.6  # no round starts after this
 ROUNDS = 4
@@ -32,6 +39,33 @@ def probe(device: str = "cpu", threads: int = 0) -> Probe:
         return _probe(torch.device(device), started)
     finally:
         torch.set_num_threads(before)
+
+
+def sized(hardware: Hardware) -> Hardware:
+    """The hardware with the name and the memory that torch tells; DeviceUnusable where torch has no such device."""
+    device = torch.device(hardware.device)
+    module: Any = torch.get_device_module(device)
+    own = 0 if module.is_initialized() else context(hardware.backend)  # what asking takes itself
+    try:
+        about = module.get_device_properties(device)
+    except (RuntimeError, AssertionError) as error:
+        raise DeviceUnusable(
+            f"torch cannot use {show(hardware.name, 60)} as {hardware.device}: {first_line(error)}", hint="--device cpu"
+        ) from None
+    free, total = devices.functions(device).free(), int(about.total_memory)
+    integrated = bool(getattr(about, "is_integrated_gpu", hardware.integrated))
+    most = min(total, hardware.ram_free) if integrated else total
+    note = f"{hardware.device} does not tell how much of its memory is free; all of it is planned with"
+    return replace(
+        hardware,
+        name=str(about.name),
+        source="torch",
+        total=total,
+        free=most if free is None else min(free + own, most),
+        integrated=integrated,
+        driver=getattr(about, "driver_version", None),
+        notes=(*hardware.notes, *((note,) if free is None else ())),
+    )
 
 
 @torch.no_grad()

@@ -9,6 +9,8 @@ import torch
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
+from sdcli.draw import devices
+
 
 def without_waiting(device: torch.device) -> AbstractContextManager[Any]:
     """Within it, whatever a library copies to the GPU takes its turn among the kernels.
@@ -16,7 +18,7 @@ def without_waiting(device: torch.device) -> AbstractContextManager[Any]:
     The usual copy holds the host until the GPU has caught up, and then the GPU waits for the host's next kernels.
     diffusers' schedulers make such copies in every step: of noise, and of single numbers.
     """
-    return _WithoutWaiting(device) if device.type == "cuda" else nullcontext()
+    return _WithoutWaiting(device) if devices.functions(device).streams else nullcontext()
 
 
 class _WithoutWaiting(TorchFunctionMode):

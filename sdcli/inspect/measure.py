@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING, Any
 
 from sdcli.errors import BadFile, DeviceUnusable, DoesNotFit, Usage
 from sdcli.inspect.facts import Inspection, MeasuredBlock, MeasuredCall
-from sdcli.machine import memory
 from sdcli.terminal import say, show, size_text
 
 if TYPE_CHECKING:
@@ -53,9 +52,10 @@ def measure(look: Inspection, device: str) -> Inspection:
 def _device(name: str) -> torch.device:
     import torch
 
+    from sdcli.draw import devices
+
     if name == "auto":
-        kind = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
-        return torch.device(kind)
+        return devices.first_usable()
     try:
         device = torch.device(name)
         torch.empty(1, device=device)
@@ -91,11 +91,9 @@ def _refuse_too_large(look: Inspection, device: torch.device, dtype: torch.dtype
 
 def _free(device: torch.device) -> int | None:
     """Free bytes on the device, None where unknown."""
-    import torch
+    from sdcli.draw import devices
 
-    if device.type == "cuda":
-        return int(torch.cuda.mem_get_info(device)[0])
-    return memory.read().available or None
+    return devices.functions(device).free()
 
 
 def _build(look: Inspection, device: torch.device, dtype: torch.dtype) -> Any:
@@ -181,15 +179,13 @@ def _call(
     model: Any, inputs: dict[str, Any], look: Inspection, device: torch.device
 ) -> tuple[list[tuple[str, float]], int]:
     """Seconds from the end of one block to the end of the next, so that they add up; and the live peak."""
-    import torch
+    from sdcli.draw import devices
 
     marks: list[tuple[str, float]] = []
+    functions = devices.functions(device)
 
     def settled() -> float:
-        if device.type == "cuda":
-            torch.cuda.synchronize(device)
-        elif device.type == "mps":
-            torch.mps.synchronize()
+        functions.wait()
         return time.perf_counter()
 
     def hook(name: str) -> Any:
@@ -204,7 +200,7 @@ def _call(
         if module is not None:
             handles.append(module.register_forward_hook(hook(block.name)))
     try:
-        if device.type == "cuda" or look.unet.macs < SMALL:  # the first call picks kernels
+        if functions.streams or look.unet.macs < SMALL:  # the first call picks kernels
             model(**inputs)
         with _live_bytes() as tracker:
             started = settled()
@@ -271,6 +267,6 @@ def _live_bytes() -> Iterator[Any]:
 def _name(device: torch.device) -> str:
     import torch
 
-    if device.type == "cuda":
-        return str(torch.cuda.get_device_name(device))
+    if device.type in ("cuda", "xpu"):
+        return str(torch.get_device_module(device).get_device_name(device))
     return f"{device.type}, {torch.get_num_threads()} threads" if device.type == "cpu" else device.type

@@ -12,20 +12,21 @@ from sdcli.machine.processor import Processor
 from sdcli.sizes import GIB, parse_size
 from sdcli.terminal import show
 
-FORMS = "cpu, mps, cuda:8GiB, cuda:24GiB/20GiB (20 of them free), each with ,ram:64GiB"
+FORMS = "cpu, mps, cuda:8GiB, cuda:24GiB/20GiB (20 of them free), rocm:16GiB, xpu:16GiB, each with ,ram:64GiB"
+MAKERS = {"cuda": "NVIDIA", "rocm": "AMD", "xpu": "Intel"}
 
 
 def parse(text: str, host: Memory | None = None, chip: Processor | None = None) -> Hardware:
-    """`cpu|mps|cuda:SIZE[/FREE][,ram:SIZE]`. RAM, cores and instruction set default to this machine's."""
+    """`cpu|mps|(cuda|rocm|xpu):SIZE[/FREE][,ram:SIZE]`. RAM, cores and instruction set default to this machine's."""
     device, _, rest = text.strip().partition(",")
-    match = re.fullmatch(r"(cpu|mps)|cuda:([^/,:]+)(?:/([^/,:]+))?", device.strip(), re.IGNORECASE)
+    match = re.fullmatch(r"(cpu|mps)|(cuda|rocm|xpu):([^/,:]+)(?:/([^/,:]+))?", device.strip(), re.IGNORECASE)
     if match is None:
         raise _wrong(text)
-    size = _size(match[2], text) if match[2] else 0
-    free = _size(match[3], text) if match[3] else size
+    size = _size(match[3], text) if match[3] else 0
+    free = _size(match[4], text) if match[4] else size
     if free > size:
         raise _wrong(text, "free exceeds the total")
-    return _hardware((match[1] or "cuda").lower(), size, free, _host(rest, text, host), chip or processor.read())
+    return _hardware((match[1] or match[2]).lower(), size, free, _host(rest, text, host), chip or processor.read())
 
 
 def _host(rest: str, text: str, host: Memory | None) -> Memory:
@@ -38,27 +39,36 @@ def _host(rest: str, text: str, host: Memory | None) -> Memory:
     return Memory(total=bytes_, available=bytes_)
 
 
-def _hardware(kind: str, size: int, free: int, host: Memory, chip: Processor) -> Hardware:
-    total = {"cpu": host.total, "mps": memory.apple_limit(host.total)}.get(kind, size)
-    supported = {"cpu": dtypes.cpu(chip.isa), "mps": dtypes.mps()}.get(kind, dtypes.cuda(None))
-    name = {"cpu": chip.name, "mps": "an Apple GPU"}.get(kind, _gpu_name(size))
+def _hardware(backend: str, size: int, free: int, host: Memory, chip: Processor) -> Hardware:
+    own = backend in MAKERS  # memory
+    total = size if own else memory.apple_limit(host.total) if backend == "mps" else host.total
+    names = {"cpu": chip.name, "mps": "an Apple GPU"}
     return Hardware(
-        device="cuda:0" if kind == "cuda" else kind,
-        name=name,
+        device={"cuda": "cuda:0", "rocm": "cuda:0", "xpu": "xpu:0"}.get(backend, backend),
+        name=_gpu_name(size, MAKERS[backend]) if own else names[backend],
         source="as-if",
         total=total,
-        free=free if kind == "cuda" else min(total, host.available),
+        free=free if own else min(total, host.available),
         ram_total=host.total,
         ram_free=host.available,
+        amd=backend == "rocm",
         isa=chip.isa,
         threads=chip.threads,
-        dtypes=supported,
+        dtypes=_dtypes(backend, chip),
     )
 
 
-def _gpu_name(size: int) -> str:
+def _dtypes(backend: str, chip: Processor) -> dict[str, str]:
+    if backend == "cpu":
+        return dtypes.cpu(chip.isa)
+    if backend in ("mps", "xpu"):
+        return dtypes.mps() if backend == "mps" else dtypes.xpu()
+    return dtypes.cuda(None) if backend == "cuda" else dtypes.rocm(None)
+
+
+def _gpu_name(size: int, maker: str) -> str:
     number = f"{size / GIB:.3g}"
-    return f"{'an' if number.startswith('8') or number in ('11', '18') else 'a'} {number} GiB NVIDIA GPU"
+    return f"{'an' if number.startswith('8') or number in ('11', '18') else 'a'} {number} GiB {maker} GPU"
 
 
 def _size(text: str, whole: str) -> int:

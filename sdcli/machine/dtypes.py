@@ -27,6 +27,17 @@ def mps() -> dict[str, str]:
     return {"fp32": "assumed", "bf16": "unavailable", "fp16": "assumed"}
 
 
+def rocm(architecture: str | None) -> dict[str, str]:
+    """fp16 on every GPU that ROCm supports; bf16 from CDNA 2 and RDNA 3 on; an unknown GPU is assumed to be recent."""
+    native = architecture is None or re.fullmatch(r"gfx(90a|9[45].|11..|12..)", architecture)
+    return {"fp32": "assumed", "bf16": "assumed" if native else "unavailable", "fp16": "assumed"}
+
+
+def xpu() -> dict[str, str]:
+    """All that torch's XPU build supports compute in both half precisions."""
+    return {"fp32": "assumed", "bf16": "assumed", "fp16": "assumed"}
+
+
 def notes(name: str, capability: str | None) -> tuple[str, ...]:
     """GTX 16xx are Turing without tensor cores; half precision gives black or green images on some of them."""
     if capability == "7.5" and re.search(r"GTX 16\d\d", name):

@@ -12,13 +12,15 @@ from sdcli.schema import transient
 class Hardware:
     """One device and the host around it. Bytes; on a CPU `total` and `free` are the host's."""
 
-    device: str  # cpu | cuda:0 | mps
+    device: str  # as torch names it: cpu | cuda:0 | xpu:0 | mps
     name: str
-    source: str  # nvml | os | as-if
+    source: str  # nvml | sysfs | torch | os | as-if
     total: int
     free: int
     ram_total: int
     ram_free: int
+    amd: bool = False  # torch calls AMD's GPUs cuda too
+    integrated: bool = False  # a GPU that uses the host's memory
     capability: str | None = None  # CUDA compute capability, "8.6"
     driver: str | None = None
     isa: str = ""  # avx2 | avx512 | avx512_bf16 | amx | neon …
@@ -31,10 +33,20 @@ class Hardware:
     def kind(self) -> str:
         return self.device.split(":", 1)[0]
 
+    @property
+    def backend(self) -> str:
+        """What computes: cpu, mps, xpu, cuda (NVIDIA) or rocm (AMD)."""
+        return "rocm" if self.amd else self.kind
+
+    @property
+    def shares_memory(self) -> bool:
+        """Whether device and host are one memory, so that everything counts once."""
+        return self.integrated or self.kind in ("cpu", "mps")
+
     def fingerprint(self, versions: Mapping[str, str]) -> str:
         """Equal where measurements may be compared: the same device, host and software."""
         parts = [
-            self.kind, self.name, self.capability or "", str(self.total >> 20), self.isa, str(self.threads),
+            self.backend, self.name, self.capability or "", str(self.total >> 20), self.isa, str(self.threads),
             str(self.ram_total >> 20),
         ]  # fmt: skip
         parts += [f"{name} {version}" for name, version in sorted(versions.items())]

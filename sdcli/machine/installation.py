@@ -6,13 +6,14 @@ from __future__ import annotations
 import os
 import re
 import sys
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
 from sdcli import data
 from sdcli.machine.cgroups import read_text
 from sdcli.machine.nvml import Gpu, Nvidia
+from sdcli.machine.sysfs import AMD, SysfsGpu
 from sdcli.terminal import quoted
 
 DISTRIBUTION = "sdcli-diffusers"
@@ -49,6 +50,25 @@ ADVISED = ("cu130", "cu126", "cu128")  # in the order they are tried
 LOWEST_DRIVER = 525
 
 
+@dataclass(frozen=True, kw_only=True)
+class OtherBuild:
+    """A torch for the GPUs of another maker, on Linux."""
+
+    tag: str
+    first: tuple[int, int]
+    last: tuple[int, int] | None = None
+
+
+# As PyTorch's build scripts have them for 2.10-2.14.
+ROCM_BUILD = OtherBuild(tag="rocm7.2", first=(2, 11))
+ROCM_ARCHITECTURES = (
+    "gfx900", "gfx906", "gfx908", "gfx90a", "gfx942", "gfx950", "gfx1030", "gfx1100", "gfx1101", "gfx1102", "gfx1150",
+    "gfx1151", "gfx1200", "gfx1201",
+)  # fmt: skip
+XPU_BUILD = OtherBuild(tag="xpu", first=(2, 8))
+XPU_DRIVER = "libze_intel_gpu.so.1"  # Level Zero's for Intel's GPUs, which torch's XPU build does not bring along
+
+
 # --- torch, without importing it
 
 
@@ -57,6 +77,7 @@ class Torch:
     version: str  # 2.13.0+cpu
     cuda: str | None = None  # 12.8
     hip: str | None = None
+    xpu: bool = False
 
     @property
     def flavour(self) -> str:
@@ -65,7 +86,7 @@ class Torch:
             return f"CUDA {self.cuda}"
         if self.hip:
             return f"ROCm {self.hip}"
-        return "XPU" if "xpu" in self.version else "CPU"
+        return "XPU" if self.xpu else "CPU"
 
 
 def torch_build(folder: Path | None = None) -> Torch | None:
@@ -78,7 +99,12 @@ def torch_build(folder: Path | None = None) -> Torch | None:
     version = values.get("__version__")
     if not version:
         return None
-    return Torch(version=version, cuda=values.get("cuda"), hip=values.get("rocm") or values.get("hip"))
+    return Torch(
+        version=version,
+        cuda=values.get("cuda"),
+        hip=values.get("rocm") or values.get("hip"),
+        xpu=bool(values.get("xpu")) or "+xpu" in version,
+    )
 
 
 def _package_folder(name: str) -> Path | None:
@@ -90,11 +116,8 @@ def _package_folder(name: str) -> Path | None:
 
 def unusable(torch: Torch | None, gpu: Gpu, nvidia: Nvidia) -> str | None:
     """Why this torch cannot use this GPU; None where it can."""
-    if torch is None:
-        return "torch is not installed"
-    if not torch.cuda:
-        article = "an" if torch.flavour == "XPU" else "a"
-        return f"torch {torch.version} is {article} {torch.flavour} build"
+    if torch is None or not torch.cuda:
+        return _other_build(torch)
     if not _driver_runs(nvidia, torch.cuda):
         return f"torch {torch.version} needs driver {_driver_for(torch.cuda)} or newer, found {nvidia.driver or 'none'}"
     build = _build_of(torch)
@@ -102,6 +125,37 @@ def unusable(torch: Torch | None, gpu: Gpu, nvidia: Nvidia) -> str | None:
     if build is None or level is None or build.least <= level <= build.most:
         return None
     return f"torch {torch.version} is not built for this GPU's compute capability {gpu.capability}"
+
+
+def _other_build(torch: Torch | None) -> str:
+    if torch is None:
+        return "torch is not installed"
+    article = "an" if torch.flavour == "XPU" else "a"
+    return f"torch {torch.version} is {article} {torch.flavour} build"
+
+
+def unusable_by_others(torch: Torch | None, gpu: SysfsGpu, loads: Callable[[str], bool] | None = None) -> str | None:
+    """The same for a GPU of AMD or Intel."""
+    if gpu.lacking is not None:
+        return gpu.lacking
+    if torch is None or not (torch.hip if gpu.vendor == AMD else torch.xpu):
+        return _other_build(torch)
+    if gpu.number is None:
+        return "ROCR_VISIBLE_DEVICES or HIP_VISIBLE_DEVICES hides it"
+    if gpu.vendor == AMD:
+        known = gpu.architecture in ROCM_ARCHITECTURES
+        return None if known else f"torch {torch.version} is not built for {gpu.architecture}"
+    return None if (loads or _loads)(XPU_DRIVER) else f"Intel's compute driver ({XPU_DRIVER}) is not installed"
+
+
+def _loads(library: str) -> bool:
+    import ctypes
+
+    try:
+        ctypes.CDLL(library)
+    except OSError:
+        return False
+    return True
 
 
 def _driver_runs(nvidia: Nvidia, cuda: str) -> bool:
@@ -243,10 +297,55 @@ def fix(
     build = advised(gpu, nvidia)
     if build is None:
         return None
-    requirement = _requirement(torch, build)
-    index = WHEELS + build.tag
+    if installation.kind == "conda" and _installer("torch") == "conda":
+        return command_line(["conda", "install", "-p", str(installation.prefix), "-c", "conda-forge", "pytorch-gpu"])
     # uv's own choice considers only the driver, so for an old GPU the build is named.
     backend = "auto" if build.tag == ADVISED[0] else build.tag
+    return _install(installation, torch, build, backend, has_pip, origin)
+
+
+def worthwhile(gpu: SysfsGpu) -> bool:
+    """Whether a GPU of AMD or Intel is worth another torch: there is one for it, and it has memory of its own."""
+    supported = gpu.vendor != AMD or gpu.architecture in ROCM_ARCHITECTURES
+    return supported and not gpu.integrated
+
+
+def other_build(gpu: SysfsGpu) -> tuple[str, str]:
+    """Its maker, and the tag of the torch for it."""
+    return ("AMD", ROCM_BUILD.tag) if gpu.vendor == AMD else ("Intel", XPU_BUILD.tag)
+
+
+def fix_for_others(
+    installation: Installation,
+    torch: Torch | None,
+    gpu: SysfsGpu,
+    *,
+    has_pip: bool | None = None,
+    origin: str | None = None,
+) -> str | None:
+    """The same for a GPU of AMD or Intel."""
+    if gpu.lacking is not None:
+        return gpu.remedy
+    if gpu.vendor == AMD:
+        if gpu.architecture not in ROCM_ARCHITECTURES or (torch is not None and torch.hip):
+            return None
+    elif torch is not None and torch.xpu:
+        return "sudo apt install libze-intel-gpu1 libze1"
+    build = ROCM_BUILD if gpu.vendor == AMD else XPU_BUILD
+    return _install(installation, torch, build, build.tag, has_pip, origin)
+
+
+def _install(
+    installation: Installation,
+    torch: Torch | None,
+    build: CudaBuild | OtherBuild,
+    backend: str,
+    has_pip: bool | None,
+    origin: str | None,
+) -> str:
+    """The line for this kind of installation; `backend` is what uv calls the build."""
+    requirement = _requirement(torch, build)
+    index = WHEELS + build.tag
     python, kind = installation.python, installation.kind
     if kind == "uv tool":
         words = ["uv", "tool", "install", "--reinstall", f"--torch-backend={backend}", _here(origin or source())]
@@ -255,8 +354,6 @@ def fix(
     elif installation.uv and not (_package_folder("pip") if has_pip is None else has_pip):
         words = ["uv", "pip", "install", "--python", python, "--reinstall-package", "torch"]
         words += [f"--torch-backend={backend}", requirement.split("+")[0]]
-    elif kind == "conda" and _installer("torch") == "conda":
-        words = ["conda", "install", "-p", str(installation.prefix), "-c", "conda-forge", "pytorch-gpu"]
     else:
         words = [python, "-m", "pip", "install", requirement, "--index-url", index]
         if kind == "system" and _managed():
@@ -264,7 +361,7 @@ def fix(
     return command_line(words)
 
 
-def _requirement(torch: Torch | None, build: CudaBuild) -> str:
+def _requirement(torch: Torch | None, build: CudaBuild | OtherBuild) -> str:
     """The same torch version in another build, so that nothing else changes; where there is none, a tested version."""
     version = torch.version.split("+")[0] if torch is not None else ""
     released = re.fullmatch(r"\d+\.\d+\.\d+", version) is not None
@@ -275,7 +372,7 @@ def _requirement(torch: Torch | None, build: CudaBuild) -> str:
     return f"torch=={version}+{build.tag}"
 
 
-def _built(build: CudaBuild, version: str) -> bool:
+def _built(build: CudaBuild | OtherBuild, version: str) -> bool:
     minor = version_of(version)[:2]
     return build.first <= minor and (build.last is None or minor <= build.last)
 

@@ -13,6 +13,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from sdcli.machine import sysfs
+
 _REASONS = {
     4: "this user may not talk to the NVIDIA driver",
     9: "the NVIDIA driver is not loaded",
@@ -215,12 +217,4 @@ def _by_uuid(gpus: tuple[Gpu, ...], entry: str) -> Gpu | None:
 
 def on_the_bus(root: Path = Path("/")) -> bool:
     """Whether the PCI bus holds an NVIDIA display controller (Linux): a GPU whose driver may be missing."""
-    for folder in (root / "sys/bus/pci/devices").glob("*"):
-        try:
-            vendor = (folder / "vendor").read_text(encoding="ascii").strip()
-            kind = (folder / "class").read_text(encoding="ascii").strip()
-        except (OSError, ValueError):
-            continue
-        if vendor == "0x10de" and kind.startswith("0x03"):
-            return True
-    return False
+    return bool(sysfs.on_the_bus(root, "0x10de"))

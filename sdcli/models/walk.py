@@ -49,7 +49,7 @@ class Unet:
     batch: int
     tokens: int
     leaves: tuple[Leaf, ...]
-    spans: tuple[Span, ...]
+    spans: tuple[Span, ...] = ()  # none where it was measured
     blocks: tuple[Block, ...]
     skips: tuple[Skip, ...]
     parameters: int

@@ -8,19 +8,24 @@ MIB = 1 << 20
 
 # Budgets
 SAFETY = 0.92  # share of free memory that a plan may use: the rest is for the forecast's error
+CUDA_SAFETY = 0.96  # the same where the forecast is counted by the rules of torch's allocator
 CUDA_CONTEXT = GIB // 2  # published: 0.4-0.6 GiB of context, cuBLAS and cuDNN outside torch's allocator
+ROCM_CONTEXT = GIB  # assumed, not yet measured: HIP's context, rocBLAS and MIOpen outside torch's allocator
+XPU_CONTEXT = GIB // 2  # assumed, not yet measured: Level Zero's context and oneDNN outside torch's allocator
 
 # Host
 IMPORTS = 460 * MIB  # measured before any weights: torch's CPU build, diffusers, transformers, the models' classes
 CUDA_LIBRARIES = GIB  # assumed, not yet measured: kernels and the driver's host side once a CUDA context exists
+OTHER_LIBRARIES = GIB  # assumed, not yet measured: the same of ROCm and XPU
 IMAGE_BYTES_PER_PIXEL = 3 * (4 + 1 + 1)  # counted: the decoded image as fp32, as bytes, and its encoder's copy
 
 # On the device: weights and live bytes are counted; an allocator that hands out blocks takes a little more
 CUDA_BLOCKS = 1.015  # counted by its rules, 1.01 to 1.025: docs/benchmarks/memory-card.md
-CUDA_GAPS = (
-    0.15  # counted: share of the live bytes that must be free beside them, since blocks leave gaps; 0.01 to 0.33
-)
+CUDA_BLOCKS_FP8 = 1.03  # the same for weights in fp8
+CUDA_GAPS = 0.22  # counted: free bytes per live byte beside them, since blocks leave gaps; 0.01 to 1
+OTHER_ROUNDING = 1.1  # assumed, not yet measured: torch's caching allocators for ROCm and XPU
 CUDA_WORKSPACE = 32 * MIB  # documented: cuBLAS keeps 32 MiB on recent GPUs (8 on older ones), through the allocator
+OTHER_WORKSPACE = 128 * MIB  # assumed, not yet measured: of hipBLASLt and MIOpen, or oneDNN
 CPU_ROUNDING = 1.0  # measured, each tensor in separate pages: live bytes as counted, to 1 MiB in 384
 CPU_HEAP = 1.8  # measured, 1.3 to 2.1: glibc's heap has holes among the UNet's many tensors below 32 MiB
 CPU_WORKSPACE = 56 * MIB  # measured: code paged in, and oneDNN's kernels, by the first encode and the first UNet call
@@ -29,15 +34,33 @@ MPS_ROUNDING = 1.1  # assumed, not yet measured
 STREAMED_LAYERS = 3  # counted: the one computing, the one fetched ahead, and one not yet freed
 
 
-def blocks(kind: str) -> float:
+def safety(backend: str) -> float:
+    return CUDA_SAFETY if backend == "cuda" else SAFETY
+
+
+def blocks(backend: str, dtype: str) -> float:
     """Bytes taken per byte of weights."""
-    return CUDA_BLOCKS if kind == "cuda" else 1.0
+    if backend != "cuda":
+        return 1.0
+    return CUDA_BLOCKS_FP8 if dtype == "fp8" else CUDA_BLOCKS
 
 
-def rounding(kind: str, heap: bool = False) -> float:
+def rounding(backend: str, heap: bool = False) -> float:
     """Bytes taken per live byte; `heap`: on a CPU they are mostly in the C library's heap."""
-    return {"cuda": CUDA_BLOCKS + CUDA_GAPS, "mps": MPS_ROUNDING}.get(kind, CPU_HEAP if heap else CPU_ROUNDING)
+    known = {"cuda": CUDA_BLOCKS + CUDA_GAPS, "rocm": OTHER_ROUNDING, "xpu": OTHER_ROUNDING, "mps": MPS_ROUNDING}
+    return known.get(backend, CPU_HEAP if heap else CPU_ROUNDING)
 
 
-def workspace(kind: str) -> int:
-    return {"cuda": CUDA_WORKSPACE, "cpu": CPU_WORKSPACE}.get(kind, 0)
+def workspace(backend: str) -> int:
+    known = {"cuda": CUDA_WORKSPACE, "rocm": OTHER_WORKSPACE, "xpu": OTHER_WORKSPACE, "cpu": CPU_WORKSPACE}
+    return known.get(backend, 0)
+
+
+def context(backend: str) -> int:
+    """Bytes on the device outside torch's allocator."""
+    return {"cuda": CUDA_CONTEXT, "rocm": ROCM_CONTEXT, "xpu": XPU_CONTEXT}.get(backend, 0)
+
+
+def libraries(backend: str) -> int:
+    """Bytes on the host once the device is in use."""
+    return {"cuda": CUDA_LIBRARIES, "rocm": OTHER_LIBRARIES, "xpu": OTHER_LIBRARIES}.get(backend, 0)

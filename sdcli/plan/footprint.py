@@ -27,8 +27,9 @@ class Sizes:
         self.model = model
         self.stages = tuple(stages)
         self.kind = hardware.kind
-        self.shared = self.kind in ("cpu", "mps")  # a CPU, or a Mac whose GPU uses the host's memory: counted once
-        self.imports = calibration.IMPORTS + (calibration.CUDA_LIBRARIES if self.kind == "cuda" else 0)
+        self.backend = hardware.backend
+        self.shared = hardware.shares_memory  # counted once
+        self.imports = calibration.IMPORTS + calibration.libraries(self.backend)
         self.scale = vae.scale(self.config("vae"))
         self._calls: dict[tuple[Shape, int], unet.Unet] = {}
         self._rows: dict[tuple[str, ...], tuple[Phase, ...]] = {}
@@ -70,10 +71,7 @@ class Sizes:
 
     def weights(self, part: str, setup: Setup) -> int:
         """Bytes of a component's weights under this setup."""
-        dtype = effective(setup) if part == "vae" else setup.dtype
-        if part == "unet" and setup.storage == "fp8":
-            dtype = "fp8"
-        return self.model.components[part].parameters * BYTES[dtype]
+        return self.model.components[part].parameters * BYTES[_stored(part, setup)]
 
     def on_host(self, part: str, setup: Setup) -> bool:
         """Whether it stays and computes on the host although the setup's device is a GPU."""
@@ -112,7 +110,7 @@ class Sizes:
         return live if setup.vae == "cpu" else self._reserved(live)
 
     def _reserved(self, live: int, heap: bool = False) -> int:
-        return int(live * calibration.rounding(self.kind, heap)) + calibration.workspace(self.kind)
+        return int(live * calibration.rounding(self.backend, heap)) + calibration.workspace(self.backend)
 
     # phases: loading, then the stages
 
@@ -154,12 +152,12 @@ class Sizes:
         return used, there
 
     def _on_the_device(self, parts: Sequence[str], stage: Stage, setup: Setup) -> int:
-        size = sum(
-            self._window(part, stage, setup) if placement.streamed(setup.placement, part) else self.weights(part, setup)
-            for part in parts
-            if not self.on_host(part, setup)
-        )
-        return int(size * calibration.blocks(self.kind))
+        return sum(self._in_blocks(part, stage, setup) for part in parts if not self.on_host(part, setup))
+
+    def _in_blocks(self, part: str, stage: Stage, setup: Setup) -> int:
+        streamed = placement.streamed(setup.placement, part)
+        size = self._window(part, stage, setup) if streamed else self.weights(part, setup)
+        return int(size * calibration.blocks(self.backend, _stored(part, setup)))
 
     def _window(self, part: str, stage: Stage, setup: Setup) -> int:
         """Bytes that a part's streamed layers add to its work at the worst moment."""
@@ -219,6 +217,13 @@ class Sizes:
             name=name, device=host if self.kind == "cpu" else device, host=host, weights=used, parked=resident - used,
             work=work, pinned=pinned,
         )  # fmt: skip
+
+
+def _stored(part: str, setup: Setup) -> str:
+    """The number type of a part's weights."""
+    if part == "unet" and setup.storage == "fp8":
+        return "fp8"
+    return effective(setup) if part == "vae" else setup.dtype
 
 
 def _scores_at_once(call: unet.Unet, threads: int) -> int:

@@ -116,5 +116,6 @@ def budget(hardware: Hardware, max_vram: int | None, max_ram: int | None) -> Bud
     if hardware.kind == "cpu":
         return Budget(device=host, host=host)
     free = hardware.free if max_vram is None else min(hardware.free, max_vram)
-    context = calibration.CUDA_CONTEXT if hardware.kind == "cuda" else 0
-    return Budget(device=max(0, int(calibration.SAFETY * (free - context))), host=host)
+    context = calibration.context(hardware.backend)
+    share = calibration.SAFETY if hardware.shares_memory else calibration.safety(hardware.backend)
+    return Budget(device=max(0, int(share * (free - context))), host=host)

@@ -86,11 +86,11 @@ def make_plan(
 
 
 def _check_limits(request: Request, hardware: Hardware) -> None:
-    if request.max_vram is None or hardware.kind == "cuda":
+    if request.max_vram is None or hardware.kind not in ("cpu", "mps"):
         return
     reason = "a CPU has no separate memory" if hardware.kind == "cpu" else "this Mac's GPU shares the host's memory"
     limit = f"{request.max_vram / GIB:.3g}"
-    raise Usage(f"--max-vram is for NVIDIA GPUs, {reason}: use --max-ram", hint=f"--max-ram {limit}")
+    raise Usage(f"--max-vram is for GPUs with memory of their own, {reason}: use --max-ram", hint=f"--max-ram {limit}")
 
 
 def _footprint(chosen: Weighed, forecast: Forecast) -> Footprint:

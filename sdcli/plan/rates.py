@@ -21,6 +21,8 @@ CPU_CORE_FP32 = 0.107 * TERA  # measured: 1.607 TFLOP in 6.6-8.5 s on two Zen 5 
 CPU_CORE_BF16 = 0.226 * TERA  # measured: the same in 3.3-3.8 s
 CPU_CORE_NARROW = 0.05 * TERA  # assumed: half the vector width, AVX2 or NEON
 MPS_RATE = 4.0 * TERA  # assumed: a laptop's Apple GPU in fp16
+OTHER_RATE = 20 * TERA  # assumed: an AMD or Intel GPU of the middle class in half precision
+OTHER_PINNED = 11 * GIGA  # assumed: PCIe 4.0 ×8 or 3.0 ×16, as for an NVIDIA GPU of unknown make
 
 
 @dataclass(frozen=True)
@@ -38,7 +40,7 @@ class Rates:
 def rates(hardware: Hardware) -> Rates:
     wide = "avx512" in hardware.isa or "amx" in hardware.isa
     host = max(1, hardware.threads) * (CPU_CORE_FP32 if wide else CPU_CORE_NARROW)
-    if hardware.kind == "cuda":
+    if hardware.backend == "cuda":
         level = capability(hardware)
         return Rates(
             compute=_of(CUDA_RATE, level) * TERA,
@@ -46,6 +48,8 @@ def rates(hardware: Hardware) -> Rates:
             pinned=_of(CUDA_PINNED, level) * GIGA,
             launch=LAUNCH_SECONDS,
         )
+    if hardware.backend in ("rocm", "xpu"):
+        return Rates(compute=OTHER_RATE, host=host, pinned=OTHER_PINNED, launch=LAUNCH_SECONDS)
     if hardware.kind == "mps":
         return Rates(compute=MPS_RATE, host=host, pinned=PAGEABLE)
     fastest = max(1, hardware.threads) * CPU_CORE_BF16 if native_bf16(hardware) else host

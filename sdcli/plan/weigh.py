@@ -119,7 +119,7 @@ def on_the_cpu(forecast: Forecast, hardware: Hardware, fastest: float, max_ram: 
     """The row for the CPU in a GPU's plan, for comparison. It needs nothing on the device."""
     host = replace(
         hardware, device="cpu", name="CPU", total=hardware.ram_total, free=hardware.ram_free, capability=None,
-        driver=None, dtypes={}, uuid=None,
+        driver=None, dtypes={}, uuid=None, amd=False, integrated=False,
     )  # fmt: skip
     other = forecast.on(host)
     start = Setup(threads=host.threads, device=host.device, isa=host.isa)

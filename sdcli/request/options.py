@@ -84,7 +84,7 @@ OPTIONS: tuple[Option, ...] = (
     Option(field="vae_file", flags=("--vae",), metavar="FILE", panel=MODEL, help="Decode with this VAE."),
     Option(field="offline", flags=("--offline",), switch=True, panel=MODEL, help="Never use the network."),
     Option(field="device", flags=("--device",), metavar="NAME", panel=MEMORY,
-           help="What draws: auto, cpu, cuda, cuda:1 or mps."),
+           help="What draws: auto, cpu, cuda (NVIDIA or AMD), cuda:1, xpu (Intel) or mps."),
     Option(field="dtype", flags=("--dtype",), metavar="TYPE", choices=("fp32", "bf16", "fp16"), panel=MEMORY,
            help="Number type of the weights: fp32, bf16 or fp16."),
     Option(field="max_ram", flags=("--max-ram",), metavar="SIZE", panel=MEMORY, help="Limit host memory."),
@@ -111,7 +111,7 @@ SCREEN: tuple[Option, ...] = (
 )  # fmt: skip
 AS_IF = Option(
     field="as_if", flags=("--as-if",), metavar="DEVICE:SIZE", panel=MEMORY,
-    help="Plan for another machine, e.g. cpu, mps, cuda:8GiB, cuda:24GiB/20GiB,ram:64GiB.",
+    help="Plan for another machine, e.g. cpu, mps, cuda:8GiB, rocm:16GiB, xpu:16GiB, cuda:24GiB/20GiB,ram:64GiB.",
 )  # fmt: skip
 
 

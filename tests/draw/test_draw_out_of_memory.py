@@ -95,10 +95,10 @@ def test_noise_drawn_before_memory_ran_out_is_drawn_again(bench: Bench, monkeypa
 
 def test_the_cap_of_torchs_allocator_is_the_limit_without_the_context() -> None:
     gib = 1 << 30
-    assert local.share_of(None, 8 * gib) == 1.0
-    assert local.share_of(4 * gib, 8 * gib) == pytest.approx(3.5 / 8)
-    assert local.share_of(gib // 4, 8 * gib) == 0.0
-    assert local.share_of(24 * gib, 8 * gib) == 1.0
+    assert local.share_of(None, 8 * gib, gib // 2) == 1.0
+    assert local.share_of(4 * gib, 8 * gib, gib // 2) == pytest.approx(3.5 / 8)
+    assert local.share_of(gib // 4, 8 * gib, gib // 2) == 0.0
+    assert local.share_of(24 * gib, 8 * gib, gib // 2) == 1.0
 
 
 def test_only_what_failed_is_named(bench: Bench) -> None:

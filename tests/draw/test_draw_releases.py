@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from sdcli.draw.place import _trim, release_cache
+from sdcli.draw.devices import _trim, functions
 from sdcli.machine import memory
 
 MIB = 1 << 20
@@ -17,7 +17,7 @@ def test_holes_in_the_heap_are_given_back() -> None:
     last = small[-1]  # the heap cannot shrink below it
     before = memory.resident()
     small.clear()
-    release_cache(torch.device("cpu"))
+    functions("cpu").empty_cache()
     after = memory.resident()
     assert before is not None and after is not None
     assert after < before - 100 * MIB, "140 MiB were dropped"

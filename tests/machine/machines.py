@@ -13,6 +13,7 @@ from sdcli.machine.memory import Memory
 from sdcli.machine.nvml import Gpu, Nvidia
 from sdcli.machine.processor import Processor
 from sdcli.machine.survey import Survey
+from sdcli.machine.sysfs import SysfsGpu
 
 GIB = 1 << 30
 CPU_TORCH = Torch(version="2.13.0+cpu")
@@ -36,6 +37,7 @@ def machine(
     driverless: bool = False,
     kind: str = "venv",
     probes: Mapping[ProbeKey, Probe] | None = None,
+    others: tuple[SysfsGpu, ...] = (),
 ) -> Survey:
     nvidia = nvidia or Nvidia(gpus=gpus, driver="581.42" if gpus else None, cuda="13.0" if gpus else None)
     return Survey(
@@ -48,4 +50,5 @@ def machine(
         probes=probes or {},
         apple=apple,
         driverless=driverless,
+        others=others,
     )

@@ -75,7 +75,7 @@ def test_a_broken_driver_is_a_problem_with_a_way_out() -> None:
 
 def test_a_build_for_amd_is_named() -> None:
     text = _screen(machine(torch=Torch(version="2.13.0+rocm7.2", hip="7.2")))
-    assert "ROCm 7.2 build" in text
+    assert "torch 2.13.0+rocm7.2 is for AMD GPUs" in text
 
 
 def test_without_torch_nothing_can_be_drawn() -> None:

@@ -50,6 +50,14 @@ def test_a_gpu_of_8_gib_in_this_machine() -> None:
     assert one.dtypes == {"fp32": "assumed", "bf16": "assumed", "fp16": "assumed"}
 
 
+@pytest.mark.parametrize(("backend", "device", "maker"), [("rocm", "cuda:0", "AMD"), ("xpu", "xpu:0", "Intel")])
+def test_gpus_of_other_makers_have_torchs_names(backend: str, device: str, maker: str) -> None:
+    one = _parse(f"{backend}:16GiB/12GiB,ram:64GiB")
+    assert (one.device, one.backend, one.name) == (device, backend, f"a 16 GiB {maker} GPU")
+    assert (one.total, one.free, one.ram_total) == (16 * GIB, 12 * GIB, 64 * GIB)
+    assert set(one.dtypes.values()) == {"assumed"} and one.uuid is None and one.driver is None
+
+
 def test_a_gpu_that_is_partly_taken_in_a_machine_of_64_gib() -> None:
     one = _parse("cuda:24GiB/20GiB,ram:64GiB")
     assert (one.total, one.free, one.ram_total, one.ram_free) == (24 * GIB, 20 * GIB, 64 * GIB, 64 * GIB)
@@ -71,8 +79,8 @@ def test_a_mac_shares_its_memory_with_the_gpu_up_to_what_macos_lets_it_hold() ->
 @pytest.mark.parametrize(
     "text",
     [
-        "", "cuda", "cuda:", "cuda:0", "cuda:8GiB/", "cuda:8/9", "cuda:8/2/1", "cuda:x", "rocm:8", "cpu:8",
-        "cpu,ram", "cpu,ram:", "cpu,ram:0", "cuda:8,vram:4", "cuda:8,ram:16,ram:16", "cuda:8 ram:16", "mps:8",
+        "", "cuda", "cuda:", "cuda:0", "cuda:8GiB/", "cuda:8/9", "cuda:8/2/1", "cuda:x", "rocm", "xpu:", "hip:8",
+        "cpu:8", "cpu,ram", "cpu,ram:", "cpu,ram:0", "cuda:8,vram:4", "cuda:8,ram:16,ram:16", "cuda:8 ram:16", "mps:8",
         "\x1b[31mcpu",
         "cuda:8GiB\n,ram",
     ],
@@ -85,14 +93,14 @@ def test_what_is_no_machine_is_refused_with_the_forms_that_are(text: str) -> Non
 
 
 @settings(deadline=None, derandomize=True, max_examples=400)
-@given(st.text(alphabet="cpumsda:/,.ramGiBM0123456789 ", max_size=24) | st.text(max_size=16))
+@given(st.text(alphabet="cpumsdarox:/,.ramGiBM0123456789 ", max_size=24) | st.text(max_size=16))
 def test_any_text_is_a_machine_that_holds_together_or_a_usage_error(text: str) -> None:
     try:
         one = _parse(text)
     except Usage:
         return
     assert 0 < one.free <= one.total and 0 < one.ram_free <= one.ram_total
-    assert one.source == "as-if" and one.kind in ("cpu", "mps", "cuda")
+    assert one.source == "as-if" and one.kind in ("cpu", "mps", "cuda", "xpu")
 
 
 @settings(deadline=None, derandomize=True, max_examples=100)

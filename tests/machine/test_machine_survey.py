@@ -187,8 +187,8 @@ def test_hardware_goes_through_json_without_what_belongs_to_this_process() -> No
     chosen = survey.choose("auto", machine(gpu()))
     data = schema.to_json(chosen)
     assert list(data) == [
-        "device", "name", "source", "total", "free", "ram_total", "ram_free", "capability", "driver", "isa", "threads",
-        "dtypes",
+        "device", "name", "source", "total", "free", "ram_total", "ram_free", "amd", "integrated", "capability",
+        "driver", "isa", "threads", "dtypes",
     ]  # fmt: skip
     back = schema.from_json(Hardware, data)
     assert back.uuid is None and schema.to_json(back) == data

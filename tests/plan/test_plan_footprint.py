@@ -36,11 +36,11 @@ def of(family: str, hardware: Hardware | None = None, *, size: int = 0, batch: i
         ("sdxl", {"dtype": "bf16", "placement": "model-offload", "storage": "fp8", "vae": "tile-512"}, 2765 + 56),
     ],
 )
-def test_a_gpu_needs_the_counted_bytes_and_a_few_percent_for_its_allocator(
+def test_a_gpu_needs_the_counted_bytes_with_the_blocks_and_gaps_of_its_allocator(
     family: str, slots: dict[str, str], counted: int
 ) -> None:
     peak = of(family, **slots).device_peak / MIB
-    assert counted < peak < counted * 1.03
+    assert counted < peak < counted * 1.09
 
 
 def test_the_goals_for_a_gpu_are_within_reach_of_the_forecast() -> None:

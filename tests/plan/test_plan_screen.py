@@ -42,17 +42,17 @@ def test_the_screen_of_an_8_gib_gpu_is_as_expected() -> None:
     assert lines[:7] == [
         "sdxl: stabilityai/stable-diffusion-xl-base-1.0, licence OpenRAIL++-M",
         "  1 image 1024×1024, 30 steps DPM++ 2M Karras · 6.94 GB to download, 212 GB free",
-        "RTX 4060: 7.1 of 8.0 GiB free now, budget 6.1 · host RAM: 24.1 of 24.1 GiB free",
+        "RTX 4060: 7.1 of 8.0 GiB free now, budget 6.3 · host RAM: 24.1 of 24.1 GiB free",
         "",
         "  setup                                   GPU GiB  RAM GiB    time",
-        "  all on the GPU                              8.1      1.6   ×1.00  2.0 too much",
-        "  encoders dropped after use                  6.6      1.6   ×1.01  0.5 too much",
+        "  all on the GPU                              8.4      1.6   ×1.00  2.1 too much",
+        "  encoders dropped after use                  6.9      1.6   ×1.01  0.6 too much",
     ]
-    assert "▸ encoders dropped, VAE in tiles of 512       5.4      1.6   ×1.03  fastest fit" in lines
+    assert "▸ encoders dropped, VAE in tiles of 512       5.5      1.6   ×1.03  fastest fit" in lines
     whole = text(lines)
     assert "on the CPU, fp32 –" in whole
     assert "Why keeping everything loaded needs" in whole
-    assert "the VAE's decode, not the UNet, sets the peak: tiles of 512 save 1.1 GiB" in whole
+    assert "the VAE's decode, not the UNet, sets the peak: tiles of 512 save 1.4 GiB" in whole
     assert "fp16: this GPU's full rate, half the memory of fp32; fused attention: slicing" in whole
     assert "--pin placement=" in whole and "--as-if cuda:6GiB" in whole
 
@@ -81,13 +81,13 @@ def test_a_pinned_choice_is_called_so_once() -> None:
 
 def test_the_summary_is_one_line_where_everything_fits() -> None:
     plan = planned("sd15", gpu(8, free=7.1))
-    assert render_summary(plan) == ["plan: RTX 4060, fp16, all on the GPU, needs 2.4 of 7.1 GiB free"]
+    assert render_summary(plan) == ["plan: RTX 4060, fp16, all on the GPU, needs 2.5 of 7.1 GiB free"]
     assert render_summary(planned("sd15", processor(9.8))) == ["sd15 · cpu bf16 · needs 2.9 of 9.8 GiB free"]
 
 
 def test_the_summary_says_why_where_the_fastest_setup_does_not_fit() -> None:
     lines = render_summary(planned("sdxl", gpu(4)))
-    assert lines[0] == "plan: RTX 4060, fp16, streamed layer by layer, needs 1.7 of 4.0 GiB free"
+    assert lines[0] == "plan: RTX 4060, fp16, streamed layer by layer, needs 2.0 of 4.0 GiB free"
     assert lines[1].strip().startswith("one part at a time needs") and lines[1].endswith("more than the budget")
 
 

@@ -1,8 +1,9 @@
-"""A pretend NVIDIA GPU: the whole CUDA path runs, on the CPU's numbers, and every byte of it is counted.
+"""A pretend GPU: the whole path of drawing on it runs, on the CPU's numbers, and every byte of it is counted.
 
-`pretend(device("8GiB"))` is a context in which torch, the driver and so all of sdcli believe in it. It cannot tell
-time, nor what the driver and cuDNN take for themselves. With `blank=True` nothing is computed and all images are black:
-enough to count the bytes of a full-size model in seconds.
+`pretend(device("8GiB"))` is a context in which torch, the driver and so all of sdcli believe in it: one of NVIDIA, or
+with `kind=` of AMD ("rocm"), Intel ("xpu") or Apple ("mps", in the host's memory). It cannot tell time, nor what the
+driver and cuDNN take for themselves. With `blank=True` nothing is computed and all images are black: enough to count
+the bytes of a full-size model in seconds.
 """
 
 from __future__ import annotations
@@ -58,7 +59,7 @@ def pretend(*devices: Device, blank: bool = False) -> Iterator[Pretended]:
     from tests.pretend_gpu.tensors import Bindings, Machine, Memory, Operators
 
     chosen = numbered(list(devices) or [device("8GiB")])
-    machine = Machine("cuda", (Memory(Allocator(one.room), one.workspace) for one in chosen), blank)
+    machine = Machine(chosen[0].kind, (Memory(Allocator(one.room), one.workspace) for one in chosen), blank)
     with (
         runtime.answered(machine, chosen),
         driver.answered(machine, chosen),

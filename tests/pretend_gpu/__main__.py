@@ -1,4 +1,4 @@
-"""`python -m tests.pretend_gpu 8GiB[/7GiB] generate …`: an sdcli command on a machine with this GPU.
+"""`python -m tests.pretend_gpu [--blank] [rocm:|xpu:|mps:]8GiB[/7GiB] generate …`: an sdcli command with this GPU.
 
 With `-m MODULE …` in place of the command it is any other program.
 """
@@ -15,12 +15,14 @@ from tests.pretend_gpu import device, pretend
 
 
 def main() -> None:
-    size, *words = sys.argv[1:]
+    blank = sys.argv[1] == "--blank"
+    described, *words = sys.argv[2:] if blank else sys.argv[1:]
+    kind, _, size = described.rpartition(":")
     total, _, free = size.partition("/")
     module, words = (words[1], words[2:]) if words[0] == "-m" else ("sdcli", words)
-    worker = ("-m", "tests.pretend_gpu", size, *process.PROGRAM)  # what bench measures is a process of its own
+    worker = ("-m", "tests.pretend_gpu", described, *process.PROGRAM)  # what bench measures is a process of its own
     with (
-        pretend(device(total, free or None)),
+        pretend(device(total, free or None, kind=kind or "cuda"), blank=blank),
         mock.patch.object(process, "PROGRAM", worker),
         mock.patch.object(
             local, "best_rate", lambda plan: 0.0

@@ -1,4 +1,5 @@
-"""torch.cuda, answered for pretend GPUs: who asks it about devices, memory, streams or events believes in them."""
+"""torch.cuda, torch.xpu and torch.mps, answered for pretend GPUs: who asks about devices, memory, streams or events
+believes in them."""
 
 from __future__ import annotations
 
@@ -60,7 +61,7 @@ class Stream:
 
 
 def patches(machine: Machine, devices: list[Device]) -> dict[str, Any]:
-    """torch.cuda's functions by name."""
+    """torch.cuda's functions by name; torch.xpu has most of them too."""
     main = Stream()
     main.stream_id = 0
     state = {"stream": main}
@@ -127,7 +128,8 @@ def patches(machine: Machine, devices: list[Device]) -> dict[str, Any]:
         asked = devices[number_of(device)]
         return SimpleNamespace(
             name=asked.name, total_memory=asked.total, major=asked.capability[0], minor=asked.capability[1],
-            multi_processor_count=24, uuid=asked.uuid.removeprefix("GPU-"), is_integrated=0,
+            multi_processor_count=24, uuid=asked.uuid.removeprefix("GPU-"), is_integrated=0, is_integrated_gpu=False,
+            driver_version="1.6",
         )  # fmt: skip
 
     def empty_cache() -> None:
@@ -152,7 +154,7 @@ def patches(machine: Machine, devices: list[Device]) -> dict[str, Any]:
     return {
         "_lazy_init": lambda: None,
         "is_available": lambda: True,
-        "is_initialized": lambda: True,
+        "is_initialized": lambda: any(memory.allocator.requests for memory in machine.memories),
         "is_bf16_supported": lambda *_, **__: devices[machine.current].capability >= (8, 0),
         "device_count": lambda: len(devices),
         "current_device": lambda: machine.current,
@@ -184,17 +186,47 @@ def patches(machine: Machine, devices: list[Device]) -> dict[str, Any]:
     }  # fmt: skip
 
 
+def apple(machine: Machine) -> dict[str, Any]:
+    """torch.mps's functions by name."""
+
+    def allocator() -> Any:
+        return machine.memories[0].allocator
+
+    return {
+        "device_count": lambda: 1,
+        "synchronize": lambda: machine.wait("synchronize"),
+        "empty_cache": lambda: allocator().empty_cache(),
+        "current_allocated_memory": lambda: allocator().allocated.now,
+        "driver_allocated_memory": lambda: allocator().reserved.now,
+        "recommended_max_memory": lambda: allocator().limit,
+        "manual_seed": lambda seed: None,
+    }
+
+
+def answers(machine: Machine, devices: list[Device]) -> dict[str, Any]:
+    """Those that torch has for this kind of device."""
+    if machine.kind == "mps":
+        return apple(machine)
+    module = torch.get_device_module(machine.kind)
+    return {name: value for name, value in patches(machine, devices).items() if hasattr(module, name)}
+
+
 @contextlib.contextmanager
 def answered(machine: Machine, devices: list[Device]) -> Iterator[None]:
+    module = torch.get_device_module(machine.kind)
     with contextlib.ExitStack() as stack:
-        for name, value in patches(machine, devices).items():
-            stack.enter_context(mock.patch.object(torch.cuda, name, value))
+        for name, value in answers(machine, devices).items():
+            stack.enter_context(mock.patch.object(module, name, value))
+        if machine.kind == "mps":
+            stack.enter_context(mock.patch.object(torch.backends.mps, "is_available", lambda: True))
+        if devices and devices[0].backend == "rocm":
+            stack.enter_context(mock.patch.object(torch.version, "hip", "7.2"))
         stack.enter_context(mock.patch.object(torch, "Generator", PretendGenerator))
         # Its binding takes a stream of torch's own only, before any mode is asked.
         stack.enter_context(mock.patch.object(torch.Tensor, "record_stream", lambda tensor, stream: None))
         yield
 
 
-def names() -> Mapping[str, Any]:
-    """What is answered, for the test that holds it against torch.cuda."""
-    return patches(Machine("cuda", []), [])
+def names(kind: str = "cuda") -> Mapping[str, Any]:
+    """What is answered, for the test that holds it against torch."""
+    return apple(Machine(kind, [])) if kind == "mps" else patches(Machine(kind, []), [])

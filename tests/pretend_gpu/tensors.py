@@ -160,14 +160,21 @@ class Machine:
         try:
             yield
         except OutOfSpace as error:
-            raise torch.OutOfMemoryError(self._out_of_memory(number, error.args[0])) from None
+            raise self._out_of_memory(number, error.args[0]) from None
 
-    def _out_of_memory(self, number: int, size: int) -> str:
+    def _out_of_memory(self, number: int, size: int) -> RuntimeError:
+        """In torch's words for this kind of device."""
         allocator = self.memories[number].allocator
         free = allocator.limit - allocator.reserved.now
-        return (
-            f"CUDA out of memory. Tried to allocate {size / 2**20:.2f} MiB. GPU {number} has a total capacity of "
-            f"{allocator.limit / 2**30:.2f} GiB of which {free / 2**20:.2f} MiB is free."
+        if self.kind == "mps":
+            return RuntimeError(
+                f"MPS backend out of memory (MPS allocated: {allocator.reserved.now / 2**20:.2f} MiB, max allowed: "
+                f"{allocator.limit / 2**20:.2f} MiB). Tried to allocate {size / 2**20:.2f} MiB on private pool."
+            )
+        return torch.OutOfMemoryError(
+            f"{'HIP' if torch.version.hip else self.kind.upper()} out of memory. Tried to allocate "
+            f"{size / 2**20:.2f} MiB. GPU {number} has a total capacity of {allocator.limit / 2**30:.2f} GiB of which "
+            f"{free / 2**20:.2f} MiB is free."
         )
 
     def read(self, func: Callable[..., Any], args: Any, kwargs: Mapping[str, Any]) -> Any:

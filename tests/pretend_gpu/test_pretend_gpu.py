@@ -24,8 +24,12 @@ def gpu() -> Iterator[Pretended]:
         yield made
 
 
-def test_what_is_answered_is_part_of_torch() -> None:
-    assert [name for name in runtime.names() if not hasattr(torch.cuda, name)] == []
+@pytest.mark.parametrize(
+    ("kind", "lacking"), [("cuda", []), ("xpu", ["host_memory_stats", "ipc_collect", "default_stream"]), ("mps", [])]
+)  # fmt: skip
+def test_what_is_answered_is_part_of_torch(kind: str, lacking: list[str]) -> None:
+    module = torch.get_device_module(kind)
+    assert [name for name in runtime.names(kind) if not hasattr(module, name)] == lacking
 
 
 @pytest.mark.parametrize(
@@ -140,9 +144,14 @@ def test_blank_tensors_are_counted_alike_and_hold_nothing() -> None:
         assert gpu.held() == 4 << 34 and float(large[:3].cpu().sum()) == 0
 
 
-def test_a_whole_command_believes_in_it(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("described", "name", "sizes"),
+    [("8GiB/6GiB", "RTX 3060", "6.0 of 8.0 GiB"), ("rocm:16GiB/9GiB", "Radeon RX 7900 XTX", "9.0 of 16.0 GiB"),
+     ("xpu:16GiB/9GiB", "Arc A770", "9.0 of 16.0 GiB"), ("mps:24GiB/20GiB", "GiB free", "16.0 of 16.0 GiB")],
+)  # fmt: skip
+def test_a_whole_command_believes_in_it(tmp_path: Path, described: str, name: str, sizes: str) -> None:
     root = Path(__file__).parents[2]
-    words = [sys.executable, "-P", "-m", "tests.pretend_gpu", "8GiB/6GiB", "plan", "a cat", "-m", "sd15"]
+    words = [sys.executable, "-P", "-m", "tests.pretend_gpu", described, "plan", "a cat", "-m", "sd15"]
     done = subprocess.run(words, env={"PYTHONPATH": str(root), "SDCLI_HOME": str(tmp_path), "HOME": str(tmp_path)},
                           capture_output=True, text=True, check=True)  # fmt: skip
-    assert "RTX 3060" in done.stdout and "6.0 of 8.0 GiB" in done.stdout
+    assert name in done.stdout and sizes in done.stdout

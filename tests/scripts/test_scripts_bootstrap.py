@@ -16,9 +16,15 @@ import time
 import zipfile
 from collections.abc import Callable, Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from importlib.machinery import SourceFileLoader
 from pathlib import Path
+from types import ModuleType
+from typing import Any
 
 import pytest
+
+from sdcli.machine import sysfs
+from tests.machine import sysfs_by_hand
 
 ROOT = Path(__file__).resolve().parents[2]
 POSIX = pytest.mark.skipif(os.name == "nt", reason="signals and locks of POSIX")
@@ -474,6 +480,69 @@ def older_python(name: str) -> str | None:
         if path.is_file() and subprocess.run([path, "-c", "pass"], capture_output=True).returncode == 0:
             return str(path)
     return None
+
+
+@pytest.fixture
+def launcher(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
+    """scripts/sdcli as a module, on a Linux machine without an NVIDIA driver whose indexes all answer."""
+    loader = SourceFileLoader("launcher", str(ROOT / "scripts" / "sdcli"))
+    module = ModuleType(loader.name)
+    module.__file__ = loader.path
+    loader.exec_module(module)
+    monkeypatch.setattr(module, "nvidia_driver", lambda: None)
+    monkeypatch.setattr(module, "answers", lambda address: True)
+    monkeypatch.setattr(sys, "platform", "linux")
+    monkeypatch.setattr("platform.machine", lambda: "x86_64")
+    return module
+
+
+@pytest.mark.parametrize(
+    ("maker", "facts", "index"),
+    [
+        ("amd", {}, "rocm7.2"),
+        ("amd", {"target": 80003}, "cpu"),  # no torch is built for it
+        ("amd", {"target": 110501}, "cpu"),  # in a processor
+        ("amd", {"compute": False}, "cpu"),
+        ("intel", {}, "xpu"),
+        ("intel", {"integrated": True}, "cpu"),
+        ("intel", {"driver": ""}, "cpu"),
+    ],
+)
+def test_the_build_of_torch_fits_the_gpu(
+    launcher: ModuleType, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, maker: str, facts: dict[str, Any], index: str
+) -> None:
+    getattr(sysfs_by_hand, maker)(tmp_path, **facts)
+    gpus = sysfs.read(tmp_path, {})
+    monkeypatch.setattr(sysfs, "read", lambda: gpus)
+    before = list(sys.path)
+    build = launcher.torch_build(None, launcher.needs(False))
+    assert build.index == index and sys.path == before
+    first, second = launcher.pip_install(build, launcher.needs(False))
+    assert f"https://download.pytorch.org/whl/{index}" in first and second[-1] not in first
+    assert ("--no-deps" in first) == (index == "cpu"), "what only a build for AMD or Intel needs is on torch's index"
+
+
+def test_another_torch_comes_from_the_same_index_and_one_that_is_there_from_none(
+    launcher: ModuleType, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    sysfs_by_hand.amd(tmp_path)
+    gpus = sysfs.read(tmp_path, {})
+    monkeypatch.setattr(sysfs, "read", lambda: gpus)
+    required = launcher.needs(False)
+    there = required.torch.replace("==", "-")
+    assert launcher.update_build([f"{there}+rocm7.2.dist-info"], required).index is None
+    assert launcher.update_build([f"{there}.dist-info"], required).index is None
+    assert launcher.update_build(["torch-2.1.0+rocm6.4.dist-info"], required).index == "rocm7.2"
+
+
+def test_an_index_that_does_not_answer_leaves_the_cpu(
+    launcher: ModuleType, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    sysfs_by_hand.amd(tmp_path)
+    gpus = sysfs.read(tmp_path, {})
+    monkeypatch.setattr(sysfs, "read", lambda: gpus)
+    monkeypatch.setattr(launcher, "answers", lambda address: "rocm" not in address)
+    assert launcher.torch_build(None, launcher.needs(False)).index == "cpu"
 
 
 def test_the_file_parses_on_pythons_that_cannot_run_sdcli() -> None:

@@ -14,6 +14,7 @@ CPU_BF16_EMULATED = 50.0  # published: 44-500 times as long as fp32 on AVX2 (pyt
 CUDA_FP32 = 3.0  # spec sheets: 2.5-4 between tensor cores in fp16 and fp32, TF32 off
 CUDA_FP32_BEFORE_TENSOR_CORES = 1.1  # Pascal and older compute fp16 in fp32 units; only traffic is saved
 MPS_FP32 = 1.5  # assumed: twice the traffic, the same units
+OTHER_FP32 = 2.0  # assumed: AMD's and Intel's matrix units take half precision only
 
 
 def capability(hardware: Hardware) -> float:
@@ -31,7 +32,7 @@ def native_bf16(hardware: Hardware) -> bool:
         return False
     if status == "probed":
         return True
-    if hardware.kind == "cuda":
+    if hardware.backend == "cuda":
         return capability(hardware) >= 8.0
     if hardware.kind == "cpu":
         return "bf16" in hardware.isa or "amx" in hardware.isa
@@ -47,8 +48,8 @@ def slowdown(choice: str, hardware: Hardware) -> float:
         return 1.0 if choice == "fp32" else emulated
     if choice != "fp32":
         return 1.0
-    if hardware.kind == "mps":
-        return MPS_FP32
+    if hardware.backend != "cuda":
+        return MPS_FP32 if hardware.kind == "mps" else OTHER_FP32
     return CUDA_FP32 if capability(hardware) >= 7.0 else CUDA_FP32_BEFORE_TENSOR_CORES
 
 
@@ -56,7 +57,7 @@ def illegal(setup: Setup, hardware: Hardware, model: Model) -> str | None:
     choice = setup.dtype
     if choice == "fp16" and hardware.kind == "cpu":
         return "fp16 convolutions are hundreds of times slower than fp32 on a CPU"
-    if choice == "bf16" and hardware.kind == "cuda" and capability(hardware) < 8.0:
+    if choice == "bf16" and hardware.backend == "cuda" and capability(hardware) < 8.0:
         return f"bf16 needs compute capability 8.0, this GPU has {hardware.capability}"
     if choice == "bf16" and hardware.kind == "mps" and not native_bf16(hardware):
         return "bf16 is not known to work on this Mac"
@@ -80,7 +81,7 @@ def because(setup: Setup, situation: Situation) -> str:
         return "fp32: this CPU has no bf16 units, and fp16 is never used on a CPU"
     if choice == "fp32":
         return "fp32: exact, but slower than half precision and twice the memory"
-    if hardware.kind == "mps":
+    if hardware.backend != "cuda":
         return f"{choice}: half the memory of fp32, and faster"
     if capability(hardware) < 7.0:
         return f"{choice}: half the memory of fp32; this GPU computes both at about the same rate"

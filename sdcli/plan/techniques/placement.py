@@ -38,9 +38,13 @@ def streamed(choice: str, part: str) -> bool:
 def illegal(setup: Setup, hardware: Hardware, model: Model) -> str | None:
     if setup.placement in PARKED_ON_HOST and hardware.kind == "cpu":
         return "on a CPU the weights are in host memory already; there is nowhere to offload them to"
-    if setup.placement in PARKED_ON_HOST and hardware.kind == "mps":
-        return "this Mac's GPU and CPU share their memory; offloading frees nothing"
+    if setup.placement in PARKED_ON_HOST and hardware.shares_memory:
+        return f"{_shared(hardware)} and CPU share their memory; offloading frees nothing"
     return None
+
+
+def _shared(hardware: Hardware) -> str:
+    return "this Mac's GPU" if hardware.kind == "mps" else "this GPU"
 
 
 def because(setup: Setup, situation: Situation) -> str:

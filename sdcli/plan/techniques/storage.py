@@ -21,7 +21,7 @@ def widening(choice: str, parameters: int) -> float:
 def illegal(setup: Setup, hardware: Hardware, model: Model) -> str | None:
     if setup.storage == "same":
         return None
-    if hardware.kind != "cuda":
+    if hardware.backend != "cuda":
         return "fp8 storage is for NVIDIA GPUs; elsewhere widening every layer would be slow"
     if setup.dtype == "fp32":
         return "fp8 weights are widened to fp16 or bf16; dtype=fp32 would spend four bytes on eight bits"
@@ -31,7 +31,7 @@ def illegal(setup: Setup, hardware: Hardware, model: Model) -> str | None:
 def because(setup: Setup, situation: Situation) -> str:
     if setup.storage == "fp8":
         return "fp8: half the UNet's memory, but eight bits per weight change the image"
-    if situation.hardware.kind != "cuda":
+    if situation.hardware.backend != "cuda":
         return f"weights stay in {setup.dtype}: fp8 storage is for NVIDIA GPUs"
     saved = situation.peaks(setup)[0] - situation.peaks(TECHNIQUE.put(setup, "fp8"))[0]
     if saved < 0.1 * GIB:
