@@ -25,7 +25,7 @@ def gpu() -> Iterator[Pretended]:
 
 
 @pytest.mark.parametrize(
-    ("kind", "lacking"), [("cuda", []), ("xpu", ["host_memory_stats", "ipc_collect", "default_stream"]), ("mps", [])]
+    ("kind", "lacking"), [("cuda", []), ("xpu", ["host_memory_stats", "ipc_collect", "set_sync_debug_mode", "default_stream"]), ("mps", [])]
 )  # fmt: skip
 def test_what_is_answered_is_part_of_torch(kind: str, lacking: list[str]) -> None:
     module = torch.get_device_module(kind)
