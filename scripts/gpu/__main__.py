@@ -15,6 +15,7 @@ same command goes on where it stopped (--from takes the record of an earlier fol
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import re
 import sys
@@ -71,18 +72,16 @@ def go(record: Record, chosen: Sequence[Piece], lab: Lab, folder: Path) -> int:
     """Finds out what is not known yet, as long as the time lasts, then what failed before; how many pieces are left."""
     left = [piece for piece in chosen if piece.name not in record["found"]]
     left += [piece for piece in chosen if piece.name in failures(record)]
-    for piece in tuple(left):
-        if lab.left < piece.seconds:
-            continue
-        started = time.monotonic()
-        try:
+    with contextlib.suppress(OutOfTime, KeyboardInterrupt):
+        for piece in tuple(left):
+            if lab.left < piece.seconds:
+                continue
+            started = time.monotonic()
             answer = piece.go(lab)
-        except (OutOfTime, KeyboardInterrupt):
-            break
-        record["found"][piece.name] = answer
-        write(record, folder)
-        left.remove(piece)
-        print(f"{time.monotonic() - started:4.0f} s  {piece.name}: {answer.get('message') or 'done'}", flush=True)
+            record["found"][piece.name] = answer
+            write(record, folder)
+            left.remove(piece)
+            print(f"{time.monotonic() - started:4.0f} s  {piece.name}: {answer.get('message') or 'done'}", flush=True)
     return len(left)
 
 

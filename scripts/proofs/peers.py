@@ -65,9 +65,12 @@ def _sequential(pipeline: Any) -> None:
 
 
 def _group(pipeline: Any) -> None:
+    """Without the VAE: SDXL's, which decodes in fp32, fails under it."""
     pipeline.enable_group_offload(
-        onload_device=torch.device("cuda"), offload_type="leaf_level", use_stream=True, record_stream=True
-    )
+        onload_device=torch.device("cuda"), offload_type="leaf_level", use_stream=True, record_stream=True,
+        exclude_modules=["vae"],
+    )  # fmt: skip
+    pipeline.vae.to("cuda")
 
 
 def _tiling(pipeline: Any) -> None:

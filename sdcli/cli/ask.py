@@ -21,7 +21,6 @@ from sdcli.models.model import Model
 from sdcli.near import nearest
 from sdcli.plan.plan import Plan
 from sdcli.plan.planner import make_plan
-from sdcli.record.metadata import read as metadata
 from sdcli.request import config, jobs, prompt_files, samplers
 from sdcli.request.config import Sources
 from sdcli.request.options import OPTIONS, SCREEN
@@ -115,7 +114,7 @@ def read_sources(flags: Mapping[str, Any]) -> Sources:
     user = config.from_user(config_file())
     environment = config.from_environment(os.environ)
     preset = flags.get("preset") or environment.get("preset") or user.get("preset")
-    image = metadata.read(flags["settings_from"]) if flags.get("settings_from") else None
+    image = _drawn_before(flags["settings_from"]) if flags.get("settings_from") else None
     return Sources(
         user=user,
         environment=environment,
@@ -124,6 +123,13 @@ def read_sources(flags: Mapping[str, Any]) -> Sources:
         not_taken=image.unknown if image else {},
         flag=flags,
     )
+
+
+def _drawn_before(file: Any) -> Any:
+    """The settings stored in an image. Their reader is loaded only here: every command would wait for it."""
+    from sdcli.record.metadata import read
+
+    return read.read(file)
 
 
 def find_model(sources: Sources) -> Model:

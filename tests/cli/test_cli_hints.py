@@ -45,7 +45,7 @@ CORRECTED = {
     "plan cat -m sdxl -W 8192 -H 8192": "plan cat -m sdxl --size 6144x6144",
     "plan cat -m sdxl --pin placement=resident --max-vram 6":
         "plan cat -m sdxl --pin placement=resident --max-vram 6 --pin storage=fp8",
-    "plan cat -m sdxl --dtype fp32 --max-vram 1.1": "plan cat -m sdxl --max-vram 1.1",
+    "plan cat -m sdxl --dtype fp32 --max-vram 0.8": "plan cat -m sdxl --max-vram 0.8",
     "plan cat -m sdxl --max-vram 0.6": "plan cat -m sdxl",
     "genrate cat --engine fake": "generate cat --engine fake",
     "txt2img 'a cat' --engine fake": 'generate "a cat" --engine fake',

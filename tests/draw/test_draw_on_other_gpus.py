@@ -53,7 +53,7 @@ def pixels(plan: Plan) -> list[bytes]:
 
 def left(gpu: Pretended) -> int:
     gc.collect()
-    return gpu.allocator().allocated.now
+    return gpu.held()
 
 
 def test_it_is_found_and_planned_for(tiny_folders: dict[str, Path], kind: str, gpu: Pretended) -> None:
