@@ -40,7 +40,7 @@ CLAIM = (
     "setup that drew, and nothing left."
 )
 FAMILIES = ("sd15", "sdxl")
-SIDE = 512
+SIDE = 256
 LIMITS = 100
 EVERY = 50  # allocations
 MIB = 1 << 20

@@ -22,7 +22,7 @@ IMAGE_BYTES_PER_PIXEL = 3 * (4 + 1 + 1)  # counted: the decoded image as fp32, a
 # On the device: weights and live bytes are counted; an allocator that hands out blocks takes a little more
 CUDA_BLOCKS = 1.015  # counted by its rules, 1.01 to 1.025: docs/benchmarks/memory-card.md
 CUDA_BLOCKS_FP8 = 1.03  # the same for weights in fp8
-CUDA_GAPS = 0.22  # counted: free bytes per live byte beside them, since blocks leave gaps; 0.01 to 1
+CUDA_GAPS = 0.23  # counted: free bytes per live byte beside them, since blocks leave gaps; 0.01 to 1
 OTHER_ROUNDING = 1.1  # assumed, not yet measured: torch's caching allocators for ROCm and XPU
 CUDA_WORKSPACE = 32 * MIB  # documented: cuBLAS keeps 32 MiB on recent GPUs (8 on older ones), through the allocator
 OTHER_WORKSPACE = 128 * MIB  # assumed, not yet measured: of hipBLASLt and MIOpen, or oneDNN

@@ -35,10 +35,10 @@ TABLE = [
     (4, "8.6", "sdxl", "group-offload", "whole", "bf16", 2.0),
     (6, "8.6", "sdxl", "drop-encoders", "tile-256", "bf16", 5.2),
     (8, "8.9", "sdxl", "drop-encoders", "whole", "bf16", 6.9),
-    (12, "8.6", "sdxl", "resident", "whole", "bf16", 8.4),
-    (12, "7.5", "sdxl", "resident", "whole", "fp32", 10.4),
-    (24, "8.9", "sdxl", "resident", "whole", "bf16", 8.4),
-    (80, "9.0", "sdxl", "resident", "whole", "bf16", 8.4),
+    (12, "8.6", "sdxl", "resident", "whole", "bf16", 8.5),
+    (12, "7.5", "sdxl", "resident", "whole", "fp32", 10.5),
+    (24, "8.9", "sdxl", "resident", "whole", "bf16", 8.5),
+    (80, "9.0", "sdxl", "resident", "whole", "bf16", 8.5),
 ]
 
 
