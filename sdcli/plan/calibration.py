@@ -8,7 +8,7 @@ MIB = 1 << 20
 
 # Budgets
 SAFETY = 0.92  # share of free memory that a plan may use: the rest is for the forecast's error
-CUDA_SAFETY = 0.96  # the same where the forecast is counted by the rules of torch's allocator
+CUDA_SAFETY = 0.955  # the same where the forecast is counted by the rules of torch's allocator
 CUDA_CONTEXT = GIB // 2  # published: 0.4-0.6 GiB of context, cuBLAS and cuDNN outside torch's allocator
 ROCM_CONTEXT = GIB  # assumed, not yet measured: HIP's context, rocBLAS and MIOpen outside torch's allocator
 XPU_CONTEXT = GIB // 2  # assumed, not yet measured: Level Zero's context and oneDNN outside torch's allocator

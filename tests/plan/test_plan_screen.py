@@ -45,7 +45,7 @@ def test_the_screen_of_an_8_gib_gpu_is_as_expected() -> None:
         "RTX 4060: 7.1 of 8.0 GiB free now, budget 6.3 · host RAM: 24.1 of 24.1 GiB free",
         "",
         "  setup                                   GPU GiB  RAM GiB    time",
-        "  all on the GPU                              8.5      1.6   ×1.00  2.1 too much",
+        "  all on the GPU                              8.5      1.6   ×1.00  2.2 too much",
         "  encoders dropped after use                  6.9      1.6   ×1.01  0.6 too much",
     ]
     assert "▸ encoders dropped, VAE in tiles of 512       5.5      1.6   ×1.03  fastest fit" in lines
