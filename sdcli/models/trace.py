@@ -7,7 +7,7 @@ serves every dtype; a caller's variable that still holds a tensor keeps it alive
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from itertools import accumulate
 from typing import Any, NamedTuple
 
@@ -33,25 +33,28 @@ class Leaf(NamedTuple):
     elements: int  # of its output; activation bytes = elements × size of the dtype
 
 
-class Span(NamedTuple):
-    """leaves[first:last], which run between two moments, and the most elements alive meanwhile."""
+STREAMED_LAYERS = 3  # counted: the one computing, the one fetched ahead, and one not yet freed
 
-    first: int
-    last: int
-    elements: int
+
+class Span(NamedTuple):
+    """Leaves that run between two moments."""
+
+    elements: int  # alive at most meanwhile
+    layer: int  # parameters of the largest of them
+    row: int  # parameters of those in a row that are there at once where layers are streamed
 
 
 class Trace:
     """Collects leaves; `hold` and `drop` count what stays alive, `touch` what is needed briefly on top."""
 
-    __slots__ = ("_spans", "batch", "leaves", "live", "peak", "scores")
+    __slots__ = ("_moments", "batch", "leaves", "live", "peak", "scores")
 
     def __init__(self, batch: int) -> None:
         self.batch = batch
         self.leaves: list[Leaf] = []
         self.live = 0
         self.peak = 0
-        self._spans: list[Span] = []
+        self._moments: list[tuple[int, int]] = []  # leaves by then, the most elements alive since the one before
         self.scores = 0  # elements of the largest attention matrix, where it is written out (no fused kernel)
 
     def hold(self, elements: int) -> None:
@@ -65,15 +68,27 @@ class Trace:
         most, leaves = self.live + elements, len(self.leaves)
         if most > self.peak:
             self.peak = most
-        spans = self._spans
-        if not spans or spans[-1].last < leaves:
-            spans.append(Span(spans[-1].last if spans else 0, leaves, most))
-        elif most > spans[-1].elements:
-            spans[-1] = spans[-1]._replace(elements=most)
+        moments = self._moments
+        if not moments or moments[-1][0] < leaves:
+            moments.append((leaves, most))
+        elif most > moments[-1][1]:
+            moments[-1] = (leaves, most)
 
     def spans(self) -> tuple[Span, ...]:
         self.touch(0)  # whatever leaves came last
-        return tuple(self._spans)
+        parameters = [leaf.parameters for leaf in self.leaves if leaf.parameters]
+        sums = [0, *accumulate(parameters)]
+        rows = [
+            sums[min(layer + 2, len(parameters))] - sums[max(0, layer + 2 - STREAMED_LAYERS)]
+            for layer in range(len(parameters))
+        ]
+        spans, first, done = [], 0, 0
+        for leaves, elements in self._moments:
+            last = first + sum(bool(leaf.parameters) for leaf in self.leaves[done:leaves])
+            part = slice(first, max(last, first + 1))  # attention has no parameters: then the layer that follows
+            spans.append(Span(elements, max(parameters[part], default=0), max(rows[part], default=0)))
+            first, done = last, leaves
+        return tuple(spans)
 
     def _add(self, leaf: Leaf) -> None:
         if len(self.leaves) >= MOST_LEAVES:
@@ -146,23 +161,10 @@ class Trace:
         self._add(leaf)
 
 
-def beside_weights(leaves: Sequence[Leaf], spans: Iterable[Span], size: int, windows: Sequence[tuple[int, int]]) -> int:
-    """The most bytes alive at once, weights that come and go with their layers among them. `size`: of an element;
-    `windows`: for each, how many layers in a row and the bytes of a parameter."""
-    parameters = [leaf.parameters for leaf in leaves if leaf.parameters]
-    sums = [0, *accumulate(parameters)]
-    position = [0, *accumulate(bool(leaf.parameters) for leaf in leaves)]
-
-    def most(span: Span, layers: int) -> int:
-        """Of `layers` in a row, one of them in the span and where there are several one ahead of it."""
-        after = 1 if layers == 1 else 2
-        ends = [
-            min(layer + after, len(parameters))
-            for layer in range(position[span.first], max(position[span.last], position[span.first] + 1))
-        ]
-        return max(sums[end] - sums[max(0, end - layers)] for end in ends)
-
-    return max(span.elements * size + sum(most(span, layers) * width for layers, width in windows) for span in spans)
+def beside_weights(spans: Iterable[Span], size: int, *, layer: int = 0, row: int = 0) -> int:
+    """The most bytes alive at once, with weights that come and go with their layers. `size`: bytes of an element;
+    `layer`, `row`: bytes of a parameter of the layer that runs, and of those that are streamed."""
+    return max(span.elements * size + span.layer * layer + span.row * row for span in spans)
 
 
 def key_of(config: Mapping[str, Any], what: str) -> str:

@@ -67,9 +67,9 @@ class Unet:
         """Live bytes at the worst moment, with fused attention; weights, inputs and kernels' workspace excluded."""
         return self.peak_elements * dtype_bytes
 
-    def beside_weights(self, dtype_bytes: int, *windows: tuple[int, int]) -> int:
-        """The same with layers' weights that come and go: how many layers in a row, bytes per parameter."""
-        return beside_weights(self.leaves, self.spans, dtype_bytes, windows)
+    def beside_weights(self, dtype_bytes: int, *, layer: int = 0, row: int = 0) -> int:
+        """The same with weights that come and go: bytes per parameter of the layer that runs, and of those streamed."""
+        return beside_weights(self.spans, dtype_bytes, layer=layer, row=row)
 
     @property
     def largest_leaf(self) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from sdcli.models.trace import STREAMED_LAYERS as STREAMED_LAYERS
 from sdcli.sizes import GIB
 
 MIB = 1 << 20
@@ -30,8 +31,6 @@ CPU_ROUNDING = 1.0  # measured, each tensor in separate pages: live bytes as cou
 CPU_HEAP = 1.8  # measured, 1.3 to 2.1: glibc's heap has holes among the UNet's many tensors below 32 MiB
 CPU_WORKSPACE = 56 * MIB  # measured: code paged in, and oneDNN's kernels, by the first encode and the first UNet call
 MPS_ROUNDING = 1.1  # assumed, not yet measured
-
-STREAMED_LAYERS = 3  # counted: the one computing, the one fetched ahead, and one not yet freed
 
 
 def safety(backend: str) -> float:

@@ -96,7 +96,7 @@ class Sizes:
         batch = self._latents(stage, setup)
         call, size = self.call(stage.shape, batch), BYTES[setup.dtype]
         live = call.activation_peak(size)
-        widened = call.beside_weights(size, (1, size)) - live if setup.storage == "fp8" else 0
+        widened = call.beside_weights(size, layer=size) - live if setup.storage == "fp8" else 0
         scores = 0
         if setup.attention == "sliced":  # scores and their softmax for half the heads of one latent
             scores = 2 * (call.largest_scores // (2 * batch)) * size
@@ -164,12 +164,10 @@ class Sizes:
         size = BYTES[setup.dtype]
         if stage.work == "text":
             encoder = self.encoder(stage.shape, part)
-            return encoder.beside_weights(size, (calibration.STREAMED_LAYERS, size)) - encoder.activation_peak(size)
+            return encoder.beside_weights(size, row=size) - encoder.activation_peak(size)
         call = self.call(stage.shape, self._latents(stage, setup))
-        width = 1 if setup.storage == "fp8" else size
-        widened = ((1, size),) if setup.storage == "fp8" else ()
-        both = call.beside_weights(size, *widened, (calibration.STREAMED_LAYERS, width))
-        return both - call.beside_weights(size, *widened)
+        row, layer = (1, size) if setup.storage == "fp8" else (size, 0)
+        return call.beside_weights(size, layer=layer, row=row) - call.beside_weights(size, layer=layer)
 
     def _latents(self, stage: Stage, setup: Setup) -> int:
         """In one UNet call."""
