@@ -20,19 +20,15 @@ import numpy as np  # noqa: E402
 import torch  # noqa: E402
 
 from scripts import make_checkpoint  # noqa: E402
+from scripts.gpu import inside  # noqa: E402
 from sdcli.draw import local  # noqa: E402
 from sdcli.errors import OutOfMemory  # noqa: E402
 from sdcli.events import Decoded, Degraded  # noqa: E402
-from sdcli.machine import survey  # noqa: E402
-from sdcli.models import resolve  # noqa: E402
 from sdcli.plan.calibration import CUDA_CONTEXT  # noqa: E402
 from sdcli.plan.footprint import footprint  # noqa: E402
-from sdcli.plan.plan import Plan, Setup  # noqa: E402
-from sdcli.plan.planner import make_plan  # noqa: E402
+from sdcli.plan.plan import Setup  # noqa: E402
 from sdcli.plan.stages import Shape  # noqa: E402
-from sdcli.request.request import Request  # noqa: E402
-from sdcli.sizes import GIB  # noqa: E402
-from tests.pretend_gpu import Device, allocator, pretend  # noqa: E402
+from tests.pretend_gpu import Device, allocator, device, pretend  # noqa: E402
 
 NAME = "limits"
 CLAIM = (
@@ -45,6 +41,7 @@ SIDE = 256
 LIMITS = 100
 EVERY = 50  # allocations
 MIB = 1 << 20
+LARGE = device("8GiB")
 
 
 @dataclass(frozen=True)
@@ -62,25 +59,20 @@ class Runs:
 
     def __init__(self, folder: Path, family: str) -> None:
         torch.set_num_threads(1)
-        with pretend(Device(total=8 * GIB, free=8 * GIB)):
-            request = Request(
-                prompts=("a cat",), seeds=(7,), steps=2, guidance=5.0, sampler="Euler", width=SIDE, height=SIDE,
-                pins={"dtype": "fp32"},
-            )  # fmt: skip
-            plan = make_plan(request, resolve.at(folder / family), survey.choose("auto", survey.look()), {})
-        self.plan: Plan = replace(plan, setup=replace(plan.setup, threads=1))
+        with pretend(LARGE):
+            self.plan = inside.plan_for(folder / family, steps=2, width=SIDE, height=SIDE, pins={"dtype": "fp32"})
         self._pixels: dict[Setup, bytes] = {}
 
     def pixels(self, setup: Setup) -> bytes:
         """Where there is memory for it."""
         if setup not in self._pixels:
-            with pretend(Device(total=8 * GIB, free=8 * GIB)):
+            with pretend(LARGE):
                 events = list(local.run(replace(self.plan, setup=setup, fallbacks=())))
             (self._pixels[setup],) = (event.pixels for event in events if isinstance(event, Decoded))
         return self._pixels[setup]
 
     def log(self) -> list[allocator.Call]:
-        with pretend(Device(total=8 * GIB, free=8 * GIB)) as gpu:
+        with pretend(LARGE) as gpu:
             list(local.run(replace(self.plan, fallbacks=())))
             return gpu.allocator().log
 
@@ -136,7 +128,7 @@ def _all_ended(runs: Runs) -> Iterator[Ended]:
         yield runs.ended(f"{room / MIB:.0f} MiB", room)
     allocations = sum(isinstance(call, tuple) for call in log)
     for number in range(1, allocations, EVERY):
-        yield runs.ended(f"allocation {number}", 8 * GIB, number)
+        yield runs.ended(f"allocation {number}", LARGE.room, number)
 
 
 def main() -> list[tuple[str, str, str, bool]]:

@@ -19,17 +19,13 @@ if str(ROOT) not in sys.path:
 
 import torch  # noqa: E402
 
+from scripts.gpu import inside  # noqa: E402
 from scripts.proofs.card import MIB, write_models  # noqa: E402
 from sdcli.draw import local  # noqa: E402
 from sdcli.errors import OutOfMemory  # noqa: E402
 from sdcli.events import Decoded, Step  # noqa: E402
-from sdcli.machine import survey  # noqa: E402
-from sdcli.models import resolve  # noqa: E402
 from sdcli.plan.plan import Plan, Setup  # noqa: E402
-from sdcli.plan.planner import make_plan  # noqa: E402
-from sdcli.request.request import Request  # noqa: E402
-from sdcli.sizes import GIB  # noqa: E402
-from tests.pretend_gpu import Device, Pretended, pretend  # noqa: E402
+from tests.pretend_gpu import Device, Pretended, device, pretend  # noqa: E402
 
 NAME = "peers"
 CLAIM = (
@@ -89,7 +85,7 @@ PEERS: dict[str, tuple[Callable[[Any], None], ...]] = {
 
 
 def gpu(size: int) -> Device:
-    return Device(total=size * GIB, free=size * GIB, capability=(8, 9))
+    return device(f"{size}GiB", capability="8.9")
 
 
 def with_diffusers(folder: Path, family: str, peer: str) -> list[Drawn]:
@@ -109,10 +105,7 @@ def with_diffusers(folder: Path, family: str, peer: str) -> list[Drawn]:
 def _pipeline_drawn(
     path: Path, family: str, enabled: tuple[Callable[[Any], None], ...], pretended: Pretended
 ) -> tuple[int, int]:
-    import diffusers
-
-    pipeline = diffusers.DiffusionPipeline.from_pretrained(path, torch_dtype=torch.float16, local_files_only=True)
-    pipeline.set_progress_bar_config(disable=True)
+    pipeline = inside.pipeline_of(path, torch.float16)
     for enable in enabled:
         enable(pipeline)
     copied = []
@@ -129,9 +122,8 @@ def _pipeline_drawn(
 def with_sdcli(folder: Path, family: str, size: int) -> list[Drawn]:
     """As planned for this GPU, then with each of the plan's fallbacks that stay on it."""
     side = SIDES[family]
-    request = Request(prompts=("a cat",), seeds=(1,), steps=STEPS, guidance=7.5, width=side, height=side)
     with pretend(gpu(size), blank=True):
-        plan = make_plan(request, resolve.at(folder / family), survey.choose("auto", survey.look()), {})
+        plan = inside.plan_for(folder / family, steps=STEPS, width=side, height=side)
     if not plan.fits:
         return []
     setups = [plan.setup, *(fallback.setup for fallback in plan.fallbacks)]
@@ -191,7 +183,7 @@ def rows(family: str, theirs: list[Drawn], ours: dict[int, list[Drawn]]) -> list
 
 
 def _better(one: Drawn, peer: Drawn) -> bool:
-    """No worse in either, to the MiB, and better in one or the same in both."""
+    """No more bytes and no more of them copied in a step, to the MiB."""
     return one.peak // MIB <= peer.peak // MIB and one.per_step // MIB <= peer.per_step // MIB
 
 

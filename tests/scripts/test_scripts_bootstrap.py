@@ -496,6 +496,13 @@ def launcher(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
     return module
 
 
+def listed(monkeypatch: pytest.MonkeyPatch, root: Path, maker: str, **facts: Any) -> None:
+    """Linux lists one GPU of this maker, written under `root`."""
+    getattr(sysfs_by_hand, maker)(root, **facts)
+    gpus = sysfs.read(root, {})
+    monkeypatch.setattr(sysfs, "read", lambda: gpus)
+
+
 @pytest.mark.parametrize(
     ("maker", "facts", "index"),
     [
@@ -511,9 +518,7 @@ def launcher(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
 def test_the_build_of_torch_fits_the_gpu(
     launcher: ModuleType, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, maker: str, facts: dict[str, Any], index: str
 ) -> None:
-    getattr(sysfs_by_hand, maker)(tmp_path, **facts)
-    gpus = sysfs.read(tmp_path, {})
-    monkeypatch.setattr(sysfs, "read", lambda: gpus)
+    listed(monkeypatch, tmp_path, maker, **facts)
     before = list(sys.path)
     build = launcher.torch_build(None, launcher.needs(False))
     assert build.index == index and sys.path == before
@@ -525,9 +530,7 @@ def test_the_build_of_torch_fits_the_gpu(
 def test_another_torch_comes_from_the_same_index_and_one_that_is_there_from_none(
     launcher: ModuleType, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    sysfs_by_hand.amd(tmp_path)
-    gpus = sysfs.read(tmp_path, {})
-    monkeypatch.setattr(sysfs, "read", lambda: gpus)
+    listed(monkeypatch, tmp_path, "amd")
     required = launcher.needs(False)
     there = required.torch.replace("==", "-")
     assert launcher.update_build([f"{there}+rocm7.2.dist-info"], required).index is None
@@ -538,9 +541,7 @@ def test_another_torch_comes_from_the_same_index_and_one_that_is_there_from_none
 def test_an_index_that_does_not_answer_leaves_the_cpu(
     launcher: ModuleType, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    sysfs_by_hand.amd(tmp_path)
-    gpus = sysfs.read(tmp_path, {})
-    monkeypatch.setattr(sysfs, "read", lambda: gpus)
+    listed(monkeypatch, tmp_path, "amd")
     monkeypatch.setattr(launcher, "answers", lambda address: "rocm" not in address)
     assert launcher.torch_build(None, launcher.needs(False)).index == "cpu"
 
