@@ -55,13 +55,34 @@ class Panels:
                 _write(rows, formatter)
 
 
+class AsTyped:
+    """Takes text and switches as they were typed, for sdcli converts text itself. In its place Typer would load
+    pydantic, to see that text is text, and that takes longer than a plan."""
+
+    def coerce(self, value: Any, **where: Any) -> Any:
+        return value
+
+
+def as_typed(parameters: list[Any]) -> list[Any]:
+    for parameter in parameters:
+        if parameter.type_descriptor.annotation in (str, bool, list[str]):
+            parameter.get_runtime_param = AsTyped
+    return parameters
+
+
 class Grouped(Panels, typer.core.TyperCommand):
+    def get_params(self, ctx: Any) -> list[Any]:
+        return as_typed(super().get_params(ctx))
+
     def format_options(self, ctx: Any, formatter: Any) -> None:
         self.panels(ctx, formatter)
 
 
 class GroupedGroup(Panels, typer.core.TyperGroup):
     """A command that also has subcommands."""
+
+    def get_params(self, ctx: Any) -> list[Any]:
+        return as_typed(super().get_params(ctx))
 
     def format_options(self, ctx: Any, formatter: Any) -> None:
         self.panels(ctx, formatter)
