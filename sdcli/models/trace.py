@@ -88,7 +88,7 @@ class Trace:
             part = slice(first, max(last, first + 1))  # attention has no parameters: then the layer that follows
             spans.append(Span(elements, max(parameters[part], default=0), max(rows[part], default=0)))
             first, done = last, leaves
-        return tuple(spans)
+        return worst_of(spans)
 
     def _add(self, leaf: Leaf) -> None:
         if len(self.leaves) >= MOST_LEAVES:
@@ -159,6 +159,15 @@ class Trace:
 
     def extra(self, leaf: Leaf) -> None:
         self._add(leaf)
+
+
+def worst_of(spans: Iterable[Span]) -> tuple[Span, ...]:
+    """Those that can be the worst moment: each of the others is at most one of these in all respects."""
+    worst: list[Span] = []
+    for span in sorted(set(spans), reverse=True):
+        if not any(other.layer >= span.layer and other.row >= span.row for other in worst):
+            worst.append(span)
+    return tuple(worst)
 
 
 def beside_weights(spans: Iterable[Span], size: int, *, layer: int = 0, row: int = 0) -> int:

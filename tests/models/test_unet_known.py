@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from sdcli import data
 from sdcli.errors import BadFile, SdcliError, Usage
+from sdcli.models.trace import Span, beside_weights, worst_of
 from sdcli.models.unet import analyse
 
 PUBLISHED = [
@@ -168,3 +169,20 @@ def test_any_config_is_understood_or_refused_by_name(name: str, change: dict[str
         assert unet.parameters > 0
         assert unet.peak_elements > 0
         assert json.loads(json.dumps(unet.macs_by_kind)) == unet.macs_by_kind
+
+
+SPANS = st.lists(st.builds(Span, *[st.integers(0, 9)] * 3), min_size=1)
+
+
+@given(spans=SPANS, size=st.integers(0, 4), layer=st.integers(0, 4), row=st.integers(0, 4))
+def test_the_spans_that_are_kept_hold_the_worst_moment_of_all(
+    spans: list[Span], size: int, layer: int, row: int
+) -> None:
+    kept = worst_of(spans)
+    assert beside_weights(kept, size, layer=layer, row=row) == beside_weights(spans, size, layer=layer, row=row)
+    assert len(kept) <= len(set(spans))
+
+
+def test_few_spans_of_a_unet_are_kept() -> None:
+    unet = analyse(data.component_config("sdxl", "unet"), height=128, width=128)
+    assert len(unet.spans) < len(unet.leaves) / 50
