@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import cache
+from operator import attrgetter
 
 from sdcli.machine.hardware import Hardware
 from sdcli.models import text, unet, vae
@@ -15,9 +17,12 @@ from sdcli.plan.techniques import vae as vae_tiles
 from sdcli.plan.techniques.attention import FEWEST_KEYS, blocks
 from sdcli.plan.techniques.vae_dtype import effective
 
-# The slots that a stage's work, and a setup's weights, depend on.
-_WORK = ("dtype", "storage", "attention", "guidance", "vae", "vae_dtype", "threads")
-_COUNTED = (*_WORK, "placement")
+# The slots that each kind of work depends on.
+_WORK = {
+    "text": attrgetter("dtype"),
+    "unet": attrgetter("dtype", "storage", "attention", "guidance", "threads"),
+    "image": attrgetter("dtype", "vae", "vae_dtype"),
+}
 
 
 class Sizes:
@@ -30,39 +35,35 @@ class Sizes:
         self.backend = hardware.backend
         self.shared = hardware.shares_memory  # counted once
         self.imports = calibration.IMPORTS + calibration.libraries(self.backend)
+        self.parts = parts_of(stages)
         self.scale = vae.scale(self.config("vae"))
-        self._calls: dict[tuple[Shape, int], unet.Unet] = {}
-        self._rows: dict[tuple[str, ...], tuple[Phase, ...]] = {}
-        self._work: dict[tuple[str, ...], int] = {}
-        self.largest_layer = max(
-            self.call(stage.shape, 1).largest_leaf for stage in self.stages if stage.work == "unet"
-        )  # parameters
+        self.call, self.encoder, self.decoder = cache(self._call), cache(self._encoder), cache(self._decoder)
+        self._work: dict[tuple[object, ...], int] = {}
+        self._phases: dict[tuple[object, ...], Phase] = {}
+        self._largest_tensor = max(self._largest_tensors())
 
     # from the configs
 
     def config(self, component: str) -> Mapping[str, object]:
         return self.model.components[component].config
 
-    def call(self, shape: Shape, batch: int) -> unet.Unet:
+    def _call(self, shape: Shape, batch: int) -> unet.Unet:
         """One UNet call on `batch` latents."""
-        key = (shape, batch)
-        if key not in self._calls:
-            self._calls[key] = unet.analyse(
-                self.config("unet"),
-                height=shape.height // self.scale,
-                width=shape.width // self.scale,
-                batch=batch,
-                tokens=shape.tokens,
-            )
-        return self._calls[key]
+        return unet.analyse(
+            self.config("unet"),
+            height=shape.height // self.scale,
+            width=shape.width // self.scale,
+            batch=batch,
+            tokens=shape.tokens,
+        )
 
-    def encoder(self, shape: Shape, name: str) -> text.TextEncoder:
+    def _encoder(self, shape: Shape, name: str) -> text.TextEncoder:
         """One chunk of a prompt through one text encoder."""
         config = self.config(name)
         longest = config.get("max_position_embeddings")
         return text.analyse(config, tokens=min(shape.tokens, longest if isinstance(longest, int) else TOKENS))
 
-    def decoder(self, shape: Shape, how: str) -> vae.Pass:
+    def _decoder(self, shape: Shape, how: str) -> vae.Pass:
         """Decoding one image whole or in tiles."""
         config, height, width = self.config("vae"), shape.height, shape.width
         if how in vae_tiles.TILES:
@@ -81,7 +82,7 @@ class Sizes:
 
     def work(self, stage: Stage, setup: Setup) -> int:
         """Bytes while this stage computes: on the device, or on the host if its part is there."""
-        key = (stage.name, *[getattr(setup, slot) for slot in _WORK])
+        key = (stage.name, _WORK[stage.work](setup))
         if key not in self._work:
             self._work[key] = {"text": self._text, "unet": self._unet, "image": self._image}[stage.work](stage, setup)
         return self._work[key]
@@ -115,15 +116,22 @@ class Sizes:
     # phases: loading, then the stages
 
     def phases(self, setup: Setup) -> tuple[Phase, ...]:
-        key = tuple([getattr(setup, slot) for slot in _COUNTED])
-        if key not in self._rows:
-            rows = tuple(self._phase(stage, setup) for stage in self.stages)
-            self._rows[key] = (self._load(rows, setup), *rows)
-        return self._rows[key]
+        weights = _weights(setup)
+        rows = [
+            self._once((stage.name, _WORK[stage.work](setup), weights), self._phase, stage, setup)
+            for stage in self.stages
+        ]
+        most = max([row.weights + row.parked for row in rows])
+        return self._once(("load", most, weights), self._load, most, setup), *rows
+
+    def _once(self, key: tuple[object, ...], count: Callable[..., Phase], *about: object) -> Phase:
+        if key not in self._phases:
+            self._phases[key] = count(*about)
+        return self._phases[key]
 
     def peaks(self, setup: Setup) -> tuple[int, int]:
         phases = self.phases(setup)
-        return max(phase.device for phase in phases), max(phase.host for phase in phases)
+        return max([phase.device for phase in phases]), max([phase.host for phase in phases])
 
     def footprint(self, setup: Setup) -> Footprint:
         phases = self.phases(setup)
@@ -175,31 +183,31 @@ class Sizes:
 
     def _on_the_host(self, stage: Stage | None, setup: Setup) -> int:
         """Weights on the host and not on the device: parked, or of a part that computes there."""
-        parts = parts_of(self.stages)
         parked = setup.placement in placement.PARKED_ON_HOST and not self.shared
-        size = sum(self.weights(part, setup) for part in parts if parked and not self.on_host(part, setup))
-        for part in parts:
+        size = sum(self.weights(part, setup) for part in self.parts if parked and not self.on_host(part, setup))
+        for part in self.parts:
             loaded = setup.placement != "disk" or (stage is not None and part in stage.parts)
             if self.on_host(part, setup) and loaded:
                 size += self.weights(part, setup)
         return size
 
-    def _load(self, rows: Sequence[Phase], setup: Setup) -> Phase:
+    def _load(self, most: int, setup: Setup) -> Phase:
         """The most weights at once, and the tensor the loader is converting, in the file's dtype."""
         parked = setup.placement in placement.PARKED_ON_HOST and not self.shared
-        resident = 0 if parked else max(row.weights + row.parked for row in rows)
+        resident = 0 if parked else most
         widest = max(BYTES.get(part.stored_dtype, 4) for part in self.model.components.values())
-        aside = self._on_the_host(None, setup) + self._largest_tensor() * widest
+        aside = self._on_the_host(None, setup) + self._largest_tensor * widest
         return self._row("load", resident, resident, 0, aside, setup)
 
-    def _largest_tensor(self) -> int:
-        """Parameters of the largest tensor a loader holds beside the weights already loaded."""
-        largest = self.largest_layer
-        for part in parts_of(self.stages):
+    def _largest_tensors(self) -> Iterator[int]:
+        """Parameters of each part's largest tensor: a loader holds it beside the weights already loaded."""
+        for stage in self.stages:
+            if stage.work == "unet":
+                yield self.call(stage.shape, 1).largest_leaf
+        for part in self.parts:
             vocabulary, width = self.config(part).get("vocab_size"), self.config(part).get("hidden_size")
             if isinstance(vocabulary, int) and isinstance(width, int):
-                largest = max(largest, vocabulary * width)
-        return largest
+                yield vocabulary * width
 
     def _row(self, name: str, used: int, resident: int, work: int, aside: int, setup: Setup) -> Phase:
         """`resident`: weights on the device, of which `used` are in use; `aside`: bytes only on the host."""
@@ -208,13 +216,18 @@ class Sizes:
             host += device
         pinned = sum(
             self.weights(part, setup)
-            for part in parts_of(self.stages)
+            for part in self.parts
             if placement.streamed(setup.placement, part) and not self.shared
         )
         return Phase(
             name=name, device=host if self.kind == "cpu" else device, host=host, weights=used, parked=resident - used,
             work=work, pinned=pinned,
         )  # fmt: skip
+
+
+def _weights(setup: Setup) -> tuple[object, ...]:
+    """What the weights depend on: their number types, and where they are."""
+    return setup.dtype, setup.storage, effective(setup), setup.placement, setup.vae == "cpu"
 
 
 def _stored(part: str, setup: Setup) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from functools import cache
 from typing import Any
 
 from sdcli.machine.hardware import Hardware
@@ -45,6 +46,7 @@ class Forecast:
         # a stream of jobs is encoded batch by batch, and how many will come is unknown
         work = RunSize(batches=MANY, windows=MANY) if more else RunSize(batches=len(runs), windows=windows(len(runs)))
         self.price = Price(self.sizes[0], work, hardware)
+        self.counted, self.seconds = cache(self._counted), cache(self.price.seconds)  # asked several times of a setup
 
     @property
     def guided(self) -> bool:
@@ -58,7 +60,7 @@ class Forecast:
             return rows[0]
         return tuple(max(same, key=lambda phase: (phase.device, phase.host)) for same in zip(*rows, strict=True))
 
-    def counted(self, setup: Setup) -> tuple[int, int]:
+    def _counted(self, setup: Setup) -> tuple[int, int]:
         """Peaks on device and host, as counted."""
         pairs = [sizes.peaks(setup) for sizes in self.sizes]
         return max(pair[0] for pair in pairs), max(pair[1] for pair in pairs)
@@ -87,9 +89,6 @@ class Forecast:
     def on(self, hardware: Hardware) -> Forecast:
         """The same run on other hardware."""
         return Forecast(self.model, hardware, self.runs, {}, self.alone, self.more)
-
-    def seconds(self, setup: Setup) -> float:
-        return self.price.seconds(setup)
 
 
 def _corrected(device: int, measured: Measures) -> int:

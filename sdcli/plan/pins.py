@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import replace
 from itertools import product
 
 from sdcli.errors import Usage
@@ -50,7 +49,7 @@ def candidates(start: Setup, hardware: Hardware, model: Model, pins: Mapping[str
 def _product(start: Setup, pins: Mapping[str, str]) -> Iterable[Setup]:
     slots = [technique.slot for technique in TECHNIQUES]
     for choices in product(*[_choices(technique, pins) for technique in TECHNIQUES]):
-        yield replace(start, **dict(zip(slots, choices, strict=True)))  # type: ignore[arg-type]
+        yield Setup(**{**vars(start), **dict(zip(slots, choices, strict=True))})
 
 
 def _choices(technique: Technique, pins: Mapping[str, str]) -> tuple[str, ...]:

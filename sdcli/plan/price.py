@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from operator import attrgetter
 
 from sdcli.machine.hardware import Hardware
 from sdcli.models.model import BYTES
@@ -16,9 +17,9 @@ from sdcli.plan.techniques.vae_dtype import effective
 FLOP = 2  # a multiply-add
 # The slots that the time of each kind of work depends on.
 _SLOTS = {
-    "text": ("dtype",),
-    "unet": ("dtype", "storage", "placement", "attention", "guidance"),
-    "image": ("dtype", "vae", "vae_dtype"),
+    "text": attrgetter("dtype"),
+    "unet": attrgetter("dtype", "storage", "placement", "attention", "guidance"),
+    "image": attrgetter("dtype", "vae", "vae_dtype"),
 }
 
 
@@ -38,7 +39,7 @@ class Price:
         self.work = work
         self.hardware = hardware
         self.rates = rates(hardware)
-        self._parts: dict[tuple[str, ...], float] = {}
+        self._parts: dict[tuple[object, ...], float] = {}
         self._layers = {
             stage: sum(1 for leaf in sizes.call(stage.shape, 1).leaves if leaf.parameters and leaf.kind != "norm")
             for stage in sizes.stages
@@ -50,7 +51,7 @@ class Price:
         return total * placement.DROPPING if setup.placement in placement.ENCODERS_LEAVE else total
 
     def _stage(self, stage: Stage, setup: Setup) -> float:
-        key = (stage.name, *[getattr(setup, slot) for slot in _SLOTS[stage.work]])
+        key = (stage.name, _SLOTS[stage.work](setup))
         if key not in self._parts:
             self._parts[key] = {"text": self._text, "unet": self._unet, "image": self._image}[stage.work](stage, setup)
         return self._parts[key]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 
 from sdcli.machine.hardware import Hardware
 from sdcli.plan.forecast import Forecast, budget
@@ -33,7 +34,7 @@ class Weighed:
     def fits(self) -> bool:
         return self.over == (0, 0)
 
-    @property
+    @cached_property
     def price(self) -> tuple[float, int, int, tuple[int, ...]]:
         """Sorts by least time, then least memory, then each technique's first choice, techniques by name.
 

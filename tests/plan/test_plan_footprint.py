@@ -11,9 +11,10 @@ from making import gpu, known_model, mac, processor
 
 from sdcli.machine.hardware import Hardware
 from sdcli.plan import calibration
-from sdcli.plan.footprint import footprint
+from sdcli.plan.footprint import Sizes, footprint
+from sdcli.plan.pins import candidates
 from sdcli.plan.plan import Footprint, Setup
-from sdcli.plan.stages import Shape
+from sdcli.plan.stages import Shape, stages_at
 
 MIB = 1 << 20
 SIZE = {"sd15": 512, "sdxl": 1024}
@@ -152,3 +153,16 @@ def test_the_dtype_of_the_file_does_not_change_what_is_in_memory() -> None:
     full = footprint(known_model("sd15", stored="fp32"), shape, setup, gpu(8))
     assert half.device_peak == full.device_peak
     assert replace(half.phases[1]) == full.phases[1]
+
+
+@pytest.mark.parametrize("hardware", [gpu(8), processor(64), mac(16)], ids=lambda hardware: hardware.kind)
+def test_what_is_counted_once_for_many_setups_is_what_each_needs_alone(hardware: Hardware) -> None:
+    model, shape = known_model("sdxl"), Shape(width=1024, height=1024)
+    start = Setup(threads=hardware.threads, device=hardware.device)
+    pinned = ({}, {"attention": "sliced"})
+    setups = [setup for pins in pinned for setup in candidates(start, hardware, model, pins)]
+    together = Sizes(model, stages_at(model, shape), hardware)
+    assert len(setups) > 30
+    assert [together.footprint(setup) for setup in setups] == [
+        footprint(model, shape, setup, hardware) for setup in setups
+    ]
