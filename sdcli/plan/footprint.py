@@ -47,15 +47,10 @@ class Sizes:
     def config(self, component: str) -> Mapping[str, object]:
         return self.model.components[component].config
 
-    def _call(self, shape: Shape, batch: int) -> unet.Unet:
-        """One UNet call on `batch` latents."""
-        return unet.analyse(
-            self.config("unet"),
-            height=shape.height // self.scale,
-            width=shape.width // self.scale,
-            batch=batch,
-            tokens=shape.tokens,
-        )
+    def _call(self, shape: Shape) -> unet.Unet:
+        """One UNet call on one latent; all it takes grows in proportion to their number."""
+        height, width = shape.height // self.scale, shape.width // self.scale
+        return unet.analyse(self.config("unet"), height=height, width=width, tokens=shape.tokens)
 
     def _encoder(self, shape: Shape, name: str) -> text.TextEncoder:
         """One chunk of a prompt through one text encoder."""
@@ -94,15 +89,15 @@ class Sizes:
         )
 
     def _unet(self, stage: Stage, setup: Setup) -> int:
-        batch = self._latents(stage, setup)
-        call, size = self.call(stage.shape, batch), BYTES[setup.dtype]
-        live = call.activation_peak(size)
-        widened = call.beside_weights(size, layer=size) - live if setup.storage == "fp8" else 0
+        latents = self._latents(stage, setup)
+        call, size = self.call(stage.shape), BYTES[setup.dtype]
+        live = call.activation_peak(latents * size)
+        widened = call.beside_weights(latents * size, layer=size) - live if setup.storage == "fp8" else 0
         scores = 0
         if setup.attention == "sliced":  # scores and their softmax for half the heads of one latent
-            scores = 2 * (call.largest_scores // (2 * batch)) * size
+            scores = 2 * (call.largest_scores // 2) * size
         if setup.attention == "blocked":  # the same for a block of queries
-            scores = 2 * _scores_at_once(call, setup.threads) * size
+            scores = 2 * _scores_at_once(call, latents, setup.threads) * size
         live = max(live, live // 2 + scores)  # at the attention, less than half of the feed-forward's peak is live
         return self._reserved(live + widened, heap=True)
 
@@ -173,9 +168,9 @@ class Sizes:
         if stage.work == "text":
             encoder = self.encoder(stage.shape, part)
             return encoder.beside_weights(size, row=size) - encoder.activation_peak(size)
-        call = self.call(stage.shape, self._latents(stage, setup))
+        call, live = self.call(stage.shape), self._latents(stage, setup) * size
         row, layer = (1, size) if setup.storage == "fp8" else (size, 0)
-        return call.beside_weights(size, layer=layer, row=row) - call.beside_weights(size, layer=layer)
+        return call.beside_weights(live, layer=layer, row=row) - call.beside_weights(live, layer=layer)
 
     def _latents(self, stage: Stage, setup: Setup) -> int:
         """In one UNet call."""
@@ -203,7 +198,7 @@ class Sizes:
         """Parameters of each part's largest tensor: a loader holds it beside the weights already loaded."""
         for stage in self.stages:
             if stage.work == "unet":
-                yield self.call(stage.shape, 1).largest_leaf
+                yield self.call(stage.shape).largest_leaf
         for part in self.parts:
             vocabulary, width = self.config(part).get("vocab_size"), self.config(part).get("hidden_size")
             if isinstance(vocabulary, int) and isinstance(width, int):
@@ -237,15 +232,15 @@ def _stored(part: str, setup: Setup) -> str:
     return effective(setup) if part == "vae" else setup.dtype
 
 
-def _scores_at_once(call: unet.Unet, threads: int) -> int:
+def _scores_at_once(call: unet.Unet, latents: int, threads: int) -> int:
     """Elements of the largest block of an attention matrix, where attention runs in blocks."""
     most = 0
     for leaf in call.leaves:
         if leaf.kind == "attention":
-            batch, heads, queries, width = leaf.output_shape
-            keys = leaf.macs // (2 * batch * heads * queries * width)
+            _, heads, queries, width = leaf.output_shape
+            keys = leaf.macs // (2 * heads * queries * width)
             if keys >= FEWEST_KEYS:
-                block = blocks(batch * heads, keys, threads)
+                block = blocks(latents * heads, keys, threads)
                 most = max(most, block.rows * min(block.queries, queries) * keys)
     return most
 

@@ -41,7 +41,7 @@ class Price:
         self.rates = rates(hardware)
         self._parts: dict[tuple[object, ...], float] = {}
         self._layers = {
-            stage: sum(1 for leaf in sizes.call(stage.shape, 1).leaves if leaf.parameters and leaf.kind != "norm")
+            stage: sum(1 for leaf in sizes.call(stage.shape).leaves if leaf.parameters and leaf.kind != "norm")
             for stage in sizes.stages
             if stage.work == "unet"
         }
@@ -68,7 +68,7 @@ class Price:
         guided = stage.shape.guided
         calls = 2 if guided and setup.guidance == "in-turn" else 1
         batch = stage.shape.batch * (2 if guided and setup.guidance == "batched" else 1)
-        one = self.sizes.call(stage.shape, 1)
+        one = self.sizes.call(stage.shape)
         launched = self.rates.launch * self._layers[stage]
         factors = (
             dtype.slowdown(setup.dtype, self.hardware)
