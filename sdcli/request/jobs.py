@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 import re
 from collections.abc import Callable, Iterable
 from dataclasses import replace
@@ -181,9 +182,8 @@ def resolve_seeds(
 
 
 def _random(below: int) -> int:
-    import secrets  # not needed by most commands
-
-    return secrets.randbelow(below)
+    """Even to one part in 2^32, and at once: `secrets` would load OpenSSL."""
+    return int.from_bytes(os.urandom(8)) % below
 
 
 def make_jobs(request: Request) -> tuple[Job, ...]:
