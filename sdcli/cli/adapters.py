@@ -10,7 +10,7 @@ from pathlib import Path
 from sdcli.errors import BadFile, ModelMissing, Offline, Usage
 from sdcli.machine import memories
 from sdcli.machine.folders import cache_folder
-from sdcli.models import adapter_files, cache, embedding, hub_cache, hub_name, lora
+from sdcli.models import adapter_files, cache, hub_cache, hub_name
 from sdcli.models.adapter_files import SearchFolder
 from sdcli.models.hub_cache import Snapshot
 from sdcli.models.hub_name import HubName
@@ -141,6 +141,8 @@ def fitting(named: Iterable[Mention], model: Model) -> tuple[tuple[Mention, ...]
 
 def _fits(named: Mention, model: Model) -> tuple[list[Path], BadFile | None]:
     """The files that fit, and why another does not."""
+    from sdcli.models import embedding  # not for those who name none
+
     fits: list[Path] = []
     misfit: BadFile | None = None
     for path in named.files:
@@ -244,6 +246,8 @@ def _cached(name: HubName, offline: bool = False) -> Snapshot:
 
 
 def _lora(path: Path, scale: float, model: Model) -> Adapter:
+    from sdcli.models import lora  # not for those who draw without
+
     matched = lora.match(path, model)
     return replace(
         _adapter(path, "lora", scale), tensors_sha256=adapter_files.tensors_sha256(path, _memory()),
@@ -254,6 +258,8 @@ def _lora(path: Path, scale: float, model: Model) -> Adapter:
 def _embeddings(
     asked: Iterable[str], named: Iterable[Mention], where: tuple[SearchFolder, ...], model: Model
 ) -> Iterator[Adapter]:  # fmt: skip
+    from sdcli.models import embedding  # not for those who name none
+
     taken: dict[str, Path] = {}
     for text in asked:
         name, word = adapter_files.with_word(text)

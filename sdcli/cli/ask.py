@@ -6,7 +6,6 @@ import os
 import sys
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
-from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
@@ -181,7 +180,11 @@ def settings(sources: Sources, model: Model) -> tuple[dict[str, Any], dict[str, 
 def _hash(model: Model) -> str:
     """Of the built-in model's UNet, which may be another one in another version of sdcli."""
     files = [cache.sha256_of(Path(file), memories.store("hashes")) for file in model.components["unet"].files]
-    return (files[0] if len(files) == 1 else sha256("".join(files).encode()).hexdigest())[:10]
+    if len(files) == 1:
+        return files[0][:10]
+    from hashlib import sha256  # slow to load
+
+    return sha256("".join(files).encode()).hexdigest()[:10]
 
 
 def added_folders() -> tuple[Path, ...]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Protocol
@@ -58,6 +57,8 @@ def _remembered(store: HashStore | None, key: str, stamp: list[int]) -> str | No
 
 def digest(path: Path, start: int = 0, state: Any = None) -> str:
     """The hash of the file from `start` on, fed to `state`; its sha256 without one."""
+    import hashlib  # slow to load, and a file's hash is computed once
+
     state = hashlib.sha256() if state is None else state
     buffer = memoryview(bytearray(_AT_ONCE))
     with reading.opened(path) as file:
