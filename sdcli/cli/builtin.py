@@ -10,7 +10,6 @@ from sdcli.errors import SdcliError
 from sdcli.models import hub_cache, resolve
 from sdcli.models.model import Model
 from sdcli.plan.plan import Adapter, PlanWarning
-from sdcli.request import words
 from sdcli.request.request import Job
 from sdcli.terminal import disk_text, show
 
@@ -38,6 +37,8 @@ def unknown_words(model: Model, jobs: Iterable[Job], adapters: Iterable[Adapter]
     vocabulary = _words_of(model)
     if not vocabulary:
         return ()
+    from sdcli.request import words  # not for other models
+
     for adapter in adapters:
         if adapter.kind == "embedding":
             vocabulary |= set(words.unknown(adapter.word or adapter.name, vocabulary, "none"))
