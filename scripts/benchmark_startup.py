@@ -1,4 +1,4 @@
-"""What starting sdcli costs: CPU time of each command that needs no torch, above a bare Python's; best of 5.
+"""What starting sdcli costs: CPU time of each command that needs no torch, above a bare Python's; best of 15.
 
 .sdcli/venv/bin/python scripts/benchmark_startup.py
 """
@@ -17,15 +17,15 @@ except ImportError:  # Windows
     resource = None  # type: ignore[assignment]
 
 ROOT = Path(__file__).resolve().parents[1]
-REPEATS = 5
+REPEATS = 15
 
 # words of the command line → milliseconds above a bare Python
 GOALS = {
     ("--version",): 60,
-    ("--help",): 250,
-    ("samplers",): 250,
-    ("plan", "a cat", "-m", "sd15", "--as-if", "cuda:8GiB"): 250,
-    ("plan", "a cat", "-m", "sdxl", "--as-if", "cuda:8GiB", "--json"): 250,
+    ("--help",): 60,
+    ("samplers",): 60,
+    ("plan", "a cat", "-m", "sd15", "--as-if", "cuda:8GiB"): 150,
+    ("plan", "a cat", "-m", "sdxl", "--as-if", "cuda:8GiB", "--json"): 150,
 }
 BOOTSTRAP_GOAL = 30  # scripts/sdcli itself, above a bare Python
 
