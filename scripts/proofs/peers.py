@@ -119,20 +119,36 @@ def _pipeline_drawn(
     return pretended.allocator().most_allocated - pretended.workspace(), copied[1] - copied[0]
 
 
-def with_sdcli(folder: Path, family: str, size: int) -> list[Drawn]:
-    """As planned for this GPU, then with each of the plan's fallbacks that stay on it."""
+def planned(folder: Path, family: str, size: int) -> list[Plan]:
+    """As planned for this GPU, then with each setup that the plan lists as fitting: one --pin or --max-vram away."""
     side = SIDES[family]
     with pretend(gpu(size), blank=True):
         plan = inside.plan_for(folder / family, steps=STEPS, width=side, height=side)
     if not plan.fits:
         return []
-    setups = [plan.setup, *(fallback.setup for fallback in plan.fallbacks)]
-    plans = [replace(plan, setup=setup, fallbacks=()) for setup in setups if _on_the_gpu(setup)]
-    return [drawn for one in plans if (drawn := _plan_drawn(one, size)) is not None]
+    listed = (row.setup for row in plan.alternatives if row.fits and _as_peers_draw(row.setup))
+    return [replace(plan, setup=setup, fallbacks=()) for setup in dict.fromkeys((plan.setup, *listed))]
 
 
-def _on_the_gpu(setup: Setup) -> bool:
-    return setup.device.startswith("cuda") and setup.vae != "cpu"
+def with_sdcli(plans: list[tuple[int, Plan]]) -> list[Drawn]:
+    """One setup on the GPUs it was planned for: drawn on the smallest that holds it; on larger ones it takes the
+    same."""
+    for smallest, plan in plans:
+        drawn = _plan_drawn(plan, smallest)
+        if drawn is not None:
+            return [replace(drawn, size=size) for size, _ in plans if size >= smallest]
+    return []
+
+
+def _planned_for(setup: Setup, plans: list[list[Plan]]) -> list[tuple[int, Plan]]:
+    rows = zip(SIZES, plans, strict=True)
+    return [(size, plan) for size, row in rows for plan in row if plan.setup == setup]
+
+
+def _as_peers_draw(setup: Setup) -> bool:
+    """On the GPU, with the model's weights as they are, and kept in memory between uses."""
+    on_the_gpu = setup.device.startswith("cuda") and setup.vae != "cpu"
+    return on_the_gpu and setup.storage == "same" and setup.placement != "disk"
 
 
 def _plan_drawn(plan: Plan, size: int) -> Drawn | None:
@@ -161,7 +177,14 @@ def main() -> list[tuple[str, str, str, bool]]:
         for family in SIDES:
             found = workers.map(partial(with_diffusers, folder, family), PEERS)
             theirs[family] = [drawn for peer in found for drawn in peer]
-            ours[family] = dict(zip(SIZES, workers.map(partial(with_sdcli, folder, family), SIZES), strict=True))
+            plans = list(workers.map(partial(planned, folder, family), SIZES))
+            setups = dict.fromkeys(plan.setup for row in plans for plan in row)
+            found = workers.map(with_sdcli, [_planned_for(setup, plans) for setup in setups])
+            taken = dict(zip(setups, found, strict=True))
+            ours[family] = {
+                size: [drawn for plan in row for drawn in taken[plan.setup] if drawn.size == size]
+                for size, row in zip(SIZES, plans, strict=True)
+            }
             print(*lines_of(family, theirs[family], ours[family]), sep="\n", flush=True)
     PAGE.write_text(page(theirs, ours), encoding="utf-8")
     return [row for family in SIDES for row in rows(family, theirs[family], ours[family])]
