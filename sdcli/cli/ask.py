@@ -12,7 +12,7 @@ from typing import Any
 from sdcli import __version__, data
 from sdcli.cli import adapters, builtin, not_needed, not_taken, probing
 from sdcli.errors import ModelMissing, Usage
-from sdcli.machine import as_if, installation, memories, survey
+from sdcli.machine import as_if, memories, survey
 from sdcli.machine.folders import config_file, config_folder
 from sdcli.machine.hardware import Hardware
 from sdcli.models import cache, hub_cache, resolve
@@ -68,6 +68,13 @@ def plan_for(
     hardware, imported = _hardware(request, typed.get("as_if"))
     if command == "generate" and engine_of(typed) == "local" and "dtype" not in request.pins:
         hardware, more_imported = probing.probed(hardware)
+        imported += more_imported
+    if known_jobs:
+        drawing = command != "plan" and engine_of(typed) == "local"
+        largest = max(known_jobs, key=lambda job: job.width * job.height)
+        hardware, more_imported = probing.tried(
+            hardware, adapted.model, largest, request.pins, images=request.batch_size, again=drawing
+        )
         imported += more_imported
     plan = make_plan(
         request, adapted.model, hardware, remembered(hardware), origins=origins, jobs=known_jobs, version=__version__,
@@ -252,10 +259,4 @@ def _hardware(request: Request, described: str | None) -> tuple[Hardware, float]
 
 def remembered(hardware: Hardware) -> Mapping[str, Any]:
     """What this machine measured before; nothing for an --as-if machine."""
-    return {} if hardware.source == "as-if" else memories.remembered(machine_of(hardware))
-
-
-def machine_of(hardware: Hardware) -> str:
-    """A fingerprint within which measurements are comparable: this device with these versions."""
-    versions = installation.versions(("torch", "diffusers", "transformers"))
-    return hardware.fingerprint({version.name: version.version for version in versions})
+    return {} if hardware.source == "as-if" else memories.remembered(memories.machine_of(hardware))

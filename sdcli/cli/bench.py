@@ -88,7 +88,7 @@ def _bench(typed: dict[str, Any]) -> None:
     plan = plans[0]
     if not typed.get("quiet"):
         _say_not_taken(plan)
-    machine = ask.machine_of(plan.hardware)
+    machine = memories.machine_of(plan.hardware)
     options = {name: value for name, value in typed.items() if name not in ("json", "quiet", "debug", "save", "html")}
     about = surroundings.provenance(plan.hardware, build.model_hash(plan), options)
     destination = _destination(typed, plan)

@@ -5,7 +5,6 @@ from __future__ import annotations
 from statistics import median
 
 from sdcli import schema
-from sdcli.cli.ask import machine_of
 from sdcli.machine import memories
 from sdcli.plan.plan import Plan
 from sdcli.plan.remembered import Measures, key_of, merged
@@ -23,7 +22,7 @@ def remember(plan: Plan, report: Report) -> None:
     if measures is None or not batch or not _alike(report):
         return
     key = key_of(plan.model, plan.setup, batch, plan.request.batch_invariant)
-    memories.remember_run(machine_of(plan.hardware), key, lambda old: schema.to_json(merged(old, measures)))
+    memories.remember_run(memories.machine_of(plan.hardware), key, lambda old: schema.to_json(merged(old, measures)))
 
 
 def _alike(report: Report) -> bool:

@@ -2,31 +2,47 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn import functional
 
-from sdcli.plan.techniques.attention import FEWEST_KEYS, blocks
+from sdcli.machine.hardware import QueryBlock
+from sdcli.plan.techniques.attention import Blocks, blocks
+
+Attend = Callable[[Tensor, Tensor, Tensor], Tensor]  # query, key and value as [batch, heads, tokens, width]
 
 
-def set_attention(module: Any, choice: str, threads: int) -> None:
-    """`fused`, `blocked` or `sliced`, for a UNet or a VAE. `threads` decide how large a block is."""
+def set_attention(module: Any, choice: str, attend: Attend) -> None:
+    """`fused`, `blocked` or `sliced`, for a UNet or a VAE as diffusers makes them. `attend` is what `blocked` does."""
     from diffusers.models.attention_processor import AttnProcessor2_0
 
     if choice == "sliced" and hasattr(module, "set_attention_slice"):
         module.set_attention_slice("auto")
     elif choice == "blocked":
-        module.set_attn_processor(Blocked(threads))
+        module.set_attn_processor(Blocked(attend))
     elif any(type(processor) is not AttnProcessor2_0 for processor in module.attn_processors.values()):
         module.set_attn_processor(AttnProcessor2_0())
 
 
-def blocked(query: Tensor, key: Tensor, value: Tensor, threads: int) -> Tensor:
+def attend(choice: str, threads: int, measured: Sequence[QueryBlock] = ()) -> Attend:
+    """How attention is computed, fused or `blocked`."""
+
+    def in_blocks(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+        block = blocks(query.shape[0] * query.shape[1], key.shape[2], threads, measured)
+        if block is None:
+            return functional.scaled_dot_product_attention(query, key, value)
+        return blocked(query, key, value, block)
+
+    return in_blocks if choice == "blocked" else functional.scaled_dot_product_attention
+
+
+def blocked(query: Tensor, key: Tensor, value: Tensor, block: Blocks) -> Tensor:
     """Attention over [batch, heads, tokens, width] as two matrix products around a softmax, block by block.
 
-    torch's fused bf16 kernel for CPUs takes twice as long; the whole matrix at once would leave the cache.
+    Faster than torch's fused bf16 kernel on some CPUs; the whole matrix at once would leave the cache.
     """
     batch, heads, tokens, width = query.shape
     rows = batch * heads
@@ -34,7 +50,6 @@ def blocked(query: Tensor, key: Tensor, value: Tensor, threads: int) -> Tensor:
     keys = key.reshape(rows, -1, width).transpose(1, 2)
     values = value.reshape(rows, -1, value.shape[-1])
     out = torch.empty((rows, tokens, values.shape[-1]), dtype=query.dtype, device=query.device)
-    block = blocks(rows, keys.shape[-1], threads)
     for row in range(0, rows, block.rows):
         side = slice(row, row + block.rows)
         for first in range(0, tokens, block.queries):
@@ -47,8 +62,8 @@ def blocked(query: Tensor, key: Tensor, value: Tensor, threads: int) -> Tensor:
 class Blocked:
     """diffusers' attention layer, with `blocked` in the middle where there are many keys."""
 
-    def __init__(self, threads: int) -> None:
-        self.threads = threads
+    def __init__(self, attend: Attend) -> None:
+        self.attend = attend
 
     def __call__(
         self, attn: Any, hidden_states: Tensor, encoder_hidden_states: Tensor | None = None,
@@ -66,8 +81,8 @@ class Blocked:
             part.view(batch, -1, attn.heads, part.shape[-1] // attn.heads).transpose(1, 2)
             for part in (query, key, value)
         )
-        if attention_mask is None and key.shape[2] >= FEWEST_KEYS:
-            mixed: Tensor = blocked(query, key, value, self.threads)
+        if attention_mask is None:
+            mixed: Tensor = self.attend(query, key, value)
         else:
             mixed = functional.scaled_dot_product_attention(query, key, value, attn_mask=attention_mask)
         mixed = attn.to_out[0](mixed.transpose(1, 2).reshape(batch, tokens, -1))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -34,8 +36,18 @@ def set_tiles(vae: Any, choice: str) -> None:
         vae.tile_latent_min_size = edge // 2 ** (len(vae.config.block_out_channels) - 1)
 
 
+@contextmanager
+def in_fp32(vae: Any) -> Iterator[Any]:
+    before = vae.dtype
+    vae.to(torch.float32)
+    try:
+        yield vae
+    finally:
+        vae.to(before)
+
+
 @torch.no_grad()
-def decode(vae: Any, latents: Tensor) -> RGBImage:
+def decode(vae: Any, latents: Tensor, exact: Callable[[Any], AbstractContextManager[Any]] = in_fp32) -> RGBImage:
     """One image from its latents [1, channels, h, w]; decoded again in fp32 if the first result is not finite."""
     if not bool(torch.isfinite(latents).all()):
         raise NotFinite("the latents are not finite")
@@ -46,11 +58,8 @@ def decode(vae: Any, latents: Tensor) -> RGBImage:
     if before == torch.float32:
         raise NotFinite("the decoded image is not finite")
     del image
-    vae.to(torch.float32)
-    try:
-        image = _decode(vae, latents)
-    finally:
-        vae.to(before)
+    with exact(vae) as widened:
+        image = _decode(widened, latents)
     if not bool(torch.isfinite(image).all()):
         raise NotFinite("the decoded image is not finite, even in fp32")
     return _rgb(image, f"not finite in {str(before).removeprefix('torch.')}")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import importlib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Any
@@ -12,7 +12,9 @@ import torch
 from torch import nn
 
 from sdcli.draw.adapters import Additions
+from sdcli.draw.attention import Attend
 from sdcli.draw.config_check import config_checked
+from sdcli.draw.packed import Packer
 from sdcli.draw.weights import Piece, Reader, pieces
 from sdcli.errors import BadFile, Bug
 from sdcli.models import keys
@@ -33,6 +35,9 @@ MODULES = {
 }
 
 
+def _nothing(key: str) -> None: ...
+
+
 @dataclass(frozen=True)
 class Filled:
     """A component ready to run, and the bytes it holds."""
@@ -43,20 +48,24 @@ class Filled:
 
 def load(
     name: str, component: Component, *, dtype: torch.dtype, device: torch.device | str, channels_last: bool,
-    added: Additions | None = None, storage: torch.dtype | None = None,
+    added: Additions | None = None, storage: torch.dtype | None = None, attend: Attend | None = None,
 ) -> Filled:  # fmt: skip
     """`unet`, `vae`, `text_encoder` or `text_encoder_2` from a diffusers folder's files or a whole checkpoint.
 
     `added` is what LoRAs add to its weights. With `storage` the large layers keep their weights in that dtype and
-    widen them to `dtype` only while they compute.
+    widen them to `dtype` only while they compute. With `attend` the layers are packed, and attention is computed so.
     """
     module = build(name, component.config)
+    filled = Packer(module, attend) if attend is not None else _nothing
     if storage is not None:  # before there are any weights: they are never held in `dtype` first
         module.to(dtype).enable_layerwise_casting(storage_dtype=storage, compute_dtype=dtype)
     if component.random:
-        return Filled(module, randomise(module, dtype=dtype, device=device, channels_last=channels_last))
+        size = randomise(module, dtype=dtype, device=device, channels_last=channels_last, filled=filled)
+        return Filled(module, size)
     stored = named(name, pieces(component.files))
-    size = fill(module, stored, name, dtype=dtype, device=device, channels_last=channels_last, added=added or {})
+    size = fill(
+        module, stored, name, dtype=dtype, device=device, channels_last=channels_last, added=added or {}, filled=filled
+    )
     return Filled(module, size)
 
 
@@ -90,9 +99,10 @@ def build(name: str, config: Mapping[str, Any]) -> Any:
 
 def fill(
     module: nn.Module, stored: Mapping[str, Piece], name: str, *, dtype: torch.dtype, device: torch.device | str,
-    channels_last: bool, added: Additions = MappingProxyType({}),
+    channels_last: bool, added: Additions = MappingProxyType({}), filled: Callable[[str], None] = _nothing,
 ) -> int:  # fmt: skip
-    """Reads every parameter of `module` from `stored` and returns their bytes. None may be missing or misshapen."""
+    """Reads every parameter of `module` from `stored` and returns their bytes. None may be missing or misshapen.
+    `filled` is told the name of each as soon as it is there."""
     empty = {key: (key.removeprefix("text_model."), meta) for key, meta in module.state_dict().items()}
     missing = [key for key, (bare, _) in empty.items() if bare not in stored]
     if missing:
@@ -117,11 +127,15 @@ def fill(
                 reader.read(piece, tensor)
             _assign(module, key, tensor)
             size += tensor.nbytes
+            filled(key)
     _restore_buffers(module, device)
     return size
 
 
-def randomise(module: nn.Module, *, dtype: torch.dtype, device: torch.device | str, channels_last: bool) -> int:
+def randomise(
+    module: nn.Module, *, dtype: torch.dtype, device: torch.device | str, channels_last: bool,
+    filled: Callable[[str], None] = _nothing,
+) -> int:  # fmt: skip
     """Random weights made in memory, the same every time; returns their bytes. They draw noise as fast as real ones
     draw images: products stay of order one, so that half precisions neither overflow nor vanish."""
     generator = torch.Generator(device).manual_seed(0)
@@ -137,6 +151,7 @@ def randomise(module: nn.Module, *, dtype: torch.dtype, device: torch.device | s
             tensor.copy_(wide.normal_(mean, 0.02 if vector else spread, generator=generator))
         _assign(module, key, tensor)
         size += tensor.nbytes
+        filled(key)
     _restore_buffers(module, device)
     return size
 

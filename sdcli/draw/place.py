@@ -70,6 +70,17 @@ class Components:
                 offloaded.offload()
         devices.functions(self.device).empty_cache()
 
+    @contextmanager
+    def exact(self, vae: Any) -> Iterator[Any]:
+        """The VAE in fp32. A packed one cannot be widened: a plain one takes its place meanwhile."""
+        if self.setup.execution != "packed":
+            with decode.in_fp32(vae) as widened:
+                yield widened
+            return
+        plain = load.load("vae", self.model.components["vae"], dtype=torch.float32, device="cpu", channels_last=True)
+        decode.set_tiles(plain.module, self.setup.vae)
+        yield plain.module
+
     def drop(self, *names: str) -> None:
         """Frees components; they can be loaded again."""
         modules = [self._modules.pop(name, None) for name in names]
@@ -94,17 +105,20 @@ class Components:
     def _load(self, name: str) -> int:
         streamed = placement.streamed(self.setup.placement, name)
         parked = self.setup.placement in placement.PARKED_ON_HOST and self.device_of(name) == self.device
+        images = name in ("unet", "vae")
+        choice = vae_attention(self.setup) if name == "vae" else self.setup.attention
+        attend = attention.attend(choice, self.setup.threads, self.setup.blocks)
         filled = load.load(
             name, self.model.components[name], dtype=self.dtype_of(name),
             device="cpu" if parked else self.device_of(name),
-            channels_last=name in ("unet", "vae") and self.device.type != "mps",
+            channels_last=images and self.device.type != "mps",
             added=adapters.additions(name, self.model, self.setup.adapters),
             storage=torch.float8_e4m3fn if name == "unet" and self.setup.storage == "fp8" else None,
+            attend=attend if images and self.setup.execution == "packed" else None,
         )  # fmt: skip
-        if name == "unet":
-            attention.set_attention(filled.module, self.setup.attention, self.setup.threads)
+        if images:
+            attention.set_attention(filled.module, choice, attend)
         if name == "vae":
-            attention.set_attention(filled.module, vae_attention(self.setup), self.setup.threads)
             decode.set_tiles(filled.module, self.setup.vae)
         if streamed:
             stream_layers(filled.module, self.device)

@@ -219,7 +219,7 @@ class Run:
         yield from self._ready(stage, part)
         started = time.perf_counter()
         with self.session.components.use(part) as vae:
-            image = decode.decode(vae, latents)
+            image = decode.decode(vae, latents, self.session.components.exact)
         return image, time.perf_counter() - started
 
     def _drawn_under(self, state: BatchState) -> Setup:

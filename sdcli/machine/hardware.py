@@ -26,6 +26,7 @@ class Hardware:
     isa: str = ""  # avx2 | avx512 | avx512_bf16 | amx | neon …
     threads: int = 1  # physical cores this process may use
     dtypes: Mapping[str, str] = field(default_factory=dict)  # name → probed | assumed | unavailable
+    trial: Trial | None = transient(default=None)  # of the model to be drawn with
     uuid: str | None = transient(default=None)
     notes: tuple[str, ...] = transient(default=())  # what the user should know about this device
 
@@ -51,6 +52,26 @@ class Hardware:
         ]  # fmt: skip
         parts += [f"{name} {version}" for name, version in sorted(versions.items())]
         return " | ".join(parts)
+
+
+@dataclass(frozen=True, kw_only=True)
+class QueryBlock:
+    """How many queries are computed at once in attention over so many keys."""
+
+    keys: int
+    queries: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Trial:
+    """What a short race between the ways to compute one model's layers found on this CPU: seconds in a UNet call. A way
+    that is not there does not work here."""
+
+    dtype: str
+    attention: Mapping[str, float] = field(default_factory=dict)  # fused | blocked
+    execution: Mapping[str, float] = field(default_factory=dict)  # eager | packed
+    blocks: tuple[QueryBlock, ...] = ()  # of the attentions that blocks are faster for
+    seconds: float = 0.0  # how long the trial took
 
 
 @dataclass(frozen=True, kw_only=True)

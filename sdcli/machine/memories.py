@@ -11,9 +11,12 @@ from pathlib import Path
 from typing import Any
 
 from sdcli import reading
+from sdcli.errors import BadFile
 from sdcli.files import REAL, replace_whole
+from sdcli.machine import installation
 from sdcli.machine.folders import state_folder
-from sdcli.machine.hardware import Probe
+from sdcli.machine.hardware import Hardware, Probe, Trial
+from sdcli.schema import from_json, to_json
 
 SCHEMA = "sdcli.state/1"
 
@@ -101,6 +104,12 @@ def store(name: str = "measured") -> Store:
     return Store(state_folder() / f"{name}.json")
 
 
+def machine_of(hardware: Hardware) -> str:
+    """A fingerprint within which measurements are comparable: this device with these versions."""
+    versions = installation.versions(("torch", "diffusers", "transformers"))
+    return hardware.fingerprint({version.name: version.version for version in versions})
+
+
 # --- measurements
 
 
@@ -167,3 +176,19 @@ def _probe(entry: Any) -> Probe | None:
 def remember_probe(key: ProbeKey, probe: Probe, where: Store | None = None) -> bool:
     entry = {"dtypes": dict(probe.dtypes), "ratio": dict(probe.ratio), "seconds": probe.seconds}
     return (where or store("probes")).update(_key("probe", *key), lambda _: entry)
+
+
+# --- trials of a model's layers
+
+
+def trial(machine: str, work: str, where: Store | None = None) -> Trial | None:
+    """What was tried on this machine (a fingerprint) for this work (shapes and dtype), if it is remembered."""
+    entry = (where or store("trials")).read().get(_key("trial", machine, work))
+    try:
+        return from_json(Trial, entry)
+    except BadFile:
+        return None
+
+
+def remember_trial(machine: str, work: str, found: Trial, where: Store | None = None) -> bool:
+    return (where or store("trials")).update(_key("trial", machine, work), lambda _: to_json(found))

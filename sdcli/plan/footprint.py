@@ -14,13 +14,13 @@ from sdcli.plan.plan import Footprint, Phase, Setup
 from sdcli.plan.stages import TOKENS, Shape, Stage, parts_of, stages_at
 from sdcli.plan.techniques import placement
 from sdcli.plan.techniques import vae as vae_tiles
-from sdcli.plan.techniques.attention import FEWEST_KEYS, blocks
+from sdcli.plan.techniques.attention import blocks
 from sdcli.plan.techniques.vae_dtype import effective
 
 # The slots that each kind of work depends on.
 _WORK = {
     "text": attrgetter("dtype"),
-    "unet": attrgetter("dtype", "storage", "attention", "guidance", "threads"),
+    "unet": attrgetter("dtype", "storage", "attention", "guidance", "blocks", "threads"),
     "image": attrgetter("dtype", "vae", "vae_dtype"),
 }
 
@@ -97,7 +97,7 @@ class Sizes:
         if setup.attention == "sliced":  # scores and their softmax for half the heads of one latent
             scores = 2 * (call.largest_scores // 2) * size
         if setup.attention == "blocked":  # the same for a block of queries
-            scores = 2 * _scores_at_once(call, latents, setup.threads) * size
+            scores = 2 * _scores_at_once(call, latents, setup) * size
         live = max(live, live // 2 + scores)  # at the attention, less than half of the feed-forward's peak is live
         return self._reserved(live + widened, heap=True)
 
@@ -232,15 +232,15 @@ def _stored(part: str, setup: Setup) -> str:
     return effective(setup) if part == "vae" else setup.dtype
 
 
-def _scores_at_once(call: unet.Unet, latents: int, threads: int) -> int:
+def _scores_at_once(call: unet.Unet, latents: int, setup: Setup) -> int:
     """Elements of the largest block of an attention matrix, where attention runs in blocks."""
     most = 0
     for leaf in call.leaves:
         if leaf.kind == "attention":
             _, heads, queries, width = leaf.output_shape
             keys = leaf.macs // (2 * heads * queries * width)
-            if keys >= FEWEST_KEYS:
-                block = blocks(latents * heads, keys, threads)
+            block = blocks(latents * heads, keys, setup.threads, setup.blocks)
+            if block is not None:
                 most = max(most, block.rows * min(block.queries, queries) * keys)
     return most
 

@@ -11,7 +11,7 @@ from sdcli.models.model import Model
 from sdcli.near import ANY, nearest
 from sdcli.plan.legality import legal
 from sdcli.plan.plan import Setup
-from sdcli.plan.techniques import TECHNIQUES
+from sdcli.plan.techniques import TECHNIQUES, attention
 from sdcli.plan.techniques.technique import Technique
 from sdcli.terminal import show
 
@@ -43,7 +43,8 @@ def read_pins(pins: Mapping[str, str]) -> dict[str, str]:
 
 def candidates(start: Setup, hardware: Hardware, model: Model, pins: Mapping[str, str]) -> list[Setup]:
     """Every legal setup that obeys the pins: the product of the slots."""
-    return [setup for setup in _product(start, pins) if legal(setup, hardware, model) is None]
+    legals = (setup for setup in _product(start, pins) if legal(setup, hardware, model) is None)
+    return [attention.settled(setup, hardware) for setup in legals]
 
 
 def _product(start: Setup, pins: Mapping[str, str]) -> Iterable[Setup]:

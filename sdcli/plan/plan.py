@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from sdcli.machine.hardware import Hardware
+from sdcli.machine.hardware import Hardware, QueryBlock
 from sdcli.models.model import Model
 from sdcli.request.request import Job, Request
 from sdcli.schema import renamed, transient
@@ -43,6 +43,7 @@ class Setup:
     vae: str = "whole"
     vae_dtype: str = "same"
     execution: str = "eager"
+    blocks: tuple[QueryBlock, ...] = ()  # of attention in blocks; none: one rule for every number of keys
     threads: int = 1
     device: str = "cpu"
     isa: str = ""

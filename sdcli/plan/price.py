@@ -11,14 +11,14 @@ from sdcli.plan.footprint import Sizes
 from sdcli.plan.plan import Setup
 from sdcli.plan.rates import rates
 from sdcli.plan.stages import Stage, parts_of
-from sdcli.plan.techniques import attention, dtype, guidance, placement, storage, vae
+from sdcli.plan.techniques import dtype, execution, guidance, placement, storage, vae
 from sdcli.plan.techniques.vae_dtype import effective
 
 FLOP = 2  # a multiply-add
 # The slots that the time of each kind of work depends on.
 _SLOTS = {
     "text": attrgetter("dtype"),
-    "unet": attrgetter("dtype", "storage", "placement", "attention", "guidance"),
+    "unet": attrgetter("dtype", "storage", "placement", "attention", "execution", "guidance"),
     "image": attrgetter("dtype", "vae", "vae_dtype"),
 }
 
@@ -72,7 +72,7 @@ class Price:
         launched = self.rates.launch * self._layers[stage]
         factors = (
             dtype.slowdown(setup.dtype, self.hardware)
-            * attention.slowdown(setup.attention, self.hardware)
+            * execution.slowdown(setup, self.hardware)
             * (guidance.slowdown(setup.guidance) if guided else 1.0)
         )
         computing = max(launched, FLOP * one.macs * batch / self.rates.compute * factors)

@@ -191,7 +191,7 @@ def test_an_engine_that_draws_nothing_is_not_forecast_by_the_real_one(
     plan = ask.plan_for({"words": ["a cat"], "seeds": "1"}, "plan").plan
     key = key_of(plan.model, plan.setup, plan.jobs[:1], alone=True)
     measured = {"host_peak": 1 << 29, "load": 400.0, "step": 2.0, "picture": 1.0}
-    memories.remember_run(ask.machine_of(plan.hardware), key, lambda old: measured)
+    memories.remember_run(memories.machine_of(plan.hardware), key, lambda old: measured)
     assert "7 min" in " ".join(sdcli(capfd, "plan", "a cat").out.split())
     assert "about" not in sdcli(capfd, "generate", "a cat", "--engine", "fake").err
 

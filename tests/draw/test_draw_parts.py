@@ -12,7 +12,7 @@ from torch.nn import functional
 from sdcli.draw import attention, preview, probe
 from sdcli.draw.oom import is_out_of_memory
 from sdcli.models.families import families, find
-from sdcli.plan.techniques import attention as planned_attention
+from sdcli.plan.techniques.attention import Blocks
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
@@ -20,16 +20,15 @@ from sdcli.plan.techniques import attention as planned_attention
     ("tokens", "keys", "heads", "width"), [(256, 256, 3, 40), (1000, 1000, 5, 64), (300, 777, 1, 160)]
 )
 def test_blocked_attention_is_attention_within_rounding(
-    monkeypatch: pytest.MonkeyPatch, dtype: torch.dtype, tokens: int, keys: int, heads: int, width: int
+    dtype: torch.dtype, tokens: int, keys: int, heads: int, width: int
 ) -> None:
-    monkeypatch.setattr(planned_attention, "SCORES", 1 << 17)  # several blocks, also at this size
     generator = torch.Generator("cpu").manual_seed(tokens)
     query, key, value = (
         torch.randn((2, count, heads, width), generator=generator).to(dtype).transpose(1, 2)
         for count in (tokens, keys, keys)
     )
     exact = functional.scaled_dot_product_attention(query.double(), key.double(), value.double())
-    own = (attention.blocked(query, key, value, 2).double() - exact).abs().max()
+    own = (attention.blocked(query, key, value, Blocks(rows=2, queries=128)).double() - exact).abs().max()
     # queries, scores and weights are each rounded once to the dtype, scores of order ten
     assert own <= 10 * torch.finfo(dtype).eps * exact.abs().max().clamp(min=1)
 
@@ -40,7 +39,7 @@ def test_blocked_attention_in_bf16_is_as_exact_as_a_unet_needs() -> None:
     query, key, value = (torch.randn((2, 8, 1024, 40), generator=generator) for _ in range(3))
     exact = functional.scaled_dot_product_attention(query, key, value)
     half = [part.bfloat16() for part in (query, key, value)]
-    own = (attention.blocked(*half, 2).float() - exact).square().mean().sqrt()
+    own = (attention.blocked(*half, Blocks(rows=2, queries=256)).float() - exact).square().mean().sqrt()
     fused = (functional.scaled_dot_product_attention(*half).float() - exact).square().mean().sqrt()
     assert own <= 3 * fused
 

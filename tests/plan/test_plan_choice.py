@@ -10,7 +10,7 @@ from making import asking, gpu, jobs_of, known_model, mac, processor
 
 from sdcli import schema
 from sdcli.errors import Usage
-from sdcli.machine.hardware import Hardware
+from sdcli.machine.hardware import Hardware, QueryBlock, Trial
 from sdcli.plan.plan import Plan
 from sdcli.plan.planner import make_plan
 from sdcli.plan.refusal import refused
@@ -103,10 +103,45 @@ def test_sd15s_vae_stays_in_fp16_whatever_its_config_says() -> None:
     assert planned("sd15", gpu(8, capability="7.5")).setup.vae_dtype == "same"
 
 
-def test_a_cpu_with_bf16_units_uses_them_with_attention_in_blocks() -> None:
+def test_a_cpu_with_bf16_units_uses_them() -> None:
     plan = planned("sd15", processor(16))
-    assert (plan.setup.dtype, plan.setup.attention, plan.setup.placement) == ("bf16", "blocked", "resident")
+    assert (plan.setup.dtype, plan.setup.placement) == ("bf16", "resident")
     assert "avx512_bf16" in why(plan, "dtype")
+
+
+TRIED = Trial(
+    dtype="bf16", attention={"fused": 2.0, "blocked": 1.2}, execution={"eager": 3.0, "packed": 2.1},
+    blocks=(QueryBlock(keys=4096, queries=128),),
+)  # fmt: skip
+
+
+def test_what_was_tried_on_this_cpu_decides_attention_and_execution() -> None:
+    plan = planned("sd15", replace(processor(16), trial=TRIED))
+    assert (plan.setup.attention, plan.setup.execution, plan.setup.blocks) == ("blocked", "packed", TRIED.blocks)
+    assert "0.60 times as long as the fused kernel" in why(plan, "attention")
+    assert "0.70 times as long as diffusers'" in why(plan, "execution")
+    as_diffusers = planned(
+        "sd15", replace(processor(16), trial=TRIED), pins={"attention": "fused", "execution": "eager"}
+    )
+    assert as_diffusers.slowdown == pytest.approx(5.0 / 3.3, abs=0.05)  # the UNet's, in a whole image
+    assert as_diffusers.setup.blocks == ()
+
+
+def test_ways_that_are_slower_here_or_faster_only_by_noise_are_not_chosen() -> None:
+    slower = Trial(dtype="bf16", attention={"fused": 2.0, "blocked": 2.4}, execution={"eager": 3.0, "packed": 2.97})
+    plan = planned("sd15", replace(processor(16), trial=slower))
+    assert (plan.setup.attention, plan.setup.execution) == ("fused", "eager")
+
+
+def test_a_cpu_on_which_nothing_was_tried_draws_as_diffusers_does_and_says_so() -> None:
+    plan = planned("sd15", processor(16))
+    assert (plan.setup.attention, plan.setup.execution) == ("fused", "eager")
+    assert "not tried on this machine yet" in why(plan, "execution")
+
+
+def test_a_trial_in_another_number_type_decides_nothing() -> None:
+    plan = planned("sd15", replace(processor(16), trial=TRIED), pins={"dtype": "fp32"})
+    assert (plan.setup.attention, plan.setup.execution) == ("fused", "eager")
 
 
 def test_a_cpu_without_bf16_units_stays_in_fp32() -> None:

@@ -6,6 +6,7 @@ import functools
 import itertools
 import random
 import sys
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -14,7 +15,7 @@ from hypothesis import strategies as st
 from making import asking, gpu, jobs_of, known_model, mac, processor
 
 from sdcli.errors import Usage
-from sdcli.machine.hardware import Hardware
+from sdcli.machine.hardware import Hardware, Trial
 from sdcli.models.model import Model
 from sdcli.plan.legality import legal
 from sdcli.plan.pins import candidates
@@ -130,13 +131,13 @@ def test_nothing_illegal_is_ever_offered(family: str, hardware: Hardware, side: 
 NOT_FOR_CPUS = {"dtype=fp16", "storage=fp8", "placement=model-offload", "placement=group-offload", "vae=cpu",
                 "vae_dtype=bf16"}  # fmt: skip
 NOT_FOR_MACS = {"dtype=bf16", "storage=fp8", "placement=model-offload", "placement=group-offload",
-                "attention=blocked", "attention=sliced", "vae_dtype=bf16"}  # fmt: skip
-# How many of the 2,160 combinations of choices are legal, for SD1.5 and SDXL, and what is never a choice there.
+                "attention=blocked", "attention=sliced", "vae_dtype=bf16", "execution=packed"}  # fmt: skip
+# How many of the 4,320 combinations of choices are legal, for SD1.5 and SDXL, and what is never a choice there.
 LEGAL: list[tuple[Hardware, int, int, set[str]]] = [
-    (gpu(8), 840, 720, {"attention=blocked"}),
-    (gpu(8, capability="7.5"), 440, 320, {"attention=blocked", "dtype=bf16", "vae_dtype=bf16"}),
-    (processor(8), 180, 180, NOT_FOR_CPUS),
-    (processor(8, isa="avx2"), 180, 180, NOT_FOR_CPUS),
+    (gpu(8), 840, 720, {"attention=blocked", "execution=packed"}),
+    (gpu(8, capability="7.5"), 440, 320, {"attention=blocked", "dtype=bf16", "vae_dtype=bf16", "execution=packed"}),
+    (processor(8), 288, 288, NOT_FOR_CPUS),
+    (processor(8, isa="avx2"), 288, 288, NOT_FOR_CPUS),
     (mac(8), 90, 72, NOT_FOR_MACS),
 ]
 
@@ -165,6 +166,9 @@ KNOWN_BAD: list[tuple[Hardware, str, dict[str, str]]] = [
     (processor(8), "sd15", {"vae": "cpu"}),
     (processor(8), "sd15", {"dtype": "fp32", "attention": "blocked"}),
     (gpu(8), "sd15", {"attention": "blocked"}),
+    (gpu(8), "sd15", {"execution": "packed"}),
+    (processor(8), "sd15", {"execution": "packed", "attention": "sliced"}),
+    (replace(processor(8), trial=Trial(dtype="bf16")), "sd15", {"execution": "packed", "dtype": "bf16"}),
     (gpu(8, capability="7.5"), "sd15", {"dtype": "bf16"}),
     (gpu(8), "sdxl", {"dtype": "fp16", "vae_dtype": "same"}),
     (gpu(8), "sd15", {"vae": "cpu", "vae_dtype": "bf16"}),

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 
-from sdcli.machine.hardware import Hardware
+from sdcli.machine.hardware import Hardware, QueryBlock
 from sdcli.models.model import Model
 from sdcli.plan.plan import Setup
 from sdcli.plan.techniques.technique import Situation, Technique
@@ -13,8 +14,6 @@ SCORES = 1 << 20  # attention scores per thread at once: 2 MiB in bf16, about a 
 FEWEST_KEYS = 256  # with fewer, such as a prompt's 77, no blocks: the fused kernel is as fast
 FEWEST_QUERIES = 64  # per block; with fewer, products are too small to be worth a call
 # The UNet's time relative to fused attention.
-BLOCKED = 0.75  # measured, 2-core Zen 5, SD1.5 512² in bf16: 2.6 s a step against 3.3-3.8 s
-BLOCKED_AMX = 1.2  # measured on a CPU with AMX, whose fused kernel uses it: 5.4 s a step against 4.7 s
 SLICED = (
     1.9  # measured on a CPU: 1430-1539 ms a 4096-token layer against 541 ms; attention is a third to half of a step
 )
@@ -28,15 +27,27 @@ class Blocks:
     queries: int
 
 
-def blocks(rows: int, keys: int, threads: int) -> Blocks:
-    """One rule for counting and drawing: a row per thread, and as many queries as keep the scores in the caches."""
-    together = min(rows, max(2, threads))
-    return Blocks(rows=together, queries=max(FEWEST_QUERIES, SCORES * threads // (together * keys)))
+def blocks(rows: int, keys: int, threads: int, measured: Sequence[QueryBlock] = ()) -> Blocks | None:
+    """One rule for counting and drawing: a row per thread, and as many queries as were measured to be fastest; where
+    nothing was measured, as many as keep the scores in the caches. None: fused."""
+    together = rows_at_once(rows, threads)
+    if keys < FEWEST_KEYS:
+        return None
+    if not measured:
+        return Blocks(rows=together, queries=max(FEWEST_QUERIES, SCORES * threads // (together * keys)))
+    return next((Blocks(rows=together, queries=block.queries) for block in measured if block.keys == keys), None)
 
 
-def slowdown(choice: str, hardware: Hardware) -> float:
-    blocked = BLOCKED_AMX if "amx" in hardware.isa else BLOCKED
-    return {"blocked": blocked, "sliced": SLICED}.get(choice, 1.0)
+def rows_at_once(rows: int, threads: int) -> int:
+    return min(rows, max(2, threads))
+
+
+def settled(setup: Setup, hardware: Hardware) -> Setup:
+    """With the blocks that were measured to be fastest here."""
+    trial = hardware.trial
+    if setup.attention != "blocked" or trial is None or trial.dtype != setup.dtype:
+        return setup
+    return replace(setup, blocks=trial.blocks)
 
 
 def of_vae(setup: Setup) -> str:
@@ -53,13 +64,19 @@ def illegal(setup: Setup, hardware: Hardware, model: Model) -> str | None:
 
 
 def because(setup: Setup, situation: Situation) -> str:
-    if setup.attention == "blocked":
-        if slowdown("blocked", situation.hardware) > 1.0:
-            return "attention in blocks (pinned): slower than the fused kernel, which uses this CPU's AMX units"
-        return "attention in blocks: about a quarter faster than torch's fused kernel on a CPU in bf16"
     if setup.attention == "sliced":
         return "sliced attention (pinned): slower than the fused kernel, and uses more memory"
+    trial = situation.hardware.trial
+    times = trial.attention if trial is not None and trial.dtype == setup.dtype else {}
+    if "fused" in times and "blocked" in times:
+        ratio = times["blocked"] / times["fused"]
+        return f"{_NAMES[setup.attention]}: tried here, blocks take {ratio:.2f} times as long as the fused kernel"
+    if setup.attention == "blocked":
+        return "attention in blocks (pinned): not tried on this machine yet"
     return "fused attention: slicing would be slower and use more memory"
+
+
+_NAMES = {"fused": "fused attention", "blocked": "attention in blocks"}
 
 
 TECHNIQUE = Technique(

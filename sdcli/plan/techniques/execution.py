@@ -1,13 +1,62 @@
-"""execution: how the UNet's layers are launched. Only one by one (eager) is implemented."""
+"""execution: how the layers of UNet and VAE are computed: one by one as diffusers has them, or packed for a CPU."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
+from sdcli.machine.hardware import Hardware, Trial
+from sdcli.models.model import Model
 from sdcli.plan.plan import Setup
+from sdcli.plan.techniques.attention import SLICED
 from sdcli.plan.techniques.technique import Situation, Technique
+
+NOISE = 0.95  # a way must take less than this share of the other's time to be called faster
+
+
+def slowdown(setup: Setup, hardware: Hardware) -> float:
+    """Time of the UNet relative to diffusers' layers with fused attention, as tried here; else 1."""
+    if setup.attention == "sliced":
+        return SLICED
+    trial = _trial(setup, hardware)
+    if trial is None:
+        return 1.0
+    attention, layers = trial.attention.get("fused", 0.0), trial.execution["eager"]
+    ratios = _faster(trial.attention, setup.attention, "fused"), _faster(trial.execution, setup.execution, "eager")
+    return (attention * ratios[0] + layers * ratios[1]) / (attention + layers)
+
+
+def _faster(seconds: Mapping[str, float], choice: str, usual: str) -> float:
+    ratio = seconds[choice] / seconds[usual] if choice in seconds and usual in seconds else 1.0
+    return 1.0 if NOISE < ratio < 1.0 else ratio
+
+
+def _trial(setup: Setup, hardware: Hardware) -> Trial | None:
+    trial = hardware.trial
+    return trial if trial is not None and trial.dtype == setup.dtype and "eager" in trial.execution else None
+
+
+def illegal(setup: Setup, hardware: Hardware, model: Model) -> str | None:
+    if setup.execution == "eager":
+        return None
+    if hardware.kind != "cpu":
+        return "packed layers are for CPUs"
+    if setup.attention == "sliced":
+        return "packed layers compute attention fused or in blocks, not sliced"
+    if hardware.trial is not None and hardware.trial.dtype == setup.dtype and not hardware.trial.execution:
+        return f"this build of torch cannot pack layers in {setup.dtype} on this CPU"
+    return None
 
 
 def because(setup: Setup, situation: Situation) -> str:
-    return "eager: starts at once"
+    if situation.hardware.kind != "cpu":
+        return "eager: starts at once"
+    trial = _trial(setup, situation.hardware)
+    if trial is None:
+        return f"{setup.execution}: not tried on this machine yet; generate does so once"
+    ratio = trial.execution["packed"] / trial.execution["eager"]
+    return f"{setup.execution}: tried here, packed layers take {ratio:.2f} times as long as diffusers'"
 
 
-TECHNIQUE = Technique(slot="execution", choices=("eager",), without="eager", because=because, phrases={})
+TECHNIQUE = Technique(
+    slot="execution", choices=("eager", "packed"), without="eager", illegal=illegal, because=because, phrases={}
+)

@@ -1,0 +1,251 @@
+"""Layers as oneDNN, torch's library for CPUs, computes them fastest: weights in its own layout, sums and activations
+done while a result is still in the cache. Values are diffusers' up to the rounding of those sums."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from sdcli.draw.attention import Attend
+
+# The layout hardly depends on the size of what comes in later; oneDNN only wants to know one.
+ROWS, EDGE = 1024, 32
+
+
+class Linear(nn.Module):
+    """A product with an activation or a second tensor, done in one call."""
+
+    def __init__(self, weight: Tensor, bias: Tensor | None) -> None:
+        super().__init__()
+        self.weight = torch.ops.mkldnn._reorder_linear_weight(weight.contiguous(), ROWS)
+        self.bias = bias
+
+    def forward(self, tokens: Tensor, then: str = "none") -> Tensor:
+        result: Tensor = torch.ops.mkldnn._linear_pointwise(tokens, self.weight, self.bias, then, [], "none")
+        return result
+
+    def onto(self, other: Tensor, tokens: Tensor, how: str = "add") -> Tensor:
+        result: Tensor = torch.ops.mkldnn._linear_pointwise.binary(tokens, other, self.weight, self.bias, how)
+        return result
+
+
+class Convolution(nn.Module):
+    """A convolution, to whose result another image can be added in the same call."""
+
+    def __init__(self, source: nn.Conv2d) -> None:
+        super().__init__()
+        self.how = (source.padding, source.stride, source.dilation, source.groups)
+        self.weight = torch.ops.mkldnn._reorder_convolution_weight(
+            source.weight.data, *self.how, (1, source.in_channels, EDGE, EDGE)
+        )
+        self.bias = _kept(source.bias)
+
+    def forward(self, image: Tensor) -> Tensor:
+        call = torch.ops.mkldnn._convolution_pointwise
+        result: Tensor = call(image, self.weight, self.bias, *self.how, "none", [], "none")
+        return result
+
+    def onto(self, other: Tensor, image: Tensor) -> Tensor:
+        call = torch.ops.mkldnn._convolution_pointwise.binary
+        result: Tensor = call(image, other, self.weight, self.bias, *self.how, "add", 1.0, None, [], None)
+        return result
+
+
+class Residual(nn.Module):
+    """diffusers' ResnetBlock2D without resampling, its convolutions packed before."""
+
+    def __init__(self, source: Any) -> None:
+        super().__init__()
+        self.norm1, self.conv1, self.norm2, self.conv2 = source.norm1, source.conv1, source.norm2, source.conv2
+        self.time_emb_proj, self.conv_shortcut = source.time_emb_proj, source.conv_shortcut
+
+    def forward(self, image: Tensor, time: Tensor | None = None) -> Tensor:
+        hidden = self.conv1(functional.silu(self.norm1(image), inplace=True))
+        if self.time_emb_proj is not None and time is not None:
+            hidden += self.time_emb_proj(functional.silu(time))[:, :, None, None]
+        hidden = functional.silu(self.norm2(hidden), inplace=True)
+        kept: Tensor = image if self.conv_shortcut is None else self.conv_shortcut(image)
+        return self.conv2.onto(kept, hidden)  # type: ignore[no-any-return]
+
+
+class SelfAttention(nn.Module):
+    """Queries, keys and values in one product."""
+
+    def __init__(self, source: Any, attend: Attend) -> None:
+        super().__init__()
+        self.heads, self.attend = source.heads, attend
+        self.inward = _side_by_side(source.to_q, source.to_k, source.to_v)
+        self.outward = _linear(source.to_out[0])
+
+    def forward(self, tokens: Tensor, residual: Tensor) -> Tensor:
+        query, key, value = _heads(self.inward(tokens), 3, self.heads)
+        return self.outward.onto(residual, _joined(self.attend(query, key, value)))
+
+
+class CrossAttention(nn.Module):
+    """Attention to the text: keys and values in one product."""
+
+    def __init__(self, source: Any, attend: Attend) -> None:
+        super().__init__()
+        self.heads, self.attend = source.heads, attend
+        self.to_q, self.inward = _linear(source.to_q), _side_by_side(source.to_k, source.to_v)
+        self.outward = _linear(source.to_out[0])
+
+    def forward(self, tokens: Tensor, residual: Tensor, text: Tensor) -> Tensor:
+        (query,) = _heads(self.to_q(tokens), 1, self.heads)
+        key, value = _heads(self.inward(text), 2, self.heads)
+        return self.outward.onto(residual, _joined(self.attend(query, key, value)))
+
+
+class Block(nn.Module):
+    """diffusers' BasicTransformerBlock with layer norms: self-attention, attention to the text, a gated product."""
+
+    def __init__(self, source: Any, attend: Attend) -> None:
+        super().__init__()
+        self.norm1, self.norm2, self.norm3 = source.norm1, source.norm2, source.norm3
+        self.attn1, self.attn2 = SelfAttention(source.attn1, attend), CrossAttention(source.attn2, attend)
+        gated, last = source.ff.net[0].proj, source.ff.net[2]
+        (value, gate), (value_bias, gate_bias) = gated.weight.data.chunk(2), gated.bias.data.chunk(2)
+        self.value = Linear(value, _kept(value_bias.clone()))
+        self.gate = Linear(gate, _kept(gate_bias.clone()))
+        self.last = _linear(last)
+
+    def forward(
+        self, tokens: Tensor, attention_mask: Tensor | None = None, encoder_hidden_states: Tensor | None = None,
+        **unused: Any,
+    ) -> Tensor:  # fmt: skip
+        tokens = self.attn1(self.norm1(tokens), tokens)
+        tokens = self.attn2(self.norm2(tokens), tokens, encoder_hidden_states)
+        hidden = self.norm3(tokens)
+        return self.last.onto(tokens, self.value.onto(self.gate(hidden, "gelu"), hidden, "mul"))
+
+
+class Transformer(nn.Module):
+    """diffusers' Transformer2DModel over images, its blocks packed before. In channels_last an image's pixels are its
+    tokens, so nothing is copied between the two."""
+
+    def __init__(self, source: Any) -> None:
+        super().__init__()
+        self.norm, self.proj_in, self.proj_out = source.norm, source.proj_in, source.proj_out
+        self.transformer_blocks = source.transformer_blocks
+        self.linear = source.use_linear_projection
+
+    def forward(
+        self, image: Tensor, encoder_hidden_states: Tensor | None = None, **unused: Any
+    ) -> tuple[Tensor]:  # fmt: skip
+        size = image.shape[-2:]
+        hidden = self.norm(image)
+        hidden = self.proj_in(_tokens(hidden)) if self.linear else _tokens(self.proj_in(hidden))
+        for block in self.transformer_blocks:
+            hidden = block(hidden, encoder_hidden_states=encoder_hidden_states)
+        if self.linear:
+            return (_image(self.proj_out.onto(_tokens(image), hidden), size),)
+        return (self.proj_out.onto(image, _image(hidden, size)),)
+
+
+def _tokens(image: Tensor) -> Tensor:
+    return image.permute(0, 2, 3, 1).flatten(1, 2)
+
+
+def _image(tokens: Tensor, size: tuple[int, ...]) -> Tensor:
+    batch, _, channels = tokens.shape
+    return tokens.view(batch, *size, channels).permute(0, 3, 1, 2)
+
+
+def _heads(product: Tensor, parts: int, heads: int) -> tuple[Tensor, ...]:
+    batch, tokens, _ = product.shape
+    return product.view(batch, tokens, parts, heads, -1).permute(2, 0, 3, 1, 4).unbind()
+
+
+def _joined(mixed: Tensor) -> Tensor:
+    return mixed.transpose(1, 2).flatten(2)
+
+
+def _kept(bias: Tensor | None) -> nn.Parameter | None:
+    return None if bias is None else nn.Parameter(bias.data, requires_grad=False)
+
+
+def _linear(source: Any) -> Linear:
+    return Linear(source.weight.data, _kept(source.bias))
+
+
+def _side_by_side(*sources: Any) -> Linear:
+    biases = [source.bias.data for source in sources if source.bias is not None]
+    bias = _kept(torch.cat(biases)) if biases else None
+    return Linear(torch.cat([source.weight.data for source in sources]), bias)
+
+
+# --- from diffusers' modules
+
+
+class Packer:
+    """Packs a module's layers one by one, each as soon as its last weight is filled in, so that only one layer's
+    weights are in memory twice. Layers of any other kind stay as diffusers makes them."""
+
+    def __init__(self, module: nn.Module, attend: Attend) -> None:
+        self._module, self._attend = module, attend
+        self._waiting: dict[str, list[str]] = {}  # the last weight of each layer → the layers, inner ones first
+        keys = list(module.state_dict())
+        last = {path: key for key in keys for path in _owners(key)}
+        inside = [path for path, part in module.named_modules() if _whole(part)]
+        for path, part in module.named_modules():
+            packable = _whole(part) or type(part) in (nn.Linear, nn.Conv2d) or _walked(part)
+            if packable and path in last and not any(path.startswith(f"{outer}.") for outer in inside):
+                self._waiting.setdefault(last[path], []).insert(0, path)
+
+    def __call__(self, key: str) -> None:
+        """The weight called `key` is there."""
+        for path in self._waiting.pop(key, ()):
+            above, _, leaf = path.rpartition(".")
+            owner = self._module.get_submodule(above)
+            setattr(owner, leaf, self._packed(owner.get_submodule(leaf)))
+
+    def _packed(self, part: Any) -> nn.Module:
+        if type(part) is nn.Linear:
+            return _linear(part)
+        if type(part) is nn.Conv2d:
+            return Convolution(part)
+        if _whole(part):
+            return Block(part, self._attend)
+        return _WALKED[type(part).__name__](part)
+
+
+_WALKED: Mapping[str, Callable[[Any], nn.Module]] = {"ResnetBlock2D": Residual, "Transformer2DModel": Transformer}
+
+
+def _owners(key: str) -> list[str]:
+    parts = key.split(".")
+    return [".".join(parts[:count]) for count in range(1, len(parts))]
+
+
+def _whole(part: Any) -> bool:
+    """A block that is packed at once, from weights that are still plain."""
+    if type(part).__name__ != "BasicTransformerBlock":
+        return False
+    plain = part.norm_type == "layer_norm" and part.pos_embed is None and not part.only_cross_attention
+    attentions = [part.attn1, part.attn2] if part.attn2 is not None else []
+    gated = type(part.ff.net[0]).__name__ == "GEGLU"
+    return plain and gated and len(attentions) == 2 and all(map(_usual, attentions)) and not hasattr(part, "fuser")
+
+
+def _usual(attention: Any) -> bool:
+    extras = (
+        attention.group_norm, attention.spatial_norm, attention.norm_q, attention.norm_k, attention.norm_cross,
+        attention.add_k_proj,
+    )  # fmt: skip
+    return all(extra is None for extra in extras) and not attention.residual_connection
+
+
+def _walked(part: Any) -> bool:
+    """A module whose own steps are done here, with its layers packed before."""
+    if type(part).__name__ == "ResnetBlock2D":
+        plain = part.upsample is None and part.downsample is None and part.time_embedding_norm == "default"
+        silu = isinstance(part.nonlinearity, nn.SiLU)
+        return plain and silu and part.output_scale_factor == 1.0 and not part.skip_time_act
+    if type(part).__name__ == "Transformer2DModel":
+        return bool(part.is_input_continuous) and all(map(_whole, part.transformer_blocks))
+    return False

@@ -1,0 +1,134 @@
+"""A short race between the ways to compute a model's layers on this CPU: flags and other machines mislead."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Mapping
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from sdcli.draw.attention import blocked
+from sdcli.draw.load import DTYPES
+from sdcli.draw.packed import Convolution, Linear
+from sdcli.machine.hardware import QueryBlock, Trial
+from sdcli.plan.techniques.attention import Blocks, rows_at_once
+from sdcli.plan.workload import AttentionShape, LayerShape, Workload
+
+SECONDS = 0.8  # for the attentions, and as long for the layers; no round starts after this
+ROUNDS = 3  # after one to warm up
+QUERIES = (64, 128, 256, 512)  # per block
+WORTH = 0.9  # blocks, or packed layers, must take less than this share of the time: else noise would decide
+
+Race = Mapping[str, Callable[[], Tensor]]
+
+
+@torch.no_grad()
+def tried(work: Workload, dtype: str, threads: int) -> Trial:
+    """Every shape computed in every way, in turn; at most two seconds in total."""
+    started, before = time.perf_counter(), torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        raced = work.attentions and dtype == "bf16"  # blocks are for bf16
+        attention, blocks = _attentions(work, dtype, threads) if raced else ({}, ())
+        execution = _layers(work, dtype)
+    finally:
+        torch.set_num_threads(before)
+    return Trial(
+        dtype=dtype, attention=attention, execution=execution, blocks=blocks, seconds=time.perf_counter() - started
+    )
+
+
+def _attentions(work: Workload, dtype: str, threads: int) -> tuple[dict[str, float], tuple[QueryBlock, ...]]:
+    """Seconds in a call, fused and in blocks where those are faster; nowhere, then in the best blocks everywhere."""
+    end = time.perf_counter() + SECONDS
+    fused = mixed = everywhere = 0.0
+    chosen: dict[int, int] = {}
+    for number, (shape, often) in enumerate(work.attentions):
+        seconds = _raced(_ways(shape, dtype, threads), _share(end, len(work.attentions) - number))
+        calls = often * math.ceil(shape.heads / rows_at_once(shape.heads, threads))
+        best = min((name for name in seconds if name != "fused"), key=seconds.__getitem__, default="fused")
+        fused += calls * seconds["fused"]
+        everywhere += calls * seconds[best]
+        if seconds[best] < WORTH * seconds["fused"]:
+            chosen[shape.keys] = int(best)
+        mixed += calls * min(seconds[best], seconds["fused"]) if shape.keys in chosen else calls * seconds["fused"]
+    blocks = tuple(QueryBlock(keys=keys, queries=queries) for keys, queries in sorted(chosen.items()))
+    return {"fused": fused, "blocked": mixed if blocks else everywhere}, blocks
+
+
+def _ways(shape: AttentionShape, dtype: str, threads: int) -> Race:
+    """As many heads as are computed at once."""
+    heads = rows_at_once(shape.heads, threads)
+    query, key, value = (_values(1, heads, shape.keys, shape.width, dtype=dtype) for _ in range(3))
+
+    def in_blocks(queries: int) -> Callable[[], Tensor]:
+        return lambda: blocked(query, key, value, Blocks(rows=heads, queries=queries))
+
+    ways: dict[str, Callable[[], Tensor]] = {
+        "fused": lambda: functional.scaled_dot_product_attention(query, key, value)
+    }
+    return ways | {str(queries): in_blocks(queries) for queries in QUERIES if queries <= shape.keys}
+
+
+def _layers(work: Workload, dtype: str) -> dict[str, float]:
+    """Seconds in a call; without `packed` where this build of torch cannot."""
+    end = time.perf_counter() + SECONDS
+    sums = {"eager": 0.0, "packed": 0.0}
+    for number, (shape, often) in enumerate(work.layers):
+        try:
+            race = _convolutions(shape, dtype) if shape.kernel else _products(shape, dtype)
+            seconds = _raced(race, _share(end, len(work.layers) - number))
+        except (RuntimeError, AttributeError):  # no oneDNN, or not for this dtype on this CPU
+            return {}
+        for way in sums:
+            sums[way] += often * seconds[way] / work.share
+    return sums
+
+
+def _products(shape: LayerShape, dtype: str) -> Race:
+    tokens = _values(shape.images, *shape.size, shape.inward, dtype=dtype)
+    weight, bias = _values(shape.outward, shape.inward, dtype=dtype), _values(shape.outward, dtype=dtype)
+    packed = Linear(weight, nn.Parameter(bias))
+    return {"eager": lambda: functional.linear(tokens, weight, bias), "packed": lambda: packed(tokens)}
+
+
+def _convolutions(shape: LayerShape, dtype: str) -> Race:
+    layer = nn.Conv2d(shape.inward, shape.outward, shape.kernel, padding=shape.kernel // 2, device="meta")
+    layer.weight = nn.Parameter(_image(*layer.weight.shape, dtype=dtype))
+    layer.bias = nn.Parameter(_values(shape.outward, dtype=dtype))
+    image = _image(shape.images, shape.inward, *shape.size, dtype=dtype)
+    packed = Convolution(layer)
+    return {"eager": lambda: layer(image), "packed": lambda: packed(image)}
+
+
+def _image(*shape: int, dtype: str) -> Tensor:
+    return _values(*shape, dtype=dtype).contiguous(memory_format=torch.channels_last)
+
+
+def _values(*shape: int, dtype: str) -> Tensor:
+    """Which values does not matter, but zeros and denormals may be faster or slower than any others."""
+    return torch.empty(shape, dtype=DTYPES[dtype]).uniform_(-1.0, 1.0)
+
+
+def _share(end: float, waiting: int) -> float:
+    """When a shape's turn ends, where as many are `waiting`, itself included."""
+    now = time.perf_counter()
+    return now + max(0.0, end - now) / waiting
+
+
+def _raced(race: Race, end: float) -> dict[str, float]:
+    """Seconds of the fastest call of each, in turn, so that a busy machine slows all of them alike."""
+    for call in race.values():
+        call()
+    best = dict.fromkeys(race, math.inf)
+    for number in range(ROUNDS):
+        if number and time.perf_counter() > end:
+            break
+        for name, call in race.items():
+            before = time.perf_counter()
+            call()
+            best[name] = min(best[name], time.perf_counter() - before)
+    return best

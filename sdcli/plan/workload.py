@@ -1,0 +1,90 @@
+"""The shapes one UNet call is made of, by how much of its work they are: what is worth measuring on a machine."""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass
+from hashlib import sha256
+
+from sdcli.models import unet
+from sdcli.models.model import Model
+from sdcli.models.trace import Leaf
+from sdcli.models.vae import scale
+from sdcli.plan.techniques.attention import FEWEST_KEYS
+from sdcli.request.request import Job
+
+MOST_LAYERS = 12  # shapes; in SD1.5 and SDXL the heaviest twelve are more than half of the work
+
+
+@dataclass(frozen=True, order=True)
+class AttentionShape:
+    """Attention of every one of `keys` tokens to all of them; `heads` of all images."""
+
+    heads: int
+    keys: int
+    width: int
+
+
+@dataclass(frozen=True, order=True)
+class LayerShape:
+    """A convolution of `size` (height, width), or a product of `size` (rows)."""
+
+    inward: int
+    outward: int
+    kernel: int  # 0: a product
+    size: tuple[int, ...]
+    images: int
+
+
+@dataclass(frozen=True)
+class Workload:
+    """Shapes, and how often a UNet call has each. `all_macs` counts also the layers that are left out."""
+
+    attentions: tuple[tuple[AttentionShape, int], ...]
+    layers: tuple[tuple[LayerShape, int], ...]
+    share: float  # of the convolutions' and products' work that `layers` are
+
+    @property
+    def key(self) -> str:
+        """Equal for equal shapes, whatever the model is called."""
+        return sha256(repr((self.attentions, self.layers)).encode()).hexdigest()[:16]
+
+
+def workload(model: Model, job: Job, images: int) -> Workload:
+    """Of one call for this job, with as many `images` in it (guidance's two sides count as two)."""
+    edge = scale(model.components["vae"].config)
+    config = model.components["unet"].config
+    call = unet.analyse(config, height=job.height // edge, width=job.width // edge)
+    attentions = Counter(found for leaf in call.leaves if (found := _attention(leaf, images)) is not None)
+    work: Counter[LayerShape] = Counter()
+    often: Counter[LayerShape] = Counter()
+    for leaf in call.leaves:
+        shape = _layer(leaf, images)
+        if shape is not None:
+            work[shape] += leaf.macs
+            often[shape] += 1
+    heaviest = [shape for shape, _ in work.most_common(MOST_LAYERS)]
+    return Workload(
+        attentions=tuple(sorted(attentions.items(), reverse=True)),
+        layers=tuple((shape, often[shape]) for shape in heaviest),
+        share=sum(work[shape] for shape in heaviest) / max(1, sum(work.values())),
+    )
+
+
+def _attention(leaf: Leaf, images: int) -> AttentionShape | None:
+    """Self-attention over enough tokens for blocks to matter."""
+    if leaf.kind != "attention":
+        return None
+    _, heads, queries, width = leaf.output_shape
+    keys = leaf.macs // (2 * heads * queries * width)
+    return AttentionShape(images * heads, keys, width) if keys == queries >= FEWEST_KEYS else None
+
+
+def _layer(leaf: Leaf, images: int) -> LayerShape | None:
+    if leaf.kind == "linear":
+        outward, inward = leaf.weight_shape
+        return LayerShape(inward, outward, 0, leaf.output_shape[1:-1], images)
+    if leaf.kind != "convolution" or len(set(leaf.kernel)) != 1:
+        return None
+    outward, inward = leaf.weight_shape[:2]
+    return LayerShape(inward, outward, leaf.kernel[0], leaf.output_shape[2:], images)
