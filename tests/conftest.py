@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import gc
 import socket
 import sys
@@ -9,6 +10,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+
+from sdcli.draw import local
 
 
 @pytest.fixture(autouse=True)
@@ -40,6 +43,17 @@ def no_network(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
     monkeypatch.setattr(socket.socket, "connect", guarded)
     yield
+
+
+@pytest.fixture(autouse=True)
+def what_was_tried_stays_known(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A test starts with no memory of this CPU. Each number type and model is still tried only once, and drawn alike in
+    every test."""
+    monkeypatch.setattr(local, "probe", _PROBE)
+    monkeypatch.setattr(local, "tried", _TRIED)
+
+
+_PROBE, _TRIED = functools.cache(local.probe), functools.cache(local.tried)
 
 
 @pytest.fixture(autouse=True)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 import sys
+import time
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -93,6 +94,23 @@ def _load() -> float | None:
         return os.getloadavg()[0]
     except (AttributeError, OSError):
         return None
+
+
+def busy(threads: int, root: Path = Path("/"), pause: float = 0.002) -> bool:
+    """Whether other programs leave fewer cores free than `threads` need now. Only Linux tells at once; elsewhere the
+    load of the last minute does."""
+    cores = len(allowed_cores())
+    running = [count for _ in range(3) if (count := _running(root, pause)) is not None]
+    others = min(running) - 1 if running else (_load() or 0.0)  # the least: what ran all the time
+    return others + threads > cores + 0.5
+
+
+def _running(root: Path, pause: float) -> int | None:
+    """Threads that run or wait for a core, in the whole machine: of them one asks."""
+    time.sleep(pause)
+    words = cgroups.read_text(root / "proc/loadavg").split()
+    running = words[3].partition("/")[0] if len(words) > 3 else ""
+    return int(running) if running.isdigit() else None
 
 
 # --- Linux
