@@ -157,10 +157,10 @@ def tried(work: Workload, dtype: str, threads: int) -> Trial:
     return trial.tried(work, dtype, threads)
 
 
-# How often a thread looks before it sleeps until the others are done. With OpenMP's own, ten times as many, a step takes
-# twice the fair share or more once other programs want the cores: what waits keeps off a core what it waits for.
-# Measured on two cores: these lose nothing alone; 0 loses 8 % with SD 1.5 and half with the built-in model, but is best
-# beside others.
+# How often a thread looks before it sleeps until the others are done. With OpenMP's own, ten times as many, a step
+# takes twice the fair share or more once other programs want the cores: what waits keeps off a core what it waits for.
+# Measured on two cores: these lose nothing alone; 0 loses 8 % with SD 1.5 and half with the built-in model, but is
+# best beside others.
 SPINS = 30_000
 _WAITING = ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT", "KMP_BLOCKTIME")
 
