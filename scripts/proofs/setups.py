@@ -29,7 +29,7 @@ if str(ROOT) not in sys.path:
 import torch  # noqa: E402
 
 from scripts import make_checkpoint  # noqa: E402
-from sdcli.draw import attention, local  # noqa: E402
+from sdcli.draw import attention, local, packed  # noqa: E402
 from sdcli.draw.place import Components  # noqa: E402
 from sdcli.events import Decoded  # noqa: E402
 from sdcli.machine.hardware import Hardware  # noqa: E402
@@ -39,6 +39,7 @@ from sdcli.plan.legality import legal  # noqa: E402
 from sdcli.plan.plan import Plan, Setup  # noqa: E402
 from sdcli.plan.planner import make_plan  # noqa: E402
 from sdcli.plan.techniques import TECHNIQUES  # noqa: E402
+from sdcli.plan.techniques.attention import Blocks, blocks  # noqa: E402
 from sdcli.plan.techniques.vae_dtype import effective  # noqa: E402
 from sdcli.request.request import Request  # noqa: E402
 from sdcli.sizes import GIB  # noqa: E402
@@ -113,7 +114,9 @@ class Seen:
     stored: dict[str, set[Any]] = field(default_factory=dict)  # of their weights while they rest
     processors: dict[str, set[str]] = field(default_factory=dict)
     tiles: list[tuple[int, int]] = field(default_factory=list)  # latents that the decoder was given
-    blocks: set[int] = field(default_factory=set)  # threads that blocks are made for
+    blocks: set[Blocks | None] = field(default_factory=set)  # that attention was computed in
+    planned: set[Blocks | None] = field(default_factory=set)  # what the setup says of the same attentions
+    packed: dict[str, set[bool]] = field(default_factory=dict)  # whether layers are, of components
     loaded: dict[str, tuple[str, ...]] = field(default_factory=dict)  # components there while one is at work
     threads: set[int] = field(default_factory=set)
     streamed: dict[str, bool] = field(default_factory=dict)
@@ -133,9 +136,11 @@ def draw(plan: Plan) -> Seen:
         _look(seen, self, name, module)
         return _Entered(context, module)
 
-    def blocked(query: Any, key: Any, value: Any, threads: int) -> Any:
-        seen.blocks.add(threads)
-        return real_blocked(query, key, value, threads)
+    def blocked(query: Any, key: Any, value: Any, block: Blocks) -> Any:
+        seen.blocks.add(block)
+        rows = query.shape[0] * query.shape[1]
+        seen.planned.add(blocks(rows, key.shape[2], plan.setup.threads, plan.setup.blocks))
+        return real_blocked(query, key, value, block)
 
     with ExitStack() as stack:
         pretended = stack.enter_context(pretend(device("64GiB", capability="8.9"))) if on_gpu else None
@@ -178,14 +183,16 @@ def _look(seen: Seen, components: Components, name: str, module: Any) -> None:
         for m in module.modules()
     )
     seen.offloaded[name] = name in components._offloaded
+    seen.packed[name] = {isinstance(m, PACKED) for m in module.modules() if isinstance(m, (*PLAIN, *PACKED))}
     if hasattr(module, "attn_processors"):
         seen.processors[name] = {type(one).__name__ for one in module.attn_processors.values()}
+        seen.processors[name] |= {m.attend.__name__ for m in module.modules() if hasattr(m, "attend")}
     computed = seen.dtypes.setdefault(name, set())
     if getattr(module, "_looked_at", False):
         return
     module._looked_at = True
     for part in module.modules():
-        if isinstance(part, (torch.nn.Linear, torch.nn.Conv2d)):
+        if isinstance(part, (*PLAIN, *PACKED)):
             part.register_forward_hook(lambda _, given, out: computed.add(DTYPES[out.dtype]))
     if name == "unet":
         module.register_forward_pre_hook(lambda _, given: seen.rows.append(given[0].shape[0]))
@@ -193,7 +200,9 @@ def _look(seen: Seen, components: Components, name: str, module: Any) -> None:
         module.decoder.register_forward_pre_hook(lambda _, given: seen.tiles.append(tuple(given[0].shape[-2:])))
 
 
+PLAIN, PACKED = (torch.nn.Linear, torch.nn.Conv2d), (packed.Linear, packed.Convolution)
 PROCESSORS = {"fused": {"AttnProcessor2_0"}, "blocked": {"Blocked"}, "sliced": {"SlicedAttnProcessor"}}
+FUNCTIONS = {"fused": {"scaled_dot_product_attention"}, "blocked": {"in_blocks"}}
 
 
 def differences(plan: Plan, seen: Seen) -> Iterator[str]:
@@ -206,11 +215,16 @@ def differences(plan: Plan, seen: Seen) -> Iterator[str]:
         "dtype of the encoders": (set().union(*(seen.dtypes[name] for name in encoders)), {setup.dtype}),
         "dtype of the VAE": (seen.dtypes["vae"], {vae_dtype}),
         "storage": (torch.float8_e4m3fn in seen.stored["unet"], setup.storage == "fp8"),
-        "attention": (seen.processors["unet"], PROCESSORS[setup.attention]),
+        "attention": (
+            seen.processors["unet"], (FUNCTIONS if setup.execution == "packed" else PROCESSORS)[setup.attention]
+        ),
         "attention of the VAE": (
             seen.processors["vae"], PROCESSORS["blocked" if setup.attention == "blocked" else "fused"]
         ),
-        "threads of the blocks": (seen.blocks, {setup.threads} if setup.attention == "blocked" else set()),
+        "blocks": (seen.blocks, seen.planned),
+        "attention in blocks": (bool(seen.blocks), setup.attention == "blocked"),
+        "packed UNet": (seen.packed["unet"], {setup.execution == "packed"}),
+        "packed VAE": (seen.packed["vae"], {setup.execution == "packed"}),
         "rows of a UNet call": (seen.rows, [2] if setup.guidance == "batched" else [1, 1]),
         "threads": (seen.threads, {setup.threads}),
         "streamed": (seen.streamed["unet"], setup.placement == "group-offload"),
