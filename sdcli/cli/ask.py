@@ -6,6 +6,7 @@ import os
 import sys
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -69,17 +70,17 @@ def plan_for(
     if command == "generate" and engine_of(typed) == "local" and "dtype" not in request.pins:
         hardware, more_imported = probing.probed(hardware)
         imported += more_imported
-    if known_jobs:
-        drawing = command != "plan" and engine_of(typed) == "local"
-        largest = max(known_jobs, key=lambda job: job.width * job.height)
-        hardware, more_imported = probing.tried(
-            hardware, adapted.model, largest, request.pins, images=request.batch_size, again=drawing
-        )
-        imported += more_imported
-    plan = make_plan(
-        request, adapted.model, hardware, remembered(hardware), origins=origins, jobs=known_jobs, version=__version__,
+    question = probing.question(hardware, adapted.model, known_jobs, request)
+    hardware = probing.remembered(hardware, question)
+    planned = partial(
+        make_plan, request, adapted.model, origins=origins, jobs=known_jobs, version=__version__,
         adapters=adapted.adapters, more=waiting,
     )  # fmt: skip
+    plan = planned(hardware, remembered(hardware))
+    if command != "plan" and engine_of(typed) == "local" and plan.fits and question and hardware.trial is None:
+        hardware, more_imported = probing.tried(plan, question)
+        imported += more_imported
+        plan = planned(hardware, remembered(hardware))
     plan = replace(plan, warnings=(*plan.warnings, *not_needed.not_needed(typed, plan)))
     unknown = builtin.unknown_words(model, known_jobs, adapted.adapters)
     syntax = not_taken.plain_words(adapters.texts_of(known_jobs))

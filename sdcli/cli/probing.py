@@ -5,16 +5,17 @@ from __future__ import annotations
 
 import importlib
 import time
-from collections.abc import Mapping
-from dataclasses import replace
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 
 from sdcli.machine import installation, memories
 from sdcli.machine.hardware import Hardware
 from sdcli.models.model import Model
+from sdcli.plan.plan import Plan
 from sdcli.plan.stages import guided
 from sdcli.plan.techniques import dtype
-from sdcli.plan.workload import workload
-from sdcli.request.request import Job
+from sdcli.plan.workload import Workload, workload
+from sdcli.request.request import Job, Request
 
 
 def sized(hardware: Hardware) -> tuple[Hardware, float]:
@@ -27,25 +28,44 @@ def sized(hardware: Hardware) -> tuple[Hardware, float]:
     return asked, time.perf_counter() - started
 
 
-def tried(
-    hardware: Hardware, model: Model, job: Job, pins: Mapping[str, str], *, images: int = 1, again: bool = True
-) -> tuple[Hardware, float]:  # fmt: skip
-    """The hardware with what a trial of this model's layers showed, remembered per machine, software and shapes; and
-    the seconds that loading torch for it took. Without `again` only what is remembered counts."""
-    torch = installation.torch_build()
-    if hardware.device != "cpu" or hardware.source != "os" or torch is None:
-        return hardware, 0.0
+@dataclass(frozen=True)
+class Question:
+    """What there is to try of a model's layers on a CPU."""
+
+    work: Workload
+    dtype: str
+
+    @property
+    def key(self) -> str:
+        return f"{self.work.key} {self.dtype}"
+
+
+def question(hardware: Hardware, model: Model, jobs: Sequence[Job], request: Request) -> Question | None:
+    """None where a trial would decide nothing: on a GPU, on a described machine, and where all it decides is pinned."""
+    pins = request.pins
+    here = hardware.device == "cpu" and hardware.source == "os" and installation.torch_build() is not None
+    if not here or not jobs or {"attention", "execution"} <= pins.keys():
+        return None
+    largest = max(jobs, key=lambda job: job.width * job.height)
+    sides = 2 if guided(model, largest) and pins.get("guidance") != "in-turn" else 1
     number_type = pins.get("dtype") or ("bf16" if dtype.native_bf16(hardware) else "fp32")
-    sides = 2 if guided(model, job) and pins.get("guidance") != "in-turn" else 1
-    work = workload(model, job, images * sides)
-    machine, key = memories.machine_of(hardware), f"{work.key} {number_type}"
-    found = memories.trial(machine, key)
-    if found is not None or not again or {"attention", "execution"} <= pins.keys():
-        return replace(hardware, trial=found), 0.0
+    return Question(workload(model, largest, request.batch_size * sides), number_type)
+
+
+def remembered(hardware: Hardware, question: Question | None) -> Hardware:
+    """The hardware with what an earlier trial showed, remembered per machine, software and shapes."""
+    if question is None:
+        return hardware
+    return replace(hardware, trial=memories.trial(memories.machine_of(hardware), question.key))
+
+
+def tried(plan: Plan, question: Question) -> tuple[Hardware, float]:
+    """The plan's hardware with what a trial of two seconds showed, which is remembered; and the seconds that loading
+    torch for it took, which drawing spends otherwise."""
     started = time.perf_counter()
-    found = importlib.import_module("sdcli.draw.local").tried(work, number_type, hardware.threads)
-    memories.remember_trial(machine, key, found)
-    return replace(hardware, trial=found), max(0.0, time.perf_counter() - started - found.seconds)
+    found = importlib.import_module("sdcli.draw.local").tried(plan, question.work, question.dtype)
+    memories.remember_trial(memories.machine_of(plan.hardware), question.key, found)
+    return replace(plan.hardware, trial=found), max(0.0, time.perf_counter() - started - found.seconds)
 
 
 def probed(hardware: Hardware) -> tuple[Hardware, float]:

@@ -148,13 +148,21 @@ def probe(device: str, threads: int) -> Probe:
     return probe.probe(device, threads)
 
 
-def tried(work: Workload, dtype: str, threads: int) -> Trial:
+def tried(plan: Plan, work: Workload, dtype: str) -> Trial:
     """How long this CPU takes for a model's layers in each of the ways there are: at most two seconds after torch's
-    import."""
+    import. `plan` is what is to be drawn."""
+    threads = plan.setup.threads
     settle(threads)
-    from sdcli.draw import trial
+    try:
+        from sdcli.draw import trial
 
-    return trial.tried(work, dtype, threads)
+        return trial.tried(work, dtype, threads)
+    except Exception as error:
+        if not is_out_of_memory(error):
+            raise
+        because = first_line(error)
+    # only here, after the except block, does nothing hold the failed import's memory any more
+    raise exhausted(plan, "while starting", because)
 
 
 # How often a thread looks before it sleeps until the others are done. With OpenMP's own, ten times as many, a step

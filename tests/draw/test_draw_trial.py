@@ -2,20 +2,18 @@
 
 from __future__ import annotations
 
-import importlib
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
-from draw_samples import HARDWARE, request_for
+from draw_samples import HARDWARE, plan_for, request_for
 
-from sdcli.cli import probing
+from sdcli.cli import ask, probing
 from sdcli.draw import local, packed, trial
 from sdcli.machine import memories
-from sdcli.models import resolve
+from sdcli.machine.hardware import Hardware
 from sdcli.plan.workload import AttentionShape, LayerShape, Workload
-from sdcli.request.jobs import make_jobs
 
 WORK = Workload(
     attentions=((AttentionShape(heads=4, keys=512, width=16), 3), (AttentionShape(heads=4, keys=256, width=16), 1)),
@@ -69,16 +67,14 @@ def test_threads_are_what_they_were(monkeypatch: pytest.MonkeyPatch) -> None:
     assert torch.get_num_threads() == before
 
 
-def test_a_model_is_tried_once_on_this_machine_and_by_plans_never(
-    tiny_folders: dict[str, Path], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    model, job = resolve.at(tiny_folders["sd15"]), make_jobs(request_for())[0]
-    assert probing.tried(HARDWARE, model, job, {}, again=False) == (HARDWARE, 0.0)
-    first, _ = probing.tried(HARDWARE, model, job, {})
-    assert first.trial is not None and first.trial.dtype == "bf16"
-    monkeypatch.setattr(local, "tried", None)  # a second trial would fail
-    assert probing.tried(HARDWARE, model, job, {}) == (first, 0.0)
-    assert probing.tried(HARDWARE, model, job, {}, again=False) == (first, 0.0)
+def test_a_model_is_tried_once_on_this_machine(tiny_folders: dict[str, Path], monkeypatch: pytest.MonkeyPatch) -> None:
+    plan = plan_for(tiny_folders["sd15"])
+    question = probing.question(HARDWARE, plan.model, plan.jobs, request_for())
+    assert question is not None and question.dtype == "bf16"
+    assert probing.remembered(HARDWARE, question).trial is None
+    found, _ = probing.tried(plan, question)
+    assert found.trial is not None and found.trial.dtype == "bf16"
+    assert probing.remembered(HARDWARE, question) == found
 
 
 @pytest.mark.parametrize(
@@ -90,11 +86,23 @@ def test_a_model_is_tried_once_on_this_machine_and_by_plans_never(
     ],
 )
 def test_nothing_is_tried_where_it_would_decide_nothing(
-    place: object, pins: dict[str, str], tiny_folders: dict[str, Path], monkeypatch: pytest.MonkeyPatch
+    place: Hardware, pins: dict[str, str], tiny_folders: dict[str, Path]
 ) -> None:
-    model, job = resolve.at(tiny_folders["sd15"]), make_jobs(request_for())[0]
-    monkeypatch.setattr(importlib, "import_module", None)
-    assert probing.tried(place, model, job, pins) == (place, 0.0)  # type: ignore[arg-type]
+    plan = plan_for(tiny_folders["sd15"])
+    assert probing.question(place, plan.model, plan.jobs, request_for(pins=pins)) is None
+    assert probing.remembered(place, None) is place
+
+
+def test_generate_tries_a_model_once_and_plan_never(
+    tiny_folders: dict[str, Path], own_folders: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = {"words": ("a cat",), "model": str(tiny_folders["sd15"])}
+    assert ask.plan_for(asked, "plan").plan.hardware.trial is None
+    drawn = ask.plan_for(asked, "generate").plan.hardware.trial
+    assert drawn is not None
+    monkeypatch.setattr(local, "tried", None)  # a second trial would fail
+    assert ask.plan_for(asked, "generate").plan.hardware.trial == drawn
+    assert ask.plan_for(asked, "plan").plan.hardware.trial == drawn
 
 
 def test_a_damaged_memory_of_a_trial_counts_as_none(own_folders: Path) -> None:
