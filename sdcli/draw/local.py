@@ -174,8 +174,7 @@ _WAITING = ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT", "KMP_BLOCKTIME")
 
 
 def settle(threads: int) -> None:
-    """What torch and its OpenMP read from the environment when they are imported. A user's own settings stand."""
-    os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")  # large pages for large tensors: a tenth of a step, on Linux
+    """What OpenMP reads from the environment when torch is imported. A user's own settings stand."""
     if not any(name in os.environ for name in _WAITING):
         os.environ["GOMP_SPINCOUNT"] = str(0 if processor.busy(threads) else SPINS)
 
