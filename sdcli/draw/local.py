@@ -154,8 +154,11 @@ def tried(plan: Plan, work: Workload, dtype: str) -> Trial:
     threads = plan.setup.threads
     settle(threads)
     try:
+        import torch
+
         from sdcli.draw import trial
 
+        _start_threads(threads, torch)
         return trial.tried(work, dtype, threads)
     except Exception as error:
         if not is_out_of_memory(error):

@@ -18,9 +18,9 @@ from sdcli.plan.techniques.attention import Blocks, rows_at_once
 from sdcli.plan.workload import AttentionShape, LayerShape, Workload
 
 SECONDS = 0.8  # for the attentions, and as long for the layers; no round starts after this
-ROUNDS = 3  # after one to warm up
+ROUNDS = 3  # after one to warm up, which counts where there is no time for another
 QUERIES = (64, 128, 256, 512)  # per block
-WORTH = 0.9  # blocks, or packed layers, must take less than this share of the time: else noise would decide
+WORTH = 0.9  # blocks must take less than this share of the fused kernel's time: else noise would decide
 
 Race = Mapping[str, Callable[[], Tensor]]
 
@@ -50,11 +50,12 @@ def _attentions(work: Workload, dtype: str, threads: int) -> tuple[dict[str, flo
         seconds = _raced(_ways(shape, dtype, threads), _share(end, len(work.attentions) - number))
         calls = often * math.ceil(shape.heads / rows_at_once(shape.heads, threads))
         best = min((name for name in seconds if name != "fused"), key=seconds.__getitem__, default="fused")
+        worth = seconds[best] < WORTH * seconds["fused"]
+        if worth:
+            chosen[shape.keys] = int(best)
         fused += calls * seconds["fused"]
         everywhere += calls * seconds[best]
-        if seconds[best] < WORTH * seconds["fused"]:
-            chosen[shape.keys] = int(best)
-        mixed += calls * min(seconds[best], seconds["fused"]) if shape.keys in chosen else calls * seconds["fused"]
+        mixed += calls * seconds[best if worth else "fused"]
     blocks = tuple(QueryBlock(keys=keys, queries=queries) for keys, queries in sorted(chosen.items()))
     return {"fused": fused, "blocked": mixed if blocks else everywhere}, blocks
 
@@ -121,14 +122,17 @@ def _share(end: float, waiting: int) -> float:
 
 def _raced(race: Race, end: float) -> dict[str, float]:
     """Seconds of the fastest call of each, in turn, so that a busy machine slows all of them alike."""
-    for call in race.values():
-        call()
-    best = dict.fromkeys(race, math.inf)
-    for number in range(ROUNDS):
-        if number and time.perf_counter() > end:
+    first = {name: _timed(call) for name, call in race.items()}
+    best: dict[str, float] = {}
+    for _ in range(ROUNDS):
+        if time.perf_counter() > end:
             break
         for name, call in race.items():
-            before = time.perf_counter()
-            call()
-            best[name] = min(best[name], time.perf_counter() - before)
-    return best
+            best[name] = min(best.get(name, math.inf), _timed(call))
+    return best or first
+
+
+def _timed(call: Callable[[], Tensor]) -> float:
+    before = time.perf_counter()
+    call()
+    return time.perf_counter() - before
