@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from itertools import product
 
 from sdcli.errors import Usage
@@ -70,7 +70,7 @@ def refusal(start: Setup, hardware: Hardware, model: Model, pins: Mapping[str, s
     technique, choice = BY_SLOT[blamed], pins[blamed]
     others = {slot: pins[slot] for slot in pins if slot != blamed and slot not in alone}
     valid = [other for other in technique.choices if other != choice and possible({**others, blamed: other})]
-    reason = _reason(start, hardware, model, pins if not alone else {blamed: choice}, technique)
+    reason = _reason(start, hardware, model, pins if not alone else {blamed: choice}, technique, valid)
     message = f"{technique.flag}={choice} is not possible here: {reason}"
     if valid:
         message += f"; {technique.flag} can be {', '.join(valid)}"
@@ -78,14 +78,21 @@ def refusal(start: Setup, hardware: Hardware, model: Model, pins: Mapping[str, s
     return Usage(message, hint=hint, slot=technique.flag, choice=choice, choices=valid, because=reason)
 
 
-def _reason(start: Setup, hardware: Hardware, model: Model, pins: Mapping[str, str], blamed: Technique) -> str:
-    """The blamed slot's reason if it has one, else the one that rules out most setups."""
+def _reason(
+    start: Setup, hardware: Hardware, model: Model, pins: Mapping[str, str], blamed: Technique, valid: Sequence[str]
+) -> str:  # fmt: skip
+    """The blamed slot's reason if it has one; else the one that rules out most setups, of those that would be legal
+    with another choice there."""
     own: dict[str, int] = {}
+    through_it: dict[str, int] = {}
     overall: dict[str, int] = {}
     for setup in _product(start, pins):
+        reason = legal(setup, hardware, model)
         _count(own, blamed.illegal(setup, hardware, model))
-        _count(overall, legal(setup, hardware, model))
-    counts = own or overall
+        _count(overall, reason)
+        if any(legal(blamed.put(setup, other), hardware, model) is None for other in valid):
+            _count(through_it, reason)
+    counts = own or through_it or overall
     most: Callable[[str], int] = counts.__getitem__
     return max(counts, key=most)
 

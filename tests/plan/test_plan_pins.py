@@ -60,6 +60,8 @@ def test_foreign_characters_in_a_pin_are_escaped() -> None:
         ("sd15", processor(16), {"placement": "group-offload"}, "nowhere to offload", "disk"),
         ("sd15", processor(16), {"storage": "fp8"}, "NVIDIA", "same"),
         ("sd15", gpu(8), {"attention": "blocked"}, "for CPUs in bf16", "fused"),
+        ("sd15", gpu(8), {"execution": "packed"}, "are for CPUs", "eager"),
+        ("sd15", processor(8), {"execution": "packed", "attention": "sliced"}, "or in blocks, not sliced", "fused"),
         ("sd15", gpu(8, capability="7.5"), {"dtype": "bf16"}, "compute capability 8.0, this GPU has 7.5", "fp16"),
         ("sdxl", gpu(8), {"dtype": "fp16", "vae-dtype": "same"}, "overflows in fp16", "fp32"),
         ("sd15", mac(16), {"placement": "model-offload"}, "share their memory", "disk"),
