@@ -40,7 +40,8 @@ def tried(
     work = workload(model, job, images * sides)
     machine, key = memories.machine_of(hardware), f"{work.key} {number_type}"
     found = memories.trial(machine, key)
-    if found is not None or not again or {"attention", "execution"} <= pins.keys():
+    decided = {"attention", "execution"} <= pins.keys() or pins.get("execution") == "openvino"
+    if found is not None or not again or decided:
         return replace(hardware, trial=found), 0.0
     started = time.perf_counter()
     found = importlib.import_module("sdcli.draw.local").tried(work, number_type, hardware.threads)
