@@ -92,7 +92,7 @@ def graph_of(
             os.utime(graph.folder)  # used now
         return graph
     try:
-        _write(graph, partial(_converted, name, component.config, dtype, load))
+        _write(graph, partial(_convert, name, component.config, dtype, load))
         _make_room(folder, graph)
     except OSError as error:
         raise _no_room(graph, error) from None
@@ -119,12 +119,12 @@ def _identity(file: Path) -> object:
     return expected_sha256(file) or (str(file.resolve()), status.st_size, status.st_mtime_ns)
 
 
-def _write(graph: Graph, converted: Callable[[], Any]) -> None:
+def _write(graph: Graph, convert: Callable[[Graph], None]) -> None:
     """Under another name first, so that a graph that is there is whole."""
     graph.folder.parent.mkdir(parents=True, exist_ok=True)
     part = Graph(Path(tempfile.mkdtemp(prefix=f"{graph.folder.name}.part-", dir=graph.folder.parent)))
     try:
-        openvino().serialize(converted(), str(part.steps), str(part.weights))
+        convert(part)
         gc.collect()  # the traced module holds reference cycles
         (part.folder / "whole.json").write_text(json.dumps(_facts(part)), encoding="utf-8")
         if not graph.whole():  # another run may have written it meanwhile
@@ -203,8 +203,11 @@ class Decoder(nn.Module):
 
 
 @torch.no_grad()
-def _converted(name: str, config: Mapping[str, Any], dtype: torch.dtype, load: Callable[[], nn.Module]) -> Any:
-    """OpenVINO's graph, with the module's own memory as its weights. Shapes stay open.
+def _convert(
+    name: str, config: Mapping[str, Any], dtype: torch.dtype, load: Callable[[], nn.Module], into: Graph
+) -> None:
+    """Writes the graph, its weights from the module's own memory: the module has to be there until they are written.
+    Shapes stay open.
 
     Through the front end itself: `openvino.convert_model` is the same behind a layer that sends usage data.
     """
@@ -225,7 +228,8 @@ def _converted(name: str, config: Mapping[str, Any], dtype: torch.dtype, load: C
         port.get_node().set_element_type(_types(library)[value.dtype])
         port.get_node().set_partial_shape(library.PartialShape([-1] * value.ndim))
     graph.validate_nodes_and_infer_types()
-    return graph
+    library.serialize(graph, str(into.steps), str(into.weights))
+    del graph, decoder, traced, wrapped, module  # in this order, and not before
 
 
 def _types(library: Any) -> dict[torch.dtype, Any]:

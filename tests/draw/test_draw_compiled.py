@@ -168,6 +168,23 @@ def test_tiles_are_decoded_as_by_diffusers(tiny_folders: dict[str, Path]) -> Non
     assert (own - eager).abs().max() <= 1
 
 
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_weights_on_disk_are_the_files(dtype: str, tiny_folders: dict[str, Path]) -> None:
+    """They are written from the memory of the module that was converted."""
+    model = resolve.at(tiny_folders["sd15"])
+    loaded(model, "unet", dtype)
+    files = graph("unet")
+    written = graphs.openvino().Core().read_model(str(files.steps), str(files.weights))
+    constants = {part.get_friendly_name(): part for part in written.get_ops() if part.get_type_name() == "Constant"}
+    plain = loaded(model, "unet", dtype, "eager")
+    for name, weight in plain.named_parameters():
+        kept = torch.from_numpy(
+            constants[f"self.unet.{name}"].data.copy().view("int16" if dtype == "bf16" else "float32")
+        )
+        own = weight.detach().contiguous()
+        assert torch.equal(kept, own.view(torch.int16) if dtype == "bf16" else own), name
+
+
 @pytest.mark.parametrize("damage", ["cut", "changed", "gone"])
 def test_a_damaged_graph_is_made_again(damage: str, tiny_folders: dict[str, Path]) -> None:
     plan = plan_for(tiny_folders["sd15"])
