@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from sdcli.draw.graphs import Graph, Waves, openvino
+from sdcli.plan.techniques.vae import SHAPES
 
 PRECISIONS = {torch.float32: "f32", torch.bfloat16: "bf16"}
 
@@ -110,7 +111,7 @@ class Unet(Compiled):
 class Decoder(Compiled):
     """What stands in diffusers' VAE for its decoder."""
 
-    most = 4  # tiles: inner ones, the last of a row, of a column, and of both
+    most = SHAPES
 
     def forward(self, latents: Tensor) -> Tensor:
         return self.call({"latents": latents})

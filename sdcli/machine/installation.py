@@ -309,11 +309,19 @@ def fix(
     return _install(installation, torch, build, backend, has_pip, origin)
 
 
-def adding(extra: str, installation: Installation, *, has_pip: bool | None = None) -> str:
+def adding(
+    extra: str, installation: Installation, *, has_pip: bool | None = None, origin: str | None = None
+) -> str:  # fmt: skip
     """One line to paste that adds an optional part of sdcli to this installation."""
     needs, kind = list(data.extra(extra)), installation.kind
     if kind == "uv tool":
-        words = ["uv", "tool", "install", *(word for need in needs for word in ("--with", need)), _here(source())]
+        words = [
+            "uv",
+            "tool",
+            "install",
+            *(word for need in needs for word in ("--with", need)),
+            _here(origin or source()),
+        ]
     elif kind == "pipx":
         words = ["pipx", "inject", DISTRIBUTION, *needs]
     elif _uv_alone(installation, has_pip):
