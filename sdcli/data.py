@@ -54,6 +54,15 @@ def lowest_versions() -> Mapping[str, str]:
 
 
 @functools.cache
+def extra(name: str) -> tuple[str, ...]:
+    """What an optional part of sdcli needs beside its requirements, by pyproject.toml."""
+    import tomllib
+
+    project = tomllib.loads(shipped("pyproject.toml").read_text(encoding="utf-8"))["project"]
+    return tuple(project["optional-dependencies"][name])
+
+
+@functools.cache
 def tested_versions() -> Mapping[str, str]:
     """Of each package in the set that is tested together, by constraints.txt."""
     lines = shipped("constraints.txt").read_text(encoding="utf-8").splitlines()

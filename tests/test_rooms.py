@@ -33,9 +33,9 @@ MAY_IMPORT: dict[str, set[str]] = {
 # Slow to import; each has its rooms, and outside draw they stand inside functions only.
 HEAVY = {
     "torch", "diffusers", "transformers", "accelerate", "numpy", "PIL", "rich", "pydantic", "ray", "peft", "pynvml",
-    "psutil", "tomlkit",
+    "psutil", "tomlkit", "openvino",
 }  # fmt: skip
-TORCH = {"torch", "diffusers", "transformers", "accelerate", "peft"}
+TORCH = {"torch", "diffusers", "transformers", "accelerate", "peft", "openvino"}
 
 # The files outside draw that lead into torch, and which modules of draw may be entered, from anywhere, in functions.
 LEADS_INTO_TORCH = {"inspect/measure.py", "inspect/modules.py"}

@@ -29,7 +29,7 @@ if str(ROOT) not in sys.path:
 import torch  # noqa: E402
 
 from scripts import make_checkpoint  # noqa: E402
-from sdcli.draw import attention, local, packed  # noqa: E402
+from sdcli.draw import attention, compiled, local, packed  # noqa: E402
 from sdcli.draw.place import Components  # noqa: E402
 from sdcli.events import Decoded  # noqa: E402
 from sdcli.machine.hardware import Hardware  # noqa: E402
@@ -61,6 +61,7 @@ def processor() -> Hardware:
     return Hardware(
         device="cpu", name="a CPU", source="os", total=64 * GIB, free=64 * GIB, ram_total=64 * GIB, ram_free=64 * GIB,
         isa="avx512_bf16", threads=THREADS, dtypes={"fp32": "probed", "bf16": "probed", "fp16": "unavailable"},
+        openvino=True,
     )  # fmt: skip
 
 
@@ -116,7 +117,7 @@ class Seen:
     tiles: list[tuple[int, int]] = field(default_factory=list)  # latents that the decoder was given
     blocks: set[Blocks | None] = field(default_factory=set)  # that attention was computed in
     planned: set[Blocks | None] = field(default_factory=set)  # what the setup says of the same attentions
-    packed: dict[str, set[bool]] = field(default_factory=dict)  # whether layers are, of components
+    executions: dict[str, set[str]] = field(default_factory=dict)  # of components, by what computes in them
     loaded: dict[str, tuple[str, ...]] = field(default_factory=dict)  # components there while one is at work
     threads: set[int] = field(default_factory=set)
     streamed: dict[str, bool] = field(default_factory=dict)
@@ -183,7 +184,7 @@ def _look(seen: Seen, components: Components, name: str, module: Any) -> None:
         for m in module.modules()
     )
     seen.offloaded[name] = name in components._offloaded
-    seen.packed[name] = {isinstance(m, PACKED) for m in module.modules() if isinstance(m, (*PLAIN, *PACKED))}
+    seen.executions[name] = {how for how, kinds in LAYERS.items() for m in module.modules() if isinstance(m, kinds)}
     if hasattr(module, "attn_processors"):
         seen.processors[name] = {type(one).__name__ for one in module.attn_processors.values()}
         seen.processors[name] |= {m.attend.__name__ for m in module.modules() if hasattr(m, "attend")}
@@ -192,17 +193,35 @@ def _look(seen: Seen, components: Components, name: str, module: Any) -> None:
         return
     module._looked_at = True
     for part in module.modules():
-        if isinstance(part, (*PLAIN, *PACKED)):
-            part.register_forward_hook(lambda _, given, out: computed.add(DTYPES[out.dtype]))
+        if isinstance(part, tuple(itertools.chain(*LAYERS.values()))):
+            part.register_forward_hook(lambda _, given, out: computed.add(DTYPES[_first(out).dtype]))
     if name == "unet":
         module.register_forward_pre_hook(lambda _, given: seen.rows.append(given[0].shape[0]))
     if name == "vae":
         module.decoder.register_forward_pre_hook(lambda _, given: seen.tiles.append(tuple(given[0].shape[-2:])))
 
 
-PLAIN, PACKED = (torch.nn.Linear, torch.nn.Conv2d), (packed.Linear, packed.Convolution)
+def _first(result: Any) -> Any:
+    return result[0] if isinstance(result, tuple) else result
+
+
+# What computes
+LAYERS: Mapping[str, tuple[type, ...]] = {
+    "eager": (torch.nn.Linear, torch.nn.Conv2d),
+    "packed": (packed.Linear, packed.Convolution),
+    "openvino": (compiled.Compiled,),
+}
 PROCESSORS = {"fused": {"AttnProcessor2_0"}, "blocked": {"Blocked"}, "sliced": {"SlicedAttnProcessor"}}
 FUNCTIONS = {"fused": {"scaled_dot_product_attention"}, "blocked": {"in_blocks"}}
+
+
+def _attention(setup: Setup, part: str) -> set[str]:
+    """What computes it; OpenVINO's own cannot be looked at."""
+    if setup.execution == "openvino":
+        return set()
+    if part == "vae":
+        return PROCESSORS["blocked" if setup.attention == "blocked" else "fused"]
+    return (FUNCTIONS if setup.execution == "packed" else PROCESSORS)[setup.attention]
 
 
 def differences(plan: Plan, seen: Seen) -> Iterator[str]:
@@ -215,16 +234,12 @@ def differences(plan: Plan, seen: Seen) -> Iterator[str]:
         "dtype of the encoders": (set().union(*(seen.dtypes[name] for name in encoders)), {setup.dtype}),
         "dtype of the VAE": (seen.dtypes["vae"], {vae_dtype}),
         "storage": (torch.float8_e4m3fn in seen.stored["unet"], setup.storage == "fp8"),
-        "attention": (
-            seen.processors["unet"], (FUNCTIONS if setup.execution == "packed" else PROCESSORS)[setup.attention]
-        ),
-        "attention of the VAE": (
-            seen.processors["vae"], PROCESSORS["blocked" if setup.attention == "blocked" else "fused"]
-        ),
+        "attention": (seen.processors.get("unet", set()), _attention(setup, "unet")),
+        "attention of the VAE": (seen.processors["vae"], _attention(setup, "vae")),
         "blocks": (seen.blocks, seen.planned),
         "attention in blocks": (bool(seen.blocks), setup.attention == "blocked"),
-        "packed UNet": (seen.packed["unet"], {setup.execution == "packed"}),
-        "packed VAE": (seen.packed["vae"], {setup.execution == "packed"}),
+        "execution of the UNet": (seen.executions["unet"], {setup.execution}),
+        "execution of the VAE": (seen.executions["vae"], {setup.execution}),
         "rows of a UNet call": (seen.rows, [2] if setup.guidance == "batched" else [1, 1]),
         "threads": (seen.threads, {setup.threads}),
         "streamed": (seen.streamed["unet"], setup.placement == "group-offload"),

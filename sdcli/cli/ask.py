@@ -13,7 +13,7 @@ from typing import Any
 from sdcli import __version__, data
 from sdcli.cli import adapters, builtin, not_needed, not_taken, probing
 from sdcli.errors import ModelMissing, Usage
-from sdcli.machine import as_if, memories, survey
+from sdcli.machine import as_if, installation, memories, survey
 from sdcli.machine.folders import config_file, config_folder
 from sdcli.machine.hardware import Hardware
 from sdcli.models import cache, hub_cache, resolve
@@ -21,6 +21,7 @@ from sdcli.models.model import Model
 from sdcli.near import nearest
 from sdcli.plan.plan import Plan
 from sdcli.plan.planner import make_plan
+from sdcli.plan.techniques import execution
 from sdcli.request import config, jobs, prompt_files, samplers
 from sdcli.request.config import Sources
 from sdcli.request.options import OPTIONS, SCREEN
@@ -73,7 +74,7 @@ def plan_for(
     question = probing.question(hardware, adapted.model, known_jobs, request)
     hardware = probing.remembered(hardware, question)
     planned = partial(
-        make_plan, request, adapted.model, origins=origins, jobs=known_jobs, version=__version__,
+        _planned, request, adapted.model, origins=origins, jobs=known_jobs, version=__version__,
         adapters=adapted.adapters, more=waiting,
     )  # fmt: skip
     plan = planned(hardware, remembered(hardware))
@@ -92,6 +93,16 @@ def plan_for(
     return PlannedRun(plan, adapters.same_embeddings(later, embeddings, adapted.adapters, adapted.model), imported)
 
 
+def _planned(*about: Any, **more: Any) -> Plan:
+    """The plan; where only a package is missing for it, with the line that installs it."""
+    try:
+        return make_plan(*about, **more)
+    except Usage as error:
+        if error.details.get("because") == execution.NOT_INSTALLED:
+            error.hint = installation.adding("openvino", installation.find())
+        raise
+
+
 def engine_of(typed: Mapping[str, Any]) -> str:
     """The requested engine: a misspelled one must not draw (and download) for real."""
     name = str(typed.get("engine", "local"))
@@ -108,7 +119,7 @@ def plan_again(planned: PlannedRun, typed: Mapping[str, Any]) -> PlannedRun:
     model = find_model(read_sources(config.from_flags(typed)))
     samplers.check_zero_snr(samplers.find(before.request.sampler), model.zero_snr)
     model, _ = adapters.with_vae(before.request, model, added_folders())
-    plan = make_plan(
+    plan = _planned(
         before.request, model, before.hardware, remembered(before.hardware), origins=before.origins,
         jobs=before.jobs, version=__version__, adapters=before.setup.adapters, more=planned.later is not None,
     )  # fmt: skip

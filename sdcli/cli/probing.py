@@ -44,7 +44,8 @@ def question(hardware: Hardware, model: Model, jobs: Sequence[Job], request: Req
     """None where a trial would decide nothing: on a GPU, on a described machine, and where all it decides is pinned."""
     pins = request.pins
     here = hardware.device == "cpu" and hardware.source == "os" and installation.torch_build() is not None
-    if not here or not jobs or {"attention", "execution"} <= pins.keys():
+    decided = {"attention", "execution"} <= pins.keys() or pins.get("execution") == "openvino"
+    if not here or not jobs or decided:
         return None
     largest = max(jobs, key=lambda job: job.width * job.height)
     sides = 2 if guided(model, largest) and pins.get("guidance") != "in-turn" else 1

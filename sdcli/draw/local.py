@@ -17,7 +17,7 @@ from sdcli.draw.exhausted import exhausted
 from sdcli.draw.oom import first_line, is_out_of_memory
 from sdcli.errors import Bug, DeviceUnusable
 from sdcli.events import Done, Event, Timed
-from sdcli.machine import memory, processor
+from sdcli.machine import installation, memory, processor
 from sdcli.machine.environment import environment
 from sdcli.machine.hardware import Hardware, Probe, Trial
 from sdcli.plan.batches import Batch
@@ -87,7 +87,7 @@ class Engine:
         yield self._session.meter.read("import")
         yield from run.load()
         yield from run.draw(plan.numbered() if batches is None else batches)
-        yield Done(environment=environment(plan.hardware) | {"threads": plan.setup.threads, "isa": plan.setup.isa})
+        yield Done(environment=_surroundings(plan))
 
     def _ready(self, plan: Plan) -> Any:
         """Prepares the libraries, the device and a session for this plan."""
@@ -127,6 +127,10 @@ class Engine:
         _start_threads(plan.setup.threads, torch)
         for name in load.MODULES.keys() & plan.model.components.keys():
             load.kind_of(name)  # here, so that its time counts as importing, not loading
+        if plan.setup.execution == "openvino":
+            from sdcli.draw import graphs
+
+            graphs.openvino()
 
     def _release(self) -> None:
         session, self._session = self._session, None
@@ -166,6 +170,13 @@ def tried(plan: Plan, work: Workload, dtype: str) -> Trial:
         because = first_line(error)
     # only here, after the except block, does nothing hold the failed import's memory any more
     raise exhausted(plan, "while starting", because)
+
+
+def _surroundings(plan: Plan) -> dict[str, Any]:
+    found = environment(plan.hardware) | {"threads": plan.setup.threads, "isa": plan.setup.isa}
+    if plan.setup.execution == "openvino":
+        found |= {version.name: version.version for version in installation.versions(("openvino",))}
+    return found
 
 
 # How often a thread looks before it sleeps until the others are done. With OpenMP's own, ten times as many, a step

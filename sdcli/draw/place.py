@@ -9,13 +9,14 @@ import gc
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
 
-from sdcli.draw import adapters, attention, decode, devices, load
+from sdcli.draw import adapters, attention, compiled, decode, devices, graphs, load
 from sdcli.events import Loaded
 from sdcli.models.hub_cache import expected_sha256
 from sdcli.models.model import Model
@@ -72,8 +73,8 @@ class Components:
 
     @contextmanager
     def exact(self, vae: Any) -> Iterator[Any]:
-        """The VAE in fp32. A packed one cannot be widened: a plain one takes its place meanwhile."""
-        if self.setup.execution != "packed":
+        """The VAE in fp32. A packed or compiled one cannot be widened: a plain one takes its place meanwhile."""
+        if self.setup.execution == "eager":
             with decode.in_fp32(vae) as widened:
                 yield widened
             return
@@ -103,6 +104,8 @@ class Components:
         return expected_sha256(Path(files[0])) if len(files) == 1 else None
 
     def _load(self, name: str) -> int:
+        if self.setup.execution == "openvino" and name in ("unet", "vae"):
+            return self._compiled(name)
         streamed = placement.streamed(self.setup.placement, name)
         parked = self.setup.placement in placement.PARKED_ON_HOST and self.device_of(name) == self.device
         images = name in ("unet", "vae")
@@ -126,6 +129,26 @@ class Components:
             self._offloaded[name] = Offloaded(filled.module, self.device)
         self._modules[name] = filled.module
         return filled.bytes
+
+    def _compiled(self, name: str) -> int:
+        """OpenVINO's in place of the component; diffusers' is loaded only where it was not converted before."""
+        component, dtype = self.model.components[name], self.dtype_of(name)
+        graph = graphs.graph_of(name, component, self.setup.adapters, dtype, partial(self._plain, name))
+        empty = load.build(name, component.config)
+        if name == "unet":
+            self._modules[name] = compiled.Unet(empty, graph, dtype, self.setup.threads)
+        else:
+            self._modules[name] = compiled.vae(empty, compiled.Decoder(graph, dtype, self.setup.threads))
+            decode.set_tiles(self._modules[name], self.setup.vae)
+        return graph.weights.stat().st_size
+
+    def _plain(self, name: str) -> nn.Module:
+        """diffusers' module, its weights laid out as OpenVINO shares them."""
+        module: nn.Module = load.load(
+            name, self.model.components[name], dtype=self.dtype_of(name), device="cpu", channels_last=False,
+            added=adapters.additions(name, self.model, self.setup.adapters),
+        ).module  # fmt: skip
+        return module
 
 
 class Offloaded:

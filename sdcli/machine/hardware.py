@@ -26,6 +26,7 @@ class Hardware:
     isa: str = ""  # avx2 | avx512 | avx512_bf16 | amx | neon …
     threads: int = 1  # physical cores this process may use
     dtypes: Mapping[str, str] = field(default_factory=dict)  # name → probed | assumed | unavailable
+    openvino: bool = False  # whether it is installed, to compute on the CPU
     trial: Trial | None = transient(default=None)  # of the model to be drawn with
     uuid: str | None = transient(default=None)
     notes: tuple[str, ...] = transient(default=())  # what the user should know about this device

@@ -107,6 +107,11 @@ def torch_build(folder: Path | None = None) -> Torch | None:
     )
 
 
+def has(package: str) -> bool:
+    """Whether a package is installed; it is not imported."""
+    return _package_folder(package) is not None
+
+
 def _package_folder(name: str) -> Path | None:
     from importlib.machinery import PathFinder
 
@@ -304,6 +309,37 @@ def fix(
     return _install(installation, torch, build, backend, has_pip, origin)
 
 
+def adding(
+    extra: str, installation: Installation, *, has_pip: bool | None = None, origin: str | None = None
+) -> str:  # fmt: skip
+    """One line to paste that adds an optional part of sdcli to this installation."""
+    needs, kind = list(data.extra(extra)), installation.kind
+    if kind == "uv tool":
+        words = [
+            "uv",
+            "tool",
+            "install",
+            *(word for need in needs for word in ("--with", need)),
+            _here(origin or source()),
+        ]
+    elif kind == "pipx":
+        words = ["pipx", "inject", DISTRIBUTION, *needs]
+    elif _uv_alone(installation, has_pip):
+        words = ["uv", "pip", "install", "--python", installation.python, *needs]
+    else:
+        words = [installation.python, "-m", "pip", "install", *needs, *_even_if_managed(kind)]
+    return command_line(words)
+
+
+def _uv_alone(installation: Installation, has_pip: bool | None) -> bool:
+    """Whether uv made it, and without a pip."""
+    return installation.uv and not (_package_folder("pip") if has_pip is None else has_pip)
+
+
+def _even_if_managed(kind: str) -> list[str]:
+    return ["--break-system-packages"] if kind == "system" and _managed() else []
+
+
 def worthwhile(gpu: SysfsGpu) -> bool:
     """Whether a GPU of AMD or Intel is worth another torch: there is one for it, and it has memory of its own."""
     supported = gpu.vendor != AMD or gpu.architecture in ROCM_ARCHITECTURES
@@ -351,13 +387,11 @@ def _install(
         words = ["uv", "tool", "install", "--reinstall", f"--torch-backend={backend}", _here(origin or source())]
     elif kind == "pipx":
         words = ["pipx", "runpip", DISTRIBUTION, "install", requirement, "--index-url", index]
-    elif installation.uv and not (_package_folder("pip") if has_pip is None else has_pip):
+    elif _uv_alone(installation, has_pip):
         words = ["uv", "pip", "install", "--python", python, "--reinstall-package", "torch"]
         words += [f"--torch-backend={backend}", requirement.split("+")[0]]
     else:
-        words = [python, "-m", "pip", "install", requirement, "--index-url", index]
-        if kind == "system" and _managed():
-            words.append("--break-system-packages")
+        words = [python, "-m", "pip", "install", requirement, "--index-url", index, *_even_if_managed(kind)]
     return command_line(words)
 
 

@@ -31,6 +31,7 @@ class Survey:
     visible: tuple[Gpu, ...]  # NVIDIA's, in CUDA's order
     torch: Torch | None
     installation: Installation
+    openvino: bool = False  # whether it is installed
     probes: Mapping[ProbeKey, Probe] = field(default_factory=dict)  # what was tried on this machine before
     apple: bool = False
     driverless: bool = False  # an NVIDIA GPU is in the machine, but no driver
@@ -66,6 +67,7 @@ def look() -> Survey:
         visible=nvml.visible(nvidia.gpus, os.environ),
         torch=installation.torch_build(),
         installation=installation.find(),
+        openvino=installation.has("openvino"),
         probes=memories.probes(),
         apple=_is_apple(),
         driverless=not nvidia.gpus and nvml.on_the_bus(),
@@ -188,7 +190,7 @@ def _cpu(survey: Survey) -> Hardware:
     host, chip = survey.memory, survey.processor
     return _device(
         survey, device="cpu", name=chip.name, source="os", total=host.total, free=host.available,
-        dtypes=_probed(dtypes.cpu(chip.isa), survey.probe(chip.name, chip.isa)),
+        dtypes=_probed(dtypes.cpu(chip.isa), survey.probe(chip.name, chip.isa)), openvino=survey.openvino,
     )  # fmt: skip
 
 

@@ -20,6 +20,10 @@ CUDA_LIBRARIES = GIB  # assumed, not yet measured: kernels and the driver's host
 OTHER_LIBRARIES = GIB  # assumed, not yet measured: the same of ROCm and XPU
 IMAGE_BYTES_PER_PIXEL = 3 * (4 + 1 + 1)  # counted: the decoded image as fp32, as bytes, and its encoder's copy
 
+# OpenVINO on the CPU, measured with UNets of 4 to 540 MiB: docs/memory.md
+OPENVINO = 170 * MIB  # measured, 54 to 175 MiB: its code, kernels and graphs, and what converting leaves in the heap
+OPENVINO_TRACING = 140 * MIB  # measured, 112 to 137 MiB beside the weights: following a call, and the graph
+
 # On the device: weights and live bytes are counted; an allocator that hands out blocks takes a little more
 CUDA_BLOCKS = 1.015  # counted by its rules, 1.01 to 1.025: docs/benchmarks/memory-card.md
 CUDA_BLOCKS_FP8 = 1.03  # the same for weights in fp8

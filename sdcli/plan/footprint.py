@@ -20,8 +20,8 @@ from sdcli.plan.techniques.vae_dtype import effective
 # The slots that each kind of work depends on.
 _WORK = {
     "text": attrgetter("dtype"),
-    "unet": attrgetter("dtype", "storage", "attention", "guidance", "blocks", "threads"),
-    "image": attrgetter("dtype", "vae", "vae_dtype"),
+    "unet": attrgetter("dtype", "storage", "attention", "guidance", "blocks", "threads", "execution"),
+    "image": attrgetter("dtype", "vae", "vae_dtype", "execution"),
 }
 
 
@@ -92,6 +92,8 @@ class Sizes:
         latents = self._latents(stage, setup)
         call, size = self.call(stage.shape), BYTES[setup.dtype]
         live = call.activation_peak(latents * size)
+        if setup.execution == "openvino":
+            return self._compiled("unet", live, setup)
         widened = call.beside_weights(latents * size, layer=size) - live if setup.storage == "fp8" else 0
         scores = 0
         if setup.attention == "sliced":  # scores and their softmax for half the heads of one latent
@@ -103,7 +105,14 @@ class Sizes:
 
     def _image(self, stage: Stage, setup: Setup) -> int:
         live = self.decoder(stage.shape, setup.vae).activation_peak(BYTES[effective(setup)])
+        if setup.execution == "openvino":
+            shapes = vae_tiles.SHAPES if setup.vae in vae_tiles.TILES else 1
+            return self._compiled("vae", live, setup) + (shapes - 1) * self.weights("vae", setup)
         return live if setup.vae == "cpu" else self._reserved(live)
+
+    def _compiled(self, part: str, live: int, setup: Setup) -> int:
+        """By OpenVINO: while it packs the weights, the graph's are there too; then its calls take their place."""
+        return max(self.weights(part, setup), self._reserved(live)) + calibration.OPENVINO
 
     def _reserved(self, live: int, heap: bool = False) -> int:
         return int(live * calibration.rounding(self.backend, heap)) + calibration.workspace(self.backend)
@@ -192,6 +201,8 @@ class Sizes:
         resident = 0 if parked else most
         widest = max(BYTES.get(part.stored_dtype, 4) for part in self.model.components.values())
         aside = self._on_the_host(None, setup) + self._largest_tensor * widest
+        if setup.execution == "openvino":  # converted, where it was not before
+            aside += calibration.OPENVINO_TRACING
         return self._row("load", resident, resident, 0, aside, setup)
 
     def _largest_tensors(self) -> Iterator[int]:
@@ -222,7 +233,7 @@ class Sizes:
 
 def _weights(setup: Setup) -> tuple[object, ...]:
     """What the weights depend on: their number types, and where they are."""
-    return setup.dtype, setup.storage, effective(setup), setup.placement, setup.vae == "cpu"
+    return setup.dtype, setup.storage, effective(setup), setup.placement, setup.vae == "cpu", setup.execution
 
 
 def _stored(part: str, setup: Setup) -> str:

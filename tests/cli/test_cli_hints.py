@@ -9,6 +9,7 @@ import pytest
 from cli_run import sdcli
 
 from sdcli.cli import line
+from sdcli.machine import installation
 
 ELSEWHERE = ("--as-if", "cuda:8GiB,ram:32")
 
@@ -74,6 +75,17 @@ def test_the_line_that_was_typed_is_offered_corrected_and_works(
     assert [word for word in shlex.split(offered) if word not in beside] == ["sdcli", *expected]
     again = sdcli(capfd, *shlex.split(offered)[1:])
     assert again.code == 0, again.err
+
+
+@pytest.mark.parametrize("command", [("plan", "a cat", "--device", "cpu"), ("generate", "a cat", "--device", "cpu")])
+def test_a_missing_package_has_the_line_that_installs_it(
+    command: tuple[str, ...], capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(installation, "has", lambda package: False)
+    done = sdcli(capfd, *command, "--pin", "execution=openvino")
+    assert done.code == 2 and "the package openvino is not installed" in done.err
+    hint = next(text for text in done.err.splitlines() if text.startswith("  try: ")).removeprefix("  try: ")
+    assert shlex.split(hint) == shlex.split(installation.adding("openvino", installation.find()))
 
 
 def test_with_json_the_hint_is_the_same_line(capfd: pytest.CaptureFixture[str]) -> None:

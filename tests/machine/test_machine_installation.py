@@ -198,6 +198,24 @@ def test_each_kind_of_installation_has_its_own_line() -> None:
     assert _fix("venv", uv=True, has_pip=True) == pip
 
 
+@pytest.mark.skipif(sys.platform == "win32", reason="quoting of another shell")
+@pytest.mark.parametrize(
+    ("kind", "uv", "start"),
+    [
+        ("venv", False, "/env/bin/python -m pip install "),
+        ("checkout", False, "/env/bin/python -m pip install "),
+        ("pipx", False, "pipx inject sdcli-diffusers "),
+        ("uv tool", False, "uv tool install --with "),
+        ("venv", True, "uv pip install --python /env/bin/python "),
+    ],
+)
+def test_each_kind_of_installation_has_a_line_for_an_optional_part(kind: str, uv: bool, start: str) -> None:
+    place = Installation(kind=kind, prefix=Path("/env"), python="/env/bin/python", uv=uv)
+    line = installation.adding("openvino", place, has_pip=not uv, origin="/src")
+    assert line.startswith(start)
+    assert shlex.split(line.removeprefix(start)) == [*data.extra("openvino"), *(["/src"] if kind == "uv tool" else [])]
+
+
 def test_an_old_gpu_names_its_build_to_uv_because_uv_looks_at_the_driver_only() -> None:
     assert "--torch-backend=cu126" in _fix("uv tool", "6.1")
     assert "+cu126" in _fix("venv", "6.1") and _fix("venv", "6.1").endswith("/cu126")

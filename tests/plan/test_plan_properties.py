@@ -130,19 +130,24 @@ def test_nothing_illegal_is_ever_offered(family: str, hardware: Hardware, side: 
 
 NOT_FOR_CPUS = {"dtype=fp16", "storage=fp8", "placement=model-offload", "placement=group-offload", "vae=cpu",
                 "vae_dtype=bf16"}  # fmt: skip
+NOT_FOR_GPUS = {"attention=blocked", "execution=packed", "execution=openvino"}
 NOT_FOR_MACS = {"dtype=bf16", "storage=fp8", "placement=model-offload", "placement=group-offload",
-                "attention=blocked", "attention=sliced", "vae_dtype=bf16", "execution=packed"}  # fmt: skip
-# How many of the 4,320 combinations of choices are legal, for SD1.5 and SDXL, and what is never a choice there.
+                "attention=blocked", "attention=sliced", "vae_dtype=bf16", "execution=packed",
+                "execution=openvino"}  # fmt: skip
+# How many of the 6,480 combinations of choices are legal, for SD1.5 and SDXL, and what is never a choice there.
 LEGAL: list[tuple[Hardware, int, int, set[str]]] = [
-    (gpu(8), 840, 720, {"attention=blocked", "execution=packed"}),
-    (gpu(8, capability="7.5"), 440, 320, {"attention=blocked", "dtype=bf16", "vae_dtype=bf16", "execution=packed"}),
-    (processor(8), 288, 288, NOT_FOR_CPUS),
-    (processor(8, isa="avx2"), 288, 288, NOT_FOR_CPUS),
+    (gpu(8), 840, 720, NOT_FOR_GPUS),
+    (gpu(8, capability="7.5"), 440, 320, {*NOT_FOR_GPUS, "dtype=bf16", "vae_dtype=bf16"}),
+    (processor(8), 288, 288, {*NOT_FOR_CPUS, "execution=openvino"}),
+    (processor(8, isa="avx2"), 288, 288, {*NOT_FOR_CPUS, "execution=openvino"}),
+    (replace(processor(8), openvino=True), 360, 360, NOT_FOR_CPUS),
     (mac(8), 90, 72, NOT_FOR_MACS),
 ]
 
 
-@pytest.mark.parametrize(("hardware", "sd15", "sdxl", "never"), LEGAL, ids=["8.6", "7.5", "avx512", "avx2", "mps"])
+@pytest.mark.parametrize(
+    ("hardware", "sd15", "sdxl", "never"), LEGAL, ids=["8.6", "7.5", "avx512", "avx2", "openvino", "mps"]
+)
 def test_which_combinations_are_legal_is_settled_and_all_others_have_a_reason(
     hardware: Hardware, sd15: int, sdxl: int, never: set[str]
 ) -> None:
@@ -167,6 +172,10 @@ KNOWN_BAD: list[tuple[Hardware, str, dict[str, str]]] = [
     (processor(8), "sd15", {"dtype": "fp32", "attention": "blocked"}),
     (gpu(8), "sd15", {"attention": "blocked"}),
     (gpu(8), "sd15", {"execution": "packed"}),
+    (replace(gpu(8), openvino=True), "sd15", {"execution": "openvino"}),
+    (processor(8), "sd15", {"execution": "openvino"}),
+    (replace(processor(8), openvino=True), "sd15", {"execution": "openvino", "attention": "blocked"}),
+    (replace(processor(8), openvino=True), "sd15", {"execution": "openvino", "attention": "sliced"}),
     (processor(8), "sd15", {"execution": "packed", "attention": "sliced"}),
     (replace(processor(8), trial=Trial(dtype="bf16")), "sd15", {"execution": "packed", "dtype": "bf16"}),
     (gpu(8, capability="7.5"), "sd15", {"dtype": "bf16"}),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import shutil
@@ -109,7 +110,8 @@ def test_pins_stand_within_the_ranges_that_users_get() -> None:
     lines = (ROOT / "constraints.txt").read_text(encoding="utf-8").splitlines()
     pins = {canonicalize_name(line.split("==")[0]): line.split("==")[1] for line in lines if "==" in line}
     project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
-    requirements = [Requirement(text) for text in project["dependencies"] + project["optional-dependencies"]["dev"]]
+    texts = itertools.chain(project["dependencies"], *project["optional-dependencies"].values())
+    requirements = [Requirement(text) for text in texts]
     assert [str(need) for need in requirements if canonicalize_name(need.name) not in pins] == []
     assert [str(need) for need in requirements if pins[canonicalize_name(need.name)] not in need.specifier] == []
     assert not [line for line in lines if "://" in line or line.startswith("-") or "+" in line.split("==")[-1]]

@@ -1,4 +1,5 @@
-"""execution: how the layers of UNet and VAE are computed: one by one as diffusers has them, or packed for a CPU."""
+"""execution: how the layers of UNet and VAE are computed: one by one as diffusers has them, packed for a CPU, or by
+OpenVINO."""
 
 from __future__ import annotations
 
@@ -10,6 +11,7 @@ from sdcli.plan.plan import Setup
 from sdcli.plan.techniques.attention import SLICED
 from sdcli.plan.techniques.technique import Situation, Technique
 
+NOT_INSTALLED = "the package openvino is not installed"
 NOISE = 0.95  # a way must take less than this share of the other's time to be called faster
 
 
@@ -39,7 +41,9 @@ def illegal(setup: Setup, hardware: Hardware, model: Model) -> str | None:
     if setup.execution == "eager":
         return None
     if hardware.kind != "cpu":
-        return "packed layers are for CPUs"
+        return _FOR_CPUS[setup.execution]
+    if setup.execution == "openvino":
+        return _openvino(setup, hardware)
     if setup.attention == "sliced":
         return "packed layers compute attention fused or in blocks, not sliced"
     if hardware.trial is not None and hardware.trial.dtype == setup.dtype and not hardware.trial.execution:
@@ -47,9 +51,24 @@ def illegal(setup: Setup, hardware: Hardware, model: Model) -> str | None:
     return None
 
 
+_FOR_CPUS = {"packed": "packed layers are for CPUs", "openvino": "OpenVINO is used for CPUs only"}
+
+
+def _openvino(setup: Setup, hardware: Hardware) -> str | None:
+    if not hardware.openvino:
+        return NOT_INSTALLED
+    if setup.attention != "fused":
+        return "OpenVINO has its own attention: it goes with attention=fused"
+    if setup.storage != "same":
+        return "OpenVINO keeps weights in the dtype they compute in"
+    return None
+
+
 def because(setup: Setup, situation: Situation) -> str:
     if situation.hardware.kind != "cpu":
         return "eager: starts at once"
+    if setup.execution == "openvino":
+        return "openvino (pinned): OpenVINO computes UNet and VAE, converted once for this model"
     trial = _trial(setup, situation.hardware)
     if trial is None:
         return f"{setup.execution}: not tried on this machine yet; generate does so once"
@@ -58,5 +77,11 @@ def because(setup: Setup, situation: Situation) -> str:
 
 
 TECHNIQUE = Technique(
-    slot="execution", choices=("eager", "packed"), without="eager", illegal=illegal, because=because, phrases={}
+    slot="execution",
+    choices=("eager", "packed", "openvino"),
+    without="eager",
+    illegal=illegal,
+    because=because,
+    phrases={"openvino": "OpenVINO"},
+    by_pin=frozenset({"openvino"}),
 )

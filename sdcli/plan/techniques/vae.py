@@ -9,6 +9,7 @@ from sdcli.plan.techniques.technique import Situation, Technique, gib
 from sdcli.plan.techniques.vae_dtype import effective
 
 TILES = {"tile-512": 512, "tile-256": 256}  # side in pixels; a quarter of each overlaps its neighbour
+SHAPES = 4  # of tiles at most: inner ones, the last of a row, of a column, and of both
 BLENDING = 1.1  # assumed: blending, and more launches; the pixels decoded twice are counted exactly
 
 
