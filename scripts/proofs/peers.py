@@ -25,6 +25,7 @@ from sdcli.draw import local  # noqa: E402
 from sdcli.errors import OutOfMemory  # noqa: E402
 from sdcli.events import Decoded, Step  # noqa: E402
 from sdcli.plan.plan import Plan, Setup  # noqa: E402
+from sdcli.plan.techniques import placement  # noqa: E402
 from tests.pretend_gpu import Device, Pretended, device, pretend  # noqa: E402
 
 NAME = "peers"
@@ -120,16 +121,21 @@ def _pipeline_drawn(
 
 
 def planned(folder: Path, family: str, size: int) -> list[Plan]:
-    """As planned for this GPU, then with each setup that the plan lists as fitting: one --pin or --max-vram away."""
-    side = SIDES[family]
+    """As planned for this GPU, then with each setup that the plan lists as fitting, and with each placement pinned: one
+    --pin or --max-vram away."""
     with pretend(gpu(size), blank=True):
-        plan, drawn = (
-            inside.plan_for(folder / family, steps=steps, width=side, height=side) for steps in (USUAL_STEPS, STEPS)
-        )
+        plan, drawn = (_plan(folder, family, steps) for steps in (USUAL_STEPS, STEPS))
+        pinned = [_plan(folder, family, USUAL_STEPS, placement=choice) for choice in placement.TECHNIQUE.choices]
     if not plan.fits:
         return []
-    listed = (row.setup for row in plan.alternatives if row.fits and _as_peers_draw(row.setup))
-    return [replace(drawn, setup=setup, fallbacks=()) for setup in dict.fromkeys((plan.setup, *listed))]
+    setups = [row.setup for row in plan.alternatives if row.fits] + [one.setup for one in pinned if one.fits]
+    others = filter(_as_peers_draw, setups)
+    return [replace(drawn, setup=setup, fallbacks=()) for setup in dict.fromkeys((plan.setup, *others))]
+
+
+def _plan(folder: Path, family: str, steps: int, **pins: str) -> Plan:
+    side = SIDES[family]
+    return inside.plan_for(folder / family, steps=steps, width=side, height=side, pins=pins)
 
 
 def with_sdcli(plans: list[tuple[int, Plan]]) -> list[Drawn]:
