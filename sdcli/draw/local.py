@@ -162,8 +162,10 @@ def tried(plan: Plan, work: Workload, dtype: str) -> Trial:
 
         from sdcli.draw import trial
 
-        _start_threads(threads, torch)
-        return trial.tried(work, dtype, threads)
+        with contextlib.ExitStack() as undo:
+            undo.callback(torch.set_num_threads, torch.get_num_threads())
+            _start_threads(threads, torch)
+            return trial.tried(work, dtype)
     except Exception as error:
         if not is_out_of_memory(error):
             raise

@@ -26,16 +26,12 @@ Race = Mapping[str, Callable[[], Tensor]]
 
 
 @torch.no_grad()
-def tried(work: Workload, dtype: str, threads: int) -> Trial:
+def tried(work: Workload, dtype: str) -> Trial:
     """Every shape computed in every way, in turn; at most two seconds in total."""
-    started, before = time.perf_counter(), torch.get_num_threads()
-    torch.set_num_threads(threads)
-    try:
-        raced = work.attentions and dtype == "bf16"  # blocks are for bf16
-        attention, blocks = _attentions(work, dtype, threads) if raced else ({}, ())
-        execution = _layers(work, dtype)
-    finally:
-        torch.set_num_threads(before)
+    started = time.perf_counter()
+    raced = work.attentions and dtype == "bf16"  # blocks are for bf16
+    attention, blocks = _attentions(work, dtype, torch.get_num_threads()) if raced else ({}, ())
+    execution = _layers(work, dtype)
     return Trial(
         dtype=dtype, attention=attention, execution=execution, blocks=blocks, seconds=time.perf_counter() - started
     )

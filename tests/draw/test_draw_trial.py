@@ -26,7 +26,7 @@ WORK = Workload(
 
 
 def test_every_way_is_tried_and_blocks_are_named_by_their_keys() -> None:
-    found = trial.tried(WORK, "bf16", 1)
+    found = trial.tried(WORK, "bf16")
     assert found.attention.keys() == {"fused", "blocked"} and found.execution.keys() == {"eager", "packed"}
     assert all(seconds > 0 for seconds in (*found.attention.values(), *found.execution.values()))
     assert {block.keys for block in found.blocks} <= {512, 256}
@@ -34,13 +34,13 @@ def test_every_way_is_tried_and_blocks_are_named_by_their_keys() -> None:
 
 
 def test_in_fp32_there_is_nothing_to_try_of_attention() -> None:
-    assert trial.tried(WORK, "fp32", 1).attention == {}
+    assert trial.tried(WORK, "fp32").attention == {}
 
 
 def test_times_add_up_over_calls_and_over_the_work_that_was_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
     times = {"128": 0.5, "packed": 0.25}
     monkeypatch.setattr(trial, "_raced", lambda race, end: {name: times.get(name, 1.0) for name in race})
-    found = trial.tried(WORK, "bf16", 2)
+    found = trial.tried(WORK, "bf16")
     # four heads, two at once: two calls for each of the four attentions
     assert found.attention == {"fused": 8.0, "blocked": 4.0}
     assert [(block.keys, block.queries) for block in found.blocks] == [(256, 128), (512, 128)]
@@ -49,7 +49,7 @@ def test_times_add_up_over_calls_and_over_the_work_that_was_left_out(monkeypatch
 
 def test_where_blocks_are_slower_the_best_of_them_still_has_a_price(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(trial, "_raced", lambda race, end: {name: 1.0 + (name != "fused") for name in race})
-    found = trial.tried(WORK, "bf16", 2)
+    found = trial.tried(WORK, "bf16")
     assert found.blocks == () and found.attention == {"fused": 8.0, "blocked": 16.0}
 
 
@@ -58,12 +58,12 @@ def test_a_torch_that_cannot_pack_is_found_out(monkeypatch: pytest.MonkeyPatch) 
         raise AttributeError("no such operator")
 
     monkeypatch.setattr(packed.Linear, "__init__", missing)
-    assert trial.tried(WORK, "bf16", 1).execution == {}
+    assert trial.tried(WORK, "bf16").execution == {}
 
 
-def test_threads_are_what_they_were(monkeypatch: pytest.MonkeyPatch) -> None:
-    before = torch.get_num_threads()
-    trial.tried(WORK, "bf16", before + 1)
+def test_threads_are_what_they_were(tiny_folders: dict[str, Path]) -> None:
+    plan, before = plan_for(tiny_folders["sd15"]), torch.get_num_threads()
+    local.tried(replace(plan, setup=replace(plan.setup, threads=before + 1)), WORK, "bf16")
     assert torch.get_num_threads() == before
 
 
