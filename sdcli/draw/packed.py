@@ -4,6 +4,7 @@ done while a result is still in the cache. Values are diffusers' up to the round
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any
 
 import torch
@@ -195,30 +196,30 @@ class Packer:
 
     def __init__(self, module: nn.Module, attend: Attend) -> None:
         self._module, self._attend = module, attend
-        self._waiting: dict[str, list[str]] = {}  # the last weight of each layer → the layers, inner ones first
-        keys = list(module.state_dict())
-        last = {path: key for key in keys for path in _owners(key)}
+        # the last weight of each layer → the layers and how they are packed, inner ones first
+        self._waiting: dict[str, list[tuple[str, Callable[[Any], nn.Module]]]] = {}
+        last = {path: key for key in module.state_dict() for path in _owners(key)}
         inside = [path for path, part in module.named_modules() if _whole(part)]
         for path, part in module.named_modules():
-            packable = _whole(part) or type(part) in (nn.Linear, nn.Conv2d) or _walked(part)
-            if packable and path in last and not any(path.startswith(f"{outer}.") for outer in inside):
-                self._waiting.setdefault(last[path], []).insert(0, path)
+            packed = self._packing(part)
+            if packed is not None and path in last and not any(path.startswith(f"{outer}.") for outer in inside):
+                self._waiting.setdefault(last[path], []).insert(0, (path, packed))
 
     def __call__(self, key: str) -> None:
         """The weight called `key` is there."""
-        for path in self._waiting.pop(key, ()):
+        for path, packed in self._waiting.pop(key, ()):
             above, _, leaf = path.rpartition(".")
             owner = self._module.get_submodule(above)
-            setattr(owner, leaf, self._packed(owner.get_submodule(leaf)))
+            setattr(owner, leaf, packed(owner.get_submodule(leaf)))
 
-    def _packed(self, part: Any) -> nn.Module:
+    def _packing(self, part: Any) -> Callable[[Any], nn.Module] | None:
         if type(part) is nn.Linear:
-            return _linear(part)
+            return _linear
         if type(part) is nn.Conv2d:
-            return Convolution(part)
+            return Convolution
         if _whole(part):
-            return Block(part, self._attend)
-        return _WALKED[type(part).__name__](part)
+            return partial(Block, attend=self._attend)
+        return _WALKED[type(part).__name__] if _walked(part) else None
 
 
 _WALKED: Mapping[str, Callable[[Any], nn.Module]] = {"ResnetBlock2D": Residual, "Transformer2DModel": Transformer}

@@ -45,6 +45,10 @@ class Hardware:
         """Whether device and host are one memory, so that everything counts once."""
         return self.integrated or self.kind in ("cpu", "mps")
 
+    def tried(self, dtype: str) -> Trial | None:
+        """The trial, if it was made in this number type."""
+        return self.trial if self.trial is not None and self.trial.dtype == dtype else None
+
     def fingerprint(self, versions: Mapping[str, str]) -> str:
         """Equal where measurements may be compared: the same device, host and software."""
         parts = [

@@ -44,8 +44,8 @@ def rows_at_once(rows: int, threads: int) -> int:
 
 def settled(setup: Setup, hardware: Hardware) -> Setup:
     """With the blocks that were measured to be fastest here."""
-    trial = hardware.trial
-    if setup.attention != "blocked" or trial is None or trial.dtype != setup.dtype:
+    trial = hardware.tried(setup.dtype)
+    if setup.attention != "blocked" or trial is None:
         return setup
     return replace(setup, blocks=trial.blocks)
 
@@ -66,8 +66,8 @@ def illegal(setup: Setup, hardware: Hardware, model: Model) -> str | None:
 def because(setup: Setup, situation: Situation) -> str:
     if setup.attention == "sliced":
         return "sliced attention (pinned): slower than the fused kernel, and uses more memory"
-    trial = situation.hardware.trial
-    times = trial.attention if trial is not None and trial.dtype == setup.dtype else {}
+    trial = situation.hardware.tried(setup.dtype)
+    times = trial.attention if trial is not None else {}
     if "fused" in times and "blocked" in times:
         ratio = times["blocked"] / times["fused"]
         return f"{_NAMES[setup.attention]}: tried here, blocks take {ratio:.2f} times as long as the fused kernel"

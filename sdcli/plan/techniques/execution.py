@@ -33,8 +33,8 @@ def _faster(seconds: Mapping[str, float], choice: str, usual: str) -> float:
 
 
 def _trial(setup: Setup, hardware: Hardware) -> Trial | None:
-    trial = hardware.trial
-    return trial if trial is not None and trial.dtype == setup.dtype and "eager" in trial.execution else None
+    trial = hardware.tried(setup.dtype)
+    return trial if trial is not None and "eager" in trial.execution else None
 
 
 def illegal(setup: Setup, hardware: Hardware, model: Model) -> str | None:
@@ -46,7 +46,8 @@ def illegal(setup: Setup, hardware: Hardware, model: Model) -> str | None:
         return _openvino(setup, hardware)
     if setup.attention == "sliced":
         return "packed layers compute attention fused or in blocks, not sliced"
-    if hardware.trial is not None and hardware.trial.dtype == setup.dtype and not hardware.trial.execution:
+    trial = hardware.tried(setup.dtype)
+    if trial is not None and not trial.execution:
         return f"this build of torch cannot pack layers in {setup.dtype} on this CPU"
     return None
 
