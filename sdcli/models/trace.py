@@ -32,6 +32,11 @@ class Leaf(NamedTuple):
     macs: int
     elements: int  # of its output; activation bytes = elements × size of the dtype
 
+    @property
+    def keys(self) -> int:
+        """How many tokens an attention product attends to."""
+        return self.macs // (2 * self.elements)
+
 
 STREAMED_LAYERS = 3  # counted: the one computing, the one fetched ahead, and one not yet freed
 

@@ -248,11 +248,10 @@ def _scores_at_once(call: unet.Unet, latents: int, setup: Setup) -> int:
     most = 0
     for leaf in call.leaves:
         if leaf.kind == "attention":
-            _, heads, queries, width = leaf.output_shape
-            keys = leaf.macs // (2 * heads * queries * width)
-            block = blocks(latents * heads, keys, setup.threads, setup.blocks)
+            _, heads, queries, _ = leaf.output_shape
+            block = blocks(latents * heads, leaf.keys, setup.threads, setup.blocks)
             if block is not None:
-                most = max(most, block.rows * min(block.queries, queries) * keys)
+                most = max(most, block.rows * min(block.queries, queries) * leaf.keys)
     return most
 
 

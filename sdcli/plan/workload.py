@@ -76,8 +76,7 @@ def _attention(leaf: Leaf, images: int) -> AttentionShape | None:
     if leaf.kind != "attention":
         return None
     _, heads, queries, width = leaf.output_shape
-    keys = leaf.macs // (2 * heads * queries * width)
-    return AttentionShape(images * heads, keys, width) if keys == queries >= FEWEST_KEYS else None
+    return AttentionShape(images * heads, queries, width) if leaf.keys == queries >= FEWEST_KEYS else None
 
 
 def _layer(leaf: Leaf, images: int) -> LayerShape | None:
