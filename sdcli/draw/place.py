@@ -78,9 +78,9 @@ class Components:
             with decode.in_fp32(vae) as widened:
                 yield widened
             return
-        plain = load.load("vae", self.model.components["vae"], dtype=torch.float32, device="cpu", channels_last=True)
-        decode.set_tiles(plain.module, self.setup.vae)
-        yield plain.module
+        plain = self._plain("vae", torch.float32, channels_last=True)
+        decode.set_tiles(plain, self.setup.vae)
+        yield plain
 
     def drop(self, *names: str) -> None:
         """Frees components; they can be loaded again."""
@@ -133,7 +133,7 @@ class Components:
     def _compiled(self, name: str) -> int:
         """OpenVINO's in place of the component; diffusers' is loaded only where it was not converted before."""
         component, dtype = self.model.components[name], self.dtype_of(name)
-        graph = graphs.graph_of(name, component, self.setup.adapters, dtype, partial(self._plain, name))
+        graph = graphs.graph_of(name, component, self.setup.adapters, dtype, partial(self._plain, name, dtype))
         empty = load.build(name, component.config)
         if name == "unet":
             self._modules[name] = compiled.Unet(empty, graph, dtype, self.setup.threads)
@@ -142,10 +142,10 @@ class Components:
             decode.set_tiles(self._modules[name], self.setup.vae)
         return graph.weights.stat().st_size
 
-    def _plain(self, name: str) -> nn.Module:
-        """diffusers' module, its weights laid out as OpenVINO shares them."""
+    def _plain(self, name: str, dtype: torch.dtype, *, channels_last: bool = False) -> nn.Module:
+        """diffusers' module, its weights by default laid out as OpenVINO shares them."""
         module: nn.Module = load.load(
-            name, self.model.components[name], dtype=self.dtype_of(name), device="cpu", channels_last=False,
+            name, self.model.components[name], dtype=dtype, device="cpu", channels_last=channels_last,
             added=adapters.additions(name, self.model, self.setup.adapters),
         ).module  # fmt: skip
         return module
