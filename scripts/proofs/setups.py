@@ -32,6 +32,7 @@ from scripts import make_checkpoint  # noqa: E402
 from sdcli.draw import attention, compiled, local, packed  # noqa: E402
 from sdcli.draw.place import Components  # noqa: E402
 from sdcli.events import Decoded  # noqa: E402
+from sdcli.machine import processor  # noqa: E402
 from sdcli.machine.hardware import Hardware  # noqa: E402
 from sdcli.models import resolve  # noqa: E402
 from sdcli.models.model import Model  # noqa: E402
@@ -57,19 +58,20 @@ DTYPES = {torch.float32: "fp32", torch.bfloat16: "bf16", torch.float16: "fp16"}
 THREADS = 1  # so that as many processes as cores go through the setups
 
 
-def processor() -> Hardware:
+def cpu() -> Hardware:
+    """This one, as to what it can compute."""
     return Hardware(
         device="cpu", name="a CPU", source="os", total=64 * GIB, free=64 * GIB, ram_total=64 * GIB, ram_free=64 * GIB,
-        isa="avx512_bf16", threads=THREADS, dtypes={"fp32": "probed", "bf16": "probed", "fp16": "unavailable"},
+        isa=processor.read().isa, threads=THREADS, dtypes={"fp32": "probed", "bf16": "probed", "fp16": "unavailable"},
         openvino=True,
     )  # fmt: skip
 
 
 def gpu() -> Hardware:
-    return replace(processor(), device="cuda:0", name="a GPU", capability="8.9", dtypes={})
+    return replace(cpu(), device="cuda:0", name="a GPU", capability="8.9", dtypes={})
 
 
-MACHINES = {"cpu": processor(), "gpu": gpu()}
+MACHINES = {"cpu": cpu(), "gpu": gpu()}
 
 
 def legal_setups(model: Model, hardware: Hardware) -> list[Setup]:
@@ -158,7 +160,7 @@ def on_the_cpu(plan: Plan) -> list[bytes]:
     """The pixels of the same setup there, where neither placement nor tiles that it lacks move any."""
     vae = "whole" if plan.setup.vae == "cpu" else plan.setup.vae
     setup = replace(plan.setup, device="cpu", placement="resident", vae=vae)
-    return [event.pixels for event in draw(replace(plan, setup=setup, hardware=processor())).drawn]
+    return [event.pixels for event in draw(replace(plan, setup=setup, hardware=cpu())).drawn]
 
 
 class _Entered:

@@ -13,8 +13,8 @@ from torch.nn import functional
 
 from sdcli.draw.attention import Attend
 
-# The layout hardly depends on the size of what comes in later; oneDNN only wants to know one.
-ROWS, EDGE = 1024, 32
+# The layout of a product's weights hardly depends on how many rows come in later; oneDNN only wants to know a number.
+ROWS = 1024
 
 
 class Linear(nn.Module):
@@ -35,31 +35,41 @@ class Linear(nn.Module):
 
 
 class Convolution(nn.Module):
-    """A convolution, to whose result another image can be added in the same call."""
+    """A convolution, to whose result another image can be added in the same call.
+
+    Weights are packed when the first image comes, for images of that size. On CPUs without AVX-512 the layout depends
+    on it, and with another one oneDNN would rearrange the weights in every call, which takes longer than the rest.
+    """
 
     def __init__(self, source: nn.Conv2d) -> None:
         super().__init__()
         self.how = (source.padding, source.stride, source.dilation, source.groups)
-        self.weight = torch.ops.mkldnn._reorder_convolution_weight(
-            source.weight.data, *self.how, (1, source.in_channels, EDGE, EDGE)
-        )
-        self.bias = _kept(source.bias)
+        self.weight, self.bias = source.weight.data, _kept(source.bias)
+        self.packed_for: torch.Size | None = None
 
     def forward(self, image: Tensor) -> Tensor:
         call = torch.ops.mkldnn._convolution_pointwise
-        result: Tensor = call(image, self.weight, self.bias, *self.how, "none", [], "none")
+        result: Tensor = call(image, self._weight(image), self.bias, *self.how, "none", [], "none")
         return result
 
     def onto(self, other: Tensor, image: Tensor) -> Tensor:
         call = torch.ops.mkldnn._convolution_pointwise.binary
-        result: Tensor = call(image, other, self.weight, self.bias, *self.how, "add", 1.0, None, [], None)
+        result: Tensor = call(image, other, self._weight(image), self.bias, *self.how, "add", 1.0, None, [], None)
         return result
 
     def into(self, other: Tensor, image: Tensor) -> Tensor:
         """The same, where nobody needs `other` any more."""
         call = torch.ops.mkldnn._convolution_pointwise_.binary
-        result: Tensor = call(other, image, self.weight, self.bias, *self.how, "add", 1.0, None, [], None)
+        result: Tensor = call(other, image, self._weight(image), self.bias, *self.how, "add", 1.0, None, [], None)
         return result
+
+    def _weight(self, image: Tensor) -> Tensor:
+        if image.shape != self.packed_for:
+            plain = self.weight.to_dense() if self.weight.is_mkldnn else self.weight
+            plain = plain.contiguous(memory_format=torch.channels_last)
+            self.weight = torch.ops.mkldnn._reorder_convolution_weight(plain, *self.how, image.shape)
+            self.packed_for = image.shape
+        return self.weight
 
 
 class Residual(nn.Module):

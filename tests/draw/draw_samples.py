@@ -10,6 +10,7 @@ import torch
 from scripts.gpu.inside import pipeline_of
 from sdcli.draw import local
 from sdcli.events import Event
+from sdcli.machine import processor
 from sdcli.machine.hardware import Hardware
 from sdcli.models import resolve
 from sdcli.plan.plan import Plan
@@ -26,7 +27,7 @@ def diffusers_pipelines(folders: dict[str, Path], dtype: torch.dtype) -> dict[st
 
 HARDWARE = Hardware(
     device="cpu", name="a CPU", source="os", total=64 * GIB, free=64 * GIB, ram_total=64 * GIB, ram_free=64 * GIB,
-    isa="avx512_bf16", threads=1, dtypes={"fp32": "probed", "bf16": "probed", "fp16": "unavailable"},
+    isa=processor.read().isa, threads=1, dtypes={"fp32": "probed", "bf16": "probed", "fp16": "unavailable"},
 )  # fmt: skip
 
 

@@ -12,6 +12,7 @@ from sdcli.plan.techniques.attention import SLICED
 from sdcli.plan.techniques.technique import Situation, Technique
 
 NOT_INSTALLED = "the package openvino is not installed"
+PACKS_BF16 = ("avx512", "amx", "neon_bf16")  # torch refuses to on other CPUs
 NOISE = 0.95  # a way must take less than this share of the other's time to be called faster
 
 
@@ -46,6 +47,8 @@ def illegal(setup: Setup, hardware: Hardware, model: Model) -> str | None:
         return _openvino(setup, hardware)
     if setup.attention == "sliced":
         return "packed layers compute attention fused or in blocks, not sliced"
+    if setup.dtype == "bf16" and not any(name in hardware.isa for name in PACKS_BF16):
+        return "packed layers in bf16 need a CPU with AVX-512, or an ARM one with bf16"
     trial = hardware.tried(setup.dtype)
     if trial is not None and not trial.execution:
         return f"this build of torch cannot pack layers in {setup.dtype} on this CPU"
