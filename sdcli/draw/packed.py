@@ -49,21 +49,21 @@ class Convolution(nn.Module):
 
     def forward(self, image: Tensor) -> Tensor:
         call = torch.ops.mkldnn._convolution_pointwise
-        result: Tensor = call(image, self._weight(image), self.bias, *self.how, "none", [], "none")
+        result: Tensor = call(image, self.weight_for(image), self.bias, *self.how, "none", [], "none")
         return result
 
     def onto(self, other: Tensor, image: Tensor) -> Tensor:
         call = torch.ops.mkldnn._convolution_pointwise.binary
-        result: Tensor = call(image, other, self._weight(image), self.bias, *self.how, "add", 1.0, None, [], None)
+        result: Tensor = call(image, other, self.weight_for(image), self.bias, *self.how, "add", 1.0, None, [], None)
         return result
 
     def into(self, other: Tensor, image: Tensor) -> Tensor:
         """The same, where nobody needs `other` any more."""
         call = torch.ops.mkldnn._convolution_pointwise_.binary
-        result: Tensor = call(other, image, self._weight(image), self.bias, *self.how, "add", 1.0, None, [], None)
+        result: Tensor = call(other, image, self.weight_for(image), self.bias, *self.how, "add", 1.0, None, [], None)
         return result
 
-    def _weight(self, image: Tensor) -> Tensor:
+    def weight_for(self, image: Tensor) -> Tensor:
         if image.shape != self.packed_for:
             plain = self.weight.to_dense() if self.weight.is_mkldnn else self.weight
             plain = plain.contiguous(memory_format=torch.channels_last)

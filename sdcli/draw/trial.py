@@ -71,18 +71,21 @@ def _ways(shape: AttentionShape, dtype: str, threads: int) -> Race:
 
 
 def _layers(work: Workload, dtype: str) -> dict[str, float]:
-    """Seconds in a call; without `packed` where this build of torch cannot."""
+    """Seconds in a call, as far as the time goes, heaviest layers first; none where this build of torch cannot pack."""
     end = time.perf_counter() + SECONDS
-    sums = {"eager": 0.0, "packed": 0.0}
+    sums, covered = {"eager": 0.0, "packed": 0.0}, 0
     for number, (shape, often) in enumerate(work.layers):
+        if covered and time.perf_counter() > end:
+            break
         try:
             race = _convolutions(shape, dtype) if shape.kernel else _products(shape, dtype)
             seconds = _raced(race, _share(end, len(work.layers) - number))
         except (RuntimeError, AttributeError):  # no oneDNN, or not for this dtype on this CPU
             return {}
+        covered += often * shape.macs
         for way in sums:
-            sums[way] += often * seconds[way] / work.share
-    return sums
+            sums[way] += often * seconds[way]
+    return {way: seconds * work.macs / max(1, covered) for way, seconds in sums.items()}
 
 
 def _products(shape: LayerShape, dtype: str) -> Race:
@@ -98,6 +101,7 @@ def _convolutions(shape: LayerShape, dtype: str) -> Race:
     layer.bias = nn.Parameter(_values(shape.outward, dtype=dtype))
     image = _image(shape.images, shape.inward, *shape.size, dtype=dtype)
     packed = Convolution(layer)
+    packed.weight_for(image)  # once per image size, so outside the race
     return {"eager": lambda: layer(image), "packed": lambda: packed(image)}
 
 

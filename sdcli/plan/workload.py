@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from dataclasses import dataclass
 from hashlib import sha256
@@ -35,14 +36,18 @@ class LayerShape:
     size: tuple[int, ...]
     images: int
 
+    @property
+    def macs(self) -> int:
+        return self.images * math.prod(self.size) * self.inward * self.outward * max(1, self.kernel) ** 2
+
 
 @dataclass(frozen=True)
 class Workload:
-    """Shapes, and how often a UNet call has each. `all_macs` counts also the layers that are left out."""
+    """Shapes, and how often a UNet call has each; the layers heaviest first."""
 
     attentions: tuple[tuple[AttentionShape, int], ...]
     layers: tuple[tuple[LayerShape, int], ...]
-    share: float  # of the convolutions' and products' work that `layers` are
+    macs: int  # of all convolutions and products, also those left out of `layers`
 
     @property
     def key(self) -> str:
@@ -67,7 +72,7 @@ def workload(model: Model, job: Job, images: int) -> Workload:
     return Workload(
         attentions=tuple(sorted(attentions.items(), reverse=True)),
         layers=tuple((shape, often[shape]) for shape in heaviest),
-        share=sum(work[shape] for shape in heaviest) / max(1, sum(work.values())),
+        macs=images * sum(work.values()),
     )
 
 

@@ -16,13 +16,12 @@ from sdcli.machine.hardware import Hardware
 from sdcli.plan.techniques import execution
 from sdcli.plan.workload import AttentionShape, LayerShape, Workload
 
+CONVOLUTION = LayerShape(inward=32, outward=64, kernel=3, size=(8, 8), images=2)
+PRODUCT = LayerShape(inward=32, outward=64, kernel=0, size=(64,), images=2)
 WORK = Workload(
     attentions=((AttentionShape(heads=4, keys=512, width=16), 3), (AttentionShape(heads=4, keys=256, width=16), 1)),
-    layers=(
-        (LayerShape(inward=32, outward=64, kernel=3, size=(8, 8), images=2), 4),
-        (LayerShape(inward=32, outward=64, kernel=0, size=(64,), images=2), 2),
-    ),
-    share=0.5,
+    layers=((CONVOLUTION, 4), (PRODUCT, 2)),
+    macs=2 * (4 * CONVOLUTION.macs + 2 * PRODUCT.macs),
 )
 
 
@@ -50,6 +49,13 @@ def test_times_add_up_over_calls_and_over_the_work_that_was_left_out(monkeypatch
     assert [(block.keys, block.queries) for block in found.blocks] == [(256, 128), (512, 128)]
     layers = trial.tried(WORK, "fp32").execution
     assert layers == {"eager": 12.0, "packed": 3.0}  # six layers, twice their work in all
+
+
+def test_where_time_is_over_the_lighter_layers_count_as_the_heaviest_does(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(trial, "SECONDS", -1.0)
+    monkeypatch.setattr(trial, "_raced", lambda race, end: dict.fromkeys(race, 1.0))
+    found = trial.tried(WORK, "fp32").execution
+    assert found["eager"] == found["packed"] == pytest.approx(4 * WORK.macs / (4 * CONVOLUTION.macs))
 
 
 def test_where_blocks_are_slower_the_best_of_them_still_has_a_price(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -25,7 +25,8 @@ def test_the_heaviest_layers_come_first_and_are_more_than_half_of_the_work() -> 
     work = workload(known_model("sd15"), JOB, 2)
     assert work.layers[0] == (LayerShape(inward=320, outward=320, kernel=3, size=(64, 64), images=2), 7)
     assert LayerShape(inward=320, outward=2560, kernel=0, size=(4096,), images=2) in dict(work.layers)
-    assert 0.5 < work.share < 0.8
+    assert 0.5 < sum(often * shape.macs for shape, often in work.layers) / work.macs < 0.8
+    assert work.macs == workload(known_model("sd15"), JOB, 1).macs * 2
 
 
 def test_the_key_tells_sizes_batches_and_models_apart_but_not_names() -> None:
