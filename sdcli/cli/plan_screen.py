@@ -188,7 +188,7 @@ def _machine(plan: Plan, width: int) -> list[str]:
     hardware, budget = plan.hardware, plan.budget
     ram = f"{gib(hardware.ram_free)} of {gib(hardware.ram_total)} GiB free"
     if hardware.kind == "cpu":
-        threads = f"{_device_name(plan)}, {counted(hardware.threads, 'thread')}"
+        threads = f"{_device_name(plan)}, {counted(plan.setup.threads, 'thread')}"
         return _flow([threads, f"RAM: {ram} now, budget {gib(budget.host)}"], " · ", width)
     free = f"{_device_name(plan)}: {gib(hardware.free)} of {gib(hardware.total)} GiB free now"
     free += f", budget {gib(budget.device)}"

@@ -45,6 +45,7 @@ def question(hardware: Hardware, model: Model, jobs: Sequence[Job], request: Req
     pins = request.pins
     here = hardware.device == "cpu" and hardware.source == "os" and installation.torch_build() is not None
     decided = {"attention", "execution"} <= pins.keys() or pins.get("execution") == "openvino"
+    decided = decided and not hardware.fast_threads
     if not here or not jobs or decided:
         return None
     largest = max(jobs, key=lambda job: job.width * job.height)

@@ -155,7 +155,7 @@ def probe(device: str, threads: int) -> Probe:
 def tried(plan: Plan, work: Workload, dtype: str) -> Trial:
     """How long this CPU takes for a model's layers in each of the ways there are: at most two seconds after torch's
     import. `plan` is what is to be drawn."""
-    threads = plan.setup.threads
+    threads, fast = plan.hardware.threads, plan.hardware.fast_threads
     settle(threads)
     try:
         import torch
@@ -165,7 +165,7 @@ def tried(plan: Plan, work: Workload, dtype: str) -> Trial:
         with contextlib.ExitStack() as undo:
             undo.callback(torch.set_num_threads, torch.get_num_threads())
             _start_threads(threads, torch)
-            return trial.tried(work, dtype)
+            return trial.tried(work, dtype, (threads, fast) if fast else ())
     except Exception as error:
         if not is_out_of_memory(error):
             raise

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -17,6 +17,7 @@ from sdcli.machine.hardware import QueryBlock, Trial
 from sdcli.plan.techniques.attention import Blocks, rows_at_once
 from sdcli.plan.workload import AttentionShape, LayerShape, Workload
 
+THREADS_SECONDS = 0.3  # for numbers of threads, where there are several
 SECONDS = 0.8  # for the attentions, and as long for the layers; no round starts after this
 ROUNDS = 3  # after one to warm up, which counts where there is no time for another
 QUERIES = (64, 128, 256, 512)  # per block
@@ -26,15 +27,38 @@ Race = Mapping[str, Callable[[], Tensor]]
 
 
 @torch.no_grad()
-def tried(work: Workload, dtype: str) -> Trial:
-    """Every shape computed in every way, in turn; at most two seconds in total."""
+def tried(work: Workload, dtype: str, threads: Sequence[int] = ()) -> Trial:
+    """Every shape computed in every way, in turn; at most two seconds in total. Of several numbers of `threads` the
+    fastest is found first, and stays set."""
     started = time.perf_counter()
+    fastest = _threads(work, dtype, threads)
     raced = work.attentions and dtype == "bf16"  # blocks are for bf16
     attention, blocks = _attentions(work, dtype, torch.get_num_threads()) if raced else ({}, ())
     execution = _layers(work, dtype)
     return Trial(
-        dtype=dtype, attention=attention, execution=execution, blocks=blocks, seconds=time.perf_counter() - started
-    )
+        dtype=dtype, threads=fastest, attention=attention, execution=execution, blocks=blocks,
+        seconds=time.perf_counter() - started,
+    )  # fmt: skip
+
+
+def _threads(work: Workload, dtype: str, numbers: Sequence[int]) -> int:
+    """Work is split evenly, so a slow core holds up all others, unless it is worth more than what it costs."""
+    if len(numbers) < 2 or not work.layers:
+        return 0
+    layer, given = _layer(work.layers[0][0], dtype)
+
+    def with_threads(number: int) -> Callable[[], Tensor]:
+        def call() -> Tensor:
+            torch.set_num_threads(number)
+            return layer(given)  # type: ignore[no-any-return]
+
+        return call
+
+    race = {str(number): with_threads(number) for number in numbers}
+    seconds = _raced(race, time.perf_counter() + THREADS_SECONDS)
+    fastest = int(min(seconds, key=seconds.__getitem__))
+    torch.set_num_threads(fastest)
+    return fastest
 
 
 def _attentions(work: Workload, dtype: str, threads: int) -> tuple[dict[str, float], tuple[QueryBlock, ...]]:
@@ -78,8 +102,7 @@ def _layers(work: Workload, dtype: str) -> dict[str, float]:
         if covered and time.perf_counter() > end:
             break
         try:
-            race = _convolutions(shape, dtype) if shape.kernel else _products(shape, dtype)
-            seconds = _raced(race, _share(end, len(work.layers) - number))
+            seconds = _raced(_both(shape, dtype), _share(end, len(work.layers) - number))
         except (RuntimeError, AttributeError):  # no oneDNN, or not for this dtype on this CPU
             return {}
         covered += often * shape.macs
@@ -88,21 +111,30 @@ def _layers(work: Workload, dtype: str) -> dict[str, float]:
     return {way: seconds * work.macs / max(1, covered) for way, seconds in sums.items()}
 
 
-def _products(shape: LayerShape, dtype: str) -> Race:
-    tokens = _values(shape.images, *shape.size, shape.inward, dtype=dtype)
-    weight, bias = _values(shape.outward, shape.inward, dtype=dtype), _values(shape.outward, dtype=dtype)
-    packed = Linear(weight, nn.Parameter(bias))
-    return {"eager": lambda: functional.linear(tokens, weight, bias), "packed": lambda: packed(tokens)}
+def _both(shape: LayerShape, dtype: str) -> Race:
+    layer, given = _layer(shape, dtype)
+    packed: Linear | Convolution
+    if isinstance(layer, nn.Conv2d):
+        packed = Convolution(layer)
+        packed.weight_for(given)  # once per image size, so outside the race
+    else:
+        packed = Linear(layer.weight.data, layer.bias)
+    return {"eager": lambda: layer(given), "packed": lambda: packed(given)}
 
 
-def _convolutions(shape: LayerShape, dtype: str) -> Race:
-    layer = nn.Conv2d(shape.inward, shape.outward, shape.kernel, padding=shape.kernel // 2, device="meta")
-    layer.weight = nn.Parameter(_image(*layer.weight.shape, dtype=dtype))
+def _layer(shape: LayerShape, dtype: str) -> tuple[nn.Conv2d | nn.Linear, Tensor]:
+    """diffusers' layer, and what comes in."""
+    layer: nn.Conv2d | nn.Linear
+    if shape.kernel:
+        layer = nn.Conv2d(shape.inward, shape.outward, shape.kernel, padding=shape.kernel // 2, device="meta")
+        layer.weight = nn.Parameter(_image(*layer.weight.shape, dtype=dtype))
+        given = _image(shape.images, shape.inward, *shape.size, dtype=dtype)
+    else:
+        layer = nn.Linear(shape.inward, shape.outward, device="meta")
+        layer.weight = nn.Parameter(_values(*layer.weight.shape, dtype=dtype))
+        given = _values(shape.images, *shape.size, shape.inward, dtype=dtype)
     layer.bias = nn.Parameter(_values(shape.outward, dtype=dtype))
-    image = _image(shape.images, shape.inward, *shape.size, dtype=dtype)
-    packed = Convolution(layer)
-    packed.weight_for(image)  # once per image size, so outside the race
-    return {"eager": lambda: layer(image), "packed": lambda: packed(image)}
+    return layer, given
 
 
 def _image(*shape: int, dtype: str) -> Tensor:

@@ -25,6 +25,7 @@ class Hardware:
     driver: str | None = None
     isa: str = ""  # avx2 | avx512 | avx512_bf16 | amx | neon …
     threads: int = 1  # physical cores this process may use
+    fast_threads: int = transient(default=0)  # of them as fast as the fastest, where they are of several kinds
     dtypes: Mapping[str, str] = field(default_factory=dict)  # name → probed | assumed | unavailable
     openvino: bool = False  # whether it is installed, to compute on the CPU
     trial: Trial | None = transient(default=None)  # of the model to be drawn with
@@ -48,6 +49,11 @@ class Hardware:
     def tried(self, dtype: str) -> Trial | None:
         """The trial, if it was made in this number type."""
         return self.trial if self.trial is not None and self.trial.dtype == dtype else None
+
+    @property
+    def best_threads(self) -> int:
+        """As many as were fastest in the trial; all, if nothing was tried."""
+        return (self.trial.threads if self.trial is not None else 0) or self.threads
 
     def fingerprint(self, versions: Mapping[str, str]) -> str:
         """Equal where measurements may be compared: the same device, host and software."""
@@ -73,6 +79,7 @@ class Trial:
     that is not there does not work here."""
 
     dtype: str
+    threads: int = 0  # the fastest number of them, where cores are of several kinds
     attention: Mapping[str, float] = field(default_factory=dict)  # fused | blocked
     execution: Mapping[str, float] = field(default_factory=dict)  # eager | packed
     blocks: tuple[QueryBlock, ...] = ()  # of the attentions that blocks are faster for

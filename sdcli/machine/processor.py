@@ -32,6 +32,7 @@ class Processor:
     isa: str
     cores: int  # physical, in the machine
     threads: int  # physical cores this process may use: affinity, container quota and OMP_NUM_THREADS counted in
+    fast: int = 0  # of them as fast as the fastest, where there are several kinds; 0: all of one kind
     load: float | None = None  # processes running or waiting over the last minute
 
 
@@ -43,17 +44,22 @@ def read(
 ) -> Processor:
     """The CPU as the operating system describes it; never fails, at worst one nameless core."""
     environment = os.environ if environment is None else environment
+    fast = 0
     if platform == "darwin":
         name, isa, cores, threads = _mac(sysctl)
     elif platform == "win32":
         name, isa, cores, threads = _windows()
     else:
-        name, isa, cores, threads = _linux(root, allowed_cores() if affinity is None else frozenset(affinity))
+        allowed = allowed_cores() if affinity is None else frozenset(affinity)
+        name, isa, cores, threads = _linux(root, allowed)
+        fast = _fast(root, allowed)
+    threads = max(1, _at_most(threads, environment))
     return Processor(
         name=name,
         isa=limited(isa, environment),
         cores=max(1, cores),
-        threads=max(1, _at_most(threads, environment)),
+        threads=threads,
+        fast=fast if fast < threads else 0,
         load=_load(),
     )
 
@@ -126,6 +132,21 @@ def _linux(root: Path, affinity: frozenset[int]) -> tuple[str, str, int, int]:
         usable = min(usable, max(1, int(quota + 0.01)))
     cores = max(len(set(core_of.values())), usable)
     return short_name(_name(first, root)), _isa(first), cores, usable
+
+
+def _fast(root: Path, affinity: frozenset[int]) -> int:
+    """Physical cores of the fastest kind, where the kernel says how fast each is: by capacity (ARM, newer x86), or by
+    the highest frequency, which differs by a tenth even between cores of one kind."""
+    core_of = _topology(root, [])
+    for file, kind in (("cpu_capacity", 0.9), ("cpufreq/cpuinfo_max_freq", 0.85)):
+        speeds: dict[tuple[int, int], int] = {}
+        for number in affinity:
+            speed = cgroups.number(root / f"sys/devices/system/cpu/cpu{number}", file)
+            if speed is not None:
+                speeds[core_of.get(number, (-1, number))] = speed
+        if speeds:
+            return sum(speed >= kind * max(speeds.values()) for speed in speeds.values())
+    return 0
 
 
 def _cpuinfo(text: str) -> list[dict[str, str]]:

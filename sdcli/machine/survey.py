@@ -183,7 +183,14 @@ def _without_dtypes(hardware: Hardware) -> Hardware:
 def _device(survey: Survey, **facts: Any) -> Hardware:
     """A device in this host."""
     host, chip = survey.memory, survey.processor
-    return Hardware(ram_total=host.total, ram_free=host.available, isa=chip.isa, threads=chip.threads, **facts)
+    return Hardware(
+        ram_total=host.total,
+        ram_free=host.available,
+        isa=chip.isa,
+        threads=chip.threads,
+        fast_threads=chip.fast,
+        **facts,
+    )
 
 
 def _cpu(survey: Survey) -> Hardware:

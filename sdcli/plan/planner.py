@@ -52,7 +52,7 @@ def make_plan(
         remembered = {}  # measurements here say nothing about another machine
     forecast = Forecast(model, hardware, runs, remembered, request.batch_invariant, more)
     limits = budget(hardware, request.max_vram, request.max_ram)
-    start = Setup(threads=hardware.threads, device=hardware.device, isa=hardware.isa, adapters=tuple(adapters))
+    start = Setup(threads=hardware.best_threads, device=hardware.device, isa=hardware.isa, adapters=tuple(adapters))
     unpinned = candidates(start, hardware, model, {})
     setups = candidates(start, hardware, model, pins) if pins else unpinned
     if not setups:

@@ -12,7 +12,9 @@ from draw_samples import HARDWARE, plan_for, request_for
 from sdcli.cli import ask, probing
 from sdcli.draw import local, packed, trial
 from sdcli.machine import memories
-from sdcli.machine.hardware import Hardware
+from sdcli.machine.hardware import Hardware, Trial
+from sdcli.models import resolve
+from sdcli.plan.planner import make_plan
 from sdcli.plan.techniques import execution
 from sdcli.plan.workload import AttentionShape, LayerShape, Workload
 
@@ -49,6 +51,27 @@ def test_times_add_up_over_calls_and_over_the_work_that_was_left_out(monkeypatch
     assert [(block.keys, block.queries) for block in found.blocks] == [(256, 128), (512, 128)]
     layers = trial.tried(WORK, "fp32").execution
     assert layers == {"eager": 12.0, "packed": 3.0}  # six layers, twice their work in all
+
+
+def test_where_cores_are_of_two_kinds_the_faster_number_of_threads_is_set_and_told(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    before = torch.get_num_threads()
+    try:
+        assert trial.tried(WORK, "fp32", (2, 1)).threads in (1, 2)  # whichever it is on this machine
+        monkeypatch.setattr(trial, "_timed", lambda call: (call(), 1.0 / torch.get_num_threads())[1])
+        assert trial.tried(WORK, "fp32", (1, 2)).threads == 2 == torch.get_num_threads()
+    finally:
+        torch.set_num_threads(before)
+    assert trial.tried(WORK, "fp32").threads == 0, "cores of one kind: nothing to try"
+
+
+def test_a_plan_after_the_trial_draws_with_the_threads_that_it_found(tiny_folders: dict[str, Path]) -> None:
+    model = resolve.at(tiny_folders["sd15"])
+    hybrid = replace(HARDWARE, threads=6, fast_threads=2)
+    assert make_plan(request_for(), model, hybrid, {}).setup.threads == 6
+    tried = replace(hybrid, trial=Trial(dtype="fp32", threads=2))
+    assert make_plan(request_for(), model, tried, {}).setup.threads == 2
 
 
 def test_where_time_is_over_the_lighter_layers_count_as_the_heaviest_does(monkeypatch: pytest.MonkeyPatch) -> None:

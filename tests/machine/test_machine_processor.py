@@ -56,6 +56,33 @@ def test_the_tightest_quota_of_all_levels_decides(tmp_path: Path) -> None:
     assert _read(cgroup2(_eight_threads_on_four_cores(tmp_path), "/a/b", groups), set(range(8))).threads == 3
 
 
+def _two_fast_cores_and_four_slow_ones(root: Path, file: str, fast: tuple[int, int], slow: int) -> Path:
+    """The fast ones have two threads each, as Intel's have."""
+    topology(root, [(0, 0), (0, 0), (0, 1), (0, 1), (0, 2), (0, 3), (0, 4), (0, 5)])
+    speeds = [fast[0], fast[0], fast[1], fast[1], *[slow] * 4]
+    return write(root, {f"sys/devices/system/cpu/cpu{i}/{file}": str(speed) for i, speed in enumerate(speeds)})
+
+
+@pytest.mark.parametrize(
+    ("file", "fast", "slow"),
+    [("cpufreq/cpuinfo_max_freq", (5_500_000, 5_700_000), 4_300_000), ("cpu_capacity", (1024, 1009), 446)],
+)
+def test_cores_of_two_kinds_are_counted_apart(tmp_path: Path, file: str, fast: tuple[int, int], slow: int) -> None:
+    root = _two_fast_cores_and_four_slow_ones(tmp_path, file, fast, slow)
+    cpu = _read(root, set(range(8)))
+    assert (cpu.threads, cpu.fast) == (6, 2)
+    assert _read(root, {0, 1, 2, 3}).fast == 0, "all of one kind"
+    assert _read(root, {4, 5, 6}).fast == 0
+    assert _read(root, set(range(8)), OMP_NUM_THREADS="2").fast == 0, "no more than two anyway"
+
+
+def test_cores_of_one_kind_or_of_unknown_speed_are_not_told_apart(tmp_path: Path) -> None:
+    root = _eight_threads_on_four_cores(tmp_path)
+    assert _read(root, set(range(8))).fast == 0
+    write(root, {f"sys/devices/system/cpu/cpu{i}/cpufreq/cpuinfo_max_freq": "4700000" for i in range(8)})
+    assert _read(root, set(range(8))).fast == 0
+
+
 @pytest.mark.parametrize(("quota", "threads"), [("300000", 3), ("-1", 4), ("nonsense", 4)])
 def test_version_1_has_quota_and_period_in_two_files(tmp_path: Path, quota: str, threads: int) -> None:
     group = {"cpu.cfs_quota_us": quota, "cpu.cfs_period_us": "100000"}
