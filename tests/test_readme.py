@@ -215,3 +215,22 @@ def test_examples_of_the_documents_run(tmp_path: Path, subtests: Any) -> None:
                 encoding="utf-8",
             )  # fmt: skip
             assert done.returncode == 0, done.stderr
+
+
+def test_the_speeds_in_the_readme_are_the_recorded_ones() -> None:
+    record = (ROOT / "docs/benchmarks/cpu.md").read_text(encoding="utf-8")
+    recorded = _rows(record[record.index("## SD 1.5, 512×512") :])
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    told = _rows(readme[readme.index("## How fast it is") : readme.index("## Where images go")])
+    columns = told.pop("")
+    names = {"start to file": "from start to file", "peak, GB": "peak GB"}
+    places = [recorded[""].index(names.get(column, column)) for column in columns]
+    assert len(told) == 4
+    for name, figures in told.items():
+        assert figures == [recorded[name][place].split(" ")[0] for place in places], name
+
+
+def _rows(text: str) -> dict[str, list[str]]:
+    """A Markdown table's cells by its first column."""
+    rows = [[cell.strip() for cell in line.strip()[1:-1].split("|")] for line in text.splitlines() if line[:1] == "|"]
+    return {row[0]: row[1:] for row in rows if not row[0].startswith("---")}
