@@ -94,7 +94,6 @@ class Engine:
         if self._session is not None and not self._session.serves(plan):
             self._release()
         if not self._started:
-            settle(plan.setup.threads)
             with contextlib.suppress(RuntimeError, MemoryError):  # no memory for a thread: do without it
                 threading.Thread(target=_read_ahead, args=(plan,), daemon=True).start()
             # stdout is for results: a library that fails to import may print there
@@ -116,6 +115,7 @@ class Engine:
         from sdcli.draw import quiet
 
         self._undo.enter_context(quiet.libraries_silenced())
+        settle(plan.setup.threads)
         import torch
 
         from sdcli.draw import devices, load
@@ -190,9 +190,15 @@ _WAITING = ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT", "KMP_BLOCKTIME")
 
 
 def settle(threads: int) -> None:
-    """What OpenMP reads from the environment when torch is imported. A user's own settings stand."""
-    if not any(name in os.environ for name in _WAITING):
-        os.environ["GOMP_SPINCOUNT"] = str(0 if processor.busy(threads) else SPINS)
+    """Imports torch, whose OpenMP reads from the environment, this once, how its threads wait. A user's own settings
+    stand; programs that are started later look for themselves."""
+    if "torch" in sys.modules or any(name in os.environ for name in _WAITING):
+        return
+    os.environ["GOMP_SPINCOUNT"] = str(0 if processor.busy(threads) else SPINS)
+    try:
+        import torch  # noqa: F401
+    finally:
+        del os.environ["GOMP_SPINCOUNT"]
 
 
 def _read_ahead(plan: Plan) -> None:
