@@ -94,11 +94,12 @@ class Engine:
         if self._session is not None and not self._session.serves(plan):
             self._release()
         if not self._started:
-            with contextlib.suppress(RuntimeError, MemoryError):  # no memory for a thread: do without it
-                threading.Thread(target=_read_ahead, args=(plan,), daemon=True).start()
-            # stdout is for results: a library that fails to import may print there
-            with _fewer_collections(self._undo), contextlib.redirect_stdout(io.StringIO()):
-                self._import(plan)
+            with settled(plan.setup.threads):
+                with contextlib.suppress(RuntimeError, MemoryError):  # no memory for a thread: do without it
+                    threading.Thread(target=_read_ahead, args=(plan,), daemon=True).start()
+                # stdout is for results: a library that fails to import may print there
+                with _fewer_collections(self._undo), contextlib.redirect_stdout(io.StringIO()):
+                    self._import(plan)
             self._started = True
         import torch
 
@@ -115,7 +116,6 @@ class Engine:
         from sdcli.draw import quiet
 
         self._undo.enter_context(quiet.libraries_silenced())
-        settle(plan.setup.threads)
         import torch
 
         from sdcli.draw import devices, load
@@ -146,8 +146,8 @@ def run(plan: Plan, batches: Iterable[Batch] | None = None) -> Iterator[Event]:
 
 def probe(device: str, threads: int) -> Probe:
     """Which dtypes this device computes correctly and fast: takes at most a second after torch's import."""
-    settle(threads)
-    from sdcli.draw import probe
+    with settled(threads):
+        from sdcli.draw import probe
 
     return probe.probe(device, threads)
 
@@ -156,9 +156,9 @@ def tried(plan: Plan, work: Workload, dtype: str) -> Trial:
     """How long this CPU takes for a model's layers in each of the ways there are: at most two seconds after torch's
     import. `plan` is what is to be drawn."""
     threads, fast = plan.hardware.threads, plan.hardware.fast_threads
-    settle(threads)
     try:
-        import torch
+        with settled(threads):
+            import torch
 
         from sdcli.draw import trial
 
@@ -189,14 +189,16 @@ SPINS = 30_000
 _WAITING = ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT", "KMP_BLOCKTIME")
 
 
-def settle(threads: int) -> None:
-    """Imports torch, whose OpenMP reads from the environment, this once, how its threads wait. A user's own settings
-    stand; programs that are started later look for themselves."""
+@contextlib.contextmanager
+def settled(threads: int) -> Iterator[None]:
+    """Within, torch is imported: its OpenMP reads from the environment, this once, how its threads wait. A user's own
+    settings stand; programs that are started later look for themselves."""
     if "torch" in sys.modules or any(name in os.environ for name in _WAITING):
+        yield
         return
     os.environ["GOMP_SPINCOUNT"] = str(0 if processor.busy(threads) else SPINS)
     try:
-        import torch  # noqa: F401
+        yield
     finally:
         del os.environ["GOMP_SPINCOUNT"]
 

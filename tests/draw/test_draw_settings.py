@@ -16,7 +16,8 @@ import os
 from sdcli.draw import local
 from sdcli.machine import processor
 processor.busy = lambda threads: {busy}
-local.settle(1)
+with local.settled(1):
+    import torch
 print({{name: value for name, value in os.environ.items() if name in {settings}}})
 """
 
