@@ -4,21 +4,24 @@ from __future__ import annotations
 
 import json
 import sys
+from dataclasses import replace
+from pathlib import Path
 
-from scripts.peers.peer import GUIDANCE, PROMPT, SEED, Job, Peer, Said, weights_of
+from scripts.peers.peer import GUIDANCE, PROMPT, SEED, Job, Peer, Said, weights_of, without
 
 
-def generate(job: Job) -> list[str]:
+def generate(job: Job, *flags: str) -> list[str]:
     return [
         sys.executable, "-P", "-m", "sdcli", "generate", PROMPT, "-m", job.model, "-s", str(job.steps), "--size",
         f"{job.width}x{job.height}", "--seed", str(SEED), "-g", str(GUIDANCE), "--sampler", "DPM++ 2M Karras",
-        "--device", "cpu", "--overwrite", "-o", job.image, "--json",
+        "--device", "cpu", "--overwrite", "-o", job.image, "--json", *flags,
     ]  # fmt: skip
 
 
-def plan(job: Job) -> list[str]:
-    """For what is tried once on every machine, and remembered."""
-    return [sys.executable, "-P", "-m", "sdcli", "plan", PROMPT, "-m", job.model, "--device", "cpu", "--json"]
+def once(job: Job, *flags: str) -> list[str]:
+    """An image of one step: what is tried, converted or compiled for the model is kept for later runs."""
+    image = str(Path(job.made) / "first.png")
+    return generate(replace(job, steps=1, image=image), *flags)
 
 
 def read(line: str) -> Said:
@@ -33,16 +36,25 @@ def read(line: str) -> Said:
     }  # fmt: skip
 
 
-PEERS = (
-    Peer(
-        name="sdcli",
-        how="`sdcli generate`, as it plans by itself",
-        packages=("torch", "diffusers", "transformers"),
-        command=generate,
-        prepare=plan,
-        missing=lambda: None,
+def peer(name: str, how: str, *flags: str, package: str = "", prepared: str = "") -> Peer:
+    return Peer(
+        name=name,
+        how=how,
+        packages=("torch", "diffusers", "transformers", *filter(None, [package])),
+        command=lambda job: generate(job, *flags),
+        prepare=lambda job: once(job, *flags),
+        prepared=prepared,
+        missing=lambda: without(package, package) if package else None,
         files=weights_of,
         read=read,
         accepts=(0, 5),  # of random weights an image may be of one colour: suspect, but drawn
+    )
+
+
+PEERS = (
+    peer("sdcli", "`sdcli generate`, as it plans by itself"),
+    peer(
+        "sdcli-openvino", "`sdcli generate --pin execution=openvino`", "--pin", "execution=openvino",
+        package="openvino", prepared="converted",
     ),
-)
+)  # fmt: skip

@@ -95,8 +95,8 @@ def test_a_missed_goal_and_a_failed_peer_end_in_an_error(record: Record, capsys:
 def test_a_peer_that_is_not_installed_is_named_and_an_optional_one_runs_only_if_asked_for(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    absent = replace(PEERS[1], missing=lambda: without("no_such_module", "no-such-package"))
-    monkeypatch.setattr(program, "PEERS", (PEERS[0], absent, *PEERS[2:]))
+    absent = replace(PEERS[2], missing=lambda: without("no_such_module", "no-such-package"))
+    monkeypatch.setattr(program, "PEERS", (PEERS[0], absent, *PEERS[3:]))
     playing, missing = program.chosen(None, tiny=True)
     assert missing[absent.name] == "not installed (`pip install no-such-package`)"
     assert missing["diffusers-compiled"] == "it runs only where it is named"
