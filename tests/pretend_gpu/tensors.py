@@ -21,9 +21,9 @@ from torch._prims_common import suggest_memory_format
 from torch.nn import functional
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_iter, tree_map
 
 from tests.pretend_gpu.allocator import Allocator, Block, OutOfSpace, Peaks
+from tests.pretend_gpu.trees import tree_iter, tree_map
 
 aten = torch.ops.aten
 NoMode = torch._C.DisableTorchFunction
