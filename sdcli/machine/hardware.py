@@ -27,6 +27,7 @@ class Hardware:
     threads: int = 1  # physical cores this process may use
     dtypes: Mapping[str, str] = field(default_factory=dict)  # name → probed | assumed | unavailable
     openvino: bool = False  # whether it is installed, to compute on the CPU
+    compiler: bool = False  # whether what torch.compile builds with on this device is installed
     trial: Trial | None = transient(default=None)  # of the model to be drawn with
     uuid: str | None = transient(default=None)
     notes: tuple[str, ...] = transient(default=())  # what the user should know about this device

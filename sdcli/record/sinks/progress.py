@@ -190,4 +190,4 @@ def _place(state: State) -> str:
 
 
 def _fallback_note(event: events.Degraded) -> str:
-    return f"note: out of memory {fallback_text(event)} ({show(event.because)})"
+    return f"note: {fallback_text(event)} ({show(event.because)})"
