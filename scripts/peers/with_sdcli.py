@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 import sys
+from dataclasses import replace
 
 from scripts.peers.peer import GUIDANCE, PROMPT, SEED, Job, Peer, Said, weights_of
+from sdcli.machine import installation
 
 
 def generate(job: Job) -> list[str]:
@@ -19,6 +21,19 @@ def generate(job: Job) -> list[str]:
 def plan(job: Job) -> list[str]:
     """For what is tried once on every machine, and remembered."""
     return [sys.executable, "-P", "-m", "sdcli", "plan", PROMPT, "-m", job.model, "--device", "cpu", "--json"]
+
+
+def compiled(job: Job) -> list[str]:
+    return [*generate(job), "--compile", "on"]
+
+
+def compile_first(job: Job) -> list[str]:
+    """Fills the cache."""
+    return compiled(replace(job, steps=1))
+
+
+def _compiler() -> str | None:
+    return None if installation.compiler("cpu") else "there is no C++ compiler"
 
 
 def read(line: str) -> Said:
@@ -44,5 +59,18 @@ PEERS = (
         files=weights_of,
         read=read,
         accepts=(0, 5),  # of random weights an image may be of one colour: suspect, but drawn
+    ),
+    Peer(
+        name="sdcli-compiled",
+        how="`sdcli generate --compile on`, its cache filled before",
+        packages=("torch", "diffusers", "transformers"),
+        command=compiled,
+        prepare=compile_first,
+        prepared="compiled",
+        missing=_compiler,
+        files=weights_of,
+        read=read,
+        accepts=(0, 5),
+        only_if_named=True,  # what it measures is remembered, and sdcli's own plan goes by it
     ),
 )

@@ -114,7 +114,7 @@ def _bench(typed: dict[str, Any]) -> None:
     if limits.engine == "local":
         _remember(result, machine)
         for case in bench.cases:
-            _remember_case(case)
+            remember_case(case)
     failures = [failure for write in _files(typed, result, destination, preset) if (failure := _failure(write))]
     error = error or next(iter(failures), None)
     _show(
@@ -182,7 +182,7 @@ def _remember(result: BenchResult, machine: str) -> None:
             memories.remember_rate(machine, case.setup["dtype"], case.work_rate.ceiling)
 
 
-def _remember_case(case: OngoingCase) -> None:
+def remember_case(case: OngoingCase) -> None:
     """For the next plan: what was measured of one configuration."""
     plan, steps = case.configuration.plan, [seconds for image in case.measured for seconds in image.steps]
     peaks = build.memory_of(case).measured

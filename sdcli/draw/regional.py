@@ -14,6 +14,7 @@ from torch import Tensor
 from sdcli.draw.denoise import Conditioning
 from sdcli.draw.oom import first_line, is_out_of_memory
 from sdcli.machine import folders, installation
+from sdcli.terminal import show
 
 BLOCKS = ("BasicTransformerBlock",)
 MOST_GRAPHS = 1024  # of one kind of block: its shapes, for every size of image
@@ -48,9 +49,15 @@ class Regions:
                 except Exception as error:
                     if is_out_of_memory(error):
                         raise
-                    raise NotCompiled(first_line(error)) from error
+                    raise NotCompiled(_reason(error)) from error
                 self._ready.add(shapes)
         return len(self._ready) > before
+
+
+def _reason(error: Exception) -> str:
+    """What the compiler says, if it was that; torch's message begins with the command."""
+    lines = [line.strip() for line in str(error).splitlines()]
+    return show(next((line for line in lines if " error: " in line), first_line(error)), 160)
 
 
 @contextmanager
@@ -60,11 +67,12 @@ def _compiler(kind: str, threads: int) -> Iterator[None]:
     import torch._inductor.config
 
     found = installation.compiler(kind)
-    settings: dict[str, Any] = {"compile_threads": 1, "cpp.threads": threads, "cpp_cache_precompile_headers": False}
+    settings: dict[str, Any] = {"compile_threads": 1, "cpp.threads": threads}
     if kind == "cpu" and found is not None:
         settings["cpp.cxx"] = (found,)
     with ExitStack() as undo:
         undo.enter_context(_own_folder())
+        undo.enter_context(_headers())
         undo.enter_context(torch._inductor.config.patch(settings))
         undo.enter_context(
             torch._dynamo.config.patch(recompile_limit=MOST_GRAPHS, accumulated_recompile_limit=MOST_GRAPHS)
@@ -76,18 +84,37 @@ def _compiler(kind: str, threads: int) -> Iterator[None]:
 
 @contextmanager
 def _own_folder() -> Iterator[None]:
-    """Unless the user named one. Where nobody did, torch names its usual one as soon as it is imported."""
+    """Unless the user named one. Where nobody did, torch names its usual one as soon as it is imported; while it
+    compiles it sets other variables of its own."""
     from torch._inductor.runtime.cache_dir_utils import default_cache_dir
 
-    before = os.environ.get(FOLDER)
-    if before in (None, default_cache_dir()):
+    before = dict(os.environ)
+    if before.get(FOLDER) in (None, default_cache_dir()):
         os.environ[FOLDER] = str(folders.cache_folder() / "compile")
     try:
         yield
     finally:
-        os.environ.pop(FOLDER, None)
-        if before is not None:
-            os.environ[FOLDER] = before
+        for name in os.environ.keys() - before.keys():
+            del os.environ[name]
+        os.environ.update(before)
+
+
+@contextmanager
+def _headers() -> Iterator[None]:
+    """Beside the rest. torch keeps these in the system's folder for temporary files, whatever is named; without them
+    compiling takes twice as long."""
+    import torch._inductor.codecache as cache
+
+    beside = os.path.join(os.environ[FOLDER], "precompiled_headers")
+    own = {"_HEADER_DIR": beside, "_HEADER_LOCK_DIR": os.path.join(beside, "locks")}
+    before = {name: getattr(cache, name) for name in own if hasattr(cache, name)}
+    for name in before:
+        setattr(cache, name, own[name])
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            setattr(cache, name, value)
 
 
 @contextmanager

@@ -286,7 +286,7 @@ class Run:
         if not self.plan.request.fallback:
             message = f"the UNet's blocks could not be compiled: {because}"
             raise ImagesFailed(message, hint="the same command with --compile off")
-        after = uncompiled(before, self.plan.hardware, self.plan.model)
+        after = uncompiled(before)
         self._used.add(after)
         self.session.change(after)
         return Degraded(

@@ -11,11 +11,10 @@ from making import asking, gpu, jobs_of, known_model, mac, processor
 
 from sdcli.errors import Usage
 from sdcli.machine.hardware import Hardware
-from sdcli.plan.plan import Plan, Setup
+from sdcli.plan.plan import Plan
 from sdcli.plan.planner import make_plan
 from sdcli.plan.refusal import remedy
 from sdcli.plan.remembered import Measures, key_of, merged
-from sdcli.plan.techniques.execution import uncompiled
 from sdcli.terminal import seconds_text
 
 GIB = 1 << 30
@@ -151,8 +150,3 @@ def test_a_compiled_run_that_does_not_fit_is_told_what_does() -> None:
     whole = planned(compile="off", pins=pinned).footprint.host_peak
     plan = planned(compile="on", max_ram=int(whole * 1.01 / 0.92), pins=pinned)
     assert not plan.fits and remedy(plan) == "the same command with --compile off"
-
-
-def test_what_could_not_be_compiled_is_drawn_packed_on_a_cpu_and_eager_on_a_gpu() -> None:
-    assert uncompiled(Setup(execution="compile"), CPU, known_model("sd15")).execution == "packed"
-    assert uncompiled(Setup(execution="compile", device="cuda:0"), GPU, known_model("sd15")).execution == "eager"

@@ -82,10 +82,9 @@ def _compile(setup: Setup, hardware: Hardware) -> str | None:
     return None
 
 
-def uncompiled(setup: Setup, hardware: Hardware, model: Model) -> Setup:
-    """What to draw with where compiling failed."""
-    packed = replace(setup, execution="packed")
-    return packed if illegal(packed, hardware, model) is None else replace(setup, execution="eager")
+def uncompiled(setup: Setup) -> Setup:
+    """What to draw with where compiling failed: what works everywhere, tried or not."""
+    return replace(setup, execution="eager")
 
 
 def because(setup: Setup, situation: Situation) -> str:

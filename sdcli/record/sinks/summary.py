@@ -28,8 +28,9 @@ def summary(report: Report, width: int = 80, *, verbose: bool = False, where: Pa
 def short(report: Report, width: int = 80) -> list[str]:
     images = sum(image.kept for image in report.images)
     pieces: list[str] = [f"{images} images"] if images > 1 else []
-    if report.phase("load").count:
-        pieces.append(f"load {seconds_text(report.phase('load').seconds)}")
+    for phase in map(report.phase, ("load", "compile")):
+        if phase.count:
+            pieces.append(f"{phase.name} {seconds_text(phase.seconds)}")
     pieces += _steps(report)
     decode = report.phase("decode")
     if decode.count:
