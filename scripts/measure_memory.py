@@ -53,6 +53,7 @@ CASES = (
     Case("sd15", 512, ("--pin", "placement=disk")),
     Case("sdxl", 1024, ("--pin", "placement=disk")),
     Case("sdxl", 1024, ("--pin", "vae=tile-512")),
+    Case("sd15", 512, ("--compile", "on")),
     Case("sd15", 512, ("--pin", "execution=openvino")),
     Case("sdxl", 1024, ("--pin", "execution=openvino")),
 )

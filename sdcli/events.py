@@ -31,7 +31,7 @@ class Planned(Happened):
 
 @dataclass(frozen=True, kw_only=True)
 class Timed(Happened):
-    """The time of a phase outside the batches: plan, import, or all of load."""
+    """The time of a phase outside the batches: plan, import, compile, or all of load."""
 
     phase: str
     seconds: float

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import json
 import sys
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
 from scripts.peers.peer import GUIDANCE, PROMPT, SEED, Job, Peer, Said, weights_of, without
+from sdcli.machine import installation
 
 
 def generate(job: Job, *flags: str) -> list[str]:
@@ -36,25 +38,38 @@ def read(line: str) -> Said:
     }  # fmt: skip
 
 
-def peer(name: str, how: str, *flags: str, package: str = "", prepared: str = "") -> Peer:
+def peer(
+    name: str, how: str, *flags: str, missing: Callable[[], str | None] = lambda: None, packages: Sequence[str] = (),
+    prepared: str = "", only_if_named: bool = False,
+) -> Peer:  # fmt: skip
     return Peer(
         name=name,
         how=how,
-        packages=("torch", "diffusers", "transformers", *filter(None, [package])),
+        packages=("torch", "diffusers", "transformers", *packages),
         command=lambda job: generate(job, *flags),
         prepare=lambda job: once(job, *flags),
         prepared=prepared,
-        missing=lambda: without(package, package) if package else None,
+        missing=missing,
         files=weights_of,
         read=read,
         accepts=(0, 5),  # of random weights an image may be of one colour: suspect, but drawn
+        only_if_named=only_if_named,
     )
+
+
+def _compiler() -> str | None:
+    return None if installation.compiler("cpu") else "there is no C++ compiler"
 
 
 PEERS = (
     peer("sdcli", "`sdcli generate`, as it plans by itself"),
     peer(
         "sdcli-openvino", "`sdcli generate --pin execution=openvino`", "--pin", "execution=openvino",
-        package="openvino", prepared="converted",
+        missing=lambda: without("openvino", "openvino"), packages=("openvino",), prepared="converted",
+    ),
+    peer(
+        "sdcli-compiled", "`sdcli generate --compile on`, its cache filled before", "--compile", "on",
+        missing=_compiler, prepared="compiled",
+        only_if_named=True,  # what it measures is remembered, and sdcli's own plan goes by it
     ),
 )  # fmt: skip

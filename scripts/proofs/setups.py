@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import gc
 import itertools
+import os
 import random
 import sys
 import tempfile
@@ -27,6 +28,8 @@ if str(ROOT) not in sys.path:
     sys.path.insert(0, str(ROOT))
 
 import torch  # noqa: E402
+from diffusers.models.attention import BasicTransformerBlock  # noqa: E402
+from torch._dynamo.eval_frame import _debug_get_cache_entry_list  # noqa: E402
 
 from scripts import make_checkpoint  # noqa: E402
 from sdcli.draw import attention, compiled, local, packed  # noqa: E402
@@ -63,12 +66,13 @@ def cpu() -> Hardware:
     return Hardware(
         device="cpu", name="a CPU", source="os", total=64 * GIB, free=64 * GIB, ram_total=64 * GIB, ram_free=64 * GIB,
         isa=processor.read().isa, threads=THREADS, dtypes={"fp32": "probed", "bf16": "probed", "fp16": "unavailable"},
-        openvino=True,
+        openvino=True, compiler=True,
     )  # fmt: skip
 
 
 def gpu() -> Hardware:
-    return replace(cpu(), device="cuda:0", name="a GPU", capability="8.9", dtypes={})
+    """A pretend one computes on the CPU, where triton's kernels do not run: nothing is compiled for it."""
+    return replace(cpu(), device="cuda:0", name="a GPU", capability="8.9", dtypes={}, compiler=False)
 
 
 MACHINES = {"cpu": cpu(), "gpu": gpu()}
@@ -125,6 +129,7 @@ class Seen:
     streamed: dict[str, bool] = field(default_factory=dict)
     offloaded: dict[str, bool] = field(default_factory=dict)
     drawn: list[Decoded] = field(default_factory=list)
+    graphs: int = 0  # of blocks like those, compiled and still there
     left: int = 0  # bytes on the GPU when all was over
 
 
@@ -137,7 +142,7 @@ def draw(plan: Plan) -> Seen:
         context = real_use(self, name)
         module = context.__enter__()
         _look(seen, self, name, module)
-        return _Entered(context, module)
+        return _Entered(context, module, seen)
 
     def blocked(query: Any, key: Any, value: Any, block: Blocks) -> Any:
         seen.blocks.add(block)
@@ -166,13 +171,14 @@ def on_the_cpu(plan: Plan) -> list[bytes]:
 class _Entered:
     """A context that was entered already, to look at what it gives."""
 
-    def __init__(self, context: Any, module: Any) -> None:
-        self.context, self.module = context, module
+    def __init__(self, context: Any, module: Any, seen: Seen) -> None:
+        self.context, self.module, self.seen = context, module, seen
 
     def __enter__(self) -> Any:
         return self.module
 
     def __exit__(self, *error: Any) -> Any:
+        self.seen.graphs = max(self.seen.graphs, len(_debug_get_cache_entry_list(BasicTransformerBlock.forward)))
         return self.context.__exit__(*error)
 
 
@@ -186,7 +192,11 @@ def _look(seen: Seen, components: Components, name: str, module: Any) -> None:
         for m in module.modules()
     )
     seen.offloaded[name] = name in components._offloaded
+    blocks = [part for part in module.modules() if hasattr(part.forward, "_torchdynamo_orig_callable")]
+    inside = {part for block in blocks for part in block.modules() if part is not block}
     seen.executions[name] = {how for how, kinds in LAYERS.items() for m in module.modules() if isinstance(m, kinds)}
+    if blocks and {type(block) for block in blocks} == {BasicTransformerBlock}:
+        seen.executions[name] = {"compile"}
     if hasattr(module, "attn_processors"):
         seen.processors[name] = {type(one).__name__ for one in module.attn_processors.values()}
         seen.processors[name] |= {m.attend.__name__ for m in module.modules() if hasattr(m, "attend")}
@@ -194,8 +204,10 @@ def _look(seen: Seen, components: Components, name: str, module: Any) -> None:
     if getattr(module, "_looked_at", False):
         return
     module._looked_at = True
+    computing = (*itertools.chain(*LAYERS.values()), *{type(block) for block in blocks})
     for part in module.modules():
-        if isinstance(part, tuple(itertools.chain(*LAYERS.values()))):
+        # a hook within what is compiled would be compiled too
+        if part not in inside and isinstance(part, computing):
             part.register_forward_hook(lambda _, given, out: computed.add(DTYPES[_first(out).dtype]))
     if name == "unet":
         module.register_forward_pre_hook(lambda _, given: seen.rows.append(given[0].shape[0]))
@@ -231,6 +243,7 @@ def differences(plan: Plan, seen: Seen) -> Iterator[str]:
     setup = plan.setup
     encoders = {name for name in plan.model.components if name.startswith("text_encoder")}
     vae_dtype = effective(setup)
+    rows, compiled_blocks = [2] if setup.guidance == "batched" else [1, 1], setup.execution == "compile"
     checks: Mapping[str, Any] = {
         "dtype of the UNet": (seen.dtypes["unet"], {setup.dtype}),
         "dtype of the encoders": (set().union(*(seen.dtypes[name] for name in encoders)), {setup.dtype}),
@@ -241,8 +254,9 @@ def differences(plan: Plan, seen: Seen) -> Iterator[str]:
         "blocks": (seen.blocks, seen.planned),
         "attention in blocks": (bool(seen.blocks), setup.attention == "blocked"),
         "execution of the UNet": (seen.executions["unet"], {setup.execution}),
-        "execution of the VAE": (seen.executions["vae"], {setup.execution}),
-        "rows of a UNet call": (seen.rows, [2] if setup.guidance == "batched" else [1, 1]),
+        "execution of the VAE": (seen.executions["vae"], {"eager" if compiled_blocks else setup.execution}),
+        "rows of a UNet call": (seen.rows, rows[:1] * compiled_blocks + rows),
+        "blocks that were compiled": (seen.graphs > 0, compiled_blocks),
         "threads": (seen.threads, {setup.threads}),
         "streamed": (seen.streamed["unet"], setup.placement == "group-offload"),
         "waits on the host": (seen.offloaded["unet"], setup.placement == "model-offload"),
@@ -267,8 +281,12 @@ def differences(plan: Plan, seen: Seen) -> Iterator[str]:
 
 def main() -> list[tuple[str, str, str, bool]]:
     rows = []
-    # Processes are started afresh: torch's threads do not survive a fork.
-    with tempfile.TemporaryDirectory() as root, ProcessPoolExecutor(mp_context=get_context("spawn")) as workers:
+    # Processes are started afresh: torch's threads do not survive a fork. They share what each of them compiles.
+    with (
+        tempfile.TemporaryDirectory() as root,
+        mock.patch.dict(os.environ, SDCLI_HOME=root),
+        ProcessPoolExecutor(mp_context=get_context("spawn")) as workers,
+    ):
         for family in FAMILIES:
             path = make_checkpoint.write_folder(Path(root) / family, family, tiny=True)
             for machine, hardware in MACHINES.items():

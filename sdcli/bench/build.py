@@ -18,6 +18,7 @@ from sdcli.bench.result import BenchResult, Case, ImageRun, Phases, Throughput, 
 from sdcli.bench.run import Bench, OngoingCase, rate_of
 from sdcli.bench.statistics import Ratio, Summary
 from sdcli.models import unet, vae
+from sdcli.plan.footprint import COMPILE
 from sdcli.plan.plan import Plan
 from sdcli.plan.stages import guided
 from sdcli.record.report import Measured, MemoryUse, Predicted
@@ -145,6 +146,7 @@ def _phases(case: OngoingCase) -> Phases:
     return Phases(
         import_=_median(drawn.phases.get("import", 0.0) for drawn in firsts),
         load=_median(drawn.phases.get("load", 0.0) for drawn in firsts),
+        compile=max((drawn.phases[COMPILE] for drawn in firsts if COMPILE in drawn.phases), default=None),
         encode=_median(drawn.encode for drawn in firsts),
         denoise=_median(drawn.denoise for drawn in later),
         decode=_median(drawn.decode for drawn in later),

@@ -18,10 +18,10 @@ from sdcli.terminal import counted, fit, show, size_text
 STYLE = """
 :root{color-scheme:light dark;--paper:#fff;--ink:#1c2430;--soft:#5d6b7e;--line:#d8dfe8;--card:#f5f7fa;
 --step:#2a6fc9;--first:#c77700;--warm:#9aa8ba;--far:#c62f4b;--band:#2a6fc922;
---p0:#7a8ba3;--p1:#8e6bbf;--p2:#2f9e8f;--p3:#2a6fc9;--p4:#c77700;--p5:#b0546f}
+--p0:#7a8ba3;--p1:#8e6bbf;--p2:#2f9e8f;--p3:#2a6fc9;--p4:#c77700;--p5:#b0546f;--p6:#5b7f2b}
 @media (prefers-color-scheme:dark){:root{--paper:#12161c;--ink:#e8edf4;--soft:#9aa8ba;--line:#333e4c;--card:#1c232d;
 --step:#6aa9f7;--first:#f0b04f;--warm:#5d6b7e;--far:#ff7a90;--band:#6aa9f726;
---p0:#8ea0ba;--p1:#b99be6;--p2:#55c7b6;--p3:#6aa9f7;--p4:#f0b04f;--p5:#e08aa4}}
+--p0:#8ea0ba;--p1:#b99be6;--p2:#55c7b6;--p3:#6aa9f7;--p4:#f0b04f;--p5:#e08aa4;--p6:#a5c76b}}
 *{box-sizing:border-box}
 body{margin:0 auto;max-width:1180px;padding:16px 20px 60px;background:var(--paper);color:var(--ink);
 font:15px/1.5 system-ui,-apple-system,"Segoe UI",Roboto,"Helvetica Neue",Arial,sans-serif}
@@ -47,7 +47,7 @@ text.beyond{fill:var(--ink)} svg.memory text{paint-order:stroke;stroke:var(--pap
 dl{display:grid;grid-template-columns:minmax(min-content,max-content) 1fr;gap:2px 18px;font-size:13.5px}
 dt{color:var(--soft)} dd{margin:0;overflow-wrap:anywhere}
 """
-PHASES = ("import", "load", "encode", "denoise", "decode", "save")
+PHASES = ("import", "load", "compile", "encode", "denoise", "decode", "save")
 MOST_POINTS = 4000  # in one plot; beyond that, every second, third … point is left out, but never an outlier
 WIDTH, HEIGHT = 1100, 260
 LEFT, RIGHT, TOP, BOTTOM = 70, 20, 14, 30

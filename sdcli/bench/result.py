@@ -48,6 +48,7 @@ class Phases:
 
     import_: float | None = renamed("import")
     load: float | None
+    compile: float | None = None  # of the slowest process: the first fills the others' cache
     encode: float | None
     denoise: float | None
     decode: float | None

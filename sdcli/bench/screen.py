@@ -216,8 +216,10 @@ def _cold(case: Case) -> str:
     firsts = sorted(run.seconds for run in case.runs if run.image == 0)
     phases, first_image = case.phases, firsts[len(firsts) // 2]
     total = phases.cold_total or 0.0
-    rest = max(0.0, total - (phases.import_ or 0.0) - (phases.load or 0.0) - first_image)
-    parts = {"import": phases.import_, "load": phases.load, "first image": first_image, "rest": rest}
+    once = sum(seconds or 0.0 for seconds in (phases.import_, phases.load, phases.compile))
+    rest = max(0.0, total - once - first_image)
+    compiled = {"compile, at most": phases.compile} if phases.compile is not None else {}
+    parts = {"import": phases.import_, "load": phases.load, **compiled, "first image": first_image, "rest": rest}
     listed = "  ".join(f"{name} {seconds_text(value)}" for name, value in parts.items())
     return f"  cold    {seconds_text(phases.cold_total)} s     {listed}"
 

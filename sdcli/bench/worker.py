@@ -24,6 +24,7 @@ from sdcli.errors import from_json as error_from_json
 from sdcli.events import Event
 from sdcli.files import cannot_write
 from sdcli.machine import clock
+from sdcli.plan.footprint import COMPILE
 from sdcli.plan.plan import Plan
 
 DRAW, RATE, BUSY = "draw", "rate", "busy"
@@ -53,7 +54,7 @@ class Drawn:
     event_seconds: float = 0.0
     pixel_sha256: str = ""
     ready: float = 0.0  # since the process started
-    phases: dict[str, float] = field(default_factory=dict)  # import and load, with the first batch
+    phases: dict[str, float] = field(default_factory=dict)  # import, load and compile, with the first batch
     peaks: dict[str, Any] = field(default_factory=dict)
     image: str | None = None
     pixels: str | None = None
@@ -199,7 +200,7 @@ class WorkerLoop:
         drawn.image = self._write("image.png", content)
         now = time.perf_counter()
         drawn.save += now - before
-        drawn.seconds = now - self._began
+        drawn.seconds = now - self._began - drawn.phases.get(COMPILE, 0.0)
         if self._count == 1:
             drawn.ready = clock.since_start()
             drawn.pixels = self._write("pixels.rgb", event.pixels)

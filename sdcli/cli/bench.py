@@ -12,6 +12,7 @@ import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 import typer
@@ -21,7 +22,7 @@ from sdcli.bench import build, page, random_models, screen, surroundings
 from sdcli.bench import result as results
 from sdcli.bench.result import BenchResult
 from sdcli.bench.run import MAX_TIME, QUICK_TIME, Bench, Configuration, Limits, Listener, OngoingCase, scratch
-from sdcli.cli import ask, bench_options, complete, not_taken
+from sdcli.cli import ask, bench_options, complete, not_taken, remembering
 from sdcli.cli.answer import Answered, print_json, say_error, say_note
 from sdcli.cli.bench_compare import compare
 from sdcli.errors import Bug, CannotWrite, Interrupted, ModelMissing, SdcliError, Stop, Usage, stopped_by
@@ -30,8 +31,10 @@ from sdcli.live import LiveLine
 from sdcli.machine import memories
 from sdcli.machine.folders import config_folder
 from sdcli.models.model import Model
+from sdcli.plan.footprint import COMPILE
 from sdcli.plan.plan import Plan
 from sdcli.plan.refusal import refused
+from sdcli.plan.remembered import Measures
 from sdcli.request import config
 from sdcli.request.options import command as make
 from sdcli.terminal import fit, quoted, say, show, speaks_unicode, tell, width
@@ -110,6 +113,8 @@ def _bench(typed: dict[str, Any]) -> None:
         raise error or next((case.error for case in bench.cases if case.error), Bug("nothing was measured"))
     if limits.engine == "local":
         _remember(result, machine)
+        for case in bench.cases:
+            remember_case(case)
     failures = [failure for write in _files(typed, result, destination, preset) if (failure := _failure(write))]
     error = error or next(iter(failures), None)
     _show(
@@ -175,6 +180,20 @@ def _remember(result: BenchResult, machine: str) -> None:
     for case in result.measured:
         if case.work_rate.ceiling:
             memories.remember_rate(machine, case.setup["dtype"], case.work_rate.ceiling)
+
+
+def remember_case(case: OngoingCase) -> None:
+    """For the next plan: what was measured of one configuration."""
+    plan, steps = case.configuration.plan, [seconds for image in case.measured for seconds in image.steps]
+    peaks = build.memory_of(case).measured
+    if plan is None or not steps or any(image.drawn.degraded for image in case.images):
+        return
+    found = Measures(
+        device_peak=peaks.reserved_peak, allocated_peak=peaks.allocated_peak, host_peak=peaks.host_peak,
+        step=median(steps),
+        compile=min((each for image in case.images if (each := image.drawn.phases.get(COMPILE))), default=None),
+    )  # fmt: skip
+    remembering.keep(plan, plan.batch(0), found)
 
 
 # --- what to measure

@@ -342,7 +342,8 @@ def _cpu_line(examination: Examination) -> str:
         bf16 += f" ({chip.isa}), not tested yet"
     else:
         bf16 += f" not supported by {chip.isa or 'this CPU'}"
-    return f"fp32 ✓   bf16 {bf16}   fp16 never"
+    found = next(device.compiler for device in examination.diagnosis.devices if device.kind == "cpu")
+    return f"fp32 ✓   bf16 {bf16}   fp16 never   compile {'✓' if found else '✗ no C++ compiler'}"
 
 
 def _version_lines(diagnosis: Diagnosis) -> list[str]:

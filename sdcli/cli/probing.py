@@ -11,6 +11,7 @@ from dataclasses import dataclass, replace
 from sdcli.machine import installation, memories
 from sdcli.machine.hardware import Hardware
 from sdcli.models.model import Model
+from sdcli.plan.pins import pins_of
 from sdcli.plan.plan import Plan
 from sdcli.plan.stages import guided
 from sdcli.plan.techniques import dtype
@@ -42,9 +43,9 @@ class Question:
 
 def question(hardware: Hardware, model: Model, jobs: Sequence[Job], request: Request) -> Question | None:
     """None where a trial would decide nothing: on a GPU, on a described machine, and where all it decides is pinned."""
-    pins = request.pins
+    pins = pins_of(request)
     here = hardware.device == "cpu" and hardware.source == "os" and installation.torch_build() is not None
-    decided = {"attention", "execution"} <= pins.keys() or pins.get("execution") == "openvino"
+    decided = {"attention", "execution"} <= pins.keys() or pins.get("execution") in ("openvino", "compile")
     decided = decided and not hardware.fast_threads
     if not here or not jobs or decided:
         return None

@@ -1,14 +1,17 @@
-"""After a run: remember what was measured, for the next plan on this machine."""
+"""After a run or a bench: remember what was measured, for the next plan on this machine."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from statistics import median
 
 from sdcli import schema
 from sdcli.machine import memories
+from sdcli.plan.footprint import COMPILE
 from sdcli.plan.plan import Plan
 from sdcli.plan.remembered import Measures, key_of, merged
 from sdcli.record.report import Report
+from sdcli.request.request import Job
 
 
 def remember(plan: Plan, report: Report) -> None:
@@ -21,8 +24,13 @@ def remember(plan: Plan, report: Report) -> None:
     batch = plan.batch(0) if plan.batches else ()
     if measures is None or not batch or not _alike(report):
         return
+    keep(plan, batch, measures)
+
+
+def keep(plan: Plan, batch: Sequence[Job], found: Measures) -> None:
+    """Beside what earlier runs of the same setup showed."""
     key = key_of(plan.model, plan.setup, batch, plan.request.batch_invariant)
-    memories.remember_run(memories.machine_of(plan.hardware), key, lambda old: schema.to_json(merged(old, measures)))
+    memories.remember_run(memories.machine_of(plan.hardware), key, lambda old: schema.to_json(merged(old, found)))
 
 
 def _alike(report: Report) -> bool:
@@ -45,5 +53,6 @@ def _measured(plan: Plan, report: Report) -> Measures | None:
         host_peak=memory.host_peak,
         load=report.phase("import").seconds + report.phase("load").seconds + report.batches[0].encode_seconds,
         step=median(steps),
+        compile=report.phase(COMPILE).seconds or None,
         image=finishing / max(1, sum(len(batch.images) for batch in report.batches)),
     )

@@ -9,6 +9,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from sdcli.events import Decoded, Denoised, Done, Encoded, Event, Loaded, Memory, Preview, Step, Timed
 from sdcli.machine.hardware import Hardware
 from sdcli.plan.batches import Batch, windows_of
+from sdcli.plan.footprint import COMPILE
 from sdcli.plan.plan import Plan
 from sdcli.plan.stages import Stage, parts_of, previews_after, stages, walk
 from sdcli.plan.techniques import placement
@@ -88,6 +89,9 @@ class Run:
         )  # fmt: skip
 
     def _denoise(self, number: int, jobs: Sequence[Job], stage: Stage) -> Iterator[Event]:
+        if self.plan.setup.execution == "compile" and number == 0:
+            yield Timed(phase=COMPILE, seconds=0.0)
+            yield self._peak(COMPILE)
         started, calls = time.perf_counter(), jobs[0].unet_calls
         previewed = previews_after(self.plan.request, calls)
         for step in range(1, calls + 1):

@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from sdcli.draw import adapters, attention, compiled, decode, devices, graphs, load
+from sdcli.draw import adapters, attention, compiled, decode, devices, graphs, load, regional
 from sdcli.events import Loaded
 from sdcli.models.hub_cache import expected_sha256
 from sdcli.models.model import Model
@@ -36,6 +36,7 @@ class Components:
         self.dtype = load.DTYPES[setup.dtype]
         self._modules: dict[str, Any] = {}
         self._offloaded: dict[str, Offloaded] = {}
+        self.regions: regional.Regions | None = None  # of the UNet, where its blocks are compiled
 
     @property
     def loaded(self) -> tuple[str, ...]:
@@ -74,7 +75,7 @@ class Components:
     @contextmanager
     def exact(self, vae: Any) -> Iterator[Any]:
         """The VAE in fp32. A packed or compiled one cannot be widened: a plain one takes its place meanwhile."""
-        if self.setup.execution == "eager":
+        if self.setup.execution in ("eager", "compile"):
             with decode.in_fp32(vae) as widened:
                 yield widened
             return
@@ -87,6 +88,8 @@ class Components:
         modules = [self._modules.pop(name, None) for name in names]
         for name in names:
             self._offloaded.pop(name, None)
+        if "unet" in names:
+            self.regions = None
         if any(module is not None for module in modules):
             modules.clear()
             gc.collect()  # modules hold reference cycles
@@ -127,6 +130,8 @@ class Components:
             stream_layers(filled.module, self.device)
         elif parked:
             self._offloaded[name] = Offloaded(filled.module, self.device)
+        if name == "unet" and self.setup.execution == "compile":
+            self.regions = regional.Regions(filled.module)
         self._modules[name] = filled.module
         return filled.bytes
 

@@ -12,19 +12,22 @@ import torch
 from torch import Tensor
 
 from sdcli.draw import decode, denoise, preview, schedulers
-from sdcli.draw.denoise import LoopState
+from sdcli.draw.denoise import Conditioning, LoopState
 from sdcli.draw.exhausted import exhausted
 from sdcli.draw.oom import first_line, is_out_of_memory
+from sdcli.draw.regional import NotCompiled
 from sdcli.draw.session import Session
 from sdcli.errors import ImagesFailed, OutOfMemory
-from sdcli.events import Decoded, Degraded, Denoised, Encoded, Event, Failed, Preview, Step
+from sdcli.events import Decoded, Degraded, Denoised, Encoded, Event, Failed, Preview, Step, Timed
 from sdcli.models.families import find
 from sdcli.models.vae import scale
 from sdcli.plan.batches import Batch, windows_of
 from sdcli.plan.fallbacks import after_out_of_memory
+from sdcli.plan.footprint import COMPILE
 from sdcli.plan.plan import Fallback, Plan, Setup
 from sdcli.plan.stages import Stage, parts_of, previews_after, stages, walk
 from sdcli.plan.techniques import TECHNIQUES, placement
+from sdcli.plan.techniques.execution import uncompiled
 from sdcli.request.request import Job
 from sdcli.terminal import quoted, show
 
@@ -131,9 +134,11 @@ class Run:
     def _steps(self, state: BatchState, stage: Stage) -> Events[None]:
         (part,) = stage.parts
         yield from self._ready(stage, part)
-        components, meter, started = self.session.components, self.session.meter, time.perf_counter()
+        components, meter = self.session.components, self.session.meter
         conditioning = self.session.prompts.conditioning(state.jobs, components, alone=self._alone)
         state.loop = self._start(state, stage)
+        yield from self._compile(state, part, conditioning)
+        started = time.perf_counter()
         with components.use(part) as unet:
             before = meter.mark()
             for loop in denoise.denoise(unet, state.scheduler, conditioning, state.loop, state.generators):
@@ -150,6 +155,19 @@ class Run:
             stage=stage.name, batch=state.number, seconds=time.perf_counter() - started, latents=state.latents
         )
         yield meter.read(stage.name)
+
+    def _compile(self, state: BatchState, part: str, conditioning: Conditioning) -> Events[None]:
+        """Before the first step, so that no step's time holds any of it."""
+        components, meter, started = self.session.components, self.session.meter, time.perf_counter()
+        if components.regions is None or state.loop is None:
+            return
+        latents, timestep = state.loop.latents, state.scheduler.timesteps[0].to(components.device)
+        with components.use(part) as unet:
+            anew = components.regions.compile(unet, conditioning, latents, timestep, self.session.setup.threads)
+        meter.wait()
+        if anew:
+            yield Timed(phase=COMPILE, seconds=time.perf_counter() - started)
+            yield meter.read(COMPILE)
 
     def _start(self, state: BatchState, stage: Stage) -> LoopState:
         if state.loop is not None:
@@ -227,21 +245,26 @@ class Run:
         current = self.session.setup
         return replace(current, guidance=state.setup.guidance) if state.setup is not None else current
 
-    # --- running out of memory
+    # --- running out of memory, and compiling that fails
 
     def _surviving(
         self, number: int, phase: str, work: Callable[[], Events[T]], state: BatchState | None = None
     ) -> Events[T]:
-        """`work`, repeated on the next fallback whenever memory runs out in it."""
+        """`work`, repeated on the next fallback whenever memory runs out in it, or without compiling if that fails."""
         while True:
             try:
                 return (yield from work())
+            except NotCompiled as error:
+                failed, because = True, str(error)
             except Exception as error:
                 if not is_out_of_memory(error):
                     raise
-                because = first_line(error)
+                failed, because = False, first_line(error)
             # Only here, after the except block, does nothing hold the failed call's memory any more.
-            yield self._fall_back(number, phase, state.step if state else None, because)
+            if failed:
+                yield self._not_compiled(number, because)
+            else:
+                yield self._fall_back(number, phase, state.step if state else None, because)
 
     def _fall_back(self, number: int, phase: str, step: int | None, because: str) -> Degraded:
         before = self.session.setup
@@ -255,6 +278,20 @@ class Run:
         return Degraded(
             batch=number, phase=phase, step=step, before=_differing(before, fallback.setup),
             after=_differing(fallback.setup, before), because=because, changes_pixels=fallback.changes_pixels,
+        )  # fmt: skip
+
+    def _not_compiled(self, number: int, because: str) -> Degraded:
+        before = self.session.setup
+        self.session.components.drop_all()
+        if not self.plan.request.fallback:
+            message = f"the UNet's blocks could not be compiled: {because}"
+            raise ImagesFailed(message, hint="the same command with --compile off")
+        after = uncompiled(before)
+        self._used.add(after)
+        self.session.change(after)
+        return Degraded(
+            batch=number, phase=COMPILE, step=None, before=_differing(before, after), after=_differing(after, before),
+            because=because, changes_pixels=True,
         )  # fmt: skip
 
     def _fallbacks(self, number: int, phase: str) -> tuple[Fallback, ...]:

@@ -56,6 +56,7 @@ def _hardware(backend: str, size: int, free: int, host: Memory, chip: Processor)
         threads=chip.threads,
         dtypes=_dtypes(backend, chip),
         openvino=backend == "cpu" and installation.has("openvino"),
+        compiler=backend == "cuda" or (backend == "cpu" and installation.compiler("cpu") is not None),
     )
 
 

@@ -28,6 +28,7 @@ class Hardware:
     fast_threads: int = transient(default=0)  # of them as fast as the fastest, where they are of several kinds
     dtypes: Mapping[str, str] = field(default_factory=dict)  # name → probed | assumed | unavailable
     openvino: bool = False  # whether it is installed, to compute on the CPU
+    compiler: bool = False  # whether what torch.compile builds with on this device is installed
     trial: Trial | None = transient(default=None)  # of the model to be drawn with
     uuid: str | None = transient(default=None)
     notes: tuple[str, ...] = transient(default=())  # what the user should know about this device

@@ -6,7 +6,7 @@ from __future__ import annotations
 import os
 import re
 import sys
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -110,6 +110,21 @@ def torch_build(folder: Path | None = None) -> Torch | None:
 def has(package: str) -> bool:
     """Whether a package is installed; it is not imported."""
     return _package_folder(package) is not None
+
+
+def compiler(kind: str, environment: Mapping[str, str] = os.environ, platform: str = sys.platform) -> str | None:
+    """The command of what torch.compile builds with, on a CPU (C++) or on NVIDIA's GPUs (C, for triton's launchers);
+    None where that is not installed."""
+    import shutil
+
+    if kind == "cpu":
+        usual = {"win32": ("cl",), "darwin": ("clang++",)}.get(platform, ("g++", "clang++"))
+        named = environment.get("CXX")
+    elif kind == "cuda" and has("triton"):
+        usual, named = ("cl",) if platform == "win32" else ("gcc", "clang"), environment.get("CC")
+    else:
+        return None
+    return next(filter(shutil.which, (named,) if named else usual), None)
 
 
 def _package_folder(name: str) -> Path | None:

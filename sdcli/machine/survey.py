@@ -32,6 +32,7 @@ class Survey:
     torch: Torch | None
     installation: Installation
     openvino: bool = False  # whether it is installed
+    compilers: frozenset[str] = frozenset()  # kinds of device that torch.compile finds a compiler for
     probes: Mapping[ProbeKey, Probe] = field(default_factory=dict)  # what was tried on this machine before
     apple: bool = False
     driverless: bool = False  # an NVIDIA GPU is in the machine, but no driver
@@ -68,6 +69,7 @@ def look() -> Survey:
         torch=installation.torch_build(),
         installation=installation.find(),
         openvino=installation.has("openvino"),
+        compilers=frozenset(filter(installation.compiler, ("cpu", "cuda"))),
         probes=memories.probes(),
         apple=_is_apple(),
         driverless=not nvidia.gpus and nvml.on_the_bus(),
@@ -198,6 +200,7 @@ def _cpu(survey: Survey) -> Hardware:
     return _device(
         survey, device="cpu", name=chip.name, source="os", total=host.total, free=host.available,
         dtypes=_probed(dtypes.cpu(chip.isa), survey.probe(chip.name, chip.isa)), openvino=survey.openvino,
+        compiler="cpu" in survey.compilers,
     )  # fmt: skip
 
 
@@ -216,6 +219,7 @@ def _cuda(number: int, gpu: Gpu, survey: Survey) -> Hardware:
         capability=gpu.capability,
         driver=survey.nvidia.driver,
         dtypes=_probed(dtypes.cuda(gpu.capability), probe),
+        compiler="cuda" in survey.compilers,
         uuid=gpu.uuid or None,
         notes=dtypes.notes(gpu.name, gpu.capability),
     )

@@ -24,6 +24,10 @@ IMAGE_BYTES_PER_PIXEL = 3 * (4 + 1 + 1)  # counted: the decoded image as fp32, a
 OPENVINO = 170 * MIB  # measured, 54 to 175 MiB: its code, kernels and graphs, and what converting leaves in the heap
 OPENVINO_TRACING = 140 * MIB  # measured, 112 to 137 MiB beside the weights: following a call, and the graph
 
+# Compiled blocks, on the host. The C++ compiler's own process is not counted.
+COMPILER = 100 * MIB  # measured, 90 to 110 MiB: what torch.compile loads and keeps
+COMPILING = 40 * MIB  # measured, 30 MiB beside it while it compiles
+
 # On the device: weights and live bytes are counted; an allocator that hands out blocks takes a little more
 CUDA_BLOCKS = 1.015  # counted by its rules, 1.01 to 1.025: docs/benchmarks/memory-card.md
 CUDA_BLOCKS_FP8 = 1.03  # the same for weights in fp8

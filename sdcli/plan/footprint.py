@@ -17,6 +17,8 @@ from sdcli.plan.techniques import vae as vae_tiles
 from sdcli.plan.techniques.attention import blocks
 from sdcli.plan.techniques.vae_dtype import effective
 
+COMPILE = "compile"  # the phase
+
 # The slots that each kind of work depends on.
 _WORK = {
     "text": attrgetter("dtype"),
@@ -122,8 +124,9 @@ class Sizes:
     def phases(self, setup: Setup) -> tuple[Phase, ...]:
         weights = _weights(setup)
         rows = [
-            self._once((stage.name, _WORK[stage.work](setup), weights), self._phase, stage, setup)
+            self._once((name, _WORK[stage.work](setup), weights), self._phase, name, stage, setup)
             for stage in self.stages
+            for name in _phases_of(stage, setup)
         ]
         most = max([row.weights + row.parked for row in rows])
         return self._once(("load", most, weights), self._load, most, setup), *rows
@@ -142,7 +145,7 @@ class Sizes:
         device, host = self.peaks(setup)
         return Footprint(device_peak=device, host_peak=host, phases=phases)
 
-    def _phase(self, stage: Stage, setup: Setup) -> Phase:
+    def _phase(self, name: str, stage: Stage, setup: Setup) -> Phase:
         """Weights in use, weights parked, and work."""
         used, resident = self._weights_at_work(stage, setup)
         work = self.work(stage, setup)
@@ -150,7 +153,9 @@ class Sizes:
         aside = self._on_the_host(stage, setup) + (work if on_host else 0)
         if stage.work == "image":
             aside += stage.shape.width * stage.shape.height * calibration.IMAGE_BYTES_PER_PIXEL
-        return self._row(stage.name, used, resident, 0 if on_host else work, aside, setup)
+        if setup.execution == "compile":
+            aside += calibration.COMPILER + (calibration.COMPILING if name == COMPILE else 0)
+        return self._row(name, used, resident, 0 if on_host else work, aside, setup)
 
     def _weights_at_work(self, stage: Stage, setup: Setup) -> tuple[int, int]:
         """Bytes on the device in use, and all that are there meanwhile: the most of any of the stage's parts."""
@@ -229,6 +234,12 @@ class Sizes:
             name=name, device=host if self.kind == "cpu" else device, host=host, weights=used, parked=resident - used,
             work=work, pinned=pinned,
         )  # fmt: skip
+
+
+def _phases_of(stage: Stage, setup: Setup) -> tuple[str, ...]:
+    """Blocks are compiled by a call of the UNet before the first step."""
+    compiled = setup.execution == "compile" and stage.work == "unet"
+    return (COMPILE, stage.name) if compiled else (stage.name,)
 
 
 def _weights(setup: Setup) -> tuple[object, ...]:

@@ -10,11 +10,13 @@ from sdcli.machine.hardware import Hardware
 from sdcli.models.model import Model
 from sdcli.plan import calibration
 from sdcli.plan.batches import windows
+from sdcli.plan.compiling import Compiling, compiling
 from sdcli.plan.footprint import Sizes
 from sdcli.plan.plan import Budget, Phase, Setup
 from sdcli.plan.price import Price, RunSize
 from sdcli.plan.remembered import Measures, key_of, measures
 from sdcli.plan.stages import stages
+from sdcli.plan.techniques.execution import NOISE
 from sdcli.request.request import Job
 
 MANY = 1000  # batches assumed for a stream of jobs
@@ -46,7 +48,7 @@ class Forecast:
         # a stream of jobs is encoded batch by batch, and how many will come is unknown
         work = RunSize(batches=MANY, windows=MANY) if more else RunSize(batches=len(runs), windows=windows(len(runs)))
         self.price = Price(self.sizes[0], work, hardware)
-        self.counted, self.seconds = cache(self._counted), cache(self.price.seconds)  # asked several times of a setup
+        self.counted, self.seconds = cache(self._counted), cache(self._priced)  # asked several times of a setup
 
     @property
     def guided(self) -> bool:
@@ -84,7 +86,29 @@ class Forecast:
         measured = self.measured(setup)
         if measured is None:
             return None
-        return measured.total(sum(batch[0].unet_calls for batch in self.runs), sum(map(len, self.runs)))
+        return measured.total(self.calls, sum(map(len, self.runs)))
+
+    @property
+    def calls(self) -> int:
+        """Of the UNet in the whole run."""
+        return sum(batch[0].unet_calls for batch in self.runs)
+
+    @property
+    def has_compiled(self) -> bool:
+        """Whether any compiled run is remembered: without one there is nothing to compare."""
+        return any("execution=compile" in key for key in self.remembered)
+
+    def compiling(self, setup: Setup) -> Compiling | None:
+        """What compiling this setup's blocks costs and saves, if both ways were measured here."""
+        return compiling(setup, self.measured, self.calls)
+
+    def _priced(self, setup: Setup) -> float:
+        """Compiled blocks have no rate of their own: their time is the rival's, as much shorter as was measured."""
+        found = self.compiling(setup) if setup.execution == "compile" else None
+        if found is None:
+            return self.price.seconds(setup)
+        ratio = 1.0 if NOISE < found.ratio < 1.0 else found.ratio
+        return self.price.seconds(found.rival) + (ratio - 1.0) * self.price.denoising(found.rival)
 
     def on(self, hardware: Hardware) -> Forecast:
         """The same run on other hardware."""

@@ -13,6 +13,7 @@ from sdcli.plan.legality import legal
 from sdcli.plan.plan import Setup
 from sdcli.plan.techniques import TECHNIQUES, attention
 from sdcli.plan.techniques.technique import Technique
+from sdcli.request.request import Request
 from sdcli.terminal import show
 
 BY_SLOT: dict[str, Technique] = {technique.slot: technique for technique in TECHNIQUES}
@@ -39,6 +40,19 @@ def read_pins(pins: Mapping[str, str]) -> dict[str, str]:
             )
         chosen[technique.slot] = choice
     return chosen
+
+
+def pins_of(request: Request) -> dict[str, str]:
+    """The request's pins by the field of Setup; `--compile on` is one of them."""
+    pins = read_pins(request.pins)
+    if request.compile == "auto":
+        return pins
+    pinned = pins.get("execution")
+    if pinned is not None and (pinned == "compile") != (request.compile == "on"):
+        other = "off" if request.compile == "on" else "on"
+        message = f"--compile {request.compile} and --pin execution={show(pinned, 40)} exclude each other"
+        raise Usage(message, hint=f"--compile {other}")
+    return {**pins, "execution": "compile"} if request.compile == "on" else pins
 
 
 def candidates(start: Setup, hardware: Hardware, model: Model, pins: Mapping[str, str]) -> list[Setup]:

@@ -54,7 +54,7 @@ class Setup:
 class Phase:
     """Predicted peak bytes during a phase. On a CPU device == host."""
 
-    name: str  # load | encode | denoise | decode
+    name: str  # load | encode | compile | denoise | decode
     device: int
     host: int
     weights: int = 0  # of device: weights in use

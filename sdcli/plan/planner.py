@@ -10,9 +10,10 @@ from sdcli.errors import Usage
 from sdcli.machine.hardware import Hardware
 from sdcli.models.model import Model
 from sdcli.plan.batches import in_batches
+from sdcli.plan.compiling import NOT_TRIED
 from sdcli.plan.fallbacks import fallbacks_of
 from sdcli.plan.forecast import Forecast, budget
-from sdcli.plan.pins import candidates, read_pins, refusal
+from sdcli.plan.pins import candidates, pins_of, refusal
 from sdcli.plan.plan import Adapter, Budget, Decision, Footprint, Plan, Seconds, Setup
 from sdcli.plan.techniques import TECHNIQUES
 from sdcli.plan.techniques.technique import Situation
@@ -43,7 +44,7 @@ def make_plan(
     has its own memory, is Usage.
     """
     _check_limits(request, hardware)
-    pins = read_pins(request.pins)
+    pins = pins_of(request)
     jobs = tuple(jobs) if jobs is not None else make_jobs(request)
     batches = in_batches(jobs, request.batch_size)
     # for a stream of prompts, one job stands for all
@@ -53,10 +54,10 @@ def make_plan(
     forecast = Forecast(model, hardware, runs, remembered, request.batch_invariant, more)
     limits = budget(hardware, request.max_vram, request.max_ram)
     start = Setup(threads=hardware.best_threads, device=hardware.device, isa=hardware.isa, adapters=tuple(adapters))
-    unpinned = candidates(start, hardware, model, {})
-    setups = candidates(start, hardware, model, pins) if pins else unpinned
+    unpinned = _considered(start, forecast, request, {})
+    setups = _considered(start, forecast, request, pins) if pins else unpinned
     if not setups:
-        raise refusal(start, hardware, model, pins)
+        raise _refused(refusal(start, hardware, model, pins), request)
     fastest = min(map(forecast.seconds, unpinned))
     options = [weigh(setup, forecast, limits, fastest) for setup in setups]
     chosen = choose(options, pins)
@@ -78,11 +79,26 @@ def make_plan(
         footprint=_footprint(chosen, forecast),
         slowdown=chosen.slowdown,
         seconds=_seconds(forecast, chosen.setup),
-        decisions=_decisions(chosen, options, forecast, limits, pins),
+        decisions=_decisions(chosen, options, forecast, limits, pins, request),
         alternatives=alternatives,
         fallbacks=fallbacks_of(chosen.setup, lossless, forecast.peaks, forecast.seconds, limits.host),
         warnings=warnings_of(model, hardware, chosen.setup, jobs),
     )
+
+
+def _considered(start: Setup, forecast: Forecast, request: Request, pins: Mapping[str, str]) -> list[Setup]:
+    """The legal setups that obey the pins; compiled ones, if not pinned, where what they save here is known."""
+    setups = candidates(start, forecast.hardware, forecast.model, pins)
+    if request.compile != "auto" or "execution" in pins or not forecast.has_compiled:
+        return setups
+    compiled = candidates(start, forecast.hardware, forecast.model, {**pins, "execution": "compile"})
+    return setups + [setup for setup in compiled if forecast.compiling(setup) is not None]
+
+
+def _refused(error: Usage, request: Request) -> Usage:
+    if request.compile == "on" and error.details.get("slot") == "execution":
+        error.hint = "--compile off"
+    return error
 
 
 def _check_limits(request: Request, hardware: Hardware) -> None:
@@ -91,6 +107,13 @@ def _check_limits(request: Request, hardware: Hardware) -> None:
     reason = "a CPU has no separate memory" if hardware.kind == "cpu" else "this Mac's GPU shares the host's memory"
     limit = f"{request.max_vram / GIB:.3g}"
     raise Usage(f"--max-vram is for GPUs with memory of their own, {reason}: use --max-ram", hint=f"--max-ram {limit}")
+
+
+def _compiling(forecast: Forecast, request: Request, setup: Setup) -> str:
+    found = forecast.compiling(setup)
+    if request.compile == "off":
+        return "off"
+    return NOT_TRIED if found is None else found.words
 
 
 def _footprint(chosen: Weighed, forecast: Forecast) -> Footprint:
@@ -111,7 +134,12 @@ def _seconds(forecast: Forecast, setup: Setup) -> Seconds | None:
 
 
 def _decisions(
-    chosen: Weighed, options: Sequence[Weighed], forecast: Forecast, limits: Budget, pins: Mapping[str, str]
+    chosen: Weighed,
+    options: Sequence[Weighed],
+    forecast: Forecast,
+    limits: Budget,
+    pins: Mapping[str, str],
+    request: Request,
 ) -> tuple[Decision, ...]:
     situation = Situation(
         hardware=forecast.hardware,
@@ -121,6 +149,7 @@ def _decisions(
         phases=forecast.phases,
         peaks=forecast.peaks,
         lacking=partial(lacking, options, chosen),
+        compiling=partial(_compiling, forecast, request),
     )
     from_memory = forecast.measured(chosen.setup) is not None
     rows = []

@@ -50,6 +50,10 @@ class Price:
         total = sum(self._stage(stage, setup) for stage in self.sizes.stages) + self._moving(setup)
         return total * placement.DROPPING if setup.placement in placement.ENCODERS_LEAVE else total
 
+    def denoising(self, setup: Setup) -> float:
+        """The part of it in the UNet."""
+        return sum(self._stage(stage, setup) for stage in self.sizes.stages if stage.work == "unet")
+
     def _stage(self, stage: Stage, setup: Setup) -> float:
         key = (stage.name, _SLOTS[stage.work](setup))
         if key not in self._parts:

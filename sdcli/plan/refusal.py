@@ -60,6 +60,9 @@ def _milder(request: Request) -> Iterator[tuple[Request, str]]:
     if request.batch_size > 1:
         request = replace(request, batch_size=1)
         yield request, "with --batch-size 1"
+    if request.compile == "on":
+        request = replace(request, compile="off")
+        yield request, "with --compile off"
     lossy = replace(request, pins={**request.pins, "storage": "fp8"}), "with --pin storage=fp8"
     if request.pins:
         if "storage" not in request.pins:

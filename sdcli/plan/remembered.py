@@ -42,13 +42,14 @@ class Measures:
     host_peak: int | None = None
     load: float | None = None  # everything before the first UNet call: imports, reading, encoding
     step: float | None = None  # one UNet call, guidance's pair counted once
+    compile: float | None = None  # before the first call; the least of all runs: the first fills the others' cache
     image: float | None = renamed("picture", default=None)  # decode and save
     runs: int = 1
 
     def total(self, calls: int, images: int) -> float | None:
         if self.load is None or self.step is None or self.image is None:
             return None
-        return self.load + calls * self.step + images * self.image
+        return self.load + (self.compile or 0.0) + calls * self.step + images * self.image
 
 
 def measures(data: Any) -> Measures | None:
@@ -61,6 +62,7 @@ def measures(data: Any) -> Measures | None:
         host_peak=_count(data.get("host_peak")),
         load=_seconds(data.get("load")),
         step=_seconds(data.get("step")),
+        compile=_seconds(data.get("compile")),
         image=_seconds(data.get("picture")),
         runs=_count(data.get("runs")) or 1,
     )
@@ -78,6 +80,7 @@ def merged(old: Any, new: Measures) -> Measures:
         host_peak=_larger(before.host_peak, new.host_peak),
         load=new.load if new.load is not None else before.load,
         step=new.step if new.step is not None else before.step,
+        compile=min((each for each in (before.compile, new.compile) if each is not None), default=None),
         image=new.image if new.image is not None else before.image,
         runs=before.runs + new.runs,
     )

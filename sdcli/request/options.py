@@ -90,6 +90,8 @@ OPTIONS: tuple[Option, ...] = (
     Option(field="max_ram", flags=("--max-ram",), metavar="SIZE", panel=MEMORY, help="Limit host memory."),
     Option(field="pins", flags=("--pin",), metavar="SLOT=CHOICE", repeatable=True, panel=MEMORY,
            help="Force one choice, e.g. placement=group-offload; see `sdcli help memory`."),
+    Option(field="compile", flags=("--compile",), metavar="WHEN", choices=("auto", "off", "on"), panel=MEMORY,
+           help="Compile the UNet's blocks: auto (where it saves time), off or on."),
     Option(field="fallback", flags=("--fallback/--no-fallback",), switch=True, panel=MEMORY,
            help="When out of memory, retry with a smaller setup (default), or stop."),
     Option(field="format", flags=("--format",), metavar="TYPE", choices=("png", "jpg", "webp"), panel=OUTPUT,

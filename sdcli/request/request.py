@@ -32,6 +32,7 @@ class Request:
     batch_invariant: bool = False
     device: str = "auto"
     pins: Mapping[str, str] = field(default_factory=dict)
+    compile: str = "auto"
     max_vram: int | None = None
     max_ram: int | None = None
     fallback: bool = True

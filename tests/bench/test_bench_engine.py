@@ -11,7 +11,10 @@ from sdcli.bench import build, random_models, screen
 from sdcli.bench import result as results
 from sdcli.bench.run import Bench, Configuration, Limits, Listener, OngoingCase
 from sdcli.cli import ask
+from sdcli.cli.bench import remember_case
+from sdcli.machine import memories
 from sdcli.models import resolve
+from sdcli.plan.remembered import key_of, measures
 from sdcli.schema import to_json
 
 
@@ -92,3 +95,15 @@ def test_the_real_engine_is_measured_step_by_step(tmp_path: Path, monkeypatch: p
     assert half.image.identical is False and 0 < (half.image.latent_mean_abs or 0) < 1
     assert half.image.psnr and half.image.psnr > 10
     assert not list((tmp_path / "scratch").rglob("*.part"))
+    _is_remembered(bench)
+
+
+def _is_remembered(bench: Bench) -> None:
+    """For the next plan: seconds of a step and peaks of each case."""
+    for case in bench.cases:
+        remember_case(case)
+        plan = case.configuration.plan
+        assert plan is not None
+        known = memories.remembered(memories.machine_of(plan.hardware))
+        found = measures(known[key_of(plan.model, plan.setup, plan.batch(0))])
+        assert found is not None and found.host_peak and found.step and found.compile is None and found.load is None

@@ -311,3 +311,32 @@ def test_what_is_required_has_a_lowest_version_and_a_tested_one_that_is_not_belo
     assert {"torch", "diffusers", "transformers"} <= set(data.lowest_versions())
     for name, lowest in data.lowest_versions().items():
         assert installation.version_of(data.tested_versions()[name]) >= installation.version_of(lowest) > (), name
+
+
+# --- compilers
+
+
+@pytest.mark.parametrize(
+    ("kind", "environment", "platform", "there", "found"),
+    [
+        ("cpu", {}, "linux", {"g++", "clang++"}, "g++"),
+        ("cpu", {}, "linux", {"clang++"}, "clang++"),
+        ("cpu", {}, "linux", {"gcc"}, None),
+        ("cpu", {"CXX": "g++-14"}, "linux", {"g++", "g++-14"}, "g++-14"),
+        ("cpu", {"CXX": "g++-14"}, "linux", {"g++"}, None),
+        ("cpu", {}, "darwin", {"clang++"}, "clang++"),
+        ("cpu", {}, "win32", {"cl"}, "cl"),
+        ("cuda", {}, "linux", {"gcc"}, "gcc"),
+        ("cuda", {}, "linux", {"g++"}, None),
+        ("mps", {}, "darwin", {"clang++"}, None),
+    ],
+)
+def test_the_compiler_is_the_one_that_torch_would_take(
+    monkeypatch: pytest.MonkeyPatch, kind: str, environment: dict[str, str], platform: str, there: set[str],
+    found: str | None,
+) -> None:  # fmt: skip
+    monkeypatch.setattr("shutil.which", lambda name: name if name in there else None)
+    monkeypatch.setattr(installation, "has", lambda package: True)
+    assert installation.compiler(kind, environment, platform) == found
+    monkeypatch.setattr(installation, "has", lambda package: False)
+    assert (installation.compiler(kind, environment, platform) is None) == (found is None or kind == "cuda")

@@ -188,7 +188,7 @@ def test_hardware_goes_through_json_without_what_belongs_to_this_process() -> No
     data = schema.to_json(chosen)
     assert list(data) == [
         "device", "name", "source", "total", "free", "ram_total", "ram_free", "amd", "integrated", "capability",
-        "driver", "isa", "threads", "dtypes", "openvino",
+        "driver", "isa", "threads", "dtypes", "openvino", "compiler",
     ]  # fmt: skip
     back = schema.from_json(Hardware, data)
     assert back.uuid is None and schema.to_json(back) == data

@@ -100,7 +100,7 @@ def test_a_pin_slower_than_what_fits_shows_its_slowdown() -> None:
     assert free.slowdown == 1.0 < pinned.slowdown
 
 
-@pytest.mark.parametrize("choice", ["compile", "graph", "int8"])
+@pytest.mark.parametrize("choice", ["graph", "int8"])
 def test_no_execution_is_offered_that_draw_does_not_have(choice: str) -> None:
     assert "it can be eager" in refusal("sd15", gpu(8), execution=choice).message
 

@@ -130,23 +130,27 @@ def test_nothing_illegal_is_ever_offered(family: str, hardware: Hardware, side: 
 
 NOT_FOR_CPUS = {"dtype=fp16", "storage=fp8", "placement=model-offload", "placement=group-offload", "vae=cpu",
                 "vae_dtype=bf16"}  # fmt: skip
-NOT_FOR_GPUS = {"attention=blocked", "execution=packed", "execution=openvino"}
+NOT_FOR_GPUS = {"attention=blocked", "execution=packed", "execution=openvino", "execution=compile"}
 NOT_FOR_MACS = {"dtype=bf16", "storage=fp8", "placement=model-offload", "placement=group-offload",
                 "attention=blocked", "attention=sliced", "vae_dtype=bf16", "execution=packed",
-                "execution=openvino"}  # fmt: skip
-# How many of the 6,480 combinations of choices are legal, for SD1.5 and SDXL, and what is never a choice there.
+                "execution=openvino", "execution=compile"}  # fmt: skip
+# How many of the 8,640 combinations of choices are legal, for SD1.5 and SDXL, and what is never a choice there.
 LEGAL: list[tuple[Hardware, int, int, set[str]]] = [
     (gpu(8), 840, 720, NOT_FOR_GPUS),
     (gpu(8, capability="7.5"), 440, 320, {*NOT_FOR_GPUS, "dtype=bf16", "vae_dtype=bf16"}),
-    (processor(8), 288, 288, {*NOT_FOR_CPUS, "execution=openvino"}),
-    (processor(8, isa="avx2"), 288, 288, {*NOT_FOR_CPUS, "execution=openvino"}),
-    (replace(processor(8), openvino=True), 360, 360, NOT_FOR_CPUS),
+    (replace(gpu(8), compiler=True), 990, 852, NOT_FOR_GPUS - {"execution=compile"}),
+    (processor(8), 288, 288, {*NOT_FOR_CPUS, "execution=openvino", "execution=compile"}),
+    (processor(8, isa="avx2"), 216, 216, {*NOT_FOR_CPUS, "execution=openvino", "execution=compile"}),
+    (replace(processor(8), openvino=True), 360, 360, {*NOT_FOR_CPUS, "execution=compile"}),
+    (replace(processor(8), compiler=True), 360, 360, {*NOT_FOR_CPUS, "execution=openvino"}),
     (mac(8), 90, 72, NOT_FOR_MACS),
 ]
 
 
 @pytest.mark.parametrize(
-    ("hardware", "sd15", "sdxl", "never"), LEGAL, ids=["8.6", "7.5", "avx512", "avx2", "openvino", "mps"]
+    ("hardware", "sd15", "sdxl", "never"),
+    LEGAL,
+    ids=["8.6", "7.5", "compiler", "avx512", "avx2", "openvino", "compiling", "mps"],
 )
 def test_which_combinations_are_legal_is_settled_and_all_others_have_a_reason(
     hardware: Hardware, sd15: int, sdxl: int, never: set[str]

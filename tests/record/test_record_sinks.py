@@ -17,7 +17,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from record_samples import RUN, destination, job, plan, stream
 
-from sdcli.events import Degraded, Denoised, Encoded, Event, Failed, Loaded, Memory, Planned, Saved, Step, Warned
+from sdcli.events import Degraded, Denoised, Encoded, Event, Failed, Loaded, Memory, Planned, Saved, Step, Timed, Warned
 from sdcli.live import clock_text
 from sdcli.plan.plan import Plan
 from sdcli.record import documents
@@ -268,6 +268,24 @@ def test_warnings_falls_and_failures_are_said_as_they_happen() -> None:
         "      of memory)",
         "image 1 failed: its pixels are not finite",
     ]
+
+
+def test_compiling_is_announced_once_and_what_it_took_or_why_it_failed_is_said(tmp_path: Path) -> None:
+    of = plan(images=2)
+    of = replace(of, setup=replace(of.setup, execution="compile"))
+    events = run(tmp_path, of)
+    first = next(place for place, event in enumerate(events) if isinstance(event, Step))
+    events[first:first] = [Timed(phase="compile", seconds=42.0)]
+    told = shown(Log(), events)
+    assert told.count("  compile  the UNet's blocks; the first time takes a minute or more\n") == 1
+    assert "load 1.9 s · compile 42 s · " in told
+    failed = Degraded(
+        batch=0, phase="compile", step=None, before={"execution": "compile"}, after={"execution": "packed"},
+        because="no Python.h", changes_pixels=True,
+    )  # fmt: skip
+    said = "compiling failed: execution compile → packed, pixels move slightly"
+    assert f"note: {said} (no\n      Python.h)" in shown(Log(), [Planned(plan=plan()), failed])
+    assert summary(report_of([*run(tmp_path / "again", plan()), failed]))[-1] == said
 
 
 # --- the summary

@@ -1,18 +1,21 @@
-"""execution: how the layers of UNet and VAE are computed: one by one as diffusers has them, packed for a CPU, or by
-OpenVINO."""
+"""execution: how the layers of UNet and VAE are computed: one by one as diffusers has them, packed for a CPU, by
+OpenVINO, or with the UNet's blocks compiled by torch."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 
 from sdcli.machine.hardware import Hardware, Trial
 from sdcli.models.model import Model
 from sdcli.plan.plan import Setup
 from sdcli.plan.techniques.attention import SLICED
+from sdcli.plan.techniques.placement import PARKED_ON_HOST
 from sdcli.plan.techniques.technique import Situation, Technique
 
 NOT_INSTALLED = "the package openvino is not installed"
 PACKS_BF16 = ("avx512", "amx", "neon_bf16")  # torch refuses to on other CPUs
+NEEDED = {"cpu": "a C++ compiler", "cuda": "the package triton and a C compiler"}  # by torch.compile, by backend
 NOISE = 0.95  # a way must take less than this share of the other's time to be called faster
 
 
@@ -41,6 +44,8 @@ def _trial(setup: Setup, hardware: Hardware) -> Trial | None:
 def illegal(setup: Setup, hardware: Hardware, model: Model) -> str | None:
     if setup.execution == "eager":
         return None
+    if setup.execution == "compile":
+        return _compile(setup, hardware)
     if hardware.kind != "cpu":
         return _FOR_CPUS[setup.execution]
     if setup.execution == "openvino":
@@ -68,7 +73,31 @@ def _openvino(setup: Setup, hardware: Hardware) -> str | None:
     return None
 
 
+def _compile(setup: Setup, hardware: Hardware) -> str | None:
+    if hardware.backend not in NEEDED:
+        return "torch.compile is used on CPUs and NVIDIA's GPUs only"
+    if not hardware.compiler:
+        return f"torch.compile needs {NEEDED[hardware.backend]}, not found here"
+    if setup.attention != "fused":
+        return "compiled blocks compute attention fused"
+    if setup.storage != "same" or setup.placement in PARKED_ON_HOST:
+        return "compiled blocks need their weights as they are, on the device"
+    return None
+
+
+def uncompiled(setup: Setup) -> Setup:
+    """What to draw with where compiling failed: what works everywhere, tried or not."""
+    return replace(setup, execution="eager")
+
+
 def because(setup: Setup, situation: Situation) -> str:
+    if setup.execution == "compile":
+        return f"compile: {situation.compiling(setup)}"
+    how = _because(setup, situation)
+    return f"{how}; compile: {situation.compiling(setup)}" if situation.hardware.compiler else how
+
+
+def _because(setup: Setup, situation: Situation) -> str:
     if situation.hardware.kind != "cpu":
         return "eager: starts at once"
     if setup.execution == "openvino":
@@ -82,10 +111,10 @@ def because(setup: Setup, situation: Situation) -> str:
 
 TECHNIQUE = Technique(
     slot="execution",
-    choices=("eager", "packed", "openvino"),
+    choices=("eager", "packed", "openvino", "compile"),
     without="eager",
     illegal=illegal,
     because=because,
-    phrases={"openvino": "OpenVINO"},
-    by_pin=frozenset({"openvino"}),
+    phrases={"openvino": "OpenVINO", "compile": "blocks compiled"},
+    by_pin=frozenset({"openvino", "compile"}),  # compile also where it is known to save time: forecast.py
 )

@@ -126,6 +126,7 @@ class Progress:
         self._verbose, self._quiet = verbose, quiet
         self._recent: deque[float] = deque(maxlen=RECENT)
         self._run = RunProgress()
+        self._compiles = False
 
     def __call__(self, event: Event) -> None:
         if self._quiet:
@@ -133,11 +134,13 @@ class Progress:
         match event:
             case events.Planned():
                 self._run.plan(event.plan)
+                self._compiles = event.plan.setup.execution == "compile"
                 self._line.say(*asked(event.plan.jobs, self._line.width) if event.plan.jobs else ())
             case events.Loaded():
                 self._show_loading(event)
             case events.Encoded():
                 self._run.meet(event)
+                self._show_compiling()
             case events.Step():
                 self._show_step(event)
             case events.Denoised():
@@ -170,6 +173,16 @@ class Progress:
             text = f"  load  {show(event.component, 40)} {disk_text(event.bytes)}"
             self._line.show(fit(text, self._line.room), now=True)
 
+    def _show_compiling(self) -> None:
+        """Once: it may take minutes, and says nothing itself."""
+        if not self._compiles:
+            return
+        self._compiles, text = False, "  compile  the UNet's blocks; the first time takes a minute or more"
+        if self._line.moves:
+            self._line.show(fit(text, self._line.room), now=True)
+        else:
+            self._line.say(fit(text, self._line.width))
+
     def _tell(self, message: str) -> None:
         """A sentence: wrapped where there are columns to wrap to, whole in a log."""
         columns = self._line.width if self._line.moves or self._columns else 10_000
@@ -190,4 +203,4 @@ def _place(state: State) -> str:
 
 
 def _fallback_note(event: events.Degraded) -> str:
-    return f"note: out of memory {fallback_text(event)} ({show(event.because)})"
+    return f"note: {fallback_text(event)} ({show(event.because)})"

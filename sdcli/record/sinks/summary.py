@@ -28,8 +28,9 @@ def summary(report: Report, width: int = 80, *, verbose: bool = False, where: Pa
 def short(report: Report, width: int = 80) -> list[str]:
     images = sum(image.kept for image in report.images)
     pieces: list[str] = [f"{images} images"] if images > 1 else []
-    if report.phase("load").count:
-        pieces.append(f"load {seconds_text(report.phase('load').seconds)}")
+    for phase in map(report.phase, ("load", "compile")):
+        if phase.count:
+            pieces.append(f"{phase.name} {seconds_text(phase.seconds)}")
     pieces += _steps(report)
     decode = report.phase("decode")
     if decode.count:
@@ -38,7 +39,7 @@ def short(report: Report, width: int = 80) -> list[str]:
     peak = _device_peak(report) if _on_gpu(report) else report.memory.measured.host_peak
     if peak:
         pieces.append(f"peak {gib(peak, 2)} GiB")
-    return [*flow(pieces, width), *(fit(f"out of memory {fallback_text(one)}", width) for one in report.degraded)]
+    return [*flow(pieces, width), *(fit(fallback_text(one), width) for one in report.degraded)]
 
 
 def _steps(report: Report) -> list[str]:
@@ -63,7 +64,7 @@ def flow(pieces: Iterable[str], width: int, between: str = " · ") -> list[str]:
 
 def table(report: Report, width: int = 80, where: Path | None = None) -> list[str]:
     left, right = _times(report), _memory(report, narrow=width < SIDE_BY_SIDE)
-    record = [f"out of memory {fallback_text(one)}" for one in report.degraded]
+    record = [fallback_text(one) for one in report.degraded]
     record += [f"report   {show(where)}"] if where is not None else []
     if width < SIDE_BY_SIDE:
         rows = [*left, *([""] if right else []), *right]
@@ -120,8 +121,14 @@ def _memory(report: Report, narrow: bool) -> list[str]:
 
 
 def fallback_text(fallback: Degraded) -> str:
-    """Where memory ran out, what was given up for it, and whether the pixels change."""
-    where = f"in step {(fallback.step or 0) + 1}" if fallback.phase == "denoise" else f"in {show(fallback.phase, 20)}"
+    """What failed and where, what was given up for it, and whether the pixels change."""
+    where = (
+        f"out of memory in step {(fallback.step or 0) + 1}"
+        if fallback.phase == "denoise"
+        else f"out of memory in {show(fallback.phase, 20)}"
+    )
+    if fallback.phase == "compile":
+        where = "compiling failed"
     before = fallback.before
     changes = ", ".join(f"{slot} {before.get(slot, '?')} → {choice}" for slot, choice in fallback.after.items())
     return f"{where}: {show(changes)}, {'pixels move slightly' if fallback.changes_pixels else 'same pixels'}"
