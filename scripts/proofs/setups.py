@@ -12,6 +12,7 @@ import random
 import sys
 import tempfile
 import warnings
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import ExitStack
@@ -29,7 +30,7 @@ if str(ROOT) not in sys.path:
 import torch  # noqa: E402
 
 from scripts import make_checkpoint  # noqa: E402
-from sdcli.draw import attention, compiled, local, packed  # noqa: E402
+from sdcli.draw import attention, captured, compiled, local, packed  # noqa: E402
 from sdcli.draw.place import Components  # noqa: E402
 from sdcli.events import Decoded  # noqa: E402
 from sdcli.machine.hardware import Hardware  # noqa: E402
@@ -43,7 +44,7 @@ from sdcli.plan.techniques.attention import Blocks, blocks  # noqa: E402
 from sdcli.plan.techniques.vae_dtype import effective  # noqa: E402
 from sdcli.request.request import Request  # noqa: E402
 from sdcli.sizes import GIB  # noqa: E402
-from tests.pretend_gpu import device, pretend  # noqa: E402
+from tests.pretend_gpu import Pretended, device, pretend  # noqa: E402
 
 NAME = "setups"
 CLAIM = (
@@ -101,7 +102,8 @@ def covering(setups: list[Setup]) -> list[Setup]:
 
 
 def plan_of(path: Path, hardware: Hardware, setup: Setup) -> Plan:
-    request = Request(prompts=("a cat",), seeds=(7,), steps=1, guidance=5.0, sampler="Euler", **SIZE)  # type: ignore[arg-type]
+    steps = 2 if setup.execution == "graph" else 1  # one to capture it, one to replay it
+    request = Request(prompts=("a cat",), seeds=(7,), steps=steps, guidance=5.0, sampler="Euler", **SIZE)  # type: ignore[arg-type]
     plan = make_plan(request, resolve.at(path), hardware, {})
     return replace(plan, setup=setup, fallbacks=())
 
@@ -118,6 +120,7 @@ class Seen:
     blocks: set[Blocks | None] = field(default_factory=set)  # that attention was computed in
     planned: set[Blocks | None] = field(default_factory=set)  # what the setup says of the same attentions
     executions: dict[str, set[str]] = field(default_factory=dict)  # of components, by what computes in them
+    launched: list[set[str]] = field(default_factory=list)  # on the GPU, by every call of the UNet
     loaded: dict[str, tuple[str, ...]] = field(default_factory=dict)  # components there while one is at work
     threads: set[int] = field(default_factory=set)
     streamed: dict[str, bool] = field(default_factory=dict)
@@ -134,6 +137,8 @@ def draw(plan: Plan) -> Seen:
     def use(self: Components, name: str) -> Any:
         context = real_use(self, name)
         module = context.__enter__()
+        if name == "unet" and pretended is not None and not hasattr(module, "_looked_at"):
+            _count_launches(seen, module, pretended)
         _look(seen, self, name, module)
         return _Entered(context, module)
 
@@ -155,9 +160,9 @@ def draw(plan: Plan) -> Seen:
 
 
 def on_the_cpu(plan: Plan) -> list[bytes]:
-    """The pixels of the same setup there, where neither placement nor tiles that it lacks move any."""
+    """The pixels of the same setup there, where neither placement nor a graph nor tiles that it lacks move any."""
     vae = "whole" if plan.setup.vae == "cpu" else plan.setup.vae
-    setup = replace(plan.setup, device="cpu", placement="resident", vae=vae)
+    setup = replace(plan.setup, device="cpu", placement="resident", execution="eager", vae=vae)
     return [event.pixels for event in draw(replace(plan, setup=setup, hardware=processor())).drawn]
 
 
@@ -174,6 +179,12 @@ class _Entered:
         return self.context.__exit__(*error)
 
 
+def _count_launches(seen: Seen, module: Any, pretended: Pretended) -> None:
+    before: list[Any] = []
+    module.register_forward_pre_hook(lambda *_: before.append(Counter(pretended.traffic.launches)))
+    module.register_forward_hook(lambda *_: seen.launched.append(set(pretended.traffic.launches - before.pop())))
+
+
 def _look(seen: Seen, components: Components, name: str, module: Any) -> None:
     seen.loaded[name] = components.loaded
     seen.threads.add(torch.get_num_threads())
@@ -185,8 +196,9 @@ def _look(seen: Seen, components: Components, name: str, module: Any) -> None:
     )
     seen.offloaded[name] = name in components._offloaded
     seen.executions[name] = {how for how, kinds in LAYERS.items() for m in module.modules() if isinstance(m, kinds)}
-    if hasattr(module, "attn_processors"):
-        seen.processors[name] = {type(one).__name__ for one in module.attn_processors.values()}
+    layers = module.unet if isinstance(module, captured.Captured) else module
+    if hasattr(layers, "attn_processors"):
+        seen.processors[name] = {type(one).__name__ for one in layers.attn_processors.values()}
         seen.processors[name] |= {m.attend.__name__ for m in module.modules() if hasattr(m, "attend")}
     computed = seen.dtypes.setdefault(name, set())
     if getattr(module, "_looked_at", False):
@@ -208,11 +220,22 @@ def _first(result: Any) -> Any:
 # What computes
 LAYERS: Mapping[str, tuple[type, ...]] = {
     "eager": (torch.nn.Linear, torch.nn.Conv2d),
+    "graph": (captured.Captured,),
     "packed": (packed.Linear, packed.Convolution),
     "openvino": (compiled.Compiled,),
 }
 PROCESSORS = {"fused": {"AttnProcessor2_0"}, "blocked": {"Blocked"}, "sliced": {"SlicedAttnProcessor"}}
 FUNCTIONS = {"fused": {"scaled_dot_product_attention"}, "blocked": {"in_blocks"}}
+
+
+# What a UNet call launches once it is captured: its arguments are copied in, its result out.
+REPLAYED = {"copy_", "replay", "clone"}
+
+
+def _executions(setup: Setup, part: str) -> set[str]:
+    if setup.execution == "graph":  # of the UNet, around layers as diffusers has them
+        return {"graph", "eager"} if part == "unet" else {"eager"}
+    return {setup.execution}
 
 
 def _attention(setup: Setup, part: str) -> set[str]:
@@ -238,9 +261,13 @@ def differences(plan: Plan, seen: Seen) -> Iterator[str]:
         "attention of the VAE": (seen.processors["vae"], _attention(setup, "vae")),
         "blocks": (seen.blocks, seen.planned),
         "attention in blocks": (bool(seen.blocks), setup.attention == "blocked"),
-        "execution of the UNet": (seen.executions["unet"], {setup.execution}),
-        "execution of the VAE": (seen.executions["vae"], {setup.execution}),
-        "rows of a UNet call": (seen.rows, [2] if setup.guidance == "batched" else [1, 1]),
+        "execution of the UNet": (seen.executions["unet"], _executions(setup, "unet")),
+        "execution of the VAE": (seen.executions["vae"], _executions(setup, "vae")),
+        "rows of a UNet call": (seen.rows, ([2] if setup.guidance == "batched" else [1, 1]) * plan.request.steps),
+        "replays": (
+            [launched for launched in seen.launched[1:] if launched == REPLAYED],
+            seen.launched[1:] if setup.execution == "graph" else [],
+        ),
         "threads": (seen.threads, {setup.threads}),
         "streamed": (seen.streamed["unet"], setup.placement == "group-offload"),
         "waits on the host": (seen.offloaded["unet"], setup.placement == "model-offload"),

@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from sdcli.draw import adapters, attention, compiled, decode, devices, graphs, load
+from sdcli.draw import adapters, attention, captured, compiled, decode, devices, graphs, load
 from sdcli.events import Loaded
 from sdcli.models.hub_cache import expected_sha256
 from sdcli.models.model import Model
@@ -74,7 +74,7 @@ class Components:
     @contextmanager
     def exact(self, vae: Any) -> Iterator[Any]:
         """The VAE in fp32. A packed or compiled one cannot be widened: a plain one takes its place meanwhile."""
-        if self.setup.execution == "eager":
+        if self.setup.execution in ("eager", "graph"):
             with decode.in_fp32(vae) as widened:
                 yield widened
             return
@@ -127,7 +127,8 @@ class Components:
             stream_layers(filled.module, self.device)
         elif parked:
             self._offloaded[name] = Offloaded(filled.module, self.device)
-        self._modules[name] = filled.module
+        graphed = name == "unet" and self.setup.execution == "graph"
+        self._modules[name] = captured.Captured(filled.module, self.device) if graphed else filled.module
         return filled.bytes
 
     def _compiled(self, name: str) -> int:

@@ -12,11 +12,12 @@ import torch
 from torch import Tensor
 
 from sdcli.draw import decode, denoise, preview, schedulers
+from sdcli.draw.captured import NotCaptured
 from sdcli.draw.denoise import LoopState
 from sdcli.draw.exhausted import exhausted
 from sdcli.draw.oom import first_line, is_out_of_memory
 from sdcli.draw.session import Session
-from sdcli.errors import ImagesFailed, OutOfMemory
+from sdcli.errors import DeviceUnusable, ImagesFailed, OutOfMemory
 from sdcli.events import Decoded, Degraded, Denoised, Encoded, Event, Failed, Preview, Step
 from sdcli.models.families import find
 from sdcli.models.vae import scale
@@ -30,6 +31,8 @@ from sdcli.terminal import quoted, show
 
 T = TypeVar("T")
 Events = Generator[Event, None, T]
+
+_WITHOUT_GRAPH = "the same command with --pin execution=eager"
 
 
 @dataclass
@@ -232,24 +235,31 @@ class Run:
     def _surviving(
         self, number: int, phase: str, work: Callable[[], Events[T]], state: BatchState | None = None
     ) -> Events[T]:
-        """`work`, repeated on the next fallback whenever memory runs out in it."""
+        """`work`, repeated on the next fallback whenever memory runs out in it, or a graph cannot be captured."""
         while True:
             try:
                 return (yield from work())
             except Exception as error:
-                if not is_out_of_memory(error):
+                refused = isinstance(error, NotCaptured) and not is_out_of_memory(error)
+                if not refused and not is_out_of_memory(error):
                     raise
                 because = first_line(error)
             # Only here, after the except block, does nothing hold the failed call's memory any more.
-            yield self._fall_back(number, phase, state.step if state else None, because)
+            step = state.step if state else None
+            fallback = self._next(number, phase, without_graph=refused)
+            self.session.components.drop_all()
+            if fallback is None and refused:
+                raise DeviceUnusable(because, hint=_WITHOUT_GRAPH)
+            if fallback is None:
+                raise self._exhausted(self.session.setup, phase, step, because)
+            yield self._fall_back(fallback, number, phase, step, because)
 
-    def _fall_back(self, number: int, phase: str, step: int | None, because: str) -> Degraded:
-        before = self.session.setup
+    def _next(self, number: int, phase: str, *, without_graph: bool) -> Fallback | None:
         unused = (fallback for fallback in self._fallbacks(number, phase) if fallback.setup not in self._used)
-        fallback = next(unused, None)
-        self.session.components.drop_all()
-        if fallback is None:
-            raise self._exhausted(before, phase, step, because)
+        return next((one for one in unused if not without_graph or one.setup.execution != "graph"), None)
+
+    def _fall_back(self, fallback: Fallback, number: int, phase: str, step: int | None, because: str) -> Degraded:
+        before = self.session.setup
         self._used.add(fallback.setup)
         self.session.change(fallback.setup)
         return Degraded(

@@ -15,6 +15,7 @@ CUDA_RATE = ((10.0, 250), (9.0, 200), (8.9, 25), (8.6, 20), (8.0, 120), (7.5, 20
 # Pinned host memory to GPU, bytes per second: PCIe 5.0 ×16, 4.0 ×16 in servers, 4.0 ×8 or 3.0 ×16 elsewhere.
 CUDA_PINNED = ((12.0, 25), (9.0, 45), (8.1, 12), (8.0, 22), (0.0, 11))
 LAUNCH_SECONDS = 45e-6  # per layer: published 18.3 ms for the 391 layers of an SD1.5 step on an H100, eager
+CAPTURES = 2.0  # assumed: capturing a graph takes as long as launching its layers, making it ready as long again
 PAGEABLE = 2.0 * GIGA  # published offload costs give 1.3-1.7 GB/s with both directions counted, 3 GB/s for one
 DISK = 1.0 * GIGA  # assumed: a cold read from a solid-state disk, converted on the way
 CPU_CORE_FP32 = 0.107 * TERA  # measured: 1.607 TFLOP in 6.6-8.5 s on two Zen 5 cores with AVX-512

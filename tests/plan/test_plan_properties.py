@@ -129,15 +129,15 @@ def test_nothing_illegal_is_ever_offered(family: str, hardware: Hardware, side: 
 
 
 NOT_FOR_CPUS = {"dtype=fp16", "storage=fp8", "placement=model-offload", "placement=group-offload", "vae=cpu",
-                "vae_dtype=bf16"}  # fmt: skip
+                "vae_dtype=bf16", "execution=graph"}  # fmt: skip
 NOT_FOR_GPUS = {"attention=blocked", "execution=packed", "execution=openvino"}
 NOT_FOR_MACS = {"dtype=bf16", "storage=fp8", "placement=model-offload", "placement=group-offload",
-                "attention=blocked", "attention=sliced", "vae_dtype=bf16", "execution=packed",
-                "execution=openvino"}  # fmt: skip
-# How many of the 6,480 combinations of choices are legal, for SD1.5 and SDXL, and what is never a choice there.
+                "attention=blocked", "attention=sliced", "vae_dtype=bf16", "execution=graph",
+                "execution=packed", "execution=openvino"}  # fmt: skip
+# How many of the 8,640 combinations of choices are legal, for SD1.5 and SDXL, and what is never a choice there.
 LEGAL: list[tuple[Hardware, int, int, set[str]]] = [
-    (gpu(8), 840, 720, NOT_FOR_GPUS),
-    (gpu(8, capability="7.5"), 440, 320, {*NOT_FOR_GPUS, "dtype=bf16", "vae_dtype=bf16"}),
+    (gpu(8), 1040, 896, NOT_FOR_GPUS),
+    (gpu(8, capability="7.5"), 560, 416, {*NOT_FOR_GPUS, "dtype=bf16", "vae_dtype=bf16"}),
     (processor(8), 288, 288, {*NOT_FOR_CPUS, "execution=openvino"}),
     (processor(8, isa="avx2"), 288, 288, {*NOT_FOR_CPUS, "execution=openvino"}),
     (replace(processor(8), openvino=True), 360, 360, NOT_FOR_CPUS),
@@ -178,6 +178,10 @@ KNOWN_BAD: list[tuple[Hardware, str, dict[str, str]]] = [
     (replace(processor(8), openvino=True), "sd15", {"execution": "openvino", "attention": "sliced"}),
     (processor(8), "sd15", {"execution": "packed", "attention": "sliced"}),
     (replace(processor(8), trial=Trial(dtype="bf16")), "sd15", {"execution": "packed", "dtype": "bf16"}),
+    (processor(8), "sd15", {"execution": "graph"}),
+    (gpu(8), "sd15", {"execution": "graph", "placement": "model-offload"}),
+    (gpu(8), "sd15", {"execution": "graph", "placement": "disk"}),
+    (gpu(8), "sd15", {"execution": "graph", "storage": "fp8"}),
     (gpu(8, capability="7.5"), "sd15", {"dtype": "bf16"}),
     (gpu(8), "sdxl", {"dtype": "fp16", "vae_dtype": "same"}),
     (gpu(8), "sd15", {"vae": "cpu", "vae_dtype": "bf16"}),
