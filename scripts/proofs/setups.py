@@ -198,7 +198,8 @@ def _look(seen: Seen, components: Components, name: str, module: Any) -> None:
     seen.executions[name] = {how for how, kinds in LAYERS.items() for m in module.modules() if isinstance(m, kinds)}
     layers = module.unet if isinstance(module, captured.Captured) else module
     if hasattr(layers, "attn_processors"):
-        seen.processors[name] = {type(one).__name__ for one in layers.attn_processors.values()}
+        attending = layers.attn_processors.values()
+        seen.processors[name] = {getattr(one, "attend", type(one)).__name__ for one in attending}
         seen.processors[name] |= {m.attend.__name__ for m in module.modules() if hasattr(m, "attend")}
     computed = seen.dtypes.setdefault(name, set())
     if getattr(module, "_looked_at", False):
@@ -224,8 +225,8 @@ LAYERS: Mapping[str, tuple[type, ...]] = {
     "packed": (packed.Linear, packed.Convolution),
     "openvino": (compiled.Compiled,),
 }
-PROCESSORS = {"fused": {"AttnProcessor2_0"}, "blocked": {"Blocked"}, "sliced": {"SlicedAttnProcessor"}}
 FUNCTIONS = {"fused": {"scaled_dot_product_attention"}, "blocked": {"in_blocks"}}
+SLICED = {"SlicedAttnProcessor"}
 
 
 # What a UNet call launches once it is captured: its arguments are copied in, its result out.
@@ -242,9 +243,9 @@ def _attention(setup: Setup, part: str) -> set[str]:
     """What computes it; OpenVINO's own cannot be looked at."""
     if setup.execution == "openvino":
         return set()
-    if part == "vae":
-        return PROCESSORS["blocked" if setup.attention == "blocked" else "fused"]
-    return (FUNCTIONS if setup.execution == "packed" else PROCESSORS)[setup.attention]
+    if part == "unet" and setup.attention == "sliced":
+        return SLICED
+    return FUNCTIONS["blocked" if setup.attention == "blocked" else "fused"]
 
 
 def differences(plan: Plan, seen: Seen) -> Iterator[str]:

@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from sdcli.draw import adapters, attention, captured, compiled, decode, devices, graphs, load
+from sdcli.draw import adapters, attention, captured, compiled, decode, devices, graphs, load, residual
 from sdcli.events import Loaded
 from sdcli.models.hub_cache import expected_sha256
 from sdcli.models.model import Model
@@ -121,6 +121,8 @@ class Components:
         )  # fmt: skip
         if images:
             attention.set_attention(filled.module, choice, attend)
+        if name == "unet" and self.setup.execution != "packed":  # packed ones do no such work either
+            residual.lighten(filled.module)
         if name == "vae":
             decode.set_tiles(filled.module, self.setup.vae)
         if streamed:

@@ -81,7 +81,8 @@ class Price:
         guided = stage.shape.guided
         batch = stage.shape.batch * (2 if guided and setup.guidance == "batched" else 1)
         one = self.sizes.call(stage.shape)
-        launched = self.rates.launch * self._layers[stage] if setup.execution != "graph" else 0.0
+        rate = self.rates.replay if setup.execution == "graph" else self.rates.launch
+        launched = rate * self._layers[stage]
         factors = (
             dtype.slowdown(setup.dtype, self.hardware)
             * execution.slowdown(setup, self.hardware)

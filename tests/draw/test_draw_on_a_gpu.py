@@ -193,7 +193,22 @@ def test_memory_may_run_out_while_a_graph_is_captured(
 
 def test_a_gpu_that_computes_faster_than_python_launches_draws_with_a_graph(tiny_folders: dict[str, Path]) -> None:
     with pretend(device("80GiB", capability="9.0")) as gpu:
-        plan = plan_for(tiny_folders["sd15"], steps=8)
+        plan = plan_for(tiny_folders["sd15"], steps=8, pins={"guidance": "batched"})
         first = replace(plan.fallbacks[0].setup, threads=plan.setup.threads)
         assert plan.setup.execution == "graph" and first == replace(plan.setup, execution="eager")
         assert len(pixels(plan)) == 1 and gpu.traffic.launches["replay"] == 8
+
+
+# What a guided step of the tiny models launches: every call of an operator that is neither a view nor empty memory.
+# More means that something came back which changes no pixel: a division by 1 after each ResNet and attention, the
+# activation of the time's vector in each ResNet, the prompt's rows picked again in each step.
+MOST_LAUNCHES = {("sd15", "batched"): 461, ("sd15", "in-turn"): 913, ("sdxl", "batched"): 459, ("sdxl", "in-turn"): 895}
+
+
+@pytest.mark.parametrize(("family", "guidance"), MOST_LAUNCHES)
+def test_a_step_launches_no_more_than_it_must(
+    tiny_folders: dict[str, Path], gpu: Pretended, family: str, guidance: str
+) -> None:
+    plan = graphed(tiny_folders[family], "eager", pins={"guidance": guidance}, num_images=1, seeds=(1,))
+    steps = [gpu.restart() for event in local.run(plan) if isinstance(event, (Encoded, Step))]
+    assert max(sum(step.launches.values()) for step in steps[2:-1]) <= MOST_LAUNCHES[family, guidance]
