@@ -4,10 +4,11 @@
     python -m scripts.gpu --out FOLDER --pretend 8GiB --tiny
     python -m scripts.gpu --check docs/benchmarks/gpu-NAME.json
 
-What GPU it is; memory of the chief setups, beside what the pretend GPU of the tests counts for them; images equal to
-diffusers' own; steps that never wait; memory of every other setup and under caps; seconds of a step. Each is a piece of
-its own, with random weights that are made where it runs. FOLDER/gpu-NAME.json has every finished piece, so that the
-same command goes on where it stopped (--from takes the record of an earlier folder along); FOLDER/gpu.md is its page.
+What GPU it is; a step and a decode in every way of execution, beside diffusers' eager and compiled; memory of the chief
+setups, beside what the pretend GPU of the tests counts for them; images equal to diffusers' own; steps that never wait;
+memory of every other setup and under caps; seconds of a step by sdcli's own bench. Each is a piece of its own, with
+random weights that are made where it runs. FOLDER/gpu-NAME.json has every finished piece, so that the same command goes
+on where it stopped (--from takes the record of an earlier folder along); FOLDER/gpu.md is its page.
 `--check` holds today's forecast of memory against a record. --pretend runs everything on a pretend GPU of that size,
 --tiny with models of a few channels. It has not run on a real GPU yet.
 """
@@ -26,7 +27,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from scripts.gpu import bench, exact, memory
+from scripts.gpu import bench, exact, memory, race
 from scripts.gpu.lab import Lab, OutOfTime, Piece, Row
 from scripts.measure_memory import GOAL, MIB, gib
 from sdcli.files import REAL, replace_whole
@@ -39,7 +40,7 @@ Record = dict[str, Any]
 
 def pieces() -> list[Piece]:
     counted, rest = memory.pieces()
-    return [*counted, *exact.pieces(), *rest, *bench.pieces()]
+    return [*race.pieces(), *counted, *exact.pieces(), *rest, *bench.pieces()]
 
 
 # --- the record
@@ -91,7 +92,9 @@ def go(record: Record, chosen: Sequence[Piece], lab: Lab, folder: Path) -> int:
 def verdicts(record: Record) -> list[Row]:
     found = working(record)
     goals = memory.verdicts(memory.results(found), record["host_to_device"])
-    return [*exact.verdicts(found), *([] if record["machine"]["tiny"] else goals)]
+    timed = not record["machine"]["pretend"] and not record["machine"]["tiny"]
+    speed = race.verdicts(found, record["machine"]["device"]) if timed else []
+    return [*speed, *exact.verdicts(found), *([] if record["machine"]["tiny"] else goals)]
 
 
 def working(record: Record) -> dict[str, dict[str, Any]]:
@@ -123,6 +126,7 @@ def page(record: Record) -> str:
         *[f"| {what} | {seen} | {goal} | {MARKS[holds]} |" for what, seen, goal, holds in verdicts(record)],
         "",
         *[f"**Failed**: {name}: {why}\n" for name, why in failures(record).items()],
+        *race.page(found),
         *exact.page(found),
         *memory.page(memory.results(record["found"])),
         *bench.page(found),

@@ -11,7 +11,9 @@ from sdcli.request import samplers
 
 SAMPLERS = ("Euler a", "UniPC", "DPM++ 2M Karras")
 PARITY = (("sd15", "fp16", 512), ("sdxl", "bf16", 1024), ("sd2", "fp32", 512))
-PINS = ("placement=group-offload", "placement=model-offload,storage=fp8", "guidance=in-turn")
+PINS = (
+    "placement=group-offload", "placement=model-offload,storage=fp8", "guidance=in-turn", "execution=graph",
+)  # fmt: skip
 STEPS = (*(f"sampler={one.name}" for one in samplers.SAMPLERS), *(f"sampler=Euler,{pins}" for pins in PINS))
 WAITS = (("sd15", 512), ("sdxl", 1024))
 TEXTS = {

@@ -1,4 +1,5 @@
-"""What a process on the GPU answers, as one JSON object: `python -m scripts.gpu.inside facts | parity … | waits …`."""
+"""What a process on the GPU answers, as one JSON object: `python -m scripts.gpu.inside facts | parity … | waits …
+| race …`."""
 
 from __future__ import annotations
 
@@ -15,6 +16,7 @@ from typing import Any
 
 import torch
 
+from scripts.gpu import race
 from sdcli.draw import local
 from sdcli.events import Decoded, Denoised, Encoded, Step
 from sdcli.machine import survey
@@ -144,6 +146,7 @@ def _waits(seen: list[warnings.WarningMessage]) -> int:
 
 
 def main(words: list[str]) -> None:
+    answer: Any
     match words:
         case ["facts"]:
             answer = facts()
@@ -151,6 +154,8 @@ def main(words: list[str]) -> None:
             answer = parity(Path(path), dtype, int(side), *samplers)
         case ["waits", path, side, *settings]:
             answer = waits(Path(path), int(side), *settings)
+        case ["race", path, side, rounds, many]:
+            answer = race.race(Path(path), int(side), int(rounds), int(many))
         case _:
             raise SystemExit(__doc__)
     print(json.dumps(answer))

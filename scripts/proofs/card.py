@@ -97,11 +97,11 @@ def cases() -> list[Case]:
     ]
 
 
-def plan_of(case: Case, folder: Path) -> Plan:
+def plan_of(case: Case, folder: Path, **pins: str) -> Plan:
     request = Request(
         prompts=("a cat",), seeds=tuple(range(case.batch)), num_images=case.batch, batch_size=case.batch,
         width=case.side, height=case.side, steps=1, guidance=5.0, sampler="Euler",
-        pins={"placement": case.placement, "storage": case.storage, "vae": case.vae, "dtype": "fp16"},
+        pins={"placement": case.placement, "storage": case.storage, "vae": case.vae, "dtype": "fp16", **pins},
     )  # fmt: skip
     hardware = replace(TEMPLATE, total=200 * GIB, free=200 * GIB)
     return make_plan(request, resolve.at(folder / case.family), hardware, {})

@@ -13,6 +13,7 @@ import random
 import sys
 import tempfile
 import warnings
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import ExitStack
@@ -32,7 +33,7 @@ from diffusers.models.attention import BasicTransformerBlock  # noqa: E402
 from torch._dynamo.eval_frame import _debug_get_cache_entry_list  # noqa: E402
 
 from scripts import make_checkpoint  # noqa: E402
-from sdcli.draw import attention, compiled, local, packed  # noqa: E402
+from sdcli.draw import attention, captured, compiled, local, packed  # noqa: E402
 from sdcli.draw.place import Components  # noqa: E402
 from sdcli.events import Decoded  # noqa: E402
 from sdcli.machine import processor  # noqa: E402
@@ -47,7 +48,7 @@ from sdcli.plan.techniques.attention import Blocks, blocks  # noqa: E402
 from sdcli.plan.techniques.vae_dtype import effective  # noqa: E402
 from sdcli.request.request import Request  # noqa: E402
 from sdcli.sizes import GIB  # noqa: E402
-from tests.pretend_gpu import device, pretend  # noqa: E402
+from tests.pretend_gpu import Pretended, device, pretend  # noqa: E402
 
 NAME = "setups"
 CLAIM = (
@@ -107,7 +108,8 @@ def covering(setups: list[Setup]) -> list[Setup]:
 
 
 def plan_of(path: Path, hardware: Hardware, setup: Setup) -> Plan:
-    request = Request(prompts=("a cat",), seeds=(7,), steps=1, guidance=5.0, sampler="Euler", **SIZE)  # type: ignore[arg-type]
+    steps = 2 if setup.execution == "graph" else 1  # one to capture it, one to replay it
+    request = Request(prompts=("a cat",), seeds=(7,), steps=steps, guidance=5.0, sampler="Euler", **SIZE)  # type: ignore[arg-type]
     plan = make_plan(request, resolve.at(path), hardware, {})
     return replace(plan, setup=setup, fallbacks=())
 
@@ -124,6 +126,7 @@ class Seen:
     blocks: set[Blocks | None] = field(default_factory=set)  # that attention was computed in
     planned: set[Blocks | None] = field(default_factory=set)  # what the setup says of the same attentions
     executions: dict[str, set[str]] = field(default_factory=dict)  # of components, by what computes in them
+    launched: list[set[str]] = field(default_factory=list)  # on the GPU, by every call of the UNet
     loaded: dict[str, tuple[str, ...]] = field(default_factory=dict)  # components there while one is at work
     threads: set[int] = field(default_factory=set)
     streamed: dict[str, bool] = field(default_factory=dict)
@@ -141,6 +144,8 @@ def draw(plan: Plan) -> Seen:
     def use(self: Components, name: str) -> Any:
         context = real_use(self, name)
         module = context.__enter__()
+        if name == "unet" and pretended is not None and not hasattr(module, "_looked_at"):
+            _count_launches(seen, module, pretended)
         _look(seen, self, name, module)
         return _Entered(context, module, seen)
 
@@ -162,9 +167,9 @@ def draw(plan: Plan) -> Seen:
 
 
 def on_the_cpu(plan: Plan) -> list[bytes]:
-    """The pixels of the same setup there, where neither placement nor tiles that it lacks move any."""
+    """The pixels of the same setup there, where neither placement nor a graph nor tiles that it lacks move any."""
     vae = "whole" if plan.setup.vae == "cpu" else plan.setup.vae
-    setup = replace(plan.setup, device="cpu", placement="resident", vae=vae)
+    setup = replace(plan.setup, device="cpu", placement="resident", execution="eager", vae=vae)
     return [event.pixels for event in draw(replace(plan, setup=setup, hardware=cpu())).drawn]
 
 
@@ -182,6 +187,12 @@ class _Entered:
         return self.context.__exit__(*error)
 
 
+def _count_launches(seen: Seen, module: Any, pretended: Pretended) -> None:
+    before: list[Any] = []
+    module.register_forward_pre_hook(lambda *_: before.append(Counter(pretended.traffic.launches)))
+    module.register_forward_hook(lambda *_: seen.launched.append(set(pretended.traffic.launches - before.pop())))
+
+
 def _look(seen: Seen, components: Components, name: str, module: Any) -> None:
     seen.loaded[name] = components.loaded
     seen.threads.add(torch.get_num_threads())
@@ -197,8 +208,10 @@ def _look(seen: Seen, components: Components, name: str, module: Any) -> None:
     seen.executions[name] = {how for how, kinds in LAYERS.items() for m in module.modules() if isinstance(m, kinds)}
     if blocks and {type(block) for block in blocks} == {BasicTransformerBlock}:
         seen.executions[name] = {"compile"}
-    if hasattr(module, "attn_processors"):
-        seen.processors[name] = {type(one).__name__ for one in module.attn_processors.values()}
+    layers = module.unet if isinstance(module, captured.Captured) else module
+    if hasattr(layers, "attn_processors"):
+        attending = layers.attn_processors.values()
+        seen.processors[name] = {getattr(one, "attend", type(one)).__name__ for one in attending}
         seen.processors[name] |= {m.attend.__name__ for m in module.modules() if hasattr(m, "attend")}
     computed = seen.dtypes.setdefault(name, set())
     if getattr(module, "_looked_at", False):
@@ -222,20 +235,33 @@ def _first(result: Any) -> Any:
 # What computes
 LAYERS: Mapping[str, tuple[type, ...]] = {
     "eager": (torch.nn.Linear, torch.nn.Conv2d),
+    "graph": (captured.Captured,),
     "packed": (packed.Linear, packed.Convolution),
     "openvino": (compiled.Compiled,),
 }
-PROCESSORS = {"fused": {"AttnProcessor2_0"}, "blocked": {"Blocked"}, "sliced": {"SlicedAttnProcessor"}}
 FUNCTIONS = {"fused": {"scaled_dot_product_attention"}, "blocked": {"in_blocks"}}
+SLICED = {"SlicedAttnProcessor"}
+
+
+# What a UNet call launches once it is captured: its arguments are copied in, its result out.
+REPLAYED = {"copy_", "replay", "clone"}
+
+
+def _executions(setup: Setup, part: str) -> set[str]:
+    if setup.execution == "graph":  # of the UNet, around layers as diffusers has them
+        return {"graph", "eager"} if part == "unet" else {"eager"}
+    if setup.execution == "compile":  # of the UNet's blocks
+        return {"compile"} if part == "unet" else {"eager"}
+    return {setup.execution}
 
 
 def _attention(setup: Setup, part: str) -> set[str]:
     """What computes it; OpenVINO's own cannot be looked at."""
     if setup.execution == "openvino":
         return set()
-    if part == "vae":
-        return PROCESSORS["blocked" if setup.attention == "blocked" else "fused"]
-    return (FUNCTIONS if setup.execution == "packed" else PROCESSORS)[setup.attention]
+    if part == "unet" and setup.attention == "sliced":
+        return SLICED
+    return FUNCTIONS["blocked" if setup.attention == "blocked" else "fused"]
 
 
 def differences(plan: Plan, seen: Seen) -> Iterator[str]:
@@ -243,7 +269,8 @@ def differences(plan: Plan, seen: Seen) -> Iterator[str]:
     setup = plan.setup
     encoders = {name for name in plan.model.components if name.startswith("text_encoder")}
     vae_dtype = effective(setup)
-    rows, compiled_blocks = [2] if setup.guidance == "batched" else [1, 1], setup.execution == "compile"
+    rows = ([2] if setup.guidance == "batched" else [1, 1]) * plan.request.steps
+    compiled_blocks = setup.execution == "compile"
     checks: Mapping[str, Any] = {
         "dtype of the UNet": (seen.dtypes["unet"], {setup.dtype}),
         "dtype of the encoders": (set().union(*(seen.dtypes[name] for name in encoders)), {setup.dtype}),
@@ -253,10 +280,14 @@ def differences(plan: Plan, seen: Seen) -> Iterator[str]:
         "attention of the VAE": (seen.processors["vae"], _attention(setup, "vae")),
         "blocks": (seen.blocks, seen.planned),
         "attention in blocks": (bool(seen.blocks), setup.attention == "blocked"),
-        "execution of the UNet": (seen.executions["unet"], {setup.execution}),
-        "execution of the VAE": (seen.executions["vae"], {"eager" if compiled_blocks else setup.execution}),
+        "execution of the UNet": (seen.executions["unet"], _executions(setup, "unet")),
+        "execution of the VAE": (seen.executions["vae"], _executions(setup, "vae")),
         "rows of a UNet call": (seen.rows, rows[:1] * compiled_blocks + rows),
         "blocks that were compiled": (seen.graphs > 0, compiled_blocks),
+        "replays": (
+            [launched for launched in seen.launched[1:] if launched == REPLAYED],
+            seen.launched[1:] if setup.execution == "graph" else [],
+        ),
         "threads": (seen.threads, {setup.threads}),
         "streamed": (seen.streamed["unet"], setup.placement == "group-offload"),
         "waits on the host": (seen.offloaded["unet"], setup.placement == "model-offload"),

@@ -16,15 +16,11 @@ Attend = Callable[[Tensor, Tensor, Tensor], Tensor]  # query, key and value as [
 
 
 def set_attention(module: Any, choice: str, attend: Attend) -> None:
-    """`fused`, `blocked` or `sliced`, for a UNet or a VAE as diffusers makes them. `attend` is what `blocked` does."""
-    from diffusers.models.attention_processor import AttnProcessor2_0
-
+    """`fused`, `blocked` or `sliced`, for a UNet or a VAE as diffusers makes them. `attend` does the first two."""
     if choice == "sliced" and hasattr(module, "set_attention_slice"):
         module.set_attention_slice("auto")
-    elif choice == "blocked":
-        module.set_attn_processor(Blocked(attend))
-    elif any(type(processor) is not AttnProcessor2_0 for processor in module.attn_processors.values()):
-        module.set_attn_processor(AttnProcessor2_0())
+    else:
+        module.set_attn_processor(Attention(attend))
 
 
 def attend(choice: str, threads: int, measured: Sequence[QueryBlock] = ()) -> Attend:
@@ -59,8 +55,8 @@ def blocked(query: Tensor, key: Tensor, value: Tensor, block: Blocks) -> Tensor:
     return out.view(batch, heads, tokens, -1)
 
 
-class Blocked:
-    """diffusers' attention layer, with `blocked` in the middle where there are many keys."""
+class Attention:
+    """diffusers' attention layer with `attend` in the middle, and without its division of every result by 1."""
 
     def __init__(self, attend: Attend) -> None:
         self.attend = attend

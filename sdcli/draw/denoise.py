@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from typing import Any
 
 import numpy
@@ -43,11 +44,19 @@ class Conditioning:
     def inputs(self, latents: Tensor, step: int) -> Iterator[tuple[Tensor | None, Tensor, dict[str, Any]]]:
         """Every UNet call of this step: its rows, sample and other arguments."""
         sample = torch.cat([latents] * 2) if self.guided else latents
+        for group, arguments in self._arguments:
+            yield group, _rows(sample, group), arguments
+
+    @cached_property
+    def _arguments(self) -> list[tuple[Tensor | None, dict[str, Any]]]:
+        """What stays the same over all steps, by UNet call."""
+        calls = []
         for group in self.groups or (None,):
             arguments: dict[str, Any] = {name: _rows(value, group) for name, value in self.rows.items()}
             if self.added:
                 arguments["added_cond_kwargs"] = {name: _rows(value, group) for name, value in self.added.items()}
-            yield group, _rows(sample, group), arguments
+            calls.append((group, arguments))
+        return calls
 
     def settle(self, latents: Tensor, step: int) -> Tensor:
         return latents

@@ -170,6 +170,12 @@ def first_usable() -> torch.device:
 
 
 @functools.cache
+def side_stream(device: torch.device) -> Any:
+    """To capture graphs in. One for all: the matrix library keeps a workspace for each stream it has worked in."""
+    return torch.get_device_module(device).Stream(device)
+
+
+@functools.cache
 def _trim() -> Any:
     """glibc's malloc_trim; None with every other C library."""
     if not sys.platform.startswith("linux"):

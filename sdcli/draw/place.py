@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from sdcli.draw import adapters, attention, compiled, decode, devices, graphs, load, regional
+from sdcli.draw import adapters, attention, captured, compiled, decode, devices, graphs, load, regional, residual
 from sdcli.events import Loaded
 from sdcli.models.hub_cache import expected_sha256
 from sdcli.models.model import Model
@@ -75,7 +75,7 @@ class Components:
     @contextmanager
     def exact(self, vae: Any) -> Iterator[Any]:
         """The VAE in fp32. A packed or compiled one cannot be widened: a plain one takes its place meanwhile."""
-        if self.setup.execution in ("eager", "compile"):
+        if self.setup.execution in ("eager", "graph", "compile"):
             with decode.in_fp32(vae) as widened:
                 yield widened
             return
@@ -124,6 +124,8 @@ class Components:
         )  # fmt: skip
         if images:
             attention.set_attention(filled.module, choice, attend)
+        if name == "unet" and self.setup.execution != "packed":  # packed ones do no such work either
+            residual.lighten(filled.module)
         if name == "vae":
             decode.set_tiles(filled.module, self.setup.vae)
         if streamed:
@@ -132,7 +134,8 @@ class Components:
             self._offloaded[name] = Offloaded(filled.module, self.device)
         if name == "unet" and self.setup.execution == "compile":
             self.regions = regional.Regions(filled.module)
-        self._modules[name] = filled.module
+        graphed = name == "unet" and self.setup.execution == "graph"
+        self._modules[name] = captured.Captured(filled.module, self.device) if graphed else filled.module
         return filled.bytes
 
     def _compiled(self, name: str) -> int:

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from sdcli.draw import decode, denoise, preview, schedulers
+from sdcli.draw.captured import NotCaptured
 from sdcli.draw.denoise import Conditioning, LoopState
 from sdcli.draw.exhausted import exhausted
 from sdcli.draw.oom import first_line, is_out_of_memory
@@ -22,17 +23,23 @@ from sdcli.events import Decoded, Degraded, Denoised, Encoded, Event, Failed, Pr
 from sdcli.models.families import find
 from sdcli.models.vae import scale
 from sdcli.plan.batches import Batch, windows_of
-from sdcli.plan.fallbacks import after_out_of_memory
+from sdcli.plan.fallbacks import after_out_of_memory, changes_pixels
 from sdcli.plan.footprint import COMPILE
 from sdcli.plan.plan import Fallback, Plan, Setup
 from sdcli.plan.stages import Stage, parts_of, previews_after, stages, walk
 from sdcli.plan.techniques import TECHNIQUES, placement
-from sdcli.plan.techniques.execution import uncompiled
+from sdcli.plan.techniques.execution import layer_by_layer
 from sdcli.request.request import Job
 from sdcli.terminal import quoted, show
 
 T = TypeVar("T")
 Events = Generator[Event, None, T]
+
+# What failed, and what does without.
+_TOGETHER = {
+    "compile": ("blocks could not be compiled", "--compile off"),
+    "graph": ("work could not be captured", "--pin execution=eager"),
+}
 
 
 @dataclass
@@ -245,24 +252,23 @@ class Run:
         current = self.session.setup
         return replace(current, guidance=state.setup.guidance) if state.setup is not None else current
 
-    # --- running out of memory, and compiling that fails
+    # --- running out of memory, and what cannot be compiled or captured
 
     def _surviving(
         self, number: int, phase: str, work: Callable[[], Events[T]], state: BatchState | None = None
     ) -> Events[T]:
-        """`work`, repeated on the next fallback whenever memory runs out in it, or without compiling if that fails."""
+        """`work`, repeated on the next fallback whenever memory runs out in it, or layer by layer if nothing else works."""
         while True:
             try:
                 return (yield from work())
-            except NotCompiled as error:
-                failed, because = True, str(error)
             except Exception as error:
-                if not is_out_of_memory(error):
+                together = not is_out_of_memory(error) and isinstance(error, (NotCompiled, NotCaptured))
+                if not together and not is_out_of_memory(error):
                     raise
-                failed, because = False, first_line(error)
+                because = first_line(error)
             # Only here, after the except block, does nothing hold the failed call's memory any more.
-            if failed:
-                yield self._not_compiled(number, because)
+            if together:
+                yield self._layer_by_layer(number, because)
             else:
                 yield self._fall_back(number, phase, state.step if state else None, because)
 
@@ -273,25 +279,23 @@ class Run:
         self.session.components.drop_all()
         if fallback is None:
             raise self._exhausted(before, phase, step, because)
-        self._used.add(fallback.setup)
-        self.session.change(fallback.setup)
-        return Degraded(
-            batch=number, phase=phase, step=step, before=_differing(before, fallback.setup),
-            after=_differing(fallback.setup, before), because=because, changes_pixels=fallback.changes_pixels,
-        )  # fmt: skip
+        return self._changed(number, phase, step, fallback.setup, because)
 
-    def _not_compiled(self, number: int, because: str) -> Degraded:
+    def _layer_by_layer(self, number: int, because: str) -> Degraded:
         before = self.session.setup
         self.session.components.drop_all()
         if not self.plan.request.fallback:
-            message = f"the UNet's blocks could not be compiled: {because}"
-            raise ImagesFailed(message, hint="the same command with --compile off")
-        after = uncompiled(before)
+            what, way = _TOGETHER[before.execution]
+            raise ImagesFailed(f"the UNet's {what}: {because}", hint=f"the same command with {way}")
+        return self._changed(number, before.execution, None, layer_by_layer(before), because)
+
+    def _changed(self, number: int, phase: str, step: int | None, after: Setup, because: str) -> Degraded:
+        before = self.session.setup
         self._used.add(after)
         self.session.change(after)
         return Degraded(
-            batch=number, phase=COMPILE, step=None, before=_differing(before, after), after=_differing(after, before),
-            because=because, changes_pixels=True,
+            batch=number, phase=phase, step=step, before=_differing(before, after), after=_differing(after, before),
+            because=because, changes_pixels=changes_pixels(before, after),
         )  # fmt: skip
 
     def _fallbacks(self, number: int, phase: str) -> tuple[Fallback, ...]:

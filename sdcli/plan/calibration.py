@@ -32,6 +32,7 @@ COMPILING = 40 * MIB  # measured, 30 MiB beside it while it compiles
 CUDA_BLOCKS = 1.015  # counted by its rules, 1.01 to 1.025: docs/benchmarks/memory-card.md
 CUDA_BLOCKS_FP8 = 1.03  # the same for weights in fp8
 CUDA_GAPS = 0.23  # counted: free bytes per live byte beside them, since blocks leave gaps; 0.01 to 1
+CUDA_GRAPH = 1.4  # counted, 1.12 to 1.63: what the pool of a graph takes per live byte of the call it holds
 OTHER_ROUNDING = 1.1  # assumed, not yet measured: torch's caching allocators for ROCm and XPU
 CUDA_WORKSPACE = 32 * MIB  # documented: cuBLAS keeps 32 MiB on recent GPUs (8 on older ones), through the allocator
 OTHER_WORKSPACE = 128 * MIB  # assumed, not yet measured: of hipBLASLt and MIOpen, or oneDNN

@@ -12,6 +12,7 @@ from sdcli.plan.plan import Fallback, Plan, Setup
 from sdcli.plan.stages import stages
 from sdcli.plan.techniques import TECHNIQUES
 from sdcli.plan.techniques import vae as vae_technique
+from sdcli.plan.techniques.execution import layer_by_layer
 
 FIXED = ("dtype", "storage", "attention", "execution")  # changing these needs other weights, or draws another image
 ONE_WAY = ("vae", "guidance")  # a fallback never takes back the memory saved here
@@ -21,7 +22,9 @@ DECODING = ("tile-512", "tile-256", "cpu")
 
 
 def changes_pixels(before: Setup, after: Setup) -> bool:
-    return any(t.moves_pixels and t.of(before) != t.of(after) for t in TECHNIQUES)
+    """Whether some image would not be the same under both."""
+    choices = [(t, {t.of(before), t.of(after)}) for t in TECHNIQUES if t.moves_pixels]
+    return any(len(pair) > 1 and not pair <= technique.alike for technique, pair in choices)
 
 
 def fallbacks_of(
@@ -31,7 +34,13 @@ def fallbacks_of(
     seconds: Callable[[Setup], float],
     host_budget: int,
 ) -> tuple[Fallback, ...]:
-    """Largest first, each smaller than the one before; those that keep the same pixels are preferred."""
+    """Largest first, each smaller than the one before; those that keep the same pixels are preferred. A graph is given
+    up before anything else."""
+    setups = list(setups)
+    plain = without_graph(chosen)
+    if plain is not None and plain in setups:
+        first = Fallback(setup=plain, device_peak=peaks(plain)[0], changes_pixels=changes_pixels(chosen, plain))
+        return (first, *fallbacks_of(plain, setups, peaks, seconds, host_budget))
     top = peaks(chosen)[0]
     smaller = []
     for setup in setups:
@@ -45,6 +54,10 @@ def fallbacks_of(
         if device <= (fallbacks[-1].device_peak if fallbacks else top) * WORTH_IT:
             fallbacks.append(Fallback(setup=setup, device_peak=device, changes_pixels=moved))
     return tuple(fallbacks)
+
+
+def without_graph(setup: Setup) -> Setup | None:
+    return layer_by_layer(setup) if setup.execution == "graph" else None
 
 
 def _leads_down(chosen: Setup, setup: Setup) -> bool:
@@ -68,7 +81,10 @@ def after_out_of_memory(plan: Plan, batch: int, current: Setup, phase: str) -> t
     def needs(setup: Setup) -> int:
         return next(row.device for row in sizes.phases(setup) if row.name == phase)
 
-    fallbacks = [*_decoders(plan, current, needs)] if phase == "decode" else []
+    plain = without_graph(current)
+    fallbacks = [fallback for fallback in plan.fallbacks if fallback.setup == plain and needs(plain) < needs(current)]
+    if phase == "decode":
+        fallbacks += _decoders(plan, plain if fallbacks and plain is not None else current, needs)
     least = needs(fallbacks[-1].setup) if fallbacks else needs(current)
     for fallback in plan.fallbacks:
         if needs(fallback.setup) < least and sizes.peaks(fallback.setup)[0] <= sizes.peaks(current)[0]:

@@ -103,7 +103,14 @@ class Sizes:
         if setup.attention == "blocked":  # the same for a block of queries
             scores = 2 * _scores_at_once(call, latents, setup) * size
         live = max(live, live // 2 + scores)  # at the attention, less than half of the feed-forward's peak is live
+        if setup.execution == "graph":
+            return self._pool(live) + calibration.workspace(self.backend)
         return self._reserved(live + widened, heap=True)
+
+    def _pool(self, live: int) -> int:
+        """What a graph keeps for itself: its memory, in which a call's live bytes are laid out once and for all, and
+        the workspace of the stream that it was captured in."""
+        return int(live * calibration.CUDA_GRAPH) + calibration.workspace(self.backend)
 
     def _image(self, stage: Stage, setup: Setup) -> int:
         live = self.decoder(stage.shape, setup.vae).activation_peak(BYTES[effective(setup)])
@@ -123,12 +130,13 @@ class Sizes:
 
     def phases(self, setup: Setup) -> tuple[Phase, ...]:
         weights = _weights(setup)
+        graph = self._graph(setup)
         rows = [
-            self._once((name, _WORK[stage.work](setup), weights), self._phase, name, stage, setup)
+            self._once((name, _WORK[stage.work](setup), weights, graph), self._phase, name, stage, setup)
             for stage in self.stages
             for name in _phases_of(stage, setup)
         ]
-        most = max([row.weights + row.parked for row in rows])
+        most = max([row.weights + row.parked for row in rows]) - graph
         return self._once(("load", most, weights), self._load, most, setup), *rows
 
     def _once(self, key: tuple[object, ...], count: Callable[..., Phase], *about: object) -> Phase:
@@ -149,6 +157,8 @@ class Sizes:
         """Weights in use, weights parked, and work."""
         used, resident = self._weights_at_work(stage, setup)
         work = self.work(stage, setup)
+        if stage.work != "unet" and "unet" in self._loaded(stage, setup):
+            resident += self._graph(setup)
         on_host = any(self.on_host(part, setup) for part in stage.parts)
         aside = self._on_the_host(stage, setup) + (work if on_host else 0)
         if stage.work == "image":
@@ -156,6 +166,17 @@ class Sizes:
         if setup.execution == "compile":
             aside += calibration.COMPILER + (calibration.COMPILING if name == COMPILE else 0)
         return self._row(name, used, resident, 0 if on_host else work, aside, setup)
+
+    def _graph(self, setup: Setup) -> int:
+        """Bytes that a captured UNet keeps while it does not compute."""
+        if setup.execution != "graph":
+            return 0
+        return max(self.work(stage, setup) for stage in self.stages if stage.work == "unet") - calibration.workspace(
+            self.backend
+        )
+
+    def _loaded(self, stage: Stage, setup: Setup) -> set[str]:
+        return {name for part in stage.parts for name in placement.loaded(setup.placement, self.stages, stage, part)}
 
     def _weights_at_work(self, stage: Stage, setup: Setup) -> tuple[int, int]:
         """Bytes on the device in use, and all that are there meanwhile: the most of any of the stage's parts."""

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from operator import attrgetter
 
 from sdcli.machine.hardware import Hardware
 from sdcli.models.model import BYTES
 from sdcli.plan.footprint import Sizes
 from sdcli.plan.plan import Setup
-from sdcli.plan.rates import rates
+from sdcli.plan.rates import CAPTURES, rates
 from sdcli.plan.stages import Stage, parts_of
 from sdcli.plan.techniques import dtype, execution, guidance, placement, storage, vae
 from sdcli.plan.techniques.vae_dtype import effective
@@ -66,14 +66,27 @@ class Price:
         return passes * FLOP * macs / self.rates.compute * dtype.slowdown(setup.dtype, self.hardware)
 
     def _unet(self, stage: Stage, setup: Setup) -> float:
-        return stage.steps * self._step(stage, setup)
+        return stage.steps * self._step(stage, setup) + self._capturing(stage, setup)
+
+    def _capturing(self, stage: Stage, setup: Setup) -> float:
+        """The call before a graph is captured, and the capture: once, and again whenever the UNet was read anew."""
+        if setup.execution != "graph":
+            return 0.0
+        times = self.work.windows if setup.placement in placement.ENCODERS_LEAVE else 1
+        plain = replace(setup, execution="eager", guidance="batched")
+        once = self._call(stage, plain) + CAPTURES * self.rates.launch * self._layers[stage]
+        return once * times / self.work.batches
 
     def _step(self, stage: Stage, setup: Setup) -> float:
+        calls = 2 if stage.shape.guided and setup.guidance == "in-turn" else 1
+        return calls * self._call(stage, setup)
+
+    def _call(self, stage: Stage, setup: Setup) -> float:
         guided = stage.shape.guided
-        calls = 2 if guided and setup.guidance == "in-turn" else 1
         batch = stage.shape.batch * (2 if guided and setup.guidance == "batched" else 1)
         one = self.sizes.call(stage.shape)
-        launched = self.rates.launch * self._layers[stage]
+        rate = self.rates.replay if setup.execution == "graph" else self.rates.launch
+        launched = rate * self._layers[stage]
         factors = (
             dtype.slowdown(setup.dtype, self.hardware)
             * execution.slowdown(setup, self.hardware)
@@ -84,7 +97,7 @@ class Price:
         if placement.streamed(setup.placement, "unet"):
             size = 1 if setup.storage == "fp8" else BYTES[setup.dtype]
             call = placement.STREAMING * max(call, one.parameters * size / self.rates.pinned)
-        return calls * call
+        return call
 
     def _image(self, stage: Stage, setup: Setup) -> float:
         """All images of the batch, one by one."""

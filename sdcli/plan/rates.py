@@ -15,6 +15,8 @@ CUDA_RATE = ((10.0, 250), (9.0, 200), (8.9, 25), (8.6, 20), (8.0, 120), (7.5, 20
 # Pinned host memory to GPU, bytes per second: PCIe 5.0 ×16, 4.0 ×16 in servers, 4.0 ×8 or 3.0 ×16 elsewhere.
 CUDA_PINNED = ((12.0, 25), (9.0, 45), (8.1, 12), (8.0, 22), (0.0, 11))
 LAUNCH_SECONDS = 45e-6  # per layer: published 18.3 ms for the 391 layers of an SD1.5 step on an H100, eager
+REPLAY_SECONDS = 4e-6  # assumed, the same of a captured layer: two or three kernels, a microsecond or two between them
+CAPTURES = 2.0  # assumed: capturing a graph takes as long as launching its layers, making it ready as long again
 PAGEABLE = 2.0 * GIGA  # published offload costs give 1.3-1.7 GB/s with both directions counted, 3 GB/s for one
 DISK = 1.0 * GIGA  # assumed: a cold read from a solid-state disk, converted on the way
 CPU_CORE_FP32 = 0.107 * TERA  # measured: 1.607 TFLOP in 6.6-8.5 s on two Zen 5 cores with AVX-512
@@ -27,7 +29,7 @@ OTHER_PINNED = 11 * GIGA  # assumed: PCIe 4.0 ×8 or 3.0 ×16, as for an NVIDIA 
 
 @dataclass(frozen=True)
 class Rates:
-    """Operations and bytes per second; seconds per launched layer."""
+    """Operations and bytes per second; seconds per layer that is launched, or replayed as part of a graph."""
 
     compute: float  # in the device's fastest dtype
     host: float  # the host's CPU in fp32
@@ -35,6 +37,7 @@ class Rates:
     pageable: float = PAGEABLE
     disk: float = DISK
     launch: float = 0.0
+    replay: float = 0.0
 
 
 def rates(hardware: Hardware) -> Rates:
@@ -47,6 +50,7 @@ def rates(hardware: Hardware) -> Rates:
             host=host,
             pinned=_of(CUDA_PINNED, level) * GIGA,
             launch=LAUNCH_SECONDS,
+            replay=REPLAY_SECONDS,
         )
     if hardware.backend in ("rocm", "xpu"):
         return Rates(compute=OTHER_RATE, host=host, pinned=OTHER_PINNED, launch=LAUNCH_SECONDS)

@@ -8,6 +8,9 @@ import pytest
 
 from scripts.proofs import card
 from scripts.proofs.card import Case
+from sdcli.draw import local
+from sdcli.events import Memory
+from tests.pretend_gpu import Device, allocator, pretend
 
 
 @pytest.fixture(scope="module")
@@ -31,3 +34,12 @@ def test_each_stage_takes_what_the_plan_says_and_the_planner_asks_for_enough(mod
     assert {stage.name for stage in counted.stages} == {"load", "encode", "denoise", "decode"}
     assert [stage for stage in counted.stages if abs(stage.error) > card.GOAL] == []
     assert counted.least <= counted.asked and counted.left == 0
+
+
+def test_a_graph_takes_what_the_plan_says_and_the_planner_asks_for_enough(models: Path) -> None:
+    plan = card.plan_of(Case("sd15", 512, "resident", "same", "whole", 1), models, execution="graph")
+    planned = next(phase.device for phase in plan.footprint.phases if phase.name == "denoise")
+    with pretend(Device(total=plan.hardware.total, free=plan.hardware.total), blank=True) as gpu:
+        peaks = {event.phase: event.reserved_peak for event in local.run(plan) if isinstance(event, Memory)}
+        assert peaks["denoise"] == pytest.approx(planned, rel=card.GOAL)
+        assert allocator.least(gpu.allocator().log) <= card.asked_for(plan) and gpu.traffic.launches["replay"] == 1

@@ -5,14 +5,20 @@ from __future__ import annotations
 import gc
 from collections import Counter
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
+import torch
+from diffusers import UNet2DConditionModel
 from draw_samples import FAMILIES
 
 from scripts.gpu.inside import ours_and_theirs, pixels, plan_for
 from sdcli.draw import local
+from sdcli.errors import ImagesFailed
 from sdcli.events import Decoded, Degraded, Denoised, Encoded, Memory, Step
+from sdcli.plan.plan import Fallback, Plan
 from sdcli.request.samplers import SAMPLERS
 from tests.pretend_gpu import Pretended, device, pretend
 
@@ -92,3 +98,117 @@ def test_memory_may_run_out_at_any_allocation(tiny_folders: dict[str, Path], fam
             assert len(drops) == 1 and len(drawn) == 1, number
             if not drops[0].changes_pixels:
                 assert drawn == plain, number
+
+
+# --- CUDA graphs
+
+ASKED: dict[str, tuple[dict[str, Any], int]] = {  # with how many replays
+    "batched": ({}, 8),
+    "in turn": ({"pins": {"guidance": "in-turn"}}, 16),
+    "unguided": ({"guidance": 1.0, "sampler": "PNDM"}, 10),  # PNDM keeps what the UNet gave it in earlier steps
+    "sliced": ({"pins": {"attention": "sliced"}}, 8),
+    "alone": ({"batch_invariant": True}, 12),
+}
+
+
+def graphed(path: Path, execution: str, **asked: Any) -> Plan:
+    """Three images in batches of two, so that the last one is of another shape."""
+    pins = {"guidance": "batched"} | asked.pop("pins", {}) | {"execution": execution}
+    return plan_for(path, pins=pins, **{"num_images": 3, "seeds": (1, 2, 3), "batch_size": 2} | asked)
+
+
+@pytest.mark.parametrize("family", ["sd15", "sdxl"])
+@pytest.mark.parametrize("how", ASKED)
+def test_a_graph_draws_the_same_pixels_and_leaves_nothing(
+    tiny_folders: dict[str, Path], gpu: Pretended, family: str, how: str
+) -> None:
+    asked, replays = ASKED[how]
+    eager = pixels(graphed(tiny_folders[family], "eager", **asked))
+    gpu.restart()
+    assert pixels(graphed(tiny_folders[family], "graph", **asked)) == eager and len(eager) == 3
+    assert gpu.traffic.launches["replay"] == replays
+    gc.collect()
+    segments = 2 * (20 << 20)  # of the workspaces, of two streams
+    assert gpu.held() == 0 and gpu.allocator().reserved.now == segments
+
+
+@pytest.mark.parametrize(("guidance", "most"), [("batched", 20), ("in-turn", 37)])
+def test_a_step_of_a_graph_launches_little_and_waits_for_nothing(
+    tiny_folders: dict[str, Path], gpu: Pretended, guidance: str, most: int
+) -> None:
+    plan = graphed(tiny_folders["sdxl"], "graph", pins={"guidance": guidance}, num_images=1, seeds=(1,))
+    steps = [gpu.restart() for event in local.run(plan) if isinstance(event, (Encoded, Step))]
+    for step in steps[2:-1]:  # the first captures, and the last one's launches come before its event
+        assert sum(step.launches.values()) <= most and step.waits == Counter(event=1)
+
+
+def with_a_fallback(path: Path) -> tuple[Plan, list[bytes]]:
+    """A plan with a graph that falls back to none, and the pixels without."""
+    plan = graphed(path, "eager", num_images=1, seeds=(1,))
+    fallback = Fallback(setup=plan.setup, device_peak=1, changes_pixels=False)
+    return replace(plan, setup=replace(plan.setup, execution="graph"), fallbacks=(fallback,)), pixels(plan)
+
+
+def degraded_once(plan: Plan, eager: list[bytes]) -> Degraded:
+    events = list(local.run(plan))
+    (degraded,) = [event for event in events if isinstance(event, Degraded)]
+    assert (degraded.before, degraded.after) == ({"execution": "graph"}, {"execution": "eager"})
+    assert [event.pixels for event in events if isinstance(event, Decoded)] == eager and not degraded.changes_pixels
+    return degraded
+
+
+def test_what_torch_refuses_to_capture_is_launched_layer_by_layer(
+    tiny_folders: dict[str, Path], gpu: Pretended, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plan, eager = with_a_fallback(tiny_folders["sd15"])
+    forward = UNet2DConditionModel.forward
+
+    def waiting(self: Any, sample: torch.Tensor, *given: Any, **named: Any) -> Any:
+        float(sample.sum())
+        return forward(self, sample, *given, **named)
+
+    monkeypatch.setattr(UNet2DConditionModel, "forward", waiting)
+    degraded = degraded_once(plan, eager)
+    assert degraded.phase == "graph" and "not permitted when stream is capturing" in degraded.because
+    with pytest.raises(ImagesFailed, match="could not be captured") as error:
+        list(local.run(replace(plan, fallbacks=())))
+    assert error.value.hint == "the same command with --pin execution=eager"
+
+
+def test_memory_may_run_out_while_a_graph_is_captured(
+    tiny_folders: dict[str, Path], gpu: Pretended, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plan, eager = with_a_fallback(tiny_folders["sd15"])
+    begin = torch.cuda.CUDAGraph.capture_begin
+
+    def failing(self: Any, *given: Any, **named: Any) -> None:
+        begin(self, *given, **named)
+        gpu.fail_at(20)
+
+    monkeypatch.setattr(torch.cuda.CUDAGraph, "capture_begin", failing)
+    assert "CUDA out of memory" in degraded_once(plan, eager).because
+    gc.collect()
+    assert gpu.held() == 0
+
+
+def test_a_gpu_that_computes_faster_than_python_launches_draws_with_a_graph(tiny_folders: dict[str, Path]) -> None:
+    with pretend(device("80GiB", capability="9.0")) as gpu:
+        plan = plan_for(tiny_folders["sd15"], steps=8, pins={"guidance": "batched"})
+        first = replace(plan.fallbacks[0].setup, threads=plan.setup.threads)
+        assert plan.setup.execution == "graph" and first == replace(plan.setup, execution="eager")
+        assert len(pixels(plan)) == 1 and gpu.traffic.launches["replay"] == 8
+
+
+# What a guided step of the tiny models launches: every call of an operator that is neither a view nor empty memory.
+# More means that something came back which changes no pixel: a division by 1 after each ResNet and attention, the
+# activation of the time's vector in each ResNet, the prompt's rows picked again in each step.
+MOST_LAUNCHES = {("sd15", "batched"): 461, ("sd15", "in-turn"): 913, ("sdxl", "batched"): 459, ("sdxl", "in-turn"): 895}
+
+
+@pytest.mark.parametrize(("family", "guidance"), MOST_LAUNCHES)
+def test_a_step_launches_no_more_than_it_must(
+    tiny_folders: dict[str, Path], gpu: Pretended, family: str, guidance: str
+) -> None:
+    plan = graphed(tiny_folders[family], "eager", pins={"guidance": guidance}, num_images=1, seeds=(1,))
+    steps = [gpu.restart() for event in local.run(plan) if isinstance(event, (Encoded, Step))]
+    assert max(sum(step.launches.values()) for step in steps[2:-1]) <= MOST_LAUNCHES[family, guidance]

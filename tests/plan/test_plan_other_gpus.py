@@ -59,6 +59,8 @@ def test_what_is_known_of_nvidia_only_is_not_offered(backend: str) -> None:
     assert all(row.setup.storage == "same" for row in plan.alternatives)
     with pytest.raises(Usage, match="fp8 storage is for NVIDIA GPUs"):
         plan_for(f"{backend}:8GiB", asking("sdxl", pins={"storage": "fp8"}))
+    with pytest.raises(Usage, match="CUDA graphs are for NVIDIA GPUs"):
+        plan_for(f"{backend}:8GiB", asking("sdxl", pins={"execution": "graph"}))
 
 
 def test_an_amd_gpu_without_bf16_is_refused_it_by_its_own_reason() -> None:

@@ -61,6 +61,8 @@ def test_foreign_characters_in_a_pin_are_escaped() -> None:
         ("sd15", processor(16), {"storage": "fp8"}, "NVIDIA", "same"),
         ("sd15", gpu(8), {"attention": "blocked"}, "for CPUs in bf16", "fused"),
         ("sd15", gpu(8), {"execution": "packed"}, "are for CPUs", "eager"),
+        ("sd15", processor(8), {"execution": "graph"}, "are for NVIDIA GPUs", "eager"),
+        ("sd15", gpu(8), {"execution": "graph", "placement": "group-offload"}, "have to stay there", "resident"),
         ("sd15", processor(8), {"execution": "packed", "attention": "sliced"}, "or in blocks, not sliced", "fused"),
         ("sd15", gpu(8, capability="7.5"), {"dtype": "bf16"}, "compute capability 8.0, this GPU has 7.5", "fp16"),
         ("sdxl", gpu(8), {"dtype": "fp16", "vae-dtype": "same"}, "overflows in fp16", "fp32"),
@@ -100,9 +102,8 @@ def test_a_pin_slower_than_what_fits_shows_its_slowdown() -> None:
     assert free.slowdown == 1.0 < pinned.slowdown
 
 
-@pytest.mark.parametrize("choice", ["graph", "int8"])
-def test_no_execution_is_offered_that_draw_does_not_have(choice: str) -> None:
-    assert "it can be eager" in refusal("sd15", gpu(8), execution=choice).message
+def test_no_execution_is_offered_that_draw_does_not_have() -> None:
+    assert "it can be eager" in refusal("sd15", gpu(8), execution="int8").message
 
 
 @pytest.mark.parametrize("hardware", [gpu(3), gpu(8, free=7.1), processor(16)], ids=lambda value: value.device)

@@ -129,16 +129,16 @@ def test_nothing_illegal_is_ever_offered(family: str, hardware: Hardware, side: 
 
 
 NOT_FOR_CPUS = {"dtype=fp16", "storage=fp8", "placement=model-offload", "placement=group-offload", "vae=cpu",
-                "vae_dtype=bf16"}  # fmt: skip
+                "vae_dtype=bf16", "execution=graph"}  # fmt: skip
 NOT_FOR_GPUS = {"attention=blocked", "execution=packed", "execution=openvino", "execution=compile"}
 NOT_FOR_MACS = {"dtype=bf16", "storage=fp8", "placement=model-offload", "placement=group-offload",
-                "attention=blocked", "attention=sliced", "vae_dtype=bf16", "execution=packed",
+                "attention=blocked", "attention=sliced", "vae_dtype=bf16", "execution=graph", "execution=packed",
                 "execution=openvino", "execution=compile"}  # fmt: skip
-# How many of the 8,640 combinations of choices are legal, for SD1.5 and SDXL, and what is never a choice there.
+# How many of the 10,800 combinations of choices are legal, for SD1.5 and SDXL, and what is never a choice there.
 LEGAL: list[tuple[Hardware, int, int, set[str]]] = [
-    (gpu(8), 840, 720, NOT_FOR_GPUS),
-    (gpu(8, capability="7.5"), 440, 320, {*NOT_FOR_GPUS, "dtype=bf16", "vae_dtype=bf16"}),
-    (replace(gpu(8), compiler=True), 990, 852, NOT_FOR_GPUS - {"execution=compile"}),
+    (gpu(8), 1040, 896, NOT_FOR_GPUS),
+    (gpu(8, capability="7.5"), 560, 416, {*NOT_FOR_GPUS, "dtype=bf16", "vae_dtype=bf16"}),
+    (replace(gpu(8), compiler=True), 1190, 1028, NOT_FOR_GPUS - {"execution=compile"}),
     (processor(8), 288, 288, {*NOT_FOR_CPUS, "execution=openvino", "execution=compile"}),
     (processor(8, isa="avx2"), 216, 216, {*NOT_FOR_CPUS, "execution=openvino", "execution=compile"}),
     (replace(processor(8), openvino=True), 360, 360, {*NOT_FOR_CPUS, "execution=compile"}),
@@ -182,6 +182,10 @@ KNOWN_BAD: list[tuple[Hardware, str, dict[str, str]]] = [
     (replace(processor(8), openvino=True), "sd15", {"execution": "openvino", "attention": "sliced"}),
     (processor(8), "sd15", {"execution": "packed", "attention": "sliced"}),
     (replace(processor(8), trial=Trial(dtype="bf16")), "sd15", {"execution": "packed", "dtype": "bf16"}),
+    (processor(8), "sd15", {"execution": "graph"}),
+    (gpu(8), "sd15", {"execution": "graph", "placement": "model-offload"}),
+    (gpu(8), "sd15", {"execution": "graph", "placement": "disk"}),
+    (gpu(8), "sd15", {"execution": "graph", "storage": "fp8"}),
     (gpu(8, capability="7.5"), "sd15", {"dtype": "bf16"}),
     (gpu(8), "sdxl", {"dtype": "fp16", "vae_dtype": "same"}),
     (gpu(8), "sd15", {"vae": "cpu", "vae_dtype": "bf16"}),

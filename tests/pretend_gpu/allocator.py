@@ -14,8 +14,16 @@ MIDDLE_SEGMENT = 20 << 20
 STEP = 2 << 20
 
 
-# An allocation in bytes and for a stream; the number of the call whose block is freed; or the cache is given back.
-Call = tuple[int, int] | int | None
+@dataclass(frozen=True)
+class Released:
+    """The graph that had this private pool is gone."""
+
+    pool: int
+
+
+# An allocation in bytes, for a stream and from a graph's private pool (0: none); the number of the call whose block is
+# freed; a private pool is released; or the cache is given back.
+Call = tuple[int, ...] | int | Released | None
 
 
 class OutOfSpace(Exception):
@@ -90,20 +98,24 @@ class Allocator:
         self.most_allocated = 0  # ever
         self.requests = 0
         self.log: list[Call] = []
-        self._pools: dict[tuple[int, bool], Pool] = {}
+        self._pools: dict[tuple[int, int, bool], Pool] = {}
+        self._private: set[int] = set()  # pools of graphs that live: nothing of them is given back
         self._next = 1 << 40
 
-    def allocate(self, size: int, stream: int = 0) -> Block:
+    def allocate(self, size: int, stream: int = 0, private: int = 0) -> Block:
+        """`private`: the pool of the graph that is being captured. Meanwhile nothing cached can be given back."""
         self.requests += 1
         size = max(SMALLEST, -(-size // SMALLEST) * SMALLEST)
-        pool = self._pools.setdefault((stream, size <= SMALL), Pool(size <= SMALL))
-        block = pool.take(size) or self._segment(size, pool)
+        pool = self._pools.setdefault((private, stream, size <= SMALL), Pool(size <= SMALL))
+        if private:
+            self._private.add(private)
+        block = pool.take(size) or self._segment(size, pool, give_back=not private)
         if block.size - size >= (SMALLEST if pool.small else SMALL + 1):
             self._split(block, size)
         self.allocated.move(block.size)
         self.most_allocated = max(self.most_allocated, self.allocated.now)
         block.number = len(self.log)
-        self.log.append((size, stream))
+        self.log.append((size, stream, private))
         return block
 
     def free(self, block: Block) -> None:
@@ -119,15 +131,20 @@ class Allocator:
         self.log.append(None)
         self._give_back()
 
+    def release(self, private: int) -> None:
+        if private in self._private:
+            self.log.append(Released(private))
+            self._private.discard(private)
+
     def _give_back(self) -> None:
-        for pool in self._pools.values():
-            for block in pool.whole():
+        for (private, *_), pool in self._pools.items():
+            for block in pool.whole() if private not in self._private else ():
                 pool.remove(block)
                 self.reserved.move(-block.size)
 
-    def _segment(self, size: int, pool: Pool) -> Block:
+    def _segment(self, size: int, pool: Pool, give_back: bool) -> Block:
         length = SMALL_SEGMENT if pool.small else MIDDLE_SEGMENT if size < MIDDLE else -(-size // STEP) * STEP
-        if self.reserved.now + length > self.limit:
+        if self.reserved.now + length > self.limit and give_back:
             self._give_back()
         if self.reserved.now + length > self.limit:
             raise OutOfSpace(size)
@@ -173,6 +190,8 @@ def _succeeds(log: Sequence[Call], limit: int) -> bool:
         for number, call in enumerate(log):
             if call is None:
                 allocator.empty_cache()
+            elif isinstance(call, Released):
+                allocator.release(call.pool)
             elif isinstance(call, int):
                 allocator.free(blocks.pop(call))
             else:

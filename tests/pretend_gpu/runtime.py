@@ -13,6 +13,7 @@ from unittest import mock
 import torch
 
 from tests.pretend_gpu.device import Device
+from tests.pretend_gpu.graphs import graphs_of
 from tests.pretend_gpu.tensors import Machine
 
 GENERATOR = torch.Generator
@@ -78,6 +79,7 @@ def patches(machine: Machine, devices: list[Device]) -> dict[str, Any]:
         return machine.memories[number_of(device)].allocator
 
     def count(why: str) -> None:
+        machine.refuse_to_capture(why)
         machine.traffic.waits[why] += 1
 
     def set_sync_debug_mode(mode: int | str) -> None:
@@ -183,6 +185,7 @@ def patches(machine: Machine, devices: list[Device]) -> dict[str, Any]:
         "current_stream": lambda device=None: state["stream"],
         "default_stream": lambda device=None: main,
         "manual_seed_all": lambda seed: None,
+        "CUDAGraph": graphs_of(machine),
     }  # fmt: skip
 
 
@@ -217,6 +220,9 @@ def answered(machine: Machine, devices: list[Device]) -> Iterator[None]:
     with contextlib.ExitStack() as stack:
         for name, value in answers(machine, devices).items():
             stack.enter_context(mock.patch.object(module, name, value))
+        if machine.kind == "cuda":  # asked for by torch.cuda.graph; of a build for CPUs it is not part
+            stack.enter_context(mock.patch.object(torch._C, "_host_emptyCache", lambda: None, create=True))
+            stack.enter_context(mock.patch.object(torch.cuda.graph, "default_capture_stream", None))
         if machine.kind == "mps":
             stack.enter_context(mock.patch.object(torch.backends.mps, "is_available", lambda: True))
         if devices and devices[0].backend == "rocm":

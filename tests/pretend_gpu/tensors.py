@@ -13,7 +13,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -24,6 +24,9 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from tests.pretend_gpu.allocator import Allocator, Block, OutOfSpace, Peaks
 from tests.pretend_gpu.trees import tree_iter, tree_map
+
+if TYPE_CHECKING:
+    from tests.pretend_gpu.graphs import Recording
 
 aten = torch.ops.aten
 NoMode = torch._C.DisableTorchFunction
@@ -66,9 +69,11 @@ class PretendTensor(torch.Tensor):
 
 @dataclass
 class Traffic:
-    """What happened since it was made: calls of operators, copies in bytes, and moments at which the host waited."""
+    """What happened since it was made: calls of operators, those of them that launch something on the GPU (views and
+    empty tensors do not, a graph is one whatever is in it), copies in bytes, and moments at which the host waited."""
 
     calls: int = 0
+    launches: Counter[str] = field(default_factory=Counter)
     to_device: int = 0
     to_host: int = 0
     waits: Counter[str] = field(default_factory=Counter)
@@ -84,7 +89,7 @@ class Memory:
         self.fail_at = 0  # the allocation, counted from now, that finds no memory
         self._storages: dict[int, weakref.ref[torch.UntypedStorage]] = {}
 
-    def hold(self, inner: Tensor, stream: int) -> None:
+    def hold(self, inner: Tensor, stream: int, private: int = 0) -> None:
         storage = inner.untyped_storage()
         key = storage._cdata
         if key in self._storages or not storage.nbytes():
@@ -92,7 +97,7 @@ class Memory:
         self.fail_at -= 1
         if self.fail_at == 0:
             raise OutOfSpace(storage.nbytes())
-        block = self.allocator.allocate(storage.nbytes(), stream)
+        block = self.allocator.allocate(storage.nbytes(), stream, private)
 
         def gone(_: object) -> None:
             del self._storages[key]
@@ -100,10 +105,10 @@ class Memory:
 
         self._storages[key] = weakref.ref(storage, gone)
 
-    def work(self, stream: int) -> None:
+    def work(self, stream: int, private: int = 0) -> None:
         """Before the first matrix product of a stream."""
         if stream not in self.workspaces:
-            self.workspaces[stream] = self.allocator.allocate(self._workspace, stream)
+            self.workspaces[stream] = self.allocator.allocate(self._workspace, stream, private)
 
     @property
     def held(self) -> int:
@@ -123,6 +128,8 @@ class Machine:
         self.current = 0  # device
         self.stream = 0
         self.warns = False  # of every wait that was not asked for
+        self.recording: Recording | None = None  # of the graph that is being captured
+        self.broken = False  # by a call that no capture allows
         self.pinned = Peaks()
         self._pinned: dict[int, weakref.ref[torch.UntypedStorage]] = {}
 
@@ -147,13 +154,18 @@ class Machine:
     def wrap(self, inner: Tensor, device: torch.device) -> PretendTensor:
         number = self.current if device.index is None else device.index
         with self._within(number):
-            self.memories[number].hold(inner, self.stream)
+            self.memories[number].hold(inner, self.stream, self.private)
         return PretendTensor(inner, torch.device(self.kind, number))
 
     def multiply(self, number: int) -> None:
         """A matrix product is about to run."""
         with self._within(number):
-            self.memories[number].work(self.stream)
+            self.memories[number].work(self.stream, self.private)
+
+    @property
+    def private(self) -> int:
+        """The pool of the graph that is being captured."""
+        return self.recording.pool if self.recording is not None else 0
 
     @contextlib.contextmanager
     def _within(self, number: int) -> Iterator[None]:
@@ -206,9 +218,24 @@ class Machine:
                 raise NotImplementedError(f"{func} changes the shape of a tensor in place")
             return owner
 
+        self.called(func, args, kwargs, result)
         return tree_map(outer, result)
 
+    def called(self, func: Callable[..., Any], args: Any, kwargs: Mapping[str, Any], result: Any) -> None:
+        """After a call, with its result on the numbers: a launch, unless a graph only takes it down."""
+        if self.recording is not None:
+            self.recording.add(func, args, kwargs, result)
+        elif _launches(func, [self.inner(value) for value in tree_iter((args, kwargs))], result):
+            self.traffic.launches[_name(func)] += 1
+
+    def refuse_to_capture(self, why: str) -> None:
+        """What the host has to wait for cannot be part of a graph."""
+        if self.recording is not None:
+            self.broken = True
+            raise RuntimeError(f"CUDA error: operation not permitted when stream is capturing ({why})")
+
     def wait(self, why: str) -> None:
+        self.refuse_to_capture(why)
         self.traffic.waits[why] += 1
         if self.warns:
             warnings.warn("called a synchronizing CUDA operation", stacklevel=2)
@@ -219,6 +246,8 @@ class Machine:
         """Counts a copy between host and GPU, and the wait for it unless it was asked not to."""
         if target_type == source.device.type:
             return
+        if not self.is_pinned(source):
+            self.refuse_to_capture("a copy between the host's pageable memory and the device")
         if target_type == self.kind:
             self.traffic.to_device += source.nbytes
             if not non_blocking:
@@ -297,10 +326,10 @@ class Operators(TorchDispatchMode):
         if waits:
             machine.wait(str(func))
         if made_here:
+            at_home = {**kwargs, "device": machine.home}
             with NoMode():
-                inner = func(
-                    *tree_map(machine.inner, args), **{**tree_map(machine.inner, kwargs), "device": machine.home}
-                )
+                inner = func(*tree_map(machine.inner, args), **tree_map(machine.inner, at_home))
+            machine.called(func, args, at_home, inner)
             return machine.wrap(inner, torch.device(asked))
         _refuse_two_devices(func, tensors)
         if asked is not None:  # a tensor elsewhere, by the shape of one here
@@ -320,7 +349,9 @@ class Operators(TorchDispatchMode):
         machine.copied(tensor, device.type, non_blocking)
         if device.type == "meta":
             return aten._to_copy.default(machine.inner(tensor), **kwargs)  # type: ignore[no-any-return]
-        inner = aten._to_copy.default(machine.inner(tensor), **{**kwargs, "device": machine.home})
+        at_home = {**kwargs, "device": machine.home}
+        inner = aten._to_copy.default(machine.inner(tensor), **at_home)
+        machine.called(aten._to_copy.default, (tensor,), at_home, inner)
         if device.type == machine.kind:
             return machine.wrap(inner, device)
         return torch.empty_strided(inner.shape, inner.stride(), dtype=inner.dtype).zero_() if machine.blank else inner
@@ -330,8 +361,26 @@ class Operators(TorchDispatchMode):
         machine.copied(source, target.device.type, non_blocking)
         if machine.blank and not machine.is_here(target):
             return target.zero_()
-        machine.inner(target).copy_(machine.inner(source))
+        inner = machine.inner(target).copy_(machine.inner(source))
+        machine.called(aten.copy_.default, (target, source), {}, inner)
         return target
+
+
+def _name(func: Any) -> str:
+    if isinstance(func, partial):
+        return _name(func.args[0])
+    return str(func.overloadpacket.__name__ if isinstance(func, torch._ops.OpOverload) else func.__name__)
+
+
+def _launches(func: Any, given: list[Any], result: Any) -> bool:
+    """Whether a call has the GPU do something: a view does not, nor memory without numbers."""
+    if "empty" in _name(func):
+        return False
+    if isinstance(func, torch._ops.OpOverload) and func._schema.is_mutable:
+        return True
+    before = {value.untyped_storage()._cdata for value in given if isinstance(value, Tensor)}
+    made = [value.untyped_storage()._cdata for value in tree_iter(result) if isinstance(value, Tensor)]
+    return not made or any(storage not in before for storage in made)
 
 
 def _laid_out(func: Any, tensor: Tensor, weights: Tensor, *args: Any, **kwargs: Any) -> Tensor:
@@ -476,10 +525,10 @@ class Bindings(TorchFunctionMode):
         machine.traffic.calls += 1
         copy = tensor if tensor.is_contiguous() else aten.clone.default(tensor, memory_format=torch.contiguous_format)
 
-        def in_rows(*values: Any, **named: Any) -> Tensor:
+        def group_norm(*values: Any, **named: Any) -> Tensor:
             return functional.group_norm(*values, **named).contiguous()
 
-        out: Tensor = machine.on_inner(in_rows, (tensor, *args), kwargs)
+        out: Tensor = machine.on_inner(group_norm, (tensor, *args), kwargs)
         del copy
         return out
 

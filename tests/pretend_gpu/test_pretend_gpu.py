@@ -6,7 +6,7 @@ import gc
 import random
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -24,7 +24,7 @@ def gpu() -> Iterator[Pretended]:
         yield made
 
 
-LACKING = {"xpu": ["host_memory_stats", "ipc_collect", "set_sync_debug_mode", "default_stream"]}
+LACKING = {"xpu": ["host_memory_stats", "ipc_collect", "set_sync_debug_mode", "default_stream", "CUDAGraph"]}
 
 
 @pytest.mark.parametrize("kind", ["cuda", "xpu", "mps"])
@@ -143,6 +143,91 @@ def test_blank_tensors_are_counted_alike_and_hold_nothing() -> None:
     with pretend(device("80GiB"), blank=True) as gpu:
         large = torch.empty(1 << 34, device="cuda")
         assert gpu.held() == 4 << 34 and float(large[:3].cpu().sum()) == 0
+
+
+def captured(step: Callable[[], torch.Tensor]) -> tuple[torch.cuda.CUDAGraph, torch.Tensor]:
+    side, graph = torch.cuda.Stream(), torch.cuda.CUDAGraph()
+    with torch.cuda.stream(side):
+        step()
+        with torch.cuda.graph(graph, stream=side):
+            return graph, step()
+
+
+def test_a_graph_computes_nothing_until_it_is_replayed_and_then_from_what_its_inputs_hold(gpu: Pretended) -> None:
+    weights, given = torch.ones(3, 3, device="cuda"), torch.ones(2, 3, device="cuda")
+    graph, out = captured(lambda: torch.relu(given @ weights)[:, :2].add_(1))
+    assert torch.isnan(out).all()
+    gpu.restart()
+    for value in (2.0, -5.0):
+        given.fill_(value)
+        graph.replay()
+        assert out.cpu().tolist() == [[max(0.0, 3 * value) + 1] * 2] * 2
+    assert gpu.traffic.launches["replay"] == 2 and "mm" not in gpu.traffic.launches
+
+
+REFUSED: dict[str, Callable[[torch.Tensor], object]] = {
+    "item": lambda here: here.sum().item(),
+    "synchronize": lambda here: torch.cuda.synchronize(),
+    "pageable memory": lambda here: here + torch.ones(3).to("cuda", non_blocking=True),
+    "pageable memory and": lambda here: here.cpu(),
+    "nonzero": lambda here: here.nonzero(),
+}
+
+
+@pytest.mark.parametrize("why", REFUSED)
+def test_what_a_capture_cannot_take_is_refused(gpu: Pretended, why: str) -> None:
+    here = torch.ones(3, device="cuda")
+    side, graph = torch.cuda.Stream(), torch.cuda.CUDAGraph()
+    with (
+        torch.cuda.stream(side),
+        pytest.raises(RuntimeError, match="due to a previous error") as error,
+        torch.cuda.graph(graph, stream=side),
+    ):
+        REFUSED[why](here)
+    assert f"not permitted when stream is capturing ({why.split()[0]}" in str(
+        error.value.__context__
+    ) or why.startswith("pageable")
+    with pytest.raises(RuntimeError, match="without a preceding successful capture"):
+        graph.replay()
+    assert float(here.sum()) == 3
+
+
+def test_a_replay_notices_that_memory_it_reads_was_freed(gpu: Pretended) -> None:
+    layer = torch.nn.Linear(3, 3).to("cuda")
+    given = torch.ones(1, 3, device="cuda")
+    graph, _ = captured(lambda: layer(given))
+    graph.replay()
+    layer.weight.data = layer.weight.data.clone()  # as weights that come and go are
+    with pytest.raises(RuntimeError, match="reads memory that was freed"):
+        graph.replay()
+
+
+def test_a_graph_keeps_a_pool_of_its_own_while_it_lives(gpu: Pretended) -> None:
+    given = torch.ones(1 << 20, device="cuda")  # 4 MiB
+    before = gpu.allocator().reserved.now
+    graph, out = captured(lambda: given.add(1).add(1).add(1))
+    torch.cuda.empty_cache()
+    assert gpu.allocator().reserved.now == before + (20 << 20), "from one segment, since each block is used again"
+    assert gpu.held() == 8 << 20, "of which only the result is allocated"
+    del out
+    torch.cuda.empty_cache()
+    assert gpu.allocator().reserved.now == before + (20 << 20)
+    with pytest.raises(torch.OutOfMemoryError):
+        torch.empty((2 << 30) - (64 << 20) - before, dtype=torch.uint8, device="cuda")
+    del graph
+    gc.collect()
+    torch.cuda.empty_cache()
+    assert gpu.allocator().reserved.now == before
+
+
+def test_memory_may_run_out_while_a_graph_is_captured(gpu: Pretended) -> None:
+    given = torch.ones(1 << 20, device="cuda")
+    kept = []
+    with pytest.raises(torch.OutOfMemoryError):
+        captured(lambda: kept.append(torch.empty(900 << 18, device="cuda")) or given + 1)
+    kept.clear()
+    gc.collect()
+    assert gpu.held() == 4 << 20
 
 
 @pytest.mark.parametrize(

@@ -14,13 +14,15 @@ from typing import Any
 
 import pytest
 
+from scripts import make_checkpoint
 from scripts.gpu import __main__ as program
-from scripts.gpu import exact, memory
+from scripts.gpu import exact, memory, race
 from scripts.gpu.lab import Ended
 from scripts.gpu.memory import Result, cases, check, obeyed, planned, streaming, verdicts
 from scripts.measure_memory import GIB, GOAL, environment
 from sdcli import schema
 from sdcli.cli.ask import plan_for
+from tests.pretend_gpu import device, pretend
 
 ROOT = Path(__file__).resolve().parents[2]
 RECORDS = sorted((ROOT / "docs" / "benchmarks").glob("gpu-*.json"))
@@ -86,6 +88,26 @@ def test_the_short_form_goes_from_end_to_end_and_on_where_it_was_interrupted(
     page = (tmp_path / "gpu.md").read_text("utf-8")
     assert "a pretend one" in page and "**" not in page.partition("\n\n| goal")[2]
     assert "| configuration | step, median |" in page and "| sd15-512 resident tile-256 |" in page
+
+
+def test_every_way_of_execution_is_raced_and_one_that_fails_says_why(tmp_path: Path) -> None:
+    path = make_checkpoint.write_folder(tmp_path / "tiny", "sd15", tiny=True)
+    with pretend(device("8GiB")):
+        found = {"race sd15": race.race(path, 64, rounds=1, many=race.FEW + 1)}
+    ways = found["race sd15"]
+    assert {name for name, way in ways.items() if "reason" in way} == {"diffusers, compiled"}, "no GPU to compile for"
+    assert {"sdcli, eager", race.GRAPH, "diffusers"} <= ways.keys()
+    assert all(len(way["step"]) == len(way["decode"]) == 1 for way in ways.values() if "reason" not in way)
+    page = "\n".join(race.page(found))
+    assert "| sd15 512×512 | start |" in page and "| diffusers, compiled | not run: torch.compile" in page
+    assert [row[3] for row in race.verdicts(found, "RTX 3060")] == [None] * len(race.GOALS)
+
+
+@pytest.mark.parametrize(("step", "holds"), [(7.9, True), (8.1, False)])
+def test_a_goal_of_speed_is_for_the_gpus_it_names(step: float, holds: bool) -> None:
+    found = {"race sd15": {race.GRAPH: {"start": 1.0, "step": [step, 9.0, 1.0], "decode": [1.0]}}}
+    assert race.verdicts(found, "NVIDIA H100 80GB HBM3")[0][3] is holds
+    assert race.verdicts(found, "NVIDIA A100")[0][3] is None
 
 
 def a_record(folder: Path, found: dict[str, Result], **machine: Any) -> dict[str, Any]:

@@ -1,5 +1,5 @@
-"""execution: how the layers of UNet and VAE are computed: one by one as diffusers has them, packed for a CPU, by
-OpenVINO, or with the UNet's blocks compiled by torch."""
+"""execution: how the layers of UNet and VAE are computed: one by one as diffusers has them, the UNet's launched all at
+once as a CUDA graph, packed for a CPU, by OpenVINO, or with the UNet's blocks compiled by torch."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ from sdcli.machine.hardware import Hardware, Trial
 from sdcli.models.model import Model
 from sdcli.plan.plan import Setup
 from sdcli.plan.techniques.attention import SLICED
-from sdcli.plan.techniques.placement import PARKED_ON_HOST
-from sdcli.plan.techniques.technique import Situation, Technique
+from sdcli.plan.techniques.placement import PARKED_ON_HOST, STAYS
+from sdcli.plan.techniques.technique import Situation, Technique, gib
 
 NOT_INSTALLED = "the package openvino is not installed"
 PACKS_BF16 = ("avx512", "amx", "neon_bf16")  # torch refuses to on other CPUs
@@ -46,6 +46,8 @@ def illegal(setup: Setup, hardware: Hardware, model: Model) -> str | None:
         return None
     if setup.execution == "compile":
         return _compile(setup, hardware)
+    if setup.execution == "graph":
+        return _graph(setup, hardware)
     if hardware.kind != "cpu":
         return _FOR_CPUS[setup.execution]
     if setup.execution == "openvino":
@@ -61,6 +63,16 @@ def illegal(setup: Setup, hardware: Hardware, model: Model) -> str | None:
 
 
 _FOR_CPUS = {"packed": "packed layers are for CPUs", "openvino": "OpenVINO is used for CPUs only"}
+
+
+def _graph(setup: Setup, hardware: Hardware) -> str | None:
+    if hardware.backend != "cuda":
+        return "CUDA graphs are for NVIDIA GPUs; their like on other devices was never tried"
+    if setup.placement not in STAYS:
+        return "a CUDA graph reads the UNet's weights where they were when it was captured, so they have to stay there"
+    if setup.storage == "fp8":
+        return "fp8 weights are widened into other memory in every call, and a CUDA graph reads the same each time"
+    return None
 
 
 def _openvino(setup: Setup, hardware: Hardware) -> str | None:
@@ -85,8 +97,8 @@ def _compile(setup: Setup, hardware: Hardware) -> str | None:
     return None
 
 
-def uncompiled(setup: Setup) -> Setup:
-    """What to draw with where compiling failed: what works everywhere, tried or not."""
+def layer_by_layer(setup: Setup) -> Setup:
+    """What to draw with where compiling or capturing failed: it works everywhere."""
     return replace(setup, execution="eager")
 
 
@@ -99,7 +111,7 @@ def because(setup: Setup, situation: Situation) -> str:
 
 def _because(setup: Setup, situation: Situation) -> str:
     if situation.hardware.kind != "cpu":
-        return "eager: starts at once"
+        return _on_a_gpu(setup, situation)
     if setup.execution == "openvino":
         return "openvino (pinned): OpenVINO computes UNet and VAE, converted once for this model"
     trial = _trial(setup, situation.hardware)
@@ -109,12 +121,22 @@ def _because(setup: Setup, situation: Situation) -> str:
     return f"{setup.execution}: tried here, packed layers take {ratio:.2f} times as long as diffusers'"
 
 
+def _on_a_gpu(setup: Setup, situation: Situation) -> str:
+    if setup.execution == "graph":
+        return "a CUDA graph: this GPU computes the UNet's layers faster than they can be launched one by one"
+    device, host = situation.lacking("execution", "graph") or (0, 0)
+    if device or host:
+        return f"eager: the memory of a CUDA graph is {gib(device or host)} more than the budget"
+    return "eager: starts at once"
+
+
 TECHNIQUE = Technique(
     slot="execution",
-    choices=("eager", "packed", "openvino", "compile"),
+    choices=("eager", "graph", "packed", "openvino", "compile"),
     without="eager",
     illegal=illegal,
     because=because,
-    phrases={"openvino": "OpenVINO", "compile": "blocks compiled"},
+    phrases={"graph": "CUDA graph", "openvino": "OpenVINO", "compile": "blocks compiled"},
     by_pin=frozenset({"openvino", "compile"}),  # compile also where it is known to save time: forecast.py
+    alike=frozenset({"eager", "graph"}),
 )

@@ -14,6 +14,7 @@ from sdcli.plan.techniques.technique import Situation, Technique, gib
 DROPPING = 1.01
 # Assumed: a streamed step takes up to a quarter longer than the slower of computing and moving.
 STREAMING = 1.25
+STAYS = ("resident", "drop-encoders")  # the UNet, on the device, from one call to the next image's
 ENCODERS_LEAVE = ("drop-encoders", "disk")  # before the UNet is read
 PARKED_ON_HOST = ("model-offload", "group-offload")  # the host keeps a copy of every weight, the device none
 ONE_AT_A_TIME = ("model-offload", "disk")

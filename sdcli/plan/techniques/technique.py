@@ -43,6 +43,7 @@ class Technique:
     by_pin: frozenset[str] = frozenset()  # considered only when pinned
     lossy: frozenset[str] = frozenset()  # shown in the table, chosen only when pinned
     moves_pixels: bool = True
+    alike: frozenset[str] = frozenset()  # choices between which no pixel moves
 
     @property
     def flag(self) -> str:

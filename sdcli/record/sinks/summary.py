@@ -120,15 +120,13 @@ def _memory(report: Report, narrow: bool) -> list[str]:
     return lines if len(lines) > 1 else []
 
 
+_FAILED = {"compile": "compiling failed", "graph": "capturing a CUDA graph failed"}
+
+
 def fallback_text(fallback: Degraded) -> str:
     """What failed and where, what was given up for it, and whether the pixels change."""
-    where = (
-        f"out of memory in step {(fallback.step or 0) + 1}"
-        if fallback.phase == "denoise"
-        else f"out of memory in {show(fallback.phase, 20)}"
-    )
-    if fallback.phase == "compile":
-        where = "compiling failed"
+    place = f"step {(fallback.step or 0) + 1}" if fallback.phase == "denoise" else show(fallback.phase, 20)
+    where = _FAILED.get(fallback.phase, f"out of memory in {place}")
     before = fallback.before
     changes = ", ".join(f"{slot} {before.get(slot, '?')} → {choice}" for slot, choice in fallback.after.items())
     return f"{where}: {show(changes)}, {'pixels move slightly' if fallback.changes_pixels else 'same pixels'}"
