@@ -188,6 +188,8 @@ def remember_case(case: OngoingCase) -> None:
     peaks = build.memory_of(case).measured
     if plan is None or not steps or any(image.drawn.degraded for image in case.images):
         return
+    if any(part.random for part in plan.model.components.values()):  # made, not read: loading takes less memory
+        return
     found = Measures(
         device_peak=peaks.reserved_peak, allocated_peak=peaks.allocated_peak, host_peak=peaks.host_peak,
         step=median(steps),

@@ -104,8 +104,7 @@ def denoise(
     latents = start.latents
     timesteps = scheduler.timesteps.to(latents.device)
     for step in range(start.step, len(timesteps)):
-        with without_waiting(latents.device):
-            latents = _advance(unet, scheduler, conditioning, latents, timesteps, step, generators)
+        latents = _advance(unet, scheduler, conditioning, latents, timesteps, step, generators)
         yield snapshot(start.batch, step + 1, latents, scheduler, generators)
 
 
@@ -115,12 +114,14 @@ def _advance(
     step: int, generators: Sequence[torch.Generator],
 ) -> Tensor:  # fmt: skip
     timestep = scheduler.timesteps[step]  # on the host, where schedulers decide by it
-    scaled = scheduler.scale_model_input(latents, timestep)
+    with without_waiting(latents.device):  # schedulers alone: compiled blocks depend on what holds around them
+        scaled = scheduler.scale_model_input(latents, timestep)
     prediction = _predict(unet, conditioning, scaled, timesteps[step], step)
     if conditioning.guided:
         negative, prompt = prediction.chunk(2)
         prediction = negative + conditioning.guidance * (prompt - negative)
-    latents = scheduler.step(prediction, timestep, latents, **_extra(scheduler, generators), return_dict=False)[0]
+    with without_waiting(latents.device):
+        latents = scheduler.step(prediction, timestep, latents, **_extra(scheduler, generators), return_dict=False)[0]
     return conditioning.settle(latents, step)
 
 

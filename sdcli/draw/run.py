@@ -257,7 +257,7 @@ class Run:
     def _surviving(
         self, number: int, phase: str, work: Callable[[], Events[T]], state: BatchState | None = None
     ) -> Events[T]:
-        """`work`, repeated on the next fallback whenever memory runs out in it, or layer by layer if nothing else works."""
+        """`work`, repeated on the next fallback whenever memory runs out, or layer by layer if nothing else works."""
         while True:
             try:
                 return (yield from work())

@@ -171,7 +171,7 @@ def test_what_torch_refuses_to_capture_is_launched_layer_by_layer(
     degraded = degraded_once(plan, eager)
     assert degraded.phase == "graph" and "not permitted when stream is capturing" in degraded.because
     with pytest.raises(ImagesFailed, match="could not be captured") as error:
-        list(local.run(replace(plan, fallbacks=())))
+        list(local.run(replace(plan, request=replace(plan.request, fallback=False))))
     assert error.value.hint == "the same command with --pin execution=eager"
 
 
