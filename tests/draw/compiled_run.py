@@ -19,7 +19,7 @@ from sdcli.models import resolve
 from sdcli.models.model import Model
 from sdcli.plan.plan import Plan, Setup
 
-SETUP = Setup(execution="compile", threads=setups.THREADS, isa=setups.processor().isa)
+SETUP = Setup(execution="compile", threads=setups.THREADS, isa=setups.cpu().isa)
 
 
 def small(path: Path) -> Model:
@@ -35,7 +35,7 @@ def small(path: Path) -> Model:
 
 
 def plan_of(path: Path, setup: Setup) -> Plan:
-    return replace(setups.plan_of(path, setups.processor(), setup), model=small(path))
+    return replace(setups.plan_of(path, setups.cpu(), setup), model=small(path))
 
 
 def counted() -> dict[str, int]:
