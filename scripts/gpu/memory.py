@@ -48,7 +48,9 @@ class Case:
         return " ".join([self.shape, *[pin.split("=")[1] for pin in self.pins]])
 
     def words(self, lab: Lab, steps: int = STEPS) -> tuple[str, ...]:
-        side, pins = lab.side(self.side), [word for pin in self.pins for word in ("--pin", pin)]
+        # a graph has memory of its own, and whether it pays depends on the steps, of which fewer are counted
+        pinned = self.pins if self.cap is not None else (*self.pins, "execution=eager")
+        side, pins = lab.side(self.side), [word for pin in pinned for word in ("--pin", pin)]
         return (
             "sdcli", "generate", "a cat", "-m", str(lab.model(self.family)), "--size", f"{side}x{side}",
             "-s", str(steps), "--seed", "1", "--device", "cuda", "--json", "--no-show", "--no-fallback", *pins,

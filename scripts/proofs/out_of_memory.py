@@ -203,7 +203,7 @@ class Bench:
     @functools.cache  # noqa: B019
     def plan(self, family: str, sampler: str, placement: str = "") -> Plan:
         """Of a GPU, its setups then moved to the CPU: two images."""
-        pins = {"dtype": "fp32"} | ({"placement": placement} if placement else {})
+        pins = {"dtype": "fp32", "execution": "eager"} | ({"placement": placement} if placement else {})
         request = Request(
             prompts=("a cat",), seeds=(7, 8), steps=STEPS, guidance=5.0, width=64, height=64, sampler=sampler,
             num_images=2, pins=pins,

@@ -88,7 +88,7 @@ def test_a_table_and_the_method_are_printed_to_be_pasted(capfd: pytest.CaptureFi
 
 
 def test_a_sweep_measures_each_and_names_what_cannot_be(here: Path, capfd: pytest.CaptureFixture[str]) -> None:
-    sweep = ("--sweep", "dtype=fp32,bf16", "--sweep", "attention=fused,blocked", "--sweep", "guidance-scale=7")
+    sweep = ("--sweep", "dtype=fp32,bf16", "--sweep", "attention=fused,blocked,sliced", "--sweep", "guidance-scale=7")
     done = bench(capfd, *FAKE, *sweep, "--quick", "--save", "r.json", "--device", "cpu")
     rows = json.loads((here / "r.json").read_text())["configurations"]
     assert rows[0]["name"] == "dtype=fp32 attention=fused guidance-scale=7"

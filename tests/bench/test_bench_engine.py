@@ -13,7 +13,7 @@ from sdcli.bench import result as results
 from sdcli.bench.run import Bench, Configuration, Limits, Listener, OngoingCase
 from sdcli.cli import ask
 from sdcli.cli.bench import remember_case
-from sdcli.machine import memories
+from sdcli.machine import dtypes, memories
 from sdcli.models import resolve
 from sdcli.plan.remembered import key_of, measures
 from sdcli.schema import to_json
@@ -76,6 +76,8 @@ def test_an_interruption_while_warming_up_keeps_the_image_it_has(tmp_path: Path)
 
 def test_the_real_engine_is_measured_step_by_step(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
+    able = {"fp32": "assumed", "bf16": "probed", "fp16": "unavailable"}  # every CPU can, if some very slowly
+    monkeypatch.setattr(dtypes, "cpu", lambda isa: able)
     typed = {"words": ("a cat",), "seeds": "1", "size": "64x64", "steps": "4", "fallback": "no"}
     rows = []
     for dtype in ("fp32", "bf16"):

@@ -163,7 +163,7 @@ def test_measured_peaks_are_remembered_for_this_way_and_no_other(model: str, cap
     assert after["seconds"]["source"] == "remembered"
     assert {row["slot"] for row in after["decisions"] if row["source"] == "remembered"} == {"placement", "vae"}
     assert "Measured in 1 run on this machine" in sdcli(capfd, "plan", *words(model)).out
-    for other in (("--size", "328x320"), ("--batch-size", "2", "-n", "2"), ("--dtype", "bf16"), ("-g", "1")):
+    for other in (("--size", "328x320"), ("--batch-size", "2", "-n", "2"), ("--pin", "vae=tile-256"), ("-g", "1")):
         plan = sdcli(capfd, "plan", *words(model, *other))
         assert "Predicted" in plan.out, other
     assert "Predicted" in sdcli(capfd, "plan", *words(model, "--as-if", "cpu")).out
