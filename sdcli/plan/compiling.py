@@ -9,8 +9,6 @@ from sdcli.plan.plan import Setup
 from sdcli.plan.remembered import Measures
 from sdcli.terminal import seconds_text
 
-NOT_TRIED = "not tried on this machine; sdcli bench --sweep compile=off,on tries it"
-
 
 @dataclass(frozen=True, kw_only=True)
 class Compiling:

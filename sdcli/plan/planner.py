@@ -10,7 +10,6 @@ from sdcli.errors import Usage
 from sdcli.machine.hardware import Hardware
 from sdcli.models.model import Model
 from sdcli.plan.batches import in_batches
-from sdcli.plan.compiling import NOT_TRIED
 from sdcli.plan.fallbacks import fallbacks_of
 from sdcli.plan.forecast import Forecast, budget
 from sdcli.plan.pins import candidates, pins_of, refusal
@@ -109,11 +108,9 @@ def _check_limits(request: Request, hardware: Hardware) -> None:
     raise Usage(f"--max-vram is for GPUs with memory of their own, {reason}: use --max-ram", hint=f"--max-ram {limit}")
 
 
-def _compiling(forecast: Forecast, request: Request, setup: Setup) -> str:
-    found = forecast.compiling(setup)
-    if request.compile == "off":
-        return "off"
-    return NOT_TRIED if found is None else found.words
+def _compiling(forecast: Forecast, request: Request, setup: Setup) -> str | None:
+    found = forecast.compiling(setup) if request.compile != "off" else None
+    return found.words if found is not None else None
 
 
 def _footprint(chosen: Weighed, forecast: Forecast) -> Footprint:

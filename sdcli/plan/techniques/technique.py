@@ -23,7 +23,7 @@ class Situation:
     peaks: Callable[[Setup], tuple[int, int]]  # device and host, measured where remembered
     # slot, choice → bytes above the budgets of the smallest faster setup with it; None if there is none
     lacking: Callable[[str, str], tuple[int, int] | None]
-    compiling: Callable[[Setup], str]  # what compiling costs and saves this run, as far as it was measured here
+    compiling: Callable[[Setup], str | None]  # what compiling costs and saves this run, as far as it was measured here
 
     def heaviest(self, setup: Setup) -> str:
         """The phase that sets the device's peak."""
