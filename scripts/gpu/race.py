@@ -59,11 +59,8 @@ def race(path: Path, side: int, rounds: int, many: int) -> dict[str, dict[str, A
 
 
 def _ways(path: Path, side: int) -> dict[str, Callable[[], Way]]:
-    from sdcli.plan.techniques import execution
-
-    offered = [choice for choice in ("eager", "graph", "compile") if choice in execution.TECHNIQUE.choices]
     return {
-        **{f"sdcli, {choice}": partial(_ours, path, side, choice) for choice in offered},
+        **{f"sdcli, {choice}": partial(_ours, path, side, choice) for choice in ("eager", "graph", "compile")},
         "sdcli, eager, not channels_last": partial(_ours, path, side, "eager", channels_last=False),
         "diffusers": partial(_theirs, path, side),
         "diffusers, channels_last": partial(_theirs, path, side, channels_last=True),

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from sdcli.draw.attention import Attend
+from sdcli.draw.residual import is_plain
 
 # The layout of a product's weights hardly depends on how many rows come in later; oneDNN only wants to know a number.
 ROWS = 1024
@@ -261,9 +262,7 @@ def _usual(attention: Any) -> bool:
 def _walked(part: Any) -> bool:
     """A module whose own steps are done here, with its layers packed before."""
     if type(part).__name__ == "ResnetBlock2D":
-        plain = part.upsample is None and part.downsample is None and part.time_embedding_norm == "default"
-        silu = isinstance(part.nonlinearity, nn.SiLU)
-        return plain and silu and part.output_scale_factor == 1.0 and not part.skip_time_act
+        return is_plain(part)
     if type(part).__name__ == "Transformer2DModel":
         return bool(part.is_input_continuous) and all(map(_whole, part.transformer_blocks))
     return False

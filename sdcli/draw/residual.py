@@ -29,14 +29,16 @@ class Residual(nn.Module):
 def lighten(unet: Any) -> None:
     """Puts these in their places, and has the UNet activate the time's vector once and not again in each."""
     found = {path: part for path, part in unet.named_modules() if type(part).__name__ == "ResnetBlock2D"}
-    if unet.time_embed_act is not None or not found or not all(map(_usual, found.values())):
+    lightened = all(is_plain(part) and part.time_emb_proj is not None for part in found.values())
+    if unet.time_embed_act is not None or not found or not lightened:
         return
     unet.time_embed_act = nn.SiLU()
     for path, part in found.items():
         unet.set_submodule(path, Residual(part))
 
 
-def _usual(part: Any) -> bool:
+def is_plain(part: Any) -> bool:
+    """A ResnetBlock2D of the kind that is computed here and by packed layers: neither resampled nor scaled."""
     plain = part.upsample is None and part.downsample is None and part.time_embedding_norm == "default"
-    silu = isinstance(part.nonlinearity, nn.SiLU) and not part.skip_time_act and part.time_emb_proj is not None
+    silu = isinstance(part.nonlinearity, nn.SiLU) and not part.skip_time_act
     return plain and silu and part.output_scale_factor == 1.0
