@@ -20,6 +20,7 @@ from typing import Any
 import torch
 
 from sdcli import data
+from sdcli.models.families import find
 
 DTYPES = {"fp32": (torch.float32, "F32"), "fp16": (torch.float16, "F16"), "bf16": (torch.bfloat16, "BF16")}
 COMPONENTS = {
@@ -78,12 +79,14 @@ class Planned:
     make: Callable[[], torch.Tensor] | None
 
 
-def configs(family: str, *, tiny: bool = False) -> dict[str, dict[str, Any]]:
-    """Every component's config, `scheduler` included; the tiny ones keep the real topology."""
+def configs(family: str, *, tiny: bool = False, channels: int = 4) -> dict[str, dict[str, Any]]:
+    """Every component's config, `scheduler` included; the tiny ones keep the real topology. `channels` go into the
+    UNet: 9 of one that repaints."""
     result = {name: dict(data.component_config(family, name)) for name in (*COMPONENTS[family], "scheduler")}
     if tiny:
         for name, changes in TINY[family].items():
             result[name] |= changes
+    result["unet"]["in_channels"] = channels
     return copy.deepcopy(result)
 
 
@@ -181,10 +184,11 @@ def write_folder(
     shards: int = 1,
     seed: int | None = 0,
     scheduler: dict[str, Any] | None = None,
+    channels: int = 4,
 ) -> Path:
     """A diffusers folder that diffusers itself can load. `variant` goes into the weight files' names."""
     shipped = data.component_folder(family)
-    for name, config in configs(family, tiny=tiny).items():
+    for name, config in configs(family, tiny=tiny, channels=channels).items():
         if name == "scheduler":
             _write_json(folder / name / "scheduler_config.json", config | (scheduler or {}))
             continue
@@ -199,14 +203,19 @@ def write_folder(
     for tokenizer in shipped.glob("tokenizer*"):
         shutil.copytree(tokenizer, folder / tokenizer.name, dirs_exist_ok=True)
         shutil.copytree(data.component_folder("clip"), folder / tokenizer.name, dirs_exist_ok=True)
-    shutil.copy(shipped / "model_index.json", folder / "model_index.json")
+    index = json.loads((shipped / "model_index.json").read_text(encoding="utf-8"))
+    if channels == 9:
+        index["_class_name"] = find(family).repainting
+    _write_json(folder / "model_index.json", index)
     return folder
 
 
-def write_file(path: Path, family: str, *, tiny: bool = False, dtype: str = "fp32", seed: int = 0) -> Path:
+def write_file(
+    path: Path, family: str, *, tiny: bool = False, dtype: str = "fp32", seed: int = 0, channels: int = 4
+) -> Path:
     """One checkpoint in the layout of the original Stable Diffusion code."""
     tensors: dict[str, Planned] = {}
-    for name, config in configs(family, tiny=tiny).items():
+    for name, config in configs(family, tiny=tiny, channels=channels).items():
         if name != "scheduler":
             tensors |= dict(original(family, name, config, planned(name, config, seed)))
     write_safetensors(path, tensors, dtype)
@@ -349,13 +358,16 @@ def main() -> None:
     parser.add_argument("--variant", default="", help="as in diffusion_pytorch_model.fp16.safetensors")
     parser.add_argument("--shards", type=int, default=1)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--channels", type=int, default=4, help="of the UNet's input: 9 to repaint")
     asked = parser.parse_args()
     if asked.single_file:
-        write_file(asked.output, asked.family, tiny=asked.tiny, dtype=asked.dtype, seed=asked.seed)
+        write_file(
+            asked.output, asked.family, tiny=asked.tiny, dtype=asked.dtype, seed=asked.seed, channels=asked.channels
+        )
     else:
         write_folder(
             asked.output, asked.family, tiny=asked.tiny, dtype=asked.dtype, variant=asked.variant,
-            shards=asked.shards, seed=asked.seed,
+            shards=asked.shards, seed=asked.seed, channels=asked.channels,
         )  # fmt: skip
     print(asked.output)
 

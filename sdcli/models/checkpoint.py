@@ -11,7 +11,7 @@ from sdcli.errors import BadFile, SdcliError
 from sdcli.models.families import find
 from sdcli.models.folder import shipped_scheduler
 from sdcli.models.headers import read_header
-from sdcli.models.kinds import DRAWN, TITLES, Kind, kind_of
+from sdcli.models.kinds import DRAWN, TITLES, Kind, channels_of, kind_of
 from sdcli.models.model import Component, Model
 from sdcli.models.shipped import parameters_of
 from sdcli.terminal import show
@@ -37,7 +37,7 @@ def for_inspection(path: Path) -> Model | None:
     header = read_header(path)
     kind = kind_of(header)
     whole = kind.kind in DRAWN and all(
-        name in kind.parts and kind.parts[name].parameters >= 0.9 * usual for name, usual in _usual(kind.family)
+        name in kind.parts and kind.parts[name].parameters >= 0.9 * usual for name, usual in _usual(kind)
     )
     return _model(path, kind, header.size) if whole else None
 
@@ -51,11 +51,10 @@ def _model(path: Path, kind: Kind, size: int) -> Model:
         scheduler.update(rescale_betas_zero_snr=True, timestep_spacing="trailing")
     components = {
         name: Component(
-            parameters=parameters_of(name, data.component_config(kind.family, name)),
-            stored_bytes=kind.parts[name].bytes, stored_dtype=kind.parts[name].dtype,
-            config=data.component_config(kind.family, name), files=(str(path),),
+            parameters=parameters_of(name, config), stored_bytes=kind.parts[name].bytes,
+            stored_dtype=kind.parts[name].dtype, config=config, files=(str(path),),
         )
-        for name in find(kind.family).components
+        for name, config in _configs(kind).items()
     }  # fmt: skip
     return Model(
         name=path.stem, kind=kind.kind, family=kind.family, source="file", prediction=scheduler["prediction_type"],
@@ -70,7 +69,7 @@ def _check_parts(path: Path, kind: Kind) -> None:
     missing = [PARTS[name] for name in components if name not in kind.parts]
     if missing:
         raise BadFile(f"{show(path)} is incomplete: it has no {' and no '.join(missing)}", hint=_ANOTHER)
-    for name, usual in _usual(kind.family):
+    for name, usual in _usual(kind):
         parameters = kind.parts[name].parameters
         if parameters < usual:
             raise BadFile(
@@ -80,10 +79,16 @@ def _check_parts(path: Path, kind: Kind) -> None:
             )
 
 
-def _usual(family: str) -> Iterator[tuple[str, int]]:
+def _configs(kind: Kind) -> dict[str, dict[str, Any]]:
+    """The shipped ones; a UNet that was trained to repaint takes more channels in."""
+    found = {name: data.component_config(kind.family, name) for name in find(kind.family).components}
+    return {**found, "unet": {**found["unet"], "in_channels": channels_of(kind.kind)}}
+
+
+def _usual(kind: Kind) -> Iterator[tuple[str, int]]:
     """Parameters of each part, as the shipped configs describe it."""
-    for name in find(family).components:
-        yield name, parameters_of(name, data.component_config(family, name))
+    for name, config in _configs(kind).items():
+        yield name, parameters_of(name, config)
 
 
 def _use_of_lora(path: Path, family: str) -> str:

@@ -12,7 +12,7 @@ from sdcli.errors import BadFile, ModelMissing, Unsafe, Usage
 from sdcli.models import configs, shipped, vae
 from sdcli.models.families import families, find, of_unet
 from sdcli.models.headers import read_header
-from sdcli.models.kinds import DRAWN, TITLES, kind_of_config, part_of
+from sdcli.models.kinds import REPAINTING, TITLES, channels_of, kind_of_config, part_of
 from sdcli.models.model import Component, Model
 from sdcli.models.sniff import PICKLE_SUFFIXES
 from sdcli.terminal import show, size_text
@@ -68,7 +68,8 @@ def read(
     components = {part: _component(path / part, part, config, whole) for part, config in described.items()}
     scheduler = _scheduler(path / "scheduler" / "scheduler_config.json")
     return Model(
-        name=name or family or path.name, kind=kind, family=kind, source="builtin" if family == "builtin" else source,
+        name=name or family or path.name, kind=_kind(kind, described["unet"]), family=kind,
+        source="builtin" if family == "builtin" else source,
         revision=revision, prediction=_prediction(scheduler, path),
         zero_snr=scheduler.get("rescale_betas_zero_snr") is True,
         empty_is_zeros=_truth(index.get("force_zeros_for_empty_prompt"), find(kind).empty_is_zeros),
@@ -77,6 +78,10 @@ def read(
         scheduler=scheduler or shipped_scheduler(kind),
         defaults={**_native(components, find(kind).native), **_defaults(index)}, preview=_preview(index, components),
     )  # fmt: skip
+
+
+def _kind(family: str, unet: Mapping[str, Any]) -> str:
+    return family + (REPAINTING if unet.get("in_channels") == channels_of(family + REPAINTING) else "")
 
 
 def shipped_scheduler(family: str) -> Mapping[str, Any]:
@@ -149,8 +154,9 @@ def family_of(path: Path) -> str:
     pipeline = index.get("_class_name")
     if isinstance(pipeline, list):  # names Python code in the folder itself
         raise Unsafe(f"{show(path)} wants to run its own {show(pipeline, 60)}; refused", hint=_ANOTHER)
-    if pipeline not in [family.pipeline for family in families().values()]:
-        titles = " and ".join(TITLES[name] for name in DRAWN)
+    known = [name for family in families().values() for name in (family.pipeline, family.repainting) if name]
+    if pipeline not in known:
+        titles = " and ".join(family.title for family in families().values() if family.text_width)
         raise BadFile(
             f"{show(path)} is for {show(pipeline, 60)}, which sdcli cannot draw with; it supports {titles}",
             hint=_ANOTHER,
@@ -178,10 +184,11 @@ def _check_classes(index: Mapping[str, Any], path: Path) -> None:
 def _check_unet(unet: Mapping[str, Any], decoder: Mapping[str, Any], family: str, path: Path) -> None:
     """A UNet of unusual width is taken for what the index says; one of another known family is not."""
     _, named = kind_of_config(unet)
-    if family and named not in (family, "unknown"):
+    if family and named not in (family, family + REPAINTING, "unknown"):
         raise BadFile(f"{show(path)} is {TITLES.get(named, named)}, which sdcli cannot draw with yet", hint=_ANOTHER)
     takes, gives = unet.get("in_channels", 4), decoder.get("latent_channels", 4)
-    if takes != gives:
+    # beside its latents, a UNet that repaints sees a mask and the latents of what is around it
+    if takes != gives and not (isinstance(gives, int) and takes == 2 * gives + 1):
         raise BadFile(
             f"{show(path)}: its UNet takes {show(takes, 20)} channels, its VAE gives {show(gives, 20)}: "
             "not a text-to-image model",
@@ -331,7 +338,7 @@ def _defaults(index: Mapping[str, Any]) -> dict[str, Any]:
 def _preview(index: Mapping[str, Any], components: Mapping[str, Component]) -> tuple[tuple[float, float, float], ...]:
     """Red, green and blue of each latent channel, in the index under `sdcli`; an extra last row is an offset."""
     preview = _sdcli_settings(index).get("preview")
-    channels = components["unet"].config.get("in_channels", 4)
+    channels = components["vae"].config.get("latent_channels", 4)
     rows = preview if isinstance(preview, list) and len(preview) in (channels, channels + 1) else []
     plain = all(isinstance(row, list) and len(row) == 3 and all(map(configs.is_number, row)) for row in rows)
     return tuple((float(row[0]), float(row[1]), float(row[2])) for row in rows) if plain else ()

@@ -17,7 +17,9 @@ _WIDTHS = {family.text_width: family.name for family in families().values() if f
 _ENCODER_WIDTHS = {768: "sd15", 1024: "sd2"}  # of families with one text encoder
 # Input channels → what the UNet sees beside the noise: a mask and an image, an image, a depth map.
 _INPUTS = {4: "", 5: "-depth", 7: "-upscaler", 8: "-edit", 9: "-inpainting"}
-DRAWN = tuple(family.name for family in families().values() if family.text_width)
+_FAMILIES = tuple(family.name for family in families().values() if family.text_width)
+REPAINTING = "-inpainting"  # a family's model that was trained to repaint
+DRAWN = (*_FAMILIES, *[family + REPAINTING for family in _FAMILIES])
 TITLES = {
     **{family.name: family.title for family in families().values() if family.text_width},
     "refiner": "the SDXL refiner",
@@ -315,6 +317,16 @@ def part_of(named: Iterable[tuple[str, Tensor]]) -> Part | None:
         bytes=sum(t.size for _, t in tensors),
         dtype=dtypes.pop() if len(dtypes) == 1 else "mixed",
     )
+
+
+def family_of(kind: str) -> str:
+    """Of a kind that is drawn with."""
+    return kind.removesuffix(REPAINTING)
+
+
+def channels_of(kind: str) -> int:
+    """What the UNet of such a kind takes in."""
+    return next(count for count, ending in _INPUTS.items() if ending and kind.endswith(ending)) if "-" in kind else 4
 
 
 def kind_of_config(config: Mapping[str, Any]) -> tuple[str, str]:

@@ -47,3 +47,8 @@ class Model:
     licence: str | None = transient(default=None)
     scheduler: Mapping[str, Any] = transient(default_factory=dict)  # scheduler_config.json
     defaults: Mapping[str, Any] = transient(default_factory=dict)  # Request fields the model's own files set
+
+    @property
+    def sees_mask(self) -> bool:
+        """Whether its UNet was trained to repaint: beside latents it sees a mask and the latents around it."""
+        return bool(self.components["unet"].config.get("in_channels") == 9)

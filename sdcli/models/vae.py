@@ -8,6 +8,7 @@ the input latents and kernels' workspace are excluded; the output image is inclu
 from __future__ import annotations
 
 import functools
+import itertools
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -83,6 +84,21 @@ def decode_tiled(config: Mapping[str, Any], *, height: int, width: int, tile: in
     # at the end: every tile, the rows cut from them, and the whole image
     peak = max(peak, waiting + 2 * image)
     return Pass(macs=macs, peak_elements=peak, largest_scores=scores, leaves=leaves)
+
+
+def encode_tiled(config: Mapping[str, Any], *, height: int, width: int, tile: int = 512) -> Pass:
+    """Encoding in such tiles: their latents wait until the last one, which is little beside one tile's work."""
+    side = scale(config)
+    if height <= tile and width <= tile:
+        return encode(config, height=height, width=width)
+    channels = 2 * number(config, "latent_channels", 4)
+    sizes = list(itertools.product(_spans(height // side, tile // side), _spans(width // side, tile // side)))
+    passes = [encode(config, height=tall * side, width=wide * side) for tall, wide in sizes]
+    waiting = sum(channels * tall * wide for tall, wide in sizes)
+    return Pass(
+        macs=sum(one.macs for one in passes), peak_elements=passes[0].peak_elements + waiting,
+        largest_scores=passes[0].largest_scores, leaves=passes[0].leaves,
+    )  # fmt: skip
 
 
 def _spans(latents: int, tile: int) -> list[int]:

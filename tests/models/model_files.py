@@ -70,7 +70,8 @@ def checkpoint(family: str, **unet: Any) -> dict[str, list[int]]:
         parts[name], rest[name] = {}, f"{prefix}rest"
     tensors: dict[str, list[int]] = {}
     for name, shapes in parts.items():
-        usual = parameters_of(name, data.component_config(base, name))
+        config = data.component_config(base, name)
+        usual = parameters_of(name, {**config, **({"in_channels": unet.get("channels", 4)} if name == "unet" else {})})
         tensors |= shapes | {rest[name]: [usual - count(shapes)]}
     return tensors
 
@@ -108,7 +109,8 @@ def folder(
     write_json(path / "model_index.json", {**table, **index})
     for part in parts(family):
         config = {**data.component_config(family, part), **configs.get(part, {})}
-        whole = parameters_of(part, data.component_config(family, part))
+        channels = {name: config[name] for name in ("in_channels",) if part == "unet"}
+        whole = parameters_of(part, {**data.component_config(family, part), **channels})
         file(path / part / f"{stem(part)}{variant}.safetensors", {"all": [whole]}, dtype=dtype)
         write_json(path / part / "config.json", config)
     scheduler = {**data.component_config(family, "scheduler"), **configs.get("scheduler", {})}

@@ -10,6 +10,7 @@ import pytest
 from sdcli import data
 from sdcli.errors import BadFile
 from sdcli.models import checkpoint
+from sdcli.models.shipped import parameters_of
 
 
 @pytest.mark.parametrize("family", ["sd15", "sd2", "sdxl"])
@@ -25,6 +26,17 @@ def test_a_checkpoint_is_a_model_of_its_family_with_the_shipped_configs(tmp_path
         assert component.config == data.component_config(family, name)
         assert component.files == (str(path),)
         assert component.stored_bytes == 2 * component.parameters
+
+
+@pytest.mark.parametrize("family", ["sd15", "sd2", "sdxl"])
+def test_a_checkpoint_that_was_trained_to_repaint_is_its_familys_with_more_channels(
+    tmp_path: Path, family: str
+) -> None:
+    model = checkpoint.read(make.file(tmp_path / "x.safetensors", make.checkpoint(family, channels=9)))
+    assert (model.kind, model.family, model.sees_mask) == (f"{family}-inpainting", family, True)
+    usual = data.component_config(family, "unet")
+    assert model.components["unet"].config == {**usual, "in_channels": 9}
+    assert model.components["unet"].parameters == parameters_of("unet", usual) + 5 * 320 * 9
 
 
 def test_v_prediction_and_zero_snr_reach_the_scheduler(tmp_path: Path) -> None:
@@ -64,7 +76,7 @@ def test_a_pruned_variant_is_not_taken_for_the_full_model(tmp_path: Path) -> Non
     [
         (make.checkpoint("sd2", channels=5), "is Stable Diffusion 2 with depth, which", "-m sd15"),
         (make.checkpoint("refiner"), "is the SDXL refiner", "-m sd15"),
-        (make.checkpoint("sd15", channels=9), "is Stable Diffusion 1.5 inpainting, which", "-m sd15"),
+        (make.checkpoint("sd15", channels=8), "is Stable Diffusion 1.5 for image editing, which", "-m sd15"),
         ({"double_blocks.0.x": [1], "single_blocks.0.x": [1]}, "is FLUX", "-m sd15"),
         (
             {"a.attn2.to_k.lora_A.weight": [4, 2048]},

@@ -133,9 +133,9 @@ def test_weights_that_are_fewer_than_the_config_says_are_not_this_model(tmp_path
     [
         ({"unet": {"cross_attention_dim": 1024}}, "not the same model"),  # read as SD2's, which has more of it
         ({"unet": {"encoder_hid_dim": 4096}}, "a UNet that sdcli cannot draw with"),
-        ({"unet": {"in_channels": 9}}, "inpainting"),
+        ({"unet": {"in_channels": 8}}, "for image editing"),
         ({"unet": {"time_cond_proj_dim": 256}}, "latent consistency"),
-        ({"unet": {"cross_attention_dim": 40, "in_channels": 9}}, "takes 9 channels, its VAE gives 4"),
+        ({"unet": {"cross_attention_dim": 40, "in_channels": 8}}, "takes 8 channels, its VAE gives 4"),
         ({"vae": {"latent_channels": 16}}, "takes 4 channels, its VAE gives 16"),
         ({"vae": {"quantization_config": {"bits": 4}}}, "quantized"),
         ({"scheduler": {"prediction_type": "flow"}}, "predicts flow"),
@@ -161,6 +161,15 @@ def test_a_family_is_known_by_its_unet_whatever_the_index_calls_the_pipeline(tmp
         assert getattr(families.of_unet(config), "name", None) == family
 
 
+@pytest.mark.parametrize("family", ["sd15", "sd2", "sdxl"])
+def test_a_folder_that_was_trained_to_repaint_is_its_familys(tmp_path: Path, family: str) -> None:
+    """Under its own pipeline's name, and under the usual one."""
+    for index in ({}, {"_class_name": families.find(family).repainting}):
+        path = make.folder(tmp_path / str(len(index)), family, configs={"unet": {"in_channels": 9}}, **index)
+        model = folder.read(path)
+        assert (model.kind, model.family, model.sees_mask) == (f"{family}-inpainting", family, True)
+
+
 def test_sd2_base_says_its_size_and_that_it_predicts_noise(tmp_path: Path) -> None:
     configs = {"unet": {"sample_size": 64}, "scheduler": {"prediction_type": "epsilon"}}
     base, large = (
@@ -179,7 +188,8 @@ def test_sd2_base_says_its_size_and_that_it_predicts_noise(tmp_path: Path) -> No
     ("index", "error"),
     [
         ({"_class_name": "FluxPipeline"}, BadFile),
-        ({"_class_name": "StableDiffusionInpaintPipeline"}, BadFile),
+        ({"_class_name": "StableDiffusionDepth2ImgPipeline"}, BadFile),
+        ({"_class_name": ""}, BadFile),
         ({"_class_name": None}, BadFile),
         ({"_class_name": ["pipeline", "Mine"]}, Unsafe),
         ({"unet": ["evil", "UNet2DConditionModel"]}, Unsafe),

@@ -14,6 +14,7 @@ FAMILY = Family(
     name="sd15",
     title="Stable Diffusion 1.5",
     pipeline="StableDiffusionPipeline",
+    repainting="StableDiffusionInpaintPipeline",
     text_width=768,
     matches=_matches,
     defaults={"width": 512, "height": 512, "steps": 25, "guidance": 7.0, "sampler": "DPM++ 2M Karras"},

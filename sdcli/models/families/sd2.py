@@ -19,6 +19,7 @@ FAMILY = Family(
     name="sd2",
     title="Stable Diffusion 2",
     pipeline="StableDiffusionPipeline",
+    repainting="StableDiffusionInpaintPipeline",
     text_width=1024,
     matches=_matches,
     encoders=(Encoder(pad=0, original="cond_stage_model.model."),),

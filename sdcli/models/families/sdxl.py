@@ -14,6 +14,7 @@ FAMILY = Family(
     name="sdxl",
     title="SDXL",
     pipeline="StableDiffusionXLPipeline",
+    repainting="StableDiffusionXLInpaintPipeline",
     text_width=2048,
     matches=_matches,
     encoders=(
