@@ -57,6 +57,15 @@ class Encoded(Happened):
 
 
 @dataclass(frozen=True, kw_only=True)
+class EncodedImage(Happened):
+    """The images that a batch starts from are latents now."""
+
+    stage: str = "encode-image"
+    batch: int
+    seconds: float
+
+
+@dataclass(frozen=True, kw_only=True)
 class Step(Happened):
     """A UNet call (guidance's pair counts once) and its scheduler step. `step` counts from 1 to `of`."""
 
@@ -176,7 +185,7 @@ class Done(Happened):
 
 
 Event = (
-    Planned | Timed | Loaded | Encoded | Step | Denoised | Preview | Memory
+    Planned | Timed | Loaded | Encoded | EncodedImage | Step | Denoised | Preview | Memory
     | Decoded | Saved | Degraded | Warned | Failed | Interrupted | Done
 )  # fmt: skip
 KINDS: dict[str, type] = {cls.__name__.lower(): cls for cls in Event.__args__}

@@ -18,16 +18,17 @@ BASE = {"errors", "schema", "data", "files", "live", "near", "reading", "sizes",
 # room → the rooms it may import, itself apart
 MAY_IMPORT: dict[str, set[str]] = {
     **dict.fromkeys(sorted(BASE), BASE),
-    "request": BASE,
+    "images": BASE,
+    "request": BASE | {"images"},
     "machine": BASE,
     "models": BASE,
-    "plan": BASE | {"request", "machine", "models"},
-    "events": BASE | {"request", "machine", "models", "plan"},
-    "draw": BASE | {"request", "machine", "models", "plan", "events"},
-    "record": BASE | {"request", "machine", "models", "plan", "events"},
-    "inspect": BASE | {"request", "machine", "models", "plan", "events", "draw", "record"},
-    "bench": BASE | {"request", "machine", "models", "plan", "events", "draw", "record"},
-    "cli": BASE | {"request", "machine", "models", "plan", "events", "draw", "record", "inspect", "bench"},
+    "plan": BASE | {"images", "request", "machine", "models"},
+    "events": BASE | {"images", "request", "machine", "models", "plan"},
+    "draw": BASE | {"images", "request", "machine", "models", "plan", "events"},
+    "record": BASE | {"images", "request", "machine", "models", "plan", "events"},
+    "inspect": BASE | {"images", "request", "machine", "models", "plan", "events", "draw", "record"},
+    "bench": BASE | {"images", "request", "machine", "models", "plan", "events", "draw", "record"},
+    "cli": BASE | {"images", "request", "machine", "models", "plan", "events", "draw", "record", "inspect", "bench"},
 }
 
 # Slow to import; each has its rooms, and outside draw they stand inside functions only.

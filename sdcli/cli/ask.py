@@ -11,12 +11,12 @@ from pathlib import Path
 from typing import Any
 
 from sdcli import __version__, data
-from sdcli.cli import adapters, builtin, not_needed, not_taken, probing
+from sdcli.cli import adapters, builtin, input_images, not_needed, not_taken, probing
 from sdcli.errors import ModelMissing, Usage
 from sdcli.machine import as_if, installation, memories, survey
 from sdcli.machine.folders import config_file, config_folder
 from sdcli.machine.hardware import Hardware
-from sdcli.models import cache, hub_cache, resolve
+from sdcli.models import cache, hub_cache, resolve, vae
 from sdcli.models.model import Model
 from sdcli.near import nearest
 from sdcli.plan.plan import Plan
@@ -86,7 +86,8 @@ def plan_for(
     unknown = builtin.unknown_words(model, known_jobs, adapted.adapters)
     syntax = not_taken.plain_words(adapters.texts_of(known_jobs))
     ignored = not_taken.not_taken(sources.not_taken, request, origins, adapted.adapters)
-    plan = replace(plan, warnings=(*plan.warnings, *adapted.warnings, *unknown, *ignored, *syntax))
+    told = input_images.told(known_jobs)
+    plan = replace(plan, warnings=(*plan.warnings, *adapted.warnings, *unknown, *ignored, *syntax, *told))
     if not waiting or lines is None:
         return PlannedRun(plan, imported=imported)
     later = adapters.without(_later(request, lines, len(known_jobs)), tags)
@@ -223,6 +224,10 @@ def _request(sources: Sources, model: Model, prompts: tuple[str, ...]) -> tuple[
     seeds, drawn = jobs.resolve_seeds(values.get("seeds", ()), values.get("num_images"))
     values.update(prompts=prompts, seeds=seeds, num_images=len(seeds))
     values["model"] = values.get("model") or model.name
+    values["multiple"] = vae.scale(model.components["vae"].config)
+    values["sides_of_image"] = tuple(
+        side for side in ("width", "height") if origins.get(side) in (None, "family", "model")
+    )
     origins["seeds"] = "random" if drawn else origins["seeds"]
     request = Request(**values)
     jobs.check(request)

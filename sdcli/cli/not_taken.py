@@ -7,6 +7,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 from sdcli.plan.plan import Adapter, PlanWarning
+from sdcli.request.options import flag_of
 from sdcli.request.prompt import of_other_programs
 from sdcli.request.request import Request
 from sdcli.terminal import show
@@ -19,6 +20,7 @@ _NO_SETTINGS = frozenset({"Version", "Model hash", "VAE hash", "Hashes", "User",
 _FIELDS = {
     "Model": "model", "Sampler": "sampler", "Schedule type": "sampler", "Steps": "steps", "CFG scale": "guidance",
     "Size": "width", "Seed": "seeds", "Clip skip": "clip_skip", "Emphasis": "emphasis", "VAE": "vae_file",
+    "Image": "image", "Mask": "mask",
 }  # fmt: skip
 _NETWORKS = {"Lora hashes": "LoRA", "TI hashes": "embedding"}
 
@@ -69,6 +71,8 @@ def _instead(key: str, request: Request) -> str:
         return "the model's own is used"
     if key == "RNG":
         return "noise is drawn on the CPU"
+    if key in ("Image", "Mask"):
+        return f"{flag_of(_FIELDS[key])} names one"
     if key == "Seed":
         return "a random one is used"
     if key == "Size":

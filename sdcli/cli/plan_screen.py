@@ -8,6 +8,7 @@ from sdcli.cli import builtin
 from sdcli.plan.plan import Alternative, Decision, Fallback, Plan, Setup
 from sdcli.plan.techniques import TECHNIQUES, placement
 from sdcli.plan.techniques.vae_dtype import effective
+from sdcli.record.sinks.summary import steps_asked
 from sdcli.sizes import GIB, gib
 from sdcli.terminal import cells, counted, disk_text, fit, folded, plain, seconds_text, show
 
@@ -151,7 +152,8 @@ def _head(plan: Plan, width: int, disk_free: int | None) -> list[str]:
     sizes = sorted({(job.width * job.height, job.width, job.height) for job in jobs}, reverse=True)
     _, wide, high = sizes[0] if sizes else (0, request.width, request.height)
     images = counted(len(jobs), "image") if jobs else "images as prompts arrive,"
-    steps = f"{counted(request.steps, 'step')} {show(request.sampler, 30)}"
+    asked = steps_asked(jobs[0]) if jobs else counted(request.steps, "step")
+    steps = f"{asked} {show(request.sampler, 30)}"
     work = f"  {images}{' up to' if len(sizes) > 1 else ''} {wide}×{high}, {steps}"
     if request.batch_size > 1:
         work += f", {request.batch_size} at once"

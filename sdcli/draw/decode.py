@@ -70,14 +70,14 @@ def _decode(vae: Any, latents: Tensor) -> Tensor:
     config = vae.config
     mean, deviation = getattr(config, "latents_mean", None), getattr(config, "latents_std", None)
     if mean is not None and deviation is not None:
-        latents = latents * _per_channel(deviation, latents) / config.scaling_factor + _per_channel(mean, latents)
+        latents = latents * per_channel(deviation, latents) / config.scaling_factor + per_channel(mean, latents)
     else:
         latents = latents / config.scaling_factor
     image: Tensor = vae.decode(latents, return_dict=False)[0]
     return image
 
 
-def _per_channel(values: Any, like: Tensor) -> Tensor:
+def per_channel(values: Any, like: Tensor) -> Tensor:
     return torch.tensor(values).view(1, -1, 1, 1).to(like)
 
 

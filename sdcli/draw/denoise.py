@@ -12,6 +12,7 @@ import numpy
 import torch
 from torch import Tensor
 
+from sdcli.draw.start import Begun, Kept
 from sdcli.draw.transfers import without_waiting
 
 
@@ -40,10 +41,13 @@ class Conditioning:
     rows: Mapping[str, Tensor]  # encoder_hidden_states …: one row each per UNet row
     added: Mapping[str, Tensor] = field(default_factory=dict)  # SDXL's pooled vectors and sizes, also one row each
     groups: tuple[Tensor, ...] = ()  # rows to be sent through the UNet together; empty: all at once
+    beside: Tensor | None = None  # channels that the UNet sees beside each image's latents
+    kept: Kept | None = None  # what of the images stays as it was
 
     def inputs(self, latents: Tensor, step: int) -> Iterator[tuple[Tensor | None, Tensor, dict[str, Any]]]:
         """Every UNet call of this step: its rows, sample and other arguments."""
-        sample = torch.cat([latents] * 2) if self.guided else latents
+        seen = latents if self.beside is None else torch.cat([latents, self.beside], dim=1)
+        sample = torch.cat([seen] * 2) if self.guided else seen
         for group, arguments in self._arguments:
             yield group, _rows(sample, group), arguments
 
@@ -58,8 +62,13 @@ class Conditioning:
             calls.append((group, arguments))
         return calls
 
-    def settle(self, latents: Tensor, step: int) -> Tensor:
-        return latents
+    def settle(self, latents: Tensor, scheduler: Any, following: Tensor | None) -> Tensor:
+        return latents if self.kept is None else self.kept.onto(latents, scheduler, following)
+
+    def starting(self, begun: Begun, device: torch.device) -> Conditioning:
+        """The same, for images that start from others."""
+        beside = None if begun.beside is None else begun.beside.to(device)
+        return replace(self, beside=beside, kept=begun.kept_on(device))
 
     def to(self, device: torch.device, dtype: torch.dtype) -> Conditioning:
         rows = {name: value.to(device, dtype) for name, value in self.rows.items()}
@@ -95,34 +104,54 @@ def begin(
     return snapshot(batch, 0, latents, scheduler, generators)
 
 
+def begin_from(
+    scheduler: Any, timesteps: Tensor, generators: Sequence[torch.Generator], begun: Begun, *, pure: bool,
+    device: torch.device | str, batch: int = 0,
+) -> LoopState:  # fmt: skip
+    """As much noise on these latents as the first of the timesteps has; `pure`: nothing else."""
+    if pure or begun.latents is None:
+        latents = begun.noise * scheduler.init_noise_sigma
+    else:
+        latents = scheduler.add_noise(begun.latents, begun.noise, timesteps[:1].repeat(len(begun.latents)))
+    return snapshot(batch, 0, latents.to(device), scheduler, generators)
+
+
 def denoise(
     unet: Callable[..., Any], scheduler: Any, conditioning: Conditioning, start: LoopState,
-    generators: Sequence[torch.Generator],
+    generators: Sequence[torch.Generator], timesteps: Tensor | None = None,
 ) -> Iterator[LoopState]:  # fmt: skip
-    """From `start` to the last step; yields after each UNet call the state to restart from if the next one fails."""
+    """From `start` to the last step; yields after each UNet call the state to restart from if the next one fails.
+
+    `timesteps`, on the host, are the scheduler's if not given.
+    """
     restore(start, scheduler, generators)
     latents = start.latents
-    timesteps = scheduler.timesteps.to(latents.device)
-    for step in range(start.step, len(timesteps)):
-        latents = _advance(unet, scheduler, conditioning, latents, timesteps, step, generators)
+    known = scheduler.timesteps if timesteps is None else timesteps
+    moved = known.to(latents.device)
+    for step in range(start.step, len(known)):
+        latents = _advance(unet, scheduler, conditioning, latents, (known[step], moved[step]), step, generators)
+        with torch.no_grad():
+            latents = conditioning.settle(latents, scheduler, known[step + 1] if step + 1 < len(known) else None)
         yield snapshot(start.batch, step + 1, latents, scheduler, generators)
 
 
 @torch.no_grad()
 def _advance(
-    unet: Callable[..., Any], scheduler: Any, conditioning: Conditioning, latents: Tensor, timesteps: Tensor,
-    step: int, generators: Sequence[torch.Generator],
+    unet: Callable[..., Any], scheduler: Any, conditioning: Conditioning, latents: Tensor,
+    timesteps: tuple[Tensor, Tensor], step: int, generators: Sequence[torch.Generator],
 ) -> Tensor:  # fmt: skip
-    timestep = scheduler.timesteps[step]  # on the host, where schedulers decide by it
+    timestep, moved = timesteps  # on the host, where schedulers decide by it, and on the device
     with without_waiting(latents.device):  # schedulers alone: compiled blocks depend on what holds around them
         scaled = scheduler.scale_model_input(latents, timestep)
-    prediction = _predict(unet, conditioning, scaled, timesteps[step], step)
+    prediction = _predict(unet, conditioning, scaled, moved, step)
     if conditioning.guided:
         negative, prompt = prediction.chunk(2)
         prediction = negative + conditioning.guidance * (prompt - negative)
     with without_waiting(latents.device):
-        latents = scheduler.step(prediction, timestep, latents, **_extra(scheduler, generators), return_dict=False)[0]
-    return conditioning.settle(latents, step)
+        moved_on: Tensor = scheduler.step(
+            prediction, timestep, latents, **_extra(scheduler, generators), return_dict=False
+        )[0]
+    return moved_on
 
 
 def _predict(

@@ -6,7 +6,7 @@ import math
 import time
 from collections.abc import Iterable, Iterator, Sequence
 
-from sdcli.events import Decoded, Denoised, Done, Encoded, Event, Loaded, Memory, Preview, Step, Timed
+from sdcli.events import Decoded, Denoised, Done, Encoded, EncodedImage, Event, Loaded, Memory, Preview, Step, Timed
 from sdcli.machine.hardware import Hardware
 from sdcli.plan.batches import Batch, windows_of
 from sdcli.plan.footprint import COMPILE
@@ -61,9 +61,10 @@ class Run:
                 for part in stage.parts if self._needed(stage, jobs) else ():
                     every = stages(plan.model, jobs, alone=alone)
                     yield from self._load(placement.loaded(plan.setup.placement, every, stage, part))
-                yield from {"text": self._encode, "unet": self._denoise, "image": self._decode}[stage.work](
-                    number, jobs, stage
-                )
+                draw = {
+                    "text": self._encode, "pixels": self._encode_image, "unet": self._denoise, "image": self._decode,
+                }[stage.work]  # fmt: skip
+                yield from draw(number, jobs, stage)
                 yield self._peak(stage.name)
         yield Done(environment={"engine": "fake"})
 
@@ -87,6 +88,9 @@ class Run:
             stage=stage.name, batch=number, seconds=0.0, chunks=max(map(len, chunks.values())),
             tokens=tuple(sum(map(len, chunks[job.prompt])) for job in jobs),
         )  # fmt: skip
+
+    def _encode_image(self, number: int, jobs: Sequence[Job], stage: Stage) -> Iterator[Event]:
+        yield EncodedImage(stage=stage.name, batch=number, seconds=0.0)
 
     def _denoise(self, number: int, jobs: Sequence[Job], stage: Stage) -> Iterator[Event]:
         if self.plan.setup.execution == "compile" and number == 0:

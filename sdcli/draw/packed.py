@@ -81,10 +81,10 @@ class Residual(nn.Module):
         self.norm1, self.conv1, self.norm2, self.conv2 = source.norm1, source.conv1, source.norm2, source.conv2
         self.time_emb_proj, self.conv_shortcut = source.time_emb_proj, source.conv_shortcut
 
-    def forward(self, image: Tensor, time: Tensor | None = None) -> Tensor:
+    def forward(self, image: Tensor, temb: Tensor | None = None) -> Tensor:  # as diffusers calls it
         hidden = self.conv1(functional.silu(self.norm1(image), inplace=True))
-        if self.time_emb_proj is not None and time is not None:
-            hidden += self.time_emb_proj(functional.silu(time))[:, :, None, None]
+        if self.time_emb_proj is not None and temb is not None:
+            hidden += self.time_emb_proj(functional.silu(temb))[:, :, None, None]
         hidden = functional.silu(self.norm2(hidden), inplace=True)
         if self.conv_shortcut is None:
             return self.conv2.onto(image, hidden)  # type: ignore[no-any-return]

@@ -83,6 +83,17 @@ class Components:
         decode.set_tiles(plain, self.setup.vae)
         yield plain
 
+    @contextmanager
+    def encoder(self, name: str) -> Iterator[Any]:
+        """A VAE that encodes. A compiled one cannot: a plain one does it meanwhile."""
+        if self.setup.execution != "openvino":
+            with self.use(name) as vae:
+                yield vae
+            return
+        plain = self._plain(name, self.dtype_of(name), channels_last=True)
+        decode.set_tiles(plain, self.setup.vae)
+        yield plain
+
     def drop(self, *names: str) -> None:
         """Frees components; they can be loaded again."""
         modules = [self._modules.pop(name, None) for name in names]

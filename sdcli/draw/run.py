@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections import deque
-from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, TypeVar
 
@@ -15,11 +15,13 @@ from sdcli.draw import decode, denoise, preview, schedulers
 from sdcli.draw.captured import NotCaptured
 from sdcli.draw.denoise import Conditioning, LoopState
 from sdcli.draw.exhausted import exhausted
+from sdcli.draw.images import Started, StartKey, keys_of, put_back
 from sdcli.draw.oom import first_line, is_out_of_memory
 from sdcli.draw.regional import NotCompiled
 from sdcli.draw.session import Session
+from sdcli.draw.start import Begun, begun
 from sdcli.errors import ImagesFailed, OutOfMemory
-from sdcli.events import Decoded, Degraded, Denoised, Encoded, Event, Failed, Preview, Step, Timed
+from sdcli.events import Decoded, Degraded, Denoised, Encoded, EncodedImage, Event, Failed, Preview, Step, Timed
 from sdcli.models.families import find
 from sdcli.models.vae import scale
 from sdcli.plan.batches import Batch, windows_of
@@ -50,6 +52,9 @@ class BatchState:
     jobs: Sequence[Job]
     scheduler: Any
     generators: list[torch.Generator]
+    started: Sequence[Started] = ()  # the images to start from
+    begun: Begun | None = None  # what came of them
+    timesteps: Tensor | None = None  # those taken, where they are not all of the scheduler's
     loop: LoopState | None = None
     pending: deque[tuple[int, Any, Any]] = field(default_factory=deque)  # steps launched, not yet timed
     latents: Tensor | None = None
@@ -76,9 +81,10 @@ class Run:
             prompts.keep(key for _, jobs in window for key in prompts.needed(jobs))
             for number, jobs, stage in walk(self.plan.model, window, alone=self._alone):
                 self._stages = stages(self.plan.model, jobs, alone=self._alone)
-                yield from {"text": self._encode, "unet": self._denoise, "image": self._decode}[stage.work](
-                    number, jobs, stage
-                )
+                draw = {
+                    "text": self._encode, "pixels": self._encode_image, "unet": self._denoise, "image": self._decode,
+                }[stage.work]  # fmt: skip
+                yield from draw(number, jobs, stage)
 
     @property
     def _alone(self) -> bool:
@@ -129,12 +135,33 @@ class Run:
         self.session.prompts.store(keys, columns)
         return seconds
 
+    # --- images into latents
+
+    def _encode_image(self, number: int, jobs: Sequence[Job], stage: Stage) -> Iterator[Event]:
+        images, seconds = self.session.images, 0.0
+        keys = keys_of(self.plan.model, jobs)
+        images.keep(keys)
+        missing = images.missing(keys)
+        if missing:
+            seconds = yield from self._surviving(number, stage.name, lambda: self._posteriors(stage, missing))
+        yield EncodedImage(stage=stage.name, batch=number, seconds=seconds)
+        yield self.session.meter.read(stage.name)
+
+    def _posteriors(self, stage: Stage, keys: Sequence[StartKey]) -> Events[float]:
+        """Returns the seconds, loading excluded."""
+        (part,) = stage.parts
+        yield from self._ready(stage, part)
+        started = time.perf_counter()
+        self.session.images.encode(self.session.components, part, keys)
+        return time.perf_counter() - started
+
     # --- noise into latents
 
     def _denoise(self, number: int, jobs: Sequence[Job], stage: Stage) -> Iterator[Event]:
         state = self._state = BatchState(
             number=number, jobs=jobs, scheduler=schedulers.make(jobs[0].sampler, self.plan.model.scheduler),
             generators=[torch.Generator("cpu").manual_seed(job.seed) for job in jobs],
+            started=[self.session.images.started(key) for key in keys_of(self.plan.model, jobs)],
         )  # fmt: skip
         yield from self._surviving(number, stage.name, lambda: self._steps(state, stage), state)
 
@@ -144,11 +171,15 @@ class Run:
         components, meter = self.session.components, self.session.meter
         conditioning = self.session.prompts.conditioning(state.jobs, components, alone=self._alone)
         state.loop = self._start(state, stage)
+        if state.begun is not None:
+            conditioning = conditioning.starting(state.begun, components.device)
         yield from self._compile(state, part, conditioning)
         started = time.perf_counter()
         with components.use(part) as unet:
             before = meter.mark()
-            for loop in denoise.denoise(unet, state.scheduler, conditioning, state.loop, state.generators):
+            for loop in denoise.denoise(
+                unet, state.scheduler, conditioning, state.loop, state.generators, state.timesteps
+            ):
                 state.loop = loop
                 after = meter.mark()
                 state.pending.append((loop.step, before, after))
@@ -184,10 +215,26 @@ class Run:
             generator.manual_seed(job.seed)  # it may have made noise before memory ran out
         schedulers.set_steps(state.scheduler, state.jobs[0].steps)
         edge = scale(vae)
+        shape = (int(vae.get("latent_channels", 4)), stage.shape.height // edge, stage.shape.width // edge)
+        if state.started:
+            return self._start_from(state, vae, shape)
         return denoise.begin(
-            state.scheduler, state.generators,
-            shape=(int(vae.get("latent_channels", 4)), stage.shape.height // edge, stage.shape.width // edge),
-            dtype=components.dtype, device=components.device, batch=state.number,
+            state.scheduler, state.generators, shape=shape, dtype=components.dtype, device=components.device,
+            batch=state.number,
+        )  # fmt: skip
+
+    def _start_from(self, state: BatchState, vae: Mapping[str, Any], shape: tuple[int, int, int]) -> LoopState:
+        components, job = self.session.components, state.jobs[0]
+        starts = [one.start for one in state.jobs]
+        state.timesteps = schedulers.last_timesteps(state.scheduler, job.steps, job.steps_taken)
+        state.begun = begun(
+            starts, [one.encoded for one in state.started], state.generators, vae, shape=shape, dtype=components.dtype,
+            sees_mask=self.plan.model.sees_mask,
+        )  # fmt: skip
+        return denoise.begin_from(
+            state.scheduler, state.timesteps, state.generators, state.begun,
+            pure=job.start is not None and job.start.repaint is not None and job.start.strength == 1.0,
+            device=components.device, batch=state.number,
         )  # fmt: skip
 
     def _timed(self, state: BatchState, stage: Stage, running: int) -> Iterator[Event]:
@@ -222,10 +269,16 @@ class Run:
         for position, job in enumerate(jobs):
             latents = state.latents[position : position + 1]
             try:
-                image, seconds = yield from self._surviving(number, stage.name, lambda: self._image(stage, latents))  # noqa: B023
+                image, seconds = yield from self._surviving(
+                    number,
+                    stage.name,
+                    lambda: self._image(stage, latents),  # noqa: B023
+                )
             except decode.NotFinite as error:
                 yield Failed(batch=number, index=job.index, error=self._not_finite(job, error).to_json())
                 continue
+            if state.started:
+                image = put_back(image, job.start, state.started[position].canvas)
             yield Decoded(
                 stage=stage.name, batch=number, index=job.index, job=job, width=image.width, height=image.height,
                 seconds=seconds, pixels=image.pixels, setup=self._drawn_under(state), scheduler=scheduler,
@@ -306,9 +359,12 @@ class Run:
         return self.plan.fallbacks
 
     def _exhausted(self, setup: Setup, phase: str, step: int | None, because: str) -> OutOfMemory:
-        where = {"load": "while loading", "encode": "encoding the prompt", "decode": "decoding the image"}.get(
-            phase, f"in step {(step or 0) + 1}"
-        )
+        where = {
+            "load": "while loading",
+            "encode": "encoding the prompt",
+            "encode-image": "encoding the image",
+            "decode": "decoding the image",
+        }.get(phase, f"in step {(step or 0) + 1}")
         return exhausted(self.plan, where, because, setup=setup, phase=phase, step=step)
 
 

@@ -5,6 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+import torch
+from torch import Tensor
+
 from sdcli.draw.config_check import config_checked
 from sdcli.request import samplers
 
@@ -23,6 +26,24 @@ def set_steps(scheduler: Any, steps: int) -> None:
     """Timesteps stay on the host: schedulers decide by them, and on a GPU would wait for each."""
     with config_checked("scheduler"):
         scheduler.set_timesteps(steps, device="cpu")
+
+
+def last_timesteps(scheduler: Any, steps: int, taken: int) -> Tensor:
+    """The timesteps of the last `taken` of these steps, and the scheduler told where it begins."""
+    first = (steps - taken) * scheduler.order
+    if type(scheduler).__name__ == "PNDMScheduler":
+        return _pndm_timesteps(scheduler, first)
+    if hasattr(scheduler, "set_begin_index"):
+        scheduler.set_begin_index(first)
+    timesteps: Tensor = scheduler.timesteps[first:]
+    return timesteps
+
+
+def _pndm_timesteps(scheduler: Any, first: int) -> Tensor:
+    """PNDM takes its second timestep twice, and counts its calls. diffusers cuts off the first of the list, so that
+    from the middle calls and timesteps no longer fit each other, and most of the noise stays."""
+    left = scheduler.timesteps.new_tensor(scheduler._timesteps[::-1][first:].copy())
+    return torch.cat([left[:2], left[1:]])
 
 
 def settings(scheduler: Any) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from sdcli.draw.images import Images
 from sdcli.draw.meter import Meter
 from sdcli.draw.place import Components
 from sdcli.draw.prompts import Prompts
@@ -10,11 +11,12 @@ from sdcli.plan.plan import Plan, Setup
 
 
 class Session:
-    """Components, encoded prompts and the device's meter. Free all memory before you `change` the setup."""
+    """Components, encoded prompts and images, and the device's meter. Free all memory before you `change` the setup."""
 
     def __init__(self, model: Model, setup: Setup) -> None:
         self.model = model
         self.prompts = Prompts(model, setup.adapters)
+        self.images = Images()
         self.components = Components(model, setup)
         self.meter = Meter(self.components.device)
 
@@ -27,10 +29,12 @@ class Session:
         return self.model == plan.model and self.setup == plan.setup
 
     def change(self, setup: Setup) -> None:
+        self.images.keep(())  # they were encoded under the setup before
         self.components = Components(self.model, setup)
         self.meter = Meter(self.components.device)
 
     def close(self) -> None:
         """Frees all memory; what was drawn has left as events."""
         self.prompts.keep(())
+        self.images.keep(())
         self.components.drop_all()

@@ -15,11 +15,16 @@ def in_batches(jobs: Sequence[Job], batch_size: int) -> tuple[tuple[int, ...], .
     """Positions in `jobs`, grouped by size, steps, sampler and guidance, at most `batch_size` each, order kept."""
     groups: dict[tuple[object, ...], list[list[int]]] = {}
     for position, job in enumerate(jobs):
-        chunks = groups.setdefault(tuple(getattr(job, name) for name in _SHARED), [[]])
+        chunks = groups.setdefault((*[getattr(job, name) for name in _SHARED], _kind(job)), [[]])
         if len(chunks[-1]) == max(1, batch_size):
             chunks.append([])
         chunks[-1].append(position)
     return tuple(sorted(tuple(chunk) for chunks in groups.values() for chunk in chunks))
+
+
+def _kind(job: Job) -> tuple[object, ...]:
+    """How it starts: images of a batch may start from different ones, in the same way."""
+    return () if job.start is None else (job.start.strength, job.start.repaint is not None)
 
 
 Batch = tuple[int, tuple[Job, ...]]  # its number, unique in the run, and its jobs

@@ -19,6 +19,7 @@ IMPORTS = 460 * MIB  # measured before any weights: torch's CPU build, diffusers
 CUDA_LIBRARIES = GIB  # assumed, not yet measured: kernels and the driver's host side once a CUDA context exists
 OTHER_LIBRARIES = GIB  # assumed, not yet measured: the same of ROCm and XPU
 IMAGE_BYTES_PER_PIXEL = 3 * (4 + 1 + 1)  # counted: the decoded image as fp32, as bytes, and its encoder's copy
+FILE_BYTES_PER_PIXEL = 3 * 4  # counted: an image file as Pillow decodes it, turned upright, and as RGB
 
 # OpenVINO on the CPU, measured with UNets of 4 to 540 MiB: docs/memory.md
 OPENVINO = 170 * MIB  # measured, 54 to 175 MiB: its code, kernels and graphs, and what converting leaves in the heap

@@ -23,6 +23,7 @@ COMPILE = "compile"  # the phase
 _WORK = {
     "text": attrgetter("dtype"),
     "unet": attrgetter("dtype", "storage", "attention", "guidance", "blocks", "threads", "execution"),
+    "pixels": attrgetter("dtype", "vae", "vae_dtype", "execution"),
     "image": attrgetter("dtype", "vae", "vae_dtype", "execution"),
 }
 
@@ -39,7 +40,8 @@ class Sizes:
         self.imports = calibration.IMPORTS + calibration.libraries(self.backend)
         self.parts = parts_of(stages)
         self.scale = vae.scale(self.config("vae"))
-        self.call, self.encoder, self.decoder = cache(self._call), cache(self._encoder), cache(self._decoder)
+        self.call, self.encoder = cache(self._call), cache(self._encoder)
+        self.decoder, self.image_encoder = cache(self._decoder), cache(self._image_encoder)
         self._work: dict[tuple[object, ...], int] = {}
         self._phases: dict[tuple[object, ...], Phase] = {}
         self._largest_tensor = max(self._largest_tensors())
@@ -67,6 +69,13 @@ class Sizes:
             return vae.decode_tiled(config, height=height, width=width, tile=vae_tiles.TILES[how])
         return vae.decode(config, height=height, width=width)
 
+    def _image_encoder(self, shape: Shape, how: str) -> vae.Pass:
+        """Encoding one image, in tiles where decoding is."""
+        config, height, width = self.config("vae"), shape.height, shape.width
+        if how in vae_tiles.TILES:
+            return vae.encode_tiled(config, height=height, width=width, tile=vae_tiles.TILES[how])
+        return vae.encode(config, height=height, width=width)
+
     def weights(self, part: str, setup: Setup) -> int:
         """Bytes of a component's weights under this setup."""
         return self.model.components[part].parameters * BYTES[_stored(part, setup)]
@@ -81,7 +90,8 @@ class Sizes:
         """Bytes while this stage computes: on the device, or on the host if its part is there."""
         key = (stage.name, _WORK[stage.work](setup))
         if key not in self._work:
-            self._work[key] = {"text": self._text, "unet": self._unet, "image": self._image}[stage.work](stage, setup)
+            count = {"text": self._text, "pixels": self._pixels, "unet": self._unet, "image": self._image}[stage.work]
+            self._work[key] = count(stage, setup)
         return self._work[key]
 
     def _text(self, stage: Stage, setup: Setup) -> int:
@@ -111,6 +121,14 @@ class Sizes:
         """What a graph keeps for itself: its memory, in which a call's live bytes are laid out once and for all, and
         the workspace of the stream that it was captured in."""
         return int(live * calibration.CUDA_GRAPH) + calibration.workspace(self.backend)
+
+    def _pixels(self, stage: Stage, setup: Setup) -> int:
+        size = BYTES[effective(setup)]
+        given = 3 * stage.shape.width * stage.shape.height * size
+        live = self.image_encoder(stage.shape, setup.vae).activation_peak(size) + given
+        if setup.execution == "openvino":  # by diffusers' own VAE, which is loaded for it
+            return self._reserved(live) + self.weights("vae", setup)
+        return live if setup.vae == "cpu" else self._reserved(live)
 
     def _image(self, stage: Stage, setup: Setup) -> int:
         live = self.decoder(stage.shape, setup.vae).activation_peak(BYTES[effective(setup)])
@@ -161,8 +179,9 @@ class Sizes:
             resident += self._graph(setup)
         on_host = any(self.on_host(part, setup) for part in stage.parts)
         aside = self._on_the_host(stage, setup) + (work if on_host else 0)
-        if stage.work == "image":
+        if stage.work in ("pixels", "image"):
             aside += stage.shape.width * stage.shape.height * calibration.IMAGE_BYTES_PER_PIXEL
+        aside += stage.file_pixels * calibration.FILE_BYTES_PER_PIXEL
         if setup.execution == "compile":
             aside += calibration.COMPILER + (calibration.COMPILING if name == COMPILE else 0)
         return self._row(name, used, resident, 0 if on_host else work, aside, setup)

@@ -60,7 +60,10 @@ class Forecast:
         rows = [sizes.phases(setup) for sizes in self.sizes]
         if len(rows) == 1:
             return rows[0]
-        return tuple(max(same, key=lambda phase: (phase.device, phase.host)) for same in zip(*rows, strict=True))
+        every = [phase for row in rows for phase in row]
+        names = [phase.name for phase in max(rows, key=len)]  # some images have stages that others have not
+        alike = [[phase for phase in every if phase.name == name] for name in names]
+        return tuple(max(same, key=lambda phase: (phase.device, phase.host)) for same in alike)
 
     def _counted(self, setup: Setup) -> tuple[int, int]:
         """Peaks on device and host, as counted."""
@@ -127,6 +130,7 @@ def _weight(batch: tuple[Job, ...]) -> tuple[int, ...]:
         first.width * first.height * len(batch),
         first.width * first.height,
         first.guided,
+        first.start is not None,
         first.unet_calls,
         first.width,
     )

@@ -19,6 +19,7 @@ FLOP = 2  # a multiply-add
 _SLOTS = {
     "text": attrgetter("dtype"),
     "unet": attrgetter("dtype", "storage", "placement", "attention", "execution", "guidance"),
+    "pixels": attrgetter("dtype", "vae", "vae_dtype"),
     "image": attrgetter("dtype", "vae", "vae_dtype"),
 }
 
@@ -57,7 +58,8 @@ class Price:
     def _stage(self, stage: Stage, setup: Setup) -> float:
         key = (stage.name, _SLOTS[stage.work](setup))
         if key not in self._parts:
-            self._parts[key] = {"text": self._text, "unet": self._unet, "image": self._image}[stage.work](stage, setup)
+            price = {"text": self._text, "pixels": self._pixels, "unet": self._unet, "image": self._image}[stage.work]
+            self._parts[key] = price(stage, setup)
         return self._parts[key]
 
     def _text(self, stage: Stage, setup: Setup) -> float:
@@ -99,9 +101,15 @@ class Price:
             call = placement.STREAMING * max(call, one.parameters * size / self.rates.pinned)
         return call
 
+    def _pixels(self, stage: Stage, setup: Setup) -> float:
+        return self._through_the_vae(self.sizes.image_encoder(stage.shape, setup.vae).macs, stage, setup)
+
     def _image(self, stage: Stage, setup: Setup) -> float:
+        return self._through_the_vae(self.sizes.decoder(stage.shape, setup.vae).macs, stage, setup)
+
+    def _through_the_vae(self, macs: int, stage: Stage, setup: Setup) -> float:
         """All images of the batch, one by one."""
-        work = FLOP * self.sizes.decoder(stage.shape, setup.vae).macs * stage.shape.batch
+        work = FLOP * macs * stage.shape.batch
         if setup.vae == "cpu":
             return work / self.rates.host
         larger = max(stage.shape.height, stage.shape.width)

@@ -25,6 +25,7 @@ def key_of(model: Model, setup: Setup, batch: Sequence[Job], alone: bool = False
         str(sum(part.parameters for part in model.components.values())),
         f"{job.width}x{job.height}",
         f"batch={len(batch)}" + (" alone" if alone and len(batch) > 1 else ""),
+        *(["from-image"] if job.start is not None else []),
         "guided" if guided(model, job) else "plain",
         setup.device,
         f"threads={setup.threads}",

@@ -12,7 +12,8 @@ from sdcli.request.request import Job, Request
 
 TOKENS = 77
 
-WorkKind = Literal["text", "unet", "image"]  # prompts through text encoders; calls of the UNet; latents into pixels
+# prompts through text encoders; pixels into latents; calls of the UNet; latents into pixels
+WorkKind = Literal["text", "pixels", "unet", "image"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,6 +36,7 @@ class Stage:
     parts: tuple[str, ...]
     shape: Shape
     steps: int = 0  # UNet calls, guidance's pair counted once
+    file_pixels: int = 0  # of the largest image file that is read or put back into
 
     @property
     def ahead(self) -> bool:
@@ -48,15 +50,26 @@ def stages(model: Model, batch: Sequence[Job], *, alone: bool = False) -> tuple[
     shape = Shape(
         width=first.width, height=first.height, batch=1 if alone else len(batch), guided=guided(model, first)
     )  # fmt: skip
-    return stages_at(model, shape, steps=first.unet_calls * (len(batch) if alone else 1))
+    steps = first.unet_calls * (len(batch) if alone else 1)
+    files = [job.start.image.width * job.start.image.height for job in batch if job.start is not None]
+    whole = [job.start.image.width * job.start.image.height for job in batch if job.start and job.start.repaint]
+    return stages_at(
+        model, shape, steps=steps, from_image=bool(files), read=max(files, default=0), put_back=max(whole, default=0)
+    )
 
 
-def stages_at(model: Model, shape: Shape, *, steps: int = 1) -> tuple[Stage, ...]:
+def stages_at(
+    model: Model, shape: Shape, *, steps: int = 1, from_image: bool = False, read: int = 0, put_back: int = 0
+) -> tuple[Stage, ...]:
+    """Pixels of the image file that is `read`, and of the one that what is drawn is `put_back` into."""
     encoders = find(model.family).encoders
+    encode = Stage(name="encode", work="text", parts=tuple(encoder.part for encoder in encoders), shape=shape)
+    encode_image = Stage(name="encode-image", work="pixels", parts=("vae",), shape=shape, file_pixels=read)
     return (
-        Stage(name="encode", work="text", parts=tuple(encoder.part for encoder in encoders), shape=shape),
+        encode,
+        *([encode_image] if from_image or model.sees_mask else []),
         Stage(name="denoise", work="unet", parts=("unet",), shape=shape, steps=steps),
-        Stage(name="decode", work="image", parts=("vae",), shape=shape),
+        Stage(name="decode", work="image", parts=("vae",), shape=shape, file_pixels=put_back),
     )
 
 

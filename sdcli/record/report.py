@@ -249,6 +249,9 @@ class Folding:
                 self._loads[1] += 1
             case events.Encoded():
                 self._see_encoded(event)
+            case events.EncodedImage():
+                self._time(event.stage, event.seconds)
+                self._add(event.batch, encode_seconds=event.seconds)
             case events.Step():
                 self._see_step(event)
             case events.Denoised():

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 import tomllib
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
@@ -16,6 +16,9 @@ from typing import Any
 from sdcli import data, reading
 from sdcli.errors import Usage
 from sdcli.files import save
+from sdcli.images import canvas
+from sdcli.images import read as images
+from sdcli.images.read import InputImage
 from sdcli.near import near_text, nearest
 from sdcli.request import jobs, samplers
 from sdcli.request.options import OPTIONS, flag_of
@@ -24,7 +27,7 @@ from sdcli.terminal import quoted, show
 
 LARGEST_FILE = 1 << 20
 # Never saved: what to draw, and where to take settings from.
-NOT_KEPT = frozenset({"prompts", "prompts_file", "settings_from", "seeds"})
+NOT_KEPT = frozenset({"prompts", "prompts_file", "settings_from", "seeds", "image", "mask"})
 SETTINGS: tuple[str, ...] = tuple(option.field for option in OPTIONS)
 ORDER = ("family", "model", "user", "environment", "preset", "settings-from", "flag")
 
@@ -107,6 +110,8 @@ _CONVERT: dict[str, Callable[[str, str], Any]] = {
     "size": lambda field, text: jobs.parse_sides(text),
     "max_vram": lambda field, text: jobs.parse_memory(text, "--max-vram"),
     "max_ram": lambda field, text: jobs.parse_memory(text, "--max-ram"),
+    "strength": _number,
+    "outpaint": lambda field, text: jobs.parse_outpaint(text),
     "sampler": lambda field, text: samplers.find(text).name,
     "pins": _pins,
     **dict.fromkeys(("model", "revision", "vae_file", "device", "output", "preset"), _name),
@@ -117,6 +122,12 @@ _SEVERAL = frozenset({"prompts", "lora", "embeddings"})
 
 def convert(field: str, value: Any) -> Any:
     """A setting's value from what a source holds: text, a list of texts, or TOML's own types."""
+    if field == "image":
+        return _images(_texts(field, value))
+    if field == "mask" and isinstance(value, str):
+        mask = images.look(_name(field, value))
+        canvas.check_mask(mask)
+        return mask
     if field in _SEVERAL:
         return _texts(field, value) if field == "prompts" else tuple(_name(field, one) for one in _texts(field, value))
     if field == "pins" and isinstance(value, Mapping):
@@ -138,6 +149,11 @@ def _texts(field: str, value: Any) -> tuple[str, ...]:
     if not all(isinstance(item, str) for item in items):
         raise Usage(f"{field}: expected text or a list of texts", hint="sdcli config show")
     return items
+
+
+def _images(texts: Sequence[str]) -> tuple[InputImage, ...]:
+    """What each file is; a folder or a pattern stands for its files."""
+    return tuple(images.look(file) for text in texts for file in images.files_of(_name("image", text)))
 
 
 # --- sources

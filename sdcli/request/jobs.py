@@ -2,17 +2,30 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 import os
 import re
 from collections.abc import Callable, Iterable
-from dataclasses import replace
+from dataclasses import fields, replace
 from itertools import islice
+from typing import Any
 
 from sdcli.errors import Usage
+from sdcli.images.read import InputImage
 from sdcli.request import samplers
 from sdcli.request.options import OPTIONS, Option, flag_of
-from sdcli.request.request import LARGEST_SEED, PER_IMAGE, Job, Request
+from sdcli.request.request import (
+    LARGEST_SEED,
+    PER_IMAGE,
+    STARTING,
+    Job,
+    Repaint,
+    Request,
+    Sides,
+    Start,
+    steps_taken,
+)
 from sdcli.sizes import parse_size
 from sdcli.terminal import quoted, show
 
@@ -62,6 +75,22 @@ def _seed_meant(text: str) -> str:
     return "--seed 1,5,9   (or 1..8, or without --seed for a random one)"
 
 
+def parse_outpaint(text: str) -> Sides:
+    """`left:128,top:64`, or one number for all four sides."""
+    if re.fullmatch(r"\s*\d{1,5}\s*", text, re.ASCII):
+        return Sides(**dict.fromkeys(_SIDES, int(text)))
+    added: dict[str, int] = {}
+    for part in text.split(","):
+        match = re.fullmatch(r"\s*(left|top|right|bottom)\s*[:=]\s*(\d{1,5})\s*", part, re.ASCII | re.IGNORECASE)
+        if match is None:
+            raise Usage(f'--outpaint: "{show(part, 60)}" is not SIDE:PIXELS', hint="--outpaint left:128,top:64")
+        added[match[1].lower()] = int(match[2])
+    return Sides(**added)
+
+
+_SIDES = tuple(side.name for side in fields(Sides))
+
+
 def parse_sides(text: str, flag: str = "--size") -> tuple[int, int]:
     """`1024x768` as (width, height); `512` is a square."""
     match = re.fullmatch(r"\s*(\d{1,9})\s*(?:[x×*]\s*(\d{1,9})\s*)?", text, re.ASCII | re.IGNORECASE)
@@ -91,16 +120,46 @@ def check(request: Request) -> None:
     for text in (*request.prompts, request.negative_prompt):
         _check_text(text)
     for option in OPTIONS:
-        if option.choices and hasattr(request, option.field):
-            _check_choice(option, getattr(request, option.field))
-        if option.within is not None:
-            _within(option, getattr(request, option.field))
+        value = getattr(request, option.field, None)
+        if option.choices and value is not None:
+            _check_choice(option, value)
+        if option.within is not None and value is not None:
+            _within(option, value)
     for seed in request.seeds:
         _between("--seed", seed, 0, LARGEST_SEED)
     _between("--num-images", request.num_images, 1, MOST_JOBS)
     _check_sides(request)
-    if len(request.prompts) * max(1, len(request.seeds)) > MOST_JOBS:
+    if request.image:
+        _check_strength(request)
+    else:
+        _check_no_start(request)
+    if len(request.prompts) * max(1, len(request.image)) * max(1, len(request.seeds)) > MOST_JOBS:
         raise Usage(f"more than {MOST_JOBS} images in one run", hint="--seed 1..8 --num-images 8")
+
+
+def _check_no_start(request: Request) -> None:
+    """What only changes an image says nothing without one."""
+    unset = {field.name: field.default for field in fields(Request)}
+    for name in STARTING:
+        if name != "fit" and name in ("mask", "outpaint", "only_masked") and getattr(request, name) != unset[name]:
+            flag = flag_of(name)
+            raise Usage(f"{flag} needs an image to repaint", hint="the same command with --image photo.png")
+
+
+def _check_strength(request: Request) -> None:
+    strength = _strength(request)
+    if steps_taken(request.steps, strength) < 1:
+        smallest = next(
+            share for digits in (2, 3, 4) if steps_taken(request.steps, share := _above(1 / request.steps, digits))
+        )
+        raise Usage(
+            f"--strength {strength:g} of {request.steps} steps leaves none; the smallest is {smallest:g}",
+            hint=f"--strength {smallest:g}",
+        )
+
+
+def _above(value: float, digits: int) -> float:
+    return math.ceil(value * 10.0**digits) / 10.0**digits
 
 
 def _check_text(text: str) -> None:
@@ -140,21 +199,21 @@ def _check_sides(request: Request) -> None:
     wrong = []
     for flag, value in (("--width", request.width), ("--height", request.height)):
         try:
-            check_side(flag, value)
+            check_side(flag, value, request.multiple)
         except Usage as error:
             wrong.append(error)
     if wrong:
         raise Usage(wrong[0].message, hint=" ".join(error.hint for error in wrong))
 
 
-def check_side(flag: str, value: int) -> None:
+def check_side(flag: str, value: int, multiple: int = 8) -> None:
     lowest, highest = SIDES
     if not lowest <= value <= highest:
         _between(flag, value, lowest, highest)
-    if value % 8:
-        below, above = value // 8 * 8, value // 8 * 8 + 8
+    if value % multiple:
+        below, above = value // multiple * multiple, value // multiple * multiple + multiple
         raise Usage(
-            f"{flag} {value} is not a multiple of 8; the nearest are {below} and {above}",
+            f"{flag} {value} is not a multiple of {multiple}; the nearest are {below} and {above}",
             hint=f"{flag} {above}",
         )
 
@@ -187,18 +246,97 @@ def _random(below: int) -> int:
 
 
 def make_jobs(request: Request) -> tuple[Job, ...]:
-    """Prompts outer, seeds inner."""
-    pairs = [(prompt, seed) for prompt in request.prompts for seed in request.seeds]
-    return tuple(make_job(request, index, prompt, seed) for index, (prompt, seed) in enumerate(pairs))
+    """Prompts outer, then the images to start from, seeds inner."""
+    every = itertools.product(request.prompts, request.image or (None,), request.seeds)
+    return tuple(make_job(request, index, prompt, seed, image) for index, (prompt, image, seed) in enumerate(every))
 
 
-def make_job(request: Request, index: int, prompt: str, seed: int) -> Job:
+def make_job(request: Request, index: int, prompt: str, seed: int, image: InputImage | None = None) -> Job:
     sampler = samplers.find(request.sampler)
     samplers.check_steps(sampler, request.steps)
+    start = None if image is None else _start(request, image)
+    taken = request.steps if start is None else steps_taken(request.steps, start.strength)
+    own: dict[str, Any] = {"sampler": sampler.name, **_sides(request, image)}
+    if image is not None and request.outpaint is not None:
+        _check_room(own.get("width", request.width), own.get("height", request.height), request.outpaint)
     return Job(
-        index=index, prompt=prompt, seed=seed, unet_calls=sampler.unet_calls(request.steps),
-        **{name: getattr(request, name) for name in PER_IMAGE} | {"sampler": sampler.name},
+        index=index, prompt=prompt, seed=seed, unet_calls=sampler.unet_calls(taken), start=start,
+        **{name: getattr(request, name) for name in PER_IMAGE} | own,
     )  # fmt: skip
+
+
+def _strength(request: Request) -> float:
+    """The more is new, the more steps: by default."""
+    if request.strength is not None:
+        return request.strength
+    return 1.0 if request.outpaint else 0.8 if request.mask else 0.6
+
+
+def _start(request: Request, image: InputImage) -> Start:
+    repaint = None
+    if request.mask or request.outpaint:
+        _check_same_shape(image, request.mask)
+        repaint = Repaint(
+            mask=request.mask, blur=request.mask_blur, padding=request.mask_padding if request.only_masked else None,
+            content=request.masked_content or ("fill" if request.outpaint else "original"), outpaint=request.outpaint,
+        )  # fmt: skip
+    elif request.only_masked:
+        raise Usage("--only-masked needs a mask", hint="the same command with --mask mask.png")
+    if request.only_masked and request.outpaint:
+        raise Usage(
+            "--only-masked draws within the image, --outpaint around it", hint="the same command without --only-masked"
+        )
+    return Start(image=image, strength=_strength(request), fit=request.fit, repaint=repaint)
+
+
+def _check_same_shape(image: InputImage, mask: InputImage | None) -> None:
+    """A mask may be smaller or larger, as long as each of its pixels belongs to one place of the image."""
+    if mask is None:
+        return
+    expected = mask.width * image.height / image.width
+    if abs(expected - mask.height) > max(1.0, mask.height / image.height):
+        raise Usage(
+            f"the mask {show(mask.name, 60)} is {mask.width}×{mask.height}, the image {show(image.name, 60)} "
+            f"{image.width}×{image.height}: another shape",
+            hint="a mask made from the image itself",
+        )
+
+
+def _check_room(width: int, height: int, added: Sides) -> None:
+    across, down = width - added.left - added.right, height - added.top - added.bottom
+    if min(across, down) < SIDES[0]:
+        raise Usage(
+            f"--outpaint leaves {across}×{down} for the image within {width}×{height}",
+            hint="the same command without --size",
+        )
+
+
+def _sides(request: Request, image: InputImage | None) -> dict[str, int]:
+    """Those that nobody set are the image's: its own size, or what keeps its shape."""
+    if image is None or not request.sides_of_image or request.only_masked:
+        return {}
+    if request.outpaint:
+        image = replace(
+            image, width=image.width + request.outpaint.left + request.outpaint.right,
+            height=image.height + request.outpaint.top + request.outpaint.bottom,
+        )  # fmt: skip
+    width, height = (max(request.multiple, side - side % request.multiple) for side in (image.width, image.height))
+    if request.sides_of_image == ("height",):
+        width, height = request.width, _nearest(request.width * image.height / image.width, request.multiple)
+    if request.sides_of_image == ("width",):
+        width, height = _nearest(request.height * image.width / image.height, request.multiple), request.height
+    for value in (width, height):
+        if not SIDES[0] <= value <= SIDES[1]:
+            near = "x".join(str(min(max(side, SIDES[0]), SIDES[1])) for side in (width, height))
+            raise Usage(
+                f"{show(image.name, 80)} would be drawn at {width}×{height}; sides are {SIDES[0]} to {SIDES[1]}",
+                hint=f"--size {near}",
+            )
+    return {"width": width, "height": height}
+
+
+def _nearest(side: float, multiple: int) -> int:
+    return max(1, round(side / multiple)) * multiple
 
 
 def renumbered(jobs: Iterable[Job]) -> tuple[Job, ...]:

@@ -11,7 +11,8 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Annotated, Any
 
-EVERYDAY, PROMPT, IMAGE, MODEL, MEMORY, OUTPUT = "Everyday", "Prompt", "Image", "Model", "Memory", "Output"
+EVERYDAY, PROMPT, FROM, IMAGE = "Everyday", "Prompt", "From an image", "Image"
+MODEL, MEMORY, OUTPUT = "Model", "Memory", "Output"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -66,8 +67,27 @@ OPTIONS: tuple[Option, ...] = (
            help="Stop the text encoder at its Nth layer from the end; 1 uses all layers."),
     Option(field="settings_from", flags=("--settings-from",), metavar="IMAGE", panel=PROMPT,
            help="Use the settings stored in an image."),
-    Option(field="width", flags=("-W", "--width"), metavar="N", panel=IMAGE, help="In pixels, a multiple of 8."),
-    Option(field="height", flags=("-H", "--height"), metavar="N", panel=IMAGE, help="In pixels, a multiple of 8."),
+    Option(field="image", flags=("--image",), metavar="FILE", repeatable=True, panel=FROM,
+           help="Start from this image; a folder or a pattern such as 'photos/*.jpg' gives an image for each."),
+    Option(field="strength", flags=("--strength",), metavar="X", panel=FROM, within=(0, 1),
+           help="How much of it to change: the share of the steps taken; 0.6, with a mask 0.8, around it 1."),
+    Option(field="fit", flags=("--fit",), metavar="HOW", choices=("crop", "pad", "stretch"), panel=FROM,
+           help="Where its shape differs from the size: crop, pad or stretch it."),
+    Option(field="mask", flags=("--mask",), metavar="FILE", panel=FROM,
+           help="Repaint only what is white in this image; the rest keeps its pixels."),
+    Option(field="mask_blur", flags=("--mask-blur",), metavar="N", panel=FROM, within=(0, 256),
+           help="Pixels within the mask over which new and old blend."),
+    Option(field="only_masked", flags=("--only-masked",), switch=True, panel=FROM,
+           help="Draw the masked part alone, as large as the size, and put it back into the image."),
+    Option(field="mask_padding", flags=("--mask-padding",), metavar="N", panel=FROM, within=(0, 4096),
+           help="With --only-masked: pixels around the masked part that are looked at."),
+    Option(field="masked_content", flags=("--masked-content",), metavar="WHAT",
+           choices=("original", "fill", "noise", "nothing"), panel=FROM,
+           help="What the masked part starts from: original, fill (its surroundings), noise or nothing."),
+    Option(field="outpaint", flags=("--outpaint",), metavar="SIDE:N,…", panel=FROM,
+           help="Draw around the image, e.g. left:128,top:64; also a single number for all sides."),
+    Option(field="width", flags=("-W", "--width"), metavar="N", panel=IMAGE, help="Mostly a multiple of 8."),
+    Option(field="height", flags=("-H", "--height"), metavar="N", panel=IMAGE, help="Mostly a multiple of 8."),
     Option(field="batch_size", flags=("--batch-size",), metavar="N", panel=IMAGE, within=(1, 64),
            help="Images drawn at once; changes pixels slightly."),
     Option(field="batch_invariant", flags=("--batch-invariant",), switch=True, panel=IMAGE,

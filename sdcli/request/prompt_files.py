@@ -14,14 +14,15 @@ from sdcli import reading
 from sdcli.errors import BadFile, SdcliError, Usage
 from sdcli.near import near_text, nearest
 from sdcli.request import config, jobs
-from sdcli.request.request import PER_IMAGE, Job, Request
+from sdcli.request.request import PER_IMAGE, STARTING, Job, Request
 from sdcli.terminal import show
 
 LONGEST_LINE = 1 << 20
 LARGEST_FILE = 64 << 20
 _COMMENT = re.compile(r"#+(\s|$)")
 # What a line may set for itself; the rest applies to the whole run.
-COLUMNS = ("prompt", "id", "seed", *PER_IMAGE)
+SETTINGS = (*PER_IMAGE, *STARTING)
+COLUMNS = ("prompt", "id", "seed", *SETTINGS)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -79,7 +80,10 @@ def of_line(request: Request, line: Line) -> tuple[Job, ...]:
     try:
         one = len(line.seeds) == 1
         seeds = jobs.resolve_seeds(line.seeds, len(request.seeds))[0] if one else line.seeds or request.seeds
-        own = replace(request, prompts=(line.prompt,), seeds=seeds, num_images=len(seeds), **line.settings)
+        unset = tuple(side for side in request.sides_of_image if side not in line.settings)
+        own = replace(
+            request, prompts=(line.prompt,), seeds=seeds, num_images=len(seeds), sides_of_image=unset, **line.settings
+        )
         jobs.check(own)
         return tuple(replace(job, id=line.id) for job in jobs.make_jobs(own))
     except SdcliError as error:
@@ -143,7 +147,7 @@ def _line(values: Mapping[str, Any], where: str) -> Line:
     if not isinstance(prompt, str) or not prompt.strip():
         raise BadFile(f"{show(where)}: no prompt", hint="sdcli help formats")
     try:
-        settings = {name: config.convert(name, values[name]) for name in PER_IMAGE if values.get(name) is not None}
+        settings = {name: config.convert(name, values[name]) for name in SETTINGS if values.get(name) is not None}
         seeds = config.convert("seeds", values["seed"]) if values.get("seed") is not None else ()
     except SdcliError as error:
         raise BadFile(f"{show(where)}: {error.message}", hint="sdcli help formats") from None

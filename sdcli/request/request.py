@@ -5,7 +5,41 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 
+from sdcli.images.read import InputImage
+from sdcli.schema import transient
+
 LARGEST_SEED = 2**32 - 1
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sides:
+    """Pixels added to an image on each side."""
+
+    left: int = 0
+    top: int = 0
+    right: int = 0
+    bottom: int = 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Repaint:
+    """The part of an image that is drawn anew: what is white in `mask`, and what is added outside."""
+
+    mask: InputImage | None = None
+    blur: int = 4
+    padding: int | None = None  # around the masked part, where only that is drawn, enlarged
+    content: str = "original"  # of the masked part before it is drawn
+    outpaint: Sides | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Start:
+    """The image that a job starts from, and how much of it is changed: the share of the steps that are taken."""
+
+    image: InputImage
+    strength: float
+    fit: str = "crop"
+    repaint: Repaint | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,6 +77,17 @@ class Request:
     overwrite: bool = False
     preview_every: int = 0
     filmstrip: int = 0
+    image: tuple[InputImage, ...] = ()
+    strength: float | None = None
+    fit: str = "crop"
+    mask: InputImage | None = None
+    mask_blur: int = 4
+    only_masked: bool = False
+    mask_padding: int = 32
+    masked_content: str | None = None
+    outpaint: Sides | None = None
+    sides_of_image: tuple[str, ...] = transient(default=())  # of width and height those that nobody set
+    multiple: int = transient(default=8)  # of which sides have to be: the pixels of one latent
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,12 +107,28 @@ class Job:
     clip_skip: int = 1
     emphasis: str = "a1111"
     id: str | None = None
+    start: Start | None = None  # an image, instead of pure noise
+
+    @property
+    def steps_taken(self) -> int:
+        """Of `steps`, the last ones."""
+        return self.steps if self.start is None else steps_taken(self.steps, self.start.strength)
 
     @property
     def guided(self) -> bool:
         """Whether each step needs the unconditional call too (diffusers' own rule)."""
         return self.guidance > 1.0
 
+
+def steps_taken(steps: int, strength: float) -> int:
+    """Of the last steps, as many as diffusers takes: its very product, 50 × 0.58 = 28.999…"""
+    return min(int(steps * strength), steps)
+
+
+# What a job's start is made of.
+STARTING = (
+    "image", "strength", "fit", "mask", "mask_blur", "only_masked", "mask_padding", "masked_content", "outpaint",
+)  # fmt: skip
 
 # Settings that each image of a run may have for itself, under the same name in both.
 PER_IMAGE = tuple(one.name for one in fields(Job) if one.name in {other.name for other in fields(Request)})

@@ -17,7 +17,7 @@ from sdcli.errors import Usage
 from sdcli.plan.plan import Setup
 from sdcli.record.metadata.own import RecordedModel
 from sdcli.request import prompt, samplers
-from sdcli.request.request import Job
+from sdcli.request.request import Job, Repaint
 
 NEGATIVE = "Negative prompt:"
 FEWEST_PAIRS = 3  # with fewer, every reader takes the last line for prompt
@@ -126,9 +126,11 @@ def infotext(job: Job, setup: Setup, model: RecordedModel, version: str) -> Info
         ("Model", model.name),
         ("VAE hash", vae.sha256[:10] if vae else None),
         ("VAE", vae.name if vae else None),
+        ("Denoising strength", f"{job.start.strength:g}" if job.start else None),
         ("Clip skip", job.clip_skip if job.clip_skip > 1 else None),
         ("RNG", "CPU"),  # the web UI draws its noise on the GPU by default
         ("Emphasis", None if job.emphasis == "a1111" else job.emphasis.capitalize()),
+        *_repaint(job.start.repaint if job.start else None),
         ("Lora hashes", _hashes((lora.name, lora.tensors_sha256 or lora.sha256) for lora in loras)),
         ("TI hashes", _hashes((one.name, one.sha256) for one in setup.adapters if one.kind == "embedding")),
         ("Version", f"sdcli {version}".strip()),
@@ -137,6 +139,21 @@ def infotext(job: Job, setup: Setup, model: RecordedModel, version: str) -> Info
     # in A1111 the prompt names the LoRAs, and their weights are nowhere else
     tags = [prompt.lora_tag(lora.name, lora.scale) for lora in loras]
     return Infotext(_tidy(" ".join(filter(None, (job.prompt, *tags)))), _tidy(job.negative_prompt), texts)
+
+
+def _repaint(repaint: Repaint | None) -> Iterator[tuple[str, object]]:
+    """The web UI leaves out what is as it has it by default."""
+    if repaint is None:
+        return
+    yield "Mask blur", repaint.blur
+    if repaint.padding is not None:
+        yield "Inpaint area", "Only masked"
+        yield "Masked area padding", repaint.padding
+    if repaint.content != "original":
+        yield "Masked content", _CONTENTS.get(repaint.content, repaint.content)
+
+
+_CONTENTS = {"noise": "latent noise", "nothing": "latent nothing"}
 
 
 def _hashes(named: Iterable[tuple[str, str]]) -> str | None:
@@ -152,6 +169,10 @@ def values(info: Infotext) -> tuple[dict[str, Any], dict[str, str]]:
     seed = _whole(rest.get("Seed"))
     _take(rest, "Seed", fields, "seeds", None if seed is None or seed < 0 else (seed,))
     _take(rest, "CFG scale", fields, "guidance", _number(rest.get("CFG scale")))
+    if not any(key.startswith("Hires") for key in rest):  # whose strength it is there
+        strength = _number(rest.get("Denoising strength"))
+        _take(rest, "Denoising strength", fields, "strength", strength if strength and strength <= 1 else None)
+    _take_repaint(rest, fields)
     size = re.fullmatch(r"(\d{1,6})x(\d{1,6})", rest.get("Size", ""), re.ASCII)
     if size:
         fields["width"], fields["height"] = int(size[1]), int(size[2])
@@ -161,6 +182,14 @@ def values(info: Infotext) -> tuple[dict[str, Any], dict[str, str]]:
     _take(rest, "Emphasis", fields, "emphasis", emphasis)
     _take(rest, "Model", fields, "model", plain_name(rest.get("Model", "")))
     return fields, rest
+
+
+def _take_repaint(rest: dict[str, str], fields: dict[str, Any]) -> None:
+    _take(rest, "Mask blur", fields, "mask_blur", _whole(rest.get("Mask blur")))
+    _take(rest, "Inpaint area", fields, "only_masked", True if rest.get("Inpaint area") == "Only masked" else None)
+    _take(rest, "Masked area padding", fields, "mask_padding", _whole(rest.get("Masked area padding")))
+    ours = {theirs: own for own, theirs in _CONTENTS.items()} | {"fill": "fill", "original": "original"}
+    _take(rest, "Masked content", fields, "masked_content", ours.get(rest.get("Masked content", "")))
 
 
 def _take(rest: dict[str, str], key: str, fields: dict[str, Any], name: str, value: Any) -> None:

@@ -14,7 +14,7 @@ from sdcli.models import hub_name
 from sdcli.plan.plan import Adapter, Plan, Setup
 from sdcli.record import documents
 from sdcli.request.prompt import lora_weight
-from sdcli.request.request import PER_IMAGE, Job
+from sdcli.request.request import PER_IMAGE, Job, Start
 from sdcli.terminal import size_text
 
 NAME, NEWEST = "sdcli.image", 1
@@ -90,9 +90,22 @@ def values(record: ImageRecord) -> dict[str, Any]:
         "prompts": (job.prompt,),
         "seeds": (job.seed,),
         **{name: getattr(job, name) for name in PER_IMAGE},
+        **_starting(job.start),
         "model": record.model.name,
         **_beside(record.setup),
     }
+
+
+def _starting(start: Start | None) -> dict[str, Any]:
+    """How it starts from its image and mask, which themselves are not in it."""
+    if start is None:
+        return {}
+    values: dict[str, Any] = {"strength": start.strength, "fit": start.fit}
+    if (repaint := start.repaint) is not None:
+        values |= {"mask_blur": repaint.blur, "masked_content": repaint.content, "outpaint": repaint.outpaint}
+        if repaint.padding is not None:
+            values |= {"only_masked": True, "mask_padding": repaint.padding}
+    return values
 
 
 def _beside(setup: Setup) -> dict[str, Any]:

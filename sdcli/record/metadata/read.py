@@ -41,7 +41,7 @@ def read(path: str | Path) -> ImageSettings:
     if texts.own is not None:
         record = _own(texts.own, name)
         values = own.values(record)
-        unknown = {}
+        unknown = _inputs(record)
         if a1111.plain_name(values["model"]) is None:
             unknown["Model"] = values.pop("model")
         if not math.isfinite(values["guidance"]):
@@ -53,6 +53,15 @@ def read(path: str | Path) -> ImageSettings:
             values, unknown = a1111.values(info)
             return ImageSettings(dialect="a1111", values=values, unknown=unknown)
     raise BadFile(f"{name} has no settings that sdcli can read", hint=AS_FLAGS)
+
+
+def _inputs(record: own.ImageRecord) -> dict[str, Any]:
+    """The files that it was drawn from, by name: only whoever has them can give them again."""
+    start = record.job.start
+    if start is None:
+        return {}
+    mask = start.repaint.mask if start.repaint else None
+    return {"Image": start.image.name} | ({"Mask": mask.name} if mask else {})
 
 
 def _own(text: str, name: str) -> own.ImageRecord:

@@ -10,7 +10,7 @@ from typing import Any
 from sdcli.events import Degraded
 from sdcli.record.report import Report
 from sdcli.sizes import gib
-from sdcli.terminal import cells, disk_text, fit, seconds_text, show
+from sdcli.terminal import cells, counted, disk_text, fit, seconds_text, show
 
 SIDE_BY_SIDE = 78  # columns from which times and memory stand beside each other
 LEFT = 33
@@ -168,8 +168,15 @@ def asked(jobs: Sequence[Any], width: int) -> list[str]:
     else:
         seed = "seeds " + ", ".join(map(str, seeds))
     sizes = {(job.width, job.height) for job in jobs}
-    settings = {(job.steps, job.sampler, job.guidance) for job in jobs}
+    settings = {(job.steps, job.steps_taken, job.sampler, job.guidance) for job in jobs}
     pieces = [subject, images, f"{first.width}×{first.height}" if len(sizes) == 1 else f"{len(sizes)} sizes"]
     if len(settings) == 1:
-        pieces += [f"{first.steps} steps {show(first.sampler, 40)}", f"guidance {first.guidance:.1f}"]
+        pieces += [f"{steps_asked(first)} {show(first.sampler, 40)}", f"guidance {first.guidance:.1f}"]
     return flow([piece for piece in (*pieces, seed) if piece], width)
+
+
+def steps_asked(job: Any) -> str:
+    """ "20 steps", or of those that start from an image as many as are taken."""
+    if job.start is None:
+        return counted(job.steps, "step")
+    return f"{job.steps_taken} of {job.steps} steps (strength {job.start.strength:g})"
