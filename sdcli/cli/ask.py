@@ -61,7 +61,11 @@ def plan_for(
     request, origins = _request(sources, model, prompts or ((first.prompt,) if first else ()))
     waiting = flags.get("prompts_file") == "-"
     known_jobs, tags = adapters.untagged(_jobs(request, first, lines, waiting))
-    request = replace(request, prompts=tuple(dict.fromkeys(job.prompt for job in known_jobs)))
+    largest = max(known_jobs, key=lambda job: job.width * job.height)
+    request = replace(
+        request, prompts=tuple(dict.fromkeys(job.prompt for job in known_jobs)), width=largest.width,
+        height=largest.height,
+    )  # fmt: skip
     for name in dict.fromkeys(job.sampler for job in known_jobs):
         samplers.check_zero_snr(samplers.find(name), model.zero_snr)
     embeddings = adapters.known_words(added_folders())

@@ -149,7 +149,7 @@ def _head(plan: Plan, width: int, disk_free: int | None) -> list[str]:
     head = [_named(plan) + (f": {show(where, 60)}" if where else "")]
     if model.licence:
         head.append(f"licence {show(model.licence, 30)}")
-    sizes = sorted({(job.width * job.height, job.width, job.height) for job in jobs}, reverse=True)
+    sizes = sorted({(job.size[0] * job.size[1], *job.size) for job in jobs}, reverse=True)
     _, wide, high = sizes[0] if sizes else (0, request.width, request.height)
     images = counted(len(jobs), "image") if jobs else "images as prompts arrive,"
     asked = steps_asked(jobs[0]) if jobs else counted(request.steps, "step")

@@ -11,7 +11,7 @@ from sdcli.machine.hardware import Hardware
 from sdcli.plan.batches import Batch, windows_of
 from sdcli.plan.footprint import COMPILE
 from sdcli.plan.plan import Plan
-from sdcli.plan.stages import Stage, parts_of, previews_after, stages, walk
+from sdcli.plan.stages import Stage, parts_of, pass_of, previews_after, stages, walk
 from sdcli.plan.techniques import placement
 from sdcli.request import tokenizer
 from sdcli.request.request import Job
@@ -62,7 +62,8 @@ class Run:
                     every = stages(plan.model, jobs, alone=alone)
                     yield from self._load(placement.loaded(plan.setup.placement, every, stage, part))
                 draw = {
-                    "text": self._encode, "pixels": self._encode_image, "unet": self._denoise, "image": self._decode,
+                    "text": self._encode, "pixels": self._encode_image, "unet": self._denoise,
+                    "enlarge": self._upscale, "image": self._decode,
                 }[stage.work]  # fmt: skip
                 yield from draw(number, jobs, stage)
                 yield self._peak(stage.name)
@@ -92,11 +93,14 @@ class Run:
     def _encode_image(self, number: int, jobs: Sequence[Job], stage: Stage) -> Iterator[Event]:
         yield EncodedImage(stage=stage.name, batch=number, seconds=0.0)
 
+    def _upscale(self, number: int, jobs: Sequence[Job], stage: Stage) -> Iterator[Event]:
+        yield EncodedImage(stage=stage.name, batch=number, seconds=0.0)
+
     def _denoise(self, number: int, jobs: Sequence[Job], stage: Stage) -> Iterator[Event]:
         if self.plan.setup.execution == "compile" and number == 0:
             yield Timed(phase=COMPILE, seconds=0.0)
             yield self._peak(COMPILE)
-        started, calls = time.perf_counter(), jobs[0].unet_calls
+        started, calls = time.perf_counter(), pass_of(jobs[0], stage).unet_calls
         previewed = previews_after(self.plan.request, calls)
         for step in range(1, calls + 1):
             before = time.perf_counter()
@@ -113,9 +117,10 @@ class Run:
     def _decode(self, number: int, jobs: Sequence[Job], stage: Stage) -> Iterator[Event]:
         for job in jobs:
             before = time.perf_counter()
-            pixels = _gradient(job.seed, job.width, job.height)
+            width, height = job.size
+            pixels = _gradient(job.seed, width, height)
             yield Decoded(
-                stage=stage.name, batch=number, index=job.index, job=job, width=job.width, height=job.height,
+                stage=stage.name, batch=number, index=job.index, job=job, width=width, height=height,
                 seconds=time.perf_counter() - before, pixels=pixels, setup=self.plan.setup,
                 scheduler=dict(self.plan.model.scheduler),
             )  # fmt: skip

@@ -17,6 +17,7 @@ from sdcli.draw.place import Components
 from sdcli.draw.start import EncodedStart
 from sdcli.images import canvas
 from sdcli.images.canvas import HALF, Canvas
+from sdcli.images.fit import fitted
 from sdcli.models.model import Model
 from sdcli.models.vae import scale
 from sdcli.request.request import Job, Sides, Start
@@ -96,6 +97,14 @@ def put_back(drawn: RGBImage, start: Start | None, made: Canvas) -> RGBImage:
     image = Image.frombytes("RGB", (drawn.width, drawn.height), drawn.pixels)
     whole = made.finished(image, 0 if start.repaint.outpaint else start.repaint.blur)
     return RGBImage(whole.width, whole.height, whole.tobytes(), drawn.retried)
+
+
+def lanczos(small: RGBImage, width: int, height: int) -> Any:
+    """Pillow's image of it, enlarged."""
+    from PIL import Image
+
+    image = Image.frombytes("RGB", (small.width, small.height), small.pixels)
+    return fitted(image, width, height, "stretch")
 
 
 def _box(sides: Sides) -> canvas.Box:

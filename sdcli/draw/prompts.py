@@ -93,8 +93,10 @@ class Prompts:
     def _encoded(self, encoder: Encoder, key: Key) -> Text:
         return encode.encode(encoder, self._chunks(key), clip_skip=key.clip_skip, emphasis=key.emphasis)
 
-    def conditioning(self, jobs: Sequence[Job], components: Components, *, alone: bool) -> Conditioning:
-        """`alone`: each image has its own UNet calls, whatever the batch."""
+    def conditioning(
+        self, jobs: Sequence[Job], components: Components, size: tuple[int, int], *, alone: bool
+    ) -> Conditioning:
+        """Of what is drawn at this size. `alone`: each image has its own UNet calls, whatever the batch."""
         both = guided(self._model, jobs[0])
         prompts = [self._texts[_key(job, job.prompt)] for job in jobs]
         words = [self._negative(job) for job in jobs] if both else []
@@ -107,7 +109,7 @@ class Prompts:
         ]
         in_turn = components.setup.guidance == "in-turn"
         return encode.conditioning(
-            prompts, negatives, guidance=jobs[0].guidance, guided=both, size=(jobs[0].width, jobs[0].height),
+            prompts, negatives, guidance=jobs[0].guidance, guided=both, size=size,
             unet=self._unet, groups=denoise.groups(len(jobs), both, in_turn=in_turn, alone=alone),
         ).to(components.device, components.dtype)  # fmt: skip
 

@@ -11,15 +11,16 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor
 
-from sdcli.draw import decode, denoise, preview, schedulers
+from sdcli.draw import decode, denoise, encode_image, preview, schedulers
 from sdcli.draw.captured import NotCaptured
 from sdcli.draw.denoise import Conditioning, LoopState
+from sdcli.draw.encode_image import Posterior
 from sdcli.draw.exhausted import exhausted
-from sdcli.draw.images import Started, StartKey, keys_of, put_back
+from sdcli.draw.images import Started, StartKey, keys_of, lanczos, put_back
 from sdcli.draw.oom import first_line, is_out_of_memory
 from sdcli.draw.regional import NotCompiled
 from sdcli.draw.session import Session
-from sdcli.draw.start import Begun, begun
+from sdcli.draw.start import Begun, EncodedStart, begun, enlarged
 from sdcli.errors import ImagesFailed, OutOfMemory
 from sdcli.events import Decoded, Degraded, Denoised, Encoded, EncodedImage, Event, Failed, Preview, Step, Timed
 from sdcli.models.families import find
@@ -28,10 +29,10 @@ from sdcli.plan.batches import Batch, windows_of
 from sdcli.plan.fallbacks import after_out_of_memory, changes_pixels
 from sdcli.plan.footprint import COMPILE
 from sdcli.plan.plan import Fallback, Plan, Setup
-from sdcli.plan.stages import Stage, parts_of, previews_after, stages, walk
+from sdcli.plan.stages import Stage, parts_of, pass_of, previews_after, stages, walk
 from sdcli.plan.techniques import TECHNIQUES, placement
 from sdcli.plan.techniques.execution import layer_by_layer
-from sdcli.request.request import Job
+from sdcli.request.request import Job, Pass
 from sdcli.terminal import quoted, show
 
 T = TypeVar("T")
@@ -52,7 +53,10 @@ class BatchState:
     jobs: Sequence[Job]
     scheduler: Any
     generators: list[torch.Generator]
+    makes: Pass
     started: Sequence[Started] = ()  # the images to start from
+    smaller: Tensor | None = None  # the latents of the pass before
+    enlarged: list[Posterior] = field(default_factory=list)  # of the images before, enlarged
     begun: Begun | None = None  # what came of them
     timesteps: Tensor | None = None  # those taken, where they are not all of the scheduler's
     loop: LoopState | None = None
@@ -82,7 +86,8 @@ class Run:
             for number, jobs, stage in walk(self.plan.model, window, alone=self._alone):
                 self._stages = stages(self.plan.model, jobs, alone=self._alone)
                 draw = {
-                    "text": self._encode, "pixels": self._encode_image, "unet": self._denoise, "image": self._decode,
+                    "text": self._encode, "pixels": self._encode_image, "unet": self._denoise,
+                    "enlarge": self._upscale, "image": self._decode,
                 }[stage.work]  # fmt: skip
                 yield from draw(number, jobs, stage)
 
@@ -158,10 +163,13 @@ class Run:
     # --- noise into latents
 
     def _denoise(self, number: int, jobs: Sequence[Job], stage: Stage) -> Iterator[Event]:
+        before = self._state
         state = self._state = BatchState(
             number=number, jobs=jobs, scheduler=schedulers.make(jobs[0].sampler, self.plan.model.scheduler),
-            generators=[torch.Generator("cpu").manual_seed(job.seed) for job in jobs],
+            generators=[torch.Generator("cpu").manual_seed(job.seed) for job in jobs], makes=pass_of(jobs[0], stage),
             started=[self.session.images.started(key) for key in keys_of(self.plan.model, jobs)],
+            smaller=before.latents if before is not None else None,
+            enlarged=before.enlarged if before is not None else [],
         )  # fmt: skip
         yield from self._surviving(number, stage.name, lambda: self._steps(state, stage), state)
 
@@ -169,7 +177,8 @@ class Run:
         (part,) = stage.parts
         yield from self._ready(stage, part)
         components, meter = self.session.components, self.session.meter
-        conditioning = self.session.prompts.conditioning(state.jobs, components, alone=self._alone)
+        size = state.makes.width, state.makes.height
+        conditioning = self.session.prompts.conditioning(state.jobs, components, size, alone=self._alone)
         state.loop = self._start(state, stage)
         if state.begun is not None:
             conditioning = conditioning.starting(state.begun, components.device)
@@ -213,10 +222,10 @@ class Run:
         components, vae = self.session.components, self.plan.model.components["vae"].config
         for job, generator in zip(state.jobs, state.generators, strict=True):
             generator.manual_seed(job.seed)  # it may have made noise before memory ran out
-        schedulers.set_steps(state.scheduler, state.jobs[0].steps)
+        schedulers.set_steps(state.scheduler, state.makes.steps)
         edge = scale(vae)
         shape = (int(vae.get("latent_channels", 4)), stage.shape.height // edge, stage.shape.width // edge)
-        if state.started:
+        if state.started or state.smaller is not None:
             return self._start_from(state, vae, shape)
         return denoise.begin(
             state.scheduler, state.generators, shape=shape, dtype=components.dtype, device=components.device,
@@ -226,11 +235,14 @@ class Run:
     def _start_from(self, state: BatchState, vae: Mapping[str, Any], shape: tuple[int, int, int]) -> LoopState:
         components, job = self.session.components, state.jobs[0]
         starts = [one.start for one in state.jobs]
-        state.timesteps = schedulers.last_timesteps(state.scheduler, job.steps, job.steps_taken)
-        state.begun = begun(
-            starts, [one.encoded for one in state.started], state.generators, vae, shape=shape, dtype=components.dtype,
-            sees_mask=self.plan.model.sees_mask,
-        )  # fmt: skip
+        state.timesteps = schedulers.last_timesteps(state.scheduler, state.makes.steps, state.makes.taken)
+        dtype, generators = components.dtype, state.generators
+        if state.smaller is not None and not state.enlarged:
+            state.begun = enlarged(state.smaller, generators, shape=shape, dtype=dtype)
+        else:
+            encoded = [one.encoded for one in state.started] or [EncodedStart(one) for one in state.enlarged]
+            sees_mask = self.plan.model.sees_mask
+            state.begun = begun(starts, encoded, generators, vae, shape=shape, dtype=dtype, sees_mask=sees_mask)
         return denoise.begin_from(
             state.scheduler, state.timesteps, state.generators, state.begun,
             pure=job.start is not None and job.start.repaint is not None and job.start.strength == 1.0,
@@ -245,12 +257,13 @@ class Run:
             seconds = meter.between(before, after)
             now, peak = meter.now()
             yield Step(
-                stage=stage.name, batch=state.number, step=step, of=state.jobs[0].unet_calls, seconds=seconds,
+                stage=stage.name, batch=state.number, step=step, of=state.makes.unet_calls, seconds=seconds,
                 device_bytes=now, device_peak=peak,
             )  # fmt: skip
 
     def _previews(self, state: BatchState, stage: Stage) -> Iterator[Event]:
-        if state.loop is None or state.step not in previews_after(self.plan.request, state.jobs[0].unet_calls):
+        previewed = previews_after(self.plan.request, state.makes.unet_calls)
+        if state.loop is None or state.smaller is not None or state.step not in previewed:
             return
         colours = self.plan.model.preview or find(self.plan.model.family).colours
         for job, latents in zip(state.jobs, state.loop.latents, strict=True):
@@ -259,6 +272,26 @@ class Run:
                 stage=stage.name, batch=state.number, index=job.index, step=state.step, width=width, height=height,
                 pixels=pixels,
             )  # fmt: skip
+
+    # --- small images into larger latents
+
+    def _upscale(self, number: int, jobs: Sequence[Job], stage: Stage) -> Iterator[Event]:
+        seconds = yield from self._surviving(number, stage.name, lambda: self._larger(stage))
+        yield EncodedImage(stage=stage.name, batch=number, seconds=seconds)
+        yield self.session.meter.read(stage.name)
+
+    def _larger(self, stage: Stage) -> Events[float]:
+        """Image by image: decoded, enlarged, encoded. Returns the seconds, loading excluded."""
+        (part,), state = stage.parts, self._state
+        assert state is not None and state.latents is not None
+        yield from self._ready(stage, part)
+        started, exact = time.perf_counter(), self.session.components.exact
+        with self.session.components.use(part) as vae:
+            small = [decode.decode(vae, latents, exact) for latents in torch.split(state.latents, 1)]
+        with self.session.components.encoder(part) as vae:
+            pixels = [encode_image.pixels(lanczos(one, stage.shape.width, stage.shape.height)) for one in small]
+            state.enlarged = [encode_image.encode(vae, one, exact) for one in pixels]
+        return time.perf_counter() - started
 
     # --- latents into pixels
 
@@ -363,6 +396,7 @@ class Run:
             "load": "while loading",
             "encode": "encoding the prompt",
             "encode-image": "encoding the image",
+            "upscale": "enlarging the image",
             "decode": "decoding the image",
         }.get(phase, f"in step {(step or 0) + 1}")
         return exhausted(self.plan, where, because, setup=setup, phase=phase, step=step)

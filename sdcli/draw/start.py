@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn import functional
 
 from sdcli.draw.encode_image import Posterior, scaled
 from sdcli.draw.transfers import without_waiting
@@ -84,3 +85,12 @@ def begun(
     if sees_mask and mask is not None:
         beside = torch.cat([mask, scaled(torch.cat(masked), config).to(dtype)], dim=1)
     return Begun(latents=whole, noise=torch.cat(noise).to(dtype), mask=mask, beside=beside)
+
+
+def enlarged(
+    latents: Tensor, generators: Sequence[torch.Generator], *, shape: tuple[int, int, int], dtype: torch.dtype
+) -> Begun:
+    """Latents stretched to another size, in fp32 on the host: the same on every device; and new noise."""
+    larger = functional.interpolate(latents.float().cpu(), size=shape[1:], mode="bilinear")
+    noise = torch.cat([torch.randn((1, *shape), generator=generator) for generator in generators])
+    return Begun(latents=larger.to(dtype), noise=noise.to(dtype))

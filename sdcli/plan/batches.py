@@ -23,8 +23,9 @@ def in_batches(jobs: Sequence[Job], batch_size: int) -> tuple[tuple[int, ...], .
 
 
 def _kind(job: Job) -> tuple[object, ...]:
-    """How it starts: images of a batch may start from different ones, in the same way."""
-    return () if job.start is None else (job.start.strength, job.start.repaint is not None)
+    """How it starts and ends: images of a batch may start from different ones, in the same way."""
+    start = () if job.start is None else (job.start.strength, job.start.repaint is not None)
+    return start, job.second
 
 
 Batch = tuple[int, tuple[Job, ...]]  # its number, unique in the run, and its jobs

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from functools import cache
 from operator import attrgetter
 
@@ -24,6 +25,7 @@ _WORK = {
     "text": attrgetter("dtype"),
     "unet": attrgetter("dtype", "storage", "attention", "guidance", "blocks", "threads", "execution"),
     "pixels": attrgetter("dtype", "vae", "vae_dtype", "execution"),
+    "enlarge": attrgetter("dtype", "vae", "vae_dtype", "execution"),
     "image": attrgetter("dtype", "vae", "vae_dtype", "execution"),
 }
 
@@ -90,7 +92,10 @@ class Sizes:
         """Bytes while this stage computes: on the device, or on the host if its part is there."""
         key = (stage.name, _WORK[stage.work](setup))
         if key not in self._work:
-            count = {"text": self._text, "pixels": self._pixels, "unet": self._unet, "image": self._image}[stage.work]
+            count = {
+                "text": self._text, "pixels": self._pixels, "unet": self._unet, "enlarge": self._enlarge,
+                "image": self._image,
+            }[stage.work]  # fmt: skip
             self._work[key] = count(stage, setup)
         return self._work[key]
 
@@ -129,6 +134,11 @@ class Sizes:
         if setup.execution == "openvino":  # by diffusers' own VAE, which is loaded for it
             return self._reserved(live) + self.weights("vae", setup)
         return live if setup.vae == "cpu" else self._reserved(live)
+
+    def _enlarge(self, stage: Stage, setup: Setup) -> int:
+        """What was drawn is decoded, and encoded again at the larger size."""
+        assert stage.smaller is not None
+        return max(self._image(replace(stage, shape=stage.smaller), setup), self._pixels(stage, setup))
 
     def _image(self, stage: Stage, setup: Setup) -> int:
         live = self.decoder(stage.shape, setup.vae).activation_peak(BYTES[effective(setup)])
@@ -179,7 +189,7 @@ class Sizes:
             resident += self._graph(setup)
         on_host = any(self.on_host(part, setup) for part in stage.parts)
         aside = self._on_the_host(stage, setup) + (work if on_host else 0)
-        if stage.work in ("pixels", "image"):
+        if stage.work in ("pixels", "enlarge", "image"):
             aside += stage.shape.width * stage.shape.height * calibration.IMAGE_BYTES_PER_PIXEL
         aside += stage.file_pixels * calibration.FILE_BYTES_PER_PIXEL
         if setup.execution == "compile":

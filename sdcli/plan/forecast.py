@@ -94,7 +94,7 @@ class Forecast:
     @property
     def calls(self) -> int:
         """Of the UNet in the whole run."""
-        return sum(batch[0].unet_calls for batch in self.runs)
+        return sum(batch[0].all_calls for batch in self.runs)
 
     @property
     def has_compiled(self) -> bool:
@@ -126,13 +126,15 @@ def _corrected(device: int, measured: Measures) -> int:
 
 def _weight(batch: tuple[Job, ...]) -> tuple[int, ...]:
     first = batch[0]
+    width, height = first.size
     return (
-        first.width * first.height * len(batch),
-        first.width * first.height,
+        width * height * len(batch),
+        width * height,
         first.guided,
         first.start is not None,
-        first.unet_calls,
-        first.width,
+        first.second is not None,
+        first.all_calls,
+        width,
     )
 
 

@@ -20,6 +20,7 @@ _SLOTS = {
     "text": attrgetter("dtype"),
     "unet": attrgetter("dtype", "storage", "placement", "attention", "execution", "guidance"),
     "pixels": attrgetter("dtype", "vae", "vae_dtype"),
+    "enlarge": attrgetter("dtype", "vae", "vae_dtype"),
     "image": attrgetter("dtype", "vae", "vae_dtype"),
 }
 
@@ -58,7 +59,10 @@ class Price:
     def _stage(self, stage: Stage, setup: Setup) -> float:
         key = (stage.name, _SLOTS[stage.work](setup))
         if key not in self._parts:
-            price = {"text": self._text, "pixels": self._pixels, "unet": self._unet, "image": self._image}[stage.work]
+            price = {
+                "text": self._text, "pixels": self._pixels, "unet": self._unet, "enlarge": self._enlarge,
+                "image": self._image,
+            }[stage.work]  # fmt: skip
             self._parts[key] = price(stage, setup)
         return self._parts[key]
 
@@ -103,6 +107,10 @@ class Price:
 
     def _pixels(self, stage: Stage, setup: Setup) -> float:
         return self._through_the_vae(self.sizes.image_encoder(stage.shape, setup.vae).macs, stage, setup)
+
+    def _enlarge(self, stage: Stage, setup: Setup) -> float:
+        assert stage.smaller is not None
+        return self._image(replace(stage, shape=stage.smaller), setup) + self._pixels(stage, setup)
 
     def _image(self, stage: Stage, setup: Setup) -> float:
         return self._through_the_vae(self.sizes.decoder(stage.shape, setup.vae).macs, stage, setup)

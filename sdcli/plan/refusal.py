@@ -86,5 +86,5 @@ def _flags_of(pins: Mapping[str, str]) -> str:
 
 def _size(plan: Plan) -> tuple[int, int]:
     """The size of the run's largest image."""
-    sizes = [(job.width, job.height) for job in plan.jobs] or [(plan.request.width, plan.request.height)]
+    sizes = [job.size for job in plan.jobs] or [(plan.request.width, plan.request.height)]
     return max(sizes, key=lambda size: size[0] * size[1])

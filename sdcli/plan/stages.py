@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from sdcli.models.families import find
 from sdcli.models.model import Model
-from sdcli.request.request import Job, Request
+from sdcli.request.request import Job, Pass, Request
 
 TOKENS = 77
 
-# prompts through text encoders; pixels into latents; calls of the UNet; latents into pixels
-WorkKind = Literal["text", "pixels", "unet", "image"]
+# Prompts through text encoders; pixels into latents; calls of the UNet; latents into larger ones, by way of pixels;
+# latents into pixels.
+WorkKind = Literal["text", "pixels", "unet", "enlarge", "image"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,6 +38,7 @@ class Stage:
     shape: Shape
     steps: int = 0  # UNet calls, guidance's pair counted once
     file_pixels: int = 0  # of the largest image file that is read or put back into
+    smaller: Shape | None = None  # what is enlarged to the shape
 
     @property
     def ahead(self) -> bool:
@@ -47,29 +49,38 @@ class Stage:
 def stages(model: Model, batch: Sequence[Job], *, alone: bool = False) -> tuple[Stage, ...]:
     """The stages of one batch; `alone`: each image has its own UNet calls."""
     first = batch[0]
-    shape = Shape(
-        width=first.width, height=first.height, batch=1 if alone else len(batch), guided=guided(model, first)
-    )  # fmt: skip
-    steps = first.unet_calls * (len(batch) if alone else 1)
-    files = [job.start.image.width * job.start.image.height for job in batch if job.start is not None]
-    whole = [job.start.image.width * job.start.image.height for job in batch if job.start and job.start.repaint]
-    return stages_at(
-        model, shape, steps=steps, from_image=bool(files), read=max(files, default=0), put_back=max(whole, default=0)
-    )
+    images = 1 if alone else len(batch)
+    shapes = [
+        Shape(width=each.width, height=each.height, batch=images, guided=guided(model, first)) for each in first.passes
+    ]
+    times = len(batch) if alone else 1
+    calls = [each.unet_calls * times for each in first.passes]
+    files = [one.start.image.width * one.start.image.height for one in batch if one.start is not None]
+    whole = [one.start.image.width * one.start.image.height for one in batch if one.start and one.start.repaint]
+    made = list(_stages(model, shapes[0], shapes[-1], calls[0], bool(files)))
+    if first.second is not None:
+        again = Stage(name="second-pass", work="unet", parts=("unet",), shape=shapes[1], steps=calls[1])
+        made.insert(-1, again)
+        if first.second.upscaler != "latent":
+            made.insert(-2, Stage(name="upscale", work="enlarge", parts=("vae",), shape=shapes[1], smaller=shapes[0]))
+    read = {"encode-image": max(files, default=0), "decode": max(whole, default=0)}
+    return tuple(replace(stage, file_pixels=read.get(stage.name, 0)) for stage in made)
 
 
-def stages_at(
-    model: Model, shape: Shape, *, steps: int = 1, from_image: bool = False, read: int = 0, put_back: int = 0
-) -> tuple[Stage, ...]:
-    """Pixels of the image file that is `read`, and of the one that what is drawn is `put_back` into."""
+def stages_at(model: Model, shape: Shape, *, steps: int = 1) -> tuple[Stage, ...]:
+    """Of an image of this shape that starts from noise."""
+    return _stages(model, shape, shape, steps, from_image=False)
+
+
+def _stages(model: Model, first: Shape, last: Shape, steps: int, from_image: bool) -> tuple[Stage, ...]:
     encoders = find(model.family).encoders
-    encode = Stage(name="encode", work="text", parts=tuple(encoder.part for encoder in encoders), shape=shape)
-    encode_image = Stage(name="encode-image", work="pixels", parts=("vae",), shape=shape, file_pixels=read)
+    encode = Stage(name="encode", work="text", parts=tuple(encoder.part for encoder in encoders), shape=first)
+    encode_image = Stage(name="encode-image", work="pixels", parts=("vae",), shape=first)
     return (
         encode,
         *([encode_image] if from_image or model.sees_mask else []),
-        Stage(name="denoise", work="unet", parts=("unet",), shape=shape, steps=steps),
-        Stage(name="decode", work="image", parts=("vae",), shape=shape, file_pixels=put_back),
+        Stage(name="denoise", work="unet", parts=("unet",), shape=first, steps=steps),
+        Stage(name="decode", work="image", parts=("vae",), shape=last),
     )
 
 
@@ -82,6 +93,11 @@ def walk(
             for stage in stages(model, jobs, alone=alone):
                 if stage.ahead == ahead:
                     yield number, jobs, stage
+
+
+def pass_of(job: Job, stage: Stage) -> Pass:
+    """The pass that a stage of the UNet makes."""
+    return next(each for each in job.passes if each.stage == stage.name)
 
 
 def previews_after(request: Request, steps: int) -> frozenset[int]:

@@ -474,7 +474,7 @@ class Folding:
 def image_of(job: Job | None, index: int, status: str) -> Image:
     if job is None:
         return Image(index=index, status=status)
-    return Image(index=index, status=status, width=job.width, height=job.height, job=job)
+    return Image(index=index, status=status, width=job.size[0], height=job.size[1], job=job)
 
 
 def _recovered_image(job: Job | None, intent: Intent) -> Image:

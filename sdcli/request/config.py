@@ -110,7 +110,7 @@ _CONVERT: dict[str, Callable[[str, str], Any]] = {
     "size": lambda field, text: jobs.parse_sides(text),
     "max_vram": lambda field, text: jobs.parse_memory(text, "--max-vram"),
     "max_ram": lambda field, text: jobs.parse_memory(text, "--max-ram"),
-    "strength": _number,
+    "strength": _number, "hires": _number, "hires_strength": _number, "hires_steps": _integer,
     "outpaint": lambda field, text: jobs.parse_outpaint(text),
     "sampler": lambda field, text: samplers.find(text).name,
     "pins": _pins,

@@ -6,7 +6,7 @@ import itertools
 import math
 import os
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import fields, replace
 from itertools import islice
 from typing import Any
@@ -22,10 +22,12 @@ from sdcli.request.request import (
     Job,
     Repaint,
     Request,
+    SecondPass,
     Sides,
     Start,
     steps_taken,
 )
+from sdcli.request.samplers import Sampler
 from sdcli.sizes import parse_size
 from sdcli.terminal import quoted, show
 
@@ -261,8 +263,44 @@ def make_job(request: Request, index: int, prompt: str, seed: int, image: InputI
         _check_room(own.get("width", request.width), own.get("height", request.height), request.outpaint)
     return Job(
         index=index, prompt=prompt, seed=seed, unet_calls=sampler.unet_calls(taken), start=start,
+        second=_second(request, sampler, own),
         **{name: getattr(request, name) for name in PER_IMAGE} | own,
     )  # fmt: skip
+
+
+# How much a second pass changes by default: enlarged latents are blurred, an enlarged image is not.
+_SECOND_STRENGTH = {"latent": 0.7, "lanczos": 0.4}
+
+
+def _second(request: Request, sampler: Sampler, own: Mapping[str, Any]) -> SecondPass | None:
+    if request.hires is None or request.hires <= 1:
+        return None
+    if request.image:
+        raise Usage(
+            "--hires draws twice from a prompt, --image starts from an image", hint="the same command without --hires"
+        )
+    sides = [own.get(name, getattr(request, name)) for name in ("width", "height")]
+    width, height = (_nearest(side * request.hires, request.multiple) for side in sides)
+    if max(width, height) > SIDES[1]:
+        most = int(SIDES[1] / max(sides) * 10) / 10
+        raise Usage(
+            f"--hires {request.hires:g} makes {width}×{height}; sides are at most {SIDES[1]}", hint=f"--hires {most:g}"
+        )
+    steps = request.hires_steps or request.steps
+    strength = _SECOND_STRENGTH[request.upscaler] if request.hires_strength is None else request.hires_strength
+    if strength <= 0:
+        raise Usage("--hires-strength 0 leaves nothing to draw", hint="--hires-strength 0.4")
+    second = SecondPass(
+        scale=request.hires, width=width, height=height, steps=steps, strength=strength, upscaler=request.upscaler,
+        unet_calls=sampler.unet_calls(steps),
+    )  # fmt: skip
+    if second.steps_in_all > sampler.most_steps:
+        raise Usage(
+            f"--hires-strength {strength:g} makes {steps} steps the last of {second.steps_in_all}, and {sampler.name} "
+            f"takes at most {sampler.most_steps}",
+            hint="--hires-strength 0.5",
+        )
+    return second
 
 
 def _strength(request: Request) -> float:

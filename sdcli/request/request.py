@@ -43,6 +43,36 @@ class Start:
 
 
 @dataclass(frozen=True, kw_only=True)
+class SecondPass:
+    """What was drawn is enlarged, and drawn over with some noise on it. All `steps` are taken: they are the last ones
+    of as many as the strength makes them a share of."""
+
+    scale: float
+    width: int
+    height: int
+    steps: int
+    strength: float
+    upscaler: str  # latent | lanczos
+    unet_calls: int
+
+    @property
+    def steps_in_all(self) -> int:
+        return int(self.steps / min(self.strength, 0.999))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Pass:
+    """One way through the UNet, from noise (or what it starts from) to latents. `taken` are the last of the steps."""
+
+    stage: str
+    width: int
+    height: int
+    steps: int
+    taken: int
+    unet_calls: int
+
+
+@dataclass(frozen=True, kw_only=True)
 class Request:
     """Every setting of a run, resolved. options.py says how each is spelled on the command line."""
 
@@ -86,6 +116,10 @@ class Request:
     mask_padding: int = 32
     masked_content: str | None = None
     outpaint: Sides | None = None
+    hires: float | None = None
+    hires_steps: int | None = None
+    hires_strength: float | None = None
+    upscaler: str = "latent"
     sides_of_image: tuple[str, ...] = transient(default=())  # of width and height those that nobody set
     multiple: int = transient(default=8)  # of which sides have to be: the pixels of one latent
 
@@ -108,11 +142,37 @@ class Job:
     emphasis: str = "a1111"
     id: str | None = None
     start: Start | None = None  # an image, instead of pure noise
+    second: SecondPass | None = None
 
     @property
     def steps_taken(self) -> int:
         """Of `steps`, the last ones."""
         return self.steps if self.start is None else steps_taken(self.steps, self.start.strength)
+
+    @property
+    def passes(self) -> tuple[Pass, ...]:
+        first = Pass(
+            stage="denoise", width=self.width, height=self.height, steps=self.steps, taken=self.steps_taken,
+            unet_calls=self.unet_calls,
+        )  # fmt: skip
+        if (second := self.second) is None:
+            return (first,)
+        again = Pass(
+            stage="second-pass", width=second.width, height=second.height, steps=second.steps_in_all,
+            taken=second.steps, unet_calls=second.unet_calls,
+        )  # fmt: skip
+        return first, again
+
+    @property
+    def all_calls(self) -> int:
+        """Of the UNet, in all passes."""
+        return sum(one.unet_calls for one in self.passes)
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """What comes out of the last pass."""
+        last = self.passes[-1]
+        return last.width, last.height
 
     @property
     def guided(self) -> bool:
@@ -129,6 +189,9 @@ def steps_taken(steps: int, strength: float) -> int:
 STARTING = (
     "image", "strength", "fit", "mask", "mask_blur", "only_masked", "mask_padding", "masked_content", "outpaint",
 )  # fmt: skip
+
+# What its second pass is made of.
+SECOND = ("hires", "hires_steps", "hires_strength", "upscaler")
 
 # Settings that each image of a run may have for itself, under the same name in both.
 PER_IMAGE = tuple(one.name for one in fields(Job) if one.name in {other.name for other in fields(Request)})

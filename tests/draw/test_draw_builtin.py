@@ -166,7 +166,7 @@ def test_a_long_weighted_prompt_is_encoded_in_chunks_as_calculated_by_hand(model
     request = Request(prompts=(LONG,), seeds=(7,), width=64, height=64, pins={"dtype": "fp32"}, sampler="Euler")
     plan = make_plan(request, model, HARDWARE, {})
     own, components = encoded_by(model, plan.setup, plan.jobs)
-    rows = own.conditioning(plan.jobs, components, alone=False).rows["encoder_hidden_states"]
+    rows = own.conditioning(plan.jobs, components, (64, 64), alone=False).rows["encoder_hidden_states"]
     torch.testing.assert_close(rows[1:], torch.cat(parts, dim=1), rtol=1e-5, atol=1e-6)
 
 
@@ -192,7 +192,7 @@ def test_an_embeddings_word_comes_after_the_models_own_tokens(model: Model, pipe
     word = Adapter(name="instrument", word="instrument", sha256="0" * 64, scale=1.0, kind="embedding", path=str(file))
     jobs = make_jobs(Request(prompts=("a red (instrument:1.2)", "a red (xylophone:1.2)"), seeds=(7,), sampler="Euler"))
     own, components = encoded_by(model, Setup(adapters=(word,)), jobs)
-    rows = own.conditioning(jobs, components, alone=False).rows["encoder_hidden_states"]
+    rows = own.conditioning(jobs, components, (64, 64), alone=False).rows["encoder_hidden_states"]
     assert len(tokens) > 1 and torch.equal(rows[2], rows[3]) and not torch.equal(rows[0], rows[2])
 
 

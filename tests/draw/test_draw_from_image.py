@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,12 +20,12 @@ from sdcli.draw import decode, denoise, encode, schedulers
 from sdcli.draw.encode import Text
 from sdcli.draw.images import encoded as encoded_of
 from sdcli.draw.images import put_back
-from sdcli.draw.start import Begun, begun
+from sdcli.draw.start import Begun, begun, enlarged
 from sdcli.images import canvas
 from sdcli.images.canvas import Canvas
 from sdcli.images.fit import fitted
 from sdcli.images.read import InputImage, look
-from sdcli.request.request import Repaint, Start, steps_taken
+from sdcli.request.request import Repaint, SecondPass, Start, steps_taken
 from sdcli.request.samplers import SAMPLERS, find
 
 STEPS, GUIDANCE = 10, 5.0
@@ -260,3 +261,38 @@ def test_a_model_for_repainting_draws_without_an_image_too(
     expected = theirs(looking[family], INPAINTING[family], "Euler a", strength=1.0, **given)
     own = ours(looking[family], texts[family], "Euler a", None, made=canvas.blank(64, 64))
     assert torch.equal(own, expected)
+
+
+# --- a second pass
+
+
+@pytest.mark.parametrize("sampler", EXACT)
+@pytest.mark.parametrize("family", ["sd15", "sdxl"])
+def test_a_second_pass_equals_image_to_image_from_enlarged_latents(
+    pipelines: dict[str, Any], texts: dict[str, tuple[Text, Text]], family: str, sampler: str
+) -> None:
+    """Six steps, the last of the ten that a strength of 0.6 makes them a share of; new noise from the same seed."""
+    pipeline, taken = pipelines[family], 6
+    small = torch.randn((1, 4, 8, 8), generator=torch.Generator().manual_seed(1))
+    larger = torch.nn.functional.interpolate(small, size=(16, 12), mode="bilinear")
+    given = {"image": larger, "strength": 0.6, **given_texts(texts, family)}
+    expected = theirs(pipeline, PIPELINES[family], sampler, **given)
+
+    scheduler = schedulers.make(sampler, pipeline.scheduler.config)
+    schedulers.set_steps(scheduler, STEPS)
+    timesteps = schedulers.last_timesteps(scheduler, STEPS, taken)
+    generators = [torch.Generator().manual_seed(7)]
+    again = enlarged(small, generators, shape=(4, 16, 12), dtype=torch.float32)
+    conditioning = encode.conditioning(
+        [texts[family][0]], [texts[family][1]], guidance=GUIDANCE, guided=True, size=(96, 128),
+        unet=pipeline.unet.config,
+    )  # fmt: skip
+    at = denoise.begin_from(scheduler, timesteps, generators, again, pure=False, device="cpu")
+    *_, last = denoise.denoise(pipeline.unet, scheduler, conditioning, at, generators, timesteps)
+    assert torch.equal(last.latents, expected)
+
+
+def test_a_second_pass_takes_all_its_steps() -> None:
+    second = SecondPass(scale=2, width=128, height=128, steps=7, strength=0.3, upscaler="latent", unet_calls=7)
+    assert second.steps_in_all == 23
+    assert replace(second, strength=1.0).steps_in_all == 7

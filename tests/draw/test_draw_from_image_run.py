@@ -29,6 +29,10 @@ MODES: dict[str, dict[str, Any]] = {
     "only masked": {"strength": 0.75, "mask": True, "only_masked": True, "mask_padding": 0},
     "around": {"strength": 1.0, "outpaint": True},
 }
+TWICE: dict[str, dict[str, Any]] = {
+    "latents twice": {"hires": 1.5, "hires_steps": 3},
+    "image twice": {"hires": 1.5, "hires_steps": 3, "upscaler": "lanczos"},
+}
 
 
 @pytest.fixture(scope="module")
@@ -47,6 +51,8 @@ def photos(tmp_path_factory: pytest.TempPathFactory) -> dict[str, InputImage]:
 def asked(photos: dict[str, InputImage], mode: str, *images: str, **more: Any) -> dict[str, Any]:
     from sdcli.request.request import Sides
 
+    if mode in TWICE:
+        return {"width": 96, "height": 64, **TWICE[mode], **more}
     given = MODES[mode] | more
     if given.pop("mask", False):
         given["mask"] = photos["mask"]
@@ -57,6 +63,14 @@ def asked(photos: dict[str, InputImage], mode: str, *images: str, **more: Any) -
 
 def pixels(plan: Plan) -> list[bytes]:
     return [event.pixels for event in local.run(plan) if isinstance(event, Decoded)]
+
+
+def test_two_passes_of_a_batch_are_those_drawn_alone(tiny_folders: dict[str, Path]) -> None:
+    for mode in TWICE:
+        given = TWICE[mode] | {"sampler": "Euler a"}
+        together = plan_for(tiny_folders["sd15"], seeds=(7, 8), batch_size=2, batch_invariant=True, **given)
+        alone = [pixels(plan_for(tiny_folders["sd15"], seeds=(seed,), **given))[0] for seed in (7, 8)]
+        assert pixels(together) == alone
 
 
 @pytest.mark.parametrize("mode", MODES)
@@ -146,7 +160,7 @@ def gpu() -> Iterator[Pretended]:
 
 
 @pytest.mark.parametrize("placement", ["resident", "drop-encoders", "model-offload", "group-offload", "disk"])
-@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("mode", [*MODES, *TWICE])
 def test_a_gpu_gives_the_pixels_of_the_cpu_and_keeps_nothing(
     tiny_folders: dict[str, Path], photos: dict[str, InputImage], gpu: Pretended, mode: str, placement: str
 ) -> None:
@@ -173,7 +187,7 @@ def test_no_step_waits_for_the_gpu(
     assert all(seen <= Counter(event=1) for seen in steps[1:])
 
 
-@pytest.mark.parametrize("mode", ["image", "mask"])
+@pytest.mark.parametrize("mode", ["image", "mask", "image twice"])
 def test_memory_may_run_out_at_any_allocation(
     tiny_folders: dict[str, Path], photos: dict[str, InputImage], mode: str
 ) -> None:
@@ -182,11 +196,11 @@ def test_memory_may_run_out_at_any_allocation(
     reached = {"load": 1}
     with pretend(device("8GiB")) as gpu:
         plan, plain = inside.plan_for(tiny_folders["sd15"], **given), []
+        names = [phase.name for phase in plan.footprint.phases]
         for event in local.run(plan):
             if isinstance(event, (Encoded, EncodedImage, Denoised)):
-                reached[{Encoded: "encode-image", EncodedImage: "denoise", Denoised: "decode"}[type(event)]] = (
-                    gpu.allocator().requests + 5
-                )
+                at = names.index(event.stage) + 1
+                reached[names[at]] = gpu.allocator().requests + 5
             plain += [event.pixels] if isinstance(event, Decoded) else []
     for phase, number in reached.items():
         with pretend(device("8GiB")) as gpu:

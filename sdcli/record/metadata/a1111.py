@@ -126,11 +126,12 @@ def infotext(job: Job, setup: Setup, model: RecordedModel, version: str) -> Info
         ("Model", model.name),
         ("VAE hash", vae.sha256[:10] if vae else None),
         ("VAE", vae.name if vae else None),
-        ("Denoising strength", f"{job.start.strength:g}" if job.start else None),
+        ("Denoising strength", _strength(job)),
         ("Clip skip", job.clip_skip if job.clip_skip > 1 else None),
         ("RNG", "CPU"),  # the web UI draws its noise on the GPU by default
         ("Emphasis", None if job.emphasis == "a1111" else job.emphasis.capitalize()),
         *_repaint(job.start.repaint if job.start else None),
+        *_second(job),
         ("Lora hashes", _hashes((lora.name, lora.tensors_sha256 or lora.sha256) for lora in loras)),
         ("TI hashes", _hashes((one.name, one.sha256) for one in setup.adapters if one.kind == "embedding")),
         ("Version", f"sdcli {version}".strip()),
@@ -139,6 +140,19 @@ def infotext(job: Job, setup: Setup, model: RecordedModel, version: str) -> Info
     # in A1111 the prompt names the LoRAs, and their weights are nowhere else
     tags = [prompt.lora_tag(lora.name, lora.scale) for lora in loras]
     return Infotext(_tidy(" ".join(filter(None, (job.prompt, *tags)))), _tidy(job.negative_prompt), texts)
+
+
+def _strength(job: Job) -> str | None:
+    """Of the second pass where there is one: the web UI has one key for both."""
+    changed = job.second or job.start
+    return f"{changed.strength:g}" if changed else None
+
+
+def _second(job: Job) -> Iterator[tuple[str, object]]:
+    if job.second is not None:
+        yield "Hires upscale", f"{job.second.scale:g}"
+        yield "Hires steps", job.second.steps
+        yield "Hires upscaler", job.second.upscaler.capitalize()
 
 
 def _repaint(repaint: Repaint | None) -> Iterator[tuple[str, object]]:
@@ -169,9 +183,7 @@ def values(info: Infotext) -> tuple[dict[str, Any], dict[str, str]]:
     seed = _whole(rest.get("Seed"))
     _take(rest, "Seed", fields, "seeds", None if seed is None or seed < 0 else (seed,))
     _take(rest, "CFG scale", fields, "guidance", _number(rest.get("CFG scale")))
-    if not any(key.startswith("Hires") for key in rest):  # whose strength it is there
-        strength = _number(rest.get("Denoising strength"))
-        _take(rest, "Denoising strength", fields, "strength", strength if strength and strength <= 1 else None)
+    _take_strength(rest, fields)
     _take_repaint(rest, fields)
     size = re.fullmatch(r"(\d{1,6})x(\d{1,6})", rest.get("Size", ""), re.ASCII)
     if size:
@@ -182,6 +194,21 @@ def values(info: Infotext) -> tuple[dict[str, Any], dict[str, str]]:
     _take(rest, "Emphasis", fields, "emphasis", emphasis)
     _take(rest, "Model", fields, "model", plain_name(rest.get("Model", "")))
     return fields, rest
+
+
+def _take_strength(rest: dict[str, str], fields: dict[str, Any]) -> None:
+    """Of a second pass, if it is one that can be drawn here, else of the image that was started from."""
+    strength = _number(rest.get("Denoising strength"))
+    strength = strength if strength and strength <= 1 else None
+    upscaler = {"Latent": "latent", "Lanczos": "lanczos", "None": "lanczos"}.get(rest.get("Hires upscaler", ""))
+    scale, steps = _number(rest.get("Hires upscale")), _whole(rest.get("Hires steps"))
+    if upscaler is not None and scale is not None and 1 <= scale <= 8:
+        _take(rest, "Hires upscaler", fields, "upscaler", upscaler)
+        _take(rest, "Hires upscale", fields, "hires", scale)
+        _take(rest, "Hires steps", fields, "hires_steps", steps if steps and steps <= 1000 else None)
+        _take(rest, "Denoising strength", fields, "hires_strength", strength)
+    elif not any(key.startswith("Hires") for key in rest):
+        _take(rest, "Denoising strength", fields, "strength", strength)
 
 
 def _take_repaint(rest: dict[str, str], fields: dict[str, Any]) -> None:

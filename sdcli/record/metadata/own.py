@@ -14,7 +14,7 @@ from sdcli.models import hub_name
 from sdcli.plan.plan import Adapter, Plan, Setup
 from sdcli.record import documents
 from sdcli.request.prompt import lora_weight
-from sdcli.request.request import PER_IMAGE, Job, Start
+from sdcli.request.request import PER_IMAGE, Job, SecondPass, Start
 from sdcli.terminal import size_text
 
 NAME, NEWEST = "sdcli.image", 1
@@ -91,6 +91,7 @@ def values(record: ImageRecord) -> dict[str, Any]:
         "seeds": (job.seed,),
         **{name: getattr(job, name) for name in PER_IMAGE},
         **_starting(job.start),
+        **_second(job.second),
         "model": record.model.name,
         **_beside(record.setup),
     }
@@ -106,6 +107,15 @@ def _starting(start: Start | None) -> dict[str, Any]:
         if repaint.padding is not None:
             values |= {"only_masked": True, "mask_padding": repaint.padding}
     return values
+
+
+def _second(second: SecondPass | None) -> dict[str, Any]:
+    if second is None:
+        return {}
+    return {
+        "hires": second.scale, "hires_steps": second.steps, "hires_strength": second.strength,
+        "upscaler": second.upscaler,
+    }  # fmt: skip
 
 
 def _beside(setup: Setup) -> dict[str, Any]:

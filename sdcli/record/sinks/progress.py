@@ -81,7 +81,7 @@ class RunProgress:
     def plan(self, plan: Plan) -> None:
         for number, batch in enumerate(plan.batches):
             self._add(number, len(batch))
-            self._total += plan.jobs[batch[0]].unet_calls
+            self._total += plan.jobs[batch[0]].all_calls
 
     def meet(self, event: events.Encoded) -> None:
         if event.batch not in self._positions:
