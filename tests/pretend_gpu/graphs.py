@@ -11,10 +11,10 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils._pytree import tree_iter, tree_map
 from torch.utils.weak import WeakIdKeyDictionary
 
 from tests.pretend_gpu.tensors import Machine, NoMode
+from tests.pretend_gpu.trees import leaves, tree_map
 
 POOLS = itertools.count(1)
 
@@ -65,9 +65,9 @@ class Recording:
 
     def add(self, func: Callable[..., Any], args: Any, kwargs: Mapping[str, Any], result: Any) -> None:
         """`args` as they were given, `result` on the numbers."""
-        given = {id(self.machine.inner(value)) for value in tree_iter((args, kwargs)) if isinstance(value, Tensor)}
+        given = {id(self.machine.inner(value)) for value in leaves((args, kwargs)) if isinstance(value, Tensor)}
         stored_args, stored_kwargs = tree_map(self._stored, (args, dict(kwargs)))
-        numbers = tuple(self._numbered(value, given) for value in tree_iter(result))
+        numbers = tuple(self._numbered(value, given) for value in leaves(result))
         self.calls.append(Call(func, stored_args, stored_kwargs, numbers))
 
     def _stored(self, value: Any) -> Any:
@@ -110,7 +110,7 @@ class Recording:
                 args, kwargs = tree_map(given, (call.args, call.kwargs))
                 if blank:
                     continue
-                for number, value in zip(call.results, tree_iter(call.func(*args, **kwargs)), strict=True):
+                for number, value in zip(call.results, leaves(call.func(*args, **kwargs)), strict=True):
                     if number is not None:
                         made[number] = value
             for number, place in self.kept.items():

@@ -6,11 +6,11 @@ Python bindings that ask for a real GPU before any operator is reached.
 
 from __future__ import annotations
 
-import contextlib
+import functools
 import warnings
 import weakref
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -23,7 +23,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from tests.pretend_gpu.allocator import Allocator, Block, OutOfSpace, Peaks
-from tests.pretend_gpu.trees import tree_iter, tree_map
+from tests.pretend_gpu.trees import leaves, tree_map
 
 if TYPE_CHECKING:
     from tests.pretend_gpu.graphs import Recording
@@ -153,26 +153,23 @@ class Machine:
 
     def wrap(self, inner: Tensor, device: torch.device) -> PretendTensor:
         number = self.current if device.index is None else device.index
-        with self._within(number):
+        try:
             self.memories[number].hold(inner, self.stream, self.private)
+        except OutOfSpace as error:
+            raise self._out_of_memory(number, error.args[0]) from None
         return PretendTensor(inner, torch.device(self.kind, number))
 
     def multiply(self, number: int) -> None:
         """A matrix product is about to run."""
-        with self._within(number):
+        try:
             self.memories[number].work(self.stream, self.private)
+        except OutOfSpace as error:
+            raise self._out_of_memory(number, error.args[0]) from None
 
     @property
     def private(self) -> int:
         """The pool of the graph that is being captured."""
         return self.recording.pool if self.recording is not None else 0
-
-    @contextlib.contextmanager
-    def _within(self, number: int) -> Iterator[None]:
-        try:
-            yield
-        except OutOfSpace as error:
-            raise self._out_of_memory(number, error.args[0]) from None
 
     def _out_of_memory(self, number: int, size: int) -> RuntimeError:
         """In torch's words for this kind of device."""
@@ -202,11 +199,11 @@ class Machine:
 
     def on_inner(self, func: Callable[..., Any], args: Any, kwargs: Mapping[str, Any]) -> Any:
         """The call on the numbers themselves; what comes of it is on the GPU again."""
-        device = next((value.device for value in tree_iter((args, kwargs)) if self.is_here(value)), None)
-        owners = {id(self.inner(value)): value for value in tree_iter((args, kwargs)) if self.is_here(value)}
+        given = [value for value in leaves((args, kwargs)) if self.is_here(value)]
+        device = given[0].device
+        owners = {id(self.inner(value)): value for value in given}
         with NoMode():
             result = func(*tree_map(self.beside, args), **tree_map(self.beside, dict(kwargs)))
-        assert device is not None
 
         def outer(value: Any) -> Any:
             if not isinstance(value, Tensor):
@@ -225,7 +222,9 @@ class Machine:
         """After a call, with its result on the numbers: a launch, unless a graph only takes it down."""
         if self.recording is not None:
             self.recording.add(func, args, kwargs, result)
-        elif _launches(func, [self.inner(value) for value in tree_iter((args, kwargs))], result):
+            return
+        given = [self.inner(value) for value in leaves((args, kwargs)) if isinstance(value, Tensor)]
+        if _launches(func, given, result):
             self.traffic.launches[_name(func)] += 1
 
     def refuse_to_capture(self, why: str) -> None:
@@ -311,7 +310,7 @@ class Operators(TorchDispatchMode):
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
         machine = self.machine
-        tensors = [value for value in tree_iter((args, kwargs)) if isinstance(value, Tensor)]
+        tensors = [value for value in leaves((args, kwargs)) if isinstance(value, Tensor)]
         here = [tensor for tensor in tensors if machine.is_here(tensor)]
         asked = kwargs.get("device")
         made_here = asked is not None and torch.device(asked).type == machine.kind
@@ -367,19 +366,26 @@ class Operators(TorchDispatchMode):
 
 
 def _name(func: Any) -> str:
-    if isinstance(func, partial):
-        return _name(func.args[0])
-    return str(func.overloadpacket.__name__ if isinstance(func, torch._ops.OpOverload) else func.__name__)
+    return _name_of_operator(func) if isinstance(func, torch._ops.OpOverload) else _name_of_function(func)
 
 
-def _launches(func: Any, given: list[Any], result: Any) -> bool:
+@functools.cache  # operators are few, and live for ever
+def _name_of_operator(func: torch._ops.OpOverload) -> str:
+    return str(func.overloadpacket.__name__)
+
+
+def _name_of_function(func: Any) -> str:
+    return _name(func.args[0]) if isinstance(func, partial) else str(func.__name__)
+
+
+def _launches(func: Any, given: Iterable[Tensor], result: Any) -> bool:
     """Whether a call has the GPU do something: a view does not, nor memory without numbers."""
     if "empty" in _name(func):
         return False
     if isinstance(func, torch._ops.OpOverload) and func._schema.is_mutable:
         return True
-    before = {value.untyped_storage()._cdata for value in given if isinstance(value, Tensor)}
-    made = [value.untyped_storage()._cdata for value in tree_iter(result) if isinstance(value, Tensor)]
+    before = {value.untyped_storage()._cdata for value in given}
+    made = [value.untyped_storage()._cdata for value in leaves(result) if isinstance(value, Tensor)]
     return not made or any(storage not in before for storage in made)
 
 
@@ -457,7 +463,7 @@ class Bindings(TorchFunctionMode):
         machine = self.machine
         if func in (Tensor.pin_memory, Tensor.is_pinned):
             return True
-        if any(machine.is_here(value) for value in tree_iter((args, kwargs))):
+        if any(machine.is_here(value) for value in leaves((args, kwargs))):
             return True
         values = [*args, *kwargs.values()]
         if any(isinstance(v, (torch.device, str)) and str(v).split(":")[0] == machine.kind for v in values):
@@ -467,12 +473,12 @@ class Bindings(TorchFunctionMode):
     def _on_inner(self, method: Any, waits: bool = False) -> Callable[..., Any]:
         def answer(tensor: Tensor, *args: Any, **kwargs: Any) -> Any:
             machine = self.machine
-            if waits or any(map(_is_mask, tree_iter(args[:1]))):
+            if waits or any(map(_is_mask, leaves(args[:1]))):
                 machine.wait(method.__name__)
             if machine.is_here(tensor) and waits:
                 return machine.read(method, (tensor, *args), kwargs)
             if machine.is_here(tensor):
-                for index in tree_iter(args[:1]):
+                for index in leaves(args[:1]):
                     if isinstance(index, Tensor) and not machine.is_here(index):
                         machine.copied(index, machine.kind, non_blocking=False)
                 return machine.on_inner(method, (tensor, *args), kwargs)
