@@ -1,7 +1,7 @@
 """What is drawn is what Setup says: one image of a tiny model under a setup, with everything looked at that computes.
 
-The proof goes through all legal setups, the tests through some that hold every pair of choices. Setups of a GPU are
-drawn on a pretend one, and on the CPU too where nothing may move a pixel.
+The proof goes through all legal setups, the tests through some that hold every pair of choices, the family among them.
+Setups of a GPU are drawn on a pretend one, and on the CPU too where nothing may move a pixel.
 """
 
 from __future__ import annotations
@@ -90,28 +90,30 @@ def legal_setups(model: Model, hardware: Hardware) -> list[Setup]:
     return setups
 
 
-def covering(setups: list[Setup]) -> list[Setup]:
-    """Few of them that hold every pair of choices which any of them holds."""
+def covering(offered: Mapping[str, list[Setup]]) -> list[tuple[str, Setup]]:
+    """Few of these families' setups that hold every pair of choices which any of them holds, the family being one."""
 
-    def pairs(setup: Setup) -> set[tuple[str, ...]]:
-        chosen = [(t.slot, t.of(setup)) for t in TECHNIQUES]
+    def pairs(family: str, setup: Setup) -> set[tuple[str, ...]]:
+        chosen = [("family", family), *((technique.slot, technique.of(setup)) for technique in TECHNIQUES)]
         return {(*a, *b) for a, b in itertools.combinations(chosen, 2)}
 
-    left = set().union(*map(pairs, setups))
-    order = list(setups)
+    held = {(family, setup): pairs(family, setup) for family, setups in offered.items() for setup in setups}
+    left = set().union(*held.values())
+    order = list(held)
     random.Random(0).shuffle(order)
     chosen_setups = []
     while left:
-        best = max(order, key=lambda setup: len(pairs(setup) & left))
+        best = max(order, key=lambda one: len(held[one] & left))
         chosen_setups.append(best)
-        left -= pairs(best)
+        left -= held[best]
     return chosen_setups
 
 
-def chosen(setups: list[Setup]) -> list[Setup]:
+def chosen(family: str, setups: list[Setup]) -> list[Setup]:
     """All, but of those that take a compiler, half a minute each, only as many as hold every pair of choices."""
     compiled = [setup for setup in setups if setup.execution == "compile"]
-    return [setup for setup in setups if setup.execution != "compile"] + covering(compiled)
+    covered = [setup for _, setup in covering({family: compiled})]
+    return [setup for setup in setups if setup.execution != "compile"] + covered
 
 
 def plan_of(path: Path, hardware: Hardware, setup: Setup) -> Plan:
@@ -328,7 +330,7 @@ def main() -> list[tuple[str, str, str, bool]]:
         for family in FAMILIES:
             path = make_checkpoint.write_folder(Path(root) / family, family, tiny=True)
             for machine, hardware in MACHINES.items():
-                setups = chosen(legal_setups(resolve.at(path), hardware))
+                setups = chosen(family, legal_setups(resolve.at(path), hardware))
                 differing = list(workers.map(partial(_first_difference, path, machine), setups, chunksize=8))
                 wrong = [pair for pair in zip(setups, differing, strict=True) if pair[1]]
                 first = f"; first {wrong[0]}" if wrong else ""
