@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import itertools
+import os
 import sys
 import tempfile
 from concurrent.futures import ProcessPoolExecutor
@@ -141,6 +142,13 @@ def count(folder: Path, case: Case) -> Counted:
 # --- the proof
 
 
+def folder_for_models() -> tempfile.TemporaryDirectory[str]:
+    """Where the system has files in memory, there: a hole takes none, and is read forty times as fast as from a disk,
+    whose pages are first allocated and cleared."""
+    memory = Path("/dev/shm")
+    return tempfile.TemporaryDirectory(dir=memory if os.access(memory, os.W_OK) else None)
+
+
 def write_models(folder: Path) -> None:
     """Full size in shape, and holes on disk."""
     from scripts import make_checkpoint
@@ -151,7 +159,7 @@ def write_models(folder: Path) -> None:
 
 def main() -> list[tuple[str, str, str, bool]]:
     counted = []
-    with tempfile.TemporaryDirectory() as name, ProcessPoolExecutor(mp_context=get_context("spawn")) as workers:
+    with folder_for_models() as name, ProcessPoolExecutor(mp_context=get_context("spawn")) as workers:
         folder = Path(name)
         write_models(folder)
         for result in workers.map(partial(count, folder), cases()):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -14,10 +15,10 @@ from tests.pretend_gpu import Device, allocator, pretend
 
 
 @pytest.fixture(scope="module")
-def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("full-size")
-    card.write_models(folder)
-    return folder
+def models() -> Iterator[Path]:
+    with card.folder_for_models() as folder:
+        card.write_models(Path(folder))
+        yield Path(folder)
 
 
 @pytest.mark.parametrize(
