@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import gc
 import hashlib
+import itertools
 import shutil
+import statistics
 import subprocess
 import sys
 import weakref
@@ -127,9 +129,10 @@ def test_decoded_says_what_scheduler_it_was_drawn_with(tiny_folders: dict[str, P
 @pytest.mark.parametrize("family", FAMILIES)
 def test_an_image_does_not_depend_on_others_in_the_run(tiny_folders: dict[str, Path], family: str) -> None:
     folder = tiny_folders[family]
-    alone = [pixels(plan_for(folder, prompts=(p,), seeds=(s,)))[0] for p in ("a cat", "a dog") for s in (1, 2)]
-    assert pixels(plan_for(folder, prompts=("a cat", "a dog"), seeds=(1, 2))) == alone
-    plan = plan_for(folder, prompts=("a cat", "a dog"), seeds=(1, 2))
+    prompts = ("a cat", "a dog")
+    alone = [pixels(plan_for(folder, prompts=(p,), seeds=(s,), steps=2))[0] for p in prompts for s in (1, 2)]
+    plan = plan_for(folder, prompts=prompts, seeds=(1, 2), steps=2)
+    assert pixels(plan) == alone
     backwards = [(number, plan.batch(number)) for number in reversed(range(4))]
     drawn = {event.index: event.pixels for event in local.run(plan, backwards) if isinstance(event, Decoded)}
     assert [drawn[index] for index in range(4)] == alone
@@ -169,11 +172,19 @@ def test_guidance_in_turn_and_blocked_and_sliced_attention_stay_within_rounding(
     assert 0 < blocked <= 1.2 * fused
 
 
+@pytest.fixture(scope="module", params=FAMILIES)
+def resident(request: pytest.FixtureRequest, tiny_folders: dict[str, Path]) -> tuple[Plan, list[bytes]]:
+    """A plan of each family, and its pixels."""
+    asked: dict[str, Any] = {"prompts": ("a cat", "a (dog:1.2)"), "seeds": (1, 2), "steps": 2, "clip_skip": 2}
+    plan = plan_for(tiny_folders[request.param], **asked)
+    assert plan.setup.placement == "resident"
+    return plan, pixels(plan)
+
+
 @pytest.mark.parametrize("placement", ["drop-encoders", "model-offload", "group-offload", "disk"])
-@pytest.mark.parametrize("family", FAMILIES)
-def test_every_placement_draws_the_same_pixels(tiny_folders: dict[str, Path], family: str, placement: str) -> None:
-    plan = plan_for(tiny_folders[family], prompts=("a cat", "a (dog:1.2)"), seeds=(1, 2), clip_skip=2)
-    assert pixels(with_setup(plan, placement=placement)) == pixels(plan)
+def test_every_placement_draws_the_same_pixels(resident: tuple[Plan, list[bytes]], placement: str) -> None:
+    plan, plain = resident
+    assert pixels(with_setup(plan, placement=placement)) == plain
 
 
 def held_while(plan: Plan) -> list[tuple[str, tuple[str, ...]]]:
@@ -391,18 +402,22 @@ def test_no_memory_of_the_failed_call_is_held_when_the_retry_begins(
 # Long runs
 
 
-def test_300_images_leave_no_more_behind_than_30(tiny_folders: dict[str, Path]) -> None:
+def test_150_images_leave_no_more_behind_than_30(tiny_folders: dict[str, Path]) -> None:
     from sdcli.machine import memory
 
     if memory.resident() is None:
         pytest.skip("this system does not say what a process holds")
-    plan = plan_for(tiny_folders["sd15"], steps=1, seeds=tuple(range(300)), guidance=1.0)
+    plan = plan_for(tiny_folders["sd15"], steps=1, seeds=tuple(range(150)), guidance=1.0)
     held: list[int] = []
     for event in local.run(plan):
         if isinstance(event, Decoded):
             held.append(memory.resident() or 0)
-    assert len(held) == 300
-    assert (min(held[-20:]) - min(held[30:50])) / 250 <= 4096
+    assert len(held) == 150
+    # What every image leaves is in every twenty of them. Once in a while the allocator takes megabytes from the system
+    # in one step; when depends on the tests before.
+    lowest = [min(held[first : first + 20]) for first in range(30, 150, 20)]
+    steps = [after - before for before, after in itertools.pairwise(lowest)]
+    assert statistics.median(steps) / 20 <= 4096, steps
 
 
 def test_a_run_writes_nothing_to_stderr_or_stdout(tiny_folders: dict[str, Path]) -> None:
