@@ -7,7 +7,6 @@ import os
 import sys
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch._dynamo.utils import counters
@@ -20,6 +19,7 @@ from sdcli.models.model import Model
 from sdcli.plan.plan import Plan, Setup
 
 SETUP = Setup(execution="compile", threads=setups.THREADS, isa=setups.cpu().isa)
+EAGER = replace(SETUP, execution="eager")
 
 
 def small(path: Path) -> Model:
@@ -43,17 +43,14 @@ def counted() -> dict[str, int]:
     return {**seen, "graphs": counters["stats"]["unique_graphs"], "breaks": len(counters["graph_break"])}
 
 
-def latents(plan: Plan) -> Any:
-    return next(event.latents for event in local.run(plan) if isinstance(event, Denoised))
-
-
 def main(path: Path) -> None:
     environment, plan = dict(os.environ), plan_of(path, SETUP)
     seen = setups.draw(plan)
     first = counted()
     with local.Engine() as engine:
         events = [event for _ in range(2) for event in engine.run(plan)]
-    compiled, eager = latents(plan), latents(plan_of(path, replace(SETUP, execution="eager")))
+    compiled = next(event.latents for event in events if isinstance(event, Denoised))
+    eager = next(event.latents for event in local.run(plan_of(path, EAGER)) if isinstance(event, Denoised))
     told = {
         "differences": list(setups.differences(plan, seen)),
         "first": first,
