@@ -16,6 +16,20 @@ from sdcli.machine.hardware import Trial
 from sdcli.plan.plan import Plan
 from sdcli.plan.workload import Workload
 
+LONGEST = (  # from half a minute each
+    "test_draw_compiled.py", "test_scripts_bootstrap.py", "test_draw_on_a_gpu.py", "test_scripts_gpu.py",
+    "test_draw_regional.py", "test_draw_setups.py", "test_draw_on_other_gpus.py", "test_draw_out_of_memory.py",
+    "test_draw_engine.py", "test_draw_parity.py", "test_draw_card.py", "test_cli_memory.py", "test_draw_emoji.py",
+    "test_draw_packed.py", "test_scripts_peers.py", "test_draw_adapters.py", "test_models_hub.py",
+    "test_bench_engine.py", "test_builtin_training.py",
+)  # fmt: skip
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """These files begin first: spread over several processes, one of them at the end would run alone."""
+    places = {name: place for place, name in enumerate(LONGEST)}
+    items.sort(key=lambda item: places.get(item.path.name, len(places)))
+
 
 @pytest.fixture(autouse=True)
 def own_folders(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> Path:
