@@ -172,19 +172,21 @@ def test_a_gpu_gives_the_pixels_of_the_cpu_and_keeps_nothing(
     assert drawn == pixels(plan_for(tiny_folders["sd15"], **given))
 
 
-@pytest.mark.parametrize("sampler", [one.name for one in SAMPLERS])
 def test_no_step_waits_for_the_gpu(
-    tiny_folders: dict[str, Path], photos: dict[str, InputImage], gpu: Pretended, sampler: str
+    tiny_folders: dict[str, Path], photos: dict[str, InputImage], gpu: Pretended, subtests: Any
 ) -> None:
     """Also where the unmasked part is put back after every step."""
-    plan = inside.plan_for(tiny_folders["sd15"], **asked(photos, "mask", sampler=sampler, steps=5))
-    waits = []
-    for event in local.run(plan):
-        if isinstance(event, (EncodedImage, Step, Denoised)):
-            waits.append((type(event).__name__, gpu.restart().waits))
-    steps = [seen for kind, seen in waits if kind == "Step"]
-    assert len(steps) == plan.jobs[0].unet_calls
-    assert all(seen <= Counter(event=1) for seen in steps[1:])
+    with local.Engine() as engine:
+        for sampler in SAMPLERS:
+            plan = inside.plan_for(tiny_folders["sd15"], **asked(photos, "mask", sampler=sampler.name, steps=5))
+            waits = []
+            for event in engine.run(plan):
+                if isinstance(event, (EncodedImage, Step, Denoised)):
+                    waits.append((type(event).__name__, gpu.restart().waits))
+            steps = [seen for kind, seen in waits if kind == "Step"]
+            with subtests.test(sampler=sampler.name):
+                assert len(steps) == plan.jobs[0].unet_calls
+                assert all(seen <= Counter(event=1) for seen in steps[1:])
 
 
 @pytest.mark.parametrize("mode", ["image", "mask", "image twice"])
