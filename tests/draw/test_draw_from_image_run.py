@@ -115,11 +115,10 @@ def test_steps_are_a_share_and_the_stages_are_those_planned(
     {"placement": "disk"}, {"placement": "drop-encoders"}, {"guidance": "in-turn"}, {"execution": "packed"},
     {"vae": "tile-256"}, {"attention": "sliced"},
 ])  # fmt: skip
-@pytest.mark.parametrize("mode", ["image", "mask"])
 def test_every_way_of_drawing_starts_from_images(
-    tiny_folders: dict[str, Path], photos: dict[str, InputImage], mode: str, choices: dict[str, str]
+    tiny_folders: dict[str, Path], photos: dict[str, InputImage], choices: dict[str, str]
 ) -> None:
-    plan = plan_for(tiny_folders["sdxl"], **asked(photos, mode))
+    plan = plan_for(tiny_folders["sdxl"], **asked(photos, "mask"))
     plain = pixels(plan)[0]
     other = pixels(replace(plan, setup=replace(plan.setup, **choices)))[0]  # type: ignore[arg-type]
     if "placement" in choices or "vae" in choices:  # neither moves a pixel at this size
@@ -159,8 +158,14 @@ def gpu() -> Iterator[Pretended]:
         yield made
 
 
-@pytest.mark.parametrize("placement", ["resident", "drop-encoders", "model-offload", "group-offload", "disk"])
-@pytest.mark.parametrize("mode", [*MODES, *TWICE])
+@pytest.mark.parametrize(
+    ("mode", "placement"),
+    [
+        *((mode, "resident") for mode in (*MODES, *TWICE)),
+        *(("mask", placement) for placement in ("drop-encoders", "model-offload", "group-offload", "disk")),
+        ("image twice", "disk"),
+    ],
+)
 def test_a_gpu_gives_the_pixels_of_the_cpu_and_keeps_nothing(
     tiny_folders: dict[str, Path], photos: dict[str, InputImage], gpu: Pretended, mode: str, placement: str
 ) -> None:
