@@ -12,13 +12,17 @@ from dataclasses import dataclass, replace
 from functools import partial
 from multiprocessing import get_context
 from pathlib import Path
+from typing import Any
 
 ROOT = Path(__file__).resolve().parents[2]
 if str(ROOT) not in sys.path:
     sys.path.insert(0, str(ROOT))
 
+from PIL import Image  # noqa: E402
+
 from sdcli.draw import local  # noqa: E402
 from sdcli.events import Degraded, Memory  # noqa: E402
+from sdcli.images import read  # noqa: E402
 from sdcli.machine.hardware import Hardware  # noqa: E402
 from sdcli.models import resolve  # noqa: E402
 from sdcli.plan import calibration  # noqa: E402
@@ -34,6 +38,7 @@ CLAIM = (
     "for enough, gaps between blocks included."
 )
 GOAL = 0.05
+IMAGE = "image.png"
 PAGE = ROOT / "docs" / "benchmarks" / "memory-card.md"
 MIB = 1 << 20
 SHAPES = (("sd15", 512), ("sd15", 768), ("sdxl", 1024))
@@ -41,6 +46,7 @@ PLACEMENTS = ("resident", "drop-encoders", "model-offload", "group-offload", "di
 STORAGES = ("same", "fp8")
 DECODES = ("whole", "tile-512", "tile-256")
 BATCHES = (1, 4)
+MODES = ("from an image", "twice the size", "twice the image")
 TEMPLATE = Hardware(
     device="cuda:0", name="a GPU", source="as-if", total=0, free=0, ram_total=256 * GIB, ram_free=256 * GIB,
     capability="8.9", threads=1, dtypes={"fp32": "table", "fp16": "table", "bf16": "table"},
@@ -55,6 +61,7 @@ class Case:
     storage: str
     vae: str
     batch: int
+    mode: str = ""
 
     @property
     def shape(self) -> str:
@@ -62,7 +69,8 @@ class Case:
 
     @property
     def setup(self) -> str:
-        return f"{self.placement} {self.storage} {self.vae} ×{self.batch}"
+        mode = f", {self.mode}" if self.mode else ""
+        return f"{self.placement} {self.storage} {self.vae} ×{self.batch}{mode}"
 
 
 @dataclass(frozen=True)
@@ -92,20 +100,33 @@ class Counted:
 
 
 def cases() -> list[Case]:
-    return [
+    drawn = [
         Case(family, side, *choices)
         for (family, side), *choices in itertools.product(SHAPES, PLACEMENTS, STORAGES, DECODES, BATCHES)
+    ]
+    return drawn + [
+        Case(family, side, placement, "same", vae, 1, mode)
+        for (family, side), placement, vae, mode in itertools.product(SHAPES, PLACEMENTS, ("whole", "tile-512"), MODES)
     ]
 
 
 def plan_of(case: Case, folder: Path, **pins: str) -> Plan:
     request = Request(
         prompts=("a cat",), seeds=tuple(range(case.batch)), num_images=case.batch, batch_size=case.batch,
-        width=case.side, height=case.side, steps=1, guidance=5.0, sampler="Euler",
+        width=case.side, height=case.side, steps=1, guidance=5.0, sampler="Euler", **_asked(case, folder),
         pins={"placement": case.placement, "storage": case.storage, "vae": case.vae, "dtype": "fp16", **pins},
     )  # fmt: skip
     hardware = replace(TEMPLATE, total=200 * GIB, free=200 * GIB)
     return make_plan(request, resolve.at(folder / case.family), hardware, {})
+
+
+def _asked(case: Case, folder: Path) -> dict[str, Any]:
+    if case.mode == "from an image":
+        return {"image": (read.look(folder / IMAGE),), "strength": 1.0}
+    if case.mode:
+        upscaler = "latent" if case.mode == "twice the size" else "lanczos"
+        return {"hires": 2.0, "hires_steps": 1, "hires_strength": 1.0, "upscaler": upscaler}
+    return {}
 
 
 def asked_for(plan: Plan) -> int:
@@ -155,6 +176,7 @@ def write_models(folder: Path) -> None:
 
     for family in dict.fromkeys(family for family, _ in SHAPES):
         make_checkpoint.write_folder(folder / family, family, dtype="fp16", seed=None)
+    Image.new("RGB", (600, 500)).save(folder / IMAGE)
 
 
 def main() -> list[tuple[str, str, str, bool]]:

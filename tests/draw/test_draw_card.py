@@ -27,12 +27,15 @@ def models() -> Iterator[Path]:
         Case("sd15", 512, "resident", "same", "whole", 1),
         Case("sd15", 768, "group-offload", "fp8", "tile-256", 4),
         Case("sdxl", 1024, "drop-encoders", "same", "tile-512", 1),
+        Case("sd15", 512, "resident", "same", "whole", 1, "from an image"),
+        Case("sd15", 512, "drop-encoders", "same", "tile-512", 1, "twice the image"),
     ],
     ids=lambda case: f"{case.shape} {case.setup}",
 )
 def test_each_stage_takes_what_the_plan_says_and_the_planner_asks_for_enough(models: Path, case: Case) -> None:
     counted = card.count(models, case)
-    assert {stage.name for stage in counted.stages} == {"load", "encode", "denoise", "decode"}
+    more = {"from an image": {"encode-image"}, "twice the image": {"upscale", "second-pass"}}.get(case.mode, set())
+    assert {stage.name for stage in counted.stages} == {"load", "encode", "denoise", "decode"} | more
     assert [stage for stage in counted.stages if abs(stage.error) > card.GOAL] == []
     assert counted.least <= counted.asked and counted.left == 0
 
