@@ -165,6 +165,8 @@ def draw(plan: Plan) -> Seen:
         return real_blocked(query, key, value, block)
 
     with ExitStack() as stack:
+        if plan.setup.execution == "compile":
+            stack.callback(torch._dynamo.reset)  # what is drawn later in this process has no compiled blocks
         pretended = stack.enter_context(pretend(device("64GiB", capability="8.9"))) if on_gpu else None
         stack.enter_context(mock.patch.object(Components, "use", use))
         stack.enter_context(mock.patch.object(attention, "blocked", blocked))
