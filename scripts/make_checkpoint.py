@@ -1,4 +1,5 @@
-"""Random Stable Diffusion weights, full size or tiny, as diffusers folders or single files in the original layout.
+"""Random Stable Diffusion weights, full size or tiny, as diffusers folders or single files in the original layout;
+and ControlNets.
 
 They draw noise, but load, run and take memory as real ones do; equal seeds give equal weights in every form.
 Written tensor by tensor, so that a full-size SDXL needs little RAM. Without a seed all weights are zero and the files
@@ -20,6 +21,7 @@ from typing import Any
 import torch
 
 from sdcli import data
+from sdcli.models import control_walk
 from sdcli.models.families import find
 
 DTYPES = {"fp32": (torch.float32, "F32"), "fp16": (torch.float16, "F16"), "bf16": (torch.bfloat16, "BF16")}
@@ -92,7 +94,7 @@ def configs(family: str, *, tiny: bool = False, channels: int = 4) -> dict[str, 
 
 def shapes(component: str, config: dict[str, Any]) -> dict[str, tuple[int, ...]]:
     """Names and shapes as they stand in files on the Hub: CLIP's with the `text_model.` in front."""
-    from diffusers import AutoencoderKL, UNet2DConditionModel
+    from diffusers import AutoencoderKL, ControlNetModel, UNet2DConditionModel
     from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
 
     with torch.device("meta"):
@@ -100,6 +102,8 @@ def shapes(component: str, config: dict[str, Any]) -> dict[str, tuple[int, ...]]
             module = UNet2DConditionModel.from_config(config)
         elif component == "vae":
             module = AutoencoderKL.from_config(config)
+        elif component == "controlnet":
+            module = ControlNetModel.from_config(config)
         else:
             kind = CLIPTextModelWithProjection if component == "text_encoder_2" else CLIPTextModel
             module = kind(CLIPTextConfig.from_dict(config))
@@ -220,6 +224,56 @@ def write_file(
             tensors |= dict(original(family, name, config, planned(name, config, seed)))
     write_safetensors(path, tensors, dtype)
     return path
+
+
+# ControlNets
+
+
+def controlnet_config(family: str, *, tiny: bool = False, **changes: Any) -> dict[str, Any]:
+    """Of one for the family's models; the tiny ones embed their image in few channels too."""
+    widths = {"conditioning_embedding_out_channels": [4, 8, 8, 16]} if tiny else {}
+    return control_walk.config_of(configs(family, tiny=tiny)["unet"], **widths, **changes)
+
+
+def write_controlnet_folder(
+    folder: Path, family: str, *, tiny: bool = False, dtype: str = "fp32", variant: str = "", seed: int | None = 0,
+    **changes: Any,
+) -> Path:  # fmt: skip
+    """A diffusers folder. Its zero convolutions are as random as the rest, else it would change nothing. `changes` are
+    to its config."""
+    config = controlnet_config(family, tiny=tiny, **changes)
+    _write_json(folder / "config.json", config)
+    name = f"diffusion_pytorch_model.{variant}.safetensors" if variant else "diffusion_pytorch_model.safetensors"
+    write_safetensors(folder / name, planned("controlnet", config, seed), dtype)
+    return folder
+
+
+def write_controlnet_file(
+    path: Path, family: str, *, layout: str, tiny: bool = False, dtype: str = "fp32", seed: int | None = 0,
+    **changes: Any,
+) -> Path:  # fmt: skip
+    """One file, as `diffusers` names its tensors, as the `original` code does, or so but `bare` of its prefix."""
+    config = controlnet_config(family, tiny=tiny, **changes)
+    tensors = planned("controlnet", config, seed)
+    if layout != "diffusers":
+        prefix = "control_model." if layout == "original" else ""
+        tensors = {prefix + original_controlnet_name(name, config): tensor for name, tensor in tensors.items()}
+    write_safetensors(path, tensors, dtype)
+    return path
+
+
+def original_controlnet_name(name: str, config: dict[str, Any]) -> str:
+    stem, kind = name.rsplit(".", 1)
+    part, _, rest = stem.partition(".")
+    if part == "controlnet_down_blocks":
+        return f"zero_convs.{rest}.0.{kind}"
+    if part == "controlnet_mid_block":
+        return f"middle_block_out.0.{kind}"
+    if part != "controlnet_cond_embedding":
+        return original_unet_name(name, config)
+    last = 2 * len(config["conditioning_embedding_out_channels"]) - 1  # convolutions, an activation after each
+    number = {"conv_in": 0, "conv_out": last}.get(rest)
+    return f"input_hint_block.{2 * (1 + int(rest.split('.')[1]) if number is None else number)}.{kind}"
 
 
 def _write_json(path: Path, value: Any) -> None:
@@ -353,6 +407,7 @@ def main() -> None:
     parser.add_argument("family", choices=sorted(COMPONENTS))
     parser.add_argument("output", type=Path, help="a folder, or a .safetensors file with --single-file")
     parser.add_argument("--single-file", action="store_true", help="the original layout in one file")
+    parser.add_argument("--controlnet", action="store_true", help="a ControlNet for the family's models instead of one")
     parser.add_argument("--tiny", action="store_true", help="the same topology, a few channels wide")
     parser.add_argument("--dtype", choices=sorted(DTYPES), default="fp16")
     parser.add_argument("--variant", default="", help="as in diffusion_pytorch_model.fp16.safetensors")
@@ -360,7 +415,15 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--channels", type=int, default=4, help="of the UNet's input: 9 to repaint")
     asked = parser.parse_args()
-    if asked.single_file:
+    if asked.controlnet and asked.single_file:
+        write_controlnet_file(
+            asked.output, asked.family, layout="original", tiny=asked.tiny, dtype=asked.dtype, seed=asked.seed
+        )
+    elif asked.controlnet:
+        write_controlnet_folder(
+            asked.output, asked.family, tiny=asked.tiny, dtype=asked.dtype, variant=asked.variant, seed=asked.seed
+        )
+    elif asked.single_file:
         write_file(
             asked.output, asked.family, tiny=asked.tiny, dtype=asked.dtype, seed=asked.seed, channels=asked.channels
         )

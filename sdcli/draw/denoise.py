@@ -12,6 +12,7 @@ import numpy
 import torch
 from torch import Tensor
 
+from sdcli.draw.control import Control, Controls, Rows
 from sdcli.draw.start import Begun, Kept
 from sdcli.draw.transfers import without_waiting
 
@@ -43,6 +44,7 @@ class Conditioning:
     groups: tuple[Tensor, ...] = ()  # rows to be sent through the UNet together; empty: all at once
     beside: Tensor | None = None  # channels that the UNet sees beside each image's latents
     kept: Kept | None = None  # what of the images stays as it was
+    controls: Controls | None = None  # what is added inside the UNet
 
     def inputs(self, latents: Tensor, step: int) -> Iterator[tuple[Tensor | None, Tensor, dict[str, Any]]]:
         """Every UNet call of this step: its rows, sample and other arguments."""
@@ -50,6 +52,14 @@ class Conditioning:
         sample = torch.cat([seen] * 2) if self.guided else seen
         for group, arguments in self._arguments:
             yield group, _rows(sample, group), arguments
+
+    def residuals(self, part: int, latents: Tensor, timestep: Tensor, step: int) -> dict[str, Any]:
+        """More arguments of the UNet's call `part` of this step, from ControlNets. They see the latents alone."""
+        if self.controls is None:
+            return {}
+        group, arguments = self._arguments[part]
+        sample = torch.cat([latents] * 2) if self.guided else latents
+        return self.controls.residuals(part, _rows(sample, group), timestep, step, arguments)
 
     @cached_property
     def _arguments(self) -> list[tuple[Tensor | None, dict[str, Any]]]:
@@ -69,6 +79,15 @@ class Conditioning:
         """The same, for images that start from others."""
         beside = None if begun.beside is None else begun.beside.to(device)
         return replace(self, beside=beside, kept=begun.kept_on(device))
+
+    def steered(self, controls: Sequence[Control], calls: int) -> Conditioning:
+        """The same, with ControlNets; the batch takes `calls` UNet calls. Waits for the device, where it has groups."""
+        text = self.rows["encoder_hidden_states"]
+        images = len(text) // 2 if self.guided else len(text)
+        numbers = [group.tolist() for group in self.groups] or [list(range(len(text)))]
+        rows = tuple(Rows.of(some, images, self.guided) for some in numbers)
+        moved = tuple(replace(control, image=control.image.to(text)) for control in controls)
+        return replace(self, controls=Controls(controls=moved, rows=rows, calls=calls) if moved else None)
 
     def to(self, device: torch.device, dtype: torch.dtype) -> Conditioning:
         rows = {name: value.to(device, dtype) for name, value in self.rows.items()}
@@ -158,8 +177,10 @@ def _predict(
     unet: Callable[..., Any], conditioning: Conditioning, scaled: Tensor, timestep: Tensor, step: int
 ) -> Tensor:
     whole: Tensor | None = None
-    for group, sample, arguments in conditioning.inputs(scaled, step):
-        part: Tensor = unet(sample, timestep, **arguments, return_dict=False)[0]
+    for number, (group, sample, arguments) in enumerate(conditioning.inputs(scaled, step)):
+        residuals = conditioning.residuals(number, scaled, timestep, step)
+        part: Tensor = unet(sample, timestep, **arguments, **residuals, return_dict=False)[0]
+        del residuals  # they are large, and the next call has its own
         if group is None:
             return part
         if whole is None:

@@ -30,6 +30,7 @@ NARROW = (torch.float8_e4m3fn,)  # for storage only
 MODULES = {
     "unet": "diffusers.models.unets.unet_2d_condition",
     "vae": "diffusers.models.autoencoders.autoencoder_kl",
+    "controlnet": "diffusers.models.controlnets.controlnet",
     "text_encoder": "transformers",
     "text_encoder_2": "transformers",
 }
@@ -50,7 +51,7 @@ def load(
     name: str, component: Component, *, dtype: torch.dtype, device: torch.device | str, channels_last: bool,
     added: Additions | None = None, storage: torch.dtype | None = None, attend: Attend | None = None,
 ) -> Filled:  # fmt: skip
-    """`unet`, `vae`, `text_encoder` or `text_encoder_2` from a diffusers folder's files or a whole checkpoint.
+    """`unet`, `vae`, `text_encoder`, `text_encoder_2` or `controlnet` from a diffusers folder's files or a single file.
 
     `added` is what LoRAs add to its weights. With `storage` the large layers keep their weights in that dtype and
     widen them to `dtype` only while they compute. With `attend` the layers are packed, and attention is computed so.
@@ -76,9 +77,10 @@ def named(name: str, stored: Mapping[str, Piece]) -> dict[str, Piece]:
 
 def kind_of(name: str) -> Any:
     """The component's class. Its libraries take most of the time spent importing."""
-    if name not in MODULES:
+    kind = "controlnet" if name.startswith("controlnet") else name  # there may be several
+    if kind not in MODULES:
         raise BadFile(f"components called {show(name, 40)} are not supported")
-    return getattr(importlib.import_module(MODULES[name]), CLASSES[name][0])
+    return getattr(importlib.import_module(MODULES[kind]), CLASSES[kind][0])
 
 
 def build(name: str, config: Mapping[str, Any]) -> Any:

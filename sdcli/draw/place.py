@@ -16,7 +16,19 @@ from typing import Any
 import torch
 from torch import nn
 
-from sdcli.draw import adapters, attention, captured, compiled, decode, devices, graphs, load, regional, residual
+from sdcli.draw import (
+    adapters,
+    attention,
+    captured,
+    compiled,
+    control,
+    decode,
+    devices,
+    graphs,
+    load,
+    regional,
+    residual,
+)
 from sdcli.events import Loaded
 from sdcli.models.hub_cache import expected_sha256
 from sdcli.models.model import Model
@@ -122,7 +134,8 @@ class Components:
             return self._compiled(name)
         streamed = placement.streamed(self.setup.placement, name)
         parked = self.setup.placement in placement.PARKED_ON_HOST and self.device_of(name) == self.device
-        images = name in ("unet", "vae")
+        steering = name.startswith("controlnet")
+        images = steering or name in ("unet", "vae")
         choice = vae_attention(self.setup) if name == "vae" else self.setup.attention
         attend = attention.attend(choice, self.setup.threads, self.setup.blocks)
         filled = load.load(
@@ -137,6 +150,8 @@ class Components:
             attention.set_attention(filled.module, choice, attend)
         if name == "unet" and self.setup.execution != "packed":  # packed ones do no such work either
             residual.lighten(filled.module)
+        if steering:
+            control.embedded_once(filled.module)
         if name == "vae":
             decode.set_tiles(filled.module, self.setup.vae)
         if streamed:

@@ -20,8 +20,8 @@ from sdcli.models.sniff import PICKLE_SUFFIXES
 from sdcli.near import nearest
 from sdcli.terminal import show
 
-FLAGS = {"LoRA": "--lora", "embedding": "--embedding", "VAE": "--vae"}
-_FOLDERS = ("lora", "loras", "lycoris", "embeddings", "vae")  # what other programs call them
+FLAGS = {"LoRA": "--lora", "embedding": "--embedding", "VAE": "--vae", "ControlNet": "--control"}
+_FOLDERS = ("lora", "loras", "lycoris", "embeddings", "vae", "controlnet")  # what other programs call them
 _WEIGHT = re.compile(r"[+-]?(\d{1,4}(\.\d{0,6})?|\.\d{1,6})", re.ASCII)
 
 
@@ -98,7 +98,8 @@ def find(text: str, what: str, where: tuple[SearchFolder, ...], *, paths: bool =
     if paths and _is_file(text):
         return Path(os.path.abspath(Path(text).expanduser()))
     if paths and (re.search(r"[\\/]", text) or text.casefold().endswith((SUFFIX, *PICKLE_SUFFIXES))):
-        raise ModelMissing(f"there is no file {show(text, 200)}", hint=f"{FLAGS[what]} FILE{SUFFIX}")
+        image = "=IMAGE" if what == "ControlNet" else ""
+        raise ModelMissing(f"there is no file {show(text, 200)}", hint=f"{FLAGS[what]} FILE{SUFFIX}{image}")
     by_name = _files_by_name(where)
     matches = by_name.get(text) or by_name.get(text.casefold())
     if matches is None:
@@ -135,7 +136,7 @@ def _unknown(text: str, what: str, where: tuple[SearchFolder, ...], names: Itera
     tail = f"\n  near: {'   '.join(show(name, 80) for name in near)}" if near else ""
     searched = ", ".join(show(one.folder, 60) for one in where[:3])
     there = f" in {searched}" if searched else ""
-    example = show(near[0], 80) if near else f"FILE{SUFFIX}"
+    example = (show(near[0], 80) if near else f"FILE{SUFFIX}") + ("=IMAGE" if what == "ControlNet" else "")
     return ModelMissing(
         f'no {what} "{show(text, 80)}": no file has that name{there}{tail}',
         hint=f"{FLAGS[what]} {example}",

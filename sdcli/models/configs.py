@@ -90,6 +90,17 @@ _UNET: Mapping[str, Rule] = {
     "class_embed_type": _NULL, "num_class_embeds": _NULL, "encoder_hid_dim_type": _or_null(_one_of("text_proj")),
     "addition_embed_type": _or_null(_one_of("text", "text_time")),
 }  # fmt: skip
+_CONTROLNET: Mapping[str, Rule] = {
+    **{name: rule for name, rule in _UNET.items() if name not in ("sample_size", "out_channels")},
+    "conditioning_channels": Rule("3", lambda value: value == 3 and not isinstance(value, bool)),
+    "conditioning_embedding_out_channels": Rule(
+        "a list of four whole numbers above 0", lambda value: _PAIR.holds(value) and len(value) == 4
+    ),
+    "controlnet_conditioning_channel_order": _one_of("rgb", "bgr"), "global_pool_conditions": _YES,
+    "layers_per_block": _SIDE, "encoder_hid_dim": _NULL, "encoder_hid_dim_type": _NULL, "num_attention_heads": _NULL,
+    "addition_embed_type": _or_null(_one_of("text_time")),
+    "mid_block_type": _one_of("UNetMidBlock2DCrossAttn", "UNetMidBlock2D"),
+}  # fmt: skip
 _VAE: Mapping[str, Rule] = {
     "_class_name": _CLASS, "sample_size": _or_null(_SIDES),
     "act_fn": _ACTIVATION, "norm_num_groups": _whole(1), "scaling_factor": _FACTOR,
@@ -125,7 +136,14 @@ _SCHEDULER: Mapping[str, Rule] = {
     **dict.fromkeys(("use_flow_sigmas", "use_dynamic_shifting"), _NO),
     **dict.fromkeys(("shift_terminal", "solver_p", "tau_func"), _NULL),
 }  # fmt: skip
-_RULES = {"unet": _UNET, "vae": _VAE, "text_encoder": _TEXT, "text_encoder_2": _TEXT, "scheduler": _SCHEDULER}
+_RULES = {
+    "unet": _UNET,
+    "controlnet": _CONTROLNET,
+    "vae": _VAE,
+    "text_encoder": _TEXT,
+    "text_encoder_2": _TEXT,
+    "scheduler": _SCHEDULER,
+}
 
 
 def check(part: str, config: Mapping[str, Any], file: Path) -> None:
@@ -133,7 +151,7 @@ def check(part: str, config: Mapping[str, Any], file: Path) -> None:
     for key, rule in _RULES[part].items():
         if key in config and not rule.holds(config[key]):
             raise _bad(file, f"{key} should be {rule.expected}, not {_shown(config[key])}")
-    if part in ("unet", "vae"):
+    if part in ("unet", "vae", "controlnet"):
         _check_groups(config, file)
     if part == "scheduler":
         _check_betas(config, file)

@@ -27,6 +27,7 @@ CLASSES: dict[str, tuple[str, ...]] = {  # a config that names another is refuse
     "vae": ("AutoencoderKL",),
     "text_encoder": ("CLIPTextModel",),
     "text_encoder_2": ("CLIPTextModelWithProjection",),
+    "controlnet": ("ControlNetModel",),
     "tokenizer": ("CLIPTokenizer", "CLIPTokenizerFast"),
     "tokenizer_2": ("CLIPTokenizer", "CLIPTokenizerFast"),
 }
@@ -65,7 +66,7 @@ def read(
     _check_unet(described["unet"], described["vae"], kind if family is None else "", path)
     for part, config in described.items():
         configs.check(part, config, path / part / "config.json")
-    components = {part: _component(path / part, part, config, whole) for part, config in described.items()}
+    components = {part: component_at(path / part, part, config, whole) for part, config in described.items()}
     scheduler = _scheduler(path / "scheduler" / "scheduler_config.json")
     return Model(
         name=name or family or path.name, kind=_kind(kind, described["unet"]), family=kind,
@@ -203,7 +204,7 @@ class Incomplete(BadFile):
     """Fewer parameters than the config describes. `details` has the model's folder."""
 
 
-def _component(folder: Path, part: str, config: Mapping[str, Any], whole: bool) -> Component:
+def component_at(folder: Path, part: str, config: Mapping[str, Any], whole: bool = True) -> Component:
     if config.get("quantization_config") is not None:
         raise BadFile(f"{show(folder)} is quantized, which sdcli does not support", hint=_ANOTHER)
     headers = [read_header(file) for file in _weights(folder, stem_of(part))]
@@ -249,7 +250,7 @@ def _weights(folder: Path, stem: str) -> list[Path]:
 
 def stem_of(part: str) -> str:
     """What a component's files are called: diffusers' own parts one way, those of transformers another."""
-    return "diffusion_pytorch_model" if part in ("unet", "vae") else "model"
+    return "diffusion_pytorch_model" if part in ("unet", "vae", "controlnet") else "model"
 
 
 def shard_tables(stem: str, variant: str) -> tuple[str, str]:

@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 from sdcli.models.families import original_prefixes
-from sdcli.models.kinds import UNET, VAE
+from sdcli.models.kinds import CONTROL, UNET, VAE
 
 Shape = tuple[int, ...]
 
@@ -79,6 +79,8 @@ def rename(component: str, names: Iterable[str]) -> dict[str, Origin]:
     names = list(names)
     if component == "unet":
         return _unet(_bare(names, UNET, "unet.", "diffusion_model."))
+    if component.startswith("controlnet"):
+        return _controlnet(_bare(names, CONTROL))
     if component == "vae":
         return _vae(_bare(names, VAE, "vae."))
     prefixes = original_prefixes(component)
@@ -168,6 +170,32 @@ def _numbered_blocks(names: Iterable[str], where: str, block: str, sampler: str)
             else:
                 blocks[start] = f"{block}.{level}.attentions.{layer - 1}"
     return blocks
+
+
+def _controlnet(bare: dict[str, str]) -> dict[str, Origin]:
+    """The down half of a UNet, what embeds an image, and a convolution for every result."""
+    if not is_original(bare):
+        return {name: Origin(stored) for name, stored in bare.items()}
+    down = _numbered_blocks(bare, "input_blocks", "down_blocks", "downsamplers")
+    last = max((int(match[1]) for name in bare if (match := _HINT.match(name))), default=0)
+    return {_controlnet_name(name, down, last): Origin(stored) for name, stored in bare.items()}
+
+
+_HINT = re.compile(r"input_hint_block\.(\d{1,3})\.(.+)")
+_ZERO = re.compile(r"zero_convs\.(\d{1,3})\.0\.(.+)")
+
+
+def _controlnet_name(name: str, blocks: dict[str, str], last: int) -> str:
+    """`last`: the number of the last convolution that embeds the image; every second one is an activation."""
+    if match := _ZERO.match(name):
+        return f"controlnet_down_blocks.{match[1]}.{match[2]}"
+    if match := _HINT.match(name):
+        number = int(match[1])
+        layer = "conv_in" if number == 0 else "conv_out" if number == last else f"blocks.{number // 2 - 1}"
+        return f"controlnet_cond_embedding.{layer}.{match[2]}"
+    if name.startswith("middle_block_out.0."):
+        return name.replace("middle_block_out.0.", "controlnet_mid_block.", 1)
+    return _unet_name(name, blocks, "add_embedding")
 
 
 def _unet_name(name: str, blocks: dict[str, str], added: str) -> str:

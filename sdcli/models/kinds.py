@@ -12,6 +12,7 @@ from sdcli.models.headers import NAMES, Header, Tensor
 
 UNET = "model.diffusion_model."
 VAE = "first_stage_model."
+CONTROL = "control_model."
 # The width of the text that a UNet reads → its family; the refiner never draws by itself.
 _WIDTHS = {family.text_width: family.name for family in families().values() if family.text_width} | {1280: "refiner"}
 _ENCODER_WIDTHS = {768: "sd15", 1024: "sd2"}  # of families with one text encoder
@@ -32,7 +33,10 @@ TITLES = {
     "dit": "a diffusion transformer", "video": "a video model", "motion": "a motion module",
     "lora": "a LoRA", "vae": "a VAE", "taesd": "a tiny VAE for previews", "unet": "a UNet alone",
     "text-encoder": "a text encoder", "image-encoder": "an image encoder", "controlnet": "a ControlNet",
-    "t2i-adapter": "a T2I-Adapter", "embedding": "a textual-inversion embedding", "upscaler": "an upscaler",
+    "controlnet-union": "a ControlNet Union", "controlnet-xs": "a ControlNet-XS",
+    "controlnet-difference": "a ControlNet stored as a difference to a model", "control-lora": "a Control-LoRA",
+    "controllllite": "a ControlLLLite", "t2i-adapter": "a T2I-Adapter",
+    "embedding": "a textual-inversion embedding", "upscaler": "an upscaler",
     "ip-adapter": "an IP-Adapter", "pipeline": "a whole pipeline in one file, under diffusers' names",
     "unknown": "of an unknown kind",
 }  # fmt: skip
@@ -195,22 +199,39 @@ def _lora_text_width(tensors: Tensors) -> str:
 
 def _adapter(tensors: Tensors, metadata: Metadata) -> Kind | None:
     for kind, pattern in (
+        ("motion", r"(temporal_transformer|motion_modules)\."),
+        # much like ControlNets, which go by their names below
+        ("control-lora", r"^lora_controlnet$"),
+        ("controllllite", r"^lllite_"),
+        ("controlnet-difference", r"^difference$"),
+        ("controlnet-union", r"(^|\.)(task_embedding$|(control_add_embedding|transformer_layes|spatial_ch_projs)\.)"),
+        ("controlnet-xs", r"(^|\.)(ctrl_to_base|base_to_ctrl|control_to_base_for_conv_in|(enc|dec)_zero_convs_\w+)\."),
         ("controlnet", r"^(control_model\.|controlnet_|.*controlnet_cond_embedding\.)|^input_hint_block\."),
         ("ip-adapter", r"^(ip_adapter|image_proj)\."),
         ("t2i-adapter", r"^(adapter\.)?body\.\d+\.(block1|resnets|in_conv)"),
-        ("motion", r"temporal_transformer\."),
         ("upscaler", r"(^|\.)(body\.\d+\.rdb1|RRDB_trunk\.\d+\.RDB1|sub\.\d+\.RDB1)\.conv1\.", ),
     ):  # fmt: skip
         if any(re.search(pattern, name) for name in tensors):
-            return _whole(kind, _text_family(tensors), "", tensors, kind)
+            family = controlnet_family({name: tensor.shape for name, tensor in tensors.items()})
+            return _whole(kind, family, "", tensors, kind)
     return None
 
 
-def _text_family(tensors: Tensors) -> str:
+def controlnet_family(shapes: Mapping[str, tuple[int, ...]]) -> str:
+    """The family whose text it reads; SDXL's too where it reads none, but is told sizes."""
+    return _text_family(shapes) or next(
+        ("sdxl" for name, shape in shapes.items() if name.endswith(_SIZES) and shape[-1] == 2816), ""
+    )
+
+
+_SIZES = ("add_embedding.linear_1.weight", "label_emb.0.0.weight")
+
+
+def _text_family(shapes: Mapping[str, tuple[int, ...]]) -> str:
     """The family whose text a ControlNet or an IP-Adapter reads, if it reads any."""
-    for name, tensor in tensors.items():
-        if name.endswith(("attn2.to_k.weight", "to_k_ip.weight")) and len(tensor.shape) == 2:
-            return _WIDTHS.get(tensor.shape[1], "")
+    for name, shape in shapes.items():
+        if name.endswith(("attn2.to_k.weight", "to_k_ip.weight")) and len(shape) == 2:
+            return _WIDTHS.get(shape[1], "")
     return ""
 
 

@@ -49,6 +49,11 @@ class Model:
     defaults: Mapping[str, Any] = transient(default_factory=dict)  # Request fields the model's own files set
 
     @property
+    def nets(self) -> tuple[str, ...]:
+        """The components that are ControlNets, beside the model's own."""
+        return tuple(name for name in self.components if name.startswith("controlnet"))
+
+    @property
     def sees_mask(self) -> bool:
         """Whether its UNet was trained to repaint: beside latents it sees a mask and the latents around it."""
         return bool(self.components["unet"].config.get("in_channels") == 9)

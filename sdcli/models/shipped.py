@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from sdcli import data
-from sdcli.models import text, unet, vae
+from sdcli.models import control_walk, text, unet, vae
 from sdcli.models.model import BYTES, Component
 
 
@@ -15,6 +15,8 @@ def parameters_of(component: str, config: Mapping[str, Any]) -> int:
         return unet.analyse(config, height=64, width=64).parameters
     if component == "vae":
         return vae.parameters(config)
+    if component.startswith("controlnet"):
+        return control_walk.analyse(config, height=64, width=64).parameters
     return text.parameters(config)
 
 

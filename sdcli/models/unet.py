@@ -39,7 +39,7 @@ def _analyse(key: str, height: int, width: int, batch: int, tokens: int) -> Unet
         return ClassicWalk(config, height, width, batch).run()
     if kind != "UNet2DConditionModel":
         raise BadFile(f"{show(kind, 60)} is not a UNet that sdcli supports", hint="sdcli inspect-unet sd15")
-    return _Walk(config, height, width, batch, tokens).run()
+    return UNetWalk(config, height, width, batch, tokens).run()
 
 
 DOWN_TYPES = (
@@ -59,7 +59,7 @@ RESAMPLED_BY_RESNET = (
 )
 
 
-class _Walk(Walk):
+class UNetWalk(Walk):
     """The forward pass of diffusers' UNet2DConditionModel, followed without running it."""
 
     def __init__(self, config: Mapping[str, Any], height: int, width: int, batch: int, tokens: int) -> None:
