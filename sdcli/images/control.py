@@ -1,0 +1,51 @@
+"""Images that ControlNets steer by, made from others without a model."""
+
+from __future__ import annotations
+
+from typing import Any, Protocol
+
+from sdcli.images import edges, read
+from sdcli.images.canvas import Canvas
+from sdcli.images.fit import fitted
+from sdcli.images.read import InputImage
+
+WAYS = ("none", "canny", "scribble", "tile", "invert")
+
+
+class Steers(Protocol):
+    """What a request says of one."""
+
+    @property
+    def image(self) -> InputImage: ...
+    @property
+    def made(self) -> str: ...
+    @property
+    def fit(self) -> str: ...
+
+
+def image_of(control: Steers, width: int, height: int, canvas: Canvas | None = None) -> Any:
+    """What a ControlNet sees, Pillow's. Where only a part of an image is drawn, as `canvas` has it, of that part."""
+    image = read.rgb(control.image)
+    if canvas is not None and canvas.box is not None:
+        across, down = canvas.whole.size
+        part = fitted(image, across, down, "stretch").crop(canvas.box)
+        return prepared(fitted(part, width, height, "pad"), control.made)
+    return prepared(fitted(image, width, height, control.fit), control.made)
+
+
+def prepared(image: Any, way: str) -> Any:
+    """An RGB image of the same size. It is to be of the size that is drawn: lines found in a larger one would be
+    thinner than any that a ControlNet was trained on."""
+    image = image.convert("RGB")
+    if way in ("none", "tile"):  # ControlNets for tiles want the image itself, and draw its details anew
+        return image
+    if way == "invert":
+        return _inverted(image)
+    return {"canny": edges.canny, "scribble": edges.scribble}[way](image)
+
+
+def _inverted(image: Any) -> Any:
+    """For lines drawn black on white: ControlNets were trained on white ones."""
+    from PIL import ImageOps
+
+    return ImageOps.invert(image)
