@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from sdcli import __version__, data
-from sdcli.cli import adapters, builtin, input_images, not_needed, not_taken, probing
+from sdcli.cli import adapters, builtin, controls, input_images, not_needed, not_taken, probing
 from sdcli.errors import ModelMissing, Usage
 from sdcli.machine import as_if, installation, memories, survey
 from sdcli.machine.folders import config_file, config_folder
@@ -71,6 +71,9 @@ def plan_for(
     embeddings = adapters.known_words(added_folders())
     named = adapters.named_in(adapters.texts_of(known_jobs), embeddings)
     adapted = adapters.gather(request, tags, model, added_folders(), fetch, named)
+    asked = known_jobs
+    known_jobs, steered, nets = controls.gather(asked, adapted.model, added_folders())
+    adapted = replace(adapted, model=steered, adapters=(*adapted.adapters, *nets))
     hardware, imported = _hardware(request, typed.get("as_if"))
     if command == "generate" and engine_of(typed) == "local" and "dtype" not in request.pins:
         hardware, more_imported = probing.probed(hardware)
@@ -95,6 +98,7 @@ def plan_for(
     if not waiting or lines is None:
         return PlannedRun(plan, imported=imported)
     later = adapters.without(_later(request, lines, len(known_jobs)), tags)
+    later = controls.same_nets(later, known_jobs, asked)
     return PlannedRun(plan, adapters.same_embeddings(later, embeddings, adapted.adapters, adapted.model), imported)
 
 
@@ -124,6 +128,7 @@ def plan_again(planned: PlannedRun, typed: Mapping[str, Any]) -> PlannedRun:
     model = find_model(read_sources(config.from_flags(typed)))
     samplers.check_zero_snr(samplers.find(before.request.sampler), model.zero_snr)
     model, _ = adapters.with_vae(before.request, model, added_folders())
+    model = controls.made_again(before.model, model)
     plan = _planned(
         before.request, model, before.hardware, remembered(before.hardware), origins=before.origins,
         jobs=before.jobs, version=__version__, adapters=before.setup.adapters, more=planned.later is not None,

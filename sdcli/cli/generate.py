@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from sdcli import events
-from sdcli.cli import builtin, complete, not_needed, plan_screen, remembering
+from sdcli.cli import builtin, complete, input_images, not_needed, plan_screen, remembering
 from sdcli.cli.answer import Answered, bug_of, say_error, say_note, trace
 from sdcli.cli.ask import PlannedRun
 from sdcli.cli.ending import check, over
@@ -43,7 +43,7 @@ from sdcli.record.sinks.paths import Paths
 from sdcli.record.sinks.progress import Progress
 from sdcli.record.sinks.watch import Sink, Watch
 from sdcli.record.store import store
-from sdcli.request.options import OPTIONS, SCREEN
+from sdcli.request.options import OPTIONS, SAVE_CONTROL, SCREEN
 from sdcli.request.options import command as make
 from sdcli.terminal import StdoutLost, is_terminal, put, say, show, speaks_unicode, width
 
@@ -51,8 +51,9 @@ MOST_SEEDS = 20  # that a hint lists one by one
 
 
 def command() -> Callable[..., None]:
+    options = [*OPTIONS, *not_needed.FLAGS, *SCREEN, SAVE_CONTROL]
     return make(
-        _generate, [*OPTIONS, *not_needed.FLAGS, *SCREEN], name="generate", words="PROMPT", complete=complete.values,
+        _generate, options, name="generate", words="PROMPT", complete=complete.values,
         help='Draw images from prompts: sdcli generate "a cat" -n 4',
     )  # fmt: skip
 
@@ -65,6 +66,9 @@ def _generate(typed: dict[str, Any]) -> None:
     destination = names.prepare(plan.request, count=len(plan.jobs), model=plan.model.name, origins=plan.origins)
     screen = Screen(typed, plan)
     screen.announce()
+    if typed.get("save_control"):
+        for path in input_images.save_controls(plan.jobs, destination.folder):
+            screen.saved_control(path)
     around = environment(plan.hardware)
     folding = Folding(started=runs.now(), run=destination.run, clock=since_start, environment=around)
     stored = store(_events(planned, typed.get("engine", "local")), destination, environment=around)
@@ -235,6 +239,10 @@ class Screen:
     def _shows(self) -> bool:
         usual = len(self.plan.jobs) <= 4 and is_terminal(sys.stderr) and not self.quiet
         return usual if self.show is None else bool(self.show)
+
+    def saved_control(self, path: Path) -> None:
+        if not self.quiet:
+            say(f"control image: {show(os.path.relpath(path))}")
 
     def strip(self, path: Path) -> None:
         if not self.quiet:

@@ -164,6 +164,9 @@ def _head(plan: Plan, width: int, disk_free: int | None) -> list[str]:
     ]
 
 
+_KINDS = {"vae": "VAE", "controlnet": "ControlNet"}
+
+
 def _adapter_lines(setup: Setup, width: int) -> list[str]:
     """`with LoRA ink ×0.8 (192 layers), embedding mycat, VAE sharp`"""
     named = []
@@ -175,7 +178,7 @@ def _adapter_lines(setup: Setup, width: int) -> list[str]:
         elif one.kind == "embedding" and one.word not in ("", one.name):
             named.append(f'embedding {name} as "{show(one.word, 40)}"')
         else:
-            named.append(f"{'VAE' if one.kind == 'vae' else one.kind} {name}")
+            named.append(f"{_KINDS.get(one.kind, one.kind)} {name}")
     return _flow([f"  with {named[0]}", *named[1:]], ", ", width) if named else []
 
 

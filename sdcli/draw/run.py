@@ -5,13 +5,14 @@ from __future__ import annotations
 import time
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
 from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
 
-from sdcli.draw import decode, denoise, encode_image, preview, schedulers
+from sdcli.draw import control, decode, denoise, encode_image, preview, schedulers
 from sdcli.draw.captured import NotCaptured
 from sdcli.draw.denoise import Conditioning, LoopState
 from sdcli.draw.encode_image import Posterior
@@ -23,6 +24,8 @@ from sdcli.draw.session import Session
 from sdcli.draw.start import Begun, EncodedStart, begun, enlarged
 from sdcli.errors import ImagesFailed, OutOfMemory
 from sdcli.events import Decoded, Degraded, Denoised, Encoded, EncodedImage, Event, Failed, Preview, Step, Timed
+from sdcli.images import control as control_images
+from sdcli.images.canvas import Canvas
 from sdcli.models.families import find
 from sdcli.models.vae import scale
 from sdcli.plan.batches import Batch, windows_of
@@ -184,7 +187,11 @@ class Run:
             conditioning = conditioning.starting(state.begun, components.device)
         yield from self._compile(state, part, conditioning)
         started = time.perf_counter()
-        with components.use(part) as unet:
+        with ExitStack() as stack:
+            unet = stack.enter_context(components.use(part))
+            nets = [stack.enter_context(components.use(name)) for name in stage.beside]
+            controls = self._controls(state, dict(zip(stage.beside, nets, strict=True)))
+            conditioning = conditioning.steered(controls, state.makes.unet_calls)
             before = meter.mark()
             for loop in denoise.denoise(
                 unet, state.scheduler, conditioning, state.loop, state.generators, state.timesteps
@@ -202,6 +209,22 @@ class Run:
             stage=stage.name, batch=state.number, seconds=time.perf_counter() - started, latents=state.latents
         )
         yield meter.read(stage.name)
+
+    def _controls(self, state: BatchState, nets: Mapping[str, Any]) -> list[control.Control]:
+        """The ControlNets of a batch, each with a row for every image."""
+        makes, controls = state.makes, []
+        canvases: list[Canvas | None] = [one.canvas for one in state.started]
+        canvases = canvases or [None] * len(state.jobs)
+        for number, each in enumerate(state.jobs[0].controls):
+            rows = [
+                control.pixels(control_images.image_of(job.controls[number], makes.width, makes.height, canvas))
+                for job, canvas in zip(state.jobs, canvases, strict=True)
+            ]
+            controls.append(control.Control(
+                net=nets[each.part], image=torch.cat(rows), weight=each.weight, start=each.start, end=each.end,
+                guess=state.jobs[0].guess_mode,
+            ))  # fmt: skip
+        return controls
 
     def _compile(self, state: BatchState, part: str, conditioning: Conditioning) -> Events[None]:
         """Before the first step, so that no step's time holds any of it."""

@@ -8,7 +8,7 @@ from functools import cache
 from operator import attrgetter
 
 from sdcli.machine.hardware import Hardware
-from sdcli.models import text, unet, vae
+from sdcli.models import control_walk, text, unet, vae
 from sdcli.models.model import BYTES, Model
 from sdcli.plan import calibration
 from sdcli.plan.plan import Footprint, Phase, Setup
@@ -42,7 +42,7 @@ class Sizes:
         self.imports = calibration.IMPORTS + calibration.libraries(self.backend)
         self.parts = parts_of(stages)
         self.scale = vae.scale(self.config("vae"))
-        self.call, self.encoder = cache(self._call), cache(self._encoder)
+        self.call, self.encoder, self.control = cache(self._call), cache(self._encoder), cache(self._control)
         self.decoder, self.image_encoder = cache(self._decoder), cache(self._image_encoder)
         self._work: dict[tuple[object, ...], int] = {}
         self._phases: dict[tuple[object, ...], Phase] = {}
@@ -57,6 +57,11 @@ class Sizes:
         """One UNet call on one latent; all it takes grows in proportion to their number."""
         height, width = shape.height // self.scale, shape.width // self.scale
         return unet.analyse(self.config("unet"), height=height, width=width, tokens=shape.tokens)
+
+    def _control(self, shape: Shape, part: str) -> control_walk.ControlWork:
+        """One call of a ControlNet on one latent."""
+        height, width = shape.height // self.scale, shape.width // self.scale
+        return control_walk.analyse(self.config(part), height=height, width=width, tokens=shape.tokens)
 
     def _encoder(self, shape: Shape, name: str) -> text.TextEncoder:
         """One chunk of a prompt through one text encoder."""
@@ -118,9 +123,19 @@ class Sizes:
         if setup.attention == "blocked":  # the same for a block of queries
             scores = 2 * _scores_at_once(call, latents, setup) * size
         live = max(live, live // 2 + scores)  # at the attention, less than half of the feed-forward's peak is live
+        live = self._steered(live, stage, latents * size)
         if setup.execution == "graph":
             return self._pool(live) + calibration.workspace(self.backend)
         return self._reserved(live + widened, heap=True)
+
+    def _steered(self, live: int, stage: Stage, size: int) -> int:
+        """With ControlNets: their embedded images stay, and their results, summed, through the UNet's call. A net's own
+        call comes before."""
+        nets = [self.control(stage.shape, part) for part in stage.beside]
+        if not nets:
+            return live
+        kept = size * (max(net.residual_elements for net in nets) + sum(net.hint.elements for net in nets))
+        return kept + max(live, *(net.call.activation_peak(size) for net in nets))
 
     def _pool(self, live: int) -> int:
         """What a graph keeps for itself: its memory, in which a call's live bytes are laid out once and for all, and
@@ -212,7 +227,7 @@ class Sizes:
         used = there = 0
         at_once = setup.placement not in (*placement.ONE_AT_A_TIME, *placement.PARKED_ON_HOST)
         for part in stage.parts:
-            in_use = stage.parts if at_once else (part,)
+            in_use = (*(stage.parts if at_once else (part,)), *stage.beside)
             loaded = placement.loaded(setup.placement, self.stages, stage, part) if at_once else in_use
             used = max(used, self._on_the_device(in_use, stage, setup))
             there = max(there, self._on_the_device(loaded, stage, setup))
@@ -232,7 +247,9 @@ class Sizes:
         if stage.work == "text":
             encoder = self.encoder(stage.shape, part)
             return encoder.beside_weights(size, row=size) - encoder.activation_peak(size)
-        call, live = self.call(stage.shape), self._latents(stage, setup) * size
+        net = part in stage.beside
+        call = self.control(stage.shape, part).call if net else self.call(stage.shape)
+        live = self._latents(stage, setup) * size
         row, layer = (1, size) if setup.storage == "fp8" else (size, 0)
         return call.beside_weights(live, layer=layer, row=row) - call.beside_weights(live, layer=layer)
 

@@ -98,7 +98,8 @@ class Price:
             * execution.slowdown(setup, self.hardware)
             * (guidance.slowdown(setup.guidance) if guided else 1.0)
         )
-        computing = max(launched, FLOP * one.macs * batch / self.rates.compute * factors)
+        macs = one.macs + sum(self.sizes.control(stage.shape, part).call.macs for part in stage.beside)
+        computing = max(launched, FLOP * macs * batch / self.rates.compute * factors)
         call = computing + storage.widening(setup.storage, one.parameters)
         if placement.streamed(setup.placement, "unet"):
             size = 1 if setup.storage == "fp8" else BYTES[setup.dtype]
@@ -143,7 +144,7 @@ class Price:
         seconds = 0.0
         for stage in self.sizes.stages:
             share = self.work.windows / self.work.batches if stage.ahead else 1.0
-            for part in stage.parts:
+            for part in (*stage.parts, *stage.beside):
                 streamed = placement.streamed(setup.placement, part)
                 if self.sizes.on_host(part, setup) or (streamed and stage.work == "unet"):  # included in the step
                     continue

@@ -35,6 +35,7 @@ class Stage:
     name: str
     work: WorkKind
     parts: tuple[str, ...]
+    beside: tuple[str, ...] = ()  # more of them, at work in the same moment
     shape: Shape
     steps: int = 0  # UNet calls, guidance's pair counted once
     file_pixels: int = 0  # of the largest image file that is read or put back into
@@ -64,7 +65,11 @@ def stages(model: Model, batch: Sequence[Job], *, alone: bool = False) -> tuple[
         if first.second.upscaler != "latent":
             made.insert(-2, Stage(name="upscale", work="enlarge", parts=("vae",), shape=shapes[1], smaller=shapes[0]))
     read = {"encode-image": max(files, default=0), "decode": max(whole, default=0)}
-    return tuple(replace(stage, file_pixels=read.get(stage.name, 0)) for stage in made)
+    nets = tuple(dict.fromkeys(control.part for control in first.controls))
+    return tuple(
+        replace(stage, file_pixels=read.get(stage.name, 0), beside=nets if stage.work == "unet" else ())
+        for stage in made
+    )
 
 
 def stages_at(model: Model, shape: Shape, *, steps: int = 1) -> tuple[Stage, ...]:
@@ -115,7 +120,7 @@ def guided(model: Model, job: Job) -> bool:
 
 def parts_of(stages: Iterable[Stage]) -> tuple[str, ...]:
     """Every component that works in some stage, in order."""
-    return tuple(dict.fromkeys(part for stage in stages for part in stage.parts))
+    return tuple(dict.fromkeys(part for stage in stages for part in (*stage.parts, *stage.beside)))
 
 
 def parts_ahead(stages: Iterable[Stage]) -> frozenset[str]:

@@ -22,12 +22,12 @@ from sdcli.images.read import InputImage
 from sdcli.near import near_text, nearest
 from sdcli.request import jobs, samplers
 from sdcli.request.options import OPTIONS, flag_of
-from sdcli.request.request import Request
+from sdcli.request.request import Control, Request
 from sdcli.terminal import quoted, show
 
 LARGEST_FILE = 1 << 20
 # Never saved: what to draw, and where to take settings from.
-NOT_KEPT = frozenset({"prompts", "prompts_file", "settings_from", "seeds", "image", "mask"})
+NOT_KEPT = frozenset({"prompts", "prompts_file", "settings_from", "seeds", "image", "mask", "control"})
 SETTINGS: tuple[str, ...] = tuple(option.field for option in OPTIONS)
 ORDER = ("family", "model", "user", "environment", "preset", "settings-from", "flag")
 
@@ -124,6 +124,8 @@ def convert(field: str, value: Any) -> Any:
     """A setting's value from what a source holds: text, a list of texts, or TOML's own types."""
     if field == "image":
         return _images(_texts(field, value))
+    if field == "control":
+        return tuple(_control(text) for text in _texts(field, value))
     if field == "mask" and isinstance(value, str):
         mask = images.look(_name(field, value))
         canvas.check_mask(mask)
@@ -154,6 +156,27 @@ def _texts(field: str, value: Any) -> tuple[str, ...]:
 def _images(texts: Sequence[str]) -> tuple[InputImage, ...]:
     """What each file is; a folder or a pattern stands for its files."""
     return tuple(images.look(file) for text in texts for file in images.files_of(_name("image", text)))
+
+
+_CONTROL = re.compile(
+    r"(?P<net>[^=]+)=(?P<image>.+?)(?::(?P<weight>\d{0,3}(?:\.\d{1,6})?))?(?::(?P<start>\d(?:\.\d{1,6})?)-(?P<end>\d(?:\.\d{1,6})?))?",
+    re.ASCII,
+)
+
+
+def _control(text: str) -> Control:
+    """`canny.safetensors=room.png:0.8:0-0.6`"""
+    found = _CONTROL.fullmatch(text.strip())
+    if found is None:
+        raise Usage(f'--control: "{show(text, 80)}" is not MODEL=FILE', hint="--control canny.safetensors=room.png:0.8")
+    start, end = float(found["start"] or 0), float(found["end"] or 1)
+    if not 0 <= start < end <= 1:
+        raise Usage(
+            f"--control: {start:g}-{end:g} is not a part of 0-1", hint=f"--control {quoted(found['net'])}=FILE:1:0-0.6"
+        )
+    return Control(
+        net=found["net"], image=images.look(found["image"]), weight=float(found["weight"] or 1), start=start, end=end
+    )
 
 
 # --- sources

@@ -131,12 +131,21 @@ def check(request: Request) -> None:
         _between("--seed", seed, 0, LARGEST_SEED)
     _between("--num-images", request.num_images, 1, MOST_JOBS)
     _check_sides(request)
+    _check_controls(request)
     if request.image:
         _check_strength(request)
     else:
         _check_no_start(request)
     if len(request.prompts) * max(1, len(request.image)) * max(1, len(request.seeds)) > MOST_JOBS:
         raise Usage(f"more than {MOST_JOBS} images in one run", hint="--seed 1..8 --num-images 8")
+
+
+def _check_controls(request: Request) -> None:
+    if not request.control and (request.control_from != "none" or request.guess_mode):
+        flag = flag_of("guess_mode" if request.guess_mode else "control_from")
+        raise Usage(
+            f"{flag} needs a ControlNet and an image", hint="the same command with --control canny.safetensors=room.png"
+        )
 
 
 def _check_no_start(request: Request) -> None:
@@ -264,6 +273,7 @@ def make_job(request: Request, index: int, prompt: str, seed: int, image: InputI
     return Job(
         index=index, prompt=prompt, seed=seed, unet_calls=sampler.unet_calls(taken), start=start,
         second=_second(request, sampler, own),
+        controls=tuple(replace(control, made=request.control_from, fit=request.fit) for control in request.control),
         **{name: getattr(request, name) for name in PER_IMAGE} | own,
     )  # fmt: skip
 

@@ -86,6 +86,13 @@ OPTIONS: tuple[Option, ...] = (
            help="What the masked part starts from: original, fill (its surroundings), noise or nothing."),
     Option(field="outpaint", flags=("--outpaint",), metavar="SIDE:N,…", panel=FROM,
            help="Draw around the image, e.g. left:128,top:64; also a single number for all sides."),
+    Option(field="control", flags=("--control",), metavar="MODEL=FILE[:WEIGHT][:FROM-TO]", repeatable=True, panel=FROM,
+           help="Steer with an image through a ControlNet, e.g. canny.safetensors=room.png:0.8:0-0.6."),
+    Option(field="control_from", flags=("--control-from",), metavar="WHAT",
+           choices=("canny", "scribble", "tile", "invert", "none"), panel=FROM,
+           help="What to make of that image first: canny, scribble, tile, invert or none."),
+    Option(field="guess_mode", flags=("--guess-mode",), switch=True, panel=FROM,
+           help="Let ControlNets guess what the image shows; for prompts that say little."),
     Option(field="hires", flags=("--hires",), metavar="X", panel=IMAGE, within=(1, 8),
            help="Draw a second time, X times as large, over what was drawn."),
     Option(field="hires_steps", flags=("--hires-steps",), metavar="N", panel=IMAGE, within=(1, 1000),
@@ -139,6 +146,10 @@ SCREEN: tuple[Option, ...] = (
     Option(field="engine", flags=("--engine",), metavar="NAME", choices=("local", "fake"), panel=OUTPUT, hidden=True,
            help="fake draws a gradient in milliseconds, to try things out."),
 )  # fmt: skip
+SAVE_CONTROL = Option(
+    field="save_control", flags=("--save-control",), switch=True, panel=OUTPUT,
+    help="Also save what ControlNets see, next to the image.",
+)  # fmt: skip
 AS_IF = Option(
     field="as_if", flags=("--as-if",), metavar="DEVICE:SIZE", panel=MEMORY,
     help="Plan for another machine, e.g. cpu, mps, cuda:8GiB, rocm:16GiB, xpu:16GiB, cuda:24GiB/20GiB,ram:64GiB.",
@@ -147,7 +158,7 @@ AS_IF = Option(
 
 def flag_of(field: str) -> str:
     """The long flag that messages name for a field."""
-    for option in (*OPTIONS, *SCREEN, AS_IF):
+    for option in (*OPTIONS, *SCREEN, AS_IF, SAVE_CONTROL):
         if option.field == field:
             longest: str = next(flag for flag in option.flags if flag.startswith("--"))
             return longest.split("/")[0]

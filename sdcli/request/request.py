@@ -43,6 +43,20 @@ class Start:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Control:
+    """An image that steers every UNet call through a ControlNet, from `start` to `end` of the calls."""
+
+    net: str  # as it was asked for; in a plan its name
+    image: InputImage
+    weight: float = 1.0
+    start: float = 0.0
+    end: float = 1.0
+    made: str = "none"  # what is made of the image first: canny …
+    fit: str = "crop"
+    part: str = transient(default="")  # the component that the net is in a plan
+
+
+@dataclass(frozen=True, kw_only=True)
 class SecondPass:
     """What was drawn is enlarged, and drawn over with some noise on it. All `steps` are taken: they are the last ones
     of as many as the strength makes them a share of."""
@@ -116,6 +130,9 @@ class Request:
     mask_padding: int = 32
     masked_content: str | None = None
     outpaint: Sides | None = None
+    control: tuple[Control, ...] = ()
+    control_from: str = "none"
+    guess_mode: bool = False
     hires: float | None = None
     hires_steps: int | None = None
     hires_strength: float | None = None
@@ -143,6 +160,8 @@ class Job:
     id: str | None = None
     start: Start | None = None  # an image, instead of pure noise
     second: SecondPass | None = None
+    controls: tuple[Control, ...] = ()
+    guess_mode: bool = False
 
     @property
     def steps_taken(self) -> int:
@@ -189,6 +208,9 @@ def steps_taken(steps: int, strength: float) -> int:
 STARTING = (
     "image", "strength", "fit", "mask", "mask_blur", "only_masked", "mask_padding", "masked_content", "outpaint",
 )  # fmt: skip
+
+# What steers it.
+STEERING = ("control", "control_from")
 
 # What its second pass is made of.
 SECOND = ("hires", "hires_steps", "hires_strength", "upscaler")

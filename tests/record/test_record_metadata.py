@@ -227,7 +227,7 @@ def test_settings_come_back_from_every_format(tmp_path: Path, format: str, promp
     assert foreign.dialect == "a1111"
     for name, value in foreign.values.items():
         assert value == stored.values[name]
-    assert set(stored.values) - set(foreign.values) == {"emphasis"}
+    assert set(stored.values) - set(foreign.values) == {"emphasis", "guess_mode"}
 
 
 @pytest.mark.parametrize("format", ["png", "jpg", "webp"])
@@ -416,6 +416,7 @@ def test_a_hostile_chunk_yields_values_only(tmp_path: Path) -> None:
     assert set(stored.values) <= {
         "prompts", "negative_prompt", "seeds", "steps", "guidance", "width", "height", "sampler", "clip_skip",
         "emphasis",
+        "guess_mode",
     }  # fmt: skip
 
 

@@ -23,7 +23,7 @@ ONE_AT_A_TIME = ("model-offload", "disk")
 def loaded(choice: str, stages: Sequence[Stage], stage: Stage, part: str) -> tuple[str, ...]:
     """The components loaded while `part` works in `stage`: what the plan counts and draw obeys."""
     if choice == "disk":
-        return (part,)
+        return (part, *stage.beside)
     everything = parts_of(stages)
     if choice != "drop-encoders":
         return everything

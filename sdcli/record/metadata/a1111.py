@@ -122,6 +122,8 @@ def infotext(job: Job, setup: Setup, model: RecordedModel, version: str) -> Info
         ("CFG scale", job.guidance),
         ("Seed", job.seed),
         ("Size", f"{job.width}x{job.height}"),
+        # before the model's: some readers split within quotes, and take the last "Model" for the image's
+        *_controls(job, setup),
         ("Model hash", model.hash),
         ("Model", model.name),
         ("VAE hash", vae.sha256[:10] if vae else None),
@@ -140,6 +142,22 @@ def infotext(job: Job, setup: Setup, model: RecordedModel, version: str) -> Info
     # in A1111 the prompt names the LoRAs, and their weights are nowhere else
     tags = [prompt.lora_tag(lora.name, lora.scale) for lora in loras]
     return Infotext(_tidy(" ".join(filter(None, (job.prompt, *tags)))), _tidy(job.negative_prompt), texts)
+
+
+def _controls(job: Job, setup: Setup) -> Iterator[tuple[str, object]]:
+    """One key for each, as the web UI's extension writes them."""
+    mode = "ControlNet is more important" if job.guess_mode else "Balanced"
+    hashes = {one.name: one.sha256[:8] for one in setup.adapters if one.kind == "controlnet"}
+    for number, control in enumerate(job.controls):
+        told = {
+            "Module": control.made, "Model": f"{control.net} [{hashes.get(control.net, '')}]",
+            "Weight": control.weight, "Resize Mode": _RESIZES[control.fit], "Guidance Start": control.start,
+            "Guidance End": control.end, "Control Mode": mode,
+        }  # fmt: skip
+        yield f"ControlNet {number}", ", ".join(f"{key}: {value}" for key, value in told.items())
+
+
+_RESIZES = {"crop": "Crop and Resize", "pad": "Resize and Fill", "stretch": "Just Resize"}
 
 
 def _strength(job: Job) -> str | None:

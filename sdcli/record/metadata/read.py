@@ -57,11 +57,14 @@ def read(path: str | Path) -> ImageSettings:
 
 def _inputs(record: own.ImageRecord) -> dict[str, Any]:
     """The files that it was drawn from, by name: only whoever has them can give them again."""
-    start = record.job.start
-    if start is None:
-        return {}
-    mask = start.repaint.mask if start.repaint else None
-    return {"Image": start.image.name} | ({"Mask": mask.name} if mask else {})
+    start, named = record.job.start, {}
+    if start is not None:
+        named["Image"] = start.image.name
+        if start.repaint is not None and start.repaint.mask is not None:
+            named["Mask"] = start.repaint.mask.name
+    if record.job.controls:
+        named["Control"] = " and ".join(f"{control.net}={control.image.name}" for control in record.job.controls)
+    return named
 
 
 def _own(text: str, name: str) -> own.ImageRecord:
