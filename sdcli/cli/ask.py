@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -71,7 +71,7 @@ def plan_for(
     embeddings = adapters.known_words(added_folders())
     named = adapters.named_in(adapters.texts_of(known_jobs), embeddings)
     adapted = adapters.gather(request, tags, model, added_folders(), fetch, named)
-    asked = known_jobs
+    asked = tuple(_drawn_by(model, known_jobs))
     known_jobs, steered, nets = controls.gather(asked, adapted.model, added_folders())
     adapted = replace(adapted, model=steered, adapters=(*adapted.adapters, *nets))
     hardware, imported = _hardware(request, typed.get("as_if"))
@@ -98,7 +98,7 @@ def plan_for(
     if not waiting or lines is None:
         return PlannedRun(plan, imported=imported)
     later = adapters.without(_later(request, lines, len(known_jobs)), tags)
-    later = controls.same_nets(later, known_jobs, asked)
+    later = _drawn_by(model, controls.same_nets(later, known_jobs, asked))
     return PlannedRun(plan, adapters.same_embeddings(later, embeddings, adapted.adapters, adapted.model), imported)
 
 
@@ -264,6 +264,17 @@ def _jobs(
         return jobs.make_jobs(request)
     ready = [first] if waiting else [first, *lines]
     return jobs.renumbered(job for line in ready for job in prompt_files.of_line(request, line))
+
+
+def _drawn_by(model: Model, listed: Iterable[Job]) -> Iterator[Job]:
+    """These jobs, unless the model cannot draw one."""
+    for job in listed:
+        if job.second is not None and model.sees_mask:
+            raise Usage(
+                f"{show(model.name, 80)} was trained to repaint, and draws no second pass over what it drew",
+                hint="the same command without --hires",
+            )
+        yield job
 
 
 def _later(request: Request, lines: Iterator[prompt_files.Line], index: int) -> Iterator[Job]:

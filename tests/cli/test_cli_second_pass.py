@@ -6,6 +6,8 @@ import pytest
 from cli_run import sdcli
 from PIL import Image  # noqa: TID253
 
+from scripts import make_checkpoint
+
 FAKE = ("--engine", "fake", "--no-show")
 
 
@@ -70,6 +72,12 @@ def test_refusals_come_before_anything_is_loaded(
     Image.new("RGB", (64, 64)).save("a.png")
     done = sdcli(capfd, "plan", "a cat", *flags)
     assert done.code == 2 and message in " ".join(done.err.split())
+
+
+def test_a_model_that_repaints_draws_no_second_pass(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    make_checkpoint.write_folder(tmp_path / "repainting", "sd15", tiny=True, channels=9)
+    done = sdcli(capfd, "plan", "a cat", "-m", "repainting", "--size", "64x64", "--hires", "2")
+    assert done.code == 2 and "was trained to repaint, and draws no second pass" in " ".join(done.err.split())
 
 
 @pytest.mark.parametrize("upscaler", ["latent", "lanczos"])
