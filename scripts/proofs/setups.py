@@ -165,8 +165,6 @@ def draw(plan: Plan) -> Seen:
         return real_blocked(query, key, value, block)
 
     with ExitStack() as stack:
-        if plan.setup.execution == "compile":
-            stack.callback(torch._dynamo.reset)  # what is drawn later in this process has no compiled blocks
         pretended = stack.enter_context(pretend(device("64GiB", capability="8.9"))) if on_gpu else None
         stack.enter_context(mock.patch.object(Components, "use", use))
         stack.enter_context(mock.patch.object(attention, "blocked", blocked))
@@ -347,6 +345,8 @@ def _first_difference(path: Path, machine: str, setup: Setup) -> str:
         warnings.simplefilter("ignore")
         plan = plan_of(path, MACHINES[machine], setup)
         first = next(differences(plan, draw(plan)), "")
+    if setup.execution == "compile":
+        torch._dynamo.reset()  # what is drawn later in this process has no compiled blocks
     if not gc.get_freeze_count():  # else every look for garbage goes through what the libraries keep
         gc.freeze()
     return first
