@@ -87,7 +87,7 @@ OPTIONS: tuple[Option, ...] = (
     Option(field="outpaint", flags=("--outpaint",), metavar="SIDE:N,…", panel=FROM,
            help="Draw around the image, e.g. left:128,top:64; also a single number for all sides."),
     Option(field="control", flags=("--control",), metavar="MODEL=FILE[:WEIGHT][:FROM-TO]", repeatable=True, panel=FROM,
-           help="Steer with an image through a ControlNet, e.g. canny.safetensors=room.png:0.8:0-0.6."),
+           help="Steer with an image through a ControlNet, e.g. canny=room.png:0.8:0-0.6."),
     Option(field="control_from", flags=("--control-from",), metavar="WHAT",
            choices=("canny", "scribble", "tile", "invert", "none"), panel=FROM,
            help="What to make of that image first: canny, scribble, tile, invert or none."),

@@ -27,7 +27,7 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 CASES = {
-    "width 990": (2, ["a cat", "-W", "990"], "984 and 992"),
+    "width 990": (2, ["a cat", "-W", "990"], "976 and 992"),
     "no steps": (2, ["a cat", "-s", "0"], "--steps"),
     "half a step": (2, ["a cat", "-s", "1.5"], "whole number"),
     "empty prompt": (2, [""], "empty"),

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from compiled_run import SETUP, plan_of
 from draw_samples import events_of
 
@@ -75,6 +76,7 @@ def test_nothing_is_left_of_it(two_processes: list[dict[str, Any]]) -> None:
 @pytest.fixture
 def broken_compiler(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """It is there, and fails."""
+    torch._dynamo.reset()  # which computes blocks as they are, once it has given up on any like them
     compiler = tmp_path / "c++"
     compiler.write_text("#!/bin/sh\necho 'fatal error: Python.h: No such file' >&2\nexit 1\n")
     compiler.chmod(0o755)
