@@ -27,7 +27,7 @@ from torch import Tensor  # noqa: E402
 
 from scripts import make_checkpoint  # noqa: E402
 from scripts.gpu.inside import pipeline_of  # noqa: E402
-from sdcli.draw import decode, denoise, encode, images, schedulers  # noqa: E402
+from sdcli.draw import decode, denoise, encode, images, quiet, schedulers  # noqa: E402
 from sdcli.draw.encode import Text  # noqa: E402
 from sdcli.draw.start import Begun, begun, enlarged  # noqa: E402
 from sdcli.errors import BadFile, SdcliError, Usage  # noqa: E402
@@ -227,7 +227,7 @@ def _mutated(content: bytes, changes: random.Random) -> bytes:
 
 def main() -> list[tuple[str, str, str, bool]]:
     rows = []
-    with tempfile.TemporaryDirectory() as root:
+    with quiet.libraries_silenced(), tempfile.TemporaryDirectory() as root:
         for (mode, equals), family, channels in itertools.product(MODES.items(), FAMILIES, (4, 9)):
             if channels == 9 and mode != "repainting":
                 continue
