@@ -227,6 +227,7 @@ def _mutated(content: bytes, changes: random.Random) -> bytes:
 
 def main() -> list[tuple[str, str, str, bool]]:
     rows = []
+    torch.set_num_threads(1)  # tiny layers: several threads would only wait for each other
     with quiet.libraries_silenced(), tempfile.TemporaryDirectory() as root:
         for (mode, equals), family, channels in itertools.product(MODES.items(), FAMILIES, (4, 9)):
             if channels == 9 and mode != "repainting":
