@@ -208,12 +208,7 @@ def settings(sources: Sources, model: Model) -> tuple[dict[str, Any], dict[str, 
 
 def _hash(model: Model) -> str:
     """Of the built-in model's UNet, which may be another one in another version of sdcli."""
-    files = [cache.sha256_of(Path(file), memories.store("hashes")) for file in model.components["unet"].files]
-    if len(files) == 1:
-        return files[0][:10]
-    from hashlib import sha256  # slow to load
-
-    return sha256("".join(files).encode()).hexdigest()[:10]
+    return cache.sha256_of_all(model.components["unet"].files, memories.store("hashes"))[:10]
 
 
 def added_folders() -> tuple[Path, ...]:

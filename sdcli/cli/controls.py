@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -71,6 +70,5 @@ def _located(name: str, model: Model, folders: tuple[Path, ...]) -> Path:
 
 
 def _adapter(net: ControlNet) -> Adapter:
-    hashes = [cache.sha256_of(Path(file), memories.store("hashes")) for file in net.component.files]
-    whole = hashes[0] if len(hashes) == 1 else hashlib.sha256("".join(hashes).encode()).hexdigest()
+    whole = cache.sha256_of_all(net.component.files, memories.store("hashes"))
     return Adapter(name=net.name, sha256=whole, scale=1.0, path=net.path, kind="controlnet")

@@ -9,7 +9,7 @@ from sdcli.images.canvas import Canvas
 from sdcli.images.fit import fitted
 from sdcli.images.read import InputImage
 
-WAYS = ("none", "canny", "scribble", "tile", "invert")
+WAYS = ("canny", "scribble", "tile", "invert", "none")
 
 
 class Steers(Protocol):

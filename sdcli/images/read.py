@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import io
 import warnings
 from dataclasses import dataclass
@@ -39,7 +38,7 @@ def look(path: str | Path) -> InputImage:
     data = _bytes(path)
     image, told = _decoded(data, path)
     return InputImage(
-        name=Path(path).name, width=image.width, height=image.height, sha256=hashlib.sha256(data).hexdigest(),
+        name=Path(path).name, width=image.width, height=image.height, sha256=_sha256(data),
         path=str(Path(path).absolute()), told=told,
     )  # fmt: skip
 
@@ -56,9 +55,15 @@ def grey(image: InputImage) -> Any:
 
 def _pixels(image: InputImage, mode: str) -> Any:
     data = _bytes(image.path)
-    if hashlib.sha256(data).hexdigest() != image.sha256:
+    if _sha256(data) != image.sha256:
         raise BadFile(f"{show(image.path, 200)} changed while it was in use", hint="the same command again")
     return _decoded(data, image.path)[0].convert(mode)
+
+
+def _sha256(data: bytes) -> str:
+    from hashlib import sha256  # slow to load, and every command imports this module
+
+    return sha256(data).hexdigest()
 
 
 def _bytes(path: str | Path) -> bytes:

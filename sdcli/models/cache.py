@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -40,6 +40,16 @@ def sha256_of(path: Path, store: HashStore | None = None, *, start: int = 0) -> 
     if store is not None and not changed:
         store.update(key, lambda _: {"sha256": sha256, "stamp": stamp})
     return sha256
+
+
+def sha256_of_all(files: Iterable[str], store: HashStore | None = None) -> str:
+    """A component's: its file's, or one of all its files' hashes."""
+    hashes = [sha256_of(Path(file), store) for file in files]
+    if len(hashes) == 1:
+        return hashes[0]
+    from hashlib import sha256  # slow to load
+
+    return sha256("".join(hashes).encode()).hexdigest()
 
 
 def _stamp(path: Path) -> list[int]:

@@ -340,11 +340,6 @@ def part_of(named: Iterable[tuple[str, Tensor]]) -> Part | None:
     )
 
 
-def family_of(kind: str) -> str:
-    """Of a kind that is drawn with."""
-    return kind.removesuffix(REPAINTING)
-
-
 def channels_of(kind: str) -> int:
     """What the UNet of such a kind takes in."""
     return next(count for count, ending in _INPUTS.items() if ending and kind.endswith(ending)) if "-" in kind else 4

@@ -11,6 +11,8 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Annotated, Any
 
+from sdcli.images import control, fit
+
 EVERYDAY, PROMPT, FROM, IMAGE = "Everyday", "Prompt", "From an image", "Image"
 MODEL, MEMORY, OUTPUT = "Model", "Memory", "Output"
 
@@ -71,7 +73,7 @@ OPTIONS: tuple[Option, ...] = (
            help="Start from this image; a folder or a pattern such as 'photos/*.jpg' gives an image for each."),
     Option(field="strength", flags=("--strength",), metavar="X", panel=FROM, within=(0, 1),
            help="How much of it to change: the share of the steps taken; 0.6, with a mask 0.8, around it 1."),
-    Option(field="fit", flags=("--fit",), metavar="HOW", choices=("crop", "pad", "stretch"), panel=FROM,
+    Option(field="fit", flags=("--fit",), metavar="HOW", choices=fit.WAYS, panel=FROM,
            help="Where its shape differs from the size: crop, pad or stretch it."),
     Option(field="mask", flags=("--mask",), metavar="FILE", panel=FROM,
            help="Repaint only what is white in this image; the rest keeps its pixels."),
@@ -88,8 +90,7 @@ OPTIONS: tuple[Option, ...] = (
            help="Draw around the image, e.g. left:128,top:64; also a single number for all sides."),
     Option(field="control", flags=("--control",), metavar="MODEL=FILE[:WEIGHT][:FROM-TO]", repeatable=True, panel=FROM,
            help="Steer with an image through a ControlNet, e.g. canny=room.png:0.8:0-0.6."),
-    Option(field="control_from", flags=("--control-from",), metavar="WHAT",
-           choices=("canny", "scribble", "tile", "invert", "none"), panel=FROM,
+    Option(field="control_from", flags=("--control-from",), metavar="WHAT", choices=control.WAYS, panel=FROM,
            help="What to make of that image first: canny, scribble, tile, invert or none."),
     Option(field="guess_mode", flags=("--guess-mode",), switch=True, panel=FROM,
            help="Let ControlNets guess what the image shows; for prompts that say little."),
