@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from collections import Counter
 from dataclasses import dataclass
-from hashlib import sha256
 
 from sdcli.models import unet
 from sdcli.models.model import Model
@@ -52,6 +51,8 @@ class Workload:
     @property
     def key(self) -> str:
         """Equal for equal shapes, whatever the model is called."""
+        from hashlib import sha256  # slow to load
+
         return sha256(repr((self.attentions, self.layers)).encode()).hexdigest()[:16]
 
 

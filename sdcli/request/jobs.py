@@ -18,7 +18,6 @@ from sdcli.request.options import OPTIONS, Option, flag_of
 from sdcli.request.request import (
     LARGEST_SEED,
     PER_IMAGE,
-    STARTING,
     Job,
     Repaint,
     Request,
@@ -150,11 +149,9 @@ def _check_controls(request: Request) -> None:
 
 def _check_no_start(request: Request) -> None:
     """What only changes an image says nothing without one."""
-    unset = {field.name: field.default for field in fields(Request)}
-    for name in STARTING:
-        if name != "fit" and name in ("mask", "outpaint", "only_masked") and getattr(request, name) != unset[name]:
-            flag = flag_of(name)
-            raise Usage(f"{flag} needs an image to repaint", hint="the same command with --image photo.png")
+    for name in ("mask", "only_masked", "outpaint"):
+        if getattr(request, name):
+            raise Usage(f"{flag_of(name)} needs an image to repaint", hint="the same command with --image photo.png")
 
 
 def _check_strength(request: Request) -> None:
