@@ -208,8 +208,8 @@ def write_folder(
         shutil.copytree(tokenizer, folder / tokenizer.name, dirs_exist_ok=True)
         shutil.copytree(data.component_folder("clip"), folder / tokenizer.name, dirs_exist_ok=True)
     index = json.loads((shipped / "model_index.json").read_text(encoding="utf-8"))
-    if channels == 9:
-        index["_class_name"] = find(family).repainting
+    if channels != 4:
+        index["_class_name"] = {8: find(family).editing, 9: find(family).repainting}[channels]
     _write_json(folder / "model_index.json", index)
     return folder
 
@@ -413,7 +413,7 @@ def main() -> None:
     parser.add_argument("--variant", default="", help="as in diffusion_pytorch_model.fp16.safetensors")
     parser.add_argument("--shards", type=int, default=1)
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--channels", type=int, default=4, help="of the UNet's input: 9 to repaint")
+    parser.add_argument("--channels", type=int, default=4, help="of the UNet's input: 9 to repaint, 8 to edit")
     asked = parser.parse_args()
     if asked.controlnet and asked.single_file:
         write_controlnet_file(

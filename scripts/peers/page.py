@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from scripts.peers.peer import GUIDANCE, PROMPT
+from scripts.peers.peer import GUIDANCE, PROMPT, STRENGTH
 from scripts.peers.turns import OURS, PEERS, Record
 from sdcli.bench import statistics
 from sdcli.bench.statistics import Process, Ratio
@@ -105,6 +105,7 @@ def _seconds(runs: Sequence[Run], column: str) -> str:
 
 def page(record: Record) -> str:
     cases = record["cases"]
+    from_prompts = {name: case for name, case in cases.items() if len(name.split(" ")) == 2}
     lines = [
         "# Seconds of an image on a CPU: sdcli beside its peers",
         "",
@@ -113,18 +114,49 @@ def page(record: Record) -> str:
         *_doubts(record),
         "## Goals",
         "",
-        "| | " + " | ".join(map(title, cases)) + " |",
-        "| --- |" + " --- |" * len(cases),
-        *[f"| {goal.text} | {' | '.join(verdict(record, case, goal) for case in cases.values())} |" for goal in GOALS],
+        "| | " + " | ".join(map(title, from_prompts)) + " |",
+        "| --- |" + " --- |" * len(from_prompts),
+        *[
+            f"| {goal.text} | {' | '.join(verdict(record, case, goal) for case in from_prompts.values())} |"
+            for goal in GOALS
+        ],
     ]
+    lines += _modes(record)
     for name, case in cases.items():
         lines += ["", f"## {title(name)}", "", *_table(case), *_remarks(case)]
     return "\n".join([*lines, "", *_method(record)]) + "\n"
 
 
 def title(case: str) -> str:
-    family, _, size = case.partition(" ")
-    return f"{TITLES[family]}, {size.replace('x', '×')}"
+    family, size, *mode = case.split(" ")
+    return ", ".join([TITLES[family], size.replace("x", "×"), *[_MODES[name] for name in mode]])
+
+
+_MODES = {"image": f"from an image (strength {STRENGTH})", "control": "with a ControlNet"}
+
+
+def _modes(record: Record) -> list[str]:
+    """What each mode costs beside drawing from a prompt, and how far ahead of diffusers' pipeline it is."""
+    cases, lines = record["cases"], list[str]()
+    for name, case in cases.items():
+        plain = cases.get(" ".join(name.split(" ")[:2]))
+        if plain is None or plain is case:
+            continue
+        ours = [processes(one["runs"].get(OURS.name, ()), "step") for one in (plain, case)]
+        cost = statistics.compare(*ours) if all(ours) else None
+        ahead = [ratio(one, "diffusers-bf16", "step") for one in (case, plain)]
+        cells = [_ratio(each) if each else "–" for each in (cost, *ahead)]
+        lines.append(f"| {title(name)} | {' | '.join(cells)} |")
+    if not lines:
+        return []
+    return [
+        "",
+        "## Modes",
+        "",
+        "| | sdcli's step, in steps from a prompt | diffusers-bf16's step, in sdcli's | the same from a prompt |",
+        "| --- | --- | --- | --- |",
+        *lines,
+    ]
 
 
 def _circumstances(record: Record) -> str:

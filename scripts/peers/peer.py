@@ -12,6 +12,9 @@ from pathlib import Path
 from typing import Any
 
 PROMPT, SEED, GUIDANCE = "a lighthouse on a cliff at dawn", 7, 7.0
+STRENGTH = 0.75
+# From noise; from an image, with STRENGTH; steered by a ControlNet in every step.
+MODES = ("text", "image", "control")
 
 Said = dict[str, Any]  # what a run tells of itself: see `tell`
 
@@ -28,10 +31,21 @@ class Job:
     model: str  # a diffusers folder
     made: str  # a folder for what peers make of the model, once
     image: str = ""  # a PNG to write
+    mode: str = "text"
 
     @property
     def name(self) -> str:
-        return f"{self.family} {self.width}x{self.height}"
+        return f"{self.family} {self.width}x{self.height}" + ("" if self.mode == "text" else f" {self.mode}")
+
+    @property
+    def picture(self) -> Path:
+        """What is started from, or steers."""
+        return Path(self.made) / f"{self.width}x{self.height}.png"
+
+    @property
+    def net(self) -> Path:
+        """The ControlNet, a diffusers folder."""
+        return Path(f"{self.model}-controlnet")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,6 +62,7 @@ class Peer:
     accepts: tuple[int, ...] = (0,)  # exit codes of a run that drew
     only_if_named: bool = False
     any_width: bool = True  # also models of a few channels
+    modes: tuple[str, ...] = ("text",)
 
 
 def program(module: str, *words: str) -> Callable[[Job], list[str]]:

@@ -13,27 +13,39 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from scripts.peers.peer import GUIDANCE, PROMPT, SEED, Job, Peer, job_from, program, tell, weights_of
+from PIL import Image
+
+from scripts.peers.peer import GUIDANCE, MODES, PROMPT, SEED, STRENGTH, Job, Peer, job_from, program, tell, weights_of
 
 MODULE = "scripts.peers.with_diffusers"
 PACKAGES = ("torch", "diffusers", "transformers")
 
 
-def pipeline_class(family: str) -> Any:
+def pipeline_class(family: str, mode: str = "text") -> Any:
     """Named, so that all it needs is imported here and not while loading."""
     import diffusers
 
-    return diffusers.StableDiffusionXLPipeline if family == "sdxl" else diffusers.StableDiffusionPipeline
+    large = family == "sdxl"
+    if mode == "image":
+        return diffusers.StableDiffusionXLImg2ImgPipeline if large else diffusers.StableDiffusionImg2ImgPipeline
+    if mode == "control":
+        return diffusers.StableDiffusionXLControlNetPipeline if large else diffusers.StableDiffusionControlNetPipeline
+    return diffusers.StableDiffusionXLPipeline if large else diffusers.StableDiffusionPipeline
 
 
 def loaded(kind: Any, job: Job, way: str) -> Any:
     import torch
 
+    dtype, beside = torch.float32 if way == "fp32" else torch.bfloat16, {}
+    if job.mode == "control":
+        from diffusers import ControlNetModel
+
+        beside["controlnet"] = ControlNetModel.from_pretrained(job.net, torch_dtype=dtype)
     # fp32 is the default and is said all the same: with files in fp16 the text encoders would stay in fp16, and fail.
-    pipeline = kind.from_pretrained(job.model, dtype=torch.float32 if way == "fp32" else torch.bfloat16)
+    pipeline = kind.from_pretrained(job.model, dtype=dtype, **beside)
     if way != "fp32":
-        pipeline.unet.to(memory_format=torch.channels_last)
-        pipeline.vae.to(memory_format=torch.channels_last)
+        for module in (pipeline.unet, pipeline.vae, *beside.values()):
+            module.to(memory_format=torch.channels_last)
     if way == "compiled":
         pipeline.unet = torch.compile(pipeline.unet)
         pipeline.vae.decode = torch.compile(pipeline.vae.decode)
@@ -61,12 +73,21 @@ def drawn(pipeline: Any, job: Job) -> tuple[list[float], float]:
 
     pipeline.scheduler.scale_model_input = beginning
     image = pipeline(
-        PROMPT, num_inference_steps=job.steps, width=job.width, height=job.height, guidance_scale=GUIDANCE,
-        generator=torch.Generator("cpu").manual_seed(SEED), callback_on_step_end=ended,
+        PROMPT, num_inference_steps=job.steps, guidance_scale=GUIDANCE,
+        generator=torch.Generator("cpu").manual_seed(SEED), callback_on_step_end=ended, **_of_mode(job),
     ).images[0]  # fmt: skip
     done = time.perf_counter()
     image.save(job.image)
     return marks, done
+
+
+def _of_mode(job: Job) -> dict[str, Any]:
+    size = {"width": job.width, "height": job.height}
+    if job.mode == "text":
+        return size
+    with Image.open(job.picture) as picture:
+        given = {"image": picture.convert("RGB")}
+    return given | ({"strength": STRENGTH} if job.mode == "image" else size)
 
 
 def main(way: str, job: Job) -> None:
@@ -75,7 +96,7 @@ def main(way: str, job: Job) -> None:
         os.environ |= {"TORCHINDUCTOR_FREEZING": "1", "TORCHINDUCTOR_CACHE_DIR": str(_cache(job))}
     import torch
 
-    kind = pipeline_class(job.family)
+    kind = pipeline_class(job.family, job.mode)
     imported = time.perf_counter()
     pipeline = loaded(kind, job, way)
     ready = time.perf_counter()
@@ -107,8 +128,8 @@ def _peer(way: str, how: str, **more: Any) -> Peer:
 
 
 PEERS = (
-    _peer("fp32", "diffusers' pipeline as it comes, on a CPU in fp32"),
-    _peer("bf16", "diffusers' pipeline with `dtype=torch.bfloat16`, UNet and VAE in `torch.channels_last`"),
+    _peer("fp32", "diffusers' pipeline as it comes, on a CPU in fp32", modes=MODES),
+    _peer("bf16", "diffusers' pipeline with `dtype=torch.bfloat16`, its models in `torch.channels_last`", modes=MODES),
     _peer(
         "compiled", "as diffusers-bf16, under `torch.compile` with freezing, the compiler's cache filled before",
         prepare=_compile, prepared="compiled", missing=_compiler, only_if_named=True,

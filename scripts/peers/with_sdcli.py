@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from scripts.peers.peer import GUIDANCE, PROMPT, SEED, Job, Peer, Said, weights_of, without
+from scripts.peers.peer import GUIDANCE, MODES, PROMPT, SEED, STRENGTH, Job, Peer, Said, weights_of, without
 from sdcli.machine import installation
 
 
@@ -16,14 +16,20 @@ def generate(job: Job, *flags: str) -> list[str]:
     return [
         sys.executable, "-P", "-m", "sdcli", "generate", PROMPT, "-m", job.model, "-s", str(job.steps), "--size",
         f"{job.width}x{job.height}", "--seed", str(SEED), "-g", str(GUIDANCE), "--sampler", "DPM++ 2M Karras",
-        "--device", "cpu", "--overwrite", "-o", job.image, "--json", *flags,
+        "--device", "cpu", "--overwrite", "-o", job.image, "--json", *flags, *_of_mode(job),
     ]  # fmt: skip
 
 
+def _of_mode(job: Job) -> list[str]:
+    if job.mode == "image":
+        return ["--image", str(job.picture), "--strength", str(STRENGTH)]
+    return ["--control", f"{job.net}={job.picture}"] if job.mode == "control" else []
+
+
 def once(job: Job, *flags: str) -> list[str]:
-    """An image of one step: what is tried, converted or compiled for the model is kept for later runs."""
+    """An image of two steps: what is tried, converted or compiled for the model is kept for later runs."""
     image = str(Path(job.made) / "first.png")
-    return generate(replace(job, steps=1, image=image), *flags)
+    return generate(replace(job, steps=2, image=image), *flags)
 
 
 def read(line: str) -> Said:
@@ -40,7 +46,7 @@ def read(line: str) -> Said:
 
 def peer(
     name: str, how: str, *flags: str, missing: Callable[[], str | None] = lambda: None, packages: Sequence[str] = (),
-    prepared: str = "", only_if_named: bool = False,
+    prepared: str = "", only_if_named: bool = False, modes: tuple[str, ...] = ("text",),
 ) -> Peer:  # fmt: skip
     return Peer(
         name=name,
@@ -54,6 +60,7 @@ def peer(
         read=read,
         accepts=(0, 5),  # of random weights an image may be of one colour: suspect, but drawn
         only_if_named=only_if_named,
+        modes=modes,
     )
 
 
@@ -62,7 +69,7 @@ def _compiler() -> str | None:
 
 
 PEERS = (
-    peer("sdcli", "`sdcli generate`, as it plans by itself"),
+    peer("sdcli", "`sdcli generate`, as it plans by itself", modes=MODES),
     peer(
         "sdcli-openvino", "`sdcli generate --pin execution=openvino`", "--pin", "execution=openvino",
         missing=lambda: without("openvino", "openvino"), packages=("openvino",), prepared="converted",

@@ -1,4 +1,4 @@
-"""Starting from images, repainting and second passes: our latents beside those of diffusers' pipelines on the same
+"""Starting from images, repainting, editing and second passes: our latents beside those of diffusers' pipelines on the same
 components. Damaged image files: an image or a typed error."""
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import sys
 import tempfile
 from collections import Counter
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +28,7 @@ from torch import Tensor  # noqa: E402
 from scripts import make_checkpoint  # noqa: E402
 from scripts.gpu.inside import pipeline_of  # noqa: E402
 from sdcli.draw import decode, denoise, encode, images, quiet, schedulers  # noqa: E402
+from sdcli.draw.denoise import Guidance  # noqa: E402
 from sdcli.draw.encode import Text  # noqa: E402
 from sdcli.draw.start import Begun, begun, enlarged  # noqa: E402
 from sdcli.errors import BadFile, SdcliError, Usage  # noqa: E402
@@ -39,8 +40,8 @@ from sdcli.request.samplers import SAMPLERS, find  # noqa: E402
 
 NAME = "modes"
 CLAIM = (
-    "Image-to-image, repainting (with UNets of four and nine channels) and second passes of tiny SD1.5 and SDXL equal "
-    "diffusers' pipelines to the bit: fp32, every sampler but PNDM, which diffusers starts wrongly in the middle, each "
+    "Image-to-image, repainting (with UNets of four and nine channels), editing (InstructPix2Pix, at image guidance 1.35, "
+    "1.6 and 2) and second passes of tiny SD1.5 and SDXL equal diffusers' pipelines to the bit: fp32, every sampler but PNDM, which diffusers starts wrongly in the middle, each "
     "at the strengths 0.35, 0.6 and 1. Ten thousand damaged image files give an image or a typed error."
 )
 
@@ -56,6 +57,11 @@ PIPELINES: Mapping[str, Mapping[str, Any]] = {
     "mask": {
         "sd15": diffusers.StableDiffusionInpaintPipeline, "sd2": diffusers.StableDiffusionInpaintPipeline,
         "sdxl": diffusers.StableDiffusionXLInpaintPipeline,
+    },
+    "edit": {
+        "sd15": diffusers.StableDiffusionInstructPix2PixPipeline,
+        "sd2": diffusers.StableDiffusionInstructPix2PixPipeline,
+        "sdxl": diffusers.StableDiffusionXLInstructPix2PixPipeline,
     },
 }  # fmt: skip
 
@@ -109,14 +115,18 @@ class Compared:
     def ours(self, sampler: str, start: Start | None, made: Canvas, count: int = 1) -> Tensor:
         """What a run does between encoding texts and decoding."""
         vae, sees_mask, drawing = self.pipeline.vae, self.pipeline.unet.config.in_channels == 9, generators(count)
-        encoded = images.encoded(vae, start, made, 8, sees_mask, decode.in_fp32)
+        kept = None if start is None else start.guidance
+        if kept is None:
+            encoded = images.encoded(vae, start, made, 8, sees_mask, decode.in_fp32)
+        else:
+            encoded = images.looked_at(vae, made, decode.in_fp32)
         all_begun = begun(
             [start] * count, [encoded] * count, drawing, vae.config, shape=_shape(made), dtype=torch.float32,
             sees_mask=sees_mask,
         )  # fmt: skip
         taken = STEPS if start is None else steps_taken(STEPS, start.strength)
         pure = start is not None and start.repaint is not None and start.strength == 1.0
-        return self._drawn(sampler, all_begun, drawing, taken, pure)
+        return self._drawn(sampler, all_begun, drawing, taken, pure, kept)
 
     def second(self, sampler: str, small: Tensor, size: tuple[int, int], taken: int) -> Tensor:
         drawing = generators(1)
@@ -124,8 +134,9 @@ class Compared:
         return self._drawn(sampler, all_begun, drawing, taken)
 
     def _drawn(
-        self, sampler: str, start: Begun, drawing: list[torch.Generator], taken: int, pure: bool = False
-    ) -> Tensor:
+        self, sampler: str, start: Begun, drawing: list[torch.Generator], taken: int, pure: bool = False,
+        kept: float | None = None,
+    ) -> Tensor:  # fmt: skip
         scheduler, unet, count = (
             schedulers.make(sampler, self.pipeline.scheduler.config),
             self.pipeline.unet,
@@ -134,9 +145,10 @@ class Compared:
         schedulers.set_steps(scheduler, STEPS)
         timesteps = schedulers.last_timesteps(scheduler, STEPS, taken)
         height, width = start.noise.shape[-2:]
+        guidance = Guidance(scale=GUIDANCE, sides=2 if kept is None else 3, image=kept or 1.0)
         conditioning = encode.conditioning(
-            [self.text(1)] * count, [self.text(2)] * count, guidance=GUIDANCE, guided=True,
-            size=(width * 8, height * 8), unet=unet.config, groups=denoise.groups(count, True),
+            [self.text(1)] * count, [self.text(2)] * count, guidance=guidance, size=(width * 8, height * 8),
+            unet=unet.config, groups=denoise.groups(count, guidance.sides),
         ).starting(start, torch.device("cpu"))  # fmt: skip
         at = denoise.begin_from(scheduler, timesteps, drawing, start, pure=pure, device="cpu")
         *_, last = denoise.denoise(unet, scheduler, conditioning, at, drawing, timesteps)
@@ -166,6 +178,13 @@ def repainted(compared: Compared, sampler: str, strength: float) -> bool:
     return _equal(compared.ours(sampler, start_of(strength, Repaint()), made), expected)
 
 
+def edited(compared: Compared, sampler: str, strength: float) -> bool:
+    """The strength serves for image guidance."""
+    start = replace(start_of(1.0), guidance=1.0 + strength)
+    expected = compared.theirs("edit", sampler, image=picture(), image_guidance_scale=1.0 + strength)
+    return _equal(compared.ours(sampler, start, Canvas(picture())), expected)
+
+
 def second_pass(compared: Compared, sampler: str, strength: float) -> bool:
     """From enlarged latents: diffusers takes four channels for latents."""
     small = torch.randn((1, 4, 8, 8), generator=torch.Generator().manual_seed(1))
@@ -178,7 +197,8 @@ def _equal(own: Tensor, expected: Tensor) -> bool:
     return bool(torch.isfinite(expected).all()) and torch.equal(own, expected)
 
 
-MODES = {"image-to-image": from_image, "repainting": repainted, "second pass": second_pass}
+MODES = {"image-to-image": from_image, "repainting": repainted, "editing": edited, "second pass": second_pass}
+CHANNELS = {"repainting": (4, 9), "editing": (8,)}  # of the UNet, where they are not 4
 
 
 def compared_in(folder: Path, family: str, channels: int = 4) -> Compared:
@@ -229,15 +249,9 @@ def main() -> list[tuple[str, str, str, bool]]:
     rows = []
     torch.set_num_threads(1)  # tiny layers: several threads would only wait for each other
     with quiet.libraries_silenced(), tempfile.TemporaryDirectory() as root:
-        for (mode, equals), family, channels in itertools.product(MODES.items(), FAMILIES, (4, 9)):
-            if channels == 9 and mode != "repainting":
-                continue
-            compared = compared_in(Path(root), family, channels)
-            cases = list(itertools.product(EXACT, STRENGTHS))
-            wrong = [case for case in cases if not equals(compared, *case)]
-            what = f"{mode}, {family}" + (", nine channels" if channels == 9 else "")
-            first = f"; first {wrong[0]}" if wrong else ""
-            rows.append((what, f"{len(cases) - len(wrong)} of {len(cases)} equal{first}", "all", not wrong))
+        for mode, family in itertools.product(MODES, FAMILIES):
+            for channels in CHANNELS.get(mode, (4,)):
+                rows.append(_row(Path(root), mode, family, channels))
         each = -(-MUTATIONS // len(FORMATS))
         outcomes = Counter(end for format in FORMATS for end in damaged(Path(root) / "damaged", format, each))
         seen = ", ".join(f"{count:,} {end}" for end, count in outcomes.most_common())
@@ -245,3 +259,12 @@ def main() -> list[tuple[str, str, str, bool]]:
             (f"{sum(outcomes.values()):,} damaged files", seen, "read or refused", set(outcomes) <= {"read", "refused"})
         )
     return rows
+
+
+def _row(root: Path, mode: str, family: str, channels: int) -> tuple[str, str, str, bool]:
+    compared = compared_in(root, family, channels)
+    cases = list(itertools.product(EXACT, STRENGTHS))
+    wrong = [case for case in cases if not MODES[mode](compared, *case)]
+    what = f"{mode}, {family}" + (", nine channels" if channels == 9 else "")
+    first = f"; first {wrong[0]}" if wrong else ""
+    return what, f"{len(cases) - len(wrong)} of {len(cases)} equal{first}", "all", not wrong

@@ -20,7 +20,7 @@ from sdcli.bench.statistics import Ratio, Summary
 from sdcli.models import unet, vae
 from sdcli.plan.footprint import COMPILE
 from sdcli.plan.plan import Plan
-from sdcli.plan.stages import guided
+from sdcli.plan.stages import sides
 from sdcli.record.report import Measured, MemoryUse, Predicted
 
 _PEAKS = ("allocated_peak", "reserved_peak", "driver_peak", "pinned_peak", "host_peak")
@@ -81,7 +81,7 @@ def macs_per_step(plan: Plan) -> int:
     scale = vae.scale(components["vae"].config)
     call = unet.analyse(
         components["unet"].config, height=jobs[0].height // scale, width=jobs[0].width // scale,
-        batch=len(jobs) * (2 if guided(plan.model, jobs[0]) else 1),
+        batch=len(jobs) * sides(plan.model, jobs[0]),
     )  # fmt: skip
     return call.macs
 

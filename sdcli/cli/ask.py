@@ -229,6 +229,7 @@ def _request(sources: Sources, model: Model, prompts: tuple[str, ...]) -> tuple[
     values.update(prompts=prompts, seeds=seeds, num_images=len(seeds))
     values["model"] = values.get("model") or model.name
     values["multiple"] = vae.scale(model.components["vae"].config)
+    values["edits"] = model.edits
     values["sides_of_image"] = tuple(
         side for side in ("width", "height") if origins.get(side) in (None, "family", "model")
     )

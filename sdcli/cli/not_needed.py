@@ -1,4 +1,5 @@
-"""Memory flags of other programs that sdcli does not need: accepted, and answered in one line with what to do here."""
+"""Flags that change nothing here: memory flags of other programs, and what is for other models. Accepted, and answered
+in one line."""
 
 from __future__ import annotations
 
@@ -8,7 +9,7 @@ from typing import Any
 
 from sdcli.plan.legality import legal
 from sdcli.plan.plan import Plan, PlanWarning
-from sdcli.request.options import Option
+from sdcli.request.options import Option, flag_of
 
 CODE = "flag-not-needed"
 _LIKE = {"medvram": "model-offload", "lowvram": "group-offload"}
@@ -20,11 +21,10 @@ FLAGS = tuple(
 
 def not_needed(typed: Mapping[str, Any], plan: Plan) -> tuple[PlanWarning, ...]:
     """One for each such flag that was typed; the plan is as without it."""
-    return tuple(
-        PlanWarning(code=CODE, message=f"--{name} is not needed: {_reason(choice, plan)}")
-        for name, choice in _LIKE.items()
-        if typed.get(name)
-    )
+    messages = [f"--{name} is not needed: {_reason(choice, plan)}" for name, choice in _LIKE.items() if typed.get(name)]
+    if "image_guidance" in typed and not plan.request.edits:
+        messages.append(f"{flag_of('image_guidance')} is not needed: this model was not trained to edit images")
+    return tuple(PlanWarning(code=CODE, message=message) for message in messages)
 
 
 def _reason(choice: str, plan: Plan) -> str:

@@ -13,7 +13,7 @@ from sdcli.machine.hardware import Hardware
 from sdcli.models.model import Model
 from sdcli.plan.pins import pins_of
 from sdcli.plan.plan import Plan
-from sdcli.plan.stages import guided
+from sdcli.plan.stages import sides
 from sdcli.plan.techniques import dtype
 from sdcli.plan.workload import Workload, workload
 from sdcli.request.request import Job, Request
@@ -50,9 +50,9 @@ def question(hardware: Hardware, model: Model, jobs: Sequence[Job], request: Req
     if not here or not jobs or decided:
         return None
     largest = max(jobs, key=lambda job: job.width * job.height)
-    sides = 2 if guided(model, largest) and pins.get("guidance") != "in-turn" else 1
+    rows = 1 if pins.get("guidance") == "in-turn" else sides(model, largest)
     number_type = pins.get("dtype") or ("bf16" if dtype.native_bf16(hardware) else "fp32")
-    return Question(workload(model, largest, request.batch_size * sides), number_type)
+    return Question(workload(model, largest, request.batch_size * rows), number_type)
 
 
 def remembered(hardware: Hardware, question: Question | None) -> Hardware:

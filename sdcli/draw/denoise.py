@@ -6,7 +6,7 @@ import inspect
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy
 import torch
@@ -15,6 +15,8 @@ from torch import Tensor
 from sdcli.draw.control import Control, Controls, Rows
 from sdcli.draw.start import Begun, Kept
 from sdcli.draw.transfers import without_waiting
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,26 +32,52 @@ class LoopState:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Guidance:
+    """How the predictions of a step become one. A side is a row of every image: the prompts alone; before them the
+    negative prompts; or the prompts, the negative prompts, and these without the image that is edited."""
+
+    scale: float
+    sides: int = 2  # 1 to 3
+    image: float = 1.0  # away from what is drawn without the image, where that is a side
+
+    def rows(self, prompts: Sequence[T], negatives: Sequence[T]) -> list[T]:
+        return {1: [*prompts], 2: [*negatives, *prompts], 3: [*prompts, *negatives, *negatives]}[self.sides]
+
+    def combined(self, prediction: Tensor) -> Tensor:
+        if self.sides == 1:
+            return prediction
+        if self.sides == 2:
+            negative, prompt = prediction.chunk(2)
+            return negative + self.scale * (prompt - negative)
+        prompt, without_prompt, without_image = prediction.chunk(3)
+        return (
+            without_image
+            + self.scale * (prompt - without_prompt)
+            + self.image * (without_prompt - without_image)
+        )  # fmt: skip
+
+
+@dataclass(frozen=True, kw_only=True)
 class Conditioning:
-    """What steers the UNet. Rows are the negative prompts of all images, then their prompts (only these if not guided).
+    """What steers the UNet. Its rows are those of guidance's sides.
 
     `inputs` yields what the UNet sees in a step, `settle` has the last word on the step's latents: this is where other
     kinds of steering (an initial image, a mask) differ from plain text.
     """
 
-    guidance: float
-    guided: bool
+    guidance: Guidance
     rows: Mapping[str, Tensor]  # encoder_hidden_states …: one row each per UNet row
     added: Mapping[str, Tensor] = field(default_factory=dict)  # SDXL's pooled vectors and sizes, also one row each
     groups: tuple[Tensor, ...] = ()  # rows to be sent through the UNet together; empty: all at once
-    beside: Tensor | None = None  # channels that the UNet sees beside each image's latents
+    beside: Tensor | None = None  # channels that the UNet sees beside the latents, one row per UNet row
     kept: Kept | None = None  # what of the images stays as it was
     controls: Controls | None = None  # what is added inside the UNet
 
     def inputs(self, latents: Tensor, step: int) -> Iterator[tuple[Tensor | None, Tensor, dict[str, Any]]]:
         """Every UNet call of this step: its rows, sample and other arguments."""
-        seen = latents if self.beside is None else torch.cat([latents, self.beside], dim=1)
-        sample = torch.cat([seen] * 2) if self.guided else seen
+        sample = self._on_all_sides(latents)
+        if self.beside is not None:
+            sample = torch.cat([sample, self.beside], dim=1)
         for group, arguments in self._arguments:
             yield group, _rows(sample, group), arguments
 
@@ -58,8 +86,11 @@ class Conditioning:
         if self.controls is None:
             return {}
         group, arguments = self._arguments[part]
-        sample = torch.cat([latents] * 2) if self.guided else latents
+        sample = self._on_all_sides(latents)
         return self.controls.residuals(part, _rows(sample, group), timestep, step, arguments)
+
+    def _on_all_sides(self, latents: Tensor) -> Tensor:
+        return torch.cat([latents] * self.guidance.sides) if self.guidance.sides > 1 else latents
 
     @cached_property
     def _arguments(self) -> list[tuple[Tensor | None, dict[str, Any]]]:
@@ -77,15 +108,15 @@ class Conditioning:
 
     def starting(self, begun: Begun, device: torch.device) -> Conditioning:
         """The same, for images that start from others."""
-        beside = None if begun.beside is None else begun.beside.to(device)
+        beside = None if begun.beside is None else begun.beside_on(self.guidance.sides).to(device)
         return replace(self, beside=beside, kept=begun.kept_on(device))
 
     def steered(self, controls: Sequence[Control], calls: int) -> Conditioning:
         """The same, with ControlNets; the batch takes `calls` UNet calls. Waits for the device, where it has groups."""
         text = self.rows["encoder_hidden_states"]
-        images = len(text) // 2 if self.guided else len(text)
+        images, guided = len(text) // self.guidance.sides, self.guidance.sides > 1
         numbers = [group.tolist() for group in self.groups] or [list(range(len(text)))]
-        rows = tuple(Rows.of(some, images, self.guided) for some in numbers)
+        rows = tuple(Rows.of(some, images, guided) for some in numbers)
         moved = tuple(replace(control, image=control.image.to(text)) for control in controls)
         return replace(self, controls=Controls(controls=moved, rows=rows, calls=calls) if moved else None)
 
@@ -100,13 +131,13 @@ def _rows(value: Tensor, group: Any) -> Tensor:
     return value if group is None else value[group]
 
 
-def groups(images: int, guided: bool, *, in_turn: bool = False, alone: bool = False) -> tuple[Tensor, ...]:
-    """How rows share UNet calls: guidance's two sides `in_turn`, or each image `alone`, whatever the batch."""
-    pairs = [[image, image + images] if guided else [image] for image in range(images)]
+def groups(images: int, sides: int, *, in_turn: bool = False, alone: bool = False) -> tuple[Tensor, ...]:
+    """How rows share UNet calls: guidance's sides `in_turn`, or each image `alone`, whatever the batch."""
+    of_images = [[image + side * images for side in range(sides)] for image in range(images)]
     if alone:
-        rows = [[row] for pair in pairs for row in pair] if in_turn else pairs
-    elif in_turn and guided:
-        rows = [[pair[side] for pair in pairs] for side in (0, 1)]
+        rows = [[row] for image in of_images for row in image] if in_turn else of_images
+    elif in_turn and sides > 1:
+        rows = [[image[side] for image in of_images] for side in range(sides)]
     else:
         rows = []
     return tuple(torch.tensor(group) for group in rows) if len(rows) > 1 else ()
@@ -162,10 +193,7 @@ def _advance(
     timestep, moved = timesteps  # on the host, where schedulers decide by it, and on the device
     with without_waiting(latents.device):  # schedulers alone: compiled blocks depend on what holds around them
         scaled = scheduler.scale_model_input(latents, timestep)
-    prediction = _predict(unet, conditioning, scaled, moved, step)
-    if conditioning.guided:
-        negative, prompt = prediction.chunk(2)
-        prediction = negative + conditioning.guidance * (prompt - negative)
+    prediction = conditioning.guidance.combined(_predict(unet, conditioning, scaled, moved, step))
     with without_waiting(latents.device):
         moved_on: Tensor = scheduler.step(
             prediction, timestep, latents, **_extra(scheduler, generators), return_dict=False
@@ -184,7 +212,7 @@ def _predict(
         if group is None:
             return part
         if whole is None:
-            whole = part.new_empty((scaled.shape[0] * (2 if conditioning.guided else 1), *part.shape[1:]))
+            whole = part.new_empty((scaled.shape[0] * conditioning.guidance.sides, *part.shape[1:]))
         whole[group] = part
     assert whole is not None
     return whole

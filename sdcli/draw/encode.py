@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from sdcli.draw.denoise import Conditioning
+from sdcli.draw.denoise import Conditioning, Guidance
 from sdcli.request.prompt import CHUNK, Chunk
 from sdcli.request.tokenizer import Vocabulary
 
@@ -75,19 +75,19 @@ def padded(text: Text, empty: Text, chunks: int) -> Text:
 
 
 def conditioning(
-    prompts: Sequence[Text], negatives: Sequence[Text], *, guidance: float, guided: bool, size: tuple[int, int],
+    prompts: Sequence[Text], negatives: Sequence[Text], *, guidance: Guidance, size: tuple[int, int],
     unet: Mapping[str, Any], groups: tuple[Tensor, ...] = (),
 ) -> Conditioning:  # fmt: skip
-    """One row per image, the negative prompts first; and the other inputs that this UNet's config asks for."""
-    texts = [*(negatives if guided else ()), *prompts]
+    """One row per image and side of guidance; and the other inputs that this UNet's config asks for."""
+    texts = guidance.rows(prompts, negatives)
     embeds = torch.cat([text.embeds for text in texts])
     rows, added = {"encoder_hidden_states": embeds}, {}
     if unet.get("addition_embed_type") == "text_time":
         added["text_embeds"] = torch.cat([text.pooled for text in texts if text.pooled is not None])
         added["time_ids"] = size_row(*size, embeds).repeat(len(texts), 1)
     if unet.get("time_cond_proj_dim"):
-        rows["timestep_cond"] = guidance_row(guidance, unet["time_cond_proj_dim"], embeds).repeat(len(texts), 1)
-    return Conditioning(guidance=guidance, guided=guided, rows=rows, added=added, groups=groups)
+        rows["timestep_cond"] = guidance_row(guidance.scale, unet["time_cond_proj_dim"], embeds).repeat(len(texts), 1)
+    return Conditioning(guidance=guidance, rows=rows, added=added, groups=groups)
 
 
 def guidance_row(guidance: float, width: int, like: Tensor) -> Tensor:

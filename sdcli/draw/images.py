@@ -64,12 +64,15 @@ class Images:
 
     def encode(self, components: Components, part: str, keys: Sequence[StartKey]) -> None:
         """One by one: several at once would change pixels."""
-        sees_mask = components.model.sees_mask
+        model = components.model
         edge = scale(components.model.components[part].config)
         with components.encoder(part) as vae:
             for key in keys:
                 made = canvas_of(key)
-                encoded_start = encoded(vae, key.start, made, edge, sees_mask, components.exact)
+                if model.edits:
+                    encoded_start = looked_at(vae, made, components.exact)
+                else:
+                    encoded_start = encoded(vae, key.start, made, edge, model.sees_mask, components.exact)
                 self._started[key] = Started(made, encoded_start)
 
 
@@ -132,6 +135,11 @@ def encoded(
     if sees_mask:
         masked = encode_image.encode(vae, pixels * ~marks, exact)
     return EncodedStart(posterior, masked, _of_latents(marks, edge))
+
+
+def looked_at(vae: Any, made: Canvas, exact: Exact) -> EncodedStart:
+    """By a UNet that edits. Not scaled: such UNets were trained so."""
+    return EncodedStart(None, edited=encode_image.encode(vae, encode_image.pixels(made.image), exact).mean)
 
 
 def _of_latents(marks: Tensor, edge: int) -> Tensor:

@@ -7,14 +7,14 @@ from typing import Any, NamedTuple
 
 from sdcli.draw import denoise, encode
 from sdcli.draw.adapters import learned
-from sdcli.draw.denoise import Conditioning
+from sdcli.draw.denoise import Conditioning, Guidance
 from sdcli.draw.encode import Encoder, Text
 from sdcli.draw.place import Components
 from sdcli.errors import BadFile
 from sdcli.models import families
 from sdcli.models.model import Model
 from sdcli.plan.plan import Adapter
-from sdcli.plan.stages import guided
+from sdcli.plan.stages import sides
 from sdcli.request import tokenizer
 from sdcli.request.prompt import Chunk
 from sdcli.request.request import Job
@@ -44,7 +44,7 @@ class Prompts:
         """The texts a batch needs: no negative prompts without guidance or where zeros stand for them, and the empty
         prompt only as padding where lengths differ."""
         keys = [_key(job, job.prompt) for job in jobs]
-        if guided(self._model, jobs[0]):
+        if sides(self._model, jobs[0]) > 1:
             keys += [_key(job, text) for job in jobs if (text := self._negative(job)) is not None]
         if len({len(self._chunks(key)) for key in keys}) > 1:
             keys += [_key(job, "") for job in jobs]
@@ -97,9 +97,13 @@ class Prompts:
         self, jobs: Sequence[Job], components: Components, size: tuple[int, int], *, alone: bool
     ) -> Conditioning:
         """Of what is drawn at this size. `alone`: each image has its own UNet calls, whatever the batch."""
-        both = guided(self._model, jobs[0])
+        start = jobs[0].start
+        guidance = Guidance(
+            scale=jobs[0].guidance, sides=sides(self._model, jobs[0]),
+            image=1.0 if start is None or start.guidance is None else start.guidance,
+        )  # fmt: skip
         prompts = [self._texts[_key(job, job.prompt)] for job in jobs]
-        words = [self._negative(job) for job in jobs] if both else []
+        words = [self._negative(job) for job in jobs] if guidance.sides > 1 else []
         encoded = [None if text is None else self._texts[_key(jobs[n], text)] for n, text in enumerate(words)]
         chunks = max(text.chunks for text in (*prompts, *encoded) if text is not None)
         prompts = [self._filled(job, text, chunks) for job, text in zip(jobs, prompts, strict=True)]
@@ -109,8 +113,8 @@ class Prompts:
         ]
         in_turn = components.setup.guidance == "in-turn"
         return encode.conditioning(
-            prompts, negatives, guidance=jobs[0].guidance, guided=both, size=size,
-            unet=self._unet, groups=denoise.groups(len(jobs), both, in_turn=in_turn, alone=alone),
+            prompts, negatives, guidance=guidance, size=size, unet=self._unet,
+            groups=denoise.groups(len(jobs), guidance.sides, in_turn=in_turn, alone=alone),
         ).to(components.device, components.dtype)  # fmt: skip
 
     def _negative(self, job: Job) -> str | None:

@@ -22,6 +22,7 @@ class EncodedStart:
     posterior: Posterior | None  # None where nothing of the image is needed
     masked: Posterior | None = None  # of the image with its masked part blank, for UNets that look at it
     mask: Tensor | None = None
+    edited: Tensor | None = None  # the image's latents as UNets that edit it see them
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,6 +33,14 @@ class Begun:
     noise: Tensor
     mask: Tensor | None = None
     beside: Tensor | None = None  # channels that the UNet sees beside the latents
+    edited: bool = False  # these are the image's, which one side of guidance does not see
+
+    def beside_on(self, sides: int) -> Tensor:
+        assert self.beside is not None
+        rows = [self.beside] * sides
+        if self.edited and sides > 1:
+            rows[-1] = torch.zeros_like(self.beside)
+        return torch.cat(rows) if sides > 1 else self.beside
 
     def kept_on(self, device: torch.device) -> Kept | None:
         if self.mask is None or self.latents is None or self.beside is not None:
@@ -81,10 +90,13 @@ def begun(
         whole = whole.contiguous()  # as diffusers lays it out here: convolutions round by that
     if content and whole is not None and mask is not None:
         whole = (1 - mask) * whole + mask * torch.cat(content).to(dtype)
-    beside = None
+    edited = [one.edited for one in encoded if one.edited is not None]
+    beside = torch.cat(edited).to(dtype) if edited else None
     if sees_mask and mask is not None:
         beside = torch.cat([mask, scaled(torch.cat(masked), config).to(dtype)], dim=1)
-    return Begun(latents=whole, noise=torch.cat(noise).to(dtype), mask=mask, beside=beside)
+    return Begun(
+        latents=whole, noise=torch.cat(noise).to(dtype), mask=mask, beside=beside, edited=bool(edited)
+    )  # fmt: skip
 
 
 def enlarged(

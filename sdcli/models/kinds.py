@@ -19,14 +19,15 @@ _ENCODER_WIDTHS = {768: "sd15", 1024: "sd2"}  # of families with one text encode
 # Input channels → what the UNet sees beside the noise: a mask and an image, an image, a depth map.
 _INPUTS = {4: "", 5: "-depth", 7: "-upscaler", 8: "-edit", 9: "-inpainting"}
 _FAMILIES = tuple(family.name for family in families().values() if family.text_width)
-REPAINTING = "-inpainting"  # a family's model that was trained to repaint
-DRAWN = (*_FAMILIES, *[family + REPAINTING for family in _FAMILIES])
+# What a family's models are called that were trained to repaint, or to edit.
+VARIANTS = ("-inpainting", "-edit")
 TITLES = {
     **{family.name: family.title for family in families().values() if family.text_width},
     "refiner": "the SDXL refiner",
     "sd15-inpainting": "Stable Diffusion 1.5 inpainting", "sdxl-inpainting": "SDXL inpainting",
     "sd2-inpainting": "Stable Diffusion 2 inpainting", "sd15-edit": "Stable Diffusion 1.5 for image editing",
-    "sdxl-edit": "SDXL for image editing", "sd2-depth": "Stable Diffusion 2 with depth",
+    "sdxl-edit": "SDXL for image editing", "sd2-edit": "Stable Diffusion 2 for image editing",
+    "sd2-depth": "Stable Diffusion 2 with depth",
     "sd2-upscaler": "the Stable Diffusion upscaler", "sdxl-edm": "SDXL trained with EDM",
     "sd15-lcm": "a latent consistency model", "sdxl-lcm": "an SDXL latent consistency model",
     "sd3": "Stable Diffusion 3", "flux": "FLUX", "pixart": "PixArt", "cascade": "Stable Cascade",
@@ -40,6 +41,7 @@ TITLES = {
     "ip-adapter": "an IP-Adapter", "pipeline": "a whole pipeline in one file, under diffusers' names",
     "unknown": "of an unknown kind",
 }  # fmt: skip
+DRAWN = (*_FAMILIES, *[family + variant for family in _FAMILIES for variant in VARIANTS])
 EMBEDDINGS = ("emb_params", "clip_l", "clip_g")  # names of learned vectors whose file does not name their word
 # Constants that some files have among the weights, in a dtype of their own; not counted as parameters.
 _CONSTANTS = ("position_ids", "logit_scale", ".alpha")

@@ -57,3 +57,8 @@ class Model:
     def sees_mask(self) -> bool:
         """Whether its UNet was trained to repaint: beside latents it sees a mask and the latents around it."""
         return bool(self.components["unet"].config.get("in_channels") == 9)
+
+    @property
+    def edits(self) -> bool:
+        """Whether its UNet was trained to change an image as it is told to: beside latents it sees the image's."""
+        return bool(self.components["unet"].config.get("in_channels") == 8)

@@ -255,7 +255,7 @@ class Sizes:
 
     def _latents(self, stage: Stage, setup: Setup) -> int:
         """In one UNet call."""
-        return stage.shape.batch * (2 if stage.shape.guided and setup.guidance == "batched" else 1)
+        return stage.shape.batch * (stage.shape.sides if setup.guidance == "batched" else 1)
 
     def _on_the_host(self, stage: Stage | None, setup: Setup) -> int:
         """Weights on the host and not on the device: parked, or of a part that computes there."""

@@ -53,7 +53,7 @@ class Forecast:
     @property
     def guided(self) -> bool:
         """Whether a step also needs the unconditional half."""
-        return any(stage.shape.guided for stage in self.sizes[0].stages)
+        return any(stage.shape.sides > 1 for stage in self.sizes[0].stages)
 
     def phases(self, setup: Setup) -> tuple[Phase, ...]:
         """Each phase at its heaviest over all sizes."""

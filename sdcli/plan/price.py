@@ -68,7 +68,7 @@ class Price:
 
     def _text(self, stage: Stage, setup: Setup) -> float:
         macs = sum(self.sizes.encoder(stage.shape, part).macs for part in stage.parts)
-        passes = 2 if stage.shape.guided else 1
+        passes = min(stage.shape.sides, 2)
         return passes * FLOP * macs / self.rates.compute * dtype.slowdown(setup.dtype, self.hardware)
 
     def _unet(self, stage: Stage, setup: Setup) -> float:
@@ -84,19 +84,19 @@ class Price:
         return once * times / self.work.batches
 
     def _step(self, stage: Stage, setup: Setup) -> float:
-        calls = 2 if stage.shape.guided and setup.guidance == "in-turn" else 1
+        calls = stage.shape.sides if setup.guidance == "in-turn" else 1
         return calls * self._call(stage, setup)
 
     def _call(self, stage: Stage, setup: Setup) -> float:
-        guided = stage.shape.guided
-        batch = stage.shape.batch * (2 if guided and setup.guidance == "batched" else 1)
+        sides = stage.shape.sides
+        batch = stage.shape.batch * (sides if setup.guidance == "batched" else 1)
         one = self.sizes.call(stage.shape)
         rate = self.rates.replay if setup.execution == "graph" else self.rates.launch
         launched = rate * self._layers[stage]
         factors = (
             dtype.slowdown(setup.dtype, self.hardware)
             * execution.slowdown(setup, self.hardware)
-            * (guidance.slowdown(setup.guidance) if guided else 1.0)
+            * (guidance.slowdown(setup.guidance) if sides > 1 else 1.0)
         )
         macs = one.macs + sum(self.sizes.control(stage.shape, part).call.macs for part in stage.beside)
         computing = max(launched, FLOP * macs * batch / self.rates.compute * factors)

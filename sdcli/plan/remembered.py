@@ -9,7 +9,7 @@ from typing import Any
 
 from sdcli.models.model import Model
 from sdcli.plan.plan import Setup
-from sdcli.plan.stages import guided
+from sdcli.plan.stages import sides
 from sdcli.plan.techniques import TECHNIQUES
 from sdcli.request.request import Job
 from sdcli.schema import renamed
@@ -28,7 +28,7 @@ def key_of(model: Model, setup: Setup, batch: Sequence[Job], alone: bool = False
         *(["from-image"] if job.start is not None else []),
         *(["controls=" + ",".join(str(control.net) for control in job.controls)] if job.controls else []),
         *(["second={}x{}".format(*job.size), job.second.upscaler] if job.second is not None else []),
-        "guided" if guided(model, job) else "plain",
+        "guided" if sides(model, job) > 1 else "plain",
         setup.device,
         f"threads={setup.threads}",
         *[f"{technique.flag}={technique.of(setup)}" for technique in TECHNIQUES],

@@ -19,12 +19,12 @@ WorkKind = Literal["text", "pixels", "unet", "enlarge", "image"]
 
 @dataclass(frozen=True, kw_only=True)
 class Shape:
-    """The input of one UNet call and one decode. `batch` counts images, without guidance's second half."""
+    """The input of one UNet call and one decode. `batch` counts images, guidance's sides as one."""
 
     width: int
     height: int
     batch: int = 1
-    guided: bool = True
+    sides: int = 2  # of guidance: the rows of an image in a step
     tokens: int = TOKENS
 
 
@@ -37,7 +37,7 @@ class Stage:
     parts: tuple[str, ...]
     beside: tuple[str, ...] = ()  # more of them, at work in the same moment
     shape: Shape
-    steps: int = 0  # UNet calls, guidance's pair counted once
+    steps: int = 0  # UNet calls, guidance's sides counted as one
     file_pixels: int = 0  # of the largest image file that is read or put back into
     smaller: Shape | None = None  # what is enlarged to the shape
 
@@ -52,7 +52,7 @@ def stages(model: Model, batch: Sequence[Job], *, alone: bool = False) -> tuple[
     first = batch[0]
     images = 1 if alone else len(batch)
     shapes = [
-        Shape(width=each.width, height=each.height, batch=images, guided=guided(model, first)) for each in first.passes
+        Shape(width=each.width, height=each.height, batch=images, sides=sides(model, first)) for each in first.passes
     ]
     times = len(batch) if alone else 1
     calls = [each.unet_calls * times for each in first.passes]
@@ -113,9 +113,12 @@ def previews_after(request: Request, steps: int) -> frozenset[int]:
     return frozenset(strip) | frozenset(range(every, steps + 1, every) if every > 0 else ())
 
 
-def guided(model: Model, job: Job) -> bool:
-    """Whether each step needs both halves. A UNet with guidance built in never does, as in diffusers."""
-    return job.guided and not model.components["unet"].config.get("time_cond_proj_dim")
+def sides(model: Model, job: Job) -> int:
+    """Of guidance: with and without the prompt, and where an image is edited without that too. A UNet with guidance
+    built in has one, as in diffusers."""
+    if not job.guided or model.components["unet"].config.get("time_cond_proj_dim"):
+        return 1
+    return 3 if model.edits else 2
 
 
 def parts_of(stages: Iterable[Stage]) -> tuple[str, ...]:

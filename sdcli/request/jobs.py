@@ -131,6 +131,8 @@ def check(request: Request) -> None:
     _between("--num-images", request.num_images, 1, MOST_JOBS)
     _check_sides(request)
     _check_controls(request)
+    if request.edits:
+        _check_edit(request)
     if request.image:
         _check_strength(request)
     else:
@@ -152,6 +154,22 @@ def _check_no_start(request: Request) -> None:
     for name in ("mask", "only_masked", "outpaint"):
         if getattr(request, name):
             raise Usage(f"{flag_of(name)} needs an image to repaint", hint="the same command with --image photo.png")
+
+
+def _check_edit(request: Request) -> None:
+    """A model that edits sees the whole image in every step, and starts from noise all the same."""
+    if not request.image:
+        raise Usage(
+            "this model changes an image as the prompt says, and there is none",
+            hint="the same command with --image photo.png",
+        )
+    for name in ("strength", "mask", "outpaint", "only_masked", "control"):
+        if getattr(request, name) not in (None, False, ()):
+            flag = flag_of(name)
+            raise Usage(
+                f"{flag} is not for a model that edits: what it changes, the prompt says",
+                hint=f"the same command without {flag}",
+            )
 
 
 def _check_strength(request: Request) -> None:
@@ -312,6 +330,8 @@ def _second(request: Request, sampler: Sampler, own: Mapping[str, Any]) -> Secon
 
 def _strength(request: Request) -> float:
     """The more is new, the more steps: by default."""
+    if request.edits:
+        return 1.0
     if request.strength is not None:
         return request.strength
     return 1.0 if request.outpaint else 0.8 if request.mask else 0.6
@@ -331,7 +351,10 @@ def _start(request: Request, image: InputImage) -> Start:
         raise Usage(
             "--only-masked draws within the image, --outpaint around it", hint="the same command without --only-masked"
         )
-    return Start(image=image, strength=_strength(request), fit=request.fit, repaint=repaint)
+    return Start(
+        image=image, strength=_strength(request), fit=request.fit, repaint=repaint,
+        guidance=request.image_guidance if request.edits else None,
+    )  # fmt: skip
 
 
 def _check_same_shape(image: InputImage, mask: InputImage | None) -> None:

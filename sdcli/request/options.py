@@ -75,6 +75,8 @@ OPTIONS: tuple[Option, ...] = (
            help="How much of it to change: the share of the steps taken; 0.6, with a mask 0.8, around it 1."),
     Option(field="fit", flags=("--fit",), metavar="HOW", choices=fit.WAYS, panel=FROM,
            help="Where its shape differs from the size: crop, pad or stretch it."),
+    Option(field="image_guidance", flags=("--image-guidance", "--image-cfg-scale"), metavar="X", panel=FROM,
+           within=(1, 100), help="With models trained to edit: how closely to keep to the image; 1.5."),
     Option(field="mask", flags=("--mask",), metavar="FILE", panel=FROM,
            help="Repaint only what is white in this image; the rest keeps its pixels."),
     Option(field="mask_blur", flags=("--mask-blur",), metavar="N", panel=FROM, within=(0, 256),

@@ -34,12 +34,14 @@ class Repaint:
 
 @dataclass(frozen=True, kw_only=True)
 class Start:
-    """The image that a job starts from, and how much of it is changed: the share of the steps that are taken."""
+    """The image that a job starts from, and how much of it is changed: the share of the steps that are taken. With
+    `guidance` it is not started from but looked at, by a model that edits, and this is how closely it is kept to."""
 
     image: InputImage
     strength: float
     fit: str = "crop"
     repaint: Repaint | None = None
+    guidance: float | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -124,6 +126,7 @@ class Request:
     image: tuple[InputImage, ...] = ()
     strength: float | None = None
     fit: str = "crop"
+    image_guidance: float = 1.5
     mask: InputImage | None = None
     mask_blur: int = 4
     only_masked: bool = False
@@ -139,6 +142,7 @@ class Request:
     upscaler: str = "latent"
     sides_of_image: tuple[str, ...] = transient(default=())  # of width and height those that nobody set
     multiple: int = transient(default=8)  # of which sides have to be: the pixels of one latent
+    edits: bool = transient(default=False)  # whether the model was trained to edit images
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -206,7 +210,8 @@ def steps_taken(steps: int, strength: float) -> int:
 
 # What a job's start is made of.
 STARTING = (
-    "image", "strength", "fit", "mask", "mask_blur", "only_masked", "mask_padding", "masked_content", "outpaint",
+    "image", "strength", "fit", "image_guidance", "mask", "mask_blur", "only_masked", "mask_padding", "masked_content",
+    "outpaint",
 )  # fmt: skip
 
 # What steers it.

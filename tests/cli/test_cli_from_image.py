@@ -7,6 +7,7 @@ import pytest
 from cli_run import sdcli
 from PIL import Image  # noqa: TID253
 
+from scripts import make_checkpoint
 from sdcli.record.metadata import read
 
 FAKE = ("--engine", "fake", "--no-show")
@@ -144,6 +145,54 @@ def test_an_image_without_its_input_is_drawn_anew_and_says_so(here: Path, capfd:
     assert sdcli(capfd, "generate", "a hat", "--image", "photo.png", "--seed", "3", *FAKE).code == 0
     done = sdcli(capfd, "generate", "--settings-from", "sdcli-images/0001-a-hat-3.png", *FAKE)
     assert "Image photo.png (--image names one)" in " ".join(done.err.split())
+
+
+# --- models that edit
+
+
+@pytest.fixture(scope="module")
+def editing(tmp_path_factory: pytest.TempPathFactory) -> str:
+    folder = tmp_path_factory.mktemp("editing")
+    return str(make_checkpoint.write_folder(folder / "pix2pix", "sd15", tiny=True, channels=8))
+
+
+def test_a_model_that_edits_looks_at_the_image_in_all_steps(editing: str, capfd: pytest.CaptureFixture[str]) -> None:
+    words = ["-m", editing, "--image", "photo.png", "--seed", "3"]
+    done = sdcli(capfd, "generate", "make it snow", *words, *FAKE)
+    assert done.code == 0, done.err
+    assert "320×192 · 25 steps DPM++ 2M Karras · guidance 7.0, image guidance 1.5" in " ".join(done.err.split("\n"))
+    file = "sdcli-images/0001-make-it-snow-3.png"
+    with Image.open(file) as image:
+        parameters = image.info["parameters"]
+    assert "Image CFG scale: 1.5" in parameters and "Denoising strength" not in parameters
+    plan = sdcli(capfd, "plan", "a cat", *words, "--image-guidance", "2", "--json").json
+    assert plan["jobs"][0]["start"]["guidance"] == 2
+    assert plan["model"]["kind"] == "sd15-edit"
+    more = ["-m", editing, "--settings-from", file, "--image", "photo.png", "--json"]
+    assert sdcli(capfd, "plan", *more).json["jobs"][0]["start"]["guidance"] == 1.5
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        ([], "this model changes an image as the prompt says, and there is none"),
+        (["--image", "photo.png", "--strength", "0.5"], "--strength is not for a model that edits"),
+        (["--image", "photo.png", "--mask", "mask.png"], "--mask is not for a model that edits"),
+        (["--image", "photo.png", "--hires", "2"], "--hires draws twice from a prompt, --image starts from an image"),
+        (["--image", "photo.png", "--image-guidance", "0.5"], "--image-guidance 0.5 is not between 1 and 100"),
+    ],
+)
+def test_what_a_model_that_edits_does_not_take(
+    editing: str, capfd: pytest.CaptureFixture[str], flags: list[str], message: str
+) -> None:
+    done = sdcli(capfd, "plan", "make it snow", "-m", editing, *flags)
+    assert done.code == 2 and message in " ".join(done.err.split())
+
+
+def test_other_models_say_that_image_guidance_does_nothing(capfd: pytest.CaptureFixture[str]) -> None:
+    done = sdcli(capfd, "plan", "a cat", "--image", "photo.png", "--image-guidance", "2", "--json")
+    assert [one["code"] for one in done.json["warnings"]] == ["flag-not-needed"]
+    assert done.json["jobs"][0]["start"]["guidance"] is None
 
 
 def test_the_built_in_model_repaints_and_keeps_the_rest(here: Path, capfd: pytest.CaptureFixture[str]) -> None:

@@ -22,6 +22,7 @@ from scripts import make_checkpoint
 from scripts.proofs.modes import mask_picture, picture, start_of
 from sdcli.draw import control, decode, denoise, encode, load, schedulers
 from sdcli.draw.control import Control
+from sdcli.draw.denoise import Guidance
 from sdcli.draw.encode import Text
 from sdcli.draw.images import encoded as encoded_of
 from sdcli.draw.place import Components
@@ -159,10 +160,10 @@ def ours(
     scheduler = schedulers.make(sampler, pipeline.scheduler.config)
     schedulers.set_steps(scheduler, STEPS)
     generators = [torch.Generator("cpu").manual_seed(first + number) for number in range(images)]
-    guided = guidance > 1
+    sides = 2 if guidance > 1 else 1
     conditioning = encode.conditioning(
-        [text[0]] * images, [text[1]] * images, guidance=guidance, guided=guided, size=(64, 64),
-        unet=pipeline.unet.config, groups=denoise.groups(images, guided, **grouping),
+        [text[0]] * images, [text[1]] * images, guidance=Guidance(scale=guidance, sides=sides), size=(64, 64),
+        unet=pipeline.unet.config, groups=denoise.groups(images, sides, **grouping),
     )  # fmt: skip
     if start is None:
         timesteps = scheduler.timesteps
@@ -358,8 +359,8 @@ def test_every_image_of_a_batch_can_have_a_control_image_of_its_own(
         schedulers.set_steps(scheduler, STEPS)
         generators = [torch.Generator("cpu").manual_seed(first + number) for number in range(count)]
         conditioning = encode.conditioning(
-            [prompt[0]] * count, [prompt[1]] * count, guidance=5.0, guided=True, size=(64, 64),
-            unet=pipeline.unet.config, groups=denoise.groups(count, True, alone=True),
+            [prompt[0]] * count, [prompt[1]] * count, guidance=Guidance(scale=5.0), size=(64, 64),
+            unet=pipeline.unet.config, groups=denoise.groups(count, 2, alone=True),
         ).steered([Control(net=own_nets["sd15", "one"], image=image)], STEPS)  # fmt: skip
         at = denoise.begin(scheduler, generators, shape=(4, 8, 8), dtype=torch.float32, device="cpu")
         *_, last = denoise.denoise(pipeline.unet, scheduler, conditioning, at, generators)

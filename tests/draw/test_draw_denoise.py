@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from sdcli.draw import denoise, schedulers
-from sdcli.draw.denoise import Conditioning, LoopState
+from sdcli.draw.denoise import Conditioning, Guidance, LoopState
 from sdcli.models.resolve import at as model_at
 from sdcli.request.samplers import SAMPLERS
 
@@ -58,7 +58,9 @@ def config(tiny_folders: dict[str, Any]) -> dict[str, Any]:
     return dict(model_at(tiny_folders["sd15"]).scheduler)
 
 
-CONDITIONING = Conditioning(guidance=5.0, guided=True, rows={"encoder_hidden_states": torch.arange(4.0).view(4, 1, 1)})
+CONDITIONING = Conditioning(
+    guidance=Guidance(scale=5.0), rows={"encoder_hidden_states": torch.arange(4.0).view(4, 1, 1)}
+)
 
 
 @pytest.mark.parametrize("where", ["unet", "scheduler"])
@@ -104,14 +106,14 @@ def test_noise_comes_from_each_images_own_seed_in_fp32_whatever_the_dtype(config
         assert torch.equal(drawn[torch.bfloat16][place : place + 1], alone.to(torch.bfloat16))
 
 
-@pytest.mark.parametrize("guided", [True, False])
+@pytest.mark.parametrize("sides", [1, 2, 3])
 @pytest.mark.parametrize("in_turn", [True, False])
 @pytest.mark.parametrize("alone", [True, False])
 def test_however_rows_are_grouped_every_row_comes_once_and_in_its_place(
-    config: dict[str, Any], guided: bool, in_turn: bool, alone: bool
+    config: dict[str, Any], sides: int, in_turn: bool, alone: bool
 ) -> None:
     images = 3
-    rows = images * (2 if guided else 1)
+    rows = images * sides
     seen: list[int] = []
 
     def unet(sample: Tensor, timestep: Tensor, *, encoder_hidden_states: Tensor, return_dict: bool) -> tuple[Tensor]:
@@ -122,7 +124,7 @@ def test_however_rows_are_grouped_every_row_comes_once_and_in_its_place(
         seen.clear()
         scheduler, noise = schedulers.make("DDIM", config), [torch.Generator().manual_seed(n) for n in range(images)]
         conditioning = Conditioning(
-            guidance=2.0, guided=guided, rows={"encoder_hidden_states": torch.arange(float(rows)).view(-1, 1, 1)},
+            guidance=Guidance(scale=2.0, sides=sides, image=1.5), rows={"encoder_hidden_states": torch.arange(float(rows)).view(-1, 1, 1)},
             groups=groups,
         )  # fmt: skip
         *_, last = denoise.denoise(unet, scheduler, conditioning, start(scheduler, noise), noise)
@@ -130,6 +132,6 @@ def test_however_rows_are_grouped_every_row_comes_once_and_in_its_place(
 
     together = drawn(())
     assert seen == [rows] * STEPS
-    assert torch.equal(drawn(denoise.groups(images, guided, in_turn=in_turn, alone=alone)), together)
-    size = (1 if in_turn or not guided else 2) if alone else (images if in_turn else rows)
+    assert torch.equal(drawn(denoise.groups(images, sides, in_turn=in_turn, alone=alone)), together)
+    size = (1 if in_turn else sides) if alone else (images if in_turn else rows)
     assert set(seen) == {min(size, rows)} and sum(seen) == rows * STEPS

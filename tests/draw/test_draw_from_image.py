@@ -50,7 +50,8 @@ FEW = ("DDIM", "Euler a", "DPM++ 2M Karras", "Heun", "LCM")
 )
 @pytest.mark.parametrize(
     ("mode", "family", "channels"),
-    [("image-to-image", "sd15", 4), ("repainting", "sdxl", 4), ("repainting", "sd15", 9), ("second pass", "sdxl", 4)],
+    [("image-to-image", "sd15", 4), ("repainting", "sdxl", 4), ("repainting", "sd15", 9), ("editing", "sd15", 8),
+     ("second pass", "sdxl", 4)],
 )
 def test_latents_equal_those_of_diffusers_bit_for_bit(
     compared: Comparable, mode: str, family: str, channels: int, sampler: str, strength: float
@@ -58,7 +59,9 @@ def test_latents_equal_those_of_diffusers_bit_for_bit(
     assert modes.MODES[mode](compared(family, channels), sampler, strength)
 
 
-@pytest.mark.parametrize(("mode", "channels"), [("image-to-image", 4), ("repainting", 4), ("repainting", 9)])
+@pytest.mark.parametrize(
+    ("mode", "channels"), [("image-to-image", 4), ("repainting", 4), ("repainting", 9), ("editing", 8)]
+)
 @pytest.mark.parametrize("family", FAMILIES)
 def test_so_they_do_in_every_family(compared: Comparable, family: str, mode: str, channels: int) -> None:
     assert modes.MODES[mode](compared(family, channels), "Euler", 0.6)
@@ -154,7 +157,7 @@ def test_pndm_leads_back_to_the_image_from_any_step(compared: Comparable, sample
     start = denoise.begin_from(
         scheduler, timesteps, generators, Begun(latents=image, noise=noise), pure=False, device="cpu"
     )
-    plain = encode.Conditioning(guidance=1.0, guided=False, rows={})
+    plain = denoise.Conditioning(guidance=denoise.Guidance(scale=1.0, sides=1), rows={})
     *_, last = denoise.denoise(TheTruth(scheduler, image), scheduler, plain, start, generators, timesteps)
     left = ((last.latents - image) * noise).sum() / noise.square().sum()  # the share of it that is still there
     assert abs(float(left)) < 0.04

@@ -149,6 +149,61 @@ def test_a_model_that_was_trained_to_repaint_draws_in_every_mode(
         assert Image.frombytes("RGB", (96, 64), drawn[2]).crop((0, 0, 96, 16)) == photo.crop((0, 0, 96, 16))
 
 
+@pytest.fixture(scope="module")
+def editing(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    folder = tmp_path_factory.mktemp("editing")
+    return {
+        family: make_checkpoint.write_folder(folder / family, family, tiny=True, channels=8)
+        for family in ("sd15", "sdxl")
+    }
+
+
+def edit_of(photos: dict[str, InputImage], *images: str, **more: Any) -> dict[str, Any]:
+    given = {"image": tuple(photos[name] for name in images or ("1",)), "edits": True, "width": 96, "height": 64}
+    return {**given, "image_guidance": 1.5, **more}
+
+
+@pytest.mark.parametrize("choices", [
+    {}, {"placement": "disk"}, {"placement": "drop-encoders"}, {"guidance": "in-turn"}, {"execution": "packed"},
+    {"attention": "sliced"},
+])  # fmt: skip
+@pytest.mark.parametrize("family", ["sd15", "sdxl"])
+def test_a_model_that_was_trained_to_edit_draws_in_every_way(
+    editing: dict[str, Path], photos: dict[str, InputImage], family: str, choices: dict[str, str]
+) -> None:
+    plan = plan_for(editing[family], **edit_of(photos, steps=6))
+    assert plan.model.kind == f"{family}-edit" and plan.jobs[0].unet_calls == 6
+    stages = [phase.name for phase in plan.footprint.phases]
+    assert stages == ["load", "encode", "encode-image", "denoise", "decode"]
+    plain = pixels(plan)[0]
+    other = pixels(replace(plan, setup=replace(plan.setup, **choices)))[0]  # type: ignore[arg-type]
+    if "placement" in choices:
+        assert other == plain
+    difference = numpy.frombuffer(other, numpy.uint8).astype(int) - numpy.frombuffer(plain, numpy.uint8)
+    assert numpy.abs(difference).max() <= 2
+
+
+def test_image_guidance_and_the_image_matter(editing: dict[str, Path], photos: dict[str, InputImage]) -> None:
+    drawn = [
+        pixels(plan_for(editing["sd15"], **edit_of(photos, *given, **more)))[0]
+        for given, more in [(("1",), {}), (("2",), {}), (("1",), {"image_guidance": 3.0}), (("1",), {"guidance": 1.0})]
+    ]
+    assert len(set(drawn)) == 4
+
+
+def test_an_edited_image_of_a_batch_is_the_one_drawn_alone(
+    editing: dict[str, Path], photos: dict[str, InputImage]
+) -> None:
+    given = {"sampler": "Euler a", "batch_size": 4, "batch_invariant": True}
+    together = pixels(plan_for(editing["sd15"], **edit_of(photos, "1", "2", seeds=(7, 8), **given)))
+    alone = [
+        pixels(plan_for(editing["sd15"], **edit_of(photos, name, seeds=(seed,), sampler="Euler a")))[0]
+        for name in ("1", "2")
+        for seed in (7, 8)
+    ]
+    assert together == alone and len(set(alone)) == 4
+
+
 # --- on a GPU
 
 
@@ -192,6 +247,19 @@ def test_no_step_waits_for_the_gpu(
             with subtests.test(sampler=sampler.name):
                 assert len(steps) == plan.jobs[0].unet_calls
                 assert all(seen <= Counter(event=1) for seen in steps[1:])
+
+
+@pytest.mark.parametrize("placement", ["resident", "model-offload", "group-offload"])
+def test_a_gpu_edits_with_the_pixels_of_the_cpu(
+    editing: dict[str, Path], photos: dict[str, InputImage], gpu: Pretended, placement: str
+) -> None:
+    """And with the memory that was counted for three rows of each image."""
+    given = edit_of(photos, pins={"dtype": "fp32", "placement": placement, "attention": "fused"})
+    drawn = pixels(inside.plan_for(editing["sd15"], **given))
+    gc.collect()
+    assert gpu.held() == 0
+    given = edit_of(photos, pins={"dtype": "fp32", "execution": "eager", "attention": "fused"})
+    assert drawn == pixels(plan_for(editing["sd15"], **given))
 
 
 @pytest.mark.parametrize("mode", ["image", "mask", "image twice"])

@@ -11,6 +11,7 @@ from draw_samples import FAMILIES
 from torch import Tensor
 
 from sdcli.draw import decode, denoise, encode, schedulers
+from sdcli.draw.denoise import Guidance
 from sdcli.draw.encode import Encoder, Text
 from sdcli.models.families import of_unet
 from sdcli.request import tokenizer
@@ -58,10 +59,11 @@ def ours(
 ) -> Tensor:  # fmt: skip
     """The latents of our loop, on the pipeline's components."""
     scheduler = schedulers.make(sampler, pipeline.scheduler.config | {"prediction_type": prediction})
+    sides = 2 if guidance > 1 else 1
     conditioning = encode.conditioning(
         [prompt or encoded(pipeline, PROMPT)] * images, [negative or encoded(pipeline, NEGATIVE)] * images,
-        guidance=guidance, guided=guidance > 1, size=size, unet=pipeline.unet.config,
-        groups=denoise.groups(images, guidance > 1, **grouping),
+        guidance=Guidance(scale=guidance, sides=sides), size=size, unet=pipeline.unet.config,
+        groups=denoise.groups(images, sides, **grouping),
     )  # fmt: skip
     generators = [torch.Generator("cpu").manual_seed(7 + number) for number in range(images)]
     scheduler.set_timesteps(STEPS)

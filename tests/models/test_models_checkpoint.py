@@ -39,6 +39,13 @@ def test_a_checkpoint_that_was_trained_to_repaint_is_its_familys_with_more_chann
     assert model.components["unet"].parameters == parameters_of("unet", usual) + 5 * 320 * 9
 
 
+@pytest.mark.parametrize("family", ["sd15", "sdxl"])
+def test_so_is_one_that_was_trained_to_edit(tmp_path: Path, family: str) -> None:
+    model = checkpoint.read(make.file(tmp_path / "x.safetensors", make.checkpoint(family, channels=8)))
+    assert (model.kind, model.edits, model.sees_mask) == (f"{family}-edit", True, False)
+    assert model.components["unet"].config == {**data.component_config(family, "unet"), "in_channels": 8}
+
+
 def test_v_prediction_and_zero_snr_reach_the_scheduler(tmp_path: Path) -> None:
     shapes = make.checkpoint("sdxl") | {"v_pred": [], "ztsnr": []}
     model = checkpoint.read(make.file(tmp_path / "v.safetensors", shapes))
@@ -76,7 +83,7 @@ def test_a_pruned_variant_is_not_taken_for_the_full_model(tmp_path: Path) -> Non
     [
         (make.checkpoint("sd2", channels=5), "is Stable Diffusion 2 with depth, which", "-m sd15"),
         (make.checkpoint("refiner"), "is the SDXL refiner", "-m sd15"),
-        (make.checkpoint("sd15", channels=8), "is Stable Diffusion 1.5 for image editing, which", "-m sd15"),
+        (make.checkpoint("sd15", channels=5), "which sdcli cannot draw with", "-m sd15"),
         ({"double_blocks.0.x": [1], "single_blocks.0.x": [1]}, "is FLUX", "-m sd15"),
         (
             {"a.attn2.to_k.lora_A.weight": [4, 2048]},

@@ -133,7 +133,7 @@ def test_weights_that_are_fewer_than_the_config_says_are_not_this_model(tmp_path
     [
         ({"unet": {"cross_attention_dim": 1024}}, "not the same model"),  # read as SD2's, which has more of it
         ({"unet": {"encoder_hid_dim": 4096}}, "a UNet that sdcli cannot draw with"),
-        ({"unet": {"in_channels": 8}}, "for image editing"),
+        ({"unet": {"in_channels": 7}}, "the Stable Diffusion upscaler"),
         ({"unet": {"time_cond_proj_dim": 256}}, "latent consistency"),
         ({"unet": {"cross_attention_dim": 40, "in_channels": 8}}, "takes 8 channels, its VAE gives 4"),
         ({"vae": {"latent_channels": 16}}, "takes 4 channels, its VAE gives 16"),
@@ -168,6 +168,14 @@ def test_a_folder_that_was_trained_to_repaint_is_its_familys(tmp_path: Path, fam
         path = make.folder(tmp_path / str(len(index)), family, configs={"unet": {"in_channels": 9}}, **index)
         model = folder.read(path)
         assert (model.kind, model.family, model.sees_mask) == (f"{family}-inpainting", family, True)
+
+
+@pytest.mark.parametrize("family", ["sd15", "sd2", "sdxl"])
+def test_so_is_one_that_was_trained_to_edit(tmp_path: Path, family: str) -> None:
+    for index in ({}, {"_class_name": families.find(family).editing}):
+        path = make.folder(tmp_path / str(len(index)), family, configs={"unet": {"in_channels": 8}}, **index)
+        model = folder.read(path)
+        assert (model.kind, model.family, model.edits) == (f"{family}-edit", family, True)
 
 
 def test_sd2_base_says_its_size_and_that_it_predicts_noise(tmp_path: Path) -> None:

@@ -28,7 +28,7 @@ def planned(family: str, hardware: Hardware, **asked: Any) -> Plan:
 
 def needs(plan: Plan, setup: Setup, phase: str) -> int:
     job = plan.jobs[0]
-    shape = Shape(width=job.width, height=job.height, batch=len(plan.batches[0]), guided=job.guided)
+    shape = Shape(width=job.width, height=job.height, batch=len(plan.batches[0]), sides=2 if job.guided else 1)
     phases = footprint(plan.model, shape, setup, plan.hardware).phases
     return next(row.device for row in phases if row.name == phase)
 

@@ -66,6 +66,21 @@ def test_one_turn_has_no_intervals_of_its_own_and_a_busy_machine_is_told(record:
     assert "at most 30% of the processor" in text and "do not cite these seconds" in text
 
 
+def test_modes_are_told_beside_drawing_from_a_prompt(record: Record) -> None:
+    runs = record["cases"][CASE]["runs"]
+    steered = {
+        name: [{**one, "steps": [step * 1.4 for step in one["steps"]]} for one in runs[name]]
+        for name in ("sdcli", "diffusers-bf16")
+    }
+    record["cases"][f"{CASE} control"] = {"prepared": {}, "runs": steered, "failed": {}}
+    text = page(record)
+    assert "## SD 1.5, 512×512, with a ControlNet" in text
+    (row,) = (line for line in text.splitlines() if line.startswith("| SD 1.5, 512×512, with a ControlNet | "))
+    cost, ahead, plain = (cell.split(" (")[0] for cell in row.split(" | ")[1:])
+    assert cost == "1.40" and ahead == plain == "1.30"
+    assert text.count("| a step: diffusers-bf16 takes") == 1
+
+
 def test_goals_are_reached_or_give_the_figure_and_are_judged_only_for_what_they_are_about(record: Record) -> None:
     case = record["cases"][CASE]
     said = {(goal.column, goal.peer): verdict(record, case, goal) for goal in GOALS}

@@ -34,6 +34,7 @@ class Family:
     title: str
     pipeline: str  # the diffusers class a model_index.json of this family names
     repainting: str = ""  # the same of its models that were trained to repaint
+    editing: str = ""  # and of those trained to edit
     text_width: int = 0  # of the text that its UNet reads (cross_attention_dim), as published
     matches: Callable[[Mapping[str, Any]], bool] | None = None  # whether a UNet's config is its, whatever the widths
     encoders: tuple[Encoder, ...] = (Encoder(),)

@@ -15,6 +15,7 @@ FAMILY = Family(
     title="Stable Diffusion 1.5",
     pipeline="StableDiffusionPipeline",
     repainting="StableDiffusionInpaintPipeline",
+    editing="StableDiffusionInstructPix2PixPipeline",
     text_width=768,
     matches=_matches,
     defaults={"width": 512, "height": 512, "steps": 25, "guidance": 7.0, "sampler": "DPM++ 2M Karras"},

@@ -20,6 +20,7 @@ FAMILY = Family(
     title="Stable Diffusion 2",
     pipeline="StableDiffusionPipeline",
     repainting="StableDiffusionInpaintPipeline",
+    editing="StableDiffusionInstructPix2PixPipeline",
     text_width=1024,
     matches=_matches,
     encoders=(Encoder(pad=0, original="cond_stage_model.model."),),

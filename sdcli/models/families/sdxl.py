@@ -15,6 +15,7 @@ FAMILY = Family(
     title="SDXL",
     pipeline="StableDiffusionXLPipeline",
     repainting="StableDiffusionXLInpaintPipeline",
+    editing="StableDiffusionXLInstructPix2PixPipeline",
     text_width=2048,
     matches=_matches,
     encoders=(

@@ -120,6 +120,7 @@ def infotext(job: Job, setup: Setup, model: RecordedModel, version: str) -> Info
         ("Sampler", sampler),
         ("Schedule type", schedule),
         ("CFG scale", job.guidance),
+        ("Image CFG scale", job.start.guidance if job.start else None),
         ("Seed", job.seed),
         ("Size", f"{job.width}x{job.height}"),
         # before the model's: some readers split within quotes, and take the last "Model" for the image's
@@ -128,7 +129,7 @@ def infotext(job: Job, setup: Setup, model: RecordedModel, version: str) -> Info
         ("Model", model.name),
         ("VAE hash", vae.sha256[:10] if vae else None),
         ("VAE", vae.name if vae else None),
-        ("Denoising strength", _strength(job)),
+        ("Denoising strength", None if job.start and job.start.guidance else _strength(job)),
         ("Clip skip", job.clip_skip if job.clip_skip > 1 else None),
         ("RNG", "CPU"),  # the web UI draws its noise on the GPU by default
         ("Emphasis", None if job.emphasis == "a1111" else job.emphasis.capitalize()),
@@ -201,6 +202,7 @@ def values(info: Infotext) -> tuple[dict[str, Any], dict[str, str]]:
     seed = _whole(rest.get("Seed"))
     _take(rest, "Seed", fields, "seeds", None if seed is None or seed < 0 else (seed,))
     _take(rest, "CFG scale", fields, "guidance", _number(rest.get("CFG scale")))
+    _take(rest, "Image CFG scale", fields, "image_guidance", _number(rest.get("Image CFG scale")))
     _take_strength(rest, fields)
     _take_repaint(rest, fields)
     size = re.fullmatch(r"(\d{1,6})x(\d{1,6})", rest.get("Size", ""), re.ASCII)

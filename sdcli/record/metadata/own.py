@@ -101,6 +101,8 @@ def _starting(start: Start | None) -> dict[str, Any]:
     """How it starts from its image and mask, which themselves are not in it."""
     if start is None:
         return {}
+    if start.guidance is not None:
+        return {"image_guidance": start.guidance, "fit": start.fit}
     values: dict[str, Any] = {"strength": start.strength, "fit": start.fit}
     if (repaint := start.repaint) is not None:
         values |= {"mask_blur": repaint.blur, "masked_content": repaint.content, "outpaint": repaint.outpaint}

@@ -171,7 +171,7 @@ def asked(jobs: Sequence[Any], width: int) -> list[str]:
     settings = {(job.steps, job.steps_taken, job.second, job.sampler, job.guidance) for job in jobs}
     pieces = [subject, images, size_asked(first) if len(sizes) == 1 else f"{len(sizes)} sizes"]
     if len(settings) == 1:
-        pieces += [f"{steps_asked(first)} {show(first.sampler, 40)}", f"guidance {first.guidance:.1f}"]
+        pieces += [f"{steps_asked(first)} {show(first.sampler, 40)}", guidance_asked(first)]
     return flow([piece for piece in (*pieces, seed) if piece], width)
 
 
@@ -179,9 +179,15 @@ def steps_asked(job: Any) -> str:
     """ "20 steps", or of those that start from an image as many as are taken."""
     if job.second is not None:
         return f"{job.steps} + {counted(job.second.steps, 'step')}"
-    if job.start is None:
+    if job.start is None or job.start.guidance is not None:
         return counted(job.steps, "step")
     return f"{job.steps_taken} of {job.steps} steps (strength {job.start.strength:g})"
+
+
+def guidance_asked(job: Any) -> str:
+    """ "guidance 7.0", and where an image is edited how closely it is kept to."""
+    kept = None if job.start is None else job.start.guidance
+    return f"guidance {job.guidance:.1f}" + (f", image guidance {kept:.1f}" if kept is not None else "")
 
 
 def size_asked(job: Any) -> str:

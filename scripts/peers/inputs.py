@@ -1,0 +1,20 @@
+"""What the modes start from and are steered by: made once, beside the weights."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from PIL import Image
+
+from scripts import make_checkpoint
+from scripts.peers.peer import Job
+
+
+def write(job: Job, tiny: bool) -> None:
+    if job.mode == "text":
+        return
+    if not job.picture.exists():
+        gradient = Image.linear_gradient("L").resize((job.width, job.height))
+        Image.merge("RGB", (gradient, gradient.rotate(90), gradient.rotate(180))).save(job.picture)
+    if job.mode == "control" and not (job.net / "config.json").exists():
+        make_checkpoint.write_controlnet_folder(Path(job.net), job.family, tiny=tiny, dtype="fp16")
