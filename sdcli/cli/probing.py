@@ -35,6 +35,7 @@ class Question:
 
     work: Workload
     dtype: str
+    sides: int = 1  # of guidance that the work has
 
     @property
     def key(self) -> str:
@@ -52,7 +53,7 @@ def question(hardware: Hardware, model: Model, jobs: Sequence[Job], request: Req
     largest = max(jobs, key=lambda job: job.width * job.height)
     rows = 1 if pins.get("guidance") == "in-turn" else sides(model, largest)
     number_type = pins.get("dtype") or ("bf16" if dtype.native_bf16(hardware) else "fp32")
-    return Question(workload(model, largest, request.batch_size * rows), number_type)
+    return Question(workload(model, largest, request.batch_size * rows), number_type, rows)
 
 
 def remembered(hardware: Hardware, question: Question | None) -> Hardware:
@@ -66,7 +67,7 @@ def tried(plan: Plan, question: Question) -> tuple[Hardware, float]:
     """The plan's hardware with what a trial of two seconds showed, which is remembered; and the seconds that loading
     torch for it took, which drawing spends otherwise."""
     started = time.perf_counter()
-    found = importlib.import_module("sdcli.draw.local").tried(plan, question.work, question.dtype)
+    found = importlib.import_module("sdcli.draw.local").tried(plan, question.work, question.dtype, question.sides)
     memories.remember_trial(memories.machine_of(plan.hardware), question.key, found)
     return replace(plan.hardware, trial=found), max(0.0, time.perf_counter() - started - found.seconds)
 

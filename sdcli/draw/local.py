@@ -152,9 +152,9 @@ def probe(device: str, threads: int) -> Probe:
     return probe.probe(device, threads)
 
 
-def tried(plan: Plan, work: Workload, dtype: str) -> Trial:
+def tried(plan: Plan, work: Workload, dtype: str, sides: int = 1) -> Trial:
     """How long this CPU takes for a model's layers in each of the ways there are: at most two seconds after torch's
-    import. `plan` is what is to be drawn."""
+    import. `plan` is what is to be drawn; `sides` of guidance are in the work."""
     threads, fast = plan.hardware.threads, plan.hardware.fast_threads
     try:
         with settled(threads):
@@ -165,7 +165,7 @@ def tried(plan: Plan, work: Workload, dtype: str) -> Trial:
         with contextlib.ExitStack() as undo:
             undo.callback(torch.set_num_threads, torch.get_num_threads())
             _start_threads(threads, torch)
-            return trial.tried(work, dtype, (threads, fast) if fast else ())
+            return trial.tried(work, dtype, (threads, fast) if fast else (), sides)
     except Exception as error:
         if not is_out_of_memory(error):
             raise

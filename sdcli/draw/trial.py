@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 
 import torch
 from torch import Tensor, nn
@@ -18,7 +19,9 @@ from sdcli.plan.techniques.attention import Blocks, rows_at_once
 from sdcli.plan.workload import AttentionShape, LayerShape, Workload
 
 THREADS_SECONDS = 0.3  # for numbers of threads, where there are several
-SECONDS = 0.8  # for the attentions, and as long for the layers; no round starts after this
+SECONDS = 0.7  # for the attentions, and as long for the layers; no round starts after this
+GUIDANCE_SECONDS = 0.3
+SPLIT = 3  # layers, the heaviest
 ROUNDS = 3  # after one to warm up, which counts where there is no time for another
 QUERIES = (64, 128, 256, 512)  # per block
 WORTH = 0.9  # blocks must take less than this share of the fused kernel's time: else noise would decide
@@ -27,17 +30,18 @@ Race = Mapping[str, Callable[[], Tensor]]
 
 
 @torch.no_grad()
-def tried(work: Workload, dtype: str, threads: Sequence[int] = ()) -> Trial:
+def tried(work: Workload, dtype: str, threads: Sequence[int] = (), sides: int = 1) -> Trial:
     """Every shape computed in every way, in turn; at most two seconds in total. Of several numbers of `threads` the
-    fastest is found first, and stays set."""
+    fastest is found first, and stays set. `sides` of guidance are in the work."""
     started = time.perf_counter()
     fastest = _threads(work, dtype, threads)
     raced = work.attentions and dtype == "bf16"  # blocks are for bf16
     attention, blocks = _attentions(work, dtype, torch.get_num_threads()) if raced else ({}, ())
     execution = _layers(work, dtype)
+    way = min(execution, key=execution.__getitem__, default="eager")
     return Trial(
         dtype=dtype, threads=fastest, attention=attention, execution=execution, blocks=blocks,
-        seconds=time.perf_counter() - started,
+        guidance=_guidance(work, dtype, sides, way) if sides > 1 else {}, seconds=time.perf_counter() - started,
     )  # fmt: skip
 
 
@@ -109,6 +113,19 @@ def _layers(work: Workload, dtype: str) -> dict[str, float]:
         for way in sums:
             sums[way] += often * seconds[way]
     return {way: seconds * work.macs / max(1, covered) for way, seconds in sums.items()}
+
+
+def _guidance(work: Workload, dtype: str, sides: int, way: str) -> dict[str, float]:
+    """Seconds of the heaviest layers, guidance's sides at once and one after the other."""
+    end = time.perf_counter() + GUIDANCE_SECONDS
+    sums = {"batched": 0.0, "in-turn": 0.0}
+    heaviest = work.layers[:SPLIT]
+    for number, (shape, often) in enumerate(heaviest):
+        at_once, one = (_both(replace(shape, images=shape.images // of), dtype)[way] for of in (1, sides))
+        seconds = _raced({"batched": at_once, "one": one}, _share(end, len(heaviest) - number))
+        sums["batched"] += often * seconds["batched"]
+        sums["in-turn"] += often * seconds["one"] * sides
+    return sums
 
 
 def _both(shape: LayerShape, dtype: str) -> Race:

@@ -83,6 +83,7 @@ class Trial:
     threads: int = 0  # the fastest number of them, where cores are of several kinds
     attention: Mapping[str, float] = field(default_factory=dict)  # fused | blocked
     execution: Mapping[str, float] = field(default_factory=dict)  # eager | packed
+    guidance: Mapping[str, float] = field(default_factory=dict)  # batched | in-turn, of the heaviest layers
     blocks: tuple[QueryBlock, ...] = ()  # of the attentions that blocks are faster for
     seconds: float = 0.0  # how long the trial took
 

@@ -16,7 +16,7 @@ from sdcli.plan.plan import Budget, Phase, Setup
 from sdcli.plan.price import Price, RunSize
 from sdcli.plan.remembered import Measures, key_of, measures
 from sdcli.plan.stages import stages
-from sdcli.plan.techniques.execution import NOISE
+from sdcli.plan.techniques.technique import NOISE
 from sdcli.request.request import Job
 
 MANY = 1000  # batches assumed for a stream of jobs

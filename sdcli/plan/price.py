@@ -96,7 +96,7 @@ class Price:
         factors = (
             dtype.slowdown(setup.dtype, self.hardware)
             * execution.slowdown(setup, self.hardware)
-            * (guidance.slowdown(setup.guidance) if sides > 1 else 1.0)
+            * (guidance.slowdown(setup, self.hardware) if sides > 1 else 1.0)
         )
         macs = one.macs + sum(self.sizes.control(stage.shape, part).call.macs for part in stage.beside)
         computing = max(launched, FLOP * macs * batch / self.rates.compute * factors)

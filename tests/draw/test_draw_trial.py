@@ -53,6 +53,14 @@ def test_times_add_up_over_calls_and_over_the_work_that_was_left_out(monkeypatch
     assert layers == {"eager": 12.0, "packed": 3.0}  # six layers, twice their work in all
 
 
+def test_guidance_is_tried_at_once_and_one_after_the_other(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert trial.tried(WORK, "fp32").guidance == {}, "there is one side only"
+    found = trial.tried(WORK, "fp32", (), 2).guidance
+    assert found.keys() == {"batched", "in-turn"} and all(seconds > 0 for seconds in found.values())
+    monkeypatch.setattr(trial, "_raced", lambda race, end: {name: 0.4 if name == "one" else 1.0 for name in race})
+    assert trial.tried(WORK, "fp32", (), 2).guidance == {"batched": 6.0, "in-turn": pytest.approx(4.8)}
+
+
 def test_where_cores_are_of_two_kinds_the_faster_number_of_threads_is_set_and_told(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:

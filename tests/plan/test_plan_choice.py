@@ -133,6 +133,20 @@ def test_ways_that_are_slower_here_or_faster_only_by_noise_are_not_chosen() -> N
     assert (plan.setup.attention, plan.setup.execution) == ("fused", "eager")
 
 
+@pytest.mark.parametrize(
+    ("seconds", "choice", "why_"),
+    [
+        (1.1, "batched", "one after the other takes 1.10 times as long"),
+        (0.97, "batched", "one after the other takes 0.97 times as long"),
+        (0.8, "in-turn", "tried here, 0.80 times as long as in one call"),
+    ],
+)
+def test_guidance_goes_the_way_that_was_faster_here(seconds: float, choice: str, why_: str) -> None:
+    tried = replace(TRIED, guidance={"batched": 1.0, "in-turn": seconds})
+    plan = planned("sd15", replace(processor(16), trial=tried))
+    assert plan.setup.guidance == choice and why_ in why(plan, "guidance")
+
+
 def test_a_cpu_on_which_nothing_was_tried_draws_as_diffusers_does_and_says_so() -> None:
     plan = planned("sd15", processor(16))
     assert (plan.setup.attention, plan.setup.execution) == ("fused", "eager")

@@ -11,12 +11,11 @@ from sdcli.models.model import Model
 from sdcli.plan.plan import Setup
 from sdcli.plan.techniques.attention import SLICED
 from sdcli.plan.techniques.placement import PARKED_ON_HOST, STAYS
-from sdcli.plan.techniques.technique import Situation, Technique, gib
+from sdcli.plan.techniques.technique import NOISE, Situation, Technique, gib
 
 NOT_INSTALLED = "the package openvino is not installed"
 PACKS_BF16 = ("avx512", "amx", "neon_bf16")  # torch refuses to on other CPUs
 NEEDED = {"cpu": "a C++ compiler", "cuda": "the package triton and a C compiler"}  # by torch.compile, by backend
-NOISE = 0.95  # a way must take less than this share of the other's time to be called faster
 
 
 def slowdown(setup: Setup, hardware: Hardware) -> float:

@@ -10,6 +10,8 @@ from sdcli.models.model import Model
 from sdcli.plan.plan import Budget, Phase, Setup
 from sdcli.sizes import GIB
 
+NOISE = 0.95  # a way must take less than this share of another's measured time to be called faster
+
 
 @dataclass(frozen=True, kw_only=True)
 class Situation:
