@@ -56,12 +56,18 @@ def peer(
         prepare=lambda job: once(job, *flags),
         prepared=prepared,
         missing=missing,
-        files=weights_of,
+        files=_files,
         read=read,
         accepts=(0, 5),  # of random weights an image may be of one colour: suspect, but drawn
         only_if_named=only_if_named,
         modes=modes,
     )
+
+
+def _files(job: Job) -> list[Path]:
+    """The model's, and what sdcli made of it."""
+    made = Path(job.made) / "home" / "cache" / "openvino"
+    return [*weights_of(job), *sorted(path for path in made.rglob("*") if path.is_file())]
 
 
 def _compiler() -> str | None:
