@@ -71,13 +71,13 @@ def what_was_tried_stays_known(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 _PROBE, _TRY = functools.cache(local.probe), local.tried
-_KNOWN: dict[tuple[Workload, str, int], Trial] = {}
+_KNOWN: dict[tuple[Workload, str, int, int], Trial] = {}
 
 
-def _tried(plan: Plan, work: Workload, dtype: str) -> Trial:
-    key = (work, dtype, plan.setup.threads)
+def _tried(plan: Plan, work: Workload, dtype: str, sides: int = 1) -> Trial:
+    key = (work, dtype, sides, plan.setup.threads)
     if key not in _KNOWN:
-        _KNOWN[key] = _TRY(plan, work, dtype)
+        _KNOWN[key] = _TRY(plan, work, dtype, sides)
     return _KNOWN[key]
 
 

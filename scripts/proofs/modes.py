@@ -1,5 +1,5 @@
-"""Starting from images, repainting, editing and second passes: our latents beside those of diffusers' pipelines on the same
-components. Damaged image files: an image or a typed error."""
+"""Starting from images, repainting, editing and second passes: our latents beside those of diffusers' pipelines on the
+same components. Damaged image files: an image or a typed error."""
 
 from __future__ import annotations
 
@@ -40,9 +40,10 @@ from sdcli.request.samplers import SAMPLERS, find  # noqa: E402
 
 NAME = "modes"
 CLAIM = (
-    "Image-to-image, repainting (with UNets of four and nine channels), editing (InstructPix2Pix, at image guidance 1.35, "
-    "1.6 and 2) and second passes of tiny SD1.5 and SDXL equal diffusers' pipelines to the bit: fp32, every sampler but PNDM, which diffusers starts wrongly in the middle, each "
-    "at the strengths 0.35, 0.6 and 1. Ten thousand damaged image files give an image or a typed error."
+    "Image-to-image, repainting (with UNets of four and nine channels), editing (InstructPix2Pix, at image guidance "
+    "1.35, 1.6 and 2) and second passes of tiny SD1.5 and SDXL equal diffusers' pipelines to the bit: fp32, every "
+    "sampler but PNDM, which diffusers starts wrongly in the middle, each at the strengths 0.35, 0.6 and 1. Ten "
+    "thousand damaged image files give an image or a typed error."
 )
 
 FAMILIES = ("sd15", "sdxl")

@@ -12,7 +12,7 @@ from sdcli.errors import BadFile, ModelMissing, Unsafe, Usage
 from sdcli.models import configs, shipped, vae
 from sdcli.models.families import families, find, of_unet
 from sdcli.models.headers import read_header
-from sdcli.models.kinds import TITLES, VARIANTS, channels_of, kind_of_config, part_of
+from sdcli.models.kinds import TITLES, TRAINED_TO, channels_of, kind_of_config, part_of
 from sdcli.models.model import Component, Model
 from sdcli.models.sniff import PICKLE_SUFFIXES
 from sdcli.terminal import show, size_text
@@ -82,7 +82,7 @@ def read(
 
 
 def _kind(family: str, unet: Mapping[str, Any]) -> str:
-    variant = next((name for name in VARIANTS if unet.get("in_channels") == channels_of(family + name)), "")
+    variant = next((name for name in TRAINED_TO if unet.get("in_channels") == channels_of(family + name)), "")
     return family + variant
 
 
@@ -156,7 +156,7 @@ def family_of(path: Path) -> str:
     pipeline = index.get("_class_name")
     if isinstance(pipeline, list):  # names Python code in the folder itself
         raise Unsafe(f"{show(path)} wants to run its own {show(pipeline, 60)}; refused", hint=_ANOTHER)
-    known = {name for family in families().values() for name in (family.pipeline, family.repainting, family.editing)}
+    known = [name for family in families().values() for name in (family.pipeline, family.repainting, family.editing)]
     if not pipeline or pipeline not in known:
         titles = " and ".join(family.title for family in families().values() if family.text_width)
         raise BadFile(
@@ -186,7 +186,7 @@ def _check_classes(index: Mapping[str, Any], path: Path) -> None:
 def _check_unet(unet: Mapping[str, Any], decoder: Mapping[str, Any], family: str, path: Path) -> None:
     """A UNet of unusual width is taken for what the index says; one of another known family is not."""
     _, named = kind_of_config(unet)
-    if family and named not in (family, *[family + variant for variant in VARIANTS], "unknown"):
+    if family and named not in (family, *[family + variant for variant in TRAINED_TO], "unknown"):
         raise BadFile(f"{show(path)} is {TITLES.get(named, named)}, which sdcli cannot draw with yet", hint=_ANOTHER)
     takes, gives = unet.get("in_channels", 4), decoder.get("latent_channels", 4)
     # beside its latents, a UNet that repaints sees a mask and the latents of what is around it, one that edits those of

@@ -20,7 +20,7 @@ _ENCODER_WIDTHS = {768: "sd15", 1024: "sd2"}  # of families with one text encode
 _INPUTS = {4: "", 5: "-depth", 7: "-upscaler", 8: "-edit", 9: "-inpainting"}
 _FAMILIES = tuple(family.name for family in families().values() if family.text_width)
 # What a family's models are called that were trained to repaint, or to edit.
-VARIANTS = ("-inpainting", "-edit")
+TRAINED_TO = ("-inpainting", "-edit")
 TITLES = {
     **{family.name: family.title for family in families().values() if family.text_width},
     "refiner": "the SDXL refiner",
@@ -41,7 +41,7 @@ TITLES = {
     "ip-adapter": "an IP-Adapter", "pipeline": "a whole pipeline in one file, under diffusers' names",
     "unknown": "of an unknown kind",
 }  # fmt: skip
-DRAWN = (*_FAMILIES, *[family + variant for family in _FAMILIES for variant in VARIANTS])
+DRAWN = (*_FAMILIES, *[family + variant for family in _FAMILIES for variant in TRAINED_TO])
 EMBEDDINGS = ("emb_params", "clip_l", "clip_g")  # names of learned vectors whose file does not name their word
 # Constants that some files have among the weights, in a dtype of their own; not counted as parameters.
 _CONSTANTS = ("position_ids", "logit_scale", ".alpha")

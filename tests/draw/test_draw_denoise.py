@@ -124,8 +124,8 @@ def test_however_rows_are_grouped_every_row_comes_once_and_in_its_place(
         seen.clear()
         scheduler, noise = schedulers.make("DDIM", config), [torch.Generator().manual_seed(n) for n in range(images)]
         conditioning = Conditioning(
-            guidance=Guidance(scale=2.0, sides=sides, image=1.5), rows={"encoder_hidden_states": torch.arange(float(rows)).view(-1, 1, 1)},
-            groups=groups,
+            guidance=Guidance(scale=2.0, sides=sides, image=1.5),
+            rows={"encoder_hidden_states": torch.arange(float(rows)).view(-1, 1, 1)}, groups=groups,
         )  # fmt: skip
         *_, last = denoise.denoise(unet, scheduler, conditioning, start(scheduler, noise), noise)
         return last.latents

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from scripts.proofs import modes
 from scripts.proofs.modes import EXACT, STEPS, Compared, compared_in, mask_picture, picture, start_of
-from sdcli.draw import decode, denoise, encode, schedulers
+from sdcli.draw import decode, denoise, schedulers
 from sdcli.draw.images import put_back
 from sdcli.draw.start import Begun
 from sdcli.images import canvas
@@ -50,8 +50,13 @@ FEW = ("DDIM", "Euler a", "DPM++ 2M Karras", "Heun", "LCM")
 )
 @pytest.mark.parametrize(
     ("mode", "family", "channels"),
-    [("image-to-image", "sd15", 4), ("repainting", "sdxl", 4), ("repainting", "sd15", 9), ("editing", "sd15", 8),
-     ("second pass", "sdxl", 4)],
+    [
+        ("image-to-image", "sd15", 4),
+        ("repainting", "sdxl", 4),
+        ("repainting", "sd15", 9),
+        ("editing", "sd15", 8),
+        ("second pass", "sdxl", 4),
+    ],
 )
 def test_latents_equal_those_of_diffusers_bit_for_bit(
     compared: Comparable, mode: str, family: str, channels: int, sampler: str, strength: float

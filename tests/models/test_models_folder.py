@@ -133,9 +133,9 @@ def test_weights_that_are_fewer_than_the_config_says_are_not_this_model(tmp_path
     [
         ({"unet": {"cross_attention_dim": 1024}}, "not the same model"),  # read as SD2's, which has more of it
         ({"unet": {"encoder_hid_dim": 4096}}, "a UNet that sdcli cannot draw with"),
-        ({"unet": {"in_channels": 7}}, "the Stable Diffusion upscaler"),
+        ({"unet": {"in_channels": 7}}, "takes 7 channels, its VAE gives 4"),
         ({"unet": {"time_cond_proj_dim": 256}}, "latent consistency"),
-        ({"unet": {"cross_attention_dim": 40, "in_channels": 8}}, "takes 8 channels, its VAE gives 4"),
+        ({"unet": {"cross_attention_dim": 40, "in_channels": 5}}, "takes 5 channels, its VAE gives 4"),
         ({"vae": {"latent_channels": 16}}, "takes 4 channels, its VAE gives 16"),
         ({"vae": {"quantization_config": {"bits": 4}}}, "quantized"),
         ({"scheduler": {"prediction_type": "flow"}}, "predicts flow"),
