@@ -109,8 +109,10 @@ def _layer(trace: Trace, name: str, rows: int, hidden: int, inner: int, heads: i
         trace.linear(f"{name}.self_attn.{part}", hidden, hidden, (rows,))
     trace.attention(f"{name}.self_attn", heads, rows, rows, hidden // heads)
     trace.linear(f"{name}.self_attn.out_proj", hidden, hidden, (rows,))
+    trace.touch(6 * rows * hidden)
     trace.norm(f"{name}.layer_norm2", "LayerNorm", hidden, (rows, hidden))
+    # the activation in the middle, when no layer computes; quick GELU writes its sigmoid too
+    trace.touch(2 * rows * hidden + gelu * rows * inner)
     trace.linear(f"{name}.mlp.fc1", hidden, inner, (rows,))
     trace.linear(f"{name}.mlp.fc2", inner, hidden, (rows,))
-    trace.touch(6 * rows * hidden)
-    trace.touch(2 * rows * hidden + gelu * rows * inner)  # quick GELU writes its sigmoid too
+    trace.touch(3 * rows * hidden + rows * inner)
