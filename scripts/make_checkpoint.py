@@ -1,5 +1,5 @@
 """Random Stable Diffusion weights, full size or tiny, as diffusers folders or single files in the original layout;
-and ControlNets.
+ControlNets; IP-Adapters with their image encoders.
 
 They draw noise, but load, run and take memory as real ones do; equal seeds give equal weights in every form.
 Written tensor by tensor, so that a full-size SDXL needs little RAM. Without a seed all weights are zero and the files
@@ -23,6 +23,7 @@ import torch
 from sdcli import data
 from sdcli.models import control_walk
 from sdcli.models.families import find
+from sdcli.models.reference import cross_attentions
 
 DTYPES = {"fp32": (torch.float32, "F32"), "fp16": (torch.float16, "F16"), "bf16": (torch.bfloat16, "BF16")}
 COMPONENTS = {
@@ -95,7 +96,13 @@ def configs(family: str, *, tiny: bool = False, channels: int = 4) -> dict[str, 
 def shapes(component: str, config: dict[str, Any]) -> dict[str, tuple[int, ...]]:
     """Names and shapes as they stand in files on the Hub: CLIP's with the `text_model.` in front."""
     from diffusers import AutoencoderKL, ControlNetModel, UNet2DConditionModel
-    from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
+    from transformers import (
+        CLIPTextConfig,
+        CLIPTextModel,
+        CLIPTextModelWithProjection,
+        CLIPVisionConfig,
+        CLIPVisionModelWithProjection,
+    )
 
     with torch.device("meta"):
         if component == "unet":
@@ -104,6 +111,8 @@ def shapes(component: str, config: dict[str, Any]) -> dict[str, tuple[int, ...]]
             module = AutoencoderKL.from_config(config)
         elif component == "controlnet":
             module = ControlNetModel.from_config(config)
+        elif component == "image_encoder":
+            module = CLIPVisionModelWithProjection(CLIPVisionConfig.from_dict(config))
         else:
             kind = CLIPTextModelWithProjection if component == "text_encoder_2" else CLIPTextModel
             module = kind(CLIPTextConfig.from_dict(config))
@@ -276,6 +285,93 @@ def original_controlnet_name(name: str, config: dict[str, Any]) -> str:
     return f"input_hint_block.{2 * (1 + int(rest.split('.')[1]) if number is None else number)}.{kind}"
 
 
+# IP-Adapters
+
+VISION: dict[str, dict[str, Any]] = {
+    "ViT-H": {"hidden_size": 1280, "intermediate_size": 5120, "num_hidden_layers": 32, "projection_dim": 1024},
+    "ViT-bigG": {"hidden_size": 1664, "intermediate_size": 8192, "num_hidden_layers": 48, "projection_dim": 1280},
+    "tiny": {
+        "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 3, "projection_dim": 24, "image_size": 32,
+        "patch_size": 8, "num_attention_heads": 4,
+    },
+}  # fmt: skip
+
+
+def image_encoder_config(name: str) -> dict[str, Any]:
+    usual = {"image_size": 224, "patch_size": 14, "num_attention_heads": 16, "hidden_act": "gelu", "num_channels": 3}
+    return {"architectures": ["CLIPVisionModelWithProjection"], "layer_norm_eps": 1e-5, **usual, **VISION[name]}
+
+
+def write_image_encoder(folder: Path, name: str = "tiny", *, dtype: str = "fp32", seed: int | None = 0) -> Path:
+    config = image_encoder_config(name)
+    _write_json(folder / "config.json", config)
+    write_safetensors(folder / "model.safetensors", planned("image_encoder", config, seed), dtype)
+    return folder
+
+
+def write_ip_adapter(
+    path: Path, family: str, kind: str = "plain", *, encoder: str = "ViT-H", tiny: bool = False, dtype: str = "fp32",
+    seed: int | None = 0,
+) -> Path:  # fmt: skip
+    """One file for the family's models and an encoder: `plain`, `plus`, or `full` as the one for whole faces is."""
+    tensors = {
+        name: Planned(
+            shape,
+            None if seed is None else lambda name=name, shape=shape: values("ip_adapter", name, shape, seed),
+        )
+        for name, shape in _ip_adapter_shapes(family, kind, "tiny" if tiny else encoder, tiny).items()
+    }
+    write_safetensors(path, tensors, dtype)
+    return path
+
+
+def _ip_adapter_shapes(family: str, kind: str, encoder: str, tiny: bool) -> dict[str, tuple[int, ...]]:
+    unet, seen = configs(family, tiny=tiny)["unet"], image_encoder_config(encoder)
+    width = unet["cross_attention_dim"]
+    projection = {
+        "plain": lambda: _plain(seen["projection_dim"], width),
+        "plus": lambda: _plus(seen["hidden_size"], width, 32 if tiny else 1280 if family == "sdxl" else 768),
+        "full": lambda: _full(seen["hidden_size"], width),
+    }[kind]()
+    shapes = {f"image_proj.{name}": shape for name, shape in projection.items()}
+    for number, (_, outward) in enumerate(cross_attentions(unet)):
+        for part in "kv":
+            shapes[f"ip_adapter.{2 * number + 1}.to_{part}_ip.weight"] = (outward, width)
+    return shapes
+
+
+def _plain(inward: int, width: int) -> dict[str, tuple[int, ...]]:
+    return {
+        "proj.weight": (4 * width, inward), "proj.bias": (4 * width,), "norm.weight": (width,), "norm.bias": (width,),
+    }  # fmt: skip
+
+
+def _full(inward: int, width: int) -> dict[str, tuple[int, ...]]:
+    return {
+        "proj.0.weight": (inward, inward), "proj.0.bias": (inward,), "proj.2.weight": (width, inward),
+        "proj.2.bias": (width,), "proj.3.weight": (width,), "proj.3.bias": (width,),
+    }  # fmt: skip
+
+
+def _plus(inward: int, width: int, hidden: int) -> dict[str, tuple[int, ...]]:
+    inner = max(64, hidden)
+    shapes: dict[str, tuple[int, ...]] = {
+        "latents": (1, 16, hidden), "proj_in.weight": (hidden, inward), "proj_in.bias": (hidden,),
+        "proj_out.weight": (width, hidden), "proj_out.bias": (width,), "norm_out.weight": (width,),
+        "norm_out.bias": (width,),
+    }  # fmt: skip
+    for layer in range(4):
+        start = f"layers.{layer}."
+        for norm in ("0.norm1", "0.norm2", "1.0"):
+            shapes |= {f"{start}{norm}.weight": (hidden,), f"{start}{norm}.bias": (hidden,)}
+        shapes |= {
+            f"{start}0.to_q.weight": (inner, hidden), f"{start}0.to_kv.weight": (2 * inner, hidden),
+            f"{start}0.to_out.weight": (hidden, inner), f"{start}1.1.weight": (4 * hidden, hidden),
+            f"{start}1.3.weight": (hidden, 4 * hidden),
+        }  # fmt: skip
+    return shapes
+
+
 def _write_json(path: Path, value: Any) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(value, indent=2) + "\n", encoding="utf-8")
@@ -408,6 +504,9 @@ def main() -> None:
     parser.add_argument("output", type=Path, help="a folder, or a .safetensors file with --single-file")
     parser.add_argument("--single-file", action="store_true", help="the original layout in one file")
     parser.add_argument("--controlnet", action="store_true", help="a ControlNet for the family's models instead of one")
+    parser.add_argument(
+        "--ip-adapter", choices=("plain", "plus", "full"), help="a folder with one, and its image encoder, instead"
+    )
     parser.add_argument("--tiny", action="store_true", help="the same topology, a few channels wide")
     parser.add_argument("--dtype", choices=sorted(DTYPES), default="fp16")
     parser.add_argument("--variant", default="", help="as in diffusion_pytorch_model.fp16.safetensors")
@@ -415,7 +514,16 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--channels", type=int, default=4, help="of the UNet's input: 9 to repaint, 8 to edit")
     asked = parser.parse_args()
-    if asked.controlnet and asked.single_file:
+    if asked.ip_adapter:
+        encoder = "ViT-bigG" if asked.family == "sdxl" and asked.ip_adapter == "plain" else "ViT-H"
+        write_image_encoder(
+            asked.output / "image_encoder", "tiny" if asked.tiny else encoder, dtype=asked.dtype, seed=asked.seed
+        )
+        write_ip_adapter(
+            asked.output / f"ip-adapter-{asked.ip_adapter}_{asked.family}.safetensors", asked.family, asked.ip_adapter,
+            encoder=encoder, tiny=asked.tiny, dtype=asked.dtype, seed=asked.seed,
+        )  # fmt: skip
+    elif asked.controlnet and asked.single_file:
         write_controlnet_file(
             asked.output, asked.family, layout="original", tiny=asked.tiny, dtype=asked.dtype, seed=asked.seed
         )

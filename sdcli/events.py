@@ -58,7 +58,7 @@ class Encoded(Happened):
 
 @dataclass(frozen=True, kw_only=True)
 class EncodedImage(Happened):
-    """The images that a batch starts from are latents now."""
+    """The images that a batch starts from are latents now, or those that it is drawn like were looked at."""
 
     stage: str = "encode-image"
     batch: int

@@ -20,7 +20,7 @@ if str(ROOT) not in sys.path:
 
 from PIL import Image  # noqa: E402
 
-from sdcli.cli import controls  # noqa: E402
+from sdcli.cli import controls, references  # noqa: E402
 from sdcli.draw import local  # noqa: E402
 from sdcli.events import Degraded, Memory  # noqa: E402
 from sdcli.images import read  # noqa: E402
@@ -30,7 +30,7 @@ from sdcli.plan import calibration  # noqa: E402
 from sdcli.plan.plan import Phase, Plan  # noqa: E402
 from sdcli.plan.planner import make_plan  # noqa: E402
 from sdcli.request.jobs import make_jobs  # noqa: E402
-from sdcli.request.request import Control, Request  # noqa: E402
+from sdcli.request.request import Control, Reference, Request  # noqa: E402
 from sdcli.sizes import GIB  # noqa: E402
 from tests.pretend_gpu import Device, allocator, pretend  # noqa: E402
 
@@ -48,7 +48,9 @@ PLACEMENTS = ("resident", "drop-encoders", "model-offload", "group-offload", "di
 STORAGES = ("same", "fp8")
 DECODES = ("whole", "tile-512", "tile-256")
 BATCHES = (1, 4)
-MODES = ("from an image", "twice the size", "twice the image", "steered")
+MODES = ("from an image", "twice the size", "twice the image", "steered", "like an image")
+# The IP-Adapter of each family with the most to count, and its image encoder.
+ADAPTERS = {"sd15": ("plus", "ViT-H"), "sdxl": ("plain", "ViT-bigG")}
 TEMPLATE = Hardware(
     device="cuda:0", name="a GPU", source="as-if", total=0, free=0, ram_total=256 * GIB, ram_free=256 * GIB,
     capability="8.9", threads=1, dtypes={"fp32": "table", "fp16": "table", "bf16": "table"},
@@ -119,8 +121,9 @@ def plan_of(case: Case, folder: Path, **pins: str) -> Plan:
         pins={"placement": case.placement, "storage": case.storage, "vae": case.vae, "dtype": "fp16", **pins},
     )  # fmt: skip
     hardware = replace(TEMPLATE, total=200 * GIB, free=200 * GIB)
-    jobs, model, adapters = controls.gather(make_jobs(request), resolve.at(folder / case.family), ())
-    return make_plan(request, model, hardware, {}, jobs=jobs, adapters=adapters)
+    jobs, model, nets = controls.gather(make_jobs(request), resolve.at(folder / case.family), ())
+    model, seen = references.gather(request, jobs, model, ())
+    return make_plan(request, model, hardware, {}, jobs=jobs, adapters=(*nets, *seen))
 
 
 def _asked(case: Case, folder: Path) -> dict[str, Any]:
@@ -128,6 +131,9 @@ def _asked(case: Case, folder: Path) -> dict[str, Any]:
         return {"image": (read.look(folder / IMAGE),), "strength": 1.0}
     if case.mode == "steered":
         return {"control": (Control(net=str(folder / f"{case.family}-net"), image=read.look(folder / IMAGE)),)}
+    if case.mode == "like an image":
+        adapter = str(folder / f"{case.family}-like" / "ip-adapter.safetensors")
+        return {"reference": (Reference(image=read.look(folder / IMAGE)),), "reference_model": adapter}
     if case.mode:
         upscaler = "latent" if case.mode == "twice the size" else "lanczos"
         return {"hires": 2.0, "hires_steps": 1, "hires_strength": 1.0, "upscaler": upscaler}
@@ -182,6 +188,11 @@ def write_models(folder: Path) -> None:
     for family in dict.fromkeys(family for family, _ in SHAPES):
         make_checkpoint.write_folder(folder / family, family, dtype="fp16", seed=None)
         make_checkpoint.write_controlnet_folder(folder / f"{family}-net", family, dtype="fp16", seed=None)
+        like, (kind, encoder) = folder / f"{family}-like", ADAPTERS[family]
+        make_checkpoint.write_image_encoder(like / "image_encoder", encoder, dtype="fp16", seed=None)
+        make_checkpoint.write_ip_adapter(
+            like / "ip-adapter.safetensors", family, kind, encoder=encoder, dtype="fp16", seed=None
+        )
     Image.new("RGB", (600, 500)).save(folder / IMAGE)
 
 

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from sdcli import __version__, data
-from sdcli.cli import adapters, builtin, controls, input_images, not_needed, not_taken, probing
+from sdcli.cli import adapters, builtin, controls, input_images, not_needed, not_taken, probing, references
 from sdcli.errors import ModelMissing, Usage
 from sdcli.machine import as_if, installation, memories, survey
 from sdcli.machine.folders import config_file, config_folder
@@ -73,7 +73,8 @@ def plan_for(
     adapted = adapters.gather(request, tags, model, added_folders(), fetch, named)
     asked = tuple(_drawn_by(model, known_jobs))
     known_jobs, steered, nets = controls.gather(asked, adapted.model, added_folders())
-    adapted = replace(adapted, model=steered, adapters=(*adapted.adapters, *nets))
+    seeing, seen = references.gather(request, known_jobs, steered, added_folders())
+    adapted = replace(adapted, model=seeing, adapters=(*adapted.adapters, *nets, *seen))
     hardware, imported = _hardware(request, typed.get("as_if"))
     if command == "generate" and engine_of(typed) == "local" and "dtype" not in request.pins:
         hardware, more_imported = probing.probed(hardware)
@@ -98,7 +99,8 @@ def plan_for(
     if not waiting or lines is None:
         return PlannedRun(plan, imported=imported)
     later = adapters.without(_later(request, lines, len(known_jobs)), tags)
-    later = _drawn_by(model, controls.same_nets(later, known_jobs, asked))
+    later = references.checked(controls.same_nets(later, known_jobs, asked), adapted.model)
+    later = _drawn_by(model, later)
     return PlannedRun(plan, adapters.same_embeddings(later, embeddings, adapted.adapters, adapted.model), imported)
 
 

@@ -58,8 +58,9 @@ def same_nets(jobs: Iterable[Job], first: Sequence[Job], asked: Sequence[Job]) -
 
 
 def made_again(before: Model, model: Model) -> Model:
-    """A model whose files were read anew, with the nets that were planned for."""
-    return replace(model, components={**model.components, **{name: before.components[name] for name in before.nets}})
+    """A model whose files were read anew, with what was planned for beside its own components."""
+    beside = {name: part for name, part in before.components.items() if name not in model.components}
+    return replace(model, components={**model.components, **beside})
 
 
 def _located(name: str, model: Model, folders: tuple[Path, ...]) -> Path:

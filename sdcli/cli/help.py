@@ -94,8 +94,8 @@ def _formats(columns: int) -> list[str]:
         "Models": ".safetensors only: a diffusers folder, or a single checkpoint of SD1.5, SD2 or SDXL in the original "
         "layout. Pickles (.ckpt, .pt, .bin) can run code and are refused.",
         "Adapters": "--lora (kohya's or diffusers' names; also <lora:name:0.8> in the prompt), --embedding (textual "
-        "inversion), --vae: .safetensors only, by path, or by name from the model's folder, from Lora/, embeddings/ "
-        "and VAE/ next to it, or from the folders of the config file.",
+        "inversion), --vae, --reference-model: .safetensors only, by path, or by name from the model's folder, from "
+        "Lora/, embeddings/ and VAE/ next to it, or from the folders of the config file.",
         "Images": "png, jpg, webp. Each holds the A1111 settings text, and sdcli's own chunk with everything needed "
         "to draw it again (--metadata full).",
         "Prompts": "--prompts FILE: text (a prompt per line; # and a space begin a comment), JSONL or CSV with columns "

@@ -21,6 +21,7 @@ def _of(job: Job) -> Iterator[InputImage]:
     if job.start is not None:
         yield job.start.image
     yield from (control.image for control in job.controls)
+    yield from (reference.image for reference in job.references)
 
 
 def told(jobs: Sequence[Job]) -> tuple[PlanWarning, ...]:

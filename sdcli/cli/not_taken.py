@@ -20,7 +20,7 @@ _NO_SETTINGS = frozenset({"Version", "Model hash", "VAE hash", "Hashes", "User",
 _FIELDS = {
     "Model": "model", "Sampler": "sampler", "Schedule type": "sampler", "Steps": "steps", "CFG scale": "guidance",
     "Size": "width", "Seed": "seeds", "Clip skip": "clip_skip", "Emphasis": "emphasis", "VAE": "vae_file",
-    "Image": "image", "Mask": "mask", "Control": "control",
+    "Image": "image", "Mask": "mask", "Control": "control", "Reference": "reference",
 }  # fmt: skip
 _NETWORKS = {"Lora hashes": "LoRA", "TI hashes": "embedding"}
 
@@ -71,7 +71,7 @@ def _instead(key: str, request: Request) -> str:
         return "the model's own is used"
     if key == "RNG":
         return "noise is drawn on the CPU"
-    if key in ("Image", "Mask", "Control"):
+    if key in ("Image", "Mask", "Control", "Reference"):
         return f"{flag_of(_FIELDS[key])} names one"
     if key == "Seed":
         return "a random one is used"

@@ -164,7 +164,9 @@ def _head(plan: Plan, width: int, disk_free: int | None) -> list[str]:
     ]
 
 
-_KINDS = {"vae": "VAE", "controlnet": "ControlNet"}
+_KINDS = {
+    "vae": "VAE", "controlnet": "ControlNet", "ip-adapter": "IP-Adapter", "image-encoder": "image encoder",
+}  # fmt: skip
 
 
 def _adapter_lines(setup: Setup, width: int) -> list[str]:

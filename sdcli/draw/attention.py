@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -15,10 +15,15 @@ from sdcli.plan.techniques.attention import Blocks, blocks
 Attend = Callable[[Tensor, Tensor, Tensor], Tensor]  # query, key and value as [batch, heads, tokens, width]
 
 
-def set_attention(module: Any, choice: str, attend: Attend) -> None:
-    """`fused`, `blocked` or `sliced`, for a UNet or a VAE as diffusers makes them. `attend` does the first two."""
+def set_attention(module: Any, choice: str, attend: Attend, *, named: bool = False) -> None:
+    """`fused`, `blocked` or `sliced`, for a UNet or a VAE as diffusers makes them. `attend` does the first two.
+
+    `named`: each layer knows its name, by which it finds what it sees of reference images."""
     if choice == "sliced" and hasattr(module, "set_attention_slice"):
         module.set_attention_slice("auto")
+    elif named:
+        names = [path.removesuffix(".processor") for path in module.attn_processors]
+        module.set_attn_processor({f"{name}.processor": Attention(attend, name) for name in names})
     else:
         module.set_attn_processor(Attention(attend))
 
@@ -55,15 +60,34 @@ def blocked(query: Tensor, key: Tensor, value: Tensor, block: Blocks) -> Tensor:
     return out.view(batch, heads, tokens, -1)
 
 
+Referred = Mapping[str, Mapping[str, Any]]  # as reference.py makes it
+
+
+def with_references(mixed: Tensor, query: Tensor, attend: Attend, layer: str, references: Referred) -> Tensor:
+    """With what the same queries find in reference images, those that this layer sees, each by its weight."""
+    batch, heads, tokens, width = query.shape
+    for seen in references.values():
+        if layer in seen["keys"]:
+            key, value = (
+                seen[part][layer].view(batch, -1, heads, width).transpose(1, 2) for part in ("keys", "values")
+            )
+            found = attend(query, key, value)
+            if "masks" in seen:
+                found = found * seen["masks"][str(tokens)]
+            mixed = mixed + seen["weight"] * found
+    return mixed
+
+
 class Attention:
     """diffusers' attention layer with `attend` in the middle, and without its division of every result by 1."""
 
-    def __init__(self, attend: Attend) -> None:
-        self.attend = attend
+    def __init__(self, attend: Attend, layer: str = "") -> None:
+        self.attend, self.layer = attend, layer
 
     def __call__(
         self, attn: Any, hidden_states: Tensor, encoder_hidden_states: Tensor | None = None,
-        attention_mask: Tensor | None = None, temb: Tensor | None = None, **ignored: Any,
+        attention_mask: Tensor | None = None, temb: Tensor | None = None, references: Referred | None = None,
+        **ignored: Any,
     ) -> Tensor:  # fmt: skip
         residual, shape = hidden_states, hidden_states.shape
         if len(shape) == 4:  # the VAE passes images, not tokens
@@ -81,6 +105,8 @@ class Attention:
             mixed: Tensor = self.attend(query, key, value)
         else:
             mixed = functional.scaled_dot_product_attention(query, key, value, attn_mask=attention_mask)
+        if references is not None:
+            mixed = with_references(mixed, query, self.attend, self.layer, references)
         mixed = attn.to_out[0](mixed.transpose(1, 2).reshape(batch, tokens, -1))
         if len(shape) == 4:
             mixed = mixed.transpose(1, 2).reshape(shape)

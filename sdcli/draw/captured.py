@@ -53,7 +53,7 @@ class Graph:
         main.wait_stream(side)
 
     def fits(self, given: Mapping[str, Any]) -> bool:
-        return [value.shape for value in _tensors(given)] == [value.shape for value in _tensors(self._given)]
+        return list(_fixed(given)) == list(_fixed(self._given))
 
     def replay(self, given: Mapping[str, Any]) -> Tensor:
         for own, value in zip(_tensors(self._given), _tensors(given), strict=True):
@@ -62,13 +62,25 @@ class Graph:
         return self._result.clone()  # some samplers keep it over later steps
 
 
+def _leaves(given: Mapping[str, Any], above: str = "") -> Iterator[tuple[str, Any]]:
+    for name, value in given.items():
+        if isinstance(value, Mapping):
+            yield from _leaves(value, f"{above}{name} ")
+        else:
+            yield above + name, value
+
+
 def _copied(given: Mapping[str, Any]) -> dict[str, Any]:
-    return {name: value.clone() if isinstance(value, Tensor) else _copied(value) for name, value in given.items()}
+    return {
+        name: _copied(value) if isinstance(value, Mapping) else value.clone() if isinstance(value, Tensor) else value
+        for name, value in given.items()
+    }
 
 
 def _tensors(given: Mapping[str, Any]) -> Iterator[Tensor]:
-    for value in given.values():
-        if isinstance(value, Tensor):
-            yield value
-        else:
-            yield from _tensors(value)
+    return (value for _, value in _leaves(given) if isinstance(value, Tensor))
+
+
+def _fixed(given: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
+    """What a graph was captured for: shapes, and plain numbers."""
+    return ((name, value.shape if isinstance(value, Tensor) else value) for name, value in _leaves(given))

@@ -72,6 +72,7 @@ class Conditioning:
     beside: Tensor | None = None  # channels that the UNet sees beside the latents, one row per UNet row
     kept: Kept | None = None  # what of the images stays as it was
     controls: Controls | None = None  # what is added inside the UNet
+    referred: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)  # what its layers see of reference images
 
     def inputs(self, latents: Tensor, step: int) -> Iterator[tuple[Tensor | None, Tensor, dict[str, Any]]]:
         """Every UNet call of this step: its rows, sample and other arguments."""
@@ -100,6 +101,8 @@ class Conditioning:
             arguments: dict[str, Any] = {name: _rows(value, group) for name, value in self.rows.items()}
             if self.added:
                 arguments["added_cond_kwargs"] = {name: _rows(value, group) for name, value in self.added.items()}
+            if self.referred:
+                arguments["cross_attention_kwargs"] = {"references": _all_rows(self.referred, group)}
             calls.append((group, arguments))
         return calls
 
@@ -129,6 +132,17 @@ class Conditioning:
 
 def _rows(value: Tensor, group: Any) -> Tensor:
     return value if group is None else value[group]
+
+
+def _all_rows(values: Mapping[str, Any], group: Any) -> dict[str, Any]:
+    """The same in tables of tables, where plain numbers hold for all rows."""
+    return {name: _within(value, group) for name, value in values.items()}
+
+
+def _within(value: Any, group: Any) -> Any:
+    if isinstance(value, Mapping):
+        return _all_rows(value, group)
+    return _rows(value, group) if isinstance(value, Tensor) else value
 
 
 def groups(images: int, sides: int, *, in_turn: bool = False, alone: bool = False) -> tuple[Tensor, ...]:

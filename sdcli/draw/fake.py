@@ -62,8 +62,8 @@ class Run:
                     every = stages(plan.model, jobs, alone=alone)
                     yield from self._load(placement.loaded(plan.setup.placement, every, stage, part))
                 draw = {
-                    "text": self._encode, "pixels": self._encode_image, "unet": self._denoise,
-                    "enlarge": self._upscale, "image": self._decode,
+                    "text": self._encode, "reference": self._encode_image, "pixels": self._encode_image,
+                    "unet": self._denoise, "enlarge": self._upscale, "image": self._decode,
                 }[stage.work]  # fmt: skip
                 yield from draw(number, jobs, stage)
                 yield self._peak(stage.name)

@@ -33,7 +33,13 @@ MODULES = {
     "controlnet": "diffusers.models.controlnets.controlnet",
     "text_encoder": "transformers",
     "text_encoder_2": "transformers",
+    "image_encoder": "transformers",
+    "ip_adapter": "sdcli.draw.ip_adapter",
 }
+# transformers' classes take its own configs.
+CONFIGS = {
+    "text_encoder": "CLIPTextConfig", "text_encoder_2": "CLIPTextConfig", "image_encoder": "CLIPVisionConfig",
+}  # fmt: skip
 
 
 def _nothing(key: str) -> None: ...
@@ -51,7 +57,7 @@ def load(
     name: str, component: Component, *, dtype: torch.dtype, device: torch.device | str, channels_last: bool,
     added: Additions | None = None, storage: torch.dtype | None = None, attend: Attend | None = None,
 ) -> Filled:  # fmt: skip
-    """`unet`, `vae`, `text_encoder`, `text_encoder_2` or `controlnet` from a diffusers folder's files or a single file.
+    """A component from a diffusers folder's files or a single file.
 
     `added` is what LoRAs add to its weights. With `storage` the large layers keep their weights in that dtype and
     widen them to `dtype` only while they compute. With `attend` the layers are packed, and attention is computed so.
@@ -90,10 +96,9 @@ def build(name: str, config: Mapping[str, Any]) -> Any:
     if class_name != kind.__name__:
         raise BadFile(f"the model's {name} is a {show(class_name, 60)}; only {kind.__name__} is supported")
     with config_checked(name), torch.device("meta"):
-        if name.startswith("text_encoder"):
-            from transformers import CLIPTextConfig
-
-            module = kind(CLIPTextConfig.from_dict(dict(config)))
+        if name in CONFIGS:
+            its_config = getattr(importlib.import_module(MODULES[name]), CONFIGS[name])
+            module = kind(its_config.from_dict(dict(config)))
         else:
             module = kind.from_config(dict(config))
     return module.eval()

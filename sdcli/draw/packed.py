@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from sdcli.draw.attention import Attend
+from sdcli.draw.attention import Attend, Referred, with_references
 from sdcli.draw.residual import is_plain
 
 # The layout of a product's weights hardly depends on how many rows come in later; oneDNN only wants to know a number.
@@ -108,25 +108,31 @@ class SelfAttention(nn.Module):
 class CrossAttention(nn.Module):
     """Attention to the text: keys and values in one product."""
 
-    def __init__(self, source: Any, attend: Attend) -> None:
+    def __init__(self, source: Any, attend: Attend, layer: str = "") -> None:
         super().__init__()
-        self.heads, self.attend = source.heads, attend
+        self.heads, self.attend, self.layer = source.heads, attend, layer
         self.to_q, self.inward = _linear(source.to_q), _side_by_side(source.to_k, source.to_v)
         self.outward = _linear(source.to_out[0])
 
-    def forward(self, tokens: Tensor, residual: Tensor, text: Tensor) -> Tensor:
+    def forward(
+        self, tokens: Tensor, residual: Tensor, text: Tensor, references: Referred | None = None
+    ) -> Tensor:  # fmt: skip
         (query,) = _heads(self.to_q(tokens), 1, self.heads)
         key, value = _heads(self.inward(text), 2, self.heads)
-        return self.outward.onto(residual, _joined(self.attend(query, key, value)))
+        mixed = self.attend(query, key, value)
+        if references is not None:
+            mixed = with_references(mixed, query, self.attend, self.layer, references)
+        return self.outward.onto(residual, _joined(mixed))
 
 
 class Block(nn.Module):
     """diffusers' BasicTransformerBlock with layer norms: self-attention, attention to the text, a gated product."""
 
-    def __init__(self, source: Any, attend: Attend) -> None:
+    def __init__(self, source: Any, attend: Attend, name: str = "") -> None:
         super().__init__()
         self.norm1, self.norm2, self.norm3 = source.norm1, source.norm2, source.norm3
-        self.attn1, self.attn2 = SelfAttention(source.attn1, attend), CrossAttention(source.attn2, attend)
+        self.attn1 = SelfAttention(source.attn1, attend)
+        self.attn2 = CrossAttention(source.attn2, attend, f"{name}.attn2")
         gated, last = source.ff.net[0].proj, source.ff.net[2]
         (value, gate), (value_bias, gate_bias) = gated.weight.data.chunk(2), gated.bias.data.chunk(2)
         self.value = Linear(value, _kept(value_bias.clone()))
@@ -135,10 +141,11 @@ class Block(nn.Module):
 
     def forward(
         self, tokens: Tensor, attention_mask: Tensor | None = None, encoder_hidden_states: Tensor | None = None,
-        **unused: Any,
+        cross_attention_kwargs: Mapping[str, Any] | None = None, **unused: Any,
     ) -> Tensor:  # fmt: skip
+        references = (cross_attention_kwargs or {}).get("references")
         tokens = self.attn1(self.norm1(tokens), tokens)
-        tokens = self.attn2(self.norm2(tokens), tokens, encoder_hidden_states)
+        tokens = self.attn2(self.norm2(tokens), tokens, encoder_hidden_states, references)
         hidden = self.norm3(tokens)
         return self.last.onto(tokens, self.value.onto(self.gate(hidden, "gelu"), hidden, "mul"))
 
@@ -154,13 +161,16 @@ class Transformer(nn.Module):
         self.linear = source.use_linear_projection
 
     def forward(
-        self, image: Tensor, encoder_hidden_states: Tensor | None = None, **unused: Any
+        self, image: Tensor, encoder_hidden_states: Tensor | None = None,
+        cross_attention_kwargs: Mapping[str, Any] | None = None, **unused: Any,
     ) -> tuple[Tensor]:  # fmt: skip
         size = image.shape[-2:]
         hidden = self.norm(image)
         hidden = self.proj_in(_tokens(hidden)) if self.linear else _tokens(self.proj_in(hidden))
         for block in self.transformer_blocks:
-            hidden = block(hidden, encoder_hidden_states=encoder_hidden_states)
+            hidden = block(
+                hidden, encoder_hidden_states=encoder_hidden_states, cross_attention_kwargs=cross_attention_kwargs
+            )
         if self.linear:
             return (_image(self.proj_out.onto(_tokens(image), hidden), size),)
         return (self.proj_out.onto(image, _image(hidden, size)),)
@@ -212,7 +222,7 @@ class Packer:
         last = {path: key for key in module.state_dict() for path in _owners(key)}
         inside = [path for path, part in module.named_modules() if _whole(part)]
         for path, part in module.named_modules():
-            packed = self._packing(part)
+            packed = self._packing(path, part)
             if packed is not None and path in last and not any(path.startswith(f"{outer}.") for outer in inside):
                 self._waiting.setdefault(last[path], []).insert(0, (path, packed))
 
@@ -223,13 +233,13 @@ class Packer:
             owner = self._module.get_submodule(above)
             setattr(owner, leaf, packed(owner.get_submodule(leaf)))
 
-    def _packing(self, part: Any) -> Callable[[Any], nn.Module] | None:
+    def _packing(self, path: str, part: Any) -> Callable[[Any], nn.Module] | None:
         if type(part) is nn.Linear:
             return _linear
         if type(part) is nn.Conv2d:
             return Convolution
         if _whole(part):
-            return partial(Block, attend=self._attend)
+            return partial(Block, attend=self._attend, name=path)
         return _WALKED[type(part).__name__] if _walked(part) else None
 
 

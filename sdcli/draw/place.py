@@ -147,7 +147,8 @@ class Components:
             attend=attend if images and self.setup.execution == "packed" else None,
         )  # fmt: skip
         if images:
-            attention.set_attention(filled.module, choice, attend)
+            named = name == "unet" and self.model.sees_references
+            attention.set_attention(filled.module, choice, attend, named=named)
         if name == "unet" and self.setup.execution != "packed":  # packed ones do no such work either
             residual.lighten(filled.module)
         if steering:

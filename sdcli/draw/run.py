@@ -19,6 +19,7 @@ from sdcli.draw.encode_image import Posterior
 from sdcli.draw.exhausted import exhausted
 from sdcli.draw.images import Started, StartKey, keys_of, lanczos, put_back
 from sdcli.draw.oom import first_line, is_out_of_memory
+from sdcli.draw.reference import Together
 from sdcli.draw.regional import NotCompiled
 from sdcli.draw.session import Session
 from sdcli.draw.start import Begun, EncodedStart, begun, enlarged
@@ -71,6 +72,11 @@ class BatchState:
     def step(self) -> int:
         return self.loop.step if self.loop else 0
 
+    @property
+    def canvases(self) -> list[Canvas | None]:
+        """What each image starts from, if anything."""
+        return [one.canvas for one in self.started] or [None] * len(self.jobs)
+
 
 class Run:
     """Draws one plan with a session. Every stage can be repeated after a failure."""
@@ -84,13 +90,14 @@ class Run:
 
     def draw(self, batches: Iterable[Batch]) -> Iterator[Event]:
         for window in windows_of(batches):
-            prompts = self.session.prompts
+            prompts, references = self.session.prompts, self.session.references
             prompts.keep(key for _, jobs in window for key in prompts.needed(jobs))
+            references.keep(one for _, jobs in window for one in references.needed(jobs))
             for number, jobs, stage in walk(self.plan.model, window, alone=self._alone):
                 self._stages = stages(self.plan.model, jobs, alone=self._alone)
                 draw = {
-                    "text": self._encode, "pixels": self._encode_image, "unet": self._denoise,
-                    "enlarge": self._upscale, "image": self._decode,
+                    "text": self._encode, "reference": self._encode_references, "pixels": self._encode_image,
+                    "unet": self._denoise, "enlarge": self._upscale, "image": self._decode,
                 }[stage.work]  # fmt: skip
                 yield from draw(number, jobs, stage)
 
@@ -143,6 +150,27 @@ class Run:
         self.session.prompts.store(keys, columns)
         return seconds
 
+    # --- images to draw like
+
+    def _encode_references(self, number: int, jobs: Sequence[Job], stage: Stage) -> Iterator[Event]:
+        references, seconds = self.session.references, 0.0
+        missing = references.missing(references.needed(jobs))
+        if missing:
+            seconds = yield from self._surviving(number, stage.name, lambda: self._attended(stage, missing))
+        yield EncodedImage(stage=stage.name, batch=number, seconds=seconds)
+
+    def _attended(self, stage: Stage, needed: Sequence[Together]) -> Events[float]:
+        """One model after the other, so that the first can leave before the second loads. Returns the seconds, loading
+        excluded."""
+        references, seconds = self.session.references, 0.0
+        for part, work in zip(stage.parts, (references.encode, references.attend), strict=True):
+            yield from self._ready(stage, part)
+            started = time.perf_counter()
+            work(self.session.components, part, needed)
+            seconds += time.perf_counter() - started
+            yield self.session.meter.read(stage.name)  # else what comes next would count it as loading
+        return seconds
+
     # --- images into latents
 
     def _encode_image(self, number: int, jobs: Sequence[Job], stage: Stage) -> Iterator[Event]:
@@ -185,6 +213,8 @@ class Run:
         state.loop = self._start(state, stage)
         if state.begun is not None:
             conditioning = conditioning.starting(state.begun, components.device)
+        if stage.references:
+            conditioning = replace(conditioning, referred=self._referred(state, state.loop.latents))
         yield from self._compile(state, part, conditioning)
         started = time.perf_counter()
         with ExitStack() as stack:
@@ -210,15 +240,20 @@ class Run:
         )
         yield meter.read(stage.name)
 
+    def _referred(self, state: BatchState, latents: Tensor) -> dict[str, dict[str, Any]]:
+        height, width = latents.shape[-2:]
+        return self.session.references.referred(
+            state.jobs, (height, width), (state.makes.width, state.makes.height), state.canvases,
+            self.session.components.device,
+        )  # fmt: skip
+
     def _controls(self, state: BatchState, nets: Mapping[str, Any]) -> list[control.Control]:
         """The ControlNets of a batch, each with a row for every image."""
         makes, controls = state.makes, []
-        canvases: list[Canvas | None] = [one.canvas for one in state.started]
-        canvases = canvases or [None] * len(state.jobs)
         for number, each in enumerate(state.jobs[0].controls):
             rows = [
                 control.pixels(control_images.image_of(job.controls[number], makes.width, makes.height, canvas))
-                for job, canvas in zip(state.jobs, canvases, strict=True)
+                for job, canvas in zip(state.jobs, state.canvases, strict=True)
             ]
             controls.append(control.Control(
                 net=nets[each.part], image=torch.cat(rows), weight=each.weight, start=each.start, end=each.end,
@@ -418,6 +453,7 @@ class Run:
         where = {
             "load": "while loading",
             "encode": "encoding the prompt",
+            "encode-reference": "encoding the reference image",
             "encode-image": "encoding the image",
             "upscale": "enlarging the image",
             "decode": "decoding the image",

@@ -6,6 +6,7 @@ from sdcli.draw.images import Images
 from sdcli.draw.meter import Meter
 from sdcli.draw.place import Components
 from sdcli.draw.prompts import Prompts
+from sdcli.draw.reference import References
 from sdcli.models.model import Model
 from sdcli.plan.plan import Plan, Setup
 
@@ -17,6 +18,7 @@ class Session:
         self.model = model
         self.prompts = Prompts(model, setup.adapters)
         self.images = Images()
+        self.references = References(model)
         self.components = Components(model, setup)
         self.meter = Meter(self.components.device)
 
@@ -37,4 +39,5 @@ class Session:
         """Frees all memory; what was drawn has left as events."""
         self.prompts.keep(())
         self.images.keep(())
+        self.references.keep(())
         self.components.drop_all()

@@ -80,6 +80,15 @@ def extended(image: InputImage, mask: InputImage | None, width: int, height: int
     return Canvas(whole, marks, whole, marks)
 
 
+def beside(image: Any, canvas: Canvas | None, width: int, height: int, fit: str) -> Any:
+    """An image that says something about each place of what is drawn, of that size. Where only a part of a canvas is
+    drawn, that part of it."""
+    if canvas is None or canvas.box is None:
+        return fits.fitted(image, width, height, fit)
+    across, down = canvas.whole.size
+    return fits.fitted(fits.fitted(image, across, down, "stretch").crop(canvas.box), width, height, "pad")
+
+
 def mask_of(mask: InputImage, image: InputImage) -> Any:
     """Brightness, of the image's size."""
     marks = read.grey(mask)

@@ -5,8 +5,7 @@ from __future__ import annotations
 from typing import Any, Protocol
 
 from sdcli.images import edges, read
-from sdcli.images.canvas import Canvas
-from sdcli.images.fit import fitted
+from sdcli.images.canvas import Canvas, beside
 from sdcli.images.read import InputImage
 
 WAYS = ("canny", "scribble", "tile", "invert", "none")
@@ -25,12 +24,7 @@ class Steers(Protocol):
 
 def image_of(control: Steers, width: int, height: int, canvas: Canvas | None = None) -> Any:
     """What a ControlNet sees, Pillow's. Where only a part of an image is drawn, as `canvas` has it, of that part."""
-    image = read.rgb(control.image)
-    if canvas is not None and canvas.box is not None:
-        across, down = canvas.whole.size
-        part = fitted(image, across, down, "stretch").crop(canvas.box)
-        return prepared(fitted(part, width, height, "pad"), control.made)
-    return prepared(fitted(image, width, height, control.fit), control.made)
+    return prepared(beside(read.rgb(control.image), canvas, width, height, control.fit), control.made)
 
 
 def prepared(image: Any, way: str) -> Any:

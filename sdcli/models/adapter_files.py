@@ -20,8 +20,12 @@ from sdcli.models.sniff import PICKLE_SUFFIXES
 from sdcli.near import nearest
 from sdcli.terminal import show
 
-FLAGS = {"LoRA": "--lora", "embedding": "--embedding", "VAE": "--vae", "ControlNet": "--control"}
-_FOLDERS = ("lora", "loras", "lycoris", "embeddings", "vae", "controlnet")  # what other programs call them
+FLAGS = {
+    "LoRA": "--lora", "embedding": "--embedding", "VAE": "--vae", "ControlNet": "--control",
+    "IP-Adapter": "--reference-model",
+}  # fmt: skip
+# What other programs call them
+_FOLDERS = ("lora", "loras", "lycoris", "embeddings", "vae", "controlnet", "ipadapter", "ip-adapter", "ip_adapter")
 _WEIGHT = re.compile(r"[+-]?(\d{1,4}(\.\d{0,6})?|\.\d{1,6})", re.ASCII)
 
 

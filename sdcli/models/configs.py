@@ -115,6 +115,14 @@ _TEXT: Mapping[str, Rule] = {
     "return_dict": Rule("true", lambda value: value is True), "torchscript": _NO, "eos_token_id": _whole(-1),
     "bos_token_id": _or_null(_whole(-1)), "pad_token_id": _or_null(_whole(-1)),
 }  # fmt: skip
+_VISION: Mapping[str, Rule] = {
+    **{
+        name: _TEXT[name]
+        for name in ("hidden_act", "layer_norm_eps", "attention_dropout", "return_dict", "torchscript")
+    },
+    "image_size": _whole(1, 4096), "patch_size": _whole(1, 4096),
+    "num_channels": Rule("3", lambda value: value == 3 and not isinstance(value, bool)),
+}  # fmt: skip
 _SCHEDULER: Mapping[str, Rule] = {
     "_class_name": _CLASS,
     "num_train_timesteps": _whole(FEWEST_STEPS, MOST_STEPS), "beta_start": _BETA, "beta_end": _BETA,
@@ -142,6 +150,7 @@ _RULES = {
     "vae": _VAE,
     "text_encoder": _TEXT,
     "text_encoder_2": _TEXT,
+    "image_encoder": _VISION,
     "scheduler": _SCHEDULER,
 }
 

@@ -28,6 +28,8 @@ CLASSES: dict[str, tuple[str, ...]] = {  # a config that names another is refuse
     "text_encoder": ("CLIPTextModel",),
     "text_encoder_2": ("CLIPTextModelWithProjection",),
     "controlnet": ("ControlNetModel",),
+    "image_encoder": ("CLIPVisionModelWithProjection",),
+    "ip_adapter": ("IPAdapter",),  # sdcli's own
     "tokenizer": ("CLIPTokenizer", "CLIPTokenizerFast"),
     "tokenizer_2": ("CLIPTokenizer", "CLIPTokenizerFast"),
 }

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 from sdcli.models.families import original_prefixes
@@ -55,6 +55,7 @@ class Origin:
     third: int | None = None  # OpenCLIP keeps the rows of q, k and v in one tensor: the first, second or last third
     transposed: bool = False
     flat: bool = False  # a linear layer, which the original stores as a 1×1 convolution
+    half: int | None = None  # keys and values in one tensor: the first or last half
 
     def selection(self, stored: Shape) -> tuple[int, Shape]:
         """Of a tensor of this shape: the first row taken, and the shape of the result, transposed or not."""
@@ -62,6 +63,9 @@ class Origin:
         if self.third is not None and stored:
             ends = (0, stored[0] // 3, 2 * (stored[0] // 3), stored[0])
             first, rows = ends[self.third], (ends[self.third + 1] - ends[self.third],)
+        if self.half is not None and stored:
+            middle = -(-stored[0] // 2)
+            first, rows = (0, (middle,)) if self.half == 0 else (middle, (stored[0] - middle,))
         shape = (*rows, *stored[1:])
         shape = without_kernel(shape) if self.flat else shape
         return first, shape[::-1] if self.transposed else shape
@@ -83,6 +87,10 @@ def rename(component: str, names: Iterable[str]) -> dict[str, Origin]:
         return _controlnet(_bare(names, CONTROL))
     if component == "vae":
         return _vae(_bare(names, VAE, "vae."))
+    if component == "image_encoder":
+        return {name: Origin(name) for name in names}
+    if component == "ip_adapter":
+        return dict(_ip_adapter(names))
     prefixes = original_prefixes(component)
     open_clip = [prefix for prefix in prefixes if prefix.endswith(".model.") and _any_in(names, prefix)]
     if open_clip:
@@ -98,6 +106,38 @@ def _bare(names: list[str], *prefixes: str) -> dict[str, str]:
 
 def _any_in(names: list[str], prefix: str) -> bool:
     return any(name.startswith(prefix) for name in names)
+
+
+# --- IP-Adapters
+
+_REFERENCE = re.compile(r"ip_adapter\.(\d{1,4})\.to_([kv])_ip\.(.+)")
+# What follows `image_proj.`: of the plain ones, of the one for whole faces, of resamplers.
+_PROJECTIONS = (
+    (r"proj\.(weight|bias)", r"image_embeds.\1"),
+    (r"proj\.0\.", "ff.net.0.proj."), (r"proj\.2\.", "ff.net.2."), (r"proj\.3\.", "norm."),
+    (r"(layers\.\d+)\.0\.norm1\.", r"\1.ln0."), (r"(layers\.\d+)\.0\.norm2\.", r"\1.ln1."),
+    (r"(layers\.\d+)\.0\.to_out\.", r"\1.attn.to_out.0."), (r"(layers\.\d+)\.0\.to_", r"\1.attn.to_"),
+    (r"(layers\.\d+)\.1\.0\.", r"\1.ff.0."), (r"(layers\.\d+)\.1\.1\.", r"\1.ff.1.net.0.proj."),
+    (r"(layers\.\d+)\.1\.3\.", r"\1.ff.1.net.2."),
+)  # fmt: skip
+
+
+def _ip_adapter(names: Iterable[str]) -> Iterator[tuple[str, Origin]]:
+    """What makes tokens of an image, and each layer's keys and values of these."""
+    for name in names:
+        if match := _REFERENCE.fullmatch(name):
+            yield f"to_{match[2]}.{int(match[1]) // 2}.{match[3]}", Origin(name)
+            continue
+        start, _, rest = name.partition(".")
+        for pattern, ours in _PROJECTIONS:
+            rest, renamed = re.subn(f"^{pattern}", ours, rest)
+            if renamed:
+                break
+        if ".to_kv." in rest:
+            yield f"{start}.{rest.replace('.to_kv.', '.to_k.')}", Origin(name, half=0)
+            yield f"{start}.{rest.replace('.to_kv.', '.to_v.')}", Origin(name, half=1)
+        else:
+            yield f"{start}.{rest}", Origin(name)
 
 
 # --- VAEs and text encoders

@@ -54,6 +54,11 @@ class Model:
         return tuple(name for name in self.components if name.startswith("controlnet"))
 
     @property
+    def sees_references(self) -> bool:
+        """Whether it has an IP-Adapter beside it."""
+        return "ip_adapter" in self.components
+
+    @property
     def sees_mask(self) -> bool:
         """Whether its UNet was trained to repaint: beside latents it sees a mask and the latents around it."""
         return bool(self.components["unet"].config.get("in_channels") == 9)

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from sdcli import data
-from sdcli.models import control_walk, text, unet, vae
+from sdcli.models import control_walk, reference_walk, text, unet, vae, vision
 from sdcli.models.model import BYTES, Component
 
 
@@ -17,6 +17,10 @@ def parameters_of(component: str, config: Mapping[str, Any]) -> int:
         return vae.parameters(config)
     if component.startswith("controlnet"):
         return control_walk.analyse(config, height=64, width=64).parameters
+    if component == "image_encoder":
+        return vision.parameters(config)
+    if component == "ip_adapter":
+        return reference_walk.parameters(config)
     return text.parameters(config)
 
 

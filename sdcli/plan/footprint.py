@@ -8,7 +8,7 @@ from functools import cache
 from operator import attrgetter
 
 from sdcli.machine.hardware import Hardware
-from sdcli.models import control_walk, text, unet, vae
+from sdcli.models import control_walk, reference_walk, text, unet, vae, vision
 from sdcli.models.model import BYTES, Model
 from sdcli.plan import calibration
 from sdcli.plan.plan import Footprint, Phase, Setup
@@ -23,6 +23,7 @@ COMPILE = "compile"  # the phase
 # The slots that each kind of work depends on.
 _WORK = {
     "text": attrgetter("dtype"),
+    "reference": attrgetter("dtype"),
     "unet": attrgetter("dtype", "storage", "attention", "guidance", "blocks", "threads", "execution"),
     "pixels": attrgetter("dtype", "vae", "vae_dtype", "execution"),
     "enlarge": attrgetter("dtype", "vae", "vae_dtype", "execution"),
@@ -69,6 +70,16 @@ class Sizes:
         longest = config.get("max_position_embeddings")
         return text.analyse(config, tokens=min(shape.tokens, longest if isinstance(longest, int) else TOKENS))
 
+    def image_reader(self) -> vision.ImageEncoder:
+        """One image through the encoder; all states on the way are kept where more than a vector is looked at."""
+        rows = self.config("ip_adapter")["kind"] != reference_walk.PLAIN
+        return vision.analyse(self.config("image_encoder"), states=rows)
+
+    def referring(self, stage: Stage) -> reference_walk.AdapterWork:
+        """The IP-Adapter's call for as many images as there are at once."""
+        images = max(1, stage.references)
+        return reference_walk.analyse(self.config("ip_adapter"), images=images, guided=stage.shape.sides > 1)
+
     def _decoder(self, shape: Shape, how: str) -> vae.Pass:
         """Decoding one image whole or in tiles."""
         config, height, width = self.config("vae"), shape.height, shape.width
@@ -98,8 +109,8 @@ class Sizes:
         key = (stage.name, _WORK[stage.work](setup))
         if key not in self._work:
             count = {
-                "text": self._text, "pixels": self._pixels, "unet": self._unet, "enlarge": self._enlarge,
-                "image": self._image,
+                "text": self._text, "reference": self._reference, "pixels": self._pixels, "unet": self._unet,
+                "enlarge": self._enlarge, "image": self._image,
             }[stage.work]  # fmt: skip
             self._work[key] = count(stage, setup)
         return self._work[key]
@@ -109,6 +120,11 @@ class Sizes:
         return self._reserved(
             max((self.encoder(stage.shape, part).activation_peak(size) for part in stage.parts), default=0)
         )
+
+    def _reference(self, stage: Stage, setup: Setup) -> int:
+        size = BYTES[setup.dtype]
+        works = self.image_reader(), self.referring(stage)
+        return self._reserved(max(work.activation_peak(size) for work in works))
 
     def _unet(self, stage: Stage, setup: Setup) -> int:
         latents = self._latents(stage, setup)
@@ -123,7 +139,7 @@ class Sizes:
         if setup.attention == "blocked":  # the same for a block of queries
             scores = 2 * _scores_at_once(call, latents, setup) * size
         live = max(live, live // 2 + scores)  # at the attention, less than half of the feed-forward's peak is live
-        live = self._steered(live, stage, latents * size)
+        live = self._steered(live, stage, latents * size) + self._attended(stage, setup)
         if setup.execution == "graph":
             return self._pool(live) + calibration.workspace(self.backend)
         return self._reserved(live + widened, heap=True)
@@ -136,6 +152,14 @@ class Sizes:
             return live
         kept = size * (max(net.residual_elements for net in nets) + sum(net.hint.elements for net in nets))
         return kept + max(live, *(net.call.activation_peak(size) for net in nets))
+
+    def _attended(self, stage: Stage, setup: Setup) -> int:
+        """The keys and values of reference images for all rows; where a call has fewer, or a graph reads its own, those
+        too."""
+        if not stage.references:
+            return 0
+        twice = setup.execution == "graph" or (stage.shape.sides > 1 and setup.guidance == "in-turn")
+        return stage.shape.batch * self.referring(stage).kept_elements * BYTES[setup.dtype] * (2 if twice else 1)
 
     def _pool(self, live: int) -> int:
         """What a graph keeps for itself: its memory, in which a call's live bytes are laid out once and for all, and
@@ -247,11 +271,23 @@ class Sizes:
         if stage.work == "text":
             encoder = self.encoder(stage.shape, part)
             return encoder.beside_weights(size, row=size) - encoder.activation_peak(size)
+        if stage.work == "reference":
+            return self._window_of_reference(part, stage, size)
         net = part in stage.beside
         call = self.control(stage.shape, part).call if net else self.call(stage.shape)
         live = self._latents(stage, setup) * size
         row, layer = (1, size) if setup.storage == "fp8" else (size, 0)
         return call.beside_weights(live, layer=layer, row=row) - call.beside_weights(live, layer=layer)
+
+    def _window_of_reference(self, part: str, stage: Stage, size: int) -> int:
+        """Beside the work of both parts. The order of layers is learnt in a first call, so that with a single one none
+        is fetched ahead."""
+        reader, adapter = self.image_reader(), self.referring(stage)
+        rows = self.config("ip_adapter")["kind"] != reference_walk.PLAIN  # nothing is encoded too
+        calls = stage.references + (1 if rows and stage.shape.sides > 1 else 0)
+        work, again = (reader, calls > 1) if part == "image_encoder" else (adapter, False)
+        window = work.beside_weights(size, row=size) if again else work.beside_weights(size, layer=size)
+        return max(0, window - max(reader.activation_peak(size), adapter.activation_peak(size)))
 
     def _latents(self, stage: Stage, setup: Setup) -> int:
         """In one UNet call."""

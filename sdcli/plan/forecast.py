@@ -134,6 +134,7 @@ def _weight(batch: tuple[Job, ...]) -> tuple[int, ...]:
         first.start is not None,
         first.second is not None,
         len(first.controls),
+        len(first.references),
         first.all_calls,
         width,
     )

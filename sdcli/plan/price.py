@@ -18,6 +18,7 @@ FLOP = 2  # a multiply-add
 # The slots that the time of each kind of work depends on.
 _SLOTS = {
     "text": attrgetter("dtype"),
+    "reference": attrgetter("dtype"),
     "unet": attrgetter("dtype", "storage", "placement", "attention", "execution", "guidance"),
     "pixels": attrgetter("dtype", "vae", "vae_dtype"),
     "enlarge": attrgetter("dtype", "vae", "vae_dtype"),
@@ -60,8 +61,8 @@ class Price:
         key = (stage.name, _SLOTS[stage.work](setup))
         if key not in self._parts:
             price = {
-                "text": self._text, "pixels": self._pixels, "unet": self._unet, "enlarge": self._enlarge,
-                "image": self._image,
+                "text": self._text, "reference": self._reference, "pixels": self._pixels, "unet": self._unet,
+                "enlarge": self._enlarge, "image": self._image,
             }[stage.work]  # fmt: skip
             self._parts[key] = price(stage, setup)
         return self._parts[key]
@@ -70,6 +71,12 @@ class Price:
         macs = sum(self.sizes.encoder(stage.shape, part).macs for part in stage.parts)
         passes = min(stage.shape.sides, 2)
         return passes * FLOP * macs / self.rates.compute * dtype.slowdown(setup.dtype, self.hardware)
+
+    def _reference(self, stage: Stage, setup: Setup) -> float:
+        """Mostly the same images for the whole run, each encoded once; and nothing, which is encoded too."""
+        macs = (stage.references + 1) * self.sizes.image_reader().macs + self.sizes.referring(stage).macs
+        seconds = FLOP * macs / self.rates.compute * dtype.slowdown(setup.dtype, self.hardware)
+        return seconds / self.work.batches
 
     def _unet(self, stage: Stage, setup: Setup) -> float:
         return stage.steps * self._step(stage, setup) + self._capturing(stage, setup)

@@ -27,6 +27,7 @@ def key_of(model: Model, setup: Setup, batch: Sequence[Job], alone: bool = False
         f"batch={len(batch)}" + (" alone" if alone and len(batch) > 1 else ""),
         *(["from-image"] if job.start is not None else []),
         *(["controls=" + ",".join(str(control.net) for control in job.controls)] if job.controls else []),
+        *([f"references={len(job.references)}"] if job.references else []),
         *(["second={}x{}".format(*job.size), job.second.upscaler] if job.second is not None else []),
         "guided" if sides(model, job) > 1 else "plain",
         setup.device,

@@ -12,9 +12,9 @@ from sdcli.request.request import Job, Pass, Request
 
 TOKENS = 77
 
-# Prompts through text encoders; pixels into latents; calls of the UNet; latents into larger ones, by way of pixels;
-# latents into pixels.
-WorkKind = Literal["text", "pixels", "unet", "enlarge", "image"]
+# Prompts through text encoders; reference images through theirs; pixels into latents; calls of the UNet; latents into
+# larger ones, by way of pixels; latents into pixels.
+WorkKind = Literal["text", "reference", "pixels", "unet", "enlarge", "image"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,11 +40,12 @@ class Stage:
     steps: int = 0  # UNet calls, guidance's sides counted as one
     file_pixels: int = 0  # of the largest image file that is read or put back into
     smaller: Shape | None = None  # what is enlarged to the shape
+    references: int = 0  # images that an IP-Adapter sees
 
     @property
     def ahead(self) -> bool:
         """Whether it is done for many batches before any of them continues: encoded prompts are small."""
-        return self.work == "text"
+        return self.work in ("text", "reference")
 
 
 def stages(model: Model, batch: Sequence[Job], *, alone: bool = False) -> tuple[Stage, ...]:
@@ -64,12 +65,19 @@ def stages(model: Model, batch: Sequence[Job], *, alone: bool = False) -> tuple[
         made.insert(-1, again)
         if first.second.upscaler != "latent":
             made.insert(-2, Stage(name="upscale", work="enlarge", parts=("vae",), shape=shapes[1], smaller=shapes[0]))
-    read = {"encode-image": max(files, default=0), "decode": max(whole, default=0)}
+    if first.references:
+        parts = ("image_encoder", "ip_adapter")
+        made.insert(1, Stage(name="encode-reference", work="reference", parts=parts, shape=shapes[0]))
+    seen = [one.image.width * one.image.height for job in batch for one in job.references]
+    read = {"encode-reference": seen, "encode-image": files, "decode": whole}
     nets = tuple(dict.fromkeys(control.part for control in first.controls))
     return tuple(
-        replace(stage, file_pixels=read.get(stage.name, 0), beside=nets if stage.work == "unet" else ())
+        replace(
+            stage, file_pixels=max(read.get(stage.name, ()), default=0), beside=nets if stage.work == "unet" else (),
+            references=len(first.references) if stage.work in ("unet", "reference") else 0,
+        )
         for stage in made
-    )
+    )  # fmt: skip
 
 
 def stages_at(model: Model, shape: Shape, *, steps: int = 1) -> tuple[Stage, ...]:

@@ -6,6 +6,7 @@ whichever source, is converted by one table, so that every source accepts the sa
 
 from __future__ import annotations
 
+import os.path
 import re
 import tomllib
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -22,12 +23,14 @@ from sdcli.images.read import InputImage
 from sdcli.near import near_text, nearest
 from sdcli.request import jobs, samplers
 from sdcli.request.options import OPTIONS, flag_of
-from sdcli.request.request import Control, Request
+from sdcli.request.request import Control, Reference, Request
 from sdcli.terminal import quoted, show
 
 LARGEST_FILE = 1 << 20
 # Never saved: what to draw, and where to take settings from.
-NOT_KEPT = frozenset({"prompts", "prompts_file", "settings_from", "seeds", "image", "mask", "control"})
+NOT_KEPT = frozenset({
+    "prompts", "prompts_file", "settings_from", "seeds", "image", "mask", "control", "reference", "reference_mask",
+})  # fmt: skip
 SETTINGS: tuple[str, ...] = tuple(option.field for option in OPTIONS)
 ORDER = ("family", "model", "user", "environment", "preset", "settings-from", "flag")
 
@@ -115,7 +118,7 @@ _CONVERT: dict[str, Callable[[str, str], Any]] = {
     "sampler": lambda field, text: samplers.find(text).name,
     "pins": _pins,
     **dict.fromkeys(("model", "revision", "vae_file", "device", "output", "preset"), _name),
-    **dict.fromkeys(("settings_from", "prompts_file"), _name),
+    **dict.fromkeys(("settings_from", "prompts_file", "reference_model", "reference_encoder"), _name),
 }  # fmt: skip
 _SEVERAL = frozenset({"prompts", "lora", "embeddings"})
 
@@ -126,10 +129,12 @@ def convert(field: str, value: Any) -> Any:
         return _images(_texts(field, value))
     if field == "control":
         return tuple(_control(text) for text in _texts(field, value))
+    if field == "reference":
+        return tuple(_reference(_name(field, text)) for text in _texts(field, value))
+    if field == "reference_mask":
+        return tuple(_mask(_name(field, text)) for text in _texts(field, value))
     if field == "mask" and isinstance(value, str):
-        mask = images.look(_name(field, value))
-        canvas.check_mask(mask)
-        return mask
+        return _mask(_name(field, value))
     if field in _SEVERAL:
         return _texts(field, value) if field == "prompts" else tuple(_name(field, one) for one in _texts(field, value))
     if field == "pins" and isinstance(value, Mapping):
@@ -177,6 +182,23 @@ def _control(text: str) -> Control:
     return Control(
         net=found["net"], image=images.look(found["image"]), weight=float(found["weight"] or 1), start=start, end=end
     )
+
+
+def _mask(path: str) -> InputImage:
+    mask = images.look(path)
+    canvas.check_mask(mask)
+    return mask
+
+
+_WEIGHT = re.compile(r"\d{1,3}(?:\.\d{0,6})?|\.\d{1,6}", re.ASCII)
+
+
+def _reference(text: str) -> Reference:
+    """`face.png:0.6`. A path that exists wins, whatever colons it has."""
+    name, _, weight = text.rpartition(":")
+    if name and _WEIGHT.fullmatch(weight.strip()) and not os.path.isfile(text):
+        return Reference(image=images.look(os.path.expanduser(name)), weight=float(weight))
+    return Reference(image=images.look(os.path.expanduser(text)))
 
 
 # --- sources

@@ -131,6 +131,7 @@ def check(request: Request) -> None:
     _between("--num-images", request.num_images, 1, MOST_JOBS)
     _check_sides(request)
     _check_controls(request)
+    _check_references(request)
     if request.edits:
         _check_edit(request)
     if request.image:
@@ -149,6 +150,21 @@ def _check_controls(request: Request) -> None:
         )
 
 
+def _check_references(request: Request) -> None:
+    if request.reference and request.reference_model is None:
+        raise Usage(
+            "--reference needs an IP-Adapter",
+            hint="the same command with --reference-model ip-adapter_sd15.safetensors",
+        )
+    if request.reference_mask and not request.reference:
+        raise Usage("--reference-mask needs a reference", hint="the same command with --reference photo.png")
+    if len(request.reference_mask) > len(request.reference):
+        raise Usage(
+            f"{len(request.reference_mask)} masks for {len(request.reference)} --reference",
+            hint="the same command without --reference-mask",
+        )
+
+
 def _check_no_start(request: Request) -> None:
     """What only changes an image says nothing without one."""
     for name in ("mask", "only_masked", "outpaint"):
@@ -163,7 +179,7 @@ def _check_edit(request: Request) -> None:
             "this model changes an image as the prompt says, and there is none",
             hint="the same command with --image photo.png",
         )
-    for name in ("strength", "mask", "outpaint", "only_masked", "control"):
+    for name in ("strength", "mask", "outpaint", "only_masked", "control", "reference"):
         if getattr(request, name) not in (None, False, ()):
             flag = flag_of(name)
             raise Usage(
@@ -289,6 +305,10 @@ def make_job(request: Request, index: int, prompt: str, seed: int, image: InputI
         index=index, prompt=prompt, seed=seed, unet_calls=sampler.unet_calls(taken), start=start,
         second=_second(request, sampler, own),
         controls=tuple(replace(control, made=request.control_from, fit=request.fit) for control in request.control),
+        references=tuple(
+            replace(reference, mask=mask, layers=request.reference_layers, fit=request.fit)
+            for reference, mask in itertools.zip_longest(request.reference, request.reference_mask)
+        ),
         **{name: getattr(request, name) for name in PER_IMAGE} | own,
     )  # fmt: skip
 

@@ -14,14 +14,14 @@ from sdcli import reading
 from sdcli.errors import BadFile, SdcliError, Usage
 from sdcli.near import near_text, nearest
 from sdcli.request import config, jobs
-from sdcli.request.request import PER_IMAGE, SECOND, STARTING, STEERING, Job, Request
+from sdcli.request.request import PER_IMAGE, REFERRING, SECOND, STARTING, STEERING, Job, Request
 from sdcli.terminal import show
 
 LONGEST_LINE = 1 << 20
 LARGEST_FILE = 64 << 20
 _COMMENT = re.compile(r"#+(\s|$)")
 # What a line may set for itself; the rest applies to the whole run.
-SETTINGS = (*PER_IMAGE, *STARTING, *STEERING, *SECOND)
+SETTINGS = (*PER_IMAGE, *STARTING, *STEERING, *REFERRING, *SECOND)
 COLUMNS = ("prompt", "id", "seed", *SETTINGS)
 
 

@@ -59,6 +59,17 @@ class Control:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Reference:
+    """An image to draw from as if it were described in the prompt, through an IP-Adapter."""
+
+    image: InputImage
+    weight: float = 0.6
+    mask: InputImage | None = None  # where it acts: what is white
+    layers: str = "all"  # of the UNet: all, or those of style or layout
+    fit: str = "crop"  # of the mask
+
+
+@dataclass(frozen=True, kw_only=True)
 class SecondPass:
     """What was drawn is enlarged, and drawn over with some noise on it. All `steps` are taken: they are the last ones
     of as many as the strength makes them a share of."""
@@ -136,6 +147,11 @@ class Request:
     control: tuple[Control, ...] = ()
     control_from: str = "none"
     guess_mode: bool = False
+    reference: tuple[Reference, ...] = ()
+    reference_model: str | None = None
+    reference_encoder: str | None = None
+    reference_layers: str = "all"
+    reference_mask: tuple[InputImage, ...] = ()
     hires: float | None = None
     hires_steps: int | None = None
     hires_strength: float | None = None
@@ -166,6 +182,7 @@ class Job:
     second: SecondPass | None = None
     controls: tuple[Control, ...] = ()
     guess_mode: bool = False
+    references: tuple[Reference, ...] = ()
 
     @property
     def steps_taken(self) -> int:
@@ -216,6 +233,9 @@ STARTING = (
 
 # What steers it.
 STEERING = ("control", "control_from")
+
+# What else it is drawn from.
+REFERRING = ("reference", "reference_layers", "reference_mask")
 
 # What its second pass is made of.
 SECOND = ("hires", "hires_steps", "hires_strength", "upscaler")

@@ -58,6 +58,8 @@ def of_vae(setup: Setup) -> str:
 def illegal(setup: Setup, hardware: Hardware, model: Model) -> str | None:
     if setup.attention == "blocked" and (hardware.kind != "cpu" or setup.dtype != "bf16"):
         return "attention in blocks is for CPUs in bf16; elsewhere the fused kernel is faster"
+    if setup.attention == "sliced" and model.sees_references:
+        return "attention in slices knows no reference images"
     if setup.attention == "sliced" and hardware.kind == "mps":
         return "slicing gives up the fused kernel and is neither faster nor smaller on a Mac"
     return None

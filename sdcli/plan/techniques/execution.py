@@ -43,6 +43,8 @@ def _trial(setup: Setup, hardware: Hardware) -> Trial | None:
 def illegal(setup: Setup, hardware: Hardware, model: Model) -> str | None:
     if setup.execution == "eager":
         return None
+    if model.sees_references and setup.execution in ("compile", "openvino"):
+        return _REFERENCES[setup.execution]
     if setup.execution == "compile":
         return _compile(setup, hardware)
     if model.nets and setup.execution in ("graph", "openvino"):
@@ -63,6 +65,10 @@ def illegal(setup: Setup, hardware: Hardware, model: Model) -> str | None:
     return None
 
 
+_REFERENCES = {
+    "compile": "every block attends to reference images in a way of its own, so each would be compiled by itself",
+    "openvino": "attention to reference images is not part of what was converted",
+}
 _FOR_CPUS = {"packed": "packed layers are for CPUs", "openvino": "OpenVINO is used for CPUs only"}
 
 

@@ -125,6 +125,7 @@ def infotext(job: Job, setup: Setup, model: RecordedModel, version: str) -> Info
         ("Size", f"{job.width}x{job.height}"),
         # before the model's: some readers split within quotes, and take the last "Model" for the image's
         *_controls(job, setup),
+        *_references(job, setup),
         ("Model hash", model.hash),
         ("Model", model.name),
         ("VAE hash", vae.sha256[:10] if vae else None),
@@ -154,6 +155,18 @@ def _controls(job: Job, setup: Setup) -> Iterator[tuple[str, object]]:
             "Module": control.made, "Model": f"{control.net} [{hashes.get(control.net, '')}]",
             "Weight": control.weight, "Resize Mode": _RESIZES[control.fit], "Guidance Start": control.start,
             "Guidance End": control.end, "Control Mode": mode,
+        }  # fmt: skip
+        yield f"ControlNet {number}", ", ".join(f"{key}: {value}" for key, value in told.items())
+
+
+def _references(job: Job, setup: Setup) -> Iterator[tuple[str, object]]:
+    """To the web UI's extension an IP-Adapter is a unit too, one for each image."""
+    adapter = next((one for one in setup.adapters if one.kind == "ip-adapter"), None)
+    for number, reference in enumerate(job.references, len(job.controls)):
+        told = {
+            "Module": "ip-adapter-auto", "Model": f"{adapter.name} [{adapter.sha256[:8]}]" if adapter else "None",
+            "Weight": reference.weight, "Resize Mode": _RESIZES["crop"], "Guidance Start": 0.0, "Guidance End": 1.0,
+            "Control Mode": "Balanced",
         }  # fmt: skip
         yield f"ControlNet {number}", ", ".join(f"{key}: {value}" for key, value in told.items())
 

@@ -92,6 +92,7 @@ def values(record: ImageRecord) -> dict[str, Any]:
         **{name: getattr(job, name) for name in PER_IMAGE},
         **_starting(job.start),
         **_second(job.second),
+        **({"reference_layers": job.references[0].layers} if job.references else {}),
         "model": record.model.name,
         **_beside(record.setup),
     }
@@ -123,11 +124,12 @@ def _second(second: SecondPass | None) -> dict[str, Any]:
 def _beside(setup: Setup) -> dict[str, Any]:
     """LoRAs, embeddings and the VAE by name, never by path: the reader finds where they are on this machine."""
     plain = [one for one in setup.adapters if not re.search(r"[\\/:]|^[.~-]", one.name)]
-    kinds = {kind: [one for one in plain if one.kind == kind] for kind in ("lora", "embedding", "vae")}
+    kinds = {kind: [one for one in plain if one.kind == kind] for kind in ("lora", "embedding", "vae", "ip-adapter")}
     by_field: dict[str, Any] = {
         "lora": tuple(f"{_hub_name(one) or one.name}:{lora_weight(one.scale)}" for one in kinds["lora"]),
         "embeddings": tuple(f"{one.name}:{one.word or one.name}" for one in kinds["embedding"]),
         "vae_file": next((one.name for one in kinds["vae"]), None),
+        "reference_model": next((one.name for one in kinds["ip-adapter"]), None),
     }
     return {name: value for name, value in by_field.items() if value}
 

@@ -64,6 +64,8 @@ def _inputs(record: own.ImageRecord) -> dict[str, Any]:
             named["Mask"] = start.repaint.mask.name
     if record.job.controls:
         named["Control"] = " and ".join(f"{control.net}={control.image.name}" for control in record.job.controls)
+    if record.job.references:
+        named["Reference"] = " and ".join(f"{one.image.name}:{one.weight:g}" for one in record.job.references)
     return named
 
 
