@@ -164,7 +164,7 @@ def _head(plan: Plan, width: int, disk_free: int | None) -> list[str]:
     ]
 
 
-_KINDS = {"vae": "VAE", "controlnet": "ControlNet"}
+_KINDS = {"vae": "VAE", "controlnet": "ControlNet", "t2i-adapter": "T2I-Adapter"}
 
 
 def _adapter_lines(setup: Setup, width: int) -> list[str]:
