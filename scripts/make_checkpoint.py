@@ -1,5 +1,5 @@
 """Random Stable Diffusion weights, full size or tiny, as diffusers folders or single files in the original layout;
-ControlNets; IP-Adapters with their image encoders.
+ControlNets and T2I-Adapters; IP-Adapters with their image encoders.
 
 They draw noise, but load, run and take memory as real ones do; equal seeds give equal weights in every form.
 Written tensor by tensor, so that a full-size SDXL needs little RAM. Without a seed all weights are zero and the files
@@ -95,7 +95,7 @@ def configs(family: str, *, tiny: bool = False, channels: int = 4) -> dict[str, 
 
 def shapes(component: str, config: dict[str, Any]) -> dict[str, tuple[int, ...]]:
     """Names and shapes as they stand in files on the Hub: CLIP's with the `text_model.` in front."""
-    from diffusers import AutoencoderKL, ControlNetModel, UNet2DConditionModel
+    from diffusers import AutoencoderKL, ControlNetModel, ControlNetUnionModel, T2IAdapter, UNet2DConditionModel
     from transformers import (
         CLIPTextConfig,
         CLIPTextModel,
@@ -113,6 +113,10 @@ def shapes(component: str, config: dict[str, Any]) -> dict[str, tuple[int, ...]]
             module = ControlNetModel.from_config(config)
         elif component == "image_encoder":
             module = CLIPVisionModelWithProjection(CLIPVisionConfig.from_dict(config))
+        elif component == "controlnet_union":
+            module = ControlNetUnionModel.from_config(config)
+        elif component == "t2i_adapter":
+            module = T2IAdapter.from_config(config)
         else:
             kind = CLIPTextModelWithProjection if component == "text_encoder_2" else CLIPTextModel
             module = kind(CLIPTextConfig.from_dict(config))
@@ -250,10 +254,15 @@ def write_controlnet_folder(
 ) -> Path:  # fmt: skip
     """A diffusers folder. Its zero convolutions are as random as the rest, else it would change nothing. `changes` are
     to its config."""
-    config = controlnet_config(family, tiny=tiny, **changes)
+    return _write_net(folder, "controlnet", controlnet_config(family, tiny=tiny, **changes), dtype, variant, seed)
+
+
+def _write_net(
+    folder: Path, component: str, config: dict[str, Any], dtype: str, variant: str, seed: int | None
+) -> Path:  # fmt: skip
     _write_json(folder / "config.json", config)
     name = f"diffusion_pytorch_model.{variant}.safetensors" if variant else "diffusion_pytorch_model.safetensors"
-    write_safetensors(folder / name, planned("controlnet", config, seed), dtype)
+    write_safetensors(folder / name, planned(component, config, seed), dtype)
     return folder
 
 
@@ -271,6 +280,24 @@ def write_controlnet_file(
     return path
 
 
+def union_config(*, tiny: bool = False, **changes: Any) -> dict[str, Any]:
+    """Of a ControlNet Union for SDXL."""
+    widths = {"conditioning_embedding_out_channels": [4, 8, 8, 16]} if tiny else {}
+    return control_walk.union_config_of(configs("sdxl", tiny=tiny)["unet"], **widths, **changes)
+
+
+def write_union_folder(
+    folder: Path, *, tiny: bool = False, dtype: str = "fp32", variant: str = "", seed: int | None = 0, **changes: Any
+) -> Path:
+    return _write_net(folder, "controlnet_union", union_config(tiny=tiny, **changes), dtype, variant, seed)
+
+
+def write_union_file(path: Path, *, dtype: str = "fp32", seed: int | None = 0, **about: Any) -> Path:
+    """One file. `about`: what union_config takes."""
+    write_safetensors(path, planned("controlnet_union", union_config(**about), seed), dtype)
+    return path
+
+
 def original_controlnet_name(name: str, config: dict[str, Any]) -> str:
     stem, kind = name.rsplit(".", 1)
     part, _, rest = stem.partition(".")
@@ -283,6 +310,51 @@ def original_controlnet_name(name: str, config: dict[str, Any]) -> str:
     last = 2 * len(config["conditioning_embedding_out_channels"]) - 1  # convolutions, an activation after each
     number = {"conv_in": 0, "conv_out": last}.get(rest)
     return f"input_hint_block.{2 * (1 + int(rest.split('.')[1]) if number is None else number)}.{kind}"
+
+
+# T2I-Adapters
+
+
+def t2i_config(family: str, *, tiny: bool = False, light: bool = False, channels: int = 3) -> dict[str, Any]:
+    """Of one for the family's models; `channels` of its image."""
+    widths = configs(family, tiny=tiny)["unet"]["block_out_channels"]
+    large = family == "sdxl"
+    kind = "full_adapter_xl" if large else "light_adapter" if light else "full_adapter"
+    return {
+        "_class_name": "T2IAdapter", "adapter_type": kind, "in_channels": channels,
+        "channels": [*widths, widths[-1]] if large else widths[:-1] if light else widths,
+        "num_res_blocks": 4 if light else 2, "downscale_factor": 16 if large else 8,
+    }  # fmt: skip
+
+
+def write_t2i_folder(
+    folder: Path, family: str, *, dtype: str = "fp32", variant: str = "", seed: int | None = 0, **about: Any
+) -> Path:
+    """A diffusers folder. `about`: what t2i_config takes."""
+    return _write_net(folder, "t2i_adapter", t2i_config(family, **about), dtype, variant, seed)
+
+
+def write_t2i_file(
+    path: Path, family: str, *, layout: str, dtype: str = "fp32", seed: int | None = 0, **about: Any
+) -> Path:
+    """One file, as `diffusers` names its tensors or as the `original` code does."""
+    tensors = planned("t2i_adapter", t2i_config(family, **about), seed)
+    if layout == "original":
+        tensors = {original_t2i_name(name, about.get("light", False)): tensor for name, tensor in tensors.items()}
+    write_safetensors(path, tensors, dtype)
+    return path
+
+
+def original_t2i_name(name: str, light: bool) -> str:
+    name = name.removeprefix("adapter.")
+    if light:
+        return name.replace(".resnets.", ".body.")
+    parts = name.split(".")
+    if parts[0] != "body":
+        return name
+    level, inside = int(parts[1]), parts[2:]
+    layer, rest = (0, inside) if inside[0] == "in_conv" else (int(inside[1]), inside[2:])
+    return ".".join(["body", str(2 * level + layer), *rest])
 
 
 # IP-Adapters

@@ -10,7 +10,7 @@ from pathlib import Path
 from sdcli.errors import BadFile, ModelMissing, Offline, Usage
 from sdcli.machine import memories
 from sdcli.machine.folders import cache_folder
-from sdcli.models import adapter_files, cache, hub_cache, hub_name
+from sdcli.models import adapter_files, cache, controlnet, hub_cache, hub_name
 from sdcli.models.adapter_files import SearchFolder
 from sdcli.models.hub_cache import Snapshot
 from sdcli.models.hub_name import HubName
@@ -23,7 +23,8 @@ from sdcli.terminal import show
 
 UNMATCHED, PASSED_OVER = "lora-unmatched", "embedding-passed-over"  # shown before drawing
 Tags = tuple[tuple[str, float], ...]
-Fetch = Callable[[HubName, Model], HubName]  # brings a LoRA for this model here; gives its name with commit and file
+# brings a "LoRA" or a "ControlNet" for this model here; gives its name with commit and file
+Fetch = Callable[[HubName, Model, str], HubName]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -175,7 +176,7 @@ def gather(
         if at_hub is None:
             adapters.append(_lora(adapter_files.find(name, "LoRA", where), scale, model))
         else:
-            adapters.append(_from_hub(at_hub, scale, model, None if request.offline else fetch, request.offline))
+            adapters.append(_from_hub(at_hub, scale, model, fetch, request.offline))
     for name, scale in tags:
         adapters.append(_lora(adapter_files.find(name, "LoRA", where, paths=False), scale, model))
     adapters += _embeddings(request.embeddings, named, where, model)
@@ -194,33 +195,53 @@ def with_vae(request: Request, model: Model, folders: Iterable[Path]) -> tuple[M
 def located(adapters: Iterable[Adapter], model: Model, folders: Iterable[Path]) -> tuple[Adapter, ...]:
     """Recorded adapters with their files on this machine, which must be the same: other bytes draw other images."""
     where = adapter_files.search_folders(model, folders)
-    names = {"lora": "LoRA", "embedding": "embedding", "vae": "VAE"}
     with_files: list[Adapter] = []
     for adapter in adapters:
         at_hub = hub_name.parse(adapter.hub)
         if at_hub is not None:
             path = _cached(at_hub).path
         else:
-            path = adapter_files.find(adapter.name, names[adapter.kind], where, paths=False)
-        sha256 = cache.sha256_of(path, _memory())
+            path = adapter_files.find(adapter.name, _FOUND_AS[adapter.kind], where, paths=False)
+        sha256 = _sha256_of(path, adapter.kind)
         if sha256 != adapter.sha256:
             raise BadFile(
-                f"{show(path)} is not the {names[adapter.kind]} recorded: its sha256 begins with {sha256[:12]}, "
-                f"not {adapter.sha256[:12]}",
+                f"{show(path)} is not the {_CALLED.get(adapter.kind, _FOUND_AS[adapter.kind])} recorded: its sha256 "
+                f"begins with {sha256[:12]}, not {adapter.sha256[:12]}",
                 hint="get the file that was used then",
             )
         with_files.append(replace(adapter, path=str(path)))
     return tuple(with_files)
 
 
+_FOUND_AS = {
+    "lora": "LoRA", "embedding": "embedding", "vae": "VAE", "controlnet": "ControlNet", "t2i-adapter": "ControlNet",
+}  # fmt: skip
+_CALLED = {"t2i-adapter": "T2I-Adapter"}
+
+
+def _sha256_of(path: Path, kind: str) -> str:
+    """Of all its files, where it may be a folder."""
+    if kind not in ("controlnet", "t2i-adapter"):
+        return cache.sha256_of(path, _memory())
+    return cache.sha256_of_all(controlnet.read(path).component.files, _memory())
+
+
 def _from_hub(name: HubName, scale: float, model: Model, fetch: Fetch | None, offline: bool) -> Adapter:
+    snapshot = in_cache(name, model, "LoRA", fetch, offline)
+    return of_hub(_lora(snapshot.path, scale, model), name, snapshot)
+
+
+def in_cache(name: HubName, model: Model, what: str, fetch: Fetch | None, offline: bool) -> Snapshot:
     """From the cache, without asking the Hub, if it is there."""
     cached = hub_cache.file(hub_cache.folder(os.environ), name)
-    if cached is None and fetch is not None:
-        name = fetch(name, model)
+    if cached is None and fetch is not None and not offline:
+        name = fetch(name, model, what)
         cached = hub_cache.file(hub_cache.folder(os.environ), name)
-    snapshot = cached or _cached(name, offline)
-    adapter = _lora(snapshot.path, scale, model)
+    return cached or _cached(name, offline)
+
+
+def of_hub(adapter: Adapter, name: HubName, snapshot: Snapshot) -> Adapter:
+    """Under its name there, with its commit; refused where its bytes are others than the Hub's."""
     expected = hub_cache.expected_sha256(snapshot.path)
     if expected not in (None, adapter.sha256):
         raise BadFile(
@@ -228,7 +249,8 @@ def _from_hub(name: HubName, scale: float, model: Model, fetch: Fetch | None, of
             f"{adapter.sha256[:12]}, not {expected[:12]}",
             hint=f"sdcli models rm {show(name.repository, 120)}   (then the same command again)",
         )
-    short = snapshot.path.stem if snapshot.path.name != hub_name.USUAL else name.repository.split("/")[1]
+    usual = snapshot.path.name in (hub_name.USUAL, *hub_name.COMPONENT)
+    short = name.repository.split("/")[1] if usual else snapshot.path.stem
     folder = next(path for path in snapshot.path.parents if path.name == snapshot.revision)
     file = snapshot.path.relative_to(folder).as_posix()
     return replace(adapter, name=short, hub=str(HubName(name.repository, snapshot.revision, file)))

@@ -42,7 +42,7 @@ def plan_for(
     typed: Mapping[str, Any], command: str, model: Model | None = None, fetch: adapters.Fetch | None = None
 ) -> PlannedRun:
     """The plan for what was typed; every refusal happens here, before anything is loaded. `model` replaces -m,
-    `fetch` downloads LoRAs from the Hub: without it, one that is not on this machine is an error."""
+    `fetch` downloads LoRAs and ControlNets from the Hub: without it, one that is not on this machine is an error."""
     engine_of(typed)
     words = tuple(typed.get("words", ()))
     mistake = jobs.forgotten_quotes(words)
@@ -72,7 +72,7 @@ def plan_for(
     named = adapters.named_in(adapters.texts_of(known_jobs), embeddings)
     adapted = adapters.gather(request, tags, model, added_folders(), fetch, named)
     asked = tuple(_drawn_by(model, known_jobs))
-    known_jobs, steered, nets = controls.gather(asked, adapted.model, added_folders())
+    known_jobs, steered, nets = controls.gather(asked, adapted.model, added_folders(), fetch, request.offline)
     seeing, seen = references.gather(request, known_jobs, steered, added_folders())
     adapted = replace(adapted, model=seeing, adapters=(*adapted.adapters, *nets, *seen))
     hardware, imported = _hardware(request, typed.get("as_if"))
@@ -99,7 +99,7 @@ def plan_for(
     if not waiting or lines is None:
         return PlannedRun(plan, imported=imported)
     later = adapters.without(_later(request, lines, len(known_jobs)), tags)
-    later = references.checked(controls.same_nets(later, known_jobs, asked), adapted.model)
+    later = references.checked(controls.same_nets(later, known_jobs, asked, steered), adapted.model)
     later = _drawn_by(model, later)
     return PlannedRun(plan, adapters.same_embeddings(later, embeddings, adapted.adapters, adapted.model), imported)
 

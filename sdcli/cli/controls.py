@@ -1,45 +1,122 @@
-"""The requested ControlNets: located, checked against the model, hashed, and among its components."""
+"""The requested ControlNets and T2I-Adapters: located, checked against the model, hashed, among its components."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
+from sdcli.cli.adapters import Fetch, in_cache, of_hub
 from sdcli.errors import Usage
+from sdcli.images.control import SHOWN
 from sdcli.machine import memories
-from sdcli.models import adapter_files, cache, controlnet
+from sdcli.models import adapter_files, cache, control_walk, controlnet, t2i_walk
 from sdcli.models.controlnet import ControlNet
-from sdcli.models.model import Model
+from sdcli.models.model import Model, net_kind
 from sdcli.plan.plan import Adapter
-from sdcli.request.request import Job
-from sdcli.terminal import show
+from sdcli.request.request import Control, Job
+from sdcli.terminal import quoted, show
 
 
 def gather(
-    jobs: Sequence[Job], model: Model, folders: Iterable[Path]
+    jobs: Sequence[Job], model: Model, folders: Iterable[Path], fetch: Fetch | None = None, offline: bool = False
 ) -> tuple[tuple[Job, ...], Model, tuple[Adapter, ...]]:
-    """The jobs with their nets' names and components, the model with these, and the nets as part of a setup."""
+    """The jobs with their nets' names and components, the model with these, and the nets as part of a setup. The Hub's
+    are fetched first."""
     asked = dict.fromkeys(control.net for job in jobs for control in job.controls)
     if not asked:
         return tuple(jobs), model, ()
     folders = tuple(folders)
-    nets = {name: controlnet.read(_located(name, model, folders)) for name in asked}
-    for net in nets.values():
-        controlnet.check_fits(net, model)
-    parts = {name: controlnet.part(number) for number, name in enumerate(nets)}
-    components = {**model.components, **{parts[name]: net.component for name, net in nets.items()}}
-    named = tuple(
-        replace(job, controls=tuple(
-            replace(control, net=nets[control.net].name, part=parts[control.net]) for control in job.controls
-        ))
-        for job in jobs
-    )  # fmt: skip
-    return named, replace(model, components=components), tuple(map(_adapter, nets.values()))
+    found = {name: _found(name, model, folders, fetch, offline) for name in asked}
+    parts = dict(zip(found, controlnet.parts(net for net, _ in found.values()), strict=True))
+    components = {**model.components, **{parts[name]: net.component for name, (net, _) in found.items()}}
+    steered = replace(model, components=components)
+    known = {name: (adapter.name, parts[name]) for name, (_, adapter) in found.items()}
+    named = tuple(_named(job, known, steered) for job in jobs)
+    return named, steered, tuple(adapter for _, adapter in found.values())
 
 
-def same_nets(jobs: Iterable[Job], first: Sequence[Job], asked: Sequence[Job]) -> Iterator[Job]:
-    """Jobs as they come; a later one may not ask for a net that the `first`, as they were `asked` for, did not load."""
+def _found(
+    name: str, model: Model, folders: tuple[Path, ...], fetch: Fetch | None, offline: bool
+) -> tuple[ControlNet, Adapter]:
+    """A net that fits the model, and what is recorded of it."""
+    path = Path(name).expanduser()
+    at_hub = adapter_files.at_hub(name)
+    snapshot = in_cache(at_hub, model, "ControlNet", fetch, offline) if at_hub is not None else None
+    if snapshot is not None:
+        path = snapshot.path
+    elif not path.exists():
+        path = adapter_files.find(name, "ControlNet", adapter_files.search_folders(model, folders))
+    net = controlnet.read(path)
+    adapter = _adapter(net)
+    if at_hub is not None and snapshot is not None:
+        adapter = of_hub(adapter, at_hub, snapshot)
+        net = replace(net, name=adapter.name)
+    controlnet.check_fits(net, model)
+    return net, adapter
+
+
+Known = Mapping[str, tuple[str, str]]  # a net as it was asked for → its name and its component
+
+
+def _named(job: Job, known: Known, model: Model) -> Job:
+    """The job with its nets' names and components, if these can steer it."""
+    controls = []
+    for asked in job.controls:
+        name, part = known[asked.net]
+        config = model.components[part].config
+        kind = net_kind(part)
+        control = replace(asked, net=name, part=part)
+        if kind == "controlnet_union":
+            control = replace(control, shows=_shown_by(control, asked.net, config))
+        elif control.shows:
+            raise Usage(
+                f"{show(name, 60)} is no ControlNet Union: nothing tells it what an image shows",
+                hint=f"--control {quoted(asked.net)}=FILE",
+            )
+        if kind == "t2i_adapter":
+            _check_sizes(job, control, t2i_walk.unshuffled(config))
+        controls.append(control)
+    adapters = [control for control in controls if net_kind(control.part) == "t2i_adapter"]
+    if adapters and len(adapters) == len(controls) and job.guess_mode:
+        raise Usage(
+            f"--guess-mode is for ControlNets; {show(adapters[0].net, 60)} is a T2I-Adapter",
+            hint="the same command without --guess-mode",
+        )
+    return replace(job, controls=tuple(controls))
+
+
+def _shown_by(control: Control, asked: str, config: Mapping[str, Any]) -> str:
+    """What a ControlNet Union is told that its image shows: what was said, or what was made of it."""
+    kinds = [kind for kind, number in SHOWN.items() if number < config.get("num_control_type", control_walk.KINDS)]
+    shows = control.shows or control.made
+    if shows in kinds:
+        return shows
+    hint = f"--control {quoted(asked)}:{kinds[min(1, len(kinds) - 1)]}={quoted(control.image.name)}"
+    if shows in SHOWN:
+        raise Usage(f"{show(control.net, 60)} was trained for {', '.join(kinds)}, not for {shows}", hint=hint)
+    raise Usage(
+        f"{show(control.net, 60)} is a ControlNet Union and has to be told what {show(control.image.name, 60)} shows: "
+        f"{', '.join(kinds)}",
+        hint=hint,
+    )
+
+
+def _check_sizes(job: Job, control: Control, multiple: int) -> None:
+    wrong = [one for one in job.passes if one.width % multiple or one.height % multiple]
+    if wrong:
+        near = "x".join(str(max(multiple, side // multiple * multiple)) for side in (job.width, job.height))
+        raise Usage(
+            f"{show(control.net, 60)} steers sizes that are multiples of {multiple}, not "
+            f"{wrong[0].width}×{wrong[0].height}",
+            hint=f"--size {near}" if wrong[0] == job.passes[0] else "--hires 2",
+        )
+
+
+def same_nets(jobs: Iterable[Job], first: Sequence[Job], asked: Sequence[Job], model: Model) -> Iterator[Job]:
+    """Jobs as they come; a later one may not ask for a net that the `first`, as they were `asked` for, did not load
+    into the `model`."""
     known = {
         typed.net: (control.net, control.part)
         for job, before in zip(first, asked, strict=True)
@@ -53,8 +130,7 @@ def same_nets(jobs: Iterable[Job], first: Sequence[Job], asked: Sequence[Job]) -
                 "for all its prompts",
                 hint="a first line that uses it too",
             )
-        named = ((control, *known[control.net]) for control in job.controls)
-        yield replace(job, controls=tuple(replace(control, net=net, part=part) for control, net, part in named))
+        yield _named(job, known, model)
 
 
 def made_again(before: Model, model: Model) -> Model:
@@ -63,13 +139,7 @@ def made_again(before: Model, model: Model) -> Model:
     return replace(model, components={**model.components, **beside})
 
 
-def _located(name: str, model: Model, folders: tuple[Path, ...]) -> Path:
-    path = Path(name).expanduser()
-    if path.exists():
-        return path
-    return adapter_files.find(name, "ControlNet", adapter_files.search_folders(model, folders))
-
-
 def _adapter(net: ControlNet) -> Adapter:
     whole = cache.sha256_of_all(net.component.files, memories.store("hashes"))
-    return Adapter(name=net.name, sha256=whole, scale=1.0, path=net.path, kind="controlnet")
+    kind = "t2i-adapter" if net.part == "t2i_adapter" else "controlnet"
+    return Adapter(name=net.name, sha256=whole, scale=1.0, path=net.path, kind=kind)

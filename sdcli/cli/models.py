@@ -34,7 +34,7 @@ from sdcli.terminal import cells, disk_text, fit, say, show, tell, width
 
 _VERBS = {"add": "DIR", "rm": "NAME", "check": "MODEL"}
 _SYNONYMS = {**dict.fromkeys(("remove", "delete", "del", "uninstall"), "rm"), "verify": "check"}
-_ORDER = ("builtin", "sd15", "sdxl", "lora", "embedding", "vae", "controlnet")
+_ORDER = ("builtin", "sd15", "sdxl", "lora", "embedding", "vae", "controlnet", "controlnet-union", "t2i-adapter")
 _SOURCES = {"builtin": "shipped with sdcli", "cache": "Hugging Face cache"}
 _LONGEST_NAME = 34
 _NAMED = 8  # missing tensors that the report lists

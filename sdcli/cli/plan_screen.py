@@ -165,7 +165,8 @@ def _head(plan: Plan, width: int, disk_free: int | None) -> list[str]:
 
 
 _KINDS = {
-    "vae": "VAE", "controlnet": "ControlNet", "ip-adapter": "IP-Adapter", "image-encoder": "image encoder",
+    "vae": "VAE", "controlnet": "ControlNet", "t2i-adapter": "T2I-Adapter", "ip-adapter": "IP-Adapter",
+    "image-encoder": "image encoder",
 }  # fmt: skip
 
 

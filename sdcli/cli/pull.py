@@ -18,7 +18,8 @@ from sdcli.cli.ask import PlannedRun, added_folders, plan_again, plan_for
 from sdcli.cli.download import Download, facts
 from sdcli.errors import ModelMissing, Offline, Stop, Usage, stopped_by
 from sdcli.machine.memory import disk_free
-from sdcli.models import hub, hub_cache, hub_connection, hub_name, lora, resolve
+from sdcli.models import controlnet, hub, hub_cache, hub_connection, hub_name, lora, resolve
+from sdcli.models.adapter_files import FLAGS
 from sdcli.models.headers import Header, read_header
 from sdcli.models.hub import NoIndex, Offer
 from sdcli.models.hub_files import File
@@ -200,12 +201,13 @@ def _bring_file(
     return offer, _bring(offer.repository, offer, None, quiet)
 
 
-def pull_lora(name: HubName, model: Model, quiet: bool) -> HubName:
-    """A LoRA for `model`, in the cache; refused by its header if it is not a LoRA, or is for another family."""
+def pull_beside(name: HubName, model: Model, what: str, quiet: bool) -> HubName:
+    """A LoRA or a ControlNet for `model`, in the cache; refused by its header if it is none, or for another family."""
+    check = {"LoRA": lora.check, "ControlNet": controlnet.check}[what]
     try:
-        offer, _ = _bring_file(name, lambda header: lora.check(header, model), quiet)
+        offer, _ = _bring_file(name, lambda header: check(header, model), quiet)
     except Usage as error:
-        error.hint = error.hint.replace("sdcli pull ", "--lora ")
+        error.hint = error.hint.replace("sdcli pull ", f"{FLAGS[what]} ") + ("=FILE" if what == "ControlNet" else "")
         raise
     return offer.name
 
@@ -217,8 +219,8 @@ def plan_with_model(typed: dict[str, Any]) -> PlannedRun:
     """generate's plan, with missing files downloaded: only then are a model's true sizes known."""
     quiet = bool(typed.get("quiet"))
 
-    def fetch(name: HubName, model: Model) -> HubName:
-        return pull_lora(name, model, quiet)
+    def fetch(name: HubName, model: Model, what: str) -> HubName:
+        return pull_beside(name, model, what, quiet)
 
     try:
         asked = plan_for(typed, "generate", fetch=fetch)

@@ -12,7 +12,7 @@ import numpy
 import torch
 from torch import Tensor
 
-from sdcli.draw.control import Control, Controls, Rows
+from sdcli.draw.control import Adapted, Controls, Rows, Steering
 from sdcli.draw.start import Begun, Kept
 from sdcli.draw.transfers import without_waiting
 
@@ -83,7 +83,7 @@ class Conditioning:
             yield group, _rows(sample, group), arguments
 
     def residuals(self, part: int, latents: Tensor, timestep: Tensor, step: int) -> dict[str, Any]:
-        """More arguments of the UNet's call `part` of this step, from ControlNets. They see the latents alone."""
+        """More arguments of the UNet's call `part` of this step, from what steers it. That sees the latents alone."""
         if self.controls is None:
             return {}
         group, arguments = self._arguments[part]
@@ -114,14 +114,20 @@ class Conditioning:
         beside = None if begun.beside is None else begun.beside_on(self.guidance.sides).to(device)
         return replace(self, beside=beside, kept=begun.kept_on(device))
 
-    def steered(self, controls: Sequence[Control], calls: int) -> Conditioning:
-        """The same, with ControlNets; the batch takes `calls` UNet calls. Waits for the device, where it has groups."""
+    def steered(self, steering: Sequence[Steering], calls: int) -> Conditioning:
+        """The same, with ControlNets and T2I-Adapters; the batch takes `calls` UNet calls. Waits for the device, where
+        it has groups."""
+        if not steering:
+            return replace(self, controls=None)
         text = self.rows["encoder_hidden_states"]
         images, guided = len(text) // self.guidance.sides, self.guidance.sides > 1
         numbers = [group.tolist() for group in self.groups] or [list(range(len(text)))]
         rows = tuple(Rows.of(some, images, guided) for some in numbers)
-        moved = tuple(replace(control, image=control.image.to(text)) for control in controls)
-        return replace(self, controls=Controls(controls=moved, rows=rows, calls=calls) if moved else None)
+        moved = [one.to(text) for one in steering]
+        return replace(self, controls=Controls(
+            controls=tuple(one for one in moved if not isinstance(one, Adapted)),
+            adapted=tuple(one for one in moved if isinstance(one, Adapted)), rows=rows, calls=calls,
+        ))  # fmt: skip
 
     def to(self, device: torch.device, dtype: torch.dtype) -> Conditioning:
         rows = {name: value.to(device, dtype) for name, value in self.rows.items()}

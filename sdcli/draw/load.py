@@ -19,7 +19,7 @@ from sdcli.draw.weights import Piece, Reader, pieces
 from sdcli.errors import BadFile, Bug
 from sdcli.models import keys
 from sdcli.models.folder import CLASSES
-from sdcli.models.model import Component
+from sdcli.models.model import Component, net_kind
 from sdcli.terminal import show
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -31,6 +31,8 @@ MODULES = {
     "unet": "diffusers.models.unets.unet_2d_condition",
     "vae": "diffusers.models.autoencoders.autoencoder_kl",
     "controlnet": "diffusers.models.controlnets.controlnet",
+    "controlnet_union": "diffusers.models.controlnets.controlnet_union",
+    "t2i_adapter": "diffusers.models.adapter",
     "text_encoder": "transformers",
     "text_encoder_2": "transformers",
     "image_encoder": "transformers",
@@ -83,7 +85,7 @@ def named(name: str, stored: Mapping[str, Piece]) -> dict[str, Piece]:
 
 def kind_of(name: str) -> Any:
     """The component's class. Its libraries take most of the time spent importing."""
-    kind = "controlnet" if name.startswith("controlnet") else name  # there may be several
+    kind = net_kind(name) or name
     if kind not in MODULES:
         raise BadFile(f"components called {show(name, 40)} are not supported")
     return getattr(importlib.import_module(MODULES[kind]), CLASSES[kind][0])

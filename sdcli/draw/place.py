@@ -31,7 +31,7 @@ from sdcli.draw import (
 )
 from sdcli.events import Loaded
 from sdcli.models.hub_cache import expected_sha256
-from sdcli.models.model import Model
+from sdcli.models.model import Model, net_kind
 from sdcli.plan.plan import Setup
 from sdcli.plan.techniques import placement
 from sdcli.plan.techniques.attention import of_vae as vae_attention
@@ -134,8 +134,8 @@ class Components:
             return self._compiled(name)
         streamed = placement.streamed(self.setup.placement, name)
         parked = self.setup.placement in placement.PARKED_ON_HOST and self.device_of(name) == self.device
-        steering = name.startswith("controlnet")
-        images = steering or name in ("unet", "vae")
+        kind = net_kind(name)
+        images = kind is not None or name in ("unet", "vae")
         choice = vae_attention(self.setup) if name == "vae" else self.setup.attention
         attend = attention.attend(choice, self.setup.threads, self.setup.blocks)
         filled = load.load(
@@ -146,12 +146,12 @@ class Components:
             storage=torch.float8_e4m3fn if name == "unet" and self.setup.storage == "fp8" else None,
             attend=attend if images and self.setup.execution == "packed" else None,
         )  # fmt: skip
-        if images:
+        if images and kind != "t2i_adapter":  # that has no attention
             named = name == "unet" and self.model.sees_references
             attention.set_attention(filled.module, choice, attend, named=named)
         if name == "unet" and self.setup.execution != "packed":  # packed ones do no such work either
             residual.lighten(filled.module)
-        if steering:
+        if kind is not None and kind != "t2i_adapter":
             control.embedded_once(filled.module)
         if name == "vae":
             decode.set_tiles(filled.module, self.setup.vae)

@@ -28,6 +28,7 @@ from sdcli.events import Decoded, Degraded, Denoised, Encoded, EncodedImage, Eve
 from sdcli.images import control as control_images
 from sdcli.images.canvas import Canvas
 from sdcli.models.families import find
+from sdcli.models.model import net_kind
 from sdcli.models.vae import scale
 from sdcli.plan.batches import Batch, windows_of
 from sdcli.plan.fallbacks import after_out_of_memory, changes_pixels
@@ -247,19 +248,34 @@ class Run:
             self.session.components.device,
         )  # fmt: skip
 
-    def _controls(self, state: BatchState, nets: Mapping[str, Any]) -> list[control.Control]:
-        """The ControlNets of a batch, each with a row for every image."""
-        makes, controls = state.makes, []
+    def _controls(self, state: BatchState, nets: Mapping[str, Any]) -> list[control.Steering]:
+        """What steers a batch, in order. A ControlNet Union stands where its first image does, with all of them."""
+        steering: dict[str | int, control.Steering] = {}
+        guess = state.jobs[0].guess_mode
         for number, each in enumerate(state.jobs[0].controls):
-            rows = [
-                control.pixels(control_images.image_of(job.controls[number], makes.width, makes.height, canvas))
-                for job, canvas in zip(state.jobs, state.canvases, strict=True)
-            ]
-            controls.append(control.Control(
-                net=nets[each.part], image=torch.cat(rows), weight=each.weight, start=each.start, end=each.end,
-                guess=state.jobs[0].guess_mode,
-            ))  # fmt: skip
-        return controls
+            net, kind = nets[each.part], net_kind(each.part)
+            images = self._control_images(state, number)
+            about: dict[str, Any] = {"weight": each.weight, "start": each.start, "end": each.end}
+            if kind == "t2i_adapter":
+                rows = control.adapter_rows_of(images, net.config.in_channels)
+                steering[number] = control.Adapted(net=net, image=rows, **about)
+                continue
+            about["image"] = control.rows_of(images)
+            if kind == "controlnet_union":
+                told = control.Told(shows=control_images.SHOWN[each.shows], **about)
+                union = steering.get(each.part, control.United(net=net, told=(), guess=guess))
+                assert isinstance(union, control.United)
+                steering[each.part] = replace(union, told=(*union.told, told))
+            else:
+                steering[number] = control.Control(net=net, guess=guess, **about)
+        return [*steering.values()]
+
+    def _control_images(self, state: BatchState, number: int) -> list[Any]:
+        """Of each image of the batch, what it is shown."""
+        return [
+            control_images.image_of(job.controls[number], state.makes.width, state.makes.height, canvas)
+            for job, canvas in zip(state.jobs, state.canvases, strict=True)
+        ]
 
     def _compile(self, state: BatchState, part: str, conditioning: Conditioning) -> Events[None]:
         """Before the first step, so that no step's time holds any of it."""

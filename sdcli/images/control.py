@@ -10,6 +10,21 @@ from sdcli.images.read import InputImage
 
 WAYS = ("canny", "scribble", "tile", "invert", "none")
 
+# What a control image may show → its number in ControlNet Unions, which are told; and what else that is called.
+SHOWN = {
+    "openpose": 0, "depth": 1, "scribble": 2, "canny": 3, "normal": 4, "segmentation": 5, "tile": 6, "repaint": 7,
+}  # fmt: skip
+_ALSO = {
+    "pose": "openpose", "hed": "scribble", "softedge": "scribble", "lineart": "canny", "mlsd": "canny",
+    "seg": "segmentation", "inpaint": "repaint",
+}  # fmt: skip
+
+
+def shown_by(name: str) -> str | None:
+    """What images of this name show; None where it is no name of any."""
+    name = name.strip().casefold()
+    return name if name in SHOWN else _ALSO.get(name)
+
 
 class Steers(Protocol):
     """What a request says of one."""

@@ -24,8 +24,11 @@ FLAGS = {
     "LoRA": "--lora", "embedding": "--embedding", "VAE": "--vae", "ControlNet": "--control",
     "IP-Adapter": "--reference-model",
 }  # fmt: skip
-# What other programs call them
-_FOLDERS = ("lora", "loras", "lycoris", "embeddings", "vae", "controlnet", "ipadapter", "ip-adapter", "ip_adapter")
+# what other programs call them
+_FOLDERS = (
+    "lora", "loras", "lycoris", "embeddings", "vae", "controlnet", "t2i_adapter", "ipadapter", "ip-adapter",
+    "ip_adapter",
+)  # fmt: skip
 _WEIGHT = re.compile(r"[+-]?(\d{1,4}(\.\d{0,6})?|\.\d{1,6})", re.ASCII)
 
 
@@ -99,12 +102,12 @@ def _adapter_folders(folder: Path) -> Iterator[Path]:
 
 def find(text: str, what: str, where: tuple[SearchFolder, ...], *, paths: bool = True) -> Path:
     """The file called `text`: a path, or a file's name in `where`. Names from images and prompts are never paths."""
+    image = "=IMAGE" if what == "ControlNet" else ""
     if paths and _is_file(text):
         return Path(os.path.abspath(Path(text).expanduser()))
     if paths and (re.search(r"[\\/]", text) or text.casefold().endswith((SUFFIX, *PICKLE_SUFFIXES))):
-        image = "=IMAGE" if what == "ControlNet" else ""
         raise ModelMissing(f"there is no file {show(text, 200)}", hint=f"{FLAGS[what]} FILE{SUFFIX}{image}")
-    by_name = _files_by_name(where)
+    by_name = _files_by_name(where, what)
     matches = by_name.get(text) or by_name.get(text.casefold())
     if matches is None:
         raise _unknown(text, what, where, by_name)
@@ -112,20 +115,23 @@ def find(text: str, what: str, where: tuple[SearchFolder, ...], *, paths: bool =
         listed = ", ".join(show(path, 120) for path in matches[:3])
         raise Usage(
             f'"{show(text, 80)}" matches {len(matches)} files: {listed}',
-            hint=f'{FLAGS[what]} "{show(matches[0], 300)}"',
+            hint=f'{FLAGS[what]} "{show(matches[0], 300)}"' + image,
         )
     return matches[0]
 
 
-def _files_by_name(where: tuple[SearchFolder, ...]) -> dict[str, list[Path]]:
-    """Files by name, exact and in lower case; a name that occurs twice lists both files."""
+def _files_by_name(where: tuple[SearchFolder, ...], what: str) -> dict[str, list[Path]]:
+    """Files by name, exact and in lower case; a name that occurs twice lists both files. A ControlNet in a diffusers
+    folder is called as that is."""
     by_name: dict[str, list[Path]] = {}
     for folder in where:
         for path in _files(folder):
-            for name in {path.stem, path.stem.casefold()}:
+            whole = what == "ControlNet" and path.name in hub_name.COMPONENT and (path.parent / "config.json").is_file()
+            found, called = (path.parent, path.parent.name) if whole else (path, path.stem)
+            for name in {called, called.casefold()}:
                 files = by_name.setdefault(name, [])
-                if path not in files:
-                    files.append(path)
+                if found not in files:
+                    files.append(found)
     return by_name
 
 

@@ -16,7 +16,8 @@ from sdcli.models.model import Component, Model
 from sdcli.models.shipped import parameters_of
 from sdcli.terminal import show
 
-_USED_WITH = ("lora", "embedding", "controlnet", "ip-adapter", "unet")  # what a family's model is used with
+# what a family's model is used with
+_USED_WITH = ("lora", "embedding", "controlnet", "controlnet-union", "t2i-adapter", "ip-adapter", "unet")
 PARTS = {"unet": "UNet", "vae": "VAE", "text_encoder": "text encoder", "text_encoder_2": "second text encoder"}
 _ANOTHER = "-m sd15"
 

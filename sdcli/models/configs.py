@@ -101,6 +101,16 @@ _CONTROLNET: Mapping[str, Rule] = {
     "addition_embed_type": _or_null(_one_of("text_time")),
     "mid_block_type": _one_of("UNetMidBlock2DCrossAttn", "UNetMidBlock2D"),
 }  # fmt: skip
+_CONTROLNET_UNION: Mapping[str, Rule] = {
+    **_CONTROLNET, "num_control_type": _whole(1, 64), "num_trans_channel": _SIDE, "num_trans_head": _SIDE,
+    "num_trans_layer": _whole(1, 64), "num_proj_channel": _SIDE, "addition_embed_type": _one_of("text_time"),
+    "mid_block_type": _one_of("UNetMidBlock2DCrossAttn"),
+}  # fmt: skip
+_T2I_ADAPTER: Mapping[str, Rule] = {
+    "_class_name": _CLASS, "in_channels": Rule("1 or 3", lambda value: value in (1, 3) and not isinstance(value, bool)),
+    "downscale_factor": Rule("8 or 16", lambda value: value in (8, 16)), "num_res_blocks": _whole(1, 64),
+    "adapter_type": _one_of("full_adapter", "full_adapter_xl", "light_adapter"), "channels": _PAIR,
+}  # fmt: skip
 _VAE: Mapping[str, Rule] = {
     "_class_name": _CLASS, "sample_size": _or_null(_SIDES),
     "act_fn": _ACTIVATION, "norm_num_groups": _whole(1), "scaling_factor": _FACTOR,
@@ -147,6 +157,8 @@ _SCHEDULER: Mapping[str, Rule] = {
 _RULES = {
     "unet": _UNET,
     "controlnet": _CONTROLNET,
+    "controlnet_union": _CONTROLNET_UNION,
+    "t2i_adapter": _T2I_ADAPTER,
     "vae": _VAE,
     "text_encoder": _TEXT,
     "text_encoder_2": _TEXT,
@@ -160,8 +172,10 @@ def check(part: str, config: Mapping[str, Any], file: Path) -> None:
     for key, rule in _RULES[part].items():
         if key in config and not rule.holds(config[key]):
             raise _bad(file, f"{key} should be {rule.expected}, not {_shown(config[key])}")
-    if part in ("unet", "vae", "controlnet"):
+    if part in ("unet", "vae", "controlnet", "controlnet_union"):
         _check_groups(config, file)
+    if part == "controlnet_union":
+        _check_union(config, file)
     if part == "scheduler":
         _check_betas(config, file)
 
@@ -171,6 +185,18 @@ def _check_groups(config: Mapping[str, Any], file: Path) -> None:
     for width in widths if isinstance(widths, list) else ():
         if isinstance(width, int) and width % groups:
             raise _bad(file, f"norm_num_groups {groups} does not divide block_out_channels {width}")
+
+
+def _check_union(config: Mapping[str, Any], file: Path) -> None:
+    """What is compared of its images are means over the first level's channels, and goes back into these."""
+    widths, heads = config.get("block_out_channels"), config.get("num_trans_head", 8)
+    first = widths[0] if isinstance(widths, list) and widths else 320
+    for key in ("num_trans_channel", "num_proj_channel"):
+        width = config.get(key, 320)
+        if width != first:
+            raise _bad(file, f"{key} should be {_shown(first)}, the first of block_out_channels, not {_shown(width)}")
+    if first % heads:
+        raise _bad(file, f"num_trans_head {heads} does not divide num_trans_channel {first}")
 
 
 def _check_betas(config: Mapping[str, Any], file: Path) -> None:

@@ -1,4 +1,5 @@
-"""The analytic ControlNet: the down half of a UNet, what embeds its image, and a convolution for every result.
+"""The analytic ControlNet: the down half of a UNet, what embeds its image, and a convolution for every result. A
+T2I-Adapter is only something that embeds an image.
 
 `analyse` is to a ControlNet what that of unet.py is to a UNet, and walks the same blocks.
 """
@@ -13,14 +14,17 @@ from dataclasses import dataclass
 from typing import Any
 
 from sdcli.errors import BadFile
+from sdcli.models import t2i_walk
 from sdcli.models.blocks import Extent
-from sdcli.models.trace import Trace, check_size, key_of, number, numbers
+from sdcli.models.trace import Leaf, Trace, check_size, key_of, number, numbers
 from sdcli.models.unet import UNetWalk
 from sdcli.models.walk import Unet
 
-CLASS = "ControlNetModel"
+CLASS, UNION = "ControlNetModel", "ControlNetUnionModel"
 EDGE = 8  # pixels of a control image along the edge of a latent
 EMBEDDING = (16, 32, 96, 256)  # the usual widths of what embeds the image
+_UNION_EMBEDDING = (48, 96, 192, 384)  # a Union's, where its config says nothing
+KINDS, HEADS, CHANNELS = 6, 8, 320  # the same: of images, of its attention, and through that
 _UP = {"DownBlock2D": "UpBlock2D", "CrossAttnDownBlock2D": "CrossAttnUpBlock2D"}
 # Of a UNet's config, what its ControlNets share with it.
 _SHARED = (
@@ -43,6 +47,15 @@ def config_of(unet: Mapping[str, Any], **changes: Any) -> dict[str, Any]:
     return {**shared, "in_channels": 4, **usual, **changes}
 
 
+def union_config_of(unet: Mapping[str, Any], **changes: Any) -> dict[str, Any]:
+    """The same of a ControlNet Union, whose middle always attends."""
+    usual = config_of(unet, _class_name=UNION)
+    usual.pop("mid_block_type", None)
+    first = usual.get("block_out_channels", [CHANNELS])[0]
+    own = {"num_trans_channel": first, "num_trans_head": HEADS, "num_trans_layer": 1, "num_proj_channel": first}
+    return {**usual, "num_control_type": KINDS, **own, **changes}
+
+
 @dataclass(frozen=True, kw_only=True)
 class Hint:
     """What embeds the image, once for all steps."""
@@ -55,15 +68,25 @@ class Hint:
 
 @dataclass(frozen=True, kw_only=True)
 class ControlWork:
-    """What a ControlNet does for `batch` rows."""
+    """What a ControlNet does for `batch` rows; or a T2I-Adapter for one image, which is all in its hint."""
 
-    call: Unet  # one call, the image embedded before
+    call: Unet | None  # one call, the image embedded before
     hint: Hint
     residual_elements: int  # of what it gives the UNet, there until the UNet's call is over
 
     @property
     def parameters(self) -> int:
-        return self.call.parameters + self.hint.parameters
+        return (self.call.parameters if self.call else 0) + self.hint.parameters
+
+    @property
+    def macs(self) -> int:
+        """Of one call."""
+        return self.call.macs if self.call else 0
+
+    @property
+    def layers(self) -> int:
+        """That are launched in one call."""
+        return sum(1 for leaf in self.call.leaves if leaf.parameters and leaf.kind != "norm") if self.call else 0
 
 
 def analyse(config: Mapping[str, Any], *, height: int, width: int, batch: int = 1, tokens: int = 77) -> ControlWork:
@@ -76,9 +99,20 @@ def analyse(config: Mapping[str, Any], *, height: int, width: int, batch: int = 
 @functools.lru_cache(maxsize=64)
 def _analyse(key: str, height: int, width: int, batch: int, tokens: int) -> ControlWork:
     config: dict[str, Any] = json.loads(key)
-    walk = _ControlWalk(config, height, width, batch, tokens)
+    if config.get("_class_name") == t2i_walk.CLASS:
+        return _once(t2i_walk.analyse(config, height=height, width=width))
+    kind = _UnionWalk if config.get("_class_name") == UNION else _ControlWalk
+    walk = kind(config, height, width, batch, tokens)
     call = walk.run()
     return ControlWork(call=call, hint=_hint(config, height, width, batch), residual_elements=walk.residuals)
+
+
+def _once(adapter: t2i_walk.Adapter) -> ControlWork:
+    hint = Hint(
+        parameters=adapter.parameters, macs=adapter.macs, peak_elements=adapter.peak_elements,
+        elements=adapter.elements,
+    )  # fmt: skip
+    return ControlWork(call=None, hint=hint, residual_elements=0)
 
 
 class _ControlWalk(UNetWalk):
@@ -110,7 +144,7 @@ class _ControlWalk(UNetWalk):
         trace = self.trace
         self.time = self._time()
         at = self.block("conv_in", "in", "Conv2d", 0, self.latent, self.widths[0], self._conv_in)
-        trace.touch(at.elements(trace.batch))  # with the embedded image added
+        self._shown(at)
         for level, kind in enumerate(self.down_types):
             walk = functools.partial(self._down, level, kind, at)
             at = self.block(f"down_blocks.{level}", "down", kind, level, at, self.widths[level], walk)
@@ -126,6 +160,10 @@ class _ControlWalk(UNetWalk):
             time_enters=self.time_enters, text_enters=self.text_enters,
         )  # fmt: skip
 
+    def _shown(self, at: Extent) -> None:
+        """The embedded image is added."""
+        self.trace.touch(at.elements(self.trace.batch))
+
     def _results(self, at: Extent) -> None:
         """A convolution of each, then, beside those, each times the weight."""
         trace, last = self.trace, self.layers[-1]
@@ -140,6 +178,40 @@ class _ControlWalk(UNetWalk):
         self.trace.conv(name, at.channels, at.channels, 1, at.height, at.width)
         self.trace.hold(at.elements(self.trace.batch))
         self.residuals += at.elements(self.trace.batch)
+
+
+class _UnionWalk(_ControlWalk):
+    """That of diffusers' ControlNetUnionModel with one image: what it shows is told with the time, and a transformer
+    compares the means of images and latents."""
+
+    def _addition(self, time: int) -> None:
+        super()._addition(time)
+        inputs = number(self.config, "addition_time_embed_dim") * number(self.config, "num_control_type", KINDS)
+        self._two_linears("control_add_embedding", inputs, time)
+
+    def _shown(self, at: Extent) -> None:
+        """The latents before and the sum of what is added to them are referenced as long as the call lasts."""
+        self.block("transformer_layes", "in", "ResidualAttentionBlock", 0, at, at.channels, self._compared)
+        one = at.elements(self.trace.batch)
+        self.trace.hold(2 * one)
+        self.trace.touch(one)
+
+    def _compared(self) -> None:
+        trace, kinds = self.trace, number(self.config, "num_control_type", KINDS)
+        width, rows = number(self.config, "num_trans_channel", CHANNELS), (2,)  # the image's and the latents'
+        shape = (trace.batch, width)
+        trace.extra(
+            Leaf("task_embedding", "Parameter", "embedding", (kinds, width), (), False, kinds * width, shape, 0, 0)
+        )
+        for layer in range(number(self.config, "num_trans_layer", 1)):
+            name = f"transformer_layes.{layer}"
+            trace.norm(f"{name}.ln_1", "LayerNorm", width, (*rows, width))
+            trace.linear(f"{name}.attn.inward", width, 3 * width, rows)
+            trace.linear(f"{name}.attn.outward", width, width, rows)
+            trace.norm(f"{name}.ln_2", "LayerNorm", width, (*rows, width))
+            trace.linear(f"{name}.mlp.c_fc", width, 4 * width, rows)
+            trace.linear(f"{name}.mlp.c_proj", 4 * width, width, rows)
+        trace.linear("spatial_ch_projs", width, number(self.config, "num_proj_channel", CHANNELS))
 
 
 def _hint(config: Mapping[str, Any], height: int, width: int, batch: int) -> Hint:
@@ -169,4 +241,5 @@ def _levels(config: Mapping[str, Any]) -> list[Any]:
 
 
 def _embedding_widths(config: Mapping[str, Any]) -> list[int]:
-    return numbers(config, "conditioning_embedding_out_channels", len(EMBEDDING), list(EMBEDDING))
+    usual = _UNION_EMBEDDING if config.get("_class_name") == UNION else EMBEDDING
+    return numbers(config, "conditioning_embedding_out_channels", len(EMBEDDING), list(usual))

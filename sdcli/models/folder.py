@@ -13,7 +13,7 @@ from sdcli.models import configs, shipped, vae
 from sdcli.models.families import families, find, of_unet
 from sdcli.models.headers import read_header
 from sdcli.models.kinds import TITLES, TRAINED_TO, channels_of, kind_of_config, part_of
-from sdcli.models.model import Component, Model
+from sdcli.models.model import Component, Model, net_kind
 from sdcli.models.sniff import PICKLE_SUFFIXES
 from sdcli.terminal import show, size_text
 
@@ -30,6 +30,8 @@ CLASSES: dict[str, tuple[str, ...]] = {  # a config that names another is refuse
     "controlnet": ("ControlNetModel",),
     "image_encoder": ("CLIPVisionModelWithProjection",),
     "ip_adapter": ("IPAdapter",),  # sdcli's own
+    "controlnet_union": ("ControlNetUnionModel",),
+    "t2i_adapter": ("T2IAdapter",),
     "tokenizer": ("CLIPTokenizer", "CLIPTokenizerFast"),
     "tokenizer_2": ("CLIPTokenizer", "CLIPTokenizerFast"),
 }
@@ -213,7 +215,7 @@ def component_at(folder: Path, part: str, config: Mapping[str, Any], whole: bool
         raise BadFile(f"{show(folder)} is quantized, which sdcli does not support", hint=_ANOTHER)
     headers = [read_header(file) for file in _weights(folder, stem_of(part))]
     stored = part_of(item for header in headers for item in header.tensors.items())
-    described = _described(part, config, folder)
+    described = describes(part, config, folder)
     if stored is None or (whole and stored.parameters < described):
         raise Incomplete(
             f"{show(folder)} has {stored.parameters if stored else 0:,} parameters, its config.json describes "
@@ -226,7 +228,8 @@ def component_at(folder: Path, part: str, config: Mapping[str, Any], whole: bool
     )  # fmt: skip
 
 
-def _described(part: str, config: Mapping[str, Any], folder: Path) -> int:
+def describes(part: str, config: Mapping[str, Any], folder: Path) -> int:
+    """The parameters of a component by its config, which may be one that cannot be."""
     try:
         return shipped.parameters_of(part, config)
     except (BadFile, Usage) as error:
@@ -254,7 +257,7 @@ def _weights(folder: Path, stem: str) -> list[Path]:
 
 def stem_of(part: str) -> str:
     """What a component's files are called: diffusers' own parts one way, those of transformers another."""
-    return "diffusion_pytorch_model" if part in ("unet", "vae", "controlnet") else "model"
+    return "diffusion_pytorch_model" if part in ("unet", "vae") or net_kind(part) is not None else "model"
 
 
 def shard_tables(stem: str, variant: str) -> tuple[str, str]:

@@ -76,12 +76,13 @@ def _small(files: Mapping[str, File], wanted: Iterable[str]) -> tuple[File, ...]
 
 
 def single(files: Mapping[str, File], name: HubName) -> tuple[File, ...]:
-    """The one file that is meant, and the settings that peft keeps beside its own."""
+    """The one file that is meant, and the settings beside it: peft's, or those of a component by itself."""
     path = name.file or hub_name.the_one(files)
     if path is None or path not in files:
         raise _which(files, name)
-    beside = str(PurePosixPath(path).with_name("adapter_config.json"))
-    return (*_small(files, [beside]), files[path])[::-1]
+    alone = PurePosixPath(path).name in hub_name.COMPONENT
+    beside = ("adapter_config.json", *(["config.json"] if alone else []))
+    return files[path], *_small(files, [str(PurePosixPath(path).with_name(one)) for one in beside])
 
 
 def _which(files: Mapping[str, File], name: HubName) -> SdcliError:

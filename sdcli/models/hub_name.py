@@ -8,6 +8,8 @@ from dataclasses import dataclass
 
 SUFFIX = ".safetensors"
 USUAL = "pytorch_lora_weights.safetensors"  # what diffusers and its training scripts call a LoRA
+# what diffusers calls a component by itself, such as a ControlNet; beside it is its config.json
+COMPONENT = ("diffusion_pytorch_model.fp16.safetensors", "diffusion_pytorch_model.safetensors")
 _PART = r"[A-Za-z0-9][\w.\-]{0,95}"
 _NAME = re.compile(
     rf"(?P<repository>{_PART}/{_PART})(@(?P<revision>[\w.\-]{{1,100}}))?(/(?P<file>.{{1,300}}))?", re.ASCII
@@ -63,6 +65,8 @@ def is_plain(file: str) -> bool:
 
 
 def the_one(names: Iterable[str]) -> str | None:
-    """The file of a repository to use where none is named: the only one, or the one under diffusers' default name."""
+    """The file of a repository to use where none is named: the only one, or one under diffusers' default names."""
     weights = [name for name in names if name.endswith(SUFFIX)]
-    return weights[0] if len(weights) == 1 else USUAL if USUAL in weights else None
+    if len(weights) == 1:
+        return weights[0]
+    return next((name for name in (USUAL, *COMPONENT) if name in weights), None)

@@ -83,6 +83,8 @@ def rename(component: str, names: Iterable[str]) -> dict[str, Origin]:
     names = list(names)
     if component == "unet":
         return _unet(_bare(names, UNET, "unet.", "diffusion_model."))
+    if component.startswith("t2i_adapter"):
+        return _t2i_adapter(names)
     if component.startswith("controlnet"):
         return _controlnet(_bare(names, CONTROL))
     if component == "vae":
@@ -318,3 +320,33 @@ def _block_numbers(leaves: list[str], block: str, original: str, first: int) -> 
             number += 1
         level += 1
     return numbers
+
+
+# --- T2I-Adapters
+
+
+_RESIDUAL = re.compile(r"body\.(\d{1,3})\.(block[12]|in_conv)\.(.+)")
+_LEVELS = 4  # of the original code's, whose blocks are one list
+
+
+def _t2i_adapter(names: list[str]) -> dict[str, Origin]:
+    """Full ones count the blocks of all levels as one, light ones call a level's `body` too."""
+    if any(name.startswith("adapter.") for name in names):
+        return {name: Origin(name) for name in names}
+    full = "conv_in.weight" in names
+    numbers = [int(match[1]) for name in names if (match := _RESIDUAL.match(name))]
+    each = max(1, (max(numbers, default=0) + 1) // _LEVELS)
+    return {"adapter." + (_full(name, each) if full else _light(name)): Origin(name) for name in names}
+
+
+def _full(name: str, each: int) -> str:
+    match = _RESIDUAL.fullmatch(name)
+    if match is None:
+        return name
+    level, layer = divmod(int(match[1]), each)
+    inside = match[2] if match[2] == "in_conv" else f"resnets.{layer}.{match[2]}"
+    return f"body.{level}.{inside}.{match[3]}"
+
+
+def _light(name: str) -> str:
+    return re.sub(r"^body\.(\d{1,3})\.body\.", r"body.\1.resnets.", name)

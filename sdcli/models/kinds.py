@@ -214,7 +214,8 @@ def _adapter(tensors: Tensors, metadata: Metadata) -> Kind | None:
         ("upscaler", r"(^|\.)(body\.\d+\.rdb1|RRDB_trunk\.\d+\.RDB1|sub\.\d+\.RDB1)\.conv1\.", ),
     ):  # fmt: skip
         if any(re.search(pattern, name) for name in tensors):
-            family = controlnet_family({name: tensor.shape for name, tensor in tensors.items()})
+            shapes = {name: tensor.shape for name, tensor in tensors.items()}
+            family = _t2i_family(shapes) if kind == "t2i-adapter" else controlnet_family(shapes)
             return _whole(kind, family, "", tensors, kind)
     return None
 
@@ -227,6 +228,15 @@ def controlnet_family(shapes: Mapping[str, tuple[int, ...]]) -> str:
 
 
 _SIZES = ("add_embedding.linear_1.weight", "label_emb.0.0.weight")
+
+
+def _t2i_family(shapes: Mapping[str, tuple[int, ...]]) -> str:
+    """SD1.5's puts 8×8 pixels into the channels of its first convolution, SDXL's 16×16: of one colour or three."""
+    first = next((shape for name, shape in shapes.items() if name.endswith(_FIRST) and len(shape) == 4), None)
+    return {64: "sd15", 192: "sd15", 256: "sdxl", 768: "sdxl"}.get(first[1], "") if first else ""
+
+
+_FIRST = ("conv_in.weight", "body.0.in_conv.weight")
 
 
 def _text_family(shapes: Mapping[str, tuple[int, ...]]) -> str:

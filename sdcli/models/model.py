@@ -10,6 +10,13 @@ from sdcli.schema import transient
 
 BYTES = {"fp32": 4, "fp16": 2, "bf16": 2, "fp8": 1}  # a number's, by dtype
 ENCODERS = ("text_encoder", "text_encoder_2")  # the components that read text, in order
+# The components that steer a UNet, by kind; there may be several of each.
+NETS = ("controlnet_union", "controlnet", "t2i_adapter")
+
+
+def net_kind(component: str) -> str | None:
+    """Which kind of net a component is, if it is one: controlnet_2 is a controlnet."""
+    return next((kind for kind in NETS if component == kind or component.startswith(f"{kind}_")), None)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,8 +57,8 @@ class Model:
 
     @property
     def nets(self) -> tuple[str, ...]:
-        """The components that are ControlNets, beside the model's own."""
-        return tuple(name for name in self.components if name.startswith("controlnet"))
+        """The components that steer it: ControlNets and T2I-Adapters, beside the model's own."""
+        return tuple(name for name in self.components if net_kind(name) is not None)
 
     @property
     def sees_references(self) -> bool:

@@ -7,7 +7,7 @@ from typing import Any
 
 from sdcli import data
 from sdcli.models import control_walk, reference_walk, text, unet, vae, vision
-from sdcli.models.model import BYTES, Component
+from sdcli.models.model import BYTES, Component, net_kind
 
 
 def parameters_of(component: str, config: Mapping[str, Any]) -> int:
@@ -15,7 +15,7 @@ def parameters_of(component: str, config: Mapping[str, Any]) -> int:
         return unet.analyse(config, height=64, width=64).parameters
     if component == "vae":
         return vae.parameters(config)
-    if component.startswith("controlnet"):
+    if net_kind(component) is not None:
         return control_walk.analyse(config, height=64, width=64).parameters
     if component == "image_encoder":
         return vision.parameters(config)

@@ -9,7 +9,7 @@ from operator import attrgetter
 
 from sdcli.machine.hardware import Hardware
 from sdcli.models import control_walk, reference_walk, text, unet, vae, vision
-from sdcli.models.model import BYTES, Model
+from sdcli.models.model import BYTES, Model, net_kind
 from sdcli.plan import calibration
 from sdcli.plan.plan import Footprint, Phase, Setup
 from sdcli.plan.stages import TOKENS, Shape, Stage, parts_of, stages_at
@@ -139,19 +139,41 @@ class Sizes:
         if setup.attention == "blocked":  # the same for a block of queries
             scores = 2 * _scores_at_once(call, latents, setup) * size
         live = max(live, live // 2 + scores)  # at the attention, less than half of the feed-forward's peak is live
-        live = self._steered(live, stage, latents * size) + self._attended(stage, setup)
+        live = self._steered(live, stage, latents, size) + self._attended(stage, setup)
         if setup.execution == "graph":
             return self._pool(live) + calibration.workspace(self.backend)
         return self._reserved(live + widened, heap=True)
 
-    def _steered(self, live: int, stage: Stage, size: int) -> int:
+    def _steered(self, live: int, stage: Stage, rows: int, size: int) -> int:
         """With ControlNets: their embedded images stay, and their results, summed, through the UNet's call. A net's own
-        call comes before."""
-        nets = [self.control(stage.shape, part) for part in stage.beside]
-        if not nets:
+        call comes before. What T2I-Adapters find stays too."""
+        if not stage.beside:
             return live
-        kept = size * (max(net.residual_elements for net in nets) + sum(net.hint.elements for net in nets))
-        return kept + max(live, *(net.call.activation_peak(size) for net in nets))
+        nets = {part: self.control(stage.shape, part) for part in stage.beside}
+        kept = size * (rows * max(net.residual_elements for net in nets.values()) + self._looked_at(stage, rows))
+        return kept + max(live, *(size * self._working(stage, part, net, rows) for part, net in nets.items()))
+
+    def _working(self, stage: Stage, part: str, net: control_walk.ControlWork, rows: int) -> int:
+        """Elements while a net computes: a T2I-Adapter with one image; a ControlNet Union with several of them, each
+        times its weight."""
+        if net.call is None:
+            return net.hint.peak_elements
+        images = sum(each.part == part for each in stage.shown)
+        weighed = images if images > 1 and net_kind(part) == "controlnet_union" else 0
+        return rows * (net.call.activation_peak(1) + weighed * net.hint.elements)
+
+    def _looked_at(self, stage: Stage, rows: int) -> int:
+        """Elements that come of the images that steer. Of T2I-Adapters: the maps of each, their sum, and those in rows
+        where the images of a batch have their own."""
+        elements, maps = 0, list[int]()
+        for each in stage.shown:
+            net = self.control(stage.shape, each.part)
+            if net.call is not None:
+                elements += net.hint.elements * rows
+            else:
+                maps.append(net.hint.elements * each.images)
+                elements += net.hint.elements * (rows if each.images > 1 and len(maps) == 1 else 0)
+        return elements + sum(maps) + (max(maps) if len(maps) > 1 else 0)
 
     def _attended(self, stage: Stage, setup: Setup) -> int:
         """The keys and values of reference images for all rows; where a call has fewer, or a graph reads its own, those
@@ -275,8 +297,10 @@ class Sizes:
             return self._window_of_reference(part, stage, size)
         net = part in stage.beside
         call = self.control(stage.shape, part).call if net else self.call(stage.shape)
+        if call is None:  # its work is over before the UNet's begins
+            return 0
         live = self._latents(stage, setup) * size
-        row, layer = (1, size) if setup.storage == "fp8" else (size, 0)
+        row, layer = (1, size) if _stored(part, setup) == "fp8" else (size, 0)
         return call.beside_weights(live, layer=layer, row=row) - call.beside_weights(live, layer=layer)
 
     def _window_of_reference(self, part: str, stage: Stage, size: int) -> int:

@@ -23,7 +23,7 @@ class Adapter:
     sha256: str
     scale: float
     path: str | None = transient(default=None)
-    kind: str = "lora"  # lora | embedding | vae
+    kind: str = "lora"  # lora | embedding | vae | controlnet | t2i-adapter
     word: str = ""
     tensors_sha256: str = ""  # of a LoRA without its header: its identity in galleries
     matched: int = 0

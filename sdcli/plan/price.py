@@ -98,14 +98,15 @@ class Price:
         sides = stage.shape.sides
         batch = stage.shape.batch * (sides if setup.guidance == "batched" else 1)
         one = self.sizes.call(stage.shape)
+        nets = [self.sizes.control(stage.shape, part) for part in stage.called]
         rate = self.rates.replay if setup.execution == "graph" else self.rates.launch
-        launched = rate * self._layers[stage]
+        launched = rate * self._layers[stage] + self.rates.launch * sum(net.layers for net in nets)
         factors = (
             dtype.slowdown(setup.dtype, self.hardware)
             * execution.slowdown(setup, self.hardware)
             * (guidance.slowdown(setup, self.hardware) if sides > 1 else 1.0)
         )
-        macs = one.macs + sum(self.sizes.control(stage.shape, part).call.macs for part in stage.beside)
+        macs = one.macs + sum(net.macs for net in nets)
         computing = max(launched, FLOP * macs * batch / self.rates.compute * factors)
         call = computing + storage.widening(setup.storage, one.parameters)
         if placement.streamed(setup.placement, "unet"):

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from typing import Literal
 
 from sdcli.models.families import find
-from sdcli.models.model import Model
+from sdcli.models.model import Model, net_kind
 from sdcli.request.request import Job, Pass, Request
 
 TOKENS = 77
@@ -29,6 +29,14 @@ class Shape:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Shown:
+    """An image that steers: the component that it is shown to, and how many there are in the batch."""
+
+    part: str
+    images: int = 1
+
+
+@dataclass(frozen=True, kw_only=True)
 class Stage:
     """One stage of a batch. `parts` are the components that work in it, one after another."""
 
@@ -36,6 +44,7 @@ class Stage:
     work: WorkKind
     parts: tuple[str, ...]
     beside: tuple[str, ...] = ()  # more of them, at work in the same moment
+    shown: tuple[Shown, ...] = ()  # to those
     shape: Shape
     steps: int = 0  # UNet calls, guidance's sides counted as one
     file_pixels: int = 0  # of the largest image file that is read or put back into
@@ -46,6 +55,15 @@ class Stage:
     def ahead(self) -> bool:
         """Whether it is done for many batches before any of them continues: encoded prompts are small."""
         return self.work in ("text", "reference")
+
+    @property
+    def called(self) -> tuple[str, ...]:
+        """The nets that each step calls: once for every image, a ControlNet Union once for all."""
+        parts = (each.part for each in self.shown)
+        return tuple(part for number, part in enumerate(parts) if not self._seen(part, number))
+
+    def _seen(self, part: str, number: int) -> bool:
+        return net_kind(part) == "controlnet_union" and any(each.part == part for each in self.shown[:number])
 
 
 def stages(model: Model, batch: Sequence[Job], *, alone: bool = False) -> tuple[Stage, ...]:
@@ -70,14 +88,29 @@ def stages(model: Model, batch: Sequence[Job], *, alone: bool = False) -> tuple[
         made.insert(1, Stage(name="encode-reference", work="reference", parts=parts, shape=shapes[0]))
     seen = [one.image.width * one.image.height for job in batch for one in job.references]
     read = {"encode-reference": seen, "encode-image": files, "decode": whole}
-    nets = tuple(dict.fromkeys(control.part for control in first.controls))
+    shown = _shown(batch)
+    nets = tuple(dict.fromkeys(each.part for each in shown))
     return tuple(
         replace(
-            stage, file_pixels=max(read.get(stage.name, ()), default=0), beside=nets if stage.work == "unet" else (),
+            stage, file_pixels=max(read.get(stage.name, ()), default=0),
             references=len(first.references) if stage.work in ("unet", "reference") else 0,
+            beside=nets if stage.work == "unet" else (), shown=shown if stage.work == "unet" else (),
         )
         for stage in made
     )  # fmt: skip
+
+
+def _shown(batch: Sequence[Job]) -> tuple[Shown, ...]:
+    """Every image that steers. One that is the same for all of a batch is looked at once."""
+    found = []
+    for number, control in enumerate(batch[0].controls):
+        seen = {(job.controls[number].image, job.start if _part_drawn(job) else None) for job in batch}
+        found.append(Shown(part=control.part, images=1 if len(seen) == 1 else len(batch)))
+    return tuple(found)
+
+
+def _part_drawn(job: Job) -> bool:
+    return job.start is not None and job.start.repaint is not None and job.start.repaint.padding is not None
 
 
 def stages_at(model: Model, shape: Shape, *, steps: int = 1) -> tuple[Stage, ...]:

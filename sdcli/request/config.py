@@ -17,7 +17,7 @@ from typing import Any
 from sdcli import data, reading
 from sdcli.errors import Usage
 from sdcli.files import save
-from sdcli.images import canvas
+from sdcli.images import canvas, control
 from sdcli.images import read as images
 from sdcli.images.read import InputImage
 from sdcli.near import near_text, nearest
@@ -170,18 +170,35 @@ _CONTROL = re.compile(
 
 
 def _control(text: str) -> Control:
-    """`canny.safetensors=room.png:0.8:0-0.6`"""
+    """`canny.safetensors=room.png:0.8:0-0.6`; of a ControlNet Union `union.safetensors:canny=room.png`."""
     found = _CONTROL.fullmatch(text.strip())
     if found is None:
         raise Usage(f'--control: "{show(text, 80)}" is not MODEL=FILE', hint="--control canny.safetensors=room.png:0.8")
+    net, shows = _told(found["net"])
     start, end = float(found["start"] or 0), float(found["end"] or 1)
     if not 0 <= start < end <= 1:
         raise Usage(
             f"--control: {start:g}-{end:g} is not a part of 0-1", hint=f"--control {quoted(found['net'])}=FILE:1:0-0.6"
         )
     return Control(
-        net=found["net"], image=images.look(found["image"]), weight=float(found["weight"] or 1), start=start, end=end
-    )
+        net=net, image=images.look(found["image"]), weight=float(found["weight"] or 1), start=start, end=end,
+        shows=shows,
+    )  # fmt: skip
+
+
+def _told(text: str) -> tuple[str, str]:
+    """A net, and what its image shows where the text ends with that. A path may have colons of its own."""
+    net, colon, shows = text.rpartition(":")
+    if not colon or len(net) < 2 or re.search(r"[\\/]", shows) or Path(text).expanduser().exists():
+        return text, ""
+    known = control.shown_by(shows)
+    if known is None:
+        near = nearest(shows, control.SHOWN, 1) or ("canny",)
+        raise Usage(
+            f'--control: "{show(shows, 40)}" is not one of {", ".join(control.SHOWN)}',
+            hint=f"--control {quoted(net)}:{near[0]}=FILE",
+        )
+    return net, known
 
 
 def _mask(path: str) -> InputImage:

@@ -90,8 +90,9 @@ OPTIONS: tuple[Option, ...] = (
            help="What the masked part starts from: original, fill (its surroundings), noise or nothing."),
     Option(field="outpaint", flags=("--outpaint",), metavar="SIDE:N,…", panel=FROM,
            help="Draw around the image, e.g. left:128,top:64; also a single number for all sides."),
-    Option(field="control", flags=("--control",), metavar="MODEL=FILE[:WEIGHT][:FROM-TO]", repeatable=True, panel=FROM,
-           help="Steer with an image through a ControlNet, e.g. canny=room.png:0.8:0-0.6."),
+    Option(field="control", flags=("--control",), metavar="MODEL[:WHAT]=FILE[:WEIGHT][:FROM-TO]", repeatable=True,
+           panel=FROM, help="Steer with an image through a ControlNet or T2I-Adapter, e.g. canny=room.png:0.8:0-0.6; a "
+           "ControlNet Union is told WHAT it shows, e.g. union:depth=depth.png."),
     Option(field="control_from", flags=("--control-from",), metavar="WHAT", choices=control.WAYS, panel=FROM,
            help="What to make of that image first: canny, scribble, tile, invert or none."),
     Option(field="guess_mode", flags=("--guess-mode",), switch=True, panel=FROM,

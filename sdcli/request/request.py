@@ -46,7 +46,7 @@ class Start:
 
 @dataclass(frozen=True, kw_only=True)
 class Control:
-    """An image that steers every UNet call through a ControlNet, from `start` to `end` of the calls."""
+    """An image that steers every UNet call through a net, from `start` to `end` of the calls."""
 
     net: str  # as it was asked for; in a plan its name
     image: InputImage
@@ -54,6 +54,7 @@ class Control:
     start: float = 0.0
     end: float = 1.0
     made: str = "none"  # what is made of the image first: canny …
+    shows: str = ""  # what it then shows, where a ControlNet Union is told: canny, depth …
     fit: str = "crop"
     part: str = transient(default="")  # the component that the net is in a plan
 

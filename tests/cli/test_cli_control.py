@@ -15,18 +15,19 @@ FAKE = ("--engine", "fake", "--no-show")
 
 @pytest.fixture(scope="module")
 def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A tiny SD1.5, and ControlNets: a folder, a single file, and one for SDXL."""
+    """A tiny SD1.5, a ControlNet for it, one for SDXL, and a T2I-Adapter."""
     root = tmp_path_factory.mktemp("models")
     make_checkpoint.write_folder(root / "tiny", "sd15", tiny=True)
     make_checkpoint.write_controlnet_folder(root / "lines", "sd15", tiny=True)
     make_checkpoint.write_controlnet_folder(root / "large", "sdxl", tiny=True)
+    make_checkpoint.write_t2i_folder(root / "sketch", "sd15", tiny=True, channels=1)
     return root
 
 
 @pytest.fixture(autouse=True)
 def here(tmp_path: Path, models: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.chdir(tmp_path)
-    for name in ("tiny", "lines", "large"):
+    for name in ("tiny", "lines", "large", "sketch"):
         (tmp_path / name).symlink_to(models / name)
     room = Image.new("RGB", (96, 64), (200, 180, 160))
     room.paste((20, 20, 20), (30, 20, 60, 50))
@@ -65,6 +66,17 @@ def test_other_readers_take_the_right_model_from_it(capfd: pytest.CaptureFixture
     assert parsed is not None and [model.name for model in parsed.models] == ["tiny"]
 
 
+def test_a_t2i_adapter_goes_through_the_same_flag(capfd: pytest.CaptureFixture[str]) -> None:
+    done = sdcli(capfd, "generate", *WORDS, "--control", "sketch=room.png:0.7", "--control", "lines=room.png", *FAKE)
+    assert done.code == 0, done.err
+    assert "with T2I-Adapter sketch, ControlNet lines" in done.err
+    with Image.open("sdcli-images/0001-a-cat-7.png") as image:
+        parameters, chunk = image.info["parameters"], json.loads(image.info["sdcli"])
+    assert [one["kind"] for one in chunk["setup"]["adapters"]] == ["t2i-adapter", "controlnet"]
+    sha256 = chunk["setup"]["adapters"][0]["sha256"]
+    assert f'ControlNet 0: "Module: none, Model: sketch [{sha256[:8]}], Weight: 0.7' in parameters
+
+
 def test_the_plan_counts_it(capfd: pytest.CaptureFixture[str]) -> None:
     plain = sdcli(capfd, "plan", *WORDS, "--as-if", "cuda:8GiB", "--json").json
     plan = sdcli(capfd, "plan", *WORDS, "--control", "lines=room.png", "--as-if", "cuda:8GiB", "--json").json
@@ -86,11 +98,12 @@ def test_lines_have_controls_of_their_own(here: Path, capfd: pytest.CaptureFixtu
 def test_from_files_to_a_file_it_draws_another_image(capfd: pytest.CaptureFixture[str]) -> None:
     """For real, with a tiny model."""
     hashes = set()
-    for more in ([], ["--control", "lines=room.png"], ["--control", "lines=room.png", "--guess-mode"]):
+    lines = ["--control", "lines=room.png"]
+    for more in ([], lines, [*lines, "--guess-mode"], ["--control", "sketch=room.png"]):
         report = sdcli(capfd, "generate", *WORDS, *more, "--no-show", "--json").json
         assert report["status"] == "done", report
         hashes.add(report["images"][0]["pixel_sha256"])
-    assert len(hashes) == 3
+    assert len(hashes) == 4
 
 
 REFUSED = [
@@ -102,6 +115,7 @@ REFUSED = [
     (["--control", "tiny/unet=room.png"], 9, "is a UNet"),
     (["--control-from", "canny"], 2, "--control-from needs a ControlNet and an image"),
     (["--guess-mode"], 2, "--guess-mode needs a ControlNet and an image"),
+    (["--control", "sketch=room.png", "--guess-mode"], 2, "--guess-mode is for ControlNets; sketch is a T2I-Adapter"),
     (["--control", "lines=room.png", "--pin", "execution=openvino"], 2, "what ControlNets add to the UNet"),
 ]
 

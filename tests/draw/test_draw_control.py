@@ -15,7 +15,6 @@ from diffusers import ControlNetModel
 from draw_samples import diffusers_pipelines, plan_for
 from PIL import Image
 from test_draw_load import component, same
-from test_draw_parity import NEGATIVE, PROMPT, encoded
 from torch import Tensor
 
 from scripts import make_checkpoint
@@ -101,11 +100,6 @@ def own_nets(folders: dict[tuple[str, str], Path]) -> dict[tuple[str, str], Any]
 
 
 @pytest.fixture(scope="module")
-def texts(pipelines: dict[str, Any]) -> dict[str, tuple[Text, Text]]:
-    return {family: (encoded(pipelines[family], PROMPT), encoded(pipelines[family], NEGATIVE)) for family in TEXT}
-
-
-@pytest.fixture(scope="module")
 def looking(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     """Models that were trained to repaint."""
     root = tmp_path_factory.mktemp("repainting")
@@ -154,7 +148,7 @@ def theirs(
 def ours(
     pipeline: Any, text: tuple[Text, Text], nets: dict[tuple[str, str], Any], family: str, sampler: str,
     used: Sequence[Used], images: int = 1, guidance: float = GUIDANCE, start: Start | None = None,
-    made: Canvas | None = None, first: int = 7, **grouping: bool,
+    made: Canvas | None = None, first: int = 7, more: Sequence[control.Shown] = (), **grouping: bool,
 ) -> Tensor:  # fmt: skip
     """What a run does between encoding texts and decoding, on the pipeline's components."""
     scheduler = schedulers.make(sampler, pipeline.scheduler.config)
@@ -178,7 +172,7 @@ def ours(
         )  # fmt: skip
         conditioning = conditioning.starting(all_begun, torch.device("cpu"))
         at = denoise.begin_from(scheduler, timesteps, generators, all_begun, pure=False, device="cpu")
-    conditioning = conditioning.steered([control_of(one, nets, family) for one in used], len(timesteps))
+    conditioning = conditioning.steered([*(control_of(one, nets, family) for one in used), *more], len(timesteps))
     *_, last = denoise.denoise(pipeline.unet, scheduler, conditioning, at, generators, timesteps)
     return last.latents
 

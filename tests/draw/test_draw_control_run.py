@@ -11,13 +11,12 @@ from typing import Any
 import numpy
 import pytest
 from draw_samples import HARDWARE, request_for
-from PIL import Image
 
 from scripts import make_checkpoint
 from sdcli.cli import controls
 from sdcli.draw import local
 from sdcli.events import Decoded, Degraded, Denoised, Encoded, Loaded, Step
-from sdcli.images.read import InputImage, look
+from sdcli.images.read import InputImage
 from sdcli.machine import survey
 from sdcli.machine.hardware import Hardware
 from sdcli.models import resolve
@@ -36,14 +35,6 @@ def nets(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     for name, family, seed in (("one", "sd15", 1), ("two", "sd15", 2), ("large", "sdxl", 3)):
         make_checkpoint.write_controlnet_folder(root / name, family, tiny=True, seed=seed)
     return {name: str(root / name) for name in ("one", "two", "large")}
-
-
-@pytest.fixture(scope="module")
-def photo(tmp_path_factory: pytest.TempPathFactory) -> InputImage:
-    path = tmp_path_factory.mktemp("photo") / "photo.png"
-    values = numpy.random.default_rng(1).integers(0, 256, (64, 96, 3), dtype=numpy.uint8)
-    Image.fromarray(values).save(path)
-    return look(path)
 
 
 def plan_for(path: Path, steering: tuple[Control, ...], hardware: Hardware = HARDWARE, **asked: Any) -> Plan:

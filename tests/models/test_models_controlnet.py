@@ -88,8 +88,11 @@ REFUSED: dict[str, tuple[make.Shapes, str]] = {
     "ControlLLLite": ({"lllite_unet_input_blocks_4_1_x_attn1_to_q.down.0.weight": [16, 320]}, "a ControlLLLite"),
     "a difference": ({"control_model.input_hint_block.0.weight": [16, 3, 3, 3], "difference": [1]}, "a difference"),
     "XS": ({**EMBEDDING, "control_to_base_for_conv_in.weight": [320, 4, 1, 1]}, "a ControlNet-XS"),
-    "Union": ({**EMBEDDING, "task_embedding": [6, 320], ATTENTION: [320, 2048]}, "a ControlNet Union for SDXL"),
-    "T2I": ({"adapter.body.0.resnets.0.block1.weight": [4, 4, 3, 3]}, "a T2I-Adapter"),
+    "a part of a Union": (
+        {**EMBEDDING, "task_embedding": [6, 320], ATTENTION: [320, 2048]},
+        "an incomplete ControlNet Union",
+    ),
+    "a part of a T2I": ({"adapter.body.0.resnets.0.block1.weight": [4, 4, 3, 3]}, "a T2I-Adapter, but none"),
     "SparseCtrl": ({**EMBEDDING, "down_blocks.0.motion_modules.0.norm.weight": [4]}, "a motion module"),
     "FLUX": ({"controlnet_x_embedder.weight": [3072, 64]}, "no model that sdcli draws with"),
     "a LoRA": ({"lora_unet_down_blocks_0_x_attn2_to_k.lora_down.weight": [4, 768]}, "not a ControlNet"),
@@ -130,8 +133,8 @@ def test_pickles_are_refused(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("changes", "said"),
     [
-        ({"_class_name": "ControlNetUnionModel"}, "a ControlNet Union"),
-        ({"_class_name": "T2IAdapter"}, "a T2I-Adapter"),
+        ({"_class_name": "ControlNetUnionModel"}, "num_trans_channel should be 32"),
+        ({"_class_name": "T2IAdapter"}, "in_channels should be 1 or 3"),
         ({"_class_name": ["my", "Code"]}, "which sdcli cannot draw with"),
         ({"conditioning_channels": 1}, "conditioning_channels should be 3"),
         ({"controlnet_conditioning_channel_order": "gbr"}, "one of rgb, bgr"),

@@ -149,7 +149,7 @@ def infotext(job: Job, setup: Setup, model: RecordedModel, version: str) -> Info
 def _controls(job: Job, setup: Setup) -> Iterator[tuple[str, object]]:
     """One key for each, as the web UI's extension writes them."""
     mode = "ControlNet is more important" if job.guess_mode else "Balanced"
-    hashes = {one.name: one.sha256[:8] for one in setup.adapters if one.kind == "controlnet"}
+    hashes = {one.name: one.sha256[:8] for one in setup.adapters if one.kind in ("controlnet", "t2i-adapter")}
     for number, control in enumerate(job.controls):
         told = {
             "Module": control.made, "Model": f"{control.net} [{hashes.get(control.net, '')}]",

@@ -14,6 +14,7 @@ from typing import Any
 from sdcli import reading
 from sdcli.errors import BadFile, SdcliError, Usage
 from sdcli.record.metadata import a1111, exif, own
+from sdcli.request.request import Control
 from sdcli.terminal import show
 
 LARGEST_FILE = 64 << 20
@@ -63,10 +64,17 @@ def _inputs(record: own.ImageRecord) -> dict[str, Any]:
         if start.repaint is not None and start.repaint.mask is not None:
             named["Mask"] = start.repaint.mask.name
     if record.job.controls:
-        named["Control"] = " and ".join(f"{control.net}={control.image.name}" for control in record.job.controls)
+        hub = {one.name: one.hub for one in record.setup.adapters if one.hub}
+        named["Control"] = " and ".join(_asked(control, hub) for control in record.job.controls)
     if record.job.references:
         named["Reference"] = " and ".join(f"{one.image.name}:{one.weight:g}" for one in record.job.references)
     return named
+
+
+def _asked(control: Control, hub: Mapping[str, str]) -> str:
+    """As --control takes it, but for the image's folder."""
+    shows = f":{control.shows}" if control.shows else ""
+    return f"{hub.get(control.net, control.net)}{shows}={control.image.name}"
 
 
 def _own(text: str, name: str) -> own.ImageRecord:
