@@ -18,7 +18,7 @@ from sdcli.draw.packed import Packer
 from sdcli.draw.weights import Piece, Reader, pieces
 from sdcli.errors import BadFile, Bug
 from sdcli.models import keys
-from sdcli.models.folder import CLASSES
+from sdcli.models.folder import CLASSES as OF_FOLDERS
 from sdcli.models.model import Component
 from sdcli.terminal import show
 
@@ -31,9 +31,11 @@ MODULES = {
     "unet": "diffusers.models.unets.unet_2d_condition",
     "vae": "diffusers.models.autoencoders.autoencoder_kl",
     "controlnet": "diffusers.models.controlnets.controlnet",
+    "upscaler": "sdcli.draw.upscale",
     "text_encoder": "transformers",
     "text_encoder_2": "transformers",
 }
+CLASSES = {**{name: classes[0] for name, classes in OF_FOLDERS.items()}, "upscaler": "Upscaler"}
 
 
 def _nothing(key: str) -> None: ...
@@ -51,7 +53,7 @@ def load(
     name: str, component: Component, *, dtype: torch.dtype, device: torch.device | str, channels_last: bool,
     added: Additions | None = None, storage: torch.dtype | None = None, attend: Attend | None = None,
 ) -> Filled:  # fmt: skip
-    """`unet`, `vae`, `text_encoder`, `text_encoder_2` or `controlnet` from a diffusers folder's files or a single file.
+    """A component, such as `unet`, `vae` or `controlnet`, from a diffusers folder's files or a single file.
 
     `added` is what LoRAs add to its weights. With `storage` the large layers keep their weights in that dtype and
     widen them to `dtype` only while they compute. With `attend` the layers are packed, and attention is computed so.
@@ -77,10 +79,10 @@ def named(name: str, stored: Mapping[str, Piece]) -> dict[str, Piece]:
 
 def kind_of(name: str) -> Any:
     """The component's class. Its libraries take most of the time spent importing."""
-    kind = "controlnet" if name.startswith("controlnet") else name  # there may be several
+    kind = next((one for one in ("controlnet", "upscaler") if name.startswith(one)), name)  # there may be several
     if kind not in MODULES:
         raise BadFile(f"components called {show(name, 40)} are not supported")
-    return getattr(importlib.import_module(MODULES[kind]), CLASSES[kind][0])
+    return getattr(importlib.import_module(MODULES[kind]), CLASSES[kind])
 
 
 def build(name: str, config: Mapping[str, Any]) -> Any:
