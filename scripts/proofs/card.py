@@ -20,7 +20,7 @@ if str(ROOT) not in sys.path:
 
 from PIL import Image  # noqa: E402
 
-from sdcli.cli import controls  # noqa: E402
+from sdcli.cli import controls, upscalers  # noqa: E402
 from sdcli.draw import local  # noqa: E402
 from sdcli.events import Degraded, Memory  # noqa: E402
 from sdcli.images import read  # noqa: E402
@@ -40,7 +40,7 @@ CLAIM = (
     "for enough, gaps between blocks included."
 )
 GOAL = 0.05
-IMAGE = "image.png"
+IMAGE, UPSCALER = "image.png", "x4.safetensors"
 PAGE = ROOT / "docs" / "benchmarks" / "memory-card.md"
 MIB = 1 << 20
 SHAPES = (("sd15", 512), ("sd15", 768), ("sdxl", 1024))
@@ -48,7 +48,7 @@ PLACEMENTS = ("resident", "drop-encoders", "model-offload", "group-offload", "di
 STORAGES = ("same", "fp8")
 DECODES = ("whole", "tile-512", "tile-256")
 BATCHES = (1, 4)
-MODES = ("from an image", "twice the size", "twice the image", "steered")
+MODES = ("from an image", "twice the size", "twice the image", "twice by a model", "steered")
 TEMPLATE = Hardware(
     device="cuda:0", name="a GPU", source="as-if", total=0, free=0, ram_total=256 * GIB, ram_free=256 * GIB,
     capability="8.9", threads=1, dtypes={"fp32": "table", "fp16": "table", "bf16": "table"},
@@ -119,8 +119,9 @@ def plan_of(case: Case, folder: Path, **pins: str) -> Plan:
         pins={"placement": case.placement, "storage": case.storage, "vae": case.vae, "dtype": "fp16", **pins},
     )  # fmt: skip
     hardware = replace(TEMPLATE, total=200 * GIB, free=200 * GIB)
-    jobs, model, adapters = controls.gather(make_jobs(request), resolve.at(folder / case.family), ())
-    return make_plan(request, model, hardware, {}, jobs=jobs, adapters=adapters)
+    jobs, model, nets = controls.gather(make_jobs(request), resolve.at(folder / case.family), ())
+    jobs, model, models = upscalers.gather(jobs, model, ())
+    return make_plan(request, model, hardware, {}, jobs=jobs, adapters=(*nets, *models))
 
 
 def _asked(case: Case, folder: Path) -> dict[str, Any]:
@@ -129,7 +130,8 @@ def _asked(case: Case, folder: Path) -> dict[str, Any]:
     if case.mode == "steered":
         return {"control": (Control(net=str(folder / f"{case.family}-net"), image=read.look(folder / IMAGE)),)}
     if case.mode:
-        upscaler = "latent" if case.mode == "twice the size" else "lanczos"
+        ways = {"twice the size": "latent", "twice the image": "lanczos", "twice by a model": str(folder / UPSCALER)}
+        upscaler = ways[case.mode]
         return {"hires": 2.0, "hires_steps": 1, "hires_strength": 1.0, "upscaler": upscaler}
     return {}
 
@@ -183,6 +185,7 @@ def write_models(folder: Path) -> None:
         make_checkpoint.write_folder(folder / family, family, dtype="fp16", seed=None)
         make_checkpoint.write_controlnet_folder(folder / f"{family}-net", family, dtype="fp16", seed=None)
     Image.new("RGB", (600, 500)).save(folder / IMAGE)
+    make_checkpoint.write_upscaler(folder / UPSCALER, dtype="fp16", seed=None)
 
 
 def main() -> list[tuple[str, str, str, bool]]:

@@ -20,8 +20,13 @@ from sdcli.models.sniff import PICKLE_SUFFIXES
 from sdcli.near import nearest
 from sdcli.terminal import show
 
-FLAGS = {"LoRA": "--lora", "embedding": "--embedding", "VAE": "--vae", "ControlNet": "--control"}
-_FOLDERS = ("lora", "loras", "lycoris", "embeddings", "vae", "controlnet")  # what other programs call them
+FLAGS = {
+    "LoRA": "--lora", "embedding": "--embedding", "VAE": "--vae", "ControlNet": "--control", "upscaler": "--upscaler",
+}  # fmt: skip
+_FOLDERS = (  # what other programs call them
+    "lora", "loras", "lycoris", "embeddings", "vae", "controlnet", "esrgan", "realesrgan", "upscale_models",
+    "upscalers",
+)  # fmt: skip
 _WEIGHT = re.compile(r"[+-]?(\d{1,4}(\.\d{0,6})?|\.\d{1,6})", re.ASCII)
 
 

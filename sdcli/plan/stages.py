@@ -63,7 +63,8 @@ def stages(model: Model, batch: Sequence[Job], *, alone: bool = False) -> tuple[
         again = Stage(name="second-pass", work="unet", parts=("unet",), shape=shapes[1], steps=calls[1])
         made.insert(-1, again)
         if first.second.upscaler != "latent":
-            made.insert(-2, Stage(name="upscale", work="enlarge", parts=("vae",), shape=shapes[1], smaller=shapes[0]))
+            parts = ("vae", first.second.part, "vae") if first.second.by_model else ("vae",)
+            made.insert(-2, Stage(name="upscale", work="enlarge", parts=parts, shape=shapes[1], smaller=shapes[0]))
     read = {"encode-image": max(files, default=0), "decode": max(whole, default=0)}
     nets = tuple(dict.fromkeys(control.part for control in first.controls))
     return tuple(
