@@ -1,5 +1,5 @@
 """Random Stable Diffusion weights, full size or tiny, as diffusers folders or single files in the original layout;
-ControlNets and T2I-Adapters; IP-Adapters with their image encoders.
+ControlNets and T2I-Adapters; IP-Adapters with their image encoders; upscalers.
 
 They draw noise, but load, run and take memory as real ones do; equal seeds give equal weights in every form.
 Written tensor by tensor, so that a full-size SDXL needs little RAM. Without a seed all weights are zero and the files
@@ -104,6 +104,8 @@ def shapes(component: str, config: dict[str, Any]) -> dict[str, tuple[int, ...]]
         CLIPVisionModelWithProjection,
     )
 
+    from sdcli.draw.upscale import Upscaler
+
     with torch.device("meta"):
         if component == "unet":
             module = UNet2DConditionModel.from_config(config)
@@ -117,6 +119,8 @@ def shapes(component: str, config: dict[str, Any]) -> dict[str, tuple[int, ...]]
             module = ControlNetUnionModel.from_config(config)
         elif component == "t2i_adapter":
             module = T2IAdapter.from_config(config)
+        elif component == "upscaler":
+            module = Upscaler.from_config(config)
         else:
             kind = CLIPTextModelWithProjection if component == "text_encoder_2" else CLIPTextModel
             module = kind(CLIPTextConfig.from_dict(config))
@@ -444,6 +448,51 @@ def _plus(inward: int, width: int, hidden: int) -> dict[str, tuple[int, ...]]:
     return shapes
 
 
+# Upscalers
+
+RRDB = {
+    "architecture": "RRDBNet", "scale": 4, "features": 64, "growth": 32, "blocks": 23, "doublings": 2, "unshuffle": 1,
+}  # fmt: skip
+COMPACT = {"architecture": "SRVGGNetCompact", "scale": 4, "features": 64, "convolutions": 32}
+TINY_RRDB, TINY_COMPACT = {"features": 8, "growth": 4, "blocks": 1}, {"features": 8, "convolutions": 2}
+
+
+def upscaler_config(*, compact: bool = False, tiny: bool = False, **changes: Any) -> dict[str, Any]:
+    usual = COMPACT | (TINY_COMPACT if tiny else {}) if compact else RRDB | (TINY_RRDB if tiny else {})
+    return usual | changes
+
+
+def write_upscaler(
+    path: Path, *, layout: str = "real-esrgan", prefix: str = "", compact: bool = False, tiny: bool = False,
+    dtype: str = "fp32", seed: int | None = 0, **changes: Any,
+) -> Path:  # fmt: skip
+    """One file, its tensors named as by Real-ESRGAN, by ESRGAN's second code (`esrgan`) or its first
+    (`numbered`)."""
+    config = upscaler_config(compact=compact, tiny=tiny, **changes)
+    tensors = planned("upscaler", config, seed)
+    named = {prefix + upscaler_name(name, layout, config): tensor for name, tensor in tensors.items()}
+    write_safetensors(path, named, dtype)
+    return path
+
+
+def upscaler_name(name: str, layout: str, config: dict[str, Any]) -> str:
+    if layout == "real-esrgan":
+        return name
+    stem, kind = name.rsplit(".", 1)
+    part, *inside = stem.split(".")
+    if layout == "esrgan":
+        named = {"body": "RRDB_trunk", "conv_body": "trunk_conv", "conv_hr": "HRconv"}
+        named |= {f"conv_up{step}": f"upconv{step}" for step in range(1, 4)}
+        return ".".join([named.get(part, part), *(word.replace("rdb", "RDB") for word in inside), kind])
+    doublings = config["doublings"]
+    if part == "body":
+        return f"model.1.sub.{inside[0]}.{inside[1].upper()}.{inside[2]}.0.{kind}"
+    numbers = {"conv_first": "0", "conv_body": f"1.sub.{config['blocks']}"}
+    numbers |= {f"conv_up{step}": f"{3 * step}" for step in range(1, doublings + 1)}
+    numbers |= {"conv_hr": f"{2 + 3 * doublings}", "conv_last": f"{4 + 3 * doublings}"}
+    return f"model.{numbers[part]}.{kind}"
+
+
 def _write_json(path: Path, value: Any) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(value, indent=2) + "\n", encoding="utf-8")
@@ -579,6 +628,7 @@ def main() -> None:
     parser.add_argument(
         "--ip-adapter", choices=("plain", "plus", "full"), help="a folder with one, and its image encoder, instead"
     )
+    parser.add_argument("--upscaler", action="store_true", help="an ESRGAN upscaler, whatever the family")
     parser.add_argument("--tiny", action="store_true", help="the same topology, a few channels wide")
     parser.add_argument("--dtype", choices=sorted(DTYPES), default="fp16")
     parser.add_argument("--variant", default="", help="as in diffusion_pytorch_model.fp16.safetensors")
@@ -595,6 +645,8 @@ def main() -> None:
             asked.output / f"ip-adapter-{asked.ip_adapter}_{asked.family}.safetensors", asked.family, asked.ip_adapter,
             encoder=encoder, tiny=asked.tiny, dtype=asked.dtype, seed=asked.seed,
         )  # fmt: skip
+    elif asked.upscaler:
+        write_upscaler(asked.output, tiny=asked.tiny, dtype=asked.dtype, seed=asked.seed)
     elif asked.controlnet and asked.single_file:
         write_controlnet_file(
             asked.output, asked.family, layout="original", tiny=asked.tiny, dtype=asked.dtype, seed=asked.seed

@@ -100,6 +100,17 @@ class Preview(Happened):
 
 
 @dataclass(frozen=True, kw_only=True)
+class Tile(Happened):
+    """A model enlarged a part of an image. `tile` counts from 1 to `of`, over all images of the batch."""
+
+    stage: str = "upscale"
+    batch: int
+    tile: int
+    of: int
+    seconds: float
+
+
+@dataclass(frozen=True, kw_only=True)
 class Memory(Happened):
     """Measured peaks of a phase. Device figures are null on a CPU; host_peak is VmHWM where it can be read."""
 
@@ -127,6 +138,21 @@ class Decoded(Happened):
     setup: Setup | None = None  # null: the plan's
     scheduler: Mapping[str, Any] = field(default_factory=dict)
     retried: str | None = None  # why it was decoded again, if it was
+
+
+@dataclass(frozen=True, kw_only=True)
+class Enlarged(Happened):
+    """A finished image of `sdcli upscale`: rows of `mode`, RGB or RGBA, with 8 bits a channel."""
+
+    stage: str = "upscale"
+    index: int
+    width: int
+    height: int
+    seconds: float
+    tile: int = 0  # as in the setup it was made with
+    mode: str = "RGB"
+    pixels: bytes = transient(default=b"")
+    profile: bytes = transient(default=b"")  # of its colours
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -185,8 +211,8 @@ class Done(Happened):
 
 
 Event = (
-    Planned | Timed | Loaded | Encoded | EncodedImage | Step | Denoised | Preview | Memory
-    | Decoded | Saved | Degraded | Warned | Failed | Interrupted | Done
+    Planned | Timed | Loaded | Encoded | EncodedImage | Step | Denoised | Preview | Tile | Memory
+    | Decoded | Enlarged | Saved | Degraded | Warned | Failed | Interrupted | Done
 )  # fmt: skip
 KINDS: dict[str, type] = {cls.__name__.lower(): cls for cls in Event.__args__}
 
@@ -208,6 +234,7 @@ def write(event: Event, stream: IO[bytes]) -> None:
     """For another sdcli process: a line of JSON, then an image's bytes. Latents are not sent."""
     data = to_json(event, whole=True)
     data.pop("latents", None)
+    data.pop("profile", None)
     pixels = data.pop("pixels", b"")
     stream.write(json.dumps(data | {"pixels_bytes": len(pixels)}).encode() + b"\n" + pixels)
 

@@ -20,7 +20,7 @@ if str(ROOT) not in sys.path:
 
 from PIL import Image  # noqa: E402
 
-from sdcli.cli import controls, references  # noqa: E402
+from sdcli.cli import controls, references, upscalers  # noqa: E402
 from sdcli.draw import local  # noqa: E402
 from sdcli.events import Degraded, Memory  # noqa: E402
 from sdcli.images import read  # noqa: E402
@@ -40,7 +40,7 @@ CLAIM = (
     "for enough, gaps between blocks included."
 )
 GOAL = 0.05
-IMAGE = "image.png"
+IMAGE, UPSCALER = "image.png", "x4.safetensors"
 PAGE = ROOT / "docs" / "benchmarks" / "memory-card.md"
 MIB = 1 << 20
 SHAPES = (("sd15", 512), ("sd15", 768), ("sdxl", 1024))
@@ -48,7 +48,7 @@ PLACEMENTS = ("resident", "drop-encoders", "model-offload", "group-offload", "di
 STORAGES = ("same", "fp8")
 DECODES = ("whole", "tile-512", "tile-256")
 BATCHES = (1, 4)
-MODES = ("from an image", "twice the size", "twice the image", "steered", "like an image")
+MODES = ("from an image", "twice the size", "twice the image", "twice by a model", "steered", "like an image")
 # The IP-Adapter of each family with the most to count, and its image encoder.
 ADAPTERS = {"sd15": ("plus", "ViT-H"), "sdxl": ("plain", "ViT-bigG")}
 TEMPLATE = Hardware(
@@ -123,7 +123,8 @@ def plan_of(case: Case, folder: Path, **pins: str) -> Plan:
     hardware = replace(TEMPLATE, total=200 * GIB, free=200 * GIB)
     jobs, model, nets = controls.gather(make_jobs(request), resolve.at(folder / case.family), ())
     model, seen = references.gather(request, jobs, model, ())
-    return make_plan(request, model, hardware, {}, jobs=jobs, adapters=(*nets, *seen))
+    jobs, model, models = upscalers.gather(jobs, model, ())
+    return make_plan(request, model, hardware, {}, jobs=jobs, adapters=(*nets, *seen, *models))
 
 
 def _asked(case: Case, folder: Path) -> dict[str, Any]:
@@ -135,7 +136,8 @@ def _asked(case: Case, folder: Path) -> dict[str, Any]:
         adapter = str(folder / f"{case.family}-like" / "ip-adapter.safetensors")
         return {"reference": (Reference(image=read.look(folder / IMAGE)),), "reference_model": adapter}
     if case.mode:
-        upscaler = "latent" if case.mode == "twice the size" else "lanczos"
+        ways = {"twice the size": "latent", "twice the image": "lanczos", "twice by a model": str(folder / UPSCALER)}
+        upscaler = ways[case.mode]
         return {"hires": 2.0, "hires_steps": 1, "hires_strength": 1.0, "upscaler": upscaler}
     return {}
 
@@ -194,6 +196,7 @@ def write_models(folder: Path) -> None:
             like / "ip-adapter.safetensors", family, kind, encoder=encoder, dtype="fp16", seed=None
         )
     Image.new("RGB", (600, 500)).save(folder / IMAGE)
+    make_checkpoint.write_upscaler(folder / UPSCALER, dtype="fp16", seed=None)
 
 
 def main() -> list[tuple[str, str, str, bool]]:

@@ -11,7 +11,17 @@ from pathlib import Path
 from typing import Any
 
 from sdcli import __version__, data
-from sdcli.cli import adapters, builtin, controls, input_images, not_needed, not_taken, probing, references
+from sdcli.cli import (
+    adapters,
+    builtin,
+    controls,
+    input_images,
+    not_needed,
+    not_taken,
+    probing,
+    references,
+    upscalers,
+)
 from sdcli.errors import ModelMissing, Usage
 from sdcli.machine import as_if, installation, memories, survey
 from sdcli.machine.folders import config_file, config_folder
@@ -72,9 +82,10 @@ def plan_for(
     named = adapters.named_in(adapters.texts_of(known_jobs), embeddings)
     adapted = adapters.gather(request, tags, model, added_folders(), fetch, named)
     asked = tuple(_drawn_by(model, known_jobs))
-    known_jobs, steered, nets = controls.gather(asked, adapted.model, added_folders(), fetch, request.offline)
-    seeing, seen = references.gather(request, known_jobs, steered, added_folders())
-    adapted = replace(adapted, model=seeing, adapters=(*adapted.adapters, *nets, *seen))
+    steered_jobs, steered, nets = controls.gather(asked, adapted.model, added_folders(), fetch, request.offline)
+    seeing, seen = references.gather(request, steered_jobs, steered, added_folders())
+    known_jobs, enlarging, models = upscalers.gather(steered_jobs, seeing, added_folders())
+    adapted = replace(adapted, model=enlarging, adapters=(*adapted.adapters, *nets, *seen, *models))
     hardware, imported = _hardware(request, typed.get("as_if"))
     if command == "generate" and engine_of(typed) == "local" and "dtype" not in request.pins:
         hardware, more_imported = probing.probed(hardware)
@@ -99,7 +110,8 @@ def plan_for(
     if not waiting or lines is None:
         return PlannedRun(plan, imported=imported)
     later = adapters.without(_later(request, lines, len(known_jobs)), tags)
-    later = references.checked(controls.same_nets(later, known_jobs, asked, steered), adapted.model)
+    later = upscalers.same(controls.same_nets(later, known_jobs, asked, steered), known_jobs, asked)
+    later = references.checked(later, adapted.model)
     later = _drawn_by(model, later)
     return PlannedRun(plan, adapters.same_embeddings(later, embeddings, adapted.adapters, adapted.model), imported)
 
@@ -130,7 +142,7 @@ def plan_again(planned: PlannedRun, typed: Mapping[str, Any]) -> PlannedRun:
     model = find_model(read_sources(config.from_flags(typed)))
     samplers.check_zero_snr(samplers.find(before.request.sampler), model.zero_snr)
     model, _ = adapters.with_vae(before.request, model, added_folders())
-    model = controls.made_again(before.model, model)
+    model = upscalers.made_again(before.model, controls.made_again(before.model, model))
     plan = _planned(
         before.request, model, before.hardware, remembered(before.hardware), origins=before.origins,
         jobs=before.jobs, version=__version__, adapters=before.setup.adapters, more=planned.later is not None,

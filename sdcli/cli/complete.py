@@ -37,6 +37,10 @@ def _all(field: str) -> list[str]:
         from sdcli.plan.techniques import TECHNIQUES
 
         return [f"{technique.flag}={choice}" for technique in TECHNIQUES for choice in technique.choices]
+    if field == "upscaler":
+        from sdcli.request.request import UPSCALERS
+
+        return list(UPSCALERS)
     if field == "device":
         return ["auto", "cpu", "cuda", "mps", "xpu"]
     return [choice for option in OPTIONS if option.field == field for choice in option.choices]

@@ -96,6 +96,9 @@ def _formats(columns: int) -> list[str]:
         "Adapters": "--lora (kohya's or diffusers' names; also <lora:name:0.8> in the prompt), --embedding (textual "
         "inversion), --vae, --reference-model: .safetensors only, by path, or by name from the model's folder, from "
         "Lora/, embeddings/ and VAE/ next to it, or from the folders of the config file.",
+        "Upscalers": "--upscaler, of `upscale` and of `generate --hires`: an ESRGAN or Real-ESRGAN .safetensors file "
+        "(also compact ones), by path, or by name from ESRGAN/ or upscale_models/ next to the model or from the "
+        "folders of the config file.",
         "Images": "png, jpg, webp. Each holds the A1111 settings text, and sdcli's own chunk with everything needed "
         "to draw it again (--metadata full).",
         "Prompts": "--prompts FILE: text (a prompt per line; # and a space begin a comment), JSONL or CSV with columns "
@@ -104,7 +107,7 @@ def _formats(columns: int) -> list[str]:
         "{width} {height} {model} {steps} {run} {slug}.",
         "Records": "sdcli-images/runs/RUN/run.jsonl as the run goes, report.json at its end.",
     }
-    return _rows(rows, 10, columns, indent="")
+    return _rows(rows, 11, columns, indent="")
 
 
 TOPICS: dict[str, Callable[[int], list[str]]] = {

@@ -16,7 +16,10 @@ SETTINGS, SYNTAX = "settings-not-taken", "syntax-not-known"  # shown before draw
 MOST_NAMED = 12
 MOST_SYNTAX = 4
 # The web UI's pairs that say where an image comes from, not how it was drawn.
-_NO_SETTINGS = frozenset({"Version", "Model hash", "VAE hash", "Hashes", "User", "Created Date", "Time taken"})
+_NO_SETTINGS = frozenset({
+    "Version", "Model hash", "VAE hash", "Hashes", "User", "Created Date", "Time taken", "Postprocess upscaler",
+    "Postprocess upscale by", "Postprocess upscale to",
+})  # fmt: skip
 _FIELDS = {
     "Model": "model", "Sampler": "sampler", "Schedule type": "sampler", "Steps": "steps", "CFG scale": "guidance",
     "Size": "width", "Seed": "seeds", "Clip skip": "clip_skip", "Emphasis": "emphasis", "VAE": "vae_file",

@@ -178,6 +178,9 @@ def _adapter_lines(setup: Setup, width: int) -> list[str]:
         if one.kind == "lora":
             of = f"{one.matched} of {one.matched + one.unmatched}" if one.unmatched else f"{one.matched}"
             named.append(f"LoRA {name} ×{one.scale:g} ({of} layers)")
+        elif one.kind == "upscaler":
+            tiles = f" in tiles of {setup.upscaler_tile}" if setup.upscaler_tile else ""
+            named.append(f"upscaler {name} ×{one.scale:g}{tiles}")
         elif one.kind == "embedding" and one.word not in ("", one.name):
             named.append(f'embedding {name} as "{show(one.word, 40)}"')
         else:
@@ -289,8 +292,8 @@ def _labelled(label: str, texts: Iterable[str], width: int) -> list[str]:
 
 def _worth_saying(plan: Plan) -> list[Decision]:
     by_slot = {decision.slot: decision for decision in plan.decisions}
-    plainest = {technique.slot: technique.without for technique in TECHNIQUES}
-    order = ("placement", "vae", "guidance", "dtype", "vae_dtype", "attention", "storage", "execution")
+    plainest = {technique.slot: technique.without for technique in TECHNIQUES} | {"upscaler_tile": "whole"}
+    order = ("placement", "vae", "upscaler_tile", "guidance", "dtype", "vae_dtype", "attention", "storage", "execution")
     always = {"placement", "dtype"} | ({"attention"} if plan.hardware.kind not in ("cpu", "mps") else set())
     return [
         by_slot[slot]

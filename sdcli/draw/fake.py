@@ -6,7 +6,20 @@ import math
 import time
 from collections.abc import Iterable, Iterator, Sequence
 
-from sdcli.events import Decoded, Denoised, Done, Encoded, EncodedImage, Event, Loaded, Memory, Preview, Step, Timed
+from sdcli.events import (
+    Decoded,
+    Denoised,
+    Done,
+    Encoded,
+    EncodedImage,
+    Event,
+    Loaded,
+    Memory,
+    Preview,
+    Step,
+    Tile,
+    Timed,
+)
 from sdcli.machine.hardware import Hardware
 from sdcli.plan.batches import Batch, windows_of
 from sdcli.plan.footprint import COMPILE
@@ -94,6 +107,8 @@ class Run:
         yield EncodedImage(stage=stage.name, batch=number, seconds=0.0)
 
     def _upscale(self, number: int, jobs: Sequence[Job], stage: Stage) -> Iterator[Event]:
+        if len(stage.parts) > 1:
+            yield Tile(stage=stage.name, batch=number, tile=1, of=1, seconds=0.0)
         yield EncodedImage(stage=stage.name, batch=number, seconds=0.0)
 
     def _denoise(self, number: int, jobs: Sequence[Job], stage: Stage) -> Iterator[Event]:

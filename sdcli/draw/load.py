@@ -18,7 +18,7 @@ from sdcli.draw.packed import Packer
 from sdcli.draw.weights import Piece, Reader, pieces
 from sdcli.errors import BadFile, Bug
 from sdcli.models import keys
-from sdcli.models.folder import CLASSES
+from sdcli.models.folder import CLASSES as OF_FOLDERS
 from sdcli.models.model import Component, net_kind
 from sdcli.terminal import show
 
@@ -33,6 +33,7 @@ MODULES = {
     "controlnet": "diffusers.models.controlnets.controlnet",
     "controlnet_union": "diffusers.models.controlnets.controlnet_union",
     "t2i_adapter": "diffusers.models.adapter",
+    "upscaler": "sdcli.draw.upscale",
     "text_encoder": "transformers",
     "text_encoder_2": "transformers",
     "image_encoder": "transformers",
@@ -42,6 +43,7 @@ MODULES = {
 CONFIGS = {
     "text_encoder": "CLIPTextConfig", "text_encoder_2": "CLIPTextConfig", "image_encoder": "CLIPVisionConfig",
 }  # fmt: skip
+CLASSES = {**{name: classes[0] for name, classes in OF_FOLDERS.items()}, "upscaler": "Upscaler"}
 
 
 def _nothing(key: str) -> None: ...
@@ -85,10 +87,10 @@ def named(name: str, stored: Mapping[str, Piece]) -> dict[str, Piece]:
 
 def kind_of(name: str) -> Any:
     """The component's class. Its libraries take most of the time spent importing."""
-    kind = net_kind(name) or name
+    kind = "upscaler" if name.startswith("upscaler") else net_kind(name) or name
     if kind not in MODULES:
         raise BadFile(f"components called {show(name, 40)} are not supported")
-    return getattr(importlib.import_module(MODULES[kind]), CLASSES[kind][0])
+    return getattr(importlib.import_module(MODULES[kind]), CLASSES[kind])
 
 
 def build(name: str, config: Mapping[str, Any]) -> Any:

@@ -24,6 +24,7 @@ from sdcli.plan.batches import Batch
 from sdcli.plan.calibration import context
 from sdcli.plan.legality import legal
 from sdcli.plan.plan import Plan
+from sdcli.plan.upscaling import UpscalePlan
 from sdcli.plan.workload import Workload
 from sdcli.terminal import show
 
@@ -142,6 +143,26 @@ def run(plan: Plan, batches: Iterable[Batch] | None = None) -> Iterator[Event]:
     """Draws one plan with a new engine: closing the generator frees all memory too."""
     with Engine() as engine:
         yield from engine.run(plan, batches)
+
+
+def enlarge(plan: UpscalePlan) -> Iterator[Event]:
+    """Images enlarged by a model of their own. Closing the generator frees all memory."""
+    started = time.perf_counter()
+    with settled(plan.setup.threads):
+        import torch
+
+        from sdcli.draw import devices, enlarging
+    with contextlib.ExitStack() as undo:
+        undo.callback(torch.set_num_threads, torch.get_num_threads())
+        if plan.hardware.uuid is not None:
+            _refuse_another_gpu(plan.hardware, torch)
+        device = devices.functions(plan.setup.device)
+        undo.callback(device.keep_within, 1.0)
+        _start_threads(plan.setup.threads, torch)
+        device.keep_within(share_of(plan.max_vram, device.total(), context(plan.hardware.backend)))
+        yield Timed(phase="import", seconds=time.perf_counter() - started)
+        yield from enlarging.run(plan)
+        yield Done(environment=environment(plan.hardware) | {"threads": plan.setup.threads, "isa": plan.setup.isa})
 
 
 def probe(device: str, threads: int) -> Probe:

@@ -39,6 +39,10 @@ class Meter:
         """Bytes the device would regain from this process, its context excluded."""
         return self._device.reserved()
 
+    def free(self) -> int | None:
+        """Bytes free on the device, where that is known."""
+        return self._device.free()
+
     def read(self, phase: str) -> Memory:
         """The phase's peaks; starts the next count."""
         peaks = self._device.peaks(phase)

@@ -136,12 +136,13 @@ class Components:
         parked = self.setup.placement in placement.PARKED_ON_HOST and self.device_of(name) == self.device
         kind = net_kind(name)
         images = kind is not None or name in ("unet", "vae")
+        enlarging = name.startswith("upscaler")
         choice = vae_attention(self.setup) if name == "vae" else self.setup.attention
         attend = attention.attend(choice, self.setup.threads, self.setup.blocks)
         filled = load.load(
             name, self.model.components[name], dtype=self.dtype_of(name),
             device="cpu" if parked else self.device_of(name),
-            channels_last=images and self.device.type != "mps",
+            channels_last=(images or enlarging) and self.device.type != "mps",
             added=adapters.additions(name, self.model, self.setup.adapters),
             storage=torch.float8_e4m3fn if name == "unet" and self.setup.storage == "fp8" else None,
             attend=attend if images and self.setup.execution == "packed" else None,

@@ -12,7 +12,7 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor
 
-from sdcli.draw import control, decode, denoise, encode_image, preview, schedulers
+from sdcli.draw import control, decode, denoise, encode_image, preview, schedulers, upscale
 from sdcli.draw.captured import NotCaptured
 from sdcli.draw.denoise import Conditioning, LoopState
 from sdcli.draw.encode_image import Posterior
@@ -24,9 +24,10 @@ from sdcli.draw.regional import NotCompiled
 from sdcli.draw.session import Session
 from sdcli.draw.start import Begun, EncodedStart, begun, enlarged
 from sdcli.errors import ImagesFailed, OutOfMemory
-from sdcli.events import Decoded, Degraded, Denoised, Encoded, EncodedImage, Event, Failed, Preview, Step, Timed
+from sdcli.events import Decoded, Degraded, Denoised, Encoded, EncodedImage, Event, Failed, Preview, Step, Tile, Timed
 from sdcli.images import control as control_images
 from sdcli.images.canvas import Canvas
+from sdcli.models import upscaler_walk
 from sdcli.models.families import find
 from sdcli.models.model import net_kind
 from sdcli.models.vae import scale
@@ -356,16 +357,39 @@ class Run:
 
     def _larger(self, stage: Stage) -> Events[float]:
         """Image by image: decoded, enlarged, encoded. Returns the seconds, loading excluded."""
-        (part,), state = stage.parts, self._state
+        (part, *models), state = stage.parts[:2], self._state
         assert state is not None and state.latents is not None
         yield from self._ready(stage, part)
         started, exact = time.perf_counter(), self.session.components.exact
         with self.session.components.use(part) as vae:
-            small = [decode.decode(vae, latents, exact) for latents in torch.split(state.latents, 1)]
+            images = [decode.decode(vae, latents, exact) for latents in torch.split(state.latents, 1)]
+        seconds = time.perf_counter() - started
+        for model in models:
+            yield self.session.meter.read(stage.name)  # what follows may be loaded first
+            seconds += yield from self._by_model(state, stage, model, images)
+            yield self.session.meter.read(stage.name)
+        yield from self._ready(stage, part)
+        started = time.perf_counter()
         with self.session.components.encoder(part) as vae:
-            pixels = [encode_image.pixels(lanczos(one, stage.shape.width, stage.shape.height)) for one in small]
+            pixels = [encode_image.pixels(lanczos(one, stage.shape.width, stage.shape.height)) for one in images]
             state.enlarged = [encode_image.encode(vae, one, exact) for one in pixels]
-        return time.perf_counter() - started
+        return seconds + time.perf_counter() - started
+
+    def _by_model(self, state: BatchState, stage: Stage, part: str, images: list[decode.RGBImage]) -> Events[float]:
+        """The images, enlarged by a model in their place. Returns the seconds, loading excluded."""
+        yield from self._ready(stage, part)
+        components, size, seconds = self.session.components, (stage.shape.width, stage.shape.height), 0.0
+        with components.use(part) as net:
+            for number, image in enumerate(images):
+                times = upscaler_walk.times(net.config, image.width, image.height, size)
+                for made in upscale.enlarge(net, image, times=times, tile=components.setup.upscaler_tile):
+                    if isinstance(made, decode.RGBImage):
+                        images[number] = made
+                        continue
+                    done, seconds = number * made.of + made.tile, seconds + made.seconds
+                    of = made.of * len(images)
+                    yield Tile(stage=stage.name, batch=state.number, tile=done, of=of, seconds=made.seconds)
+        return seconds
 
     # --- latents into pixels
 
@@ -478,4 +502,7 @@ class Run:
 
 
 def _differing(setup: Setup, other: Setup) -> dict[str, str]:
-    return {t.slot: t.of(setup) for t in TECHNIQUES if t.of(setup) != t.of(other)}
+    slots = {t.slot: t.of(setup) for t in TECHNIQUES if t.of(setup) != t.of(other)}
+    if setup.upscaler_tile != other.upscaler_tile:
+        slots["upscaler_tile"] = str(setup.upscaler_tile or "whole")
+    return slots

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import warnings
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,7 @@ FORMATS = ("PNG", "JPEG", "WEBP", "AVIF", "BMP", "GIF", "TIFF")
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".avif", ".bmp", ".gif", ".tif", ".tiff")
 HINT = "another image file   (png, jpg, webp, avif, bmp, gif or tiff)"
 WHITE = (255, 255, 255)
+MADE_WHITE = "its transparent parts are white"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,7 +38,7 @@ class InputImage:
 def look(path: str | Path) -> InputImage:
     """What is in a file. It is decoded once, so that a damaged one is refused here and not after loading a model."""
     data = _bytes(path)
-    image, told = _decoded(data, path)
+    image, told = _decoded(data, path, _upright_rgb)
     return InputImage(
         name=Path(path).name, width=image.width, height=image.height, sha256=_sha256(data),
         path=str(Path(path).absolute()), told=told,
@@ -53,11 +55,44 @@ def grey(image: InputImage) -> Any:
     return _pixels(image, "L")
 
 
+@dataclass(frozen=True)
+class Layers:
+    """Pillow's images of the same size: colours, and how opaque they are where they are not everywhere."""
+
+    rgb: Any
+    alpha: Any = None
+    profile: bytes = b""  # of the colours
+
+
+def layers(image: InputImage) -> Layers:
+    """Its colours as they are stored, whatever is transparent."""
+    found: Layers = _decoded(_same(image), image.path, _layers)
+    return found
+
+
+def _layers(image: Any) -> Layers:
+    from PIL import ImageOps
+
+    profile = image.info.get("icc_profile") if image.mode in ("RGB", "RGBA", "P") else None
+    image.load()
+    plain = _eight_bits(ImageOps.exif_transpose(image))
+    if not plain.has_transparency_data:
+        return Layers(plain.convert("RGB"), None, profile or b"")
+    with_alpha = plain.convert("RGBA")
+    alpha = with_alpha.getchannel("A")
+    return Layers(with_alpha.convert("RGB"), None if alpha.getextrema()[0] == 255 else alpha, profile or b"")
+
+
 def _pixels(image: InputImage, mode: str) -> Any:
+    return _decoded(_same(image), image.path, _upright_rgb)[0].convert(mode)
+
+
+def _same(image: InputImage) -> bytes:
+    """The bytes that were looked at."""
     data = _bytes(image.path)
     if _sha256(data) != image.sha256:
         raise BadFile(f"{show(image.path, 200)} changed while it was in use", hint="the same command again")
-    return _decoded(data, image.path)[0].convert(mode)
+    return data
 
 
 def _sha256(data: bytes) -> str:
@@ -78,8 +113,9 @@ def _bytes(path: str | Path) -> bytes:
         raise reading.cannot_read(path, error, HINT) from None
 
 
-def _decoded(data: bytes, path: str | Path) -> tuple[Any, tuple[str, ...]]:
-    """Upright and RGB. Pillow's decoders fail in many ways on damaged files, not all documented: here those are one."""
+def _decoded(data: bytes, path: str | Path, taken: Callable[[Any], Any]) -> Any:
+    """What is `taken` of it. Pillow's decoders fail in many ways on damaged files, not all documented: here those are
+    one."""
     from PIL import Image, UnidentifiedImageError
 
     name = show(path, 200)
@@ -89,7 +125,7 @@ def _decoded(data: bytes, path: str | Path) -> tuple[Any, tuple[str, ...]]:
             with Image.open(io.BytesIO(data), formats=FORMATS) as image:
                 if image.width * image.height > MOST_PIXELS:
                     raise Image.DecompressionBombError
-                return _upright_rgb(image)
+                return taken(image)
     except SdcliError:
         raise
     except Image.DecompressionBombError:
@@ -105,6 +141,7 @@ def _decoded(data: bytes, path: str | Path) -> tuple[Any, tuple[str, ...]]:
 
 
 def _upright_rgb(image: Any) -> tuple[Any, tuple[str, ...]]:
+    """Upright and RGB, and what was done to it."""
     from PIL import ImageOps
 
     told = []
@@ -114,7 +151,7 @@ def _upright_rgb(image: Any) -> tuple[Any, tuple[str, ...]]:
     upright = ImageOps.exif_transpose(image)
     plain, transparent = _without_alpha(_eight_bits(upright))
     if transparent:
-        told.append("its transparent parts are white")
+        told.append(MADE_WHITE)
     return plain, tuple(told)
 
 

@@ -22,12 +22,11 @@ from sdcli.terminal import show
 
 FLAGS = {
     "LoRA": "--lora", "embedding": "--embedding", "VAE": "--vae", "ControlNet": "--control",
-    "IP-Adapter": "--reference-model",
+    "IP-Adapter": "--reference-model", "upscaler": "--upscaler",
 }  # fmt: skip
-# what other programs call them
-_FOLDERS = (
+_FOLDERS = (  # what other programs call them
     "lora", "loras", "lycoris", "embeddings", "vae", "controlnet", "t2i_adapter", "ipadapter", "ip-adapter",
-    "ip_adapter",
+    "ip_adapter", "esrgan", "realesrgan", "upscale_models", "upscalers",
 )  # fmt: skip
 _WEIGHT = re.compile(r"[+-]?(\d{1,4}(\.\d{0,6})?|\.\d{1,6})", re.ASCII)
 

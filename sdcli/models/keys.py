@@ -87,6 +87,8 @@ def rename(component: str, names: Iterable[str]) -> dict[str, Origin]:
         return _t2i_adapter(names)
     if component.startswith("controlnet"):
         return _controlnet(_bare(names, CONTROL))
+    if component.startswith("upscaler"):
+        return _upscaler(names)
     if component == "vae":
         return _vae(_bare(names, VAE, "vae."))
     if component == "image_encoder":
@@ -266,6 +268,41 @@ def _inside(rest: str) -> str:
     if rest.startswith("op."):
         return "conv" + rest[2:]
     return rest
+
+
+# --- upscalers
+
+# What wraps the net in a file; where a training left its weights twice, the averaged ones come first.
+_WRAPPERS = ("params_ema.", "params.", "module.", "net_g.", "generator.", "model.")
+_TRUNK = re.compile(r"(?:RRDB_trunk|1\.sub)\.(\d{1,3})\.RDB(\d)\.(conv\d)(?:\.0)?\.(\w+)")
+_BODY_END = re.compile(r"(?:trunk_conv|1\.sub\.\d{1,3})\.(\w+)")
+_LISTED = re.compile(r"(\d{1,2})\.(\w+)")
+
+
+def _upscaler(names: list[str]) -> dict[str, Origin]:
+    """As Real-ESRGAN has them; ESRGAN's second code and its first, which only numbered its layers, had others."""
+    bare = {name: name for name in names}
+    for prefix in _WRAPPERS:
+        inside = {name[len(prefix) :]: stored for name, stored in bare.items() if name.startswith(prefix)}
+        bare = inside or bare
+    last = max((int(match[1]) for name in bare if (match := _LISTED.fullmatch(name))), default=0)
+    return {_upscaler_name(name, last): Origin(stored) for name, stored in bare.items()}
+
+
+def _upscaler_name(name: str, last: int) -> str:
+    """`last`: the number of the last layer. Before it an activation, before that a convolution, and three layers for
+    each time that the size doubles."""
+    if match := _TRUNK.fullmatch(name):
+        return f"body.{match[1]}.rdb{match[2]}.{match[3]}.{match[4]}"
+    if match := _BODY_END.fullmatch(name):
+        return f"conv_body.{match[1]}"
+    if match := _LISTED.fullmatch(name):
+        number = int(match[1])
+        if number == 0:
+            return f"conv_first.{match[2]}"
+        end = {last: "conv_last", last - 2: "conv_hr"}.get(number)
+        return f"{end or f'conv_up{number // 3}'}.{match[2]}"
+    return re.sub(r"^upconv(?=\d\.)", "conv_up", name).replace("HRconv.", "conv_hr.", 1)
 
 
 def original_names(leaves: Iterable[str]) -> dict[str, str]:

@@ -75,7 +75,7 @@ class Kind:
 
 def kind_of(header: Header) -> Kind:
     tensors, metadata = header.tensors, header.metadata
-    for rule in (_checkpoint, _lora, _adapter, _vae, _encoder, _embedding, _bare_unet, _foreign):
+    for rule in (_checkpoint, _lora, _adapter, _compact_upscaler, _vae, _encoder, _embedding, _bare_unet, _foreign):
         kind = rule(tensors, metadata)
         if kind is not None:
             return kind
@@ -212,11 +212,22 @@ def _adapter(tensors: Tensors, metadata: Metadata) -> Kind | None:
         ("ip-adapter", r"^(ip_adapter|image_proj)\."),
         ("t2i-adapter", r"^(adapter\.)?body\.\d+\.(block1|resnets|in_conv)"),
         ("upscaler", r"(^|\.)(body\.\d+\.rdb1|RRDB_trunk\.\d+\.RDB1|sub\.\d+\.RDB1)\.conv1\.", ),
+        ("upscaler", r"(residual_group|residual_layer\.\d+\.residual_layer|before_RG|channel_interaction)\.", ),
     ):  # fmt: skip
         if any(re.search(pattern, name) for name in tensors):
             shapes = {name: tensor.shape for name, tensor in tensors.items()}
             family = _t2i_family(shapes) if kind == "t2i-adapter" else controlnet_family(shapes)
             return _whole(kind, family, "", tensors, kind)
+    return None
+
+
+def _compact_upscaler(tensors: Tensors, metadata: Metadata) -> Kind | None:
+    """Convolutions in a row, and between them activations that have a slope for each channel."""
+    for name, tensor in tensors.items():
+        if name.endswith("body.0.weight") and len(tensor.shape) == 4 and tensor.shape[1:] == (3, 3, 3):
+            slopes = tensors.get(name.removesuffix("0.weight") + "1.weight")
+            if slopes is not None and slopes.shape == tensor.shape[:1]:
+                return _whole("upscaler", "", "", tensors, "upscaler")
     return None
 
 

@@ -66,6 +66,11 @@ class Model:
         return "ip_adapter" in self.components
 
     @property
+    def upscalers(self) -> tuple[str, ...]:
+        """The components that enlarge images, beside the model's own."""
+        return tuple(name for name in self.components if name.startswith("upscaler"))
+
+    @property
     def sees_mask(self) -> bool:
         """Whether its UNet was trained to repaint: beside latents it sees a mask and the latents around it."""
         return bool(self.components["unet"].config.get("in_channels") == 9)

@@ -18,8 +18,12 @@ XPU_CONTEXT = GIB // 2  # assumed, not yet measured: Level Zero's context and on
 IMPORTS = 460 * MIB  # measured before any weights: torch's CPU build, diffusers, transformers, the models' classes
 CUDA_LIBRARIES = GIB  # assumed, not yet measured: kernels and the driver's host side once a CUDA context exists
 OTHER_LIBRARIES = GIB  # assumed, not yet measured: the same of ROCm and XPU
+TORCH = 240 * MIB  # measured before any weights: torch's CPU build alone, with Pillow
+TORCH_WORKSPACE = 32 * MIB  # measured, 0 to 47 MiB: oneDNN's kernels where only an upscaler computes
 IMAGE_BYTES_PER_PIXEL = 3 * (4 + 1 + 1)  # counted: the decoded image as fp32, as bytes, and its encoder's copy
 FILE_BYTES_PER_PIXEL = 3 * 4  # counted: an image file as Pillow decodes it, turned upright, and as RGB
+UPSCALED_BYTES_PER_PIXEL = 3 + 3 + 4  # counted: what a model enlarged as bytes, twice, and as Pillow has it
+FINAL_BYTES_PER_PIXEL = 4 + 3 + 4 + 2  # counted: resized, as bytes, and as Pillow has it again; its encoder's
 
 # OpenVINO on the CPU, measured with UNets of 4 to 540 MiB: docs/memory.md
 OPENVINO = 170 * MIB  # measured, 54 to 175 MiB: its code, kernels and graphs, and what converting leaves in the heap

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from dataclasses import replace
 
+from sdcli.models.upscaler_walk import TILES
 from sdcli.plan.footprint import Sizes
 from sdcli.plan.legality import legal
 from sdcli.plan.pins import BY_SLOT, read_pins
@@ -24,7 +25,8 @@ DECODING = ("tile-512", "tile-256", "cpu")
 def changes_pixels(before: Setup, after: Setup) -> bool:
     """Whether some image would not be the same under both."""
     choices = [(t, {t.of(before), t.of(after)}) for t in TECHNIQUES if t.moves_pixels]
-    return any(len(pair) > 1 and not pair <= technique.alike for technique, pair in choices)
+    moved = any(len(pair) > 1 and not pair <= technique.alike for technique, pair in choices)
+    return moved or before.upscaler_tile != after.upscaler_tile
 
 
 def fallbacks_of(
@@ -83,6 +85,8 @@ def after_out_of_memory(plan: Plan, batch: int, current: Setup, phase: str) -> t
 
     plain = without_graph(current)
     fallbacks = [fallback for fallback in plan.fallbacks if fallback.setup == plain and needs(plain) < needs(current)]
+    if phase == "upscale":
+        fallbacks += _smaller_tiles(plan, plain if fallbacks and plain is not None else current, needs)
     if phase == "decode":
         fallbacks += _decoders(plan, plain if fallbacks and plain is not None else current, needs)
     least = needs(fallbacks[-1].setup) if fallbacks else needs(current)
@@ -94,6 +98,16 @@ def after_out_of_memory(plan: Plan, batch: int, current: Setup, phase: str) -> t
             ))  # fmt: skip
             least = needs(fallback.setup)
     return tuple(fallbacks)
+
+
+def _smaller_tiles(plan: Plan, current: Setup, needs: Callable[[Setup], int]) -> Iterable[Fallback]:
+    """What was drawn is enlarged again in tiles half as large, and so on; nothing else changes."""
+    least = needs(current)
+    for tile in TILES:
+        setup = replace(current, upscaler_tile=tile)
+        if (not current.upscaler_tile or tile < current.upscaler_tile) and needs(setup) < least:
+            least = needs(setup)
+            yield Fallback(setup=setup, device_peak=least, changes_pixels=changes_pixels(current, setup))
 
 
 def _decoders(plan: Plan, current: Setup, needs: Callable[[Setup], int]) -> Iterable[Fallback]:

@@ -8,7 +8,7 @@ from functools import cache
 from operator import attrgetter
 
 from sdcli.machine.hardware import Hardware
-from sdcli.models import control_walk, reference_walk, text, unet, vae, vision
+from sdcli.models import control_walk, reference_walk, text, unet, upscaler_walk, vae, vision
 from sdcli.models.model import BYTES, Model, net_kind
 from sdcli.plan import calibration
 from sdcli.plan.plan import Footprint, Phase, Setup
@@ -26,7 +26,7 @@ _WORK = {
     "reference": attrgetter("dtype"),
     "unet": attrgetter("dtype", "storage", "attention", "guidance", "blocks", "threads", "execution"),
     "pixels": attrgetter("dtype", "vae", "vae_dtype", "execution"),
-    "enlarge": attrgetter("dtype", "vae", "vae_dtype", "execution"),
+    "enlarge": attrgetter("dtype", "vae", "vae_dtype", "execution", "upscaler_tile"),
     "image": attrgetter("dtype", "vae", "vae_dtype", "execution"),
 }
 
@@ -45,6 +45,7 @@ class Sizes:
         self.scale = vae.scale(self.config("vae"))
         self.call, self.encoder, self.control = cache(self._call), cache(self._encoder), cache(self._control)
         self.decoder, self.image_encoder = cache(self._decoder), cache(self._image_encoder)
+        self.upscaler = cache(self._upscaler)
         self._work: dict[tuple[object, ...], int] = {}
         self._phases: dict[tuple[object, ...], Phase] = {}
         self._largest_tensor = max(self._largest_tensors())
@@ -94,6 +95,13 @@ class Sizes:
             return vae.encode_tiled(config, height=height, width=width, tile=vae_tiles.TILES[how])
         return vae.encode(config, height=height, width=width)
 
+    def _upscaler(self, stage: Stage, part: str, tile: int) -> upscaler_walk.Enlarged:
+        """Enlarging one image until it is as large as the stage makes it."""
+        assert stage.smaller is not None
+        config, small, large = self.config(part), stage.smaller, (stage.shape.width, stage.shape.height)
+        times = upscaler_walk.times(config, small.width, small.height, large)
+        return upscaler_walk.enlarged(config, small.width, small.height, times=times, tile=tile)
+
     def weights(self, part: str, setup: Setup) -> int:
         """Bytes of a component's weights under this setup."""
         return self.model.components[part].parameters * BYTES[_stored(part, setup)]
@@ -106,7 +114,7 @@ class Sizes:
 
     def work(self, stage: Stage, setup: Setup) -> int:
         """Bytes while this stage computes: on the device, or on the host if its part is there."""
-        key = (stage.name, _WORK[stage.work](setup))
+        key = (stage.name, stage.parts, _WORK[stage.work](setup))
         if key not in self._work:
             count = {
                 "text": self._text, "reference": self._reference, "pixels": self._pixels, "unet": self._unet,
@@ -197,8 +205,11 @@ class Sizes:
         return live if setup.vae == "cpu" else self._reserved(live)
 
     def _enlarge(self, stage: Stage, setup: Setup) -> int:
-        """What was drawn is decoded, and encoded again at the larger size."""
+        """What was drawn is decoded, and encoded again at the larger size; between them a model may be at work."""
         assert stage.smaller is not None
+        if stage.parts[0] != "vae":
+            work = self.upscaler(stage, stage.parts[0], setup.upscaler_tile)
+            return self._reserved(upscaling(work, BYTES[setup.dtype], self.kind))
         return max(self._image(replace(stage, shape=stage.smaller), setup), self._pixels(stage, setup))
 
     def _image(self, stage: Stage, setup: Setup) -> int:
@@ -244,6 +255,10 @@ class Sizes:
 
     def _phase(self, name: str, stage: Stage, setup: Setup) -> Phase:
         """Weights in use, weights parked, and work."""
+        if stage.work == "enlarge" and len(stage.parts) > 1:  # each part does work of its own
+            alone = [self._phase(name, replace(stage, parts=(part,)), setup) for part in dict.fromkeys(stage.parts)]
+            host = max(phase.host for phase in alone)
+            return replace(max(alone, key=attrgetter("device")), host=host)
         used, resident = self._weights_at_work(stage, setup)
         work = self.work(stage, setup)
         if stage.work != "unet" and "unet" in self._loaded(stage, setup):
@@ -252,6 +267,9 @@ class Sizes:
         aside = self._on_the_host(stage, setup) + (work if on_host else 0)
         if stage.work in ("pixels", "enlarge", "image"):
             aside += stage.shape.width * stage.shape.height * calibration.IMAGE_BYTES_PER_PIXEL
+        if stage.work == "enlarge" and stage.parts[0] != "vae":
+            made = self.upscaler(stage, stage.parts[0], setup.upscaler_tile)
+            aside += made.width * made.height * calibration.UPSCALED_BYTES_PER_PIXEL
         aside += stage.file_pixels * calibration.FILE_BYTES_PER_PIXEL
         if setup.execution == "compile":
             aside += calibration.COMPILER + (calibration.COMPILING if name == COMPILE else 0)
@@ -361,6 +379,15 @@ class Sizes:
             name=name, device=host if self.kind == "cpu" else device, host=host, weights=used, parked=resident - used,
             work=work, pinned=pinned,
         )  # fmt: skip
+
+
+def upscaling(work: upscaler_walk.Enlarged, size: int, kind: str) -> int:
+    """Live bytes of a tile, `size` those of a number. On a CPU its pixels are fp32 there too, before and after."""
+    given, made = work.given_elements * size, work.largest.peak_elements * size
+    if kind == "cpu":
+        given += work.given_elements * BYTES["fp32"]
+        made = max(made, work.largest.result_elements * (size + BYTES["fp32"] + 1))
+    return given + made
 
 
 def _phases_of(stage: Stage, setup: Setup) -> tuple[str, ...]:

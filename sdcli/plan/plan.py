@@ -23,7 +23,7 @@ class Adapter:
     sha256: str
     scale: float
     path: str | None = transient(default=None)
-    kind: str = "lora"  # lora | embedding | vae | controlnet | t2i-adapter
+    kind: str = "lora"  # lora | embedding | vae | controlnet | t2i-adapter | upscaler …
     word: str = ""
     tensors_sha256: str = ""  # of a LoRA without its header: its identity in galleries
     matched: int = 0
@@ -44,6 +44,7 @@ class Setup:
     vae_dtype: str = "same"
     execution: str = "eager"
     blocks: tuple[QueryBlock, ...] = ()  # of attention in blocks; none: one rule for every number of keys
+    upscaler_tile: int = 0  # pixels a side that a model enlarges at once; 0: the whole image
     threads: int = 1
     device: str = "cpu"
     isa: str = ""

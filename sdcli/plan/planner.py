@@ -9,6 +9,7 @@ from typing import Any
 from sdcli.errors import Usage
 from sdcli.machine.hardware import Hardware
 from sdcli.models.model import Model
+from sdcli.plan import upscaler_tile
 from sdcli.plan.batches import in_batches
 from sdcli.plan.fallbacks import fallbacks_of
 from sdcli.plan.forecast import Forecast, budget
@@ -53,8 +54,8 @@ def make_plan(
     forecast = Forecast(model, hardware, runs, remembered, request.batch_invariant, more)
     limits = budget(hardware, request.max_vram, request.max_ram)
     start = Setup(threads=hardware.best_threads, device=hardware.device, isa=hardware.isa, adapters=tuple(adapters))
-    unpinned = _considered(start, forecast, request, {})
-    setups = _considered(start, forecast, request, pins) if pins else unpinned
+    unpinned = _considered(start, forecast, request, {}, limits)
+    setups = _considered(start, forecast, request, pins, limits) if pins else unpinned
     if not setups:
         raise _refused(refusal(start, hardware, model, pins), request)
     fastest = min(map(forecast.seconds, unpinned))
@@ -63,7 +64,9 @@ def make_plan(
     alternatives = front(options, chosen, forecast)
     if hardware.kind != "cpu" and not pins:
         alternatives += (on_the_cpu(forecast, hardware, fastest, request.max_ram),)
-    lossless = [option.setup for option in options if not option.lossy or chosen.lossy]
+    lossless = [
+        upscaler_tile.no_larger(option.setup, chosen.setup) for option in options if not option.lossy or chosen.lossy
+    ]
     return Plan(
         version=version,
         fits=chosen.fits,
@@ -85,13 +88,15 @@ def make_plan(
     )
 
 
-def _considered(start: Setup, forecast: Forecast, request: Request, pins: Mapping[str, str]) -> list[Setup]:
+def _considered(
+    start: Setup, forecast: Forecast, request: Request, pins: Mapping[str, str], limits: Budget
+) -> list[Setup]:
     """The legal setups that obey the pins; compiled ones, if not pinned, where what they save here is known."""
     setups = candidates(start, forecast.hardware, forecast.model, pins)
-    if request.compile != "auto" or "execution" in pins or not forecast.has_compiled:
-        return setups
-    compiled = candidates(start, forecast.hardware, forecast.model, {**pins, "execution": "compile"})
-    return setups + [setup for setup in compiled if forecast.compiling(setup) is not None]
+    if request.compile == "auto" and "execution" not in pins and forecast.has_compiled:
+        compiled = candidates(start, forecast.hardware, forecast.model, {**pins, "execution": "compile"})
+        setups += [setup for setup in compiled if forecast.compiling(setup) is not None]
+    return [upscaler_tile.settled(setup, forecast, limits) for setup in setups]
 
 
 def _refused(error: Usage, request: Request) -> Usage:
@@ -166,4 +171,6 @@ def _decisions(
                 device_peak_without=without,
             )
         )
+    if forecast.model.upscalers:
+        rows.append(upscaler_tile.decision(chosen.setup, forecast, limits))
     return tuple(rows)

@@ -21,7 +21,7 @@ _SLOTS = {
     "reference": attrgetter("dtype"),
     "unet": attrgetter("dtype", "storage", "placement", "attention", "execution", "guidance"),
     "pixels": attrgetter("dtype", "vae", "vae_dtype"),
-    "enlarge": attrgetter("dtype", "vae", "vae_dtype"),
+    "enlarge": attrgetter("dtype", "vae", "vae_dtype", "upscaler_tile"),
     "image": attrgetter("dtype", "vae", "vae_dtype"),
 }
 
@@ -119,7 +119,9 @@ class Price:
 
     def _enlarge(self, stage: Stage, setup: Setup) -> float:
         assert stage.smaller is not None
-        return self._image(replace(stage, shape=stage.smaller), setup) + self._pixels(stage, setup)
+        macs = sum(self.sizes.upscaler(stage, part, setup.upscaler_tile).macs for part in stage.parts if part != "vae")
+        enlarging = FLOP * macs * stage.shape.batch / self.rates.compute * dtype.slowdown(setup.dtype, self.hardware)
+        return self._image(replace(stage, shape=stage.smaller), setup) + enlarging + self._pixels(stage, setup)
 
     def _image(self, stage: Stage, setup: Setup) -> float:
         return self._through_the_vae(self.sizes.decoder(stage.shape, setup.vae).macs, stage, setup)

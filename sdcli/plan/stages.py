@@ -82,10 +82,11 @@ def stages(model: Model, batch: Sequence[Job], *, alone: bool = False) -> tuple[
         again = Stage(name="second-pass", work="unet", parts=("unet",), shape=shapes[1], steps=calls[1])
         made.insert(-1, again)
         if first.second.upscaler != "latent":
-            made.insert(-2, Stage(name="upscale", work="enlarge", parts=("vae",), shape=shapes[1], smaller=shapes[0]))
+            parts = ("vae", first.second.part, "vae") if first.second.by_model else ("vae",)
+            made.insert(-2, Stage(name="upscale", work="enlarge", parts=parts, shape=shapes[1], smaller=shapes[0]))
     if first.references:
-        parts = ("image_encoder", "ip_adapter")
-        made.insert(1, Stage(name="encode-reference", work="reference", parts=parts, shape=shapes[0]))
+        seeing = ("image_encoder", "ip_adapter")
+        made.insert(1, Stage(name="encode-reference", work="reference", parts=seeing, shape=shapes[0]))
     seen = [one.image.width * one.image.height for job in batch for one in job.references]
     read = {"encode-reference": seen, "encode-image": files, "decode": whole}
     shown = _shown(batch)

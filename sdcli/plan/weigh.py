@@ -12,6 +12,7 @@ from sdcli.plan.pins import candidates
 from sdcli.plan.plan import Alternative, Budget, Setup
 from sdcli.plan.techniques import TECHNIQUES
 from sdcli.plan.techniques.technique import gib
+from sdcli.plan.upscaler_tile import settled
 
 BY_NAME = tuple(sorted(TECHNIQUES, key=lambda technique: technique.slot))  # the order in TECHNIQUES must not matter
 MOST_ALTERNATIVES = 32
@@ -126,5 +127,5 @@ def on_the_cpu(forecast: Forecast, hardware: Hardware, fastest: float, max_ram: 
     start = Setup(threads=host.threads, device=host.device, isa=host.isa)
     setups = candidates(start, host, forecast.model, {"storage": "same", "guidance": "batched", "vae": "whole"})
     limits = budget(host, None, max_ram)
-    best = choose([weigh(setup, other, limits, fastest) for setup in setups], {})
+    best = choose([weigh(settled(setup, other, limits), other, limits, fastest) for setup in setups], {})
     return _alternative(replace(best, device=0, over=(0, best.over[1])), False, other)

@@ -71,7 +71,7 @@ def _png(image: Any, attempt: Attempt) -> bytes | None:
         if len(chunk) > own.LIMIT:
             return None
         info.add_itxt(PNG_KEY, chunk.decode())
-    return _saved(image, "PNG", pnginfo=info)
+    return saved(image, "PNG", pnginfo=info)
 
 
 def _with_exif(image: Any, format: str, attempt: Attempt) -> bytes | None:
@@ -85,11 +85,11 @@ def _with_exif(image: Any, format: str, attempt: Attempt) -> bytes | None:
             return None
         options["exif"] = block
     if format == "jpg":
-        return _saved(image, "JPEG", subsampling=0, **options)
-    return _saved(image, "WEBP", method=4, **options)
+        return saved(image, "JPEG", subsampling=0, **options)
+    return saved(image, "WEBP", method=4, **options)
 
 
-def _saved(image: Any, format: str, **options: Any) -> bytes:
+def saved(image: Any, format: str, **options: Any) -> bytes:
     buffer = io.BytesIO()
     image.save(buffer, format, **options)
     return buffer.getvalue()

@@ -67,13 +67,9 @@ class Destination:
         if self.kind == "numbered":
             for following in itertools.count(number):
                 yield numbered_name(following, job, self.suffix)
-        first = self.pattern if self.kind == "file" else filled(parse_template(self.pattern), values_of(self, job))
-        yield first
-        head, _, last = first.rpartition("/")
-        stem, suffix = os.path.splitext(last)
-        for copy in itertools.count(2):
-            name = _cut(stem, COMPONENT_BYTES - len(f"-{copy}{suffix}".encode())) + f"-{copy}{suffix}"
-            yield f"{head}/{name}" if head else name
+        yield from with_copies(
+            self.pattern if self.kind == "file" else filled(parse_template(self.pattern), values_of(self, job))
+        )
 
     def part(self, index: int, name: str) -> Path:
         """The temporary file beside the image `name`."""
@@ -92,6 +88,16 @@ def part_of_run(name: str) -> str | None:
 
 def new_run() -> str:
     return f"{datetime.now(UTC):%Y%m%d-%H%M%S}-{secrets.token_hex(2)}"
+
+
+def with_copies(first: str) -> Iterator[str]:
+    """The name, then it with -2, -3 …"""
+    yield first
+    head, _, last = first.rpartition("/")
+    stem, suffix = os.path.splitext(last)
+    for copy in itertools.count(2):
+        name = _cut(stem, COMPONENT_BYTES - len(f"-{copy}{suffix}".encode())) + f"-{copy}{suffix}"
+        yield f"{head}/{name}" if head else name
 
 
 # --- pieces of names

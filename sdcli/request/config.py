@@ -23,7 +23,7 @@ from sdcli.images.read import InputImage
 from sdcli.near import near_text, nearest
 from sdcli.request import jobs, samplers
 from sdcli.request.options import OPTIONS, flag_of
-from sdcli.request.request import Control, Reference, Request
+from sdcli.request.request import UPSCALERS, Control, Reference, Request
 from sdcli.terminal import quoted, show
 
 LARGEST_FILE = 1 << 20
@@ -97,6 +97,12 @@ def _text(field: str, text: str) -> str:
     return text
 
 
+def _upscaler(field: str, text: str) -> str:
+    """One that needs no model, else a file or a name."""
+    word = text.strip().casefold()
+    return word if word in UPSCALERS else _name(field, text)
+
+
 def _name(field: str, text: str) -> str:
     if not text.strip():
         flag = flag_of(field)
@@ -116,6 +122,7 @@ _CONVERT: dict[str, Callable[[str, str], Any]] = {
     "strength": _number, "hires": _number, "hires_strength": _number, "hires_steps": _integer,
     "outpaint": lambda field, text: jobs.parse_outpaint(text),
     "sampler": lambda field, text: samplers.find(text).name,
+    "upscaler": _upscaler,
     "pins": _pins,
     **dict.fromkeys(("model", "revision", "vae_file", "device", "output", "preset"), _name),
     **dict.fromkeys(("settings_from", "prompts_file", "reference_model", "reference_encoder"), _name),

@@ -314,7 +314,7 @@ def make_job(request: Request, index: int, prompt: str, seed: int, image: InputI
 
 
 # How much a second pass changes by default: enlarged latents are blurred, an enlarged image is not.
-_SECOND_STRENGTH = {"latent": 0.7, "lanczos": 0.4}
+_OF_LATENTS, _OF_AN_IMAGE = 0.7, 0.4
 
 
 def _second(request: Request, sampler: Sampler, own: Mapping[str, Any]) -> SecondPass | None:
@@ -332,7 +332,8 @@ def _second(request: Request, sampler: Sampler, own: Mapping[str, Any]) -> Secon
             f"--hires {request.hires:g} makes {width}×{height}; sides are at most {SIDES[1]}", hint=f"--hires {most:g}"
         )
     steps = request.hires_steps or request.steps
-    strength = _SECOND_STRENGTH[request.upscaler] if request.hires_strength is None else request.hires_strength
+    usual = _OF_LATENTS if request.upscaler == "latent" else _OF_AN_IMAGE
+    strength = usual if request.hires_strength is None else request.hires_strength
     if strength <= 0:
         raise Usage("--hires-strength 0 leaves nothing to draw", hint="--hires-strength 0.4")
     second = SecondPass(

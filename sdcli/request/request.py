@@ -9,6 +9,7 @@ from sdcli.images.read import InputImage
 from sdcli.schema import transient
 
 LARGEST_SEED = 2**32 - 1
+UPSCALERS = ("latent", "lanczos")  # that need no model
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -80,8 +81,13 @@ class SecondPass:
     height: int
     steps: int
     strength: float
-    upscaler: str  # latent | lanczos
+    upscaler: str  # latent | lanczos | a model, as it was asked for; in a plan its name
     unet_calls: int
+    part: str = transient(default="")  # the component that the model is in a plan
+
+    @property
+    def by_model(self) -> bool:
+        return self.upscaler not in UPSCALERS
 
     @property
     def steps_in_all(self) -> int:

@@ -61,7 +61,7 @@ REFUSED = [
     (["--hires", "2", "--hires-strength", "0"], "--hires-strength 0 leaves nothing to draw"),
     (["--hires", "2", "--hires-strength", "0.01"], "makes 20 steps the last of 2000"),
     (["--hires", "2", "--image", "a.png"], "--hires draws twice from a prompt"),
-    (["--hires", "2", "--upscaler", "magic"], '--upscaler: "magic" is not one of latent, lanczos'),
+    (["--hires", "2", "--upscaler", "latnt"], '--upscaler: "latnt" is no file; did you mean latent?'),
 ]
 
 

@@ -79,6 +79,8 @@ KINDS: dict[str, tuple[make.Shapes, str, str]] = {
     "motion": ({"down_blocks.0.motion_modules.0.temporal_transformer.norm.weight": [4]}, "motion", ""),
     "ESRGAN": ({"model.1.sub.0.RDB1.conv1.0.weight": [32, 64, 3, 3]}, "upscaler", ""),
     "Real-ESRGAN": ({"body.0.rdb1.conv1.weight": [32, 64, 3, 3]}, "upscaler", ""),
+    "Real-ESRGAN, compact": ({"params.body.0.weight": [64, 3, 3, 3], "params.body.1.weight": [64]}, "upscaler", ""),
+    "SwinIR": ({"layers.0.residual_group.blocks.0.attn.qkv.weight": [180, 60]}, "upscaler", ""),
     "CLIP": ({"text_model.embeddings.token_embedding.weight": [49408, 768]}, "text-encoder", ""),
     "OpenCLIP": (
         {"token_embedding.weight": [49408, 1280], "transformer.resblocks.0.ln_1.weight": [1280]}, "text-encoder", ""

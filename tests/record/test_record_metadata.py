@@ -169,8 +169,8 @@ def test_the_chunk_has_the_keys_of_the_schema_and_comes_back() -> None:
     of = record(batch=BatchPosition(size=2, position=1, members=(job(0), job(1))))
     data = json.loads(own.chunk(of))
     assert list(data) == [
-        "schema", "version", "job", "setup", "model", "scheduler", "negative", "batch", "degraded", "pixel_sha256",
-        "environment",
+        "schema", "version", "job", "setup", "model", "scheduler", "negative", "batch", "degraded", "enlarged",
+        "pixel_sha256", "environment",
     ]  # fmt: skip
     assert data["schema"] == "sdcli.image/1"
     assert own.read(own.chunk(of)) == of

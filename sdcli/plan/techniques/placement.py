@@ -33,7 +33,7 @@ def loaded(choice: str, stages: Sequence[Stage], stage: Stage, part: str) -> tup
 
 def streamed(choice: str, part: str) -> bool:
     """Whether a component's weights reach the device a layer at a time."""
-    return choice == "group-offload" and part != "vae"
+    return choice == "group-offload" and part != "vae" and not part.startswith("upscaler")
 
 
 def illegal(setup: Setup, hardware: Hardware, model: Model) -> str | None:

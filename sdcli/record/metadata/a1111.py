@@ -44,7 +44,7 @@ def write(info: Infotext) -> str:
     lines = [_tidy(info.prompt)]
     if negative := _tidy(info.negative_prompt):
         lines.append(f"{NEGATIVE} {negative}")
-    lines.append(", ".join(key if key == value else f"{key}: {_quote(value)}" for key, value in info.pairs))
+    lines.append(line(info.pairs))
     return "\n".join(lines).strip()
 
 
@@ -52,6 +52,15 @@ def _tidy(prompt: str) -> str:
     """What the format makes of a prompt, applied before writing so that reading it back changes nothing."""
     text = prompt.replace("\r\n", "\n").replace("\r", "\n").strip()
     return "".join("\ufffd" if "\ud800" <= character <= "\udfff" else character for character in text)
+
+
+def continued(text: str, pairs: Iterable[tuple[str, str]]) -> str:
+    """The text with more pairs in its last line; one without such a line stays as it is."""
+    return f"{_tidy(text)}, {line(pairs)}" if read(text).pairs else text
+
+
+def line(pairs: Iterable[tuple[str, str]]) -> str:
+    return ", ".join(key if key == value else f"{key}: {_quote(value)}" for key, value in pairs)
 
 
 def _quote(value: str) -> str:
@@ -184,7 +193,7 @@ def _second(job: Job) -> Iterator[tuple[str, object]]:
     if job.second is not None:
         yield "Hires upscale", f"{job.second.scale:g}"
         yield "Hires steps", job.second.steps
-        yield "Hires upscaler", job.second.upscaler.capitalize()
+        yield "Hires upscaler", job.second.upscaler if job.second.by_model else job.second.upscaler.capitalize()
 
 
 def _repaint(repaint: Repaint | None) -> Iterator[tuple[str, object]]:
@@ -233,7 +242,7 @@ def _take_strength(rest: dict[str, str], fields: dict[str, Any]) -> None:
     """Of a second pass, if it is one that can be drawn here, else of the image that was started from."""
     strength = _number(rest.get("Denoising strength"))
     strength = strength if strength and strength <= 1 else None
-    upscaler = {"Latent": "latent", "Lanczos": "lanczos", "None": "lanczos"}.get(rest.get("Hires upscaler", ""))
+    upscaler = _upscaler(rest)
     scale, steps = _number(rest.get("Hires upscale")), _whole(rest.get("Hires steps"))
     if upscaler is not None and scale is not None and 1 <= scale <= 8:
         _take(rest, "Hires upscaler", fields, "upscaler", upscaler)
@@ -242,6 +251,13 @@ def _take_strength(rest: dict[str, str], fields: dict[str, Any]) -> None:
         _take(rest, "Denoising strength", fields, "hires_strength", strength)
     elif not any(key.startswith("Hires") for key in rest):
         _take(rest, "Denoising strength", fields, "strength", strength)
+
+
+def _upscaler(rest: dict[str, str]) -> str | None:
+    """A model by its name only where sdcli wrote it: the web UI has names of its own for those it comes with."""
+    named = rest.get("Hires upscaler", "")
+    plain = {"Latent": "latent", "Lanczos": "lanczos", "None": "lanczos"}.get(named)
+    return plain or (plain_name(named) if rest.get("Version", "").startswith("sdcli") else None)
 
 
 def _take_repaint(rest: dict[str, str], fields: dict[str, Any]) -> None:

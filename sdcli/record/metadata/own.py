@@ -39,6 +39,21 @@ class BatchPosition:
 
 
 @dataclass(frozen=True, kw_only=True)
+class EnlargedBy:
+    """What `sdcli upscale` did to an image that was drawn: its pixels then, and the model that went over them."""
+
+    upscaler: str
+    sha256: str
+    times: int
+    tile: int
+    dtype: str
+    width: int
+    height: int
+    fit: str
+    pixel_sha256: str
+
+
+@dataclass(frozen=True, kw_only=True)
 class ImageRecord:
     schema: str = f"{NAME}/{NEWEST}"
     version: str = ""
@@ -49,6 +64,7 @@ class ImageRecord:
     negative: str = ""
     batch: BatchPosition = field(default_factory=BatchPosition)
     degraded: tuple[Mapping[str, Any], ...] = ()
+    enlarged: tuple[EnlargedBy, ...] = ()  # after it was drawn
     pixel_sha256: str = ""
     environment: Mapping[str, Any] = field(default_factory=dict)
 
@@ -115,15 +131,15 @@ def _starting(start: Start | None) -> dict[str, Any]:
 def _second(second: SecondPass | None) -> dict[str, Any]:
     if second is None:
         return {}
-    return {
+    values: dict[str, Any] = {
         "hires": second.scale, "hires_steps": second.steps, "hires_strength": second.strength,
-        "upscaler": second.upscaler,
     }  # fmt: skip
+    return values | ({"upscaler": second.upscaler} if _is_name(second.upscaler) else {})
 
 
 def _beside(setup: Setup) -> dict[str, Any]:
     """LoRAs, embeddings and the VAE by name, never by path: the reader finds where they are on this machine."""
-    plain = [one for one in setup.adapters if not re.search(r"[\\/:]|^[.~-]", one.name)]
+    plain = [one for one in setup.adapters if _is_name(one.name)]
     kinds = {kind: [one for one in plain if one.kind == kind] for kind in ("lora", "embedding", "vae", "ip-adapter")}
     by_field: dict[str, Any] = {
         "lora": tuple(f"{_hub_name(one) or one.name}:{lora_weight(one.scale)}" for one in kinds["lora"]),
@@ -132,6 +148,11 @@ def _beside(setup: Setup) -> dict[str, Any]:
         "reference_model": next((one.name for one in kinds["ip-adapter"]), None),
     }
     return {name: value for name, value in by_field.items() if value}
+
+
+def _is_name(text: str) -> bool:
+    """And no path, address or flag."""
+    return not re.search(r"[\\/:]|^[.~-]", text)
 
 
 def _hub_name(one: Adapter) -> str:

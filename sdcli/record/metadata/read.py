@@ -56,6 +56,15 @@ def read(path: str | Path) -> ImageSettings:
     raise BadFile(f"{name} has no settings that sdcli can read", hint=AS_FLAGS)
 
 
+def stored(path: str | Path) -> Texts:
+    """The texts of one image as they are; none where there are none to be read, whatever the file is."""
+    name = show(path, 200)
+    try:
+        return _texts(_bytes(Path(path), name), name)
+    except SdcliError:
+        return Texts(None, None)
+
+
 def _inputs(record: own.ImageRecord) -> dict[str, Any]:
     """The files that it was drawn from, by name: only whoever has them can give them again."""
     start, named = record.job.start, {}

@@ -145,6 +145,8 @@ class Progress:
                 self._show_step(event)
             case events.Denoised():
                 self._line.hide()
+            case events.Tile():
+                self._show_tile(event)
             case events.Warned():
                 self._tell(f"note: {show(event.message)}")
             case events.Degraded():
@@ -172,6 +174,11 @@ class Progress:
         if self._line.moves:
             text = f"  load  {show(event.component, 40)} {disk_text(event.bytes)}"
             self._line.show(fit(text, self._line.room), now=True)
+
+    def _show_tile(self, event: events.Tile) -> None:
+        if self._line.moves:
+            text = f"  upscale  tile {event.tile}/{event.of}"
+            self._line.show(fit(text, self._line.room), now=event.tile == event.of)
 
     def _show_compiling(self) -> None:
         """Once: it may take minutes, and says nothing itself."""
