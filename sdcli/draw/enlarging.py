@@ -29,7 +29,6 @@ def run(plan: UpscalePlan) -> Iterator[Event]:
     work = Enlarging(plan)
     try:
         yield work.meter.read("import")
-        yield from work.ready()
         for job in plan.jobs:
             yield from work.enlarge(job)
     finally:
@@ -96,7 +95,7 @@ class Enlarging:
         self.components.drop_all()
         before = self.components.setup
         tile = next((one for one in self.plan.fallbacks if not before.upscaler_tile or one < before.upscaler_tile), 0)
-        if not tile:
+        if not tile or not self.plan.falls_back:
             raise self._exhausted(job, because)
         self.components = Components(self.plan.model, replace(before, upscaler_tile=tile))
         return Degraded(
@@ -107,8 +106,8 @@ class Enlarging:
     def _exhausted(self, job: Enlargement, because: str) -> OutOfMemory:
         need, free = self.plan.footprint.device_peak, self.meter.free()
         numbers = f"{gib(need)} needed" + (f", {gib(free)} free now" if free is not None else "")
-        end = "nothing smaller is left to try" if self.plan.fallbacks else "--no-fallback is set"
-        hint = "sdcli doctor" if self.plan.fallbacks else "the same command without --no-fallback"
+        end = "nothing smaller is left to try" if self.plan.falls_back else "--no-fallback is set"
+        hint = "sdcli doctor" if self.plan.falls_back else "the same command without --no-fallback"
         return OutOfMemory(
             f"out of memory enlarging {show(job.image.name, 80)}: {numbers}; {end} ({because})", hint=hint,
             phase=UPSCALE, need=need, free=free,

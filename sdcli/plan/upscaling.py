@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 from sdcli.errors import DoesNotFit, Usage
@@ -35,6 +35,7 @@ class UpscalePlan:
     footprint: Footprint
     because: str = ""
     fallbacks: tuple[int, ...] = ()
+    falls_back: bool = True  # whether they are wanted
     max_vram: int | None = None
 
     @property
@@ -59,12 +60,26 @@ def make_upscale_plan(
     needs = {one: _footprint(jobs, model, hardware, replace(start, upscaler_tile=one)) for one in tiles}
     chosen = next((one for one in tiles if _over(needs[one], limits, hardware) <= 0), tiles[-1])
     setup = replace(start, upscaler_tile=chosen)
-    smaller = tuple(one for one in TILES if (not chosen or one < chosen) and fallback)
+    smaller = _smaller(chosen, lambda one: _working(jobs, model, hardware, replace(start, upscaler_tile=one)))
     return UpscalePlan(
         fits=_over(needs[chosen], limits, hardware) <= 0, model=model, hardware=hardware, budget=limits, setup=setup,
         jobs=tuple(jobs), footprint=needs[chosen], because=_because(chosen, tile, needs, limits, hardware),
-        fallbacks=smaller, max_vram=max_vram,
+        fallbacks=smaller, falls_back=fallback, max_vram=max_vram,
     )  # fmt: skip
+
+
+def _smaller(chosen: int, work: Callable[[int], int]) -> tuple[int, ...]:
+    """The tiles that need less, each than the one before."""
+    tiles, least = [], work(chosen)
+    for one in TILES:
+        if (not chosen or one < chosen) and work(one) < least:
+            tiles.append(one)
+            least = work(one)
+    return tuple(tiles)
+
+
+def _working(jobs: Sequence[Enlargement], model: Model, hardware: Hardware, setup: Setup) -> int:
+    return next(row.work for row in _footprint(jobs, model, hardware, setup).phases if row.name == UPSCALE)
 
 
 def _fastest(hardware: Hardware, model: Model) -> str:
@@ -115,13 +130,11 @@ def _footprint(jobs: Sequence[Enlargement], model: Model, hardware: Hardware, se
         device = host if hardware.kind == "cpu" else weights + work
         return Phase(name=name, device=device, host=host, weights=weights, work=work)
 
+    computed = row(UPSCALE, max(_beside(job, work) for job, work in works), computing)
+    copied = row(UPSCALE, max(_whole(job, work) for job, work in works))
     phases = (
         row(LOAD, largest * BYTES.get(component.stored_dtype, 4)),
-        max(
-            row(UPSCALE, max(_beside(job, work) for job, work in works), computing),
-            row(UPSCALE, max(_whole(job, work) for job, work in works)),
-            key=lambda phase: (phase.host, phase.device),
-        ),
+        replace(computed, host=max(computed.host, copied.host), device=max(computed.device, copied.device)),
         row(SAVE, max(_saving(job, work) for job, work in works)),
     )
     return Footprint(
