@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from sdcli import __version__, data
-from sdcli.cli import adapters, builtin, controls, input_images, not_needed, not_taken, probing
+from sdcli.cli import adapters, builtin, controls, input_images, not_needed, not_taken, probing, refiners
 from sdcli.errors import ModelMissing, Usage
 from sdcli.machine import as_if, installation, memories, survey
 from sdcli.machine.folders import config_file, config_folder
@@ -50,7 +50,7 @@ def plan_for(
         raise mistake
     flags = config.from_flags(typed)
     sources = read_sources(flags)
-    model = model or find_model(sources)
+    model, refiner = model or find_model(sources), find_refiner(sources)
     lines = _lines(flags.get("prompts_file"))
     first = next(lines, None) if lines is not None else None
     if lines is not None and (words or flags.get("prompts")):
@@ -73,7 +73,8 @@ def plan_for(
     adapted = adapters.gather(request, tags, model, added_folders(), fetch, named)
     asked = tuple(_drawn_by(model, known_jobs))
     known_jobs, steered, nets = controls.gather(asked, adapted.model, added_folders())
-    adapted = replace(adapted, model=steered, adapters=(*adapted.adapters, *nets))
+    known_jobs, steered, others = refiners.gather(refiner, known_jobs, steered)
+    adapted = replace(adapted, model=steered, adapters=(*adapted.adapters, *nets, *others))
     hardware, imported = _hardware(request, typed.get("as_if"))
     if command == "generate" and engine_of(typed) == "local" and "dtype" not in request.pins:
         hardware, more_imported = probing.probed(hardware)
@@ -98,7 +99,7 @@ def plan_for(
     if not waiting or lines is None:
         return PlannedRun(plan, imported=imported)
     later = adapters.without(_later(request, lines, len(known_jobs)), tags)
-    later = _drawn_by(model, controls.same_nets(later, known_jobs, asked))
+    later = refiners.named(_drawn_by(model, controls.same_nets(later, known_jobs, asked)), refiner)
     return PlannedRun(plan, adapters.same_embeddings(later, embeddings, adapted.adapters, adapted.model), imported)
 
 
@@ -128,7 +129,7 @@ def plan_again(planned: PlannedRun, typed: Mapping[str, Any]) -> PlannedRun:
     model = find_model(read_sources(config.from_flags(typed)))
     samplers.check_zero_snr(samplers.find(before.request.sampler), model.zero_snr)
     model, _ = adapters.with_vae(before.request, model, added_folders())
-    model = controls.made_again(before.model, model)
+    model = refiners.made_again(before.model, controls.made_again(before.model, model))
     plan = _planned(
         before.request, model, before.hardware, remembered(before.hardware), origins=before.origins,
         jobs=before.jobs, version=__version__, adapters=before.setup.adapters, more=planned.later is not None,
@@ -185,6 +186,17 @@ def look_for_model(sources: Sources) -> Model:
             hint="the same command without --revision",
         )
     return model
+
+
+def find_refiner(sources: Sources) -> Model | None:
+    """The model that takes the last steps, if one is asked for."""
+    values, origins = config.resolve(sources, family={}, model={})
+    if values.get("refiner") is None:
+        return None
+    recorded = origins["refiner"] == "settings-from"
+    return refiners.located(
+        values["refiner"], added_folders(), offline=bool(values.get("offline")), recorded=recorded
+    )  # fmt: skip
 
 
 _SOURCES = {"folder": "a local folder", "file": "a local file", "builtin": "built in"}
@@ -263,7 +275,13 @@ def _jobs(
 
 def _drawn_by(model: Model, listed: Iterable[Job]) -> Iterator[Job]:
     """These jobs, unless the model cannot draw one."""
+    family = resolve.family_of(model)
     for job in listed:
+        if family.refines and job.start is None:
+            raise Usage(
+                f"{show(model.name, 80)} is {family.title}: it draws over an image, or another's last steps",
+                hint="the same command with --image photo.png",
+            )
         if job.second is not None and model.sees_mask:
             raise Usage(
                 f"{show(model.name, 80)} was trained to repaint, and draws no second pass over what it drew",

@@ -20,7 +20,7 @@ _NO_SETTINGS = frozenset({"Version", "Model hash", "VAE hash", "Hashes", "User",
 _FIELDS = {
     "Model": "model", "Sampler": "sampler", "Schedule type": "sampler", "Steps": "steps", "CFG scale": "guidance",
     "Size": "width", "Seed": "seeds", "Clip skip": "clip_skip", "Emphasis": "emphasis", "VAE": "vae_file",
-    "Image": "image", "Mask": "mask", "Control": "control",
+    "Image": "image", "Mask": "mask", "Control": "control", "Refiner": "refiner", "Refiner switch at": "refiner",
 }  # fmt: skip
 _NETWORKS = {"Lora hashes": "LoRA", "TI hashes": "embedding"}
 
@@ -73,6 +73,8 @@ def _instead(key: str, request: Request) -> str:
         return "noise is drawn on the CPU"
     if key in ("Image", "Mask", "Control"):
         return f"{flag_of(_FIELDS[key])} names one"
+    if key.startswith("Refiner"):
+        return "none is used"
     if key == "Seed":
         return "a random one is used"
     if key == "Size":

@@ -220,16 +220,24 @@ def plan_with_model(typed: dict[str, Any]) -> PlannedRun:
     def fetch(name: HubName, model: Model) -> HubName:
         return pull_lora(name, model, quiet)
 
-    try:
-        asked = plan_for(typed, "generate", fetch=fetch)
-    except ModelMissing as error:
-        repository = error.details.get("repository")
-        if not repository:
-            raise
-        pull(repository, error.details.get("revision"), quiet=quiet)
-        return plan_for(typed, "generate", fetch=fetch)
+    asked = _planned(typed, fetch, quiet)
     plan = asked.plan
     if plan.model.cached or not plan.fits or typed.get("engine") == "fake":
         return asked
     pull(plan.model.name, plan.model.revision, quiet=quiet)
     return plan_again(asked, typed)
+
+
+def _planned(typed: dict[str, Any], fetch: Callable[[HubName, Model], HubName], quiet: bool) -> PlannedRun:
+    """What no plan can be made without, a model and a refiner, is downloaded one after the other."""
+    pulled: set[str] = set()
+    while True:
+        try:
+            return plan_for(typed, "generate", fetch=fetch)
+        except ModelMissing as error:
+            repository = error.details.get("repository")
+            if not repository or repository in pulled:
+                raise
+            pulled.add(repository)
+            revision = error.details.get("revision")
+        pull(repository, revision, quiet=quiet)

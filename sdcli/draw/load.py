@@ -19,7 +19,7 @@ from sdcli.draw.weights import Piece, Reader, pieces
 from sdcli.errors import BadFile, Bug
 from sdcli.models import keys
 from sdcli.models.folder import CLASSES
-from sdcli.models.model import Component
+from sdcli.models.model import Component, role
 from sdcli.terminal import show
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -51,7 +51,7 @@ def load(
     name: str, component: Component, *, dtype: torch.dtype, device: torch.device | str, channels_last: bool,
     added: Additions | None = None, storage: torch.dtype | None = None, attend: Attend | None = None,
 ) -> Filled:  # fmt: skip
-    """`unet`, `vae`, `text_encoder`, `text_encoder_2` or `controlnet` from a diffusers folder's files or a single file.
+    """A UNet, a VAE, a text encoder or a ControlNet from a diffusers folder's files or a single file.
 
     `added` is what LoRAs add to its weights. With `storage` the large layers keep their weights in that dtype and
     widen them to `dtype` only while they compute. With `attend` the layers are packed, and attention is computed so.
@@ -77,7 +77,7 @@ def named(name: str, stored: Mapping[str, Piece]) -> dict[str, Piece]:
 
 def kind_of(name: str) -> Any:
     """The component's class. Its libraries take most of the time spent importing."""
-    kind = "controlnet" if name.startswith("controlnet") else name  # there may be several
+    kind = role(name)
     if kind not in MODULES:
         raise BadFile(f"components called {show(name, 40)} are not supported")
     return getattr(importlib.import_module(MODULES[kind]), CLASSES[kind][0])
@@ -90,7 +90,7 @@ def build(name: str, config: Mapping[str, Any]) -> Any:
     if class_name != kind.__name__:
         raise BadFile(f"the model's {name} is a {show(class_name, 60)}; only {kind.__name__} is supported")
     with config_checked(name), torch.device("meta"):
-        if name.startswith("text_encoder"):
+        if role(name).startswith("text_encoder"):
             from transformers import CLIPTextConfig
 
             module = kind(CLIPTextConfig.from_dict(dict(config)))

@@ -31,7 +31,7 @@ from sdcli.draw import (
 )
 from sdcli.events import Loaded
 from sdcli.models.hub_cache import expected_sha256
-from sdcli.models.model import Model
+from sdcli.models.model import Model, role
 from sdcli.plan.plan import Setup
 from sdcli.plan.techniques import placement
 from sdcli.plan.techniques.attention import of_vae as vae_attention
@@ -134,8 +134,8 @@ class Components:
             return self._compiled(name)
         streamed = placement.streamed(self.setup.placement, name)
         parked = self.setup.placement in placement.PARKED_ON_HOST and self.device_of(name) == self.device
-        steering = name.startswith("controlnet")
-        images = steering or name in ("unet", "vae")
+        kind = role(name)
+        images = kind in ("unet", "vae", "controlnet")
         choice = vae_attention(self.setup) if name == "vae" else self.setup.attention
         attend = attention.attend(choice, self.setup.threads, self.setup.blocks)
         filled = load.load(
@@ -143,14 +143,14 @@ class Components:
             device="cpu" if parked else self.device_of(name),
             channels_last=images and self.device.type != "mps",
             added=adapters.additions(name, self.model, self.setup.adapters),
-            storage=torch.float8_e4m3fn if name == "unet" and self.setup.storage == "fp8" else None,
+            storage=torch.float8_e4m3fn if kind == "unet" and self.setup.storage == "fp8" else None,
             attend=attend if images and self.setup.execution == "packed" else None,
         )  # fmt: skip
         if images:
             attention.set_attention(filled.module, choice, attend)
-        if name == "unet" and self.setup.execution != "packed":  # packed ones do no such work either
+        if kind == "unet" and self.setup.execution != "packed":  # packed ones do no such work either
             residual.lighten(filled.module)
-        if steering:
+        if kind == "controlnet":
             control.embedded_once(filled.module)
         if name == "vae":
             decode.set_tiles(filled.module, self.setup.vae)
@@ -158,9 +158,9 @@ class Components:
             stream_layers(filled.module, self.device)
         elif parked:
             self._offloaded[name] = Offloaded(filled.module, self.device)
-        if name == "unet" and self.setup.execution == "compile":
+        if kind == "unet" and self.setup.execution == "compile":
             self.regions = regional.Regions(filled.module)
-        graphed = name == "unet" and self.setup.execution == "graph"
+        graphed = kind == "unet" and self.setup.execution == "graph"
         self._modules[name] = captured.Captured(filled.module, self.device) if graphed else filled.module
         return filled.bytes
 

@@ -13,7 +13,7 @@ from sdcli.models import configs, shipped, vae
 from sdcli.models.families import families, find, of_unet
 from sdcli.models.headers import read_header
 from sdcli.models.kinds import REPAINTING, TITLES, channels_of, kind_of_config, part_of
-from sdcli.models.model import Component, Model
+from sdcli.models.model import ENCODERS, Component, Model
 from sdcli.models.sniff import PICKLE_SUFFIXES
 from sdcli.terminal import show, size_text
 
@@ -310,7 +310,7 @@ CLIP_TOKENS = 49_408
 
 def _vocabulary(components: Mapping[str, Component], path: Path) -> str | None:
     """The folder of its own tokens, if they are fewer than CLIP's; more are CLIP's, then added words."""
-    size = components["text_encoder"].config.get("vocab_size", CLIP_TOKENS)
+    size = next(components[part] for part in ENCODERS if part in components).config.get("vocab_size", CLIP_TOKENS)
     if not isinstance(size, int) or size >= CLIP_TOKENS:
         return None
     for file in (path / "tokenizer" / "vocab.json", path / "tokenizer" / "merges.txt"):

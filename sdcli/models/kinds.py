@@ -13,17 +13,16 @@ from sdcli.models.headers import NAMES, Header, Tensor
 UNET = "model.diffusion_model."
 VAE = "first_stage_model."
 CONTROL = "control_model."
-# The width of the text that a UNet reads → its family; the refiner never draws by itself.
-_WIDTHS = {family.text_width: family.name for family in families().values() if family.text_width} | {1280: "refiner"}
+# The width of the text that a UNet reads → its family.
+_WIDTHS = {family.text_width: family.name for family in families().values() if family.text_width}
 _ENCODER_WIDTHS = {768: "sd15", 1024: "sd2"}  # of families with one text encoder
 # Input channels → what the UNet sees beside the noise: a mask and an image, an image, a depth map.
 _INPUTS = {4: "", 5: "-depth", 7: "-upscaler", 8: "-edit", 9: "-inpainting"}
 _FAMILIES = tuple(family.name for family in families().values() if family.text_width)
 REPAINTING = "-inpainting"  # a family's model that was trained to repaint
-DRAWN = (*_FAMILIES, *[family + REPAINTING for family in _FAMILIES])
+DRAWN = (*_FAMILIES, *[family.name + REPAINTING for family in families().values() if family.repainting])
 TITLES = {
     **{family.name: family.title for family in families().values() if family.text_width},
-    "refiner": "the SDXL refiner",
     "sd15-inpainting": "Stable Diffusion 1.5 inpainting", "sdxl-inpainting": "SDXL inpainting",
     "sd2-inpainting": "Stable Diffusion 2 inpainting", "sd15-edit": "Stable Diffusion 1.5 for image editing",
     "sdxl-edit": "SDXL for image editing", "sd2-depth": "Stable Diffusion 2 with depth",
@@ -95,10 +94,6 @@ def _checkpoint(tensors: Tensors, metadata: Metadata) -> Kind | None:
         return None
     family, kind, seen = _unet_family(tensors, UNET)
     parts = {name: part_of((n, t) for n, t in tensors.items() if belongs(n)) for name, belongs in _PARTS.items()}
-    if family == "refiner":  # its only encoder is OpenCLIP's, under the first prefix
-        first = "conditioner.embedders.0."
-        parts["text_encoder_2"] = part_of((n, t) for n, t in tensors.items() if n.startswith(first))
-        parts["text_encoder"] = None
     present = {name: part for name, part in parts.items() if part is not None}
     if set(present) == {"unet"} and kind != "unknown":
         kind = "unet"

@@ -10,11 +10,17 @@ from sdcli.schema import transient
 
 BYTES = {"fp32": 4, "fp16": 2, "bf16": 2, "fp8": 1}  # a number's, by dtype
 ENCODERS = ("text_encoder", "text_encoder_2")  # the components that read text, in order
+REFINER = "refiner_"  # begins the names of a refiner's components among those of its base
+
+
+def role(component: str) -> str:
+    """What it is: a refiner's UNet is a UNet, and each of several ControlNets is one."""
+    return "controlnet" if component.startswith("controlnet") else component.removeprefix(REFINER)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Component:
-    """unet, text_encoder, text_encoder_2 or vae. Sizes come from headers, or from the config where not downloaded."""
+    """A UNet, a text encoder, a VAE (see `role`). Sizes come from headers, or from the config where not downloaded."""
 
     parameters: int
     stored_bytes: int
@@ -47,6 +53,7 @@ class Model:
     licence: str | None = transient(default=None)
     scheduler: Mapping[str, Any] = transient(default_factory=dict)  # scheduler_config.json
     defaults: Mapping[str, Any] = transient(default_factory=dict)  # Request fields the model's own files set
+    refiner: Model | None = transient(default=None)  # takes the last steps; what of it is used is in `components` too
 
     @property
     def nets(self) -> tuple[str, ...]:

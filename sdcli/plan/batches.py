@@ -25,7 +25,7 @@ def in_batches(jobs: Sequence[Job], batch_size: int) -> tuple[tuple[int, ...], .
 def _kind(job: Job) -> tuple[object, ...]:
     """How it starts, is steered and ends: images of a batch may start from different ones, in the same way."""
     start = () if job.start is None else (job.start.strength, job.start.repaint is not None)
-    return start, job.second, tuple((one.net, one.weight, one.start, one.end) for one in job.controls)
+    return start, job.second, job.refined, tuple((one.net, one.weight, one.start, one.end) for one in job.controls)
 
 
 Batch = tuple[int, tuple[Job, ...]]  # its number, unique in the run, and its jobs

@@ -42,11 +42,12 @@ class Price:
         self.hardware = hardware
         self.rates = rates(hardware)
         self._parts: dict[tuple[object, ...], float] = {}
-        self._layers = {
-            stage: sum(1 for leaf in sizes.call(stage.shape).leaves if leaf.parameters and leaf.kind != "norm")
-            for stage in sizes.stages
-            if stage.work == "unet"
-        }
+        self._layers = {stage: self._count(stage) for stage in sizes.stages if stage.work == "unet"}
+
+    def _count(self, stage: Stage) -> int:
+        """Layers that are launched in one call of the stage's UNet."""
+        call = self.sizes.call(stage.shape, stage.parts[0])
+        return sum(1 for leaf in call.leaves if leaf.parameters and leaf.kind != "norm")
 
     def seconds(self, setup: Setup) -> float:
         total = sum(self._stage(stage, setup) for stage in self.sizes.stages) + self._moving(setup)
@@ -90,7 +91,7 @@ class Price:
     def _call(self, stage: Stage, setup: Setup) -> float:
         guided = stage.shape.guided
         batch = stage.shape.batch * (2 if guided and setup.guidance == "batched" else 1)
-        one = self.sizes.call(stage.shape)
+        one = self.sizes.call(stage.shape, stage.parts[0])
         rate = self.rates.replay if setup.execution == "graph" else self.rates.launch
         launched = rate * self._layers[stage]
         factors = (

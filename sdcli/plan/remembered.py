@@ -28,6 +28,7 @@ def key_of(model: Model, setup: Setup, batch: Sequence[Job], alone: bool = False
         *(["from-image"] if job.start is not None else []),
         *(["controls=" + ",".join(str(control.net) for control in job.controls)] if job.controls else []),
         *(["second={}x{}".format(*job.size), job.second.upscaler] if job.second is not None else []),
+        *([f"refined={job.refined.share:g}"] if job.refined is not None else []),
         "guided" if guided(model, job) else "plain",
         setup.device,
         f"threads={setup.threads}",

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from typing import Literal
 
 from sdcli.models.families import find
-from sdcli.models.model import Model
+from sdcli.models.model import REFINER, Model
 from sdcli.request.request import Job, Pass, Request
 
 TOKENS = 77
@@ -46,6 +46,11 @@ class Stage:
         """Whether it is done for many batches before any of them continues: encoded prompts are small."""
         return self.work == "text"
 
+    @property
+    def refines(self) -> bool:
+        """Whether the refiner is at work."""
+        return self.parts[0].startswith(REFINER)
+
 
 def stages(model: Model, batch: Sequence[Job], *, alone: bool = False) -> tuple[Stage, ...]:
     """The stages of one batch; `alone`: each image has its own UNet calls."""
@@ -64,6 +69,11 @@ def stages(model: Model, batch: Sequence[Job], *, alone: bool = False) -> tuple[
         made.insert(-1, again)
         if first.second.upscaler != "latent":
             made.insert(-2, Stage(name="upscale", work="enlarge", parts=("vae",), shape=shapes[1], smaller=shapes[0]))
+    if first.refined is not None and model.refiner is not None:
+        readers = tuple(REFINER + encoder.part for encoder in find(model.refiner.family).encoders)
+        other = replace(shapes[1], guided=guided(model.refiner, first))
+        made.insert(1, Stage(name="encode-refiner", work="text", parts=readers, shape=other))
+        made.insert(-1, Stage(name="refine", work="unet", parts=(REFINER + "unet",), shape=other, steps=calls[1]))
     read = {"encode-image": max(files, default=0), "decode": max(whole, default=0)}
     nets = tuple(dict.fromkeys(control.part for control in first.controls))
     return tuple(
@@ -111,6 +121,15 @@ def previews_after(request: Request, steps: int) -> frozenset[int]:
     strip = (round(number * steps / frames) for number in range(1, frames + 1)) if frames else ()
     every = request.preview_every
     return frozenset(strip) | frozenset(range(every, steps + 1, every) if every > 0 else ())
+
+
+def previewed(request: Request, job: Job, stage: Stage) -> frozenset[int]:
+    """Of a stage's UNet calls those that a preview follows. A refiner goes on where its base ends, and so do they."""
+    calls = pass_of(job, stage).unet_calls
+    if job.refined is None:
+        return previews_after(request, calls)
+    before = job.unet_calls if stage.refines else 0
+    return frozenset(step - before for step in previews_after(request, job.all_calls))
 
 
 def guided(model: Model, job: Job) -> bool:

@@ -38,10 +38,11 @@ class Sampler:
     most_steps: int = 999
     a1111: tuple[str, str] = transient()  # sampler and schedule type as A1111 writes them
 
-    def unet_calls(self, steps: int) -> int:
-        """How often the UNet is called for `steps` steps (twice that for guidance in turn)."""
+    def unet_calls(self, steps: int, *, followed: bool = False) -> int:
+        """How often the UNet is called for `steps` steps (twice that for guidance in turn); `followed`: by more, so
+        that the last of all, which takes a single call, is not among them."""
         if self.calls == "2n-1":
-            return 2 * steps - 1
+            return 2 * steps - (0 if followed else 1)
         if self.calls == "n+1":
             return steps + 1 if steps > 1 else 1
         return steps

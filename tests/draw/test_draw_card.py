@@ -29,12 +29,16 @@ def models() -> Iterator[Path]:
         Case("sdxl", 1024, "drop-encoders", "same", "tile-512", 1),
         Case("sd15", 512, "resident", "same", "whole", 1, "from an image"),
         Case("sd15", 512, "drop-encoders", "same", "tile-512", 1, "twice the image"),
+        Case("sdxl", 1024, "drop-encoders", "same", "tile-512", 1, card.REFINED),
     ],
     ids=lambda case: f"{case.shape} {case.setup}",
 )
 def test_each_stage_takes_what_the_plan_says_and_the_planner_asks_for_enough(models: Path, case: Case) -> None:
     counted = card.count(models, case)
-    more = {"from an image": {"encode-image"}, "twice the image": {"upscale", "second-pass"}}.get(case.mode, set())
+    more = {
+        "from an image": {"encode-image"}, "twice the image": {"upscale", "second-pass"},
+        card.REFINED: {"encode-refiner", "refine"},
+    }.get(case.mode, set())  # fmt: skip
     assert {stage.name for stage in counted.stages} == {"load", "encode", "denoise", "decode"} | more
     assert [stage for stage in counted.stages if abs(stage.error) > card.GOAL] == []
     assert counted.least <= counted.asked and counted.left == 0

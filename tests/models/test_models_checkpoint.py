@@ -13,7 +13,7 @@ from sdcli.models import checkpoint
 from sdcli.models.shipped import parameters_of
 
 
-@pytest.mark.parametrize("family", ["sd15", "sd2", "sdxl"])
+@pytest.mark.parametrize("family", ["sd15", "sd2", "sdxl", "refiner"])
 def test_a_checkpoint_is_a_model_of_its_family_with_the_shipped_configs(tmp_path: Path, family: str) -> None:
     path = make.file(tmp_path / "dream.safetensors", make.checkpoint(family))
     model = checkpoint.read(path)
@@ -55,6 +55,7 @@ def test_v_prediction_and_zero_snr_reach_the_scheduler(tmp_path: Path) -> None:
         ("sd15", "cond_stage_model.", "has no text encoder"),
         ("sd15", make.VAE, "has no VAE"),
         ("sdxl", "conditioner.embedders.1.", "has no second text encoder"),
+        ("refiner", "conditioner.embedders.0.", "has no second text encoder"),
     ],
 )
 def test_a_checkpoint_without_one_of_its_parts_says_which(tmp_path: Path, family: str, part: str, words: str) -> None:
@@ -75,7 +76,6 @@ def test_a_pruned_variant_is_not_taken_for_the_full_model(tmp_path: Path) -> Non
     ("shapes", "words", "hint"),
     [
         (make.checkpoint("sd2", channels=5), "is Stable Diffusion 2 with depth, which", "-m sd15"),
-        (make.checkpoint("refiner"), "is the SDXL refiner", "-m sd15"),
         (make.checkpoint("sd15", channels=8), "is Stable Diffusion 1.5 for image editing, which", "-m sd15"),
         ({"double_blocks.0.x": [1], "single_blocks.0.x": [1]}, "is FLUX", "-m sd15"),
         (

@@ -44,6 +44,8 @@ def _trial(setup: Setup, hardware: Hardware) -> Trial | None:
 def illegal(setup: Setup, hardware: Hardware, model: Model) -> str | None:
     if setup.execution == "eager":
         return None
+    if model.refiner is not None and setup.execution != "packed":
+        return f"execution={setup.execution} prepares one UNet, and a refiner has another"
     if setup.execution == "compile":
         return _compile(setup, hardware)
     if model.nets and setup.execution in ("graph", "openvino"):

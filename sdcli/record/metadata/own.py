@@ -14,7 +14,7 @@ from sdcli.models import hub_name
 from sdcli.plan.plan import Adapter, Plan, Setup
 from sdcli.record import documents
 from sdcli.request.prompt import lora_weight
-from sdcli.request.request import PER_IMAGE, Job, SecondPass, Start
+from sdcli.request.request import PER_IMAGE, Job, Refined, Refiner, SecondPass, Start
 from sdcli.terminal import size_text
 
 NAME, NEWEST = "sdcli.image", 1
@@ -92,6 +92,7 @@ def values(record: ImageRecord) -> dict[str, Any]:
         **{name: getattr(job, name) for name in PER_IMAGE},
         **_starting(job.start),
         **_second(job.second),
+        **_refined(job.refined),
         "model": record.model.name,
         **_beside(record.setup),
     }
@@ -118,9 +119,20 @@ def _second(second: SecondPass | None) -> dict[str, Any]:
     }  # fmt: skip
 
 
+def _refined(refined: Refined | None) -> dict[str, Any]:
+    """The refiner by name, as with all that is used beside the model."""
+    if refined is None or not _is_plain(refined.model):
+        return {}
+    return {"refiner": Refiner(model=refined.model, share=refined.share)}
+
+
+def _is_plain(name: str) -> bool:
+    return re.search(r"[\\/:]|^[.~-]", name) is None
+
+
 def _beside(setup: Setup) -> dict[str, Any]:
     """LoRAs, embeddings and the VAE by name, never by path: the reader finds where they are on this machine."""
-    plain = [one for one in setup.adapters if not re.search(r"[\\/:]|^[.~-]", one.name)]
+    plain = [one for one in setup.adapters if _is_plain(one.name)]
     kinds = {kind: [one for one in plain if one.kind == kind] for kind in ("lora", "embedding", "vae")}
     by_field: dict[str, Any] = {
         "lora": tuple(f"{_hub_name(one) or one.name}:{lora_weight(one.scale)}" for one in kinds["lora"]),
