@@ -67,7 +67,7 @@ def plan_for(
         height=largest.height,
     )  # fmt: skip
     for name in dict.fromkeys(job.sampler for job in known_jobs):
-        samplers.check_zero_snr(samplers.find(name), model.zero_snr)
+        _check_sampler(name, model)
     embeddings = adapters.known_words(added_folders())
     named = adapters.named_in(adapters.texts_of(known_jobs), embeddings)
     adapted = adapters.gather(request, tags, model, added_folders(), fetch, named)
@@ -113,6 +113,12 @@ def _planned(*about: Any, **more: Any) -> Plan:
         raise
 
 
+def _check_sampler(name: str, model: Model) -> None:
+    sampler = samplers.find(name)
+    samplers.check_edm(sampler, model.edm)
+    samplers.check_zero_snr(sampler, model.zero_snr)
+
+
 def engine_of(typed: Mapping[str, Any]) -> str:
     """The requested engine: a misspelled one must not draw (and download) for real."""
     name = str(typed.get("engine", "local"))
@@ -127,7 +133,7 @@ def plan_again(planned: PlannedRun, typed: Mapping[str, Any]) -> PlannedRun:
     """The same jobs, with the same seeds, planned for the model's files now on disk."""
     before = planned.plan
     model = find_model(read_sources(config.from_flags(typed)))
-    samplers.check_zero_snr(samplers.find(before.request.sampler), model.zero_snr)
+    _check_sampler(before.request.sampler, model)
     model, _ = adapters.with_vae(before.request, model, added_folders())
     model = refiners.made_again(before.model, controls.made_again(before.model, model))
     plan = _planned(
@@ -281,6 +287,11 @@ def _drawn_by(model: Model, listed: Iterable[Job]) -> Iterator[Job]:
             raise Usage(
                 f"{show(model.name, 80)} is {family.title}: it draws over an image, or another's last steps",
                 hint="the same command with --image photo.png",
+            )
+        if model.edm and job.start is not None and (repaint := job.start.repaint) is not None:
+            raise Usage(
+                f"{show(model.name, 80)} was trained with EDM's noise, and repaints no part of an image",
+                hint=f"the same command without {'--outpaint' if repaint.outpaint else '--mask'}",
             )
         if job.second is not None and model.sees_mask:
             raise Usage(

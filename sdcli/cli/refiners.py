@@ -102,7 +102,7 @@ def _check(refiner: Model, base: Model) -> None:
         raise BadFile(f"{name} refines what {wanted.title} draws; {of} is {find(base.family).title}", hint=hint)
     if base.sees_mask:
         raise BadFile(f"{of} was trained to repaint, and {name} sees no mask", hint=_WITHOUT)
-    if (refiner.prediction, refiner.zero_snr) != (base.prediction, base.zero_snr):
+    if _noise(refiner) != _noise(base):
         raise BadFile(
             f"{of} and {name} were trained on different noise ({_noise(base)}, {_noise(refiner)}): neither goes on "
             "where the other ends",
@@ -113,7 +113,7 @@ def _check(refiner: Model, base: Model) -> None:
 
 
 def _noise(model: Model) -> str:
-    return model.prediction + (" to zero terminal SNR" if model.zero_snr else "")
+    return model.prediction + (" to zero terminal SNR" if model.zero_snr else " with EDM's noise" if model.edm else "")
 
 
 def _latents(model: Model) -> tuple[object, int]:

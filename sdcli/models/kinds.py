@@ -20,13 +20,14 @@ _ENCODER_WIDTHS = {768: "sd15", 1024: "sd2"}  # of families with one text encode
 _INPUTS = {4: "", 5: "-depth", 7: "-upscaler", 8: "-edit", 9: "-inpainting"}
 _FAMILIES = tuple(family.name for family in families().values() if family.text_width)
 REPAINTING = "-inpainting"  # a family's model that was trained to repaint
-DRAWN = (*_FAMILIES, *[family.name + REPAINTING for family in families().values() if family.repainting])
+EDM = "sdxl-edm"  # trained with other noise: Playground v2.5
+DRAWN = (*_FAMILIES, *[family.name + REPAINTING for family in families().values() if family.repainting], EDM)
 TITLES = {
     **{family.name: family.title for family in families().values() if family.text_width},
     "sd15-inpainting": "Stable Diffusion 1.5 inpainting", "sdxl-inpainting": "SDXL inpainting",
     "sd2-inpainting": "Stable Diffusion 2 inpainting", "sd15-edit": "Stable Diffusion 1.5 for image editing",
     "sdxl-edit": "SDXL for image editing", "sd2-depth": "Stable Diffusion 2 with depth",
-    "sd2-upscaler": "the Stable Diffusion upscaler", "sdxl-edm": "SDXL trained with EDM",
+    "sd2-upscaler": "the Stable Diffusion upscaler", "sdxl-edm": "SDXL trained with EDM", "cosxl": "CosXL",
     "sd15-lcm": "a latent consistency model", "sdxl-lcm": "an SDXL latent consistency model",
     "sd3": "Stable Diffusion 3", "flux": "FLUX", "pixart": "PixArt", "cascade": "Stable Cascade",
     "dit": "a diffusion transformer", "video": "a video model", "motion": "a motion module",
@@ -112,8 +113,10 @@ def _unet_family(tensors: Tensors, prefix: str) -> tuple[str, str, tuple[str, ..
     channels = first.shape[1] if first is not None and len(first.shape) == 4 else 0
     if any("time_stack" in n or "temporal" in n for n in tensors):
         return "", "video", ()
-    if width == 2048 and any(n in tensors for n in ("edm_mean", "edm_vpred.sigma_max", "edm_vpred.sigma_min")):
-        return "", "sdxl-edm", ()
+    if width == 2048 and any(n in tensors for n in ("edm_vpred.sigma_max", "edm_vpred.sigma_min")):
+        return "", "cosxl", ()
+    if width == 2048 and "edm_mean" in tensors and "edm_std" in tensors:
+        return "sdxl", EDM, ()
     family = _WIDTHS.get(width, "")
     kind = family + _INPUTS.get(channels, "-unknown")
     if not family or kind not in TITLES:
@@ -287,7 +290,7 @@ def _bare_unet(tensors: Tensors, metadata: Metadata) -> Kind | None:
             family, kind, seen = _unet_family(tensors, "")
             total = part_of(tensors.items())
             return Kind(
-                kind=kind if kind in ("video", "sdxl-edm") else "unet", family=family, layout=layout,
+                kind=kind if kind in ("video", EDM, "cosxl") else "unet", family=family, layout=layout,
                 prediction=_prediction(tensors, metadata), parts={"unet": total} if total else {}, seen=seen,
             )  # fmt: skip
     return None
@@ -337,7 +340,7 @@ def part_of(named: Iterable[tuple[str, Tensor]]) -> Part | None:
 
 def channels_of(kind: str) -> int:
     """What the UNet of such a kind takes in."""
-    return next(count for count, ending in _INPUTS.items() if ending and kind.endswith(ending)) if "-" in kind else 4
+    return next((count for count, ending in _INPUTS.items() if ending and kind.endswith(ending)), 4)
 
 
 def kind_of_config(config: Mapping[str, Any]) -> tuple[str, str]:

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from sdcli.models.edm import is_edm
 from sdcli.schema import transient
 
 BYTES = {"fp32": 4, "fp16": 2, "bf16": 2, "fp8": 1}  # a number's, by dtype
@@ -59,6 +60,11 @@ class Model:
     def nets(self) -> tuple[str, ...]:
         """The components that are ControlNets, beside the model's own."""
         return tuple(name for name in self.components if name.startswith("controlnet"))
+
+    @property
+    def edm(self) -> bool:
+        """Whether it was trained with EDM's noise, and takes samplers of its own."""
+        return is_edm(self.scheduler)
 
     @property
     def sees_mask(self) -> bool:

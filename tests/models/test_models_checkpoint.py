@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import struct
 from pathlib import Path
 
 import model_files as make
@@ -9,7 +10,7 @@ import pytest
 
 from sdcli import data
 from sdcli.errors import BadFile
-from sdcli.models import checkpoint
+from sdcli.models import checkpoint, headers
 from sdcli.models.shipped import parameters_of
 
 
@@ -107,3 +108,32 @@ def test_names_from_the_file_have_no_power_over_the_terminal(tmp_path: Path) -> 
         checkpoint.read(path)
     assert "\\x1b[31mred\\u202e" in caught.value.message
     assert caught.value.message.isprintable()
+
+
+@pytest.mark.parametrize("dtype", ["F32", "F16", "BF16"])
+def test_playgrounds_file_says_how_its_latents_are_scaled(tmp_path: Path, dtype: str) -> None:
+    values = {"edm_mean": (-1.5, 1.75, -1.25, 2.5), "edm_std": (8.5, 6.0, 6.5, 5.25)}  # exact in every type
+    path = tmp_path / "playground.safetensors"
+    shapes = make.checkpoint("sdxl") | {name: [1, 4, 1, 1] for name in values}
+    make.file(path, shapes, dtypes=dict.fromkeys(values, dtype))
+    header = headers.read_header(path)
+    with path.open("r+b") as file:
+        for name, numbers in values.items():
+            file.seek(header.data_start + header.tensors[name].begin)
+            raw = [struct.pack("<e" if dtype == "F16" else "<f", number) for number in numbers]
+            file.write(b"".join(one[2:] if dtype == "BF16" else one for one in raw))
+    model = checkpoint.read(path)
+    assert (model.kind, model.family, model.edm, model.prediction) == ("sdxl-edm", "sdxl", True, "epsilon")
+    assert model.defaults == {"sampler": "EDM DPM++ 2M", "guidance": 3.0}
+    assert model.scheduler["_class_name"] == "EDMDPMSolverMultistepScheduler"
+    own = {"latents_mean": [*values["edm_mean"]], "latents_std": [*values["edm_std"]], "scaling_factor": 0.5}
+    assert model.components["vae"].config == data.component_config("sdxl", "vae") | own
+    assert "latents_mean" not in data.component_config("sdxl", "vae")
+
+
+def test_playgrounds_file_with_senseless_numbers_is_refused(tmp_path: Path) -> None:
+    shapes = make.checkpoint("sdxl") | {"edm_mean": [4], "edm_std": [4]}
+    with pytest.raises(BadFile, match="latents_std should be"):
+        checkpoint.read(make.file(tmp_path / "zeros.safetensors", shapes))
+    with pytest.raises(BadFile, match="edm_std should be four numbers"):
+        checkpoint.read(make.file(tmp_path / "three.safetensors", shapes | {"edm_std": [3]}))
