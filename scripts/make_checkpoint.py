@@ -30,6 +30,7 @@ COMPONENTS = {
     "sd15": ("unet", "text_encoder", "vae"),
     "sd2": ("unet", "text_encoder", "vae"),
     "sdxl": ("unet", "text_encoder", "text_encoder_2", "vae"),
+    "refiner": ("unet", "text_encoder_2", "vae"),
 }
 TINY_CLIP = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 3, "num_attention_heads": 4}
 TINY: dict[str, dict[str, dict[str, Any]]] = {
@@ -69,6 +70,20 @@ TINY: dict[str, dict[str, dict[str, Any]]] = {
         "vae": {"block_out_channels": [32, 32, 64, 64], "layers_per_block": 1, "sample_size": 64},
         "text_encoder": TINY_CLIP,
         # not as wide as the first: in a single file the two encoders are told apart by width alone
+        "text_encoder_2": TINY_CLIP | {"hidden_size": 64, "intermediate_size": 128, "projection_dim": 64},
+    },
+    "refiner": {
+        "unet": {
+            "block_out_channels": [32, 64, 64, 64],
+            "layers_per_block": 1,
+            "attention_head_dim": [2, 4, 4, 4],
+            "transformer_layers_per_block": 2,
+            "cross_attention_dim": 64,
+            "addition_time_embed_dim": 8,
+            "projection_class_embeddings_input_dim": 64 + 5 * 8,
+            "sample_size": 8,
+        },
+        "vae": {"block_out_channels": [32, 32, 64, 64], "layers_per_block": 1, "sample_size": 64},
         "text_encoder_2": TINY_CLIP | {"hidden_size": 64, "intermediate_size": 128, "projection_dim": 64},
     },
 }
@@ -514,7 +529,8 @@ def original(
                 _as_conv(name, tensor),
             )
     elif component == "text_encoder_2":
-        yield from _open_clip(tensors, "conditioner.embedders.1.model.")
+        prefix = next(one.original for one in find(family).encoders if one.part == component)
+        yield from _open_clip(tensors, prefix)
     elif family == "sd2":
         yield from _open_clip(tensors, "cond_stage_model.model.")
         width = config["hidden_size"]  # a projection that nothing reads

@@ -20,7 +20,7 @@ if str(ROOT) not in sys.path:
 
 from PIL import Image  # noqa: E402
 
-from sdcli.cli import controls, references, upscalers  # noqa: E402
+from sdcli.cli import controls, references, refiners, upscalers  # noqa: E402
 from sdcli.draw import local  # noqa: E402
 from sdcli.events import Degraded, Memory  # noqa: E402
 from sdcli.images import read  # noqa: E402
@@ -30,7 +30,7 @@ from sdcli.plan import calibration  # noqa: E402
 from sdcli.plan.plan import Phase, Plan  # noqa: E402
 from sdcli.plan.planner import make_plan  # noqa: E402
 from sdcli.request.jobs import make_jobs  # noqa: E402
-from sdcli.request.request import Control, Reference, Request  # noqa: E402
+from sdcli.request.request import Control, Reference, Refiner, Request  # noqa: E402
 from sdcli.sizes import GIB  # noqa: E402
 from tests.pretend_gpu import Device, allocator, pretend  # noqa: E402
 
@@ -51,6 +51,7 @@ BATCHES = (1, 4)
 MODES = ("from an image", "twice the size", "twice the image", "twice by a model", "steered", "like an image")
 # The IP-Adapter of each family with the most to count, and its image encoder.
 ADAPTERS = {"sd15": ("plus", "ViT-H"), "sdxl": ("plain", "ViT-bigG")}
+REFINED = "refined"
 TEMPLATE = Hardware(
     device="cuda:0", name="a GPU", source="as-if", total=0, free=0, ram_total=256 * GIB, ram_free=256 * GIB,
     capability="8.9", threads=1, dtypes={"fp32": "table", "fp16": "table", "bf16": "table"},
@@ -108,28 +109,34 @@ def cases() -> list[Case]:
         Case(family, side, *choices)
         for (family, side), *choices in itertools.product(SHAPES, PLACEMENTS, STORAGES, DECODES, BATCHES)
     ]
+    modes = list(itertools.product(SHAPES, PLACEMENTS, ("whole", "tile-512"), MODES))
+    modes += itertools.product(SHAPES[-1:], PLACEMENTS, ("whole", "tile-512"), (REFINED,))
     return drawn + [
-        Case(family, side, placement, "same", vae, 1, mode)
-        for (family, side), placement, vae, mode in itertools.product(SHAPES, PLACEMENTS, ("whole", "tile-512"), MODES)
+        Case(family, side, placement, "same", vae, 1, mode) for (family, side), placement, vae, mode in modes
     ]
 
 
 def plan_of(case: Case, folder: Path, **pins: str) -> Plan:
     request = Request(
         prompts=("a cat",), seeds=tuple(range(case.batch)), num_images=case.batch, batch_size=case.batch,
-        width=case.side, height=case.side, steps=1, guidance=5.0, sampler="Euler", **_asked(case, folder),
+        width=case.side, height=case.side, steps=2 if case.mode == REFINED else 1, guidance=5.0, sampler="Euler",
+        **_asked(case, folder),
         pins={"placement": case.placement, "storage": case.storage, "vae": case.vae, "dtype": "fp16", **pins},
     )  # fmt: skip
     hardware = replace(TEMPLATE, total=200 * GIB, free=200 * GIB)
     jobs, model, nets = controls.gather(make_jobs(request), resolve.at(folder / case.family), ())
     model, seen = references.gather(request, jobs, model, ())
     jobs, model, models = upscalers.gather(jobs, model, ())
-    return make_plan(request, model, hardware, {}, jobs=jobs, adapters=(*nets, *seen, *models))
+    refiner = resolve.at(folder / "refiner") if case.mode == REFINED else None
+    jobs, model, others = refiners.gather(refiner, jobs, model)
+    return make_plan(request, model, hardware, {}, jobs=jobs, adapters=(*nets, *seen, *models, *others))
 
 
 def _asked(case: Case, folder: Path) -> dict[str, Any]:
     if case.mode == "from an image":
         return {"image": (read.look(folder / IMAGE),), "strength": 1.0}
+    if case.mode == REFINED:
+        return {"refiner": Refiner(model=str(folder / "refiner"))}
     if case.mode == "steered":
         return {"control": (Control(net=str(folder / f"{case.family}-net"), image=read.look(folder / IMAGE)),)}
     if case.mode == "like an image":
@@ -195,6 +202,7 @@ def write_models(folder: Path) -> None:
         make_checkpoint.write_ip_adapter(
             like / "ip-adapter.safetensors", family, kind, encoder=encoder, dtype="fp16", seed=None
         )
+    make_checkpoint.write_folder(folder / "refiner", "refiner", dtype="fp16", seed=None)
     Image.new("RGB", (600, 500)).save(folder / IMAGE)
     make_checkpoint.write_upscaler(folder / UPSCALER, dtype="fp16", seed=None)
 

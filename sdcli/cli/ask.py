@@ -20,6 +20,7 @@ from sdcli.cli import (
     not_taken,
     probing,
     references,
+    refiners,
     upscalers,
 )
 from sdcli.errors import ModelMissing, Usage
@@ -60,7 +61,7 @@ def plan_for(
         raise mistake
     flags = config.from_flags(typed)
     sources = read_sources(flags)
-    model = model or find_model(sources)
+    model, refiner = model or find_model(sources), find_refiner(sources)
     lines = _lines(flags.get("prompts_file"))
     first = next(lines, None) if lines is not None else None
     if lines is not None and (words or flags.get("prompts")):
@@ -77,7 +78,7 @@ def plan_for(
         height=largest.height,
     )  # fmt: skip
     for name in dict.fromkeys(job.sampler for job in known_jobs):
-        samplers.check_zero_snr(samplers.find(name), model.zero_snr)
+        _check_sampler(name, model)
     embeddings = adapters.known_words(added_folders())
     named = adapters.named_in(adapters.texts_of(known_jobs), embeddings)
     adapted = adapters.gather(request, tags, model, added_folders(), fetch, named)
@@ -85,7 +86,8 @@ def plan_for(
     steered_jobs, steered, nets = controls.gather(asked, adapted.model, added_folders(), fetch, request.offline)
     seeing, seen = references.gather(request, steered_jobs, steered, added_folders())
     known_jobs, enlarging, models = upscalers.gather(steered_jobs, seeing, added_folders())
-    adapted = replace(adapted, model=enlarging, adapters=(*adapted.adapters, *nets, *seen, *models))
+    known_jobs, refined, others = refiners.gather(refiner, known_jobs, enlarging)
+    adapted = replace(adapted, model=refined, adapters=(*adapted.adapters, *nets, *seen, *models, *others))
     hardware, imported = _hardware(request, typed.get("as_if"))
     if command == "generate" and engine_of(typed) == "local" and "dtype" not in request.pins:
         hardware, more_imported = probing.probed(hardware)
@@ -112,7 +114,7 @@ def plan_for(
     later = adapters.without(_later(request, lines, len(known_jobs)), tags)
     later = upscalers.same(controls.same_nets(later, known_jobs, asked, steered), known_jobs, asked)
     later = references.checked(later, adapted.model)
-    later = _drawn_by(model, later)
+    later = refiners.named(_drawn_by(model, later), refiner)
     return PlannedRun(plan, adapters.same_embeddings(later, embeddings, adapted.adapters, adapted.model), imported)
 
 
@@ -124,6 +126,12 @@ def _planned(*about: Any, **more: Any) -> Plan:
         if error.details.get("because") == execution.NOT_INSTALLED:
             error.hint = installation.adding("openvino", installation.find())
         raise
+
+
+def _check_sampler(name: str, model: Model) -> None:
+    sampler = samplers.find(name)
+    samplers.check_edm(sampler, model.edm)
+    samplers.check_zero_snr(sampler, model.zero_snr)
 
 
 def engine_of(typed: Mapping[str, Any]) -> str:
@@ -140,9 +148,10 @@ def plan_again(planned: PlannedRun, typed: Mapping[str, Any]) -> PlannedRun:
     """The same jobs, with the same seeds, planned for the model's files now on disk."""
     before = planned.plan
     model = find_model(read_sources(config.from_flags(typed)))
-    samplers.check_zero_snr(samplers.find(before.request.sampler), model.zero_snr)
+    _check_sampler(before.request.sampler, model)
     model, _ = adapters.with_vae(before.request, model, added_folders())
     model = upscalers.made_again(before.model, controls.made_again(before.model, model))
+    model = refiners.made_again(before.model, model)
     plan = _planned(
         before.request, model, before.hardware, remembered(before.hardware), origins=before.origins,
         jobs=before.jobs, version=__version__, adapters=before.setup.adapters, more=planned.later is not None,
@@ -199,6 +208,17 @@ def look_for_model(sources: Sources) -> Model:
             hint="the same command without --revision",
         )
     return model
+
+
+def find_refiner(sources: Sources) -> Model | None:
+    """The model that takes the last steps, if one is asked for."""
+    values, origins = config.resolve(sources, family={}, model={})
+    if values.get("refiner") is None:
+        return None
+    recorded = origins["refiner"] == "settings-from"
+    return refiners.located(
+        values["refiner"], added_folders(), offline=bool(values.get("offline")), recorded=recorded
+    )  # fmt: skip
 
 
 _SOURCES = {"folder": "a local folder", "file": "a local file", "builtin": "built in"}
@@ -278,7 +298,18 @@ def _jobs(
 
 def _drawn_by(model: Model, listed: Iterable[Job]) -> Iterator[Job]:
     """These jobs, unless the model cannot draw one."""
+    family = resolve.family_of(model)
     for job in listed:
+        if family.refines and job.start is None:
+            raise Usage(
+                f"{show(model.name, 80)} is {family.title}: it draws over an image, or another's last steps",
+                hint="the same command with --image photo.png",
+            )
+        if model.edm and job.start is not None and (repaint := job.start.repaint) is not None:
+            raise Usage(
+                f"{show(model.name, 80)} was trained with EDM's noise, and repaints no part of an image",
+                hint=f"the same command without {'--outpaint' if repaint.outpaint else '--mask'}",
+            )
         if job.second is not None and model.sees_mask:
             raise Usage(
                 f"{show(model.name, 80)} was trained to repaint, and draws no second pass over what it drew",

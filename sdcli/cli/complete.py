@@ -21,9 +21,9 @@ def _all(field: str) -> list[str]:
     from sdcli.request.options import OPTIONS
 
     if field == "sampler":
-        from sdcli.request.samplers import SAMPLERS
+        from sdcli.request.samplers import EVERY
 
-        return [sampler.name for sampler in SAMPLERS]
+        return [sampler.name for sampler in EVERY]
     if field == "preset":
         from sdcli.machine.folders import config_folder
         from sdcli.request.config import presets

@@ -22,6 +22,7 @@ from sdcli.errors import BadFile, CannotWrite, ModelMissing, SdcliError, Usage
 from sdcli.machine.folders import cache_folder, config_file
 from sdcli.models import check, checkpoint, folder, hub_cache, hub_name, listing, resolve
 from sdcli.models.check import Check
+from sdcli.models.families import find
 from sdcli.models.folder import Incomplete
 from sdcli.models.hub import Progress
 from sdcli.models.kinds import TITLES
@@ -99,13 +100,18 @@ def _list(text: str, typed: dict[str, Any]) -> None:
 
 
 def _advice(entries: Sequence[Entry], folders: Sequence[Path]) -> str:
-    first = next((entry for entry in entries if entry.drawn and entry.source != "builtin"), None)
+    first = next((entry for entry in entries if entry.drawn and entry.source != "builtin" and _is_whole(entry)), None)
     if first is not None:
         name = first.name if first.source == "cache" or not _is_twice(first, entries) else first.path
         return f'Draw with one: sdcli generate "a cat" -m "{show(name, 300)}"'
     if folders:
         return builtin.photographs() if any(entry.source == "builtin" for entry in entries) else ""
     return "Add a folder of models: sdcli models add DIR    From the Hub: sdcli pull sd15"
+
+
+def _is_whole(entry: Entry) -> bool:
+    """Whether it draws from a prompt alone, as a refiner does not."""
+    return not find(entry.family).refines
 
 
 def _is_twice(entry: Entry, entries: Sequence[Entry]) -> bool:

@@ -23,7 +23,8 @@ _NO_SETTINGS = frozenset({
 _FIELDS = {
     "Model": "model", "Sampler": "sampler", "Schedule type": "sampler", "Steps": "steps", "CFG scale": "guidance",
     "Size": "width", "Seed": "seeds", "Clip skip": "clip_skip", "Emphasis": "emphasis", "VAE": "vae_file",
-    "Image": "image", "Mask": "mask", "Control": "control", "Reference": "reference",
+    "Image": "image", "Mask": "mask", "Control": "control", "Reference": "reference", "Refiner": "refiner",
+    "Refiner switch at": "refiner",
 }  # fmt: skip
 _NETWORKS = {"Lora hashes": "LoRA", "TI hashes": "embedding"}
 
@@ -76,6 +77,8 @@ def _instead(key: str, request: Request) -> str:
         return "noise is drawn on the CPU"
     if key in ("Image", "Mask", "Control", "Reference"):
         return f"{flag_of(_FIELDS[key])} names one"
+    if key.startswith("Refiner"):
+        return "none is used"
     if key == "Seed":
         return "a random one is used"
     if key == "Size":

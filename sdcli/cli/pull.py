@@ -13,6 +13,7 @@ from typing import Any
 
 from sdcli import __version__, data, schema
 from sdcli.cli import complete
+from sdcli.cli.adapters import Fetch
 from sdcli.cli.answer import print_json
 from sdcli.cli.ask import PlannedRun, added_folders, plan_again, plan_for
 from sdcli.cli.download import Download, facts
@@ -222,16 +223,24 @@ def plan_with_model(typed: dict[str, Any]) -> PlannedRun:
     def fetch(name: HubName, model: Model, what: str) -> HubName:
         return pull_beside(name, model, what, quiet)
 
-    try:
-        asked = plan_for(typed, "generate", fetch=fetch)
-    except ModelMissing as error:
-        repository = error.details.get("repository")
-        if not repository:
-            raise
-        pull(repository, error.details.get("revision"), quiet=quiet)
-        return plan_for(typed, "generate", fetch=fetch)
+    asked = _planned(typed, fetch, quiet)
     plan = asked.plan
     if plan.model.cached or not plan.fits or typed.get("engine") == "fake":
         return asked
     pull(plan.model.name, plan.model.revision, quiet=quiet)
     return plan_again(asked, typed)
+
+
+def _planned(typed: dict[str, Any], fetch: Fetch, quiet: bool) -> PlannedRun:
+    """What no plan can be made without, a model and a refiner, is downloaded one after the other."""
+    pulled: set[str] = set()
+    while True:
+        try:
+            return plan_for(typed, "generate", fetch=fetch)
+        except ModelMissing as error:
+            repository = error.details.get("repository")
+            if not repository or repository in pulled:
+                raise
+            pulled.add(repository)
+            revision = error.details.get("revision")
+        pull(repository, revision, quiet=quiet)

@@ -23,10 +23,10 @@ def _show(typed: dict[str, Any]) -> None:
     if typed.get("json"):
         print_json(samplers.to_json())
         return
-    widest = max(len(sampler.name) for sampler in samplers.SAMPLERS)
+    widest = max(len(sampler.name) for sampler in samplers.EVERY)
     tell(f"{'sampler':<{widest}}  UNet calls  noise  zero SNR  also")
     room = widest + 33
-    for sampler in samplers.SAMPLERS:
+    for sampler in samplers.EVERY:
         noise = "yes" if sampler.stochastic else "-"
         zero = "yes" if sampler.zero_snr else "-"
         also = ", ".join(sampler.aliases[:2])
@@ -35,7 +35,8 @@ def _show(typed: dict[str, Any]) -> None:
             tell(line)
     legend = (
         "UNet calls: for n steps. noise: adds noise in every step, so the number of steps changes the image more. "
-        "zero SNR: works with models trained to zero terminal SNR."
+        "zero SNR: works with models trained to zero terminal SNR. EDM: for models trained with EDM's noise, such as "
+        "Playground v2.5, and only these."
     )
     for line in folded(legend, width()):
         say(line)

@@ -186,6 +186,16 @@ def begin_from(
     return snapshot(batch, 0, latents.to(device), scheduler, generators)
 
 
+def begin_after(
+    before: LoopState, scheduler: Any, generators: Sequence[torch.Generator], *, device: torch.device | str
+) -> LoopState:  # fmt: skip
+    """Where another UNet ended: with the noise that its latents have, and its generators. The scheduler begins anew, as
+    in diffusers: what it remembers of earlier steps are predictions."""
+    for generator, state in zip(generators, before.generators, strict=True):
+        generator.set_state(state)
+    return snapshot(before.batch, 0, before.latents.to(device), scheduler, generators)
+
+
 def denoise(
     unet: Callable[..., Any], scheduler: Any, conditioning: Conditioning, start: LoopState,
     generators: Sequence[torch.Generator], timesteps: Tensor | None = None,

@@ -13,6 +13,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from sdcli.draw.denoise import Conditioning, Guidance
+from sdcli.models.families.sdxl import is_told_a_score
 from sdcli.request.prompt import CHUNK, Chunk
 from sdcli.request.tokenizer import Vocabulary
 
@@ -84,7 +85,7 @@ def conditioning(
     rows, added = {"encoder_hidden_states": embeds}, {}
     if unet.get("addition_embed_type") == "text_time":
         added["text_embeds"] = torch.cat([text.pooled for text in texts if text.pooled is not None])
-        added["time_ids"] = size_row(*size, embeds).repeat(len(texts), 1)
+        added["time_ids"] = _told(size, len(texts), len(texts) - len(prompts), embeds, unet)
     if unet.get("time_cond_proj_dim"):
         rows["timestep_cond"] = guidance_row(guidance.scale, unet["time_cond_proj_dim"], embeds).repeat(len(texts), 1)
     return Conditioning(guidance=guidance, rows=rows, added=added, groups=groups)
@@ -101,6 +102,19 @@ def guidance_row(guidance: float, width: int, like: Tensor) -> Tensor:
 def size_row(width: int, height: int, like: Tensor) -> Tensor:
     """SDXL's inputs: the original image's size, the corner it was cropped at, and the size to draw."""
     return torch.tensor([[height, width, 0, 0, height, width]]).to(like)
+
+
+_SCORE, _NEGATIVE_SCORE = 6.0, 2.5  # as diffusers has them
+
+
+def _told(size: tuple[int, int], rows: int, negative: int, like: Tensor, unet: Mapping[str, Any]) -> Tensor:
+    """What SDXL is told beside the prompt, a row each, those of negative prompts first. A refiner is told how beautiful
+    the image is where base models are told the size to draw."""
+    sizes = size_row(*size, like).repeat(rows, 1)
+    if not is_told_a_score(unet):
+        return sizes
+    scores = torch.tensor([_NEGATIVE_SCORE] * negative + [_SCORE] * (rows - negative))
+    return torch.cat([sizes[:, :4], scores[:, None].to(like)], dim=1)
 
 
 def _states(encoder: Encoder, tokens: Sequence[int], clip_skip: int) -> tuple[Tensor, Tensor | None]:

@@ -24,7 +24,7 @@ from sdcli.machine.hardware import Hardware
 from sdcli.plan.batches import Batch, windows_of
 from sdcli.plan.footprint import COMPILE
 from sdcli.plan.plan import Plan
-from sdcli.plan.stages import Stage, parts_of, pass_of, previews_after, stages, walk
+from sdcli.plan.stages import Stage, parts_of, pass_of, previewed, stages, walk
 from sdcli.plan.techniques import placement
 from sdcli.request import tokenizer
 from sdcli.request.request import Job
@@ -58,7 +58,7 @@ class Run:
     def __init__(self, plan: Plan) -> None:
         self.plan = plan
         self._loaded: tuple[str, ...] = ()
-        self._texts: set[str] = set()  # encoded, and needed by this window
+        self._texts: set[tuple[str, str]] = set()  # by stage; encoded, and needed by this window
 
     def events(self, batches: Iterable[Batch] | None) -> Iterator[Event]:
         plan, alone = self.plan, self.plan.request.batch_invariant
@@ -69,7 +69,8 @@ class Run:
         if set(parts) == set(parts_of(first)):
             yield from self._load(parts)
         for window in windows_of(plan.numbered() if batches is None else batches):
-            self._texts &= {text for _, jobs in window for text in _texts(jobs)}
+            needed = {text for _, jobs in window for text in _texts(jobs)}
+            self._texts = {each for each in self._texts if each[1] in needed}
             for number, jobs, stage in walk(plan.model, window, alone=alone):
                 for part in stage.parts if self._needed(stage, jobs) else ():
                     every = stages(plan.model, jobs, alone=alone)
@@ -83,7 +84,7 @@ class Run:
         yield Done(environment={"engine": "fake"})
 
     def _needed(self, stage: Stage, jobs: Sequence[Job]) -> bool:
-        return stage.work != "text" or not _texts(jobs) <= self._texts
+        return stage.work != "text" or not _read(stage, jobs) <= self._texts
 
     def _load(self, parts: Sequence[str]) -> Iterator[Event]:
         missing = [part for part in parts if part not in self._loaded]
@@ -94,7 +95,7 @@ class Run:
             yield self._peak("load")
 
     def _encode(self, number: int, jobs: Sequence[Job], stage: Stage) -> Iterator[Event]:
-        self._texts |= _texts(jobs)
+        self._texts |= _read(stage, jobs)
         chunks = {
             job.prompt: tokenizer.chunks(job.prompt, job.emphasis, folder=self.plan.model.vocabulary) for job in jobs
         }
@@ -116,13 +117,13 @@ class Run:
             yield Timed(phase=COMPILE, seconds=0.0)
             yield self._peak(COMPILE)
         started, calls = time.perf_counter(), pass_of(jobs[0], stage).unet_calls
-        previewed = previews_after(self.plan.request, calls)
+        after = previewed(self.plan.request, jobs[0], stage)
         for step in range(1, calls + 1):
             before = time.perf_counter()
             yield Step(
                 stage=stage.name, batch=number, step=step, of=calls, seconds=time.perf_counter() - before
             )  # fmt: skip
-            for job in jobs if step in previewed else ():
+            for job in jobs if step in after else ():
                 pixels = _gradient(job.seed, 16, 16)
                 yield Preview(
                     stage=stage.name, batch=number, index=job.index, step=step, width=16, height=16, pixels=pixels
@@ -149,6 +150,10 @@ class Run:
 
 def _texts(jobs: Sequence[Job]) -> set[str]:
     return {text for job in jobs for text in (job.prompt, job.negative_prompt)}
+
+
+def _read(stage: Stage, jobs: Sequence[Job]) -> set[tuple[str, str]]:
+    return {(stage.name, text) for text in _texts(jobs)}
 
 
 def _gradient(seed: int, width: int, height: int) -> bytes:

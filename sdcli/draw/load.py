@@ -19,7 +19,7 @@ from sdcli.draw.weights import Piece, Reader, pieces
 from sdcli.errors import BadFile, Bug
 from sdcli.models import keys
 from sdcli.models.folder import CLASSES as OF_FOLDERS
-from sdcli.models.model import Component, net_kind
+from sdcli.models.model import Component, role
 from sdcli.terminal import show
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -87,7 +87,7 @@ def named(name: str, stored: Mapping[str, Piece]) -> dict[str, Piece]:
 
 def kind_of(name: str) -> Any:
     """The component's class. Its libraries take most of the time spent importing."""
-    kind = "upscaler" if name.startswith("upscaler") else net_kind(name) or name
+    kind = role(name)
     if kind not in MODULES:
         raise BadFile(f"components called {show(name, 40)} are not supported")
     return getattr(importlib.import_module(MODULES[kind]), CLASSES[kind])
@@ -100,8 +100,8 @@ def build(name: str, config: Mapping[str, Any]) -> Any:
     if class_name != kind.__name__:
         raise BadFile(f"the model's {name} is a {show(class_name, 60)}; only {kind.__name__} is supported")
     with config_checked(name), torch.device("meta"):
-        if name in CONFIGS:
-            its_config = getattr(importlib.import_module(MODULES[name]), CONFIGS[name])
+        if role(name) in CONFIGS:
+            its_config = getattr(importlib.import_module(MODULES[role(name)]), CONFIGS[role(name)])
             module = kind(its_config.from_dict(dict(config)))
         else:
             module = kind.from_config(dict(config))

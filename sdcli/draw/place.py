@@ -31,7 +31,7 @@ from sdcli.draw import (
 )
 from sdcli.events import Loaded
 from sdcli.models.hub_cache import expected_sha256
-from sdcli.models.model import Model, net_kind
+from sdcli.models.model import NETS, Model, role
 from sdcli.plan.plan import Setup
 from sdcli.plan.techniques import placement
 from sdcli.plan.techniques.attention import of_vae as vae_attention
@@ -134,9 +134,9 @@ class Components:
             return self._compiled(name)
         streamed = placement.streamed(self.setup.placement, name)
         parked = self.setup.placement in placement.PARKED_ON_HOST and self.device_of(name) == self.device
-        kind = net_kind(name)
-        images = kind is not None or name in ("unet", "vae")
-        enlarging = name.startswith("upscaler")
+        kind = role(name)
+        images = kind in ("unet", "vae", *NETS)
+        enlarging = kind == "upscaler"
         choice = vae_attention(self.setup) if name == "vae" else self.setup.attention
         attend = attention.attend(choice, self.setup.threads, self.setup.blocks)
         filled = load.load(
@@ -144,15 +144,15 @@ class Components:
             device="cpu" if parked else self.device_of(name),
             channels_last=(images or enlarging) and self.device.type != "mps",
             added=adapters.additions(name, self.model, self.setup.adapters),
-            storage=torch.float8_e4m3fn if name == "unet" and self.setup.storage == "fp8" else None,
+            storage=torch.float8_e4m3fn if kind == "unet" and self.setup.storage == "fp8" else None,
             attend=attend if images and self.setup.execution == "packed" else None,
         )  # fmt: skip
         if images and kind != "t2i_adapter":  # that has no attention
             named = name == "unet" and self.model.sees_references
             attention.set_attention(filled.module, choice, attend, named=named)
-        if name == "unet" and self.setup.execution != "packed":  # packed ones do no such work either
+        if kind == "unet" and self.setup.execution != "packed":  # packed ones do no such work either
             residual.lighten(filled.module)
-        if kind is not None and kind != "t2i_adapter":
+        if kind in NETS and kind != "t2i_adapter":
             control.embedded_once(filled.module)
         if name == "vae":
             decode.set_tiles(filled.module, self.setup.vae)
@@ -160,9 +160,9 @@ class Components:
             stream_layers(filled.module, self.device)
         elif parked:
             self._offloaded[name] = Offloaded(filled.module, self.device)
-        if name == "unet" and self.setup.execution == "compile":
+        if kind == "unet" and self.setup.execution == "compile":
             self.regions = regional.Regions(filled.module)
-        graphed = name == "unet" and self.setup.execution == "graph"
+        graphed = kind == "unet" and self.setup.execution == "graph"
         self._modules[name] = captured.Captured(filled.module, self.device) if graphed else filled.module
         return filled.bytes
 

@@ -6,13 +6,13 @@ from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
 
 from sdcli.draw import denoise, encode
-from sdcli.draw.adapters import learned
+from sdcli.draw.adapters import Learned, learned
 from sdcli.draw.denoise import Conditioning, Guidance
 from sdcli.draw.encode import Encoder, Text
 from sdcli.draw.place import Components
 from sdcli.errors import BadFile
 from sdcli.models import families
-from sdcli.models.model import Model
+from sdcli.models.model import Model, role
 from sdcli.plan.plan import Adapter
 from sdcli.plan.stages import sides
 from sdcli.request import tokenizer
@@ -30,15 +30,20 @@ Column = list[Text]  # one encoder's output for a list of texts
 
 
 class Prompts:
-    """The texts encoded so far; those no longer needed are dropped."""
+    """The texts encoded so far for one model; those no longer needed are dropped."""
 
-    def __init__(self, model: Model, adapters: Sequence[Adapter] = ()) -> None:
+    def __init__(self, model: Model, adapters: Sequence[Adapter] = (), known: Learned | None = None) -> None:
         self._model = model
         self._vocabulary = model.vocabulary
-        self._learned = learned(model, adapters)
+        self._learned = learned(model, adapters) if known is None else known
         self._unet = model.components["unet"].config
         self._zeros = model.empty_is_zeros
         self._texts: dict[Key, Text] = {}
+
+    def of_refiner(self) -> Prompts | None:
+        """For the model's refiner, which knows the same embeddings: its encoder is one of the base's."""
+        refiner = self._model.refiner
+        return None if refiner is None else Prompts(refiner, known=self._learned)
 
     def needed(self, jobs: Sequence[Job]) -> list[Key]:
         """The texts a batch needs: no negative prompts without guidance or where zeros stand for them, and the empty
@@ -81,13 +86,14 @@ class Prompts:
     def _encoder(self, components: Components, name: str, module: Any) -> Encoder:
         """The encoder with its family's padding and layer."""
         vocabulary = tokenizer.vocabulary(self._vocabulary)
-        rows = components.model.components[name].config.get("vocab_size")
+        part = role(name)
+        rows = self._model.components[part].config.get("vocab_size")
         if isinstance(rows, int) and vocabulary.size > rows:
             raise BadFile(f"the model's {name} has {rows} token embeddings, its tokenizer {vocabulary.size} tokens")
-        reading = next(encoder for encoder in families.find(components.model.family).encoders if encoder.part == name)
+        reading = next(encoder for encoder in families.find(self._model.family).encoders if encoder.part == part)
         return Encoder(
             module, components.device_of(name), vocabulary, pad=reading.pad, penultimate=reading.penultimate,
-            vectors=self._learned.vectors.get(name),
+            vectors=self._learned.vectors.get(part),
         )  # fmt: skip
 
     def _encoded(self, encoder: Encoder, key: Key) -> Text:

@@ -35,7 +35,7 @@ from sdcli.plan.batches import Batch, windows_of
 from sdcli.plan.fallbacks import after_out_of_memory, changes_pixels
 from sdcli.plan.footprint import COMPILE
 from sdcli.plan.plan import Fallback, Plan, Setup
-from sdcli.plan.stages import Stage, parts_of, pass_of, previews_after, stages, walk
+from sdcli.plan.stages import Stage, parts_of, pass_of, previewed, stages, walk
 from sdcli.plan.techniques import TECHNIQUES, placement
 from sdcli.plan.techniques.execution import layer_by_layer
 from sdcli.request.request import Job, Pass
@@ -62,6 +62,7 @@ class BatchState:
     makes: Pass
     started: Sequence[Started] = ()  # the images to start from
     smaller: Tensor | None = None  # the latents of the pass before
+    handed: LoopState | None = None  # where the base ended, whose steps the refiner goes on with
     enlarged: list[Posterior] = field(default_factory=list)  # of the images before, enlarged
     begun: Begun | None = None  # what came of them
     timesteps: Tensor | None = None  # those taken, where they are not all of the scheduler's
@@ -92,8 +93,9 @@ class Run:
 
     def draw(self, batches: Iterable[Batch]) -> Iterator[Event]:
         for window in windows_of(batches):
-            prompts, references = self.session.prompts, self.session.references
-            prompts.keep(key for _, jobs in window for key in prompts.needed(jobs))
+            references = self.session.references
+            for prompts in self.session.every_prompt:
+                prompts.keep(key for _, jobs in window for key in prompts.needed(jobs))
             references.keep(one for _, jobs in window for one in references.needed(jobs))
             for number, jobs, stage in walk(self.plan.model, window, alone=self._alone):
                 self._stages = stages(self.plan.model, jobs, alone=self._alone)
@@ -131,7 +133,7 @@ class Run:
     # --- prompts
 
     def _encode(self, number: int, jobs: Sequence[Job], stage: Stage) -> Iterator[Event]:
-        prompts, seconds = self.session.prompts, 0.0
+        prompts, seconds = self.session.prompts_of(stage), 0.0
         missing = prompts.missing(prompts.needed(jobs))
         if missing:
             seconds = yield from self._surviving(number, stage.name, lambda: self._texts(stage, missing))
@@ -143,13 +145,13 @@ class Run:
 
     def _texts(self, stage: Stage, keys: Sequence[Any]) -> Events[float]:
         """Encoder by encoder, so that one can leave before the next loads. Returns the seconds, loading excluded."""
-        columns, seconds = [], 0.0
+        prompts, columns, seconds = self.session.prompts_of(stage), [], 0.0
         for part in stage.parts:
             yield from self._ready(stage, part)
             started = time.perf_counter()
-            columns.append(self.session.prompts.encode(self.session.components, part, keys))
+            columns.append(prompts.encode(self.session.components, part, keys))
             seconds += time.perf_counter() - started
-        self.session.prompts.store(keys, columns)
+        prompts.store(keys, columns)
         return seconds
 
     # --- images to draw like
@@ -197,21 +199,25 @@ class Run:
 
     def _denoise(self, number: int, jobs: Sequence[Job], stage: Stage) -> Iterator[Event]:
         before = self._state
+        base = before if stage.refines else None
         state = self._state = BatchState(
             number=number, jobs=jobs, scheduler=schedulers.make(jobs[0].sampler, self.plan.model.scheduler),
             generators=[torch.Generator("cpu").manual_seed(job.seed) for job in jobs], makes=pass_of(jobs[0], stage),
-            started=[self.session.images.started(key) for key in keys_of(self.plan.model, jobs)],
-            smaller=before.latents if before is not None else None,
-            enlarged=before.enlarged if before is not None else [],
+            started=self._started(jobs) if base is None else base.started,  # memory may have run out since
+            smaller=before.latents if before is not None and base is None else None,
+            enlarged=before.enlarged if before is not None else [], handed=None if base is None else base.loop,
         )  # fmt: skip
         yield from self._surviving(number, stage.name, lambda: self._steps(state, stage), state)
+
+    def _started(self, jobs: Sequence[Job]) -> list[Started]:
+        return [self.session.images.started(key) for key in keys_of(self.plan.model, jobs)]
 
     def _steps(self, state: BatchState, stage: Stage) -> Events[None]:
         (part,) = stage.parts
         yield from self._ready(stage, part)
         components, meter = self.session.components, self.session.meter
         size = state.makes.width, state.makes.height
-        conditioning = self.session.prompts.conditioning(state.jobs, components, size, alone=self._alone)
+        conditioning = self.session.prompts_of(stage).conditioning(state.jobs, components, size, alone=self._alone)
         state.loop = self._start(state, stage)
         if state.begun is not None:
             conditioning = conditioning.starting(state.begun, components.device)
@@ -297,7 +303,9 @@ class Run:
         components, vae = self.session.components, self.plan.model.components["vae"].config
         for job, generator in zip(state.jobs, state.generators, strict=True):
             generator.manual_seed(job.seed)  # it may have made noise before memory ran out
-        schedulers.set_steps(state.scheduler, state.makes.steps)
+        self._set_steps(state)
+        if state.handed is not None:
+            return denoise.begin_after(state.handed, state.scheduler, state.generators, device=components.device)
         edge = scale(vae)
         shape = (int(vae.get("latent_channels", 4)), stage.shape.height // edge, stage.shape.width // edge)
         if state.started or state.smaller is not None:
@@ -307,10 +315,16 @@ class Run:
             batch=state.number,
         )  # fmt: skip
 
+    def _set_steps(self, state: BatchState) -> None:
+        makes = state.makes
+        schedulers.set_steps(state.scheduler, makes.steps)
+        if makes.left or state.handed is not None or state.smaller is not None or state.started:
+            state.timesteps = schedulers.last_timesteps(state.scheduler, makes.steps, makes.taken, makes.left)
+
     def _start_from(self, state: BatchState, vae: Mapping[str, Any], shape: tuple[int, int, int]) -> LoopState:
         components, job = self.session.components, state.jobs[0]
+        assert state.timesteps is not None
         starts = [one.start for one in state.jobs]
-        state.timesteps = schedulers.last_timesteps(state.scheduler, state.makes.steps, state.makes.taken)
         dtype, generators = components.dtype, state.generators
         if state.smaller is not None and not state.enlarged:
             state.begun = enlarged(state.smaller, generators, shape=shape, dtype=dtype)
@@ -337,8 +351,8 @@ class Run:
             )  # fmt: skip
 
     def _previews(self, state: BatchState, stage: Stage) -> Iterator[Event]:
-        previewed = previews_after(self.plan.request, state.makes.unet_calls)
-        if state.loop is None or state.smaller is not None or state.step not in previewed:
+        after = previewed(self.plan.request, state.jobs[0], stage)
+        if state.loop is None or state.smaller is not None or state.step not in after:
             return
         colours = self.plan.model.preview or find(self.plan.model.family).colours
         for job, latents in zip(state.jobs, state.loop.latents, strict=True):
@@ -494,6 +508,7 @@ class Run:
             "load": "while loading",
             "encode": "encoding the prompt",
             "encode-reference": "encoding the reference image",
+            "encode-refiner": "encoding the prompt",
             "encode-image": "encoding the image",
             "upscale": "enlarging the image",
             "decode": "decoding the image",

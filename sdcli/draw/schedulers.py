@@ -28,22 +28,23 @@ def set_steps(scheduler: Any, steps: int) -> None:
         scheduler.set_timesteps(steps, device="cpu")
 
 
-def last_timesteps(scheduler: Any, steps: int, taken: int) -> Tensor:
-    """The timesteps of the last `taken` of these steps, and the scheduler told where it begins."""
-    first = (steps - taken) * scheduler.order
+def last_timesteps(scheduler: Any, steps: int, taken: int, left: int = 0) -> Tensor:
+    """The timesteps of the last `taken` of these steps, but for the last `left`: whole steps, two timesteps each where
+    a sampler is of second order. The scheduler is told where it begins."""
+    first, end = (steps - left - taken) * scheduler.order, (steps - left) * scheduler.order if left else None
     if type(scheduler).__name__ == "PNDMScheduler":
-        return _pndm_timesteps(scheduler, first)
+        return _pndm_timesteps(scheduler, first, end)
     if hasattr(scheduler, "set_begin_index"):
         scheduler.set_begin_index(first)
-    timesteps: Tensor = scheduler.timesteps[first:]
+    timesteps: Tensor = scheduler.timesteps[first:end]
     return timesteps
 
 
-def _pndm_timesteps(scheduler: Any, first: int) -> Tensor:
+def _pndm_timesteps(scheduler: Any, first: int, end: int | None) -> Tensor:
     """PNDM takes its second timestep twice, and counts its calls. diffusers cuts off the first of the list, so that
     from the middle calls and timesteps no longer fit each other, and most of the noise stays."""
-    left = scheduler.timesteps.new_tensor(scheduler._timesteps[::-1][first:].copy())
-    return torch.cat([left[:2], left[1:]])
+    taken = scheduler.timesteps.new_tensor(scheduler._timesteps[::-1][first:end].copy())
+    return torch.cat([taken[:2], taken[1:]])
 
 
 def settings(scheduler: Any) -> dict[str, Any]:

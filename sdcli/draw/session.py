@@ -9,6 +9,7 @@ from sdcli.draw.prompts import Prompts
 from sdcli.draw.reference import References
 from sdcli.models.model import Model
 from sdcli.plan.plan import Plan, Setup
+from sdcli.plan.stages import Stage
 
 
 class Session:
@@ -17,6 +18,7 @@ class Session:
     def __init__(self, model: Model, setup: Setup) -> None:
         self.model = model
         self.prompts = Prompts(model, setup.adapters)
+        self.of_refiner = self.prompts.of_refiner()
         self.images = Images()
         self.references = References(model)
         self.components = Components(model, setup)
@@ -25,6 +27,13 @@ class Session:
     @property
     def setup(self) -> Setup:
         return self.components.setup
+
+    @property
+    def every_prompt(self) -> tuple[Prompts, ...]:
+        return (self.prompts,) if self.of_refiner is None else (self.prompts, self.of_refiner)
+
+    def prompts_of(self, stage: Stage) -> Prompts:
+        return self.of_refiner if self.of_refiner is not None and stage.refines else self.prompts
 
     def serves(self, plan: Plan) -> bool:
         """Whether what is loaded can draw this plan."""
@@ -37,7 +46,8 @@ class Session:
 
     def close(self) -> None:
         """Frees all memory; what was drawn has left as events."""
-        self.prompts.keep(())
+        for prompts in self.every_prompt:
+            prompts.keep(())
         self.images.keep(())
         self.references.keep(())
         self.components.drop_all()

@@ -8,10 +8,11 @@ from typing import Any
 
 from sdcli import data
 from sdcli.errors import BadFile, SdcliError
+from sdcli.models import configs, edm
 from sdcli.models.families import find
 from sdcli.models.folder import shipped_scheduler
-from sdcli.models.headers import read_header
-from sdcli.models.kinds import DRAWN, TITLES, Kind, channels_of, kind_of
+from sdcli.models.headers import Header, read_header
+from sdcli.models.kinds import DRAWN, EDM, TITLES, Kind, channels_of, kind_of
 from sdcli.models.model import Component, Model
 from sdcli.models.shipped import parameters_of
 from sdcli.terminal import show
@@ -28,7 +29,7 @@ def read(path: Path) -> Model:
     if kind.kind not in DRAWN:
         raise _other(path, kind)
     _check_parts(path, kind)
-    return _model(path, kind, header.size)
+    return _model(path, kind, header)
 
 
 def for_inspection(path: Path) -> Model | None:
@@ -40,27 +41,32 @@ def for_inspection(path: Path) -> Model | None:
     whole = kind.kind in DRAWN and all(
         name in kind.parts and kind.parts[name].parameters >= 0.9 * usual for name, usual in _usual(kind)
     )
-    return _model(path, kind, header.size) if whole else None
+    return _model(path, kind, header) if whole else None
 
 
-def _model(path: Path, kind: Kind, size: int) -> Model:
-    scheduler: dict[str, Any] = dict(shipped_scheduler(kind.family))
+def _model(path: Path, kind: Kind, header: Header) -> Model:
+    scheduler: dict[str, Any] = dict(edm.SCHEDULER if kind.kind == EDM else shipped_scheduler(kind.family))
     if kind.prediction:
         scheduler["prediction_type"] = kind.prediction
     if kind.zero_snr:
         # The last step of such a model starts from pure noise, which leading steps never reach.
         scheduler.update(rescale_betas_zero_snr=True, timestep_spacing="trailing")
+    described = _configs(kind)
+    if kind.kind == EDM:
+        described["vae"] |= edm.latents(header)
+        configs.check("vae", described["vae"], path)
     components = {
         name: Component(
             parameters=parameters_of(name, config), stored_bytes=kind.parts[name].bytes,
             stored_dtype=kind.parts[name].dtype, config=config, files=(str(path),),
         )
-        for name, config in _configs(kind).items()
+        for name, config in described.items()
     }  # fmt: skip
     return Model(
         name=path.stem, kind=kind.kind, family=kind.family, source="file", prediction=scheduler["prediction_type"],
-        zero_snr=kind.zero_snr, empty_is_zeros=find(kind.family).empty_is_zeros, disk_bytes=size,
+        zero_snr=kind.zero_snr, empty_is_zeros=find(kind.family).empty_is_zeros, disk_bytes=header.size,
         components=components, path=str(path), layout="original", scheduler=scheduler,
+        defaults=edm.DEFAULTS if kind.kind == EDM else {},
     )  # fmt: skip
 
 
@@ -82,7 +88,7 @@ def _check_parts(path: Path, kind: Kind) -> None:
 
 def _configs(kind: Kind) -> dict[str, dict[str, Any]]:
     """The shipped ones; a UNet that was trained to repaint takes more channels in."""
-    found = {name: data.component_config(kind.family, name) for name in find(kind.family).components}
+    found = {name: dict(data.component_config(kind.family, name)) for name in find(kind.family).components}
     return {**found, "unet": {**found["unet"], "in_channels": channels_of(kind.kind)}}
 
 

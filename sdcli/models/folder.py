@@ -9,11 +9,11 @@ from typing import Any
 
 from sdcli import data, reading
 from sdcli.errors import BadFile, ModelMissing, Unsafe, Usage
-from sdcli.models import configs, shipped, vae
+from sdcli.models import configs, edm, shipped, vae
 from sdcli.models.families import families, find, of_unet
 from sdcli.models.headers import read_header
-from sdcli.models.kinds import TITLES, TRAINED_TO, channels_of, kind_of_config, part_of
-from sdcli.models.model import Component, Model, net_kind
+from sdcli.models.kinds import EDM, TITLES, TRAINED_TO, channels_of, kind_of_config, part_of
+from sdcli.models.model import ENCODERS, Component, Model, net_kind
 from sdcli.models.sniff import PICKLE_SUFFIXES
 from sdcli.terminal import show, size_text
 
@@ -72,8 +72,9 @@ def read(
         configs.check(part, config, path / part / "config.json")
     components = {part: component_at(path / part, part, config, whole) for part, config in described.items()}
     scheduler = _scheduler(path / "scheduler" / "scheduler_config.json")
+    own_noise = _own_noise(scheduler, kind, described["unet"], path)
     return Model(
-        name=name or family or path.name, kind=_kind(kind, described["unet"]), family=kind,
+        name=name or family or path.name, kind=EDM if own_noise else _kind(kind, described["unet"]), family=kind,
         source="builtin" if family == "builtin" else source,
         revision=revision, prediction=_prediction(scheduler, path),
         zero_snr=scheduler.get("rescale_betas_zero_snr") is True,
@@ -81,7 +82,8 @@ def read(
         disk_bytes=sum(component.stored_bytes for component in components.values()), components=components,
         path=str(path), vocabulary=_vocabulary(components, path), repository=repository, licence=licence,
         scheduler=scheduler or shipped_scheduler(kind),
-        defaults={**_native(components, find(kind).native), **_defaults(index)}, preview=_preview(index, components),
+        defaults={**_native(components, find(kind).native), **(edm.DEFAULTS if own_noise else {}), **_defaults(index)},
+        preview=_preview(index, components),
     )  # fmt: skip
 
 
@@ -292,6 +294,20 @@ def _scheduler(file: Path) -> dict[str, Any]:
     return config
 
 
+def _own_noise(scheduler: Mapping[str, Any], family: str, unet: Mapping[str, Any], path: Path) -> bool:
+    """Whether it was trained with EDM's noise; of these sdcli draws with what is like Playground v2.5."""
+    if not edm.is_edm(scheduler):
+        return False
+    predicts = scheduler.get("prediction_type", "epsilon")
+    if family != edm.FAMILY or predicts != "epsilon" or _kind(family, unet) != family:
+        raise BadFile(
+            f"{show(path)} was trained with EDM's noise, predicts {show(predicts, 40)} and is like no model that sdcli "
+            "draws with",
+            hint=_ANOTHER,
+        )
+    return True
+
+
 def _prediction(scheduler: Mapping[str, Any], path: Path) -> str:
     named = scheduler.get("prediction_type", "epsilon")
     if named in _PREDICTIONS:
@@ -317,7 +333,7 @@ CLIP_TOKENS = 49_408
 
 def _vocabulary(components: Mapping[str, Component], path: Path) -> str | None:
     """The folder of its own tokens, if they are fewer than CLIP's; more are CLIP's, then added words."""
-    size = components["text_encoder"].config.get("vocab_size", CLIP_TOKENS)
+    size = next(components[part] for part in ENCODERS if part in components).config.get("vocab_size", CLIP_TOKENS)
     if not isinstance(size, int) or size >= CLIP_TOKENS:
         return None
     for file in (path / "tokenizer" / "vocab.json", path / "tokenizer" / "merges.txt"):

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 from sdcli.models.families import original_prefixes
 from sdcli.models.kinds import CONTROL, UNET, VAE
+from sdcli.models.model import role
 
 Shape = tuple[int, ...]
 
@@ -80,7 +81,7 @@ def without_kernel(shape: Shape) -> Shape:
 def rename(component: str, names: Iterable[str]) -> dict[str, Origin]:
     """diffusers' name → the tensor among `names` that it is; those of a text encoder without `text_model.`, which
     comes and goes with versions of transformers. An unknown name stays as it is."""
-    names = list(names)
+    names, component = list(names), role(component)
     if component == "unet":
         return _unet(_bare(names, UNET, "unet.", "diffusion_model."))
     if component.startswith("t2i_adapter"):

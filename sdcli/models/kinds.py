@@ -13,22 +13,22 @@ from sdcli.models.headers import NAMES, Header, Tensor
 UNET = "model.diffusion_model."
 VAE = "first_stage_model."
 CONTROL = "control_model."
-# The width of the text that a UNet reads → its family; the refiner never draws by itself.
-_WIDTHS = {family.text_width: family.name for family in families().values() if family.text_width} | {1280: "refiner"}
+# The width of the text that a UNet reads → its family.
+_WIDTHS = {family.text_width: family.name for family in families().values() if family.text_width}
 _ENCODER_WIDTHS = {768: "sd15", 1024: "sd2"}  # of families with one text encoder
 # Input channels → what the UNet sees beside the noise: a mask and an image, an image, a depth map.
 _INPUTS = {4: "", 5: "-depth", 7: "-upscaler", 8: "-edit", 9: "-inpainting"}
 _FAMILIES = tuple(family.name for family in families().values() if family.text_width)
 # What a family's models are called that were trained to repaint, or to edit.
 TRAINED_TO = ("-inpainting", "-edit")
+EDM = "sdxl-edm"  # trained with other noise: Playground v2.5
 TITLES = {
     **{family.name: family.title for family in families().values() if family.text_width},
-    "refiner": "the SDXL refiner",
     "sd15-inpainting": "Stable Diffusion 1.5 inpainting", "sdxl-inpainting": "SDXL inpainting",
     "sd2-inpainting": "Stable Diffusion 2 inpainting", "sd15-edit": "Stable Diffusion 1.5 for image editing",
     "sdxl-edit": "SDXL for image editing", "sd2-edit": "Stable Diffusion 2 for image editing",
     "sd2-depth": "Stable Diffusion 2 with depth",
-    "sd2-upscaler": "the Stable Diffusion upscaler", "sdxl-edm": "SDXL trained with EDM",
+    "sd2-upscaler": "the Stable Diffusion upscaler", "sdxl-edm": "SDXL trained with EDM", "cosxl": "CosXL",
     "sd15-lcm": "a latent consistency model", "sdxl-lcm": "an SDXL latent consistency model",
     "sd3": "Stable Diffusion 3", "flux": "FLUX", "pixart": "PixArt", "cascade": "Stable Cascade",
     "dit": "a diffusion transformer", "video": "a video model", "motion": "a motion module",
@@ -41,7 +41,8 @@ TITLES = {
     "ip-adapter": "an IP-Adapter", "pipeline": "a whole pipeline in one file, under diffusers' names",
     "unknown": "of an unknown kind",
 }  # fmt: skip
-DRAWN = (*_FAMILIES, *[family + variant for family in _FAMILIES for variant in TRAINED_TO])
+_VARIED = tuple(family.name for family in families().values() if family.repainting)
+DRAWN = (*_FAMILIES, *[family + variant for family in _VARIED for variant in TRAINED_TO], EDM)
 EMBEDDINGS = ("emb_params", "clip_l", "clip_g")  # names of learned vectors whose file does not name their word
 # Constants that some files have among the weights, in a dtype of their own; not counted as parameters.
 _CONSTANTS = ("position_ids", "logit_scale", ".alpha")
@@ -97,10 +98,6 @@ def _checkpoint(tensors: Tensors, metadata: Metadata) -> Kind | None:
         return None
     family, kind, seen = _unet_family(tensors, UNET)
     parts = {name: part_of((n, t) for n, t in tensors.items() if belongs(n)) for name, belongs in _PARTS.items()}
-    if family == "refiner":  # its only encoder is OpenCLIP's, under the first prefix
-        first = "conditioner.embedders.0."
-        parts["text_encoder_2"] = part_of((n, t) for n, t in tensors.items() if n.startswith(first))
-        parts["text_encoder"] = None
     present = {name: part for name, part in parts.items() if part is not None}
     if set(present) == {"unet"} and kind != "unknown":
         kind = "unet"
@@ -119,8 +116,10 @@ def _unet_family(tensors: Tensors, prefix: str) -> tuple[str, str, tuple[str, ..
     channels = first.shape[1] if first is not None and len(first.shape) == 4 else 0
     if any("time_stack" in n or "temporal" in n for n in tensors):
         return "", "video", ()
-    if width == 2048 and any(n in tensors for n in ("edm_mean", "edm_vpred.sigma_max", "edm_vpred.sigma_min")):
-        return "", "sdxl-edm", ()
+    if width == 2048 and any(n in tensors for n in ("edm_vpred.sigma_max", "edm_vpred.sigma_min")):
+        return "", "cosxl", ()
+    if width == 2048 and "edm_mean" in tensors and "edm_std" in tensors:
+        return "sdxl", EDM, ()
     family = _WIDTHS.get(width, "")
     kind = family + _INPUTS.get(channels, "-unknown")
     if not family or kind not in TITLES:
@@ -315,7 +314,7 @@ def _bare_unet(tensors: Tensors, metadata: Metadata) -> Kind | None:
             family, kind, seen = _unet_family(tensors, "")
             total = part_of(tensors.items())
             return Kind(
-                kind=kind if kind in ("video", "sdxl-edm") else "unet", family=family, layout=layout,
+                kind=kind if kind in ("video", EDM, "cosxl") else "unet", family=family, layout=layout,
                 prediction=_prediction(tensors, metadata), parts={"unet": total} if total else {}, seen=seen,
             )  # fmt: skip
     return None
@@ -365,7 +364,7 @@ def part_of(named: Iterable[tuple[str, Tensor]]) -> Part | None:
 
 def channels_of(kind: str) -> int:
     """What the UNet of such a kind takes in."""
-    return next(count for count, ending in _INPUTS.items() if ending and kind.endswith(ending)) if "-" in kind else 4
+    return next((count for count, ending in _INPUTS.items() if ending and kind.endswith(ending)), 4)
 
 
 def kind_of_config(config: Mapping[str, Any]) -> tuple[str, str]:

@@ -13,8 +13,9 @@ from sdcli import reading
 from sdcli.errors import BadFile
 from sdcli.models import keys
 from sdcli.models import text as encoders
+from sdcli.models.families import families
 from sdcli.models.headers import Header, Tensor, read_header
-from sdcli.models.kinds import DRAWN, TITLES, Kind, kind_of
+from sdcli.models.kinds import TITLES, Kind, kind_of
 from sdcli.models.model import ENCODERS, Model
 from sdcli.models.unet import analyse
 from sdcli.terminal import show
@@ -237,7 +238,8 @@ def _check_kind(path: Path, kind: Kind, model: Model) -> None:
 
 def wrong_family(path: Path, what: str, family: str, model: Model) -> BadFile:
     base, other = TITLES.get(family, family), TITLES.get(model.family, model.family)
-    hint = f"-m {family}" if family in DRAWN else _ANOTHER
+    known = families()[family].known if family in families() else None
+    hint = f"-m {known.alias}" if known is not None else _ANOTHER
     return BadFile(f"{show(path)} is {what} for {base}; {show(model.name, 80)} is {other}", hint=hint)
 
 

@@ -6,12 +6,14 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from sdcli.models.edm import is_edm
 from sdcli.schema import transient
 
 BYTES = {"fp32": 4, "fp16": 2, "bf16": 2, "fp8": 1}  # a number's, by dtype
 ENCODERS = ("text_encoder", "text_encoder_2")  # the components that read text, in order
 # The components that steer a UNet, by kind; there may be several of each.
 NETS = ("controlnet_union", "controlnet", "t2i_adapter")
+REFINER = "refiner_"  # begins the names of a refiner's components among those of its base
 
 
 def net_kind(component: str) -> str | None:
@@ -19,9 +21,16 @@ def net_kind(component: str) -> str | None:
     return next((kind for kind in NETS if component == kind or component.startswith(f"{kind}_")), None)
 
 
+def role(component: str) -> str:
+    """What it is: a refiner's UNet is a UNet, and each of several nets or upscalers is one."""
+    if component.startswith("upscaler"):
+        return "upscaler"
+    return net_kind(component) or component.removeprefix(REFINER)
+
+
 @dataclass(frozen=True, kw_only=True)
 class Component:
-    """unet, text_encoder, text_encoder_2 or vae. Sizes come from headers, or from the config where not downloaded."""
+    """A UNet, a text encoder, a VAE (see `role`). Sizes come from headers, or from the config where not downloaded."""
 
     parameters: int
     stored_bytes: int
@@ -54,6 +63,7 @@ class Model:
     licence: str | None = transient(default=None)
     scheduler: Mapping[str, Any] = transient(default_factory=dict)  # scheduler_config.json
     defaults: Mapping[str, Any] = transient(default_factory=dict)  # Request fields the model's own files set
+    refiner: Model | None = transient(default=None)  # takes the last steps; what of it is used is in `components` too
 
     @property
     def nets(self) -> tuple[str, ...]:
@@ -69,6 +79,11 @@ class Model:
     def upscalers(self) -> tuple[str, ...]:
         """The components that enlarge images, beside the model's own."""
         return tuple(name for name in self.components if name.startswith("upscaler"))
+
+    @property
+    def edm(self) -> bool:
+        """Whether it was trained with EDM's noise, and takes samplers of its own."""
+        return is_edm(self.scheduler)
 
     @property
     def sees_mask(self) -> bool:

@@ -9,7 +9,7 @@ from operator import attrgetter
 
 from sdcli.machine.hardware import Hardware
 from sdcli.models import control_walk, reference_walk, text, unet, upscaler_walk, vae, vision
-from sdcli.models.model import BYTES, Model, net_kind
+from sdcli.models.model import BYTES, Model, net_kind, role
 from sdcli.plan import calibration
 from sdcli.plan.plan import Footprint, Phase, Setup
 from sdcli.plan.stages import TOKENS, Shape, Stage, parts_of, stages_at
@@ -55,10 +55,10 @@ class Sizes:
     def config(self, component: str) -> Mapping[str, object]:
         return self.model.components[component].config
 
-    def _call(self, shape: Shape) -> unet.Unet:
-        """One UNet call on one latent; all it takes grows in proportion to their number."""
+    def _call(self, shape: Shape, part: str) -> unet.Unet:
+        """One call of a UNet on one latent; all it takes grows in proportion to their number."""
         height, width = shape.height // self.scale, shape.width // self.scale
-        return unet.analyse(self.config("unet"), height=height, width=width, tokens=shape.tokens)
+        return unet.analyse(self.config(part), height=height, width=width, tokens=shape.tokens)
 
     def _control(self, shape: Shape, part: str) -> control_walk.ControlWork:
         """One call of a ControlNet on one latent."""
@@ -136,10 +136,10 @@ class Sizes:
 
     def _unet(self, stage: Stage, setup: Setup) -> int:
         latents = self._latents(stage, setup)
-        call, size = self.call(stage.shape), BYTES[setup.dtype]
+        call, size = self.call(stage.shape, stage.parts[0]), BYTES[setup.dtype]
         live = call.activation_peak(latents * size)
         if setup.execution == "openvino":
-            return self._compiled("unet", live, setup)
+            return self._compiled(stage.parts[0], live, setup)
         widened = call.beside_weights(latents * size, layer=size) - live if setup.storage == "fp8" else 0
         scores = 0
         if setup.attention == "sliced":  # scores and their softmax for half the heads of one latent
@@ -314,7 +314,7 @@ class Sizes:
         if stage.work == "reference":
             return self._window_of_reference(part, stage, size)
         net = part in stage.beside
-        call = self.control(stage.shape, part).call if net else self.call(stage.shape)
+        call = self.control(stage.shape, part).call if net else self.call(stage.shape, part)
         if call is None:  # its work is over before the UNet's begins
             return 0
         live = self._latents(stage, setup) * size
@@ -359,7 +359,7 @@ class Sizes:
         """Parameters of each part's largest tensor: a loader holds it beside the weights already loaded."""
         for stage in self.stages:
             if stage.work == "unet":
-                yield self.call(stage.shape).largest_leaf
+                yield self.call(stage.shape, stage.parts[0]).largest_leaf
         for part in self.parts:
             vocabulary, width = self.config(part).get("vocab_size"), self.config(part).get("hidden_size")
             if isinstance(vocabulary, int) and isinstance(width, int):
@@ -403,7 +403,7 @@ def _weights(setup: Setup) -> tuple[object, ...]:
 
 def _stored(part: str, setup: Setup) -> str:
     """The number type of a part's weights."""
-    if part == "unet" and setup.storage == "fp8":
+    if role(part) == "unet" and setup.storage == "fp8":
         return "fp8"
     return effective(setup) if part == "vae" else setup.dtype
 

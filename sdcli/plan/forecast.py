@@ -133,6 +133,7 @@ def _weight(batch: tuple[Job, ...]) -> tuple[int, ...]:
         first.guided,
         first.start is not None,
         first.second is not None,
+        first.refined is not None,
         len(first.controls),
         len(first.references),
         first.all_calls,

@@ -43,11 +43,12 @@ class Price:
         self.hardware = hardware
         self.rates = rates(hardware)
         self._parts: dict[tuple[object, ...], float] = {}
-        self._layers = {
-            stage: sum(1 for leaf in sizes.call(stage.shape).leaves if leaf.parameters and leaf.kind != "norm")
-            for stage in sizes.stages
-            if stage.work == "unet"
-        }
+        self._layers = {stage: self._count(stage) for stage in sizes.stages if stage.work == "unet"}
+
+    def _count(self, stage: Stage) -> int:
+        """Layers that are launched in one call of the stage's UNet."""
+        call = self.sizes.call(stage.shape, stage.parts[0])
+        return sum(1 for leaf in call.leaves if leaf.parameters and leaf.kind != "norm")
 
     def seconds(self, setup: Setup) -> float:
         total = sum(self._stage(stage, setup) for stage in self.sizes.stages) + self._moving(setup)
@@ -97,7 +98,7 @@ class Price:
     def _call(self, stage: Stage, setup: Setup) -> float:
         sides = stage.shape.sides
         batch = stage.shape.batch * (sides if setup.guidance == "batched" else 1)
-        one = self.sizes.call(stage.shape)
+        one = self.sizes.call(stage.shape, stage.parts[0])
         nets = [self.sizes.control(stage.shape, part) for part in stage.called]
         rate = self.rates.replay if setup.execution == "graph" else self.rates.launch
         launched = rate * self._layers[stage] + self.rates.launch * sum(net.layers for net in nets)

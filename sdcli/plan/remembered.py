@@ -29,6 +29,7 @@ def key_of(model: Model, setup: Setup, batch: Sequence[Job], alone: bool = False
         *(["controls=" + ",".join(str(control.net) for control in job.controls)] if job.controls else []),
         *([f"references={len(job.references)}"] if job.references else []),
         *(["second={}x{}".format(*job.size), job.second.upscaler] if job.second is not None else []),
+        *([f"refined={job.refined.share:g}"] if job.refined is not None else []),
         *([f"tile={setup.upscaler_tile}"] if setup.upscaler_tile else []),
         "guided" if sides(model, job) > 1 else "plain",
         setup.device,

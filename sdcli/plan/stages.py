@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from typing import Literal
 
 from sdcli.models.families import find
-from sdcli.models.model import Model, net_kind
+from sdcli.models.model import REFINER, Model, net_kind
 from sdcli.request.request import Job, Pass, Request
 
 TOKENS = 77
@@ -65,6 +65,16 @@ class Stage:
     def _seen(self, part: str, number: int) -> bool:
         return net_kind(part) == "controlnet_union" and any(each.part == part for each in self.shown[:number])
 
+    @property
+    def steered(self) -> bool:
+        """Whether ControlNets and reference images act in it: they were made for the base's UNet."""
+        return self.work == "unet" and not self.refines
+
+    @property
+    def refines(self) -> bool:
+        """Whether the refiner is at work."""
+        return self.parts[0].startswith(REFINER)
+
 
 def stages(model: Model, batch: Sequence[Job], *, alone: bool = False) -> tuple[Stage, ...]:
     """The stages of one batch; `alone`: each image has its own UNet calls."""
@@ -87,6 +97,11 @@ def stages(model: Model, batch: Sequence[Job], *, alone: bool = False) -> tuple[
     if first.references:
         seeing = ("image_encoder", "ip_adapter")
         made.insert(1, Stage(name="encode-reference", work="reference", parts=seeing, shape=shapes[0]))
+    if first.refined is not None and model.refiner is not None:
+        readers = tuple(REFINER + encoder.part for encoder in find(model.refiner.family).encoders)
+        other = replace(shapes[1], sides=sides(model.refiner, first))
+        made.insert(1, Stage(name="encode-refiner", work="text", parts=readers, shape=other))
+        made.insert(-1, Stage(name="refine", work="unet", parts=(REFINER + "unet",), shape=other, steps=calls[1]))
     seen = [one.image.width * one.image.height for job in batch for one in job.references]
     read = {"encode-reference": seen, "encode-image": files, "decode": whole}
     shown = _shown(batch)
@@ -94,8 +109,8 @@ def stages(model: Model, batch: Sequence[Job], *, alone: bool = False) -> tuple[
     return tuple(
         replace(
             stage, file_pixels=max(read.get(stage.name, ()), default=0),
-            references=len(first.references) if stage.work in ("unet", "reference") else 0,
-            beside=nets if stage.work == "unet" else (), shown=shown if stage.work == "unet" else (),
+            references=len(first.references) if stage.work == "reference" or stage.steered else 0,
+            beside=nets if stage.steered else (), shown=shown if stage.steered else (),
         )
         for stage in made
     )  # fmt: skip
@@ -153,6 +168,15 @@ def previews_after(request: Request, steps: int) -> frozenset[int]:
     strip = (round(number * steps / frames) for number in range(1, frames + 1)) if frames else ()
     every = request.preview_every
     return frozenset(strip) | frozenset(range(every, steps + 1, every) if every > 0 else ())
+
+
+def previewed(request: Request, job: Job, stage: Stage) -> frozenset[int]:
+    """Of a stage's UNet calls those that a preview follows. A refiner goes on where its base ends, and so do they."""
+    calls = pass_of(job, stage).unet_calls
+    if job.refined is None:
+        return previews_after(request, calls)
+    before = job.unet_calls if stage.refines else 0
+    return frozenset(step - before for step in previews_after(request, job.all_calls))
 
 
 def sides(model: Model, job: Job) -> int:

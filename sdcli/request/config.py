@@ -121,6 +121,7 @@ _CONVERT: dict[str, Callable[[str, str], Any]] = {
     "max_ram": lambda field, text: jobs.parse_memory(text, "--max-ram"),
     "strength": _number, "hires": _number, "hires_strength": _number, "hires_steps": _integer,
     "outpaint": lambda field, text: jobs.parse_outpaint(text),
+    "refiner": lambda field, text: jobs.parse_refiner(_name(field, text)),
     "sampler": lambda field, text: samplers.find(text).name,
     "upscaler": _upscaler,
     "pins": _pins,

@@ -19,6 +19,8 @@ from sdcli.request.request import (
     LARGEST_SEED,
     PER_IMAGE,
     Job,
+    Refined,
+    Refiner,
     Repaint,
     Request,
     SecondPass,
@@ -90,6 +92,21 @@ def parse_outpaint(text: str) -> Sides:
 
 
 _SIDES = tuple(side.name for side in fields(Sides))
+
+
+def parse_refiner(text: str) -> Refiner | None:
+    """`refiner.safetensors@0.8`: a model, and the share of the steps before it begins; `none` is no refiner."""
+    if text.strip().casefold() == "none":
+        return None
+    found = re.fullmatch(r"(.+?)(?:@(\d{0,3}(?:\.\d{1,6})?))?", text.strip(), re.ASCII | re.DOTALL)
+    assert found is not None
+    share = float(found[2] or Refiner.share)
+    if not 0 < share < 1:
+        raise Usage(
+            f"--refiner: {share:g} is not a share of the steps, between 0 and 1",
+            hint=f"--refiner {quoted(show(found[1], 300))}@{Refiner.share:g}",
+        )
+    return Refiner(model=found[1], share=share)
 
 
 def parse_sides(text: str, flag: str = "--size") -> tuple[int, int]:
@@ -298,12 +315,14 @@ def make_job(request: Request, index: int, prompt: str, seed: int, image: InputI
     samplers.check_steps(sampler, request.steps)
     start = None if image is None else _start(request, image)
     taken = request.steps if start is None else steps_taken(request.steps, start.strength)
+    refined = _refined(request, sampler, taken)
+    first = taken - (refined.steps if refined is not None else 0)
     own: dict[str, Any] = {"sampler": sampler.name, **_sides(request, image)}
     if image is not None and request.outpaint is not None:
         _check_room(own.get("width", request.width), own.get("height", request.height), request.outpaint)
     return Job(
-        index=index, prompt=prompt, seed=seed, unet_calls=sampler.unet_calls(taken), start=start,
-        second=_second(request, sampler, own),
+        index=index, prompt=prompt, seed=seed, unet_calls=sampler.unet_calls(first, followed=refined is not None),
+        start=start, second=_second(request, sampler, own), refined=refined,
         controls=tuple(replace(control, made=request.control_from, fit=request.fit) for control in request.control),
         references=tuple(
             replace(reference, mask=mask, layers=request.reference_layers, fit=request.fit)
@@ -347,6 +366,30 @@ def _second(request: Request, sampler: Sampler, own: Mapping[str, Any]) -> Secon
             hint="--hires-strength 0.5",
         )
     return second
+
+
+def _refined(request: Request, sampler: Sampler, taken: int) -> Refined | None:
+    """At whole steps, and at least one for each of the two. diffusers splits where
+    a share of the noise is left, also within a step."""
+    if request.refiner is None:
+        return None
+    beside = {name: getattr(request, name) for name in ("mask", "outpaint", "control")}
+    beside["hires"] = (request.hires or 1) > 1
+    other = next((name for name, asked in beside.items() if asked), None)
+    if other is not None:
+        raise Usage(
+            f"--refiner takes the last steps of a whole image, and does not go with {flag_of(other)}",
+            hint="the same command with --refiner none",
+        )
+    if taken < 2:
+        share = _strength(request) if request.image else 1.0
+        enough = next(steps for steps in itertools.count(2) if steps_taken(steps, share) >= 2)
+        raise Usage("--refiner shares two steps or more, and there is 1", hint=f"--steps {enough}")
+    base = min(max(round(taken * request.refiner.share), 1), taken - 1)
+    return Refined(
+        model=request.refiner.model, share=request.refiner.share, steps=taken - base,
+        unet_calls=sampler.unet_calls(taken - base),
+    )  # fmt: skip
 
 
 def _strength(request: Request) -> float:

@@ -131,6 +131,8 @@ OPTIONS: tuple[Option, ...] = (
     Option(field="embeddings", flags=("--embedding",), metavar="FILE[:WORD]", repeatable=True, panel=MODEL,
            help="Add a textual inversion; WORD defaults to the file name."),
     Option(field="vae_file", flags=("--vae",), metavar="FILE", panel=MODEL, help="Decode with this VAE."),
+    Option(field="refiner", flags=("--refiner",), metavar="MODEL[@SHARE]", panel=MODEL,
+           help="Leave the last steps to this SDXL refiner: a fifth of them, or those after @SHARE of all."),
     Option(field="offline", flags=("--offline",), switch=True, panel=MODEL, help="Never use the network."),
     Option(field="device", flags=("--device",), metavar="NAME", panel=MEMORY,
            help="What draws: auto, cpu, cuda (NVIDIA or AMD), cuda:1, xpu (Intel) or mps."),

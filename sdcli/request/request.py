@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 
 from sdcli.images.read import InputImage
 from sdcli.schema import transient
@@ -95,14 +95,34 @@ class SecondPass:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Refiner:
+    """Another model, which takes the last steps: all after this share of them."""
+
+    model: str
+    share: float = 0.8
+
+
+@dataclass(frozen=True, kw_only=True)
+class Refined:
+    """What of a job the refiner does: the last `steps` of those that are taken."""
+
+    model: str  # as it was asked for; in a plan its name
+    share: float  # of the steps, before it begins
+    steps: int
+    unet_calls: int
+
+
+@dataclass(frozen=True, kw_only=True)
 class Pass:
-    """One way through the UNet, from noise (or what it starts from) to latents. `taken` are the last of the steps."""
+    """One way through a UNet, from noise (or what it starts from) to latents. `taken` are the last of the steps, but
+    for `left`, which are another pass's."""
 
     stage: str
     width: int
     height: int
     steps: int
     taken: int
+    left: int = 0
     unet_calls: int
 
 
@@ -163,6 +183,7 @@ class Request:
     hires_steps: int | None = None
     hires_strength: float | None = None
     upscaler: str = "latent"
+    refiner: Refiner | None = None
     sides_of_image: tuple[str, ...] = transient(default=())  # of width and height those that nobody set
     multiple: int = transient(default=8)  # of which sides have to be: the pixels of one latent
     edits: bool = transient(default=False)  # whether the model was trained to edit images
@@ -170,7 +191,7 @@ class Request:
 
 @dataclass(frozen=True, kw_only=True)
 class Job:
-    """One image. `unet_calls` differs from `steps` for samplers that call the UNet twice a step."""
+    """One image. `unet_calls`, of its first pass, differ from `steps` for samplers that call the UNet twice a step."""
 
     index: int
     prompt: str
@@ -190,6 +211,7 @@ class Job:
     controls: tuple[Control, ...] = ()
     guess_mode: bool = False
     references: tuple[Reference, ...] = ()
+    refined: Refined | None = None
 
     @property
     def steps_taken(self) -> int:
@@ -198,10 +220,14 @@ class Job:
 
     @property
     def passes(self) -> tuple[Pass, ...]:
+        left = self.refined.steps if self.refined is not None else 0
         first = Pass(
-            stage="denoise", width=self.width, height=self.height, steps=self.steps, taken=self.steps_taken,
-            unet_calls=self.unet_calls,
+            stage="denoise", width=self.width, height=self.height, steps=self.steps, taken=self.steps_taken - left,
+            left=left, unet_calls=self.unet_calls,
         )  # fmt: skip
+        if self.refined is not None:
+            rest = replace(first, stage="refine", taken=left, left=0, unet_calls=self.refined.unet_calls)
+            return first, rest
         if (second := self.second) is None:
             return (first,)
         again = Pass(

@@ -1,4 +1,4 @@
-"""The 18 samplers: what each is called here and elsewhere, which diffusers scheduler it is, and what it costs."""
+"""The samplers: what each is called here and elsewhere, which diffusers scheduler it is, and what it costs."""
 
 from __future__ import annotations
 
@@ -36,12 +36,14 @@ class Sampler:
     stochastic: bool = False
     zero_snr: bool = False
     most_steps: int = 999
+    edm: bool = False  # for models trained with EDM's noise, and only these
     a1111: tuple[str, str] = transient()  # sampler and schedule type as A1111 writes them
 
-    def unet_calls(self, steps: int) -> int:
-        """How often the UNet is called for `steps` steps (twice that for guidance in turn)."""
+    def unet_calls(self, steps: int, *, followed: bool = False) -> int:
+        """How often the UNet is called for `steps` steps (twice that for guidance in turn); `followed`: by more, so
+        that the last of all, which takes a single call, is not among them."""
         if self.calls == "2n-1":
-            return 2 * steps - 1
+            return 2 * steps - (0 if followed else 1)
         if self.calls == "n+1":
             return steps + 1 if steps > 1 else 1
         return steps
@@ -135,6 +137,19 @@ SAMPLERS: tuple[Sampler, ...] = (
     ),
 )  # fmt: skip
 
+# For models trained with EDM's noise: none of the others draws with these, and these with no other.
+EDM: tuple[Sampler, ...] = (
+    Sampler(
+        name="EDM DPM++ 2M", aliases=("edm_dpmpp_2m", "EDMDPMSolverMultistepScheduler"), edm=True,
+        scheduler="EDMDPMSolverMultistepScheduler", options=_2M, a1111=("EDM DPM++ 2M", "Automatic"),
+    ),
+    Sampler(
+        name="EDM Euler", aliases=("edm_euler", "EDMEulerScheduler"), edm=True, scheduler="EDMEulerScheduler",
+        a1111=("EDM Euler", "Automatic"),
+    ),
+)  # fmt: skip
+EVERY = (*SAMPLERS, *EDM)
+
 ZERO_SNR: tuple[str, ...] = tuple(sampler.name for sampler in SAMPLERS if sampler.zero_snr)
 
 
@@ -147,7 +162,7 @@ def _key(name: str) -> str:
 @functools.cache
 def _by_key() -> Mapping[str, Sampler]:
     table: dict[str, Sampler] = {}
-    for sampler in SAMPLERS:
+    for sampler in EVERY:
         for name in (sampler.name, *sampler.aliases, sampler.scheduler.removesuffix("Scheduler")):
             table.setdefault(_key(name), sampler)
     return table
@@ -168,7 +183,7 @@ def find(name: str) -> Sampler:
 
 
 def to_json() -> dict[str, Any]:
-    return {"schema": "sdcli.samplers/1", "samplers": schema.to_json(SAMPLERS)}
+    return {"schema": "sdcli.samplers/1", "samplers": schema.to_json(EVERY)}
 
 
 def check_steps(sampler: Sampler, steps: int) -> None:
@@ -190,6 +205,25 @@ def check_zero_snr(sampler: Sampler, zero_snr: bool) -> None:
             hint="--sampler Euler",
             field="sampler",
             near=list(ZERO_SNR),
+        )
+
+
+def check_edm(sampler: Sampler, edm: bool) -> None:
+    """Refuse a sampler for other noise than the model was trained with."""
+    names = [each.name for each in EDM]
+    if edm and not sampler.edm:
+        raise Usage(
+            f"{sampler.name} does not support models trained with EDM's noise, such as this one; use one of: "
+            f"{', '.join(names)}",
+            hint=f"--sampler {quoted(names[0])}",
+            field="sampler",
+            near=names,
+        )
+    if sampler.edm and not edm:
+        raise Usage(
+            f"{sampler.name} is for models trained with EDM's noise, such as Playground v2.5, and this one was not",
+            hint="--sampler Euler",
+            field="sampler",
         )
 
 

@@ -31,6 +31,7 @@ def models() -> Iterator[Path]:
         Case("sd15", 512, "drop-encoders", "same", "tile-512", 1, "twice the image"),
         Case("sd15", 512, "drop-encoders", "same", "whole", 1, "like an image"),
         Case("sdxl", 1024, "group-offload", "same", "tile-512", 1, "like an image"),
+        Case("sdxl", 1024, "drop-encoders", "same", "tile-512", 1, card.REFINED),
     ],
     ids=lambda case: f"{case.shape} {case.setup}",
 )
@@ -39,6 +40,7 @@ def test_each_stage_takes_what_the_plan_says_and_the_planner_asks_for_enough(mod
     more = {
         "from an image": {"encode-image"}, "twice the image": {"upscale", "second-pass"},
         "like an image": {"encode-reference"},
+        card.REFINED: {"encode-refiner", "refine"},
     }.get(case.mode, set())  # fmt: skip
     assert {stage.name for stage in counted.stages} == {"load", "encode", "denoise", "decode"} | more
     assert [stage for stage in counted.stages if abs(stage.error) > card.GOAL] == []

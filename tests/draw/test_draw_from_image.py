@@ -5,13 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
-from draw_samples import FAMILIES
+from draw_samples import FAMILIES, TheTruth
 from PIL import Image
-from torch import Tensor
 
 from scripts.proofs import modes
 from scripts.proofs.modes import EXACT, STEPS, Compared, compared_in, mask_picture, picture, start_of
@@ -136,17 +134,6 @@ def test_a_second_pass_takes_all_its_steps() -> None:
 
 
 # --- PNDM, which diffusers starts in the middle of its doubled step
-
-
-class TheTruth:
-    """A UNet that knows the noise: from any step a right sampler leads back to the image."""
-
-    def __init__(self, scheduler: Any, image: Tensor) -> None:
-        self.alphas, self.image = scheduler.alphas_cumprod, image
-
-    def __call__(self, sample: Tensor, timestep: Tensor, **unused: Any) -> tuple[Tensor]:
-        share = self.alphas[int(timestep)]
-        return ((sample - share.sqrt() * self.image) / (1 - share).sqrt(),)
 
 
 @pytest.mark.parametrize("taken", [1, 2, 3, 7, 10])

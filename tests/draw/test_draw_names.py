@@ -16,6 +16,7 @@ from sdcli.draw import load, weights
 from sdcli.models.families import find
 
 Tensors = dict[str, torch.Tensor]
+ALL = (*FAMILIES, "refiner")
 
 
 def converted(family: str, name: str, config: dict[str, Any], stored: Tensors) -> Tensors:
@@ -38,7 +39,7 @@ def wanted_by(name: str, config: dict[str, Any]) -> set[str]:
     return {key.removeprefix("text_model.") for key in load.build(name, config).state_dict()}
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", ALL)
 def test_every_tensor_of_the_full_size_original_layout_has_the_name_and_shape_that_diffusers_gives_it(
     family: str,
 ) -> None:
@@ -61,7 +62,7 @@ def test_every_tensor_of_the_full_size_original_layout_has_the_name_and_shape_th
         assert not (ours.keys() - theirs.keys()) & wanted_by(name, configs[name])
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", ALL)
 def test_every_tensor_of_a_single_file_has_the_numbers_that_diffusers_gives_it(family: str, tmp_path: Path) -> None:
     from safetensors.torch import load_file
 

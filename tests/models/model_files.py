@@ -22,6 +22,7 @@ _TEXT = {
         "text_encoder": "conditioner.embedders.0.transformer.",
         "text_encoder_2": "conditioner.embedders.1.model.",
     },
+    "refiner": {"text_encoder_2": "conditioner.embedders.0.model."},
 }
 
 
@@ -65,12 +66,11 @@ def checkpoint(family: str, **unet: Any) -> dict[str, list[int]]:
     """A whole checkpoint in the original layout: identifying names, and one tensor for the rest of each part."""
     parts = {"unet": original_unet(_CONTEXT[family], **unet), "vae": original_vae()}
     rest = {"unet": f"{UNET}rest", "vae": f"{VAE}rest"}
-    base = family if family in _TEXT else "sdxl"
-    for name, prefix in _TEXT[base].items():
+    for name, prefix in _TEXT[family].items():
         parts[name], rest[name] = {}, f"{prefix}rest"
     tensors: dict[str, list[int]] = {}
     for name, shapes in parts.items():
-        config = data.component_config(base, name)
+        config = data.component_config(family, name)
         usual = parameters_of(name, {**config, **({"in_channels": unet.get("channels", 4)} if name == "unet" else {})})
         tensors |= shapes | {rest[name]: [usual - count(shapes)]}
     return tensors
@@ -91,7 +91,7 @@ def stem(part: str) -> str:
 
 
 def parts(family: str) -> tuple[str, ...]:
-    return ("unet", "vae", "text_encoder") + (("text_encoder_2",) if family == "sdxl" else ())
+    return ("unet", "vae", *_TEXT[family])
 
 
 def folder(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import struct
 from pathlib import Path
 
 import model_files as make
@@ -9,11 +10,11 @@ import pytest
 
 from sdcli import data
 from sdcli.errors import BadFile
-from sdcli.models import checkpoint
+from sdcli.models import checkpoint, headers
 from sdcli.models.shipped import parameters_of
 
 
-@pytest.mark.parametrize("family", ["sd15", "sd2", "sdxl"])
+@pytest.mark.parametrize("family", ["sd15", "sd2", "sdxl", "refiner"])
 def test_a_checkpoint_is_a_model_of_its_family_with_the_shipped_configs(tmp_path: Path, family: str) -> None:
     path = make.file(tmp_path / "dream.safetensors", make.checkpoint(family))
     model = checkpoint.read(path)
@@ -62,6 +63,7 @@ def test_v_prediction_and_zero_snr_reach_the_scheduler(tmp_path: Path) -> None:
         ("sd15", "cond_stage_model.", "has no text encoder"),
         ("sd15", make.VAE, "has no VAE"),
         ("sdxl", "conditioner.embedders.1.", "has no second text encoder"),
+        ("refiner", "conditioner.embedders.0.", "has no second text encoder"),
     ],
 )
 def test_a_checkpoint_without_one_of_its_parts_says_which(tmp_path: Path, family: str, part: str, words: str) -> None:
@@ -82,7 +84,6 @@ def test_a_pruned_variant_is_not_taken_for_the_full_model(tmp_path: Path) -> Non
     ("shapes", "words", "hint"),
     [
         (make.checkpoint("sd2", channels=5), "is Stable Diffusion 2 with depth, which", "-m sd15"),
-        (make.checkpoint("refiner"), "is the SDXL refiner", "-m sd15"),
         (make.checkpoint("sd15", channels=5), "which sdcli cannot draw with", "-m sd15"),
         ({"double_blocks.0.x": [1], "single_blocks.0.x": [1]}, "is FLUX", "-m sd15"),
         (
@@ -114,3 +115,32 @@ def test_names_from_the_file_have_no_power_over_the_terminal(tmp_path: Path) -> 
         checkpoint.read(path)
     assert "\\x1b[31mred\\u202e" in caught.value.message
     assert caught.value.message.isprintable()
+
+
+@pytest.mark.parametrize("dtype", ["F32", "F16", "BF16"])
+def test_playgrounds_file_says_how_its_latents_are_scaled(tmp_path: Path, dtype: str) -> None:
+    values = {"edm_mean": (-1.5, 1.75, -1.25, 2.5), "edm_std": (8.5, 6.0, 6.5, 5.25)}  # exact in every type
+    path = tmp_path / "playground.safetensors"
+    shapes = make.checkpoint("sdxl") | {name: [1, 4, 1, 1] for name in values}
+    make.file(path, shapes, dtypes=dict.fromkeys(values, dtype))
+    header = headers.read_header(path)
+    with path.open("r+b") as file:
+        for name, numbers in values.items():
+            file.seek(header.data_start + header.tensors[name].begin)
+            raw = [struct.pack("<e" if dtype == "F16" else "<f", number) for number in numbers]
+            file.write(b"".join(one[2:] if dtype == "BF16" else one for one in raw))
+    model = checkpoint.read(path)
+    assert (model.kind, model.family, model.edm, model.prediction) == ("sdxl-edm", "sdxl", True, "epsilon")
+    assert model.defaults == {"sampler": "EDM DPM++ 2M", "guidance": 3.0}
+    assert model.scheduler["_class_name"] == "EDMDPMSolverMultistepScheduler"
+    own = {"latents_mean": [*values["edm_mean"]], "latents_std": [*values["edm_std"]], "scaling_factor": 0.5}
+    assert model.components["vae"].config == data.component_config("sdxl", "vae") | own
+    assert "latents_mean" not in data.component_config("sdxl", "vae")
+
+
+def test_playgrounds_file_with_senseless_numbers_is_refused(tmp_path: Path) -> None:
+    shapes = make.checkpoint("sdxl") | {"edm_mean": [4], "edm_std": [4]}
+    with pytest.raises(BadFile, match="latents_std should be"):
+        checkpoint.read(make.file(tmp_path / "zeros.safetensors", shapes))
+    with pytest.raises(BadFile, match="edm_std should be four numbers"):
+        checkpoint.read(make.file(tmp_path / "three.safetensors", shapes | {"edm_std": [3]}))

@@ -16,14 +16,15 @@ from sdcli.errors import BadFile, ModelMissing, SdcliError, Unsafe
 from sdcli.models import families, folder
 
 
-def test_both_families_have_their_published_sizes(tmp_path: Path) -> None:
-    for family, total in (("sd15", 1_066_235_307), ("sdxl", 3_468_837_867)):
+def test_families_have_their_published_sizes(tmp_path: Path) -> None:
+    for family, total in (("sd15", 1_066_235_307), ("sdxl", 3_468_837_867), ("refiner", 3_037_840_363)):
         model = folder.read(make.folder(tmp_path / family, family, variant=".fp16", dtype="F16"))
         assert (model.name, model.kind, model.family, model.source) == (family, family, family, "folder")
         assert sum(part.parameters for part in model.components.values()) == total
         assert model.disk_bytes == 2 * total
         assert {part.stored_dtype for part in model.components.values()} == {"fp16"}
-        assert model.components["unet"].config["cross_attention_dim"] in (768, 2048)
+        assert model.components["unet"].config["cross_attention_dim"] in (768, 1280, 2048)
+        assert model.empty_is_zeros == (family == "sdxl")
         assert all(Path(file).is_absolute() for part in model.components.values() for file in part.files)
         assert model.layout == "diffusers"
         assert model.cached

@@ -72,8 +72,9 @@ def test_every_family_has_complete_defaults() -> None:
     assert find("sdxl").native == (1024, 1024)
     for family in families().values():
         size = set() if family.name == "builtin" else {"width", "height"}  # its folder says it
-        assert set(family.defaults) == {*size, "steps", "guidance", "sampler"}
-        assert {"unet", "vae", "text_encoder"} <= set(family.components)
+        own = {"strength"} if family.refines else set()
+        assert set(family.defaults) == {*size, *own, "steps", "guidance", "sampler"}
+        assert {"unet", "vae", family.encoders[0].part} <= set(family.components)
     expected = {"steps": 30, "guidance": 5.5, "sampler": "DPM++ 2M Karras"}
     assert expected.items() <= find("sdxl").defaults.items()
 

@@ -63,7 +63,7 @@ KEYS = [
 IMAGE_KEYS = [
     "index", "status", "file", "path", "format", "bytes", "width", "height", "prompt", "negative_prompt", "seed",
     "steps", "unet_calls", "guidance", "sampler", "clip_skip", "emphasis", "id", "start",
-    "second", "controls", "guess_mode", "references", "tokens",
+    "second", "controls", "guess_mode", "references", "refined", "tokens",
     "pixel_sha256",
     "file_sha256", "error",
 ]  # fmt: skip

@@ -209,7 +209,7 @@ def test_a_sampler_answers_to_its_names_elsewhere(name: str, expected: str) -> N
 
 
 def test_every_name_finds_its_own_sampler() -> None:
-    for sampler in samplers.SAMPLERS:
+    for sampler in samplers.EVERY:
         assert {samplers.find(name).name for name in (sampler.name, *sampler.aliases)} == {sampler.name}
 
 
@@ -227,7 +227,7 @@ def test_a_model_of_zero_terminal_snr_refuses_samplers_that_ignore_it() -> None:
     assert "DDIM" in caught.value.message and "UniPC" in caught.value.message
 
 
-@pytest.mark.parametrize("sampler", samplers.SAMPLERS, ids=lambda sampler: sampler.name)
+@pytest.mark.parametrize("sampler", samplers.EVERY, ids=lambda sampler: sampler.name)
 def test_a1111_s_pair_of_names_comes_back_as_the_same_sampler(sampler: samplers.Sampler) -> None:
     assert samplers.from_a1111(*sampler.a1111) == sampler
 
@@ -269,7 +269,7 @@ def test_a_pair_of_a1111_is_ours_only_where_it_means_the_same(
     assert (sampler.name if sampler else None) == expected
 
 
-@pytest.mark.parametrize("sampler", samplers.SAMPLERS, ids=lambda sampler: sampler.name)
+@pytest.mark.parametrize("sampler", samplers.EVERY, ids=lambda sampler: sampler.name)
 def test_a_number_of_steps_a_sampler_cannot_take_is_refused_with_one_it_can(sampler: samplers.Sampler) -> None:
     samplers.check_steps(sampler, 1)
     samplers.check_steps(sampler, sampler.most_steps)
@@ -281,11 +281,9 @@ def test_a_number_of_steps_a_sampler_cannot_take_is_refused_with_one_it_can(samp
 def test_no_two_samplers_share_a_name_and_the_table_is_printed_as_it_is() -> None:
     printed = samplers.to_json()
     assert printed["schema"] == "sdcli.samplers/1"
-    assert len(printed["samplers"]) == len({row["name"] for row in printed["samplers"]}) == 18
+    assert len(printed["samplers"]) == len({row["name"] for row in printed["samplers"]}) == len(samplers.EVERY) == 20
     assert {row["unet_calls"] for row in printed["samplers"]} == {"n", "2n-1", "n+1"}
-    names = [
-        samplers._key(name) for s in samplers.SAMPLERS for name in {samplers._key(n) for n in (s.name, *s.aliases)}
-    ]
+    names = [samplers._key(name) for s in samplers.EVERY for name in {samplers._key(n) for n in (s.name, *s.aliases)}]
     assert len(names) == len(set(names))
 
 

@@ -12,7 +12,7 @@ from typing import Any
 
 from sdcli.models.families.family import Family
 
-_FILES = ("sd15", "sd2", "sdxl", "builtin")
+_FILES = ("sd15", "sd2", "sdxl", "refiner", "builtin")
 
 
 @functools.cache

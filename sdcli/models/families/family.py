@@ -42,6 +42,7 @@ class Family:
     known: Known | None = None
     empty_is_zeros: bool = False  # an empty negative prompt is zeros, unless the model's index says otherwise
     vae_overflows: bool = False  # its VAE leaves the range of fp16, unless its config says force_upcast = false
+    refines: str = ""  # the family whose last steps its models take; by themselves they draw over images only
     # Red, green and blue of each latent channel, in -1…1, for previews.
     colours: tuple[tuple[float, float, float], ...] = ()
 

@@ -7,7 +7,17 @@ from sdcli.models.families.family import Encoder, Family, Known
 
 
 def _matches(unet: Mapping[str, Any]) -> bool:
-    return unet.get("addition_embed_type") == "text_time"
+    return unet.get("addition_embed_type") == "text_time" and not is_told_a_score(unet)
+
+
+def is_told_a_score(unet: Mapping[str, Any]) -> bool:
+    """Whether it is told five numbers beside the prompt's vector, which is as wide as its text, and not six: a score in
+    place of the size to draw."""
+    width, text = unet.get("projection_class_embeddings_input_dim"), unet.get("cross_attention_dim")
+    each = unet.get("addition_time_embed_dim")
+    if not (isinstance(width, int) and isinstance(text, int) and isinstance(each, int)):
+        return False
+    return unet.get("addition_embed_type") == "text_time" and width - text == 5 * each
 
 
 FAMILY = Family(

@@ -45,6 +45,8 @@ def illegal(setup: Setup, hardware: Hardware, model: Model) -> str | None:
         return None
     if model.sees_references and setup.execution in ("compile", "openvino"):
         return _REFERENCES[setup.execution]
+    if model.refiner is not None and setup.execution != "packed":
+        return f"execution={setup.execution} prepares one UNet, and a refiner has another"
     if setup.execution == "compile":
         return _compile(setup, hardware)
     if model.nets and setup.execution in ("graph", "openvino"):

@@ -17,7 +17,7 @@ from sdcli.errors import Usage
 from sdcli.plan.plan import Setup
 from sdcli.record.metadata.own import RecordedModel
 from sdcli.request import prompt, samplers
-from sdcli.request.request import Job, Repaint
+from sdcli.request.request import Job, Refiner, Repaint
 
 NEGATIVE = "Negative prompt:"
 FEWEST_PAIRS = 3  # with fewer, every reader takes the last line for prompt
@@ -145,6 +145,7 @@ def infotext(job: Job, setup: Setup, model: RecordedModel, version: str) -> Info
         ("Emphasis", None if job.emphasis == "a1111" else job.emphasis.capitalize()),
         *_repaint(job.start.repaint if job.start else None),
         *_second(job),
+        *_refined(job, setup),
         ("Lora hashes", _hashes((lora.name, lora.tensors_sha256 or lora.sha256) for lora in loras)),
         ("TI hashes", _hashes((one.name, one.sha256) for one in setup.adapters if one.kind == "embedding")),
         ("Version", f"sdcli {version}".strip()),
@@ -196,6 +197,13 @@ def _second(job: Job) -> Iterator[tuple[str, object]]:
         yield "Hires upscaler", job.second.upscaler if job.second.by_model else job.second.upscaler.capitalize()
 
 
+def _refined(job: Job, setup: Setup) -> Iterator[tuple[str, object]]:
+    if job.refined is not None:
+        hashes = (one.sha256[:10] for one in setup.adapters if one.kind == "refiner")
+        yield "Refiner", f"{job.refined.model} [{next(hashes, '')}]"
+        yield "Refiner switch at", f"{job.refined.share:g}"
+
+
 def _repaint(repaint: Repaint | None) -> Iterator[tuple[str, object]]:
     """The web UI leaves out what is as it has it by default."""
     if repaint is None:
@@ -227,6 +235,7 @@ def values(info: Infotext) -> tuple[dict[str, Any], dict[str, str]]:
     _take(rest, "Image CFG scale", fields, "image_guidance", _number(rest.get("Image CFG scale")))
     _take_strength(rest, fields)
     _take_repaint(rest, fields)
+    _take_refiner(rest, fields)
     size = re.fullmatch(r"(\d{1,6})x(\d{1,6})", rest.get("Size", ""), re.ASCII)
     if size:
         fields["width"], fields["height"] = int(size[1]), int(size[2])
@@ -266,6 +275,14 @@ def _take_repaint(rest: dict[str, str], fields: dict[str, Any]) -> None:
     _take(rest, "Masked area padding", fields, "mask_padding", _whole(rest.get("Masked area padding")))
     ours = {theirs: own for own, theirs in _CONTENTS.items()} | {"fill": "fill", "original": "original"}
     _take(rest, "Masked content", fields, "masked_content", ours.get(rest.get("Masked content", "")))
+
+
+def _take_refiner(rest: dict[str, str], fields: dict[str, Any]) -> None:
+    named = re.fullmatch(r"(.{1,120}?)(?: \[[0-9a-f]*\])?", rest.get("Refiner", ""))
+    name, share = plain_name(named[1]) if named else None, _number(rest.get("Refiner switch at"))
+    if name is not None and share is not None and 0 < share < 1:
+        fields["refiner"] = Refiner(model=name, share=share)
+        del rest["Refiner"], rest["Refiner switch at"]
 
 
 def _take(rest: dict[str, str], key: str, fields: dict[str, Any], name: str, value: Any) -> None:

@@ -14,7 +14,7 @@ from sdcli.models import hub_name
 from sdcli.plan.plan import Adapter, Plan, Setup
 from sdcli.record import documents
 from sdcli.request.prompt import lora_weight
-from sdcli.request.request import PER_IMAGE, Job, SecondPass, Start
+from sdcli.request.request import PER_IMAGE, Job, Refined, Refiner, SecondPass, Start
 from sdcli.terminal import size_text
 
 NAME, NEWEST = "sdcli.image", 1
@@ -109,6 +109,7 @@ def values(record: ImageRecord) -> dict[str, Any]:
         **_starting(job.start),
         **_second(job.second),
         **({"reference_layers": job.references[0].layers} if job.references else {}),
+        **_refined(job.refined),
         "model": record.model.name,
         **_beside(record.setup),
     }
@@ -135,6 +136,13 @@ def _second(second: SecondPass | None) -> dict[str, Any]:
         "hires": second.scale, "hires_steps": second.steps, "hires_strength": second.strength,
     }  # fmt: skip
     return values | ({"upscaler": second.upscaler} if _is_name(second.upscaler) else {})
+
+
+def _refined(refined: Refined | None) -> dict[str, Any]:
+    """The refiner by name, as with all that is used beside the model."""
+    if refined is None or not _is_name(refined.model):
+        return {}
+    return {"refiner": Refiner(model=refined.model, share=refined.share)}
 
 
 def _beside(setup: Setup) -> dict[str, Any]:

@@ -168,7 +168,7 @@ def asked(jobs: Sequence[Any], width: int) -> list[str]:
     else:
         seed = "seeds " + ", ".join(map(str, seeds))
     sizes = {job.size for job in jobs}
-    settings = {(job.steps, job.steps_taken, job.second, job.sampler, job.guidance) for job in jobs}
+    settings = {(job.steps, job.steps_taken, job.second, job.refined, job.sampler, job.guidance) for job in jobs}
     pieces = [subject, images, size_asked(first) if len(sizes) == 1 else f"{len(sizes)} sizes"]
     if len(settings) == 1:
         pieces += [f"{steps_asked(first)} {show(first.sampler, 40)}", guidance_asked(first)]
@@ -176,12 +176,13 @@ def asked(jobs: Sequence[Any], width: int) -> list[str]:
 
 
 def steps_asked(job: Any) -> str:
-    """ "20 steps", or of those that start from an image as many as are taken."""
+    """ "20 steps", or of those that start from an image as many as are taken; "16 + 4 steps" of two passes."""
     if job.second is not None:
         return f"{job.steps} + {counted(job.second.steps, 'step')}"
+    taken = " + ".join(str(each.taken) for each in job.passes)
     if job.start is None or job.start.guidance is not None:
-        return counted(job.steps, "step")
-    return f"{job.steps_taken} of {job.steps} steps (strength {job.start.strength:g})"
+        return f"{taken} steps" if job.refined is not None else counted(job.steps, "step")
+    return f"{taken} of {job.steps} steps (strength {job.start.strength:g})"
 
 
 def guidance_asked(job: Any) -> str:
@@ -192,4 +193,4 @@ def guidance_asked(job: Any) -> str:
 
 def size_asked(job: Any) -> str:
     """ "512×512", and what a second pass makes of it: "512×512, then 1024×1024"."""
-    return ", then ".join(f"{each.width}×{each.height}" for each in job.passes)
+    return ", then ".join(dict.fromkeys(f"{each.width}×{each.height}" for each in job.passes))
