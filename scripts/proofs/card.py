@@ -48,7 +48,8 @@ PLACEMENTS = ("resident", "drop-encoders", "model-offload", "group-offload", "di
 STORAGES = ("same", "fp8")
 DECODES = ("whole", "tile-512", "tile-256")
 BATCHES = (1, 4)
-MODES = ("from an image", "twice the size", "twice the image", "steered")
+MODES = ("from an image", "twice the size", "twice the image", "steered", "adapted", "united")
+NETS = {"steered": "net", "adapted": "adapter", "united": "union"}
 TEMPLATE = Hardware(
     device="cuda:0", name="a GPU", source="as-if", total=0, free=0, ram_total=256 * GIB, ram_free=256 * GIB,
     capability="8.9", threads=1, dtypes={"fp32": "table", "fp16": "table", "bf16": "table"},
@@ -109,6 +110,7 @@ def cases() -> list[Case]:
     return drawn + [
         Case(family, side, placement, "same", vae, 1, mode)
         for (family, side), placement, vae, mode in itertools.product(SHAPES, PLACEMENTS, ("whole", "tile-512"), MODES)
+        if mode != "united" or family == "sdxl"
     ]
 
 
@@ -126,8 +128,12 @@ def plan_of(case: Case, folder: Path, **pins: str) -> Plan:
 def _asked(case: Case, folder: Path) -> dict[str, Any]:
     if case.mode == "from an image":
         return {"image": (read.look(folder / IMAGE),), "strength": 1.0}
-    if case.mode == "steered":
-        return {"control": (Control(net=str(folder / f"{case.family}-net"), image=read.look(folder / IMAGE)),)}
+    if case.mode in NETS:
+        image, name = read.look(folder / IMAGE), NETS[case.mode]
+        told = ("canny", "depth") if case.mode == "united" else ("",)
+        return {
+            "control": tuple(Control(net=str(folder / f"{case.family}-{name}"), image=image, shows=one) for one in told)
+        }
     if case.mode:
         upscaler = "latent" if case.mode == "twice the size" else "lanczos"
         return {"hires": 2.0, "hires_steps": 1, "hires_strength": 1.0, "upscaler": upscaler}
@@ -182,6 +188,8 @@ def write_models(folder: Path) -> None:
     for family in dict.fromkeys(family for family, _ in SHAPES):
         make_checkpoint.write_folder(folder / family, family, dtype="fp16", seed=None)
         make_checkpoint.write_controlnet_folder(folder / f"{family}-net", family, dtype="fp16", seed=None)
+        make_checkpoint.write_t2i_folder(folder / f"{family}-adapter", family, dtype="fp16", seed=None)
+    make_checkpoint.write_union_folder(folder / "sdxl-union", dtype="fp16", seed=None)
     Image.new("RGB", (600, 500)).save(folder / IMAGE)
 
 
