@@ -48,7 +48,11 @@ PLACEMENTS = ("resident", "drop-encoders", "model-offload", "group-offload", "di
 STORAGES = ("same", "fp8")
 DECODES = ("whole", "tile-512", "tile-256")
 BATCHES = (1, 4)
-MODES = ("from an image", "twice the size", "twice the image", "twice by a model", "steered", "like an image")
+MODES = (
+    "from an image", "twice the size", "twice the image", "twice by a model", "steered", "adapted", "united",
+    "like an image",
+)  # fmt: skip
+NETS = {"steered": "net", "adapted": "adapter", "united": "union"}
 # The IP-Adapter of each family with the most to count, and its image encoder.
 ADAPTERS = {"sd15": ("plus", "ViT-H"), "sdxl": ("plain", "ViT-bigG")}
 REFINED = "refined"
@@ -112,7 +116,9 @@ def cases() -> list[Case]:
     modes = list(itertools.product(SHAPES, PLACEMENTS, ("whole", "tile-512"), MODES))
     modes += itertools.product(SHAPES[-1:], PLACEMENTS, ("whole", "tile-512"), (REFINED,))
     return drawn + [
-        Case(family, side, placement, "same", vae, 1, mode) for (family, side), placement, vae, mode in modes
+        Case(family, side, placement, "same", vae, 1, mode)
+        for (family, side), placement, vae, mode in modes
+        if mode != "united" or family == "sdxl"
     ]
 
 
@@ -137,11 +143,15 @@ def _asked(case: Case, folder: Path) -> dict[str, Any]:
         return {"image": (read.look(folder / IMAGE),), "strength": 1.0}
     if case.mode == REFINED:
         return {"refiner": Refiner(model=str(folder / "refiner"))}
-    if case.mode == "steered":
-        return {"control": (Control(net=str(folder / f"{case.family}-net"), image=read.look(folder / IMAGE)),)}
     if case.mode == "like an image":
         adapter = str(folder / f"{case.family}-like" / "ip-adapter.safetensors")
         return {"reference": (Reference(image=read.look(folder / IMAGE)),), "reference_model": adapter}
+    if case.mode in NETS:
+        image, name = read.look(folder / IMAGE), NETS[case.mode]
+        told = ("canny", "depth") if case.mode == "united" else ("",)
+        return {
+            "control": tuple(Control(net=str(folder / f"{case.family}-{name}"), image=image, shows=one) for one in told)
+        }
     if case.mode:
         ways = {"twice the size": "latent", "twice the image": "lanczos", "twice by a model": str(folder / UPSCALER)}
         upscaler = ways[case.mode]
@@ -202,7 +212,9 @@ def write_models(folder: Path) -> None:
         make_checkpoint.write_ip_adapter(
             like / "ip-adapter.safetensors", family, kind, encoder=encoder, dtype="fp16", seed=None
         )
+        make_checkpoint.write_t2i_folder(folder / f"{family}-adapter", family, dtype="fp16", seed=None)
     make_checkpoint.write_folder(folder / "refiner", "refiner", dtype="fp16", seed=None)
+    make_checkpoint.write_union_folder(folder / "sdxl-union", dtype="fp16", seed=None)
     Image.new("RGB", (600, 500)).save(folder / IMAGE)
     make_checkpoint.write_upscaler(folder / UPSCALER, dtype="fp16", seed=None)
 

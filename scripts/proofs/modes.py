@@ -1,5 +1,5 @@
-"""Starting from images, repainting, editing and second passes: our latents beside those of diffusers' pipelines on the
-same components. Damaged image files: an image or a typed error."""
+"""Starting from images, repainting, editing, second passes, refiners and what steers: our latents beside those of
+diffusers' pipelines on the same components. Damaged image files: an image or a typed error."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import random
 import sys
 import tempfile
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -28,14 +28,16 @@ from torch import Tensor  # noqa: E402
 from scripts import make_checkpoint  # noqa: E402
 from scripts.gpu.inside import pipeline_of  # noqa: E402
 from scripts.refined import OF_FIRST_ORDER, equal, pair_in  # noqa: E402
-from sdcli.draw import decode, denoise, encode, images, quiet, schedulers  # noqa: E402
+from sdcli.draw import control, decode, denoise, encode, images, load, quiet, schedulers  # noqa: E402
 from sdcli.draw.denoise import Guidance  # noqa: E402
 from sdcli.draw.encode import Text  # noqa: E402
 from sdcli.draw.start import Begun, begun, enlarged  # noqa: E402
 from sdcli.errors import BadFile, SdcliError, Usage  # noqa: E402
 from sdcli.images import read  # noqa: E402
 from sdcli.images.canvas import Canvas  # noqa: E402
+from sdcli.images.control import SHOWN  # noqa: E402
 from sdcli.images.read import InputImage  # noqa: E402
+from sdcli.models import controlnet  # noqa: E402
 from sdcli.models.families.sdxl import is_told_a_score  # noqa: E402
 from sdcli.request.request import Repaint, Start, steps_taken  # noqa: E402
 from sdcli.request.samplers import SAMPLERS, find  # noqa: E402
@@ -44,9 +46,11 @@ NAME = "modes"
 CLAIM = (
     "Image-to-image, repainting (with UNets of four and nine channels), editing (InstructPix2Pix, at image guidance "
     "1.35, 1.6 and 2) and second passes of tiny SD1.5 and SDXL equal diffusers' pipelines to the bit: fp32, every "
-    "sampler but PNDM, which diffusers starts wrongly in the middle, each at the strengths 0.35, 0.6 and 1. SDXL with "
-    "its refiner equals its two pipelines wherever these split between steps: every sampler of one call a step, after "
-    "three, six and nine of ten. Ten thousand damaged image files give an image or a typed error."
+    "sampler but PNDM, which diffusers starts wrongly in the middle, each at the strengths 0.35, 0.6 and 1. So do "
+    "ControlNets (one, two with windows, guessing, pooled, with an image, with a mask), ControlNet Unions and "
+    "T2I-Adapters. SDXL with its refiner equals its two pipelines wherever these split between steps: every sampler of "
+    "one call a step, after three, six and nine of ten. Ten thousand damaged image files give an image or a typed "
+    "error."
 )
 
 FAMILIES = ("sd15", "sdxl")
@@ -117,7 +121,10 @@ class Compared:
             generator=generators(count), **{"output_type": "latent", **given},
         ).images  # fmt: skip
 
-    def ours(self, sampler: str, start: Start | None, made: Canvas, count: int = 1) -> Tensor:
+    def ours(
+        self, sampler: str, start: Start | None, made: Canvas, count: int = 1,
+        steering: Sequence[control.Steering] = (),
+    ) -> Tensor:  # fmt: skip
         """What a run does between encoding texts and decoding."""
         vae, sees_mask, drawing = self.pipeline.vae, self.pipeline.unet.config.in_channels == 9, generators(count)
         kept = None if start is None else start.guidance
@@ -131,7 +138,19 @@ class Compared:
         )  # fmt: skip
         taken = STEPS if start is None else steps_taken(STEPS, start.strength)
         pure = start is not None and start.repaint is not None and start.strength == 1.0
-        return self._drawn(sampler, all_begun, drawing, taken, pure, kept)
+        return self._drawn(sampler, all_begun, drawing, taken, pure, kept, steering)
+
+    def steered(self, sampler: str, steering: Sequence[control.Steering]) -> Tensor:
+        """From noise alone."""
+        drawing, scheduler = generators(1), schedulers.make(sampler, self.pipeline.scheduler.config)
+        schedulers.set_steps(scheduler, STEPS)
+        conditioning = encode.conditioning(
+            [self.text(1)], [self.text(2)], guidance=Guidance(scale=GUIDANCE), size=(64, 64),
+            unet=self.pipeline.unet.config, groups=denoise.groups(1, 2),
+        ).steered(steering, len(scheduler.timesteps))  # fmt: skip
+        at = denoise.begin(scheduler, drawing, shape=(4, 8, 8), dtype=torch.float32, device="cpu")
+        *_, last = denoise.denoise(self.pipeline.unet, scheduler, conditioning, at, drawing)
+        return last.latents
 
     def second(self, sampler: str, small: Tensor, size: tuple[int, int], taken: int) -> Tensor:
         drawing = generators(1)
@@ -140,7 +159,7 @@ class Compared:
 
     def _drawn(
         self, sampler: str, start: Begun, drawing: list[torch.Generator], taken: int, pure: bool = False,
-        kept: float | None = None,
+        kept: float | None = None, steering: Sequence[control.Steering] = (),
     ) -> Tensor:  # fmt: skip
         scheduler, unet, count = (
             schedulers.make(sampler, self.pipeline.scheduler.config),
@@ -154,7 +173,7 @@ class Compared:
         conditioning = encode.conditioning(
             [self.text(1)] * count, [self.text(2)] * count, guidance=guidance, size=(width * 8, height * 8),
             unet=unet.config, groups=denoise.groups(count, guidance.sides),
-        ).starting(start, torch.device("cpu"))  # fmt: skip
+        ).starting(start, torch.device("cpu")).steered(steering, len(timesteps))  # fmt: skip
         at = denoise.begin_from(scheduler, timesteps, drawing, start, pure=pure, device="cpu")
         *_, last = denoise.denoise(unet, scheduler, conditioning, at, drawing, timesteps)
         return last.latents
@@ -200,6 +219,157 @@ def second_pass(compared: Compared, sampler: str, strength: float) -> bool:
 
 def _equal(own: Tensor, expected: Tensor) -> bool:
     return bool(torch.isfinite(expected).all()) and torch.equal(own, expected)
+
+
+# --- what steers
+
+
+@dataclass(frozen=True)
+class Net:
+    """One image that steers, in both programs. `kind` is make_checkpoint's: controlnet, union, t2i."""
+
+    kind: str = "controlnet"
+    about: tuple[tuple[str, Any], ...] = ()  # of its config
+    seed: int = 1
+    weight: float = 0.8
+    start: float = 0.0
+    end: float = 1.0
+    shows: str = "canny"
+
+    @property
+    def image(self) -> Image.Image:
+        """Its own; grey for an adapter that looks at one channel."""
+        rows = numpy.random.default_rng(self.seed).integers(0, 256, (64, 64, 3), dtype=numpy.uint8)
+        made = Image.fromarray(rows)
+        return made.convert("L") if dict(self.about).get("channels") == 1 else made
+
+
+NETS: Mapping[str, tuple[tuple[Net, ...], str]] = {  # and what they act beside
+    "one ControlNet": ((Net(),), "text"),
+    "two with windows": ((Net(end=0.6), Net(seed=2, weight=0.4, start=0.3, end=0.9)), "text"),
+    "guessing": ((Net(),), "guess"),
+    "pooled": ((Net(about=(("global_pool_conditions", True),)),), "text"),
+    "a ControlNet and an image": ((Net(),), "image"),
+    "a ControlNet and a mask": ((Net(),), "mask"),
+    "a Union": ((Net("union"),), "text"),
+    "a Union of two images": ((Net("union", end=0.7), Net("union", seed=2, weight=0.5, shows="depth")), "text"),
+    "a Union and an image": ((Net("union"),), "image"),
+    "a T2I-Adapter": ((Net("t2i"),), "text"),
+    "a T2I-Adapter for grey": ((Net("t2i", about=(("channels", 1),)),), "text"),
+}
+CONTROLLED: Mapping[str, Mapping[str, Any]] = {
+    "text": {"sd15": diffusers.StableDiffusionControlNetPipeline, "sdxl": diffusers.StableDiffusionXLControlNetPipeline,
+             "union": diffusers.StableDiffusionXLControlNetUnionPipeline},
+    "image": {"sd15": diffusers.StableDiffusionControlNetImg2ImgPipeline,
+              "sdxl": diffusers.StableDiffusionXLControlNetImg2ImgPipeline,
+              "union": diffusers.StableDiffusionXLControlNetUnionImg2ImgPipeline},
+    "mask": {"sd15": diffusers.StableDiffusionControlNetInpaintPipeline,
+             "sdxl": diffusers.StableDiffusionXLControlNetInpaintPipeline},
+    "t2i": {"sd15": diffusers.StableDiffusionAdapterPipeline, "sdxl": diffusers.StableDiffusionXLAdapterPipeline},
+}  # fmt: skip
+
+
+def loaded_net(folder: Path, family: str, net: Net) -> Any:
+    """diffusers' class as sdcli loads it, written where it is not there yet."""
+    path = folder / f"{family}-{net.kind}-{'-'.join(map(str, net.about))}-{0 if net.kind == 'union' else net.seed}"
+    about = {"tiny": True, "seed": net.seed, **dict(net.about)}
+    if not path.exists() and net.kind == "union":
+        make_checkpoint.write_union_folder(path, **about)
+    elif not path.exists():
+        write = {"controlnet": make_checkpoint.write_controlnet_folder, "t2i": make_checkpoint.write_t2i_folder}
+        write[net.kind](path, family, **about)
+    read_net = controlnet.read(path)
+    return load.load(
+        read_net.part, read_net.component, dtype=torch.float32, device="cpu", channels_last=False
+    ).module  # fmt: skip
+
+
+def steered(compared: Compared, folder: Path, which: str, sampler: str) -> bool:
+    """diffusers' latents beside ours, each with nets of its own."""
+    nets, beside = NETS[which]
+    union = nets[0].kind == "union"
+    theirs, own = ([loaded_net(folder, compared.family, net) for net in nets[: 1 if union else None]] for _ in range(2))
+    expected = _their_steered(compared, theirs, nets, beside, sampler)
+    return _equal(_our_steered(compared, own, nets, beside, sampler), expected)
+
+
+def _their_steered(compared: Compared, made: list[Any], nets: tuple[Net, ...], beside: str, sampler: str) -> Tensor:
+    kind = nets[0].kind
+    images, weights = [net.image for net in nets], [net.weight for net in nets]
+    given: dict[str, Any] = {"width": 64, "height": 64}
+    if kind == "t2i":
+        given |= {"image": images[0], "adapter_conditioning_scale": weights[0]}
+        return _their_latents(compared, CONTROLLED["t2i"][compared.family], {"adapter": made[0]}, sampler, given)
+    started = {"image": picture(), "strength": 0.6} if beside in ("image", "mask") else {}
+    name = "control_image" if started or kind == "union" else "image"
+    each: dict[str, Any] = {
+        name: images, "controlnet_conditioning_scale": weights,
+        "control_guidance_start": [net.start for net in nets], "control_guidance_end": [net.end for net in nets],
+    }  # fmt: skip
+    if kind == "union":
+        each["control_mode"] = [SHOWN[net.shows] for net in nets]
+    elif len(nets) == 1:
+        each = {key: values[0] for key, values in each.items()}
+    mask = {"mask_image": mask_picture()} if beside == "mask" else {}
+    pipeline = CONTROLLED["text" if beside == "guess" else beside]["union" if kind == "union" else compared.family]
+    given |= {**started, **mask, **each, "guess_mode": beside == "guess"}
+    return _their_latents(compared, pipeline, {"controlnet": made[0] if len(made) == 1 else made}, sampler, given)
+
+
+def _their_latents(
+    compared: Compared, kind: Any, parts: Mapping[str, Any], sampler: str, given: Mapping[str, Any]
+) -> Tensor:  # fmt: skip
+    known, (prompt, negative) = find(sampler), (compared.text(1), compared.text(2))
+    other = kind.from_pipe(compared.pipeline, **parts)
+    other.scheduler = getattr(diffusers, known.scheduler).from_config(
+        compared.pipeline.scheduler.config, **known.options
+    )
+    other.set_progress_bar_config(disable=True)
+    texts = {"prompt_embeds": prompt.embeds, "negative_prompt_embeds": negative.embeds}
+    if prompt.pooled is not None:
+        texts |= {"pooled_prompt_embeds": prompt.pooled, "negative_pooled_prompt_embeds": negative.pooled}
+    latents: Tensor = other(
+        num_inference_steps=STEPS,
+        guidance_scale=GUIDANCE,
+        generator=generators(1),
+        output_type="latent",
+        **texts,
+        **given,
+    ).images
+    return latents
+
+
+def _our_steered(compared: Compared, made: list[Any], nets: tuple[Net, ...], beside: str, sampler: str) -> Tensor:
+    if nets[0].kind == "t2i":
+        calls = find(sampler).unet_calls(STEPS)
+        # diffusers lets SDXL's act in as many UNet calls as there are steps, though some samplers take twice as many
+        end = STEPS / calls if compared.family == "sdxl" else 1.0
+        image = control.adapter_rows_of([nets[0].image.convert("RGB")], made[0].config.in_channels)
+        return compared.steered(sampler, [control.Adapted(net=made[0], image=image, weight=nets[0].weight, end=end)])
+    steering: list[control.Steering] = []
+    for net in made:
+        control.embedded_once(net)
+    if nets[0].kind == "union":
+        told = tuple(
+            control.Told(
+                image=control.pixels(net.image), weight=net.weight, start=net.start, end=net.end, shows=SHOWN[net.shows]
+            )
+            for net in nets
+        )
+        steering.append(control.United(net=made[0], told=told))
+    else:
+        steering += [
+            control.Control(
+                net=module, image=control.pixels(net.image), weight=net.weight, start=net.start, end=net.end,
+                guess=beside == "guess",
+            )
+            for module, net in zip(made, nets, strict=True)
+        ]  # fmt: skip
+    if beside in ("image", "mask"):
+        start = start_of(0.6, Repaint() if beside == "mask" else None)
+        canvas = Canvas(picture(), mask_picture() if beside == "mask" else None)
+        return compared.ours(sampler, start, canvas, steering=steering)
+    return compared.steered(sampler, steering)
 
 
 MODES = {"image-to-image": from_image, "repainting": repainted, "editing": edited, "second pass": second_pass}
@@ -250,6 +420,18 @@ def _mutated(content: bytes, changes: random.Random) -> bytes:
     return bytes(made)
 
 
+def _steering_rows(root: Path) -> Iterator[tuple[str, str, str, bool]]:
+    """Every sampler: PNDM too where nothing starts in the middle."""
+    for family, (which, (nets, beside)) in itertools.product(FAMILIES, NETS.items()):
+        if nets[0].kind == "union" and family != "sdxl":
+            continue
+        names = EXACT if beside in ("image", "mask") else [sampler.name for sampler in SAMPLERS]
+        compared = compared_in(root, family)
+        wrong = [name for name in names if not steered(compared, root, which, name)]
+        first = f"; first {wrong[0]}" if wrong else ""
+        yield f"{which}, {family}", f"{len(names) - len(wrong)} of {len(names)} equal{first}", "all", not wrong
+
+
 def main() -> list[tuple[str, str, str, bool]]:
     rows = []
     torch.set_num_threads(1)  # tiny layers: several threads would only wait for each other
@@ -263,6 +445,7 @@ def main() -> list[tuple[str, str, str, bool]]:
         wrong = [case for case in refined if not equal(pair, *case)]
         seen = f"{len(refined) - len(wrong)} of {len(refined)} equal" + (f"; first {wrong[0]}" if wrong else "")
         rows.append(("SDXL with its refiner", seen, "all", not wrong))
+        rows += list(_steering_rows(Path(root)))
         each = -(-MUTATIONS // len(FORMATS))
         outcomes = Counter(end for format in FORMATS for end in damaged(Path(root) / "damaged", format, each))
         seen = ", ".join(f"{count:,} {end}" for end, count in outcomes.most_common())

@@ -10,7 +10,7 @@ from sdcli.files import REAL, cannot_write, replace_whole
 from sdcli.images.control import image_of
 from sdcli.images.read import InputImage
 from sdcli.plan.plan import PlanWarning
-from sdcli.request.request import Job
+from sdcli.request.request import Control, Job
 from sdcli.terminal import show
 
 CHANGED = "image-changed"
@@ -35,12 +35,18 @@ def told(jobs: Sequence[Job]) -> tuple[PlanWarning, ...]:
 
 
 def save_controls(jobs: Sequence[Job], folder: Path) -> Iterator[Path]:
-    """What ControlNets see in these jobs, as files; each once."""
-    seen = dict.fromkeys((each, job.width, job.height) for job in jobs for each in job.controls)
-    for each, width, height in seen:
+    """What ControlNets see in these jobs, as files; each once, whichever nets it is for."""
+    seen: dict[tuple[int, int, InputImage, str, str], Control] = {}
+    for job in jobs:
+        for each in job.controls:
+            seen.setdefault((job.width, job.height, each.image, each.made, each.fit), each)
+    names: dict[str, int] = {}
+    for (width, height, *_), each in seen.items():
         buffer = io.BytesIO()
         image_of(each, width, height).save(buffer, "PNG")
-        path = folder / f"control-{Path(each.image.name).stem}-{each.made}-{width}x{height}.png"
+        name = f"control-{Path(each.image.name).stem}-{each.made}-{width}x{height}"
+        names[name] = names.get(name, 0) + 1  # images in several folders may have one name
+        path = folder / (f"{name}.png" if names[name] == 1 else f"{name}-{names[name]}.png")
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
             replace_whole(REAL, path, [buffer.getvalue()])

@@ -256,7 +256,7 @@ class Controls:
         """One adapter's maps, a row for each of its images: each looked at alone, whatever the batch."""
         if number not in self._found:
             one = self.adapted[number]
-            rows = [[found * one.weight for found in one.net(image)] for image in one.image.split(1)]
+            rows = [[found * one.weight for found in one.net(image)] for image in torch.split(one.image, 1)]
             self._found[number] = [torch.cat(maps) if len(maps) > 1 else maps[0] for maps in zip(*rows, strict=True)]
         return self._found[number]
 

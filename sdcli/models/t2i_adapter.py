@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from sdcli.models import t2i_walk
+from sdcli.models.blocks import Extent
 from sdcli.models.t2i_walk import FULL, FULL_XL, LIGHT
 
 PART = "t2i_adapter"
@@ -48,5 +49,5 @@ def misfit(config: Mapping[str, Any], unet: Mapping[str, Any]) -> str:
     return f"it gives {_listed(given)}, not {_listed(taken[: len(given)])}"
 
 
-def _listed(maps: tuple[t2i_walk.Extent, ...]) -> str:
+def _listed(maps: tuple[Extent, ...]) -> str:
     return ", ".join(f"{each.channels}×{each.height}×{each.width}" for each in maps)

@@ -147,9 +147,10 @@ class Sizes:
         if setup.attention == "blocked":  # the same for a block of queries
             scores = 2 * _scores_at_once(call, latents, setup) * size
         live = max(live, live // 2 + scores)  # at the attention, less than half of the feed-forward's peak is live
-        live = self._steered(live, stage, latents, size) + self._attended(stage, setup)
         if setup.execution == "graph":
-            return self._pool(live) + calibration.workspace(self.backend)
+            held, more = self._beside_graph(stage, latents, size)
+            return self._reserved(held + more + self._attended(stage, setup)) + self._pool(live)
+        live = self._steered(live, stage, latents, size) + self._attended(stage, setup)
         return self._reserved(live + widened, heap=True)
 
     def _steered(self, live: int, stage: Stage, rows: int, size: int) -> int:
@@ -157,9 +158,24 @@ class Sizes:
         call comes before. What T2I-Adapters find stays too."""
         if not stage.beside:
             return live
+        added, _, calls = self._added(stage, rows)
+        return max(size * added + live, size * calls) + size * self._looked_at(stage, rows)
+
+    def _beside_graph(self, stage: Stage, rows: int, size: int) -> tuple[int, int]:
+        """Bytes beside a captured UNet: its own copies of what nets add to it, and what is there while they compute."""
+        if not stage.beside:
+            return 0, 0
+        added, maps, calls = self._added(stage, rows)
+        return size * (added + maps), size * (max(added, calls) + self._looked_at(stage, rows))
+
+    def _added(self, stage: Stage, rows: int) -> tuple[int, int, int]:
+        """Elements of what ControlNets add to a UNet, of what T2I-Adapters do, and the most while one of them
+        computes, beside what those before it gave."""
         nets = {part: self.control(stage.shape, part) for part in stage.beside}
-        kept = size * (rows * max(net.residual_elements for net in nets.values()) + self._looked_at(stage, rows))
-        return kept + max(live, *(size * self._working(stage, part, net, rows) for part, net in nets.items()))
+        added = rows * max(net.residual_elements for net in nets.values())
+        maps = rows * max(net.hint.elements if net.call is None else 0 for net in nets.values())
+        before = added if len([part for part in stage.called if nets[part].call is not None]) > 1 else 0
+        return added, maps, before + max(self._working(stage, part, net, rows) for part, net in nets.items())
 
     def _working(self, stage: Stage, part: str, net: control_walk.ControlWork, rows: int) -> int:
         """Elements while a net computes: a T2I-Adapter with one image; a ControlNet Union with several of them, each
@@ -279,9 +295,12 @@ class Sizes:
         """Bytes that a captured UNet keeps while it does not compute."""
         if setup.execution != "graph":
             return 0
-        return max(self.work(stage, setup) for stage in self.stages if stage.work == "unet") - calibration.workspace(
-            self.backend
-        )
+        return max(self._kept(stage, setup) for stage in self.stages if stage.work == "unet")
+
+    def _kept(self, stage: Stage, setup: Setup) -> int:
+        rows, size = self._latents(stage, setup), BYTES[setup.dtype]
+        held, more = self._beside_graph(stage, rows, size)
+        return self.work(stage, setup) - self._reserved(held + more) + int(held * calibration.rounding(self.backend))
 
     def _loaded(self, stage: Stage, setup: Setup) -> set[str]:
         return {name for part in stage.parts for name in placement.loaded(setup.placement, self.stages, stage, part)}

@@ -77,6 +77,19 @@ def test_a_t2i_adapter_goes_through_the_same_flag(capfd: pytest.CaptureFixture[s
     assert f'ControlNet 0: "Module: none, Model: sketch [{sha256[:8]}], Weight: 0.7' in parameters
 
 
+def test_an_image_for_two_nets_is_saved_once_and_two_of_one_name_twice(
+    here: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    (here / "other").mkdir()
+    Image.new("RGB", (96, 64), (0, 0, 0)).save("other/room.png")
+    nets = ("lines=room.png", "sketch=room.png:0.5", "lines=other/room.png")
+    words = [word for net in nets for word in ("--control", net)]
+    done = sdcli(capfd, "generate", *WORDS, *words, "--save-control", *FAKE)
+    assert done.code == 0 and done.err.count("control image:") == 2, done.err
+    saved = sorted(path.name for path in Path("sdcli-images").glob("control-*"))
+    assert saved == ["control-room-none-64x64-2.png", "control-room-none-64x64.png"]
+
+
 def test_the_plan_counts_it(capfd: pytest.CaptureFixture[str]) -> None:
     plain = sdcli(capfd, "plan", *WORDS, "--as-if", "cuda:8GiB", "--json").json
     plan = sdcli(capfd, "plan", *WORDS, "--control", "lines=room.png", "--as-if", "cuda:8GiB", "--json").json

@@ -32,6 +32,10 @@ def models() -> Iterator[Path]:
         Case("sd15", 512, "drop-encoders", "same", "whole", 1, "like an image"),
         Case("sdxl", 1024, "group-offload", "same", "tile-512", 1, "like an image"),
         Case("sdxl", 1024, "drop-encoders", "same", "tile-512", 1, card.REFINED),
+        Case("sdxl", 1024, "resident", "same", "tile-512", 1, "steered"),
+        Case("sd15", 512, "resident", "same", "tile-512", 4, "adapted"),
+        Case("sdxl", 1024, "drop-encoders", "same", "tile-512", 1, "adapted"),
+        Case("sdxl", 1024, "group-offload", "same", "tile-512", 1, "united"),
     ],
     ids=lambda case: f"{case.shape} {case.setup}",
 )
@@ -47,8 +51,9 @@ def test_each_stage_takes_what_the_plan_says_and_the_planner_asks_for_enough(mod
     assert counted.least <= counted.asked and counted.left == 0
 
 
-def test_a_graph_takes_what_the_plan_says_and_the_planner_asks_for_enough(models: Path) -> None:
-    plan = card.plan_of(Case("sd15", 512, "resident", "same", "whole", 1), models, execution="graph")
+@pytest.mark.parametrize("mode", ["", "steered", "adapted"])
+def test_a_graph_takes_what_the_plan_says_and_the_planner_asks_for_enough(models: Path, mode: str) -> None:
+    plan = card.plan_of(Case("sd15", 512, "resident", "same", "whole", 1, mode), models, execution="graph")
     planned = next(phase.device for phase in plan.footprint.phases if phase.name == "denoise")
     with pretend(Device(total=plan.hardware.total, free=plan.hardware.total), blank=True) as gpu:
         peaks = {event.phase: event.reserved_peak for event in local.run(plan) if isinstance(event, Memory)}

@@ -68,8 +68,8 @@ def test_nets_are_components_and_part_of_the_setup(
     assert plan.footprint.device_peak > plain.footprint.device_peak and plain.setup.adapters == ()
 
 
-@pytest.mark.parametrize("execution", ["graph", "openvino"])
-def test_a_unet_that_was_captured_or_converted_cannot_be_steered(
+@pytest.mark.parametrize("execution", ["openvino"])
+def test_a_unet_that_was_converted_cannot_be_steered(
     tiny_folders: dict[str, Path], nets: dict[str, str], photo: InputImage, execution: str
 ) -> None:
     plan = plan_for(tiny_folders["sd15"], (Control(net=nets["one"], image=photo),))
@@ -175,3 +175,33 @@ def test_memory_may_run_out_while_steered(
         (drawn,) = [event.pixels for event in events if isinstance(event, Decoded)]
         if not drop.changes_pixels:
             assert drawn == plain, number
+
+
+@pytest.mark.parametrize("how", ["one", "two with windows", "ends", "begins", "guessing", "twice"])
+@pytest.mark.parametrize("guidance", ["batched", "in-turn"])
+def test_a_captured_unet_is_steered_to_the_same_pixels_by_one_graph(
+    tiny_folders: dict[str, Path], nets: dict[str, str], photo: InputImage, how: str, guidance: str
+) -> None:
+    """Calls in which nothing acts add zeros; where a net acts only later, the graph is captured once more."""
+    steering, given = asked(nets, photo, how if how in STEERED else "one")
+    window = {"ends": (0.0, 0.5), "begins": (0.5, 1.0)}.get(how, (0.0, 1.0))
+    steering = (replace(steering[0], start=window[0], end=window[1]), *steering[1:])
+    with pretend(device("8GiB", capability="8.6")) as gpu:
+        eager, graph = (
+            on_a_gpu(
+                tiny_folders["sd15"],
+                steering,
+                pins={"execution": execution, "guidance": guidance},
+                seeds=(7, 8),
+                **given,
+            )
+            for execution in ("eager", "graph")
+        )
+        expected = pixels(eager)
+        gpu.restart()
+        assert pixels(graph) == expected and len(expected) == 2
+        assert gpu.traffic.launches["replay"] == sum(
+            (2 if guidance == "in-turn" else 1) * job.all_calls for job in graph.jobs
+        )
+        gc.collect()
+        assert gpu.held() == 0

@@ -31,7 +31,7 @@ from scripts.refined import (
     scheduler_of,
     theirs,
 )
-from sdcli.draw import denoise, encode, local, schedulers
+from sdcli.draw import denoise, local, schedulers
 from sdcli.events import Decoded, Degraded, Denoised, Encoded, EncodedImage, Loaded, Preview, Step
 from sdcli.images.read import InputImage, look
 from sdcli.machine import survey
@@ -164,7 +164,7 @@ def test_no_noise_is_left_wherever_the_refiner_begins(pair: Pair, sampler: str, 
     """Both UNets know the image."""
     config = pair.pipelines[0].scheduler.config
     image = torch.randn((1, 4, 8, 8), generator=torch.Generator().manual_seed(1))
-    plain = encode.Conditioning(guidance=1.0, guided=False, rows={})
+    plain = denoise.Conditioning(guidance=denoise.Guidance(scale=1.0, sides=1), rows={})
     drawing, loop = generators(1), None
     for left, count in ((STEPS - taken, taken), (0, STEPS - taken)):
         scheduler = schedulers.make(sampler, config)

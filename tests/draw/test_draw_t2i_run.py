@@ -169,3 +169,20 @@ def test_what_it_cannot_do_is_refused_before_anything_is_loaded(
     with pytest.raises(Usage, match="not 152×104") as refused:
         plan_for(tiny_folders["sdxl"], steering, width=96, hires=1.6)
     assert refused.value.hint == "--hires 2"
+
+
+@pytest.mark.parametrize(("family", "names"), [("sdxl", ("large",)), ("sd15", ("lines", "sketch"))])
+def test_a_captured_unet_is_steered_to_the_same_pixels(
+    tiny_folders: dict[str, Path], nets: dict[str, str], photo: InputImage, family: str, names: tuple[str, ...]
+) -> None:
+    steering = tuple(
+        Control(net=nets[name], image=photo, start=number / 4, end=0.75) for number, name in enumerate(names)
+    )
+    with pretend(device("8GiB", capability="8.6")) as gpu:
+        drawn = [
+            pixels(on_a_gpu(tiny_folders[family], steering, pins={"execution": execution}))
+            for execution in ("eager", "graph")
+        ]
+        assert drawn[0] == drawn[1] and gpu.traffic.launches["replay"] == 4
+        gc.collect()
+        assert gpu.held() == 0

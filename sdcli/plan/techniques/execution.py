@@ -49,8 +49,8 @@ def illegal(setup: Setup, hardware: Hardware, model: Model) -> str | None:
         return f"execution={setup.execution} prepares one UNet, and a refiner has another"
     if setup.execution == "compile":
         return _compile(setup, hardware)
-    if model.nets and setup.execution in ("graph", "openvino"):
-        return "what ControlNets add to the UNet is not part of what was captured or converted"
+    if model.nets and setup.execution == "openvino":
+        return "what ControlNets add to the UNet is not part of what was converted"
     if setup.execution == "graph":
         return _graph(setup, hardware)
     if hardware.kind != "cpu":
