@@ -3,6 +3,7 @@ diffusers' pipelines on the same components. Damaged image files: an image or a 
 
 from __future__ import annotations
 
+import functools
 import io
 import itertools
 import os
@@ -22,13 +23,14 @@ if str(ROOT) not in sys.path:
 import diffusers  # noqa: E402
 import numpy  # noqa: E402
 import torch  # noqa: E402
+from diffusers.image_processor import VaeImageProcessor  # noqa: E402
 from PIL import Image  # noqa: E402
 from torch import Tensor  # noqa: E402
 
 from scripts import make_checkpoint  # noqa: E402
 from scripts.gpu.inside import pipeline_of  # noqa: E402
 from scripts.refined import OF_FIRST_ORDER, equal, pair_in  # noqa: E402
-from sdcli.draw import control, decode, denoise, encode, images, load, quiet, schedulers  # noqa: E402
+from sdcli.draw import control, decode, denoise, encode, images, load, quiet, schedulers, upscale  # noqa: E402
 from sdcli.draw.denoise import Guidance  # noqa: E402
 from sdcli.draw.encode import Text  # noqa: E402
 from sdcli.draw.start import Begun, begun, enlarged  # noqa: E402
@@ -45,12 +47,12 @@ from sdcli.request.samplers import SAMPLERS, find  # noqa: E402
 NAME = "modes"
 CLAIM = (
     "Image-to-image, repainting (with UNets of four and nine channels), editing (InstructPix2Pix, at image guidance "
-    "1.35, 1.6 and 2) and second passes of tiny SD1.5 and SDXL equal diffusers' pipelines to the bit: fp32, every "
-    "sampler but PNDM, which diffusers starts wrongly in the middle, each at the strengths 0.35, 0.6 and 1. So do "
-    "ControlNets (one, two with windows, guessing, pooled, with an image, with a mask), ControlNet Unions and "
-    "T2I-Adapters. SDXL with its refiner equals its two pipelines wherever these split between steps: every sampler of "
-    "one call a step, after three, six and nine of ten. Ten thousand damaged image files give an image or a typed "
-    "error."
+    "1.35, 1.6 and 2) and second passes (from enlarged latents, and from images that an ESRGAN net enlarged) of tiny "
+    "SD1.5 and SDXL equal diffusers' pipelines to the bit: fp32, every sampler but PNDM, which diffusers starts wrongly "
+    "in the middle, each at the strengths 0.35, 0.6 and 1. So do ControlNets (one, two with windows, guessing, pooled, "
+    "with an image, with a mask), ControlNet Unions and T2I-Adapters. SDXL with its refiner equals its two pipelines "
+    "wherever these split between steps: every sampler of one call a step, after three, six and nine of ten. Ten "
+    "thousand damaged image files give an image or a typed error."
 )
 
 FAMILIES = ("sd15", "sdxl")
@@ -221,6 +223,29 @@ def _equal(own: Tensor, expected: Tensor) -> bool:
     return bool(torch.isfinite(expected).all()) and torch.equal(own, expected)
 
 
+def second_by_model(compared: Compared, sampler: str, strength: float) -> bool:
+    """Decoded, enlarged by an ESRGAN net, resized; theirs with the net in one piece."""
+    vae, latents = compared.pipeline.vae, torch.randn((1, 4, 8, 8), generator=torch.Generator().manual_seed(1))
+    net, small = upscaler(), decode.decode(vae, latents)
+    with torch.no_grad():
+        decoded = vae.decode(latents / vae.config.scaling_factor, return_dict=False)[0]
+    (shown,) = VaeImageProcessor().postprocess(decoded)
+    shares = torch.from_numpy(numpy.array(shown, dtype=numpy.float32) / 255).permute(2, 0, 1)[None]
+    with torch.no_grad():
+        whole = (net(shares)[0].clamp(0, 1).permute(1, 2, 0) * 255).round().to(torch.uint8)
+    image = Image.fromarray(whole.numpy()).resize((96, 128), Image.Resampling.LANCZOS)
+    expected = compared.theirs("image", sampler, image=image, strength=strength)
+    *_, large = upscale.enlarge(net, small, times=1, tile=0)
+    assert isinstance(large, decode.RGBImage)
+    return _equal(compared.ours(sampler, start_of(strength), Canvas(images.lanczos(large, 96, 128))), expected)
+
+
+@functools.cache
+def upscaler() -> upscale.Upscaler:
+    torch.manual_seed(0)
+    return upscale.Upscaler.from_config(make_checkpoint.upscaler_config(tiny=True)).eval()
+
+
 # --- what steers
 
 
@@ -372,7 +397,10 @@ def _our_steered(compared: Compared, made: list[Any], nets: tuple[Net, ...], bes
     return compared.steered(sampler, steering)
 
 
-MODES = {"image-to-image": from_image, "repainting": repainted, "editing": edited, "second pass": second_pass}
+MODES = {
+    "image-to-image": from_image, "repainting": repainted, "editing": edited, "second pass": second_pass,
+    "second pass by a model": second_by_model,
+}  # fmt: skip
 CHANNELS = {"repainting": (4, 9), "editing": (8,)}  # of the UNet, where they are not 4
 
 

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from typing import Any
 
-from sdcli import schema
+from sdcli import schema, sizes
 from sdcli.cli import complete, probing, upscalers
 from sdcli.cli.answer import Answered, bug_of, print_json, say_error, say_note, trace
 from sdcli.cli.ask import added_folders, read_sources
@@ -201,7 +201,7 @@ class Screen:
         pieces = [
             f"{show(plan.model.name, 60)} ×{plan.scale}",
             f"{'cpu' if on_cpu else show(plan.hardware.name, 40)} {plan.setup.dtype}",
-            f"needs {gib(need)} of {gib(free)} free", plan.because,
+            f"needs {sizes.gib(need)} of {sizes.gib(free)} GiB free", plan.because,
         ]  # fmt: skip
         for line in flow(pieces, columns):
             self._say(line)
