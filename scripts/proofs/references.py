@@ -125,7 +125,7 @@ def theirs(
     pipeline: Any, kind: str, texts: tuple[Text, Text], used: Sequence[Reference], sampler: str, *, images: int = 1,
     guidance: float = GUIDANCE, scale: Any = None, **given: Any,
 ) -> Tensor:  # fmt: skip
-    known, (prompt, negative) = find(sampler), texts
+    known, (prompt, negative), before = find(sampler), texts, pipeline.scheduler
     pipeline.scheduler = getattr(diffusers, known.scheduler).from_config(pipeline.scheduler.config, **known.options)
     pipeline.set_ip_adapter_scale(used[0].weight if scale is None else scale)
     given |= {"prompt_embeds": prompt.embeds, "negative_prompt_embeds": negative.embeds}
@@ -144,6 +144,7 @@ def theirs(
         num_inference_steps=STEPS, guidance_scale=guidance, num_images_per_prompt=images, width=64, height=64,
         output_type="latent", generator=generators(images), **given,
     ).images  # fmt: skip
+    pipeline.scheduler = before  # its config would pass this sampler's options on to the next
     return latents
 
 
