@@ -321,8 +321,8 @@ def test_five_hundred_mutated_images_are_read_or_refused_in_bounds(tmp_path: Pat
         data = bytearray(chance.choice(whole))
         for _ in range(chance.choice((1, 1, 1, 2, 8))):
             kind = chance.randrange(4)
-            at = chance.randrange(len(data))
-            if kind == 0:
+            at = chance.randrange(max(1, len(data)))
+            if kind == 0 and data:
                 data[at] = chance.randrange(256)
             elif kind == 1:
                 del data[at : at + chance.randint(1, 40)]
