@@ -48,7 +48,7 @@ NAME = "modes"
 CLAIM = (
     "Image-to-image, repainting (with UNets of four and nine channels), editing (InstructPix2Pix, at image guidance "
     "1.35, 1.6 and 2) and second passes (from enlarged latents, and from images that an ESRGAN net enlarged) of tiny "
-    "SD1.5 and SDXL equal diffusers' pipelines to the bit: fp32, every sampler but PNDM, which diffusers starts wrongly "
+    "SD1.5 and SDXL equal diffusers' pipelines to the bit: fp32, every sampler but PNDM, which diffusers starts wrong "
     "in the middle, each at the strengths 0.35, 0.6 and 1. So do ControlNets (one, two with windows, guessing, pooled, "
     "with an image, with a mask), ControlNet Unions and T2I-Adapters. SDXL with its refiner equals its two pipelines "
     "wherever these split between steps: every sampler of one call a step, after three, six and nine of ten. Ten "
