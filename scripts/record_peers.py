@@ -1,7 +1,7 @@
 """sdcli beside its peers on a CPU, with the same random weights of full size, turn by turn; writes
 docs/benchmarks/cpu.md.
 
-    python -m scripts.record_peers [--only NAME …] [--family sd15|sdxl] [--size WxH] [--mode text|image|control …]
+    python -m scripts.record_peers [--only NAME …] [--family sd15|sdxl] [--size WxH] [--mode NAME …]
                                    [--steps 20] [--turns 3] [--weights FOLDER] [--output FILE] [--from FILE]
 
 A turn is one fresh process of every peer. A peer that is not installed is left out, and the page says so; --list names

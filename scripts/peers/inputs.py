@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 from PIL import Image
 
 from scripts import make_checkpoint
@@ -17,4 +15,8 @@ def write(job: Job, tiny: bool) -> None:
         gradient = Image.linear_gradient("L").resize((job.width, job.height))
         Image.merge("RGB", (gradient, gradient.rotate(90), gradient.rotate(180))).save(job.picture)
     if job.mode == "control" and not (job.net / "config.json").exists():
-        make_checkpoint.write_controlnet_folder(Path(job.net), job.family, tiny=tiny, dtype="fp16")
+        make_checkpoint.write_controlnet_folder(job.net, job.family, tiny=tiny, dtype="fp16")
+    if job.mode == "reference" and not job.adapter.exists():
+        name = "tiny" if tiny else "ViT-bigG" if job.family == "sdxl" else "ViT-H"
+        make_checkpoint.write_image_encoder(job.adapter.parent / "image_encoder", name, dtype="fp16")
+        make_checkpoint.write_ip_adapter(job.adapter, job.family, "plain", encoder=name, tiny=tiny, dtype="fp16")

@@ -132,7 +132,7 @@ def title(case: str) -> str:
     return ", ".join([TITLES[family], size.replace("x", "×"), *[_MODES[name] for name in mode]])
 
 
-_MODES = {"image": f"from an image (strength {STRENGTH})", "control": "with a ControlNet"}
+_MODES = {"image": f"from an image (strength {STRENGTH})", "control": "with a ControlNet", "reference": "like an image"}
 
 
 def _modes(record: Record) -> list[str]:

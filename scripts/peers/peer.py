@@ -12,9 +12,9 @@ from pathlib import Path
 from typing import Any
 
 PROMPT, SEED, GUIDANCE = "a lighthouse on a cliff at dawn", 7, 7.0
-STRENGTH = 0.75
-# From noise; from an image, with STRENGTH; steered by a ControlNet in every step.
-MODES = ("text", "image", "control")
+STRENGTH, WEIGHT = 0.75, 0.6
+# From noise; from an image, with STRENGTH; steered by a ControlNet in every step; like an image, by an IP-Adapter.
+MODES = ("text", "image", "control", "reference")
 
 Said = dict[str, Any]  # what a run tells of itself: see `tell`
 
@@ -41,6 +41,11 @@ class Job:
     def picture(self) -> Path:
         """What is started from, or steers."""
         return Path(self.made) / f"{self.width}x{self.height}.png"
+
+    @property
+    def adapter(self) -> Path:
+        """The IP-Adapter, with its image encoder beside it."""
+        return Path(f"{self.model}-reference") / "ip-adapter.safetensors"
 
     @property
     def net(self) -> Path:

@@ -15,7 +15,20 @@ from typing import Any
 
 from PIL import Image
 
-from scripts.peers.peer import GUIDANCE, MODES, PROMPT, SEED, STRENGTH, Job, Peer, job_from, program, tell, weights_of
+from scripts.peers.peer import (
+    GUIDANCE,
+    MODES,
+    PROMPT,
+    SEED,
+    STRENGTH,
+    WEIGHT,
+    Job,
+    Peer,
+    job_from,
+    program,
+    tell,
+    weights_of,
+)
 
 MODULE = "scripts.peers.with_diffusers"
 PACKAGES = ("torch", "diffusers", "transformers")
@@ -43,6 +56,10 @@ def loaded(kind: Any, job: Job, way: str) -> Any:
         beside["controlnet"] = ControlNetModel.from_pretrained(job.net, torch_dtype=dtype)
     # fp32 is the default and is said all the same: with files in fp16 the text encoders would stay in fp16, and fail.
     pipeline = kind.from_pretrained(job.model, dtype=dtype, **beside)
+    if job.mode == "reference":
+        folder, name = job.adapter.parent, job.adapter.name
+        pipeline.load_ip_adapter(str(folder), subfolder="", weight_name=name, image_encoder_folder="image_encoder")
+        pipeline.set_ip_adapter_scale(WEIGHT)
     if way != "fp32":
         for module in (pipeline.unet, pipeline.vae, *beside.values()):
             module.to(memory_format=torch.channels_last)
@@ -87,6 +104,8 @@ def _of_mode(job: Job) -> dict[str, Any]:
         return size
     with Image.open(job.picture) as picture:
         given = {"image": picture.convert("RGB")}
+    if job.mode == "reference":
+        return {"ip_adapter_image": given["image"], **size}
     return given | ({"strength": STRENGTH} if job.mode == "image" else size)
 
 

@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from scripts.peers.peer import GUIDANCE, MODES, PROMPT, SEED, STRENGTH, Job, Peer, Said, weights_of, without
+from scripts.peers.peer import GUIDANCE, MODES, PROMPT, SEED, STRENGTH, WEIGHT, Job, Peer, Said, weights_of, without
 from sdcli.machine import installation
 
 
@@ -23,6 +23,8 @@ def generate(job: Job, *flags: str) -> list[str]:
 def _of_mode(job: Job) -> list[str]:
     if job.mode == "image":
         return ["--image", str(job.picture), "--strength", str(STRENGTH)]
+    if job.mode == "reference":
+        return ["--reference", f"{job.picture}:{WEIGHT}", "--reference-model", str(job.adapter)]
     return ["--control", f"{job.net}={job.picture}"] if job.mode == "control" else []
 
 
