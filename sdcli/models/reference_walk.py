@@ -14,30 +14,17 @@ from dataclasses import dataclass
 from typing import Any
 
 from sdcli.errors import BadFile
-from sdcli.models.trace import Leaf, Span, Trace, beside_weights, key_of, number, numbers
+from sdcli.models.trace import Leaf, Trace, Traced, key_of, number, numbers
 
 PLAIN, PLUS, FULL = "plain", "plus", "full"
 HEAD = 64  # numbers in a resampler's head, in all of them
 
 
 @dataclass(frozen=True, kw_only=True)
-class AdapterWork:
-    """One call for some images, once with and once without each, if guided."""
+class AdapterWork(Traced):
+    """One call for some images, once with and once without each, if guided. The result is among what is live."""
 
-    parameters: int
-    macs: int
-    peak_elements: int
     kept_elements: int  # keys and values
-    leaves: tuple[Leaf, ...]
-    spans: tuple[Span, ...]
-
-    def activation_peak(self, dtype_bytes: int) -> int:
-        """Live bytes at the worst moment, the result included; weights excluded."""
-        return self.peak_elements * dtype_bytes
-
-    def beside_weights(self, dtype_bytes: int, *, layer: int = 0, row: int = 0) -> int:
-        """The same with weights that come and go: bytes per parameter of the layer that runs, and of those streamed."""
-        return beside_weights(self.spans, dtype_bytes, layer=layer, row=row)
 
 
 def analyse(config: Mapping[str, Any], *, images: int = 1, guided: bool = True) -> AdapterWork:

@@ -13,29 +13,16 @@ from dataclasses import dataclass
 from typing import Any
 
 from sdcli.errors import BadFile, Usage
-from sdcli.models.trace import AT_A_USUAL_SIZE, Leaf, Span, Trace, beside_weights, check_size, key_of, number
+from sdcli.models.trace import AT_A_USUAL_SIZE, Trace, Traced, check_size, key_of, number
 from sdcli.terminal import show
 
 
 @dataclass(frozen=True, kw_only=True)
-class TextEncoder:
+class TextEncoder(Traced):
     """One call over `batch` rows of tokens."""
 
-    parameters: int
-    macs: int
-    peak_elements: int
     hidden: int  # channels of its output
     projection: int  # channels of the pooled output, 0 without a projection
-    leaves: tuple[Leaf, ...]
-    spans: tuple[Span, ...]
-
-    def activation_peak(self, dtype_bytes: int) -> int:
-        """Live bytes at the worst moment; weights excluded."""
-        return self.peak_elements * dtype_bytes
-
-    def beside_weights(self, dtype_bytes: int, *, layer: int = 0, row: int = 0) -> int:
-        """The same with weights that come and go: bytes per parameter of the layer that runs, and of those streamed."""
-        return beside_weights(self.spans, dtype_bytes, layer=layer, row=row)
 
 
 def analyse(config: Mapping[str, Any], *, tokens: int = 77, batch: int = 1) -> TextEncoder:

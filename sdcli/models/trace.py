@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 from itertools import accumulate
 from typing import Any, NamedTuple
 
@@ -179,6 +180,25 @@ def beside_weights(spans: Iterable[Span], size: int, *, layer: int = 0, row: int
     """The most bytes alive at once, with weights that come and go with their layers. `size`: bytes of an element;
     `layer`, `row`: bytes of a parameter of the layer that runs, and of those that are streamed."""
     return max(span.elements * size + span.layer * layer + span.row * row for span in spans)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Traced:
+    """What one call of a component takes."""
+
+    parameters: int
+    macs: int
+    peak_elements: int
+    leaves: tuple[Leaf, ...]
+    spans: tuple[Span, ...]
+
+    def activation_peak(self, dtype_bytes: int) -> int:
+        """Live bytes at the worst moment; weights excluded."""
+        return self.peak_elements * dtype_bytes
+
+    def beside_weights(self, dtype_bytes: int, *, layer: int = 0, row: int = 0) -> int:
+        """The same with weights that come and go: bytes per parameter of the layer that runs, and of those streamed."""
+        return beside_weights(self.spans, dtype_bytes, layer=layer, row=row)
 
 
 def key_of(config: Mapping[str, Any], what: str) -> str:

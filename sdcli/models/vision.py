@@ -13,30 +13,17 @@ from dataclasses import dataclass
 from typing import Any
 
 from sdcli.errors import BadFile
-from sdcli.models.trace import Leaf, Span, Trace, beside_weights, key_of, number
+from sdcli.models.trace import Leaf, Trace, Traced, key_of, number
 
 CLASS = "CLIPVisionModelWithProjection"
 CHANNELS = 3
 
 
 @dataclass(frozen=True, kw_only=True)
-class ImageEncoder:
-    parameters: int
-    macs: int
-    peak_elements: int
+class ImageEncoder(Traced):
     positions: int  # rows of what it makes of an image: one for each patch, and one for all of it
     hidden: int  # numbers in each
     projection: int  # numbers in what it makes of all of it
-    leaves: tuple[Leaf, ...]
-    spans: tuple[Span, ...]
-
-    def activation_peak(self, dtype_bytes: int) -> int:
-        """Live bytes at the worst moment; weights excluded."""
-        return self.peak_elements * dtype_bytes
-
-    def beside_weights(self, dtype_bytes: int, *, layer: int = 0, row: int = 0) -> int:
-        """The same with weights that come and go: bytes per parameter of the layer that runs, and of those streamed."""
-        return beside_weights(self.spans, dtype_bytes, layer=layer, row=row)
 
 
 def analyse(config: Mapping[str, Any], *, states: bool = False) -> ImageEncoder:

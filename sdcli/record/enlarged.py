@@ -14,7 +14,7 @@ from typing import Any
 from sdcli import __version__
 from sdcli.errors import BadFile, ImagesFailed, Interrupted, SdcliError, Terminated, Usage
 from sdcli.events import Degraded, Done, Enlarged, Event, Failed, Memory, Saved
-from sdcli.files import REAL, Files, cannot_write, discard, publish, write_new
+from sdcli.files import REAL, Files, cannot_write
 from sdcli.images.read import WHITE
 from sdcli.models import upscaler_walk
 from sdcli.models.upscaler import PART
@@ -26,16 +26,14 @@ from sdcli.record.metadata.own import EnlargedBy
 from sdcli.record.names import (
     Destination,
     Field,
-    already_there,
     filled,
-    inside,
     next_number,
     parse_template,
     sanitised,
     slug,
     with_copies,
 )
-from sdcli.record.store import MOST_NAMES, path_taken
+from sdcli.record.store import place
 from sdcli.request.upscaling import Enlargement
 from sdcli.terminal import counted, show
 
@@ -92,38 +90,15 @@ class Writer:
 
     def _write(self, job: Enlargement, data: bytes) -> tuple[str, Path]:
         """On an error nothing of this image exists under any name."""
-        destination, files = self.destination, self.files
+        destination = self.destination
         if not self.number and destination.kind == "numbered":
             self.number = next_number(destination.folder)
-        part: Path | None = None
-        try:
-            for attempt, name in enumerate(names(destination, job, self.number)):
-                path = inside(destination.folder, name)
-                ours = name in self.names
-                if destination.kind == "file" and path_taken(path) and not destination.overwrite:
-                    raise already_there(path)  # by another program since this run began
-                if ours or (path_taken(path) and not destination.overwrite):
-                    if attempt > MOST_NAMES:
-                        raise FileExistsError(17, "every name is taken", str(path))
-                    continue
-                if part is None or part.parent != path.parent:
-                    files.make_folder(path.parent)
-                    part = destination.part(job.index, name)
-                    discard(files, part)
-                    write_new(files, part, [data])
-                try:
-                    publish(files, part, path, overwrite=destination.overwrite)
-                except FileExistsError:
-                    continue  # taken this very moment: try the next name
-                part = None
-                files.sync_folder(path.parent)
-                self.names.add(name)
-                self.number += attempt + 1
-                return name, path
-            raise AssertionError("names never end")
-        finally:
-            if part is not None:
-                discard(files, part)
+        ordered = names(destination, job, self.number)
+        name, path, attempt = place(destination, ordered, job.index, data, own=self.names, files=self.files)
+        self.files.sync_folder(path.parent)
+        self.names.add(name)
+        self.number += attempt + 1
+        return name, path
 
 
 def names(destination: Destination, job: Enlargement, number: int = 1) -> Iterator[str]:

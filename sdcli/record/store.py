@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -237,38 +237,17 @@ class RunStore:
 
     def _write(self, event: Decoded, data: bytes, intent: Intent, journal: Journal) -> Written:
         """On OSError nothing of this image exists under any name."""
-        destination, files = self.destination, self.files
-        if not self.number and destination.kind == "numbered":
-            self.number = next_number(destination.folder)
-        part: Path | None = None
-        try:
-            for attempt, name in enumerate(destination.names(event.job, self.number)):
-                path = inside(destination.folder, name)
-                ours = name in self.names  # --overwrite replaces files from before this run, not its own images
-                if destination.kind == "file" and not ours and path_taken(path) and not destination.overwrite:
-                    raise already_there(path)  # by another run since this one began
-                if ours or (path_taken(path) and not destination.overwrite):
-                    if attempt > MOST_NAMES:
-                        raise FileExistsError(17, "every name is taken", str(path))
-                    continue
-                if part is None or part.parent != path.parent:
-                    files.make_folder(path.parent)
-                    part = destination.part(event.index, name)
-                    discard(files, part)
-                    write_new(files, part, [data])
-                journal.append("intent", **schema.to_json(replace(intent, file=name)))
-                try:
-                    publish(files, part, path, overwrite=destination.overwrite)
-                except FileExistsError:
-                    if destination.kind == "file" and not ours:
-                        raise already_there(path) from None
-                    continue  # taken this very moment: try the next name
-                part = None
-                return self._settle(name, path, attempt, intent, journal)
-            raise AssertionError("names never end")
-        finally:
-            if part is not None:
-                discard(files, part)
+        if not self.number and self.destination.kind == "numbered":
+            self.number = next_number(self.destination.folder)
+
+        def announced(name: str) -> None:
+            journal.append("intent", **schema.to_json(replace(intent, file=name)))
+
+        names = self.destination.names(event.job, self.number)
+        name, path, attempt = place(
+            self.destination, names, event.index, data, own=self.names, files=self.files, announced=announced
+        )
+        return self._settle(name, path, attempt, intent, journal)
 
     def _settle(self, name: str, path: Path, attempt: int, intent: Intent, journal: Journal) -> Written:
         """The image has its name; from here on it counts, whatever fails."""
@@ -280,6 +259,43 @@ class RunStore:
         except OSError as error:
             journal_error = error
         return Written(name=name, path=path, journal_error=journal_error)
+
+
+def place(
+    destination: Destination, names: Iterator[str], index: int, data: bytes, *, own: Collection[str], files: Files,
+    announced: Callable[[str], None] = lambda name: None,
+) -> tuple[str, Path, int]:  # fmt: skip
+    """Writes it beside its place, and gives it the first name that is free: that, its path, and how many were taken. A
+    name is `announced` before it appears. On OSError nothing of it exists under any name."""
+    part: Path | None = None
+    try:
+        for attempt, name in enumerate(names):
+            path = inside(destination.folder, name)
+            ours = name in own  # --overwrite replaces files from before this run, not its own images
+            if destination.kind == "file" and not ours and path_taken(path) and not destination.overwrite:
+                raise already_there(path)  # by another run since this one began
+            if ours or (path_taken(path) and not destination.overwrite):
+                if attempt > MOST_NAMES:
+                    raise FileExistsError(17, "every name is taken", str(path))
+                continue
+            if part is None or part.parent != path.parent:
+                files.make_folder(path.parent)
+                part = destination.part(index, name)
+                discard(files, part)
+                write_new(files, part, [data])
+            announced(name)
+            try:
+                publish(files, part, path, overwrite=destination.overwrite)
+            except FileExistsError:
+                if destination.kind == "file" and not ours:
+                    raise already_there(path) from None
+                continue  # taken this very moment: try the next name
+            part = None
+            return name, path, attempt
+        raise AssertionError("names never end")
+    finally:
+        if part is not None:
+            discard(files, part)
 
 
 def path_taken(path: Path) -> bool:
