@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,7 @@ from torch import Tensor
 
 from scripts.gpu.inside import pipeline_of
 from sdcli.draw import local
-from sdcli.events import Event
+from sdcli.events import Decoded, Degraded, Event
 from sdcli.machine import processor
 from sdcli.machine.hardware import Hardware
 from sdcli.models import resolve
@@ -18,6 +19,7 @@ from sdcli.plan.plan import Plan
 from sdcli.plan.planner import make_plan
 from sdcli.request.request import Request
 from sdcli.sizes import GIB
+from tests.pretend_gpu import device, pretend
 
 FAMILIES = ("sd15", "sd2", "sdxl")
 
@@ -62,3 +64,18 @@ class TheTruth:
     def __call__(self, sample: Tensor, timestep: Tensor, **unused: Any) -> tuple[Tensor]:
         share = self.alphas[int(timestep)]
         return ((sample - share.sqrt() * self.image) / (1 - share).sqrt(),)
+
+
+def out_of_memory_at(plan: Plan, number: int, plain: bytes) -> str:
+    """The plan's one image drawn on a pretend GPU whose memory runs out at that allocation, once; the phase in which it
+    did. Nothing is left behind, and where the fallback moves no pixel they are the plain ones."""
+    with pretend(device("8GiB")) as gpu:
+        gpu.fail_at(number)
+        events = [event for event in local.run(plan) if isinstance(event, (Decoded, Degraded))]
+        gc.collect()
+        assert gpu.held() == 0
+    (drop,) = [event for event in events if isinstance(event, Degraded)]
+    (drawn,) = [event.pixels for event in events if isinstance(event, Decoded)]
+    if not drop.changes_pixels:
+        assert drawn == plain, number
+    return drop.phase

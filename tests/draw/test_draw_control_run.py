@@ -10,12 +10,12 @@ from typing import Any
 
 import numpy
 import pytest
-from draw_samples import HARDWARE, request_for
+from draw_samples import HARDWARE, out_of_memory_at, request_for
 
 from scripts import make_checkpoint
 from sdcli.cli import controls
 from sdcli.draw import local
-from sdcli.events import Decoded, Degraded, Denoised, Encoded, Loaded, Step
+from sdcli.events import Decoded, Denoised, Encoded, Loaded, Step
 from sdcli.images.read import InputImage
 from sdcli.machine import survey
 from sdcli.machine.hardware import Hardware
@@ -166,15 +166,7 @@ def test_memory_may_run_out_while_steered(
                 plain = event.pixels
         last = gpu.allocator().requests
     for number in range(encoded + 5, last, (last - encoded) // 3):
-        with pretend(device("8GiB")) as gpu:
-            gpu.fail_at(number)
-            events = [event for event in local.run(plan) if isinstance(event, (Decoded, Degraded))]
-            gc.collect()
-            assert gpu.held() == 0
-        (drop,) = [event for event in events if isinstance(event, Degraded)]
-        (drawn,) = [event.pixels for event in events if isinstance(event, Decoded)]
-        if not drop.changes_pixels:
-            assert drawn == plain, number
+        out_of_memory_at(plan, number, plain)
 
 
 @pytest.mark.parametrize("how", ["one", "two with windows", "ends", "begins", "guessing", "twice"])

@@ -8,12 +8,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from draw_samples import out_of_memory_at
 from test_draw_control_run import on_a_gpu, pixels, plan_for
 
 from scripts import make_checkpoint
 from sdcli.draw import local
 from sdcli.errors import Usage
-from sdcli.events import Decoded, Degraded, Denoised, Encoded, Loaded, Step
+from sdcli.events import Decoded, Denoised, Encoded, Loaded, Step
 from sdcli.images.read import InputImage
 from sdcli.request.request import Control
 from tests.pretend_gpu import device, pretend
@@ -144,15 +145,7 @@ def test_memory_may_run_out_while_steered(
                 plain = event.pixels
         last = gpu.allocator().requests
     for number in range(encoded + 5, last, (last - encoded) // 3):
-        with pretend(device("8GiB")) as gpu:
-            gpu.fail_at(number)
-            events = [event for event in local.run(plan) if isinstance(event, (Decoded, Degraded))]
-            gc.collect()
-            assert gpu.held() == 0
-        (drop,) = [event for event in events if isinstance(event, Degraded)]
-        (drawn,) = [event.pixels for event in events if isinstance(event, Decoded)]
-        if not drop.changes_pixels:
-            assert drawn == plain, number
+        out_of_memory_at(plan, number, plain)
 
 
 def test_what_it_cannot_do_is_refused_before_anything_is_loaded(
