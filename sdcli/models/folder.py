@@ -88,6 +88,8 @@ def read(
 
 
 def _kind(family: str, unet: Mapping[str, Any]) -> str:
+    if not find(family).repainting:  # the built-in model's latents have eight channels
+        return family
     variant = next((name for name in TRAINED_TO if unet.get("in_channels") == channels_of(family + name)), "")
     return family + variant
 

@@ -88,9 +88,18 @@ class Model:
     @property
     def sees_mask(self) -> bool:
         """Whether its UNet was trained to repaint: beside latents it sees a mask and the latents around it."""
-        return bool(self.components["unet"].config.get("in_channels") == 9)
+        return self._sees == 2 * self._latents + 1
 
     @property
     def edits(self) -> bool:
         """Whether its UNet was trained to change an image as it is told to: beside latents it sees the image's."""
-        return bool(self.components["unet"].config.get("in_channels") == 8)
+        return self._sees == 2 * self._latents
+
+    @property
+    def _sees(self) -> int:
+        return int(self.components["unet"].config.get("in_channels", 4))
+
+    @property
+    def _latents(self) -> int:
+        """Channels."""
+        return int(self.components["vae"].config.get("latent_channels", 4))
