@@ -150,14 +150,19 @@ def plan_again(planned: PlannedRun, typed: Mapping[str, Any]) -> PlannedRun:
     model = find_model(read_sources(config.from_flags(typed)))
     _check_sampler(before.request.sampler, model)
     model, _ = adapters.with_vae(before.request, model, added_folders())
-    model = upscalers.made_again(before.model, controls.made_again(before.model, model))
-    model = refiners.made_again(before.model, model)
+    model = _with_beside(before.model, model)
     plan = _planned(
         before.request, model, before.hardware, remembered(before.hardware), origins=before.origins,
         jobs=before.jobs, version=__version__, adapters=before.setup.adapters, more=planned.later is not None,
     )  # fmt: skip
     more = tuple(warning for warning in before.warnings if warning not in plan.warnings)
     return replace(planned, plan=replace(plan, warnings=(*plan.warnings, *more)))
+
+
+def _with_beside(before: Model, model: Model) -> Model:
+    """A model whose files were read anew, with what was planned for beside its own components."""
+    beside = {name: part for name, part in before.components.items() if name not in model.components}
+    return replace(model, components={**model.components, **beside}, refiner=before.refiner)
 
 
 def read_sources(flags: Mapping[str, Any]) -> Sources:

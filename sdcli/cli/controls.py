@@ -133,12 +133,6 @@ def same_nets(jobs: Iterable[Job], first: Sequence[Job], asked: Sequence[Job], m
         yield _named(job, known, model)
 
 
-def made_again(before: Model, model: Model) -> Model:
-    """A model whose files were read anew, with what was planned for beside its own components."""
-    beside = {name: part for name, part in before.components.items() if name not in model.components}
-    return replace(model, components={**model.components, **beside})
-
-
 def _adapter(net: ControlNet) -> Adapter:
     whole = cache.sha256_of_all(net.component.files, memories.store("hashes"))
     kind = "t2i-adapter" if net.part == "t2i_adapter" else "controlnet"

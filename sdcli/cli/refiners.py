@@ -60,12 +60,6 @@ def named(jobs: Iterable[Job], refiner: Model | None) -> Iterator[Job]:
         yield job if refiner is None or refined is None else replace(job, refined=replace(refined, model=refiner.name))
 
 
-def made_again(before: Model, model: Model) -> Model:
-    """A base whose files were read anew, with the refiner that was planned for."""
-    own = {name: part for name, part in before.components.items() if name.startswith(REFINER)}
-    return replace(model, components={**model.components, **own}, refiner=before.refiner)
-
-
 def _named(text: str, folders: tuple[Path, ...], offline: bool) -> Model:
     """As -m takes it, or `owner/name@commit`; of what the Hub's cache holds, its name alone is enough."""
     hub = hub_cache.folder(os.environ)

@@ -60,12 +60,6 @@ def _naming(jobs: Iterable[Job], known: dict[str, tuple[str, str]]) -> Iterator[
             yield job
 
 
-def made_again(before: Model, model: Model) -> Model:
-    """A model whose files were read anew, with the upscalers that were planned for."""
-    kept = {name: before.components[name] for name in before.upscalers}
-    return replace(model, components={**model.components, **kept})
-
-
 def located(name: str, where: tuple[SearchFolder, ...]) -> Path:
     path = Path(name).expanduser()
     if not path.exists() and (near := nearest(name.casefold(), UPSCALERS, 1, LIKELY)):

@@ -109,8 +109,8 @@ class Shown:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Control(Shown):
-    """A ControlNet and what it is to do."""
+class Called:
+    """A net that is called beside the UNet."""
 
     net: Any  # through embedded_once
     guess: bool = False  # the prompts' side of guidance alone is steered, most of all where the UNet is deepest
@@ -120,17 +120,24 @@ class Control(Shown):
         """A net that tells what an image is like, but not where, was trained for the prompts' side."""
         return self.guess or bool(self.net.config.global_pool_conditions)
 
+    def _outputs(self, at: At, **given: Any) -> Iterator[Tensor]:
+        down, mid = self.net(
+            at.sample, at.timestep, guess_mode=self.one_sided, return_dict=False, **given, **at.given
+        )  # fmt: skip
+        yield from down
+        yield mid
+
+
+@dataclass(frozen=True, kw_only=True)
+class Control(Called, Shown):
+    """A ControlNet and what it is to do."""
+
     @property
     def images(self) -> tuple[Tensor, ...]:
         return (self.image,)
 
     def outputs(self, hints: Sequence[Tensor], at: At) -> Iterator[Tensor]:
-        down, mid = self.net(
-            at.sample, at.timestep, controlnet_cond=hints[0], conditioning_scale=self.weight,
-            guess_mode=self.one_sided, return_dict=False, **at.given,
-        )  # fmt: skip
-        yield from down
-        yield mid
+        return self._outputs(at, controlnet_cond=hints[0], conditioning_scale=self.weight)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -141,13 +148,11 @@ class Told(Shown):
 
 
 @dataclass(frozen=True, kw_only=True)
-class United:
+class United(Called):
     """A ControlNet Union: one net, and one call, for all of its images. It acts as long as one of them does: the
     others have no weight then."""
 
-    net: Any  # through embedded_once
     told: tuple[Told, ...]
-    guess: bool = False
     kinds: Tensor | None = None  # which there are among the images: a row of ones and zeros
 
     def acts(self, call: int, calls: int) -> bool:
@@ -159,23 +164,16 @@ class United:
         return replace(self, told=tuple(one.to(like) for one in self.told), kinds=kinds.to(like))
 
     @property
-    def one_sided(self) -> bool:
-        return self.guess or bool(self.net.config.global_pool_conditions)
-
-    @property
     def images(self) -> tuple[Tensor, ...]:
         return tuple(one.image for one in self.told)
 
     def outputs(self, hints: Sequence[Tensor], at: At) -> Iterator[Tensor]:
         assert self.kinds is not None
         weights = [one.weight if one.acts(at.call, at.calls) else 0.0 for one in self.told]
-        down, mid = self.net(
-            at.sample, at.timestep, controlnet_cond=list(hints), control_type=self.kinds.expand(len(at.sample), -1),
+        return self._outputs(
+            at, controlnet_cond=list(hints), control_type=self.kinds.expand(len(at.sample), -1),
             control_type_idx=[one.shows for one in self.told], conditioning_scale=weights,
-            guess_mode=self.one_sided, return_dict=False, **at.given,
         )  # fmt: skip
-        yield from down
-        yield mid
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -84,11 +84,11 @@ def rename(component: str, names: Iterable[str]) -> dict[str, Origin]:
     names, component = list(names), role(component)
     if component == "unet":
         return _unet(_bare(names, UNET, "unet.", "diffusion_model."))
-    if component.startswith("t2i_adapter"):
+    if component == "t2i_adapter":
         return _t2i_adapter(names)
-    if component.startswith("controlnet"):
+    if component in ("controlnet", "controlnet_union"):
         return _controlnet(_bare(names, CONTROL))
-    if component.startswith("upscaler"):
+    if component == "upscaler":
         return _upscaler(names)
     if component == "vae":
         return _vae(_bare(names, VAE, "vae."))

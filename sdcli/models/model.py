@@ -78,7 +78,7 @@ class Model:
     @property
     def upscalers(self) -> tuple[str, ...]:
         """The components that enlarge images, beside the model's own."""
-        return tuple(name for name in self.components if name.startswith("upscaler"))
+        return tuple(name for name in self.components if role(name) == "upscaler")
 
     @property
     def edm(self) -> bool:

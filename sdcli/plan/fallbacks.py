@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from dataclasses import replace
 
-from sdcli.models.upscaler_walk import TILES
 from sdcli.plan.footprint import Sizes
 from sdcli.plan.legality import legal
 from sdcli.plan.pins import BY_SLOT, read_pins
@@ -14,6 +13,7 @@ from sdcli.plan.stages import stages
 from sdcli.plan.techniques import TECHNIQUES
 from sdcli.plan.techniques import vae as vae_technique
 from sdcli.plan.techniques.execution import layer_by_layer
+from sdcli.plan.upscaler_tile import smaller_tiles
 
 FIXED = ("dtype", "storage", "attention", "execution")  # changing these needs other weights, or draws another image
 ONE_WAY = ("vae", "guidance")  # a fallback never takes back the memory saved here
@@ -102,12 +102,9 @@ def after_out_of_memory(plan: Plan, batch: int, current: Setup, phase: str) -> t
 
 def _smaller_tiles(plan: Plan, current: Setup, needs: Callable[[Setup], int]) -> Iterable[Fallback]:
     """What was drawn is enlarged again in tiles half as large, and so on; nothing else changes."""
-    least = needs(current)
-    for tile in TILES:
+    for tile in smaller_tiles(current.upscaler_tile, lambda one: needs(replace(current, upscaler_tile=one))):
         setup = replace(current, upscaler_tile=tile)
-        if (not current.upscaler_tile or tile < current.upscaler_tile) and needs(setup) < least:
-            least = needs(setup)
-            yield Fallback(setup=setup, device_peak=least, changes_pixels=changes_pixels(current, setup))
+        yield Fallback(setup=setup, device_peak=needs(setup), changes_pixels=changes_pixels(current, setup))
 
 
 def _decoders(plan: Plan, current: Setup, needs: Callable[[Setup], int]) -> Iterable[Fallback]:

@@ -43,8 +43,7 @@ class Stage:
     name: str
     work: WorkKind
     parts: tuple[str, ...]
-    beside: tuple[str, ...] = ()  # more of them, at work in the same moment
-    shown: tuple[Shown, ...] = ()  # to those
+    shown: tuple[Shown, ...] = ()  # to nets that steer it
     shape: Shape
     steps: int = 0  # UNet calls, guidance's sides counted as one
     file_pixels: int = 0  # of the largest image file that is read or put back into
@@ -55,6 +54,11 @@ class Stage:
     def ahead(self) -> bool:
         """Whether it is done for many batches before any of them continues: encoded prompts are small."""
         return self.work in ("text", "reference")
+
+    @property
+    def beside(self) -> tuple[str, ...]:
+        """More components, at work in the same moment: those that images are shown to."""
+        return tuple(dict.fromkeys(each.part for each in self.shown))
 
     @property
     def called(self) -> tuple[str, ...]:
@@ -105,12 +109,11 @@ def stages(model: Model, batch: Sequence[Job], *, alone: bool = False) -> tuple[
     seen = [one.image.width * one.image.height for job in batch for one in job.references]
     read = {"encode-reference": seen, "encode-image": files, "decode": whole}
     shown = _shown(batch)
-    nets = tuple(dict.fromkeys(each.part for each in shown))
     return tuple(
         replace(
             stage, file_pixels=max(read.get(stage.name, ()), default=0),
             references=len(first.references) if stage.work == "reference" or stage.steered else 0,
-            beside=nets if stage.steered else (), shown=shown if stage.steered else (),
+            shown=shown if stage.steered else (),
         )
         for stage in made
     )  # fmt: skip

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 
-from sdcli.models.upscaler_walk import TILES
+from sdcli.models.upscaler_walk import TILES, WHOLE
 from sdcli.plan.forecast import Forecast
 from sdcli.plan.plan import Budget, Decision, Setup
 from sdcli.plan.techniques.technique import gib
 
 STAGE, SLOT = "upscale", "upscaler_tile"
-WHOLE = 0
 
 
 def settled(setup: Setup, forecast: Forecast, limits: Budget) -> Setup:
@@ -25,6 +25,15 @@ def no_larger(setup: Setup, than: Setup) -> Setup:
     """With the tile of another setup, unless its own is smaller: a fallback that need not move pixels does not."""
     smaller = setup.upscaler_tile and (not than.upscaler_tile or setup.upscaler_tile < than.upscaler_tile)
     return setup if smaller else replace(setup, upscaler_tile=than.upscaler_tile)
+
+
+def smaller_tiles(tile: int, needs: Callable[[int], int]) -> Iterator[int]:
+    """The tiles below it, those that need less, each than the one before."""
+    least = needs(tile)
+    for one in TILES:
+        if (tile == WHOLE or one < tile) and (needed := needs(one)) < least:
+            least = needed
+            yield one
 
 
 def _over(setup: Setup, forecast: Forecast, limits: Budget) -> int:

@@ -2,24 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from sdcli.errors import DoesNotFit, Usage
 from sdcli.machine.hardware import Hardware
 from sdcli.models import upscaler, upscaler_walk
 from sdcli.models.model import BYTES, Model
-from sdcli.models.upscaler_walk import TILES, Enlarged
+from sdcli.models.upscaler_walk import TILES, WHOLE, Enlarged
 from sdcli.plan import calibration
 from sdcli.plan.footprint import upscaling
 from sdcli.plan.forecast import budget
 from sdcli.plan.plan import Adapter, Budget, Footprint, Phase, Setup
 from sdcli.plan.techniques import dtype
 from sdcli.plan.techniques.technique import gib
+from sdcli.plan.upscaler_tile import smaller_tiles
 from sdcli.request.upscaling import Enlargement
 
 LOAD, UPSCALE, SAVE = "load", "upscale", "save"
-WHOLE = 0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,22 +60,12 @@ def make_upscale_plan(
     needs = {one: _footprint(jobs, model, hardware, replace(start, upscaler_tile=one)) for one in tiles}
     chosen = next((one for one in tiles if _over(needs[one], limits, hardware) <= 0), tiles[-1])
     setup = replace(start, upscaler_tile=chosen)
-    smaller = _smaller(chosen, lambda one: _working(jobs, model, hardware, replace(start, upscaler_tile=one)))
+    below = smaller_tiles(chosen, lambda one: _working(jobs, model, hardware, replace(start, upscaler_tile=one)))
     return UpscalePlan(
         fits=_over(needs[chosen], limits, hardware) <= 0, model=model, hardware=hardware, budget=limits, setup=setup,
         jobs=tuple(jobs), footprint=needs[chosen], because=_because(chosen, tile, needs, limits, hardware),
-        fallbacks=smaller, falls_back=fallback, max_vram=max_vram,
+        fallbacks=tuple(below), falls_back=fallback, max_vram=max_vram,
     )  # fmt: skip
-
-
-def _smaller(chosen: int, work: Callable[[int], int]) -> tuple[int, ...]:
-    """The tiles that need less, each than the one before."""
-    tiles, least = [], work(chosen)
-    for one in TILES:
-        if (not chosen or one < chosen) and work(one) < least:
-            tiles.append(one)
-            least = work(one)
-    return tuple(tiles)
 
 
 def _working(jobs: Sequence[Enlargement], model: Model, hardware: Hardware, setup: Setup) -> int:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from sdcli.machine.hardware import Hardware
-from sdcli.models.model import Model
+from sdcli.models.model import Model, role
 from sdcli.plan.plan import Setup
 from sdcli.plan.stages import Stage, parts_ahead, parts_of
 from sdcli.plan.techniques.technique import Situation, Technique, gib
@@ -33,7 +33,7 @@ def loaded(choice: str, stages: Sequence[Stage], stage: Stage, part: str) -> tup
 
 def streamed(choice: str, part: str) -> bool:
     """Whether a component's weights reach the device a layer at a time."""
-    return choice == "group-offload" and part != "vae" and not part.startswith("upscaler")
+    return choice == "group-offload" and role(part) not in ("vae", "upscaler")
 
 
 def illegal(setup: Setup, hardware: Hardware, model: Model) -> str | None:
