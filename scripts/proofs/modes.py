@@ -111,8 +111,12 @@ class Compared:
         return Text(embeds, torch.randn((1, width), generator=generator))
 
     def theirs(self, mode: str, sampler: str, count: int = 1, **given: Any) -> Any:
+        return self.by(PIPELINES[mode][self.family], {}, sampler, count, **given)
+
+    def by(self, kind: Any, parts: Mapping[str, Any], sampler: str, count: int = 1, **given: Any) -> Any:
+        """Drawn by another of diffusers' pipelines, on the same components and more `parts`."""
         known, (prompt, negative) = find(sampler), (self.text(1), self.text(2))
-        other = PIPELINES[mode][self.family].from_pipe(self.pipeline)
+        other = kind.from_pipe(self.pipeline, **parts)
         other.scheduler = getattr(diffusers, known.scheduler).from_config(other.scheduler.config, **known.options)
         other.set_progress_bar_config(disable=True)
         given = {"prompt_embeds": prompt.embeds, "negative_prompt_embeds": negative.embeds, **given}
@@ -324,7 +328,7 @@ def _their_steered(compared: Compared, made: list[Any], nets: tuple[Net, ...], b
     given: dict[str, Any] = {"width": 64, "height": 64}
     if kind == "t2i":
         given |= {"image": images[0], "adapter_conditioning_scale": weights[0]}
-        return _their_latents(compared, CONTROLLED["t2i"][compared.family], {"adapter": made[0]}, sampler, given)
+        return compared.by(CONTROLLED["t2i"][compared.family], {"adapter": made[0]}, sampler, **given)
     started = {"image": picture(), "strength": 0.6} if beside in ("image", "mask") else {}
     name = "control_image" if started or kind == "union" else "image"
     each: dict[str, Any] = {
@@ -338,30 +342,7 @@ def _their_steered(compared: Compared, made: list[Any], nets: tuple[Net, ...], b
     mask = {"mask_image": mask_picture()} if beside == "mask" else {}
     pipeline = CONTROLLED["text" if beside == "guess" else beside]["union" if kind == "union" else compared.family]
     given |= {**started, **mask, **each, "guess_mode": beside == "guess"}
-    return _their_latents(compared, pipeline, {"controlnet": made[0] if len(made) == 1 else made}, sampler, given)
-
-
-def _their_latents(
-    compared: Compared, kind: Any, parts: Mapping[str, Any], sampler: str, given: Mapping[str, Any]
-) -> Tensor:  # fmt: skip
-    known, (prompt, negative) = find(sampler), (compared.text(1), compared.text(2))
-    other = kind.from_pipe(compared.pipeline, **parts)
-    other.scheduler = getattr(diffusers, known.scheduler).from_config(
-        compared.pipeline.scheduler.config, **known.options
-    )
-    other.set_progress_bar_config(disable=True)
-    texts = {"prompt_embeds": prompt.embeds, "negative_prompt_embeds": negative.embeds}
-    if prompt.pooled is not None:
-        texts |= {"pooled_prompt_embeds": prompt.pooled, "negative_pooled_prompt_embeds": negative.pooled}
-    latents: Tensor = other(
-        num_inference_steps=STEPS,
-        guidance_scale=GUIDANCE,
-        generator=generators(1),
-        output_type="latent",
-        **texts,
-        **given,
-    ).images
-    return latents
+    return compared.by(pipeline, {"controlnet": made[0] if len(made) == 1 else made}, sampler, **given)
 
 
 def _our_steered(compared: Compared, made: list[Any], nets: tuple[Net, ...], beside: str, sampler: str) -> Tensor:

@@ -6,18 +6,20 @@ import gc
 from pathlib import Path
 from typing import Any
 
+import diffusers
 import torch
 from torch import Tensor
 
 from scripts.gpu.inside import pipeline_of
 from sdcli.draw import local
-from sdcli.events import Decoded, Degraded, Event
+from sdcli.events import Decoded, Degraded, Encoded, Event
 from sdcli.machine import processor
 from sdcli.machine.hardware import Hardware
 from sdcli.models import resolve
 from sdcli.plan.plan import Plan
 from sdcli.plan.planner import make_plan
 from sdcli.request.request import Request
+from sdcli.request.samplers import find
 from sdcli.sizes import GIB
 from tests.pretend_gpu import device, pretend
 
@@ -79,3 +81,31 @@ def out_of_memory_at(plan: Plan, number: int, plain: bytes) -> str:
     if not drop.changes_pixels:
         assert drawn == plain, number
     return drop.phase
+
+
+def drawn_by_diffusers(
+    kind: Any, pipeline: Any, parts: dict[str, Any], sampler: str, images: int = 1, **given: Any
+) -> Tensor:  # fmt: skip
+    """Latents by another of diffusers' pipelines, on the components of this one and more `parts`."""
+    known, other = find(sampler), kind.from_pipe(pipeline, **parts)
+    other.scheduler = getattr(diffusers, known.scheduler).from_config(pipeline.scheduler.config, **known.options)
+    other.set_progress_bar_config(disable=True)
+    latents: Tensor = other(
+        num_images_per_prompt=images, width=64, height=64, output_type="latent",
+        generator=[torch.Generator("cpu").manual_seed(7 + number) for number in range(images)], **given,
+    ).images  # fmt: skip
+    return latents
+
+
+def out_of_memory_while_drawing(plan: Plan) -> None:
+    """At three allocations between encoding the prompt and the end."""
+    encoded, plain = 0, b""
+    with pretend(device("8GiB")) as gpu:
+        for event in local.run(plan):
+            if isinstance(event, Encoded):
+                encoded = gpu.allocator().requests
+            if isinstance(event, Decoded):
+                plain = event.pixels
+        last = gpu.allocator().requests
+    for number in range(encoded + 5, last, (last - encoded) // 3):
+        out_of_memory_at(plan, number, plain)

@@ -12,7 +12,7 @@ import numpy
 import pytest
 import torch
 from diffusers import ControlNetModel
-from draw_samples import diffusers_pipelines, plan_for
+from draw_samples import diffusers_pipelines, drawn_by_diffusers, plan_for
 from PIL import Image
 from test_draw_load import component, same
 from torch import Tensor
@@ -29,7 +29,7 @@ from sdcli.draw.start import begun
 from sdcli.images.canvas import Canvas
 from sdcli.models import controlnet
 from sdcli.request.request import Repaint, Start, steps_taken
-from sdcli.request.samplers import SAMPLERS, find
+from sdcli.request.samplers import SAMPLERS
 
 STEPS, GUIDANCE = 3, 5.0
 THREE = ["Euler a", "DPM++ 2M Karras", "Heun"]
@@ -124,11 +124,7 @@ def theirs(
     pipeline: Any, kind: Any, nets: dict[tuple[str, str], Any], family: str, sampler: str, used: Sequence[Used],
     images: int = 1, guidance: float = GUIDANCE, **given: Any,
 ) -> Tensor:  # fmt: skip
-    known = find(sampler)
     controlnets = [nets[family, one.net] for one in used]
-    other = kind.from_pipe(pipeline, controlnet=controlnets[0] if len(used) == 1 else controlnets)
-    other.scheduler = getattr(diffusers, known.scheduler).from_config(pipeline.scheduler.config, **known.options)
-    other.set_progress_bar_config(disable=True)
     each: dict[str, Any] = {
         ("image" if kind in TEXT.values() else "control_image"): [one.image for one in used],
         "controlnet_conditioning_scale": [one.weight for one in used],
@@ -137,12 +133,10 @@ def theirs(
     }
     if len(used) == 1:
         each = {name: values[0] for name, values in each.items()}
-    latents: Tensor = other(
-        num_inference_steps=STEPS, guidance_scale=guidance, num_images_per_prompt=images, guess_mode=used[0].guess,
-        width=64, height=64, output_type="latent",
-        generator=[torch.Generator("cpu").manual_seed(7 + number) for number in range(images)], **each, **given,
-    ).images  # fmt: skip
-    return latents
+    return drawn_by_diffusers(
+        kind, pipeline, {"controlnet": controlnets[0] if len(used) == 1 else controlnets}, sampler, images,
+        num_inference_steps=STEPS, guidance_scale=guidance, guess_mode=used[0].guess, **each, **given,
+    )  # fmt: skip
 
 
 def ours(

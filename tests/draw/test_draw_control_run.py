@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy
 import pytest
-from draw_samples import HARDWARE, out_of_memory_at, request_for
+from draw_samples import HARDWARE, out_of_memory_while_drawing, request_for
 
 from scripts import make_checkpoint
 from sdcli.cli import controls
@@ -156,17 +156,9 @@ def test_memory_may_run_out_while_steered(
     tiny_folders: dict[str, Path], nets: dict[str, str], photo: InputImage
 ) -> None:
     steering, given = asked(nets, photo, "two with windows")
-    encoded, plain = 0, b""
-    with pretend(device("8GiB")) as gpu:
+    with pretend(device("8GiB")):
         plan = on_a_gpu(tiny_folders["sd15"], steering, **given)
-        for event in local.run(plan):
-            if isinstance(event, Encoded):
-                encoded = gpu.allocator().requests
-            if isinstance(event, Decoded):
-                plain = event.pixels
-        last = gpu.allocator().requests
-    for number in range(encoded + 5, last, (last - encoded) // 3):
-        out_of_memory_at(plan, number, plain)
+    out_of_memory_while_drawing(plan)
 
 
 @pytest.mark.parametrize("how", ["one", "two with windows", "ends", "begins", "guessing", "twice"])

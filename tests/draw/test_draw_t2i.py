@@ -11,6 +11,7 @@ import diffusers
 import pytest
 import torch
 from diffusers import MultiAdapter, T2IAdapter
+from draw_samples import drawn_by_diffusers
 from test_draw_control import Used as Net
 from test_draw_control import control_of, control_picture, given_texts, ours
 from test_draw_load import component, same
@@ -83,19 +84,13 @@ class Used:
 def theirs(
     pipeline: Any, adapters: Adapters, family: str, sampler: str, used: Sequence[Used], images: int = 1, **given: Any
 ) -> Tensor:
-    known, each = find(sampler), [adapters[family, one.name] for one in used]
-    other = TEXT[family].from_pipe(pipeline, adapter=each[0] if len(used) == 1 else MultiAdapter(each))
-    other.scheduler = getattr(diffusers, known.scheduler).from_config(pipeline.scheduler.config, **known.options)
-    other.set_progress_bar_config(disable=True)
-    several = len(used) > 1
-    latents: Tensor = other(
+    each, several = [adapters[family, one.name] for one in used], len(used) > 1
+    return drawn_by_diffusers(
+        TEXT[family], pipeline, {"adapter": MultiAdapter(each) if several else each[0]}, sampler, images,
         image=[one.image for one in used] if several else used[0].image,
         adapter_conditioning_scale=[one.weight for one in used] if several else used[0].weight,
-        num_inference_steps=STEPS, num_images_per_prompt=images, width=64, height=64, output_type="latent",
-        generator=[torch.Generator("cpu").manual_seed(7 + number) for number in range(images)],
-        **{"guidance_scale": GUIDANCE, **given},
-    ).images  # fmt: skip
-    return latents
+        num_inference_steps=STEPS, **{"guidance_scale": GUIDANCE, **given},
+    )  # fmt: skip
 
 
 def drawn(

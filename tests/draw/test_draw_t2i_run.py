@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from draw_samples import out_of_memory_at
+from draw_samples import out_of_memory_while_drawing
 from test_draw_control_run import on_a_gpu, pixels, plan_for
 
 from scripts import make_checkpoint
@@ -135,17 +135,9 @@ def test_memory_may_run_out_while_steered(
     photo: InputImage,
 ) -> None:
     steering, given = asked(nets, photo, "two")
-    encoded, plain = 0, b""
-    with pretend(device("8GiB")) as gpu:
+    with pretend(device("8GiB")):
         plan = on_a_gpu(tiny_folders["sd15"], steering, **given)
-        for event in local.run(plan):
-            if isinstance(event, Encoded):
-                encoded = gpu.allocator().requests
-            if isinstance(event, Decoded):
-                plain = event.pixels
-        last = gpu.allocator().requests
-    for number in range(encoded + 5, last, (last - encoded) // 3):
-        out_of_memory_at(plan, number, plain)
+    out_of_memory_while_drawing(plan)
 
 
 def test_what_it_cannot_do_is_refused_before_anything_is_loaded(

@@ -11,6 +11,7 @@ import diffusers
 import numpy
 import pytest
 import torch
+from draw_samples import drawn_by_diffusers
 from test_draw_control import Used as Net
 from test_draw_control import control_of, control_picture, given_texts, ours
 from test_draw_control_run import on_a_gpu, pixels, plan_for
@@ -27,7 +28,7 @@ from sdcli.images.canvas import Canvas
 from sdcli.images.control import SHOWN
 from sdcli.images.read import InputImage
 from sdcli.request.request import Control, Repaint
-from sdcli.request.samplers import SAMPLERS, find
+from sdcli.request.samplers import SAMPLERS
 from tests.pretend_gpu import device, pretend
 
 STEPS, GUIDANCE = 3, 5.0
@@ -82,19 +83,13 @@ def united(net: Any, used: Sequence[Used], guess: bool = False) -> United:
 def theirs(
     pipeline: Any, kind: Any, net: Any, sampler: str, used: Sequence[Used], images: int = 1, **given: Any
 ) -> Tensor:
-    known = find(sampler)
-    other = kind.from_pipe(pipeline, controlnet=net)
-    other.scheduler = getattr(diffusers, known.scheduler).from_config(pipeline.scheduler.config, **known.options)
-    other.set_progress_bar_config(disable=True)
-    latents: Tensor = other(
+    return drawn_by_diffusers(
+        kind, pipeline, {"controlnet": net}, sampler, images,
         control_image=[control_picture(one.seed) for one in used], control_mode=[SHOWN[one.shows] for one in used],
         controlnet_conditioning_scale=[one.weight for one in used],
         control_guidance_start=[one.start for one in used], control_guidance_end=[one.end for one in used],
-        num_inference_steps=STEPS, num_images_per_prompt=images, width=64, height=64, output_type="latent",
-        generator=[torch.Generator("cpu").manual_seed(7 + number) for number in range(images)],
-        **{"guidance_scale": GUIDANCE, **given},
-    ).images  # fmt: skip
-    return latents
+        num_inference_steps=STEPS, **{"guidance_scale": GUIDANCE, **given},
+    )  # fmt: skip
 
 
 TWO = (Used("canny", end=0.7), Used("depth", seed=2, weight=0.5))
