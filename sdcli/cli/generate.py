@@ -59,7 +59,11 @@ def command() -> Callable[..., None]:
 
 
 def _generate(typed: dict[str, Any]) -> None:
-    planned = plan_with_model(typed)
+    raise Answered(draw(plan_with_model(typed), typed))
+
+
+def draw(planned: PlannedRun, typed: dict[str, Any]) -> int:
+    """One run, from its plan to the last word on the screen; its exit code."""
     plan = planned.plan
     if not plan.fits:
         raise refused(plan)
@@ -86,7 +90,7 @@ def _generate(typed: dict[str, Any]) -> None:
         say_error(from_json(dict(finished.error)))  # the first error is the run's
     if error is not None and typed.get("debug"):
         trace(error)
-    raise Answered(finished.exit_code)
+    return finished.exit_code
 
 
 def _recorded(
