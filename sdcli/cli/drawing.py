@@ -10,11 +10,11 @@ from collections import deque
 from collections.abc import Collection, Iterator
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 from sdcli import events
 from sdcli.cli import builtin, plan_screen, remembering
-from sdcli.cli.answer import Answered, bug_of, say_error, say_note, trace
+from sdcli.cli.answer import bug_of, say_error, say_note, trace
 from sdcli.cli.ask import PlannedRun
 from sdcli.cli.ending import check, over
 from sdcli.errors import (
@@ -47,8 +47,8 @@ from sdcli.terminal import StdoutLost, is_terminal, put, say, show, speaks_unico
 def draw(
     typed: dict[str, Any], planned: PlannedRun, destination: names.Destination, screen: Screen,
     before: runs.Recovered | None = None,
-) -> NoReturn:  # fmt: skip
-    """`before`: what of the run is there already, where it goes on."""
+) -> int:  # fmt: skip
+    """Its exit code. `before`: what of the run is there already, where it goes on."""
     plan, around = planned.plan, environment(planned.plan.hardware)
     done = before.done if before is not None else {}
     journal = runs.reopen(before.run, around) if before is not None else None
@@ -70,7 +70,7 @@ def draw(
         say_error(from_json(dict(finished.error)))  # the first error is the run's
     if error is not None and typed.get("debug"):
         trace(error)
-    raise Answered(finished.exit_code)
+    return finished.exit_code
 
 
 def _recorded(

@@ -6,6 +6,8 @@ from collections.abc import Callable
 from typing import Any
 
 from sdcli.cli import complete, drawing, input_images, not_needed
+from sdcli.cli.answer import Answered
+from sdcli.cli.ask import PlannedRun
 from sdcli.cli.pull import plan_with_model
 from sdcli.plan.refusal import refused
 from sdcli.record import names
@@ -22,7 +24,11 @@ def command() -> Callable[..., None]:
 
 
 def _generate(typed: dict[str, Any]) -> None:
-    planned = plan_with_model(typed)
+    raise Answered(draw(plan_with_model(typed), typed))
+
+
+def draw(planned: PlannedRun, typed: dict[str, Any]) -> int:
+    """One run, from its plan to the last word on the screen; its exit code."""
     plan = planned.plan
     if not plan.fits:
         raise refused(plan)
@@ -32,4 +38,4 @@ def _generate(typed: dict[str, Any]) -> None:
     if typed.get("save_control"):
         for path in input_images.save_controls(plan.jobs, destination.folder):
             screen.saved_control(path)
-    drawing.draw(typed, planned, destination, screen)
+    return drawing.draw(typed, planned, destination, screen)

@@ -8,6 +8,7 @@ from typing import Any
 
 from sdcli import __version__
 from sdcli.cli import drawing, probing
+from sdcli.cli.answer import Answered
 from sdcli.cli.ask import PlannedRun, engine_of, remembered
 from sdcli.errors import BadFile, DeviceUnusable, DoesNotFit, ModelMissing, Usage
 from sdcli.machine import survey
@@ -55,7 +56,7 @@ def _resume(typed: dict[str, Any]) -> None:
     if not typed.get("quiet"):
         say(f"run {show(before.run.run, 80)}: {kept} of {total} images are there")
     screen.announce()
-    drawing.draw(typed, planned, before.run.destination, screen, before)
+    raise Answered(drawing.draw(typed, planned, before.run.destination, screen, before))
 
 
 def _check_files(run: RecordedRun) -> None:
