@@ -19,6 +19,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "again": ("sdcli.cli.again:command", "Draw images again from their own settings, or with some changed."),
     "plan": ("sdcli.cli.plan:command", "Show what an image would need, before anything is loaded."),
     "resume": ("sdcli.cli.resume:command", "Draw what an interrupted run has not drawn yet."),
+    "verify": ("sdcli.cli.verify:command", "Draw an image again and compare; say what explains a difference."),
     "runs": ("sdcli.cli.runs:command", "List runs and how far each came."),
     "upscale": ("sdcli.cli.upscale:command", "Enlarge images with a model for that."),
     "models": ("sdcli.cli.models:command", "List local models; add folders; check a model."),
