@@ -17,6 +17,7 @@ LONGEST_LABEL = 28  # of an option; the help of a longer one goes on the next li
 COMMANDS: dict[str, tuple[str, str]] = {
     "generate": ("sdcli.cli.generate:command", "Draw images from prompts."),
     "again": ("sdcli.cli.again:command", "Draw images again from their own settings, or with some changed."),
+    "diff": ("sdcli.cli.diff:command", "Show the settings and pixels in which two images differ."),
     "plan": ("sdcli.cli.plan:command", "Show what an image would need, before anything is loaded."),
     "resume": ("sdcli.cli.resume:command", "Draw what an interrupted run has not drawn yet."),
     "verify": ("sdcli.cli.verify:command", "Draw an image again and compare; say what explains a difference."),
