@@ -30,6 +30,14 @@ class Planned(Happened):
 
 
 @dataclass(frozen=True, kw_only=True)
+class Queued(Happened):
+    """A batch that the plan does not list, of jobs that were read while it was drawn."""
+
+    batch: int
+    jobs: tuple[Job, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
 class Timed(Happened):
     """The time of a phase outside the batches: plan, import, compile, or all of load."""
 
@@ -211,7 +219,7 @@ class Done(Happened):
 
 
 Event = (
-    Planned | Timed | Loaded | Encoded | EncodedImage | Step | Denoised | Preview | Tile | Memory
+    Planned | Queued | Timed | Loaded | Encoded | EncodedImage | Step | Denoised | Preview | Tile | Memory
     | Decoded | Enlarged | Saved | Degraded | Warned | Failed | Interrupted | Done
 )  # fmt: skip
 KINDS: dict[str, type] = {cls.__name__.lower(): cls for cls in Event.__args__}

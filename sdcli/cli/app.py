@@ -16,7 +16,10 @@ LONGEST_LABEL = 28  # of an option; the help of a longer one goes on the next li
 # name → its factory ("module:function", which returns what Typer registers) and its line of help
 COMMANDS: dict[str, tuple[str, str]] = {
     "generate": ("sdcli.cli.generate:command", "Draw images from prompts."),
+    "again": ("sdcli.cli.again:command", "Draw images again from their own settings, or with some changed."),
     "plan": ("sdcli.cli.plan:command", "Show what an image would need, before anything is loaded."),
+    "resume": ("sdcli.cli.resume:command", "Draw what an interrupted run has not drawn yet."),
+    "runs": ("sdcli.cli.runs:command", "List runs and how far each came."),
     "upscale": ("sdcli.cli.upscale:command", "Enlarge images with a model for that."),
     "models": ("sdcli.cli.models:command", "List local models; add folders; check a model."),
     "pull": ("sdcli.cli.pull:command", "Download a model from the Hugging Face Hub."),

@@ -30,6 +30,7 @@ class Command:
     name: str  # "bench compare"
     flags: Mapping[str, Flag]
     draws: bool  # its plain words are prompts
+    on_images: bool = False  # they are images
 
 
 @dataclass(frozen=True)
@@ -71,7 +72,7 @@ def command_of(words: Sequence[str]) -> tuple[Command, list[str]]:
         for flag in (*one.opts, *one.secondary_opts)
     }
     plain = [one.metavar for one in command.params if one.param_type_name == "argument"]
-    return Command(" ".join(names), flags, draws="PROMPT" in plain), rest
+    return Command(" ".join(names), flags, draws="PROMPT" in plain, on_images="IMAGE" in plain), rest
 
 
 def pieces(words: Sequence[str], flags: Mapping[str, Flag]) -> list[Piece]:
@@ -161,7 +162,7 @@ def _changed(typed: list[Piece], wanted: list[Piece], command: Command, adding: 
 
 def _with(typed: list[Piece], wanted: Piece, command: Command, adding: bool) -> list[Piece]:
     """`wanted` in the place of what it corrects, as that was spelled, else at the end."""
-    if wanted.flag in ("-m", "--model") and not command.draws:
+    if wanted.flag in ("-m", "--model") and not (command.draws or command.on_images):
         plain = [number for number, piece in enumerate(typed) if not piece.flag]
         if plain:  # pull, models check, inspect-unet: the model is a plain word there
             return [*typed[: plain[-1]], Piece(value=wanted.value), *typed[plain[-1] + 1 :]]

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
-from sdcli.errors import Usage
+from sdcli.errors import DoesNotFit, Usage
 from sdcli.machine.hardware import Hardware
 from sdcli.models.model import Model
 from sdcli.plan import upscaler_tile
 from sdcli.plan.batches import in_batches
 from sdcli.plan.fallbacks import fallbacks_of
 from sdcli.plan.forecast import Forecast, budget
+from sdcli.plan.legality import legal
 from sdcli.plan.pins import candidates, pins_of, refusal
 from sdcli.plan.plan import Adapter, Budget, Decision, Footprint, Plan, Seconds, Setup
 from sdcli.plan.techniques import TECHNIQUES
@@ -86,6 +88,40 @@ def make_plan(
         fallbacks=fallbacks_of(chosen.setup, lossless, forecast.peaks, forecast.seconds, limits.host),
         warnings=warnings_of(model, hardware, chosen.setup, jobs),
     )
+
+
+def plan_as_recorded(plan: Plan, hardware: Hardware, remembered: Mapping[str, Any], *, version: str = "") -> Plan:
+    """The same jobs under the very setup that was chosen once, on the machine as it is now, which must allow it: what
+    is drawn is then the same. `fits` is False where its memory no longer suffices."""
+    setup, request = plan.setup, plan.request
+    reason = _elsewhere(setup, hardware) or legal(setup, hardware, plan.model)
+    if reason is not None:
+        raise DoesNotFit(f"it was planned for another machine: {reason}")
+    runs = [plan.batch(number) for number in range(len(plan.batches))]
+    forecast = Forecast(plan.model, hardware, runs, remembered, request.batch_invariant)
+    limits = budget(hardware, request.max_vram, request.max_ram)
+    chosen = weigh(setup, forecast, limits, forecast.seconds(setup))
+    return replace(
+        plan,
+        version=version,
+        fits=chosen.fits,
+        hardware=hardware,
+        budget=limits,
+        footprint=_footprint(chosen, forecast),
+        slowdown=1.0,
+        seconds=_seconds(forecast, setup),
+        decisions=(),
+        alternatives=(),
+        warnings=(),
+    )
+
+
+def _elsewhere(setup: Setup, hardware: Hardware) -> str | None:
+    if setup.device != hardware.device:
+        return f"its device is {setup.device}, and here {hardware.device} would draw"
+    if setup.isa != hardware.isa:
+        return f"its processor computes with {setup.isa or 'something else'}, this one with {hardware.isa or 'others'}"
+    return None
 
 
 def _considered(

@@ -10,7 +10,7 @@ import re
 import stat
 import zlib
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -20,10 +20,12 @@ from sdcli.errors import BadFile, Usage
 from sdcli.events import Degraded
 from sdcli.files import REAL, Files, cannot_write, discard, write_whole
 from sdcli.plan.plan import Plan
-from sdcli.record import documents
+from sdcli.record import documents, used_files
 from sdcli.record.names import Destination, part_of_run, part_prefix, values_of
 from sdcli.record.names import filled as fill
 from sdcli.record.names import parse_template as parse
+from sdcli.record.used_files import UsedFile
+from sdcli.request.request import Job
 from sdcli.terminal import quoted, show
 
 NAME, NEWEST = "sdcli.run", 1
@@ -37,9 +39,10 @@ def now() -> str:
     return datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
 
 
-def plan_json(plan: Plan) -> dict[str, Any]:
-    """The plan as runs and reports keep it: without `ways`, the table that served the choice."""
-    data: dict[str, Any] = schema.to_json(plan)
+def plan_json(plan: Plan, whole: bool = False) -> dict[str, Any]:
+    """The plan as runs and reports keep it: without `ways`, the table that served the choice. Only the journal has it
+    `whole`, with where its files are, so that the run can be resumed."""
+    data: dict[str, Any] = schema.to_json(plan, whole)
     data.pop("ways", None)
     return data
 
@@ -107,7 +110,8 @@ def begin(
             created=created or now(),
             version=__version__,
             output=_output(destination),
-            plan=plan_json(plan),
+            plan=plan_json(plan, whole=True),
+            files=schema.to_json(used_files.seen(plan)),
             environment=schema.to_json(environment),
         )
         for folder in (destination.records, destination.records.parent, destination.folder):
@@ -225,7 +229,8 @@ class RecordedRun:
     created: str
     version: str
     destination: Destination
-    plan: Plan
+    plan: Plan  # with the jobs that were read later
+    files: tuple[UsedFile, ...] = ()  # that it draws from, as they were
     environment: Mapping[str, Any] = field(default_factory=dict)
     intents: Mapping[int, Intent] = field(default_factory=dict)  # the last of each image
     noted: frozenset[int] = frozenset()  # those with a `done` line
@@ -286,6 +291,7 @@ def _run(lines: list[dict[str, Any]], length: int, records: Path, where: str) ->
         raise BadFile(f"{where}: {show(head.get('run'), 60)} is not the name of a run")
     plan = head.get("plan")
     documents.check_schema(plan if isinstance(plan, dict) else {}, "sdcli.plan", 1, where)
+    planned = schema.from_json(Plan, plan, where, whole=True)
     intents: dict[int, Intent] = {}
     done: set[int] = set()
     failed: dict[int, Mapping[str, Any]] = {}
@@ -293,7 +299,9 @@ def _run(lines: list[dict[str, Any]], length: int, records: Path, where: str) ->
     end = None
     for data in lines[1:]:
         kind = data.get("type")
-        if kind == "intent":
+        if kind == "queued":
+            planned = _with_queued(planned, data, where)
+        elif kind == "intent":
             intent = _intent(data, where)
             intents[intent.index] = intent
             failed.pop(intent.index, None)
@@ -313,7 +321,8 @@ def _run(lines: list[dict[str, Any]], length: int, records: Path, where: str) ->
         created=str(head.get("created")),
         version=str(head.get("version")),
         destination=_destination(head, records, where),
-        plan=schema.from_json(Plan, plan, where),
+        plan=planned,
+        files=tuple(schema.from_json(UsedFile, one, where) for one in _listed(head.get("files"))),
         environment=environment if isinstance(environment, dict) else {},
         intents=intents,
         noted=frozenset(done),
@@ -322,6 +331,19 @@ def _run(lines: list[dict[str, Any]], length: int, records: Path, where: str) ->
         end=end,
         length=length,
     )
+
+
+def _listed(data: Any) -> list[Any]:
+    return data if isinstance(data, list) else []
+
+
+def _with_queued(plan: Plan, data: Mapping[str, Any], where: str) -> Plan:
+    """One more batch, of jobs that were read while the run was drawn."""
+    jobs = tuple(schema.from_json(Job, job, where, whole=True) for job in _listed(data.get("jobs")))
+    first = len(plan.jobs)
+    if data.get("batch") != len(plan.batches) or [job.index for job in jobs] != list(range(first, first + len(jobs))):
+        raise BadFile(f"{where}: its jobs are not in order")
+    return replace(plan, jobs=(*plan.jobs, *jobs), batches=(*plan.batches, tuple(job.index for job in jobs)))
 
 
 def _index(data: Mapping[str, Any], where: str) -> int:

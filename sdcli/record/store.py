@@ -15,11 +15,12 @@ from typing import Any
 
 from sdcli import __version__, schema
 from sdcli.errors import Bug, CannotWrite, Interrupted, OutOfMemory, SdcliError, Stop, Terminated, stopped_by
-from sdcli.events import Decoded, Degraded, Done, Encoded, Event, Failed, Loaded, Planned, Saved, Warned
+from sdcli.events import Decoded, Degraded, Done, Encoded, Event, Failed, Loaded, Planned, Queued, Saved, Warned
 from sdcli.events import Interrupted as InterruptedEvent
 from sdcli.files import REAL, Files, cannot_write, discard, publish, write_new
 from sdcli.plan.plan import Plan
 from sdcli.record.encode import ImageFile, encode
+from sdcli.record.found_runs import called
 from sdcli.record.metadata import own
 from sdcli.record.names import Destination, already_there, inside, next_number
 from sdcli.record.runs import Intent, Journal, begin
@@ -122,6 +123,8 @@ class RunStore:
                 self.journal = begin(self.destination, event.plan, self.environment, files=self.files)
         elif isinstance(event, Loaded) and event.component == "unet":
             self.unet_sha256 = event.sha256
+        elif isinstance(event, Queued):
+            self._append("queued", batch=event.batch, jobs=schema.to_json(event.jobs, whole=True))
         elif isinstance(event, Encoded):
             self._batch(event.batch).size = len(event.tokens)
         elif isinstance(event, Degraded):
@@ -157,7 +160,8 @@ class RunStore:
     def _cannot_write(self, path: Path, error: OSError) -> CannotWrite:
         planned = max(self.saved, len(self.plan.jobs) if self.plan else 0)
         done = f"{self.saved} of {planned} images are saved in {show(self.destination.folder)}"
-        return cannot_write(path, error, done=done, hint="the same command with -o FOLDER, on a disk with room")
+        hint = f"sdcli resume {called(self.destination.records)}   (once it can be written again)"
+        return cannot_write(path, error, done=done, hint=hint)
 
     def end(self, error: SdcliError | None = None) -> None:
         """The journal's last line. After an error, failing to write it is not reported too."""

@@ -52,6 +52,11 @@ def parse_seeds(text: str) -> tuple[int, ...]:
 
 def _seed_range(part: str, text: str) -> Iterable[int]:
     match = re.fullmatch(r"(\d{1,40})(?:\.\.(\d{1,40}))?", part, re.ASCII)
+    if match is None and part != "-1" and re.fullmatch(r"[+-]\d{1,12}", part, re.ASCII):
+        raise Usage(
+            f"--seed {part} counts from an image's own seed, which only sdcli again does",
+            hint=f"sdcli again IMAGE --seed {part}",
+        )
     if match is None:
         raise Usage(f'--seed: "{show(text, 60)}" is not a seed, list or range', hint=_seed_meant(text.strip()))
     first, last = int(match[1]), int(match[2] or match[1])

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
@@ -78,10 +78,11 @@ class RunProgress:
         self._total = 0  # steps of all batches known
         self._images = 0
 
-    def plan(self, plan: Plan) -> None:
+    def plan(self, plan: Plan, kept: Collection[int] = ()) -> None:
+        """`kept`: images that are there already."""
         for number, batch in enumerate(plan.batches):
             self._add(number, len(batch))
-            self._total += plan.jobs[batch[0]].all_calls
+            self._total += 0 if all(index in kept for index in batch) else plan.jobs[batch[0]].all_calls
 
     def meet(self, event: events.Encoded) -> None:
         if event.batch not in self._positions:
@@ -120,7 +121,9 @@ class Progress:
         quiet: bool = False,
         clock: Callable[[], float] = time.monotonic,
         columns: int | None = None,
+        kept: Collection[int] = (),
     ) -> None:
+        self._kept = kept
         self._line = LiveLine(stream, frame=FRAME, clock=clock, columns=columns)
         self._columns = columns
         self._verbose, self._quiet = verbose, quiet
@@ -133,7 +136,7 @@ class Progress:
             return
         match event:
             case events.Planned():
-                self._run.plan(event.plan)
+                self._run.plan(event.plan, self._kept)
                 self._compiles = event.plan.setup.execution == "compile"
                 self._line.say(*asked(event.plan.jobs, self._line.width) if event.plan.jobs else ())
             case events.Loaded():

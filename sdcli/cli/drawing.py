@@ -1,0 +1,249 @@
+"""A planned run is drawn, saved and shown: connects the engine, the store and the sinks."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+import sys
+from collections import deque
+from collections.abc import Collection, Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from sdcli import events
+from sdcli.cli import builtin, plan_screen, remembering
+from sdcli.cli.answer import bug_of, say_error, say_note, trace
+from sdcli.cli.ask import PlannedRun
+from sdcli.cli.ending import check, over
+from sdcli.errors import (
+    CannotWrite,
+    ImagesFailed,
+    Interrupted,
+    SdcliError,
+    Stop,
+    Terminated,
+    from_json,
+    stopped_by,
+)
+from sdcli.events import Decoded, Event, Failed, Planned, Queued, Timed, Warned
+from sdcli.machine import survey
+from sdcli.machine.clock import since_start
+from sdcli.machine.environment import environment
+from sdcli.plan.batches import Batch
+from sdcli.plan.plan import Plan
+from sdcli.record import documents, found_runs, names, report, runs
+from sdcli.record.report import Folding
+from sdcli.record.sinks.filmstrip import Filmstrip
+from sdcli.record.sinks.json_lines import JsonLines
+from sdcli.record.sinks.paths import Paths
+from sdcli.record.sinks.progress import Progress
+from sdcli.record.sinks.watch import Sink, Watch
+from sdcli.record.store import store
+from sdcli.terminal import StdoutLost, is_terminal, put, say, show, speaks_unicode, width
+
+
+def draw(
+    typed: dict[str, Any], planned: PlannedRun, destination: names.Destination, screen: Screen,
+    before: runs.Recovered | None = None,
+) -> int:  # fmt: skip
+    """Its exit code. `before`: what of the run is there already, where it goes on."""
+    plan, around = planned.plan, environment(planned.plan.hardware)
+    done = before.done if before is not None else {}
+    journal = runs.reopen(before.run, around) if before is not None else None
+    folding = Folding(started=runs.now(), run=destination.run, clock=since_start, environment=around)
+    folding.add_recovered(done)
+    happening = without(done, _events(planned, typed.get("engine", "local"), done))
+    stored = store(happening, destination, environment=around, journal=journal, earlier=done)
+    strip = Filmstrip(plan.request.filmstrip, on_saved=screen.strip)
+    sinks: tuple[Sink, ...] = (screen.progress, screen.image, strip, *screen.results(folding, destination))
+    watch = Watch(*sinks, record=folding)
+    error = _drain(watch(stored), stored, folding, plan, destination.records) or watch.lost
+    over()
+    finished = _recorded(error, folding, planned, destination)
+    try:
+        screen.finish(finished, destination)
+    except StdoutLost as lost:
+        if finished.error is None:
+            raise _completed(lost, folding, planned, destination) or lost from None
+        say_error(from_json(dict(finished.error)))  # the first error is the run's
+    if error is not None and typed.get("debug"):
+        trace(error)
+    return finished.exit_code
+
+
+def _recorded(
+    error: SdcliError | None, folding: Folding, planned: PlannedRun, destination: names.Destination
+) -> report.Report:
+    """The report, also written to disk. A failure to write it is the run's error only if there was no other."""
+    finished = folding.report(_completed(error, folding, planned, destination))
+    if not destination.records.exists():  # it ended before it began
+        return finished
+    try:
+        report.write(finished, destination.records / "report.json")
+    except CannotWrite as failed:
+        if error is None:
+            return folding.report(_completed(failed, folding, planned, destination))
+    remembering.remember(planned.plan, finished)
+    return finished
+
+
+# --- the engine and its events
+
+
+def _events(planned: PlannedRun, engine: str, done: Collection[int]) -> Iterator[Event]:
+    yield Planned(plan=planned.plan)
+    yield Timed(phase="plan", seconds=since_start() - planned.imported)
+    if planned.imported:
+        yield Timed(phase="import", seconds=planned.imported)
+    for warning in planned.plan.warnings:
+        if warning.code == builtin.CODE:
+            yield Warned(code=warning.code, message=warning.message)
+    from sdcli.draw import engines
+
+    queued: deque[Queued] = deque()
+    with engines.engine(engine) as drawing:
+        for event in drawing.run(planned.plan, _batches(planned, done, queued)):
+            while queued:
+                yield queued.popleft()
+            yield event
+
+
+def _batches(planned: PlannedRun, done: Collection[int], queued: deque[Queued]) -> Iterator[Batch]:
+    """The plan's batches with an image still to be drawn; then, if jobs come from stdin, those, one by one as they are
+    read. Batches are drawn whole: an image may depend on the others beside it."""
+    plan = planned.plan
+    yield from ((number, jobs) for number, jobs in plan.numbered() if any(job.index not in done for job in jobs))
+    for number, job in enumerate(planned.later or (), len(plan.batches)):
+        queued.append(Queued(batch=number, jobs=(job,)))
+        yield number, (job,)
+
+
+def without(done: Collection[int], happening: Iterator[Event]) -> Iterator[Event]:
+    """What happens, but for images that are there already."""
+    return (event for event in happening if not (isinstance(event, (Decoded, Failed)) and event.index in done))
+
+
+def _drain(
+    stream: Iterator[Event], stored: Iterator[Event], folding: Folding, plan: Plan, records: Path
+) -> SdcliError | None:  # fmt: skip
+    """Run to the end; an interruption or a typed failure ends the run, and what is saved stays."""
+    try:
+        for _ in stream:
+            check()
+    except (KeyboardInterrupt, Stop) as stop:
+        with contextlib.suppress(KeyboardInterrupt, Stop, StopIteration):
+            stored.throw(stop)  # type: ignore[attr-defined]  # raised while watching: the journal ends with it too
+        error = stopped_by(stop)
+        folding(events.Interrupted(signal=error.type))
+        with contextlib.suppress(SdcliError, OSError):  # an image may have been renamed as the signal arrived
+            folding.add_recovered(runs.recover(runs.read(records)).done)
+        return error
+    except SdcliError as failed:
+        return failed
+    except Exception as failure:  # the engine raises typed errors; this comes from saving or showing
+        from sdcli.draw import oom
+
+        with contextlib.suppress(Exception):
+            stored.throw(failure)  # type: ignore[attr-defined]
+        if not oom.is_out_of_memory(failure):
+            return bug_of(failure)
+        because = oom.first_line(failure)
+    else:
+        return None
+    from sdcli.draw.exhausted import exhausted  # only now does nothing hold the drawn tensors any more
+
+    return exhausted(plan, "outside of drawing", because)
+
+
+def _completed(
+    error: SdcliError | None, folding: Folding, planned: PlannedRun, destination: names.Destination
+) -> SdcliError | None:
+    """The error with what was kept, and how to draw the rest."""
+    if error is None:
+        return None
+    kept, total = folding.kept
+    if not error.done and kept:
+        error.done = f"{kept} of {total} images in {show(destination.folder, 200)}"
+    if isinstance(error, (Interrupted, Terminated)) and not error.hint:
+        error.hint = _going_on(folding, planned, destination)
+    return error
+
+
+def _going_on(folding: Folding, planned: PlannedRun, destination: names.Destination) -> str:
+    """The line that draws the rest, where anything is left."""
+    begun = (destination.records / runs.JOURNAL).exists()
+    if not begun or (all(image.kept for image in folding.images()) and planned.later is None):
+        return ""
+    line = f"sdcli resume {found_runs.called(destination.records)}"
+    return line if planned.later is None else f"{line}   (prompts not yet read from stdin are not in it)"
+
+
+# --- what is shown
+
+
+class Screen:
+    """Messages on stderr, results on stdout, as the flags request."""
+
+    def __init__(self, typed: dict[str, Any], plan: Plan, kept: Collection[int] = ()) -> None:
+        self.plan = plan
+        self.json = bool(typed.get("json"))
+        self.json_lines = bool(typed.get("json_lines"))
+        self.quiet = bool(typed.get("quiet"))
+        self.real = typed.get("engine", "local") == "local"
+        self.show = typed.get("show")
+        self.progress = Progress(sys.stderr, verbose=bool(typed.get("verbose")), quiet=self.quiet, kept=kept)
+
+    def announce(self) -> None:
+        """The plan in a line or two, before anything is loaded."""
+        if self.quiet:
+            return
+        notice = survey.gpu_warning(self.plan.hardware, asked=self.plan.request.device)
+        if notice is not None:
+            say(f"{notice.message}; {notice.hint}")
+        for warning in self.plan.warnings:
+            if warning.code != builtin.CODE:  # that one comes with the events
+                say_note(warning.message)
+        plan = self.plan if self.real else replace(self.plan, seconds=None)  # predictions are of the local engine
+        for line in plan_screen.render_summary(plan, width(sys.stderr), not speaks_unicode(sys.stderr)):
+            say(line)
+
+    def results(self, folding: Folding, destination: names.Destination) -> list[Sink]:
+        """A path, or an object, for each image as soon as it is on disk."""
+        if self.json:
+            return []
+        if self.json_lines:
+            return [JsonLines(put, folding, destination.folder)]
+        return [Paths(put, os.getcwd())]
+
+    def image(self, event: Event) -> None:
+        """The image itself, if the terminal can show it."""
+        if isinstance(event, events.Decoded) and self._shows():
+            from sdcli.record.sinks.inline_image import inline_image
+
+            columns, rows = shutil.get_terminal_size()
+            say(inline_image(event.width, event.height, event.pixels, columns, rows - 4, os.environ))
+
+    def _shows(self) -> bool:
+        usual = len(self.plan.jobs) <= 4 and is_terminal(sys.stderr) and not self.quiet
+        return usual if self.show is None else bool(self.show)
+
+    def saved_control(self, path: Path) -> None:
+        if not self.quiet:
+            say(f"control image: {show(os.path.relpath(path))}")
+
+    def strip(self, path: Path) -> None:
+        if not self.quiet:
+            say(f"filmstrip: {show(os.path.relpath(path))}")
+
+    def finish(self, finished: report.Report, destination: names.Destination) -> None:
+        where = destination.records / "report.json"
+        error = from_json(dict(finished.error)) if finished.error else None
+        self.progress.finish(finished if error is None or finished.exit_code == ImagesFailed.code else None, where)
+        if self.plan.model.kind == "builtin" and error is None and not self.quiet:
+            say(builtin.photographs())
+        if self.json:
+            put(*documents.pieces(report.to_json(finished, destination.folder)), b"\n")  # one line
+        elif error is not None:
+            say_error(error)

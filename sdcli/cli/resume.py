@@ -1,0 +1,113 @@
+"""`sdcli resume`: draws what a run has not drawn yet, under the very setup it began with."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from typing import Any
+
+from sdcli import __version__
+from sdcli.cli import drawing, probing
+from sdcli.cli.answer import Answered
+from sdcli.cli.ask import PlannedRun, engine_of, remembered
+from sdcli.errors import BadFile, DeviceUnusable, DoesNotFit, ModelMissing, Usage
+from sdcli.machine import survey
+from sdcli.machine.hardware import Hardware
+from sdcli.machine.installation import versions
+from sdcli.plan.plan import Plan, PlanWarning
+from sdcli.plan.planner import make_plan, plan_as_recorded
+from sdcli.plan.refusal import refused
+from sdcli.record import found_runs, runs, used_files
+from sdcli.record.runs import RecordedRun
+from sdcli.request.options import OUTPUT, SCREEN, Option
+from sdcli.request.options import command as make
+from sdcli.terminal import say, show
+
+REPLAN = Option(
+    field="replan", flags=("--replan",), switch=True, panel=OUTPUT,
+    help="Plan anew for the machine as it is now: images may differ slightly from what the run would have drawn.",
+)  # fmt: skip
+DECIDE = ("torch", "diffusers", "transformers")  # whose versions can move pixels
+
+
+def command() -> Callable[..., None]:
+    return make(
+        _resume, [REPLAN, *SCREEN], name="resume", words="RUN",
+        help="Draw what is missing of a run: the newest unfinished one, or RUN (its name, or a path).",
+    )  # fmt: skip
+
+
+def _resume(typed: dict[str, Any]) -> None:
+    words, _ = typed.get("words", ()), engine_of(typed)
+    if len(words) > 1:
+        raise Usage(f"resume takes one run, not {len(words)}", hint="sdcli runs")
+    records = found_runs.to_resume(words[0] if words else None)
+    if runs.is_running(records):
+        raise Usage(f"run {show(records.name, 80)} is being drawn by another process", hint="sdcli runs")
+    before = runs.recover(runs.read(records))
+    name = found_runs.called(records)
+    kept, total = len(before.done), len(before.run.plan.jobs)
+    if not before.missing:
+        say(f"run {show(before.run.run, 80)} is complete: {kept} of {total} images are there")
+        return
+    _check_files(before.run)
+    planned = _planned(before.run, bool(typed.get("replan")), name)
+    screen = drawing.Screen(typed, planned.plan, kept=before.done)
+    if not typed.get("quiet"):
+        say(f"run {show(before.run.run, 80)}: {kept} of {total} images are there")
+    screen.announce()
+    raise Answered(drawing.draw(typed, planned, before.run.destination, screen, before))
+
+
+def _check_files(run: RecordedRun) -> None:
+    changed = used_files.changed(run.files)
+    if changed is None:
+        return
+    name = show(changed.path, 200)
+    if used_files.is_gone(changed):
+        raise ModelMissing(f"{name} is gone, and the run draws from it", hint="the same command once it is there again")
+    raise BadFile(
+        f"{name} has changed since the run began: other images would come of it",
+        hint="the same command once the file is as it was",
+    )
+
+
+def _planned(run: RecordedRun, anew: bool, name: str) -> PlannedRun:
+    try:
+        hardware, imported = _hardware(run.plan, anew)
+        plan = _anew(run.plan, hardware) if anew else plan_as_recorded(
+            run.plan, hardware, remembered(hardware), version=__version__
+        )  # fmt: skip
+        if not plan.fits:
+            raise refused(plan)
+    except (DoesNotFit, DeviceUnusable) as error:
+        if not anew:
+            error.hint = f"sdcli resume {name} --replan"
+        raise
+    return PlannedRun(replace(plan, warnings=(*plan.warnings, *_other_versions(run.environment))), imported=imported)
+
+
+def _hardware(plan: Plan, anew: bool) -> tuple[Hardware, float]:
+    device = plan.request.device if anew else plan.setup.device
+    hardware, imported = probing.sized(survey.choose(device, survey.look()))
+    if plan.setup.dtype == "fp32" and not anew:
+        return hardware, imported
+    hardware, more = probing.probed(hardware)
+    return hardware, imported + more
+
+
+def _anew(plan: Plan, hardware: Hardware) -> Plan:
+    fresh = make_plan(
+        plan.request, plan.model, hardware, remembered(hardware), jobs=plan.jobs, version=__version__,
+        origins=plan.origins, adapters=plan.setup.adapters,
+    )  # fmt: skip
+    return replace(fresh, batches=plan.batches)
+
+
+def _other_versions(then: Mapping[str, Any]) -> tuple[PlanWarning, ...]:
+    now = {one.name: one.version for one in versions(DECIDE)}
+    moved = [f"{name} {then[name]}, now {now[name]}" for name in DECIDE if then.get(name, now[name]) != now[name]]
+    if not moved:
+        return ()
+    message = f"the run began with {' and '.join(moved)}: images may differ slightly from what it would have drawn"
+    return (PlanWarning(code="other-versions", message=message),)

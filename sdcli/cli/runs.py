@@ -1,0 +1,70 @@
+"""`sdcli runs`: the runs that left records here, and how far each came."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from sdcli import schema
+from sdcli.cli.answer import print_json
+from sdcli.errors import Usage
+from sdcli.record import found_runs
+from sdcli.record.found_runs import UNFINISHED, FoundRun
+from sdcli.request.options import OUTPUT, SCREEN, Option
+from sdcli.request.options import command as make
+from sdcli.terminal import fit, say, show, tell, width
+
+NEWEST = 20  # shown unless --all
+ALL = Option(field="all", flags=("--all",), switch=True, panel=OUTPUT, help=f"Also those before the newest {NEWEST}.")
+
+
+def command() -> Callable[..., None]:
+    screen = [option for option in SCREEN if option.field in ("json", "debug")]
+    return make(
+        _runs, [ALL, *screen], name="runs", words="FOLDER",
+        help="List runs and how far each came, in FOLDER or where images go by default.",
+    )  # fmt: skip
+
+
+def _runs(typed: dict[str, Any]) -> None:
+    folders = tuple(Path(word).expanduser() for word in typed.get("words", ()))
+    for folder in folders:
+        if not folder.is_dir():
+            raise Usage(f"{show(folder, 200)} is not a folder", hint="sdcli runs")
+    listed = found_runs.found(folders or found_runs.usual_folders())
+    shown = listed if typed.get("all") or typed.get("json") else listed[:NEWEST]
+    runs = [found_runs.look(records) for records in shown]
+    if typed.get("json"):
+        print_json({"schema": "sdcli.runs/1", "runs": [schema.to_json(run) for run in runs]})
+        return
+    if not runs:
+        say("no runs here")
+        return
+    for line in _table(runs, width(sys.stdout)):
+        tell(line)
+    if len(listed) > len(runs):
+        say(f"{len(listed) - len(runs)} older ones: sdcli runs --all")
+    unfinished = next((run for run in runs if run.state in UNFINISHED and run.kept < run.images), None)
+    if unfinished is not None:
+        say(f"to draw what is missing: sdcli resume {found_runs.called(Path(unfinished.records))}")
+
+
+def _table(runs: Sequence[FoundRun], columns: int) -> list[str]:
+    rows = [("run", "state", "images", "model", "prompt")]
+    rows += [
+        (
+            run.run,
+            run.state,
+            f"{run.kept} of {run.images}" if run.images else "",
+            show(run.model, 24),
+            show(run.prompt, 80),
+        )
+        for run in runs
+    ]
+    sides = [max(len(row[column]) for row in rows) for column in range(4)]
+    return [
+        fit("  ".join([*(text.ljust(side) for text, side in zip(row, sides, strict=False)), row[4]]).rstrip(), columns)
+        for row in rows
+    ]
