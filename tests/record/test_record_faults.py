@@ -15,7 +15,7 @@ from scripts.proofs.faults import WAYS
 @pytest.mark.parametrize("name", WAYS)
 def test_a_call_that_fails_loses_nothing_and_the_run_can_be_resumed(tmp_path: Path, name: str) -> None:
     of = plan(images=2)
-    every = list(faults.faults(tmp_path, of, ("EMFILE",), (name,)))
+    every = [one for one in faults.faults(tmp_path, of, ("EMFILE",), (name,)) if one.lasting]
     assert {fault.kind for fault in every} >= {"create", "write", "sync", "close", "replace", "sync_folder"}
     for number, fault in enumerate(every):
         assert (fault, faults.failed(fault, of, tmp_path / str(number))) == (fault, [])
