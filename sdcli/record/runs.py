@@ -396,7 +396,8 @@ def recover(run: RecordedRun, *, files: Files = REAL) -> Recovered:
         if index not in done and index not in run.noted:
             _discard_claim(run.destination.folder / intent.file, files)
     for folder in _folders(run.destination, run.plan):
-        _discard_parts(folder, run.run, files)
+        _discard_parts(folder, part_prefix(run.run), files)
+    _discard_parts(run.destination.records, f".{REPORT}.", files)
     missing = tuple(job.index for job in run.plan.jobs if job.index not in done)
     return Recovered(run=run, done=done, missing=missing)
 
@@ -437,11 +438,10 @@ def _discard_abandoned(destination: Destination, plan: Plan, files: Files) -> No
         parts = (part_of_run(path.name) for path in folder.glob(".sdcli-*.part"))
         for run in {run for run in parts if run and run != destination.run}:
             if _locked(destination.records.parent / run):
-                _discard_parts(folder, run, files)
+                _discard_parts(folder, part_prefix(run), files)
 
 
-def _discard_parts(folder: Path, run: str, files: Files) -> None:
-    prefix = part_prefix(run)
+def _discard_parts(folder: Path, prefix: str, files: Files) -> None:
     try:
         with os.scandir(folder) as entries:
             parts = [entry.path for entry in entries if entry.name.startswith(prefix) and entry.name.endswith(".part")]

@@ -551,11 +551,12 @@ def test_recovery_removes_only_this_runs_half_made_files(tmp_path: Path) -> None
     where = destination(tmp_path, kind="template", pattern="{model}/{seed}.png")
     list(store(stream(plan()), where))
     mine = tmp_path / "sd15" / f".sdcli-{RUN}-000007.part"
+    report = where.records / ".report.json.0011aabb.part"  # killed while the report was written
     others = [tmp_path / "sd15" / ".sdcli-another-000007.part", tmp_path / "sd15" / "x.part"]
-    for path in (mine, *others):
+    for path in (mine, report, *others):
         path.write_bytes(b"half")
     runs.recover(runs.read(where.records))
-    assert not mine.exists() and all(path.exists() for path in others)
+    assert not mine.exists() and not report.exists() and all(path.exists() for path in others)
 
 
 def test_a_run_being_drawn_cannot_be_resumed_by_another_process(tmp_path: Path) -> None:
