@@ -45,17 +45,18 @@ def _resume(typed: dict[str, Any]) -> None:
         raise Usage(f"run {show(records.name, 80)} is being drawn by another process", hint="sdcli runs")
     before = runs.recover(runs.read(records))
     name = found_runs.called(records)
-    kept, total = len(before.done), len(before.run.plan.jobs)
+    there = f"{len(before.done)} of {len(before.run.plan.jobs)} images are there"
     if not before.missing:
-        say(f"run {show(before.run.run, 80)} is complete: {kept} of {total} images are there")
+        say(f"run {show(before.run.run, 80)} is complete: {there}")
         return
     _check_files(before.run)
     planned = _planned(before.run, bool(typed.get("replan")), name)
     screen = drawing.Screen(typed, planned.plan, kept=before.done)
     if not typed.get("quiet"):
-        say(f"run {show(before.run.run, 80)}: {kept} of {total} images are there")
+        say(f"run {show(before.run.run, 80)}: {there}")
     screen.announce()
-    raise Answered(drawing.draw(typed, planned, before.run.destination, screen, before))
+    kept = {} if typed.get("replan") else runs.kept_steps(records, range(len(planned.plan.batches)))
+    raise Answered(drawing.draw(typed, planned, before.run.destination, screen, before, kept))
 
 
 def _check_files(run: RecordedRun) -> None:
