@@ -31,7 +31,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "inspect-unet": ("sdcli.cli.inspect_unet:command", "Show a UNet's layers, sizes, compute and skips."),
     "doctor": ("sdcli.cli.doctor:command", "Check this machine: GPU, versions, models, disk."),
     "config": ("sdcli.cli.config:command", "Show or change saved settings."),
-    "help": ("sdcli.cli.help:command", "Read about exit codes, environment, memory or formats."),
+    "help": ("sdcli.cli.help:command", "Read about exit codes, environment, memory, formats or JSON."),
 }
 
 
