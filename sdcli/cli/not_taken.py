@@ -22,7 +22,7 @@ _NO_SETTINGS = frozenset({
 })  # fmt: skip
 _FIELDS = {
     "Model": "model", "Sampler": "sampler", "Schedule type": "sampler", "Steps": "steps", "CFG scale": "guidance",
-    "Size": "width", "Seed": "seeds", "Clip skip": "clip_skip", "Emphasis": "emphasis", "VAE": "vae_file",
+    "Size": "width", "Seed": "seeds", "Clip skip": "clip_skip", "Emphasis": "emphasis", "RNG": "rng", "VAE": "vae_file",
     "Image": "image", "Mask": "mask", "Control": "control", "Reference": "reference", "Refiner": "refiner",
     "Refiner switch at": "refiner",
 }  # fmt: skip
@@ -57,7 +57,7 @@ def _ignored(
     for key, value in left.items():
         if key in _NETWORKS:
             yield from (f"the {_NETWORKS[key]} {show(name, 40)}" for name in _absent(str(value), adapters))
-        elif key not in _NO_SETTINGS and origins.get(_FIELDS.get(key, "")) != "flag" and (key, value) != ("RNG", "CPU"):
+        elif key not in _NO_SETTINGS and origins.get(_FIELDS.get(key, "")) != "flag":
             setting = show(key, 40) if key == value else f"{show(key, 40)} {show(value, 40)}"
             instead = "" if key == "Schedule type" and "Sampler" in left else _instead(key, request)
             yield f"{setting} ({instead})" if instead else setting
@@ -73,8 +73,6 @@ def _absent(hashes: str, adapters: tuple[Adapter, ...]) -> Iterator[str]:
 def _instead(key: str, request: Request) -> str:
     if key == "VAE":
         return "the model's own is used"
-    if key == "RNG":
-        return "noise is drawn on the CPU"
     if key in ("Image", "Mask", "Control", "Reference"):
         return f"{flag_of(_FIELDS[key])} names one"
     if key.startswith("Refiner"):

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from sdcli.draw.control import Adapted, Controls, Rows, Steering
+from sdcli.draw.noise import normal, of_steps
 from sdcli.draw.start import Begun, Kept
 from sdcli.draw.transfers import without_waiting
 
@@ -167,9 +168,9 @@ def begin(
     scheduler: Any, generators: Sequence[torch.Generator], *, shape: tuple[int, int, int], dtype: torch.dtype,
     device: torch.device | str, batch: int = 0,
 ) -> LoopState:  # fmt: skip
-    """Noise for one batch, each image's from its own generator, made in fp32 on the CPU so that a seed gives the same
+    """Noise for one batch, each image's from its own generator, made in fp32 on the host so that a seed gives the same
     image on every device and in every dtype. The scheduler's timesteps must be set."""
-    noise = torch.cat([torch.randn((1, *shape), generator=generator) for generator in generators])
+    noise = torch.cat([normal((1, *shape), generator) for generator in generators])
     latents = noise.to(device=device, dtype=dtype) * scheduler.init_noise_sigma
     return snapshot(batch, 0, latents, scheduler, generators)
 
@@ -224,7 +225,7 @@ def _advance(
     with without_waiting(latents.device):  # schedulers alone: compiled blocks depend on what holds around them
         scaled = scheduler.scale_model_input(latents, timestep)
     prediction = conditioning.guidance.combined(_predict(unet, conditioning, scaled, moved, step))
-    with without_waiting(latents.device):
+    with without_waiting(latents.device), of_steps(generators):
         moved_on: Tensor = scheduler.step(
             prediction, timestep, latents, **_extra(scheduler, generators), return_dict=False
         )[0]

@@ -12,7 +12,11 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor
 
+<<<<<<< HEAD
 from sdcli.draw import control, decode, denoise, encode_image, kept_steps, preview, schedulers, upscale
+=======
+from sdcli.draw import control, decode, denoise, encode_image, noise, preview, schedulers, upscale
+>>>>>>> again
 from sdcli.draw.captured import NotCaptured
 from sdcli.draw.denoise import Conditioning, LoopState
 from sdcli.draw.encode_image import Posterior
@@ -222,7 +226,7 @@ class Run:
         base = before if stage.refines else None
         state = self._state = BatchState(
             number=number, jobs=jobs, scheduler=schedulers.make(jobs[0].sampler, self.plan.model.scheduler),
-            generators=[torch.Generator("cpu").manual_seed(job.seed) for job in jobs], makes=pass_of(jobs[0], stage),
+            generators=[noise.generator(job.rng, job.seed) for job in jobs], makes=pass_of(jobs[0], stage),
             started=self._started(jobs) if base is None else base.started,  # memory may have run out since
             smaller=before.latents if before is not None and base is None else None,
             enlarged=before.enlarged if before is not None else [], handed=None if base is None else base.loop,

@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from sdcli.draw.encode_image import Posterior, scaled
+from sdcli.draw.noise import normal
 from sdcli.draw.transfers import without_waiting
 from sdcli.request.request import Start
 
@@ -75,7 +76,7 @@ def begun(
     latents, noise, masked, content = [], [], [], []
     for start, one, generator in zip(starts, encoded, generators, strict=True):
         latents.append(None if one.posterior is None else one.posterior.sample(generator))
-        noise.append(torch.randn((1, *shape), generator=generator))
+        noise.append(normal((1, *shape), generator))
         if one.mask is not None:
             # diffusers draws these for every UNet, so that the later draws of stochastic samplers are the same
             masked.append(one.masked.sample(generator) if one.masked else torch.randn((1, *shape), generator=generator))
@@ -104,5 +105,5 @@ def enlarged(
 ) -> Begun:
     """Latents stretched to another size, in fp32 on the host: the same on every device; and new noise."""
     larger = functional.interpolate(latents.float().cpu(), size=shape[1:], mode="bilinear")
-    noise = torch.cat([torch.randn((1, *shape), generator=generator) for generator in generators])
+    noise = torch.cat([normal((1, *shape), generator) for generator in generators])
     return Begun(latents=larger.to(dtype), noise=noise.to(dtype))

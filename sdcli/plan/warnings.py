@@ -9,6 +9,7 @@ from sdcli.models.model import Model
 from sdcli.models.vae import scale
 from sdcli.plan.plan import PlanWarning, Setup
 from sdcli.plan.techniques import dtype
+from sdcli.request import samplers
 from sdcli.request.request import Job
 
 FEW_STEP_SAMPLERS = ("LCM", "TCD")
@@ -17,7 +18,7 @@ FAR_FROM_NATIVE = 1.7  # ratio of areas, larger or smaller
 
 
 def warnings_of(model: Model, hardware: Hardware, setup: Setup, jobs: Sequence[Job]) -> tuple[PlanWarning, ...]:
-    warnings = [*_sizes(model, jobs), *_steps(jobs)]
+    warnings = [*_sizes(model, jobs), *_steps(jobs), *_noise(jobs)]
     warnings += [PlanWarning(code="device", message=note) for note in hardware.notes]
     if setup.storage == "fp8":
         warnings.append(PlanWarning(code="lossy", message="fp8 weights (pinned) change the image"))
@@ -56,4 +57,15 @@ def _steps(jobs: Sequence[Job]) -> list[PlanWarning]:
             few = "1 step is" if job.steps == 1 else f"{job.steps} steps are"
             message = f"{few} few for {job.sampler}; 20 to 30 is usual"
             return [PlanWarning(code="few-steps", message=message)]
+    return []
+
+
+def _noise(jobs: Sequence[Job]) -> list[PlanWarning]:
+    """What a seed gives in A1111 comes from one sequence, but for samplers whose steps draw from a Brownian tree."""
+    for job in jobs:
+        if job.rng == "nv" and samplers.find(job.sampler).options.get("algorithm_type") == "sde-dpmsolver++":
+            message = (
+                f"--rng nv does not give A1111's images with {job.sampler}: there its steps draw from a Brownian tree"
+            )
+            return [PlanWarning(code="noise-differs", message=message)]
     return []

@@ -117,6 +117,8 @@ OPTIONS: tuple[Option, ...] = (
            help="How what was drawn is enlarged before: latent, lanczos, or with an ESRGAN model."),
     Option(field="width", flags=("-W", "--width"), metavar="N", panel=IMAGE, help="Mostly a multiple of 8."),
     Option(field="height", flags=("-H", "--height"), metavar="N", panel=IMAGE, help="Mostly a multiple of 8."),
+    Option(field="rng", flags=("--rng",), metavar="HOW", choices=("cpu", "nv"), panel=IMAGE,
+           help="How noise is drawn from a seed: cpu, or nv as an NVIDIA GPU draws it, as A1111 does by default."),
     Option(field="batch_size", flags=("--batch-size",), metavar="N", panel=IMAGE, within=(1, 64),
            help="Images drawn at once; changes pixels slightly."),
     Option(field="batch_invariant", flags=("--batch-invariant",), switch=True, panel=IMAGE,

@@ -146,6 +146,7 @@ class Request:
     sampler: str = "DPM++ 2M Karras"
     clip_skip: int = 1
     emphasis: str = "a1111"
+    rng: str = "cpu"
     batch_size: int = 1
     batch_invariant: bool = False
     keep_steps: bool = False
@@ -206,6 +207,7 @@ class Job:
     sampler: str
     clip_skip: int = 1
     emphasis: str = "a1111"
+    rng: str = "cpu"  # how noise comes of the seed: as on a CPU, or as on an NVIDIA GPU
     id: str | None = None
     start: Start | None = None  # an image, instead of pure noise
     second: SecondPass | None = None

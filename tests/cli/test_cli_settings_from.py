@@ -70,12 +70,12 @@ def test_a_sampler_of_the_web_ui_is_taken_or_told(
 def test_whatever_else_moves_pixels_is_told(capfd: pytest.CaptureFixture[str]) -> None:
     pairs = (
         "Sampler: Euler, Model hash: 0123456789, VAE: sharp.safetensors, Denoising strength: 0.4, Hires upscale: 2, "
-        'RNG: GPU, Lora hashes: "ink wash: 0123, <b>: 4", TI hashes: "bad hand: 56", Tiling: Tiling, Version: v1.9'
+        'RNG: Dice, Lora hashes: "ink wash: 0123, <b>: 4", TI hashes: "bad hand: 56", Tiling: Tiling, Version: v1.9'
     )
     _, (said,) = planned(capfd, pairs)
     assert said.removeprefix("ignored in the image's settings: ") == (
         "VAE sharp.safetensors (the model's own is used), Denoising strength 0.4, Hires upscale 2, "
-        "RNG GPU (noise is drawn on the CPU), the LoRA ink wash, the LoRA <b>, the embedding bad hand, Tiling"
+        "RNG Dice (cpu is used), the LoRA ink wash, the LoRA <b>, the embedding bad hand, Tiling"
     )
 
 

@@ -57,6 +57,33 @@ def test_the_text_is_the_web_uis_to_the_letter() -> None:
     )
 
 
+def test_whose_noise_it_is_drawn_from_is_said_and_read_back() -> None:
+    for rng, said in (("cpu", "CPU"), ("nv", "NV")):
+        text = a1111.write(a1111.infotext(job(rng=rng), SETUP, MODEL, "0.1.0"))
+        assert f", RNG: {said}, Version" in text
+        values, left = a1111.values(a1111.read(text))
+        assert values["rng"] == rng and "RNG" not in left
+
+
+@pytest.mark.parametrize(
+    ("pairs", "rng", "left"),
+    [
+        ("RNG: GPU", "nv", None),
+        ("RNG: NV, Version: v1.10.1", "nv", None),
+        ("RNG: CPU, Version: v1.10.1", "cpu", None),
+        ("RNG: Dice, Version: v1.10.1", None, "Dice"),
+        ("Version: v1.6.0-2-g4afaaf8a", "nv", None),  # the web UI leaves out its default
+        ("Version: f2.0.1v1.10.1-previous-669-gdfdcbab6", "nv", None),
+        ("Version: ComfyUI", None, None),
+        ("Version: sdcli 0.1.0", None, None),
+        ("Size: 64x64", None, None),
+    ],
+)
+def test_the_web_ui_draws_as_a_gpu_unless_it_says_otherwise(pairs: str, rng: str | None, left: str | None) -> None:
+    values, rest = a1111.values(a1111.read(f"a cat\nSteps: 20, Sampler: Euler, CFG scale: 7, Seed: 1, {pairs}"))
+    assert values.get("rng") == rng and rest.get("RNG") == left
+
+
 def test_values_with_a_comma_colon_or_newline_are_json_strings() -> None:
     setup = replace(SETUP, adapters=(Adapter(name="foo", sha256="aabbccddeeff00", scale=0.8),) * 2)
     text = a1111.write(a1111.infotext(job(), setup, replace(MODEL, name='my, "best": model'), "1"))
@@ -415,8 +442,7 @@ def test_a_hostile_chunk_yields_values_only(tmp_path: Path) -> None:
     assert "model" not in stored.values
     assert set(stored.values) <= {
         "prompts", "negative_prompt", "seeds", "steps", "guidance", "width", "height", "sampler", "clip_skip",
-        "emphasis",
-        "guess_mode",
+        "emphasis", "rng", "guess_mode",
     }  # fmt: skip
 
 

@@ -141,7 +141,7 @@ def infotext(job: Job, setup: Setup, model: RecordedModel, version: str) -> Info
         ("VAE", vae.name if vae else None),
         ("Denoising strength", None if job.start and job.start.guidance else _strength(job)),
         ("Clip skip", job.clip_skip if job.clip_skip > 1 else None),
-        ("RNG", "CPU"),  # the web UI draws its noise on the GPU by default
+        ("RNG", "NV" if job.rng == "nv" else "CPU"),  # the web UI draws its noise on the GPU by default
         ("Emphasis", None if job.emphasis == "a1111" else job.emphasis.capitalize()),
         *_repaint(job.start.repaint if job.start else None),
         *_second(job),
@@ -243,6 +243,7 @@ def values(info: Infotext) -> tuple[dict[str, Any], dict[str, str]]:
     _take_sampler(rest, fields)
     emphasis = {"None": "none", "Comfy": "comfy", "Original": "a1111"}.get(rest.get("Emphasis", ""))
     _take(rest, "Emphasis", fields, "emphasis", emphasis)
+    _take_rng(rest, fields)
     _take(rest, "Model", fields, "model", plain_name(rest.get("Model", "")))
     return fields, rest
 
@@ -283,6 +284,14 @@ def _take_refiner(rest: dict[str, str], fields: dict[str, Any]) -> None:
     if name is not None and share is not None and 0 < share < 1:
         fields["refiner"] = Refiner(model=name, share=share)
         del rest["Refiner"], rest["Refiner switch at"]
+
+
+def _take_rng(rest: dict[str, str], fields: dict[str, Any]) -> None:
+    """The web UI leaves out its default, a GPU's; so does Forge, which writes its own version before that one's."""
+    if "RNG" in rest:
+        _take(rest, "RNG", fields, "rng", {"GPU": "nv", "NV": "nv", "CPU": "cpu"}.get(rest["RNG"]))
+    elif re.match(r"(f[\d.]{1,20})?v1\.\d", rest.get("Version", ""), re.ASCII):
+        fields["rng"] = "nv"
 
 
 def _take(rest: dict[str, str], key: str, fields: dict[str, Any], name: str, value: Any) -> None:
