@@ -42,6 +42,18 @@ DOCUMENTS: dict[str, Document] = {
         schema="sdcli.image/1", source="images", shape="sdcli.record.metadata.own:ImageRecord",
         words="What is kept in an image, to draw it again.",
     ),
+    "runs": Document(
+        schema="sdcli.runs/1", source="sdcli runs --json", shape="sdcli.cli.runs:Runs",
+        words="The runs that left records, and how far each came.",
+    ),
+    "verify": Document(
+        schema="sdcli.verify/1", source="sdcli verify IMAGE --json", shape="sdcli.record.verdict:Verdicts",
+        words="Whether images are what their settings draw.",
+    ),
+    "diff": Document(
+        schema="sdcli.diff/1", source="sdcli diff A B --json", shape="sdcli.cli.diff:ImageDiff",
+        words="In which settings and pixels two images differ.",
+    ),
     "upscale": Document(
         schema="sdcli.upscale/1", source="sdcli upscale --json", shape="sdcli.record.enlarged:Report",
         words="The images that were enlarged.",

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from sdcli import schema
+from sdcli import __version__, schema
 from sdcli.cli.answer import print_json
 from sdcli.errors import Usage
 from sdcli.record import found_runs
@@ -18,6 +19,13 @@ from sdcli.terminal import fit, say, show, tell, width
 
 NEWEST = 20  # shown unless --all
 ALL = Option(field="all", flags=("--all",), switch=True, panel=OUTPUT, help=f"Also those before the newest {NEWEST}.")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Runs:
+    schema: str = "sdcli.runs/1"
+    version: str = __version__
+    runs: tuple[FoundRun, ...]
 
 
 def command() -> Callable[..., None]:
@@ -37,7 +45,7 @@ def _runs(typed: dict[str, Any]) -> None:
     shown = listed if typed.get("all") or typed.get("json") else listed[:NEWEST]
     runs = [found_runs.look(records) for records in shown]
     if typed.get("json"):
-        print_json({"schema": "sdcli.runs/1", "runs": [schema.to_json(run) for run in runs]})
+        print_json(schema.to_json(Runs(runs=tuple(runs))))
         return
     if not runs:
         say("no runs here")

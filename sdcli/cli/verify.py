@@ -25,7 +25,7 @@ from sdcli.plan.refusal import refused
 from sdcli.record.metadata import a1111, read
 from sdcli.record.metadata.own import ImageRecord
 from sdcli.record.sinks.progress import Progress
-from sdcli.record.verdict import Drawn, Verdict, explanations
+from sdcli.record.verdict import Drawn, Verdict, Verdicts, explanations
 from sdcli.request.options import OPTIONS, SCREEN
 from sdcli.request.options import command as make
 from sdcli.request.request import Job
@@ -64,7 +64,7 @@ def _verify(typed: dict[str, Any]) -> None:
                     tell(line)
     different = [one for one in verdicts if not one.identical]
     if typed.get("json"):
-        print_json({"schema": "sdcli.verify/1", "images": [schema.to_json(one) for one in verdicts]})
+        print_json(schema.to_json(Verdicts(images=tuple(verdicts))))
         raise Answered(Differs.code if different else 0)
     if different:
         count, of = len(different), counted(len(verdicts), "image")

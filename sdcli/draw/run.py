@@ -12,11 +12,7 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor
 
-<<<<<<< HEAD
-from sdcli.draw import control, decode, denoise, encode_image, kept_steps, preview, schedulers, upscale
-=======
-from sdcli.draw import control, decode, denoise, encode_image, noise, preview, schedulers, upscale
->>>>>>> again
+from sdcli.draw import control, decode, denoise, encode_image, kept_steps, noise, preview, schedulers, upscale
 from sdcli.draw.captured import NotCaptured
 from sdcli.draw.denoise import Conditioning, LoopState
 from sdcli.draw.encode_image import Posterior

@@ -6,6 +6,8 @@ from collections.abc import Mapping
 from typing import Any, Literal, TypedDict
 
 from sdcli.errors import ErrorObject
+from sdcli.record.used_files import UsedFile
+from sdcli.request.request import Job
 
 
 class OutputObject(TypedDict):
@@ -20,7 +22,8 @@ class OutputObject(TypedDict):
 
 
 class RunLine(TypedDict):
-    """The first line: what is to be drawn. Like every line it ends with the CRC-32 of its own bytes without `crc`."""
+    """The first line: what is to be drawn. The plan has further keys, for `sdcli resume` alone: where its files are.
+    Like every line it ends with the CRC-32 of its own bytes without `crc`."""
 
     type: Literal["run"]
     schema: Literal["sdcli.run/1"]
@@ -29,7 +32,17 @@ class RunLine(TypedDict):
     version: str
     output: OutputObject
     plan: Mapping[str, Any]
+    files: list[UsedFile]
     environment: Mapping[str, Any]
+    crc: str
+
+
+class QueuedLine(TypedDict):
+    """A batch of jobs that were read while the run was drawn. They too have further keys."""
+
+    type: Literal["queued"]
+    batch: int
+    jobs: list[Job]
     crc: str
 
 
@@ -83,4 +96,4 @@ class EndLine(TypedDict):
     crc: str
 
 
-Line = RunLine | IntentLine | DoneLine | FailedLine | DegradedLine | ResumedLine | EndLine
+Line = RunLine | QueuedLine | IntentLine | DoneLine | FailedLine | DegradedLine | ResumedLine | EndLine

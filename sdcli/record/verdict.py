@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, fields
 from typing import Any
 
-from sdcli import schema
+from sdcli import __version__, schema
 from sdcli.images.difference import Difference
 from sdcli.plan.plan import Setup
 from sdcli.record.metadata.own import ImageRecord
@@ -55,6 +55,13 @@ class Verdict:
     @property
     def identical(self) -> bool:
         return self.verdict == "identical"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Verdicts:
+    schema: str = "sdcli.verify/1"
+    version: str = __version__
+    images: tuple[Verdict, ...]
 
 
 def explanations(record: ImageRecord, drawn: Drawn, text: Mapping[str, Any]) -> Iterator[Explanation]:

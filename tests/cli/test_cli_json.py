@@ -7,6 +7,7 @@ import json
 import re
 import sys
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -21,14 +22,17 @@ from inspect_files import lora, write
 from record_samples import destination, plan, stream
 
 from scripts import make_checkpoint
+from sdcli import schema
 from sdcli.cli.json_documents import DOCUMENTS
 from sdcli.errors import ImagesFailed
-from sdcli.events import Decoded, Degraded, Event, Failed
+from sdcli.events import Decoded, Degraded, Event, Failed, Queued
+from sdcli.plan.plan import Plan
 from sdcli.record import runs
 from sdcli.record.store import store
+from sdcli.request.request import Job
 
 FAKE = ("--engine", "fake", "--size", "64x64", "-s", "2")
-INTERNAL = {"sdcli.state", "sdcli.listing"}  # what sdcli remembers for itself
+INTERNAL = {"sdcli.state", "sdcli.listing", "sdcli.step"}  # what sdcli remembers for itself
 
 Capture = pytest.CaptureFixture[str]
 
@@ -42,6 +46,15 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 def conforms(name: str, data: Any) -> None:
     assert wrong_in(name, data) == []
+
+
+def public(line: dict[str, Any]) -> dict[str, Any]:
+    """A line of a journal, without where this machine has its files."""
+    if line["type"] == "run":
+        return line | {"plan": runs.plan_json(schema.from_json(Plan, line["plan"], whole=True))}
+    if line["type"] == "queued":
+        return line | {"jobs": [schema.to_json(schema.from_json(Job, job, whole=True)) for job in line["jobs"]]}
+    return line
 
 
 def test_every_document_has_a_schema_and_every_schema_a_document() -> None:
@@ -108,7 +121,7 @@ def test_a_run_conforms_on_stdout_in_its_files_and_in_its_image(here: Path, capf
     records = Path(report["folder"]) / "runs" / report["run"]
     conforms("report", json.loads((records / "report.json").read_text("utf-8")))
     for line in (records / "run.jsonl").read_text("utf-8").splitlines():
-        conforms("run", json.loads(line))
+        conforms("run", public(json.loads(line)))
     with Image.open(report["images"][0]["path"]) as image:
         conforms("image", json.loads(image.text["sdcli"]))  # type: ignore[attr-defined]
     for line in sdcli(capfd, "generate", "a cat", "-n", "2", *FAKE, "--json-lines").out.splitlines():
@@ -119,11 +132,13 @@ def test_every_kind_of_line_of_a_journal_conforms(here: Path) -> None:
     of = plan(2)
 
     def troubled() -> Iterator[Event]:
+        yield from list(stream(of))[:1]  # Planned
+        yield Queued(batch=2, jobs=(replace(of.jobs[0], index=2),))
         fallback = Degraded(
             batch=0, phase="denoise", step=1, before={"vae": "whole"}, after={"vae": "tiled"}, because="memory ran out",
             changes_pixels=True,
         )  # fmt: skip
-        for event in stream(of):
+        for event in list(stream(of))[1:]:
             if isinstance(event, Decoded) and event.index == 1:
                 yield Failed(batch=1, index=1, error=ImagesFailed("not finite").to_json())
             else:
@@ -136,9 +151,11 @@ def test_every_kind_of_line_of_a_journal_conforms(here: Path) -> None:
     journal = runs.reopen(runs.read(to.records), {"torch": "2.13.0"})
     journal.close()
     lines = [json.loads(line) for line in (to.records / runs.JOURNAL).read_text("utf-8").splitlines()]
-    assert {line["type"] for line in lines} == {"run", "intent", "done", "failed", "degraded", "end", "resumed"}
+    assert {line["type"] for line in lines} == {
+        "run", "queued", "intent", "done", "failed", "degraded", "end", "resumed",
+    }  # fmt: skip
     for line in lines:
-        conforms("run", line)
+        conforms("run", public(line))
 
 
 def test_bench_and_its_comparison_conform(here: Path, capfd: Capture) -> None:
@@ -176,6 +193,14 @@ def test_models_conform_listed_checked_pulled_and_removed(server: FakeHub, here:
 @pytest.mark.parametrize("name", ["samplers", "presets", "config", "doctor"])
 def test_small_answers_conform(name: str, capfd: Capture) -> None:
     conforms(name, sdcli(capfd, *{"config": ("config", "show")}.get(name, (name,)), "--json").json)
+
+
+def test_runs_and_comparisons_conform(here: Path, capfd: Capture) -> None:
+    sdcli(capfd, "generate", "a cat", "-n", "2", "-m", "builtin", "-s", "1", "--no-show", "-o", "out")
+    first, second = map(str, sorted((here / "out").glob("*.png")))
+    conforms("runs", sdcli(capfd, "runs", "out", "--json").json)
+    conforms("diff", sdcli(capfd, "diff", first, second, "--json").json)
+    conforms("verify", sdcli(capfd, "verify", first, "-q", "--json").json)
 
 
 def test_errors_conform(capfd: Capture) -> None:
