@@ -96,6 +96,29 @@ def test_a_flag_wins_over_what_is_stored(capfd: pytest.CaptureFixture[str]) -> N
     assert report["plan"]["origins"]["steps"] == "flag" and report["plan"]["origins"]["guidance"] == "settings-from"
 
 
+def test_the_noise_of_a_gpu_is_drawn_again_as_such_and_that_of_the_web_ui_too(
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    def rng(*words: str) -> str:
+        (image,) = sdcli(capfd, *words, *FAKE, "--json").json["images"]
+        return str(image["rng"])
+
+    drawn(capfd, "generate", "a cat", "--rng", "nv", "-o", "a.png", *FAKE)
+    assert rng("again", "a.png") == "nv" and rng("again", "a.png", "--rng", "cpu") == "cpu"
+    pairs = "Steps: 7, Sampler: Euler a, CFG scale: 3, Seed: 11, Size: 64x64"
+    stored("web.png", f"a cat\n{pairs}, Version: v1.10.1")
+    assert rng("again", "web.png") == rng("generate", "--settings-from", "web.png") == "nv"
+    stored("told.png", f"a cat\n{pairs}, RNG: CPU, Version: v1.10.1")
+    assert rng("again", "told.png") == "cpu"
+
+
+def test_a_sampler_whose_noise_the_web_ui_draws_otherwise_is_told(capfd: pytest.CaptureFixture[str]) -> None:
+    said = "note: --rng nv does not give A1111's images with DPM++ 2M SDE Karras"
+    words = ("generate", "a cat", "--sampler", "DPM++ 2M SDE Karras", "-m", "sd15", *FAKE)
+    assert said in sdcli(capfd, *words, "--rng", "nv").err and said not in sdcli(capfd, *words).err
+    assert said not in sdcli(capfd, *words, "--rng", "nv", "--sampler", "Euler a").err
+
+
 def test_several_images_are_a_run_each(capfd: pytest.CaptureFixture[str], here: Path) -> None:
     drawn(capfd, "generate", "a cat", "--seed", "5", "-o", "in/a.png", *FAKE)
     drawn(capfd, "generate", "a dog", "--seed", "9", "-o", "in/b.png", *FAKE)
