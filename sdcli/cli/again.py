@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any
 
 from sdcli.cli import complete, generate, not_needed
-from sdcli.cli.answer import Answered
+from sdcli.cli.answer import Answered, say_note
 from sdcli.cli.ask import PlannedRun
 from sdcli.cli.pull import plan_with_model
 from sdcli.errors import ImagesFailed, Usage
@@ -19,7 +20,7 @@ from sdcli.record.metadata.read import ImageSettings
 from sdcli.request.options import OPTIONS, SAVE_CONTROL, SCREEN, flag_of
 from sdcli.request.options import command as make
 from sdcli.request.request import LARGEST_SEED
-from sdcli.terminal import show
+from sdcli.terminal import quoted, show
 
 EXAMPLE = "sdcli again IMAGE --seed +1"
 _RELATIVE = re.compile(r"\s*([+-]\d{1,12})\s*", re.ASCII)
@@ -81,6 +82,8 @@ def _asked_of(image: str, typed: Mapping[str, Any]) -> dict[str, Any]:
     stored = read.read(image)
     _check_prompt(image, stored, typed)
     check_inputs(image, stored, typed)
+    if stored.record is not None and stored.record.enlarged and not typed.get("quiet"):
+        say_note(f"{show(image, 200)} was enlarged since; it is drawn in its first size")
     asked = {**typed, "settings_from": image}
     relative = _RELATIVE.fullmatch(typed.get("seeds", ""))
     if relative is not None:
@@ -99,11 +102,19 @@ def check_inputs(image: str, stored: ImageSettings, typed: Mapping[str, Any]) ->
     """Without the image that it was drawn over, another would be drawn."""
     for key, field in _INPUTS.items():
         if key in stored.unknown and field not in typed:
-            name, flag = show(stored.unknown[key], 200), flag_of(field)
+            name = str(stored.unknown[key])
             raise Usage(
-                f"{show(image, 200)} was drawn from {name}, which is not in it",
-                hint=f"the same command with {flag} FILE",
+                f"{show(image, 200)} was drawn from {show(name, 200)}, which is not in it",
+                hint=f"the same command with {flag_of(field)} {_here(image, name) or 'FILE'}",
             )
+
+
+def _here(image: str, name: str) -> str:
+    """Where a file of that name is: here, or beside the image."""
+    if Path(name).name != name:
+        return ""
+    found = next((path for path in (Path(name), Path(image).with_name(name)) if path.is_file()), None)
+    return quoted(str(found)) if found is not None else ""
 
 
 def _counted_from(image: str, stored: ImageSettings, by: int, count: str | None) -> int:

@@ -96,6 +96,29 @@ def test_a_flag_wins_over_what_is_stored(capfd: pytest.CaptureFixture[str]) -> N
     assert report["plan"]["origins"]["steps"] == "flag" and report["plan"]["origins"]["guidance"] == "settings-from"
 
 
+def test_the_noise_of_a_gpu_is_drawn_again_as_such_and_that_of_the_web_ui_too(
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    def rng(*words: str) -> str:
+        (image,) = sdcli(capfd, *words, *FAKE, "--json").json["images"]
+        return str(image["rng"])
+
+    drawn(capfd, "generate", "a cat", "--rng", "nv", "-o", "a.png", *FAKE)
+    assert rng("again", "a.png") == "nv" and rng("again", "a.png", "--rng", "cpu") == "cpu"
+    pairs = "Steps: 7, Sampler: Euler a, CFG scale: 3, Seed: 11, Size: 64x64"
+    stored("web.png", f"a cat\n{pairs}, Version: v1.10.1")
+    assert rng("again", "web.png") == rng("generate", "--settings-from", "web.png") == "nv"
+    stored("told.png", f"a cat\n{pairs}, RNG: CPU, Version: v1.10.1")
+    assert rng("again", "told.png") == "cpu"
+
+
+def test_a_sampler_whose_noise_the_web_ui_draws_otherwise_is_told(capfd: pytest.CaptureFixture[str]) -> None:
+    said = "note: --rng nv does not give A1111's images with DPM++ 2M SDE Karras"
+    words = ("generate", "a cat", "--sampler", "DPM++ 2M SDE Karras", "-m", "sd15", *FAKE)
+    assert said in sdcli(capfd, *words, "--rng", "nv").err and said not in sdcli(capfd, *words).err
+    assert said not in sdcli(capfd, *words, "--rng", "nv", "--sampler", "Euler a").err
+
+
 def test_several_images_are_a_run_each(capfd: pytest.CaptureFixture[str], here: Path) -> None:
     drawn(capfd, "generate", "a cat", "--seed", "5", "-o", "in/a.png", *FAKE)
     drawn(capfd, "generate", "a dog", "--seed", "9", "-o", "in/b.png", *FAKE)
@@ -142,16 +165,38 @@ def test_what_cannot_be_drawn_again_is_refused_with_a_line_that_works(
     assert sdcli(capfd, "again").err == "error: no image\n  try: sdcli again IMAGE --seed +1\n"
 
 
-def test_an_image_drawn_over_another_asks_for_that(capfd: pytest.CaptureFixture[str]) -> None:
-    blank("sketch.png")
-    drawn(capfd, "generate", "a cat", "--seed", "5", "--image", "sketch.png", "-o", "a.png", *FAKE)
-    done = sdcli(capfd, "again", "a.png", *FAKE)
+def test_an_image_drawn_over_another_asks_for_that(capfd: pytest.CaptureFixture[str], here: Path) -> None:
+    (here / "in").mkdir()
+    blank("in/my sketch.png")
+    drawn(capfd, "generate", "a cat", "--seed", "5", "--image", "in/my sketch.png", "-o", "in/a.png", *FAKE)
+    done = sdcli(capfd, "again", "in/a.png", *FAKE)
     assert done.code == 2
-    assert done.err.splitlines() == [
-        "error: a.png was drawn from sketch.png, which is not in it",
-        "  try: sdcli again a.png --engine fake --image FILE",
-    ]
-    assert sdcli(capfd, "again", "a.png", *FAKE, "--image", "sketch.png").code == 0
+    assert done.err.startswith("error: in/a.png was drawn from my sketch.png, which is not in it\n")
+    assert hint(done.err) == ["sdcli", "again", "in/a.png", *FAKE, "--image", "in/my sketch.png"]
+    (image,) = sdcli(capfd, *hint(done.err)[1:], "--json").json["images"]
+    assert image["start"]["image"]["name"] == "my sketch.png" and image["seed"] == 5
+    (here / "in" / "my sketch.png").unlink()
+    assert hint(sdcli(capfd, "again", "in/a.png", *FAKE).err)[-2:] == ["--image", "FILE"]
+
+
+def test_an_image_that_was_enlarged_since_is_drawn_as_it_was(capfd: pytest.CaptureFixture[str]) -> None:
+    import json
+
+    from PIL import Image
+    from PIL.PngImagePlugin import PngInfo
+
+    (name,) = drawn(capfd, "generate", "a cat", "--size", "64x64", *FAKE)
+    by: dict[str, Any] = dict.fromkeys(("upscaler", "sha256", "dtype", "fit", "pixel_sha256"), "x")
+    info = PngInfo()
+    with Image.open(name) as image:
+        chunk = json.loads(image.info["sdcli"])
+        chunk["enlarged"] = [by | {"times": 1, "tile": 0, "width": 128, "height": 128}]
+        info.add_itxt("sdcli", json.dumps(chunk))
+        image.resize((128, 128)).save("large.png", pnginfo=info)
+    done = sdcli(capfd, "again", "large.png", "-o", "small.png", *FAKE)
+    assert "note: large.png was enlarged since; it is drawn in its first size" in done.err
+    with Image.open("small.png") as image:
+        assert image.size == (64, 64)
 
 
 def test_a_model_that_is_wrong_is_corrected_beside_the_image(capfd: pytest.CaptureFixture[str]) -> None:

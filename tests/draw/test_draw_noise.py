@@ -14,7 +14,9 @@ from test_draw_denoise import CONDITIONING, small_unet
 from torch import Tensor
 
 from sdcli.draw import denoise, noise, schedulers
+from sdcli.draw.encode_image import Posterior
 from sdcli.draw.noise import normal_values
+from sdcli.draw.start import EncodedStart, begun
 from sdcli.events import Decoded
 from sdcli.models.resolve import at as model_at
 
@@ -128,6 +130,19 @@ def test_each_steps_noise_is_the_next_of_the_images_own_draws(
     together = latents(config, sampler, (4, 5))
     assert torch.equal(together[1:], alone) and not torch.equal(together[:1], alone)
     assert torch.equal(latents(config, sampler, (4, 5), restart_at=2), together)
+
+
+def test_what_an_image_is_encoded_with_takes_none_of_the_gpus_draws() -> None:
+    """The web UI draws that elsewhere too."""
+    encoded = EncodedStart(Posterior(torch.zeros(1, *SHAPE), torch.ones(1, *SHAPE)), mask=torch.ones(1, 1, 8, 8))
+    ours, plain = noise.generator("nv", 3), torch.Generator("cpu").manual_seed(3)
+    about: dict[str, Any] = {"shape": SHAPE, "dtype": torch.float32, "sees_mask": False}
+    from_gpu = begun([None], [encoded], [ours], {"scaling_factor": 1.0}, **about)
+    from_cpu = begun([None], [encoded], [plain], {"scaling_factor": 1.0}, **about)
+    first = torch.from_numpy(normal_values(3, 0, math.prod(SHAPE))).reshape(1, *SHAPE)
+    assert torch.equal(from_gpu.noise, first) and not torch.equal(from_cpu.noise, first)
+    assert from_gpu.latents is not None and from_cpu.latents is not None
+    assert torch.equal(from_gpu.latents, from_cpu.latents)
 
 
 def pixels(folder: Path, **asked: Any) -> list[bytes]:
