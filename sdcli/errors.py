@@ -2,7 +2,18 @@
 
 from __future__ import annotations
 
-from typing import Any, ClassVar
+from typing import Any, ClassVar, TypedDict
+
+
+class ErrorObject(TypedDict):
+    """An error in JSON: `code` is the exit code, `done` says what was kept, `hint` is a line to paste."""
+
+    code: int
+    type: str
+    message: str
+    done: str
+    hint: str
+    details: dict[str, Any]
 
 
 class SdcliError(Exception):
@@ -19,7 +30,7 @@ class SdcliError(Exception):
         self.hint = hint or self.usual_hint
         self.details = details
 
-    def to_json(self) -> dict[str, Any]:
+    def to_json(self) -> ErrorObject:
         return {
             "code": self.code,
             "type": self.type,

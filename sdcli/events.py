@@ -87,6 +87,15 @@ class Step(Happened):
 
 
 @dataclass(frozen=True, kw_only=True)
+class KeptStep(Happened):
+    """All that is needed to go on after this step in another process."""
+
+    batch: int
+    step: int
+    state: bytes = transient(default=b"")
+
+
+@dataclass(frozen=True, kw_only=True)
 class Denoised(Happened):
     stage: str = "denoise"
     batch: int
@@ -219,7 +228,7 @@ class Done(Happened):
 
 
 Event = (
-    Planned | Queued | Timed | Loaded | Encoded | EncodedImage | Step | Denoised | Preview | Tile | Memory
+    Planned | Queued | Timed | Loaded | Encoded | EncodedImage | Step | KeptStep | Denoised | Preview | Tile | Memory
     | Decoded | Enlarged | Saved | Degraded | Warned | Failed | Interrupted | Done
 )  # fmt: skip
 KINDS: dict[str, type] = {cls.__name__.lower(): cls for cls in Event.__args__}
@@ -239,9 +248,10 @@ def from_json(data: Mapping[str, Any], whole: bool = False) -> Event:
 
 
 def write(event: Event, stream: IO[bytes]) -> None:
-    """For another sdcli process: a line of JSON, then an image's bytes. Latents are not sent."""
+    """For another sdcli process: a line of JSON, then an image's bytes. Latents and kept steps are not sent."""
     data = to_json(event, whole=True)
     data.pop("latents", None)
+    data.pop("state", None)
     data.pop("profile", None)
     pixels = data.pop("pixels", b"")
     stream.write(json.dumps(data | {"pixels_bytes": len(pixels)}).encode() + b"\n" + pixels)

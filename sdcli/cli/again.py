@@ -80,7 +80,7 @@ def _asked_of(image: str, typed: Mapping[str, Any]) -> dict[str, Any]:
     """What would be typed to draw it again with generate."""
     stored = read.read(image)
     _check_prompt(image, stored, typed)
-    _check_inputs(image, stored, typed)
+    check_inputs(image, stored, typed)
     asked = {**typed, "settings_from": image}
     relative = _RELATIVE.fullmatch(typed.get("seeds", ""))
     if relative is not None:
@@ -95,7 +95,7 @@ def _check_prompt(image: str, stored: ImageSettings, typed: Mapping[str, Any]) -
         raise Usage(f"{show(image, 200)} stores no prompt", hint='--prompt "a cat"')
 
 
-def _check_inputs(image: str, stored: ImageSettings, typed: Mapping[str, Any]) -> None:
+def check_inputs(image: str, stored: ImageSettings, typed: Mapping[str, Any]) -> None:
     """Without the image that it was drawn over, another would be drawn."""
     for key, field in _INPUTS.items():
         if key in stored.unknown and field not in typed:

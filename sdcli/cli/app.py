@@ -17,8 +17,10 @@ LONGEST_LABEL = 28  # of an option; the help of a longer one goes on the next li
 COMMANDS: dict[str, tuple[str, str]] = {
     "generate": ("sdcli.cli.generate:command", "Draw images from prompts."),
     "again": ("sdcli.cli.again:command", "Draw images again from their own settings, or with some changed."),
+    "diff": ("sdcli.cli.diff:command", "Show the settings and pixels in which two images differ."),
     "plan": ("sdcli.cli.plan:command", "Show what an image would need, before anything is loaded."),
     "resume": ("sdcli.cli.resume:command", "Draw what an interrupted run has not drawn yet."),
+    "verify": ("sdcli.cli.verify:command", "Draw an image again and compare; say what explains a difference."),
     "runs": ("sdcli.cli.runs:command", "List runs and how far each came."),
     "upscale": ("sdcli.cli.upscale:command", "Enlarge images with a model for that."),
     "models": ("sdcli.cli.models:command", "List local models; add folders; check a model."),
@@ -29,7 +31,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "inspect-unet": ("sdcli.cli.inspect_unet:command", "Show a UNet's layers, sizes, compute and skips."),
     "doctor": ("sdcli.cli.doctor:command", "Check this machine: GPU, versions, models, disk."),
     "config": ("sdcli.cli.config:command", "Show or change saved settings."),
-    "help": ("sdcli.cli.help:command", "Read about exit codes, environment, memory or formats."),
+    "help": ("sdcli.cli.help:command", "Read about exit codes, environment, memory, formats or JSON."),
 }
 
 

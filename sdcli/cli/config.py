@@ -1,7 +1,7 @@
 """`sdcli config`: the saved settings, where each value comes from, and how to change one."""
 
 import sys
-from dataclasses import MISSING, fields
+from dataclasses import MISSING, dataclass, fields
 from typing import Annotated, Any
 
 import typer
@@ -23,6 +23,22 @@ from sdcli.terminal import cells, folded, say, show, tell, width
 Name = Annotated[str, typer.Argument(metavar="NAME", help="A setting, as in `sdcli config show`.")]
 
 
+@dataclass(frozen=True, kw_only=True)
+class SettingInForce:
+    """`value` as on the command line; `where` is the variable or the file that it was read from."""
+
+    name: str
+    value: Any
+    origin: str
+    where: str | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class SettingsInForce:
+    schema: str = "sdcli.config/1"
+    values: tuple[SettingInForce, ...]
+
+
 def command() -> typer.Typer:
     program = typer.Typer(rich_markup_mode=None, no_args_is_help=True)
     program.command("show")(_show)
@@ -41,12 +57,12 @@ def _show(json: Annotated[bool, typer.Option("--json", help="One JSON object on 
         model, problem = None, error.message
     rows = _rows(sources, model)
     if json:
-        print_json({"schema": "sdcli.config/1", "values": rows})
+        print_json(schema.to_json(SettingsInForce(values=rows)))
         return
-    widest = max(len(row["name"]) for row in rows)
+    widest = max(len(row.name) for row in rows)
     for row in rows:
-        value = "-" if row["value"] is None else show(row["value"], 60)
-        for line in _row(row["name"], widest, value, row["origin"], width(sys.stdout)):
+        value = "-" if row.value is None else show(schema.to_json(row.value), 60)
+        for line in _row(row.name, widest, value, row.origin, width(sys.stdout)):
             tell(line)
     for line in _explained(model, problem, width()):
         say(line)
@@ -101,23 +117,23 @@ def _path() -> None:
     tell(str(config_file()))
 
 
-def _rows(sources: Sources, model: Model | None) -> list[dict[str, Any]]:
+def _rows(sources: Sources, model: Model | None) -> tuple[SettingInForce, ...]:
     """The settings of a run without flags."""
     if model is None:
         values, origins = config.resolve(sources, family=dict.fromkeys(find("sd15").defaults), model={})
     else:
         values, origins = settings(sources, model)
     values = {**_defaults(), **values}
-    return [
-        {
-            "name": name,
-            "value": schema.to_json(values[name]),
-            "origin": origins.get(name, "default"),
-            "where": _where(name, origins.get(name, "default")),
-        }
+    return tuple(
+        SettingInForce(
+            name=name,
+            value=values[name],
+            origin=origins.get(name, "default"),
+            where=_where(name, origins.get(name, "default")),
+        )
         for name in sorted(values)
         if name in config.SETTINGS and name not in config.NOT_KEPT
-    ]
+    )
 
 
 def _defaults() -> dict[str, Any]:

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import os
 import shutil
 import sys
 from collections import deque
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -46,15 +47,16 @@ from sdcli.terminal import StdoutLost, is_terminal, put, say, show, speaks_unico
 
 def draw(
     typed: dict[str, Any], planned: PlannedRun, destination: names.Destination, screen: Screen,
-    before: runs.Recovered | None = None,
+    before: runs.Recovered | None = None, kept: Mapping[int, bytes] | None = None,
 ) -> int:  # fmt: skip
-    """Its exit code. `before`: what of the run is there already, where it goes on."""
+    """Its exit code. `before`: what of the run is there already, where it goes on; `kept`: the last steps that were
+    kept of unfinished batches."""
     plan, around = planned.plan, environment(planned.plan.hardware)
     done = before.done if before is not None else {}
     journal = runs.reopen(before.run, around) if before is not None else None
     folding = Folding(started=runs.now(), run=destination.run, clock=since_start, environment=around)
     folding.add_recovered(done)
-    happening = without(done, _events(planned, typed.get("engine", "local"), done))
+    happening = without(done, _events(planned, typed.get("engine", "local"), done, kept or {}))
     stored = store(happening, destination, environment=around, journal=journal, earlier=done)
     strip = Filmstrip(plan.request.filmstrip, on_saved=screen.strip)
     sinks: tuple[Sink, ...] = (screen.progress, screen.image, strip, *screen.results(folding, destination))
@@ -92,7 +94,9 @@ def _recorded(
 # --- the engine and its events
 
 
-def _events(planned: PlannedRun, engine: str, done: Collection[int]) -> Iterator[Event]:
+def _events(
+    planned: PlannedRun, engine: str, done: Collection[int], kept: Mapping[int, bytes]
+) -> Iterator[Event]:  # fmt: skip
     yield Planned(plan=planned.plan)
     yield Timed(phase="plan", seconds=since_start() - planned.imported)
     if planned.imported:
@@ -104,18 +108,22 @@ def _events(planned: PlannedRun, engine: str, done: Collection[int]) -> Iterator
 
     queued: deque[Queued] = deque()
     with engines.engine(engine) as drawing:
-        for event in drawing.run(planned.plan, _batches(planned, done, queued)):
+        for event in drawing.run(planned.plan, _batches(planned, done, queued), kept):
             while queued:
                 yield queued.popleft()
             yield event
 
 
-def _batches(planned: PlannedRun, done: Collection[int], queued: deque[Queued]) -> Iterator[Batch]:
-    """The plan's batches with an image still to be drawn; then, if jobs come from stdin, those, one by one as they are
-    read. Batches are drawn whole: an image may depend on the others beside it."""
+def _batches(planned: PlannedRun, done: Collection[int], queued: deque[Queued]) -> Iterable[Batch]:
+    """The plan's batches with an image still to be drawn, a list that the engine may look ahead into; then, if jobs
+    come from stdin, those, one by one as they are read. Batches are drawn whole: an image may depend on the others."""
     plan = planned.plan
-    yield from ((number, jobs) for number, jobs in plan.numbered() if any(job.index not in done for job in jobs))
-    for number, job in enumerate(planned.later or (), len(plan.batches)):
+    own = [(number, jobs) for number, jobs in plan.numbered() if any(job.index not in done for job in jobs)]
+    return own if planned.later is None else itertools.chain(own, _later(planned, queued))
+
+
+def _later(planned: PlannedRun, queued: deque[Queued]) -> Iterator[Batch]:
+    for number, job in enumerate(planned.later or (), len(planned.plan.batches)):
         queued.append(Queued(batch=number, jobs=(job,)))
         yield number, (job,)
 

@@ -1,7 +1,8 @@
-"""`sdcli help TOPIC`: exit codes, environment, memory, formats. Facts come from where they are used."""
+"""`sdcli help TOPIC`: exit codes, environment, memory, formats, JSON. Facts come from where they are used."""
 
 from __future__ import annotations
 
+import json
 import sys
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -9,7 +10,7 @@ from typing import Any
 from sdcli.errors import MEANINGS, REGISTRY, Usage
 from sdcli.request.options import command as make
 from sdcli.request.prompt_files import COLUMNS
-from sdcli.terminal import folded, in_columns, show, tell, width
+from sdcli.terminal import folded, in_columns, put, show, tell, width
 
 
 def command() -> Callable[..., None]:
@@ -26,6 +27,9 @@ def _show(typed: dict[str, Any]) -> None:
     topic = TOPICS.get(words[0])
     if topic is None:
         raise Usage(f'no help on "{show(words[0], 60)}"; topics: {", ".join(TOPICS)}', hint="sdcli help exit-codes")
+    if words[0] == "json" and len(words) > 1:
+        _print_schema(words[1])
+        return
     for line in topic(min(80, width(sys.stdout))):
         tell(line)
 
@@ -110,9 +114,31 @@ def _formats(columns: int) -> list[str]:
     return _rows(rows, 11, columns, indent="")
 
 
+def _json(columns: int) -> list[str]:
+    from sdcli.cli.json_documents import DOCUMENTS
+
+    head = (
+        "With --json a command prints one JSON object on stdout, whatever happens. Its key `schema` names what it is. "
+        "`sdcli help json NAME` prints its JSON Schema."
+    )
+    rows = {name: f"{document.words} From: {document.source}" for name, document in DOCUMENTS.items()}
+    return [*folded(head, columns), "", *_rows(rows, max(map(len, rows)) + 4, columns)]
+
+
+def _print_schema(text: str) -> None:
+    from sdcli.cli.json_documents import DOCUMENTS, schema_of
+
+    name = text.removeprefix("sdcli.").partition("/")[0]
+    if name not in DOCUMENTS:
+        known = ", ".join(DOCUMENTS)
+        raise Usage(f'no JSON document "{show(text, 60)}"; documents: {known}', hint="sdcli help json")
+    put((json.dumps(schema_of(name), ensure_ascii=False, indent=2) + "\n").encode())
+
+
 TOPICS: dict[str, Callable[[int], list[str]]] = {
     "exit-codes": _exit_codes,
     "environment": _environment,
     "memory": _memory,
     "formats": _formats,
+    "json": _json,
 }

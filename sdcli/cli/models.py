@@ -55,6 +55,15 @@ class Listing:
     models: tuple[Entry, ...]
 
 
+@dataclass(frozen=True, kw_only=True)
+class Removal:
+    """The folder that was forgotten, or the repository that was deleted."""
+
+    schema: str = "sdcli.models-rm/1"
+    removed: str
+    freed_bytes: int
+
+
 def command() -> Callable[..., None]:
     options = [option for option in SCREEN if option.field in ("json", "quiet", "debug")]
     return make(
@@ -233,7 +242,7 @@ def _delete(path: Path) -> int:
 
 def _removed(typed: dict[str, Any], *, removed: str, freed: int, text: str) -> None:
     if typed.get("json"):
-        print_json({"schema": "sdcli.models-rm/1", "removed": removed, "freed_bytes": freed})
+        print_json(schema.to_json(Removal(removed=removed, freed_bytes=freed)))
     elif not typed.get("quiet"):
         say(text)
 

@@ -4,14 +4,29 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
+from sdcli import schema
 from sdcli.cli.answer import print_json
 from sdcli.machine.folders import config_folder
 from sdcli.request import config
 from sdcli.request.options import SCREEN
 from sdcli.request.options import command as make
 from sdcli.terminal import cells, folded, say, show, tell, width
+
+
+@dataclass(frozen=True, kw_only=True)
+class PresetFile:
+    name: str
+    description: str
+    path: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Presets:
+    schema: str = "sdcli.presets/1"
+    presets: tuple[PresetFile, ...]
 
 
 def command() -> Callable[..., None]:
@@ -23,10 +38,8 @@ def _show(typed: dict[str, Any]) -> None:
     folder = config_folder() / "presets"
     presets = config.presets(folder)
     if typed.get("json"):
-        rows = [
-            {"name": preset.name, "description": preset.description, "path": str(preset.path)} for preset in presets
-        ]
-        print_json({"schema": "sdcli.presets/1", "presets": rows})
+        rows = tuple(PresetFile(name=p.name, description=p.description, path=str(p.path)) for p in presets)
+        print_json(schema.to_json(Presets(presets=rows)))
         return
     widest = max((cells(show(preset.name, 40)) for preset in presets), default=0)
     for preset in presets:

@@ -7,15 +7,14 @@ from dataclasses import replace
 from typing import Any
 
 from sdcli import __version__
-from sdcli.cli import drawing, probing
+from sdcli.cli import drawing
 from sdcli.cli.answer import Answered
 from sdcli.cli.ask import PlannedRun, engine_of, remembered
+from sdcli.cli.recorded import as_recorded, hardware_for
 from sdcli.errors import BadFile, DeviceUnusable, DoesNotFit, ModelMissing, Usage
-from sdcli.machine import survey
-from sdcli.machine.hardware import Hardware
 from sdcli.machine.installation import versions
 from sdcli.plan.plan import Plan, PlanWarning
-from sdcli.plan.planner import make_plan, plan_as_recorded
+from sdcli.plan.planner import make_plan
 from sdcli.plan.refusal import refused
 from sdcli.record import found_runs, runs, used_files
 from sdcli.record.runs import RecordedRun
@@ -46,17 +45,18 @@ def _resume(typed: dict[str, Any]) -> None:
         raise Usage(f"run {show(records.name, 80)} is being drawn by another process", hint="sdcli runs")
     before = runs.recover(runs.read(records))
     name = found_runs.called(records)
-    kept, total = len(before.done), len(before.run.plan.jobs)
+    there = f"{len(before.done)} of {len(before.run.plan.jobs)} images are there"
     if not before.missing:
-        say(f"run {show(before.run.run, 80)} is complete: {kept} of {total} images are there")
+        say(f"run {show(before.run.run, 80)} is complete: {there}")
         return
     _check_files(before.run)
     planned = _planned(before.run, bool(typed.get("replan")), name)
     screen = drawing.Screen(typed, planned.plan, kept=before.done)
     if not typed.get("quiet"):
-        say(f"run {show(before.run.run, 80)}: {kept} of {total} images are there")
+        say(f"run {show(before.run.run, 80)}: {there}")
     screen.announce()
-    raise Answered(drawing.draw(typed, planned, before.run.destination, screen, before))
+    kept = {} if typed.get("replan") else runs.kept_steps(records, range(len(planned.plan.batches)))
+    raise Answered(drawing.draw(typed, planned, before.run.destination, screen, before, kept))
 
 
 def _check_files(run: RecordedRun) -> None:
@@ -74,10 +74,7 @@ def _check_files(run: RecordedRun) -> None:
 
 def _planned(run: RecordedRun, anew: bool, name: str) -> PlannedRun:
     try:
-        hardware, imported = _hardware(run.plan, anew)
-        plan = _anew(run.plan, hardware) if anew else plan_as_recorded(
-            run.plan, hardware, remembered(hardware), version=__version__
-        )  # fmt: skip
+        plan, imported = _anew(run.plan) if anew else as_recorded(run.plan)
         if not plan.fits:
             raise refused(plan)
     except (DoesNotFit, DeviceUnusable) as error:
@@ -87,21 +84,13 @@ def _planned(run: RecordedRun, anew: bool, name: str) -> PlannedRun:
     return PlannedRun(replace(plan, warnings=(*plan.warnings, *_other_versions(run.environment))), imported=imported)
 
 
-def _hardware(plan: Plan, anew: bool) -> tuple[Hardware, float]:
-    device = plan.request.device if anew else plan.setup.device
-    hardware, imported = probing.sized(survey.choose(device, survey.look()))
-    if plan.setup.dtype == "fp32" and not anew:
-        return hardware, imported
-    hardware, more = probing.probed(hardware)
-    return hardware, imported + more
-
-
-def _anew(plan: Plan, hardware: Hardware) -> Plan:
+def _anew(plan: Plan) -> tuple[Plan, float]:
+    hardware, imported = hardware_for(plan.request.device, None)
     fresh = make_plan(
         plan.request, plan.model, hardware, remembered(hardware), jobs=plan.jobs, version=__version__,
         origins=plan.origins, adapters=plan.setup.adapters,
     )  # fmt: skip
-    return replace(fresh, batches=plan.batches)
+    return replace(fresh, batches=plan.batches), imported
 
 
 def _other_versions(then: Mapping[str, Any]) -> tuple[PlanWarning, ...]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import importlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Protocol, Self
 
 from sdcli.events import Event
@@ -15,7 +15,10 @@ from sdcli.plan.plan import Plan
 class Engine(Protocol):
     """Draws one plan after another, and keeps what is loaded while the next one needs the same."""
 
-    def run(self, plan: Plan, batches: Iterable[Batch] | None = None) -> Iterator[Event]: ...
+    def run(
+        self, plan: Plan, batches: Iterable[Batch] | None = None, kept: Mapping[int, bytes] | None = None
+    ) -> Iterator[Event]:
+        """`kept`: of batches that were begun in another process, the last step it kept."""
 
     def without_own(self, hardware: Hardware) -> Hardware:
         """The hardware as the next plan should see it: with this engine's memory counted as free."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 from sdcli.events import (
     Decoded,
@@ -33,7 +33,9 @@ from sdcli.request.request import Job
 class Engine:
     """Like draw/local.py's, but loads nothing."""
 
-    def run(self, plan: Plan, batches: Iterable[Batch] | None = None) -> Iterator[Event]:
+    def run(
+        self, plan: Plan, batches: Iterable[Batch] | None = None, kept: Mapping[int, bytes] | None = None
+    ) -> Iterator[Event]:
         """`batches` as (number, jobs), read as they come; the plan's if not given."""
         yield from Run(plan).events(batches)
 

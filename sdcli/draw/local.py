@@ -9,7 +9,7 @@ import os
 import sys
 import threading
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -38,14 +38,16 @@ class Engine:
         self._undo = contextlib.ExitStack()
         self._started = False
 
-    def run(self, plan: Plan, batches: Iterable[Batch] | None = None) -> Iterator[Event]:
+    def run(
+        self, plan: Plan, batches: Iterable[Batch] | None = None, kept: Mapping[int, bytes] | None = None
+    ) -> Iterator[Event]:
         """`batches` are the plan's if not given; a list is looked ahead into, an iterator is not.
 
         Closing the generator keeps what is loaded; a failure, or an interrupt raised in it, frees all memory. What was
         yielded belongs to the caller.
         """
         try:
-            yield from self._run(plan, batches)
+            yield from self._run(plan, batches, kept or {})
         except GeneratorExit:
             raise
         except BaseException as error:
@@ -78,19 +80,19 @@ class Engine:
             ram_free=min(hardware.ram_total, hardware.ram_free + host),
         )
 
-    def _run(self, plan: Plan, batches: Iterable[Batch] | None) -> Iterator[Event]:
+    def _run(self, plan: Plan, batches: Iterable[Batch] | None, kept: Mapping[int, bytes]) -> Iterator[Event]:
         reason = legal(plan.setup, plan.hardware, plan.model)
         if reason is not None:
             raise Bug(f"the plan's setup is not legal: {reason}")
         started = time.perf_counter()
-        run = self._ready(plan)
+        run = self._ready(plan, kept)
         yield Timed(phase="import", seconds=time.perf_counter() - started)
         yield self._session.meter.read("import")
         yield from run.load()
         yield from run.draw(plan.numbered() if batches is None else batches)
         yield Done(environment=_surroundings(plan))
 
-    def _ready(self, plan: Plan) -> Any:
+    def _ready(self, plan: Plan, kept: Mapping[int, bytes]) -> Any:
         """Prepares the libraries, the device and a session for this plan."""
         if self._session is not None and not self._session.serves(plan):
             self._release()
@@ -111,7 +113,7 @@ class Engine:
         _keep_within(plan)
         if self._session is None:
             self._session = Session(plan.model, plan.setup)
-        return Run(self._session, plan)
+        return Run(self._session, plan, kept)
 
     def _import(self, plan: Plan) -> None:
         from sdcli.draw import quiet

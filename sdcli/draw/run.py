@@ -12,7 +12,7 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor
 
-from sdcli.draw import control, decode, denoise, encode_image, preview, schedulers, upscale
+from sdcli.draw import control, decode, denoise, encode_image, kept_steps, preview, schedulers, upscale
 from sdcli.draw.captured import NotCaptured
 from sdcli.draw.denoise import Conditioning, LoopState
 from sdcli.draw.encode_image import Posterior
@@ -23,8 +23,22 @@ from sdcli.draw.reference import Together
 from sdcli.draw.regional import NotCompiled
 from sdcli.draw.session import Session
 from sdcli.draw.start import Begun, EncodedStart, begun, enlarged
-from sdcli.errors import ImagesFailed, OutOfMemory
-from sdcli.events import Decoded, Degraded, Denoised, Encoded, EncodedImage, Event, Failed, Preview, Step, Tile, Timed
+from sdcli.errors import BadFile, ImagesFailed, OutOfMemory
+from sdcli.events import (
+    Decoded,
+    Degraded,
+    Denoised,
+    Encoded,
+    EncodedImage,
+    Event,
+    Failed,
+    KeptStep,
+    Preview,
+    Step,
+    Tile,
+    Timed,
+    Warned,
+)
 from sdcli.images import control as control_images
 from sdcli.images.canvas import Canvas
 from sdcli.models import upscaler_walk
@@ -76,6 +90,11 @@ class BatchState:
         return self.loop.step if self.loop else 0
 
     @property
+    def is_first(self) -> bool:
+        """Whether this is the first pass, or the only one."""
+        return self.handed is None and self.smaller is None
+
+    @property
     def canvases(self) -> list[Canvas | None]:
         """What each image starts from, if anything."""
         return [one.canvas for one in self.started] or [None] * len(self.jobs)
@@ -84,9 +103,10 @@ class BatchState:
 class Run:
     """Draws one plan with a session. Every stage can be repeated after a failure."""
 
-    def __init__(self, session: Session, plan: Plan) -> None:
+    def __init__(self, session: Session, plan: Plan, kept: Mapping[int, bytes]) -> None:
         self.session = session
         self.plan = plan
+        self._kept = dict(kept)  # by batch; of its first pass
         self._stages: tuple[Stage, ...] = ()  # of the batch being drawn
         self._state: BatchState | None = None
         self._used = {plan.setup}
@@ -219,6 +239,7 @@ class Run:
         size = state.makes.width, state.makes.height
         conditioning = self.session.prompts_of(stage).conditioning(state.jobs, components, size, alone=self._alone)
         state.loop = self._start(state, stage)
+        yield from self._go_on(state)
         if state.begun is not None:
             conditioning = conditioning.starting(state.begun, components.device)
         if stage.references:
@@ -239,6 +260,8 @@ class Run:
                 state.pending.append((loop.step, before, after))
                 before = after
                 yield from self._timed(state, stage, meter.lag)
+                if self.plan.request.keep_steps and state.is_first:
+                    yield KeptStep(batch=state.number, step=loop.step, state=kept_steps.write(loop))
                 yield from self._previews(state, stage)
             yield from self._timed(state, stage, 0)
         meter.wait()
@@ -247,6 +270,17 @@ class Run:
             stage=stage.name, batch=state.number, seconds=time.perf_counter() - started, latents=state.latents
         )
         yield meter.read(stage.name)
+
+    def _go_on(self, state: BatchState) -> Iterator[Event]:
+        """From the last step that another process kept of this batch."""
+        assert state.loop is not None
+        data = self._kept.pop(state.number, None) if state.is_first else None
+        if data is None:
+            return
+        try:
+            state.loop = kept_steps.read(data, state.loop, type(state.scheduler))
+        except BadFile as error:
+            yield Warned(code="kept-step", message=f"{error.message}; the image is drawn from its first step on")
 
     def _referred(self, state: BatchState, latents: Tensor) -> dict[str, dict[str, Any]]:
         height, width = latents.shape[-2:]

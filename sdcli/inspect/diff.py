@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal, TypedDict
 
 from sdcli import schema
 from sdcli.errors import BadFile, SdcliError
@@ -127,7 +127,42 @@ def _gap_of(a: Stored, b: Stored) -> ValueGap | None:
     return ValueGap(name=a.name, max_abs=furthest, mean_abs=total / count) if furthest else None
 
 
-def to_json(difference: Difference) -> dict[str, Any]:
+class SizeObject(TypedDict):
+    width: int
+    height: int
+
+
+class SideObject(TypedDict):
+    name: str
+    kind: str
+    family: str | None
+    parameters: int
+    macs: int
+    at: SizeObject
+    activation_peak_bytes: int
+    skips: int
+    text_channels: int
+    text_enters: int
+    stored_bytes: int | None
+    stored_dtypes: dict[str, int]
+
+
+class DiffDocument(TypedDict):
+    """`values` has the tensors whose values differ, of the `compared` ones that were read."""
+
+    schema: Literal["sdcli.unet-diff/1"]
+    a: SideObject
+    b: SideObject
+    only_a: list[str]
+    only_b: list[str]
+    shape: list[Change]
+    dtype: list[Change]
+    values: list[ValueGap]
+    compared: int
+    identical: bool
+
+
+def to_json(difference: Difference) -> DiffDocument:
     return {
         "schema": "sdcli.unet-diff/1",
         "a": _side(difference.a),
@@ -142,7 +177,7 @@ def to_json(difference: Difference) -> dict[str, Any]:
     }
 
 
-def _side(look: Inspection) -> dict[str, Any]:
+def _side(look: Inspection) -> SideObject:
     source, unet = look.source, look.unet
     return {
         "name": source.name,

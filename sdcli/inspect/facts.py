@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, Literal, TypedDict
 
 from sdcli import __version__, schema
-from sdcli.errors import SdcliError, Usage
+from sdcli.errors import ErrorObject, SdcliError, Usage
 from sdcli.models.model import BYTES
-from sdcli.models.unet import Block, Unet, analyse
+from sdcli.models.unet import Block, Skip, Unet, analyse
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -136,7 +136,88 @@ def inspect(source: Source, at: At) -> Inspection:
     return Inspection(source=source, at=at, unet=unet)
 
 
-def to_json(look: Inspection) -> dict[str, Any]:
+class SourceObject(TypedDict):
+    name: str
+    kind: str
+    family: str | None
+    stored_bytes: int | None
+    stored_dtypes: dict[str, int]
+
+
+class AtObject(TypedDict):
+    width: int
+    height: int
+    latent: list[int]
+    batch: int
+    tokens: int
+    dtype: str
+
+
+class TotalsObject(TypedDict):
+    parameters: int
+    bytes: int
+    macs: int
+    flops: int
+    macs_by_kind: dict[str, int]
+    activation_peak_bytes: int
+    leaves: int
+
+
+class BlockObject(TypedDict):
+    name: str
+    role: str
+    type: str
+    level: int
+    resolution: list[int]
+    in_channels: int
+    out_channels: int
+    parameters: int
+    bytes: int
+    macs: int
+    activation_bytes: int
+
+
+class LayerObject(TypedDict):
+    name: str
+    type: str
+    kind: str
+    weight_shape: list[int]
+    kernel: list[int]
+    bias: bool
+    parameters: int
+    bytes: int
+    output_shape: list[int]
+    macs: int
+    activation_bytes: int
+
+
+class ConditioningObject(TypedDict):
+    time_channels: int
+    time_enters: int
+    text_channels: int
+    text_enters: int
+
+
+class UnetDocument(TypedDict):
+    """`layers` has every leaf in the order of calls; their macs add up to `totals.macs`."""
+
+    schema: Literal["sdcli.unet/1"]
+    version: str
+    source: SourceObject
+    at: AtObject
+    totals: TotalsObject
+    blocks: list[BlockObject]
+    layers: list[LayerObject]
+    skips: list[Skip]
+    conditioning: ConditioningObject
+    missing: list[str]
+    unexpected: list[str]
+    mismatched: list[Mismatch]
+    measured: MeasuredCall | None
+    error: ErrorObject | None
+
+
+def to_json(look: Inspection) -> UnetDocument:
     """The document `inspect-unet --json` prints."""
     source, at, unet, size = look.source, look.at, look.unet, look.at.dtype_bytes
     return {
@@ -198,7 +279,7 @@ def to_json(look: Inspection) -> dict[str, Any]:
     }
 
 
-def _block(block: Block, size: int) -> dict[str, Any]:
+def _block(block: Block, size: int) -> BlockObject:
     return {
         "name": block.name,
         "role": block.role,

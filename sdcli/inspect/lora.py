@@ -6,7 +6,7 @@ import functools
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal, TypedDict
 
 from sdcli import data, schema
 from sdcli.inspect import figures, tables
@@ -138,7 +138,22 @@ def _kind(parts: Mapping[str, Tensor]) -> tuple[str, int | None]:
 # shown
 
 
-def to_json(report: LoraReport) -> dict[str, Any]:
+class LoraDocument(TypedDict):
+    """`ranks` counts the layers of each rank; `made_for` is the known family that most of them fit."""
+
+    schema: Literal["sdcli.lora/1"]
+    file: str
+    base: str
+    fits: bool
+    made_for: str | None
+    bytes: int
+    ranks: dict[str, int]
+    matched: int
+    unmatched: list[str]
+    touched: list[Touched]
+
+
+def to_json(report: LoraReport) -> LoraDocument:
     return {
         "schema": "sdcli.lora/1",
         "file": report.file,

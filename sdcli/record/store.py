@@ -15,15 +15,28 @@ from typing import Any
 
 from sdcli import __version__, schema
 from sdcli.errors import Bug, CannotWrite, Interrupted, OutOfMemory, SdcliError, Stop, Terminated, stopped_by
-from sdcli.events import Decoded, Degraded, Done, Encoded, Event, Failed, Loaded, Planned, Queued, Saved, Warned
+from sdcli.events import (
+    Decoded,
+    Degraded,
+    Done,
+    Encoded,
+    Event,
+    Failed,
+    KeptStep,
+    Loaded,
+    Planned,
+    Queued,
+    Saved,
+    Warned,
+)
 from sdcli.events import Interrupted as InterruptedEvent
-from sdcli.files import REAL, Files, cannot_write, discard, publish, write_new
+from sdcli.files import REAL, Files, cannot_write, discard, publish, replace_whole, write_new
 from sdcli.plan.plan import Plan
 from sdcli.record.encode import ImageFile, encode
 from sdcli.record.found_runs import called
 from sdcli.record.metadata import own
 from sdcli.record.names import Destination, already_there, inside, next_number
-from sdcli.record.runs import Intent, Journal, begin
+from sdcli.record.runs import Intent, Journal, begin, step_file
 from sdcli.terminal import show
 
 MOST_NAMES = 10_000  # tried for one image before giving up
@@ -51,6 +64,9 @@ def store(
         for event in events:
             if isinstance(event, Decoded):
                 yield from run_store.save(event)
+                continue
+            if isinstance(event, KeptStep):
+                yield from run_store.keep(event)
                 continue
             run_store.note(event)
             yield event
@@ -103,6 +119,8 @@ class RunStore:
         self.plan: Plan | None = None
         self.unet_sha256: str | None = None
         self.batches: dict[int, Batch] = {}  # unfinished ones, of any worker
+        self.drawn: list[int] = []  # whose kept steps may go
+        self.told_of_steps = False
         self.number = 0
         self.names: set[str] = set()
         self.saved = 0
@@ -139,6 +157,18 @@ class RunStore:
         elif isinstance(event, Done):
             self.environment = {**self.environment, **event.environment}
 
+    def keep(self, event: KeptStep) -> Iterator[Event]:
+        """On disk before it is passed on. Where it cannot be written the image can still be drawn."""
+        yield event
+        path = step_file(self.destination.records, event.batch)
+        try:
+            replace_whole(self.files, path, [event.state])
+        except OSError as error:
+            if not self.told_of_steps:
+                reason = show(error.strerror or error)
+                yield Warned(code="kept-step", message=f"steps could not be kept in {show(path.parent)}: {reason}")
+            self.told_of_steps = True
+
     def _batch(self, number: int) -> Batch:
         return self.batches.setdefault(number, Batch())
 
@@ -148,6 +178,13 @@ class RunStore:
         batch.passed += 1
         if batch.passed >= batch.size:
             del self.batches[number]
+            self.drawn.append(number)
+
+    def _discard_steps(self) -> None:
+        while self.drawn:
+            path = step_file(self.destination.records, self.drawn.pop())
+            if self.plan is not None and self.plan.request.keep_steps:
+                discard(self.files, path)
 
     def _append(self, kind: str, **fields: Any) -> None:
         if self.journal is None:
@@ -211,6 +248,7 @@ class RunStore:
             yield Failed(batch=event.batch, index=event.index, error=refusal.to_json())
             raise refusal from None
         self.count(written.name, intent.status)
+        self._discard_steps()
         saved = _saved(event, intent, written, self.destination.format, self.clock() - started)
         yield event
         yield from _warnings(saved, file, plan.request.metadata)

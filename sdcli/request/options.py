@@ -149,6 +149,8 @@ OPTIONS: tuple[Option, ...] = (
            help="File format: png, jpg or webp."),
     Option(field="metadata", flags=("--metadata",), metavar="KIND", choices=("full", "a1111", "none"), panel=OUTPUT,
            help="Settings stored in the file: full, a1111 or none."),
+    Option(field="keep_steps", flags=("--keep-steps",), switch=True, panel=OUTPUT,
+           help="Keep each step on disk until its image is saved, so that sdcli resume goes on inside an image."),
     Option(field="overwrite", flags=("--overwrite",), switch=True, panel=OUTPUT, help="Replace existing files."),
 )  # fmt: skip
 

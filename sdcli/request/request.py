@@ -148,6 +148,7 @@ class Request:
     emphasis: str = "a1111"
     batch_size: int = 1
     batch_invariant: bool = False
+    keep_steps: bool = False
     device: str = "auto"
     pins: Mapping[str, str] = field(default_factory=dict)
     compile: str = "auto"

@@ -49,6 +49,14 @@ class Sampler:
         return steps
 
 
+@dataclass(frozen=True, kw_only=True)
+class Samplers:
+    """`unet_calls` says how often the UNet is called for n steps."""
+
+    schema: str = "sdcli.samplers/1"
+    samplers: tuple[Sampler, ...]
+
+
 SAMPLERS: tuple[Sampler, ...] = (
     Sampler(
         name="DDIM", aliases=("ddim", "k_ddim", "DDIMScheduler"), scheduler="DDIMScheduler",
@@ -182,8 +190,8 @@ def find(name: str) -> Sampler:
     )
 
 
-def to_json() -> dict[str, Any]:
-    return {"schema": "sdcli.samplers/1", "samplers": schema.to_json(EVERY)}
+def to_json() -> Any:
+    return schema.to_json(Samplers(samplers=EVERY))
 
 
 def check_steps(sampler: Sampler, steps: int) -> None:

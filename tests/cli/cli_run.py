@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from json_valid import name_of, wrong_in
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -24,7 +25,9 @@ class Outcome:
     @property
     def json(self) -> Any:
         assert self.out.count("\n") == 1 and self.out.endswith("\n"), self.out
-        return json.loads(self.out)
+        data = json.loads(self.out)
+        assert wrong_in(name_of(data), data) == []
+        return data
 
 
 def sdcli(capfd: pytest.CaptureFixture[str], *words: str) -> Outcome:

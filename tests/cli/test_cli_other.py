@@ -172,7 +172,7 @@ def test_every_shipped_preset_plans(capfd: pytest.CaptureFixture[str]) -> None:
         assert done.json["fits"], preset.name
 
 
-@pytest.mark.parametrize("topic", ["exit-codes", "environment", "memory", "formats"])
+@pytest.mark.parametrize("topic", ["exit-codes", "environment", "memory", "formats", "json"])
 def test_help_has_its_topics_in_80_columns(topic: str, capfd: pytest.CaptureFixture[str]) -> None:
     done = sdcli(capfd, "help", topic)
     assert done.code == 0
@@ -244,7 +244,7 @@ def test_a_name_with_spaces_completes_as_one_word_in_bash(
     "words",
     [
         "--help", "generate --help", "bench --help", "doctor", "samplers", "presets", "config show", "help",
-        "help memory", "help formats", "help environment", "help exit-codes", "inspect-unet sd15",
+        "help memory", "help formats", "help environment", "help exit-codes", "help json", "inspect-unet sd15",
     ],
 )  # fmt: skip
 def test_screens_fold_between_words(

@@ -273,3 +273,50 @@ def test_images_and_reports_say_nothing_of_where_files_are(
     assert weights not in (records / "report.json").read_bytes()
     (image,) = (here / "sdcli-images").glob("*.png")
     assert str(shelf).encode() not in image.read_bytes()
+
+
+# --- inside an image
+
+
+def test_an_image_is_gone_on_with_from_its_last_kept_step(
+    capfd: pytest.CaptureFixture[str], here: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from sdcli.draw import run as drawing
+
+    words = (
+        "generate",
+        "a cat",
+        "-m",
+        "builtin",
+        "--steps",
+        "5",
+        "--seed",
+        "5",
+        "--keep-steps",
+        "--no-show",
+        "-n",
+        "2",
+    )
+    assert sdcli(capfd, *words, "-o", "whole").code == 0
+    expected = pixels_of(records_of(here / "whole"))
+    assert not list(records_of(here / "whole").glob("*.step.safetensors"))
+
+    taken = drawing.denoise._advance
+    calls = []
+
+    def interrupted(*given: object) -> object:
+        if len(calls) == 8:  # in the second image
+            raise KeyboardInterrupt
+        calls.append(given)
+        return taken(*given)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(drawing.denoise, "_advance", interrupted)
+    stopped = sdcli(capfd, *words)
+    assert stopped.code == 130 and stopped.err.splitlines()[-1].startswith("  try: sdcli resume 20")
+    records = records_of(here / "sdcli-images")
+    assert [path.name for path in records.glob("*.step.safetensors")] == ["000001.step.safetensors"]
+    monkeypatch.setattr(drawing.denoise, "_advance", lambda *given: [calls.append(given), taken(*given)][1])
+    assert sdcli(capfd, "resume", "--no-show").code == 0
+    assert len(calls) == 10  # the two steps that were missing
+    assert pixels_of(records) == expected
+    assert not list(records.glob("*.step.safetensors"))

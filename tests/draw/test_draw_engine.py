@@ -190,7 +190,7 @@ def test_every_placement_draws_the_same_pixels(resident: tuple[Plan, list[bytes]
 def held_while(plan: Plan) -> list[tuple[str, tuple[str, ...]]]:
     """Stage and components in memory at every event of a run."""
     session = Session(plan.model, plan.setup)
-    drawing = run.Run(session, plan)
+    drawing = run.Run(session, plan, {})
     batches = [(number, plan.batch(number)) for number in range(len(plan.batches))]
     rows = [(getattr(event, "stage", ""), session.components.loaded) for event in drawing.draw(batches)]
     session.close()

@@ -1,0 +1,156 @@
+"""`sdcli verify`: an image is drawn again from its own settings, and what explains a difference is named."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from cli_run import Outcome, sdcli
+from PIL import Image  # noqa: TID253
+from PIL.PngImagePlugin import PngInfo  # noqa: TID253
+
+from scripts import make_checkpoint
+
+TINY = ("-m", "tiny", "--size", "64x64", "--steps", "2", "--no-show", "-q", "-o")
+
+
+@pytest.fixture(scope="module")
+def shelf(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    root = tmp_path_factory.mktemp("shelf")
+    make_checkpoint.write_folder(root / "tiny", "sd15", tiny=True)
+    return root
+
+
+@pytest.fixture(autouse=True)
+def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, shelf: Path) -> Path:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "tiny").symlink_to(shelf / "tiny")
+    return tmp_path
+
+
+def verdicts(done: Outcome) -> list[dict[str, Any]]:
+    assert done.json["schema"] == "sdcli.verify/1"
+    listed: list[dict[str, Any]] = done.json["images"]
+    return listed
+
+
+def named(verdict: dict[str, Any]) -> set[str]:
+    return {one["field"] for one in verdict["explained"]}
+
+
+def altered(file: str, change: Callable[[dict[str, Any]], None]) -> str:
+    """The image with something else in its own chunk; pixels and the other text stay."""
+    with Image.open(file) as image:
+        texts, info = dict(image.info), PngInfo()
+        record = json.loads(texts.pop("sdcli"))
+        change(record)
+        info.add_itxt("sdcli", json.dumps(record))
+        info.add_text("parameters", texts["parameters"])
+        image.save("altered.png", pnginfo=info)
+    return "altered.png"
+
+
+@pytest.mark.parametrize(
+    "flags",
+    [
+        ("--sampler", "Euler a", "--seed", "3", "--format", "webp"),
+        ("-n", "3", "--batch-size", "2", "--negative-prompt", "dogs", "--guidance", "4.5"),
+        ("--clip-skip", "2", "--sampler", "DPM++ 2M Karras", "--hires", "1.5"),
+        ("--guidance", "1", "--sampler", "LCM", "--format", "jpg", "--pin", "guidance=in-turn", "--dtype", "fp32"),
+    ],
+    ids=["noise in every step", "a batch", "a second pass", "unguided"],
+)
+def test_an_image_is_what_its_settings_draw(capfd: pytest.CaptureFixture[str], flags: tuple[str, ...]) -> None:
+    assert sdcli(capfd, "generate", "a (cat:1.2)", *flags, *TINY, "out").code == 0
+    done = sdcli(capfd, "verify", "out", "-m", "tiny", "-q", "--json")
+    assert done.code == 0, done.err
+    assert {(one["verdict"], one["edited"], len(one["explained"])) for one in verdicts(done)} == {
+        ("identical", False, 0)
+    }
+    assert len(verdicts(done)) == len([file for file in Path("out").iterdir() if file.is_file()])
+
+
+def set_job(**values: Any) -> Callable[[dict[str, Any]], None]:
+    return lambda record: record["job"].update(values)
+
+
+@pytest.mark.parametrize(
+    ("field", "change"),
+    [
+        ("seed", set_job(seed=8)),
+        ("steps", set_job(steps=3, unet_calls=3)),
+        ("guidance", set_job(guidance=3.0)),
+        ("prompt", set_job(prompt="a dog")),
+        ("negative_prompt", set_job(negative_prompt="dogs")),
+        ("sampler", set_job(sampler="Euler")),
+        ("clip_skip", set_job(clip_skip=2)),
+        ("isa", lambda record: record["setup"].update(isa="amx_tile")),
+        ("device", lambda record: record["setup"].update(device="cuda:0")),
+        ("model", lambda record: record["model"].update(hash="0123456789")),
+        ("version", lambda record: record.update(version="0.0.9")),
+        ("torch", lambda record: record["environment"].update(torch="1.9")),
+        ("threads", lambda record: record["setup"].update(device="cuda:0", threads=64)),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "",
+)
+def test_what_was_altered_is_named(
+    capfd: pytest.CaptureFixture[str], field: str, change: Callable[[dict[str, Any]], None]
+) -> None:
+    model = "builtin" if field == "model" else "tiny"
+    sdcli(capfd, "generate", "a cat", "--seed", "7", *TINY, "cat.png", "-m", model)
+    done = sdcli(capfd, "verify", altered("cat.png", change), "-m", model, "-q", "--json")
+    (verdict,) = verdicts(done)
+    assert field in named(verdict), verdict
+    assert done.code == (0 if verdict["verdict"] == "identical" else 10)
+    moves = field in ("seed", "steps", "guidance", "prompt", "negative_prompt", "sampler", "clip_skip")
+    assert (verdict["verdict"] == "different") is moves or field in ("isa", "device", "threads")
+
+
+def test_pixels_that_were_edited_are_told_apart_from_settings(capfd: pytest.CaptureFixture[str]) -> None:
+    sdcli(capfd, "generate", "a cat", "--seed", "7", *TINY, "cat.png")
+    with Image.open("cat.png") as image:
+        info = PngInfo()
+        for name in ("sdcli", "parameters"):
+            info.add_itxt(name, image.info[name])
+        image.putpixel((5, 5), (1, 2, 3))
+        image.save("edited.png", pnginfo=info)
+    done = sdcli(capfd, "verify", "edited.png", "cat.png", "-m", "tiny", "-q")
+    assert done.code == 10 and "1 of 2 images differs" in done.err
+    first, second = [line for line in done.out.splitlines() if not line.startswith(" ")]
+    assert first.startswith("edited.png: changed since it was drawn") and second == "cat.png: identical"
+
+
+def test_a_model_of_the_same_name_with_other_weights_is_told_by_the_pixels(
+    capfd: pytest.CaptureFixture[str], here: Path
+) -> None:
+    sdcli(capfd, "generate", "a cat", "--seed", "7", *TINY, "cat.png")
+    make_checkpoint.write_folder(here / "other" / "tiny", "sd15", tiny=True, seed=9)
+    done = sdcli(capfd, "verify", "cat.png", "-m", "other/tiny", "-q")
+    assert done.code == 10 and "of 255" in done.out and "nothing that its record names explains it" in done.out
+
+
+def test_an_image_that_began_with_another_needs_it(capfd: pytest.CaptureFixture[str]) -> None:
+    Image.effect_noise((64, 64), 90).convert("RGB").save("photo.png")
+    Image.effect_noise((64, 64), 70).convert("RGB").save("other.png")
+    sdcli(capfd, "generate", "a cat", "--image", "photo.png", "--seed", "7", *TINY, "cat.png")
+    alone = sdcli(capfd, "verify", "cat.png", "-m", "tiny", "-q")
+    assert alone.code == 2 and "try: sdcli verify cat.png -m tiny -q --image FILE" in alone.err
+    assert sdcli(capfd, "verify", "cat.png", "-m", "tiny", "-q", "--image", "photo.png").code == 0
+    other = sdcli(capfd, "verify", "cat.png", "-m", "tiny", "-q", "--image", "other.png", "--json")
+    assert other.code == 10 and named(verdicts(other)[0]) == {"start"}
+
+
+def test_an_image_with_nothing_but_the_web_ui_s_text_is_drawn_too(capfd: pytest.CaptureFixture[str]) -> None:
+    sdcli(capfd, "generate", "a cat", "--seed", "7", "--metadata", "a1111", *TINY, "cat.png")
+    (verdict,) = verdicts(sdcli(capfd, "verify", "cat.png", "-m", "tiny", "-q", "--json"))
+    assert (verdict["dialect"], verdict["verdict"]) == ("a1111", "identical")
+
+
+def test_an_image_without_settings_or_none_at_all_is_refused(capfd: pytest.CaptureFixture[str]) -> None:
+    Image.new("RGB", (8, 8)).save("plain.png")
+    assert sdcli(capfd, "verify", "plain.png").code == 9
+    assert sdcli(capfd, "verify").code == 2
+    assert sdcli(capfd, "verify", "nowhere.png").code == 2
