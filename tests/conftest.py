@@ -17,7 +17,8 @@ from sdcli.plan.plan import Plan
 from sdcli.plan.workload import Workload
 
 LONGEST = (  # from 20 seconds each
-    "test_draw_regional.py", "test_draw_refiner.py", "test_draw_from_image_run.py", "test_draw_card.py", "test_draw_engine.py",
+    "test_draw_regional.py", "test_draw_refiner.py", "test_draw_from_image_run.py", "test_draw_card.py",
+    "test_draw_engine.py",
     "test_scripts_gpu.py", "test_draw_control_run.py", "test_draw_compiled.py", "test_draw_t2i_run.py",
     "test_scripts_bootstrap.py", "test_draw_on_a_gpu.py", "test_draw_reference_run.py", "test_draw_setups.py",
     "test_draw_out_of_memory.py", "test_draw_union.py", "test_draw_from_image.py", "test_cli_endings.py",

@@ -16,7 +16,7 @@ CLAIM = "The cases that everyday tests leave out, for each is much like others: 
 
 def main() -> list[tuple[str, str, str, bool]]:
     environment = {**os.environ, "OMP_WAIT_POLICY": "passive"}
-    command = [sys.executable, "-P", "-m", "pytest", "-n0", "-v", "-m", "proof", "tests"]
+    command = [sys.executable, "-P", "-m", "pytest", "-n0", "-vv", "-m", "proof", "tests"]
     with subprocess.Popen(command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, text=True) as running:
         assert running.stdout is not None
         return rows(running.stdout.readlines())
