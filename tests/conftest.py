@@ -16,17 +16,25 @@ from sdcli.machine.hardware import Trial
 from sdcli.plan.plan import Plan
 from sdcli.plan.workload import Workload
 
-LONGEST = (  # from half a minute each
-    "test_draw_compiled.py", "test_scripts_bootstrap.py", "test_draw_on_a_gpu.py", "test_scripts_gpu.py",
-    "test_draw_regional.py", "test_draw_setups.py", "test_draw_on_other_gpus.py", "test_draw_out_of_memory.py",
-    "test_draw_engine.py", "test_draw_parity.py", "test_draw_card.py", "test_cli_memory.py", "test_draw_emoji.py",
-    "test_draw_packed.py", "test_scripts_peers.py", "test_draw_adapters.py", "test_models_hub.py",
-    "test_bench_engine.py", "test_builtin_training.py",
+LONGEST = (  # from 20 seconds each
+    "test_draw_regional.py", "test_draw_refiner.py", "test_draw_from_image_run.py", "test_draw_card.py",
+    "test_draw_engine.py",
+    "test_scripts_gpu.py", "test_draw_control_run.py", "test_draw_compiled.py", "test_draw_t2i_run.py",
+    "test_scripts_bootstrap.py", "test_draw_on_a_gpu.py", "test_draw_reference_run.py", "test_draw_setups.py",
+    "test_draw_out_of_memory.py", "test_draw_union.py", "test_draw_from_image.py", "test_cli_endings.py",
+    "test_bench_command.py", "test_draw_on_other_gpus.py", "test_draw_control.py", "test_draw_emoji.py",
+    "test_draw_adapters.py", "test_models_hub.py", "test_cli_memory.py", "test_draw_parity.py",
+    "test_draw_lifetime.py", "test_scripts_peers.py", "test_bench_engine.py",
 )  # fmt: skip
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """These files begin first: spread over several processes, one of them at the end would run alone."""
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """These files begin first: spread over several processes, one of them at the end would run alone. Cases for
+    `scripts/prove cases` are left out, unless they are asked for."""
+    if "proof" not in config.option.markexpr and not any("::" in word for word in config.args):
+        left_out = [item for item in items if item.get_closest_marker("proof")]
+        config.hook.pytest_deselected(items=left_out)
+        items[:] = [item for item in items if not item.get_closest_marker("proof")]
     places = {name: place for place, name in enumerate(LONGEST)}
     items.sort(key=lambda item: places.get(item.path.name, len(places)))
 

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import diffusers
+import pytest
 import torch
 from torch import Tensor
 
@@ -24,6 +25,11 @@ from sdcli.sizes import GIB
 from tests.pretend_gpu import device, pretend
 
 FAMILIES = ("sd15", "sd2", "sdxl")
+
+
+def all_but(family: str) -> list[Any]:
+    """The families as cases; what this one would show, the others show every day."""
+    return [pytest.param(one, marks=[pytest.mark.proof] * (one == family)) for one in FAMILIES]
 
 
 def diffusers_pipelines(folders: dict[str, Path], dtype: torch.dtype) -> dict[str, Any]:

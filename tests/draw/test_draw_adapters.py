@@ -102,9 +102,15 @@ def mixed(number: int) -> float | None:
 # --- weights
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
-@pytest.mark.parametrize("layout", ["kohya", "sgm", "diffusers"])
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize(
+    ("family", "layout", "dtype"),  # every day each two of them together, of family and layout or dtype
+    [
+        pytest.param(family, layout, dtype, marks=[pytest.mark.proof] * ((one + two + three) % 2))
+        for one, family in enumerate(FAMILIES)
+        for two, layout in enumerate(["kohya", "sgm", "diffusers"])
+        for three, dtype in enumerate([torch.float32, torch.float16, torch.bfloat16])
+    ],
+)
 def test_two_loras_with_weights_and_mixed_alphas_are_added_exactly(
     tiny_folders: dict[str, Path], family: str, layout: str, dtype: torch.dtype, tmp_path: Path
 ) -> None:
@@ -238,8 +244,14 @@ def apart(one: numpy.ndarray[Any, Any], other: numpy.ndarray[Any, Any]) -> int:
 
 
 @pytest.mark.filterwarnings("ignore:Already found a `peft_config`")
-@pytest.mark.parametrize("layout", ["kohya", "sgm", "diffusers"])
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize(
+    ("family", "layout"),
+    [
+        ("sd15", "kohya"), ("sdxl", "kohya"), ("sdxl", "sgm"), ("sd15", "diffusers"),
+        pytest.param("sd15", "sgm", marks=pytest.mark.proof),
+        pytest.param("sdxl", "diffusers", marks=pytest.mark.proof),
+    ],
+)  # fmt: skip
 def test_images_equal_those_of_diffusers_with_peft(
     tiny_folders: dict[str, Path], family: str, layout: str, tmp_path: Path
 ) -> None:
@@ -299,8 +311,13 @@ def load_inversion(pipeline: Any, path: Path, token: str) -> None:
     pipeline.text_encoder_2.text_model.eos_token_id = 49407
 
 
-@pytest.mark.parametrize("vectors", [1, 3])
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize(
+    ("family", "vectors"),
+    [
+        ("sd15", 1), ("sdxl", 3),
+        pytest.param("sd15", 3, marks=pytest.mark.proof), pytest.param("sdxl", 1, marks=pytest.mark.proof),
+    ],
+)  # fmt: skip
 def test_a_learned_word_draws_what_it_draws_in_diffusers(
     tiny_folders: dict[str, Path], family: str, vectors: int, tmp_path: Path
 ) -> None:

@@ -19,8 +19,13 @@ def least(tmp_path_factory: pytest.TempPathFactory) -> int:
     return address_space.least(tmp_path_factory.mktemp("least"))
 
 
-@pytest.mark.parametrize("as_json", [False, True])
-@pytest.mark.parametrize("more", [4, 16])  # MiB
+@pytest.mark.parametrize(
+    ("more", "as_json"),  # MiB
+    [
+        (4, True), (16, False),
+        pytest.param(4, False, marks=pytest.mark.proof), pytest.param(16, True, marks=pytest.mark.proof),
+    ],
+)  # fmt: skip
 def test_hardly_starting_is_exit_4(
     tmp_path: Path, least: int, tiny_folders: dict[str, Path], more: int, as_json: bool
 ) -> None:

@@ -25,15 +25,14 @@ def models() -> Iterator[Path]:
     "case",
     [
         Case("sd15", 512, "resident", "same", "whole", 1),
-        Case("sd15", 768, "group-offload", "fp8", "tile-256", 4),
-        Case("sdxl", 1024, "drop-encoders", "same", "tile-512", 1),
+        Case("sd15", 768, "model-offload", "fp8", "tile-512", 4),
         Case("sd15", 512, "resident", "same", "whole", 1, "from an image"),
         Case("sd15", 512, "drop-encoders", "same", "tile-512", 1, "twice the image"),
         Case("sd15", 512, "drop-encoders", "same", "whole", 1, "like an image"),
         Case("sdxl", 1024, "drop-encoders", "same", "tile-512", 1, card.REFINED),
-        Case("sdxl", 1024, "resident", "same", "tile-512", 1, "steered"),
+        Case("sd15", 512, "group-offload", "same", "tile-256", 1, "steered"),
         Case("sd15", 512, "resident", "same", "tile-512", 4, "adapted"),
-        Case("sdxl", 1024, "group-offload", "same", "tile-512", 1, "united"),
+        Case("sdxl", 1024, "resident", "same", "tile-512", 1, "united"),
     ],
     ids=lambda case: f"{case.shape} {case.setup}",
 )

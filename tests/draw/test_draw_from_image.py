@@ -43,19 +43,23 @@ def compared(tmp_path_factory: pytest.TempPathFactory) -> Comparable:
 FEW = ("DDIM", "Euler a", "DPM++ 2M Karras", "Heun", "LCM")
 
 
-@pytest.mark.parametrize(
-    ("sampler", "strength"), [*((name, 0.6) for name in EXACT), *((name, s) for name in FEW for s in (0.35, 1.0))]
-)
-@pytest.mark.parametrize(
-    ("mode", "family", "channels"),
-    [
+# scripts/prove modes has every sampler at every strength in every mode; here every second.
+DRAWN = [*((name, 0.6) for name in EXACT), *((name, strength) for name in FEW for strength in (0.35, 1.0))]
+COMPARED = [
+    (*mode, *drawn)
+    for row, mode in enumerate([
         ("image-to-image", "sd15", 4),
         ("repainting", "sdxl", 4),
         ("repainting", "sd15", 9),
         ("editing", "sd15", 8),
         ("second pass", "sdxl", 4),
-    ],
-)
+    ])
+    for column, drawn in enumerate(DRAWN)
+    if (row + column) % 2 == 0
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("mode", "family", "channels", "sampler", "strength"), COMPARED)
 def test_latents_equal_those_of_diffusers_bit_for_bit(
     compared: Comparable, mode: str, family: str, channels: int, sampler: str, strength: float
 ) -> None:

@@ -163,11 +163,19 @@ def edit_of(photos: dict[str, InputImage], *images: str, **more: Any) -> dict[st
     return {**given, "image_guidance": 1.5, **more}
 
 
-@pytest.mark.parametrize("choices", [
-    {}, {"placement": "disk"}, {"placement": "drop-encoders"}, {"guidance": "in-turn"}, {"execution": "packed"},
-    {"attention": "sliced"},
-])  # fmt: skip
-@pytest.mark.parametrize("family", ["sd15", "sdxl"])
+@pytest.mark.parametrize(
+    ("family", "choices"),
+    [
+        ("sd15", {}), ("sd15", {"placement": "disk"}), ("sdxl", {"placement": "drop-encoders"}),
+        ("sd15", {"guidance": "in-turn"}), ("sdxl", {"execution": "packed"}), ("sdxl", {"attention": "sliced"}),
+        pytest.param("sdxl", {}, marks=pytest.mark.proof),
+        pytest.param("sdxl", {"placement": "disk"}, marks=pytest.mark.proof),
+        pytest.param("sd15", {"placement": "drop-encoders"}, marks=pytest.mark.proof),
+        pytest.param("sdxl", {"guidance": "in-turn"}, marks=pytest.mark.proof),
+        pytest.param("sd15", {"execution": "packed"}, marks=pytest.mark.proof),
+        pytest.param("sd15", {"attention": "sliced"}, marks=pytest.mark.proof),
+    ],
+)  # fmt: skip
 def test_a_model_that_was_trained_to_edit_draws_in_every_way(
     editing: dict[str, Path], photos: dict[str, InputImage], family: str, choices: dict[str, str]
 ) -> None:
@@ -216,7 +224,8 @@ def gpu() -> Iterator[Pretended]:
 @pytest.mark.parametrize(
     ("mode", "placement"),
     [
-        *((mode, "resident") for mode in (*MODES, *TWICE)),
+        *((mode, "resident") for mode in ("image", "around", "image twice")),
+        *(pytest.param(mode, "resident", marks=pytest.mark.proof) for mode in ("mask", "only masked", "latents twice")),
         *(("mask", placement) for placement in ("drop-encoders", "model-offload", "group-offload", "disk")),
         ("image twice", "disk"),
     ],
@@ -232,21 +241,25 @@ def test_a_gpu_gives_the_pixels_of_the_cpu_and_keeps_nothing(
     assert drawn == pixels(plan_for(tiny_folders["sd15"], **given))
 
 
+# Of every kind one; each sampler alone is in test_draw_on_a_gpu.py.
+WAITED = ("Euler a", "DPM++ 2M SDE", "Heun", "UniPC", "LCM", "PNDM")
+
+
+@pytest.mark.parametrize(
+    "sampler", [pytest.param(one.name, marks=[pytest.mark.proof] * (one.name not in WAITED)) for one in SAMPLERS]
+)
 def test_no_step_waits_for_the_gpu(
-    tiny_folders: dict[str, Path], photos: dict[str, InputImage], gpu: Pretended, subtests: Any
+    tiny_folders: dict[str, Path], photos: dict[str, InputImage], gpu: Pretended, sampler: str
 ) -> None:
     """Also where the unmasked part is put back after every step."""
-    with local.Engine() as engine:
-        for sampler in SAMPLERS:
-            plan = inside.plan_for(tiny_folders["sd15"], **asked(photos, "mask", sampler=sampler.name, steps=5))
-            waits = []
-            for event in engine.run(plan):
-                if isinstance(event, (EncodedImage, Step, Denoised)):
-                    waits.append((type(event).__name__, gpu.restart().waits))
-            steps = [seen for kind, seen in waits if kind == "Step"]
-            with subtests.test(sampler=sampler.name):
-                assert len(steps) == plan.jobs[0].unet_calls
-                assert all(seen <= Counter(event=1) for seen in steps[1:])
+    plan = inside.plan_for(tiny_folders["sd15"], **asked(photos, "mask", sampler=sampler, steps=5))
+    waits = []
+    for event in local.run(plan):
+        if isinstance(event, (EncodedImage, Step, Denoised)):
+            waits.append((type(event).__name__, gpu.restart().waits))
+    steps = [seen for kind, seen in waits if kind == "Step"]
+    assert len(steps) == plan.jobs[0].unet_calls
+    assert all(seen <= Counter(event=1) for seen in steps[1:])
 
 
 @pytest.mark.parametrize("placement", ["resident", "model-offload", "group-offload"])

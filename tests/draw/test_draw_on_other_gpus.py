@@ -98,7 +98,15 @@ def test_images_are_those_of_the_cpu_and_nothing_is_left(
     assert max(abs(one - other) for one, other in zip(image, reference, strict=True)) <= rounding
 
 
-@pytest.mark.parametrize("placement", ["drop-encoders", "model-offload", "group-offload", "disk"])
+@pytest.mark.parametrize(
+    ("kind", "placement"),
+    [
+        ("rocm", "group-offload"), ("rocm", "disk"), ("xpu", "drop-encoders"), ("xpu", "model-offload"),
+        *(("mps", placement) for placement in ("drop-encoders", "model-offload", "group-offload", "disk")),
+        *(pytest.param("rocm", placement, marks=pytest.mark.proof) for placement in ("drop-encoders", "model-offload")),
+        *(pytest.param("xpu", placement, marks=pytest.mark.proof) for placement in ("group-offload", "disk")),
+    ],
+)  # fmt: skip
 def test_every_placement_that_is_legal_there_draws_the_same_image(
     tiny_folders: dict[str, Path], plain: dict[str, list[bytes]], kind: str, gpu: Pretended, placement: str
 ) -> None:
@@ -119,6 +127,7 @@ def test_peaks_are_those_the_allocator_counted(tiny_folders: dict[str, Path], ki
         assert max(event.allocated_peak or 0 for event in peaks) == gpu.allocator().most_allocated
 
 
+@pytest.mark.parametrize("kind", [pytest.param("rocm", marks=pytest.mark.proof), "xpu", "mps"])
 def test_memory_may_run_out_at_any_allocation(
     tiny_folders: dict[str, Path], plain: dict[str, list[bytes]], kind: str
 ) -> None:

@@ -138,6 +138,8 @@ def test_an_image_of_another_size_is_computed_as_by_a_layer_that_met_no_other() 
 
 def test_no_more_than_one_layer_is_in_memory_twice(tiny_folders: dict[str, Path]) -> None:
     model = resolve.at(tiny_folders["sdxl"])
+    gc.collect()
+    gc.freeze()  # the many collections below go through this UNet, not through all libraries each time
     plain = unet_of(model, "fp32", "eager")
     weights = {name: weakref.ref(weight) for name, weight in plain.named_parameters() if weight.ndim > 1}
     keys = list(plain.state_dict())

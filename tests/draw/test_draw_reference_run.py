@@ -192,7 +192,8 @@ def test_every_way_of_drawing_sees_them(
 @pytest.mark.parametrize(
     ("how", "placement", "execution"),
     [*((how, "resident", "eager") for how in WAYS), ("masked", "resident", "graph"),
-     *(("two", placement, "eager") for placement in ("drop-encoders", "model-offload", "group-offload", "disk"))],
+     *(("two", placement, "eager") for placement in ("drop-encoders", "group-offload")),
+     *(pytest.param("two", placement, "eager", marks=pytest.mark.proof) for placement in ("model-offload", "disk"))],
 )  # fmt: skip
 def test_a_gpu_gives_the_pixels_of_the_cpu_waits_for_nothing_and_keeps_nothing(
     tiny_folders: dict[str, Path], adapters: dict[str, str], photos: list[InputImage], how: str, placement: str,

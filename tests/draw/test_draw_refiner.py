@@ -101,8 +101,13 @@ def test_what_starts_from_an_image_is_refined_as_there(pair: Pair, photo: InputI
         assert torch.equal(own, theirs(pair, sampler, 7, image=image.convert("RGB"), strength=0.8))
 
 
-@pytest.mark.parametrize("sampler", ["DDIM", "Euler a", "DPM++ 2M Karras", "Heun", "LCM"])
-@pytest.mark.parametrize("negative", ["", NEGATIVE])
+@pytest.mark.parametrize(
+    ("sampler", "negative"),
+    [
+        *((sampler, NEGATIVE) for sampler in ("DDIM", "Euler a", "DPM++ 2M Karras", "Heun", "LCM")), ("Euler a", ""),
+        *(pytest.param(one, "", marks=pytest.mark.proof) for one in ("DDIM", "DPM++ 2M Karras", "Heun", "LCM")),
+    ],
+)  # fmt: skip
 def test_over_an_image_it_draws_alone(pair: Pair, photo: InputImage, sampler: str, negative: str) -> None:
     pipeline = pair.pipelines[1]
     before = pipeline.scheduler
@@ -152,8 +157,14 @@ def by_hand(pair: Pair, sampler: str, taken: int) -> Tensor:
     return drawn
 
 
-@pytest.mark.parametrize("taken", [1, 6, 9])
-@pytest.mark.parametrize("sampler", [*IN_HALVES, "PNDM"])
+@pytest.mark.parametrize(
+    ("sampler", "taken"),
+    [
+        pytest.param(sampler, taken, marks=[pytest.mark.proof] * (taken == (1, 9)[number % 2]))
+        for number, sampler in enumerate([*IN_HALVES, "PNDM"])
+        for taken in (1, 6, 9)
+    ],
+)
 def test_samplers_with_two_calls_a_step_hand_over_between_steps(pair: Pair, sampler: str, taken: int) -> None:
     assert torch.equal(latents(plan_for(pair, taken / STEPS, sampler=sampler)), by_hand(pair, sampler, taken))
 
@@ -252,7 +263,13 @@ def on_a_gpu(pair: Pair, **asked: Any) -> Plan:
     return replace(plan, setup=replace(plan.setup, threads=1))
 
 
-@pytest.mark.parametrize("placement", ["resident", "drop-encoders", "model-offload", "group-offload", "disk"])
+@pytest.mark.parametrize(
+    "placement",
+    [
+        "resident", "drop-encoders", "group-offload",
+        pytest.param("model-offload", marks=pytest.mark.proof), pytest.param("disk", marks=pytest.mark.proof),
+    ],
+)  # fmt: skip
 def test_a_gpu_gives_the_pixels_of_the_cpu_waits_for_nothing_and_keeps_nothing(pair: Pair, placement: str) -> None:
     waits, drawn = [], []
     with pretend(device("8GiB", capability="8.6")) as gpu:
