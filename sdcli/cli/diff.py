@@ -10,7 +10,7 @@ from typing import Any
 
 from sdcli import __version__, schema
 from sdcli.cli.answer import Answered, print_json
-from sdcli.errors import BadFile, Differs, Usage
+from sdcli.errors import BadFile, Differs, ErrorObject, Usage
 from sdcli.images import difference
 from sdcli.images import read as images
 from sdcli.record.metadata import read
@@ -34,7 +34,7 @@ class Side:
     height: int
     pixel_sha256: str
     dialect: str | None
-    error: dict[str, Any] | None
+    error: ErrorObject | None
 
 
 @dataclass(frozen=True, kw_only=True)
