@@ -206,9 +206,9 @@ def test_the_place_of_a_filmstrip_is_told(
 
 
 def test_loading_that_planning_did_already_is_told_as_loading() -> None:
-    from sdcli.cli import ask, generate
+    from sdcli.cli import ask, drawing
     from sdcli.events import Timed
 
     asked = replace(ask.plan_for({"words": ["a cat"]}, "plan"), imported=0.25)
-    told = [event for event in generate._events(asked, "fake") if isinstance(event, Timed)]
+    told = [event for event in drawing._events(asked, "fake", (), {}) if isinstance(event, Timed)]
     assert [event.seconds for event in told if event.phase == "import"] == [0.25, 0.0]

@@ -137,7 +137,7 @@ def test_an_image_that_began_with_another_needs_it(capfd: pytest.CaptureFixture[
     Image.effect_noise((64, 64), 70).convert("RGB").save("other.png")
     sdcli(capfd, "generate", "a cat", "--image", "photo.png", "--seed", "7", *TINY, "cat.png")
     alone = sdcli(capfd, "verify", "cat.png", "-m", "tiny", "-q")
-    assert alone.code == 2 and "try: sdcli verify cat.png -m tiny -q --image FILE" in alone.err
+    assert alone.code == 2 and "try: sdcli verify cat.png -m tiny -q --image photo.png" in alone.err
     assert sdcli(capfd, "verify", "cat.png", "-m", "tiny", "-q", "--image", "photo.png").code == 0
     other = sdcli(capfd, "verify", "cat.png", "-m", "tiny", "-q", "--image", "other.png", "--json")
     assert other.code == 10 and named(verdicts(other)[0]) == {"start"}
