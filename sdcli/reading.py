@@ -92,16 +92,16 @@ def recall(path: Path, most: int) -> dict[str, Any]:
     return value if isinstance(value, dict) else {}
 
 
-def parse(raw: bytes | str, *, infinite: bool = False, duplicates: bool = False) -> Any:
+def parse(raw: bytes | str, *, infinite: bool = False, nan: bool = False, duplicates: bool = False) -> Any:
     """UTF-8, no NaN, no depth that exhausts whoever walks through it, and no key twice but with `duplicates`: what a
     person types may be corrected further on. With `infinite` there may be infinities, which JSON has not, but Python
-    writes."""
+    writes; with `nan` these and NaN are None."""
     try:
         text = raw.decode("utf-8") if isinstance(raw, bytes) else raw
         value = json.loads(
             text,
             object_pairs_hook=None if duplicates else _no_duplicates,
-            parse_constant=_infinity if infinite else _no_constant,
+            parse_constant=_none if nan else _infinity if infinite else _no_constant,
         )
     except NotJson:
         raise
@@ -112,8 +112,10 @@ def parse(raw: bytes | str, *, infinite: bool = False, duplicates: bool = False)
     return value
 
 
-def parse_object(raw: bytes | str, *, infinite: bool = False, duplicates: bool = False) -> dict[str, Any]:
-    value = parse(raw, infinite=infinite, duplicates=duplicates)
+def parse_object(
+    raw: bytes | str, *, infinite: bool = False, nan: bool = False, duplicates: bool = False
+) -> dict[str, Any]:
+    value = parse(raw, infinite=infinite, nan=nan, duplicates=duplicates)
     if not isinstance(value, dict):
         raise NotJson("is not a JSON object")
     return value
@@ -131,6 +133,10 @@ def _no_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 def _no_constant(name: str) -> NoReturn:
     raise ValueError(name)
+
+
+def _none(name: str) -> None:
+    return None
 
 
 def _infinity(name: str) -> float:

@@ -21,6 +21,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "plan": ("sdcli.cli.plan:command", "Show what an image would need, before anything is loaded."),
     "resume": ("sdcli.cli.resume:command", "Draw what an interrupted run has not drawn yet."),
     "verify": ("sdcli.cli.verify:command", "Draw an image again and compare; say what explains a difference."),
+    "meta": ("sdcli.cli.meta:command", "Show the settings in images, or make copies without them."),
     "runs": ("sdcli.cli.runs:command", "List runs and how far each came."),
     "upscale": ("sdcli.cli.upscale:command", "Enlarge images with a model for that."),
     "models": ("sdcli.cli.models:command", "List local models; add folders; check a model."),

@@ -54,6 +54,14 @@ DOCUMENTS: dict[str, Document] = {
         schema="sdcli.diff/1", source="sdcli diff A B --json", shape="sdcli.cli.diff:ImageDiff",
         words="In which settings and pixels two images differ.",
     ),
+    "meta": Document(
+        schema="sdcli.meta/1", source="sdcli meta show FILE --json", shape="sdcli.cli.meta:Shown",
+        words="The settings in images, of whichever program.",
+    ),
+    "meta-strip": Document(
+        schema="sdcli.meta-strip/1", source="sdcli meta strip FILE --json", shape="sdcli.cli.meta:Stripped",
+        words="The copies without metadata.",
+    ),
     "upscale": Document(
         schema="sdcli.upscale/1", source="sdcli upscale --json", shape="sdcli.record.enlarged:Report",
         words="The images that were enlarged.",

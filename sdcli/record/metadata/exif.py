@@ -5,6 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 IMAGE_DESCRIPTION = 0x010E
+MODEL_OF_CAMERA = 0x0110  # where ComfyUI keeps its prompt
+ORIENTATION = 0x0112
 EXIF_FOLDER = 0x8769
 USER_COMMENT = 0x9286
 LIMIT = 65_527  # a JPEG segment has 65,535 bytes: two for its length, six for the word Exif
@@ -35,6 +37,8 @@ def comment(exif: Any) -> str | None:
         return value
     if not isinstance(value, bytes) or len(value) <= 8:
         return None
+    if value.startswith(b"{"):  # mflux writes no encoding
+        return value.decode("utf-8", "replace").rstrip("\0 ")
     code, body = value[:8], value[8:]
     if code == b"UNICODE\0":
         return body.decode(_utf16(body), "replace").lstrip("\ufeff").rstrip("\0")

@@ -13,7 +13,7 @@ from typing import Any
 
 from sdcli import reading
 from sdcli.errors import BadFile, SdcliError, Usage
-from sdcli.record.metadata import a1111, exif, own
+from sdcli.record.metadata import a1111, comfyui, exif, invokeai, mflux, own, sdcpp
 from sdcli.request.request import Control
 from sdcli.terminal import show
 
@@ -29,7 +29,7 @@ AS_FLAGS = "--seed 42 --steps 25   (the settings as flags, instead of --settings
 class ImageSettings:
     """`values` are Request fields by name; `unknown` is everything else in it: shown, never used."""
 
-    dialect: str  # sdcli | a1111
+    dialect: str  # sdcli | a1111 | stable-diffusion.cpp | comfyui | invokeai | mflux
     values: Mapping[str, Any]
     unknown: Mapping[str, Any] = field(default_factory=dict)
     record: own.ImageRecord | None = None
@@ -51,9 +51,28 @@ def read(path: str | Path) -> ImageSettings:
     if texts.parameters is not None:
         info = a1111.read(texts.parameters)
         if info.pairs:
+            if sdcpp.is_its(texts.parameters):
+                values, unknown = sdcpp.values(texts.parameters)
+                return ImageSettings(dialect=sdcpp.DIALECT, values=values, unknown=unknown)
             values, unknown = a1111.values(info)
             return ImageSettings(dialect="a1111", values=values, unknown=unknown)
+    for dialect, (read_it, text) in _foreign(texts).items():
+        if text is not None:
+            values, unknown = read_it(text, f"the {dialect} settings of {name}", AS_FLAGS)
+            return ImageSettings(dialect=dialect, values=values, unknown=unknown)
     raise BadFile(f"{name} has no settings that sdcli can read", hint=AS_FLAGS)
+
+
+def _foreign(texts: Texts) -> dict[str, tuple[Any, str | None]]:
+    """What reads each, and its text."""
+    comment = texts.parameters
+    is_mflux = comment is not None and comment.startswith("{") and mflux.MARK in comment
+    older = invokeai.values_of_2 if texts.invokeai is None else invokeai.values
+    return {
+        "comfyui": (comfyui.values, texts.comfyui),
+        "invokeai": (older, texts.invokeai or texts.invokeai_2),
+        "mflux": (mflux.values, comment if is_mflux else None),
+    }
 
 
 def stored(path: str | Path) -> Texts:
@@ -95,6 +114,10 @@ def _own(text: str, name: str) -> own.ImageRecord:
         raise
 
 
+def contents(path: Path) -> bytes:
+    return _bytes(path, show(path, 200))
+
+
 def _bytes(path: Path, name: str) -> bytes:
     try:
         return reading.whole(path, LARGEST_FILE)
@@ -109,6 +132,9 @@ def _bytes(path: Path, name: str) -> bytes:
 class Texts:
     own: str | None
     parameters: str | None
+    comfyui: str | None = None
+    invokeai: str | None = None
+    invokeai_2: str | None = None
 
 
 def _texts(data: bytes, name: str) -> Texts:
@@ -143,7 +169,17 @@ def _texts_of(image: Any) -> Texts:
         if mine is not None and '"sdcli.image/' not in mine:
             mine = None  # a description somebody wrote
     # Where both exist the comment wins, as in the web UI.
-    return Texts(_bounded(mine), _bounded(exif.comment(tags)) or _bounded(parameters))
+    return Texts(
+        _bounded(mine), _bounded(exif.comment(tags)) or _bounded(parameters), _graph(image, tags),
+        _bounded(image.info.get("invokeai_metadata")), _bounded(image.info.get("sd-metadata")),
+    )  # fmt: skip
+
+
+def _graph(image: Any, tags: Any) -> str | None:
+    """ComfyUI's prompt; other programs keep plain text under that name."""
+    text = image.info.get("prompt") if image.format == "PNG" else tags.get(exif.MODEL_OF_CAMERA)
+    text = text.removeprefix("prompt:").strip("\0 ") if isinstance(text, str) else None
+    return _bounded(text) if text is not None and text.startswith("{") else None
 
 
 def _bounded(text: Any) -> str | None:
