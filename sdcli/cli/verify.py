@@ -70,7 +70,7 @@ def _verify(typed: dict[str, Any]) -> None:
         count, of = len(different), counted(len(verdicts), "image")
         raise Differs(
             f"{count} of {of} {'differs' if count == 1 else 'differ'} from what the settings in it draw",
-            hint=f"sdcli again {quoted(different[0].file)}   (what they draw here)",
+            hint=f"sdcli meta show {quoted(different[0].file)}",
         )
 
 

@@ -291,12 +291,14 @@ def test_a_setting_of_each_image_is_declared_in_one_place_and_used_where_it_coun
     """Reading it from text, checking it, files of prompts, batches, reports and metadata all follow from that."""
     here = {"request/request.py", "request/options.py"}
     uses = {"draw/prompts.py", "draw/encode.py"}  # what it does
-    foreign = {"record/metadata/a1111.py", "cli/not_taken.py"}  # what another program calls it
+    programs = {f"record/metadata/{name}.py" for name in ("a1111", "comfyui", "invokeai")}
+    foreign = {*programs, "cli/not_taken.py"}  # what another program calls it
+    told = {"record/verdict.py"}  # where that program's text leaves it out
     root = Path(jobs.__file__).resolve().parents[1]
     mentions = {
         path.relative_to(root).as_posix()
         for path in root.rglob("*.py")
         if re.search(r"\bclip_skip\b", path.read_text(encoding="utf-8"))
     }
-    assert mentions == here | uses | foreign
+    assert mentions == here | uses | foreign | told
     assert "clip_skip" in PER_IMAGE and "clip_skip" in prompt_files.COLUMNS
