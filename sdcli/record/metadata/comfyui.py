@@ -29,11 +29,11 @@ def values(text: str, where: str, hint: str) -> tuple[dict[str, Any], dict[str, 
     graph = _Graph(parse(text, where, hint), where, hint)
     sampler = graph.sampler()
     inputs, taken = sampler["inputs"], Taken()
+    taken.prompts(graph.prompt(inputs.get("positive")), graph.prompt(inputs.get("negative")) or "")
     taken.seed(graph.value(inputs.get("noise_seed" if "noise_seed" in inputs else "seed")))
     taken.take("steps", whole(steps := graph.value(inputs.get("steps")), 1, 10_000), "Steps", steps)
     taken.take("guidance", number(scale := graph.value(inputs.get("cfg")), 0, 100), "CFG scale", scale)
     taken.sampler(graph.value(inputs.get("sampler_name")), graph.value(inputs.get("scheduler")))
-    taken.prompts(graph.prompt(inputs.get("positive")), graph.prompt(inputs.get("negative")) or "")
     taken.values["emphasis"] = "comfy"
     _latent(graph, inputs, taken)
     _model(graph, inputs, taken)
@@ -67,8 +67,9 @@ def _model(graph: _Graph, inputs: Node, taken: Taken) -> None:
             taken.leave(f"strength_clip {len(taken.values.get('lora', ()))}", on_text)
     for node in graph.chain(graph.text_node(inputs.get("positive")).get("clip"), ("clip",)):
         if node["class_type"] == "CLIPSetLastLayer":
-            last = whole(graph.value(node["inputs"].get("stop_at_clip_layer")), -12, -1)
-            taken.take("clip_skip", None if last is None else -last, "Clip skip", last)
+            last = graph.value(node["inputs"].get("stop_at_clip_layer"))
+            count = whole(last, -12, -1)
+            taken.take("clip_skip", None if count is None else -count, "stop_at_clip_layer", last)
             return
 
 
