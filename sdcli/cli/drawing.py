@@ -56,7 +56,7 @@ def draw(
     journal = runs.reopen(before.run, around) if before is not None else None
     folding = Folding(started=runs.now(), run=destination.run, clock=since_start, environment=around)
     folding.add_recovered(done)
-    happening = without(done, _events(planned, typed.get("engine", "local"), done, kept or {}))
+    happening = _without(done, _events(planned, typed.get("engine", "local"), done, kept or {}))
     stored = store(happening, destination, environment=around, journal=journal, earlier=done)
     strip = Filmstrip(plan.request.filmstrip, on_saved=screen.strip)
     sinks: tuple[Sink, ...] = (screen.progress, screen.image, strip, *screen.results(folding, destination))
@@ -128,7 +128,7 @@ def _later(planned: PlannedRun, queued: deque[Queued]) -> Iterator[Batch]:
         yield number, (job,)
 
 
-def without(done: Collection[int], happening: Iterator[Event]) -> Iterator[Event]:
+def _without(done: Collection[int], happening: Iterator[Event]) -> Iterator[Event]:
     """What happens, but for images that are there already."""
     return (event for event in happening if not (isinstance(event, (Decoded, Failed)) and event.index in done))
 

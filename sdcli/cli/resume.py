@@ -12,6 +12,7 @@ from sdcli.cli.answer import Answered
 from sdcli.cli.ask import PlannedRun, engine_of, remembered
 from sdcli.cli.recorded import as_recorded, hardware_for
 from sdcli.errors import BadFile, DeviceUnusable, DoesNotFit, ModelMissing, Usage
+from sdcli.machine.environment import PACKAGES
 from sdcli.machine.installation import versions
 from sdcli.plan.plan import Plan, PlanWarning
 from sdcli.plan.planner import make_plan
@@ -26,7 +27,6 @@ REPLAN = Option(
     field="replan", flags=("--replan",), switch=True, panel=OUTPUT,
     help="Plan anew for the machine as it is now: images may differ slightly from what the run would have drawn.",
 )  # fmt: skip
-DECIDE = ("torch", "diffusers", "transformers")  # whose versions can move pixels
 
 
 def command() -> Callable[..., None]:
@@ -55,7 +55,7 @@ def _resume(typed: dict[str, Any]) -> None:
     if not typed.get("quiet"):
         say(f"run {show(before.run.run, 80)}: {there}")
     screen.announce()
-    kept = {} if typed.get("replan") else runs.kept_steps(records, range(len(planned.plan.batches)))
+    kept = {} if typed.get("replan") else runs.kept_steps(records)
     raise Answered(drawing.draw(typed, planned, before.run.destination, screen, before, kept))
 
 
@@ -94,8 +94,8 @@ def _anew(plan: Plan) -> tuple[Plan, float]:
 
 
 def _other_versions(then: Mapping[str, Any]) -> tuple[PlanWarning, ...]:
-    now = {one.name: one.version for one in versions(DECIDE)}
-    moved = [f"{name} {then[name]}, now {now[name]}" for name in DECIDE if then.get(name, now[name]) != now[name]]
+    now = {one.name: one.version for one in versions(PACKAGES)}
+    moved = [f"{name} {then[name]}, now {now[name]}" for name in PACKAGES if then.get(name, now[name]) != now[name]]
     if not moved:
         return ()
     message = f"the run began with {' and '.join(moved)}: images may differ slightly from what it would have drawn"

@@ -9,7 +9,7 @@ import os
 import re
 import stat
 import zlib
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path, PurePosixPath
@@ -32,21 +32,23 @@ NAME, NEWEST = "sdcli.run", 1
 JOURNAL, REPORT = "run.jsonl", "report.json"
 LONGEST_LINE = 256 << 20
 LARGEST_STEP = 256 << 20
+_STEP = ".step.safetensors"
 _RUN = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 _CRC = re.compile(rb',"crc":"([0-9a-f]{8})"\}\n\Z')
 
 
 def step_file(records: Path, batch: int) -> Path:
     """The last step that was kept of a batch, until its images are saved."""
-    return records / f"{batch:06d}.step.safetensors"
+    return records / f"{batch:06d}{_STEP}"
 
 
-def kept_steps(records: Path, batches: Iterable[int]) -> dict[int, bytes]:
-    """Of these batches, those that have one."""
+def kept_steps(records: Path) -> dict[int, bytes]:
+    """By batch."""
     kept = {}
-    for number in batches:
-        with contextlib.suppress(OSError):
-            kept[number] = reading.whole(step_file(records, number), LARGEST_STEP)
+    for path in records.glob("*" + _STEP):
+        if (number := path.name.removesuffix(_STEP)).isdecimal():
+            with contextlib.suppress(OSError):
+                kept[int(number)] = reading.whole(path, LARGEST_STEP)
     return kept
 
 

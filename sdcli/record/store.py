@@ -119,7 +119,6 @@ class RunStore:
         self.plan: Plan | None = None
         self.unet_sha256: str | None = None
         self.batches: dict[int, Batch] = {}  # unfinished ones, of any worker
-        self.drawn: list[int] = []  # whose kept steps may go
         self.told_of_steps = False
         self.number = 0
         self.names: set[str] = set()
@@ -173,18 +172,13 @@ class RunStore:
         return self.batches.setdefault(number, Batch())
 
     def _passed(self, number: int) -> None:
-        """One more image of this batch is finished; with the last one the batch is forgotten."""
+        """One more image of this batch is finished; with the last one the batch is forgotten, and the step it kept."""
         batch = self._batch(number)
         batch.passed += 1
         if batch.passed >= batch.size:
             del self.batches[number]
-            self.drawn.append(number)
-
-    def _discard_steps(self) -> None:
-        while self.drawn:
-            path = step_file(self.destination.records, self.drawn.pop())
             if self.plan is not None and self.plan.request.keep_steps:
-                discard(self.files, path)
+                discard(self.files, step_file(self.destination.records, number))
 
     def _append(self, kind: str, **fields: Any) -> None:
         if self.journal is None:
@@ -228,7 +222,6 @@ class RunStore:
             raise Bug("an image came before its plan")
         pixel_sha256 = hashlib.sha256(event.pixels).hexdigest()
         record = self._record(plan, event, pixel_sha256)
-        self._passed(event.batch)
         file = encode(event.pixels, event.width, event.height, self.destination.format, record, plan.request.metadata)
         intent = Intent(
             index=event.index,
@@ -248,7 +241,7 @@ class RunStore:
             yield Failed(batch=event.batch, index=event.index, error=refusal.to_json())
             raise refusal from None
         self.count(written.name, intent.status)
-        self._discard_steps()
+        self._passed(event.batch)
         saved = _saved(event, intent, written, self.destination.format, self.clock() - started)
         yield event
         yield from _warnings(saved, file, plan.request.metadata)

@@ -8,11 +8,11 @@ from typing import Any
 
 from sdcli import __version__, schema
 from sdcli.images.difference import Difference
+from sdcli.machine.environment import PACKAGES
 from sdcli.plan.plan import Setup
 from sdcli.record.metadata.own import ImageRecord
 from sdcli.request.request import Job
 
-SOFTWARE = ("torch", "diffusers", "transformers")
 NOT_DRAWN = ("index", "id")  # of a job, without a say in its pixels
 
 
@@ -76,7 +76,7 @@ def explanations(record: ImageRecord, drawn: Drawn, text: Mapping[str, Any]) -> 
     if record.model.unet_sha256 and drawn.unet_sha256:
         yield from _pair("model", record.model.unet_sha256, drawn.unet_sha256)
     yield from _pair("version", record.version, drawn.version)
-    for name in SOFTWARE:
+    for name in PACKAGES:
         yield from _pair(name, record.environment.get(name), drawn.environment.get(name))
     if record.environment.get("device"):
         yield from _pair("device", record.environment["device"], drawn.environment.get("device"))
