@@ -103,8 +103,8 @@ class _Looked:
 def _look(path: str) -> _Looked:
     from hashlib import sha256
 
-    found = images.look(path)
-    rgb = images.rgb(found).tobytes()
+    found = images.decoded(path)
+    rgb = found.tobytes()
     settings, error = None, None
     try:
         settings = read.read(path)

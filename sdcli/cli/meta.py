@@ -17,7 +17,6 @@ from sdcli.terminal import in_columns, plain, show, speaks_unicode, tell, width
 
 _EXAMPLE = "sdcli meta show IMAGE"
 _NAMES = {"prompts": "prompt", "negative_prompt": "negative", "width": "--size"}
-_ONE_OF = {"prompts": "prompt", "seeds": "seed"}  # an image has one of these
 _ROOM = 20
 LONGEST = 4000  # of a value on the screen
 
@@ -95,12 +94,8 @@ def _show(files: Sequence[str], as_json: bool) -> int:
             if not as_json:
                 say_error(error)
             continue
-        values = {
-            _ONE_OF.get(name, name): value[0] if name in _ONE_OF else schema.to_json(value)
-            for name, value in settings.values.items()
-        }
         unknown = schema.to_json(settings.unknown)
-        found.append(FileSettings(file=file, dialect=settings.dialect, values=values, unknown=unknown))
+        found.append(FileSettings(file=file, dialect=settings.dialect, values=settings.plain, unknown=unknown))
         if not as_json:
             _tell(file if len(files) > 1 else "", settings.dialect, settings.values, settings.unknown, number > 0)
     if as_json:

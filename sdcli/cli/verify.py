@@ -24,6 +24,7 @@ from sdcli.plan.plan import Plan
 from sdcli.plan.refusal import refused
 from sdcli.record.metadata import a1111, read
 from sdcli.record.metadata.own import ImageRecord
+from sdcli.record.metadata.read import ImageSettings
 from sdcli.record.sinks.progress import Progress
 from sdcli.record.verdict import Drawn, Verdict, Verdicts, explanations
 from sdcli.request.options import OPTIONS, SCREEN
@@ -96,7 +97,7 @@ def _verdict_on(file: str, typed: Mapping[str, Any], engine: Any) -> Verdict:
     same = drawn.pixel_sha256 == record.pixel_sha256
     return Verdict(
         file=file, verdict=_verdict(same and not edited), dialect=settings.dialect, edited=edited,
-        difference=_difference(image, stored), explained=tuple(explanations(record, drawn, _told_beside(file))),
+        difference=_difference(image, stored), explained=tuple(explanations(record, drawn, _told_beside(settings))),
     )  # fmt: skip
 
 
@@ -109,10 +110,9 @@ def _as_drawn(record: ImageRecord) -> ImageRecord:
     return replace(record, pixel_sha256=record.enlarged[0].pixel_sha256) if record.enlarged else record
 
 
-def _told_beside(file: str) -> Mapping[str, Any]:
-    """The settings text that stands beside our own chunk, for other programs."""
-    text = read.stored(file).parameters
-    return a1111.values(a1111.read(text))[0] if text is not None else {}
+def _told_beside(settings: ImageSettings) -> Mapping[str, Any]:
+    """What the text for other programs says."""
+    return a1111.values(a1111.read(settings.beside))[0] if settings.beside is not None else {}
 
 
 # --- drawing it again
@@ -133,10 +133,7 @@ def _under_its_setup(plan: Plan, record: ImageRecord) -> tuple[Plan, int]:
         same, _ = as_recorded(replace(plan, setup=replace(record.setup, adapters=plan.setup.adapters)))
     except (DoesNotFit, DeviceUnusable):
         same = plan
-    plan = same if same.fits else plan
-    if not plan.fits:
-        raise refused(plan)
-    return plan, position
+    return same if same.fits else plan, position
 
 
 def _alike(members: Sequence[Job], job: Job) -> bool:
@@ -191,7 +188,7 @@ class Stored:
 
 
 def _pixels(file: str) -> Stored:
-    image = images.rgb(images.look(file))
+    image = images.decoded(file)
     return Stored(image.width, image.height, image.tobytes())
 
 

@@ -45,6 +45,11 @@ def look(path: str | Path) -> InputImage:
     )  # fmt: skip
 
 
+def decoded(path: str | Path) -> Any:
+    """The pixels of a file, a PIL image in RGB, in one reading: for what is looked at once, and not drawn from."""
+    return _decoded(_bytes(path), path, _upright_rgb)[0]
+
+
 def rgb(image: InputImage) -> Any:
     """Its pixels, a PIL image; they are those that were looked at, or it is refused."""
     return _pixels(image, "RGB")

@@ -6,7 +6,6 @@ import hashlib
 import io
 import json
 import random
-import struct
 import zlib
 from dataclasses import replace
 from pathlib import Path
@@ -17,6 +16,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from record_samples import SIDE, job, pixels, plan
 
+from scripts.proofs.damaged import header, png
 from sdcli import schema
 from sdcli.errors import BadFile, SdcliError, Usage
 from sdcli.plan.plan import Adapter, Setup
@@ -367,17 +367,6 @@ def test_five_hundred_mutated_images_are_read_or_refused_in_bounds(tmp_path: Pat
             assert stored.dialect in ("sdcli", "a1111")
             understood += 1
     assert refused > 100 and understood > 50
-
-
-def png(*chunks: tuple[bytes, bytes]) -> bytes:
-    def one(kind: bytes, data: bytes) -> bytes:
-        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
-
-    return b"\x89PNG\r\n\x1a\n" + b"".join(one(*chunk) for chunk in chunks)
-
-
-def header(width: int, height: int) -> tuple[bytes, bytes]:
-    return b"IHDR", struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
 
 
 BOMB = zlib.compress(bytes(100_000_000), 9)

@@ -9,7 +9,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from sdcli.errors import BadFile
-from sdcli.record.metadata.foreign import Taken, number, parse, whole
+from sdcli.record.metadata.foreign import Taken, parse, whole
 
 MOST_NODES = 5_000
 MOST_STEPS = 200  # along one chain of links
@@ -31,8 +31,8 @@ def values(text: str, where: str, hint: str) -> tuple[dict[str, Any], dict[str, 
     inputs, taken = sampler["inputs"], Taken()
     taken.prompts(graph.prompt(inputs.get("positive")), graph.prompt(inputs.get("negative")) or "")
     taken.seed(graph.value(inputs.get("noise_seed" if "noise_seed" in inputs else "seed")))
-    taken.take("steps", whole(steps := graph.value(inputs.get("steps")), 1, 10_000), "Steps", steps)
-    taken.take("guidance", number(scale := graph.value(inputs.get("cfg")), 0, 100), "CFG scale", scale)
+    taken.steps(graph.value(inputs.get("steps")))
+    taken.guidance(graph.value(inputs.get("cfg")))
     taken.sampler(graph.value(inputs.get("sampler_name")), graph.value(inputs.get("scheduler")))
     taken.values["emphasis"] = "comfy"
     _latent(graph, inputs, taken)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import MISSING, dataclass, fields, replace
+from dataclasses import MISSING, dataclass, fields
 from typing import Any
 
 from sdcli.record.metadata.own import ImageRecord
@@ -11,7 +11,6 @@ from sdcli.record.metadata.read import ImageSettings
 from sdcli.request.request import Request
 from sdcli.schema import to_json
 
-_ONE_OF = {"prompts": "prompt", "seeds": "seed"}  # an image has one of these
 _TOLD_TWICE = ("threads", "isa")  # in the environment: the setup has them too
 _DEFAULTS = {one.name: one.default for one in fields(Request) if one.default is not MISSING}
 
@@ -35,11 +34,7 @@ def differing(a: ImageSettings, b: ImageSettings) -> tuple[Differing, ...]:
 
 
 def _facts(settings: ImageSettings, *, whole: bool) -> dict[str, Any]:
-    facts = {
-        _ONE_OF.get(name, name): value[0] if name in _ONE_OF and value else to_json(value)
-        for name, value in settings.values.items()
-    }
-    facts |= to_json(settings.unknown)
+    facts: dict[str, Any] = settings.plain | to_json(settings.unknown)
     if settings.record is None:
         return facts
     if whole:
@@ -58,7 +53,9 @@ def _chunk(record: ImageRecord) -> Iterator[tuple[str, Any]]:
     yield "version", record.version
     for name in ("revision", "hash", "unet_sha256"):
         yield f"model.{name}", getattr(record.model, name)
-    yield from _flat("setup", to_json(replace(record.setup, adapters=())))
+    for name, value in to_json(record.setup).items():
+        if name != "adapters":
+            yield f"setup.{name}", value
     for adapter in record.setup.adapters:
         yield f"{adapter.kind} {adapter.name}", f"{adapter.sha256[:10]} at {adapter.scale:g}"
     for name, image in _inputs(record):
@@ -87,9 +84,3 @@ def _inputs(record: ImageRecord) -> Iterator[tuple[str, str]]:
         yield f"control.{number}.sha256", control.image.sha256
     for number, reference in enumerate(record.job.references):
         yield f"reference.{number}.sha256", reference.image.sha256
-
-
-def _flat(name: str, value: Any) -> Iterator[tuple[str, Any]]:
-    for key, item in value.items():
-        if key != "adapters":
-            yield f"{name}.{key}", item

@@ -64,6 +64,12 @@ class Taken:
         else:
             self.values["width"], self.values["height"] = sides
 
+    def steps(self, steps: Any) -> None:
+        self.take("steps", whole(steps, 1, 10_000), "Steps", steps)
+
+    def guidance(self, scale: Any) -> None:
+        self.take("guidance", number(scale, 0, 100), "CFG scale", scale)
+
     def seed(self, seed: Any) -> None:
         self.take("seeds", None if (number := whole(seed, 0, LARGEST_SEED)) is None else (number,), "Seed", seed)
 

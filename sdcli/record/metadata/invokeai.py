@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from typing import Any
 
-from sdcli.record.metadata.foreign import Taken, number, parse, whole
+from sdcli.record.metadata.foreign import Taken, parse, whole
 
 _NEGATIVE = re.compile(r"(?<!\\)\[([^\[\]]*)\]")  # in version 2, within the prompt
 
@@ -47,9 +47,8 @@ def values_of_2(text: str, where: str, hint: str) -> tuple[dict[str, Any], dict[
 
 def _common(raw: dict[str, Any], taken: Taken) -> None:
     taken.seed(raw.pop("seed", None))
-    steps, scale = raw.pop("steps", None), raw.pop("cfg_scale", None)
-    taken.take("steps", whole(steps, 1, 10_000), "Steps", steps)
-    taken.take("guidance", number(scale, 0, 100), "CFG scale", scale)
+    taken.steps(raw.pop("steps", None))
+    taken.guidance(raw.pop("cfg_scale", None))
     taken.size(raw.pop("width", None), raw.pop("height", None))
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from sdcli.record.metadata.foreign import Taken, number, parse, whole
+from sdcli.record.metadata.foreign import Taken, parse
 
 MARK = '"mflux_version"'
 
@@ -13,9 +13,8 @@ def values(text: str, where: str, hint: str) -> tuple[dict[str, Any], dict[str, 
     raw, taken = parse(text, where, hint), Taken()
     taken.prompts(raw.pop("prompt", None), raw.pop("negative_prompt", None) or "")
     taken.seed(raw.pop("seed", None))
-    steps, scale = raw.pop("steps", None), raw.pop("guidance", None)
-    taken.take("steps", whole(steps, 1, 10_000), "Steps", steps)
-    taken.take("guidance", number(scale, 0, 100), "CFG scale", scale)
+    taken.steps(raw.pop("steps", None))
+    taken.guidance(raw.pop("guidance", None))
     taken.size(raw.pop("width", None), raw.pop("height", None))
     taken.leave_all(raw)
     return taken.values, taken.unknown

@@ -6,21 +6,24 @@ import errno
 import io
 import math
 import warnings
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
-from sdcli import reading
+from sdcli import reading, schema
 from sdcli.errors import BadFile, SdcliError, Usage
 from sdcli.record.metadata import a1111, comfyui, exif, invokeai, mflux, own, sdcpp
 from sdcli.request.request import Control
 from sdcli.terminal import show
 
+T = TypeVar("T")
+
 LARGEST_FILE = 64 << 20
 MOST_PIXELS = 64_000_000
 LONGEST_TEXT = 1 << 20
 FORMATS = ("PNG", "JPEG", "WEBP")
+_ONE_OF = {"prompts": "prompt", "seeds": "seed"}
 AN_IMAGE = 'sdcli generate "a cat" --settings-from IMAGE   (a png, jpg or webp)'
 AS_FLAGS = "--seed 42 --steps 25   (the settings as flags, instead of --settings-from)"
 
@@ -33,6 +36,15 @@ class ImageSettings:
     values: Mapping[str, Any]
     unknown: Mapping[str, Any] = field(default_factory=dict)
     record: own.ImageRecord | None = None
+    beside: str | None = None  # the text for other programs, where there is a record
+
+    @property
+    def plain(self) -> dict[str, Any]:
+        """`values` as JSON has them, by the name of what an image has: one prompt and one seed."""
+        return {
+            _ONE_OF.get(name, name): value[0] if name in _ONE_OF and value else schema.to_json(value)
+            for name, value in self.values.items()
+        }
 
 
 def read(path: str | Path) -> ImageSettings:
@@ -47,7 +59,9 @@ def read(path: str | Path) -> ImageSettings:
             unknown["Model"] = values.pop("model")
         if not math.isfinite(values["guidance"]):
             del values["guidance"]
-        return ImageSettings(dialect="sdcli", values=values, unknown=unknown, record=record)
+        return ImageSettings(
+            dialect="sdcli", values=values, unknown=unknown, record=record, beside=texts.parameters
+        )  # fmt: skip
     if texts.parameters is not None:
         info = a1111.read(texts.parameters)
         if info.pairs:
@@ -138,7 +152,12 @@ class Texts:
 
 
 def _texts(data: bytes, name: str) -> Texts:
-    """Pillow's decoders fail in many ways on damaged files, not all of them documented; here they become one."""
+    return opened(data, name, _all_texts, hints=(AN_IMAGE, AS_FLAGS))
+
+
+def opened(data: bytes, name: str, taken: Callable[[Any], T], *, hints: tuple[str, str] = ("", "")) -> T:
+    """What is `taken` of an image. Pillow's decoders fail in many ways on damaged files, not all of them documented;
+    here they become one. `hints`: where it is no image, and where it is a damaged one."""
     from PIL import Image, UnidentifiedImageError
 
     try:
@@ -147,16 +166,20 @@ def _texts(data: bytes, name: str) -> Texts:
             with Image.open(io.BytesIO(data), formats=FORMATS) as image:
                 if image.width * image.height > MOST_PIXELS:
                     raise BadFile(f"{name} has {image.width}×{image.height} pixels, more than sdcli reads")
-                texts = _texts_of(image)
-                if texts == Texts(None, None) and image.format == "PNG":
-                    image.load()  # some programs put their text after the pixels
-                    texts = _texts_of(image)
+                return taken(image)
     except SdcliError:
         raise
     except UnidentifiedImageError:  # its message names a Python object
-        raise BadFile(f"{name} is not a PNG, JPEG or WebP image", hint=AN_IMAGE) from None
+        raise BadFile(f"{name} is not a PNG, JPEG or WebP image", hint=hints[0]) from None
     except Exception as error:
-        raise BadFile(f"{name} is a damaged image ({show(error, 120)})", hint=AS_FLAGS) from None
+        raise BadFile(f"{name} is a damaged image ({show(error, 120)})", hint=hints[1]) from None
+
+
+def _all_texts(image: Any) -> Texts:
+    texts = _texts_of(image)
+    if texts == Texts(None, None) and image.format == "PNG":
+        image.load()  # some programs put their text after the pixels
+        texts = _texts_of(image)
     return texts
 
 

@@ -6,19 +6,17 @@ Only parts known to matter to the pixels are kept: a colour profile, and which w
 from __future__ import annotations
 
 import errno
-import io
 import itertools
 import os
 import struct
-import warnings
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from sdcli.errors import BadFile, SdcliError
+from sdcli.errors import BadFile
 from sdcli.files import REAL, Files, cannot_write, discard, publish, write_new
 from sdcli.record.metadata import exif
-from sdcli.record.metadata.read import FORMATS, MOST_PIXELS, contents
+from sdcli.record.metadata.read import contents, opened
 from sdcli.record.names import with_copies
 from sdcli.terminal import show
 
@@ -64,14 +62,14 @@ def _written(files: Files, folder: Path, name: str, data: bytes) -> Path:
 
 def stripped(data: bytes, name: str) -> bytes:
     """The file without its notes; BadFile unless the pixels of both are the same."""
-    format, mode, before, orientation = _decoded(data, name)
+    format, mode, before, orientation = opened(data, name, _looked_at)
     upright = exif_of(orientation)
     cut = {"PNG": _png, "JPEG": _jpeg, "WEBP": _webp}[format]
     try:
         result = b"".join(cut(data, upright))
     except (ValueError, IndexError, struct.error):
         raise _damaged(name, "its parts do not fit together") from None
-    if _decoded(result, name) != (format, mode, before, orientation):
+    if opened(result, name, _looked_at) != (format, mode, before, orientation):
         raise _damaged(name, "its pixels need a part that is not known")
     return result
 
@@ -87,31 +85,14 @@ def exif_of(orientation: int) -> bytes:
     return bytes(tags.tobytes()).removeprefix(b"Exif\0\0")
 
 
-def _decoded(data: bytes, name: str) -> tuple[str, str, bytes, int]:
+def _looked_at(image: Any) -> tuple[str, str, bytes, int]:
+    """Its format, its mode, what it looks like, and which way up."""
     from hashlib import sha256
 
-    from PIL import Image, UnidentifiedImageError
-
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            with Image.open(io.BytesIO(data), formats=FORMATS) as image:
-                if image.width * image.height > MOST_PIXELS:
-                    raise BadFile(f"{name} has {image.width}×{image.height} pixels, more than sdcli reads")
-                image.load()
-                told = (
-                    image.size,
-                    image.getpalette(),
-                    *(image.info.get(key) for key in ("transparency", "icc_profile")),
-                )
-                pixels = sha256(repr(told).encode() + image.tobytes())
-                return str(image.format), image.mode, pixels.digest(), _orientation(image)
-    except SdcliError:
-        raise
-    except UnidentifiedImageError:
-        raise BadFile(f"{name} is not a PNG, JPEG or WebP image") from None
-    except Exception as error:
-        raise _damaged(name, show(error, 120)) from None
+    image.load()
+    told = (image.size, image.getpalette(), *(image.info.get(key) for key in ("transparency", "icc_profile")))
+    looks = sha256(repr(told).encode() + image.tobytes()).digest()
+    return str(image.format), image.mode, looks, _orientation(image)
 
 
 def _orientation(image: Any) -> int:
