@@ -96,7 +96,7 @@ def plan_as_recorded(plan: Plan, hardware: Hardware, remembered: Mapping[str, An
     setup, request = plan.setup, plan.request
     reason = _elsewhere(setup, hardware) or legal(setup, hardware, plan.model)
     if reason is not None:
-        raise DoesNotFit(f"it was planned for another machine: {reason}")
+        raise DoesNotFit(f"it was planned for another machine: {reason}", hint="sdcli doctor")
     runs = [batch for _, batch in plan.numbered()]
     forecast = Forecast(plan.model, hardware, runs, remembered, request.batch_invariant)
     limits = budget(hardware, request.max_vram, request.max_ram)
