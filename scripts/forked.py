@@ -1,14 +1,18 @@
-"""sdcli as a process of its own without the second that starting one takes: forked from one that has imported it."""
+"""Processes of their own: sdcli forked from one that has imported it, without the second that starting takes; calls of
+proofs where nothing else has run."""
 
 from __future__ import annotations
 
 import contextlib
 import io
+import json
 import os
 import signal
+import subprocess
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 ROOT = Path(__file__).resolve().parents[1]
 if str(ROOT) not in sys.path:
@@ -58,6 +62,14 @@ def really_started(words: Sequence[str], said: Path) -> int:
     default = [signal.SIGINT, signal.SIGTERM, signal.SIGHUP]
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     return os.posix_spawn(sys.executable, command, environment, file_actions=opened, setsigdef=default)
+
+
+def answer_of(proof: str, call: str) -> Any:
+    """What a call of this proof returns, as JSON, from a new process."""
+    code = f"import json; from scripts.proofs import {proof}; print(json.dumps({proof}.{call}))"
+    place = {**os.environ, "PYTHONPATH": str(ROOT)}
+    done = subprocess.run([sys.executable, "-P", "-c", code], cwd=ROOT, env=place, stdout=subprocess.PIPE, check=True)
+    return json.loads(done.stdout)
 
 
 def ended(process: int) -> int:

@@ -10,7 +10,6 @@ import os
 import pickle
 import shutil
 import signal
-import subprocess
 import sys
 import tempfile
 import zipfile
@@ -441,10 +440,7 @@ def attempted(one_of: int = 1) -> list[tuple[str, str, list[str]]]:
 
 
 def tried(one_of: int = 1) -> list[tuple[str, str, list[str]]]:
-    code = f"import json; from scripts.proofs import hostile; print(json.dumps(hostile.attempted({one_of})))"
-    place = {**os.environ, "PYTHONPATH": str(ROOT)}
-    done = subprocess.run([sys.executable, "-P", "-c", code], cwd=ROOT, env=place, stdout=subprocess.PIPE, check=True)
-    return [tuple(end) for end in json.loads(done.stdout)]  # type: ignore[misc]
+    return [tuple(end) for end in forked.answer_of("hostile", f"attempted({one_of})")]
 
 
 def main() -> list[Row]:

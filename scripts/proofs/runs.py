@@ -11,8 +11,9 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 from unittest import mock
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -241,6 +242,18 @@ def repeated(lab: Lab, times: int, seed: int, one: Callable[[Lab, Path, random.R
         with tempfile.TemporaryDirectory(dir=lab.folder) as made:
             ends.append(one(lab, Path(made) / "out", moments))
     return ends
+
+
+def brief(kind: str, times: int, seed: int, folder: Path) -> list[End]:
+    """A few of one kind, forked from a process that has done nothing else: what a thread of a library holds in one that
+    has, a forked process never gets back."""
+    found = forked.answer_of("runs", f"ends_of({kind!r}, {times}, {seed}, {str(folder)!r})")
+    return [End(end["images"], end["resumed"], tuple(end["wrong"])) for end in found]
+
+
+def ends_of(kind: str, times: int, seed: int, folder: str) -> list[dict[str, Any]]:
+    kinds = {"killed": killed, "interrupted": interrupted, "beside": lambda lab, folder, _: beside(lab, folder)}
+    return [asdict(end) for end in repeated(lab(Path(folder)), times, seed, kinds[kind])]
 
 
 def row(what: str, ends: list[End]) -> Row:

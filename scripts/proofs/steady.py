@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import json
 import os
 import shutil
 import statistics
@@ -18,7 +17,7 @@ ROOT = Path(__file__).resolve().parents[2]
 if str(ROOT) not in sys.path:
     sys.path.insert(0, str(ROOT))
 
-from scripts import make_checkpoint  # noqa: E402
+from scripts import forked, make_checkpoint  # noqa: E402
 
 NAME = "steady"
 CLAIM = (
@@ -83,15 +82,8 @@ def slope(points: Sequence[tuple[int, int]]) -> float:
     return statistics.median((b[1] - a[1]) / (b[0] - a[0]) for a, b in itertools.combinations(points, 2))
 
 
-def in_process_of_its_own(call: str) -> Any:
-    code = f"import json; from scripts.proofs import steady; print(json.dumps(steady.{call}))"
-    place = {**os.environ, "PYTHONPATH": str(ROOT)}
-    done = subprocess.run([sys.executable, "-P", "-c", code], cwd=ROOT, env=place, stdout=subprocess.PIPE, check=True)
-    return json.loads(done.stdout)
-
-
 def growth(images: int, warm: int) -> list[Row]:
-    found = in_process_of_its_own(f"drawn({images})")
+    found = forked.answer_of("steady", f"drawn({images})")
     steady = [sample for sample in found["samples"] if sample[0] >= warm]
     bytes_each = slope([(sample[0], sample[1]) for sample in steady])
     rows: list[Row] = [
