@@ -10,7 +10,7 @@ from pathlib import Path
 from sdcli.errors import BadFile, ModelMissing, Offline, Usage
 from sdcli.machine import memories
 from sdcli.machine.folders import cache_folder
-from sdcli.models import adapter_files, cache, controlnet, hub_cache, hub_name
+from sdcli.models import adapter_files, cache, hub_cache, hub_name
 from sdcli.models.adapter_files import SearchFolder
 from sdcli.models.hub_cache import Snapshot
 from sdcli.models.hub_name import HubName
@@ -223,6 +223,8 @@ def _sha256_of(path: Path, kind: str) -> str:
     """Of all its files, where it may be a folder."""
     if kind not in ("controlnet", "t2i-adapter"):
         return cache.sha256_of(path, _memory())
+    from sdcli.models import controlnet  # of no use to most commands
+
     return cache.sha256_of_all(controlnet.read(path).component.files, _memory())
 
 

@@ -5,18 +5,20 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from sdcli.cli.adapters import Fetch, in_cache, of_hub
 from sdcli.errors import Usage
 from sdcli.images.control import SHOWN
 from sdcli.machine import memories
-from sdcli.models import adapter_files, cache, control_walk, controlnet, t2i_walk
-from sdcli.models.controlnet import ControlNet
+from sdcli.models import adapter_files, cache
 from sdcli.models.model import Model, net_kind
 from sdcli.plan.plan import Adapter
 from sdcli.request.request import Control, Job
 from sdcli.terminal import quoted, show
+
+if TYPE_CHECKING:  # most commands use no net: what reads and counts them is imported by those that do
+    from sdcli.models.controlnet import ControlNet
 
 
 def gather(
@@ -27,6 +29,8 @@ def gather(
     asked = dict.fromkeys(control.net for job in jobs for control in job.controls)
     if not asked:
         return tuple(jobs), model, ()
+    from sdcli.models import controlnet
+
     folders = tuple(folders)
     found = {name: _found(name, model, folders, fetch, offline) for name in asked}
     parts = dict(zip(found, controlnet.parts(net for net, _ in found.values()), strict=True))
@@ -41,6 +45,8 @@ def _found(
     name: str, model: Model, folders: tuple[Path, ...], fetch: Fetch | None, offline: bool
 ) -> tuple[ControlNet, Adapter]:
     """A net that fits the model, and what is recorded of it."""
+    from sdcli.models import controlnet
+
     path = Path(name).expanduser()
     at_hub = adapter_files.at_hub(name)
     snapshot = in_cache(at_hub, model, "ControlNet", fetch, offline) if at_hub is not None else None
@@ -63,6 +69,8 @@ Known = Mapping[str, tuple[str, str]]  # a net as it was asked for → its name 
 def _named(job: Job, known: Known, model: Model) -> Job:
     """The job with its nets' names and components, if these can steer it."""
     controls = []
+    if job.controls:
+        from sdcli.models import t2i_walk
     for asked in job.controls:
         name, part = known[asked.net]
         config = model.components[part].config
@@ -89,6 +97,8 @@ def _named(job: Job, known: Known, model: Model) -> Job:
 
 def _shown_by(control: Control, asked: str, config: Mapping[str, Any]) -> str:
     """What a ControlNet Union is told that its image shows: what was said, or what was made of it."""
+    from sdcli.models import control_walk
+
     kinds = [kind for kind, number in SHOWN.items() if number < config.get("num_control_type", control_walk.KINDS)]
     shows = control.shows or control.made
     if shows in kinds:

@@ -8,7 +8,7 @@ from sdcli.cli import builtin
 from sdcli.plan.plan import Alternative, Decision, Fallback, Plan, Setup
 from sdcli.plan.techniques import TECHNIQUES, placement
 from sdcli.plan.techniques.vae_dtype import effective
-from sdcli.record.sinks.summary import steps_asked
+from sdcli.request.asked import steps_asked
 from sdcli.sizes import GIB, gib
 from sdcli.terminal import cells, counted, disk_text, fit, folded, plain, seconds_text, show
 

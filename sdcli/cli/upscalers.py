@@ -5,17 +5,20 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from sdcli.errors import Usage
 from sdcli.machine import memories
-from sdcli.models import adapter_files, cache, upscaler
+from sdcli.models import adapter_files, cache
 from sdcli.models.adapter_files import SearchFolder
 from sdcli.models.model import Model
-from sdcli.models.upscaler import Upscaler
 from sdcli.near import LIKELY, nearest
 from sdcli.plan.plan import Adapter
 from sdcli.request.request import UPSCALERS, Job
 from sdcli.terminal import show
+
+if TYPE_CHECKING:
+    from sdcli.models.upscaler import Upscaler
 
 
 def gather(
@@ -26,6 +29,8 @@ def gather(
     asked = dict.fromkeys(job.second.upscaler for job in jobs if job.second is not None and job.second.by_model)
     if not asked:
         return tuple(jobs), model, ()
+    from sdcli.models import upscaler  # of no use to most commands
+
     where = adapter_files.search_folders(model, folders)
     found = {name: upscaler.read(located(name, where)) for name in asked}
     known = {name: (_called(one), upscaler.part(number)) for number, (name, one) in enumerate(found.items())}

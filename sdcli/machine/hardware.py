@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 
 from sdcli.schema import transient
 
@@ -33,7 +34,7 @@ class Hardware:
     uuid: str | None = transient(default=None)
     notes: tuple[str, ...] = transient(default=())  # what the user should know about this device
 
-    @property
+    @cached_property
     def kind(self) -> str:
         return self.device.split(":", 1)[0]
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import cache
 from typing import Any
 
 from sdcli.models.edm import is_edm
@@ -21,6 +22,7 @@ def net_kind(component: str) -> str | None:
     return next((kind for kind in NETS if component == kind or component.startswith(f"{kind}_")), None)
 
 
+@cache
 def role(component: str) -> str:
     """What it is: a refiner's UNet is a UNet, and each of several nets or upscalers is one."""
     if component.startswith("upscaler"):

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from sdcli import data
-from sdcli.models import control_walk, reference_walk, text, unet, vae, vision
+from sdcli.models import text, unet, vae
 from sdcli.models.model import BYTES, Component, net_kind
 
 
@@ -15,13 +15,15 @@ def parameters_of(component: str, config: Mapping[str, Any]) -> int:
         return unet.analyse(config, height=64, width=64).parameters
     if component == "vae":
         return vae.parameters(config)
+    if net_kind(component) is None and component not in ("image_encoder", "ip_adapter"):
+        return text.parameters(config)
+    from sdcli.models import control_walk, reference_walk, vision  # of no use to most commands
+
     if net_kind(component) is not None:
         return control_walk.analyse(config, height=64, width=64).parameters
     if component == "image_encoder":
         return vision.parameters(config)
-    if component == "ip_adapter":
-        return reference_walk.parameters(config)
-    return text.parameters(config)
+    return reference_walk.parameters(config)
 
 
 def component_of(family: str, component: str, dtype: str, **changes: Any) -> Component:

@@ -18,8 +18,6 @@ CHANNELS = 3
 KERNEL = 3
 DENSE = 4  # convolutions of a dense block that grow it; a fifth joins what they made
 TRIPLE = 3  # dense blocks in a row
-TILES = (1024, 512, 256, 128, 64)  # sides in pixels of what is given to a net at once
-WHOLE = 0  # in the place of such a side
 LEAST_OVERLAP, MOST_OVERLAP = 8, 32  # pixels that are computed beyond each edge of what is kept of a tile
 MOST_TIMES = 3
 

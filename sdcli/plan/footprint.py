@@ -6,9 +6,10 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import cache
 from operator import attrgetter
+from typing import TYPE_CHECKING
 
 from sdcli.machine.hardware import Hardware
-from sdcli.models import control_walk, reference_walk, text, unet, upscaler_walk, vae, vision
+from sdcli.models import text, unet, vae
 from sdcli.models.model import BYTES, Model, net_kind, role
 from sdcli.plan import calibration
 from sdcli.plan.plan import Footprint, Phase, Setup
@@ -17,6 +18,9 @@ from sdcli.plan.techniques import placement
 from sdcli.plan.techniques import vae as vae_tiles
 from sdcli.plan.techniques.attention import blocks
 from sdcli.plan.techniques.vae_dtype import effective
+
+if TYPE_CHECKING:  # counted in a few plans only, and imported by those
+    from sdcli.models import control_walk, reference_walk, upscaler_walk, vision
 
 COMPILE = "compile"  # the phase
 
@@ -62,6 +66,8 @@ class Sizes:
 
     def _control(self, shape: Shape, part: str) -> control_walk.ControlWork:
         """One call of a ControlNet on one latent."""
+        from sdcli.models import control_walk
+
         height, width = shape.height // self.scale, shape.width // self.scale
         return control_walk.analyse(self.config(part), height=height, width=width, tokens=shape.tokens)
 
@@ -73,11 +79,15 @@ class Sizes:
 
     def image_reader(self) -> vision.ImageEncoder:
         """One image through the encoder; all states on the way are kept where more than a vector is looked at."""
+        from sdcli.models import reference_walk, vision
+
         rows = self.config("ip_adapter")["kind"] != reference_walk.PLAIN
         return vision.analyse(self.config("image_encoder"), states=rows)
 
     def referring(self, stage: Stage) -> reference_walk.AdapterWork:
         """The IP-Adapter's call for as many images as there are at once."""
+        from sdcli.models import reference_walk
+
         images = max(1, stage.references)
         return reference_walk.analyse(self.config("ip_adapter"), images=images, guided=stage.shape.sides > 1)
 
@@ -97,6 +107,8 @@ class Sizes:
 
     def _upscaler(self, stage: Stage, part: str, tile: int) -> upscaler_walk.Enlarged:
         """Enlarging one image until it is as large as the stage makes it."""
+        from sdcli.models import upscaler_walk
+
         assert stage.smaller is not None
         config, small, large = self.config(part), stage.smaller, (stage.shape.width, stage.shape.height)
         times = upscaler_walk.times(config, small.width, small.height, large)
@@ -343,6 +355,8 @@ class Sizes:
     def _window_of_reference(self, part: str, stage: Stage, size: int) -> int:
         """Beside the work of both parts. The order of layers is learnt in a first call, so that with a single one none
         is fetched ahead."""
+        from sdcli.models import reference_walk
+
         reader, adapter = self.image_reader(), self.referring(stage)
         rows = self.config("ip_adapter")["kind"] != reference_walk.PLAIN  # nothing is encoded too
         calls = stage.references + (1 if rows and stage.shape.sides > 1 else 0)

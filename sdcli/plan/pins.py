@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import replace
 from itertools import product
 
 from sdcli.errors import Usage
@@ -56,15 +57,32 @@ def pins_of(request: Request) -> dict[str, str]:
 
 
 def candidates(start: Setup, hardware: Hardware, model: Model, pins: Mapping[str, str]) -> list[Setup]:
-    """Every legal setup that obeys the pins: the product of the slots."""
-    legals = (setup for setup in _product(start, pins) if legal(setup, hardware, model) is None)
-    return [attention.settled(setup, hardware) for setup in legals]
+    """Every legal setup that obeys the pins: the product of the slots, in their order.
+
+    Slot by slot, and what can no longer become legal is left out at once: most of the product is illegal.
+    """
+    setups, settled = [start], frozenset[str]()
+    for technique in TECHNIQUES:
+        setups = [_with(setup, technique.slot, choice) for setup in setups for choice in _choices(technique, pins)]
+        settled |= {technique.slot}
+        for judge in TECHNIQUES:
+            if technique.slot in judge.judged and judge.judged <= settled:
+                setups = [setup for setup in setups if judge.illegal(setup, hardware, model) is None]
+    return [attention.settled(setup, hardware) for setup in setups]
+
+
+def _with(setup: Setup, slot: str, choice: str) -> Setup:
+    """As `replace` would make it, in a tenth of the time: planning makes a thousand."""
+    other = object.__new__(Setup)
+    vars(other).update(vars(setup))
+    vars(other)[slot] = choice
+    return other
 
 
 def _product(start: Setup, pins: Mapping[str, str]) -> Iterable[Setup]:
     slots = [technique.slot for technique in TECHNIQUES]
     for choices in product(*[_choices(technique, pins) for technique in TECHNIQUES]):
-        yield Setup(**{**vars(start), **dict(zip(slots, choices, strict=True))})
+        yield replace(start, **dict(zip(slots, choices, strict=True)))  # type: ignore[arg-type]
 
 
 def _choices(technique: Technique, pins: Mapping[str, str]) -> tuple[str, ...]:

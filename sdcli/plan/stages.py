@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Literal
 
 from sdcli.models.families import find
@@ -55,7 +56,7 @@ class Stage:
         """Whether it is done for many batches before any of them continues: encoded prompts are small."""
         return self.work in ("text", "reference")
 
-    @property
+    @cached_property
     def beside(self) -> tuple[str, ...]:
         """More components, at work in the same moment: those that images are shown to."""
         return tuple(dict.fromkeys(each.part for each in self.shown))

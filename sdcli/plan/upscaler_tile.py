@@ -5,12 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 
-from sdcli.models.upscaler_walk import TILES, WHOLE
 from sdcli.plan.forecast import Forecast
 from sdcli.plan.plan import Budget, Decision, Setup
 from sdcli.plan.techniques.technique import gib
 
 STAGE, SLOT = "upscale", "upscaler_tile"
+TILES = (1024, 512, 256, 128, 64)  # sides in pixels of what is given to a net at once
+WHOLE = 0  # in the place of such a side
 
 
 def settled(setup: Setup, forecast: Forecast, limits: Budget) -> Setup:
@@ -23,8 +24,8 @@ def settled(setup: Setup, forecast: Forecast, limits: Budget) -> Setup:
 
 def no_larger(setup: Setup, than: Setup) -> Setup:
     """With the tile of another setup, unless its own is smaller: a fallback that need not move pixels does not."""
-    smaller = setup.upscaler_tile and (not than.upscaler_tile or setup.upscaler_tile < than.upscaler_tile)
-    return setup if smaller else replace(setup, upscaler_tile=than.upscaler_tile)
+    own, other = setup.upscaler_tile, than.upscaler_tile
+    return setup if own == other or (own and (not other or own < other)) else replace(setup, upscaler_tile=than.upscaler_tile)
 
 
 def smaller_tiles(tile: int, needs: Callable[[int], int]) -> Iterator[int]:

@@ -9,14 +9,14 @@ from sdcli.errors import DoesNotFit, Usage
 from sdcli.machine.hardware import Hardware
 from sdcli.models import upscaler, upscaler_walk
 from sdcli.models.model import BYTES, Model
-from sdcli.models.upscaler_walk import TILES, WHOLE, Enlarged
+from sdcli.models.upscaler_walk import Enlarged
 from sdcli.plan import calibration
 from sdcli.plan.footprint import upscaling
 from sdcli.plan.forecast import budget
 from sdcli.plan.plan import Adapter, Budget, Footprint, Phase, Setup
 from sdcli.plan.techniques import dtype
 from sdcli.plan.techniques.technique import gib
-from sdcli.plan.upscaler_tile import smaller_tiles
+from sdcli.plan.upscaler_tile import TILES, WHOLE, smaller_tiles
 from sdcli.request.upscaling import Enlargement
 
 LOAD, UPSCALE, SAVE = "load", "upscale", "save"

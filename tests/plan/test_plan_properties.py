@@ -157,6 +157,7 @@ def test_which_combinations_are_legal_is_settled_and_all_others_have_a_reason(
 ) -> None:
     for family, count in (("sd15", sd15), ("sdxl", sdxl)):
         left, legal_ones = {f"{t.slot}={choice}" for t in TECHNIQUES for choice in t.choices}, 0
+        offered = []
         for choices in itertools.product(*[technique.choices for technique in TECHNIQUES]):
             chosen = dict(zip([t.slot for t in TECHNIQUES], choices, strict=True))
             reason = legal(Setup(**chosen), hardware, model_of(family))  # type: ignore[arg-type]
@@ -164,7 +165,10 @@ def test_which_combinations_are_legal_is_settled_and_all_others_have_a_reason(
             if reason is None:
                 legal_ones += 1
                 left -= {f"{slot}={choice}" for slot, choice in chosen.items()}
+                offered += [] if any(chosen[t.slot] in t.by_pin for t in TECHNIQUES) else [chosen]
         assert (legal_ones, left) == (count, never)
+        found = candidates(Setup(), hardware, model_of(family), {})
+        assert [{t.slot: t.of(setup) for t in TECHNIQUES} for setup in found] == offered
 
 
 KNOWN_BAD: list[tuple[Hardware, str, dict[str, str]]] = [

@@ -86,6 +86,7 @@ TECHNIQUE = Technique(
     choices=("fused", "blocked", "sliced"),
     without="fused",
     illegal=illegal,
+    beside=frozenset({"dtype"}),
     because=because,
     phrases={"sliced": "attention sliced"},
     by_pin=frozenset({"sliced"}),

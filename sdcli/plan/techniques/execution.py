@@ -145,6 +145,7 @@ TECHNIQUE = Technique(
     choices=("eager", "graph", "packed", "openvino", "compile"),
     without="eager",
     illegal=illegal,
+    beside=frozenset({"dtype", "storage", "placement", "attention"}),
     because=because,
     phrases={"graph": "CUDA graph", "openvino": "OpenVINO", "compile": "blocks compiled"},
     by_pin=frozenset({"openvino", "compile"}),  # compile also where it is known to save time: forecast.py

@@ -46,6 +46,7 @@ TECHNIQUE = Technique(
     choices=("same", "fp8"),
     without="same",
     illegal=illegal,
+    beside=frozenset({"dtype"}),
     because=because,
     phrases={"fp8": "fp8 weights"},
     lossy=frozenset({"fp8"}),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
+from functools import cached_property
 
 from sdcli.machine.hardware import Hardware
 from sdcli.models.model import Model
@@ -42,6 +43,7 @@ class Technique:
     because: Callable[[Setup, Situation], str]
     phrases: Mapping[str, str]  # how the table of setups names a choice; one without a phrase is not named
     illegal: Callable[[Setup, Hardware, Model], str | None] = lambda setup, hardware, model: None
+    beside: frozenset[str] = frozenset()  # the other slots that `illegal` looks at
     by_pin: frozenset[str] = frozenset()  # considered only when pinned
     lossy: frozenset[str] = frozenset()  # shown in the table, chosen only when pinned
     moves_pixels: bool = True
@@ -50,6 +52,11 @@ class Technique:
     @property
     def flag(self) -> str:
         return self.slot.replace("_", "-")
+
+    @cached_property
+    def judged(self) -> frozenset[str]:
+        """The slots that decide whether a choice is legal."""
+        return self.beside | {self.slot}
 
     def of(self, setup: Setup) -> str:
         choice: str = getattr(setup, self.slot)

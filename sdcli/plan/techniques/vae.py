@@ -42,6 +42,7 @@ TECHNIQUE = Technique(
     choices=("whole", "tile-512", "tile-256", "cpu"),
     without="whole",
     illegal=illegal,
+    beside=frozenset({"dtype", "vae_dtype"}),
     because=because,
     phrases={"tile-512": "VAE in tiles of 512", "tile-256": "VAE in tiles of 256", "cpu": "VAE on the CPU"},
 )

@@ -47,6 +47,7 @@ TECHNIQUE = Technique(
     choices=("same", "bf16", "fp32"),
     without="same",
     illegal=illegal,
+    beside=frozenset({"dtype"}),
     because=because,
     phrases={"fp32": "VAE in fp32"},
 )

@@ -9,8 +9,9 @@ from typing import Any
 
 from sdcli.events import Degraded
 from sdcli.record.report import Report
+from sdcli.request.asked import guidance_asked, size_asked, steps_asked
 from sdcli.sizes import gib
-from sdcli.terminal import cells, counted, disk_text, fit, seconds_text, show
+from sdcli.terminal import cells, disk_text, fit, seconds_text, show
 
 SIDE_BY_SIDE = 78  # columns from which times and memory stand beside each other
 LEFT = 33
@@ -173,24 +174,3 @@ def asked(jobs: Sequence[Any], width: int) -> list[str]:
     if len(settings) == 1:
         pieces += [f"{steps_asked(first)} {show(first.sampler, 40)}", guidance_asked(first)]
     return flow([piece for piece in (*pieces, seed) if piece], width)
-
-
-def steps_asked(job: Any) -> str:
-    """ "20 steps", or of those that start from an image as many as are taken; "16 + 4 steps" of two passes."""
-    if job.second is not None:
-        return f"{job.steps} + {counted(job.second.steps, 'step')}"
-    taken = " + ".join(str(each.taken) for each in job.passes)
-    if job.start is None or job.start.guidance is not None:
-        return f"{taken} steps" if job.refined is not None else counted(job.steps, "step")
-    return f"{taken} of {job.steps} steps (strength {job.start.strength:g})"
-
-
-def guidance_asked(job: Any) -> str:
-    """ "guidance 7.0", and where an image is edited how closely it is kept to."""
-    kept = None if job.start is None else job.start.guidance
-    return f"guidance {job.guidance:.1f}" + (f", image guidance {kept:.1f}" if kept is not None else "")
-
-
-def size_asked(job: Any) -> str:
-    """ "512×512", and what a second pass makes of it: "512×512, then 1024×1024"."""
-    return ", then ".join(dict.fromkeys(f"{each.width}×{each.height}" for each in job.passes))
