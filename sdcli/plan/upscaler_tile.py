@@ -25,7 +25,9 @@ def settled(setup: Setup, forecast: Forecast, limits: Budget) -> Setup:
 def no_larger(setup: Setup, than: Setup) -> Setup:
     """With the tile of another setup, unless its own is smaller: a fallback that need not move pixels does not."""
     own, other = setup.upscaler_tile, than.upscaler_tile
-    return setup if own == other or (own and (not other or own < other)) else replace(setup, upscaler_tile=than.upscaler_tile)
+    if own == other or (own and (not other or own < other)):
+        return setup
+    return replace(setup, upscaler_tile=other)
 
 
 def smaller_tiles(tile: int, needs: Callable[[int], int]) -> Iterator[int]:
