@@ -14,7 +14,7 @@ from torch import Tensor
 
 from scripts import make_checkpoint
 from scripts.gpu.inside import pipeline_of
-from sdcli.cli import refiners
+from sdcli.asking import refiners
 from sdcli.draw import local
 from sdcli.events import Denoised
 from sdcli.machine import processor

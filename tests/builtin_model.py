@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from sdcli import data
-from sdcli.cli.builtin import WORDS as WORDS_FILE
+from sdcli.asking.unknown_words import WORDS as WORDS_FILE
 from sdcli.models.folder import read
 from sdcli.models.shipped import parameters_of
 from sdcli.models.vae import scale

@@ -26,9 +26,23 @@ MAY_IMPORT: dict[str, set[str]] = {
     "events": BASE | {"images", "request", "machine", "models", "plan"},
     "draw": BASE | {"images", "request", "machine", "models", "plan", "events"},
     "record": BASE | {"images", "request", "machine", "models", "plan", "events"},
+    "asking": BASE | {"images", "request", "machine", "models", "plan", "events", "draw", "record"},
     "inspect": BASE | {"images", "request", "machine", "models", "plan", "events", "draw", "record"},
     "bench": BASE | {"images", "request", "machine", "models", "plan", "events", "draw", "record"},
-    "cli": BASE | {"images", "request", "machine", "models", "plan", "events", "draw", "record", "inspect", "bench"},
+    "cli": BASE
+    | {
+        "images",
+        "request",
+        "machine",
+        "models",
+        "plan",
+        "events",
+        "draw",
+        "record",
+        "asking",
+        "inspect",
+        "bench",
+    },
 }
 
 # Slow to import; each has its rooms, and outside draw they stand inside functions only.

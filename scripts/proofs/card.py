@@ -20,7 +20,7 @@ if str(ROOT) not in sys.path:
 
 from PIL import Image  # noqa: E402
 
-from sdcli.cli import controls, references, refiners, upscalers  # noqa: E402
+from sdcli.asking import controls, references, refiners, upscalers  # noqa: E402
 from sdcli.draw import local  # noqa: E402
 from sdcli.events import Degraded, Memory  # noqa: E402
 from sdcli.images import read  # noqa: E402

@@ -138,13 +138,13 @@ def _share(cost: float, full: Clocks) -> tuple[str, str, bool]:
 
 def by_bench(model: str, steps: int, size: str) -> Clocks:
     """One image as bench's worker draws it, without files."""
+    from sdcli.asking import planning
     from sdcli.bench import random_models, worker
-    from sdcli.cli import ask
     from sdcli.models import resolve
 
     structure = random_models.tiny() if model == "tiny" else random_models.randomised(resolve.resolve(model))
     typed = {"words": ("a lighthouse",), "seeds": "1", "steps": str(steps), "size": size, "device": "cpu"}
-    plan = ask.plan_for(typed, "bench", structure).plan
+    plan = planning.plan_for(typed, "bench", structure).plan
     with tempfile.TemporaryDirectory(prefix="sdcli-proof-") as folder, watched() as clocks:
         order = worker.Order(plan=plan, engine="local", folder=folder)
         worker.WorkerLoop(order, io.BytesIO(b"draw\n"), io.BytesIO()).run()

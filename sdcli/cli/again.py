@@ -7,9 +7,10 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from sdcli.cli import complete, generate, not_needed
+from sdcli.asking import not_needed
+from sdcli.asking.planning import PlannedRun
+from sdcli.cli import complete, generate
 from sdcli.cli.answer import Answered, say_note
-from sdcli.cli.ask import PlannedRun
 from sdcli.cli.pull import plan_with_model
 from sdcli.errors import ImagesFailed, Usage
 from sdcli.images.read import files_of

@@ -18,11 +18,12 @@ from typing import Any
 import typer
 
 from sdcli import data, schema
+from sdcli.asking import not_taken, planning
 from sdcli.bench import build, page, random_models, screen, surroundings
 from sdcli.bench import result as results
 from sdcli.bench.result import BenchResult
 from sdcli.bench.run import MAX_TIME, QUICK_TIME, Bench, Configuration, Limits, Listener, OngoingCase, scratch
-from sdcli.cli import ask, bench_options, complete, not_taken, remembering
+from sdcli.cli import bench_options, complete
 from sdcli.cli.answer import Answered, print_json, say_error, say_note
 from sdcli.cli.bench_compare import compare
 from sdcli.errors import Bug, CannotWrite, Interrupted, ModelMissing, SdcliError, Stop, Usage, stopped_by
@@ -35,6 +36,7 @@ from sdcli.plan.footprint import COMPILE
 from sdcli.plan.plan import Plan
 from sdcli.plan.refusal import refused
 from sdcli.plan.remembered import Measures
+from sdcli.record import remembering
 from sdcli.request import config
 from sdcli.request.options import command as make
 from sdcli.terminal import fit, quoted, say, show, speaks_unicode, tell, width
@@ -173,7 +175,7 @@ def _limits(typed: Mapping[str, Any]) -> Limits:
     if quick and processes > 1:
         raise Usage(f"--quick measures one process, not {processes}", hint="the same command without --quick")
     most = bench_options.whole_number(typed, "max_time", "--max-time", int(QUICK_TIME if quick else MAX_TIME))
-    return Limits(processes=processes, quick=quick, max_time=float(most), engine=ask.engine_of(typed))
+    return Limits(processes=processes, quick=quick, max_time=float(most), engine=planning.engine_of(typed))
 
 
 def _remember(result: BenchResult, machine: str) -> None:
@@ -238,7 +240,7 @@ def _plan(typed: dict[str, Any]) -> Plan:
     random = typed.pop("random_weights")
     if typed.get("batch_size"):
         typed["num_images"] = typed["batch_size"]
-    plan = ask.plan_for(typed, "bench", _model(typed, random)).plan
+    plan = planning.plan_for(typed, "bench", _model(typed, random)).plan
     if not plan.model.cached and typed.get("engine") != "fake":
         name = show(plan.model.name, 80)
         raise ModelMissing(
@@ -252,11 +254,11 @@ def _plan(typed: dict[str, Any]) -> Plan:
 
 def _model(typed: Mapping[str, Any], random: bool) -> Model:
     """What -m says, as files or as structure alone; without -m the built-in model, or a tiny random one."""
-    sources = ask.read_sources(config.from_flags(typed))
+    sources = planning.read_sources(config.from_flags(typed))
     values, _ = config.resolve(sources, family={}, model={})
     if not values.get("model") and data.builtin_model() is None:
         return random_models.tiny()
-    model = ask.find_model(sources)
+    model = planning.find_model(sources)
     return random_models.randomised(model) if random else model
 
 

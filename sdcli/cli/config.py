@@ -7,8 +7,8 @@ from typing import Annotated, Any
 import typer
 
 from sdcli import schema
+from sdcli.asking.planning import default_model, look_for_model, read_sources, settings
 from sdcli.cli.answer import print_json
-from sdcli.cli.ask import default_model, look_for_model, read_sources, settings
 from sdcli.errors import ModelMissing, SdcliError, Usage
 from sdcli.machine.folders import config_file
 from sdcli.models.families import find

@@ -15,7 +15,8 @@ from typing import Any
 import typer
 
 from sdcli import __version__, data, schema
-from sdcli.cli import ask, builtin
+from sdcli.asking import planning
+from sdcli.cli import builtin
 from sdcli.cli.answer import print_json
 from sdcli.errors import SdcliError, Usage
 from sdcli.machine import installation, memory, survey
@@ -170,8 +171,8 @@ def _problems(seen: Survey, versions: tuple[Version, ...], folders: tuple[Folder
 def _settings_problem() -> list[Notice]:
     """The error in the settings at which every other command would stop."""
     try:
-        ask.read_sources({})
-        ask.added_folders()
+        planning.read_sources({})
+        planning.added_folders()
     except Usage as error:
         return [Notice(code="config", message=error.message, hint=error.hint)]
     return []

@@ -14,9 +14,10 @@ from pathlib import Path
 from typing import Any
 
 from sdcli import events
-from sdcli.cli import builtin, plan_screen, remembering
+from sdcli.asking import unknown_words
+from sdcli.asking.planning import PlannedRun
+from sdcli.cli import builtin, plan_screen
 from sdcli.cli.answer import bug_of, say_error, say_note, trace
-from sdcli.cli.ask import PlannedRun
 from sdcli.cli.ending import check, over
 from sdcli.errors import (
     CannotWrite,
@@ -34,7 +35,7 @@ from sdcli.machine.clock import since_start
 from sdcli.machine.environment import environment
 from sdcli.plan.batches import Batch
 from sdcli.plan.plan import Plan
-from sdcli.record import documents, found_runs, names, report, runs
+from sdcli.record import documents, found_runs, names, remembering, report, runs
 from sdcli.record.report import Folding
 from sdcli.record.sinks.filmstrip import Filmstrip
 from sdcli.record.sinks.json_lines import JsonLines
@@ -102,7 +103,7 @@ def _events(
     if planned.imported:
         yield Timed(phase="import", seconds=planned.imported)
     for warning in planned.plan.warnings:
-        if warning.code == builtin.CODE:
+        if warning.code == unknown_words.CODE:
             yield Warned(code=warning.code, message=warning.message)
     from sdcli.draw import engines
 
@@ -211,7 +212,7 @@ class Screen:
         if notice is not None:
             say(f"{notice.message}; {notice.hint}")
         for warning in self.plan.warnings:
-            if warning.code != builtin.CODE:  # that one comes with the events
+            if warning.code != unknown_words.CODE:  # that one comes with the events
                 say_note(warning.message)
         plan = self.plan if self.real else replace(self.plan, seconds=None)  # predictions are of the local engine
         for line in plan_screen.render_summary(plan, width(sys.stderr), not speaks_unicode(sys.stderr)):

@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from sdcli.cli import complete, drawing, input_images, not_needed
+from sdcli.asking import not_needed
+from sdcli.asking.planning import PlannedRun
+from sdcli.cli import complete, drawing, input_images
 from sdcli.cli.answer import Answered
-from sdcli.cli.ask import PlannedRun
 from sdcli.cli.pull import plan_with_model
 from sdcli.plan.refusal import refused
 from sdcli.record import names

@@ -13,9 +13,9 @@ from typing import Any
 import typer
 
 from sdcli import __version__, data, schema
+from sdcli.asking.planning import added_folders
 from sdcli.cli import builtin, complete
 from sdcli.cli.answer import print_json
-from sdcli.cli.ask import added_folders
 from sdcli.cli.download import Download
 from sdcli.cli.line import joined
 from sdcli.errors import BadFile, CannotWrite, ModelMissing, SdcliError, Usage

@@ -10,9 +10,10 @@ from typing import Any
 import typer
 
 from sdcli import schema
-from sdcli.cli import builtin, complete, not_needed, plan_screen
+from sdcli.asking import not_needed
+from sdcli.asking.planning import plan_for
+from sdcli.cli import builtin, complete, plan_screen
 from sdcli.cli.answer import print_json
-from sdcli.cli.ask import plan_for
 from sdcli.machine.memory import disk_free
 from sdcli.plan.refusal import refused
 from sdcli.request.options import AS_IF, OPTIONS, SCREEN

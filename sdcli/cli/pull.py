@@ -12,10 +12,10 @@ from pathlib import Path
 from typing import Any
 
 from sdcli import __version__, data, schema
+from sdcli.asking.adapters import Fetch
+from sdcli.asking.planning import PlannedRun, added_folders, plan_again, plan_for
 from sdcli.cli import complete
-from sdcli.cli.adapters import Fetch
 from sdcli.cli.answer import print_json
-from sdcli.cli.ask import PlannedRun, added_folders, plan_again, plan_for
 from sdcli.cli.download import Download, facts
 from sdcli.errors import ModelMissing, Offline, Stop, Usage, stopped_by
 from sdcli.machine.memory import disk_free

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from sdcli import __version__
-from sdcli.cli import probing
-from sdcli.cli.ask import remembered
+from sdcli.asking import probing
+from sdcli.asking.planning import remembered
 from sdcli.machine import survey
 from sdcli.machine.hardware import Hardware
 from sdcli.plan.plan import Plan

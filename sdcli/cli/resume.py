@@ -7,9 +7,9 @@ from dataclasses import replace
 from typing import Any
 
 from sdcli import __version__
+from sdcli.asking.planning import PlannedRun, engine_of, remembered
 from sdcli.cli import drawing
 from sdcli.cli.answer import Answered
-from sdcli.cli.ask import PlannedRun, engine_of, remembered
 from sdcli.cli.recorded import as_recorded, hardware_for
 from sdcli.errors import BadFile, DeviceUnusable, DoesNotFit, ModelMissing, Usage
 from sdcli.machine.environment import PACKAGES

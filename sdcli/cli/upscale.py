@@ -10,9 +10,10 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from sdcli import schema, sizes
-from sdcli.cli import complete, probing, upscalers
+from sdcli.asking import probing, upscalers
+from sdcli.asking.planning import added_folders, read_sources
+from sdcli.cli import complete
 from sdcli.cli.answer import Answered, bug_of, print_json, say_error, say_note, trace
-from sdcli.cli.ask import added_folders, read_sources
 from sdcli.cli.ending import check, over
 from sdcli.errors import SdcliError, Stop, Usage, from_json, stopped_by
 from sdcli.events import Event

@@ -10,10 +10,10 @@ from pathlib import Path
 from typing import Any
 
 from sdcli import __version__, schema
+from sdcli.asking.planning import plan_for
 from sdcli.cli import complete
 from sdcli.cli.again import check_inputs
 from sdcli.cli.answer import Answered, print_json
-from sdcli.cli.ask import plan_for
 from sdcli.cli.recorded import as_recorded
 from sdcli.errors import Bug, DeviceUnusable, Differs, DoesNotFit, Usage, from_json
 from sdcli.events import Decoded, Done, Failed, Loaded

@@ -16,9 +16,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from sdcli.asking import planning
 from sdcli.bench import build, comparison
 from sdcli.bench import result as results
-from sdcli.cli import ask
 from sdcli.cli.main import run
 from sdcli.errors import BadFile, Usage
 from sdcli.machine.folders import config_folder
@@ -74,9 +74,9 @@ def test_quick_measures_one_process_and_says_so(capfd: pytest.CaptureFixture[str
 def test_work_counts_attention_and_both_sides_of_guidance() -> None:
     """The known figure of an SD1.5 call at 512×512, twice for guidance."""
     typed = {"words": ("a cat",), "model": "sd15", "seeds": "1"}
-    work = build.work(ask.plan_for(typed, "bench").plan)
+    work = build.work(planning.plan_for(typed, "bench").plan)
     assert work.macs_per_step == pytest.approx(2 * 401.637e9, rel=1e-5)
-    alone = build.work(ask.plan_for({**typed, "guidance": "1"}, "bench").plan)
+    alone = build.work(planning.plan_for({**typed, "guidance": "1"}, "bench").plan)
     assert alone.macs_per_step * 2 == work.macs_per_step
     assert alone.key != work.key
 

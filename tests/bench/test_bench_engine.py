@@ -8,10 +8,10 @@ from pathlib import Path
 
 import pytest
 
+from sdcli.asking import planning
 from sdcli.bench import build, random_models, screen
 from sdcli.bench import result as results
 from sdcli.bench.run import Bench, Configuration, Limits, Listener, OngoingCase
-from sdcli.cli import ask
 from sdcli.cli.bench import remember_case
 from sdcli.machine import dtypes, memories
 from sdcli.models import resolve
@@ -38,7 +38,7 @@ class Until(Listener):
 
 
 def test_several_processes_are_what_the_interval_counts(tmp_path: Path) -> None:
-    plan = ask.plan_for({"words": ("a cat",), "seeds": "1", "size": "64x64"}, "bench", random_models.tiny()).plan
+    plan = planning.plan_for({"words": ("a cat",), "seeds": "1", "size": "64x64"}, "bench", random_models.tiny()).plan
     one = Configuration(name="as asked", options={}, flags="", plan=plan)
     bench = Bench([one], Limits(processes=9, max_time=600, engine="fake"), tmp_path)
     with pytest.raises(KeyboardInterrupt):
@@ -61,7 +61,7 @@ class Impatient(Listener):
 
 
 def test_an_interruption_while_warming_up_keeps_the_image_it_has(tmp_path: Path) -> None:
-    plan = ask.plan_for({"words": ("a cat",), "seeds": "1", "size": "64x64"}, "bench", random_models.tiny()).plan
+    plan = planning.plan_for({"words": ("a cat",), "seeds": "1", "size": "64x64"}, "bench", random_models.tiny()).plan
     rows = [Configuration(name=name, options={}, flags="", plan=plan) for name in ("one", "two")]
     bench = Bench(rows, Limits(engine="fake"), tmp_path)
     with pytest.raises(KeyboardInterrupt):
@@ -81,7 +81,7 @@ def test_the_real_engine_is_measured_step_by_step(tmp_path: Path, monkeypatch: p
     typed = {"words": ("a cat",), "seeds": "1", "size": "64x64", "steps": "4", "fallback": "no"}
     rows = []
     for dtype in ("fp32", "bf16"):
-        plan = ask.plan_for({**typed, "dtype": dtype, "device": "cpu"}, "bench", random_models.tiny()).plan
+        plan = planning.plan_for({**typed, "dtype": dtype, "device": "cpu"}, "bench", random_models.tiny()).plan
         rows.append(Configuration(name=dtype, options={"dtype": dtype}, flags=f"--dtype {dtype}", plan=plan))
     bench = Bench(rows, Limits(processes=1, quick=True, max_time=1.0), tmp_path / "scratch")
     bench.run(Listener())

@@ -16,7 +16,7 @@ from safetensors.torch import save_file
 
 from scripts import make_checkpoint
 from sdcli import schema
-from sdcli.cli import adapters
+from sdcli.asking import adapters
 from sdcli.errors import BadFile
 from sdcli.models import lora, resolve
 from sdcli.plan.plan import Setup

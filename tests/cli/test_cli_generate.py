@@ -185,10 +185,10 @@ def test_what_the_plan_warns_of_is_said_before_drawing_and_not_where_only_result
 def test_an_engine_that_draws_nothing_is_not_forecast_by_the_real_one(
     capfd: pytest.CaptureFixture[str],
 ) -> None:
-    from sdcli.cli import ask
+    from sdcli.asking import planning
     from sdcli.plan.remembered import key_of
 
-    plan = ask.plan_for({"words": ["a cat"], "seeds": "1"}, "plan").plan
+    plan = planning.plan_for({"words": ["a cat"], "seeds": "1"}, "plan").plan
     key = key_of(plan.model, plan.setup, plan.jobs[:1], alone=True)
     measured = {"host_peak": 1 << 29, "load": 400.0, "step": 2.0, "picture": 1.0}
     memories.remember_run(memories.machine_of(plan.hardware), key, lambda old: measured)
@@ -206,9 +206,10 @@ def test_the_place_of_a_filmstrip_is_told(
 
 
 def test_loading_that_planning_did_already_is_told_as_loading() -> None:
-    from sdcli.cli import ask, drawing
+    from sdcli.asking import planning
+    from sdcli.cli import drawing
     from sdcli.events import Timed
 
-    asked = replace(ask.plan_for({"words": ["a cat"]}, "plan"), imported=0.25)
+    asked = replace(planning.plan_for({"words": ["a cat"]}, "plan"), imported=0.25)
     told = [event for event in drawing._events(asked, "fake", (), {}) if isinstance(event, Timed)]
     assert [event.seconds for event in told if event.phase == "import"] == [0.25, 0.0]

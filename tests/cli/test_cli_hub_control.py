@@ -18,7 +18,7 @@ from fake_hub import FakeHub, repository
 
 from scripts import make_checkpoint
 from sdcli import schema
-from sdcli.cli import adapters
+from sdcli.asking import adapters
 from sdcli.errors import BadFile, ModelMissing
 from sdcli.models import resolve
 from sdcli.plan.plan import Setup

@@ -18,7 +18,7 @@ import model_files as make
 from fake_hub import LARGE, FakeHub, Fault, repository
 
 from sdcli import schema
-from sdcli.cli import adapters
+from sdcli.asking import adapters
 from sdcli.errors import BadFile, ModelMissing, SdcliError
 from sdcli.models import hub, hub_cache, hub_connection, hub_name, resolve
 from sdcli.models.hub_connection import Connection

@@ -13,7 +13,7 @@ import pytest
 from draw_samples import HARDWARE, out_of_memory_while_drawing, request_for
 
 from scripts import make_checkpoint
-from sdcli.cli import controls
+from sdcli.asking import controls
 from sdcli.draw import local
 from sdcli.events import Decoded, Denoised, Encoded, Loaded, Step
 from sdcli.images.read import InputImage

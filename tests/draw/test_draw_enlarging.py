@@ -14,7 +14,7 @@ from draw_samples import HARDWARE
 from PIL import Image
 
 from scripts import make_checkpoint
-from sdcli.cli import upscalers
+from sdcli.asking import upscalers
 from sdcli.draw import local
 from sdcli.errors import BadFile, OutOfMemory
 from sdcli.events import Degraded, Enlarged, Failed, Loaded, Memory, Tile

@@ -13,7 +13,7 @@ import torch
 from draw_samples import FAMILIES, request_for
 from draw_samples import plan_for as plan_for_the_cpu
 
-from sdcli.cli import probing
+from sdcli.asking import probing
 from sdcli.draw import devices, local
 from sdcli.errors import DeviceUnusable, OutOfMemory, Usage
 from sdcli.events import Decoded, Degraded, Memory

@@ -8,7 +8,7 @@ from dataclasses import replace
 import pytest
 from draw_samples import HARDWARE
 
-from sdcli.cli import probing
+from sdcli.asking import probing
 from sdcli.draw import local
 from sdcli.machine import installation, memories
 

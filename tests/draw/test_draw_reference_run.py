@@ -16,7 +16,7 @@ from PIL import Image
 from test_draw_control_run import pixels
 
 from scripts import make_checkpoint
-from sdcli.cli import controls, references
+from sdcli.asking import controls, references
 from sdcli.draw import local
 from sdcli.draw.reference import References
 from sdcli.events import Decoded, Denoised, Encoded, EncodedImage, Loaded, Step

@@ -9,7 +9,7 @@ import pytest
 import torch
 from draw_samples import HARDWARE, plan_for, request_for
 
-from sdcli.cli import ask, probing
+from sdcli.asking import planning, probing
 from sdcli.draw import local, packed, trial
 from sdcli.machine import memories
 from sdcli.machine.hardware import Hardware, Trial
@@ -139,12 +139,12 @@ def test_generate_tries_a_model_once_and_plan_never(
     tiny_folders: dict[str, Path], own_folders: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     asked = {"words": ("a cat",), "model": str(tiny_folders["sd15"])}
-    assert ask.plan_for(asked, "plan").plan.hardware.trial is None
-    drawn = ask.plan_for(asked, "generate").plan.hardware.trial
+    assert planning.plan_for(asked, "plan").plan.hardware.trial is None
+    drawn = planning.plan_for(asked, "generate").plan.hardware.trial
     assert drawn is not None
     monkeypatch.setattr(local, "tried", None)  # a second trial would fail
-    assert ask.plan_for(asked, "generate").plan.hardware.trial == drawn
-    assert ask.plan_for(asked, "plan").plan.hardware.trial == drawn
+    assert planning.plan_for(asked, "generate").plan.hardware.trial == drawn
+    assert planning.plan_for(asked, "plan").plan.hardware.trial == drawn
 
 
 def test_a_damaged_memory_of_a_trial_counts_as_none(own_folders: Path) -> None:

@@ -18,7 +18,7 @@ from PIL import Image
 from scripts import make_checkpoint
 from scripts.gpu.inside import pipeline_of
 from scripts.proofs import card
-from sdcli.cli import upscalers
+from sdcli.asking import upscalers
 from sdcli.draw import load, local
 from sdcli.draw.place import Components
 from sdcli.events import Decoded, Degraded, Denoised, EncodedImage, Loaded, Tile

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 from making import asking, gpu, known_model, processor
 
-from sdcli.cli import refiners
+from sdcli.asking import refiners
 from sdcli.machine.hardware import Hardware
 from sdcli.models.families import find
 from sdcli.models.model import Model

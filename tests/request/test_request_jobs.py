@@ -292,7 +292,7 @@ def test_a_setting_of_each_image_is_declared_in_one_place_and_used_where_it_coun
     here = {"request/request.py", "request/options.py"}
     uses = {"draw/prompts.py", "draw/encode.py"}  # what it does
     programs = {f"record/metadata/{name}.py" for name in ("a1111", "comfyui", "invokeai")}
-    foreign = {*programs, "cli/not_taken.py"}  # what another program calls it
+    foreign = {*programs, "asking/not_taken.py"}  # what another program calls it
     told = {"record/verdict.py"}  # where that program's text leaves it out
     root = Path(jobs.__file__).resolve().parents[1]
     mentions = {

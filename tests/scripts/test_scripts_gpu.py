@@ -21,7 +21,7 @@ from scripts.gpu.lab import Ended
 from scripts.gpu.memory import Result, cases, check, obeyed, planned, streaming, verdicts
 from scripts.measure_memory import GIB, GOAL, environment
 from sdcli import schema
-from sdcli.cli.ask import plan_for
+from sdcli.asking.planning import plan_for
 from tests.pretend_gpu import device, pretend
 
 ROOT = Path(__file__).resolve().parents[2]

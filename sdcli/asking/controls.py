@@ -7,7 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from sdcli.cli.adapters import Fetch, in_cache, of_hub
+from sdcli.asking.adapters import Fetch, in_cache, of_hub
 from sdcli.errors import Usage
 from sdcli.images.control import SHOWN
 from sdcli.machine import memories

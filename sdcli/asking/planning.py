@@ -1,4 +1,4 @@
-"""From the command line to a Plan: settings by precedence, the model, the machine, the decision. Nothing heavy."""
+"""From what was asked for to a Plan: settings by precedence, the model, the machine, the decision. Nothing heavy."""
 
 from __future__ import annotations
 
@@ -11,16 +11,16 @@ from pathlib import Path
 from typing import Any
 
 from sdcli import __version__, data
-from sdcli.cli import (
+from sdcli.asking import (
     adapters,
-    builtin,
+    changed_images,
     controls,
-    input_images,
     not_needed,
     not_taken,
     probing,
     references,
     refiners,
+    unknown_words,
     upscalers,
 )
 from sdcli.errors import ModelMissing, Usage
@@ -104,10 +104,10 @@ def plan_for(
         imported += more_imported
         plan = planned(hardware, remembered(hardware))
     plan = replace(plan, warnings=(*plan.warnings, *not_needed.not_needed(typed, plan)))
-    unknown = builtin.unknown_words(model, known_jobs, adapted.adapters)
+    unknown = unknown_words.unknown_words(model, known_jobs, adapted.adapters)
     syntax = not_taken.plain_words(adapters.texts_of(known_jobs))
     ignored = not_taken.not_taken(sources.not_taken, request, origins, adapted.adapters)
-    told = input_images.told(known_jobs)
+    told = changed_images.told(known_jobs)
     plan = replace(plan, warnings=(*plan.warnings, *adapted.warnings, *unknown, *ignored, *syntax, *told))
     if not waiting or lines is None:
         return PlannedRun(plan, imported=imported)
