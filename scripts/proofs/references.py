@@ -27,7 +27,7 @@ from transformers.models.clip.image_processing_pil_clip import CLIPImageProcesso
 from scripts import make_checkpoint  # noqa: E402
 from scripts.gpu.inside import pipeline_of  # noqa: E402
 from scripts.proofs.modes import EXACT, GUIDANCE, Compared, generators, picture  # noqa: E402
-from sdcli.cli import references  # noqa: E402
+from sdcli.asking import references  # noqa: E402
 from sdcli.draw import attention, denoise, encode, load, quiet, schedulers  # noqa: E402
 from sdcli.draw.control import Control  # noqa: E402
 from sdcli.draw.denoise import Guidance  # noqa: E402
