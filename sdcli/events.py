@@ -260,8 +260,10 @@ def write(event: Event, stream: IO[bytes]) -> None:
 def read(stream: IO[bytes]) -> Event | None:
     """The next event that `write` wrote; None at the end."""
     line = stream.readline()
-    if not line:
-        return None
-    data = json.loads(line)
+    return received(json.loads(line), stream) if line else None
+
+
+def received(data: Mapping[str, Any], stream: IO[bytes]) -> Event:
+    """The event whose line `write` wrote, with the bytes of the image that follow it."""
     pixels = stream.read(data["pixels_bytes"])
-    return from_json(data | ({"pixels": pixels} if pixels else {}), whole=True)
+    return from_json({**data, "pixels": pixels} if pixels else data, whole=True)

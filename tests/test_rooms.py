@@ -26,24 +26,13 @@ MAY_IMPORT: dict[str, set[str]] = {
     "events": BASE | {"images", "request", "machine", "models", "plan"},
     "draw": BASE | {"images", "request", "machine", "models", "plan", "events"},
     "record": BASE | {"images", "request", "machine", "models", "plan", "events"},
+    "workers": BASE | {"images", "request", "machine", "models", "plan", "events", "draw"},
     "asking": BASE | {"images", "request", "machine", "models", "plan", "events", "draw", "record"},
     "inspect": BASE | {"images", "request", "machine", "models", "plan", "events", "draw", "record"},
-    "bench": BASE | {"images", "request", "machine", "models", "plan", "events", "draw", "record"},
-    "cli": BASE
-    | {
-        "images",
-        "request",
-        "machine",
-        "models",
-        "plan",
-        "events",
-        "draw",
-        "record",
-        "asking",
-        "inspect",
-        "bench",
-    },
+    "bench": BASE | {"images", "request", "machine", "models", "plan", "events", "draw", "record", "workers"},
+    "serve": BASE | {"images", "request", "machine", "models", "plan", "events", "record", "workers", "asking"},
 }
+MAY_IMPORT["cli"] = set(MAY_IMPORT)
 
 # Slow to import; each has its rooms, and outside draw they stand inside functions only.
 HEAVY = {

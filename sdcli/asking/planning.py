@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -50,10 +50,12 @@ class PlannedRun:
 
 
 def plan_for(
-    typed: Mapping[str, Any], command: str, model: Model | None = None, fetch: adapters.Fetch | None = None
-) -> PlannedRun:
+    typed: Mapping[str, Any], command: str, model: Model | None = None, fetch: adapters.Fetch | None = None,
+    without_own: Callable[[Hardware], Hardware] = lambda hardware: hardware,
+) -> PlannedRun:  # fmt: skip
     """The plan for what was typed; every refusal happens here, before anything is loaded. `model` replaces -m,
-    `fetch` downloads LoRAs and ControlNets from the Hub: without it, one that is not on this machine is an error."""
+    `fetch` downloads LoRAs and ControlNets from the Hub: without it, one that is not on this machine is an error.
+    `without_own`: the hardware as an engine sees it that holds a model already."""
     engine_of(typed)
     words = tuple(typed.get("words", ()))
     mistake = jobs.forgotten_quotes(words)
@@ -89,6 +91,7 @@ def plan_for(
     known_jobs, refined, others = refiners.gather(refiner, known_jobs, enlarging)
     adapted = replace(adapted, model=refined, adapters=(*adapted.adapters, *nets, *seen, *models, *others))
     hardware, imported = _hardware(request, typed.get("as_if"))
+    hardware = without_own(hardware)
     if command == "generate" and engine_of(typed) == "local" and "dtype" not in request.pins:
         hardware, more_imported = probing.probed(hardware)
         imported += more_imported

@@ -16,6 +16,7 @@ from sdcli.bench import worker
 from sdcli.bench.worker import Drawn, Order
 from sdcli.errors import Bug, OutOfMemory, from_json
 from sdcli.terminal import show
+from sdcli.workers.worker import environment, own_group
 
 CAN_PAUSE = hasattr(signal, "SIGSTOP")
 EXIT_SECONDS = 10.0  # seconds a worker has to exit by itself
@@ -30,11 +31,10 @@ class Worker:
         self._stderr = folder / "stderr.txt"
         self._paused = False
         with self._stderr.open("wb") as stderr:
-            # Its own process group: Ctrl-C reaches only the parent, which then ends its workers in order. If the
-            # parent dies, the kernel hangs up stopped workers, and a running one reads the end of stdin.
+            # If the parent dies, the kernel hangs up stopped workers, and a running one reads the end of stdin.
             self.process = subprocess.Popen(
                 [sys.executable, *PROGRAM], stdin=subprocess.PIPE, stdout=subprocess.PIPE,
-                stderr=stderr, env=_environment(), **_group(),
+                stderr=stderr, env=environment(), **own_group(),
             )  # fmt: skip
         assert self.process.stdin is not None and self.process.stdout is not None
         self._commands, self._answers = self.process.stdin, self.process.stdout
@@ -113,16 +113,3 @@ class Worker:
             )
         last = show(stderr[-1], 200) if stderr else f"exit code {code}"
         return Bug(f"the process being measured ended: {last}")
-
-
-def _environment() -> dict[str, str]:
-    """Makes the worker import this sdcli, whatever folder it starts in."""
-    package = str(Path(worker.__file__).resolve().parents[2])
-    path = os.environ.get("PYTHONPATH")
-    return {**os.environ, "PYTHONPATH": package + (os.pathsep + path if path else "")}
-
-
-def _group() -> dict[str, Any]:
-    if sys.platform == "win32":
-        return {"creationflags": subprocess.CREATE_NEW_PROCESS_GROUP}
-    return {"process_group": 0}

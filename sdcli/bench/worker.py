@@ -26,6 +26,7 @@ from sdcli.files import cannot_write
 from sdcli.machine import clock
 from sdcli.plan.footprint import COMPILE
 from sdcli.plan.plan import Plan
+from sdcli.workers.child import own_stdout
 
 DRAW, RATE, BUSY = "draw", "rate", "busy"
 REPORT_EVERY = 0.5  # seconds between reports of progress: each costs microseconds, and no step should pay for two
@@ -64,7 +65,7 @@ class Drawn:
 
 
 def main() -> None:
-    commands, answers = _streams()
+    commands, answers = sys.stdin.buffer, own_stdout()
     order = receive(commands)
     try:
         WorkerLoop(order, commands, answers).run()
@@ -73,13 +74,6 @@ def main() -> None:
     except KeyboardInterrupt:
         answers.write(_line(error=Interrupted("interrupted").to_json()))
     answers.flush()
-
-
-def _streams() -> tuple[IO[bytes], IO[bytes]]:
-    """Commands and answers. Whatever a library prints goes to stderr instead of among the answers."""
-    answers = os.fdopen(os.dup(1), "wb")
-    os.dup2(2, 1)
-    return sys.stdin.buffer, answers
 
 
 def send(order: Order) -> bytes:

@@ -23,6 +23,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "verify": ("sdcli.cli.verify:command", "Draw an image again and compare; say what explains a difference."),
     "meta": ("sdcli.cli.meta:command", "Show the settings in images, or make copies without them."),
     "runs": ("sdcli.cli.runs:command", "List runs and how far each came."),
+    "serve": ("sdcli.cli.serve:command", "Serve images over HTTP to other programs."),
     "upscale": ("sdcli.cli.upscale:command", "Enlarge images with a model for that."),
     "models": ("sdcli.cli.models:command", "List local models; add folders; check a model."),
     "pull": ("sdcli.cli.pull:command", "Download a model from the Hugging Face Hub."),

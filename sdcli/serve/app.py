@@ -1,0 +1,18 @@
+"""The ASGI application: every API over one service."""
+
+from __future__ import annotations
+
+from starlette.applications import Starlette
+from starlette.requests import Request
+from starlette.responses import PlainTextResponse, Response
+from starlette.routing import Route
+
+from sdcli.serve import openai
+from sdcli.serve.service import Service
+
+
+def app(service: Service) -> Starlette:
+    async def healthz(request: Request) -> Response:
+        return PlainTextResponse("ok\n")
+
+    return Starlette(routes=[Route("/healthz", healthz), *openai.routes(service)])

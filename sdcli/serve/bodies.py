@@ -1,0 +1,59 @@
+"""JSON bodies, read as strictly as they deserve: a request is an object, and each of its keys is there once."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+DEEPEST = 16
+
+
+class BadBody(ValueError):
+    """What is wrong with it; `field` is the name of what it is wrong with."""
+
+    def __init__(self, message: str, field: str | None = None) -> None:
+        super().__init__(message)
+        self.field = field
+
+
+def parsed(body: bytes) -> dict[str, Any]:
+    try:
+        value = json.loads(body, object_pairs_hook=_object, parse_constant=_no_number)
+    except BadBody:
+        raise
+    except RecursionError:
+        raise BadBody(f"the body is nested deeper than {DEEPEST}") from None
+    except ValueError as error:
+        raise BadBody(f"the body is no JSON: {error}") from None
+    if not isinstance(value, dict):
+        raise BadBody("the body has to be a JSON object")
+    _check(value, DEEPEST)
+    return value
+
+
+def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found: dict[str, Any] = {}
+    for name, value in pairs:
+        if name in found:
+            raise BadBody(f"{name!r} is there twice", name)
+        found[name] = value
+    return found
+
+
+def _no_number(text: str) -> float:
+    raise BadBody(f"{text} is no number of JSON")
+
+
+def _check(value: Any, deeper: int) -> None:
+    if deeper < 0:
+        raise BadBody(f"the body is nested deeper than {DEEPEST}")
+    if isinstance(value, str) and not value.isascii() and any("\ud800" <= letter <= "\udfff" for letter in value):
+        raise BadBody("a text holds half of a surrogate pair")
+    if isinstance(value, float) and value in (float("inf"), float("-inf")):
+        raise BadBody("a number is too large")
+    if isinstance(value, int) and abs(value) >= 1 << 64:
+        raise BadBody("a number is too large")
+    for item in value.values() if isinstance(value, dict) else value if isinstance(value, list) else ():
+        _check(item, deeper - 1)
+    for name in value if isinstance(value, dict) else ():
+        _check(name, deeper)

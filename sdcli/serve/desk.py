@@ -1,0 +1,109 @@
+"""Where requests are drawn one after another: a thread that feeds one device's worker and records what comes of it."""
+
+from __future__ import annotations
+
+import contextlib
+import threading
+from collections.abc import Callable, Iterator
+
+from sdcli.errors import Bug, CannotWrite, DoesNotFit, Interrupted, SdcliError
+from sdcli.events import Decoded, Event, Failed, Planned
+from sdcli.machine.clock import since_start
+from sdcli.machine.environment import environment
+from sdcli.plan.plan import Plan
+from sdcli.record import remembering, report, runs
+from sdcli.record.report import Folding
+from sdcli.record.store import store
+from sdcli.serve.line import Line, too_late
+from sdcli.serve.ticket import Ticket
+from sdcli.workers.worker import Died, Worker
+
+TRIES = 2  # of a batch that ended its worker: the second that dies of it is the last
+
+
+class Desk(threading.Thread):
+    """Serves a line until it is closed."""
+
+    def __init__(self, line: Line, worker: Worker, on_over: Callable[[Ticket], None]) -> None:
+        super().__init__(name="desk", daemon=True)
+        self.line = line
+        self.worker = worker
+        self.drawing: Ticket | None = None
+        self._on_over = on_over
+
+    def run(self) -> None:
+        while (ticket := self.line.take()) is not None:
+            self.drawing = ticket
+            try:
+                self._draw(ticket)
+            finally:
+                self.drawing = None
+                self._on_over(ticket)
+        self.worker.close()
+
+    def cancel(self, ticket: Ticket) -> None:
+        """Ends it after the step it is at, if it is the one being drawn."""
+        ticket.cancelled.set()
+        if self.drawing is ticket:
+            self.worker.cancel()
+
+    def _draw(self, ticket: Ticket) -> None:
+        if ticket.cancelled.is_set():
+            return ticket.end("cancelled", Interrupted("cancelled"))
+        if too_late(ticket):
+            return ticket.end("failed", DoesNotFit("nobody waits for it any more: its time was over in the queue"))
+        ticket.state = "drawing"
+        around = environment(ticket.plan.hardware)
+        folding = Folding(started=runs.now(), run=ticket.destination.run, clock=since_start, environment=around)
+        error = self._drain(ticket, folding, around)
+        finished = folding.report(error)
+        with contextlib.suppress(CannotWrite):
+            if ticket.destination.records.exists():
+                report.write(finished, ticket.destination.records / "report.json")
+                remembering.remember(ticket.plan, finished)
+        ticket.report = report.to_json(finished, ticket.destination.folder)
+        if error is None and finished.error is not None:
+            from sdcli.errors import from_json
+
+            error = from_json(dict(finished.error))
+        state = "cancelled" if isinstance(error, Interrupted) else "failed" if error is not None else "done"
+        ticket.end(state, error)
+
+    def _drain(self, ticket: Ticket, folding: Folding, around: dict[str, object]) -> SdcliError | None:
+        try:
+            for event in store(self._events(ticket), ticket.destination, environment=around):
+                folding(event)
+                ticket.publish(event)
+        except Died as died:
+            return died.error
+        except SdcliError as error:
+            return error
+        except Exception as error:
+            return Bug(f"{type(error).__name__}: {error}")
+        return None
+
+    def _events(self, ticket: Ticket) -> Iterator[Event]:
+        """Of the worker; of the next one, where it dies. What it had drawn by then is not drawn again."""
+        plan = ticket.plan
+        yield Planned(plan=plan)
+        there: set[int] = set()
+        for left in reversed(range(TRIES)):
+            try:
+                yield from self._missing(plan, ticket, there)
+                return
+            except Died as died:
+                if ticket.cancelled.is_set():
+                    raise Interrupted("cancelled") from None
+                if not left:
+                    raise died.error from None
+
+    def _missing(self, plan: Plan, ticket: Ticket, there: set[int]) -> Iterator[Event]:
+        batches = [(number, jobs) for number, jobs in plan.numbered() if any(job.index not in there for job in jobs)]
+        for event in self.worker.run(plan, batches):
+            if isinstance(event, (Decoded, Failed)):
+                if event.index in there:
+                    continue
+                there.add(event.index)
+            yield event
+            if ticket.cancelled.is_set():  # it came before the worker had anything to cancel
+                self.worker.cancel()

@@ -1,0 +1,106 @@
+"""Who waits to be drawn for: a bounded queue that serves its clients in turn."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections import OrderedDict, deque
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from sdcli.serve.ticket import Ticket
+
+
+@dataclass(frozen=True, kw_only=True)
+class Room:
+    """How many images may wait, and how many of one client: the others shall find a place too."""
+
+    images: int = 64
+    requests: int = 16
+    share: float = 0.5
+
+
+class Full(Exception):
+    """No place is left: for anybody, or for this client."""
+
+
+class Line:
+    """Tickets wait in the order they came, client by client: who asks for a hundred images holds nobody up for more
+    than one request."""
+
+    def __init__(self, room: Room) -> None:
+        self.room = room
+        self._clients: OrderedDict[str, deque[Ticket]] = OrderedDict()  # the next one first
+        self._changed = threading.Condition()
+        self._closed = False
+
+    def put(self, ticket: Ticket) -> None:
+        with self._changed:
+            own = self._clients.get(ticket.client, deque())
+            images = len(ticket.plan.jobs)
+            waiting = list(self._all())
+            if len(waiting) >= self.room.requests or _images(waiting) + images > self.room.images:
+                raise Full("the queue is full")
+            share = self.room.share
+            if len(own) >= self.room.requests * share or _images(own) + images > self.room.images * share:
+                raise Full("this client's part of the queue is full")
+            self._clients.setdefault(ticket.client, deque()).append(ticket)
+            self._changed.notify()
+
+    def take(self) -> Ticket | None:
+        """The next one that somebody still waits for; None when the line is closed."""
+        with self._changed:
+            while True:
+                while not self._closed and not self._clients:
+                    self._changed.wait()
+                if not self._clients:
+                    return None
+                client, waiting = next(iter(self._clients.items()))
+                ticket = waiting.popleft()
+                del self._clients[client]
+                if waiting:
+                    self._clients[client] = waiting  # behind the others
+                return ticket
+
+    def remove(self, ticket: Ticket) -> bool:
+        """Whether it was still waiting."""
+        with self._changed:
+            waiting = self._clients.get(ticket.client)
+            if waiting is None or ticket not in waiting:
+                return False
+            waiting.remove(ticket)
+            if not waiting:
+                del self._clients[ticket.client]
+            return True
+
+    def ahead_of(self, ticket: Ticket) -> int | None:
+        """Tickets that are drawn before it; None if it does not wait."""
+        with self._changed:
+            queues = [list(queue) for queue in self._clients.values()]
+        longest = max(map(len, queues), default=0)
+        order = [queue[turn] for turn in range(longest) for queue in queues if turn < len(queue)]
+        return order.index(ticket) if ticket in order else None
+
+    def waiting(self) -> list[Ticket]:
+        with self._changed:
+            return list(self._all())
+
+    def close(self) -> list[Ticket]:
+        """No more tickets; those that still waited."""
+        with self._changed:
+            left = list(self._all())
+            self._clients.clear()
+            self._closed = True
+            self._changed.notify_all()
+        return left
+
+    def _all(self) -> list[Ticket]:
+        return [ticket for queue in self._clients.values() for ticket in queue]
+
+
+def _images(tickets: Iterable[Ticket]) -> int:
+    return sum(len(ticket.plan.jobs) for ticket in tickets)
+
+
+def too_late(ticket: Ticket) -> bool:
+    return ticket.deadline is not None and time.monotonic() > ticket.deadline

@@ -1,0 +1,160 @@
+"""Requests become plans, plans wait in line, a desk draws them: what every API stands on. Neither HTTP nor torch."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import tempfile
+import threading
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from sdcli import data
+from sdcli.asking import planning
+from sdcli.errors import BadFile, Interrupted, ModelMissing, Terminated
+from sdcli.files import REAL, replace_whole
+from sdcli.machine.folders import cache_folder
+from sdcli.models import hub_cache, listing
+from sdcli.models.families import find
+from sdcli.models.listing import Entry
+from sdcli.near import near_text, nearest
+from sdcli.plan.plan import Plan
+from sdcli.plan.refusal import refused
+from sdcli.record import names
+from sdcli.serve.desk import Desk
+from sdcli.serve.line import Line, Room
+from sdcli.serve.ticket import Ticket
+from sdcli.terminal import show
+from sdcli.workers.worker import Worker
+
+_BEGINNINGS = {"png": b"\x89PNG\r\n\x1a\n", "jpg": b"\xff\xd8\xff", "webp": b"RIFF"}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Settings:
+    """How the server draws, whatever is asked of it."""
+
+    typed: Mapping[str, Any] = field(default_factory=dict)  # generate's flags: the defaults of every request
+    engine: str = "local"
+    store: bool = True  # images are kept in the output folder, as generate keeps them
+    room: Room = field(default_factory=Room)
+    keep: float = 24 * 3600.0  # seconds that what came of a request can be asked for
+    most_kept: int = 1000  # tickets
+
+
+class Service:
+    def __init__(self, settings: Settings) -> None:
+        self.settings = settings
+        self.line = Line(settings.room)
+        self.worker = Worker(settings.engine)
+        self.desk = Desk(self.line, self.worker, self._over)
+        self.tickets: dict[str, Ticket] = {}  # oldest first
+        self.closing = False
+        self.started = time.time()
+        self.drawn = 0
+        self._lock = threading.Lock()
+        self._uploads = tempfile.TemporaryDirectory(prefix="sdcli-uploads-")
+        self._away = None if settings.store else tempfile.TemporaryDirectory(prefix="sdcli-serve-")
+
+    def start(self) -> None:
+        self.desk.start()
+
+    def plan(self, values: Mapping[str, Any]) -> Plan:
+        """Of one request: `values` by the names of generate's settings. Whatever is wrong with it is said here."""
+        typed = {**self.settings.typed, **values}
+        if "model" in values:
+            typed["model"] = self._typed_model(str(values["model"]))
+        plan = planning.plan_for(typed, "plan", without_own=self.worker.without_own).plan
+        if not plan.fits:
+            raise refused(plan)
+        return plan
+
+    def upload(self, content: bytes) -> str:
+        """The path of an image that came with a request, as generate would be given it. What it holds is looked at
+        when it is planned for; here it only has to begin like an image."""
+        kind = next((kind for kind, start in _BEGINNINGS.items() if content.startswith(start)), None)
+        if kind is None:
+            raise BadFile("an image has to be a PNG, JPEG or WebP file", hint="another file")
+        path = Path(self._uploads.name) / f"{hashlib.sha256(content).hexdigest()[:16]}.{kind}"
+        if not path.exists():
+            replace_whole(REAL, path, [content])
+        return str(path)
+
+    def submit(self, plan: Plan, client: str = "", seconds: float | None = None) -> Ticket:
+        """A place in the line, or Full."""
+        if self.closing:
+            raise Terminated("the server is shutting down")
+        request = plan.request if self._away is None else replace(plan.request, output=self._away.name)
+        destination = names.prepare(request, count=len(plan.jobs), model=plan.model.name, origins=plan.origins)
+        deadline = None if seconds is None else time.monotonic() + seconds
+        ticket = Ticket(plan=plan, destination=destination, client=client, deadline=deadline)
+        self.line.put(ticket)
+        with self._lock:
+            self.tickets[ticket.id] = ticket
+            self._forget()
+        return ticket
+
+    def cancel(self, ticket: Ticket) -> None:
+        """Takes it out of the line, or ends it after the step it is at; one that is over stays as it is."""
+        if self.line.remove(ticket):
+            ticket.cancelled.set()
+            return ticket.end("cancelled", Interrupted("cancelled"))
+        if not ticket.over:
+            self.desk.cancel(ticket)
+
+    def of_client(self, client: str) -> list[Ticket]:
+        """What a client waits for now."""
+        with self._lock:
+            return [ticket for ticket in self.tickets.values() if ticket.client == client and not ticket.over]
+
+    def models(self) -> dict[str, Entry]:
+        """The models that a request may name: what is on this machine and draws from a prompt alone, by name."""
+        cache = listing.recall(cache_folder() / "listing.json")
+        folders, hub = planning.added_folders(), hub_cache.folder(os.environ)
+        found = listing.listed(folders=folders, hub=hub, builtin=data.builtin_model(), cache=cache)
+        return {entry.name: entry for entry in reversed(found) if entry.drawn and not find(entry.family).refines}
+
+    def default_model(self) -> str:
+        return str(self.settings.typed.get("model") or planning.default_model())
+
+    def _typed_model(self, name: str) -> str:
+        """What -m would be: never a path out of a request, only names of what was found here."""
+        known = self.models()
+        if name == self.default_model():
+            return name
+        if name not in known:
+            near = near_text(nearest(name, known, 1))
+            raise ModelMissing(f"no model {show(name, 80)} on this server{near}", hint="GET /v1/models")
+        return known[name].path if known[name].source == "folder" else name
+
+    def stop(self, grace: float) -> None:
+        """Refuses what comes, draws on what is begun for as long as `grace` allows, and ends the worker."""
+        self.closing = True
+        for ticket in self.line.close():
+            ticket.end("cancelled", Terminated("the server was shut down before it was drawn"))
+        drawing = self.desk.drawing
+        self.desk.join(grace)
+        if self.desk.is_alive() and drawing is not None:
+            self.desk.cancel(drawing)
+            self.desk.join(grace)
+        if self.desk.is_alive():
+            self.worker.kill()
+        self.worker.close()
+        self._uploads.cleanup()
+        if self._away is not None:
+            self._away.cleanup()
+
+    def _over(self, ticket: Ticket) -> None:
+        self.drawn += len(ticket.images)
+
+    def _forget(self) -> None:
+        """Tickets that are over are kept for a while, and never more than a number of them."""
+        now = time.time()
+        for key in [key for key, ticket in self.tickets.items() if ticket.over]:
+            old = now - self.tickets[key].created > self.settings.keep
+            if not old and len(self.tickets) <= self.settings.most_kept:
+                break
+            del self.tickets[key]

@@ -1,0 +1,124 @@
+"""A request that was accepted: what it asks for, how far it is, and what came of it."""
+
+from __future__ import annotations
+
+import threading
+import time
+import uuid
+from collections import deque
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from sdcli import events
+from sdcli.errors import SdcliError
+from sdcli.events import Event
+from sdcli.plan.plan import Plan
+from sdcli.record.names import Destination
+from sdcli.request.request import Job
+
+MOST_EVENTS = 1000  # that are kept for those who ask later
+OVER = ("done", "failed", "cancelled")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Drawn:
+    """An image that is on disk."""
+
+    index: int
+    job: Job
+    file: str
+    path: str
+    format: str
+    bytes: int
+    width: int
+    height: int
+    status: str  # saved | suspect
+    pixel_sha256: str
+    file_sha256: str
+
+
+Listener = Callable[[int, Event | None], None]
+
+
+@dataclass(eq=False)
+class Ticket:
+    """Written by one thread at a time: first who asks, then who draws. Listeners are called in the writer's thread."""
+
+    plan: Plan
+    destination: Destination
+    client: str = ""  # whose it is: places in the queue are shared out between clients
+    deadline: float | None = None  # on time.monotonic: later nobody waits for it any more
+    id: str = field(default_factory=lambda: uuid.uuid4().hex)
+    created: float = field(default_factory=time.time)
+    state: str = "queued"  # queued | drawing | done | failed | cancelled
+    error: SdcliError | None = None
+    images: list[Drawn] = field(default_factory=list)
+    step: tuple[int, int] = (0, 0)  # of the image that is being drawn, and of how many
+    preview: events.Preview | None = None
+    report: Mapping[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        self.events: deque[tuple[int, Event]] = deque(maxlen=MOST_EVENTS)
+        self.cancelled = threading.Event()
+        self._listeners: list[Listener] = []
+        self._count = 0
+        self._lock = threading.Lock()
+
+    @property
+    def over(self) -> bool:
+        return self.state in OVER
+
+    def listen(self, listener: Listener, after: int = 0) -> Callable[[], None]:
+        """From now on, and first what was kept of the events after a number; None says that it is over. Call what is
+        returned to stop."""
+        with self._lock:
+            for number, event in self.events:
+                if number > after:
+                    listener(number, event)
+            if self.over:
+                listener(self._count, None)
+            else:
+                self._listeners.append(listener)
+
+        def stop() -> None:
+            with self._lock:
+                if listener in self._listeners:
+                    self._listeners.remove(listener)
+
+        return stop
+
+    def publish(self, event: Event) -> None:
+        self._see(event)
+        if isinstance(event, (events.Decoded, events.Enlarged, events.Planned)):  # an image is told of once it is saved
+            return
+        with self._lock:
+            self._count += 1
+            if not isinstance(event, events.Preview):  # the last one is kept, the others are gone
+                self.events.append((self._count, event))
+            for listener in self._listeners:
+                listener(self._count, event)
+
+    def end(self, state: str, error: SdcliError | None = None) -> None:
+        with self._lock:
+            self.state, self.error, self.preview = state, error, None
+            for listener in self._listeners:
+                listener(self._count, None)
+            self._listeners.clear()
+
+    def _see(self, event: Event) -> None:
+        match event:
+            case events.Step():
+                self.step = (event.step, event.of)
+            case events.Preview():
+                self.preview = event
+            case events.Decoded():
+                self._decoded = event.job
+            case events.Saved():
+                self.images.append(
+                    Drawn(
+                        index=event.index, job=self._decoded, file=event.file, path=event.path, format=event.format,
+                        bytes=event.bytes, width=event.width, height=event.height, status=event.status,
+                        pixel_sha256=event.pixel_sha256, file_sha256=event.file_sha256,
+                    )
+                )  # fmt: skip

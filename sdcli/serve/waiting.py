@@ -1,0 +1,63 @@
+"""A ticket seen from the event loop: its events as they come, its end, and a client that may leave before."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+
+from starlette.requests import Request
+
+from sdcli.events import Event
+from sdcli.serve.service import Service
+from sdcli.serve.ticket import Ticket
+
+Numbered = tuple[int, Event]
+
+
+async def happening(ticket: Ticket, after: int = 0, pause: float | None = None) -> AsyncIterator[Numbered | None]:
+    """Events with their numbers until it is over; None where nothing happened for `pause` seconds."""
+    loop = asyncio.get_running_loop()
+    arrived: asyncio.Queue[tuple[int, Event | None]] = asyncio.Queue()
+
+    def arrive(number: int, event: Event | None) -> None:
+        loop.call_soon_threadsafe(arrived.put_nowait, (number, event))
+
+    stop = ticket.listen(arrive, after)
+    try:
+        while True:
+            try:
+                number, event = await asyncio.wait_for(arrived.get(), pause)
+            except TimeoutError:
+                yield None
+                continue
+            if event is None:
+                return
+            yield number, event
+    finally:
+        stop()
+
+
+async def over(ticket: Ticket, request: Request, service: Service) -> bool:
+    """Waits for its end. A client that leaves takes its request along: False."""
+    ended = asyncio.create_task(_end(ticket))
+    left = asyncio.create_task(_left(request))
+    try:
+        await asyncio.wait({ended, left}, return_when=asyncio.FIRST_COMPLETED)
+        if ended.done():
+            return True
+        service.cancel(ticket)
+        return False
+    finally:
+        ended.cancel()
+        left.cancel()
+
+
+async def _end(ticket: Ticket) -> None:
+    async for _ in happening(ticket):
+        pass
+
+
+async def _left(request: Request) -> None:
+    """The body has been read: what is received now is that nobody is there any more."""
+    while (await request.receive())["type"] != "http.disconnect":
+        pass

@@ -1,0 +1,194 @@
+"""An engine whose drawing is done by another process, which may die without taking this one with it."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import threading
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import IO, Any
+
+from sdcli import events, schema
+from sdcli.errors import Bug, OutOfMemory, SdcliError, from_json
+from sdcli.events import Event
+from sdcli.machine.hardware import Hardware
+from sdcli.plan.batches import Batch
+from sdcli.plan.plan import Plan
+from sdcli.terminal import show
+
+EXIT_SECONDS = 10.0  # a worker has to exit by itself
+LONGEST_LINE = 1 << 22  # bytes of an event, pixels apart; a worker that writes a longer one is broken
+KILLED = -9
+
+
+class Died(Exception):
+    """The worker ended, or answered what no worker answers; `error` is what to tell who waits for the image."""
+
+    def __init__(self, error: SdcliError) -> None:
+        super().__init__(error.message)
+        self.error = error
+
+
+class Worker:
+    """Draws plans like an engine. Its process starts with the first, and again after it has died."""
+
+    def __init__(self, engine: str = "local") -> None:
+        self.engine = engine
+        self.process: subprocess.Popen[bytes] | None = None
+        self.starts = 0
+        self._stderr: IO[bytes] | None = None
+        self._drawing: int | None = None  # the order's number
+        self._orders = 0
+        self._writing = threading.Lock()
+
+    def run(
+        self, plan: Plan, batches: Iterable[Batch] | None = None, kept: Mapping[int, bytes] | None = None
+    ) -> Iterator[Event]:
+        """Closing the generator cancels what is left; the model stays loaded. A process that died is Died."""
+        process = self._running()
+        self._orders += 1
+        self._drawing = self._orders
+        numbers = [number for number, _ in (plan.numbered() if batches is None else batches)]
+        self._write({"draw": self._orders, "plan": schema.to_json(plan, whole=True), "batches": numbers})
+        try:
+            yield from self._events(process)
+        except GeneratorExit:
+            self.cancel()
+            with contextlib.suppress(Died, SdcliError):
+                for _ in self._events(process):
+                    pass
+            raise
+        finally:
+            self._drawing = None
+
+    def cancel(self) -> None:
+        """Ends what is being drawn, after the step it is at. May be called from any thread."""
+        if self._drawing is not None:
+            with contextlib.suppress(Died):
+                self._write({"cancel": self._drawing})
+
+    def without_own(self, hardware: Hardware) -> Hardware:
+        """With the process's memory counted as free: it gives it back before another model is loaded."""
+        held = self.resident()
+        device = held if hardware.kind == "cpu" else 0
+        return replace(
+            hardware,
+            free=min(hardware.total, hardware.free + device),
+            ram_free=min(hardware.ram_total, hardware.ram_free + held),
+        )
+
+    def resident(self) -> int:
+        """Bytes of the process; 0 where there is none."""
+        import psutil
+
+        if self.process is None or self.process.poll() is not None:
+            return 0
+        with contextlib.suppress(psutil.Error):
+            return int(psutil.Process(self.process.pid).memory_info().rss)
+        return 0
+
+    def kill(self) -> None:
+        if self.process is not None and self.process.poll() is None:
+            self.process.kill()
+
+    def close(self) -> None:
+        """Ends the process, by force where it does not end by itself."""
+        process, self.process = self.process, None
+        if process is None:
+            return
+        assert process.stdin is not None and process.stdout is not None
+        with contextlib.suppress(OSError, ValueError):
+            process.stdin.close()
+        try:
+            process.wait(timeout=EXIT_SECONDS)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
+        process.stdout.close()
+        if self._stderr is not None:
+            self._stderr.close()
+
+    def __enter__(self) -> Worker:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    # --- the process
+
+    def _running(self) -> subprocess.Popen[bytes]:
+        if self.process is not None and self.process.poll() is None:
+            return self.process
+        self.close()
+        self._stderr = tempfile.TemporaryFile()  # noqa: SIM115 - open as long as the process
+        self.process = subprocess.Popen(
+            [sys.executable, "-P", "-m", "sdcli.workers.child", self.engine], stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE, stderr=self._stderr, env=environment(), **own_group(),
+        )  # fmt: skip
+        self.starts += 1
+        return self.process
+
+    def _write(self, order: Mapping[str, Any]) -> None:
+        process = self.process
+        assert process is not None and process.stdin is not None
+        with self._writing:
+            try:
+                process.stdin.write(json.dumps(order).encode() + b"\n")
+                process.stdin.flush()
+            except (OSError, ValueError):
+                raise self._died(process) from None
+
+    def _events(self, process: subprocess.Popen[bytes]) -> Iterator[Event]:
+        assert process.stdout is not None
+        while True:
+            try:
+                line = process.stdout.readline(LONGEST_LINE)
+                answer = json.loads(line) if line else None
+                event = None if answer is None or "ended" in answer else events.received(answer, process.stdout)
+            except (OSError, ValueError, KeyError, TypeError, SdcliError):
+                process.kill()
+                raise self._died(process, "it answered what no worker answers") from None
+            if answer is None:
+                raise self._died(process)
+            if event is not None:
+                yield event
+            elif answer["error"]:
+                raise from_json(answer["error"])
+            else:
+                return
+
+    def _died(self, process: subprocess.Popen[bytes], because: str = "") -> Died:
+        code = process.wait()
+        if code == KILLED and not because:
+            return Died(
+                OutOfMemory(
+                    "the process that draws was killed, most likely because memory ran out", hint="sdcli doctor"
+                )
+            )
+        return Died(Bug(f"the process that draws ended: {because or self._last_words() or f'exit code {code}'}"))
+
+    def _last_words(self) -> str:
+        assert self._stderr is not None
+        self._stderr.seek(0)
+        lines = self._stderr.read()[-10_000:].decode(errors="replace").strip().splitlines()
+        return show(lines[-1], 200) if lines else ""
+
+
+def environment() -> dict[str, str]:
+    """Makes a child import this sdcli, whatever folder it starts in."""
+    package = str(Path(__file__).resolve().parents[2])
+    path = os.environ.get("PYTHONPATH")
+    return {**os.environ, "PYTHONPATH": package + (os.pathsep + path if path else "")}
+
+
+def own_group() -> dict[str, Any]:
+    """Its own process group: Ctrl-C reaches only the parent, which then ends its children in order."""
+    if sys.platform == "win32":
+        return {"creationflags": subprocess.CREATE_NEW_PROCESS_GROUP}
+    return {"process_group": 0}

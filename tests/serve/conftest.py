@@ -1,0 +1,52 @@
+"""A server on a free port of this machine, with a worker process of its own: nothing between a client and it is made up
+but, where a test says so, the drawing."""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+import threading
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import uvicorn
+
+from sdcli.serve.app import app
+from sdcli.serve.service import Service, Settings
+
+
+class Serving:
+    """The service of a running server, and its address."""
+
+    def __init__(self, service: Service) -> None:
+        self.service = service
+        self._socket = socket.create_server(("127.0.0.1", 0))
+        self.url = f"http://127.0.0.1:{self._socket.getsockname()[1]}"
+        config = uvicorn.Config(app(service), http="h11", ws="none", lifespan="off", log_config=None)
+        self._server = uvicorn.Server(config)
+        self._thread = threading.Thread(target=lambda: asyncio.run(self._server._serve([self._socket])), daemon=True)
+        service.start()
+        self._thread.start()
+
+    def stop(self) -> None:
+        self._server.should_exit = True
+        self.service.stop(grace=5)
+        self._thread.join(10)
+
+
+@pytest.fixture
+def serve(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., Serving]]:
+    """Starts a server: serve(engine="fake", store=False, typed={"steps": "4"})."""
+    monkeypatch.setenv("SDCLI_HOME", str(tmp_path / "home"))
+    running: list[Serving] = []
+
+    def start(typed: dict[str, Any] | None = None, engine: str = "fake", **settings: Any) -> Serving:
+        given = {"output": str(tmp_path / "images"), **(typed or {}), "engine": engine}
+        running.append(Serving(Service(Settings(typed=given, engine=engine, **settings))))
+        return running[-1]
+
+    yield start
+    for one in running:
+        one.stop()
