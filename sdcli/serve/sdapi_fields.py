@@ -75,7 +75,7 @@ def _drawn(body: Body, names: Names) -> dict[str, Any]:
         body.neutral(name, neutral)
     if styles := [style for style in body.listed("styles") if style]:
         raise body.refused("styles", f"no style {show(styles[0], 60)} on this server")
-    sampler = _sampler(body, body.text("sampler_name") or body.text("sampler_index"), body.text("scheduler"))
+    sampler = sampler_of(body)
     _check_noise(body, sampler)
     values: dict[str, Any] = {"words": (body.text("prompt") or "",), "preview_every": str(PREVIEW_EVERY)}
     for name, field in (("guidance", "cfg_scale"), ("steps", "steps"), ("width", "width"), ("height", "height")):
@@ -99,8 +99,9 @@ def _seeds(body: Body) -> dict[str, Any]:
     return {"num_images": str(counts[0] * counts[1])} | ({} if seed in (None, -1) else {"seeds": str(seed)})
 
 
-def _sampler(body: Body, name: str | None, schedule: str | None) -> Sampler | None:
+def sampler_of(body: Body) -> Sampler | None:
     """Of A1111's pair; a name may have the schedule in it."""
+    name, schedule = body.text("sampler_name") or body.text("sampler_index"), body.text("scheduler")
     if not name:
         if schedule and schedule.casefold() != "automatic":
             raise body.refused("scheduler", "it goes with a sampler_name, and there is none")
