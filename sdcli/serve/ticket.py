@@ -61,6 +61,7 @@ class Ticket:
     def __post_init__(self) -> None:
         self.events: deque[tuple[int, Event]] = deque(maxlen=MOST_EVENTS)
         self.cancelled = threading.Event()
+        self._job: Job | None = None  # of the image decoded last, which is saved next
         self._listeners: list[Listener] = []
         self._count = 0
         self._lock = threading.Lock()
@@ -113,11 +114,11 @@ class Ticket:
             case events.Preview():
                 self.preview = event
             case events.Decoded():
-                self._decoded = event.job
-            case events.Saved():
+                self._job = event.job
+            case events.Saved() if self._job is not None:
                 self.images.append(
                     Drawn(
-                        index=event.index, job=self._decoded, file=event.file, path=event.path, format=event.format,
+                        index=event.index, job=self._job, file=event.file, path=event.path, format=event.format,
                         bytes=event.bytes, width=event.width, height=event.height, status=event.status,
                         pixel_sha256=event.pixel_sha256, file_sha256=event.file_sha256,
                     )
