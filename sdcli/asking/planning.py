@@ -51,11 +51,11 @@ class PlannedRun:
 
 def plan_for(
     typed: Mapping[str, Any], command: str, model: Model | None = None, fetch: adapters.Fetch | None = None,
-    without_own: Callable[[Hardware], Hardware] = lambda hardware: hardware,
+    without_own: Callable[[Hardware], Hardware] = lambda hardware: hardware, decide: Callable[..., Plan] = make_plan,
 ) -> PlannedRun:  # fmt: skip
     """The plan for what was typed; every refusal happens here, before anything is loaded. `model` replaces -m,
     `fetch` downloads LoRAs and ControlNets from the Hub: without it, one that is not on this machine is an error.
-    `without_own`: the hardware as an engine sees it that holds a model already."""
+    `without_own`: the hardware as an engine sees it that holds a model already; `decide` may know decisions."""
     engine_of(typed)
     words = tuple(typed.get("words", ()))
     mistake = jobs.forgotten_quotes(words)
@@ -98,7 +98,7 @@ def plan_for(
     question = probing.question(hardware, adapted.model, known_jobs, request)
     hardware = probing.remembered(hardware, question)
     planned = partial(
-        _planned, request, adapted.model, origins=origins, jobs=known_jobs, version=__version__,
+        _planned, decide, request, adapted.model, origins=origins, jobs=known_jobs, version=__version__,
         adapters=adapted.adapters, more=waiting,
     )  # fmt: skip
     plan = planned(hardware, remembered(hardware))
@@ -121,10 +121,10 @@ def plan_for(
     return PlannedRun(plan, adapters.same_embeddings(later, embeddings, adapted.adapters, adapted.model), imported)
 
 
-def _planned(*about: Any, **more: Any) -> Plan:
+def _planned(decide: Callable[..., Plan], *about: Any, **more: Any) -> Plan:
     """The plan; where only a package is missing for it, with the line that installs it."""
     try:
-        return make_plan(*about, **more)
+        return decide(*about, **more)
     except Usage as error:
         if error.details.get("because") == execution.NOT_INSTALLED:
             error.hint = installation.adding("openvino", installation.find())
@@ -155,7 +155,7 @@ def plan_again(planned: PlannedRun, typed: Mapping[str, Any]) -> PlannedRun:
     model, _ = adapters.with_vae(before.request, model, added_folders())
     model = _with_beside(before.model, model)
     plan = _planned(
-        before.request, model, before.hardware, remembered(before.hardware), origins=before.origins,
+        make_plan, before.request, model, before.hardware, remembered(before.hardware), origins=before.origins,
         jobs=before.jobs, version=__version__, adapters=before.setup.adapters, more=planned.later is not None,
     )  # fmt: skip
     more = tuple(warning for warning in before.warnings if warning not in plan.warnings)

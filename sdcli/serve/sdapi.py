@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import math
 import re
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -18,7 +19,6 @@ from sdcli.request.options import flag_of
 from sdcli.serve import sdapi_answers, sdapi_controls, sdapi_extras, sdapi_fields, sdapi_lists, waiting
 from sdcli.serve.bodies import BadBody, parsed
 from sdcli.serve.line import Full
-from sdcli.serve.openai import client
 from sdcli.serve.sdapi_body import Body, content_of
 from sdcli.serve.sdapi_names import Names
 from sdcli.serve.sdapi_options import Options
@@ -28,14 +28,13 @@ from sdcli.serve.ticket import Ticket
 Settings = Callable[[Body, Service, Names], dict[str, Any]]
 Made = Callable[[Body, Service, Names], Any]
 Answer = Callable[[Request], Any]
-RETRY_SECONDS = 5
+RETRY_SECONDS, LONGEST_RETRY = 5, 120
 
 TEXT, IMAGE = sdapi_fields.text_to_image, sdapi_fields.image_to_image
 _DRAWN: dict[str, Settings] = {
     "/sdapi/v1/txt2img": TEXT, "/controlnet/txt2img": TEXT, "/sdapi/v1/img2img": IMAGE, "/controlnet/img2img": IMAGE,
 }  # fmt: skip
 _REFRESHED = ("checkpoints", "vae", "loras", "embeddings")
-_METHODS = ["GET", "POST", "PUT", "DELETE", "PATCH"]
 
 
 def routes(service: Service) -> list[Route]:
@@ -59,8 +58,13 @@ def routes(service: Service) -> list[Route]:
     return [
         *(Route(path, answer, methods=["POST"]) for path, answer in posted.items()),
         *(Route(path, answer, methods=["GET"]) for path, answer in got.items()),
-        *(Route(f"/{api}/{{rest:path}}", _unknown, methods=_METHODS) for api in ("sdapi", "controlnet")),
     ]
+
+
+def client(request: Request) -> str:
+    """Who asks: by a key, where there are keys, else by an address."""
+    known = request.scope.get("state", {}).get("client")
+    return str(known) if known else request.client.host if request.client else ""
 
 
 def _draws(service: Service, names: Names, options: Options, settings: Settings) -> Answer:
@@ -205,10 +209,6 @@ def _refreshes(service: Service) -> Answer:
     return refresh
 
 
-async def _unknown(request: Request) -> Response:
-    return JSONResponse(_error("HTTPException", "Not Found"), 404)
-
-
 # --- errors
 
 _STATUS = {
@@ -220,9 +220,10 @@ _STATUS = {
 def refused(error: Exception) -> Response:
     """As A1111 answers errors, with the names of its own fields."""
     if isinstance(error, Full):
-        return JSONResponse(_error("Full", str(error)), 429, {"Retry-After": str(RETRY_SECONDS)})
+        seconds = RETRY_SECONDS if error.seconds is None else min(max(math.ceil(error.seconds), 1), LONGEST_RETRY)
+        return JSONResponse(_error("queue_full", str(error)), 429, {"Retry-After": str(seconds)})
     if isinstance(error, BadBody):
-        return JSONResponse(_error("ValueError", str(error)), 422)
+        return JSONResponse(_error("usage", str(error)), 422)
     assert isinstance(error, SdcliError)
     hint = f"; try: {error.hint}" if error.type in ("usage", "does_not_fit") and error.hint else ""
     text = _renamed(error.message + hint)

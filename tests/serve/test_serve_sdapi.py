@@ -8,7 +8,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -19,9 +19,12 @@ from sdapi_client import client, encoded, job, opened, post, record
 from webuiapi import HiResUpscaler
 
 from sdcli import __version__
+from sdcli.events import Decoded, Step
+from sdcli.serve.line import Room
 from sdcli.workers.worker import environment
 
 Start = Callable[..., Any]
+JSON = {"Content-Type": "application/json"}
 SMALL = {"width": 64, "height": 64}
 
 
@@ -54,9 +57,9 @@ def test_images_of_all_batches_come_back_with_consecutive_seeds_and_a1111s_info(
 
 
 def test_the_same_settings_draw_what_generate_draws(serve: Start, tmp_path: Path) -> None:
-    server = serve(engine="local")
+    server = serve(engine="local", typed={"dtype": "fp32", "pins": ["execution=eager"]})  # nothing is tried out first
     words = ["generate", "a red apple", "--negative", "blue", "--seed", "7", "-n", "2", "-s", "2", "-g", "3"]
-    words += ["--size", "64x64", "--sampler", "Euler", "-o", str(tmp_path / "own"), "-q"]
+    words += ["--size", "64x64", "--sampler", "Euler", "--dtype", "fp32", "--pin", "execution=eager", "-o", str(tmp_path / "own"), "-q"]
     subprocess.run([sys.executable, "-P", "-m", "sdcli", *words], check=True, env=environment(), timeout=120)
     drawn = client(server).txt2img(
         prompt="a red apple", negative_prompt="blue", seed=7, n_iter=2, cfg_scale=3.0, sampler_name="euler", **SMALL
@@ -103,12 +106,6 @@ def test_nothing_is_in_progress_where_nobody_draws_and_stopping_it_is_no_error(s
     assert progress["progress"] == 0.0 and progress["state"]["job_count"] == 0 and progress["current_image"] is None
     api.util_wait_for_ready(check_interval=0.1)
     assert api.interrupt() == {} and api.skip() is None
-
-
-def test_an_unknown_route_is_json_too(serve: Start) -> None:
-    for path in ("/sdapi/v1/interrogate", "/sdapi/v1/no-such", "/controlnet/settings/x"):
-        answer = post(serve(), path, {})
-        assert answer.status_code == 404 and answer.json()["detail"] == "Not Found"
 
 
 # --- from text
@@ -384,7 +381,7 @@ def test_what_a_controlnet_would_see_is_shown(serve: Start) -> None:
 def test_every_broken_body_is_refused_as_a1111_does_it(serve: Start) -> None:
     server = serve()
     for content in (b"", b"[]", b"{", b'{"prompt": 1}', b'{"prompt": "a", "prompt": "b"}', b"\xff", b"null"):
-        answer = requests.post(f"{server.url}/sdapi/v1/txt2img", data=content, timeout=30)
+        answer = requests.post(f"{server.url}/sdapi/v1/txt2img", data=content, headers=JSON, timeout=30)
         assert answer.status_code == 422, content
         assert set(answer.json()) == {"error", "detail", "body", "errors"} and answer.json()["detail"]
 
@@ -392,14 +389,36 @@ def test_every_broken_body_is_refused_as_a1111_does_it(serve: Start) -> None:
 # --- while something is drawn
 
 
-class Drawing(threading.Thread):
-    """A client that waits for an image of many steps."""
+class Gate:
+    """Lets what the worker says pass until so many images are done, and then so many steps, and holds the rest."""
 
-    def __init__(self, server: Any, images: int = 20, **settings: Any) -> None:
+    def __init__(self, server: Any, monkeypatch: pytest.MonkeyPatch, images: int, steps: int = 12) -> None:
+        self.images, self.steps = images, steps
+        self.reached, self.opened = threading.Event(), threading.Event()
+        self._run = server.service.worker.run
+        monkeypatch.setattr(server.service.worker, "run", self._held)
+
+    def _held(self, *about: Any, **more: Any) -> Iterator[Any]:
+        done = 0
+        for event in self._run(*about, **more):
+            yield event
+            done += isinstance(event, Decoded)
+            if done == self.images and isinstance(event, Step) and event.step >= self.steps:
+                self.reached.set()
+                assert self.opened.wait(60)
+
+
+class Drawing(threading.Thread):
+    """A client that waits for images of many steps."""
+
+    def __init__(self, server: Any, **settings: Any) -> None:
         super().__init__(daemon=True)
-        self.server, self.result, self.error = server, None, None
-        settings = {"prompt": "a cat", "sampler_name": "Euler", "steps": 900, "n_iter": images, **SMALL, **settings}
-        self.settings = settings
+        self.server = server
+        self.result: Any = None
+        self.error: RuntimeError | None = None
+        small = {"width": 128, "height": 128, "steps": 100, "n_iter": 10}
+        self.settings = {"prompt": "a cat", "sampler_name": "Euler", **small, **settings}
+        self.start()
 
     def run(self) -> None:
         try:
@@ -407,60 +426,74 @@ class Drawing(threading.Thread):
         except RuntimeError as error:
             self.error = error
 
-    def begun(self, images: int = 0) -> None:
-        """Waits until so many images are drawn, and the next is begun."""
-        end = time.monotonic() + 30
-        while time.monotonic() < end:
-            tickets = list(self.server.service.tickets.values())
-            if tickets and len(tickets[-1].images) >= images and tickets[-1].step[0] > 10:
-                return
-            time.sleep(0.01)
-        raise AssertionError("nothing was drawn")
 
-
-def test_progress_counts_up_and_shows_the_image_to_who_asked_for_it(serve: Start) -> None:
+def test_progress_counts_up_and_shows_the_image_to_who_asked_for_it(
+    serve: Start, monkeypatch: pytest.MonkeyPatch
+) -> None:
     server = serve()
+    gate = Gate(server, monkeypatch, images=2)
     drawing = Drawing(server)
-    drawing.start()
-    drawing.begun(images=1)
+    assert gate.reached.wait(60)
     own, other = client(server), client(server, "127.0.0.2")
-    first = own.get_progress()
-    assert 0 < first["progress"] < 1 and first["eta_relative"] > 0
-    assert first["state"]["job_count"] == 20 and first["state"]["job_no"] >= 1
-    assert first["state"]["sampling_steps"] == 900 and 1 <= first["state"]["sampling_step"] <= 900
-    assert opened(first["current_image"]).size == (16, 16)
+    shown = own.get_progress()
+    assert shown["progress"] == pytest.approx(0.01 + 2.12 / 10) and shown["eta_relative"] > 0
+    state = shown["state"]
+    assert (state["job_count"], state["job_no"], state["sampling_step"], state["sampling_steps"]) == (10, 2, 12, 100)
+    assert opened(shown["current_image"]).size == (16, 16)
     assert own.session.get(f"{own.baseurl}/progress?skip_current_image=true").json()["current_image"] is None
     seen = other.get_progress()
-    assert seen["state"]["job_count"] == 20 and seen["current_image"] is None
-    assert own.get_progress()["progress"] >= first["progress"]
-    own.interrupt()
-    drawing.join(30)
+    assert seen["state"]["job_count"] == 10 and seen["current_image"] is None
+    gate.opened.set()
+    drawing.join(60)
+    assert len(drawing.result.images) == 10
+    assert own.get_progress()["progress"] == 0.0 and own.get_progress()["state"]["job_count"] == 0
 
 
-def test_interrupt_gives_the_finished_images_to_who_waits(serve: Start) -> None:
+def test_interrupt_gives_the_finished_images_to_who_waits(serve: Start, monkeypatch: pytest.MonkeyPatch) -> None:
     server = serve()
+    gate = Gate(server, monkeypatch, images=2)
     drawing = Drawing(server)
-    drawing.start()
-    drawing.begun(images=2)
+    assert gate.reached.wait(60)
     assert client(server, "127.0.0.2").interrupt() == {}
-    assert drawing.is_alive() and server.service.of_client("127.0.0.1")
-    assert "others after it" in client(server).skip()["detail"]
+    (ticket,) = server.service.of_client("127.0.0.1")
+    assert not ticket.cancelled.is_set() and "others after it" in client(server).skip()["detail"]
     assert client(server).interrupt() == {}
-    drawing.join(30)
-    assert drawing.error is None and drawing.result is not None
-    assert 2 <= len(drawing.result.images) < 20 and drawing.result.info["interrupted"] is True
+    assert client(server).get_progress()["state"]["interrupted"] is True
+    gate.opened.set()
+    drawing.join(60)
+    assert drawing.error is None and 2 <= len(drawing.result.images) < 10
+    assert drawing.result.info["interrupted"] is True
 
 
-def test_an_image_that_is_skipped_or_interrupted_alone_is_an_error(serve: Start) -> None:
+@pytest.mark.parametrize("stop", ["skip", "interrupt"])
+def test_an_image_that_is_ended_alone_is_an_error(serve: Start, monkeypatch: pytest.MonkeyPatch, stop: str) -> None:
     server = serve()
-    for stop in ("skip", "interrupt"):
-        drawing = Drawing(server, images=1, enable_hr=True, hr_second_pass_steps=900, denoising_strength=1)
-        drawing.start()
-        drawing.begun()
-        getattr(client(server), stop)()
-        drawing.join(30)
-        assert drawing.error is not None and drawing.error.args[0] == 409
-        server.service.tickets.clear()
+    gate = Gate(server, monkeypatch, images=0)
+    drawing = Drawing(
+        server, n_iter=1, steps=150, enable_hr=True, hr_second_pass_steps=150, denoising_strength=1, hr_scale=2
+    )
+    assert gate.reached.wait(60)
+    getattr(client(server), stop)()
+    gate.opened.set()
+    drawing.join(60)
+    assert drawing.error is not None and drawing.error.args[0] == 409
+    assert not list(Path(server.service.settings.typed["output"]).glob("*.png"))
+
+
+def test_a_client_that_waits_in_the_queue_sees_that_it_does(serve: Start, monkeypatch: pytest.MonkeyPatch) -> None:
+    server = serve(room=Room(images=4, requests=2, share=1.0))
+    gate = Gate(server, monkeypatch, images=0)
+    first = Drawing(server, n_iter=1)
+    assert gate.reached.wait(60)
+    waiting = [Drawing(server, n_iter=2, prompt="a dog") for _ in range(2)]
+    while len(server.service.line.waiting()) < 2:
+        time.sleep(0.01)
+    full = post(server, "/sdapi/v1/txt2img", {"prompt": "a cow", **SMALL})
+    assert full.status_code == 429 and 1 <= int(full.headers["retry-after"]) <= 120
+    gate.opened.set()
+    for drawing in (first, *waiting):
+        drawing.join(60)
+        assert drawing.error is None
 
 
 def test_two_clients_at_once_never_get_each_others_settings(serve: Start) -> None:
