@@ -59,7 +59,19 @@ def test_images_of_all_batches_come_back_with_consecutive_seeds_and_a1111s_info(
 def test_the_same_settings_draw_what_generate_draws(serve: Start, tmp_path: Path) -> None:
     server = serve(engine="local", typed={"dtype": "fp32", "pins": ["execution=eager"]})  # nothing is tried out first
     words = ["generate", "a red apple", "--negative", "blue", "--seed", "7", "-n", "2", "-s", "2", "-g", "3"]
-    words += ["--size", "64x64", "--sampler", "Euler", "--dtype", "fp32", "--pin", "execution=eager", "-o", str(tmp_path / "own"), "-q"]
+    words += [
+        "--size",
+        "64x64",
+        "--sampler",
+        "Euler",
+        "--dtype",
+        "fp32",
+        "--pin",
+        "execution=eager",
+        "-o",
+        str(tmp_path / "own"),
+        "-q",
+    ]
     subprocess.run([sys.executable, "-P", "-m", "sdcli", *words], check=True, env=environment(), timeout=120)
     drawn = client(server).txt2img(
         prompt="a red apple", negative_prompt="blue", seed=7, n_iter=2, cfg_scale=3.0, sampler_name="euler", **SMALL
