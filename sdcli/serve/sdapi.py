@@ -5,7 +5,9 @@ from __future__ import annotations
 import asyncio
 import math
 import re
+import threading
 from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any
 
 from starlette.requests import Request
@@ -16,17 +18,18 @@ from sdcli.errors import Interrupted, SdcliError
 from sdcli.images import control, read
 from sdcli.record.encode import saved
 from sdcli.request.options import flag_of
-from sdcli.serve import sdapi_answers, sdapi_controls, sdapi_extras, sdapi_fields, sdapi_lists, waiting
+from sdcli.serve import sdapi_answers, sdapi_controls, sdapi_fields, sdapi_lists, waiting
 from sdcli.serve.bodies import BadBody, parsed
 from sdcli.serve.line import Full
 from sdcli.serve.sdapi_body import Body, content_of
+from sdcli.serve.sdapi_extras import Extras
 from sdcli.serve.sdapi_names import Names
 from sdcli.serve.sdapi_options import Options
 from sdcli.serve.service import Service
 from sdcli.serve.ticket import Ticket
 
 Settings = Callable[[Body, Service, Names], dict[str, Any]]
-Made = Callable[[Body, Service, Names], Any]
+Made = Callable[[Body, threading.Event], Any]
 Answer = Callable[[Request], Any]
 RETRY_SECONDS, LONGEST_RETRY = 5, 120
 
@@ -40,13 +43,14 @@ _REFRESHED = ("checkpoints", "vae", "loras", "embeddings")
 def routes(service: Service) -> list[Route]:
     names = Names(service)
     options = Options(names, service.settings.typed)
+    extras = Extras(service, names)
     made: dict[str, Made] = {
-        "/sdapi/v1/extra-single-image": sdapi_extras.single, "/sdapi/v1/extra-batch-images": sdapi_extras.batch,
-        "/sdapi/v1/png-info": _stored, "/controlnet/detect": _detected,
+        "/sdapi/v1/extra-single-image": extras.single, "/sdapi/v1/extra-batch-images": extras.batch,
+        "/sdapi/v1/png-info": partial(_stored, service), "/controlnet/detect": partial(_detected, service),
     }  # fmt: skip
     posted: dict[str, Answer] = {
         **{path: _draws(service, names, options, settings) for path, settings in _DRAWN.items()},
-        **{path: _makes(service, names, make) for path, make in made.items()},
+        **{path: _makes(make) for path, make in made.items()},
         **{f"/sdapi/v1/refresh-{what}": _refreshes(service) for what in _REFRESHED},
         "/sdapi/v1/options": _changes(options), "/sdapi/v1/interrupt": _interrupts(service),
         "/sdapi/v1/skip": _skips(service),
@@ -102,18 +106,21 @@ def _failed(ticket: Ticket) -> SdcliError | None:
     return None if whole or kept else ticket.error or Interrupted("cancelled")
 
 
-def _makes(service: Service, names: Names, make: Made) -> Answer:
+def _makes(make: Made) -> Answer:
     async def answer(request: Request) -> Response:
-        content = await request.body()
+        content, left = await request.body(), threading.Event()
+        making = asyncio.create_task(asyncio.to_thread(lambda: make(Body(parsed(content)), left)))
         try:
-            return JSONResponse(await asyncio.to_thread(lambda: make(Body(parsed(content)), service, names)))
+            if not await waiting.done(making, request):
+                left.set()
+            return JSONResponse(await making)
         except (BadBody, SdcliError, Full) as error:
             return refused(error)
 
     return answer
 
 
-def _stored(body: Body, service: Service, names: Names) -> dict[str, Any]:
+def _stored(service: Service, body: Body, left: threading.Event) -> dict[str, Any]:
     content = body.image("image")
     if not content:
         raise body.refused("image", "no image")
@@ -122,7 +129,7 @@ def _stored(body: Body, service: Service, names: Names) -> dict[str, Any]:
     return sdapi_answers.stored(path)
 
 
-def _detected(body: Body, service: Service, names: Names) -> dict[str, Any]:
+def _detected(service: Service, body: Body, left: threading.Event) -> dict[str, Any]:
     """What a ControlNet would see."""
     module = sdapi_controls.module_of(Body({"module": body.fields.get("controlnet_module")}, "controlnet_"))
     name = "controlnet_images" if "controlnet_images" in body else "controlnet_input_images"

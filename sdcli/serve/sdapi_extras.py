@@ -2,19 +2,34 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import contextlib
+import tempfile
+import threading
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
+from sdcli.asking import enlarging
+from sdcli.errors import Interrupted, ModelMissing, Terminated, from_json
+from sdcli.events import Failed, Saved
 from sdcli.images import fit, read
+from sdcli.images.read import InputImage
+from sdcli.models.listing import Entry
+from sdcli.plan.upscaling import UpscalePlan, refused
+from sdcli.record import enlarged
 from sdcli.record.encode import saved
-from sdcli.request.upscaling import LARGEST_SIDE
+from sdcli.request import config
+from sdcli.request.upscaling import LARGEST_SIDE, Target
+from sdcli.serve.line import Full
 from sdcli.serve.sdapi_answers import encoded
 from sdcli.serve.sdapi_body import Body, content_of
-from sdcli.serve.sdapi_names import Names
+from sdcli.serve.sdapi_names import Names, path_of
 from sdcli.serve.service import Service
-from sdcli.terminal import show
+from sdcli.workers.worker import Died, Worker
 
+AT_ONCE = 1
+_ABOUT_THE_DEVICE = ("device", "dtype", "max_vram", "max_ram", "fallback")
 _NEUTRAL = {
     "gfpgan_visibility": (0,), "codeformer_visibility": (0,), "extras_upscaler_2_visibility": (0,),
 }  # fmt: skip
@@ -36,36 +51,92 @@ class Size:
         return max(1, round(width * factor)), max(1, round(height * factor))
 
 
-def single(body: Body, service: Service, names: Names) -> dict[str, Any]:
-    content = body.image("image")
-    if not content:
-        raise body.refused("image", "no image")
-    return {"image": encoded(_enlarged(body, content, service)), "html_info": ""}
+class Extras:
+    def __init__(self, service: Service, names: Names) -> None:
+        self._service, self._names = service, names
+        self._free = threading.BoundedSemaphore(AT_ONCE)
+
+    def single(self, body: Body, left: threading.Event) -> dict[str, Any]:
+        content = body.image("image")
+        if not content:
+            raise body.refused("image", "no image")
+        return {"image": encoded(self._made(body, [content], left)[0]), "html_info": ""}
+
+    def batch(self, body: Body, left: threading.Event) -> dict[str, Any]:
+        contents = []
+        for number, item in enumerate(body.listed("imageList")):
+            field = f"imageList[{number}].data"
+            contents.append(content_of(item.get("data") if isinstance(item, Mapping) else item, field))
+        if not contents:
+            raise body.refused("imageList", "no image")
+        return {"images": [encoded(content) for content in self._made(body, contents, left)], "html_info": ""}
+
+    def _made(self, body: Body, contents: Sequence[bytes], left: threading.Event) -> list[bytes]:
+        for name, values in _NEUTRAL.items():
+            body.neutral(name, values)
+        upscaler, size = body.text("upscaler_1") or "None", _size(body)
+        images = [read.look(self._service.upload(content)) for content in contents]
+        if upscaler.casefold() == "none":  # in A1111 too this changes nothing, whatever the size
+            return [saved(read.rgb(image), "PNG") for image in images]
+        sides = [size.of(image.width, image.height) for image in images]
+        for width, height in sides:
+            if max(width, height) > LARGEST_SIDE or width * height > read.MOST_PIXELS:
+                raise body.refused("upscaling_resize", f"an image would become {width}×{height}")
+        plain = _PLAIN.get(upscaler.casefold())
+        if plain is not None:
+            return [saved(plain(read.rgb(image), *one), "PNG") for image, one in zip(images, sides, strict=True)]
+        path = path_of(_named(body, upscaler, self._names))
+        with self._turn():
+            return self._by_model(path, images, sides, left)
+
+    @contextlib.contextmanager
+    def _turn(self) -> Iterator[None]:
+        """One at a time, and nobody waits: the threads that wait are those that answer everybody else."""
+        if self._service.closing:
+            raise Terminated("the server is shutting down")
+        if not self._free.acquire(blocking=False):
+            raise Full("other images are being enlarged")
+        try:
+            yield
+        finally:
+            self._free.release()
+
+    def _by_model(
+        self, path: str, images: Sequence[InputImage], sides: Sequence[tuple[int, int]], left: threading.Event
+    ) -> list[bytes]:  # fmt: skip
+        """In a process of its own, which ends with it: what is loaded to draw stays loaded, and is planned around."""
+        typed = {name: value for name, value in self._service.settings.typed.items() if name in _ABOUT_THE_DEVICE}
+        values = {**config.unfolded(config.from_flags(typed)), "upscaler": path}
+        with tempfile.TemporaryDirectory(prefix="sdcli-extras-") as folder, Worker() as worker:
+            contents = []
+            for image, size in zip(images, sides, strict=True):
+                plan = enlarging.plan_for([image], values, Target(size=size), tried=False)
+                if not plan.fits:
+                    raise refused(plan)
+                contents.append(_enlarged(plan, folder, worker, left))
+        return contents
 
 
-def batch(body: Body, service: Service, names: Names) -> dict[str, Any]:
-    contents = []
-    for number, item in enumerate(body.listed("imageList")):
-        field = f"imageList[{number}].data"
-        contents.append(content_of(item.get("data") if isinstance(item, Mapping) else item, field))
-    if not contents:
-        raise body.refused("imageList", "no image")
-    return {"images": [encoded(_enlarged(body, content, service)) for content in contents], "html_info": ""}
+def _enlarged(plan: UpscalePlan, folder: str, worker: Worker, left: threading.Event) -> bytes:
+    destination = enlarging.destination(plan, {"output": folder}, {})
+    try:
+        for event in enlarged.store(worker.enlarge(plan), plan, destination, "full"):
+            if isinstance(event, Saved):
+                return Path(event.path).read_bytes()
+            if isinstance(event, Failed):
+                raise from_json(dict(event.error))
+            if left.is_set():
+                break
+    except Died as died:
+        raise died.error from None
+    raise Interrupted("cancelled")
 
 
-def _enlarged(body: Body, content: bytes, service: Service) -> bytes:
-    for name, values in _NEUTRAL.items():
-        body.neutral(name, values)
-    upscaler, size = (body.text("upscaler_1") or "None").casefold(), _size(body)
-    image = read.decoded(service.upload(content))
-    if upscaler == "none":  # in A1111 too this changes nothing, whatever the size
-        return saved(image, "PNG")
-    width, height = size.of(*image.size)
-    if max(width, height) > LARGEST_SIDE or width * height > read.MOST_PIXELS:
-        raise body.refused("upscaling_resize", f"the image would become {width}×{height}")
-    if upscaler not in _PLAIN:
-        raise body.refused("upscaler_1", f"{show(body.text('upscaler_1'), 60)} is not one of None, Lanczos, Nearest")
-    return saved(_PLAIN[upscaler](image, width, height), "PNG")
+def _named(body: Body, upscaler: str, names: Names) -> Entry:
+    try:
+        return names.beside(upscaler, "upscaler", "upscaler")
+    except ModelMissing as missing:
+        raise body.refused("upscaler_1", missing.message) from None
 
 
 def _size(body: Body) -> Size:

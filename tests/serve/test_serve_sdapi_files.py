@@ -117,6 +117,25 @@ def test_a_lora_a_vae_and_an_upscaler_are_used_by_their_names(server: Any) -> No
     assert result.info["infotexts"][0] == result.image.info["parameters"]
 
 
+def test_images_are_enlarged_by_a_model_as_upscale_does_it(
+    server: Any, shelf: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from sdcli.cli.main import run
+
+    photo().save(tmp_path / "photo.png")
+    words = ["upscale", str(tmp_path / "photo.png"), "--upscaler", str(shelf / "x2.safetensors"), "--dtype", "fp32"]
+    with pytest.raises(SystemExit):
+        run([*words, "-o", str(tmp_path / "large.png"), "-q"])
+    with Image.open(tmp_path / "large.png") as large:
+        own, done = large.convert("RGB"), large.info["postprocessing"]
+    monkeypatch.setitem(server.service.settings.typed, "dtype", "fp32")
+    made = client(server).extra_single_image(photo(), upscaler_1="x2", upscaling_resize=2).image
+    assert made.size == own.size == (192, 128) and made.tobytes() == own.tobytes()
+    assert made.info["postprocessing"] == done
+    sized = {"resize_mode": 1, "upscaling_resize_w": 100, "upscaling_resize_h": 100, "upscaler_1": "X2"}
+    assert [image.size for image in client(server).extra_batch_images([photo()], **sized).images] == [(100, 100)]
+
+
 def photo() -> Image.Image:
     image = Image.new("RGB", (96, 64), (200, 180, 160))
     image.paste((20, 20, 20), (30, 20, 60, 50))
