@@ -67,9 +67,9 @@ class Body:
         raise self.refused(name, "expected a list")
 
     def inner(self, name: str) -> Body:
-        """An object in it; an empty one where there is none."""
+        """An object in it; an empty one where there is none. To PHP an empty one is a list."""
         value = self.fields.get(name)
-        if value is None or isinstance(value, Mapping):
+        if value in (None, []) or isinstance(value, Mapping):
             return Body(value or {}, f"{self.where}{name}.")
         raise self.refused(name, "expected an object")
 

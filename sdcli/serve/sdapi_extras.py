@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import tempfile
 import threading
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -28,6 +28,7 @@ from sdcli.serve.sdapi_names import Names, path_of
 from sdcli.serve.service import Service
 from sdcli.workers.worker import Died, Worker
 
+Stopped = Callable[[], bool]
 AT_ONCE = 1
 _ABOUT_THE_DEVICE = ("device", "dtype", "max_vram", "max_ram", "fallback")
 _NEUTRAL = {
@@ -87,7 +88,7 @@ class Extras:
             return [saved(plain(read.rgb(image), *one), "PNG") for image, one in zip(images, sides, strict=True)]
         path = path_of(_named(body, upscaler, self._names))
         with self._turn():
-            return self._by_model(path, images, sides, left)
+            return self._by_model(path, images, sides, lambda: left.is_set() or self._service.closing)
 
     @contextlib.contextmanager
     def _turn(self) -> Iterator[None]:
@@ -102,7 +103,7 @@ class Extras:
             self._free.release()
 
     def _by_model(
-        self, path: str, images: Sequence[InputImage], sides: Sequence[tuple[int, int]], left: threading.Event
+        self, path: str, images: Sequence[InputImage], sides: Sequence[tuple[int, int]], stopped: Stopped
     ) -> list[bytes]:  # fmt: skip
         """In a process of its own, which ends with it: what is loaded to draw stays loaded, and is planned around."""
         typed = {name: value for name, value in self._service.settings.typed.items() if name in _ABOUT_THE_DEVICE}
@@ -113,11 +114,11 @@ class Extras:
                 plan = enlarging.plan_for([image], values, Target(size=size), tried=False)
                 if not plan.fits:
                     raise refused(plan)
-                contents.append(_enlarged(plan, folder, worker, left))
+                contents.append(_enlarged(plan, folder, worker, stopped))
         return contents
 
 
-def _enlarged(plan: UpscalePlan, folder: str, worker: Worker, left: threading.Event) -> bytes:
+def _enlarged(plan: UpscalePlan, folder: str, worker: Worker, stopped: Stopped) -> bytes:
     destination = enlarging.destination(plan, {"output": folder}, {})
     try:
         for event in enlarged.store(worker.enlarge(plan), plan, destination, "full"):
@@ -125,7 +126,7 @@ def _enlarged(plan: UpscalePlan, folder: str, worker: Worker, left: threading.Ev
                 return Path(event.path).read_bytes()
             if isinstance(event, Failed):
                 raise from_json(dict(event.error))
-            if left.is_set():
+            if stopped():
                 break
     except Died as died:
         raise died.error from None

@@ -212,7 +212,7 @@ REFUSED: list[tuple[dict[str, Any], str]] = [
     ({"override_settings": {"samples_format": "tiff"}}, "override_settings.samples_format"),
     ({"override_settings": {"token_merging_ratio": 0.5}}, "override_settings.token_merging_ratio"),
     ({"override_settings": {"sd_hypernetwork_of_mine": "x"}}, "override_settings.sd_hypernetwork_of_mine"),
-    ({"override_settings": []}, "override_settings"),
+    ({"override_settings": "x"}, "override_settings"),
     ({"alwayson_scripts": {"ADetailer": {"args": [True, {"ad_model": "face"}]}}}, "alwayson_scripts.ADetailer"),
     ({"alwayson_scripts": {"ControlNet": {"args": [{"image": "", "model": "x"}]}}}, "ControlNet.args[0].model"),
     ({"alwayson_scripts": {"ControlNet": {"args": [{"module": "openpose"}]}}}, "ControlNet.args[0].module"),

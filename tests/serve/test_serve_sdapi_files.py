@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -32,6 +33,8 @@ def shelf(tmp_path_factory: pytest.TempPathFactory) -> Path:
     first = {"model.diffusion_model.input_blocks.0.0.weight": torch.zeros(32, 4, 3, 3), unet: torch.zeros(32, 768)}
     save_file({**first, "first_stage_model.rest": torch.zeros(1)}, root / "photo_2.safetensors")
     make_checkpoint.write_controlnet_folder(root / "lines", "sd15", tiny=True)
+    make_checkpoint.write_folder(root / "large", "sdxl", tiny=True)
+    make_checkpoint.write_folder(root / "last steps", "refiner", tiny=True)
     make_checkpoint.write_upscaler(root / "x2.safetensors", tiny=True, scale=2, unshuffle=2)
     stored = (other / "vae" / "diffusion_pytorch_model.safetensors").read_bytes()
     (root / "sharp.safetensors").write_bytes(stored)
@@ -54,7 +57,7 @@ def server(serve: Start, shelf: Path) -> Any:
 def test_all_files_are_listed_by_their_names_and_no_folder_is(server: Any, shelf: Path) -> None:
     api = client(server)
     models = api.get_sd_models()
-    assert {one["title"] for one in models[1:]} == {"dream_8", "Other Model", "photo_2.safetensors"}
+    assert {one["title"] for one in models[1:]} == {"dream_8", "Other Model", "large", "photo_2.safetensors"}
     assert models[0]["model_name"] == "builtin"
     assert api.get_sd_vae() == [{"model_name": "sharp", "filename": "sharp.safetensors"}]
     assert [one["name"] for one in api.get_upscalers()] == ["None", "Lanczos", "Nearest", "x2"]
@@ -87,13 +90,24 @@ def test_a_model_that_one_client_sets_is_nobody_elses(server: Any) -> None:
     assert two.util_get_current_model() == "Other Model"
     three = client(server, "127.0.0.3")
     assert three.util_get_current_model().startswith("builtin")
-    drawn = [api.txt2img(prompt="a cat", **SMALL).info["sd_model_name"] for api in (one, two, three)]
-    assert drawn == ["dream_8", "Other Model", "builtin"]
-    override = {"sd_model_checkpoint": "Other Model"}
-    assert one.txt2img(prompt="a cat", override_settings=override, **SMALL).info["sd_model_name"] == "Other Model"
-    assert one.txt2img(prompt="a cat", **SMALL).info["sd_model_name"] == "dream_8"
-    builtin = {"sd_model_checkpoint": three.util_get_current_model()}
-    assert one.txt2img(prompt="a cat", override_settings=builtin, **SMALL).info["sd_model_name"] == "builtin"
+    drawn: dict[str, list[str]] = {}
+
+    def draw(name: str, api: Any, override: str) -> None:
+        for turn in range(6):
+            own = {"sd_model_checkpoint": override} if turn % 2 else {}
+            result = api.txt2img(prompt=name, override_settings=own, **SMALL)
+            assert record(result.image)["model"]["name"] == result.info["sd_model_name"]
+            drawn.setdefault(name, []).append(result.info["sd_model_name"])
+
+    builtin = three.util_get_current_model()
+    asked = [("one", one, "Other Model"), ("two", two, builtin), ("three", three, "dream_8")]
+    threads = [threading.Thread(target=draw, args=about) for about in asked]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(120)
+    assert drawn["one"] == ["dream_8", "Other Model"] * 3 and drawn["two"] == ["Other Model", "builtin"] * 3
+    assert drawn["three"] == ["builtin", "dream_8"] * 3
 
 
 def test_no_setting_is_taken_where_one_of_them_is_wrong(server: Any) -> None:
@@ -115,6 +129,16 @@ def test_a_lora_a_vae_and_an_upscaler_are_used_by_their_names(server: Any) -> No
     assert adapters == {"lora": "ink wash", "vae": "sharp", "upscaler": "x2"}
     assert result.info["all_prompts"] == ["a cat <lora:ink wash:0.5>"] and result.info["sd_vae_name"] == "sharp"
     assert result.info["infotexts"][0] == result.image.info["parameters"]
+
+
+def test_a_refiner_takes_the_last_steps(server: Any) -> None:
+    own = {"prompt": "a cat", "steps": 4, "override_settings": {"sd_model_checkpoint": "large"}, **SMALL}
+    answer = post(server, "/sdapi/v1/txt2img", {**own, "refiner_checkpoint": "Last Steps", "refiner_switch_at": 0.5})
+    assert answer.status_code == 200, answer.text
+    refined = job(opened(answer.json()["images"][0]))["refined"]
+    assert (refined["model"], refined["steps"], refined["share"]) == ("last steps", 2, 0.5)
+    missing = post(server, "/sdapi/v1/txt2img", {**own, "refiner_checkpoint": "none such", "refiner_switch_at": 0.5})
+    assert missing.status_code == 404 and "none such" in missing.json()["detail"]
 
 
 def test_images_are_enlarged_by_a_model_as_upscale_does_it(
