@@ -232,8 +232,8 @@ def refused(error: Exception) -> Response:
     if isinstance(error, BadBody):
         return JSONResponse(_error("usage", str(error)), 422)
     assert isinstance(error, SdcliError)
-    hint = f"; try: {error.hint}" if error.type in ("usage", "does_not_fit") and error.hint else ""
-    text = _renamed(error.message + hint)
+    followed = error.hint.startswith("--") or error.type == "does_not_fit"  # others are command lines
+    text = _renamed(error.message + (f"; try: {error.hint}" if followed and error.hint else ""))
     headers = {"x-should-retry": "false"} if error.type == "out_of_memory" else {}
     return JSONResponse(_error(error.type, text), _STATUS.get(error.type, 500), headers)
 
