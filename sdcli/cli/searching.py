@@ -31,21 +31,19 @@ class Found:
     left: str = ""
 
 
-def search(
-    plan: Plan, position: int, agrees: Callable[[Plan], bool], *, seconds: float, asked: bool | None, quiet: bool
-) -> Found:
+def search(plan: Plan, agrees: Callable[[Plan], bool], *, seconds: float, asked: bool | None, quiet: bool) -> Found:
     """`agrees` draws a plan and says whether the image comes of it; `seconds` is how long that took once."""
     if asked is False:
         return Found()
-    every = tuple(_here(plan, position))
+    every = tuple(_here(plan))
     if asked is None and seconds * len(every) > AT_ONCE:
         return Found(left=f"{counted(len(every), 'more drawing')}, about {clock_text(seconds * len(every))}")
     return _tried(every, agrees, quiet)
 
 
-def _here(plan: Plan, position: int) -> Iterator[Otherwise]:
+def _here(plan: Plan) -> Iterator[Otherwise]:
     """Those that this machine can draw."""
-    for one in otherwise(plan, position):
+    for one in otherwise(plan):
         try:
             if as_recorded(one.plan)[0].fits:
                 yield one

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -25,6 +25,7 @@ from sdcli.images import read as images
 from sdcli.images.difference import Difference, compare
 from sdcli.machine.environment import environment
 from sdcli.models.fingerprint import fingerprints
+from sdcli.plan.batches import in_batches
 from sdcli.plan.plan import Plan
 from sdcli.plan.refusal import refused
 from sdcli.record.metadata import read
@@ -101,7 +102,7 @@ def _verdict_on(file: str, typed: Mapping[str, Any], engine: Any) -> Verdict:
     found = Found()
     if not same and not explained:
         found = searching.search(
-            plan, position, lambda other: drawing(other, position).pixel_sha256 == record.pixel_sha256,
+            plan, lambda other: drawing(other, position).pixel_sha256 == record.pixel_sha256,
             seconds=drawn.seconds, asked=typed.get("search"), quiet=bool(typed.get("quiet")),
         )  # fmt: skip
     return Verdict(
@@ -122,7 +123,7 @@ def _on_another_programs(
     found = Found()
     if not same and not left:
         found = searching.search(
-            plan, 0, lambda other: drawing(other, 0).image.pixels == stored.pixels, seconds=drawn.seconds, asked=asked,
+            plan, lambda other: drawing(other, 0).image.pixels == stored.pixels, seconds=drawn.seconds, asked=asked,
             quiet=bool(typed.get("quiet")),
         )  # fmt: skip
     return Verdict(
@@ -155,7 +156,7 @@ def _under_its_setup(plan: Plan, record: ImageRecord) -> tuple[Plan, int]:
     """The plan for the image, in the batch and under the setup that it was drawn in; where this machine cannot, under
     one that it can. And the image's position in its batch."""
     located = plan.jobs[0]
-    members = record.batch.members if _alike(record.batch.members, record.job) else ()
+    members = record.batch.members if _together(record) else ()
     position = record.batch.position if members else 0
     jobs = tuple(
         replace(located if place == position else _beside(member, located), index=place)
@@ -169,10 +170,12 @@ def _under_its_setup(plan: Plan, record: ImageRecord) -> tuple[Plan, int]:
     return same if same.fits else plan, position
 
 
-def _alike(members: Sequence[Job], job: Job) -> bool:
-    """Whether they are drawn from the same files: those of others are not given."""
-    drawn_from = [schema.to_json((one.start, one.controls, one.references)) for one in (job, *members)]
-    return all(one == drawn_from[0] for one in drawn_from)
+def _together(record: ImageRecord) -> bool:
+    """Whether the whole batch can be drawn: all from the same files, since no others are given, and as one."""
+    members, position = record.batch.members, record.batch.position
+    drawn_from = [schema.to_json((one.start, one.controls, one.references)) for one in (record.job, *members)]
+    jobs = [*members[:position], record.job, *members[position + 1 :]]
+    return all(one == drawn_from[0] for one in drawn_from) and len(in_batches(jobs, len(jobs))) == 1
 
 
 def _beside(member: Job, located: Job) -> Job:

@@ -27,11 +27,11 @@ class Otherwise:
     plan: Plan
 
 
-def otherwise(plan: Plan, position: int = 0) -> tuple[Otherwise, ...]:
-    """One thing each, of the setup or of the job at this position; the likeliest first. Not all of them can be drawn
-    on every device."""
+def otherwise(plan: Plan) -> tuple[Otherwise, ...]:
+    """One thing each, of the setup or of what the jobs of a batch share; the likeliest first. Not all of them can be
+    drawn on every device."""
     dtype, *slots = (technique for technique in TECHNIQUES if technique.moves_pixels)
-    every = [*_slot(plan, dtype), *_of_job(plan, position)]
+    every = [*_slot(plan, dtype), *_of_jobs(plan)]
     for technique in slots:
         every += _slot(plan, technique)
     return tuple([*every, *_threads(plan)][:MOST])
@@ -68,21 +68,17 @@ def _with_setup(plan: Plan, field: str, before: str, choice: str, setup: Setup) 
     return Otherwise(field=f"setup.{field}", before=before, choice=choice, plan=replace(plan, setup=setup))
 
 
-def _of_job(plan: Plan, position: int) -> Iterator[Otherwise]:
-    job = plan.jobs[position]
-    yield _with_job(plan, position, "rng", "cpu" if job.rng == "nv" else "nv")
-    yield _with_job(plan, position, "clip_skip", 1 if job.clip_skip > 1 else 2)
-    if _MARKS.search(job.prompt + job.negative_prompt):
+def _of_jobs(plan: Plan) -> Iterator[Otherwise]:
+    job = plan.jobs[0]
+    yield _with_jobs(plan, "rng", "cpu" if job.rng == "nv" else "nv")
+    yield _with_jobs(plan, "clip_skip", 1 if job.clip_skip > 1 else 2)
+    if any(_MARKS.search(one.prompt + one.negative_prompt) for one in plan.jobs):
         ways = next(option.choices for option in OPTIONS if option.field == "emphasis")
         for way in ways:
             if way != job.emphasis:
-                yield _with_job(plan, position, "emphasis", way)
+                yield _with_jobs(plan, "emphasis", way)
 
 
-def _with_job(plan: Plan, position: int, field: str, choice: Any) -> Otherwise:
-    before = plan.jobs[position]
-    jobs = list(plan.jobs)
-    jobs[position] = replace(before, **{field: choice})
-    return Otherwise(
-        field=field, before=str(getattr(before, field)), choice=str(choice), plan=replace(plan, jobs=tuple(jobs))
-    )  # fmt: skip
+def _with_jobs(plan: Plan, field: str, choice: Any) -> Otherwise:
+    changed = replace(plan, jobs=tuple(replace(job, **{field: choice}) for job in plan.jobs))
+    return Otherwise(field=field, before=str(getattr(plan.jobs[0], field)), choice=str(choice), plan=changed)
