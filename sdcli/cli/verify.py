@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import re
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -23,8 +24,11 @@ from sdcli.errors import Bug, DeviceUnusable, Differs, DoesNotFit, Usage, from_j
 from sdcli.events import Decoded, Done, Failed
 from sdcli.images import read as images
 from sdcli.images.difference import Difference, compare
+from sdcli.machine import memories
 from sdcli.machine.environment import environment
+from sdcli.models import cache
 from sdcli.models.fingerprint import fingerprints
+from sdcli.models.model import Model
 from sdcli.plan.batches import in_batches
 from sdcli.plan.plan import Plan
 from sdcli.plan.refusal import refused
@@ -32,7 +36,7 @@ from sdcli.record.metadata import read
 from sdcli.record.metadata.own import ImageRecord, RecordedModel
 from sdcli.record.metadata.read import ImageSettings
 from sdcli.record.sinks.progress import Progress
-from sdcli.record.verdict import Verdict, Verdicts, explanations
+from sdcli.record.verdict import Explanation, Verdict, Verdicts, explanations
 from sdcli.request import samplers
 from sdcli.request.options import OPTIONS, SCREEN
 from sdcli.request.options import command as make
@@ -120,16 +124,27 @@ def _on_another_programs(
     difference = _difference(drawn.image, stored)
     same, left = difference is not None and difference.identical, _not_followed(settings, plan)
     asked = typed.get("search", None if str(settings.unknown.get("Version", "")).startswith("sdcli") else False)
+    explained = () if same else tuple(another_model(settings, plan.model))
     found = Found()
-    if not same and not left:
+    if not same and not left and not explained:
         found = searching.search(
             plan, lambda other: drawing(other, 0).image.pixels == stored.pixels, seconds=drawn.seconds, asked=asked,
             quiet=bool(typed.get("quiet")),
         )  # fmt: skip
     return Verdict(
-        file=file, verdict=_verdict(same), dialect=settings.dialect, difference=difference, explained=found.explained,
+        file=file, verdict=_verdict(same), dialect=settings.dialect, difference=difference,
+        explained=(*explained, *found.explained),
         searched=found.drawn, not_searched=found.left, not_followed=left,
     )  # fmt: skip
+
+
+def another_model(settings: ImageSettings, model: Model) -> Iterator[Explanation]:
+    """By the web UI's hash of a checkpoint, its file's; folders have none."""
+    then = str(settings.unknown.get("Model hash", ""))
+    files = {file for component in model.components.values() for file in component.files}
+    now = model.hash or (cache.sha256_of(Path(*files), memories.store("hashes"))[:10] if len(files) == 1 else None)
+    if now is not None and re.fullmatch(r"[0-9a-f]{10}", then) and then != now:
+        yield Explanation(field="model.hash", then=then, now=now)
 
 
 def _not_followed(settings: ImageSettings, plan: Plan) -> dict[str, str]:

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +17,10 @@ from PIL import Image  # noqa: TID253
 from PIL.PngImagePlugin import PngInfo  # noqa: TID253
 
 from scripts import make_checkpoint
+from sdcli.cli.verify import another_model
+from sdcli.models.model import Component, Model
 from sdcli.plan.otherwise import MOST
+from sdcli.record.metadata.read import ImageSettings
 
 TINY = ("-m", "tiny", "--size", "64x64", "--steps", "2", "--no-show", "-q", "-o")
 
@@ -158,18 +163,16 @@ def test_what_only_the_web_ui_s_text_says_is_searched_too(capfd: pytest.CaptureF
 
 
 def test_pixels_that_nothing_draws_are_explained_by_nothing(capfd: pytest.CaptureFixture[str]) -> None:
-    Image.effect_noise((64, 64), 90).convert("RGB").save("noise.png")
-    sdcli(capfd, "generate", "a (cat:1.4)", "--seed", "7", *TINY, "cat.png")
-    with Image.open("cat.png") as image, Image.open("noise.png") as noise:
-        info = PngInfo()
-        record = json.loads(image.info["sdcli"])
-        record["pixel_sha256"] = hashlib.sha256(noise.tobytes()).hexdigest()
-        info.add_itxt("sdcli", json.dumps(record))
-        noise.save("other.png", pnginfo=info)
-    (verdict,) = verdicts(sdcli(capfd, "verify", "other.png", "-m", "tiny", "-q", "--json", "--search"))
-    assert (verdict["explained"], verdict["edited"]) == ([], False) and 5 <= verdict["searched"] <= MOST
-    said = sdcli(capfd, "verify", "other.png", "-m", "tiny", "-q", "--search").out
-    assert f"nothing explains it: {verdict['searched']} drawings with one thing otherwise also differed" in said
+    noise = Image.effect_noise((64, 64), 90).convert("RGB")
+    sdcli(capfd, "generate", "a (cat:1.4)", "--seed", "7", *TINY, "cat.png", "--engine", "fake")
+    with Image.open("cat.png") as image:
+        info, record = PngInfo(), json.loads(image.info["sdcli"])
+    record["pixel_sha256"] = hashlib.sha256(noise.tobytes()).hexdigest()
+    info.add_itxt("sdcli", json.dumps(record))
+    noise.save("other.png", pnginfo=info)
+    done = sdcli(capfd, "verify", "other.png", "-m", "tiny", "-q", "--search", "--engine", "fake")
+    (count,) = re.findall(r"nothing explains it: (\d+) drawings with one thing otherwise also differed", done.out)
+    assert done.code == 10 and 5 <= int(count) <= MOST
 
 
 @pytest.mark.parametrize("part", ["unet", "vae", "text_encoder"])
@@ -202,6 +205,37 @@ def test_an_image_with_nothing_but_the_web_ui_s_text_is_drawn_too(capfd: pytest.
     sdcli(capfd, "generate", "a cat", "--seed", "7", "--metadata", "a1111", *TINY, "cat.png")
     (verdict,) = verdicts(sdcli(capfd, "verify", "cat.png", "-m", "tiny", "-q", "--json"))
     assert (verdict["dialect"], verdict["verdict"]) == ("a1111", "identical")
+
+
+def another_programs(name: str, text: str) -> str:
+    """As the web UI leaves it; pixels of its own."""
+    info = PngInfo()
+    info.add_text("parameters", text)
+    Image.effect_noise((64, 64), 90).convert("RGB").save(name, pnginfo=info)
+    return name
+
+
+def test_another_checkpoint_than_the_web_ui_drew_with_is_named(here: Path) -> None:
+    file = here / "one.safetensors"
+    file.write_bytes(b"weights")
+    part = Component(parameters=1, stored_bytes=1, stored_dtype="fp16", files=(str(file),))
+    model = Model(name="one", kind="sd15", family="sd15", source="file", components={"unet": part, "vae": part})
+    own = hashlib.sha256(b"weights").hexdigest()[:10]
+    for said, named in (("0123456789", ["model.hash"]), (own, []), ("81761151", []), ("", [])):  # 8 letters: a CRC
+        settings = ImageSettings(dialect="a1111", values={}, unknown={"Model hash": said})
+        assert [found.field for found in another_model(settings, model)] == named
+    in_a_folder = replace(model, components={"unet": part, "vae": replace(part, files=("vae.safetensors",))})
+    assert list(another_model(replace(settings, unknown={"Model hash": "0123456789"}), in_a_folder)) == []
+
+
+@pytest.mark.parametrize(("sampler", "matters"), [("Euler a", True), ("Euler", False)])
+def test_seeds_of_each_steps_noise_are_said_not_to_be_followed(
+    capfd: pytest.CaptureFixture[str], sampler: str, matters: bool
+) -> None:
+    text = f"a cat\nSteps: 2, Sampler: {sampler}, Seed: 5, Size: 64x64, ENSD: 31337, Model: tiny, Version: v1.9.4"
+    done = sdcli(capfd, "verify", another_programs("cat.png", text), "-m", "tiny", "-q")
+    assert done.code == 10
+    assert ("not followed: ENSD 31337 (seeds the noise of each step)" in done.out) is matters
 
 
 def test_an_image_without_settings_or_none_at_all_is_refused(capfd: pytest.CaptureFixture[str]) -> None:

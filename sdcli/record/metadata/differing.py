@@ -114,8 +114,8 @@ def _inputs(record: ImageRecord) -> Iterator[tuple[str, str]]:
         if start.repaint is not None and start.repaint.mask is not None:
             yield "mask.sha256", start.repaint.mask.sha256
     for number, control in enumerate(record.job.controls):
-        made = f"{control.made} {control.shows} {control.fit}"
-        yield f"control.{number}", f"{control.weight:g} from {control.start:g} to {control.end:g}, {made}"
+        how = " ".join(filter(None, (control.net, control.made, control.shows, control.fit)))
+        yield f"control.{number}", f"{control.weight:g} from {control.start:g} to {control.end:g}, {how}"
         yield f"control.{number}.sha256", control.image.sha256
     for number, reference in enumerate(record.job.references):
         yield f"reference.{number}", f"{reference.weight:g}, {reference.fit}"
