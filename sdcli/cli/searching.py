@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from sdcli.cli.recorded import as_recorded
 from sdcli.errors import DeviceUnusable, DoesNotFit
@@ -15,16 +15,17 @@ from sdcli.request.options import OUTPUT, Option
 from sdcli.terminal import counted, say
 
 AT_ONCE = 60.0  # seconds that are spent without being asked to
+FIRST = "setup.dtype"  # the likeliest: tried unasked, however long it takes
 OPTION = Option(
     field="search", flags=("--search/--no-search",), switch=True, panel=OUTPUT,
     help="Where nothing recorded explains a difference, draw again with one thing otherwise at a time (number type, "
-    "noise, clip skip, threads …) until the pixels agree; if not said, where that takes less than a minute.",
+    "noise, clip skip, threads …) until the pixels agree; if not said, number types, and the rest for a minute.",
 )  # fmt: skip
 
 
 @dataclass(frozen=True, kw_only=True)
 class Found:
-    """`drawn`: how often; `left`: what was not, in words, where it would have taken too long unasked."""
+    """`drawn`: how often; `left`: what was not tried, in words, where it would have taken too long unasked."""
 
     explained: tuple[Explanation, ...] = ()
     drawn: int = 0
@@ -36,9 +37,12 @@ def search(plan: Plan, agrees: Callable[[Plan], bool], *, seconds: float, asked:
     if asked is False:
         return Found()
     every = tuple(_here(plan))
-    if asked is None and seconds * len(every) > AT_ONCE:
-        return Found(left=f"{counted(len(every), 'more drawing')}, about {clock_text(seconds * len(every))}")
-    return _tried(every, agrees, quiet)
+    unasked = max(sum(one.field == FIRST for one in every), int(AT_ONCE / max(seconds, 0.001)))
+    now, later = (every, ()) if asked else (every[:unasked], every[unasked:])
+    found = _tried(now, agrees, quiet)
+    if found.explained or not later:
+        return found
+    return replace(found, left=f"{counted(len(later), 'more drawing')}, about {clock_text(seconds * len(later))}")
 
 
 def _here(plan: Plan) -> Iterator[Otherwise]:

@@ -21,7 +21,7 @@ from sdcli.cli.not_taken import NO_SETTINGS
 from sdcli.cli.recorded import as_recorded
 from sdcli.cli.searching import Found
 from sdcli.errors import Bug, DeviceUnusable, Differs, DoesNotFit, Usage, from_json
-from sdcli.events import Decoded, Done, Failed
+from sdcli.events import Decoded, Done, Failed, Timed
 from sdcli.images import read as images
 from sdcli.images.difference import Difference, compare
 from sdcli.machine import memories
@@ -221,6 +221,8 @@ def _drawn(engine: Any, progress: Progress, plan: Plan, position: int) -> Drawn:
         progress(event)
         if isinstance(event, Decoded) and event.index == position:
             image = event
+        elif isinstance(event, Timed) and event.phase == "import":
+            started += event.seconds  # once, whatever is drawn
         elif isinstance(event, Failed):
             raise from_json(dict(event.error))
         elif isinstance(event, Done):
@@ -296,7 +298,7 @@ def _unexplained(verdict: Verdict) -> Iterator[str]:
     else:
         yield "  nothing that it says of itself explains it"
     if verdict.not_searched:
-        yield f"  --search tries one thing otherwise at a time: {verdict.not_searched}"
+        yield f"  --search tries more: {verdict.not_searched}"
 
 
 def _left(name: str, value: str) -> str:

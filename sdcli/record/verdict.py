@@ -35,7 +35,7 @@ class Verdict:
     difference: Difference | None = None
     explained: tuple[Explanation, ...] = ()
     searched: int = 0
-    not_searched: str = ""  # what that would have taken, where it was too much to do unasked
+    not_searched: str = ""  # what more of that would take, where it was too much to do unasked
     not_followed: Mapping[str, str] | None = None  # settings of another program that sdcli has nothing for
 
     @property

@@ -17,9 +17,12 @@ from PIL import Image  # noqa: TID253
 from PIL.PngImagePlugin import PngInfo  # noqa: TID253
 
 from scripts import make_checkpoint
+from sdcli.cli import searching
+from sdcli.cli.ask import plan_for
 from sdcli.cli.verify import another_model
 from sdcli.models.model import Component, Model
 from sdcli.plan.otherwise import MOST
+from sdcli.plan.plan import Plan
 from sdcli.record.metadata.read import ImageSettings
 
 TINY = ("-m", "tiny", "--size", "64x64", "--steps", "2", "--no-show", "-q", "-o")
@@ -173,6 +176,22 @@ def test_pixels_that_nothing_draws_are_explained_by_nothing(capfd: pytest.Captur
     done = sdcli(capfd, "verify", "other.png", "-m", "tiny", "-q", "--search", "--engine", "fake")
     (count,) = re.findall(r"nothing explains it: (\d+) drawings with one thing otherwise also differed", done.out)
     assert done.code == 10 and 5 <= int(count) <= MOST
+
+
+@pytest.mark.parametrize(
+    ("asked", "seconds", "drawn"), [(None, 10_000.0, 1), (None, 20.0, 3), (None, 0.0, None), (True, 10_000.0, None)]
+)
+def test_unasked_number_types_are_tried_and_the_rest_as_far_as_it_takes_a_minute(
+    asked: bool | None, seconds: float, drawn: int | None
+) -> None:
+    plan = plan_for({"words": ("a cat",), "model": "tiny", "dtype": "fp32", "size": "64x64", "seeds": "1"}, "plan").plan
+    tried: list[Plan] = []
+    found = searching.search(
+        plan, lambda other: bool(tried.append(other)), seconds=seconds, asked=asked, quiet=True
+    )  # fmt: skip
+    every = len(tried) + int(found.left.split()[0] if found.left else 0)
+    assert len(tried) == (drawn or every) and every > 3
+    assert found.drawn == len(tried) and tried[0].setup.dtype == "bf16"
 
 
 @pytest.mark.parametrize("part", ["unet", "vae", "text_encoder"])
