@@ -94,7 +94,7 @@ def existing(text: str) -> Path | None:
 
 def _is_meant(text: str, path: Path) -> bool:
     """A bare word that happens to be a folder here need not be a path: `builtin`, `sd15`."""
-    return _looks_like_a_path(text) or not path.is_dir() or (path / "model_index.json").is_file()
+    return _looks_like_a_path(text) or not path.is_dir() or (path / "model_index.json").exists()
 
 
 def _looks_like_a_path(text: str) -> bool:

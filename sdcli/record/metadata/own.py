@@ -26,7 +26,7 @@ class RecordedModel:
     name: str
     revision: str | None = None
     hash: str | None = None
-    unet_sha256: str | None = None
+    weights: Mapping[str, str] = field(default_factory=dict)  # a fingerprint of each component's
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -101,6 +101,11 @@ def read(text: str | bytes, where: str = "the sdcli chunk") -> ImageRecord:
 
 def values(record: ImageRecord) -> dict[str, Any]:
     """The Request fields it fills."""
+    return settings(record) | {"model": record.model.name, **_beside(record.setup)}
+
+
+def settings(record: ImageRecord) -> dict[str, Any]:
+    """Those of the job."""
     job = record.job
     return {
         "prompts": (job.prompt,),
@@ -110,8 +115,6 @@ def values(record: ImageRecord) -> dict[str, Any]:
         **_second(job.second),
         **({"reference_layers": job.references[0].layers} if job.references else {}),
         **_refined(job.refined),
-        "model": record.model.name,
-        **_beside(record.setup),
     }
 
 
