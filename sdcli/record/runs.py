@@ -93,6 +93,10 @@ class Journal:
             raise
         self._length += len(data)
 
+    def check(self) -> None:
+        """OSError where it can no longer be found: lines go on into a file that is gone."""
+        self._files.find(self.path)
+
     def close(self) -> None:
         file, self._file = self._file, -1
         if file >= 0:
