@@ -64,11 +64,12 @@ def really_started(words: Sequence[str], said: Path) -> int:
     return os.posix_spawn(sys.executable, command, environment, file_actions=opened, setsigdef=default)
 
 
-def answer_of(proof: str, call: str) -> Any:
-    """What a call of this proof returns, as JSON, from a new process."""
+def answer_of(proof: str, call: str, under: Sequence[str] = ()) -> Any:
+    """What a call of this proof returns, as JSON, from a new process; `under` is what starts it, such as unshare."""
     code = f"import json; from scripts.proofs import {proof}; print(json.dumps({proof}.{call}))"
     place = {**os.environ, "PYTHONPATH": str(ROOT)}
-    done = subprocess.run([sys.executable, "-P", "-c", code], cwd=ROOT, env=place, stdout=subprocess.PIPE, check=True)
+    words = [*under, sys.executable, "-P", "-c", code]
+    done = subprocess.run(words, cwd=ROOT, env=place, stdout=subprocess.PIPE, check=True)
     return json.loads(done.stdout)
 
 

@@ -19,6 +19,7 @@ ROOT = Path(__file__).resolve().parents[2]
 if str(ROOT) not in sys.path:
     sys.path.insert(0, str(ROOT))
 
+from scripts import forked, small_disks  # noqa: E402
 from sdcli.draw import fake  # noqa: E402
 from sdcli.errors import BadFile, CannotWrite  # noqa: E402
 from sdcli.events import Decoded, Planned  # noqa: E402
@@ -35,6 +36,8 @@ CLAIM = (
     "gone before it, or within a write. Finished images stay as they are, nothing is half there, the run can be "
     "resumed to the same pixels."
 )
+
+Row = tuple[str, str, str, bool | None]
 
 ERRORS = ("ENOSPC", "EIO", "EDQUOT", "EROFS", "EMFILE")
 KINDS = tuple(name for name, value in vars(Files).items() if callable(value))
@@ -292,7 +295,7 @@ def deaths(way: Way, of: Plan, root: Path, halves: Iterable[bool]) -> Iterator[l
             yield wrong
 
 
-def main() -> list[tuple[str, str, str, bool]]:
+def main() -> list[Row]:
     of, rows = plan(images=3), []
     with tempfile.TemporaryDirectory() as made:
         root = Path(made)
@@ -305,10 +308,24 @@ def main() -> list[tuple[str, str, str, bool]]:
         for name, way in WAYS.items():
             ended = dict(enumerate(deaths(way, of, root / f"deaths {name}", (False, True))))
             rows.append(_row(f"killed at each call, {name}", ended))
-    return rows
+    return [*rows, *_small_disks()]
 
 
-def _row(what: str, wrong: dict[Any, list[str]]) -> tuple[str, str, str, bool]:
+def _small_disks() -> list[Row]:
+    """The command itself on file systems of its own."""
+    names = {
+        "full": "a full disk, 16 images", "too_small": "a disk too small", "read_only": "a disk made read-only",
+        "taken_out": "a disk taken out while drawing", "removed": "a folder removed while drawing",
+    }  # fmt: skip
+    reason = small_disks.why_none()
+    if reason is not None:
+        return [(what, f"not run: {reason}", "all", None) for what in names.values()]
+    found = forked.answer_of("faults", "small_disks.ends(list(small_disks.cases()))", small_disks.apart())
+    ends = {name: {case: wrong for one, case, _, wrong in found if one == name} for name in names}
+    return [_row(what, ends[name]) for name, what in names.items()]
+
+
+def _row(what: str, wrong: dict[Any, list[str]]) -> Row:
     bad = {case: flaw for case, flaw in wrong.items() if flaw}
     first = next((f"; first: {case}: {', '.join(flaw)}" for case, flaw in bad.items()), "")
     return what, f"{len(wrong) - len(bad):,} of {len(wrong):,} as claimed{first}", "all", not bad
