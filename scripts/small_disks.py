@@ -3,10 +3,7 @@ process."""
 
 from __future__ import annotations
 
-import functools
-import hashlib
 import os
-import random
 import shlex
 import shutil
 import signal
@@ -14,14 +11,10 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
 from pathlib import Path
 
-from PIL import Image
-
 from scripts import forked
-from sdcli.errors import BadFile
-from sdcli.record import runs
+from scripts.drawn_folder import TRY, DrawnFolder, large_images
 
 IMAGES = 16
 DRAWN = 5  # images that are saved when something happens to the folder
@@ -29,7 +22,6 @@ ROOMY = "64m"
 FORMATS = ("png", "jpg")
 SIZES = ("4k", "16k", "64k", "256k", "512k", "1m", "1536k", "2m")
 FILES = (1, 2, 3, 4, 5, 6, 8, 12, 20)  # a file system may also have no room for one more file
-_TRY = "  try: sdcli "
 
 
 def why_none() -> str | None:
@@ -47,94 +39,12 @@ def apart() -> list[str]:
     return ["unshare", "--mount", *([] if os.geteuid() == 0 else ["--map-root-user"])]
 
 
-@dataclass
-class Disk:
-    """A file system in memory, at a folder; what a run drew there, and what was wrong."""
-
-    folder: Path
-    said: Path
-    format: str = "png"
-    wrong: list[str] = field(default_factory=list)
+class Disk(DrawnFolder):
+    """A file system in memory, at a folder."""
 
     def mount(self, *options: str, again: bool = False) -> None:
         options = (*(["remount"] if again else []), *options)
         _call("mount", "-t", "tmpfs", "-o", ",".join(options), "none", str(self.folder))
-
-    def drawing(self) -> list[str]:
-        return [
-            "generate", "a cat", "-n", str(IMAGES), "--engine", "fake", "--size", "256x256", "-s", "1", "--seed", "1",
-            "-q", "--format", self.format, "-o", str(self.folder),
-        ]  # fmt: skip
-
-    def run(self, words: list[str], first: Callable[[], None] = lambda: None) -> tuple[int, str]:
-        """Its exit code, and the last line it said."""
-        self.said.write_bytes(b"")
-        code = forked.ended(forked.started(words, self.said, first))
-        text = self.said.read_text()
-        if "Traceback" in text:
-            self.wrong.append("a traceback")
-        return code, (text.splitlines() or [""])[-1]
-
-    def images(self) -> list[Path]:
-        return sorted(self.folder.glob(f"*.{self.format}"))
-
-    def journals(self) -> list[runs.RecordedRun]:
-        found = []
-        for records in self.folder.glob("runs/*"):
-            try:
-                found.append(runs.read(records))
-            except BadFile:
-                if (records / runs.JOURNAL).exists():
-                    self.wrong.append("a journal without a line")
-        return found
-
-    def look(self) -> int:
-        """How many images there are; each whole and listed, none missing that was noted as done, and nothing else."""
-        found, listed, noted = self.images(), {}, set()
-        for run in self.journals():
-            listed |= {intent.file: intent.file_sha256 for intent in run.intents.values()}
-            noted |= {run.intents[index].file for index in run.noted}
-        for path in found:
-            if listed.get(path.name) != hashlib.sha256(path.read_bytes()).hexdigest():
-                self.wrong.append(f"{path.name} is not whole or not listed")
-        self.wrong += [f"{name} is lost" for name in noted - {path.name for path in found}]
-        self.wrong += [f"{path.name} left" for path in self.folder.rglob("*.part")]
-        return len(found)
-
-    def expect_7(self, code: int, last: str) -> None:
-        if code != 7:
-            self.wrong.append(f"exit {code}: {last}")
-        if not last.startswith(_TRY + ("resume " if self.journals() else "")) and not last.startswith("  try: -o "):
-            self.wrong.append(f"the last line is {last!r}")
-
-    def go_on(self, last: str) -> None:
-        """By that last line, pasted, where a run had begun; to the images of a run that nothing disturbed."""
-        resuming = bool(self.journals())
-        words = [*shlex.split(last.removeprefix(_TRY)), "--engine", "fake", "-q"] if resuming else self.drawing()
-        code, last = self.run(words)
-        if code:
-            self.wrong.append(f"afterwards exit {code}: {last}")
-        if self.look() != IMAGES or pixels(self) != undisturbed(self.format):
-            self.wrong.append("other images than those of a run that nothing disturbed")
-
-
-def pixels(disk: Disk) -> list[str]:
-    """Of each image, by its index; decoded."""
-    found = {}
-    for run in disk.journals():
-        for index, intent in runs.recover(run).done.items():
-            with Image.open(disk.folder / intent.file) as image:
-                found[index] = hashlib.sha256(image.convert("RGB").tobytes()).hexdigest()
-    return [found[index] for index in sorted(found)]
-
-
-@functools.cache
-def undisturbed(format: str) -> list[str]:
-    with tempfile.TemporaryDirectory() as made:
-        disk = Disk(Path(made) / "out", Path(made) / "said", format)
-        code, last = disk.run(disk.drawing())
-        assert code == 0, last
-        return pixels(disk)
 
 
 def _call(*words: str) -> None:
@@ -180,7 +90,7 @@ def read_only(disk: Disk, _: str) -> int:
             disk.wrong.append(f"{words[0]} ended with {code}: {last}")
     found = disk.look()
     disk.mount("rw", again=True)
-    disk.go_on(f"{_TRY}{shlex.join(resuming[:2])}")
+    disk.go_on(f"{TRY}{shlex.join(resuming[:2])}")
     return found
 
 
@@ -251,9 +161,7 @@ def cases(sizes: tuple[str, ...] = SIZES, files: tuple[int, ...] = FILES) -> Ite
 
 def ends(chosen: list[tuple[str, str, str]]) -> list[tuple[str, str, int, list[str]]]:
     """Of each: what happened, to what, how many images were there, what was wrong."""
-    from sdcli.draw import fake
-
-    fake._gradient = lambda seed, width, height: random.Random(seed).randbytes(width * height * 3)  # fills a disk
+    large_images()
     happenings = {each.__name__: each for each in (full, too_small, read_only, taken_out, removed)}
     found = []
     with tempfile.TemporaryDirectory() as made:
@@ -262,7 +170,7 @@ def ends(chosen: list[tuple[str, str, str]]) -> list[tuple[str, str, int, list[s
         for number, (name, limit, format) in enumerate(chosen):
             folder = Path(made) / str(number)
             (folder / "out").mkdir(parents=True)
-            disk = Disk(folder / "out", Path(made) / "said", format)
+            disk = Disk(folder / "out", Path(made) / "said", IMAGES, format, "256x256")
             images = happenings[name](disk, limit)
             found.append((name, f"{limit} {format}".strip(), images, disk.wrong))
             subprocess.run(["umount", "--lazy", str(disk.folder)], capture_output=True)

@@ -10,6 +10,7 @@ import json
 import os
 import sys
 import tempfile
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,7 +20,7 @@ ROOT = Path(__file__).resolve().parents[2]
 if str(ROOT) not in sys.path:
     sys.path.insert(0, str(ROOT))
 
-from scripts import forked, small_disks  # noqa: E402
+from scripts import failing_calls, forked, small_disks  # noqa: E402
 from sdcli.draw import fake  # noqa: E402
 from sdcli.errors import BadFile, CannotWrite  # noqa: E402
 from sdcli.events import Decoded, Planned  # noqa: E402
@@ -33,13 +34,14 @@ from tests.record.record_samples import destination, plan  # noqa: E402
 NAME = "faults"
 CLAIM = (
     "Every file call of a run of three images fails, each time it occurs, once and from then on; or the process is "
-    "gone before it, or within a write. Finished images stay as they are, nothing is half there, the run can be "
-    "resumed to the same pixels."
+    "gone before it, or within a write. So does every system call that the command makes on its folder, answered by "
+    "strace; and real disks fill, are read-only or are taken out. Finished images stay as they are, nothing is half "
+    "there, the run can be resumed to the same pixels, by the last line it said."
 )
 
 Row = tuple[str, str, str, bool | None]
 
-ERRORS = ("ENOSPC", "EIO", "EDQUOT", "EROFS", "EMFILE")
+ERRORS = failing_calls.ERRORS
 KINDS = tuple(name for name, value in vars(Files).items() if callable(value))
 # A failure of these loses nothing: a file that is written and synced, a hint to the system, one way of several.
 MAY_PASS = {"close", "remove", "truncate"}
@@ -308,7 +310,23 @@ def main() -> list[Row]:
         for name, way in WAYS.items():
             ended = dict(enumerate(deaths(way, of, root / f"deaths {name}", (False, True))))
             rows.append(_row(f"killed at each call, {name}", ended))
-    return [*rows, *_small_disks()]
+    return [*rows, *_system_calls(), *_small_disks()]
+
+
+def _system_calls() -> list[Row]:
+    """The command itself, answered by strace in the kernel's place."""
+    reason = failing_calls.why_none()
+    if reason is not None:
+        return [(f"{error} from the kernel", f"not run: {reason}", "all", None) for error in ERRORS]
+    found = forked.answer_of("faults", "failing_calls.ends()")
+    rows = []
+    for error in ERRORS:
+        ends = {f"{call} {nth}{'+' * lasting}": wrong for call, nth, one, lasting, _, wrong in found if one == error}
+        rows.append(_row(f"{error} from the kernel", ends))
+    codes = Counter(code for *_, code, _ in found)
+    seen = ", ".join(f"{code}: {number:,}" for code, number in sorted(codes.items()))
+    calls = sorted({call for call, *_ in found})
+    return [*rows, (f"exit codes then ({', '.join(calls)})", seen, "0 and 7", set(codes) <= {0, 7})]
 
 
 def _small_disks() -> list[Row]:

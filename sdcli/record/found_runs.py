@@ -94,9 +94,9 @@ def to_resume(named: str | None) -> Path:
     path = Path(named).expanduser()
     if path.name == JOURNAL:
         path = path.parent
-    if (path / JOURNAL).is_file():
+    if os.path.isfile(path / JOURNAL):  # Path's own raise where the disk fails
         return path
-    if path.is_dir():
+    if os.path.isdir(path):
         return _newest_unfinished((path,), f" in {show(path, 200)}")
     for records in found(usual_folders()):
         if records.name == named:
