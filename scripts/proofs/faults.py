@@ -12,7 +12,7 @@ import sys
 import tempfile
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +23,7 @@ if str(ROOT) not in sys.path:
 from scripts import failing_calls, forked, small_disks  # noqa: E402
 from sdcli.draw import fake  # noqa: E402
 from sdcli.errors import BadFile, CannotWrite  # noqa: E402
-from sdcli.events import Decoded, Planned  # noqa: E402
+from sdcli.events import Decoded, KeptStep, Planned, Step  # noqa: E402
 from sdcli.files import WITHOUT_LINKS, Files  # noqa: E402
 from sdcli.plan.plan import Plan  # noqa: E402
 from sdcli.record import report, runs  # noqa: E402
@@ -114,6 +114,10 @@ class Way:
     overwrite: bool = False
     links: bool = True
     resumed: bool = False
+    steps: bool = False  # kept
+
+    def plan(self, of: Plan) -> Plan:
+        return replace(of, request=replace(of.request, keep_steps=True)) if self.steps else of
 
     def destination(self, folder: Path) -> Destination:
         kind = "template" if self.pattern else "numbered"
@@ -136,17 +140,21 @@ WAYS = {
     "overwriting": Way(pattern="{seed}.png", overwrite=True),
     "without links": Way(links=False),
     "resumed": Way(resumed=True),
+    "keeping steps": Way(steps=True),
 }
 
 
 def events(of: Plan, indices: Iterable[int]) -> Iterator[Any]:
     yield Planned(plan=of)
-    yield from fake.run(of, [(index, (of.jobs[index],)) for index in indices])
+    for event in fake.run(of, [(index, (of.jobs[index],)) for index in indices]):
+        yield event
+        if isinstance(event, Step) and of.request.keep_steps:
+            yield KeptStep(batch=event.batch, step=event.step, state=b"latents")
 
 
 def drawn(way: Way, of: Plan, folder: Path, files: Files) -> CannotWrite | None:
     """A whole run, up to its report, as `sdcli generate` does it, or `sdcli resume`; what it ended with."""
-    where, folding = way.destination(folder), report.Folding(started="", run="", clock=lambda: 0.0)
+    of, where, folding = way.plan(of), way.destination(folder), report.Folding(started="", run="", clock=lambda: 0.0)
     error: CannotWrite | None = None
     try:
         if way.resumed:
@@ -212,7 +220,7 @@ def flaws(way: Way, of: Plan, folder: Path, *, died: bool, parts: bool) -> Itera
 
 def _resumed(way: Way, of: Plan, folder: Path) -> Iterator[str]:
     records = way.destination(folder).records
-    error = drawn(Way(way.pattern, way.overwrite, way.links, resumed=True), of, folder, way.files(Failing()))
+    error = drawn(replace(way, resumed=True), of, folder, way.files(Failing()))
     if error is not None:
         yield f"not resumed: {error.message}"
         return
@@ -221,8 +229,8 @@ def _resumed(way: Way, of: Plan, folder: Path) -> Iterator[str]:
         yield "other pixels than those of an uninterrupted run"
     if len(images(folder)) != len(of.jobs) or whole.run.end is None or whole.run.end["exit_code"] != 0:
         yield "more or fewer images than were asked for"
-    if list(folder.rglob("*.part")):
-        yield "a temporary file left by a resumed run"
+    if list(folder.rglob("*.part")) or list(folder.rglob("*.step.safetensors")):
+        yield "a temporary file or a kept step left by a resumed run"
 
 
 def pixels(of: Plan) -> list[str]:
@@ -262,7 +270,8 @@ def failed(fault: Fault, of: Plan, folder: Path) -> list[str]:
     prepare(way, of, folder)
     error = drawn(way, of, folder, way.files(Failing(fault.kind, fault.nth, number, fault.lasting)))
     wrong = []
-    if error is None and fault.kind not in MAY_PASS and not (fault.kind == "link" and number in WITHOUT_LINKS):
+    harmless = fault.kind in MAY_PASS or way.steps  # a step that cannot be kept is only told
+    if error is None and not harmless and not (fault.kind == "link" and number in WITHOUT_LINKS):
         wrong.append("no error")
     if error is not None and (error.code != 7 or not error.message or not error.hint):
         wrong.append(f"{error!r}")

@@ -578,6 +578,18 @@ def test_recovery_removes_only_this_runs_half_made_files(tmp_path: Path) -> None
     assert not mine.exists() and not report.exists() and all(path.exists() for path in others)
 
 
+def test_recovery_removes_the_kept_steps_of_finished_batches_and_what_is_half_made_of_others(tmp_path: Path) -> None:
+    of = plan(images=3, batch_size=2)
+    list(store(stream(of), destination(tmp_path)))
+    records = tmp_path / "runs" / RUN
+    (tmp_path / "0003-a-cat-44.png").unlink()
+    for batch in (0, 1):  # the process was killed before it removed the first, and once more in a write
+        runs.step_file(records, batch).write_bytes(b"latents")
+    (records / ".000001.step.safetensors.0a1b2c3d.part").write_bytes(b"lat")
+    assert runs.recover(runs.read(records)).missing == (2,)
+    assert sorted(os.listdir(records)) == ["000001.step.safetensors", "run.jsonl"]
+
+
 def test_a_run_being_drawn_cannot_be_resumed_by_another_process(tmp_path: Path) -> None:
     of = plan(images=2)
     running = store(stream(of), destination(tmp_path))
