@@ -38,7 +38,7 @@ def command() -> Callable[..., None]:
 
 
 def _runs(typed: dict[str, Any]) -> None:
-    folders = tuple(Path(word).expanduser() for word in typed.get("words", ()))
+    folders = tuple(Path(os.path.expanduser(word)) for word in typed.get("words", ()))
     for folder in folders:
         if not os.path.isdir(folder):
             raise Usage(f"{show(folder, 200)} is not a folder", hint="sdcli runs")

@@ -91,7 +91,7 @@ def to_resume(named: str | None) -> Path:
     """The records of the run of this name, or of this path; without one, of the newest that is not finished."""
     if named is None:
         return _newest_unfinished(usual_folders(), "")
-    path = Path(named).expanduser()
+    path = Path(os.path.expanduser(named))
     if path.name == JOURNAL:
         path = path.parent
     if os.path.isfile(path / JOURNAL):  # Path's own raise where the disk fails
