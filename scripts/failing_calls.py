@@ -42,7 +42,7 @@ def why_none() -> str | None:
     words = ["strace", "-o", os.devnull, "-p", str(waiting.pid)]
     tried = subprocess.run(words, capture_output=True, text=True)
     waiting.wait()
-    return None if tried.returncode == 0 else tried.stderr.strip().splitlines()[-1]
+    return None if tried.returncode == 0 else (tried.stderr.strip() or f"exit {tried.returncode}").splitlines()[-1]
 
 
 def traced(drawn: DrawnFolder, log: Path, *more: str) -> tuple[int, str]:

@@ -31,7 +31,7 @@ def why_none() -> str | None:
     with tempfile.TemporaryDirectory() as folder:
         words = [*apart(), "mount", "-t", "tmpfs", "none", folder]
         tried = subprocess.run(words, capture_output=True, text=True)
-    return None if tried.returncode == 0 else tried.stderr.strip().splitlines()[-1]
+    return None if tried.returncode == 0 else (tried.stderr.strip() or f"exit {tried.returncode}").splitlines()[-1]
 
 
 def apart() -> list[str]:
