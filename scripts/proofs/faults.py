@@ -8,6 +8,7 @@ import hashlib
 import itertools
 import json
 import os
+import subprocess
 import sys
 import tempfile
 from collections import Counter
@@ -307,6 +308,7 @@ def deaths(way: Way, of: Plan, root: Path, halves: Iterable[bool]) -> Iterator[l
 
 
 def main() -> list[Row]:
+    calls, disks = _asked_for_calls(), _asked_for_disks()  # meanwhile
     of, rows = plan(images=3), []
     with tempfile.TemporaryDirectory() as made:
         root = Path(made)
@@ -319,37 +321,54 @@ def main() -> list[Row]:
         for name, way in WAYS.items():
             ended = dict(enumerate(deaths(way, of, root / f"deaths {name}", (False, True))))
             rows.append(_row(f"killed at each call, {name}", ended))
-    return [*rows, *_system_calls(), *_small_disks()]
+    return [*rows, *_system_calls(calls), *_small_disks(disks)]
 
 
-def _system_calls() -> list[Row]:
-    """The command itself, answered by strace in the kernel's place."""
-    reason = failing_calls.why_none()
-    if reason is not None:
-        return [(f"{error} from the kernel", f"not run: {reason}", "all", None) for error in ERRORS]
-    found = forked.answer_of("faults", "failing_calls.ends()")
-    rows = []
-    for error in ERRORS:
-        ends = {f"{call} {nth}{'+' * lasting}": wrong for call, nth, one, lasting, _, wrong in found if one == error}
+# --- the command itself: answered by strace in the kernel's place, and on file systems of its own
+
+
+DISKS = {
+    "full": "a full disk, 16 images",
+    "too_small": "a disk too small",
+    "read_only": "a disk made read-only",
+    "taken_out": "a disk taken out while drawing",
+    "removed": "a folder removed while drawing",
+}
+Asked = subprocess.Popen[bytes]
+
+
+def _asked_for_calls() -> dict[str, Asked] | str:
+    """By error; or why not."""
+    return failing_calls.why_none() or {
+        error: forked.asked("faults", f"failing_calls.ends(({error!r},))") for error in ERRORS
+    }
+
+
+def _asked_for_disks() -> Asked | str:
+    call = f"small_disks.ends({list(small_disks.cases())!r})"
+    return small_disks.why_none() or forked.asked("faults", call, small_disks.apart())
+
+
+def _system_calls(asked: dict[str, Asked] | str) -> list[Row]:
+    if isinstance(asked, str):
+        return [(f"{error} from the kernel", f"not run: {asked}", "all", None) for error in ERRORS]
+    rows, codes, calls = [], Counter[int](), set()
+    for error, process in asked.items():
+        found = forked.answered(process)
+        ends = {f"{call} {nth}{'+' * lasting}": wrong for call, nth, _, lasting, _, wrong in found}
         rows.append(_row(f"{error} from the kernel", ends))
-    codes = Counter(code for *_, code, _ in found)
+        codes += Counter(code for *_, code, _ in found)
+        calls |= {call for call, *_ in found}
     seen = ", ".join(f"{code}: {number:,}" for code, number in sorted(codes.items()))
-    calls = sorted({call for call, *_ in found})
-    return [*rows, (f"exit codes then ({', '.join(calls)})", seen, "0 and 7", set(codes) <= {0, 7})]
+    return [*rows, (f"exit codes then ({', '.join(sorted(calls))})", seen, "0 and 7", set(codes) <= {0, 7})]
 
 
-def _small_disks() -> list[Row]:
-    """The command itself on file systems of its own."""
-    names = {
-        "full": "a full disk, 16 images", "too_small": "a disk too small", "read_only": "a disk made read-only",
-        "taken_out": "a disk taken out while drawing", "removed": "a folder removed while drawing",
-    }  # fmt: skip
-    reason = small_disks.why_none()
-    if reason is not None:
-        return [(what, f"not run: {reason}", "all", None) for what in names.values()]
-    found = forked.answer_of("faults", "small_disks.ends(list(small_disks.cases()))", small_disks.apart())
-    ends = {name: {case: wrong for one, case, _, wrong in found if one == name} for name in names}
-    return [_row(what, ends[name]) for name, what in names.items()]
+def _small_disks(asked: Asked | str) -> list[Row]:
+    if isinstance(asked, str):
+        return [(what, f"not run: {asked}", "all", None) for what in DISKS.values()]
+    found = forked.answered(asked)
+    ends = {name: {case: wrong for one, case, _, wrong in found if one == name} for name in DISKS}
+    return [_row(what, ends[name]) for name, what in DISKS.items()]
 
 
 def _row(what: str, wrong: dict[Any, list[str]]) -> Row:

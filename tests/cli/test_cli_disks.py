@@ -18,7 +18,7 @@ def test_a_disk_that_fills_or_is_taken_out_costs_no_finished_image_and_the_last_
     reason = small_disks.why_none()
     if reason is not None:
         pytest.skip(reason)
-    ends = forked.answer_of("faults", f"small_disks.ends({CASES!r})", small_disks.apart())
+    ends = forked.answered(forked.asked("faults", f"small_disks.ends({CASES!r})", small_disks.apart()))
     assert [(name, images, wrong) for name, _, images, wrong in ends] == [
         ("full", 0, []), ("full", ends[1][2], []), ("full", 3, []), ("read_only", 5, []), ("taken_out", 5, []),
         ("removed", 0, []),
