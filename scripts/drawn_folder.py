@@ -89,9 +89,9 @@ class DrawnFolder:
         """By that last line, pasted, where a run had begun; to the images of a run that nothing disturbed."""
         begun = bool(self.journals())
         words = [*shlex.split(last.removeprefix(TRY)), "--engine", "fake", "-q"] if begun else self.drawing()
-        code, last = self.run(words)
+        code, _ = self.run(words)
         if code:
-            self.wrong.append(f"afterwards exit {code}: {last}")
+            self.wrong.append(f"afterwards exit {code}: {self.said.read_text()[-300:]}")
         self.look(parts)
         if not self.is_complete():
             self.wrong.append("other images than those of a run that nothing disturbed")
