@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -114,7 +115,7 @@ def _here(image: str, name: str) -> str:
     """Where a file of that name is: here, or beside the image."""
     if Path(name).name != name:
         return ""
-    found = next((path for path in (Path(name), Path(image).with_name(name)) if path.is_file()), None)
+    found = next((path for path in (Path(name), Path(image).with_name(name)) if os.path.isfile(path)), None)
     return quoted(str(found)) if found is not None else ""
 
 

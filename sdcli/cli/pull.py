@@ -77,7 +77,7 @@ def _pull(typed: dict[str, Any]) -> None:
 
 def _named(text: str, revision: str | None, offline: bool, quiet: bool) -> Pulled:
     """An alias, a path, `owner/name` or `owner/name/file.safetensors`, the latter two with @commit if need be."""
-    one = None if Path(text).exists() else hub_name.of_page(text) or hub_name.parse(text)
+    one = None if os.path.exists(text) else hub_name.of_page(text) or hub_name.parse(text)
     if one is None:
         return pull(text, revision, offline, quiet)
     if revision and one.revision:

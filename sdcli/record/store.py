@@ -189,8 +189,7 @@ class RunStore:
     def _cannot_write(self, path: Path, error: OSError) -> CannotWrite:
         planned = max(self.saved, len(self.plan.jobs) if self.plan else 0)
         done = f"{self.saved} of {planned} images are saved in {show(self.destination.folder)}"
-        hint = f"sdcli resume {called(self.destination.records)}   (once it can be written again)"
-        return cannot_write(path, error, done=done, hint=hint)
+        return cannot_write(path, error, done=done, hint=f"sdcli resume {called(self.destination.records)}")
 
     def end(self, error: SdcliError | None = None) -> None:
         """The journal's last line. After an error, failing to write it is not reported too."""
@@ -276,6 +275,7 @@ class RunStore:
 
     def _write(self, event: Decoded, data: bytes, intent: Intent, journal: Journal) -> Written:
         """On OSError nothing of this image exists under any name."""
+        journal.check()  # a folder that is gone would be made anew, for an image that no journal has
         if not self.number and self.destination.kind == "numbered":
             self.number = next_number(self.destination.folder)
 
