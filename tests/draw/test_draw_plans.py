@@ -8,7 +8,7 @@ import pytest
 
 from scripts.proofs import plans
 
-PLANS = range(10)
+PLANS = range(6)
 
 
 @pytest.fixture(scope="module")
