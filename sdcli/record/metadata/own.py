@@ -31,7 +31,8 @@ class RecordedModel:
 
 @dataclass(frozen=True, kw_only=True)
 class BatchPosition:
-    """The image's position in its batch, and the other jobs, since a batch moves pixels slightly."""
+    """The image's position in its batch, and the other jobs, since a batch moves pixels slightly. One that was drawn as
+    if alone is recorded alone."""
 
     size: int = 1
     position: int = 0
@@ -71,6 +72,8 @@ class ImageRecord:
 
 def batch_position(plan: Plan, batch: int, index: int, size: int, position: int) -> BatchPosition:
     """From the plan; for prompts read as they come, which no plan lists, from the batch's events so far."""
+    if plan.request.batch_invariant:
+        return BatchPosition()
     indices = plan.batches[batch] if batch < len(plan.batches) else ()
     if index not in indices:
         return BatchPosition(size=size, position=position)
