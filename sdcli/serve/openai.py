@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import math
+import time
 from collections.abc import AsyncIterator
 from dataclasses import dataclass, field, replace
 from hashlib import sha256
@@ -161,6 +162,8 @@ async def answered(service: Service, repeats: Repeats, request: Request, wish: W
     except _WRONG as error:
         return refused(error, wish.given)
     answer = Answer(ticket=ticket, asked=wish.asked, base=str(request.base_url), given=wish.given)
+    if ticket.deadline is not None:  # of who asked before, and came again
+        ticket.deadline = None if seconds is None else max(ticket.deadline, time.monotonic() + seconds)
     patience = PATIENCE if repeats.will_come_again(request, seeded) else 0.0
     repeats.arrive(ticket)
     if wish.asked.stream:

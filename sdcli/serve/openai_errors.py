@@ -88,13 +88,12 @@ def _param(error: Exception, given: Mapping[str, str]) -> str | None:
     """The field that a message is about: it names its flag, or the file that came along."""
     if not isinstance(error, SdcliError):
         return None
-    if error.type in ("model_missing", "offline", "gated") and not _FLAG.search(error.message):
-        return given.get("model", "model")
     for path, name in given.items():
         if is_file(path) and path in error.message:
             return name
-    flags = (_FIELDS.get(flag) for flag in _FLAG.findall(error.message))
-    found = next((setting for setting in flags if setting is not None), None)
+    flags = (_FIELDS.get(flag) for text in (error.message, error.hint) for flag in _FLAG.findall(text))
+    missing = "model" if error.type in ("model_missing", "offline", "gated") else None
+    found = next((setting for setting in flags if setting is not None), missing)
     return None if found is None else given.get(found, found)
 
 
