@@ -136,7 +136,9 @@ def _previewed(plan: Plan, count: int) -> Plan:
 
 
 def client(request: Request) -> str:
-    return request.client.host if request.client else ""
+    """Whose key it is where keys are asked for, else where it comes from."""
+    known = request.scope.get("state", {}).get("client")
+    return str(known) if known else request.client.host if request.client else ""
 
 
 def _seconds(request: Request) -> float | None:
