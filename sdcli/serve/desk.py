@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import threading
+import time
 from collections.abc import Callable, Iterator
 
 from sdcli.errors import Bug, CannotWrite, DoesNotFit, Interrupted, SdcliError, from_json
@@ -72,7 +73,7 @@ class Desk(threading.Thread):
             return ticket.end("cancelled", Interrupted("cancelled"))
         if too_late(ticket):
             return ticket.end("failed", DoesNotFit("nobody waits for it any more: its time was over in the queue"))
-        ticket.state = "drawing"
+        ticket.state, ticket.drawn_since = "drawing", time.monotonic()
         around = environment(ticket.plan.hardware)
         folding = Folding(started=runs.now(), run=ticket.destination.run, clock=since_start, environment=around)
         error = self._drain(ticket, folding, around)

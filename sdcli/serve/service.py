@@ -20,10 +20,13 @@ from sdcli.machine.folders import cache_folder
 from sdcli.models import hub_cache, listing
 from sdcli.models.families import find
 from sdcli.models.listing import Entry
+from sdcli.models.model import Model
 from sdcli.near import near_text, nearest
 from sdcli.plan.plan import Plan
 from sdcli.plan.refusal import refused
 from sdcli.record import names
+from sdcli.request import config
+from sdcli.serve.decided import Decided
 from sdcli.serve.desk import Desk
 from sdcli.serve.line import Full, Line, Room
 from sdcli.serve.ticket import Ticket
@@ -58,6 +61,8 @@ class Service:
         self.started = time.time()
         self.drawn = 0
         self._lock = threading.Lock()
+        self._decided = Decided()
+        self._models: dict[str, Model] = {}
         self._ended = threading.Event()
         self._uploads = tempfile.TemporaryDirectory(prefix="sdcli-uploads-")
         self._away = None if settings.store else tempfile.TemporaryDirectory(prefix="sdcli-serve-")
@@ -71,7 +76,9 @@ class Service:
         typed = {**self.settings.typed, **values}
         if "model" in values:
             typed["model"] = self._typed_model(str(values["model"]))
-        plan = planning.plan_for(typed, "plan", without_own=self.worker.without_own).plan
+        model = self._model(str(typed.get("model", "")))
+        asked = planning.plan_for(typed, "plan", model, without_own=self.worker.without_own, decide=self._decided)
+        plan = asked.plan
         if not plan.fits:
             raise refused(plan)
         return plan
@@ -130,6 +137,13 @@ class Service:
         folders, hub = planning.added_folders(), hub_cache.folder(os.environ)
         found = listing.listed(folders=folders, hub=hub, builtin=data.builtin_model(), cache=cache)
         return {entry.name: entry for entry in reversed(found) if entry.drawn and not find(entry.family).refines}
+
+    def _model(self, name: str) -> Model:
+        """Read once: what a worker has loaded does not change with its files either."""
+        if name not in self._models:
+            sources = planning.read_sources(config.from_flags({"model": name} if name else {}))
+            self._models[name] = planning.find_model(sources)
+        return self._models[name]
 
     def default_model(self) -> str:
         return str(self.settings.typed.get("model") or planning.default_model())

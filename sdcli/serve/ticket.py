@@ -51,6 +51,9 @@ class Ticket:
     deadline: float | None = None  # on time.monotonic: later nobody waits for it any more
     id: str = field(default_factory=lambda: secrets.token_hex(12))
     created: float = field(default_factory=time.time)
+    waiting_since: float = field(default_factory=time.monotonic)
+    drawn_since: float | None = None  # on time.monotonic, as the others
+    over_since: float | None = None
     state: str = "queued"  # queued | drawing | done | failed | cancelled
     error: SdcliError | None = None
     images: list[Drawn] = field(default_factory=list)
@@ -103,6 +106,7 @@ class Ticket:
     def end(self, state: str, error: SdcliError | None = None) -> None:
         with self._lock:
             self.state, self.error, self.preview = state, error, None
+            self.over_since = time.monotonic()
             for listener in self._listeners:
                 listener(self._count, None)
             self._listeners.clear()
