@@ -6,7 +6,7 @@ import asyncio
 import json
 import math
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass, field, replace
 from hashlib import sha256
 from typing import Any
@@ -14,6 +14,7 @@ from typing import Any
 from starlette.requests import Request
 from starlette.responses import Response, StreamingResponse
 from starlette.routing import Route
+from starlette.types import Receive, Scope, Send
 
 from sdcli.errors import ModelMissing, SdcliError, Usage
 from sdcli.near import near_text, nearest
@@ -169,8 +170,8 @@ async def answered(service: Service, repeats: Repeats, request: Request, wish: W
     patience = PATIENCE if repeats.will_come_again(request, seeded) else 0.0
     repeats.arrive(ticket)
     if wish.asked.stream:
-        events = _leaving(openai_answer.stream(answer, wish.kind, asyncio.to_thread), repeats, ticket, patience)
-        return StreamingResponse(events, media_type="text/event-stream", headers=STREAM)
+        events = openai_answer.stream(answer, wish.kind, asyncio.to_thread)
+        return Streamed(events, lambda: repeats.leave(ticket, patience))
     try:
         there = await waiting.over_first(ticket, request)
     finally:
@@ -186,14 +187,18 @@ async def answered(service: Service, repeats: Repeats, request: Request, wish: W
     return Response(content, media_type="application/json")
 
 
-async def _leaving(
-    events: AsyncIterator[bytes], repeats: Repeats, ticket: Ticket, patience: float
-) -> AsyncIterator[bytes]:  # fmt: skip
-    try:
-        async for block in events:
-            yield block
-    finally:
-        repeats.leave(ticket, patience)
+class Streamed(StreamingResponse):
+    """`left` is called when it ends, also where it ends before its first event."""
+
+    def __init__(self, events: AsyncIterator[bytes], left: Callable[[], None]) -> None:
+        super().__init__(events, media_type="text/event-stream", headers=STREAM)
+        self._left = left
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        try:
+            await super().__call__(scope, receive, send)
+        finally:
+            self._left()
 
 
 def _json(content: dict[str, Any]) -> Response:

@@ -6,6 +6,8 @@ import json
 from typing import Any
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from sdcli.request.config import SETTINGS, from_flags
 from sdcli.serve.bodies import BadBody
@@ -146,3 +148,26 @@ def test_the_schema_names_what_is_taken_and_nothing_else(edits: bool) -> None:
                            "maximum": 10}  # fmt: skip
     assert listed["prompt"]["type"] == "string" and listed["prompt"]["maxLength"] == 8000
     assert json.loads(json.dumps(schema(edits))) == schema(edits)
+
+
+_NAMES = st.sampled_from([*(name for field in FIELDS for name in (field.name, *field.also)), *IGNORED, *REFUSED, "x"])
+_VALUES = st.recursive(
+    st.none() | st.booleans() | st.integers(-(2**63), 2**63) | st.floats(allow_nan=False, allow_infinity=False)
+    | st.text(max_size=20) | st.sampled_from(["auto", "64x64", "png", "ink:1", "1", "true", "[1]", "{}"]),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=6), inner, max_size=3),
+    max_leaves=5,
+)  # fmt: skip
+
+
+@settings(max_examples=400, deadline=None)
+@given(st.dictionaries(_NAMES, _VALUES, max_size=6), st.booleans())
+def test_whatever_a_body_holds_is_understood_or_refused(body: dict[str, Any], edits: bool) -> None:
+    texts = [(name, value if isinstance(value, str) else json.dumps(value)) for name, value in {**CAT, **body}.items()]
+    for read in (lambda: of(body, edits), lambda: asked(from_parts(texts), edits)):
+        try:
+            found = read()
+        except BadBody as wrong:
+            assert str(wrong) and (wrong.field is None or wrong.field in {*body, "prompt"})
+        else:
+            assert set(found.typed) <= {*SETTINGS}
+            assert 1 <= found.images <= 10
