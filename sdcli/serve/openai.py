@@ -16,7 +16,7 @@ from starlette.responses import Response, StreamingResponse
 from starlette.routing import Route
 from starlette.types import Receive, Scope, Send
 
-from sdcli.errors import ModelMissing, SdcliError, Usage
+from sdcli.errors import ModelMissing, SdcliError
 from sdcli.near import near_text, nearest
 from sdcli.plan.plan import Plan
 from sdcli.serve import openai_answer, openai_fields, openai_files, waiting
@@ -24,7 +24,7 @@ from sdcli.serve.bodies import BadBody, parsed
 from sdcli.serve.line import Full
 from sdcli.serve.openai_answer import Answer, dumped
 from sdcli.serve.openai_errors import Conflict, refused
-from sdcli.serve.openai_fields import Asked
+from sdcli.serve.openai_fields import Asked, BadField
 from sdcli.serve.openai_files import Form
 from sdcli.serve.repeats import PATIENCE, Repeats
 from sdcli.serve.service import Service
@@ -206,7 +206,7 @@ def _json(content: dict[str, Any]) -> Response:
 
 
 def _not_here(message: str, status: int, headers: dict[str, str] | None = None) -> Response:
-    answer = refused(Usage(message))
+    answer = refused(BadField(message, None, "not_supported"))
     answer.status_code = status
     answer.headers.update(headers or {})
     return answer

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import re
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -171,3 +173,13 @@ def test_whatever_a_body_holds_is_understood_or_refused(body: dict[str, Any], ed
         else:
             assert set(found.typed) <= {*SETTINGS}
             assert 1 <= found.images <= 10
+
+
+def test_the_documentation_has_every_field_and_no_other() -> None:
+    text = (Path(__file__).resolve().parents[2] / "docs" / "openai.md").read_text(encoding="utf-8")
+    table = text[text.index("| field |") : text.index("Taken and ignored")]
+    rows = [line.split("|")[1:3] for line in table.splitlines()[2:] if line.startswith("|")]
+    named = {name for row in rows for cell in row for name in re.findall(r"`(\w+)`", cell)}
+    assert named == {name for field in FIELDS for name in (field.name, *field.also)} | {"background"}
+    rest = text[text.index("Taken and ignored") : text.index("## Edits")]
+    assert {*IGNORED, *REFUSED} == set(re.findall(r"`(\w+)`", rest)) - {"ignored", "background"}
