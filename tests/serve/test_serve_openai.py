@@ -27,8 +27,8 @@ def test_an_image_comes_back_and_is_kept_where_generate_keeps_it(serve: Serve, t
     assert (run / "report.json").exists() and (run / "run.jsonl").exists()
 
 
-def test_the_same_seed_gives_the_same_image_and_another_seed_another(serve: Serve) -> None:
-    images = client(serve()).images
+def test_the_same_seed_gives_the_same_image_and_another_seed_another(serving: Any) -> None:
+    images = client(serving).images
     hashes = []
     for seed in (5, 5, 6):
         answer = images.generate(prompt="a cat", size="64x64", extra_body={"seed": seed, "steps": 1})
@@ -37,8 +37,8 @@ def test_the_same_seed_gives_the_same_image_and_another_seed_another(serve: Serv
     assert hashes[0] == hashes[1] != hashes[2]
 
 
-def test_every_argument_of_the_client_that_moves_nothing_is_taken(serve: Serve) -> None:
-    answer = client(serve()).images.generate(
+def test_every_argument_of_the_client_that_moves_nothing_is_taken(serving: Any) -> None:
+    answer = client(serving).images.generate(
         prompt="a cat", model="builtin", n=1, size="64x64", quality="high", background="auto", moderation="low",
         output_format="jpeg", output_compression=30, response_format="b64_json", style="vivid", user="me",
         safety_identifier="me", complexity="low", stream=False, extra_body={"steps": 1},
@@ -48,8 +48,8 @@ def test_every_argument_of_the_client_that_moves_nothing_is_taken(serve: Serve) 
     assert set(answer.ignored) == {"quality", "moderation", "style", "user", "safety_identifier", "complexity"}  # type: ignore[attr-defined]
 
 
-def test_formats_and_compression_are_the_files_own(serve: Serve) -> None:
-    images = client(serve()).images
+def test_formats_and_compression_are_the_files_own(serving: Any) -> None:
+    images = client(serving).images
 
     def file(format: Any, compression: int | None) -> bytes:
         answer = images.generate(
@@ -63,14 +63,13 @@ def test_formats_and_compression_are_the_files_own(serve: Serve) -> None:
     assert len(file("webp", 0)) < len(file("webp", None))
 
 
-def test_a_url_serves_the_file_until_it_expires(serve: Serve) -> None:
-    server = serve()
-    answer = client(server).images.generate(
+def test_a_url_serves_the_file_until_it_expires(serving: Any) -> None:
+    answer = client(serving).images.generate(
         prompt="<b>", size="64x64", response_format="url", extra_body={"steps": 1, "seed": 3}
     )
     assert answer.data is not None and answer.data[0].b64_json is None
     url = answer.data[0].url or ""
-    assert url.startswith(f"{server.url}/v1/results/") and len(url.rpartition("/")[2]) == 32
+    assert url.startswith(f"{serving.url}/v1/results/") and len(url.rpartition("/")[2]) == 32
     found = httpx2.get(url)
     assert (found.status_code, found.headers["content-type"]) == (200, "image/png")
     assert found.headers["etag"] == f'"{hashlib.sha256(found.content).hexdigest()}"'
@@ -81,12 +80,12 @@ def test_a_url_serves_the_file_until_it_expires(serve: Serve) -> None:
     assert httpx2.get(url, headers={"If-None-Match": found.headers["etag"]}).status_code == 304
     for other in (url[:-1] + "1", url[:-2], url + "/..%2f..%2fx", url.replace("results/", "results/..%2f")):
         assert httpx2.get(other).status_code == 404
-    (ticket,) = server.service.tickets.values()
+    ticket = list(serving.service.tickets.values())[-1]
     Path(ticket.images[0].path).write_bytes(b"something else")
     assert httpx2.get(url).status_code == 404
     Path(ticket.images[0].path).write_bytes(found.content)
     assert httpx2.get(url).status_code == 200
-    ticket.created -= server.service.settings.keep + 1
+    ticket.created -= serving.service.settings.keep + 1
     assert httpx2.get(url).status_code == 404
 
 
@@ -109,11 +108,10 @@ def test_models_are_listed_named_and_never_a_path(serve: Serve, tmp_path: Path) 
         api.images.create_variation(image=b"\x89PNG")
 
 
-def test_raw_answers_and_the_asynchronous_client(serve: Serve) -> None:
-    server = serve()
+def test_raw_answers_and_the_asynchronous_client(serving: Any) -> None:
 
     async def both() -> None:
-        async with asynchronous(server) as api:
+        async with asynchronous(serving) as api:
             asked = [
                 api.images.generate(prompt="a cat", size="64x64", extra_body={"seed": s, "steps": 1}) for s in (1, 2)
             ]
@@ -125,13 +123,13 @@ def test_raw_answers_and_the_asynchronous_client(serve: Serve) -> None:
             assert (await api.models.retrieve("builtin")).id == "builtin"
 
     asyncio.run(both())
-    with client(server).images.with_streaming_response.generate(
+    with client(serving).images.with_streaming_response.generate(
         prompt="a cat", size="64x64", extra_body={"steps": 1}
     ) as streamed:
         assert streamed.parse().data
 
 
-def test_a_word_that_the_model_never_saw_is_a_warning_beside_its_image(serve: Serve) -> None:
-    answer = client(serve()).images.generate(prompt="a xylographer", size="64x64", extra_body={"steps": 1})
+def test_a_word_that_the_model_never_saw_is_a_warning_beside_its_image(serving: Any) -> None:
+    answer = client(serving).images.generate(prompt="a xylographer", size="64x64", extra_body={"steps": 1})
     assert answer.data is not None
     assert any("xylographer" in warning for warning in answer.data[0].warnings)  # type: ignore[attr-defined]
