@@ -24,7 +24,7 @@ from sdcli.serve.bodies import BadBody, parsed
 from sdcli.serve.line import Full
 from sdcli.serve.openai_answer import Answer, dumped
 from sdcli.serve.openai_errors import Conflict, refused
-from sdcli.serve.openai_fields import Asked, BadField
+from sdcli.serve.openai_fields import Asked
 from sdcli.serve.openai_files import Form
 from sdcli.serve.repeats import PATIENCE, Repeats
 from sdcli.serve.service import Service
@@ -68,9 +68,6 @@ def routes(service: Service) -> list[Route]:
             return refused(error)
         return await answered(service, repeats, request, wish)
 
-    async def variations(request: Request) -> Response:
-        return _not_here("variations are not drawn; /v1/images/edits changes an image by a prompt", 404)
-
     async def models(request: Request) -> Response:
         listed = [model(name) for name in await asyncio.to_thread(service.models)]
         return _json({"object": "list", "data": listed})
@@ -81,8 +78,6 @@ def routes(service: Service) -> list[Route]:
             near = near_text(nearest(name, known, 1))
             error = ModelMissing(f"no model {show(name, 80)} on this server{near}", hint="GET /v1/models")
             return refused(error)
-        if request.method == "DELETE":
-            return _not_here("models are not deleted over HTTP", 405, {"Allow": "GET, HEAD"})
         return _json(model(name))
 
     def model(name: str) -> dict[str, Any]:
@@ -91,9 +86,8 @@ def routes(service: Service) -> list[Route]:
     return [
         Route("/v1/images/generations", generations, methods=["POST"]),
         Route("/v1/images/edits", edits, methods=["POST"]),
-        Route("/v1/images/variations", variations, methods=["POST"]),
         Route("/v1/models", models, methods=["GET"]),
-        Route("/v1/models/{name:path}", one_model, methods=["GET", "DELETE"]),
+        Route("/v1/models/{name:path}", one_model, methods=["GET"]),
     ]
 
 
@@ -203,10 +197,3 @@ class Streamed(StreamingResponse):
 
 def _json(content: dict[str, Any]) -> Response:
     return Response(dumped(content), media_type="application/json")
-
-
-def _not_here(message: str, status: int, headers: dict[str, str] | None = None) -> Response:
-    answer = refused(BadField(message, None, "not_supported"))
-    answer.status_code = status
-    answer.headers.update(headers or {})
-    return answer

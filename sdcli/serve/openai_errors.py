@@ -63,7 +63,7 @@ def described(error: Exception, given: Mapping[str, str] | None = None) -> dict[
 
 def _status(error: Exception) -> tuple[int, str, bool]:
     if isinstance(error, BadBody):
-        return 400, "invalid_request_error", False
+        return getattr(error, "status", 400), "invalid_request_error", False
     if isinstance(error, Full):
         return 429, "rate_limit_error", True
     if isinstance(error, Conflict):
@@ -88,6 +88,8 @@ def _param(error: Exception, given: Mapping[str, str]) -> str | None:
     """The field that a message is about: it names its flag, or the file that came along."""
     if not isinstance(error, SdcliError):
         return None
+    if named := error.details.get("field"):
+        return given.get(str(named), str(named))
     for path, name in given.items():
         if is_file(path) and path in error.message:
             return name

@@ -25,9 +25,10 @@ PLAIN = 100  # output_compression: nothing is compressed away
 class BadField(BadBody):
     """A body's field that is wrong; `code` as OpenAI names what is wrong with it."""
 
-    def __init__(self, message: str, field: str | None, code: str = "invalid_value") -> None:
+    def __init__(self, message: str, field: str | None, code: str = "invalid_value", status: int = 400) -> None:
         super().__init__(message, field)
         self.code = code
+        self.status = status
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -39,7 +39,8 @@ class Form:
 async def form(request: Request) -> Form:
     """What a part is called, and of what type it says it is, counts for nothing: its content is looked at."""
     if not request.headers.get("content-type", "").lower().startswith("multipart/form-data"):
-        raise BadField("an edit is a form: multipart/form-data, with the image as a file", None, "bad_body")
+        message = "an edit is a form: multipart/form-data, with the image as a file"
+        raise BadField(message, None, "unsupported_media_type", 415)
     texts: list[tuple[str, str]] = []
     files: dict[str, list[bytes]] = {"image": [], "mask": []}
     try:

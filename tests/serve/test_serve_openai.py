@@ -104,7 +104,7 @@ def test_models_are_listed_named_and_never_a_path(serve: Serve, tmp_path: Path) 
         with pytest.raises(openai.NotFoundError) as missing:
             api.images.generate(prompt="a cat", model=name)
         assert missing.value.param == "model"
-    with pytest.raises(openai.NotFoundError, match="edits"):
+    with pytest.raises(openai.NotFoundError):  # retired
         api.images.create_variation(image=b"\x89PNG")
 
 

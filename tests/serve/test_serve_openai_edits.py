@@ -112,8 +112,6 @@ def test_what_is_wrong_with_an_edit_is_named(serving: Any, sent: dict[str, Any],
 @pytest.mark.parametrize(
     "sent",
     [
-        {"json": {"prompt": "a cat"}},
-        {"data": {"prompt": "a cat"}},
         {"data": {"prompt": "a cat"}, "files": {"other": file()}},
         {"data": {"prompt": ["a cat", "a dog"]}, "files": {"image": file()}},
         {"data": {f"field{number}": "x" for number in range(200)}, "files": {"image": file()}},
@@ -126,6 +124,12 @@ def test_what_is_wrong_with_an_edit_is_named(serving: Any, sent: dict[str, Any],
 def test_a_form_that_is_none_is_a_bad_request(serving: Any, sent: dict[str, Any]) -> None:
     answer = httpx2.post(f"{serving.url}/v1/images/edits", **sent)
     assert answer.status_code == 400 and answer.json()["error"]["type"] == "invalid_request_error"
+
+
+def test_an_edit_is_a_form_and_nothing_else(serving: Any) -> None:
+    for sent in ({"json": {"prompt": "a cat"}}, {"data": {"prompt": "a cat"}}):
+        answer = httpx2.post(f"{serving.url}/v1/images/edits", **sent)
+        assert answer.status_code == 415 and answer.json()["error"]["type"] == "invalid_request_error"
 
 
 def test_a_transparent_image_is_white_there_and_its_warning_names_no_file_of_the_server(serving: Any) -> None:
