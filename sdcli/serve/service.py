@@ -133,10 +133,16 @@ class Service:
 
     def models(self) -> dict[str, Entry]:
         """The models that a request may name: what is on this machine and draws from a prompt alone, by name."""
+        found = reversed(self.entries())
+        return {entry.name: entry for entry in found if entry.drawn and not find(entry.family).refines}
+
+    def entries(self) -> list[Entry]:
+        """Everything on this machine that is drawn with, remembered for the next who asks."""
         cache = listing.recall(cache_folder() / "listing.json")
         folders, hub = planning.added_folders(), hub_cache.folder(os.environ)
         found = listing.listed(folders=folders, hub=hub, builtin=data.builtin_model(), cache=cache)
-        return {entry.name: entry for entry in reversed(found) if entry.drawn and not find(entry.family).refines}
+        listing.save(cache)
+        return found
 
     def _model(self, name: str) -> Model:
         """Read once: what a worker has loaded does not change with its files either."""
@@ -146,7 +152,11 @@ class Service:
         return self._models[name]
 
     def default_model(self) -> str:
-        return str(self.settings.typed.get("model") or planning.default_model())
+        """What draws where a request names no model: of the flags, else of the environment or the config file."""
+        typed = self.settings.typed
+        flags = config.from_flags({name: typed[name] for name in ("model", "preset") if name in typed})
+        values, _ = config.resolve(planning.read_sources(flags), family={}, model={})
+        return str(values.get("model") or planning.default_model())
 
     def _typed_model(self, name: str) -> str:
         """What -m would be: never a path out of a request, only names of what was found here."""

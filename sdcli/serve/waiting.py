@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator
+from typing import Any
 
 from starlette.requests import Request
 
@@ -54,6 +55,16 @@ async def over_first(ticket: Ticket, request: Request) -> bool:
         return ended.done()
     finally:
         ended.cancel()
+        left.cancel()
+
+
+async def done(work: asyncio.Task[Any], request: Request) -> bool:
+    """Whether it is done before the client leaves."""
+    left = asyncio.create_task(_left(request))
+    try:
+        await asyncio.wait({work, left}, return_when=asyncio.FIRST_COMPLETED)
+        return work.done()
+    finally:
         left.cancel()
 
 

@@ -21,6 +21,7 @@ from sdcli.events import Event
 from sdcli.machine.hardware import Hardware
 from sdcli.plan.batches import Batch
 from sdcli.plan.plan import Plan
+from sdcli.plan.upscaling import UpscalePlan
 from sdcli.terminal import show
 
 EXIT_SECONDS = 10.0  # a worker has to exit by itself
@@ -54,11 +55,18 @@ class Worker:
         self, plan: Plan, batches: Iterable[Batch] | None = None, kept: Mapping[int, bytes] | None = None
     ) -> Iterator[Event]:
         """Closing the generator cancels what is left; the model stays loaded. A process that died is Died."""
+        numbers = [number for number, _ in (plan.numbered() if batches is None else batches)]
+        yield from self._happening({"plan": schema.to_json(plan, whole=True), "batches": numbers})
+
+    def enlarge(self, plan: UpscalePlan) -> Iterator[Event]:
+        """The same of images that are made larger. What else is loaded in the process stays beside it."""
+        yield from self._happening({"enlarge": schema.to_json(plan, whole=True)})
+
+    def _happening(self, order: Mapping[str, Any]) -> Iterator[Event]:
         process = self._running()
         self._orders += 1
         self._drawing, self._heard = self._orders, time.monotonic()
-        numbers = [number for number, _ in (plan.numbered() if batches is None else batches)]
-        self._write({"draw": self._orders, "plan": schema.to_json(plan, whole=True), "batches": numbers})
+        self._write({"draw": self._orders, **order})
         try:
             yield from self._events(process)
         except GeneratorExit:
