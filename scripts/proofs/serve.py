@@ -158,8 +158,8 @@ def under_load(requests: int, clients: int) -> list[Row]:
     right = answers.statuses[200] - answers.wrong
     slope = growth(answers.memory)
     seen = (
-        f"{right:,} answered with their own image, {answers.lost} lost, {answers.wrong} mixed up; {answers.again:,} times "
-        "asked to come again"
+        f"{right:,} answered with their own image, {answers.lost} lost, {answers.wrong} mixed up; "
+        f"{answers.again:,} times asked to come again"
     )
     holds = right == requests and not answers.lost and not answers.wrong
     return [

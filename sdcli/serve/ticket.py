@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import secrets
 import threading
 import time
-import uuid
 from collections import deque
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -49,7 +49,7 @@ class Ticket:
     destination: Destination
     client: str = ""  # whose it is: places in the queue are shared out between clients
     deadline: float | None = None  # on time.monotonic: later nobody waits for it any more
-    id: str = field(default_factory=lambda: uuid.uuid4().hex)
+    id: str = field(default_factory=lambda: secrets.token_hex(12))
     created: float = field(default_factory=time.time)
     waiting_since: float = field(default_factory=time.monotonic)
     drawn_since: float | None = None  # on time.monotonic, as the others
