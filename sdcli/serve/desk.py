@@ -72,7 +72,8 @@ class Desk(threading.Thread):
         if ticket.cancelled.is_set():
             return ticket.end("cancelled", Interrupted("cancelled"))
         if too_late(ticket):
-            return ticket.end("failed", DoesNotFit("nobody waits for it any more: its time was over in the queue"))
+            message = "nobody waits for it any more: its time was over in the queue"
+            return ticket.end("failed", DoesNotFit(message, hint="the same request with a longer timeout", late=True))
         ticket.state, ticket.drawn_since = "drawing", time.monotonic()
         around = environment(ticket.plan.hardware)
         folding = Folding(started=runs.now(), run=ticket.destination.run, clock=since_start, environment=around)
