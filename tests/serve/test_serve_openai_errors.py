@@ -78,7 +78,8 @@ def test_a_broken_body_is_a_bad_request(serving: Any, body: bytes, code: str) ->
 @pytest.mark.parametrize(
     ("error", "status", "again"),
     [
-        (OutOfMemory("no memory is left"), 500, "false"), (DoesNotFit("too late", late=True), 504, "false"), (DeviceUnusable("the GPU is lost"), 503, "false"),
+        (OutOfMemory("no memory is left"), 500, "false"), (DoesNotFit("too late", late=True), 504, "false"),
+        (DeviceUnusable("the GPU is lost"), 503, "false"),
         (Full("the queue is full"), 429, "true"),
     ],
 )  # fmt: skip
