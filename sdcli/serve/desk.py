@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import threading
+import time
 from collections.abc import Callable, Iterator
 
 from sdcli.errors import Bug, CannotWrite, DoesNotFit, Interrupted, SdcliError
@@ -14,6 +15,7 @@ from sdcli.plan.plan import Plan
 from sdcli.record import remembering, report, runs
 from sdcli.record.report import Folding
 from sdcli.record.store import store
+from sdcli.serve import preparing
 from sdcli.serve.line import Line, too_late
 from sdcli.serve.ticket import Ticket
 from sdcli.workers.worker import Died, Worker
@@ -24,14 +26,19 @@ TRIES = 2  # of a batch that ended its worker: the second that dies of it is the
 class Desk(threading.Thread):
     """Serves a line until it is closed."""
 
-    def __init__(self, line: Line, worker: Worker, on_over: Callable[[Ticket], None]) -> None:
+    def __init__(
+        self, line: Line, worker: Worker, on_over: Callable[[Ticket], None], first: Callable[[], None] = lambda: None
+    ) -> None:  # fmt: skip
+        """`first` is done before anything is drawn."""
         super().__init__(name="desk", daemon=True)
+        self._first = first
         self.line = line
         self.worker = worker
         self.drawing: Ticket | None = None
         self._on_over = on_over
 
     def run(self) -> None:
+        self._first()
         while (ticket := self.line.take()) is not None:
             self.drawing = ticket
             try:
@@ -52,7 +59,8 @@ class Desk(threading.Thread):
             return ticket.end("cancelled", Interrupted("cancelled"))
         if too_late(ticket):
             return ticket.end("failed", DoesNotFit("nobody waits for it any more: its time was over in the queue"))
-        ticket.state = "drawing"
+        ticket.state, ticket.began = "drawing", time.time()
+        ticket.plan = preparing.settled(ticket.plan, self.worker)
         around = environment(ticket.plan.hardware)
         folding = Folding(started=runs.now(), run=ticket.destination.run, clock=since_start, environment=around)
         error = self._drain(ticket, folding, around)

@@ -7,7 +7,7 @@ import os
 import tempfile
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -24,12 +24,15 @@ from sdcli.near import near_text, nearest
 from sdcli.plan.plan import Plan
 from sdcli.plan.refusal import refused
 from sdcli.record import names
+from sdcli.serve import bounds, keeping, preparing
+from sdcli.serve.bounds import Bounds
 from sdcli.serve.desk import Desk
 from sdcli.serve.line import Line, Room
 from sdcli.serve.ticket import Ticket
 from sdcli.terminal import show
 from sdcli.workers.worker import Worker
 
+STEP_SECONDS = 10.0  # what is drawn has to end within, once it is cancelled
 _BEGINNINGS = {"png": b"\x89PNG\r\n\x1a\n", "jpg": b"\xff\xd8\xff", "webp": b"RIFF"}
 
 
@@ -41,6 +44,7 @@ class Settings:
     engine: str = "local"
     store: bool = True  # images are kept in the output folder, as generate keeps them
     room: Room = field(default_factory=Room)
+    bounds: Bounds = field(default_factory=Bounds)
     keep: float = 24 * 3600.0  # seconds that what came of a request can be asked for
     most_kept: int = 1000  # tickets
 
@@ -50,11 +54,14 @@ class Service:
         self.settings = settings
         self.line = Line(settings.room)
         self.worker = Worker(settings.engine)
-        self.desk = Desk(self.line, self.worker, self._over)
+        self.desk = Desk(self.line, self.worker, self._over, self._prepare)
+        self._unready: str | None = "the model is being loaded"
+        self._watching: list[Callable[[Ticket], None]] = []
         self.tickets: dict[str, Ticket] = {}  # oldest first
         self.closing = False
         self.started = time.time()
         self.drawn = 0
+        self._left: list[str] = []
         self._lock = threading.Lock()
         self._uploads = tempfile.TemporaryDirectory(prefix="sdcli-uploads-")
         self._away = None if settings.store else tempfile.TemporaryDirectory(prefix="sdcli-serve-")
@@ -64,13 +71,19 @@ class Service:
 
     def plan(self, values: Mapping[str, Any]) -> Plan:
         """Of one request: `values` by the names of generate's settings. Whatever is wrong with it is said here."""
+        bounds.check(values, self.settings.bounds)
         typed = {**self.settings.typed, **values}
         if "model" in values:
             typed["model"] = self._typed_model(str(values["model"]))
         plan = planning.plan_for(typed, "plan", without_own=self.worker.without_own).plan
+        bounds.check_plan(plan, self.settings.bounds)
         if not plan.fits:
             raise refused(plan)
         return plan
+
+    def default_plan(self) -> Plan:
+        """Of a request that asks for nothing but an image."""
+        return self.plan({"words": (preparing.PROMPT,)})
 
     def upload(self, content: bytes) -> str:
         """The path of an image that came with a request, as generate would be given it. What it holds is looked at
@@ -134,21 +147,57 @@ class Service:
         """Refuses what comes, draws on what is begun for as long as `grace` allows, and ends the worker."""
         self.closing = True
         for ticket in self.line.close():
+            if self._away is None and keeping.kept(ticket):
+                self._left.append(ticket.destination.run)
             ticket.end("cancelled", Terminated("the server was shut down before it was drawn"))
         drawing = self.desk.drawing
         self.desk.join(grace)
         if self.desk.is_alive() and drawing is not None:
             self.desk.cancel(drawing)
-            self.desk.join(grace)
+            self.desk.join(STEP_SECONDS)
         if self.desk.is_alive():
             self.worker.kill()
+            self.desk.join(STEP_SECONDS)
+        if drawing is not None and drawing.state == "cancelled" and self._away is None:
+            self._left.insert(0, drawing.destination.run)
         self.worker.close()
         self._uploads.cleanup()
         if self._away is not None:
             self._away.cleanup()
 
+    @property
+    def ready(self) -> str | None:
+        """Why a request would not be drawn now; None if it would."""
+        if self.closing:
+            return "the server is shutting down"
+        room, waiting = self.settings.room, self.line.waiting()
+        if len(waiting) >= room.requests or sum(len(ticket.plan.jobs) for ticket in waiting) >= room.images:
+            return "the queue is full"
+        return self._unready
+
+    @property
+    def unfinished(self) -> tuple[str, ...]:
+        """The runs that the end of the server left to be resumed, the one that was being drawn first."""
+        return tuple(self._left)
+
+    def watch(self, told: Callable[[Ticket], None]) -> None:
+        """Is told of each ticket that is over, by the thread that draws."""
+        self._watching.append(told)
+
+    def _prepare(self) -> None:
+        """Loads what most requests will be drawn with, so that the first one does not wait for it."""
+        try:
+            preparing.loaded(self.default_plan(), self.worker)
+            self._unready = None
+        except Exception as error:  # requests are told what is wrong when they come
+            self._unready = show(error)
+
     def _over(self, ticket: Ticket) -> None:
         self.drawn += len(ticket.images)
+        if ticket.images:
+            self._unready = None
+        for told in self._watching:
+            told(ticket)
 
     def _forget(self) -> None:
         """Tickets that are over are kept for a while, and never more than a number of them."""

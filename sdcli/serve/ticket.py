@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 import time
 import uuid
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -53,6 +53,7 @@ class Ticket:
     created: float = field(default_factory=time.time)
     state: str = "queued"  # queued | drawing | done | failed | cancelled
     error: SdcliError | None = None
+    began: float | None = None  # when it was drawn first
     images: list[Drawn] = field(default_factory=list)
     step: tuple[int, int] = (0, 0)  # of the image that is being drawn, and of how many
     preview: events.Preview | None = None
@@ -60,6 +61,7 @@ class Ticket:
 
     def __post_init__(self) -> None:
         self.events: deque[tuple[int, Event]] = deque(maxlen=MOST_EVENTS)
+        self.happened: Counter[str] = Counter()  # of each event, how many
         self.cancelled = threading.Event()
         self._listeners: list[Listener] = []
         self._count = 0
@@ -107,6 +109,7 @@ class Ticket:
             self._listeners.clear()
 
     def _see(self, event: Event) -> None:
+        self.happened[type(event).__name__] += 1
         match event:
             case events.Step():
                 self.step = (event.step, event.of)

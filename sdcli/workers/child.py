@@ -65,6 +65,11 @@ def _draw(drawing: Any, order: dict[str, Any], orders: Orders, answers: IO[bytes
     """Draws the order's batches; what is loaded stays for the next order, also when this one is cancelled."""
     try:
         plan = schema.from_json(Plan, order["plan"], whole=True)
+        if order.get("try"):
+            from sdcli.asking import planning
+
+            planning.try_out(plan)
+            return None
         happening = drawing.run(plan, [(number, plan.batch(number)) for number in order["batches"]])
         for event in happening:
             events.write(event, answers)

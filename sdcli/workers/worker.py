@@ -67,6 +67,14 @@ class Worker:
         finally:
             self._drawing = None
 
+    def try_out(self, plan: Plan) -> None:
+        """What decides on such plans and was never tried on this machine, so that the next one knows it."""
+        process = self._running()
+        self._orders += 1
+        self._write({"draw": self._orders, "plan": schema.to_json(plan, whole=True), "batches": [], "try": True})
+        for _ in self._events(process):
+            pass
+
     def cancel(self) -> None:
         """Ends what is being drawn, after the step it is at. May be called from any thread."""
         if self._drawing is not None:

@@ -14,6 +14,10 @@ import pytest
 import uvicorn
 
 from sdcli.serve.app import app
+from sdcli.serve.connections import HeadLimits
+from sdcli.serve.metrics import Metrics
+from sdcli.serve.rules import Rules, hosts_of
+from sdcli.serve.server import config
 from sdcli.serve.service import Service, Settings
 
 
@@ -24,8 +28,11 @@ class Serving:
         self.service = service
         self._socket = socket.create_server(("127.0.0.1", 0))
         self.url = f"http://127.0.0.1:{self._socket.getsockname()[1]}"
-        config = uvicorn.Config(app(service), http="h11", ws="none", lifespan="off", log_config=None)
-        self._server = uvicorn.Server(config)
+        port = self._socket.getsockname()[1]
+        self.rules = Rules(hosts=hosts_of("127.0.0.1", port), port=port)
+        counted = Metrics(service)
+        self.guard = app(service, self.rules, counted=counted, quiet=True)
+        self._server = uvicorn.Server(config(self.guard, counted, True, HeadLimits()))
         self._thread = threading.Thread(target=lambda: asyncio.run(self._server._serve([self._socket])), daemon=True)
         service.start()
         self._thread.start()

@@ -1,0 +1,111 @@
+"""Who may ask for what: the names this server answers to, the pages it answers, the keys it knows, and what each path
+takes. Facts and decisions; guard.py carries them out."""
+
+from __future__ import annotations
+
+import hashlib
+import hmac
+import ipaddress
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+
+TEXT, IMAGES = 64 << 10, 28 << 20  # bytes of a body: of words and numbers, and with images (20 MiB of them as base64)
+JSON, FORM = "application/json", "multipart/form-data"
+UNMATCHED = "-"  # the template of a path that no route has
+
+# Paths whose requests may hold images, and the one that holds them as a form. All others take JSON without any.
+WITH_IMAGES = frozenset({
+    "/v1/jobs", "/sdapi/v1/txt2img", "/sdapi/v1/img2img", "/sdapi/v1/png-info", "/sdapi/v1/extra-single-image",
+    "/sdapi/v1/extra-batch-images", "/sdapi/v1/interrogate", "/controlnet/txt2img", "/controlnet/img2img",
+    "/controlnet/detect",
+})  # fmt: skip
+FORMS = frozenset({"/v1/images/edits"})
+# Read without a key. The names of results are random, and whoever was given one may read that image.
+OPEN = frozenset({"/", "/healthz", "/readyz", "/page/{name}", "/v1/results/{name}"})
+
+
+@dataclass(frozen=True, kw_only=True)
+class Body:
+    kinds: tuple[str, ...] = (JSON,)
+    largest: int = TEXT
+
+
+def body_of(template: str) -> Body:
+    if template in FORMS:
+        return Body(kinds=(FORM,), largest=IMAGES)
+    return Body(largest=IMAGES if template in WITH_IMAGES else TEXT)
+
+
+def is_open(template: str, method: str) -> bool:
+    return template in OPEN and method in ("GET", "HEAD")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Rules:
+    hosts: frozenset[str]  # as a Host header has them, in lower case: localhost:7860
+    any_address: bool = False  # whatever address it was called by: a name can be made to point here, an address cannot
+    origins: frozenset[str] = frozenset()  # other pages that may ask: https://app.example
+    keys: tuple[bytes, ...] = ()  # their SHA-256
+    seconds: float = 10.0  # for a whole body, and one more for each MiB
+    most_held: int = 256 << 20  # bytes of all bodies that are being received
+    port: int = field(default=80)
+
+    def answers_to(self, host: str) -> bool:
+        name = host.lower()
+        return name in self.hosts or (self.any_address and self._is_address(name))
+
+    def _is_address(self, host: str) -> bool:
+        name, port = host, 80
+        if not host.endswith("]"):
+            name, colon, digits = host.rpartition(":")
+            name, port = (name, int(digits)) if colon and digits.isascii() and digits.isdigit() else (host, 80)
+        try:
+            address = ipaddress.ip_address(name.removeprefix("[").removesuffix("]"))
+        except ValueError:
+            return False
+        return port == self.port and (address.version == 6) == name.startswith("[")
+
+    def own_page(self, origin: str, host: str) -> bool:
+        return origin.lower() in (f"http://{host.lower()}", f"https://{host.lower()}")
+
+    def known(self, key: str) -> str | None:
+        """A short name of the key, if it is one of ours. How long it takes says nothing about it."""
+        given = digest(key)
+        same = [hmac.compare_digest(given, each) for each in self.keys]
+        return given.hex()[:6] if any(same) else None
+
+
+def digest(key: str) -> bytes:
+    return hashlib.sha256(key.encode("utf-8", "surrogateescape")).digest()
+
+
+def hosts_of(host: str, port: int, more: Iterable[str] = ()) -> frozenset[str]:
+    """What a Host header may say when the server listens at `host`. A name that was added may also come through a
+    proxy, which has a port of its own."""
+    own = {"localhost", "127.0.0.1", "[::1]", bracketed(host).lower()}
+    with_port = {f"{name}:{port}" for name in own} | (own if port == 80 else set())
+    for name in (name.lower() for name in more):
+        with_port |= {name} if _has_port(name) else {name, f"{name}:{port}"}
+    return frozenset(with_port)
+
+
+def bracketed(host: str) -> str:
+    return f"[{host}]" if ":" in host and not host.startswith("[") else host
+
+
+def _has_port(name: str) -> bool:
+    return ":" in name.rpartition("]")[2]
+
+
+def is_loopback(host: str) -> bool:
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
+
+
+def is_wildcard(host: str) -> bool:
+    try:
+        return ipaddress.ip_address(host).is_unspecified
+    except ValueError:
+        return False
