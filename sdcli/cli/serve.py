@@ -43,15 +43,19 @@ def _serve(typed: dict[str, Any]) -> None:
     quiet = bool(typed.pop("quiet", False))
     _check_reach(asked)
     service = Service(_settings(asked, typed))
-    plan = service.default_plan()
-    with _listening(asked) as listening:
-        rules = _rules(asked, port := listening.getsockname()[1])
-        if asked.log_prompts:
-            service.watch(log.prompts)
-        ended = server.serve(
-            service, listening, rules, grace=asked.grace, quiet=quiet,
-            on_ready=lambda: None if quiet else _announce(asked, port, service.default_model(), plan),
-        )  # fmt: skip
+    if asked.log_prompts:
+        service.watch(log.prompts)
+    try:
+        plan = service.default_plan()
+        with _listening(asked) as listening:
+            rules = _rules(asked, port := listening.getsockname()[1])
+            ended = server.serve(
+                service, listening, rules, grace=asked.grace, quiet=quiet,
+                on_ready=lambda: None if quiet else _announce(asked, port, service.default_model(), plan),
+            )  # fmt: skip
+    except BaseException:
+        service.clean_up()
+        raise
     raise _completed(ended, service.drawn, service.unfinished)
 
 

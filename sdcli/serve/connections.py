@@ -4,6 +4,7 @@ clients have not said yet what they want. uvicorn waits for ever, and takes head
 from __future__ import annotations
 
 import asyncio
+import http
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -38,30 +39,34 @@ class Heads(h11.Connection):
     def next_event(self) -> Any:
         try:
             event = super().next_event()
-            if isinstance(event, h11.Request):
-                self._check(event)
         except h11.RemoteProtocolError as error:
-            self.status = self._status(error)
+            self.status = self._status_of(error)
             raise
+        if isinstance(event, h11.Request):
+            self._check(event)
         return event
 
     def _check(self, request: h11.Request) -> None:
         fields = request.headers.raw_items()
         size = len(request.method) + len(request.target) + sum(len(name) + len(value) + 4 for name, value in fields)
         if len(request.target) > self.limits.url:
-            raise h11.RemoteProtocolError("the URL is too long", error_status_hint=414)
+            self._refuse(414, "the URL is too long")
         if size > self.limits.bytes or len(fields) > self.limits.fields:
-            raise h11.RemoteProtocolError("the head is too large", error_status_hint=431)
+            self._refuse(431, "the head is too large")
         if not request.target.startswith(b"/") and request.target != b"*":
-            raise h11.RemoteProtocolError("this is no proxy")
+            self._refuse(400, "this is no proxy")
         # What two servers would read in two ways, one may pass on and the other obey.
         names = [name.lower() for name, _ in fields]
         old = request.http_version < b"1.1"
         if b"transfer-encoding" in names and (b"content-length" in names or old):
-            raise h11.RemoteProtocolError("the length of the body is said in two ways")
+            self._refuse(400, "the length of the body is said in two ways")
 
-    def _status(self, error: h11.RemoteProtocolError) -> int:
-        """Of a head that is not whole yet: a URL that fills it is too long itself."""
+    def _refuse(self, status: int, why: str) -> None:
+        self.status = status
+        raise h11.RemoteProtocolError(why, error_status_hint=status)
+
+    def _status_of(self, error: h11.RemoteProtocolError) -> int:
+        """Of a head that is not whole: a URL that fills it is too long itself."""
         if error.error_status_hint == 431 and b"\n" not in self.trailing_data[0][: self.limits.bytes]:
             return 414
         return error.error_status_hint
@@ -114,7 +119,8 @@ class Connection(H11Protocol):
             headers = [*refusals.HEADERS, (b"connection", b"close")]
             content = refusals.body("", status, refusals.OF_HEADS.get(status, refusals.OF_HEADS[400]))
             headers.append((b"content-length", str(len(content)).encode()))
-            for event in (h11.Response(status_code=status, headers=headers), h11.Data(data=content)):
+            head = h11.Response(status_code=status, headers=headers, reason=http.HTTPStatus(status).phrase.encode())
+            for event in (head, h11.Data(data=content)):
                 self.transport.write(self.conn.send(event) or b"")
         self.refused(status, self.client[0] if self.client else "")
         self.transport.close()

@@ -6,11 +6,13 @@ from __future__ import annotations
 import hashlib
 import hmac
 import ipaddress
+import re
 from collections.abc import Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 TEXT, IMAGES = 64 << 10, 28 << 20  # bytes of a body: of words and numbers, and with images (20 MiB of them as base64)
 JSON, FORM = "application/json", "multipart/form-data"
+_ADDRESS = re.compile(r"(?:\[(?P<six>[0-9a-f:.]{2,45})\]|(?P<four>[0-9.]{7,15}))(?::(?P<port>\d{1,5}))?", re.ASCII)
 UNMATCHED = "-"  # the template of a path that no route has
 
 # Paths whose requests may hold images, and the one that holds them as a form. All others take JSON without any.
@@ -48,22 +50,21 @@ class Rules:
     keys: tuple[bytes, ...] = ()  # their SHA-256
     seconds: float = 10.0  # for a whole body, and one more for each MiB
     most_held: int = 256 << 20  # bytes of all bodies that are being received
-    port: int = field(default=80)
+    port: int = 80
 
     def answers_to(self, host: str) -> bool:
         name = host.lower()
         return name in self.hosts or (self.any_address and self._is_address(name))
 
     def _is_address(self, host: str) -> bool:
-        name, port = host, 80
-        if not host.endswith("]"):
-            name, colon, digits = host.rpartition(":")
-            name, port = (name, int(digits)) if colon and digits.isascii() and digits.isdigit() else (host, 80)
+        match = _ADDRESS.fullmatch(host)
+        if match is None or int(match["port"] or 80) != self.port:
+            return False
         try:
-            address = ipaddress.ip_address(name.removeprefix("[").removesuffix("]"))
+            ipaddress.IPv6Address(match["six"]) if match["six"] else ipaddress.IPv4Address(match["four"])
         except ValueError:
             return False
-        return port == self.port and (address.version == 6) == name.startswith("[")
+        return True
 
     def own_page(self, origin: str, host: str) -> bool:
         return origin.lower() in (f"http://{host.lower()}", f"https://{host.lower()}")

@@ -48,6 +48,7 @@ class Ending:
         error = Interrupted("interrupted") if number == signal.SIGINT else Terminated("terminated")
         if self.error is not None:
             self.service.worker.kill()
+            self.service.clean_up()
             os._exit(error.code)
         self.error = error
         self._loop.call_soon_threadsafe(self.asked.set)

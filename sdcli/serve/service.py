@@ -150,6 +150,12 @@ class Service:
             if self._away is None and keeping.kept(ticket):
                 self._left.append(ticket.destination.run)
             ticket.end("cancelled", Terminated("the server was shut down before it was drawn"))
+        if self.desk.is_alive():
+            self._end_drawing(grace)
+        self.worker.close()
+        self.clean_up()
+
+    def _end_drawing(self, grace: float) -> None:
         drawing = self.desk.drawing
         self.desk.join(grace)
         if self.desk.is_alive() and drawing is not None:
@@ -160,7 +166,9 @@ class Service:
             self.desk.join(STEP_SECONDS)
         if drawing is not None and drawing.state == "cancelled" and self._away is None:
             self._left.insert(0, drawing.destination.run)
-        self.worker.close()
+
+    def clean_up(self) -> None:
+        """Nothing that came with requests stays, and without a store nothing that was drawn."""
         self._uploads.cleanup()
         if self._away is not None:
             self._away.cleanup()
