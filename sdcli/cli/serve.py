@@ -78,6 +78,7 @@ def _settings(asked: Asked, typed: dict[str, Any]) -> Any:
     width, height = asked.max_size
     return Settings(
         typed=typed, engine=str(typed.get("engine", "local")), store=asked.store, keep=asked.keep,
+        idle=asked.idle, preload=asked.preload,
         room=Room(requests=asked.max_queue, images=4 * asked.max_queue),
         bounds=Bounds(images=asked.max_images, steps=asked.max_steps, width=width, height=height),
     )  # fmt: skip

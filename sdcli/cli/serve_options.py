@@ -36,6 +36,10 @@ FLAGS: tuple[Option, ...] = (
            help="Keep images and their records in the output folder (default), or nothing after --keep."),
     Option(field="keep", flags=("--keep",), metavar="TIME", panel=SERVER,
            help="How long a finished request's images can be asked for, e.g. 90m or 24h (default)."),
+    Option(field="preload", flags=("--preload/--no-preload",), switch=True, panel=SERVER,
+           help="Load the model at once (default), or with the first request."),
+    Option(field="idle", flags=("--idle",), metavar="TIME", panel=SERVER,
+           help="Unload the model after this long without a request; never if omitted."),
     Option(field="grace", flags=("--grace",), metavar="TIME", panel=SERVER,
            help=f"How long the image being drawn may take once the server is told to end; default {GRACE:.0f}s."),
     Option(field="log_prompts", flags=("--log-prompts",), switch=True, panel=SERVER,
@@ -62,6 +66,8 @@ class Asked:
     store: bool
     keep: float
     grace: float
+    idle: float | None
+    preload: bool
     log_prompts: bool
     max_queue: int
     max_images: int
@@ -77,6 +83,7 @@ def taken(typed: dict[str, Any]) -> Asked:
         key_file=file, allow_host=tuple(map(_name, typed.pop("allow_host", ()))),
         allow_origin=tuple(map(_origin, typed.pop("allow_origin", ()))), store=bool(typed.pop("store", True)),
         keep=_duration(typed, "keep", KEEP), grace=_duration(typed, "grace", GRACE),
+        idle=_duration(typed, "idle", 600) if "idle" in typed else None, preload=bool(typed.pop("preload", True)),
         log_prompts=bool(typed.pop("log_prompts", False)), max_queue=_whole(typed, "max_queue", QUEUE, 1, 10_000),
         max_images=_whole(typed, "max_images", 10, 1, 1000), max_steps=_whole(typed, "max_steps", 150, 1, 10_000),
         max_size=jobs.parse_sides(str(typed.pop("max_size", "2048x2048")), "--max-size"),

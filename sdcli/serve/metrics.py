@@ -92,8 +92,8 @@ class Metrics:
             self.tickets.add(state=ticket.state)
             for image in ticket.images:
                 self.images.add(status=image.status)
-            if ticket.began is not None:
-                self.waits.add(ticket.began - ticket.created)
+            if ticket.waited is not None:
+                self.waits.add(ticket.waited)
             self.steps.add(ticket.happened["Step"])
             if ticket.happened["Loaded"]:
                 self.loads.add(model=ticket.plan.model.name)

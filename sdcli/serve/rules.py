@@ -17,13 +17,14 @@ UNMATCHED = "-"  # the template of a path that no route has
 
 # Paths whose requests may hold images, and the one that holds them as a form. All others take JSON without any.
 WITH_IMAGES = frozenset({
-    "/v1/jobs", "/sdapi/v1/txt2img", "/sdapi/v1/img2img", "/sdapi/v1/png-info", "/sdapi/v1/extra-single-image",
-    "/sdapi/v1/extra-batch-images", "/sdapi/v1/interrogate", "/controlnet/txt2img", "/controlnet/img2img",
+    "/v1/jobs", "/v1/plan", "/v1/settings", "/sdapi/v1/txt2img", "/sdapi/v1/img2img", "/sdapi/v1/png-info",
+    "/sdapi/v1/extra-single-image", "/sdapi/v1/extra-batch-images", "/controlnet/txt2img", "/controlnet/img2img",
     "/controlnet/detect",
 })  # fmt: skip
 FORMS = frozenset({"/v1/images/edits"})
 # Read without a key. The names of results are random, and whoever was given one may read that image.
-OPEN = frozenset({"/", "/healthz", "/readyz", "/page/{name}", "/v1/results/{name}"})
+OPEN = frozenset({"/", "/healthz", "/readyz", "/v1/results/{name}"})
+PAGE = re.compile(r"/[a-z]+\.(js|css|svg|png)", re.ASCII)  # the files of the page, which says how to give a key
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,7 +40,7 @@ def body_of(template: str) -> Body:
 
 
 def is_open(template: str, method: str) -> bool:
-    return template in OPEN and method in ("GET", "HEAD")
+    return method in ("GET", "HEAD") and (template in OPEN or PAGE.fullmatch(template) is not None)
 
 
 @dataclass(frozen=True, kw_only=True)

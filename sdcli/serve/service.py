@@ -20,18 +20,23 @@ from sdcli.machine.folders import cache_folder
 from sdcli.models import hub_cache, listing
 from sdcli.models.families import find
 from sdcli.models.listing import Entry
+from sdcli.models.model import Model
 from sdcli.near import near_text, nearest
 from sdcli.plan.plan import Plan
 from sdcli.plan.refusal import refused
 from sdcli.record import names
+from sdcli.request import config
 from sdcli.serve import bounds, keeping, preparing
 from sdcli.serve.bounds import Bounds
+from sdcli.serve.decided import Decided
 from sdcli.serve.desk import Desk
-from sdcli.serve.line import Line, Room
+from sdcli.serve.line import Full, Line, Room
 from sdcli.serve.ticket import Ticket
 from sdcli.terminal import show
 from sdcli.workers.worker import Worker
 
+PULSE = 5.0  # seconds between two looks at the worker
+MOMENT = 0.1  # seconds
 STEP_SECONDS = 10.0  # what is drawn has to end within, once it is cancelled
 _BEGINNINGS = {"png": b"\x89PNG\r\n\x1a\n", "jpg": b"\xff\xd8\xff", "webp": b"RIFF"}
 
@@ -44,7 +49,9 @@ class Settings:
     engine: str = "local"
     store: bool = True  # images are kept in the output folder, as generate keeps them
     room: Room = field(default_factory=Room)
+    preload: bool = True  # the default model is loaded before anybody asks for an image
     bounds: Bounds = field(default_factory=Bounds)
+    idle: float | None = None  # seconds without a request after which the model is unloaded
     keep: float = 24 * 3600.0  # seconds that what came of a request can be asked for
     most_kept: int = 1000  # tickets
 
@@ -54,8 +61,8 @@ class Service:
         self.settings = settings
         self.line = Line(settings.room)
         self.worker = Worker(settings.engine)
-        self.desk = Desk(self.line, self.worker, self._over, self._prepare)
-        self._unready: str | None = "the model is being loaded"
+        self.desk = Desk(self.line, self.worker, self._over, settings.idle, self._prepare)
+        self._unready = "the model is being loaded" if settings.preload else None
         self._watching: list[Callable[[Ticket], None]] = []
         self.tickets: dict[str, Ticket] = {}  # oldest first
         self.closing = False
@@ -63,11 +70,15 @@ class Service:
         self.drawn = 0
         self._left: list[str] = []
         self._lock = threading.Lock()
+        self._decided = Decided()
+        self._models: dict[str, Model] = {}
+        self._ended = threading.Event()
         self._uploads = tempfile.TemporaryDirectory(prefix="sdcli-uploads-")
         self._away = None if settings.store else tempfile.TemporaryDirectory(prefix="sdcli-serve-")
 
     def start(self) -> None:
         self.desk.start()
+        threading.Thread(target=self._watch, name="watch", daemon=True).start()
 
     def plan(self, values: Mapping[str, Any]) -> Plan:
         """Of one request: `values` by the names of generate's settings. Whatever is wrong with it is said here."""
@@ -75,7 +86,9 @@ class Service:
         typed = {**self.settings.typed, **values}
         if "model" in values:
             typed["model"] = self._typed_model(str(values["model"]))
-        plan = planning.plan_for(typed, "plan", without_own=self.worker.without_own).plan
+        model = self._model(str(typed.get("model", "")))
+        asked = planning.plan_for(typed, "plan", model, without_own=self.worker.without_own, decide=self._decided)
+        plan = asked.plan
         bounds.check_plan(plan, self.settings.bounds)
         if not plan.fits:
             raise refused(plan)
@@ -104,11 +117,21 @@ class Service:
         destination = names.prepare(request, count=len(plan.jobs), model=plan.model.name, origins=plan.origins)
         deadline = None if seconds is None else time.monotonic() + seconds
         ticket = Ticket(plan=plan, destination=destination, client=client, deadline=deadline)
-        self.line.put(ticket)
+        try:
+            self.line.put(ticket)
+        except Full as full:
+            raise Full(str(full), self.seconds_ahead()) from None
         with self._lock:
             self.tickets[ticket.id] = ticket
             self._forget()
         return ticket
+
+    def seconds_ahead(self) -> float | None:
+        """How long what is drawn and what waits will take, as far as drawing was measured here; None if it was not."""
+        drawing = self.desk.drawing
+        ahead = [ticket.plan.seconds for ticket in (*self.line.waiting(), *([drawing] if drawing else []))]
+        known = [seconds.total - seconds.load for seconds in ahead if seconds is not None]
+        return sum(known) if len(known) == len(ahead) else None
 
     def cancel(self, ticket: Ticket) -> None:
         """Takes it out of the line, or ends it after the step it is at; one that is over stays as it is."""
@@ -129,6 +152,13 @@ class Service:
         folders, hub = planning.added_folders(), hub_cache.folder(os.environ)
         found = listing.listed(folders=folders, hub=hub, builtin=data.builtin_model(), cache=cache)
         return {entry.name: entry for entry in reversed(found) if entry.drawn and not find(entry.family).refines}
+
+    def _model(self, name: str) -> Model:
+        """Read once: what a worker has loaded does not change with its files either."""
+        if name not in self._models:
+            sources = planning.read_sources(config.from_flags({"model": name} if name else {}))
+            self._models[name] = planning.find_model(sources)
+        return self._models[name]
 
     def default_model(self) -> str:
         return str(self.settings.typed.get("model") or planning.default_model())
@@ -152,13 +182,15 @@ class Service:
             ticket.end("cancelled", Terminated("the server was shut down before it was drawn"))
         if self.desk.is_alive():
             self._end_drawing(grace)
+        self._ended.set()
         self.worker.close()
         self.clean_up()
 
     def _end_drawing(self, grace: float) -> None:
+        self.desk.join(MOMENT)  # it may just have taken one
         drawing = self.desk.drawing
-        self.desk.join(grace)
-        if self.desk.is_alive() and drawing is not None:
+        if drawing is not None:
+            self.desk.join(grace)
             self.desk.cancel(drawing)
             self.desk.join(STEP_SECONDS)
         if self.desk.is_alive():
@@ -194,11 +226,18 @@ class Service:
 
     def _prepare(self) -> None:
         """Loads what most requests will be drawn with, so that the first one does not wait for it."""
+        if not self.settings.preload:
+            return
         try:
             preparing.loaded(self.default_plan(), self.worker)
             self._unready = None
         except Exception as error:  # requests are told what is wrong when they come
             self._unready = show(error)
+
+    def _watch(self) -> None:
+        """Until the server ends: a worker that does nothing any more is replaced."""
+        while not self._ended.wait(PULSE):
+            self.desk.end_if_stuck()
 
     def _over(self, ticket: Ticket) -> None:
         self.drawn += len(ticket.images)
@@ -214,4 +253,6 @@ class Service:
             old = now - self.tickets[key].created > self.settings.keep
             if not old and len(self.tickets) <= self.settings.most_kept:
                 break
-            del self.tickets[key]
+            ticket = self.tickets.pop(key)
+            for image in ticket.images if self._away is not None else ():
+                Path(image.path).unlink(missing_ok=True)

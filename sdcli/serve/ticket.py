@@ -51,9 +51,12 @@ class Ticket:
     deadline: float | None = None  # on time.monotonic: later nobody waits for it any more
     id: str = field(default_factory=lambda: uuid.uuid4().hex)
     created: float = field(default_factory=time.time)
+    waiting_since: float = field(default_factory=time.monotonic)
+    drawn_since: float | None = None  # on time.monotonic, as the others
+    over_since: float | None = None
     state: str = "queued"  # queued | drawing | done | failed | cancelled
     error: SdcliError | None = None
-    began: float | None = None  # when it was drawn first
+    waited: float | None = None  # seconds in the queue, once it is drawn
     images: list[Drawn] = field(default_factory=list)
     step: tuple[int, int] = (0, 0)  # of the image that is being drawn, and of how many
     preview: events.Preview | None = None
@@ -63,6 +66,7 @@ class Ticket:
         self.events: deque[tuple[int, Event]] = deque(maxlen=MOST_EVENTS)
         self.happened: Counter[str] = Counter()  # of each event, how many
         self.cancelled = threading.Event()
+        self._job: Job | None = None  # of the image decoded last, which is saved next
         self._listeners: list[Listener] = []
         self._count = 0
         self._lock = threading.Lock()
@@ -104,6 +108,7 @@ class Ticket:
     def end(self, state: str, error: SdcliError | None = None) -> None:
         with self._lock:
             self.state, self.error, self.preview = state, error, None
+            self.over_since = time.monotonic()
             for listener in self._listeners:
                 listener(self._count, None)
             self._listeners.clear()
@@ -116,11 +121,11 @@ class Ticket:
             case events.Preview():
                 self.preview = event
             case events.Decoded():
-                self._decoded = event.job
-            case events.Saved():
+                self._job = event.job
+            case events.Saved() if self._job is not None:
                 self.images.append(
                     Drawn(
-                        index=event.index, job=self._decoded, file=event.file, path=event.path, format=event.format,
+                        index=event.index, job=self._job, file=event.file, path=event.path, format=event.format,
                         bytes=event.bytes, width=event.width, height=event.height, status=event.status,
                         pixel_sha256=event.pixel_sha256, file_sha256=event.file_sha256,
                     )

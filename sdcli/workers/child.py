@@ -12,12 +12,12 @@ import queue
 import signal
 import sys
 import threading
+import traceback
 from collections.abc import Iterator
 from typing import IO, Any
 
 from sdcli import events, schema
 from sdcli.errors import Bug, Interrupted, SdcliError
-from sdcli.machine import memory
 from sdcli.plan.plan import Plan
 
 
@@ -50,14 +50,20 @@ class Orders:
 def main() -> None:
     answers = own_stdout()
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for who gives the orders
-    orders = Orders(sys.stdin.buffer)
+    try:
+        _serve(Orders(sys.stdin.buffer), answers)
+    except BaseException:
+        traceback.print_exc()
+    os._exit(1)  # the thread that reads stdin would be in the way of Python's own end
+
+
+def _serve(orders: Orders, answers: IO[bytes]) -> None:
     from sdcli.draw.engines import engine
 
     with engine(sys.argv[1]) as drawing:
         for order in orders:
             error = _draw(drawing, order, orders, answers)
-            ended = {"ended": order["draw"], "error": error and error.to_json(), "resident": memory.resident()}
-            answers.write(json.dumps(ended).encode() + b"\n")
+            answers.write(json.dumps({"ended": order["draw"], "error": error and error.to_json()}).encode() + b"\n")
             answers.flush()
 
 

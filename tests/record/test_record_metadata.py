@@ -235,6 +235,12 @@ def test_the_members_of_a_batch_are_recorded() -> None:
     assert own.batch_position(plan(images=1), 0, 0, 1, 0) == BatchPosition(size=1, position=0, members=())
 
 
+def test_an_image_that_was_drawn_as_if_alone_is_recorded_alone() -> None:
+    of = plan(images=4, batch_size=2)
+    of = replace(of, request=replace(of.request, batch_invariant=True))
+    assert own.batch_position(of, 1, 3, 2, 1) == BatchPosition()
+
+
 def test_an_image_in_no_plan_gets_its_position_from_the_events() -> None:
     assert own.batch_position(plan(images=1), 5, 11, 2, 1) == BatchPosition(size=2, position=1, members=())
 

@@ -14,6 +14,7 @@ import pytest
 import uvicorn
 
 from sdcli.serve.app import app
+from sdcli.serve.bounds import Bounds
 from sdcli.serve.connections import HeadLimits
 from sdcli.serve.metrics import Metrics
 from sdcli.serve.rules import Rules, hosts_of
@@ -45,11 +46,13 @@ class Serving:
 
 @pytest.fixture
 def serve(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., Serving]]:
-    """Starts a server: serve(engine="fake", store=False, typed={"steps": "4"})."""
+    """Starts a server: serve(engine="fake", store=False, typed={"steps": "4"}). It loads nothing by itself, and any
+    number of steps and images may be asked for, unless the test says otherwise."""
     monkeypatch.setenv("SDCLI_HOME", str(tmp_path / "home"))
     running: list[Serving] = []
 
     def start(typed: dict[str, Any] | None = None, engine: str = "fake", **settings: Any) -> Serving:
+        settings = {"preload": False, "bounds": Bounds(images=1000, steps=10_000), **settings}
         given = {"output": str(tmp_path / "images"), **(typed or {}), "engine": engine}
         running.append(Serving(Service(Settings(typed=given, engine=engine, **settings))))
         return running[-1]
