@@ -25,6 +25,8 @@ class HeadLimits:
     connections: int = 512  # beyond them, who has not sent a whole request for longest is let go
 
 
+LINGER = 1.0  # seconds
+
 Refused = Callable[[int, str], None]  # status and client of what never became a request
 
 
@@ -81,6 +83,7 @@ class Connection(H11Protocol):
         self.conn = self.heads
         self.waiting_since = time.monotonic()
         self._timer: asyncio.TimerHandle | None = None
+        self._over = False  # it was refused: whatever comes now is not looked at
 
     @property
     def waited_for(self) -> bool:
@@ -96,6 +99,10 @@ class Connection(H11Protocol):
     def connection_lost(self, exc: Exception | None) -> None:
         self._stop_waiting()
         super().connection_lost(exc)
+
+    def data_received(self, data: bytes) -> None:
+        if not self._over:
+            super().data_received(data)
 
     def handle_events(self) -> None:
         before = self.cycle
@@ -123,7 +130,14 @@ class Connection(H11Protocol):
             for event in (head, h11.Data(data=content)):
                 self.transport.write(self.conn.send(event) or b"")
         self.refused(status, self.client[0] if self.client else "")
-        self.transport.close()
+        self._linger()
+
+    def _linger(self) -> None:
+        """Whoever is cut off while sending never reads the answer: what still comes is taken for a moment."""
+        self._over = True
+        if self.transport.can_write_eof():
+            self.transport.write_eof()
+        self._timer = self.loop.call_later(LINGER, self.transport.close)
 
     def _wait_for_head(self) -> None:
         self._stop_waiting()

@@ -25,15 +25,15 @@ from sdcli.serve.service import Service, Settings
 class Serving:
     """The service of a running server, and its address."""
 
-    def __init__(self, service: Service) -> None:
+    def __init__(self, service: Service, heads: HeadLimits | None = None, **rules: Any) -> None:
         self.service = service
         self._socket = socket.create_server(("127.0.0.1", 0))
         self.url = f"http://127.0.0.1:{self._socket.getsockname()[1]}"
         port = self._socket.getsockname()[1]
-        self.rules = Rules(hosts=hosts_of("127.0.0.1", port), port=port)
+        self.rules = Rules(hosts=hosts_of("127.0.0.1", port), port=port, **rules)
         counted = Metrics(service)
         self.guard = app(service, self.rules, counted=counted, quiet=True)
-        self._server = uvicorn.Server(config(self.guard, counted, True, HeadLimits()))
+        self._server = uvicorn.Server(config(self.guard, counted, True, heads or HeadLimits()))
         self._thread = threading.Thread(target=lambda: asyncio.run(self._server._serve([self._socket])), daemon=True)
         service.start()
         self._thread.start()
