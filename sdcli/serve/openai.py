@@ -108,6 +108,8 @@ def refused(error: Exception) -> Response:
         status, kind = 429, "rate_limit_error"
     elif isinstance(error, SdcliError) and error.code == 3:
         status, kind = 404, "invalid_request_error"
+    elif isinstance(error, SdcliError) and error.type == "terminated":
+        status = 503
     code = error.type if isinstance(error, SdcliError) else "queue_full" if isinstance(error, Full) else "bad_body"
     content = {"message": str(error), "type": kind, "param": getattr(error, "field", None), "code": code}
     return JSONResponse({"error": content}, status, {"x-should-retry": "true" if status == 429 else "false"})

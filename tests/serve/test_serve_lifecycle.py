@@ -9,6 +9,7 @@ import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 import urllib.error
@@ -29,7 +30,7 @@ class Command:
     """`sdcli serve` in a process of its own, once it has said where it listens."""
 
     def __init__(self, folder: Path, *words: str, **environment: str) -> None:
-        self.said = open(folder / "said.txt", "w+b")  # noqa: SIM115 - closed in `end`
+        self.said = tempfile.NamedTemporaryFile(dir=folder, suffix=".txt", delete=False)  # noqa: SIM115 - closed in `end`
         self.process = launched(folder, self.said, "--port", "0", "--engine", "fake", *words, **environment)
         while "http://" not in self.text():
             assert self.process.poll() is None, self.text()
@@ -41,15 +42,17 @@ class Command:
     def text(self) -> str:
         return Path(self.said.name).read_text()
 
-    def end(self, number: int = signal.SIGTERM) -> int:
-        if self.process.poll() is None:
+    def end(self, number: int | None = signal.SIGTERM) -> int:
+        """Its exit code, after a signal or by itself."""
+        if number is not None and self.process.poll() is None:
             self.process.send_signal(number)
         code = self.process.wait(60)
         self.said.close()
         return code
 
     def workers(self) -> list[psutil.Process]:
-        return psutil.Process(self.process.pid).children()
+        children = psutil.Process(self.process.pid).children()
+        return [one for one in children if "sdcli.workers.child" in one.cmdline()]
 
     def ask(self, path: str, body: Any = None, **headers: str) -> tuple[int, Any]:
         data = None if body is None else json.dumps(body).encode()
@@ -61,6 +64,8 @@ class Command:
         except urllib.error.HTTPError as error:
             with error:
                 return error.code, decoded(error.read())
+        except OSError:
+            return 0, None  # nobody answers any more
 
     def images(self, **fields: Any) -> tuple[int, Any]:
         return self.ask("/v1/images/generations", {"prompt": "a cat", "size": "64x64", "steps": 1, **fields})
@@ -102,7 +107,7 @@ def serving(tmp_path: Path) -> Iterator[Callable[..., Command]]:
 def drawing(server: Command, **fields: Any) -> tuple[threading.Thread, list[Any]]:
     """A request that takes seconds, once it is drawn."""
     answers: list[Any] = []
-    asked = {"n": 10, "size": "1024x1024", "seed": 1, **fields}
+    asked = {"n": 6, "size": "768x768", "seed": 1, **fields}
     thread = threading.Thread(target=lambda: answers.append(server.images(**asked)))
     thread.start()
     while "sdcli_drawing 1" not in server.ask("/metrics")[1]:
@@ -180,8 +185,8 @@ def test_a_key_is_taken_from_a_file_or_the_environment_and_from_no_one_elses(
         (["--max-queue", "0"], 2, "--max-queue 0 is not between 1 and 10000", "--max-queue 16"),
         (["--max-size", "large"], 2, '--max-size: "large" is not WIDTHxHEIGHT', "--max-size 1024x768"),
         (["--model", "buildin"], 3, "buildin", "builtin"),
-        (["--steps", "9999"], 2, "9999 steps; this server takes at most 150", "ask for less"),
-        (["--portt", "1"], 2, "no option --portt; near: --port", "sdcli serve --port 1"),
+        (["--steps", "500"], 2, "500 steps; this server takes at most 150", "ask for less"),
+        (["--portt", "1"], 2, "no option --portt; near: --port", "sdcli serve --engine fake --port 1"),
     ],
 )  # fmt: skip
 def test_a_server_that_cannot_be_as_asked_says_why_and_what_to_type(
@@ -216,9 +221,15 @@ def test_a_port_that_is_taken_is_named_with_the_next(tmp_path: Path) -> None:
 
 
 @POSIX
-@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130), (signal.SIGHUP, 143)])
+@pytest.mark.parametrize(
+    ("name", "code"),
+    [
+        ("SIGTERM", 143), pytest.param("SIGINT", 130, marks=pytest.mark.proof),
+        pytest.param("SIGHUP", 143, marks=pytest.mark.proof),
+    ],
+)  # fmt: skip
 def test_what_is_drawn_is_finished_what_waits_is_answered_and_kept_and_what_comes_is_refused(
-    number: int, code: int, serving: Callable[..., Command], tmp_path: Path
+    name: str, code: int, serving: Callable[..., Command], tmp_path: Path
 ) -> None:
     server = serving()
     running, answers = drawing(server)
@@ -228,21 +239,21 @@ def test_what_is_drawn_is_finished_what_waits_is_answered_and_kept_and_what_come
     while "sdcli_queue_requests 1" not in server.ask("/metrics")[1]:
         time.sleep(0.02)
     workers = server.workers()
-    server.process.send_signal(number)
+    server.process.send_signal(getattr(signal, name))
     queued.join(30)
     assert waiting[0][0] == 503 and server.process.poll() is None
     late, error = server.images()
     assert (late, error["error"]["code"]) == (503, "shutting_down") and server.ask("/healthz")[0] == 200
     assert server.ask("/readyz")[1]["reason"] == "the server is shutting down"
     running.join(60)
-    assert answers[0][0] == 200 and len(answers[0][1]["data"]) == 10
-    assert server.end() == code and not any(worker.is_running() for worker in workers)
-    assert [run["status"] for run in runs_of(tmp_path)] == ["done", "interrupted"]
+    assert answers[0][0] == 200 and len(answers[0][1]["data"]) == 6
+    assert server.end(None) == code and not any(worker.is_running() for worker in workers)
+    assert sorted(run["status"] for run in runs_of(tmp_path)) == ["done", "interrupted"]
     assert "Traceback" not in server.text()
     (hint,) = re.findall(r"try: (sdcli resume \S+)$", server.text(), re.MULTILINE)
     again = [sys.executable, "-P", "-m", *hint.split(), "--engine", "fake"]
     subprocess.run(again, cwd=tmp_path, env={**os.environ, "PYTHONPATH": str(ROOT)}, check=True, capture_output=True)
-    assert len(list((tmp_path / "sdcli-images").glob("*.png"))) == 11
+    assert len(list((tmp_path / "sdcli-images").glob("*.png"))) == 7
     assert list((tmp_path / "sdcli-images").glob("*-7.png"))
 
 
@@ -254,16 +265,12 @@ def test_what_takes_longer_than_the_grace_is_left_to_be_resumed(
     running, answers = drawing(server)
     assert server.end() == 143
     running.join(30)
-    saved = len(list((tmp_path / "sdcli-images").glob("*.png")))
-    assert (
-        saved < 10
-        and answers[0][0] in (200, 409, 499, 503)
-        and [run["status"] for run in runs_of(tmp_path)] == ["interrupted"]
-    )
+    assert len(list((tmp_path / "sdcli-images").glob("*.png"))) < 6 and len(answers) == 1
+    assert [run["status"] for run in runs_of(tmp_path)] == ["interrupted"]
     (hint,) = re.findall(r"try: (sdcli resume \S+)$", server.text(), re.MULTILINE)
     again = [sys.executable, "-P", "-m", *hint.split(), "--engine", "fake"]
     subprocess.run(again, cwd=tmp_path, env={**os.environ, "PYTHONPATH": str(ROOT)}, check=True, capture_output=True)
-    assert len(list((tmp_path / "sdcli-images").glob("*.png"))) == 10
+    assert len(list((tmp_path / "sdcli-images").glob("*.png"))) == 6
 
 
 @POSIX
