@@ -5,7 +5,7 @@ from __future__ import annotations
 import secrets
 import threading
 import time
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -56,6 +56,7 @@ class Ticket:
     over_since: float | None = None
     state: str = "queued"  # queued | drawing | done | failed | cancelled
     error: SdcliError | None = None
+    waited: float | None = None  # seconds in the queue, once it is drawn
     images: list[Drawn] = field(default_factory=list)
     step: tuple[int, int] = (0, 0)  # of the image that is being drawn, and of how many
     preview: events.Preview | None = None
@@ -63,6 +64,7 @@ class Ticket:
 
     def __post_init__(self) -> None:
         self.events: deque[tuple[int, Event]] = deque(maxlen=MOST_EVENTS)
+        self.happened: Counter[str] = Counter()  # of each event, how many
         self.cancelled = threading.Event()
         self._job: Job | None = None  # of the image decoded last, which is saved next
         self._listeners: list[Listener] = []
@@ -112,6 +114,7 @@ class Ticket:
             self._listeners.clear()
 
     def _see(self, event: Event) -> None:
+        self.happened[type(event).__name__] += 1
         match event:
             case events.Step():
                 self.step = (event.step, event.of)

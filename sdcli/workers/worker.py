@@ -78,6 +78,11 @@ class Worker:
         finally:
             self._drawing = None
 
+    def try_out(self, plan: Plan) -> None:
+        """What decides on such plans and was never tried on this machine, so that the next one knows it."""
+        for _ in self._happening({"plan": schema.to_json(plan, whole=True), "batches": [], "try": True}):
+            pass
+
     def cancel(self) -> None:
         """Ends what is being drawn, after the step it is at. May be called from any thread."""
         if self._drawing is not None:
