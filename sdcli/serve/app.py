@@ -7,7 +7,7 @@ from starlette.requests import Request
 from starlette.responses import PlainTextResponse, Response
 from starlette.routing import Route
 
-from sdcli.serve import openai
+from sdcli.serve import jobs, openai, results
 from sdcli.serve.service import Service
 
 
@@ -15,4 +15,5 @@ def app(service: Service) -> Starlette:
     async def healthz(request: Request) -> Response:
         return PlainTextResponse("ok\n")
 
-    return Starlette(routes=[Route("/healthz", healthz), *openai.routes(service)])
+    own = [*jobs.routes(service), *results.routes(service)]
+    return Starlette(routes=[Route("/healthz", healthz), *openai.routes(service), *own])

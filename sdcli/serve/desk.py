@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import contextlib
 import threading
+import time
 from collections.abc import Callable, Iterator
 
 from sdcli.errors import Bug, CannotWrite, DoesNotFit, Interrupted, SdcliError
 from sdcli.events import Decoded, Event, Failed, Planned
-from sdcli.machine.clock import since_start
 from sdcli.machine.environment import environment
 from sdcli.plan.plan import Plan
 from sdcli.record import remembering, report, runs
@@ -52,9 +52,9 @@ class Desk(threading.Thread):
             return ticket.end("cancelled", Interrupted("cancelled"))
         if too_late(ticket):
             return ticket.end("failed", DoesNotFit("nobody waits for it any more: its time was over in the queue"))
-        ticket.state = "drawing"
+        ticket.begin()
         around = environment(ticket.plan.hardware)
-        folding = Folding(started=runs.now(), run=ticket.destination.run, clock=since_start, environment=around)
+        folding = Folding(started=runs.now(), run=ticket.destination.run, clock=_since_now(), environment=around)
         error = self._drain(ticket, folding, around)
         finished = folding.report(error)
         with contextlib.suppress(CannotWrite):
@@ -107,3 +107,8 @@ class Desk(threading.Thread):
             yield event
             if ticket.cancelled.is_set():  # it came before the worker had anything to cancel
                 self.worker.cancel()
+
+
+def _since_now() -> Callable[[], float]:
+    began = time.monotonic()
+    return lambda: time.monotonic() - began

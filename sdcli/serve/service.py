@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import os
 import tempfile
@@ -26,7 +27,7 @@ from sdcli.plan.refusal import refused
 from sdcli.record import names
 from sdcli.serve.desk import Desk
 from sdcli.serve.line import Line, Room
-from sdcli.serve.ticket import Ticket
+from sdcli.serve.ticket import Drawn, Ticket
 from sdcli.terminal import show
 from sdcli.workers.worker import Worker
 
@@ -83,6 +84,10 @@ class Service:
             replace_whole(REAL, path, [content])
         return str(path)
 
+    def told(self, message: str) -> str:
+        """As who asked may read it: an image that came along is known by its name here, not by its place."""
+        return message.replace(f"{self._uploads.name}{os.sep}", "")
+
     def submit(self, plan: Plan, client: str = "", seconds: float | None = None) -> Ticket:
         """A place in the line, or Full."""
         if self.closing:
@@ -104,6 +109,13 @@ class Service:
             return ticket.end("cancelled", Interrupted("cancelled"))
         if not ticket.over:
             self.desk.cancel(ticket)
+
+    def discard(self, ticket: Ticket, drawn: Drawn) -> None:
+        """An image that nobody can ask for any more; its file stays where generate would have kept it."""
+        with contextlib.suppress(ValueError):  # another was faster
+            ticket.images.remove(drawn)
+        if self._away is not None:
+            Path(drawn.path).unlink(missing_ok=True)
 
     def of_client(self, client: str) -> list[Ticket]:
         """What a client waits for now."""

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import secrets
 import threading
 import time
-import uuid
 from collections import deque
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -49,8 +49,10 @@ class Ticket:
     destination: Destination
     client: str = ""  # whose it is: places in the queue are shared out between clients
     deadline: float | None = None  # on time.monotonic: later nobody waits for it any more
-    id: str = field(default_factory=lambda: uuid.uuid4().hex)
+    id: str = field(default_factory=lambda: secrets.token_hex(12))
     created: float = field(default_factory=time.time)
+    began: float | None = None  # to be drawn, on time.monotonic
+    seconds: float | None = None  # it was drawn in, once it is over
     state: str = "queued"  # queued | drawing | done | failed | cancelled
     error: SdcliError | None = None
     images: list[Drawn] = field(default_factory=list)
@@ -99,8 +101,13 @@ class Ticket:
             for listener in self._listeners:
                 listener(self._count, event)
 
+    def begin(self) -> None:
+        self.state, self.began = "drawing", time.monotonic()
+
     def end(self, state: str, error: SdcliError | None = None) -> None:
         with self._lock:
+            if self.began is not None:
+                self.seconds = time.monotonic() - self.began
             self.state, self.error, self.preview = state, error, None
             for listener in self._listeners:
                 listener(self._count, None)
@@ -115,6 +122,7 @@ class Ticket:
             case events.Decoded():
                 self._decoded = event.job
             case events.Saved():
+                self.step = (0, 0)
                 self.images.append(
                     Drawn(
                         index=event.index, job=self._decoded, file=event.file, path=event.path, format=event.format,

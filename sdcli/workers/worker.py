@@ -42,6 +42,7 @@ class Worker:
         self.engine = engine
         self.process: subprocess.Popen[bytes] | None = None
         self.starts = 0
+        self._held: str | None = None
         self._stderr: IO[bytes] | None = None
         self._drawing: int | None = None  # the order's number
         self._orders = 0
@@ -52,6 +53,7 @@ class Worker:
     ) -> Iterator[Event]:
         """Closing the generator cancels what is left; the model stays loaded. A process that died is Died."""
         process = self._running()
+        self._held = plan.model.name
         self._orders += 1
         self._drawing = self._orders
         numbers = [number for number, _ in (plan.numbered() if batches is None else batches)]
@@ -82,6 +84,11 @@ class Worker:
             free=min(hardware.total, hardware.free + device),
             ram_free=min(hardware.ram_total, hardware.ram_free + held),
         )
+
+    @property
+    def holds(self) -> str | None:
+        """The model that it keeps for the next plan."""
+        return self._held if self.process is not None and self.process.poll() is None else None
 
     def resident(self) -> int:
         """Bytes of the process; 0 where there is none."""
