@@ -66,10 +66,21 @@ def really_started(words: Sequence[str], said: Path) -> int:
 
 def answer_of(proof: str, call: str) -> Any:
     """What a call of this proof returns, as JSON, from a new process."""
+    return answered(asked(proof, call))
+
+
+def asked(proof: str, call: str, under: Sequence[str] = ()) -> subprocess.Popen[bytes]:
+    """That process; `under` is what starts it, such as unshare."""
     code = f"import json; from scripts.proofs import {proof}; print(json.dumps({proof}.{call}))"
-    place = {**os.environ, "PYTHONPATH": str(ROOT)}
-    done = subprocess.run([sys.executable, "-P", "-c", code], cwd=ROOT, env=place, stdout=subprocess.PIPE, check=True)
-    return json.loads(done.stdout)
+    words = [*under, sys.executable, "-P", "-c", code]
+    return subprocess.Popen(words, cwd=ROOT, env={**os.environ, "PYTHONPATH": str(ROOT)}, stdout=subprocess.PIPE)
+
+
+def answered(process: subprocess.Popen[bytes]) -> Any:
+    said = process.communicate()[0]
+    if process.returncode:
+        raise subprocess.CalledProcessError(process.returncode, process.args)
+    return json.loads(said)
 
 
 def ended(process: int) -> int:

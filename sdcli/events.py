@@ -52,7 +52,6 @@ class Loaded(Happened):
     component: str
     bytes: int
     seconds: float
-    sha256: str | None = None
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -36,6 +36,10 @@ class Files:
         """A new file to write; never an existing one, never through a link."""
         return os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | _NOFOLLOW | _BINARY, 0o666)
 
+    def find(self, path: Path) -> None:
+        """FileNotFoundError where it is gone: removed, moved, or on a disk that was taken out."""
+        os.stat(path)
+
     def append(self, path: Path) -> int:
         return os.open(path, os.O_WRONLY | os.O_APPEND | _NOFOLLOW | _BINARY)
 

@@ -4,13 +4,18 @@ from __future__ import annotations
 
 import functools
 import gc
+import re
 import socket
+import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
+from unittest import mock
 
 import pytest
 
+from sdcli.cli import main
 from sdcli.draw import local
 from sdcli.machine.hardware import Trial
 from sdcli.plan.plan import Plan
@@ -68,6 +73,49 @@ def no_network(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
     monkeypatch.setattr(socket.socket, "connect", guarded)
     yield
+
+
+@pytest.fixture(autouse=True)
+def exit_code_1_is_a_bug_that_was_injected(request: pytest.FixtureRequest, _exits: Exits) -> Iterator[None]:
+    """No test passes in which sdcli ended with 1, but one marked `bug`, and none of those in which it did not."""
+    yield
+    codes = _exits.taken()
+    assert (1 in codes) == (request.node.get_closest_marker("bug") is not None), f"sdcli ended with {codes}"
+
+
+class Exits:
+    """How each command ended, in this process or in one of its own."""
+
+    def __init__(self) -> None:
+        self.codes: list[int] = []
+        self.processes: list[subprocess.Popen[Any]] = []
+
+    def taken(self) -> list[int]:
+        """Since last time; a process that runs on is asked again."""
+        codes = [*self.codes, *(process.returncode for process in self.processes if process.returncode is not None)]
+        self.codes, self.processes = [], [process for process in self.processes if process.returncode is None]
+        return codes
+
+
+_SDCLI = re.compile(r"-m +(sdcli|tests\.pretend_gpu) |\bsdcli\.(cli|__main__)\b|/scripts/sdcli ")
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _exits() -> Iterator[Exits]:
+    exits, leave, begin = Exits(), main._leave, subprocess.Popen.__init__
+
+    def left(code: int, at_once: bool) -> None:
+        exits.codes.append(code)
+        leave(code, at_once)
+
+    def begun(self: subprocess.Popen[Any], *given: Any, **options: Any) -> None:
+        begin(self, *given, **options)
+        words = [self.args] if isinstance(self.args, (str, bytes, Path)) else self.args
+        if _SDCLI.search(" ".join(f"{word} " for word in words)):
+            exits.processes.append(self)
+
+    with mock.patch.object(main, "_leave", left), mock.patch.object(subprocess.Popen, "__init__", begun):
+        yield exits
 
 
 @pytest.fixture(autouse=True)

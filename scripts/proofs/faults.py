@@ -8,10 +8,12 @@ import hashlib
 import itertools
 import json
 import os
+import subprocess
 import sys
 import tempfile
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -19,9 +21,10 @@ ROOT = Path(__file__).resolve().parents[2]
 if str(ROOT) not in sys.path:
     sys.path.insert(0, str(ROOT))
 
+from scripts import failing_calls, forked, small_disks  # noqa: E402
 from sdcli.draw import fake  # noqa: E402
 from sdcli.errors import BadFile, CannotWrite  # noqa: E402
-from sdcli.events import Decoded, Planned  # noqa: E402
+from sdcli.events import Decoded, KeptStep, Planned, Step  # noqa: E402
 from sdcli.files import WITHOUT_LINKS, Files  # noqa: E402
 from sdcli.plan.plan import Plan  # noqa: E402
 from sdcli.record import report, runs  # noqa: E402
@@ -32,11 +35,14 @@ from tests.record.record_samples import destination, plan  # noqa: E402
 NAME = "faults"
 CLAIM = (
     "Every file call of a run of three images fails, each time it occurs, once and from then on; or the process is "
-    "gone before it, or within a write. Finished images stay as they are, nothing is half there, the run can be "
-    "resumed to the same pixels."
+    "gone before it, or within a write. So does every system call that the command makes on its folder, answered by "
+    "strace; and real disks fill, are read-only or are taken out. Finished images stay as they are, nothing is half "
+    "there, the run can be resumed to the same pixels, by the last line it said."
 )
 
-ERRORS = ("ENOSPC", "EIO", "EDQUOT", "EROFS", "EMFILE")
+Row = tuple[str, str, str, bool | None]
+
+ERRORS = failing_calls.ERRORS
 KINDS = tuple(name for name, value in vars(Files).items() if callable(value))
 # A failure of these loses nothing: a file that is written and synced, a hint to the system, one way of several.
 MAY_PASS = {"close", "remove", "truncate"}
@@ -109,6 +115,10 @@ class Way:
     overwrite: bool = False
     links: bool = True
     resumed: bool = False
+    steps: bool = False  # kept
+
+    def plan(self, of: Plan) -> Plan:
+        return replace(of, request=replace(of.request, keep_steps=True)) if self.steps else of
 
     def destination(self, folder: Path) -> Destination:
         kind = "template" if self.pattern else "numbered"
@@ -131,17 +141,21 @@ WAYS = {
     "overwriting": Way(pattern="{seed}.png", overwrite=True),
     "without links": Way(links=False),
     "resumed": Way(resumed=True),
+    "keeping steps": Way(steps=True),
 }
 
 
 def events(of: Plan, indices: Iterable[int]) -> Iterator[Any]:
     yield Planned(plan=of)
-    yield from fake.run(of, [(index, (of.jobs[index],)) for index in indices])
+    for event in fake.run(of, [(index, (of.jobs[index],)) for index in indices]):
+        yield event
+        if isinstance(event, Step) and of.request.keep_steps:
+            yield KeptStep(batch=event.batch, step=event.step, state=b"latents")
 
 
 def drawn(way: Way, of: Plan, folder: Path, files: Files) -> CannotWrite | None:
     """A whole run, up to its report, as `sdcli generate` does it, or `sdcli resume`; what it ended with."""
-    where, folding = way.destination(folder), report.Folding(started="", run="", clock=lambda: 0.0)
+    of, where, folding = way.plan(of), way.destination(folder), report.Folding(started="", run="", clock=lambda: 0.0)
     error: CannotWrite | None = None
     try:
         if way.resumed:
@@ -207,7 +221,7 @@ def flaws(way: Way, of: Plan, folder: Path, *, died: bool, parts: bool) -> Itera
 
 def _resumed(way: Way, of: Plan, folder: Path) -> Iterator[str]:
     records = way.destination(folder).records
-    error = drawn(Way(way.pattern, way.overwrite, way.links, resumed=True), of, folder, way.files(Failing()))
+    error = drawn(replace(way, resumed=True), of, folder, way.files(Failing()))
     if error is not None:
         yield f"not resumed: {error.message}"
         return
@@ -216,8 +230,8 @@ def _resumed(way: Way, of: Plan, folder: Path) -> Iterator[str]:
         yield "other pixels than those of an uninterrupted run"
     if len(images(folder)) != len(of.jobs) or whole.run.end is None or whole.run.end["exit_code"] != 0:
         yield "more or fewer images than were asked for"
-    if list(folder.rglob("*.part")):
-        yield "a temporary file left by a resumed run"
+    if list(folder.rglob("*.part")) or list(folder.rglob("*.step.safetensors")):
+        yield "a temporary file or a kept step left by a resumed run"
 
 
 def pixels(of: Plan) -> list[str]:
@@ -257,7 +271,8 @@ def failed(fault: Fault, of: Plan, folder: Path) -> list[str]:
     prepare(way, of, folder)
     error = drawn(way, of, folder, way.files(Failing(fault.kind, fault.nth, number, fault.lasting)))
     wrong = []
-    if error is None and fault.kind not in MAY_PASS and not (fault.kind == "link" and number in WITHOUT_LINKS):
+    harmless = fault.kind in MAY_PASS or way.steps  # a step that cannot be kept is only told
+    if error is None and not harmless and not (fault.kind == "link" and number in WITHOUT_LINKS):
         wrong.append("no error")
     if error is not None and (error.code != 7 or not error.message or not error.hint):
         wrong.append(f"{error!r}")
@@ -292,7 +307,8 @@ def deaths(way: Way, of: Plan, root: Path, halves: Iterable[bool]) -> Iterator[l
             yield wrong
 
 
-def main() -> list[tuple[str, str, str, bool]]:
+def main() -> list[Row]:
+    calls, disks = _asked_for_calls(), _asked_for_disks()  # meanwhile
     of, rows = plan(images=3), []
     with tempfile.TemporaryDirectory() as made:
         root = Path(made)
@@ -305,10 +321,57 @@ def main() -> list[tuple[str, str, str, bool]]:
         for name, way in WAYS.items():
             ended = dict(enumerate(deaths(way, of, root / f"deaths {name}", (False, True))))
             rows.append(_row(f"killed at each call, {name}", ended))
-    return rows
+    return [*rows, *_system_calls(calls), *_small_disks(disks)]
 
 
-def _row(what: str, wrong: dict[Any, list[str]]) -> tuple[str, str, str, bool]:
+# --- the command itself: answered by strace in the kernel's place, and on file systems of its own
+
+
+DISKS = {
+    "full": "a full disk, 16 images",
+    "too_small": "a disk too small",
+    "read_only": "a disk made read-only",
+    "taken_out": "a disk taken out while drawing",
+    "removed": "a folder removed while drawing",
+}
+Asked = subprocess.Popen[bytes]
+
+
+def _asked_for_calls() -> dict[str, Asked] | str:
+    """By error; or why not."""
+    return failing_calls.why_none() or {
+        error: forked.asked("faults", f"failing_calls.ends(({error!r},))") for error in ERRORS
+    }
+
+
+def _asked_for_disks() -> Asked | str:
+    call = f"small_disks.ends({list(small_disks.cases())!r})"
+    return small_disks.why_none() or forked.asked("faults", call, small_disks.apart())
+
+
+def _system_calls(asked: dict[str, Asked] | str) -> list[Row]:
+    if isinstance(asked, str):
+        return [(f"{error} from the kernel", f"not run: {asked}", "all", None) for error in ERRORS]
+    rows, codes, calls = [], Counter[int](), set()
+    for error, process in asked.items():
+        found = forked.answered(process)
+        ends = {f"{call} {nth}{'+' * lasting}": wrong for call, nth, _, lasting, _, wrong in found}
+        rows.append(_row(f"{error} from the kernel", ends))
+        codes += Counter(code for *_, code, _ in found)
+        calls |= {call for call, *_ in found}
+    seen = ", ".join(f"{code}: {number:,}" for code, number in sorted(codes.items()))
+    return [*rows, (f"exit codes then ({', '.join(sorted(calls))})", seen, "0 and 7", set(codes) <= {0, 7})]
+
+
+def _small_disks(asked: Asked | str) -> list[Row]:
+    if isinstance(asked, str):
+        return [(what, f"not run: {asked}", "all", None) for what in DISKS.values()]
+    found = forked.answered(asked)
+    ends = {name: {case: wrong for one, case, _, wrong in found if one == name} for name in DISKS}
+    return [_row(what, ends[name]) for name, what in DISKS.items()]
+
+
+def _row(what: str, wrong: dict[Any, list[str]]) -> Row:
     bad = {case: flaw for case, flaw in wrong.items() if flaw}
     first = next((f"; first: {case}: {', '.join(flaw)}" for case, flaw in bad.items()), "")
     return what, f"{len(wrong) - len(bad):,} of {len(wrong):,} as claimed{first}", "all", not bad

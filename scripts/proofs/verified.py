@@ -7,6 +7,7 @@ import io
 import json
 import os
 import random
+import shutil
 import sys
 import tempfile
 from collections.abc import Callable, Iterator, Mapping
@@ -27,7 +28,8 @@ from sdcli.request import samplers  # noqa: E402
 NAME = "verified"
 CLAIM = (
     "sdcli verify finds 300 images of random settings identical (tiny SD1.5, SD2 and SDXL; every sampler, from images, "
-    "masks, second passes, batches, png and webp), and names what was altered in the record of 100."
+    "masks, second passes, batches, png and webp), and for 100 where one thing was altered, in the record or in the "
+    "model's files, names it."
 )
 IMAGES, ALTERED = 300, 100
 FAMILIES = ("sd15", "sd2", "sdxl")
@@ -79,6 +81,7 @@ def _inside(folder: Path) -> Iterator[Path]:
 def _make(folder: Path) -> None:
     for number, family in enumerate(FAMILIES):
         make_checkpoint.write_folder(folder / family, family, tiny=True, seed=number)
+        make_checkpoint.write_folder(folder / "other" / family, family, tiny=True, seed=100 + number)
     Image.effect_noise((96, 64), 90).convert("RGB").save(folder / "photo.png")
     mask = Image.new("L", (96, 64))
     mask.paste(255, (20, 10, 70, 50))
@@ -125,7 +128,7 @@ def _drawn(folder: Path, flags: list[str]) -> list[tuple[str, Path, list[str]]]:
 
 
 def _verified(file: Path, family: str, inputs: list[str]) -> list[dict[str, Any]]:
-    code, out, error = _sdcli("verify", str(file), "-m", family, *inputs, "-q", "--json")
+    code, out, error = _sdcli("verify", str(file), "-m", family, *inputs, "-q", "--json", "--search")
     if code not in (0, 10):
         raise AssertionError(f"{file}: exit {code}: {error or out}")
     images: list[dict[str, Any]] = json.loads(out)["images"]
@@ -150,24 +153,41 @@ ALTERATIONS: Mapping[str, Callable[[dict[str, Any]], None]] = {
         sampler="DDIM" if record["job"]["sampler"] != "DDIM" else "Euler"
     ),
     "width": lambda record: record["job"].update(width=record["job"]["width"] + 64),
-    "isa": lambda record: record["setup"].update(isa="another"),
-    "device": lambda record: record["setup"].update(device="cuda:0"),
+    "rng": lambda record: record["job"].update(rng="nv" if record["job"]["rng"] == "cpu" else "cpu"),
+    "setup.dtype": lambda record: record["setup"].update(
+        dtype="fp32" if record["setup"]["dtype"] == "bf16" else "bf16"
+    ),
+    "setup.isa": lambda record: record["setup"].update(isa="another"),
+    "setup.device": lambda record: record["setup"].update(device="cuda:0"),
     "version": lambda record: record.update(version="0.0.1"),
-    "torch": lambda record: record["environment"].update(torch="1.9"),
+    "environment.torch": lambda record: record["environment"].update(torch="1.9"),
 }  # fmt: skip
+WEIGHTS = ("model.unet", "model.vae", "model.text_encoder")  # whose files are exchanged; the record stays
 
 
 def _is_named(chance: random.Random, folder: Path, file: Path) -> bool:
-    field = chance.choice(sorted(ALTERATIONS))
+    field = chance.choice([*ALTERATIONS, *WEIGHTS])
+    if field in WEIGHTS:
+        return _exchanged_is_named(folder, file, field)
     with Image.open(file) as image:
         info, record = PngInfo(), json.loads(image.info["sdcli"])
         ALTERATIONS[field](record)
-        record["batch"].update(size=1, position=0, members=[])
         info.add_itxt("sdcli", json.dumps(record))
         info.add_itxt("parameters", image.info["parameters"])
         image.save(folder / "altered.png", pnginfo=info)
     (verdict,) = _verified(folder / "altered.png", record["model"]["name"], [])
     return field in {one["field"] for one in verdict["explained"]}
+
+
+def _exchanged_is_named(folder: Path, file: Path, field: str) -> bool:
+    with Image.open(file) as image:
+        family, part = json.loads(image.info["sdcli"])["model"]["name"], field.removeprefix("model.")
+    model = folder / part / family
+    if not model.exists():
+        shutil.copytree(folder / family, model)
+        shutil.copytree(folder / "other" / family / part, model / part, dirs_exist_ok=True)
+    (verdict,) = _verified(file, f"{part}/{family}", [])
+    return {one["field"] for one in verdict["explained"]} == {field}
 
 
 if __name__ == "__main__":

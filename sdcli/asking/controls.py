@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -47,12 +48,12 @@ def _found(
     """A net that fits the model, and what is recorded of it."""
     from sdcli.models import controlnet
 
-    path = Path(name).expanduser()
+    path = Path(os.path.expanduser(name))
     at_hub = adapter_files.at_hub(name)
     snapshot = in_cache(at_hub, model, "ControlNet", fetch, offline) if at_hub is not None else None
     if snapshot is not None:
         path = snapshot.path
-    elif not path.exists():
+    elif not os.path.exists(path):
         path = adapter_files.find(name, "ControlNet", adapter_files.search_folders(model, folders))
     net = controlnet.read(path)
     adapter = _adapter(net)

@@ -16,7 +16,7 @@ SETTINGS, SYNTAX = "settings-not-taken", "syntax-not-known"  # shown before draw
 MOST_NAMED = 12
 MOST_SYNTAX = 4
 # The web UI's pairs that say where an image comes from, not how it was drawn.
-_NO_SETTINGS = frozenset({
+NO_SETTINGS = frozenset({
     "Version", "Model hash", "VAE hash", "Hashes", "User", "Created Date", "Time taken", "Postprocess upscaler",
     "Postprocess upscale by", "Postprocess upscale to",
 })  # fmt: skip
@@ -57,7 +57,7 @@ def _ignored(
     for key, value in left.items():
         if key in _NETWORKS:
             yield from (f"the {_NETWORKS[key]} {show(name, 40)}" for name in _absent(str(value), adapters))
-        elif key not in _NO_SETTINGS and origins.get(_FIELDS.get(key, "")) != "flag":
+        elif key not in NO_SETTINGS and origins.get(_FIELDS.get(key, "")) != "flag":
             setting = show(key, 40) if key == value else f"{show(key, 40)} {show(value, 40)}"
             instead = "" if key == "Schedule type" and "Sampler" in left else _instead(key, request)
             yield f"{setting} ({instead})" if instead else setting

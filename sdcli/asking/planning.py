@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from sdcli import __version__, data
 from sdcli.asking import (
@@ -39,6 +39,9 @@ from sdcli.request.options import OPTIONS, SCREEN
 from sdcli.request.request import Job, Request
 from sdcli.terminal import show
 
+if TYPE_CHECKING:
+    from sdcli.record.metadata.read import ImageSettings
+
 
 @dataclass(frozen=True)
 class PlannedRun:
@@ -51,18 +54,20 @@ class PlannedRun:
 
 def plan_for(
     typed: Mapping[str, Any], command: str, model: Model | None = None, fetch: adapters.Fetch | None = None,
-    without_own: Callable[[Hardware], Hardware] = lambda hardware: hardware,
+    without_own: Callable[[Hardware], Hardware] = lambda hardware: hardware, decide: Callable[..., Plan] = make_plan,
+    image: ImageSettings | None = None,
 ) -> PlannedRun:  # fmt: skip
     """The plan for what was typed; every refusal happens here, before anything is loaded. `model` replaces -m,
     `fetch` downloads LoRAs and ControlNets from the Hub: without it, one that is not on this machine is an error.
-    `without_own`: the hardware as an engine sees it that holds a model already."""
+    `without_own`: the hardware as an engine sees it that holds a model already; `decide` may know decisions; `image`:
+    what --settings-from would read, read already."""
     engine_of(typed)
     words = tuple(typed.get("words", ()))
     mistake = jobs.forgotten_quotes(words)
     if mistake is not None:
         raise mistake
     flags = config.from_flags(typed)
-    sources = read_sources(flags)
+    sources = read_sources(flags, image)
     model, refiner = model or find_model(sources), find_refiner(sources)
     lines = _lines(flags.get("prompts_file"))
     first = next(lines, None) if lines is not None else None
@@ -98,7 +103,7 @@ def plan_for(
     question = probing.question(hardware, adapted.model, known_jobs, request)
     hardware = probing.remembered(hardware, question)
     planned = partial(
-        _planned, request, adapted.model, origins=origins, jobs=known_jobs, version=__version__,
+        _planned, decide, request, adapted.model, origins=origins, jobs=known_jobs, version=__version__,
         adapters=adapted.adapters, more=waiting,
     )  # fmt: skip
     plan = planned(hardware, remembered(hardware))
@@ -121,10 +126,10 @@ def plan_for(
     return PlannedRun(plan, adapters.same_embeddings(later, embeddings, adapted.adapters, adapted.model), imported)
 
 
-def _planned(*about: Any, **more: Any) -> Plan:
+def _planned(decide: Callable[..., Plan], *about: Any, **more: Any) -> Plan:
     """The plan; where only a package is missing for it, with the line that installs it."""
     try:
-        return make_plan(*about, **more)
+        return decide(*about, **more)
     except Usage as error:
         if error.details.get("because") == execution.NOT_INSTALLED:
             error.hint = installation.adding("openvino", installation.find())
@@ -147,15 +152,15 @@ def engine_of(typed: Mapping[str, Any]) -> str:
     return name
 
 
-def plan_again(planned: PlannedRun, typed: Mapping[str, Any]) -> PlannedRun:
+def plan_again(planned: PlannedRun, typed: Mapping[str, Any], image: ImageSettings | None = None) -> PlannedRun:
     """The same jobs, with the same seeds, planned for the model's files now on disk."""
     before = planned.plan
-    model = find_model(read_sources(config.from_flags(typed)))
+    model = find_model(read_sources(config.from_flags(typed), image))
     _check_sampler(before.request.sampler, model)
     model, _ = adapters.with_vae(before.request, model, added_folders())
     model = _with_beside(before.model, model)
     plan = _planned(
-        before.request, model, before.hardware, remembered(before.hardware), origins=before.origins,
+        make_plan, before.request, model, before.hardware, remembered(before.hardware), origins=before.origins,
         jobs=before.jobs, version=__version__, adapters=before.setup.adapters, more=planned.later is not None,
     )  # fmt: skip
     more = tuple(warning for warning in before.warnings if warning not in plan.warnings)
@@ -168,12 +173,14 @@ def _with_beside(before: Model, model: Model) -> Model:
     return replace(model, components={**model.components, **beside}, refiner=before.refiner)
 
 
-def read_sources(flags: Mapping[str, Any]) -> Sources:
-    """Config file, environment, preset and image, as far as the flags name them."""
+def read_sources(flags: Mapping[str, Any], image: ImageSettings | None = None) -> Sources:
+    """Config file, environment, preset and image, as far as the flags name them; an `image` read already is used as
+    if it were named."""
     user = config.from_user(config_file())
     environment = config.from_environment(os.environ)
     preset = flags.get("preset") or environment.get("preset") or user.get("preset")
-    image = _drawn_before(flags["settings_from"]) if flags.get("settings_from") else None
+    if image is None and flags.get("settings_from"):
+        image = _drawn_before(flags["settings_from"])
     return Sources(
         user=user,
         environment=environment,
@@ -184,7 +191,7 @@ def read_sources(flags: Mapping[str, Any]) -> Sources:
     )
 
 
-def _drawn_before(file: Any) -> Any:
+def _drawn_before(file: Any) -> ImageSettings:
     """The settings stored in an image. Their reader is loaded only here: every command would wait for it."""
     from sdcli.record.metadata import read
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -28,7 +29,7 @@ def gather(
     adapter = reference.read(adapter_files.find(request.reference_model, "IP-Adapter", where))
     reference.check_fits(adapter, model)
     given = request.reference_encoder
-    adapter, encoder = reference.with_encoder(adapter, Path(given).expanduser() if given else None)
+    adapter, encoder = reference.with_encoder(adapter, Path(os.path.expanduser(given)) if given else None)
     components = {**model.components, reference.ENCODER: encoder.component, reference.PART: adapter.component}
     beside = (
         _adapter(adapter.name, "ip-adapter", adapter.component),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from functools import cache
 from pathlib import Path
 
 from sdcli.models.model import Model
@@ -36,8 +37,13 @@ def unknown_words(model: Model, jobs: Iterable[Job], adapters: Iterable[Adapter]
 def _words_of(model: Model) -> frozenset[str]:
     if model.kind != "builtin" or model.path is None:
         return frozenset()
+    return _words_in(model.path)
+
+
+@cache
+def _words_in(folder: str) -> frozenset[str]:
     try:
-        return frozenset((Path(model.path) / WORDS).read_text(encoding="utf-8").splitlines())
+        return frozenset((Path(folder) / WORDS).read_text(encoding="utf-8").splitlines())
     except (OSError, ValueError):
         return frozenset()
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -66,8 +67,8 @@ def _naming(jobs: Iterable[Job], known: dict[str, tuple[str, str]]) -> Iterator[
 
 
 def located(name: str, where: tuple[SearchFolder, ...]) -> Path:
-    path = Path(name).expanduser()
-    if not path.exists() and (near := nearest(name.casefold(), UPSCALERS, 1, LIKELY)):
+    path = Path(os.path.expanduser(name))
+    if not os.path.exists(path) and (near := nearest(name.casefold(), UPSCALERS, 1, LIKELY)):
         raise Usage(f'--upscaler: "{show(name, 60)}" is no file; did you mean {near[0]}?', hint=f"--upscaler {near[0]}")
     return adapter_files.find(name, "upscaler", where)
 

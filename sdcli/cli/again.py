@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -48,8 +49,9 @@ def _again(typed: dict[str, Any]) -> None:
         raise Usage(
             f"--json prints one object, of one run; these are {len(images)}", hint="the same command without --json"
         )
-    asked = [_asked_of(image, typed) for image in images]
-    planned = [plan_with_model(one) for one in asked]
+    stored = [read.read(image) for image in images]
+    asked = [_asked_of(image, settings, typed) for image, settings in zip(images, stored, strict=True)]
+    planned = [plan_with_model(one, settings) for one, settings in zip(asked, stored, strict=True)]
     _check(planned)
     raise Answered(_drawn(planned, asked))
 
@@ -78,14 +80,13 @@ def _drawn(planned: list[PlannedRun], asked: list[dict[str, Any]]) -> int:
 # --- what is asked of one image
 
 
-def _asked_of(image: str, typed: Mapping[str, Any]) -> dict[str, Any]:
+def _asked_of(image: str, stored: ImageSettings, typed: Mapping[str, Any]) -> dict[str, Any]:
     """What would be typed to draw it again with generate."""
-    stored = read.read(image)
     _check_prompt(image, stored, typed)
     check_inputs(image, stored, typed)
     if stored.record is not None and stored.record.enlarged and not typed.get("quiet"):
         say_note(f"{show(image, 200)} was enlarged since; it is drawn in its first size")
-    asked = {**typed, "settings_from": image}
+    asked = dict(typed)
     relative = _RELATIVE.fullmatch(typed.get("seeds", ""))
     if relative is not None:
         asked["seeds"] = str(_counted_from(image, stored, int(relative[1]), typed.get("num_images")))
@@ -114,7 +115,7 @@ def _here(image: str, name: str) -> str:
     """Where a file of that name is: here, or beside the image."""
     if Path(name).name != name:
         return ""
-    found = next((path for path in (Path(name), Path(image).with_name(name)) if path.is_file()), None)
+    found = next((path for path in (Path(name), Path(image).with_name(name)) if os.path.isfile(path)), None)
     return quoted(str(found)) if found is not None else ""
 
 

@@ -6,6 +6,7 @@ import contextlib
 import inspect
 import itertools
 import json
+import os
 import re
 import sys
 import tempfile
@@ -337,16 +338,18 @@ def _new_file(plan: Plan) -> Path:
     stem = re.sub(r"[^a-z0-9]+", "-", f"{date}-{plan.model.name}-{plan.hardware.name}".casefold()).strip("-")[:80]
     for number in itertools.count(1):
         path = Path("sdcli-bench") / (f"{stem}.json" if number == 1 else f"{stem}-{number}.json")
-        if not path.exists():
+        if not os.path.exists(path):
             return path
     raise AssertionError("counting has no end")
 
 
 def _writable(path: Path, elsewhere: str) -> None:
     """Fail before minutes are spent on a result that cannot be saved."""
-    if path.is_dir():
+    if os.path.isdir(path):
         raise Usage(f"{show(path)} is a folder", hint=elsewhere)
     try:
+        with contextlib.suppress(FileNotFoundError):
+            os.stat(path)  # too long a name
         path.parent.mkdir(parents=True, exist_ok=True)
         tempfile.TemporaryFile(dir=path.parent).close()
     except OSError as error:
@@ -400,7 +403,7 @@ def _preset_file(typed: Mapping[str, Any]) -> Path | None:
             hint="--sweep dtype=fp32,bf16 --save-preset fast",
         )
     path = config_folder() / "presets" / f"{name}.toml"
-    if path.exists() and not str(config.read_toml(path).get("description", "")).startswith(PRESET_NOTE):
+    if os.path.exists(path) and not str(config.read_toml(path).get("description", "")).startswith(PRESET_NOTE):
         raise Usage(f"--save-preset: {show(path)} exists and was not written by bench", hint="sdcli config path")
     return path
 

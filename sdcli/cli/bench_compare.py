@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import subprocess
 import sys
@@ -99,8 +100,8 @@ def _passed_on(typed: Mapping[str, Any]) -> Iterator[str]:
 
 
 def _run_other(program: str, flags: list[str]) -> BenchResult:
-    path = Path(program).expanduser()
-    start = [sys.executable, str(path)] if path.suffix == ".py" else [str(path) if path.exists() else program]
+    path = Path(os.path.expanduser(program))
+    start = [sys.executable, str(path)] if path.suffix == ".py" else [str(path) if os.path.exists(path) else program]
     try:
         process = subprocess.Popen([*start, "bench", *flags], stdout=subprocess.PIPE, stderr=subprocess.PIPE)
     except OSError as error:

@@ -140,7 +140,7 @@ def _folders() -> tuple[FolderState, ...]:
         "config": config_file(),
     }
     return tuple(
-        FolderState(name=name, path=str(path), exists=path.exists(), free=memory.disk_free(path))
+        FolderState(name=name, path=str(path), exists=os.path.exists(path), free=memory.disk_free(path))
         for name, path in places.items()
     )
 

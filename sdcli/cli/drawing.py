@@ -81,12 +81,13 @@ def _recorded(
 ) -> report.Report:
     """The report, also written to disk. A failure to write it is the run's error only if there was no other."""
     finished = folding.report(_completed(error, folding, planned, destination))
-    if not destination.records.exists():  # it ended before it began
+    if not os.path.isdir(destination.records):  # it ended before it began
         return finished
     try:
         report.write(finished, destination.records / "report.json")
     except CannotWrite as failed:
         if error is None:
+            failed.hint = _resuming(destination)
             return folding.report(_completed(failed, folding, planned, destination))
     remembering.remember(planned.plan, finished)
     return finished
@@ -182,11 +183,15 @@ def _completed(
 
 def _going_on(folding: Folding, planned: PlannedRun, destination: names.Destination) -> str:
     """The line that draws the rest, where anything is left."""
-    begun = (destination.records / runs.JOURNAL).exists()
+    begun = os.path.isfile(destination.records / runs.JOURNAL)
     if not begun or (all(image.kept for image in folding.images()) and planned.later is None):
         return ""
-    line = f"sdcli resume {found_runs.called(destination.records)}"
+    line = _resuming(destination)
     return line if planned.later is None else f"{line}   (prompts not yet read from stdin are not in it)"
+
+
+def _resuming(destination: names.Destination) -> str:
+    return f"sdcli resume {found_runs.called(destination.records)}"
 
 
 # --- what is shown

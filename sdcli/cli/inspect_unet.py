@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -234,7 +235,7 @@ def _draw(look: Any, path: str, kind: str) -> None:
     from sdcli.inspect import diagram, page
 
     content = diagram.svg(look) if kind == "svg" else page.html(look)
-    save(Path(path).expanduser(), content, hint="sdcli inspect-unet sd15 --svg u.svg", make_folder=False)
+    save(Path(os.path.expanduser(path)), content, hint="sdcli inspect-unet sd15 --svg u.svg", make_folder=False)
     say(f"{kind.upper()} written: {show(path, 200)}")
 
 

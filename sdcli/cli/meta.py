@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -140,7 +141,7 @@ def _strip(files: Sequence[str], folder: str | None, as_json: bool) -> int:
     copies, code = [], 0
     for file in files:
         try:
-            path = strip.save(file, Path(folder).expanduser() if folder else None)
+            path = strip.save(file, Path(os.path.expanduser(folder)) if folder else None)
         except SdcliError as error:
             code = code or error.code
             copies.append(Copy(file=file, error=error.to_json()))

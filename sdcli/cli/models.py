@@ -74,7 +74,7 @@ def command() -> Callable[..., None]:
 
 def _models(typed: dict[str, Any]) -> None:
     words = list(typed.get("words", ()))
-    if words and words[0] in _SYNONYMS and not Path(words[0]).exists():
+    if words and words[0] in _SYNONYMS and not os.path.exists(words[0]):
         meant = joined(["models", _SYNONYMS[words[0]], *words[1:]]) if words[1:] else ""
         raise Usage(f'models has no "{show(words[0], 40)}"', hint=meant or "sdcli models --help")
     verb = words[0] if words and words[0] in _VERBS else ""
@@ -89,16 +89,16 @@ def _models(typed: dict[str, Any]) -> None:
 
 
 def _list(text: str, typed: dict[str, Any]) -> None:
-    if text and not Path(text).expanduser().is_dir():
+    if text and not os.path.isdir(os.path.expanduser(text)):
         raise ModelMissing(f"no folder {show(text, 200)}", hint="sdcli models")
-    folders = (Path(text).expanduser().absolute(),) if text else added_folders()
+    folders = (Path(os.path.expanduser(text)).absolute(),) if text else added_folders()
     cache = listing.recall(cache_folder() / "listing.json")
     entries = listing.listed(
         folders=folders, hub=None if text else hub_cache.folder(os.environ),
         builtin=None if text else data.builtin_model(), cache=cache,
     )  # fmt: skip
     listing.save(cache)
-    searched = tuple(ModelFolder(path=str(folder), exists=folder.is_dir()) for folder in folders)
+    searched = tuple(ModelFolder(path=str(folder), exists=os.path.isdir(folder)) for folder in folders)
     if typed.get("json"):
         print_json(schema.to_json(Listing(folders=searched, models=tuple(entries))))
         return
@@ -194,8 +194,8 @@ def _padded(text: str, columns: int) -> str:
 
 
 def _add(text: str, typed: dict[str, Any]) -> None:
-    path = Path(os.path.abspath(Path(text).expanduser()))
-    if not path.is_dir():
+    path = Path(os.path.abspath(os.path.expanduser(text)))
+    if not os.path.isdir(path):
         raise ModelMissing(f"no folder {show(path, 200)}", hint="sdcli models")
     folders = config.folders(config_file())
     if path not in folders:
@@ -208,7 +208,7 @@ def _add(text: str, typed: dict[str, Any]) -> None:
 def _remove(text: str, typed: dict[str, Any]) -> None:
     """Forget an added folder, or delete a repository from the Hub's cache. Files in the user's folders are kept."""
     folders = config.folders(config_file())
-    path = Path(os.path.abspath(Path(text).expanduser()))
+    path = Path(os.path.abspath(os.path.expanduser(text)))
     named = [folder for folder in folders if folder == path] or [folder for folder in folders if folder.name == text]
     if len(named) > 1:
         raise Usage(f"{show(text, 80)} is {len(named)} folders", hint=f'sdcli models rm "{show(named[0], 200)}"')
@@ -270,8 +270,8 @@ def _repair(text: str) -> str:
 
 
 def _checked(text: str, quiet: bool) -> tuple[str, Check]:
-    path = Path(text).expanduser()
-    if path.is_file():  # any file of tensors, a LoRA too
+    path = Path(os.path.expanduser(text))
+    if os.path.isfile(path):  # any file of tensors, a LoRA too
         name, reading = path.name, check.check(path.name, (path,), _checkpoint(path))
     else:
         model = _model(text)

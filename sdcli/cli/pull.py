@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from sdcli import __version__, data, schema
 from sdcli.asking.adapters import Fetch
@@ -30,6 +30,9 @@ from sdcli.models.model import Model
 from sdcli.request.options import OPTIONS, SCREEN
 from sdcli.request.options import command as make
 from sdcli.terminal import disk_text, say, show, tell
+
+if TYPE_CHECKING:
+    from sdcli.record.metadata.read import ImageSettings
 
 _FIELDS = ("revision", "offline", "json", "quiet", "debug")
 
@@ -74,7 +77,7 @@ def _pull(typed: dict[str, Any]) -> None:
 
 def _named(text: str, revision: str | None, offline: bool, quiet: bool) -> Pulled:
     """An alias, a path, `owner/name` or `owner/name/file.safetensors`, the latter two with @commit if need be."""
-    one = None if Path(text).exists() else hub_name.of_page(text) or hub_name.parse(text)
+    one = None if os.path.exists(text) else hub_name.of_page(text) or hub_name.parse(text)
     if one is None:
         return pull(text, revision, offline, quiet)
     if revision and one.revision:
@@ -216,27 +219,28 @@ def pull_beside(name: HubName, model: Model, what: str, quiet: bool) -> HubName:
 # --- before generate
 
 
-def plan_with_model(typed: dict[str, Any]) -> PlannedRun:
-    """generate's plan, with missing files downloaded: only then are a model's true sizes known."""
+def plan_with_model(typed: dict[str, Any], image: ImageSettings | None = None) -> PlannedRun:
+    """generate's plan, with missing files downloaded: only then are a model's true sizes known. `image`: whose settings
+    are taken, read already."""
     quiet = bool(typed.get("quiet"))
 
     def fetch(name: HubName, model: Model, what: str) -> HubName:
         return pull_beside(name, model, what, quiet)
 
-    asked = _planned(typed, fetch, quiet)
+    asked = _planned(typed, fetch, quiet, image)
     plan = asked.plan
     if plan.model.cached or not plan.fits or typed.get("engine") == "fake":
         return asked
     pull(plan.model.name, plan.model.revision, quiet=quiet)
-    return plan_again(asked, typed)
+    return plan_again(asked, typed, image)
 
 
-def _planned(typed: dict[str, Any], fetch: Fetch, quiet: bool) -> PlannedRun:
+def _planned(typed: dict[str, Any], fetch: Fetch, quiet: bool, image: ImageSettings | None) -> PlannedRun:
     """What no plan can be made without, a model and a refiner, is downloaded one after the other."""
     pulled: set[str] = set()
     while True:
         try:
-            return plan_for(typed, "generate", fetch=fetch)
+            return plan_for(typed, "generate", fetch=fetch, image=image)
         except ModelMissing as error:
             repository = error.details.get("repository")
             if not repository or repository in pulled:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -37,9 +38,9 @@ def command() -> Callable[..., None]:
 
 
 def _runs(typed: dict[str, Any]) -> None:
-    folders = tuple(Path(word).expanduser() for word in typed.get("words", ()))
+    folders = tuple(Path(os.path.expanduser(word)) for word in typed.get("words", ()))
     for folder in folders:
-        if not folder.is_dir():
+        if not os.path.isdir(folder):
             raise Usage(f"{show(folder, 200)} is not a folder", hint="sdcli runs")
     listed = found_runs.found(folders or found_runs.usual_folders())
     shown = listed if typed.get("all") or typed.get("json") else listed[:NEWEST]

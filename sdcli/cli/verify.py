@@ -3,30 +3,41 @@
 from __future__ import annotations
 
 import hashlib
+import re
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
+import time
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from sdcli import __version__, schema
+from sdcli.asking.not_taken import NO_SETTINGS
 from sdcli.asking.planning import plan_for
-from sdcli.cli import complete
+from sdcli.cli import complete, searching
 from sdcli.cli.again import check_inputs
 from sdcli.cli.answer import Answered, print_json
 from sdcli.cli.recorded import as_recorded
+from sdcli.cli.searching import Found
 from sdcli.errors import Bug, DeviceUnusable, Differs, DoesNotFit, Usage, from_json
-from sdcli.events import Decoded, Done, Failed, Loaded
+from sdcli.events import Decoded, Done, Failed, Timed
 from sdcli.images import read as images
 from sdcli.images.difference import Difference, compare
+from sdcli.machine import memories
 from sdcli.machine.environment import environment
+from sdcli.models import cache
+from sdcli.models.fingerprint import fingerprints
+from sdcli.models.model import Model
+from sdcli.plan.batches import in_batches
 from sdcli.plan.plan import Plan
 from sdcli.plan.refusal import refused
-from sdcli.record.metadata import a1111, read
-from sdcli.record.metadata.own import ImageRecord
+from sdcli.record.metadata import read
+from sdcli.record.metadata.own import ImageRecord, RecordedModel
 from sdcli.record.metadata.read import ImageSettings
 from sdcli.record.sinks.progress import Progress
-from sdcli.record.verdict import Drawn, Verdict, Verdicts, explanations
+from sdcli.record.verdict import Explanation, Verdict, Verdicts, explanations
+from sdcli.request import samplers
 from sdcli.request.options import OPTIONS, SCREEN
 from sdcli.request.options import command as make
 from sdcli.request.request import Job
@@ -38,10 +49,11 @@ FILES = (
     "reference_mask", "reference_model", "reference_encoder", "refiner", "upscaler",
 )  # fmt: skip
 EXACT = (".png",)
+SEED_OF_STEPS = "ENSD"  # the web UI's eta noise seed delta, added to the seed
 
 
 def command() -> Callable[..., None]:
-    options = [option for option in OPTIONS if option.field in FILES]
+    options = [*(option for option in OPTIONS if option.field in FILES), searching.OPTION]
     screen = [option for option in SCREEN if option.field in ("json", "quiet", "debug", "engine")]
     return make(
         _verify, [*options, *screen], name="verify", words="IMAGE", complete=complete.values,
@@ -78,27 +90,69 @@ def _verify(typed: dict[str, Any]) -> None:
 def _verdict_on(file: str, typed: Mapping[str, Any], engine: Any) -> Verdict:
     settings = read.read(file)
     check_inputs(file, settings, typed)
-    asked = {**typed, "settings_from": file, "num_images": "1"}  # whatever the user's own default is
-    plan = plan_for(asked, "generate" if settings.record is None else "plan").plan
-    progress = Progress(sys.stderr, quiet=bool(typed.get("quiet")))
+    asked = {**typed, "num_images": "1"}  # whatever the user's own default is
+    plan = plan_for(asked, "generate" if settings.record is None else "plan", image=settings).plan
+    drawing = partial(_drawn, engine, Progress(sys.stderr, quiet=bool(typed.get("quiet"))))
     if settings.record is None:
-        image, _ = _drawn(engine, plan, 0, progress)
-        difference = _difference(image, _pixels(file))
-        return Verdict(
-            file=file, verdict=_verdict(difference is not None and difference.identical), dialect=settings.dialect,
-            difference=difference, not_followed={name: str(value) for name, value in settings.unknown.items()},
-        )  # fmt: skip
+        return _on_another_programs(file, settings, plan, typed, drawing)
     record = _as_drawn(settings.record)
     exact = not settings.record.enlarged and Path(file).suffix.lower() in EXACT
     plan, position = _under_its_setup(plan, record)
-    image, drawn = _drawn(engine, plan, position, progress)
+    drawn = drawing(plan, position)
     stored = _pixels(file) if exact else None
     edited = stored is not None and _sha256(stored.pixels) != record.pixel_sha256
     same = drawn.pixel_sha256 == record.pixel_sha256
+    explained = tuple(explanations(record, _recorded(record, plan, drawn), settings.beside))
+    found = Found()
+    if not same and not explained:
+        found = searching.search(
+            plan, lambda other: drawing(other, position).pixel_sha256 == record.pixel_sha256,
+            seconds=drawn.seconds, asked=typed.get("search"), quiet=bool(typed.get("quiet")),
+        )  # fmt: skip
     return Verdict(
         file=file, verdict=_verdict(same and not edited), dialect=settings.dialect, edited=edited,
-        difference=_difference(image, stored), explained=tuple(explanations(record, drawn, _told_beside(settings))),
+        difference=_difference(drawn.image, stored), explained=(*explained, *found.explained), searched=found.drawn,
+        not_searched=found.left,
     )  # fmt: skip
+
+
+def _on_another_programs(
+    file: str, settings: ImageSettings, plan: Plan, typed: Mapping[str, Any], drawing: Callable[[Plan, int], Drawn]
+) -> Verdict:
+    """Without a record. Only sdcli itself is likely to have drawn the very pixels with something else."""
+    drawn, stored = drawing(plan, 0), _pixels(file)
+    difference = _difference(drawn.image, stored)
+    same, left = difference is not None and difference.identical, _not_followed(settings, plan)
+    asked = typed.get("search", None if str(settings.unknown.get("Version", "")).startswith("sdcli") else False)
+    explained = () if same else tuple(another_model(settings, plan.model))
+    found = Found()
+    if not same and not left and not explained:
+        found = searching.search(
+            plan, lambda other: drawing(other, 0).image.pixels == stored.pixels, seconds=drawn.seconds, asked=asked,
+            quiet=bool(typed.get("quiet")),
+        )  # fmt: skip
+    return Verdict(
+        file=file, verdict=_verdict(same), dialect=settings.dialect, difference=difference,
+        explained=(*explained, *found.explained),
+        searched=found.drawn, not_searched=found.left, not_followed=left,
+    )  # fmt: skip
+
+
+def another_model(settings: ImageSettings, model: Model) -> Iterator[Explanation]:
+    """By the web UI's hash of a checkpoint, its file's; folders have none."""
+    then = str(settings.unknown.get("Model hash", ""))
+    files = {file for component in model.components.values() for file in component.files}
+    now = model.hash or (cache.sha256_of(Path(*files), memories.store("hashes"))[:10] if len(files) == 1 else None)
+    if now is not None and re.fullmatch(r"[0-9a-f]{10}", then) and then != now:
+        yield Explanation(field="model.hash", then=then, now=now)
+
+
+def _not_followed(settings: ImageSettings, plan: Plan) -> dict[str, str]:
+    """What drew the image too, as far as it may move a pixel."""
+    left = {name: str(value) for name, value in settings.unknown.items() if name not in NO_SETTINGS}
+    if not samplers.find(plan.jobs[0].sampler).stochastic:
+        left.pop(SEED_OF_STEPS, None)  # no step adds noise
+    return left
 
 
 def _verdict(same: bool) -> str:
@@ -110,11 +164,6 @@ def _as_drawn(record: ImageRecord) -> ImageRecord:
     return replace(record, pixel_sha256=record.enlarged[0].pixel_sha256) if record.enlarged else record
 
 
-def _told_beside(settings: ImageSettings) -> Mapping[str, Any]:
-    """What the text for other programs says."""
-    return a1111.values(a1111.read(settings.beside))[0] if settings.beside is not None else {}
-
-
 # --- drawing it again
 
 
@@ -122,7 +171,7 @@ def _under_its_setup(plan: Plan, record: ImageRecord) -> tuple[Plan, int]:
     """The plan for the image, in the batch and under the setup that it was drawn in; where this machine cannot, under
     one that it can. And the image's position in its batch."""
     located = plan.jobs[0]
-    members = record.batch.members if _alike(record.batch.members, record.job) else ()
+    members = record.batch.members if _together(record) else ()
     position = record.batch.position if members else 0
     jobs = tuple(
         replace(located if place == position else _beside(member, located), index=place)
@@ -136,10 +185,12 @@ def _under_its_setup(plan: Plan, record: ImageRecord) -> tuple[Plan, int]:
     return same if same.fits else plan, position
 
 
-def _alike(members: Sequence[Job], job: Job) -> bool:
-    """Whether they are drawn from the same files: those of others are not given."""
-    drawn_from = [schema.to_json((one.start, one.controls, one.references)) for one in (job, *members)]
-    return all(one == drawn_from[0] for one in drawn_from)
+def _together(record: ImageRecord) -> bool:
+    """Whether the whole batch can be drawn: all from the same files, since no others are given, and as one."""
+    members, position = record.batch.members, record.batch.position
+    drawn_from = [schema.to_json((one.start, one.controls, one.references)) for one in (record.job, *members)]
+    jobs = [*members[:position], record.job, *members[position + 1 :]]
+    return all(one == drawn_from[0] for one in drawn_from) and len(in_batches(jobs, len(jobs))) == 1
 
 
 def _beside(member: Job, located: Job) -> Job:
@@ -150,16 +201,28 @@ def _beside(member: Job, located: Job) -> Job:
     )  # fmt: skip
 
 
-def _drawn(engine: Any, plan: Plan, position: int, progress: Progress) -> tuple[Decoded, Drawn]:
+@dataclass(frozen=True, kw_only=True)
+class Drawn:
+    image: Decoded
+    environment: Mapping[str, Any]
+    seconds: float
+
+    @property
+    def pixel_sha256(self) -> str:
+        return _sha256(self.image.pixels)
+
+
+def _drawn(engine: Any, progress: Progress, plan: Plan, position: int) -> Drawn:
     if not plan.fits:
         raise refused(plan)
-    image, unet, around = None, None, environment(plan.hardware)
+    started = time.perf_counter()
+    image, around = None, environment(plan.hardware)
     for event in engine.run(plan):
         progress(event)
         if isinstance(event, Decoded) and event.index == position:
             image = event
-        elif isinstance(event, Loaded) and event.component == "unet":
-            unet = event.sha256
+        elif isinstance(event, Timed) and event.phase == "import":
+            started += event.seconds  # once, whatever is drawn
         elif isinstance(event, Failed):
             raise from_json(dict(event.error))
         elif isinstance(event, Done):
@@ -167,9 +230,18 @@ def _drawn(engine: Any, plan: Plan, position: int, progress: Progress) -> tuple[
     progress.finish()
     if image is None:
         raise Bug("no image came of the plan")
-    return image, Drawn(
-        version=__version__, job=image.job, setup=image.setup or plan.setup, scheduler=image.scheduler,
-        environment=around, model_hash=plan.model.hash, unet_sha256=unet, pixel_sha256=_sha256(image.pixels),
+    return Drawn(image=image, environment=around, seconds=time.perf_counter() - started)
+
+
+def _recorded(record: ImageRecord, plan: Plan, drawn: Drawn) -> ImageRecord:
+    """What would be recorded of it now."""
+    model = RecordedModel(
+        name=plan.model.name, revision=plan.model.revision, hash=plan.model.hash, weights=fingerprints(plan.model)
+    )  # fmt: skip
+    return replace(
+        record, version=__version__, job=drawn.image.job, setup=drawn.image.setup or plan.setup, model=model,
+        scheduler=drawn.image.scheduler, batch=replace(record.batch, size=len(plan.jobs)), degraded=(),
+        environment=drawn.environment,
     )  # fmt: skip
 
 
@@ -210,13 +282,28 @@ def _told(verdict: Verdict) -> Iterator[str]:
     else:
         yield f"{name}: different{_by(verdict.difference)}"
     for one in verdict.explained:
-        yield f"  {one.field}: {show(one.then, 80)} then, {show(one.now, 80)} now"
-    if verdict.identical:
-        return
+        if one.confirmed:
+            yield f"  identical with {one.field} {show(one.now, 80)}: the image says {show(one.then, 80)}"
+        else:
+            yield f"  {one.field}: {show(one.then, 80)} then, {show(one.now, 80)} now"
+    if not verdict.identical and not verdict.explained and not verdict.edited:
+        yield from _unexplained(verdict)
+
+
+def _unexplained(verdict: Verdict) -> Iterator[str]:
     if verdict.not_followed:
-        yield f"  not followed: {', '.join(f'{show(k, 40)} {show(v, 60)}' for k, v in verdict.not_followed.items())}"
-    elif not verdict.explained and not verdict.edited:
-        yield "  nothing that its record names explains it"
+        yield f"  not followed: {', '.join(_left(name, value) for name, value in verdict.not_followed.items())}"
+    elif verdict.searched:
+        yield f"  nothing explains it: {counted(verdict.searched, 'drawing')} with one thing otherwise also differed"
+    else:
+        yield "  nothing that it says of itself explains it"
+    if verdict.not_searched:
+        yield f"  --search tries more: {verdict.not_searched}"
+
+
+def _left(name: str, value: str) -> str:
+    what = " (seeds the noise of each step)" if name == SEED_OF_STEPS else ""
+    return f"{show(name, 40)} {show(value, 60)}{what}"
 
 
 def _by(difference: Difference | None) -> str:

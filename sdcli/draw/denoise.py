@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import itertools
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -70,6 +71,7 @@ class Conditioning:
     rows: Mapping[str, Tensor]  # encoder_hidden_states …: one row each per UNet row
     added: Mapping[str, Tensor] = field(default_factory=dict)  # SDXL's pooled vectors and sizes, also one row each
     groups: tuple[Tensor, ...] = ()  # rows to be sent through the UNet together; empty: all at once
+    lengths: tuple[int, ...] = ()  # of each group's texts, where not all are as long: beyond, rows are filled up
     beside: Tensor | None = None  # channels that the UNet sees beside the latents, one row per UNet row
     kept: Kept | None = None  # what of the images stays as it was
     controls: Controls | None = None  # what is added inside the UNet
@@ -98,8 +100,10 @@ class Conditioning:
     def _arguments(self) -> list[tuple[Tensor | None, dict[str, Any]]]:
         """What stays the same over all steps, by UNet call."""
         calls = []
-        for group in self.groups or (None,):
+        for group, length in itertools.zip_longest(self.groups or (None,), self.lengths):
             arguments: dict[str, Any] = {name: _rows(value, group) for name, value in self.rows.items()}
+            if length is not None:
+                arguments["encoder_hidden_states"] = arguments["encoder_hidden_states"][:, :length].contiguous()
             if self.added:
                 arguments["added_cond_kwargs"] = {name: _rows(value, group) for name, value in self.added.items()}
             if self.referred:
@@ -152,15 +156,18 @@ def _within(value: Any, group: Any) -> Any:
     return _rows(value, group) if isinstance(value, Tensor) else value
 
 
-def groups(images: int, sides: int, *, in_turn: bool = False, alone: bool = False) -> tuple[Tensor, ...]:
-    """How rows share UNet calls: guidance's sides `in_turn`, or each image `alone`, whatever the batch."""
-    of_images = [[image + side * images for side in range(sides)] for image in range(images)]
-    if alone:
-        rows = [[row] for image in of_images for row in image] if in_turn else of_images
-    elif in_turn and sides > 1:
-        rows = [[image[side] for image in of_images] for side in range(sides)]
-    else:
-        rows = []
+def groups(
+    images: int, sides: int, *, in_turn: bool = False, alone: bool = False, lengths: Sequence[int] = ()
+) -> tuple[Tensor, ...]:  # fmt: skip
+    """How rows share UNet calls: guidance's sides `in_turn`, or each image `alone`, whatever the batch. Images with
+    texts of other `lengths` are in other calls: filled up to one length, they would be other images."""
+    together: dict[int, list[int]] = {}
+    for image in range(images):
+        together.setdefault(image if alone else lengths[image] if lengths else 0, []).append(image)
+    rows = []
+    for some in together.values():
+        of_sides = [[image + side * images for image in some] for side in range(sides)]
+        rows += of_sides if in_turn else [[row for side in of_sides for row in side]]
     return tuple(torch.tensor(group) for group in rows) if len(rows) > 1 else ()
 
 

@@ -77,9 +77,10 @@ def padded(text: Text, empty: Text, chunks: int) -> Text:
 
 def conditioning(
     prompts: Sequence[Text], negatives: Sequence[Text], *, guidance: Guidance, size: tuple[int, int],
-    unet: Mapping[str, Any], groups: tuple[Tensor, ...] = (),
+    unet: Mapping[str, Any], groups: tuple[Tensor, ...] = (), chunks: Sequence[int] = (),
 ) -> Conditioning:  # fmt: skip
-    """One row per image and side of guidance; and the other inputs that this UNet's config asks for."""
+    """One row per image and side of guidance; and the other inputs that this UNet's config asks for. `chunks` are those
+    of each image's own texts, where these are filled up to the longest of all."""
     texts = guidance.rows(prompts, negatives)
     embeds = torch.cat([text.embeds for text in texts])
     rows, added = {"encoder_hidden_states": embeds}, {}
@@ -88,7 +89,8 @@ def conditioning(
         added["time_ids"] = _told(size, len(texts), len(texts) - len(prompts), embeds, unet)
     if unet.get("time_cond_proj_dim"):
         rows["timestep_cond"] = guidance_row(guidance.scale, unet["time_cond_proj_dim"], embeds).repeat(len(texts), 1)
-    return Conditioning(guidance=guidance, rows=rows, added=added, groups=groups)
+    lengths = [(CHUNK + 2) * chunks[int(group[0]) % len(prompts)] for group in groups] if len(set(chunks)) > 1 else []
+    return Conditioning(guidance=guidance, rows=rows, added=added, groups=groups, lengths=tuple(lengths))
 
 
 def guidance_row(guidance: float, width: int, like: Tensor) -> Tensor:

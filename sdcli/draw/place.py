@@ -10,7 +10,6 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -30,7 +29,6 @@ from sdcli.draw import (
     residual,
 )
 from sdcli.events import Loaded
-from sdcli.models.hub_cache import expected_sha256
 from sdcli.models.model import NETS, Model, role
 from sdcli.plan.plan import Setup
 from sdcli.plan.techniques import placement
@@ -69,7 +67,7 @@ class Components:
                 started = time.perf_counter()
                 size = self._load(name)
                 seconds = time.perf_counter() - started
-                yield Loaded(component=name, bytes=size, seconds=seconds, sha256=self._sha256_of(name))
+                yield Loaded(component=name, bytes=size, seconds=seconds)
 
     @contextmanager
     def use(self, name: str) -> Iterator[Any]:
@@ -123,11 +121,6 @@ class Components:
         self.drop(*self._modules)
         gc.collect()
         devices.functions(self.device).empty_cache()
-
-    def _sha256_of(self, name: str) -> str | None:
-        """Where the Hub's cache knows it: to hash a file would take longer than to load it."""
-        files = self.model.components[name].files
-        return expected_sha256(Path(files[0])) if len(files) == 1 else None
 
     def _load(self, name: str) -> int:
         if self.setup.execution == "openvino" and name in ("unet", "vae"):

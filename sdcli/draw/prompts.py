@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
 
@@ -111,7 +112,9 @@ class Prompts:
         prompts = [self._texts[_key(job, job.prompt)] for job in jobs]
         words = [self._negative(job) for job in jobs] if guidance.sides > 1 else []
         encoded = [None if text is None else self._texts[_key(jobs[n], text)] for n, text in enumerate(words)]
-        chunks = max(text.chunks for text in (*prompts, *encoded) if text is not None)
+        pairs = itertools.zip_longest(prompts, encoded)
+        own = [max(text.chunks for text in texts if text is not None) for texts in pairs]
+        chunks = max(own)
         prompts = [self._filled(job, text, chunks) for job, text in zip(jobs, prompts, strict=True)]
         negatives = [
             prompts[n].zeros() if text is None else self._filled(jobs[n], text, chunks)
@@ -119,8 +122,8 @@ class Prompts:
         ]
         in_turn = components.setup.guidance == "in-turn"
         return encode.conditioning(
-            prompts, negatives, guidance=guidance, size=size, unet=self._unet,
-            groups=denoise.groups(len(jobs), guidance.sides, in_turn=in_turn, alone=alone),
+            prompts, negatives, guidance=guidance, size=size, unet=self._unet, chunks=own,
+            groups=denoise.groups(len(jobs), guidance.sides, in_turn=in_turn, alone=alone, lengths=own),
         ).to(components.device, components.dtype)  # fmt: skip
 
     def _negative(self, job: Job) -> str | None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import os
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -191,10 +192,10 @@ def _without_alpha(image: Any) -> tuple[Any, bool]:
 
 def files_of(text: str) -> list[Path]:
     """The files that a path, a folder or a pattern such as photos/*.jpg names, sorted by name."""
-    path = Path(text).expanduser()
-    if path.is_dir():
+    path = Path(os.path.expanduser(text))
+    if os.path.isdir(path):
         found = [file for file in sorted(path.iterdir()) if file.suffix.lower() in SUFFIXES]
-    elif path.exists() or not any(mark in text for mark in "*?["):
+    elif os.path.exists(path) or not any(mark in text for mark in "*?["):
         return [path]
     else:
         import glob

@@ -59,7 +59,7 @@ def find(model: str) -> Source | LoraFile:
 
 def find_lora(path: str) -> LoraFile:
     """The LoRA in a file; BadFile says what the file is if it is not one."""
-    file = Path(path).expanduser()
+    file = Path(os.path.expanduser(path))
     header = headers.read_header(file)
     kind = kinds.kind_of(header)
     if kind.kind != "lora":

@@ -44,7 +44,7 @@ def _folder(kind: str, environment: Mapping[str, str] | None, platform: str) -> 
     environment = os.environ if environment is None else environment
     home = environment.get("SDCLI_HOME", "").strip()
     if home:
-        return Path(home).expanduser().absolute() / kind
+        return Path(os.path.expanduser(home)).absolute() / kind
     if platform == "win32":
         name, default = _WINDOWS[kind]
         folder = Path(environment.get(name) or _home(environment, platform) / default) / "sdcli"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import sys
 from collections.abc import Callable
@@ -196,7 +197,7 @@ def _process() -> Any:
 
 def disk_free(path: Path | str, usage: Callable[[Path], int] | None = None) -> int | None:
     """Free bytes where `path` is or would be made: its nearest existing parent decides."""
-    target = Path(path).expanduser().absolute()
+    target = Path(os.path.expanduser(path)).absolute()
     for folder in (target, *target.parents):
         try:
             return (usage or _free)(folder)

@@ -59,7 +59,7 @@ def at_hub(text: str) -> HubName | None:
     """A name on the Hub (owner/name, owner/name/file), unless the path or its folder exists on this machine."""
     name = hub_name.of_page(text) or hub_name.parse(text)
     path = Path(text)
-    return None if name is None or path.exists() or path.parent.is_dir() else name
+    return None if name is None or os.path.exists(path) or os.path.isdir(path.parent) else name
 
 
 def _is_file(text: str) -> bool:

@@ -137,7 +137,7 @@ def _keys(content: Any) -> Iterator[tuple[str, Any]]:
 
 
 def _index(path: Path) -> dict[str, Any]:
-    if (path / "model_index.json").is_file():
+    if (path / "model_index.json").exists():  # if it is no file, that is what is wrong
         return read_json(path / "model_index.json")
     try:
         names = sorted(entry.name for entry in path.iterdir())
@@ -245,9 +245,9 @@ def _weights(folder: Path, stem: str) -> list[Path]:
     """The component's files: fp16 where there are several variants (half as much to read), whole or in shards."""
     for variant in VARIANTS:
         whole = folder / f"{stem}{variant}.safetensors"
-        if whole.is_file():
+        if whole.exists():  # what is there but no file is refused when it is read
             return [whole]
-        table = next((folder / name for name in shard_tables(stem, variant) if (folder / name).is_file()), None)
+        table = next((folder / name for name in shard_tables(stem, variant) if (folder / name).exists()), None)
         if table is not None:
             return _shards(table)
     pickles = sorted(p.name for p in folder.glob("*") if p.suffix in PICKLE_SUFFIXES) if folder.is_dir() else []
@@ -277,7 +277,7 @@ def _shards(table: Path) -> list[Path]:
     for name in names:
         if not re.fullmatch(r"[\w.\-]{1,200}\.safetensors", name, re.ASCII):
             raise Unsafe(f"{show(table)} names {show(name, 80)}, which is not a file beside it; refused", hint=_ANOTHER)
-        if not (table.parent / name).is_file():
+        if not (table.parent / name).exists():
             raise ModelMissing(f"{show(table.parent / name)} is missing", hint=_AGAIN)
     return [table.parent / name for name in names]
 
@@ -339,8 +339,10 @@ def _vocabulary(components: Mapping[str, Component], path: Path) -> str | None:
     if not isinstance(size, int) or size >= CLIP_TOKENS:
         return None
     for file in (path / "tokenizer" / "vocab.json", path / "tokenizer" / "merges.txt"):
-        if not file.is_file():
+        if not file.exists():
             raise ModelMissing(f"{show(file)} is missing", hint=_AGAIN)
+        if not file.is_file():
+            raise BadFile(f"{show(file)} is no file", hint=_AGAIN)
         if file.stat().st_size > LARGEST_JSON:  # the library reads it whole
             raise BadFile(f"{show(file)} is larger than {size_text(LARGEST_JSON)}", hint=_AGAIN)
     return str(path / "tokenizer")

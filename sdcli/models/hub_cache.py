@@ -23,10 +23,10 @@ def folder(environment: Mapping[str, str]) -> Path:
     """HF_HUB_CACHE, else HF_HOME/hub, else the default: the same order as in huggingface_hub."""
     named = environment.get("HF_HUB_CACHE") or environment.get("HUGGINGFACE_HUB_CACHE")
     if named:
-        return Path(named).expanduser()
+        return Path(os.path.expanduser(named))
     home = environment.get("HF_HOME")
     if home:
-        return Path(home).expanduser() / "hub"
+        return Path(os.path.expanduser(home)) / "hub"
     base = environment.get("XDG_CACHE_HOME")
     return (Path(base) if base else Path.home() / ".cache") / "huggingface" / "hub"
 

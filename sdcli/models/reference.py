@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -265,7 +266,7 @@ def _wanted(adapter: IPAdapter) -> str:
 
 def _located(adapter: IPAdapter) -> ImageEncoder:
     """In the folders around the file, as IP-Adapter's own repository has them."""
-    found = [read_encoder(path) for path in _around(adapter.path) if (path / "config.json").is_file()]
+    found = [read_encoder(path) for path in _around(adapter.path) if os.path.isfile(path / "config.json")]
     if not found:
         raise ModelMissing(
             f"no image encoder lies beside {show(adapter.path)}: it takes {adapter.embedding} numbers {_of(adapter)}, "
@@ -284,9 +285,9 @@ def _around(file: Path) -> Iterator[Path]:
 
 def read_encoder(path: Path) -> ImageEncoder:
     """A folder of transformers' CLIPVisionModelWithProjection; of the usual ones also their weights alone."""
-    if path.is_file():
+    if os.path.isfile(path):
         return _encoder_alone(path)
-    if not path.is_dir():
+    if not os.path.isdir(path):
         raise ModelMissing(f"there is no folder {show(path)}", hint=_ENCODER_HINT)
     config = folder.read_json(path / "config.json")
     named = config.get("_class_name") or next(iter(config.get("architectures") or ()), vision.CLASS)

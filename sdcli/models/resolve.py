@@ -69,7 +69,7 @@ def resolve(
 def at(path: Path) -> Model:
     """The model in this folder or file."""
     path = Path(os.path.abspath(path))
-    return folder.read(path) if path.is_dir() else checkpoint.read(path)
+    return folder.read(path) if os.path.isdir(path) else checkpoint.read(path)
 
 
 def family_of(model: Model) -> Family:
@@ -94,7 +94,7 @@ def existing(text: str) -> Path | None:
 
 def _is_meant(text: str, path: Path) -> bool:
     """A bare word that happens to be a folder here need not be a path: `builtin`, `sd15`."""
-    return _looks_like_a_path(text) or not path.is_dir() or (path / "model_index.json").is_file()
+    return _looks_like_a_path(text) or not os.path.isdir(path) or os.path.exists(path / "model_index.json")
 
 
 def _looks_like_a_path(text: str) -> bool:
@@ -244,7 +244,7 @@ def _models_in(folders: tuple[Path, ...]) -> Iterator[Path]:
 
 
 def _is_model(folder: Path) -> bool:
-    return (folder / "model_index.json").is_file()
+    return os.path.isfile(folder / "model_index.json")
 
 
 def _short(path: Path) -> str:

@@ -91,12 +91,12 @@ def to_resume(named: str | None) -> Path:
     """The records of the run of this name, or of this path; without one, of the newest that is not finished."""
     if named is None:
         return _newest_unfinished(usual_folders(), "")
-    path = Path(named).expanduser()
+    path = Path(os.path.expanduser(named))
     if path.name == JOURNAL:
         path = path.parent
-    if (path / JOURNAL).is_file():
+    if os.path.isfile(path / JOURNAL):  # Path's own raise where the disk fails
         return path
-    if path.is_dir():
+    if os.path.isdir(path):
         return _newest_unfinished((path,), f" in {show(path, 200)}")
     for records in found(usual_folders()):
         if records.name == named:

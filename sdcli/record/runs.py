@@ -45,11 +45,15 @@ def step_file(records: Path, batch: int) -> Path:
 def kept_steps(records: Path) -> dict[int, bytes]:
     """By batch."""
     kept = {}
-    for path in records.glob("*" + _STEP):
-        if (number := path.name.removesuffix(_STEP)).isdecimal():
-            with contextlib.suppress(OSError):
-                kept[int(number)] = reading.whole(path, LARGEST_STEP)
+    for number, path in _step_files(records).items():
+        with contextlib.suppress(OSError):
+            kept[number] = reading.whole(path, LARGEST_STEP)
     return kept
+
+
+def _step_files(records: Path) -> dict[int, Path]:
+    named = {path.name.removesuffix(_STEP): path for path in records.glob("*" + _STEP)}
+    return {int(number): path for number, path in named.items() if number.isdecimal()}
 
 
 def now() -> str:
@@ -92,6 +96,10 @@ class Journal:
                 self._broken = True
             raise
         self._length += len(data)
+
+    def check(self) -> None:
+        """OSError where it can no longer be found: lines go on into a file that is gone."""
+        self._files.find(self.path)
 
     def close(self) -> None:
         file, self._file = self._file, -1
@@ -407,14 +415,18 @@ class Recovered:
 
 
 def recover(run: RecordedRun, *, files: Files = REAL) -> Recovered:
-    """An image is done when its file exists with the hash its intent names. Partial files are removed."""
+    """An image is done when its file exists with the hash its intent names. Partial files are removed, as are the steps
+    that were kept of batches whose images are all done."""
     done = {index: intent for index, intent in run.intents.items() if _whole(run.destination.folder, intent)}
     for index, intent in run.intents.items():
         if index not in done and index not in run.noted:
             _discard_claim(run.destination.folder / intent.file, files)
     for folder in _folders(run.destination, run.plan):
         _discard_parts(folder, part_prefix(run.run), files)
-    _discard_parts(run.destination.records, f".{REPORT}.", files)
+    _discard_parts(run.destination.records, ".", files)  # of the report and of kept steps
+    for number, path in _step_files(run.destination.records).items():
+        if number < len(run.plan.batches) and set(run.plan.batches[number]) <= set(done):
+            discard(files, path)
     missing = tuple(job.index for job in run.plan.jobs if job.index not in done)
     return Recovered(run=run, done=done, missing=missing)
 

@@ -23,7 +23,6 @@ from sdcli.events import (
     Event,
     Failed,
     KeptStep,
-    Loaded,
     Planned,
     Queued,
     Saved,
@@ -31,6 +30,7 @@ from sdcli.events import (
 )
 from sdcli.events import Interrupted as InterruptedEvent
 from sdcli.files import REAL, Files, cannot_write, discard, publish, replace_whole, write_new
+from sdcli.models.fingerprint import fingerprints
 from sdcli.plan.plan import Plan
 from sdcli.record.encode import ImageFile, encode
 from sdcli.record.found_runs import called
@@ -117,7 +117,7 @@ class RunStore:
         self.files = files
         self.clock = clock
         self.plan: Plan | None = None
-        self.unet_sha256: str | None = None
+        self.weights: Mapping[str, str] | None = None  # the model's, once they are needed
         self.batches: dict[int, Batch] = {}  # unfinished ones, of any worker
         self.told_of_steps = False
         self.number = 0
@@ -138,8 +138,6 @@ class RunStore:
             self.plan = event.plan
             if self.journal is None:
                 self.journal = begin(self.destination, event.plan, self.environment, files=self.files)
-        elif isinstance(event, Loaded) and event.component == "unet":
-            self.unet_sha256 = event.sha256
         elif isinstance(event, Queued):
             self._append("queued", batch=event.batch, jobs=schema.to_json(event.jobs, whole=True))
         elif isinstance(event, Encoded):
@@ -191,8 +189,7 @@ class RunStore:
     def _cannot_write(self, path: Path, error: OSError) -> CannotWrite:
         planned = max(self.saved, len(self.plan.jobs) if self.plan else 0)
         done = f"{self.saved} of {planned} images are saved in {show(self.destination.folder)}"
-        hint = f"sdcli resume {called(self.destination.records)}   (once it can be written again)"
-        return cannot_write(path, error, done=done, hint=hint)
+        return cannot_write(path, error, done=done, hint=f"sdcli resume {called(self.destination.records)}")
 
     def end(self, error: SdcliError | None = None) -> None:
         """The journal's last line. After an error, failing to write it is not reported too."""
@@ -222,7 +219,10 @@ class RunStore:
             raise Bug("an image came before its plan")
         pixel_sha256 = hashlib.sha256(event.pixels).hexdigest()
         record = self._record(plan, event, pixel_sha256)
-        file = encode(event.pixels, event.width, event.height, self.destination.format, record, plan.request.metadata)
+        asked = plan.request
+        file = encode(
+            event.pixels, event.width, event.height, self.destination.format, record, asked.metadata, asked.quality
+        )  # fmt: skip
         intent = Intent(
             index=event.index,
             batch=event.batch,
@@ -256,7 +256,7 @@ class RunStore:
             job=event.job,
             setup=event.setup or plan.setup,
             model=own.RecordedModel(
-                name=plan.model.name, revision=plan.model.revision, hash=plan.model.hash, unet_sha256=self.unet_sha256
+                name=plan.model.name, revision=plan.model.revision, hash=plan.model.hash, weights=self._weights(plan)
             ),
             scheduler=event.scheduler,
             negative=event.job.negative_prompt,
@@ -266,12 +266,19 @@ class RunStore:
             environment=self.environment,
         )
 
+    def _weights(self, plan: Plan) -> Mapping[str, str]:
+        """Looked at once, with the first image: the files were just read then, and are in the system's cache."""
+        if self.weights is None:
+            self.weights = fingerprints(plan.model)
+        return self.weights
+
     def _target(self, error: OSError) -> Path:
         named = error.filename2 or error.filename
         return Path(named) if isinstance(named, str) and not named.endswith(".part") else self.destination.folder
 
     def _write(self, event: Decoded, data: bytes, intent: Intent, journal: Journal) -> Written:
         """On OSError nothing of this image exists under any name."""
+        journal.check()  # a folder that is gone would be made anew, for an image that no journal has
         if not self.number and self.destination.kind == "numbered":
             self.number = next_number(self.destination.folder)
 

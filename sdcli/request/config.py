@@ -6,6 +6,7 @@ whichever source, is converted by one table, so that every source accepts the sa
 
 from __future__ import annotations
 
+import os
 import os.path
 import re
 import tomllib
@@ -197,7 +198,7 @@ def _control(text: str) -> Control:
 def _told(text: str) -> tuple[str, str]:
     """A net, and what its image shows where the text ends with that. A path may have colons of its own."""
     net, colon, shows = text.rpartition(":")
-    if not colon or len(net) < 2 or re.search(r"[\\/]", shows) or Path(text).expanduser().exists():
+    if not colon or len(net) < 2 or re.search(r"[\\/]", shows) or os.path.exists(os.path.expanduser(text)):
         return text, ""
     known = control.shown_by(shows)
     if known is None:
@@ -440,7 +441,7 @@ def folders(path: Path) -> tuple[Path, ...]:
     listed = read_toml(path).get("folders", [])
     if not isinstance(listed, list) or not all(isinstance(item, str) and item for item in listed):
         raise Usage(f"{show(path)}: folders is not a list of folders", hint="sdcli config path")
-    return tuple(Path(item).expanduser() for item in listed)
+    return tuple(Path(os.path.expanduser(item)) for item in listed)
 
 
 def set_folders(path: Path, paths: Iterable[Path]) -> None:

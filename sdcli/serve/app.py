@@ -7,7 +7,7 @@ from starlette.requests import Request
 from starlette.responses import PlainTextResponse, Response
 from starlette.routing import Route
 
-from sdcli.serve import jobs, openai, page_files, results
+from sdcli.serve import jobs, openai, page_files, results, sdapi
 from sdcli.serve.service import Service
 
 
@@ -15,5 +15,5 @@ def app(service: Service) -> Starlette:
     async def healthz(request: Request) -> Response:
         return PlainTextResponse("ok\n")
 
-    own = [*jobs.routes(service), *results.routes(service), *page_files.routes()]
-    return Starlette(routes=[Route("/healthz", healthz), *openai.routes(service), *own])
+    apis = [*openai.routes(service), *jobs.routes(service), *results.routes(service), *sdapi.routes(service)]
+    return Starlette(routes=[Route("/healthz", healthz), *apis, *page_files.routes()])

@@ -28,8 +28,9 @@ _LORA = re.compile(r"[^<>:/\\]{1,200}(:-?\d{1,3}(\.\d{1,6})?)?")
 _DATA = re.compile(r"data:[a-z0-9.+/-]{0,60};base64,", re.ASCII | re.IGNORECASE)
 
 
-def values(body: Mapping[str, Any], upload: Callable[[bytes], str]) -> dict[str, Any]:
-    """`upload` keeps an image that came along and says where, as generate would be given it."""
+def values(body: Mapping[str, Any], upload: Callable[[bytes], str], given: dict[str, str]) -> dict[str, Any]:
+    """`upload` keeps an image that came along and says where, as generate would be given it. `given` takes in what the
+    body calls it, and what else it has another name for."""
     typed: dict[str, Any] = {}
     for name, value in body.items():
         if name not in NAMES:
@@ -38,11 +39,13 @@ def values(body: Mapping[str, Any], upload: Callable[[bytes], str]) -> dict[str,
             continue
         if name in IMAGES:
             path = upload(image_in(name, value))
+            given[path] = name
             typed[name] = [path] if name == "image" else path
         else:
             typed["seeds" if name == "seed" else name] = _typed(name, value)
     if typed.get("upscaler", UPSCALERS[0]) not in UPSCALERS:
         raise BadBody(f"upscaler has to be one of {', '.join(UPSCALERS)}", "upscaler")
+    given |= {"seeds": "seed"} if "seed" in body else {}
     typed["prompts"] = tuple(_prompts(body))
     return typed
 

@@ -6,8 +6,9 @@ import contextlib
 import threading
 import time
 from collections.abc import Callable, Iterator
+from functools import partial
 
-from sdcli.errors import Bug, CannotWrite, DoesNotFit, Interrupted, SdcliError
+from sdcli.errors import Bug, CannotWrite, DoesNotFit, Interrupted, SdcliError, from_json
 from sdcli.events import Decoded, Event, Failed, Planned
 from sdcli.machine.environment import environment
 from sdcli.plan.plan import Plan
@@ -19,26 +20,37 @@ from sdcli.serve.ticket import Ticket
 from sdcli.workers.worker import Died, Worker
 
 TRIES = 2  # of a batch that ended its worker: the second that dies of it is the last
+PATIENCE = 300.0  # seconds of silence; loading a large model from a slow disk takes minutes
+STEPS_OF_PATIENCE = 20
 
 
 class Desk(threading.Thread):
     """Serves a line until it is closed."""
 
-    def __init__(self, line: Line, worker: Worker, on_over: Callable[[Ticket], None]) -> None:
+    def __init__(
+        self, line: Line, worker: Worker, on_over: Callable[[Ticket], None], idle: float | None = None
+    ) -> None:  # fmt: skip
+        """`idle`: seconds without a request after which the worker gives its memory back."""
         super().__init__(name="desk", daemon=True)
+        self.idle = idle
         self.line = line
         self.worker = worker
         self.drawing: Ticket | None = None
         self._on_over = on_over
 
     def run(self) -> None:
-        while (ticket := self.line.take()) is not None:
+        while not self.line.closed:
+            ticket = self.line.take(self.idle)
+            if ticket is None:
+                self.worker.close()
+                continue
             self.drawing = ticket
             try:
                 self._draw(ticket)
-            finally:
-                self.drawing = None
-                self._on_over(ticket)
+            except Exception as error:  # whatever it is, those who wait behind it are served
+                ticket.end("failed", Bug(f"{type(error).__name__}: {error}"))
+            self.drawing = None
+            self._on_over(ticket)
         self.worker.close()
 
     def cancel(self, ticket: Ticket) -> None:
@@ -47,14 +59,24 @@ class Desk(threading.Thread):
         if self.drawing is ticket:
             self.worker.cancel()
 
+    def end_if_stuck(self) -> None:
+        """Ends a worker that has said nothing for much longer than a step takes; another takes its place."""
+        ticket, silent = self.drawing, self.worker.silent
+        if ticket is None or silent is None:
+            return
+        usual = ticket.plan.seconds.step if ticket.plan.seconds is not None else 0.0
+        if silent > max(PATIENCE, STEPS_OF_PATIENCE * usual):
+            self.worker.kill(f"it had done nothing for {silent:.0f} s")
+
     def _draw(self, ticket: Ticket) -> None:
         if ticket.cancelled.is_set():
             return ticket.end("cancelled", Interrupted("cancelled"))
         if too_late(ticket):
             return ticket.end("failed", DoesNotFit("nobody waits for it any more: its time was over in the queue"))
-        ticket.begin()
+        ticket.state, ticket.drawn_since = "drawing", (began := time.monotonic())
         around = environment(ticket.plan.hardware)
-        folding = Folding(started=runs.now(), run=ticket.destination.run, clock=_since_now(), environment=around)
+        clock = partial(_since, began)
+        folding = Folding(started=runs.now(), run=ticket.destination.run, clock=clock, environment=around)
         error = self._drain(ticket, folding, around)
         finished = folding.report(error)
         with contextlib.suppress(CannotWrite):
@@ -62,9 +84,7 @@ class Desk(threading.Thread):
                 report.write(finished, ticket.destination.records / "report.json")
                 remembering.remember(ticket.plan, finished)
         ticket.report = report.to_json(finished, ticket.destination.folder)
-        if error is None and finished.error is not None:
-            from sdcli.errors import from_json
-
+        if error is None and finished.error is not None:  # some of its images
             error = from_json(dict(finished.error))
         state = "cancelled" if isinstance(error, Interrupted) else "failed" if error is not None else "done"
         ticket.end(state, error)
@@ -109,6 +129,5 @@ class Desk(threading.Thread):
                 self.worker.cancel()
 
 
-def _since_now() -> Callable[[], float]:
-    began = time.monotonic()
-    return lambda: time.monotonic() - began
+def _since(began: float) -> float:
+    return time.monotonic() - began

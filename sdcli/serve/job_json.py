@@ -7,13 +7,13 @@ from pathlib import Path
 from typing import Any
 
 from sdcli import __version__
-from sdcli.errors import SdcliError
 from sdcli.events import Preview
 from sdcli.machine import survey
 from sdcli.machine.environment import environment
 from sdcli.plan.plan import Plan
 from sdcli.request import samplers
 from sdcli.request.request import Job
+from sdcli.serve.openai_errors import described
 from sdcli.serve.results import url_of
 from sdcli.serve.service import Service
 from sdcli.serve.ticket import Drawn, Ticket
@@ -36,7 +36,7 @@ def whole(service: Service, ticket: Ticket) -> dict[str, Any]:
         "step": {"step": step, "of": of} if of else None,
         "settings": asked_for(ticket.plan),
         "images": [image(ticket, drawn) for drawn in list(ticket.images)],
-        "error": None if ticket.error is None else error_json(ticket.error),
+        "error": None if ticket.error is None else described(ticket.error),
         "plan": plan_json(ticket.plan),
         "memory": memory(ticket),
         "seconds": ticket.seconds,
@@ -49,10 +49,6 @@ def image(ticket: Ticket, drawn: Drawn) -> dict[str, Any]:
         "bytes": drawn.bytes, "width": drawn.width, "height": drawn.height, "status": drawn.status,
         "sha256": drawn.file_sha256, "settings": settings(ticket.plan, drawn.job),
     }  # fmt: skip
-
-
-def error_json(error: SdcliError) -> dict[str, Any]:
-    return {"type": error.type, "message": error.message, "hint": error.hint}
 
 
 # --- settings, by the names that a request may use
@@ -151,12 +147,6 @@ def eta(service: Service, ticket: Ticket) -> float | None:
         places = [(service.line.ahead_of(one), one) for one in service.line.waiting()]
         before += [one for place, one in places if place is not None and place < own]
     return _sum(service, [*before, ticket])
-
-
-def seconds_until_free(service: Service) -> float | None:
-    """Until the request that is being drawn leaves, and the first that waits makes room."""
-    drawing = service.desk.drawing
-    return None if drawing is None else _left(service, drawing)
 
 
 def _sum(service: Service, tickets: list[Ticket]) -> float | None:

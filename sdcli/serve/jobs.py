@@ -7,6 +7,8 @@ import json
 import math
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
+from functools import partial
+from hashlib import sha256
 from typing import Any
 
 from starlette.requests import Request
@@ -15,9 +17,12 @@ from starlette.routing import Route
 
 from sdcli import events
 from sdcli.errors import SdcliError
-from sdcli.serve import asked, job_json, waiting
+from sdcli.serve import asked, job_json, openai, waiting
 from sdcli.serve.bodies import BadBody, parsed
 from sdcli.serve.line import Full
+from sdcli.serve.openai_errors import Conflict, refused
+from sdcli.serve.openai_fields import BadField
+from sdcli.serve.repeats import Repeats
 from sdcli.serve.results import url_of
 from sdcli.serve.service import Service
 from sdcli.serve.ticket import Ticket
@@ -26,99 +31,107 @@ LISTED, MOST_LISTED = 100, 1000  # jobs in an answer, unless a number is asked f
 LOOK = 1.0  # seconds between two looks at the queue, for those who watch a job that waits
 KEEP_ALIVE = 15.0  # seconds until an event stream says that it is still there
 BETWEEN_PREVIEWS = 0.5  # seconds
-UNKNOWN_WAIT = 5  # seconds until a client may try again, where nothing is known
-STATUS = {
-    "usage": 400, "does_not_fit": 400, "bad_file": 400, "unsafe": 400, "model_missing": 404, "offline": 404,
-    "gated": 404, "interrupted": 409, "device": 503, "terminated": 503,
-}  # fmt: skip
 _NO_STORE = {"Cache-Control": "no-store"}
 
-Answering = Callable[[Request], Awaitable[Response]]
+Given = dict[str, str]  # what a body calls a setting or an image that came along
+Answering = Callable[[Request, Given], Awaitable[Response]]
 
 
 def routes(service: Service) -> list[Route]:
-    async def submit(request: Request) -> Response:
-        body = parsed(await request.body())
-        ticket = await asyncio.to_thread(submitted, service, body, _client(request))
-        content = job_json.short(service, ticket)
-        return JSONResponse(content, 202, {"Location": f"/v1/jobs/{ticket.id}", **_NO_STORE})
+    repeats = Repeats(service)
 
-    async def listed(request: Request) -> Response:
+    async def submit(request: Request, given: Given) -> Response:
+        content = await request.body()
+        body, client = parsed(content), openai.client(request)
+        submitting = partial(asyncio.to_thread, submitted, service, body, given, client)
+        ticket = await repeats.ticket(request, client, sha256(content).hexdigest(), False, submitting)
+        location = {"Location": f"/v1/jobs/{ticket.id}"}
+        return JSONResponse(job_json.short(service, ticket), 202, {**location, **_NO_STORE})
+
+    async def listed(request: Request, given: Given) -> Response:
         return _json({"jobs": [job_json.whole(service, ticket) for ticket in _page(service, request)]})
 
-    async def job(request: Request, ticket: Ticket) -> Response:
-        return _json(job_json.whole(service, ticket))
+    async def job(request: Request, given: Given) -> Response:
+        return _json(job_json.whole(service, _ticket(service, request)))
 
-    async def cancel(request: Request, ticket: Ticket) -> Response:
+    async def cancel(request: Request, given: Given) -> Response:
+        ticket = _ticket(service, request)
         await asyncio.to_thread(service.cancel, ticket)
         return _json(job_json.whole(service, ticket))
 
-    async def watch(request: Request, ticket: Ticket) -> Response:
-        seen = request.headers.get("last-event-id", "")
+    async def watch(request: Request, given: Given) -> Response:
+        ticket, seen = _ticket(service, request), request.headers.get("last-event-id", "")
         after = int(seen) if seen.isascii() and seen.isdecimal() and len(seen) < 16 else 0
         headers = {**_NO_STORE, "X-Accel-Buffering": "no"}
         return StreamingResponse(stream(service, ticket, after), media_type="text/event-stream", headers=headers)
 
-    async def plan(request: Request) -> Response:
-        body = parsed(await request.body())
-        return _json(await asyncio.to_thread(planned, service, body))
+    async def plan(request: Request, given: Given) -> Response:
+        return _json(await asyncio.to_thread(planned, service, parsed(await request.body()), given))
 
-    async def settings(request: Request) -> Response:
-        body = parsed(await request.body())
-        if set(body) != {"image"}:
-            raise BadBody("the body has to hold an image, and nothing else", "image")
-        return _json(await asyncio.to_thread(settings_in, service, body["image"]))
+    async def settings(request: Request, given: Given) -> Response:
+        return _json(await asyncio.to_thread(settings_in, service, parsed(await request.body()), given))
 
-    async def status(request: Request) -> Response:
+    async def status(request: Request, given: Given) -> Response:
         return _json(await asyncio.to_thread(job_json.status, service))
 
-    def of_job(answering: Callable[[Request, Ticket], Awaitable[Response]]) -> Answering:
-        async def answer(request: Request) -> Response:
-            ticket = service.tickets.get(request.path_params["id"])
-            return (
-                _error("unknown_job", "there is no such job", 404)
-                if ticket is None
-                else (await answering(request, ticket))
-            )
-
-        return answer
-
     return [
-        Route("/v1/jobs", refusing(service, submit), methods=["POST"]),
-        Route("/v1/jobs", refusing(service, listed), methods=["GET"]),
-        Route("/v1/jobs/{id}", of_job(job), methods=["GET"]),
-        Route("/v1/jobs/{id}/cancel", of_job(cancel), methods=["POST"]),
-        Route("/v1/jobs/{id}/events", of_job(watch), methods=["GET"]),
-        Route("/v1/plan", refusing(service, plan), methods=["POST"]),
-        Route("/v1/settings", refusing(service, settings), methods=["POST"]),
-        Route("/v1/status", status, methods=["GET"]),
+        Route("/v1/jobs", _refusing(submit), methods=["POST"]),
+        Route("/v1/jobs", _refusing(listed), methods=["GET"]),
+        Route("/v1/jobs/{id}", _refusing(job), methods=["GET"]),
+        Route("/v1/jobs/{id}/cancel", _refusing(cancel), methods=["POST"]),
+        Route("/v1/jobs/{id}/events", _refusing(watch), methods=["GET"]),
+        Route("/v1/plan", _refusing(plan), methods=["POST"]),
+        Route("/v1/settings", _refusing(settings), methods=["POST"]),
+        Route("/v1/status", _refusing(status), methods=["GET"]),
     ]
+
+
+def _refusing(answering: Answering) -> Callable[[Request], Awaitable[Response]]:
+    async def answer(request: Request) -> Response:
+        given: Given = {}
+        try:
+            return await answering(request, given)
+        except (BadBody, Full, Conflict, SdcliError) as error:
+            return refused(error, given)
+
+    return answer
+
+
+def _json(content: Any) -> Response:
+    return JSONResponse(content, headers=_NO_STORE)
 
 
 # --- what is asked
 
 
-def submitted(service: Service, body: dict[str, Any], client: str) -> Ticket:
-    values = {**asked.values(body, service.upload), "preview_every": "1"}
+def submitted(service: Service, body: dict[str, Any], given: Given, client: str) -> Ticket:
+    values = {**asked.values(body, service.upload, given), "preview_every": "1"}
     return service.submit(service.plan(values), client)
 
 
-def planned(service: Service, body: dict[str, Any]) -> dict[str, Any]:
+def planned(service: Service, body: dict[str, Any], given: Given) -> dict[str, Any]:
     """What its images would need; nothing is drawn."""
-    plan = service.plan(asked.values(body, service.upload))
+    plan = service.plan(asked.values(body, service.upload, given))
     return {"settings": job_json.asked_for(plan), "images": len(plan.jobs), "plan": job_json.plan_json(plan)}
 
 
-def settings_in(service: Service, image: Any) -> dict[str, Any]:
+def settings_in(service: Service, body: dict[str, Any], given: Given) -> dict[str, Any]:
     """The settings that an image was drawn with, by whatever program."""
     from sdcli.record.metadata import read
 
-    found = read.read(service.upload(asked.image_in("image", image)))
+    if set(body) != {"image"}:
+        raise BadBody("the body has to hold an image, and nothing else", "image")
+    path = service.upload(asked.image_in("image", body["image"]))
+    given[path] = "image"
+    found = read.read(path)
     return {"from": found.dialect, "settings": found.plain, "not_taken": sorted(found.unknown)}
 
 
-def _client(request: Request) -> str:
-    return request.client.host if request.client else ""
+def _ticket(service: Service, request: Request) -> Ticket:
+    ticket = service.tickets.get(request.path_params["id"])
+    if ticket is None:
+        raise BadField("there is no such job", None, "unknown_job", 404)
+    return ticket
 
 
 def _page(service: Service, request: Request) -> list[Ticket]:
@@ -183,40 +196,3 @@ def _happened(ticket: Ticket, event: events.Event) -> dict[str, Any]:
 def _block(kind: str, data: dict[str, Any], number: int | None = None) -> str:
     name = "" if number is None else f"id: {number}\n"
     return f"{name}event: {kind}\ndata: {json.dumps(data)}\n\n"
-
-
-# --- what is answered
-
-
-def _json(content: Any) -> Response:
-    return JSONResponse(content, headers=_NO_STORE)
-
-
-def refusing(service: Service, answering: Answering) -> Answering:
-    async def answer(request: Request) -> Response:
-        try:
-            return await answering(request)
-        except BadBody as error:
-            return _error("bad_body", str(error), 400, field=error.field)
-        except Full as error:
-            return _error("queue_full", str(error), 429, headers={"Retry-After": str(_wait(service))})
-        except SdcliError as error:
-            status = STATUS.get(error.type, 500)
-            message = service.told(error.message)
-            return _error(error.type, message, status, hint=error.hint, field=error.details.get("field"))
-
-    return answer
-
-
-def _error(
-    kind: str, message: str, status: int, *, hint: str = "", field: str | None = None,
-    headers: dict[str, str] | None = None,
-) -> Response:  # fmt: skip
-    error = {"type": kind, "message": message, "hint": hint, "field": field}
-    return JSONResponse({"error": error}, status, {**_NO_STORE, **(headers or {})})
-
-
-def _wait(service: Service) -> int:
-    """Seconds until there may be a place in the queue."""
-    left = job_json.seconds_until_free(service)
-    return UNKNOWN_WAIT if left is None else min(max(math.ceil(left), 1), 120)

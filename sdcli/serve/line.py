@@ -21,7 +21,12 @@ class Room:
 
 
 class Full(Exception):
-    """No place is left: for anybody, or for this client."""
+    """No place is left: for anybody, or for this client. `seconds`: until those who wait now will be served, if that
+    was ever measured."""
+
+    def __init__(self, message: str, seconds: float | None = None) -> None:
+        super().__init__(message)
+        self.seconds = seconds
 
 
 class Line:
@@ -32,7 +37,7 @@ class Line:
         self.room = room
         self._clients: OrderedDict[str, deque[Ticket]] = OrderedDict()  # the next one first
         self._changed = threading.Condition()
-        self._closed = False
+        self.closed = False
 
     def put(self, ticket: Ticket) -> None:
         with self._changed:
@@ -47,20 +52,18 @@ class Line:
             self._clients.setdefault(ticket.client, deque()).append(ticket)
             self._changed.notify()
 
-    def take(self) -> Ticket | None:
-        """The next one that somebody still waits for; None when the line is closed."""
+    def take(self, seconds: float | None = None) -> Ticket | None:
+        """The next one, as soon as there is one; None when the line is closed, or nobody came for that long."""
         with self._changed:
-            while True:
-                while not self._closed and not self._clients:
-                    self._changed.wait()
-                if not self._clients:
-                    return None
-                client, waiting = next(iter(self._clients.items()))
-                ticket = waiting.popleft()
-                del self._clients[client]
-                if waiting:
-                    self._clients[client] = waiting  # behind the others
-                return ticket
+            self._changed.wait_for(lambda: self.closed or self._clients, seconds)
+            if not self._clients:
+                return None
+            client, waiting = next(iter(self._clients.items()))
+            ticket = waiting.popleft()
+            del self._clients[client]
+            if waiting:
+                self._clients[client] = waiting  # behind the others
+            return ticket
 
     def remove(self, ticket: Ticket) -> bool:
         """Whether it was still waiting."""
@@ -90,7 +93,7 @@ class Line:
         with self._changed:
             left = list(self._all())
             self._clients.clear()
-            self._closed = True
+            self.closed = True
             self._changed.notify_all()
         return left
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import re
+import time
 from hashlib import sha256
 from pathlib import Path
 
@@ -25,7 +26,7 @@ def url_of(ticket: Ticket, drawn: Drawn) -> str:
 def found(service: Service, name: str) -> tuple[Ticket, Drawn] | None:
     match = _NAME.fullmatch(name)
     ticket = service.tickets.get(match[1]) if match else None
-    if match is None or ticket is None:
+    if match is None or ticket is None or time.time() - ticket.created > service.settings.keep:
         return None
     return next(((ticket, drawn) for drawn in ticket.images if drawn.index == int(match[2], 16)), None)
 
@@ -42,10 +43,10 @@ def routes(service: Service) -> list[Route]:
         tag = f'"{drawn.file_sha256}"'
         if tag in request.headers.get("if-none-match", ""):
             return Response(status_code=304, headers={"ETag": tag})
-        content = await asyncio.to_thread(_content, drawn)
-        if content is None:
+        data = await asyncio.to_thread(content, drawn)
+        if data is None:
             return Response(status_code=404)
-        return Response(content, media_type=KINDS[drawn.format], headers={"ETag": tag, **_headers(ticket, drawn)})
+        return Response(data, media_type=KINDS[drawn.format], headers={"ETag": tag, **_headers(ticket, drawn)})
 
     return [Route("/v1/results/{name}", result, methods=["GET", "DELETE"])]
 
@@ -60,10 +61,10 @@ def _headers(ticket: Ticket, drawn: Drawn) -> dict[str, str]:
     }
 
 
-def _content(drawn: Drawn) -> bytes | None:
+def content(drawn: Drawn) -> bytes | None:
     """The file as it was saved; nothing where it is gone or another one by now."""
     try:
-        content = Path(drawn.path).read_bytes()
+        data = Path(drawn.path).read_bytes()
     except OSError:
         return None
-    return content if sha256(content).hexdigest() == drawn.file_sha256 else None
+    return data if sha256(data).hexdigest() == drawn.file_sha256 else None

@@ -21,16 +21,20 @@ from sdcli.machine.folders import cache_folder
 from sdcli.models import hub_cache, listing
 from sdcli.models.families import find
 from sdcli.models.listing import Entry
+from sdcli.models.model import Model
 from sdcli.near import near_text, nearest
 from sdcli.plan.plan import Plan
 from sdcli.plan.refusal import refused
 from sdcli.record import names
+from sdcli.request import config
+from sdcli.serve.decided import Decided
 from sdcli.serve.desk import Desk
-from sdcli.serve.line import Line, Room
+from sdcli.serve.line import Full, Line, Room
 from sdcli.serve.ticket import Drawn, Ticket
 from sdcli.terminal import show
 from sdcli.workers.worker import Worker
 
+PULSE = 5.0  # seconds between two looks at the worker
 _BEGINNINGS = {"png": b"\x89PNG\r\n\x1a\n", "jpg": b"\xff\xd8\xff", "webp": b"RIFF"}
 
 
@@ -42,6 +46,7 @@ class Settings:
     engine: str = "local"
     store: bool = True  # images are kept in the output folder, as generate keeps them
     room: Room = field(default_factory=Room)
+    idle: float | None = None  # seconds without a request after which the model is unloaded
     keep: float = 24 * 3600.0  # seconds that what came of a request can be asked for
     most_kept: int = 1000  # tickets
 
@@ -51,24 +56,30 @@ class Service:
         self.settings = settings
         self.line = Line(settings.room)
         self.worker = Worker(settings.engine)
-        self.desk = Desk(self.line, self.worker, self._over)
+        self.desk = Desk(self.line, self.worker, self._over, settings.idle)
         self.tickets: dict[str, Ticket] = {}  # oldest first
         self.closing = False
         self.started = time.time()
         self.drawn = 0
         self._lock = threading.Lock()
+        self._decided = Decided()
+        self._models: dict[str, Model] = {}
+        self._ended = threading.Event()
         self._uploads = tempfile.TemporaryDirectory(prefix="sdcli-uploads-")
         self._away = None if settings.store else tempfile.TemporaryDirectory(prefix="sdcli-serve-")
 
     def start(self) -> None:
         self.desk.start()
+        threading.Thread(target=self._watch, name="watch", daemon=True).start()
 
     def plan(self, values: Mapping[str, Any]) -> Plan:
         """Of one request: `values` by the names of generate's settings. Whatever is wrong with it is said here."""
         typed = {**self.settings.typed, **values}
         if "model" in values:
             typed["model"] = self._typed_model(str(values["model"]))
-        plan = planning.plan_for(typed, "plan", without_own=self.worker.without_own).plan
+        model = self._model(str(typed.get("model", "")))
+        asked = planning.plan_for(typed, "plan", model, without_own=self.worker.without_own, decide=self._decided)
+        plan = asked.plan
         if not plan.fits:
             raise refused(plan)
         return plan
@@ -84,10 +95,6 @@ class Service:
             replace_whole(REAL, path, [content])
         return str(path)
 
-    def told(self, message: str) -> str:
-        """As who asked may read it: an image that came along is known by its name here, not by its place."""
-        return message.replace(f"{self._uploads.name}{os.sep}", "")
-
     def submit(self, plan: Plan, client: str = "", seconds: float | None = None) -> Ticket:
         """A place in the line, or Full."""
         if self.closing:
@@ -96,11 +103,21 @@ class Service:
         destination = names.prepare(request, count=len(plan.jobs), model=plan.model.name, origins=plan.origins)
         deadline = None if seconds is None else time.monotonic() + seconds
         ticket = Ticket(plan=plan, destination=destination, client=client, deadline=deadline)
-        self.line.put(ticket)
+        try:
+            self.line.put(ticket)
+        except Full as full:
+            raise Full(str(full), self.seconds_ahead()) from None
         with self._lock:
             self.tickets[ticket.id] = ticket
             self._forget()
         return ticket
+
+    def seconds_ahead(self) -> float | None:
+        """How long what is drawn and what waits will take, as far as drawing was measured here; None if it was not."""
+        drawing = self.desk.drawing
+        ahead = [ticket.plan.seconds for ticket in (*self.line.waiting(), *([drawing] if drawing else []))]
+        known = [seconds.total - seconds.load for seconds in ahead if seconds is not None]
+        return sum(known) if len(known) == len(ahead) else None
 
     def cancel(self, ticket: Ticket) -> None:
         """Takes it out of the line, or ends it after the step it is at; one that is over stays as it is."""
@@ -124,13 +141,30 @@ class Service:
 
     def models(self) -> dict[str, Entry]:
         """The models that a request may name: what is on this machine and draws from a prompt alone, by name."""
+        found = reversed(self.entries())
+        return {entry.name: entry for entry in found if entry.drawn and not find(entry.family).refines}
+
+    def entries(self) -> list[Entry]:
+        """Everything on this machine that is drawn with, remembered for the next who asks."""
         cache = listing.recall(cache_folder() / "listing.json")
         folders, hub = planning.added_folders(), hub_cache.folder(os.environ)
         found = listing.listed(folders=folders, hub=hub, builtin=data.builtin_model(), cache=cache)
-        return {entry.name: entry for entry in reversed(found) if entry.drawn and not find(entry.family).refines}
+        listing.save(cache)
+        return found
+
+    def _model(self, name: str) -> Model:
+        """Read once: what a worker has loaded does not change with its files either."""
+        if name not in self._models:
+            sources = planning.read_sources(config.from_flags({"model": name} if name else {}))
+            self._models[name] = planning.find_model(sources)
+        return self._models[name]
 
     def default_model(self) -> str:
-        return str(self.settings.typed.get("model") or planning.default_model())
+        """What draws where a request names no model: of the flags, else of the environment or the config file."""
+        typed = self.settings.typed
+        flags = config.from_flags({name: typed[name] for name in ("model", "preset") if name in typed})
+        values, _ = config.resolve(planning.read_sources(flags), family={}, model={})
+        return str(values.get("model") or planning.default_model())
 
     def _typed_model(self, name: str) -> str:
         """What -m would be: never a path out of a request, only names of what was found here."""
@@ -154,10 +188,16 @@ class Service:
             self.desk.join(grace)
         if self.desk.is_alive():
             self.worker.kill()
+        self._ended.set()
         self.worker.close()
         self._uploads.cleanup()
         if self._away is not None:
             self._away.cleanup()
+
+    def _watch(self) -> None:
+        """Until the server ends: a worker that does nothing any more is replaced."""
+        while not self._ended.wait(PULSE):
+            self.desk.end_if_stuck()
 
     def _over(self, ticket: Ticket) -> None:
         self.drawn += len(ticket.images)
@@ -169,4 +209,6 @@ class Service:
             old = now - self.tickets[key].created > self.settings.keep
             if not old and len(self.tickets) <= self.settings.most_kept:
                 break
-            del self.tickets[key]
+            ticket = self.tickets.pop(key)
+            for image in ticket.images if self._away is not None else ():
+                Path(image.path).unlink(missing_ok=True)

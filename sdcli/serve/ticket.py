@@ -51,8 +51,9 @@ class Ticket:
     deadline: float | None = None  # on time.monotonic: later nobody waits for it any more
     id: str = field(default_factory=lambda: secrets.token_hex(12))
     created: float = field(default_factory=time.time)
-    began: float | None = None  # to be drawn, on time.monotonic
-    seconds: float | None = None  # it was drawn in, once it is over
+    waiting_since: float = field(default_factory=time.monotonic)
+    drawn_since: float | None = None  # on time.monotonic, as the others
+    over_since: float | None = None
     state: str = "queued"  # queued | drawing | done | failed | cancelled
     error: SdcliError | None = None
     images: list[Drawn] = field(default_factory=list)
@@ -63,6 +64,7 @@ class Ticket:
     def __post_init__(self) -> None:
         self.events: deque[tuple[int, Event]] = deque(maxlen=MOST_EVENTS)
         self.cancelled = threading.Event()
+        self._job: Job | None = None  # of the image decoded last, which is saved next
         self._listeners: list[Listener] = []
         self._count = 0
         self._lock = threading.Lock()
@@ -101,17 +103,19 @@ class Ticket:
             for listener in self._listeners:
                 listener(self._count, event)
 
-    def begin(self) -> None:
-        self.state, self.began = "drawing", time.monotonic()
-
     def end(self, state: str, error: SdcliError | None = None) -> None:
         with self._lock:
-            if self.began is not None:
-                self.seconds = time.monotonic() - self.began
             self.state, self.error, self.preview = state, error, None
+            self.over_since = time.monotonic()
             for listener in self._listeners:
                 listener(self._count, None)
             self._listeners.clear()
+
+    @property
+    def seconds(self) -> float | None:
+        """That it was drawn in, once it is over."""
+        drawn = self.drawn_since, self.over_since
+        return None if drawn[0] is None or drawn[1] is None else drawn[1] - drawn[0]
 
     def _see(self, event: Event) -> None:
         match event:
@@ -120,12 +124,12 @@ class Ticket:
             case events.Preview():
                 self.preview = event
             case events.Decoded():
-                self._decoded = event.job
-            case events.Saved():
+                self._job = event.job
+            case events.Saved() if self._job is not None:
                 self.step = (0, 0)
                 self.images.append(
                     Drawn(
-                        index=event.index, job=self._decoded, file=event.file, path=event.path, format=event.format,
+                        index=event.index, job=self._job, file=event.file, path=event.path, format=event.format,
                         bytes=event.bytes, width=event.width, height=event.height, status=event.status,
                         pixel_sha256=event.pixel_sha256, file_sha256=event.file_sha256,
                     )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator
+from typing import Any
 
 from starlette.requests import Request
 
@@ -44,16 +45,31 @@ async def happening(ticket: Ticket, after: int = 0, pause: float | None = None) 
 
 async def over(ticket: Ticket, request: Request, service: Service) -> bool:
     """Waits for its end. A client that leaves takes its request along: False."""
+    if await over_first(ticket, request):
+        return True
+    service.cancel(ticket)
+    return False
+
+
+async def over_first(ticket: Ticket, request: Request) -> bool:
+    """Whether it is over before the client leaves."""
     ended = asyncio.create_task(_end(ticket))
     left = asyncio.create_task(_left(request))
     try:
         await asyncio.wait({ended, left}, return_when=asyncio.FIRST_COMPLETED)
-        if ended.done():
-            return True
-        service.cancel(ticket)
-        return False
+        return ended.done()
     finally:
         ended.cancel()
+        left.cancel()
+
+
+async def done(work: asyncio.Task[Any], request: Request) -> bool:
+    """Whether it is done before the client leaves."""
+    left = asyncio.create_task(_left(request))
+    try:
+        await asyncio.wait({work, left}, return_when=asyncio.FIRST_COMPLETED)
+        return work.done()
+    finally:
         left.cancel()
 
 

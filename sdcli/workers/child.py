@@ -12,13 +12,15 @@ import queue
 import signal
 import sys
 import threading
-from collections.abc import Iterator
+import traceback
+from collections.abc import Generator, Iterator
 from typing import IO, Any
 
 from sdcli import events, schema
 from sdcli.errors import Bug, Interrupted, SdcliError
-from sdcli.machine import memory
+from sdcli.events import Event
 from sdcli.plan.plan import Plan
+from sdcli.plan.upscaling import UpscalePlan
 
 
 class Orders:
@@ -50,22 +52,27 @@ class Orders:
 def main() -> None:
     answers = own_stdout()
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for who gives the orders
-    orders = Orders(sys.stdin.buffer)
+    try:
+        _serve(Orders(sys.stdin.buffer), answers)
+    except BaseException:
+        traceback.print_exc()
+    os._exit(1)  # the thread that reads stdin would be in the way of Python's own end
+
+
+def _serve(orders: Orders, answers: IO[bytes]) -> None:
     from sdcli.draw.engines import engine
 
     with engine(sys.argv[1]) as drawing:
         for order in orders:
             error = _draw(drawing, order, orders, answers)
-            ended = {"ended": order["draw"], "error": error and error.to_json(), "resident": memory.resident()}
-            answers.write(json.dumps(ended).encode() + b"\n")
+            answers.write(json.dumps({"ended": order["draw"], "error": error and error.to_json()}).encode() + b"\n")
             answers.flush()
 
 
 def _draw(drawing: Any, order: dict[str, Any], orders: Orders, answers: IO[bytes]) -> SdcliError | None:
     """Draws the order's batches; what is loaded stays for the next order, also when this one is cancelled."""
     try:
-        plan = schema.from_json(Plan, order["plan"], whole=True)
-        happening = drawing.run(plan, [(number, plan.batch(number)) for number in order["batches"]])
+        happening = _happening(drawing, order)
         for event in happening:
             events.write(event, answers)
             answers.flush()
@@ -77,6 +84,16 @@ def _draw(drawing: Any, order: dict[str, Any], orders: Orders, answers: IO[bytes
     except Exception as error:
         return Bug(f"{type(error).__name__}: {error}")
     return None
+
+
+def _happening(drawing: Any, order: dict[str, Any]) -> Generator[Event, None, None]:
+    if "enlarge" in order:
+        from sdcli.draw import local
+
+        yield from local.enlarge(schema.from_json(UpscalePlan, order["enlarge"], whole=True))
+        return
+    plan = schema.from_json(Plan, order["plan"], whole=True)
+    yield from drawing.run(plan, [(number, plan.batch(number)) for number in order["batches"]])
 
 
 def own_stdout() -> IO[bytes]:

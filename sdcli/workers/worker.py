@@ -9,6 +9,7 @@ import subprocess
 import sys
 import tempfile
 import threading
+import time
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -20,6 +21,7 @@ from sdcli.events import Event
 from sdcli.machine.hardware import Hardware
 from sdcli.plan.batches import Batch
 from sdcli.plan.plan import Plan
+from sdcli.plan.upscaling import UpscalePlan
 from sdcli.terminal import show
 
 EXIT_SECONDS = 10.0  # a worker has to exit by itself
@@ -47,17 +49,26 @@ class Worker:
         self._drawing: int | None = None  # the order's number
         self._orders = 0
         self._writing = threading.Lock()
+        self._heard = 0.0  # on time.monotonic
+        self._because = ""  # why it was killed from here
 
     def run(
         self, plan: Plan, batches: Iterable[Batch] | None = None, kept: Mapping[int, bytes] | None = None
     ) -> Iterator[Event]:
         """Closing the generator cancels what is left; the model stays loaded. A process that died is Died."""
-        process = self._running()
-        self._held = plan.model.name
-        self._orders += 1
-        self._drawing = self._orders
         numbers = [number for number, _ in (plan.numbered() if batches is None else batches)]
-        self._write({"draw": self._orders, "plan": schema.to_json(plan, whole=True), "batches": numbers})
+        self._held = plan.model.name
+        yield from self._happening({"plan": schema.to_json(plan, whole=True), "batches": numbers})
+
+    def enlarge(self, plan: UpscalePlan) -> Iterator[Event]:
+        """The same of images that are made larger. What else is loaded in the process stays beside it."""
+        yield from self._happening({"enlarge": schema.to_json(plan, whole=True)})
+
+    def _happening(self, order: Mapping[str, Any]) -> Iterator[Event]:
+        process = self._running()
+        self._orders += 1
+        self._drawing, self._heard = self._orders, time.monotonic()
+        self._write({"draw": self._orders, **order})
         try:
             yield from self._events(process)
         except GeneratorExit:
@@ -100,8 +111,14 @@ class Worker:
             return int(psutil.Process(self.process.pid).memory_info().rss)
         return 0
 
-    def kill(self) -> None:
+    @property
+    def silent(self) -> float | None:
+        """Seconds since the worker said anything; None while there is nothing to say."""
+        return None if self._drawing is None else time.monotonic() - self._heard
+
+    def kill(self, because: str = "") -> None:
         if self.process is not None and self.process.poll() is None:
+            self._because = because
             self.process.kill()
 
     def close(self) -> None:
@@ -139,6 +156,7 @@ class Worker:
             stdout=subprocess.PIPE, stderr=self._stderr, env=environment(), **own_group(),
         )  # fmt: skip
         self.starts += 1
+        self._because = ""
         return self.process
 
     def _write(self, order: Mapping[str, Any]) -> None:
@@ -163,6 +181,7 @@ class Worker:
                 raise self._died(process, "it answered what no worker answers") from None
             if answer is None:
                 raise self._died(process)
+            self._heard = time.monotonic()
             if event is not None:
                 yield event
             elif answer["error"]:
@@ -172,6 +191,7 @@ class Worker:
 
     def _died(self, process: subprocess.Popen[bytes], because: str = "") -> Died:
         code = process.wait()
+        because = because or self._because
         if code == KILLED and not because:
             return Died(
                 OutOfMemory(

@@ -371,7 +371,11 @@ def test_a_run_with_a_suspect_image_says_so_and_what_to_try(
 # --- by a failure that nobody foresaw
 
 
-@pytest.mark.parametrize(("failure", "code"), [(RuntimeError("device-side assert"), 1), (MemoryError(), 4)], ids=repr)
+@pytest.mark.parametrize(
+    ("failure", "code"),
+    [pytest.param(RuntimeError("device-side assert"), 1, marks=pytest.mark.bug), (MemoryError(), 4)],
+    ids=repr,
+)
 @pytest.mark.parametrize("where", ["drawing", "recording"])
 def test_an_unforeseen_failure_leaves_a_whole_record_with_what_is_kept(
     capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, here: Path, where: str, failure: Exception,

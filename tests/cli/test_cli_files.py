@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import subprocess
@@ -175,3 +176,29 @@ def test_a_file_that_is_no_result_of_bench_is_told_with_a_way_to_one(
     done = sdcli(capfd, "bench", "compare", "wrong.json", "wrong.json")
     assert done.code == 9
     assert done.err.splitlines() == [f"error: {said}", "  try: sdcli bench --quick --save new.json"]
+
+
+# --- paths that are none
+
+
+WITH_A_PATH = [
+    "verify {}", "again {}", "diff {} {}", "meta show {}", "upscale {} --upscaler {}", "resume {}", "runs {}",
+    "models {}", "models add {}", "models check {}", "pull {}", "inspect-unet ./{}", "bench compare {} {}",
+    "generate a --prompts {}", "generate a --settings-from {}", "generate a --image {}",
+    "generate a --control canny={}", "generate a --reference {}", "generate a -m ./{}", "generate a --refiner ./{}",
+    "generate a --lora {}", "generate a --vae {}", "generate a --embedding {}",
+]  # fmt: skip
+
+
+PATHS = {"too long": "x" * 300 + ".png", "of nobody": "~nobody-of-that-name/x.png"}
+
+
+@pytest.mark.parametrize(
+    ("words", "path"),
+    [*itertools.product(WITH_A_PATH, PATHS), ("bench -m builtin --save {}", "too long")],  # the other is a fine folder
+)
+def test_a_path_that_cannot_be_one_is_refused_and_is_no_bug(
+    capfd: pytest.CaptureFixture[str], words: str, path: str
+) -> None:
+    done = sdcli(capfd, *words.replace("{}", PATHS[path]).split())
+    assert done.code in (2, 3, 7, 9) and done.err.startswith("error: "), done.err

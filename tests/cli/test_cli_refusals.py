@@ -124,6 +124,7 @@ def test_a_model_not_on_this_disk_says_how_large_it_is(capfd: pytest.CaptureFixt
     assert "2.13 GB" in done.err
 
 
+@pytest.mark.bug
 def test_a_bug_is_code_1_with_a_traceback_only_where_asked(
     monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:

@@ -135,3 +135,12 @@ def test_however_rows_are_grouped_every_row_comes_once_and_in_its_place(
     assert torch.equal(drawn(denoise.groups(images, sides, in_turn=in_turn, alone=alone)), together)
     size = (1 if in_turn else sides) if alone else (images if in_turn else rows)
     assert set(seen) == {min(size, rows)} and sum(seen) == rows * STEPS
+
+
+def test_images_with_texts_of_other_lengths_are_in_other_calls() -> None:
+    def rows(**given: Any) -> list[list[int]]:
+        return [group.tolist() for group in denoise.groups(3, 2, lengths=(1, 3, 1), **given)]
+
+    assert rows() == [[0, 2, 3, 5], [1, 4]]
+    assert rows(in_turn=True) == [[0, 2], [3, 5], [1], [4]]
+    assert rows(alone=True) == [[0, 3], [1, 4], [2, 5]]

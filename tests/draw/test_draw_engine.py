@@ -141,19 +141,29 @@ def test_an_image_does_not_depend_on_others_in_the_run(tiny_folders: dict[str, P
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_batch_invariant_draws_a_batch_as_if_one_by_one(tiny_folders: dict[str, Path], family: str) -> None:
+@pytest.mark.parametrize("guidance", ["batched", "in-turn"])
+def test_batch_invariant_draws_a_batch_as_if_one_by_one(
+    tiny_folders: dict[str, Path], family: str, guidance: str
+) -> None:
     given: dict[str, Any] = {"prompts": ("a cat", "a dog " * 90), "seeds": (1, 2), "sampler": "Euler a"}
-    alone = plan_for(tiny_folders[family], **given)
-    together = plan_for(tiny_folders[family], **given, batch_size=2, batch_invariant=True)
-    assert [len(batch) for batch in together.batches] == [2, 2]
+    alone = plan_for(tiny_folders[family], **given, pins={"guidance": guidance})
+    together = plan_for(
+        tiny_folders[family], **given, pins={"guidance": guidance}, batch_size=4, batch_invariant=True
+    )  # fmt: skip
+    assert [len(batch) for batch in together.batches] == [4]
     assert pixels(together) == pixels(alone)
 
 
-def test_prompts_of_different_lengths_can_share_a_batch(tiny_folders: dict[str, Path]) -> None:
-    plan = plan_for(tiny_folders["sdxl"], prompts=("a cat", "tree " * 160), seeds=(1,), batch_size=2)
+@pytest.mark.parametrize("guidance", [1.0, 5.0])
+def test_prompts_of_different_lengths_share_a_batch_and_are_not_filled_up(
+    tiny_folders: dict[str, Path], guidance: float
+) -> None:
+    given: dict[str, Any] = {"prompts": ("a cat", "tree " * 160), "seeds": (1, 2), "guidance": guidance}
+    plan = plan_for(tiny_folders["sdxl"], **given, batch_size=4)
     encoded = events_of(plan, Encoded)
-    assert [event.tokens for event in encoded] == [(2, 160)]
-    assert len(pixels(plan)) == 2
+    assert [event.tokens for event in encoded] == [(2, 2, 160, 160)]
+    for drawn, alone in zip(pixels(plan), pixels(plan_for(tiny_folders["sdxl"], **given)), strict=True):
+        assert max(abs(a - b) for a, b in zip(drawn, alone, strict=True)) <= 2
 
 
 def test_guidance_in_turn_and_blocked_and_sliced_attention_stay_within_rounding(tiny_folders: dict[str, Path]) -> None:

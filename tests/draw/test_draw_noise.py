@@ -47,6 +47,11 @@ def test_it_is_what_torch_draws_on_a_gpu() -> None:
     assert drawn.dtype == torch.float32 and drawn.flatten().tolist() == pytest.approx(known, rel=2**-23)
 
 
+def test_torch_on_the_cpu_looks_at_the_last_32_bits_of_a_seed_alone() -> None:
+    drawn = [noise.normal((100,), noise.generator("cpu", seed)) for seed in (7, 5 * 2**32 + 7, 2**64 - 1, 2**32 - 1)]
+    assert torch.equal(drawn[0], drawn[1]) and torch.equal(drawn[2], drawn[3]) and not torch.equal(drawn[0], drawn[2])
+
+
 def test_its_values_are_normal_and_no_draw_resembles_another() -> None:
     count = 200_000
     rows = numpy.stack([normal_values(seed, before, count) for seed in (0, 1, 2**32 - 1) for before in (0, 1, 7)])

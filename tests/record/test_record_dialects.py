@@ -113,12 +113,17 @@ def test_a_comfyui_webp_keeps_its_prompt_in_exif(tmp_path: Path) -> None:
     assert read(tmp_path / "a.webp").values["prompts"] == ("a cat",)
 
 
+def test_of_a_seed_of_64_bits_those_are_taken_that_draw_the_noise(tmp_path: Path) -> None:
+    found = read(png(tmp_path / "a.png", prompt=graph(seed=5 * 2**32 + 7)))
+    assert found.values["seeds"] == (7,) and "Seed" not in found.unknown
+
+
 def test_a_seed_or_sampler_without_counterpart_is_left(tmp_path: Path) -> None:
-    copy = graph(seed=2**60, sampler_name="res_multistep", scheduler="beta", denoise=0.5)
+    copy = graph(seed=2**64, sampler_name="res_multistep", scheduler="beta", denoise=0.5)
     found = read(png(tmp_path / "a.png", prompt=copy))
     assert not {"seeds", "sampler"} & set(found.values)
     assert found.unknown == {
-        "Seed": str(2**60), "Sampler": "res_multistep", "Schedule type": "beta", "denoise": "0.5",
+        "Seed": str(2**64), "Sampler": "res_multistep", "Schedule type": "beta", "denoise": "0.5",
         "strength_clip 1": "0.5",
     }  # fmt: skip
 

@@ -235,6 +235,12 @@ def test_the_members_of_a_batch_are_recorded() -> None:
     assert own.batch_position(plan(images=1), 0, 0, 1, 0) == BatchPosition(size=1, position=0, members=())
 
 
+def test_an_image_that_was_drawn_as_if_alone_is_recorded_alone() -> None:
+    of = plan(images=4, batch_size=2)
+    of = replace(of, request=replace(of.request, batch_invariant=True))
+    assert own.batch_position(of, 1, 3, 2, 1) == BatchPosition()
+
+
 def test_an_image_in_no_plan_gets_its_position_from_the_events() -> None:
     assert own.batch_position(plan(images=1), 5, 11, 2, 1) == BatchPosition(size=2, position=1, members=())
 
@@ -263,6 +269,14 @@ def test_without_metadata_there_is_none(tmp_path: Path, format: str) -> None:
     assert b"cat" not in file.read_bytes()
     with pytest.raises(BadFile, match="no settings"):
         read(file)
+
+
+@pytest.mark.parametrize("format", ["jpg", "webp"])
+def test_less_quality_makes_a_smaller_file(format: str) -> None:
+    sizes = [
+        len(encoding.encode(pixels(42), SIDE, SIDE, format, record(), "none", quality).data) for quality in (20, 60, 95)
+    ]
+    assert sizes == sorted(set(sizes))
 
 
 def test_a_png_holds_the_pixels_it_was_given() -> None:

@@ -94,7 +94,7 @@ def test_the_settings_inside_name_the_job_the_model_and_the_pixels(tmp_path: Pat
         assert record is not None
         assert record.job == of.jobs[one.index]
         assert record.pixel_sha256 == one.pixel_sha256
-        assert record.model.unet_sha256 == "ab" * 32
+        assert record.model.weights == {}  # of a model without files
         assert (record.batch.size, record.batch.position, record.batch.members) == (2, one.index, of.jobs)
 
 
@@ -262,6 +262,24 @@ def test_a_folder_behind_a_link_is_cannot_write_and_nothing_leaves(tmp_path: Pat
     assert sorted(os.listdir(tmp_path)) == ["out"]
 
 
+@pytest.mark.parametrize("pattern", ["", "{model}/{seed}.png"], ids=["numbered", "template"])
+def test_a_folder_that_is_gone_is_not_made_anew_and_is_gone_on_with_once_it_is_back(
+    tmp_path: Path, pattern: str
+) -> None:
+    of, away = plan(images=3), tmp_path / "away"
+    where = destination(tmp_path / "out", kind="template" if pattern else "numbered", pattern=pattern)
+    through: list[Event] = []
+    with pytest.raises(CannotWrite, match="the folder is gone") as refused:
+        for event in store(stream(of), where):
+            through.append(event)
+            if isinstance(event, Saved):
+                where.folder.rename(away)
+    assert "sdcli resume" in refused.value.hint and isinstance(through[-1], Failed)
+    assert os.listdir(tmp_path) == ["away"] and len(list(away.rglob("*.png"))) == 1
+    away.rename(where.folder)
+    check_and_resume(of, where.folder)
+
+
 # --- faults
 
 
@@ -347,7 +365,8 @@ def missing_only(of: Plan, missing: tuple[int, ...]) -> Iterator[Event]:
 def check_and_resume(of: Plan, folder: Path) -> None:
     """What is under a final name is whole and listed; resume draws exactly the rest."""
     records = folder / "runs" / RUN
-    present = {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in folder.glob("*.png")}
+    images = list(folder.rglob("*.png"))
+    present = {path.relative_to(folder).as_posix(): hashlib.sha256(path.read_bytes()).hexdigest() for path in images}
     if not (records / "run.jsonl").exists():
         assert not present
         return
@@ -364,7 +383,7 @@ def check_and_resume(of: Plan, folder: Path) -> None:
     assert whole.missing == () and whole.run.end is not None and whole.run.end["exit_code"] == 0
     expected = [hashlib.sha256(pixels(one.seed)).hexdigest() for one in of.jobs]
     assert [whole.done[index].pixel_sha256 for index in range(len(of.jobs))] == expected
-    assert len(list(folder.glob("*.png"))) == len(of.jobs)
+    assert len(list(folder.rglob("*.png"))) == len(of.jobs)
 
 
 def calls_of_a_good_run(of: Plan, folder: Path) -> dict[str, int]:
@@ -557,6 +576,18 @@ def test_recovery_removes_only_this_runs_half_made_files(tmp_path: Path) -> None
         path.write_bytes(b"half")
     runs.recover(runs.read(where.records))
     assert not mine.exists() and not report.exists() and all(path.exists() for path in others)
+
+
+def test_recovery_removes_the_kept_steps_of_finished_batches_and_what_is_half_made_of_others(tmp_path: Path) -> None:
+    of = plan(images=3, batch_size=2)
+    list(store(stream(of), destination(tmp_path)))
+    records = tmp_path / "runs" / RUN
+    (tmp_path / "0003-a-cat-44.png").unlink()
+    for batch in (0, 1):  # the process was killed before it removed the first, and once more in a write
+        runs.step_file(records, batch).write_bytes(b"latents")
+    (records / ".000001.step.safetensors.0a1b2c3d.part").write_bytes(b"lat")
+    assert runs.recover(runs.read(records)).missing == (2,)
+    assert sorted(os.listdir(records)) == ["000001.step.safetensors", "run.jsonl"]
 
 
 def test_a_run_being_drawn_cannot_be_resumed_by_another_process(tmp_path: Path) -> None:

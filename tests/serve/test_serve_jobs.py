@@ -222,7 +222,7 @@ def test_a_job_is_cancelled_wherever_it_is_and_as_often_as_one_likes(serve: Serv
         status, _, content = call(server, "POST", f"/v1/jobs/{job}/cancel")
         assert status == 200 and json.loads(content)["id"] == job
     over = until(server, drawing, lambda job: job["status"] == "cancelled")
-    assert len(over["images"]) < 16 and over["error"]["type"] == "interrupted"
+    assert len(over["images"]) < 16 and over["error"]["code"] == "interrupted"
     assert get(server, f"/v1/jobs/{queued}")["status"] == "cancelled"
     done = finished(server, submit(server, {"prompt": "a cat", "size": "64x64", "steps": 1})["id"])
     assert done["status"] == "done"
@@ -299,7 +299,7 @@ def test_a_plan_says_what_an_image_would_need_and_draws_nothing(serve: Serve) ->
 def test_what_does_not_fit_is_refused_with_a_way_out(serve: Serve) -> None:
     server = serve(typed={"max_ram": "1GiB"})
     status, error = refused(server, {"prompt": "a cat", "size": "4096x4096"})
-    assert (status, error["type"]) == (400, "does_not_fit") and "--size" in error["hint"]
+    assert (status, error["code"]) == (400, "does_not_fit") and "size" in error["hint"]
     assert server.service.worker.starts == 0
 
 
@@ -313,7 +313,7 @@ def test_the_settings_in_an_image_are_read(serve: Serve) -> None:
     assert status == 200 and found["from"] == "sdcli"
     assert {"prompt": "a cat", "seed": 11, "steps": 2, "guidance": 4.5}.items() <= found["settings"].items()
     status, error = refused(server, {"image": image_url()}, "/v1/settings")
-    assert (status, error["type"]) == (400, "bad_file")
+    assert (status, error["code"]) == (400, "bad_file")
 
 
 @pytest.mark.parametrize(
@@ -340,7 +340,7 @@ def test_the_settings_in_an_image_are_read(serve: Serve) -> None:
 )
 def test_a_field_that_is_wrong_is_named(serve: Serve, body: dict[str, Any], field: str) -> None:
     status, error = refused(serve(), body)
-    assert (status, error["type"], error["field"]) == (400, "bad_body", field)
+    assert (status, error["code"], error["param"]) == (400, "bad_body", field)
 
 
 @pytest.mark.parametrize(
@@ -363,7 +363,7 @@ def test_what_cannot_be_drawn_is_refused_before_it_takes_a_place(
 ) -> None:
     server = serve()
     got, error = refused(server, body)
-    assert (got, error["type"]) == (status, kind)
+    assert (got, error["code"]) == (status, kind)
     assert "sdcli-uploads" not in json.dumps(error)
     assert get(server, "/v1/jobs")["jobs"] == []
 
@@ -375,7 +375,7 @@ def test_a_full_queue_says_when_to_come_again(serve: Serve) -> None:
     jobs.append(submit(server, LONG)["id"])
     status, headers, content = call(server, "POST", "/v1/jobs", LONG)
     assert status == 429 and 1 <= int(headers["retry-after"]) <= 120
-    assert json.loads(content)["error"]["type"] == "queue_full"
+    assert json.loads(content)["error"]["code"] == "queue_full"
     for job in jobs:
         call(server, "POST", f"/v1/jobs/{job}/cancel")
 
@@ -424,3 +424,17 @@ def test_the_document_names_every_setting_and_every_address(serve: Serve) -> Non
         route.path.replace("{id}", "ID").replace("{name}", "NAME")
         for route in (*routes(service), *results.routes(service))
     } <= set(re.findall(r"(/v1/[\w/]+)`", text))
+
+
+def test_a_body_that_is_sent_again_with_its_key_finds_its_job(serve: Serve) -> None:
+    server = serve()
+    body = {"prompt": "a cat", "size": "64x64", "steps": 1}
+
+    def sent(body: dict[str, Any], key: str) -> tuple[int, dict[str, Any]]:
+        status, _, content = call(server, "POST", "/v1/jobs", body, {"Idempotency-Key": key})
+        return status, json.loads(content)
+
+    first, again, other = (sent(body, key)[1]["id"] for key in ("one", "one", "two"))
+    assert first == again != other
+    assert sent({**body, "steps": 2}, "one")[0] == 422
+    assert len(get(server, "/v1/jobs")["jobs"]) == 2

@@ -302,7 +302,7 @@ def test_a_refusal_is_told_in_words_where_it_was_asked(serve: Serve, visit: Any)
     page.fill("#height", "4096")
     playwright.expect(page.locator("#need")).to_contain_text("does not fit")
     page.click("#generate")
-    playwright.expect(page.locator("#notice")).to_contain_text("--size")
+    playwright.expect(page.locator("#notice")).to_contain_text("with size")
     assert [line for line in one.console if "status of 400" not in line] == []
     one.console.clear()
 

@@ -10,6 +10,7 @@ from typing import Any
 
 from sdcli.errors import BadFile
 from sdcli.record.metadata.foreign import Taken, parse, whole
+from sdcli.request.request import LARGEST_SEED
 
 MOST_NODES = 5_000
 MOST_STEPS = 200  # along one chain of links
@@ -30,7 +31,7 @@ def values(text: str, where: str, hint: str) -> tuple[dict[str, Any], dict[str, 
     sampler = graph.sampler()
     inputs, taken = sampler["inputs"], Taken()
     taken.prompts(graph.prompt(inputs.get("positive")), graph.prompt(inputs.get("negative")) or "")
-    taken.seed(graph.value(inputs.get("noise_seed" if "noise_seed" in inputs else "seed")))
+    taken.seed(_drawn_with(graph.value(inputs.get("noise_seed" if "noise_seed" in inputs else "seed"))))
     taken.steps(graph.value(inputs.get("steps")))
     taken.guidance(graph.value(inputs.get("cfg")))
     taken.sampler(graph.value(inputs.get("sampler_name")), graph.value(inputs.get("scheduler")))
@@ -41,6 +42,11 @@ def values(text: str, where: str, hint: str) -> tuple[dict[str, Any], dict[str, 
     others = {node["class_type"] for node in graph.nodes.values()} - _READ
     taken.leave("nodes", ", ".join(sorted(name[:60] for name in others)))
     return taken.values, taken.unknown
+
+
+def _drawn_with(seed: Any) -> Any:
+    """ComfyUI's seeds have 64 bits, and its noise is drawn by torch on the CPU, which looks at the last 32 alone."""
+    return seed if (number := whole(seed, 0, 2**64 - 1)) is None else number & LARGEST_SEED
 
 
 def _latent(graph: _Graph, inputs: Node, taken: Taken) -> None:

@@ -26,12 +26,13 @@ class RecordedModel:
     name: str
     revision: str | None = None
     hash: str | None = None
-    unet_sha256: str | None = None
+    weights: Mapping[str, str] = field(default_factory=dict)  # a fingerprint of each component's
 
 
 @dataclass(frozen=True, kw_only=True)
 class BatchPosition:
-    """The image's position in its batch, and the other jobs, since a batch moves pixels slightly."""
+    """The image's position in its batch, and the other jobs, since a batch moves pixels slightly. One that was drawn as
+    if alone is recorded alone."""
 
     size: int = 1
     position: int = 0
@@ -71,6 +72,8 @@ class ImageRecord:
 
 def batch_position(plan: Plan, batch: int, index: int, size: int, position: int) -> BatchPosition:
     """From the plan; for prompts read as they come, which no plan lists, from the batch's events so far."""
+    if plan.request.batch_invariant:
+        return BatchPosition()
     indices = plan.batches[batch] if batch < len(plan.batches) else ()
     if index not in indices:
         return BatchPosition(size=size, position=position)
@@ -101,6 +104,11 @@ def read(text: str | bytes, where: str = "the sdcli chunk") -> ImageRecord:
 
 def values(record: ImageRecord) -> dict[str, Any]:
     """The Request fields it fills."""
+    return settings(record) | {"model": record.model.name, **_beside(record.setup)}
+
+
+def settings(record: ImageRecord) -> dict[str, Any]:
+    """Those of the job."""
     job = record.job
     return {
         "prompts": (job.prompt,),
@@ -110,8 +118,6 @@ def values(record: ImageRecord) -> dict[str, Any]:
         **_second(job.second),
         **({"reference_layers": job.references[0].layers} if job.references else {}),
         **_refined(job.refined),
-        "model": record.model.name,
-        **_beside(record.setup),
     }
 
 

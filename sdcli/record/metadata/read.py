@@ -41,10 +41,14 @@ class ImageSettings:
     @property
     def plain(self) -> dict[str, Any]:
         """`values` as JSON has them, by the name of what an image has: one prompt and one seed."""
-        return {
-            _ONE_OF.get(name, name): value[0] if name in _ONE_OF and value else schema.to_json(value)
-            for name, value in self.values.items()
-        }
+        return by_name(self.values)
+
+
+def by_name(values: Mapping[str, Any]) -> dict[str, Any]:
+    return {
+        _ONE_OF.get(name, name): value[0] if name in _ONE_OF and value else schema.to_json(value)
+        for name, value in values.items()
+    }
 
 
 def read(path: str | Path) -> ImageSettings:

@@ -6,9 +6,9 @@ const KEY = "sdcli.key";
 let asking = null;
 
 export class Refused extends Error {
-  constructor({ message, type = "", hint = "", field = null }, status = 0) {
+  constructor({ message, hint = "", param = null }, status = 0) {
     super(message);
-    Object.assign(this, { type, hint, field, status });
+    Object.assign(this, { hint, field: param, status });
   }
 }
 
@@ -22,7 +22,7 @@ async function send(method, path, { body, headers = {}, signal } = {}) {
       answer = await fetch(path, { method, headers: sent, body: body && JSON.stringify(body), signal });
     } catch (error) {
       if (error.name === "AbortError") throw error;
-      throw new Refused({ type: "unreachable", message: "The server does not answer." });
+      throw new Refused({ message: "The server does not answer." });
     }
     if (answer.status !== 401) return answer;
     if (key === sessionStorage.getItem(KEY)) await typedKey(key !== null);

@@ -1,0 +1,235 @@
+"""A server under load: nobody is forgotten, nobody gets another's image, and it grows with nothing."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import http.client
+import json
+import os
+import queue
+import random
+import signal
+import statistics
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from io import BytesIO
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parents[2]
+if str(ROOT) not in sys.path:
+    sys.path.insert(0, str(ROOT))
+
+NAME = "serve"
+CLAIM = (
+    "`sdcli serve` answers 10,000 requests of 64 clients once each, with the image of their seed, also while workers "
+    "are killed 300 times; what it costs beside the drawing, and how it grows, is measured."
+)
+
+REQUESTS, CLIENTS, KILLS = 10_000, 64, 300
+SIDE = 64
+QUEUE_COST, GROWTH = 0.005, 1_000  # seconds at the 99th percentile; bytes a request
+SHARE, BESIDE = 0.03, 0.010  # of an image's time, and seconds
+FIRST = 0.300  # seconds after generate's first image
+
+Row = tuple[str, str, str, bool]
+
+
+@dataclass
+class Answers:
+    """What came back, over all clients."""
+
+    statuses: Counter[int] = field(default_factory=Counter)
+    wrong: int = 0
+    lost: int = 0
+    again: int = 0  # requests that were asked to come again
+    seconds: list[float] = field(default_factory=list)
+    memory: list[tuple[int, int]] = field(default_factory=list)  # answered, bytes of the server
+
+
+@contextmanager
+def server(engine: str, *words: str) -> Iterator[tuple[subprocess.Popen[str], int]]:
+    """A server of its own, and its port."""
+    with tempfile.TemporaryDirectory() as home:
+        environment = {**os.environ, "SDCLI_HOME": home, "PYTHONPATH": str(ROOT), "OMP_WAIT_POLICY": "passive"}
+        command = [sys.executable, "-P", "-m", "sdcli", "serve", "--port", "0", "--engine", engine, *words]
+        process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=environment, cwd=home)
+        assert process.stderr is not None
+        try:
+            port = next(int(line.partition("http://127.0.0.1:")[2].split()[0].rstrip("/")) for line in process.stderr
+                        if "http://127.0.0.1:" in line)  # fmt: skip
+            threading.Thread(target=process.stderr.read, daemon=True).start()
+            yield process, port
+        finally:
+            process.terminate()
+            process.wait(60)
+
+
+def ask(connection: http.client.HTTPConnection, seed: int, steps: int = 1, side: int = SIDE) -> tuple[int, Any, float]:
+    body = {"prompt": "a cat", "seed": seed, "size": f"{side}x{side}", "steps": steps}
+    started = time.perf_counter()
+    connection.request("POST", "/v1/images/generations", json.dumps(body), {"Content-Type": "application/json"})
+    answer = connection.getresponse()
+    content = json.loads(answer.read())
+    return answer.status, (content, answer.headers.get("Retry-After")), time.perf_counter() - started
+
+
+def pixels_of(content: Any) -> str:
+    from PIL import Image
+
+    image = Image.open(BytesIO(base64.b64decode(content["data"][0]["b64_json"])))
+    return hashlib.sha256(image.convert("RGB").tobytes()).hexdigest()
+
+
+def load(port: int, process: subprocess.Popen[str], requests: int, clients: int, kill: int = 0) -> Answers:
+    """Each seed is asked for once, until it is answered."""
+    import psutil
+
+    from sdcli.draw.fake import _gradient
+
+    seeds: queue.SimpleQueue[int] = queue.SimpleQueue()
+    for seed in range(requests):
+        seeds.put(seed)
+    answers, lock, measured = Answers(), threading.Lock(), psutil.Process(process.pid)
+
+    def client() -> None:
+        connection = http.client.HTTPConnection("127.0.0.1", port, timeout=300)
+        while True:
+            try:
+                seed = seeds.get_nowait()
+            except queue.Empty:
+                return
+            while True:
+                try:
+                    status, (content, after), seconds = ask(connection, seed)
+                except (OSError, http.client.HTTPException):
+                    with lock:
+                        answers.lost += 1
+                    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=300)
+                    break
+                if status != 429:
+                    break
+                answers.again += 1
+                time.sleep(random.uniform(0.2, 1.0) * min(float(after or 1), 1.0))
+            right = status != 200 or pixels_of(content) == hashlib.sha256(_gradient(seed, SIDE, SIDE)).hexdigest()
+            with lock:
+                answers.statuses[status] += 1
+                answers.wrong += not right
+                answers.seconds.append(seconds)
+                done = sum(answers.statuses.values())
+                if done % 100 == 0:
+                    answers.memory.append((done, measured.memory_info().rss))
+
+    threads = [threading.Thread(target=client) for _ in range(clients)]
+    for thread in threads:
+        thread.start()
+    killed = 0
+    while any(thread.is_alive() for thread in threads):
+        time.sleep(0.05 if kill else 0.5)
+        for child in measured.children() if killed < kill and random.random() < 0.2 else ():
+            os.kill(child.pid, signal.SIGKILL)
+            killed += 1
+    for thread in threads:
+        thread.join()
+    return answers
+
+
+def growth(samples: list[tuple[int, int]]) -> float:
+    """Bytes a request, over the second half."""
+    half = samples[len(samples) // 2 :]
+    return statistics.linear_regression([at for at, _ in half], [size for _, size in half]).slope
+
+
+def main(requests: int = REQUESTS, clients: int = CLIENTS, kills: int = KILLS) -> list[Row]:
+    return [*under_load(requests, clients), *with_kills(kills), *beside_the_engine(), first_image()]
+
+
+def under_load(requests: int, clients: int) -> list[Row]:
+    with server("fake", "--no-store", *ROOM) as (process, port):
+        answers = load(port, process, requests, clients)
+    right = answers.statuses[200] - answers.wrong
+    slope = growth(answers.memory)
+    seen = (
+        f"{right:,} answered with their own image, {answers.lost} lost, {answers.wrong} mixed up; "
+        f"{answers.again:,} times asked to come again"
+    )
+    holds = right == requests and not answers.lost and not answers.wrong
+    return [
+        (f"{requests:,} requests of {clients} clients", seen, "all, 0, 0", holds),
+        ("the server's memory, over the second half", f"{slope:.0f} bytes a request", f"≤ {GROWTH:,}", slope <= GROWTH),
+    ]
+
+
+ROOM = ("--queue-requests", "64", "--queue-images", "256")
+
+
+def with_kills(kills: int) -> list[Row]:
+    with server("fake", "--no-store", *ROOM) as (process, port):
+        answers = load(port, process, kills * 5, 16, kill=kills)
+    right = answers.statuses[200] - answers.wrong
+    failed = sum(count for status, count in answers.statuses.items() if status >= 500)
+    seen = (
+        f"{right:,} right, {failed} told that they failed (two workers died while drawing them), {answers.lost} lost, "
+        f"{answers.wrong} wrong"
+    )
+    holds = right + failed == kills * 5 and not answers.lost and not answers.wrong and failed <= kills * 0.05
+    return [(f"{kills} workers killed under load", seen, "each answered once, pixels right", holds)]
+
+
+def beside_the_engine(images: int = 12, side: int = 256) -> list[Row]:
+    """Of the built-in model, a request after the other, beside the engine alone in one process, by turns."""
+    from sdcli.asking import planning
+    from sdcli.draw import local
+
+    with server("local", "--no-store") as (_, port), local.Engine() as engine:
+        connection = http.client.HTTPConnection("127.0.0.1", port, timeout=300)
+        alone, served = [], []
+        for seed in range(images + 2):
+            plan = planning.plan_for(
+                {"words": ("a cat",), "seeds": str(seed), "size": f"{side}x{side}", "steps": "10"}, "generate"
+            ).plan
+            started = time.perf_counter()
+            for _ in engine.run(plan):
+                pass
+            alone.append(time.perf_counter() - started)
+            status, _, seconds = ask(connection, seed, 10, side)
+            assert status == 200
+            served.append(seconds)
+    usual, more = statistics.median(alone[2:]), statistics.median(served[2:]) - statistics.median(alone[2:])
+    most = SHARE * usual + BESIDE
+    seen = f"{more * 1000:.0f} ms beside {usual * 1000:.0f} ms"
+    return [(f"a served image of {side}², beside the engine alone", seen, f"≤ {most * 1000:.0f} ms", more <= most)]
+
+
+def first_image(side: int = 256, times: int = 3) -> Row:
+    generated, served = [], []
+    for _ in range(times):
+        with tempfile.TemporaryDirectory() as folder:
+            environment = {**os.environ, "SDCLI_HOME": folder, "PYTHONPATH": str(ROOT), "OMP_WAIT_POLICY": "passive"}
+            words = ["generate", "a cat", "--seed", "1", "--size", str(side), "-s", "10", "-q", "-o", folder]
+            started = time.perf_counter()
+            subprocess.run(
+                [sys.executable, "-P", "-m", "sdcli", *words], env=environment, check=True, capture_output=True
+            )
+            generated.append(time.perf_counter() - started)
+        started = time.perf_counter()
+        with server("local", "--no-store") as (_, port):
+            status, _, _ = ask(http.client.HTTPConnection("127.0.0.1", port, timeout=300), 1, 10, side)
+            served.append(time.perf_counter() - started)
+            assert status == 200
+    later = min(served) - min(generated)
+    seen = f"{later * 1000:+.0f} ms ({min(served):.2f} s, generate {min(generated):.2f} s)"
+    return ("the first image after the start, beside generate's", seen, f"≤ {FIRST * 1000:.0f} ms", later <= FIRST)
+
+
+if __name__ == "__main__":
+    for row in main(*(int(word) for word in sys.argv[1:])):
+        print(row)
