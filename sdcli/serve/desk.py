@@ -6,10 +6,10 @@ import contextlib
 import threading
 import time
 from collections.abc import Callable, Iterator
+from functools import partial
 
 from sdcli.errors import Bug, CannotWrite, DoesNotFit, Interrupted, SdcliError, from_json
 from sdcli.events import Decoded, Event, Failed, Planned
-from sdcli.machine.clock import since_start
 from sdcli.machine.environment import environment
 from sdcli.plan.plan import Plan
 from sdcli.record import remembering, report, runs
@@ -79,11 +79,12 @@ class Desk(threading.Thread):
         if too_late(ticket):
             message = "nobody waits for it any more: its time was over in the queue"
             return ticket.end("failed", DoesNotFit(message, hint="the same request with a longer timeout", late=True))
-        ticket.state, ticket.drawn_since = "drawing", time.monotonic()
+        ticket.state, ticket.drawn_since = "drawing", (began := time.monotonic())
         ticket.waited = time.time() - ticket.created
         ticket.plan = preparing.settled(ticket.plan, self.worker)
         around = environment(ticket.plan.hardware)
-        folding = Folding(started=runs.now(), run=ticket.destination.run, clock=since_start, environment=around)
+        clock = partial(_since, began)
+        folding = Folding(started=runs.now(), run=ticket.destination.run, clock=clock, environment=around)
         error = self._drain(ticket, folding, around)
         finished = folding.report(error)
         with contextlib.suppress(CannotWrite):
@@ -134,3 +135,7 @@ class Desk(threading.Thread):
             yield event
             if ticket.cancelled.is_set():  # it came before the worker had anything to cancel
                 self.worker.cancel()
+
+
+def _since(began: float) -> float:
+    return time.monotonic() - began

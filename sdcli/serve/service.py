@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import os
 import tempfile
@@ -31,7 +32,7 @@ from sdcli.serve.bounds import Bounds
 from sdcli.serve.decided import Decided
 from sdcli.serve.desk import Desk
 from sdcli.serve.line import Full, Line, Room
-from sdcli.serve.ticket import Ticket
+from sdcli.serve.ticket import Drawn, Ticket
 from sdcli.terminal import show
 from sdcli.workers.worker import Worker
 
@@ -140,6 +141,13 @@ class Service:
             return ticket.end("cancelled", Interrupted("cancelled"))
         if not ticket.over:
             self.desk.cancel(ticket)
+
+    def discard(self, ticket: Ticket, drawn: Drawn) -> None:
+        """An image that nobody can ask for any more; its file stays where generate would have kept it."""
+        with contextlib.suppress(ValueError):  # another was faster
+            ticket.images.remove(drawn)
+        if self._away is not None:
+            Path(drawn.path).unlink(missing_ok=True)
 
     def of_client(self, client: str) -> list[Ticket]:
         """What a client waits for now."""

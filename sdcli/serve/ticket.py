@@ -113,6 +113,12 @@ class Ticket:
                 listener(self._count, None)
             self._listeners.clear()
 
+    @property
+    def seconds(self) -> float | None:
+        """That it was drawn in, once it is over."""
+        drawn = self.drawn_since, self.over_since
+        return None if drawn[0] is None or drawn[1] is None else drawn[1] - drawn[0]
+
     def _see(self, event: Event) -> None:
         self.happened[type(event).__name__] += 1
         match event:
@@ -123,6 +129,7 @@ class Ticket:
             case events.Decoded():
                 self._job = event.job
             case events.Saved() if self._job is not None:
+                self.step = (0, 0)
                 self.images.append(
                     Drawn(
                         index=event.index, job=self._job, file=event.file, path=event.path, format=event.format,
