@@ -167,6 +167,38 @@ def plan_again(planned: PlannedRun, typed: Mapping[str, Any], image: ImageSettin
     return replace(planned, plan=replace(plan, warnings=(*plan.warnings, *more)))
 
 
+def untried(plan: Plan) -> bool:
+    """Whether `generate` would first try out something on this machine that decides on the plan."""
+    hardware, request = plan.hardware, plan.request
+    asked = probing.question(hardware, plan.model, plan.jobs, request)
+    unknown = plan.fits and asked is not None and hardware.trial is None
+    return unknown or ("dtype" not in request.pins and probing.unprobed(hardware))
+
+
+def try_out(plan: Plan) -> None:
+    """Tries it, and remembers what was found for all plans that follow; loads torch."""
+    hardware, _ = _hardware(plan.request, None)
+    if "dtype" not in plan.request.pins:
+        probing.probed(hardware)
+    plan = surveyed(plan)
+    asked = probing.question(plan.hardware, plan.model, plan.jobs, plan.request)
+    if plan.fits and asked is not None and plan.hardware.trial is None:
+        probing.tried(plan, asked)
+
+
+def surveyed(plan: Plan, without_own: Callable[[Hardware], Hardware] = lambda hardware: hardware) -> Plan:
+    """The same jobs, planned for the machine as it is now, with what is known of it by now."""
+    request, model = plan.request, plan.model
+    hardware, _ = _hardware(request, None)
+    hardware = probing.remembered(without_own(hardware), probing.question(hardware, model, plan.jobs, request))
+    again = _planned(
+        make_plan, request, model, hardware, remembered(hardware), origins=plan.origins, jobs=plan.jobs,
+        version=__version__, adapters=plan.setup.adapters,
+    )  # fmt: skip
+    more = tuple(warning for warning in plan.warnings if warning not in again.warnings)
+    return replace(again, warnings=(*again.warnings, *more))
+
+
 def _with_beside(before: Model, model: Model) -> Model:
     """A model whose files were read anew, with what was planned for beside its own components."""
     beside = {name: part for name, part in before.components.items() if name not in model.components}

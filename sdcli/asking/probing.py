@@ -72,17 +72,27 @@ def tried(plan: Plan, question: Question) -> tuple[Hardware, float]:
     return replace(plan.hardware, trial=found), max(0.0, time.perf_counter() - started - found.seconds)
 
 
+def unprobed(hardware: Hardware) -> bool:
+    """Whether a trial of this CPU's number types would decide something, and was not made yet."""
+    return _probe_key(hardware) is not None
+
+
+def _probe_key(hardware: Hardware) -> tuple[str, str, str] | None:
+    torch = installation.torch_build()
+    if hardware.device != "cpu" or hardware.source != "os" or torch is None or hardware.dtypes.get("bf16") != "assumed":
+        return None
+    key = (hardware.name, hardware.isa, torch.version)
+    return None if key in memories.probes() else key
+
+
 def probed(hardware: Hardware) -> tuple[Hardware, float]:
     """The hardware with what a trial of a second showed, remembered per processor, instruction set and torch version;
     and the seconds that loading torch for it took, which every other run spends later.
 
     Only a CPU that claims bf16 is tried: elsewhere the trial would decide nothing.
     """
-    torch = installation.torch_build()
-    if hardware.device != "cpu" or hardware.source != "os" or torch is None or hardware.dtypes.get("bf16") != "assumed":
-        return hardware, 0.0
-    key = (hardware.name, hardware.isa, torch.version)
-    if key in memories.probes():
+    key = _probe_key(hardware)
+    if key is None:
         return hardware, 0.0
     started = time.perf_counter()
     probe = importlib.import_module("sdcli.draw.local").probe(hardware.device, hardware.threads)

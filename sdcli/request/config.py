@@ -32,6 +32,7 @@ LARGEST_FILE = 1 << 20
 NOT_KEPT = frozenset({
     "prompts", "prompts_file", "settings_from", "seeds", "image", "mask", "control", "reference", "reference_mask",
 })  # fmt: skip
+NO_SETTINGS = ("SDCLI_HOME", "SDCLI_API_KEY")  # variables that say something else
 SETTINGS: tuple[str, ...] = tuple(option.field for option in OPTIONS)
 ORDER = ("family", "model", "user", "environment", "preset", "settings-from", "flag")
 
@@ -284,7 +285,7 @@ def from_environment(environment: Mapping[str, str]) -> dict[str, Any]:
     variables = {f"SDCLI_{name.upper()}": name for name in SETTINGS if name not in NOT_KEPT}
     values: dict[str, Any] = {}
     for variable, text in environment.items():
-        if not variable.startswith("SDCLI_") or variable == "SDCLI_HOME" or not text:
+        if not variable.startswith("SDCLI_") or variable in NO_SETTINGS or not text:
             continue
         if variable not in variables:
             near = near_text(nearest(variable, variables, 1))

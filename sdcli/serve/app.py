@@ -1,19 +1,39 @@
-"""The ASGI application: every API over one service."""
+"""The ASGI application: every API over one service, behind one guard."""
 
 from __future__ import annotations
 
-from starlette.applications import Starlette
-from starlette.requests import Request
-from starlette.responses import PlainTextResponse, Response
-from starlette.routing import Route
+from collections.abc import Callable
 
-from sdcli.serve import openai, results, sdapi
+from starlette.applications import Starlette
+from starlette.routing import BaseRoute
+
+from sdcli.serve import health, jobs, log, metrics, openai, openapi, page_files, results, sdapi
+from sdcli.serve.guard import Asked, Guard
+from sdcli.serve.metrics import Metrics
+from sdcli.serve.rules import Rules
 from sdcli.serve.service import Service
 
 
-def app(service: Service) -> Starlette:
-    async def healthz(request: Request) -> Response:
-        return PlainTextResponse("ok\n")
+def app(service: Service, rules: Rules, *, counted: Metrics | None = None, quiet: bool = False) -> Guard:
+    """`quiet`: no line for each request."""
+    counted = counted or Metrics(service)
+    routes: list[BaseRoute] = [
+        *health.routes(service),
+        *openai.routes(service),
+        *jobs.routes(service),
+        *results.routes(service),
+        *sdapi.routes(service),
+        *metrics.routes(counted),
+        *page_files.routes(),
+    ]  # fmt: skip
+    routes += openapi.routes(routes, rules)
+    return Guard(Starlette(routes=routes), routes, rules, told(counted, quiet), log.failed)
 
-    apis = [*openai.routes(service), *results.routes(service), *sdapi.routes(service)]
-    return Starlette(routes=[Route("/healthz", healthz), *apis])
+
+def told(counted: Metrics, quiet: bool) -> Callable[[Asked], None]:
+    def tell(asked: Asked) -> None:
+        counted.told(asked)
+        if not quiet:
+            log.line(asked)
+
+    return tell

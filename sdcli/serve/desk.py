@@ -6,15 +6,16 @@ import contextlib
 import threading
 import time
 from collections.abc import Callable, Iterator
+from functools import partial
 
 from sdcli.errors import Bug, CannotWrite, DoesNotFit, Interrupted, SdcliError, from_json
 from sdcli.events import Decoded, Event, Failed, Planned
-from sdcli.machine.clock import since_start
 from sdcli.machine.environment import environment
 from sdcli.plan.plan import Plan
 from sdcli.record import remembering, report, runs
 from sdcli.record.report import Folding
 from sdcli.record.store import store
+from sdcli.serve import preparing
 from sdcli.serve.line import Line, too_late
 from sdcli.serve.ticket import Ticket
 from sdcli.workers.worker import Died, Worker
@@ -28,17 +29,21 @@ class Desk(threading.Thread):
     """Serves a line until it is closed."""
 
     def __init__(
-        self, line: Line, worker: Worker, on_over: Callable[[Ticket], None], idle: float | None = None
+        self, line: Line, worker: Worker, on_over: Callable[[Ticket], None], idle: float | None = None,
+        first: Callable[[], None] = lambda: None,
     ) -> None:  # fmt: skip
-        """`idle`: seconds without a request after which the worker gives its memory back."""
+        """`idle`: seconds without a request after which the worker gives its memory back; `first` is done before
+        anything is drawn."""
         super().__init__(name="desk", daemon=True)
         self.idle = idle
+        self._first = first
         self.line = line
         self.worker = worker
         self.drawing: Ticket | None = None
         self._on_over = on_over
 
     def run(self) -> None:
+        self._first()
         while not self.line.closed:
             ticket = self.line.take(self.idle)
             if ticket is None:
@@ -72,10 +77,14 @@ class Desk(threading.Thread):
         if ticket.cancelled.is_set():
             return ticket.end("cancelled", Interrupted("cancelled"))
         if too_late(ticket):
-            return ticket.end("failed", DoesNotFit("nobody waits for it any more: its time was over in the queue"))
-        ticket.state, ticket.drawn_since = "drawing", time.monotonic()
+            message = "nobody waits for it any more: its time was over in the queue"
+            return ticket.end("failed", DoesNotFit(message, hint="the same request with a longer timeout", late=True))
+        ticket.state, ticket.drawn_since = "drawing", (began := time.monotonic())
+        ticket.waited = time.time() - ticket.created
+        ticket.plan = preparing.settled(ticket.plan, self.worker)
         around = environment(ticket.plan.hardware)
-        folding = Folding(started=runs.now(), run=ticket.destination.run, clock=since_start, environment=around)
+        clock = partial(_since, began)
+        folding = Folding(started=runs.now(), run=ticket.destination.run, clock=clock, environment=around)
         error = self._drain(ticket, folding, around)
         finished = folding.report(error)
         with contextlib.suppress(CannotWrite):
@@ -126,3 +135,7 @@ class Desk(threading.Thread):
             yield event
             if ticket.cancelled.is_set():  # it came before the worker had anything to cancel
                 self.worker.cancel()
+
+
+def _since(began: float) -> float:
+    return time.monotonic() - began

@@ -56,14 +56,14 @@ def routes(service: Service) -> list[Route]:
 
     async def generations(request: Request) -> Response:
         try:
-            wish = generation(parsed(await request.body()))
+            wish = await asyncio.to_thread(generation, await request.body())
         except BadBody as error:
             return refused(error)
         return await answered(service, repeats, request, wish)
 
     async def edits(request: Request) -> Response:
         try:
-            wish = edit(await openai_files.form(request))
+            wish = await asyncio.to_thread(edit, await openai_files.form(request))
         except BadBody as error:
             return refused(error)
         return await answered(service, repeats, request, wish)
@@ -94,7 +94,8 @@ def routes(service: Service) -> list[Route]:
 # --- what is asked for
 
 
-def generation(body: dict[str, Any]) -> Wish:
+def generation(content: bytes) -> Wish:
+    body = parsed(content)
     asked = openai_fields.asked(body)
     return Wish(asked=asked, hashed=_hash("generations", body), given=dict(asked.given))
 
@@ -149,7 +150,8 @@ def _seconds(request: Request) -> float | None:
 
 
 async def answered(service: Service, repeats: Repeats, request: Request, wish: Wish) -> Response:
-    who, seconds, seeded = client(request), _seconds(request), wish.asked.seeded
+    who, seeded = client(request), wish.asked.seeded
+    seconds = None if wish.asked.stream else _seconds(request)  # who reads a stream waits as long as it goes on
 
     async def submit() -> Ticket:
         return await asyncio.to_thread(submitted, service, wish, who, seconds)

@@ -32,6 +32,7 @@ _OF_ERRORS: dict[str, tuple[int, str, bool]] = {
     "device": (503, "server_error", False),
 }
 _BROKEN = (500, "server_error", False)
+_LATE = (504, "server_error", False)
 _FIELDS = {flag_of(option.field): option.field for option in OPTIONS if option.flags}
 _FLAG = re.compile(r"--[a-z][a-z-]*")
 
@@ -68,7 +69,9 @@ def _status(error: Exception) -> tuple[int, str, bool]:
         return 429, "rate_limit_error", True
     if isinstance(error, Conflict):
         return 422, "invalid_request_error", False
-    return _OF_ERRORS.get(error.type, _BROKEN) if isinstance(error, SdcliError) else _BROKEN
+    if isinstance(error, SdcliError):
+        return _LATE if error.details.get("late") else _OF_ERRORS.get(error.type, _BROKEN)
+    return _BROKEN
 
 
 def _code(error: Exception) -> str:

@@ -37,6 +37,9 @@ def routes(service: Service) -> list[Route]:
         if one is None:
             return Response(status_code=404)
         ticket, drawn = one
+        if request.method == "DELETE":
+            await asyncio.to_thread(service.discard, ticket, drawn)
+            return Response(status_code=204)
         tag = f'"{drawn.file_sha256}"'
         if tag in request.headers.get("if-none-match", ""):
             return Response(status_code=304, headers={"ETag": tag})
@@ -45,7 +48,7 @@ def routes(service: Service) -> list[Route]:
             return Response(status_code=404)
         return Response(data, media_type=KINDS[drawn.format], headers={"ETag": tag, **_headers(ticket, drawn)})
 
-    return [Route("/v1/results/{name}", result, methods=["GET"])]
+    return [Route("/v1/results/{name}", result, methods=["GET", "DELETE"])]
 
 
 def _headers(ticket: Ticket, drawn: Drawn) -> dict[str, str]:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import os
 import tempfile
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -26,14 +27,18 @@ from sdcli.plan.plan import Plan
 from sdcli.plan.refusal import refused
 from sdcli.record import names
 from sdcli.request import config
+from sdcli.serve import bounds, keeping, preparing
+from sdcli.serve.bounds import Bounds
 from sdcli.serve.decided import Decided
 from sdcli.serve.desk import Desk
 from sdcli.serve.line import Full, Line, Room
-from sdcli.serve.ticket import Ticket
+from sdcli.serve.ticket import Drawn, Ticket
 from sdcli.terminal import show
 from sdcli.workers.worker import Worker
 
 PULSE = 5.0  # seconds between two looks at the worker
+MOMENT = 0.1  # seconds
+STEP_SECONDS = 10.0  # what is drawn has to end within, once it is cancelled
 _BEGINNINGS = {"png": b"\x89PNG\r\n\x1a\n", "jpg": b"\xff\xd8\xff", "webp": b"RIFF"}
 
 
@@ -45,6 +50,8 @@ class Settings:
     engine: str = "local"
     store: bool = True  # images are kept in the output folder, as generate keeps them
     room: Room = field(default_factory=Room)
+    preload: bool = True  # the default model is loaded before anybody asks for an image
+    bounds: Bounds = field(default_factory=Bounds)
     idle: float | None = None  # seconds without a request after which the model is unloaded
     keep: float = 24 * 3600.0  # seconds that what came of a request can be asked for
     most_kept: int = 1000  # tickets
@@ -55,11 +62,14 @@ class Service:
         self.settings = settings
         self.line = Line(settings.room)
         self.worker = Worker(settings.engine)
-        self.desk = Desk(self.line, self.worker, self._over, settings.idle)
+        self.desk = Desk(self.line, self.worker, self._over, settings.idle, self._prepare)
+        self._unready = "the model is being loaded" if settings.preload else None
+        self._watching: list[Callable[[Ticket], None]] = []
         self.tickets: dict[str, Ticket] = {}  # oldest first
         self.closing = False
         self.started = time.time()
         self.drawn = 0
+        self._left: list[str] = []
         self._lock = threading.Lock()
         self._decided = Decided()
         self._models: dict[str, Model] = {}
@@ -73,15 +83,21 @@ class Service:
 
     def plan(self, values: Mapping[str, Any]) -> Plan:
         """Of one request: `values` by the names of generate's settings. Whatever is wrong with it is said here."""
+        bounds.check(values, self.settings.bounds)
         typed = {**self.settings.typed, **values}
         if "model" in values:
             typed["model"] = self._typed_model(str(values["model"]))
         model = self._model(str(typed.get("model", "")))
         asked = planning.plan_for(typed, "plan", model, without_own=self.worker.without_own, decide=self._decided)
         plan = asked.plan
+        bounds.check_plan(plan, self.settings.bounds)
         if not plan.fits:
             raise refused(plan)
         return plan
+
+    def default_plan(self) -> Plan:
+        """Of a request that asks for nothing but an image."""
+        return self.plan({"words": (preparing.PROMPT,)})
 
     def upload(self, content: bytes) -> str:
         """The path of an image that came with a request, as generate would be given it. What it holds is looked at
@@ -125,6 +141,13 @@ class Service:
             return ticket.end("cancelled", Interrupted("cancelled"))
         if not ticket.over:
             self.desk.cancel(ticket)
+
+    def discard(self, ticket: Ticket, drawn: Drawn) -> None:
+        """An image that nobody can ask for any more; its file stays where generate would have kept it."""
+        with contextlib.suppress(ValueError):  # another was faster
+            ticket.images.remove(drawn)
+        if self._away is not None:
+            Path(drawn.path).unlink(missing_ok=True)
 
     def of_client(self, client: str) -> list[Ticket]:
         """What a client waits for now."""
@@ -172,19 +195,62 @@ class Service:
         """Refuses what comes, draws on what is begun for as long as `grace` allows, and ends the worker."""
         self.closing = True
         for ticket in self.line.close():
+            if self._away is None and keeping.kept(ticket):
+                self._left.append(ticket.destination.run)
             ticket.end("cancelled", Terminated("the server was shut down before it was drawn"))
-        drawing = self.desk.drawing
-        self.desk.join(grace)
-        if self.desk.is_alive() and drawing is not None:
-            self.desk.cancel(drawing)
-            self.desk.join(grace)
         if self.desk.is_alive():
-            self.worker.kill()
+            self._end_drawing(grace)
         self._ended.set()
         self.worker.close()
+        self.clean_up()
+
+    def _end_drawing(self, grace: float) -> None:
+        self.desk.join(MOMENT)  # it may just have taken one
+        drawing = self.desk.drawing
+        if drawing is not None:
+            self.desk.join(grace)
+            self.desk.cancel(drawing)
+            self.desk.join(STEP_SECONDS)
+        if self.desk.is_alive():
+            self.worker.kill()
+            self.desk.join(STEP_SECONDS)
+        if drawing is not None and drawing.state == "cancelled" and self._away is None:
+            self._left.insert(0, drawing.destination.run)
+
+    def clean_up(self) -> None:
+        """Nothing that came with requests stays, and without a store nothing that was drawn."""
         self._uploads.cleanup()
         if self._away is not None:
             self._away.cleanup()
+
+    @property
+    def ready(self) -> str | None:
+        """Why a request would not be drawn now; None if it would."""
+        if self.closing:
+            return "the server is shutting down"
+        room, waiting = self.settings.room, self.line.waiting()
+        if len(waiting) >= room.requests or sum(len(ticket.plan.jobs) for ticket in waiting) >= room.images:
+            return "the queue is full"
+        return self._unready
+
+    @property
+    def unfinished(self) -> tuple[str, ...]:
+        """The runs that the end of the server left to be resumed, the one that was being drawn first."""
+        return tuple(self._left)
+
+    def watch(self, told: Callable[[Ticket], None]) -> None:
+        """Is told of each ticket that is over, by the thread that draws."""
+        self._watching.append(told)
+
+    def _prepare(self) -> None:
+        """Loads what most requests will be drawn with, so that the first one does not wait for it."""
+        if not self.settings.preload:
+            return
+        try:
+            preparing.loaded(self.default_plan(), self.worker)
+            self._unready = None
+        except Exception as error:  # requests are told what is wrong when they come
+            self._unready = show(error)
 
     def _watch(self) -> None:
         """Until the server ends: a worker that does nothing any more is replaced."""
@@ -193,6 +259,10 @@ class Service:
 
     def _over(self, ticket: Ticket) -> None:
         self.drawn += len(ticket.images)
+        if ticket.images:
+            self._unready = None
+        for told in self._watching:
+            told(ticket)
 
     def _forget(self) -> None:
         """Tickets that are over are kept for a while, and never more than a number of them."""

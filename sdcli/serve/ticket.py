@@ -5,7 +5,7 @@ from __future__ import annotations
 import secrets
 import threading
 import time
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -56,6 +56,7 @@ class Ticket:
     over_since: float | None = None
     state: str = "queued"  # queued | drawing | done | failed | cancelled
     error: SdcliError | None = None
+    waited: float | None = None  # seconds in the queue, once it is drawn
     images: list[Drawn] = field(default_factory=list)
     step: tuple[int, int] = (0, 0)  # of the image that is being drawn, and of how many
     preview: events.Preview | None = None
@@ -63,6 +64,7 @@ class Ticket:
 
     def __post_init__(self) -> None:
         self.events: deque[tuple[int, Event]] = deque(maxlen=MOST_EVENTS)
+        self.happened: Counter[str] = Counter()  # of each event, how many
         self.cancelled = threading.Event()
         self._job: Job | None = None  # of the image decoded last, which is saved next
         self._listeners: list[Listener] = []
@@ -111,7 +113,14 @@ class Ticket:
                 listener(self._count, None)
             self._listeners.clear()
 
+    @property
+    def seconds(self) -> float | None:
+        """That it was drawn in, once it is over."""
+        drawn = self.drawn_since, self.over_since
+        return None if drawn[0] is None or drawn[1] is None else drawn[1] - drawn[0]
+
     def _see(self, event: Event) -> None:
+        self.happened[type(event).__name__] += 1
         match event:
             case events.Step():
                 self.step = (event.step, event.of)
@@ -120,6 +129,7 @@ class Ticket:
             case events.Decoded():
                 self._job = event.job
             case events.Saved() if self._job is not None:
+                self.step = (0, 0)
                 self.images.append(
                     Drawn(
                         index=event.index, job=self._job, file=event.file, path=event.path, format=event.format,

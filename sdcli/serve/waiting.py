@@ -8,11 +8,12 @@ from typing import Any
 
 from starlette.requests import Request
 
-from sdcli.events import Event
+from sdcli.events import Event, Preview
 from sdcli.serve.service import Service
 from sdcli.serve.ticket import Ticket
 
 Numbered = tuple[int, Event]
+MOST_WAITING = 20  # events that a slow reader has not taken; it then misses previews
 
 
 async def happening(ticket: Ticket, after: int = 0, pause: float | None = None) -> AsyncIterator[Numbered | None]:
@@ -21,7 +22,11 @@ async def happening(ticket: Ticket, after: int = 0, pause: float | None = None) 
     arrived: asyncio.Queue[tuple[int, Event | None]] = asyncio.Queue()
 
     def arrive(number: int, event: Event | None) -> None:
-        loop.call_soon_threadsafe(arrived.put_nowait, (number, event))
+        loop.call_soon_threadsafe(put, number, event)
+
+    def put(number: int, event: Event | None) -> None:
+        if not isinstance(event, Preview) or arrived.qsize() < MOST_WAITING:
+            arrived.put_nowait((number, event))
 
     stop = ticket.listen(arrive, after)
     try:

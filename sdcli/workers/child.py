@@ -93,6 +93,11 @@ def _happening(drawing: Any, order: dict[str, Any]) -> Generator[Event, None, No
         yield from local.enlarge(schema.from_json(UpscalePlan, order["enlarge"], whole=True))
         return
     plan = schema.from_json(Plan, order["plan"], whole=True)
+    if order.get("try"):
+        from sdcli.asking import planning
+
+        planning.try_out(plan)
+        return
     yield from drawing.run(plan, [(number, plan.batch(number)) for number in order["batches"]])
 
 

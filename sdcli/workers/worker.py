@@ -44,6 +44,7 @@ class Worker:
         self.engine = engine
         self.process: subprocess.Popen[bytes] | None = None
         self.starts = 0
+        self._held: str | None = None
         self._stderr: IO[bytes] | None = None
         self._drawing: int | None = None  # the order's number
         self._orders = 0
@@ -56,6 +57,7 @@ class Worker:
     ) -> Iterator[Event]:
         """Closing the generator cancels what is left; the model stays loaded. A process that died is Died."""
         numbers = [number for number, _ in (plan.numbered() if batches is None else batches)]
+        self._held = plan.model.name
         yield from self._happening({"plan": schema.to_json(plan, whole=True), "batches": numbers})
 
     def enlarge(self, plan: UpscalePlan) -> Iterator[Event]:
@@ -78,6 +80,11 @@ class Worker:
         finally:
             self._drawing = None
 
+    def try_out(self, plan: Plan) -> None:
+        """What decides on such plans and was never tried on this machine, so that the next one knows it."""
+        for _ in self._happening({"plan": schema.to_json(plan, whole=True), "batches": [], "try": True}):
+            pass
+
     def cancel(self) -> None:
         """Ends what is being drawn, after the step it is at. May be called from any thread."""
         if self._drawing is not None:
@@ -93,6 +100,11 @@ class Worker:
             free=min(hardware.total, hardware.free + device),
             ram_free=min(hardware.ram_total, hardware.ram_free + held),
         )
+
+    @property
+    def holds(self) -> str | None:
+        """The model that it keeps for the next plan."""
+        return self._held if self.process is not None and self.process.poll() is None else None
 
     def resident(self) -> int:
         """Bytes of the process; 0 where there is none."""

@@ -14,19 +14,27 @@ import pytest
 import uvicorn
 
 from sdcli.serve.app import app
+from sdcli.serve.bounds import Bounds
+from sdcli.serve.connections import HeadLimits
+from sdcli.serve.metrics import Metrics
+from sdcli.serve.rules import Rules, hosts_of
+from sdcli.serve.server import config
 from sdcli.serve.service import Service, Settings
 
 
 class Serving:
     """The service of a running server, and its address."""
 
-    def __init__(self, service: Service) -> None:
+    def __init__(self, service: Service, heads: HeadLimits | None = None, **rules: Any) -> None:
         self.service = service
         self.clients: list[Any] = []  # closed with it
         self._socket = socket.create_server(("127.0.0.1", 0))
         self.url = f"http://127.0.0.1:{self._socket.getsockname()[1]}"
-        config = uvicorn.Config(app(service), http="h11", ws="none", lifespan="off", log_config=None)
-        self._server = uvicorn.Server(config)
+        port = self._socket.getsockname()[1]
+        self.rules = Rules(hosts=hosts_of("127.0.0.1", port), port=port, **rules)
+        counted = Metrics(service)
+        self.guard = app(service, self.rules, counted=counted, quiet=True)
+        self._server = uvicorn.Server(config(self.guard, counted, True, heads or HeadLimits()))
         self._thread = threading.Thread(target=lambda: asyncio.run(self._server._serve([self._socket])), daemon=True)
         service.start()
         self._thread.start()
@@ -41,11 +49,13 @@ class Serving:
 
 @pytest.fixture
 def serve(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., Serving]]:
-    """Starts a server: serve(engine="fake", store=False, typed={"steps": "4"})."""
+    """Starts a server: serve(engine="fake", store=False, typed={"steps": "4"}). It loads nothing by itself, and any
+    number of steps and images may be asked for, unless the test says otherwise."""
     monkeypatch.setenv("SDCLI_HOME", str(tmp_path / "home"))
     running: list[Serving] = []
 
     def start(typed: dict[str, Any] | None = None, engine: str = "fake", **settings: Any) -> Serving:
+        settings = {"preload": False, "bounds": Bounds(images=1000, steps=10_000), **settings}
         given = {"output": str(tmp_path / "images"), **(typed or {}), "engine": engine}
         running.append(Serving(Service(Settings(typed=given, engine=engine, **settings))))
         return running[-1]

@@ -11,7 +11,7 @@ import openai
 import pytest
 from openai_clients import client, drawing, until
 
-from sdcli.errors import DeviceUnusable, OutOfMemory, SdcliError
+from sdcli.errors import DeviceUnusable, DoesNotFit, OutOfMemory, SdcliError
 from sdcli.serve.line import Full, Room
 from sdcli.serve.openai_errors import refused
 
@@ -78,7 +78,8 @@ def test_a_broken_body_is_a_bad_request(serving: Any, body: bytes, code: str) ->
 @pytest.mark.parametrize(
     ("error", "status", "again"),
     [
-        (OutOfMemory("no memory is left"), 500, "false"), (DeviceUnusable("the GPU is lost"), 503, "false"),
+        (OutOfMemory("no memory is left"), 500, "false"), (DoesNotFit("too late", late=True), 504, "false"),
+        (DeviceUnusable("the GPU is lost"), 503, "false"),
         (Full("the queue is full"), 429, "true"),
     ],
 )  # fmt: skip
