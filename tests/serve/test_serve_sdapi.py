@@ -7,6 +7,7 @@ import hashlib
 import threading
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,8 @@ from sdcli import __version__
 from sdcli.cli.main import run
 from sdcli.events import Decoded, Step
 from sdcli.serve.line import Room
+from sdcli.serve.rules import digest
+from sdcli.serve.service import Service
 
 Start = Callable[..., Any]
 JSON = {"Content-Type": "application/json"}
@@ -526,3 +529,24 @@ def test_two_clients_at_once_never_get_each_others_settings(serve: Start) -> Non
     assert [result.image.format for result in results["two"]] == ["PNG", "JPEG"] * 3
     assert {"RNG: NV" in result.info["infotexts"][0] for result in results["two"]} == {True}
     assert [result.info["seed"] for result in results["one"]] == [0, 1, 2, 3, 4, 5]
+
+
+KEYS = ("first-long-random-key", "second-long-random-key")
+
+
+def test_a_key_is_a_password_of_any_user_and_whoever_has_another_is_another_client(serving: Any) -> None:
+    settings = replace(serving.service.settings, preload=False)
+    server = type(serving)(Service(settings), keys=tuple(map(digest, KEYS)))
+    try:
+        one, two = (client(server, username="me", password=key) for key in KEYS)
+        one.set_options({"CLIP_stop_at_last_layers": 2})
+        assert one.get_options()["CLIP_stop_at_last_layers"] == 2 and two.get_options()["CLIP_stop_at_last_layers"] == 1
+        assert one.txt2img(prompt="a cat", **SMALL).info["clip_skip"] == 2
+        assert two.txt2img(prompt="a cat", **SMALL).info["clip_skip"] == 1
+        assert len(one.extra_single_image(photo(), upscaler_1="Lanczos").images) == 1
+        for api in (client(server), client(server, username="me", password="wrong-long-random-key")):
+            with pytest.raises(RuntimeError) as refused:
+                api.txt2img(prompt="a cat", **SMALL)
+            assert refused.value.args[0] == 401 and KEYS[0] not in refused.value.args[1]
+    finally:
+        server.stop()
