@@ -20,6 +20,7 @@ from sdcli.serve.line import Line, too_late
 from sdcli.serve.ticket import Ticket
 from sdcli.workers.worker import Died, Worker
 
+LATE = "nobody waits for it any more: its time was over in the queue"
 TRIES = 2  # of a batch that ended its worker: the second that dies of it is the last
 PATIENCE = 300.0  # seconds of silence; loading a large model from a slow disk takes minutes
 STEPS_OF_PATIENCE = 20
@@ -77,7 +78,7 @@ class Desk(threading.Thread):
         if ticket.cancelled.is_set():
             return ticket.end("cancelled", Interrupted("cancelled"))
         if too_late(ticket):
-            return ticket.end("failed", DoesNotFit("nobody waits for it any more: its time was over in the queue"))
+            return ticket.end("failed", DoesNotFit(LATE, hint="ask again, and wait longer"))
         ticket.state, ticket.drawn_since = "drawing", time.monotonic()
         ticket.waited = time.time() - ticket.created
         ticket.plan = preparing.settled(ticket.plan, self.worker)
