@@ -43,9 +43,8 @@ def _serve(typed: dict[str, Any]) -> None:
     asked = serve_options.taken(typed)
     quiet = bool(typed.pop("quiet", False))
     _check_reach(asked)
-    plan_with_model(
-        {**typed, "words": (preparing.PROMPT,), "quiet": quiet}, command="plan"
-    )  # downloads what is missing
+    asking = {**typed, "words": (preparing.PROMPT,), "quiet": quiet}
+    plan_with_model(asking, command="plan")  # downloads what is missing
     service = Service(_settings(asked, typed))
     if asked.log_prompts:
         service.watch(log.prompts)
