@@ -38,6 +38,11 @@ def presets() -> Path:
     return configs() / "presets"
 
 
+def page() -> Path:
+    """The files of the web page that `sdcli serve` shows."""
+    return Path(__file__).resolve().parent / "serve" / "page"
+
+
 def builtin_model() -> Path | None:
     """The folder of the model that ships with sdcli, or None in a build without one."""
     folder = Path(__file__).resolve().parent / "models" / "builtin"

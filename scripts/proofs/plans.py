@@ -31,7 +31,8 @@ from PIL import Image  # noqa: E402
 
 from scripts import make_checkpoint  # noqa: E402
 from sdcli import schema  # noqa: E402
-from sdcli.cli import app, ask  # noqa: E402
+from sdcli.asking import planning  # noqa: E402
+from sdcli.cli import app  # noqa: E402
 from sdcli.draw import quiet  # noqa: E402
 from sdcli.draw.local import Engine  # noqa: E402
 from sdcli.errors import Usage  # noqa: E402
@@ -219,7 +220,7 @@ def planned(case: Case, *more: str, words: Sequence[str] | None = None) -> Plan:
 def plan_of(words: Sequence[str]) -> Plan:
     plans: list[Plan] = []
     command = options.command(
-        lambda typed: plans.append(ask.plan_for(typed, "plan").plan), options.OPTIONS, name="plan", help=""
+        lambda typed: plans.append(planning.plan_for(typed, "plan").plan), options.OPTIONS, name="plan", help=""
     )
     program = typer.Typer()
     program.command(cls=app.Grouped)(command)

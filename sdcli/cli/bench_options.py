@@ -15,7 +15,8 @@ from sdcli.terminal import show
 
 MEASURE = "Measure"
 _NOT_HERE = {
-    "num_images", "output", "prompts_file", "format", "metadata", "overwrite", "filmstrip", "preview_every", "fallback",
+    "num_images", "output", "prompts_file", "format", "quality", "metadata", "overwrite", "filmstrip", "preview_every",
+    "fallback",
 }  # fmt: skip
 DRAWING = tuple(option for option in OPTIONS if option.field not in _NOT_HERE)
 RANDOM = Option(field="random_weights", flags=("--random-weights",), switch=True, panel=MODEL,

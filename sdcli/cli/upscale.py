@@ -10,22 +10,18 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from sdcli import schema, sizes
-from sdcli.asking import probing, upscalers
-from sdcli.asking.planning import added_folders, read_sources
+from sdcli.asking import enlarging
+from sdcli.asking.planning import read_sources
 from sdcli.cli import complete
 from sdcli.cli.answer import Answered, bug_of, print_json, say_error, say_note, trace
 from sdcli.cli.ending import check, over
 from sdcli.errors import SdcliError, Stop, Usage, from_json, stopped_by
 from sdcli.events import Event
 from sdcli.images.read import MADE_WHITE, InputImage
-from sdcli.machine import survey
 from sdcli.machine.clock import since_start
-from sdcli.models import upscaler
-from sdcli.models.adapter_files import SearchFolder
-from sdcli.models.model import Model
 from sdcli.plan.techniques.technique import gib
-from sdcli.plan.upscaling import UPSCALE, UpscalePlan, make_upscale_plan, of_job, refused
-from sdcli.record import enlarged, names
+from sdcli.plan.upscaling import UPSCALE, UpscalePlan, of_job, refused
+from sdcli.record import enlarged
 from sdcli.record.enlarged import Folding, Report
 from sdcli.record.names import Destination
 from sdcli.record.sinks.paths import Paths
@@ -35,8 +31,8 @@ from sdcli.record.sinks.watch import Watch
 from sdcli.request import config
 from sdcli.request.options import EVERYDAY, MEMORY, OPTIONS, SCREEN, Option
 from sdcli.request.options import command as make
-from sdcli.request.request import UPSCALERS, Request
-from sdcli.request.upscaling import Target, make_enlargements, parse_target, parse_tile
+from sdcli.request.request import UPSCALERS
+from sdcli.request.upscaling import Target, parse_target, parse_tile
 from sdcli.terminal import StdoutLost, counted, plain, put, say, seconds_text, show, speaks_unicode, width
 
 SCALE = Option(
@@ -76,7 +72,7 @@ def _upscale(typed: dict[str, Any]) -> None:
     plan = _planned(typed, asked)
     if not plan.fits:
         raise refused(plan)
-    destination = _destination(asked, plan)
+    destination = enlarging.destination(plan, asked.values, asked.origins)
     screen = Screen(typed, plan, destination)
     screen.announce()
     folding = Folding(plan, destination.folder)
@@ -113,33 +109,9 @@ def _asked(typed: dict[str, Any]) -> Asked:
 
 
 def _planned(typed: dict[str, Any], asked: Asked) -> UpscalePlan:
-    values = asked.values
-    found = upscaler.read(upscalers.located(values["upscaler"], tuple(map(SearchFolder, added_folders()))))
-    model = Model(
-        name=found.name, kind="upscaler", family="", source="file", components={upscaler.PART: found.component},
-        path=found.path,
-    )  # fmt: skip
     target = parse_target(typed["scale"]) if "scale" in typed else Target()
-    jobs = make_enlargements(asked.images, target, found.scale, values.get("fit", "crop"))
-    hardware, _ = probing.sized(survey.choose(values.get("device", "auto"), survey.look()))
-    pinned = values.get("pins", {}).get("dtype")
-    if pinned is None:
-        hardware, _ = probing.probed(hardware)
-    return make_upscale_plan(
-        jobs, model, hardware, upscalers.adapter(found), pinned=pinned,
-        tile=parse_tile(typed["tile"]) if "tile" in typed else None, max_vram=values.get("max_vram"),
-        max_ram=values.get("max_ram"), fallback=values.get("fallback", True),
-    )  # fmt: skip
-
-
-def _destination(asked: Asked, plan: UpscalePlan) -> Destination:
-    """Tried out before anything is loaded."""
-    values = {name: asked.values[name] for name in ("output", "format", "overwrite") if name in asked.values}
-    sides = (max(job.width for job in plan.jobs), max(job.height for job in plan.jobs))
-    request = Request(prompts=("",), model=plan.model.name, width=sides[0], height=sides[1], **values)
-    destination = names.prepare(request, count=len(plan.jobs), model=plan.model.name, origins=asked.origins)
-    enlarged.check_fields(destination)
-    return destination
+    tile = parse_tile(typed["tile"]) if "tile" in typed else None
+    return enlarging.plan_for(asked.images, asked.values, target, tile)
 
 
 # --- the run

@@ -42,6 +42,15 @@ def sha256_of(path: Path, store: HashStore | None = None, *, start: int = 0) -> 
     return sha256
 
 
+def known_sha256(path: Path, store: HashStore) -> str | None:
+    """The same, where it is remembered."""
+    path = path.absolute()
+    try:
+        return _remembered(store, str(path), _stamp(path))
+    except OSError:
+        return None
+
+
 def sha256_of_all(files: Iterable[str], store: HashStore | None = None) -> str:
     """A component's: its file's, or one of all its files' hashes."""
     hashes = [sha256_of(Path(file), store) for file in files]

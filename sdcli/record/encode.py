@@ -11,7 +11,7 @@ from sdcli.record.metadata import a1111, exif, own
 from sdcli.record.metadata.own import ImageRecord
 
 PNG_KEY, A1111_KEY = "sdcli", "parameters"
-QUALITY = 95  # of 100, with full colour resolution: blocks show first in the reds
+QUALITY = 95  # of 100, if none is asked for; with full colour resolution: blocks show first in the reds
 FLAT = 1.0  # levels of standard deviation below which an image counts as one colour
 
 
@@ -24,15 +24,16 @@ class ImageFile:
 
 
 def encode(
-    pixels: bytes, width: int, height: int, format: str, record: ImageRecord, metadata: str = "full"
-) -> ImageFile:
+    pixels: bytes, width: int, height: int, format: str, record: ImageRecord, metadata: str = "full",
+    quality: int = QUALITY,
+) -> ImageFile:  # fmt: skip
     """The whole file. Metadata too large for the format is left out, which `ImageFile.metadata` then says."""
     from PIL import Image, ImageStat
 
     image = Image.frombytes("RGB", (width, height), pixels)
     flat = all(deviation < FLAT for deviation in ImageStat.Stat(image).stddev)
     for attempt in _attempts(record, metadata):
-        data = _png(image, attempt) if format == "png" else _with_exif(image, format, attempt)
+        data = _png(image, attempt) if format == "png" else _with_exif(image, format, attempt, quality)
         if data is not None:
             return ImageFile(data=data, metadata=attempt.metadata, left_out=attempt.left_out, flat=flat)
     raise AssertionError("an image without metadata always fits")
@@ -74,8 +75,8 @@ def _png(image: Any, attempt: Attempt) -> bytes | None:
     return saved(image, "PNG", pnginfo=info)
 
 
-def _with_exif(image: Any, format: str, attempt: Attempt) -> bytes | None:
-    options: dict[str, Any] = {"quality": QUALITY}
+def _with_exif(image: Any, format: str, attempt: Attempt, quality: int) -> bytes | None:
+    options: dict[str, Any] = {"quality": quality}
     if attempt.metadata != "none":
         chunk = own.chunk(attempt.record, ascii_only=True) if attempt.record is not None else None
         if chunk is not None and len(chunk) > own.LIMIT:

@@ -219,7 +219,10 @@ class RunStore:
             raise Bug("an image came before its plan")
         pixel_sha256 = hashlib.sha256(event.pixels).hexdigest()
         record = self._record(plan, event, pixel_sha256)
-        file = encode(event.pixels, event.width, event.height, self.destination.format, record, plan.request.metadata)
+        asked = plan.request
+        file = encode(
+            event.pixels, event.width, event.height, self.destination.format, record, asked.metadata, asked.quality
+        )  # fmt: skip
         intent = Intent(
             index=event.index,
             batch=event.batch,

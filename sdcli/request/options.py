@@ -149,6 +149,8 @@ OPTIONS: tuple[Option, ...] = (
            help="When out of memory, retry with a smaller setup (default), or stop."),
     Option(field="format", flags=("--format",), metavar="TYPE", choices=("png", "jpg", "webp"), panel=OUTPUT,
            help="File format: png, jpg or webp."),
+    Option(field="quality", flags=("--quality",), metavar="N", panel=OUTPUT, within=(0, 100),
+           help="Of jpg and webp files; 95 keeps what the eye sees."),
     Option(field="metadata", flags=("--metadata",), metavar="KIND", choices=("full", "a1111", "none"), panel=OUTPUT,
            help="Settings stored in the file: full, a1111 or none."),
     Option(field="keep_steps", flags=("--keep-steps",), switch=True, panel=OUTPUT,

@@ -159,6 +159,7 @@ class Request:
     offline: bool = False
     output: str | None = None
     format: str = "png"
+    quality: int = 95
     metadata: str = "full"
     overwrite: bool = False
     preview_every: int = 0

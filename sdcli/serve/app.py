@@ -7,7 +7,7 @@ from collections.abc import Callable
 from starlette.applications import Starlette
 from starlette.routing import BaseRoute
 
-from sdcli.serve import health, log, metrics, openai, openapi
+from sdcli.serve import health, jobs, log, metrics, openai, openapi, page_files, results, sdapi
 from sdcli.serve.guard import Asked, Guard
 from sdcli.serve.metrics import Metrics
 from sdcli.serve.rules import Rules
@@ -20,7 +20,11 @@ def app(service: Service, rules: Rules, *, counted: Metrics | None = None, quiet
     routes: list[BaseRoute] = [
         *health.routes(service),
         *openai.routes(service),
+        *jobs.routes(service),
+        *results.routes(service),
+        *sdapi.routes(service),
         *metrics.routes(counted),
+        *page_files.routes(),
     ]  # fmt: skip
     routes += openapi.routes(routes, rules)
     return Guard(Starlette(routes=routes), routes, rules, told(counted, quiet), log.failed)

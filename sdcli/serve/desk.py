@@ -6,10 +6,10 @@ import contextlib
 import threading
 import time
 from collections.abc import Callable, Iterator
+from functools import partial
 
 from sdcli.errors import Bug, CannotWrite, DoesNotFit, Interrupted, SdcliError, from_json
 from sdcli.events import Decoded, Event, Failed, Planned
-from sdcli.machine.clock import since_start
 from sdcli.machine.environment import environment
 from sdcli.plan.plan import Plan
 from sdcli.record import remembering, report, runs
@@ -20,7 +20,6 @@ from sdcli.serve.line import Line, too_late
 from sdcli.serve.ticket import Ticket
 from sdcli.workers.worker import Died, Worker
 
-LATE = "nobody waits for it any more: its time was over in the queue"
 TRIES = 2  # of a batch that ended its worker: the second that dies of it is the last
 PATIENCE = 300.0  # seconds of silence; loading a large model from a slow disk takes minutes
 STEPS_OF_PATIENCE = 20
@@ -78,12 +77,14 @@ class Desk(threading.Thread):
         if ticket.cancelled.is_set():
             return ticket.end("cancelled", Interrupted("cancelled"))
         if too_late(ticket):
-            return ticket.end("failed", DoesNotFit(LATE, hint="ask again, and wait longer"))
-        ticket.state, ticket.drawn_since = "drawing", time.monotonic()
+            message = "nobody waits for it any more: its time was over in the queue"
+            return ticket.end("failed", DoesNotFit(message, hint="the same request with a longer timeout", late=True))
+        ticket.state, ticket.drawn_since = "drawing", (began := time.monotonic())
         ticket.waited = time.time() - ticket.created
         ticket.plan = preparing.settled(ticket.plan, self.worker)
         around = environment(ticket.plan.hardware)
-        folding = Folding(started=runs.now(), run=ticket.destination.run, clock=since_start, environment=around)
+        clock = partial(_since, began)
+        folding = Folding(started=runs.now(), run=ticket.destination.run, clock=clock, environment=around)
         error = self._drain(ticket, folding, around)
         finished = folding.report(error)
         with contextlib.suppress(CannotWrite):
@@ -134,3 +135,7 @@ class Desk(threading.Thread):
             yield event
             if ticket.cancelled.is_set():  # it came before the worker had anything to cancel
                 self.worker.cancel()
+
+
+def _since(began: float) -> float:
+    return time.monotonic() - began

@@ -1,85 +1,140 @@
-"""OpenAI's Images API."""
+"""OpenAI's Images API: images from prompts and of images, and the models that draw them."""
 
 from __future__ import annotations
 
 import asyncio
-import base64
+import json
 import math
 import time
-from collections.abc import Mapping
-from pathlib import Path
+from collections.abc import AsyncIterator, Callable
+from dataclasses import dataclass, field, replace
+from hashlib import sha256
 from typing import Any
 
 from starlette.requests import Request
-from starlette.responses import JSONResponse, Response
+from starlette.responses import Response, StreamingResponse
 from starlette.routing import Route
+from starlette.types import Receive, Scope, Send
 
-from sdcli.errors import SdcliError
-from sdcli.serve import waiting
+from sdcli.errors import ModelMissing, SdcliError
+from sdcli.near import near_text, nearest
+from sdcli.plan.plan import Plan
+from sdcli.serve import openai_answer, openai_fields, openai_files, waiting
 from sdcli.serve.bodies import BadBody, parsed
 from sdcli.serve.line import Full
+from sdcli.serve.openai_answer import Answer, dumped
+from sdcli.serve.openai_errors import Conflict, refused
+from sdcli.serve.openai_fields import Asked
+from sdcli.serve.openai_files import Form
+from sdcli.serve.repeats import PATIENCE, Repeats
 from sdcli.serve.service import Service
-from sdcli.serve.ticket import Drawn, Ticket
+from sdcli.serve.ticket import Ticket
+from sdcli.terminal import show
 
-# Its own names and those that other servers have for the same; what is left of generate's settings has their names.
-ALIASES = {
-    "num_inference_steps": "steps", "step": "steps", "guidance_scale": "guidance", "cfg_scale": "guidance",
-    "seed": "seeds", "n": "num_images",
-}  # fmt: skip
-TAKEN = frozenset({
-    "model", "steps", "guidance", "negative_prompt", "seeds", "num_images", "sampler", "clip_skip", "size", "lora",
-    "strength", "hires", "hires_steps", "hires_strength", "upscaler", "emphasis", "rng", "batch_invariant",
-})  # fmt: skip
-# Of no use here, and no image differs without them.
-IGNORED = frozenset({"user", "safety_identifier", "moderation", "style", "quality", "complexity", "background"})
+LEFT = 499  # nobody is there to read it
+STREAM = {"Cache-Control": "no-store", "X-Accel-Buffering": "no"}
+_WRONG = (BadBody, SdcliError, Full, Conflict)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Wish:
+    """A body that was read. `hashed` is the same whenever the same is asked for; `given` grows by the paths of the
+    files that came along, with what they were called."""
+
+    asked: Asked
+    hashed: str
+    form: Form | None = None
+    given: dict[str, str] = field(default_factory=dict)
+
+    @property
+    def kind(self) -> str:
+        return "image_generation" if self.form is None else "image_edit"
 
 
 def routes(service: Service) -> list[Route]:
+    repeats = Repeats(service)
+
     async def generations(request: Request) -> Response:
         try:
-            body = parsed(await request.body())
-            ticket = await asyncio.to_thread(submitted, service, body, request)
-        except (BadBody, SdcliError, Full) as error:
+            wish = await asyncio.to_thread(generation, await request.body())
+        except BadBody as error:
             return refused(error)
-        if not await waiting.over(ticket, request, service):
-            return Response(status_code=499)
-        if ticket.error is not None and not ticket.images:
-            return refused(ticket.error)
-        return JSONResponse(await asyncio.to_thread(answer, ticket))
+        return await answered(service, repeats, request, wish)
+
+    async def edits(request: Request) -> Response:
+        try:
+            wish = await asyncio.to_thread(edit, await openai_files.form(request))
+        except BadBody as error:
+            return refused(error)
+        return await answered(service, repeats, request, wish)
 
     async def models(request: Request) -> Response:
-        names = await asyncio.to_thread(service.models)
-        return JSONResponse({"object": "list", "data": [model(name) for name in names]})
+        listed = [model(name) for name in await asyncio.to_thread(service.models)]
+        return _json({"object": "list", "data": listed})
+
+    async def one_model(request: Request) -> Response:
+        name, known = request.path_params["name"], await asyncio.to_thread(service.models)
+        if name not in known:
+            near = near_text(nearest(name, known, 1))
+            error = ModelMissing(f"no model {show(name, 80)} on this server{near}", hint="GET /v1/models")
+            return refused(error)
+        return _json(model(name))
 
     def model(name: str) -> dict[str, Any]:
         return {"id": name, "object": "model", "created": int(service.started), "owned_by": "sdcli"}
 
     return [
         Route("/v1/images/generations", generations, methods=["POST"]),
+        Route("/v1/images/edits", edits, methods=["POST"]),
         Route("/v1/models", models, methods=["GET"]),
+        Route("/v1/models/{name:path}", one_model, methods=["GET"]),
     ]
 
 
-def submitted(service: Service, body: Mapping[str, Any], request: Request) -> Ticket:
-    return service.submit(service.plan(values(body)), client(request), _seconds(request))
+# --- what is asked for
 
 
-def values(body: Mapping[str, Any]) -> dict[str, Any]:
-    """The settings that a body asks for, as they would be typed."""
-    typed: dict[str, Any] = {}
-    for name, value in body.items():
-        setting = ALIASES.get(name, name)
-        if name == "prompt":
-            typed["words"] = (str(value),)
-        elif setting in TAKEN and value is not None and value != "auto":
-            typed[setting] = value if isinstance(value, bool) else str(value)
-        elif name not in IGNORED and setting not in TAKEN and name not in ("response_format",):
-            raise BadBody(f"unknown field {name!r}", name)
-    return typed
+def generation(content: bytes) -> Wish:
+    body = parsed(content)
+    asked = openai_fields.asked(body)
+    return Wish(asked=asked, hashed=_hash("generations", body), given=dict(asked.given))
+
+
+def edit(form: Form) -> Wish:
+    body = openai_fields.from_parts(form.texts)
+    asked = openai_fields.asked(body, edits=True)
+    files = [sha256(content).hexdigest() for content in (*form.images, *([form.mask] if form.mask else []))]
+    hashed = _hash("edits", [body, files, form.mask is not None])
+    return Wish(asked=asked, hashed=hashed, form=form, given=dict(asked.given))
+
+
+def _hash(*asked: Any) -> str:
+    return sha256(json.dumps(asked, sort_keys=True).encode()).hexdigest()
+
+
+def submitted(service: Service, wish: Wish, client: str, seconds: float | None) -> Ticket:
+    typed = dict(wish.asked.typed)
+    if wish.form is not None:
+        typed, names = openai_files.with_images(wish.asked, wish.form, service.upload)
+        wish.given.update(names)
+    typed, names = openai_files.with_control(typed, wish.asked, service.upload)
+    wish.given.update(names)
+    plan = service.plan(typed)
+    return service.submit(_previewed(plan, wish.asked.partial_images), client, seconds)
+
+
+def _previewed(plan: Plan, count: int) -> Plan:
+    """With as many previews of each image, evenly over its steps; none of its last step, which is the image."""
+    if not count:
+        return plan
+    every = max(1, math.ceil(plan.jobs[0].unet_calls / (count + 1)))
+    return replace(plan, request=replace(plan.request, preview_every=every))
 
 
 def client(request: Request) -> str:
-    return request.client.host if request.client else ""
+    """Whose key it is where keys are asked for, else where it comes from."""
+    known = request.scope.get("state", {}).get("client")
+    return str(known) if known else request.client.host if request.client else ""
 
 
 def _seconds(request: Request) -> float | None:
@@ -91,25 +146,56 @@ def _seconds(request: Request) -> float | None:
     return seconds if math.isfinite(seconds) and seconds > 0 else None
 
 
-def answer(ticket: Ticket) -> dict[str, Any]:
-    return {"created": int(time.time()), "data": [_image(drawn) for drawn in ticket.images]}
+# --- what is answered
 
 
-def _image(drawn: Drawn) -> dict[str, Any]:
-    content = base64.b64encode(Path(drawn.path).read_bytes()).decode()
-    return {"b64_json": content, "seed": drawn.job.seed, "file": drawn.file}
+async def answered(service: Service, repeats: Repeats, request: Request, wish: Wish) -> Response:
+    who, seeded = client(request), wish.asked.seeded
+    seconds = None if wish.asked.stream else _seconds(request)  # who reads a stream waits as long as it goes on
+
+    async def submit() -> Ticket:
+        return await asyncio.to_thread(submitted, service, wish, who, seconds)
+
+    try:
+        ticket = await repeats.ticket(request, who, wish.hashed, seeded, submit)
+    except _WRONG as error:
+        return refused(error, wish.given)
+    answer = Answer(ticket=ticket, asked=wish.asked, base=str(request.base_url), given=wish.given)
+    if ticket.deadline is not None:  # of who asked before, and came again
+        ticket.deadline = None if seconds is None else max(ticket.deadline, time.monotonic() + seconds)
+    patience = PATIENCE if repeats.will_come_again(request, seeded) else 0.0
+    repeats.arrive(ticket)
+    if wish.asked.stream:
+        events = openai_answer.stream(answer, wish.kind, asyncio.to_thread)
+        return Streamed(events, lambda: repeats.leave(ticket, patience))
+    try:
+        there = await waiting.over_first(ticket, request)
+    finally:
+        repeats.leave(ticket, patience)
+    if not there:
+        return Response(status_code=LEFT)
+    if ticket.error is not None and not ticket.images:
+        return refused(ticket.error, wish.given)
+    try:
+        content = await asyncio.to_thread(answer.whole)
+    except SdcliError as error:
+        return refused(error)
+    return Response(content, media_type="application/json")
 
 
-def refused(error: Exception) -> Response:
-    status, kind = 500, "server_error"
-    if isinstance(error, BadBody) or (isinstance(error, SdcliError) and error.code == 2):
-        status, kind = 400, "invalid_request_error"
-    elif isinstance(error, Full):
-        status, kind = 429, "rate_limit_error"
-    elif isinstance(error, SdcliError) and error.code == 3:
-        status, kind = 404, "invalid_request_error"
-    elif isinstance(error, SdcliError) and error.type == "terminated":
-        status = 503
-    code = error.type if isinstance(error, SdcliError) else "queue_full" if isinstance(error, Full) else "bad_body"
-    content = {"message": str(error), "type": kind, "param": getattr(error, "field", None), "code": code}
-    return JSONResponse({"error": content}, status, {"x-should-retry": "true" if status == 429 else "false"})
+class Streamed(StreamingResponse):
+    """`left` is called when it ends, also where it ends before its first event."""
+
+    def __init__(self, events: AsyncIterator[bytes], left: Callable[[], None]) -> None:
+        super().__init__(events, media_type="text/event-stream", headers=STREAM)
+        self._left = left
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        try:
+            await super().__call__(scope, receive, send)
+        finally:
+            self._left()
+
+
+def _json(content: dict[str, Any]) -> Response:
+    return Response(dumped(content), media_type="application/json")

@@ -17,9 +17,9 @@ UNMATCHED = "-"  # the template of a path that no route has
 
 # Paths whose requests may hold images, and the one that holds them as a form. All others take JSON without any.
 WITH_IMAGES = frozenset({
-    "/v1/jobs", "/v1/plan", "/v1/settings", "/sdapi/v1/txt2img", "/sdapi/v1/img2img", "/sdapi/v1/png-info",
-    "/sdapi/v1/extra-single-image", "/sdapi/v1/extra-batch-images", "/controlnet/txt2img", "/controlnet/img2img",
-    "/controlnet/detect",
+    "/v1/images/generations", "/v1/jobs", "/v1/plan", "/v1/settings", "/sdapi/v1/txt2img", "/sdapi/v1/img2img",
+    "/sdapi/v1/png-info", "/sdapi/v1/extra-single-image", "/sdapi/v1/extra-batch-images", "/controlnet/txt2img",
+    "/controlnet/img2img", "/controlnet/detect",
 })  # fmt: skip
 FORMS = frozenset({"/v1/images/edits"})
 # Read without a key. The names of results are random, and whoever was given one may read that image.

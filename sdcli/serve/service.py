@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import os
 import tempfile
@@ -31,7 +32,7 @@ from sdcli.serve.bounds import Bounds
 from sdcli.serve.decided import Decided
 from sdcli.serve.desk import Desk
 from sdcli.serve.line import Full, Line, Room
-from sdcli.serve.ticket import Ticket
+from sdcli.serve.ticket import Drawn, Ticket
 from sdcli.terminal import show
 from sdcli.workers.worker import Worker
 
@@ -141,6 +142,13 @@ class Service:
         if not ticket.over:
             self.desk.cancel(ticket)
 
+    def discard(self, ticket: Ticket, drawn: Drawn) -> None:
+        """An image that nobody can ask for any more; its file stays where generate would have kept it."""
+        with contextlib.suppress(ValueError):  # another was faster
+            ticket.images.remove(drawn)
+        if self._away is not None:
+            Path(drawn.path).unlink(missing_ok=True)
+
     def of_client(self, client: str) -> list[Ticket]:
         """What a client waits for now."""
         with self._lock:
@@ -148,10 +156,16 @@ class Service:
 
     def models(self) -> dict[str, Entry]:
         """The models that a request may name: what is on this machine and draws from a prompt alone, by name."""
+        found = reversed(self.entries())
+        return {entry.name: entry for entry in found if entry.drawn and not find(entry.family).refines}
+
+    def entries(self) -> list[Entry]:
+        """Everything on this machine that is drawn with, remembered for the next who asks."""
         cache = listing.recall(cache_folder() / "listing.json")
         folders, hub = planning.added_folders(), hub_cache.folder(os.environ)
         found = listing.listed(folders=folders, hub=hub, builtin=data.builtin_model(), cache=cache)
-        return {entry.name: entry for entry in reversed(found) if entry.drawn and not find(entry.family).refines}
+        listing.save(cache)
+        return found
 
     def _model(self, name: str) -> Model:
         """Read once: what a worker has loaded does not change with its files either."""
@@ -161,7 +175,11 @@ class Service:
         return self._models[name]
 
     def default_model(self) -> str:
-        return str(self.settings.typed.get("model") or planning.default_model())
+        """What draws where a request names no model: of the flags, else of the environment or the config file."""
+        typed = self.settings.typed
+        flags = config.from_flags({name: typed[name] for name in ("model", "preset") if name in typed})
+        values, _ = config.resolve(planning.read_sources(flags), family={}, model={})
+        return str(values.get("model") or planning.default_model())
 
     def _typed_model(self, name: str) -> str:
         """What -m would be: never a path out of a request, only names of what was found here."""

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import secrets
 import threading
 import time
-import uuid
 from collections import Counter, deque
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -49,7 +49,7 @@ class Ticket:
     destination: Destination
     client: str = ""  # whose it is: places in the queue are shared out between clients
     deadline: float | None = None  # on time.monotonic: later nobody waits for it any more
-    id: str = field(default_factory=lambda: uuid.uuid4().hex)
+    id: str = field(default_factory=lambda: secrets.token_hex(12))
     created: float = field(default_factory=time.time)
     waiting_since: float = field(default_factory=time.monotonic)
     drawn_since: float | None = None  # on time.monotonic, as the others
@@ -113,6 +113,12 @@ class Ticket:
                 listener(self._count, None)
             self._listeners.clear()
 
+    @property
+    def seconds(self) -> float | None:
+        """That it was drawn in, once it is over."""
+        drawn = self.drawn_since, self.over_since
+        return None if drawn[0] is None or drawn[1] is None else drawn[1] - drawn[0]
+
     def _see(self, event: Event) -> None:
         self.happened[type(event).__name__] += 1
         match event:
@@ -123,6 +129,7 @@ class Ticket:
             case events.Decoded():
                 self._job = event.job
             case events.Saved() if self._job is not None:
+                self.step = (0, 0)
                 self.images.append(
                     Drawn(
                         index=event.index, job=self._job, file=event.file, path=event.path, format=event.format,

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator
+from typing import Any
 
 from starlette.requests import Request
 
-from sdcli.events import Event
+from sdcli.events import Event, Preview
 from sdcli.serve.service import Service
 from sdcli.serve.ticket import Ticket
 
 Numbered = tuple[int, Event]
+MOST_WAITING = 20  # events that a slow reader has not taken; it then misses previews
 
 
 async def happening(ticket: Ticket, after: int = 0, pause: float | None = None) -> AsyncIterator[Numbered | None]:
@@ -20,7 +22,11 @@ async def happening(ticket: Ticket, after: int = 0, pause: float | None = None) 
     arrived: asyncio.Queue[tuple[int, Event | None]] = asyncio.Queue()
 
     def arrive(number: int, event: Event | None) -> None:
-        loop.call_soon_threadsafe(arrived.put_nowait, (number, event))
+        loop.call_soon_threadsafe(put, number, event)
+
+    def put(number: int, event: Event | None) -> None:
+        if not isinstance(event, Preview) or arrived.qsize() < MOST_WAITING:
+            arrived.put_nowait((number, event))
 
     stop = ticket.listen(arrive, after)
     try:
@@ -39,16 +45,31 @@ async def happening(ticket: Ticket, after: int = 0, pause: float | None = None) 
 
 async def over(ticket: Ticket, request: Request, service: Service) -> bool:
     """Waits for its end. A client that leaves takes its request along: False."""
+    if await over_first(ticket, request):
+        return True
+    service.cancel(ticket)
+    return False
+
+
+async def over_first(ticket: Ticket, request: Request) -> bool:
+    """Whether it is over before the client leaves."""
     ended = asyncio.create_task(_end(ticket))
     left = asyncio.create_task(_left(request))
     try:
         await asyncio.wait({ended, left}, return_when=asyncio.FIRST_COMPLETED)
-        if ended.done():
-            return True
-        service.cancel(ticket)
-        return False
+        return ended.done()
     finally:
         ended.cancel()
+        left.cancel()
+
+
+async def done(work: asyncio.Task[Any], request: Request) -> bool:
+    """Whether it is done before the client leaves."""
+    left = asyncio.create_task(_left(request))
+    try:
+        await asyncio.wait({work, left}, return_when=asyncio.FIRST_COMPLETED)
+        return work.done()
+    finally:
         left.cancel()
 
 

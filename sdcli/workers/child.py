@@ -13,12 +13,14 @@ import signal
 import sys
 import threading
 import traceback
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from typing import IO, Any
 
 from sdcli import events, schema
 from sdcli.errors import Bug, Interrupted, SdcliError
+from sdcli.events import Event
 from sdcli.plan.plan import Plan
+from sdcli.plan.upscaling import UpscalePlan
 
 
 class Orders:
@@ -70,13 +72,7 @@ def _serve(orders: Orders, answers: IO[bytes]) -> None:
 def _draw(drawing: Any, order: dict[str, Any], orders: Orders, answers: IO[bytes]) -> SdcliError | None:
     """Draws the order's batches; what is loaded stays for the next order, also when this one is cancelled."""
     try:
-        plan = schema.from_json(Plan, order["plan"], whole=True)
-        if order.get("try"):
-            from sdcli.asking import planning
-
-            planning.try_out(plan)
-            return None
-        happening = drawing.run(plan, [(number, plan.batch(number)) for number in order["batches"]])
+        happening = _happening(drawing, order)
         for event in happening:
             events.write(event, answers)
             answers.flush()
@@ -88,6 +84,21 @@ def _draw(drawing: Any, order: dict[str, Any], orders: Orders, answers: IO[bytes
     except Exception as error:
         return Bug(f"{type(error).__name__}: {error}")
     return None
+
+
+def _happening(drawing: Any, order: dict[str, Any]) -> Generator[Event, None, None]:
+    if "enlarge" in order:
+        from sdcli.draw import local
+
+        yield from local.enlarge(schema.from_json(UpscalePlan, order["enlarge"], whole=True))
+        return
+    plan = schema.from_json(Plan, order["plan"], whole=True)
+    if order.get("try"):
+        from sdcli.asking import planning
+
+        planning.try_out(plan)
+        return
+    yield from drawing.run(plan, [(number, plan.batch(number)) for number in order["batches"]])
 
 
 def own_stdout() -> IO[bytes]:

@@ -21,6 +21,7 @@ from sdcli.events import Event
 from sdcli.machine.hardware import Hardware
 from sdcli.plan.batches import Batch
 from sdcli.plan.plan import Plan
+from sdcli.plan.upscaling import UpscalePlan
 from sdcli.terminal import show
 
 EXIT_SECONDS = 10.0  # a worker has to exit by itself
@@ -43,6 +44,7 @@ class Worker:
         self.engine = engine
         self.process: subprocess.Popen[bytes] | None = None
         self.starts = 0
+        self._held: str | None = None
         self._stderr: IO[bytes] | None = None
         self._drawing: int | None = None  # the order's number
         self._orders = 0
@@ -54,11 +56,19 @@ class Worker:
         self, plan: Plan, batches: Iterable[Batch] | None = None, kept: Mapping[int, bytes] | None = None
     ) -> Iterator[Event]:
         """Closing the generator cancels what is left; the model stays loaded. A process that died is Died."""
+        numbers = [number for number, _ in (plan.numbered() if batches is None else batches)]
+        self._held = plan.model.name
+        yield from self._happening({"plan": schema.to_json(plan, whole=True), "batches": numbers})
+
+    def enlarge(self, plan: UpscalePlan) -> Iterator[Event]:
+        """The same of images that are made larger. What else is loaded in the process stays beside it."""
+        yield from self._happening({"enlarge": schema.to_json(plan, whole=True)})
+
+    def _happening(self, order: Mapping[str, Any]) -> Iterator[Event]:
         process = self._running()
         self._orders += 1
         self._drawing, self._heard = self._orders, time.monotonic()
-        numbers = [number for number, _ in (plan.numbered() if batches is None else batches)]
-        self._write({"draw": self._orders, "plan": schema.to_json(plan, whole=True), "batches": numbers})
+        self._write({"draw": self._orders, **order})
         try:
             yield from self._events(process)
         except GeneratorExit:
@@ -72,10 +82,7 @@ class Worker:
 
     def try_out(self, plan: Plan) -> None:
         """What decides on such plans and was never tried on this machine, so that the next one knows it."""
-        process = self._running()
-        self._orders += 1
-        self._write({"draw": self._orders, "plan": schema.to_json(plan, whole=True), "batches": [], "try": True})
-        for _ in self._events(process):
+        for _ in self._happening({"plan": schema.to_json(plan, whole=True), "batches": [], "try": True}):
             pass
 
     def cancel(self) -> None:
@@ -93,6 +100,11 @@ class Worker:
             free=min(hardware.total, hardware.free + device),
             ram_free=min(hardware.ram_total, hardware.ram_free + held),
         )
+
+    @property
+    def holds(self) -> str | None:
+        """The model that it keeps for the next plan."""
+        return self._held if self.process is not None and self.process.poll() is None else None
 
     def resident(self) -> int:
         """Bytes of the process; 0 where there is none."""

@@ -271,6 +271,14 @@ def test_without_metadata_there_is_none(tmp_path: Path, format: str) -> None:
         read(file)
 
 
+@pytest.mark.parametrize("format", ["jpg", "webp"])
+def test_less_quality_makes_a_smaller_file(format: str) -> None:
+    sizes = [
+        len(encoding.encode(pixels(42), SIDE, SIDE, format, record(), "none", quality).data) for quality in (20, 60, 95)
+    ]
+    assert sizes == sorted(set(sizes))
+
+
 def test_a_png_holds_the_pixels_it_was_given() -> None:
     from PIL import Image
 

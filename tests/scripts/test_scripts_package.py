@@ -52,13 +52,14 @@ def wheel(checkout: Path) -> zipfile.ZipFile:
     return zipfile.ZipFile(built)
 
 
-def test_the_wheel_holds_every_module_and_every_shipped_config(wheel: zipfile.ZipFile) -> None:
+def test_the_wheel_holds_every_module_every_shipped_config_and_the_page(wheel: zipfile.ZipFile) -> None:
     names = set(wheel.namelist())
     modules = {path.relative_to(ROOT).as_posix() for path in (ROOT / "sdcli").rglob("*.py")}
     configs = {f"sdcli/{path.relative_to(ROOT).as_posix()}" for path in (ROOT / "configs").rglob("*.json")}
     presets = {f"sdcli/{path.relative_to(ROOT).as_posix()}" for path in (ROOT / "configs").rglob("*.toml")}
-    assert len(configs) > 10 and presets
-    assert modules | configs | presets | {"sdcli/configs/components/clip/merges.txt"} <= names
+    page = {path.relative_to(ROOT).as_posix() for path in (ROOT / "sdcli" / "serve" / "page").iterdir()}
+    assert len(configs) > 10 and presets and len(page) > 5
+    assert modules | configs | presets | page | {"sdcli/configs/components/clip/merges.txt"} <= names
     assert not [name for name in names if name.startswith(("tests/", "scripts/"))]
 
 

@@ -27,6 +27,7 @@ class Serving:
 
     def __init__(self, service: Service, heads: HeadLimits | None = None, **rules: Any) -> None:
         self.service = service
+        self.clients: list[Any] = []  # closed with it
         self._socket = socket.create_server(("127.0.0.1", 0))
         self.url = f"http://127.0.0.1:{self._socket.getsockname()[1]}"
         port = self._socket.getsockname()[1]
@@ -39,6 +40,8 @@ class Serving:
         self._thread.start()
 
     def stop(self) -> None:
+        for client in self.clients:
+            client.close()
         self._server.should_exit = True
         self.service.stop(grace=5)
         self._thread.join(10)
@@ -60,3 +63,12 @@ def serve(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[
     yield start
     for one in running:
         one.stop()
+
+
+@pytest.fixture(scope="module")
+def serving(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Serving]:
+    """One server for all tests of a file, which leave it as it is."""
+    typed = {"output": str(tmp_path_factory.mktemp("served")), "engine": "fake"}
+    server = Serving(Service(Settings(typed=typed, engine="fake")))
+    yield server
+    server.stop()

@@ -1,0 +1,249 @@
+"""A1111's API, /sdapi/v1, and that of its ControlNet extension, as other programs call them."""
+
+from __future__ import annotations
+
+import asyncio
+import math
+import re
+import threading
+from collections.abc import Callable, Mapping
+from functools import partial
+from typing import Any
+
+from starlette.requests import Request
+from starlette.responses import JSONResponse, Response
+from starlette.routing import Route
+
+from sdcli.errors import Interrupted, SdcliError
+from sdcli.images import control, read
+from sdcli.record.encode import saved
+from sdcli.request.options import flag_of
+from sdcli.serve import sdapi_answers, sdapi_controls, sdapi_fields, sdapi_lists, waiting
+from sdcli.serve.bodies import BadBody, parsed
+from sdcli.serve.line import Full
+from sdcli.serve.sdapi_body import Body, content_of
+from sdcli.serve.sdapi_extras import Extras
+from sdcli.serve.sdapi_names import Names
+from sdcli.serve.sdapi_options import Options
+from sdcli.serve.service import Service
+from sdcli.serve.ticket import Ticket
+
+Settings = Callable[[Body, Service, Names], dict[str, Any]]
+Made = Callable[[Body, threading.Event], Any]
+Answer = Callable[[Request], Any]
+RETRY_SECONDS, LONGEST_RETRY = 5, 120
+
+TEXT, IMAGE = sdapi_fields.text_to_image, sdapi_fields.image_to_image
+_DRAWN: dict[str, Settings] = {
+    "/sdapi/v1/txt2img": TEXT, "/controlnet/txt2img": TEXT, "/sdapi/v1/img2img": IMAGE, "/controlnet/img2img": IMAGE,
+}  # fmt: skip
+_REFRESHED = ("checkpoints", "vae", "loras", "embeddings")
+
+
+def routes(service: Service) -> list[Route]:
+    names = Names(service)
+    options = Options(names, service.settings.typed)
+    extras = Extras(service, names)
+    made: dict[str, Made] = {
+        "/sdapi/v1/extra-single-image": extras.single, "/sdapi/v1/extra-batch-images": extras.batch,
+        "/sdapi/v1/png-info": partial(_stored, service), "/controlnet/detect": partial(_detected, service),
+    }  # fmt: skip
+    posted: dict[str, Answer] = {
+        **{path: _draws(service, names, options, settings) for path, settings in _DRAWN.items()},
+        **{path: _makes(make) for path, make in made.items()},
+        **{f"/sdapi/v1/refresh-{what}": _refreshes(service) for what in _REFRESHED},
+        "/sdapi/v1/options": _changes(options), "/sdapi/v1/interrupt": _interrupts(service),
+        "/sdapi/v1/skip": _skips(service),
+    }  # fmt: skip
+    got: dict[str, Answer] = {
+        **{path: _lists(names, listed) for path, listed in sdapi_lists.LISTS.items()},
+        "/sdapi/v1/options": _shows(options), "/sdapi/v1/progress": _progress(service),
+    }  # fmt: skip
+    return [
+        *(Route(path, answer, methods=["POST"]) for path, answer in posted.items()),
+        *(Route(path, answer, methods=["GET"]) for path, answer in got.items()),
+    ]
+
+
+def client(request: Request) -> str:
+    """Who asks: by a key, where there are keys, else by an address."""
+    known = request.scope.get("state", {}).get("client")
+    return str(known) if known else request.client.host if request.client else ""
+
+
+def _draws(service: Service, names: Names, options: Options, settings: Settings) -> Answer:
+    async def draw(request: Request) -> Response:
+        content = await request.body()
+        try:
+            body, ticket = await asyncio.to_thread(
+                _submitted, content, client(request), service, names, options, settings
+            )
+        except (BadBody, SdcliError, Full) as error:
+            return refused(error)
+        if not await waiting.over(ticket, request, service):
+            return Response(status_code=499)
+        if (failed := _failed(ticket)) is not None:
+            return refused(failed)
+        return JSONResponse(await asyncio.to_thread(sdapi_answers.drawn, ticket, body))
+
+    return draw
+
+
+def _submitted(
+    content: bytes, asking: str, service: Service, names: Names, options: Options, settings: Settings
+) -> tuple[dict[str, Any], Ticket]:
+    fields = parsed(content)
+    body = Body(fields)
+    own = options.settings(asking, body.inner("override_settings"))
+    plan = service.plan({**own, **settings(body, service, names)})
+    return fields, service.submit(plan, asking)
+
+
+def _failed(ticket: Ticket) -> SdcliError | None:
+    """Why there is nothing to answer. Of what was interrupted, what is finished is the answer."""
+    whole = len(ticket.images) == len(ticket.plan.jobs)
+    kept = bool(ticket.images) and ticket.state == "cancelled"
+    return None if whole or kept else ticket.error or Interrupted("cancelled")
+
+
+def _makes(make: Made) -> Answer:
+    async def answer(request: Request) -> Response:
+        content, left = await request.body(), threading.Event()
+        making = asyncio.create_task(asyncio.to_thread(lambda: make(Body(parsed(content)), left)))
+        try:
+            if not await waiting.done(making, request):
+                left.set()
+            return JSONResponse(await making)
+        except (BadBody, SdcliError, Full) as error:
+            return refused(error)
+
+    return answer
+
+
+def _stored(service: Service, body: Body, left: threading.Event) -> dict[str, Any]:
+    content = body.image("image")
+    if not content:
+        raise body.refused("image", "no image")
+    path = service.upload(content)
+    read.look(path)
+    return sdapi_answers.stored(path)
+
+
+def _detected(service: Service, body: Body, left: threading.Event) -> dict[str, Any]:
+    """What a ControlNet would see."""
+    module = sdapi_controls.module_of(Body({"module": body.fields.get("controlnet_module")}, "controlnet_"))
+    name = "controlnet_images" if "controlnet_images" in body else "controlnet_input_images"
+    contents = [content_of(value, f"{name}[{number}]") for number, value in enumerate(body.listed(name))]
+    if not contents:
+        raise body.refused(name, "no image")
+    seen = (control.prepared(read.decoded(service.upload(content)), module) for content in contents)
+    return {"images": [sdapi_answers.encoded(saved(image, "PNG")) for image in seen], "info": "Success"}
+
+
+def _lists(names: Names, listed: sdapi_lists.Listed) -> Answer:
+    async def answer(request: Request) -> Response:
+        try:
+            return JSONResponse(await asyncio.to_thread(listed, names))
+        except SdcliError as error:
+            return refused(error)
+
+    return answer
+
+
+def _shows(options: Options) -> Answer:
+    async def show_options(request: Request) -> Response:
+        try:
+            return JSONResponse(await asyncio.to_thread(options.shown, client(request)))
+        except SdcliError as error:
+            return refused(error)
+
+    return show_options
+
+
+def _changes(options: Options) -> Answer:
+    async def change(request: Request) -> Response:
+        content = await request.body()
+        try:
+            await asyncio.to_thread(lambda: options.change(client(request), parsed(content)))
+        except (BadBody, SdcliError) as error:
+            return refused(error)
+        return JSONResponse(None)
+
+    return change
+
+
+def _progress(service: Service) -> Answer:
+    """Of what this client waits for; else how far another's is, without what it looks like."""
+
+    async def progress(request: Request) -> Response:
+        own = service.of_client(client(request))
+        ticket = next((one for one in own if one.state == "drawing"), own[0] if own else service.desk.drawing)
+        hidden = request.query_params.get("skip_current_image", "").casefold() in ("true", "1")
+        answer = await asyncio.to_thread(sdapi_answers.progress, ticket, bool(own) and not hidden)
+        return JSONResponse(answer)
+
+    return progress
+
+
+def _interrupts(service: Service) -> Answer:
+    async def interrupt(request: Request) -> Response:
+        for ticket in service.of_client(client(request)):
+            service.cancel(ticket)
+        return JSONResponse({})
+
+    return interrupt
+
+
+def _skips(service: Service) -> Answer:
+    """The image that is being drawn, where no other follows it."""
+
+    async def skip(request: Request) -> Response:
+        for ticket in service.of_client(client(request)):
+            if ticket.state == "drawing" and len(ticket.plan.jobs) - len(ticket.images) > 1:
+                return refused(BadBody("an image with others after it is not skipped; POST /sdapi/v1/interrupt"))
+            if ticket.state == "drawing":
+                service.cancel(ticket)
+        return JSONResponse(None)
+
+    return skip
+
+
+def _refreshes(service: Service) -> Answer:
+    async def refresh(request: Request) -> Response:
+        await asyncio.to_thread(service.entries)
+        return JSONResponse(None)
+
+    return refresh
+
+
+# --- errors
+
+_STATUS = {
+    "usage": 422, "model_missing": 404, "offline": 404, "gated": 404, "does_not_fit": 400, "bad_file": 400,
+    "unsafe": 400, "device": 503, "terminated": 503, "interrupted": 409,
+}  # fmt: skip
+
+
+def refused(error: Exception) -> Response:
+    """As A1111 answers errors, with the names of its own fields."""
+    if isinstance(error, Full):
+        seconds = RETRY_SECONDS if error.seconds is None else min(max(math.ceil(error.seconds), 1), LONGEST_RETRY)
+        return JSONResponse(_error("queue_full", str(error)), 429, {"Retry-After": str(seconds)})
+    if isinstance(error, BadBody):
+        return JSONResponse(_error("usage", str(error)), 422)
+    assert isinstance(error, SdcliError)
+    hint = f"; try: {error.hint}" if error.type in ("usage", "does_not_fit") and error.hint else ""
+    text = _renamed(error.message + hint)
+    headers = {"x-should-retry": "false"} if error.type == "out_of_memory" else {}
+    return JSONResponse(_error(error.type, text), _STATUS.get(error.type, 500), headers)
+
+
+def _error(kind: str, detail: str) -> Mapping[str, Any]:
+    return {"error": kind, "detail": detail, "body": "", "errors": detail}
+
+
+def _renamed(text: str) -> str:
+    """Flags as the fields that were sent."""
+    for setting, field in sdapi_fields.FIELD_OF.items():
+        text = re.sub(rf"{re.escape(flag_of(setting))}(?![\w-])", field, text)
+    return text

@@ -1,0 +1,114 @@
+"""The fields of a body, each with its type: what cannot be read as that is refused by the field's name."""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import math
+import re
+from collections.abc import Collection, Mapping
+from typing import Any
+
+from sdcli.serve.bodies import BadBody
+from sdcli.terminal import show
+
+
+class Body:
+    """A JSON object; null is the same as absent. `where` begins the names of its fields in messages."""
+
+    def __init__(self, fields: Mapping[str, Any], where: str = "") -> None:
+        self.fields = fields
+        self.where = where
+
+    def __contains__(self, name: str) -> bool:
+        return self.fields.get(name) is not None
+
+    def refused(self, name: str, what: str) -> BadBody:
+        return BadBody(f"{self.where}{name}: {what}", self.where + name)
+
+    def text(self, name: str) -> str | None:
+        value = self.fields.get(name)
+        if value is None or isinstance(value, str):
+            return value
+        raise self.refused(name, "expected text")
+
+    def number(self, name: str) -> float | None:
+        value = self.fields.get(name)
+        if value is None or value == "":
+            return None
+        if isinstance(value, bool) or not isinstance(value, (int, float, str)):
+            raise self.refused(name, "expected a number")
+        try:
+            number = float(value)
+        except ValueError:
+            raise self.refused(name, f'"{show(value, 40)}" is not a number') from None
+        if not math.isfinite(number):
+            raise self.refused(name, "expected a finite number")
+        return number
+
+    def whole(self, name: str) -> int | None:
+        number = self.number(name)
+        if number is not None and number != int(number):
+            raise self.refused(name, f"{number:g} is not a whole number")
+        return None if number is None else int(number)
+
+    def yes(self, name: str) -> bool | None:
+        value = self.fields.get(name)
+        if value is None or isinstance(value, bool):
+            return value
+        if value in (0, 1):
+            return bool(value)
+        raise self.refused(name, "expected true or false")
+
+    def listed(self, name: str) -> list[Any]:
+        value = self.fields.get(name)
+        if value is None or isinstance(value, list):
+            return value or []
+        raise self.refused(name, "expected a list")
+
+    def inner(self, name: str) -> Body:
+        """An object in it; an empty one where there is none. To PHP an empty one is a list."""
+        value = self.fields.get(name)
+        if value in (None, []) or isinstance(value, Mapping):
+            return Body(value or {}, f"{self.where}{name}.")
+        raise self.refused(name, "expected an object")
+
+    def inner_of(self, name: str, value: Any, number: int) -> Body:
+        """An object in a list in it."""
+        if not isinstance(value, Mapping):
+            raise self.refused(f"{name}[{number}]", "expected an object")
+        return Body(value, f"{self.where}{name}[{number}].")
+
+    def neutral(self, name: str, values: Collection[Any], because: str = "not supported") -> None:
+        """Refuses what would draw something else than is drawn here."""
+        value = self.fields.get(name)
+        if value is not None and value not in values:
+            shown = show(value if not isinstance(value, (dict, list)) else "the value", 40)
+            raise self.refused(name, f"{shown}: {because}")
+
+    def image(self, name: str) -> bytes | None:
+        value = self.fields.get(name)
+        return content_of(value, self.where + name) if value else None
+
+
+def content_of(value: Any, name: str) -> bytes:
+    """An image file in base64, with or without what a data URL begins with."""
+    if not isinstance(value, str):
+        raise BadBody(f"{name}: expected an image in base64", name)
+    if value.startswith("data:"):
+        head, _, value = value.partition(",")
+        if not head.endswith(";base64"):
+            raise BadBody(f"{name}: expected a data URL in base64", name)
+    elif re.match(r"\s*[A-Za-z][A-Za-z0-9+.-]{0,20}://", value):
+        raise BadBody(f"{name}: an image is sent in base64; no URL is fetched", name)
+    plain = "".join(value.split())
+    try:
+        return base64.b64decode(plain + "=" * (-len(plain) % 4), validate=True)
+    except (binascii.Error, ValueError):
+        raise BadBody(f"{name}: not valid base64", name) from None
+
+
+def typed(number: float) -> str:
+    """As it would be typed: without an exponent, and read again as the same number where that is possible."""
+    text = repr(number)
+    return f"{number:.18f}" if "e" in text else text.removesuffix(".0")
