@@ -165,7 +165,7 @@ MEANINGS: dict[int, str] = {
     3: "the model is not available: unknown, offline, gated, or no such path",
     4: "does not fit, or out of memory after every fallback",
     5: "finished, but an image was not saved or is suspect",
-    6: "refused as unsafe: the file could run code",
+    6: "refused as unsafe: a file that could run code, or a server without a key",
     7: "could not write",
     8: "the device is unusable or was lost",
     9: "a damaged or unsupported file",

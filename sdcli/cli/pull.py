@@ -219,7 +219,9 @@ def pull_beside(name: HubName, model: Model, what: str, quiet: bool) -> HubName:
 # --- before generate
 
 
-def plan_with_model(typed: dict[str, Any], image: ImageSettings | None = None) -> PlannedRun:
+def plan_with_model(
+    typed: dict[str, Any], image: ImageSettings | None = None, command: str = "generate"
+) -> PlannedRun:  # fmt: skip
     """generate's plan, with missing files downloaded: only then are a model's true sizes known. `image`: whose settings
     are taken, read already."""
     quiet = bool(typed.get("quiet"))
@@ -227,7 +229,7 @@ def plan_with_model(typed: dict[str, Any], image: ImageSettings | None = None) -
     def fetch(name: HubName, model: Model, what: str) -> HubName:
         return pull_beside(name, model, what, quiet)
 
-    asked = _planned(typed, fetch, quiet, image)
+    asked = _planned(typed, fetch, quiet, image, command)
     plan = asked.plan
     if plan.model.cached or not plan.fits or typed.get("engine") == "fake":
         return asked
@@ -235,12 +237,14 @@ def plan_with_model(typed: dict[str, Any], image: ImageSettings | None = None) -
     return plan_again(asked, typed, image)
 
 
-def _planned(typed: dict[str, Any], fetch: Fetch, quiet: bool, image: ImageSettings | None) -> PlannedRun:
+def _planned(
+    typed: dict[str, Any], fetch: Fetch, quiet: bool, image: ImageSettings | None, command: str
+) -> PlannedRun:  # fmt: skip
     """What no plan can be made without, a model and a refiner, is downloaded one after the other."""
     pulled: set[str] = set()
     while True:
         try:
-            return plan_for(typed, "generate", fetch=fetch, image=image)
+            return plan_for(typed, command, fetch=fetch, image=image)
         except ModelMissing as error:
             repository = error.details.get("repository")
             if not repository or repository in pulled:

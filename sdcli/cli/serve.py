@@ -12,6 +12,7 @@ from typing import Any
 
 from sdcli.cli import complete, plan_screen, serve_options
 from sdcli.cli.answer import say_note
+from sdcli.cli.pull import plan_with_model
 from sdcli.cli.serve_options import Asked
 from sdcli.errors import SdcliError, Unsafe, Usage
 from sdcli.machine import installation
@@ -36,12 +37,14 @@ def _serve(typed: dict[str, Any]) -> None:
     if importlib.util.find_spec("uvicorn") is None or importlib.util.find_spec("starlette") is None:
         line = installation.adding("serve", installation.find())
         raise Usage("sdcli serve needs packages that are not installed", hint=line)
-    from sdcli.serve import log, server
+    from sdcli.serve import log, preparing, server
     from sdcli.serve.service import Service
 
     asked = serve_options.taken(typed)
     quiet = bool(typed.pop("quiet", False))
     _check_reach(asked)
+    asking = {**typed, "words": (preparing.PROMPT,), "quiet": quiet}
+    plan_with_model(asking, command="plan")  # downloads what is missing
     service = Service(_settings(asked, typed))
     if asked.log_prompts:
         service.watch(log.prompts)

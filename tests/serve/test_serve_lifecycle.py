@@ -78,6 +78,11 @@ def decoded(content: bytes) -> Any:
         return content.decode()
 
 
+def loaded_by(process: int) -> set[str]:
+    """The names of the libraries in its memory, as Linux lists them."""
+    return {Path(one.path).name for one in psutil.Process(process).memory_maps()}
+
+
 def launched(folder: Path, said: IO[bytes], *words: str, **environment: str) -> subprocess.Popen[bytes]:
     around = {**os.environ, "PYTHONPATH": str(ROOT), **environment}
     line = [sys.executable, "-P", "-m", "sdcli", "serve", *words]
@@ -215,6 +220,22 @@ def test_a_port_that_is_taken_is_named_with_the_next(tmp_path: Path) -> None:
         code, said = refused(tmp_path, "--port", str(port))
     assert code == 2 and f"--port {port}: another program listens there" in said
     assert f"try: sdcli serve --engine fake --port {port + 1}" in said
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads what Linux says of a process")
+def test_the_server_itself_never_loads_torch_and_is_ready_before_the_first_request(
+    serving: Callable[..., Command],
+) -> None:
+    server = serving("--engine", "local", "--steps", "2")
+    until = time.monotonic() + 120
+    while server.ask("/readyz")[0] != 200:
+        assert time.monotonic() < until, server.text()
+        time.sleep(0.1)
+    (worker,) = server.workers()
+    assert any("libtorch" in name for name in loaded_by(worker.pid))
+    assert server.images(size="256x256")[0] == 200
+    assert not any("torch" in name for name in loaded_by(server.process.pid))
+    assert [one.pid for one in server.workers()] == [worker.pid]
 
 
 # --- end

@@ -1,0 +1,160 @@
+"""What a server says of itself: ready or not, its figures, and the document of all that can be asked."""
+
+from __future__ import annotations
+
+import re
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from asgi import asked
+
+from sdcli.asking import planning
+from sdcli.request.options import OPTIONS
+from sdcli.serve import openapi
+from sdcli.serve.line import Room
+from sdcli.serve.metrics import Counter, Histogram
+
+EXPOSITION = re.compile(
+    r'# (HELP|TYPE) [a-z_]+ .+|[a-z_]+(\{[a-z]+="[^"\n]*"(,[a-z]+="[^"\n]*")*\})? -?\d+(\.\d+)?(e-?\d+)?'
+)
+
+
+def ask(server: Any, path: str, method: str = "GET") -> Any:
+    host = server.url.removeprefix("http://").encode()
+    return asked(server.guard, method, path, [(b"host", host)])
+
+
+def until_ready(server: Any) -> None:
+    until = time.monotonic() + 60
+    while server.service.ready is not None:
+        assert time.monotonic() < until, server.service.ready
+        time.sleep(0.01)
+
+
+def test_a_server_is_ready_once_its_model_is_loaded_and_while_its_queue_has_room(serve: Callable[..., Any]) -> None:
+    server = serve(preload=True, room=Room(images=4, requests=2, share=1))
+    first = ask(server, "/readyz")
+    if first.status == 503:
+        assert first.json["reason"] == "the model is being loaded" and first.header("retry-after")
+    until_ready(server)
+    assert server.service.worker.starts == 1 and ask(server, "/readyz").json == {"ready": True}
+    service = server.service
+    long = service.submit(service.plan({"words": ("a cat",), "size": "512x512", "num_images": "4", "steps": "900"}))
+    while service.desk.drawing is not long:
+        time.sleep(0.005)
+    waiting = service.submit(service.plan({"words": ("a cat",), "size": "64x64", "num_images": "4"}))
+    full = ask(server, "/readyz")
+    assert (full.status, full.json["reason"]) == (503, "the queue is full")
+    service.cancel(waiting)
+    service.cancel(long)
+    assert ask(server, "/healthz").status == 200
+
+
+def test_a_model_that_cannot_be_loaded_is_said_and_the_next_image_makes_it_ready(serve: Callable[..., Any]) -> None:
+    server = serve(preload=True, typed={"model": "no-such-model"})
+    until = time.monotonic() + 30
+    while "no-such-model" not in ask(server, "/readyz").json["reason"]:
+        assert time.monotonic() < until
+        time.sleep(0.01)
+    ticket = server.service.submit(server.service.plan({"words": ("a cat",), "model": "builtin", "size": "64x64"}))
+    while not ticket.over:
+        time.sleep(0.01)
+    assert ticket.state == "done"
+    until_ready(server)
+
+
+def test_figures_are_what_happened_in_prometheus_own_format(serve: Callable[..., Any]) -> None:
+    server = serve()
+    service = server.service
+    ticket = service.submit(service.plan({"words": ("a cat",), "size": "64x64", "steps": "3", "num_images": "2"}))
+    while not ticket.over:
+        time.sleep(0.005)
+    ask(server, '/"\n{}', "POST")
+    ask(server, "/healthz")
+    answered = ask(server, "/metrics")
+    text = answered.body.decode()
+    assert answered.header("content-type") == "text/plain; version=0.0.4; charset=utf-8"
+    assert [line for line in text.splitlines() if EXPOSITION.fullmatch(line) is None] == []
+    lines = text.splitlines()
+    for expected in (
+        'sdcli_images_total{status="saved"} 2', 'sdcli_drawn_requests_total{state="done"} 1', "sdcli_steps_total 6",
+        "sdcli_queue_wait_seconds_count 1", "sdcli_worker_starts_total 1", "sdcli_queue_requests 0",
+        'sdcli_model_loads_total{model="builtin"} 1', 'sdcli_rejected_total{reason="not_found"} 1',
+        'sdcli_http_requests_total{route="/healthz",method="GET",code="200"} 1',
+        'sdcli_http_requests_total{route="-",method="POST",code="404"} 1',
+    ):  # fmt: skip
+        assert expected in lines
+    assert "a cat" not in text
+
+
+def test_a_histogram_counts_each_value_in_all_bounds_above_it() -> None:
+    one = Histogram("seconds", "Time.", (0.5, 2.0))
+    for value in (0.25, 0.5, 1, 5):
+        one.add(value, route='a"b\\c')
+    label = 'route="a\\"b\\\\c"'
+    assert list(one.lines())[2:] == [
+        f'seconds_bucket{{{label},le="0.5"}} 2', f'seconds_bucket{{{label},le="2"}} 3',
+        f'seconds_bucket{{{label},le="+Inf"}} 4', f"seconds_sum{{{label}}} 6.75", f"seconds_count{{{label}}} 4",
+    ]  # fmt: skip
+    count = Counter("things", "Things.")
+    count.add(2)
+    count.add(0.5)
+    assert list(count.lines())[-1] == "things 2.5"
+
+
+def test_the_document_names_every_route_with_its_methods_and_what_its_answers_are(serve: Callable[..., Any]) -> None:
+    server = serve()
+    document = ask(server, "/openapi.json").json
+    assert document["openapi"].startswith("3.1") and "security" not in document
+    for route in server.guard.routes:
+        path = re.sub(r"\{(\w+):\w+\}", r"{\1}", route.path)
+        named = document["paths"][path]
+        assert set(named) >= {method.lower() for method in route.methods - {"HEAD"}}
+        for operation in named.values():
+            assert "default" in operation["responses"] and len(operation["responses"]) > 1
+    assert document["paths"]["/metrics"]["get"]["responses"]["200"]["content"].keys() == {"text/plain"}
+    assert document["paths"]["/readyz"]["get"]["responses"].keys() == {"200", "503", "default"}
+    for path in ("/healthz", "/readyz", "/metrics", "/openapi.json", "/v1/models"):
+        answered = ask(server, path)
+        documented = document["paths"][path]["get"]["responses"][str(answered.status)]["content"]
+        assert (answered.header("content-type") or "").split(";")[0] in documented
+
+
+def test_a_setting_is_described_by_its_own_declaration() -> None:
+    assert openapi.setting("steps") == {
+        "type": "integer", "minimum": 1, "maximum": 10_000, "description": "Denoising steps.",
+    }  # fmt: skip
+    assert openapi.setting("guidance")["type"] == "number" and openapi.setting("format")["enum"] == [
+        "png",
+        "jpg",
+        "webp",
+    ]
+    assert openapi.setting("hires")["type"] == "number" and openapi.setting("hires_steps")["type"] == "integer"
+    assert openapi.setting("lora")["type"] == "array" and openapi.setting("only_masked")["type"] == "boolean"
+    named = openapi.settings(["steps"], {"num_inference_steps": "steps"})
+    assert named["num_inference_steps"] == {**named["steps"], "description": "The same as steps."}
+    assert all(openapi.setting(option.field)["description"] for option in OPTIONS)
+
+
+def test_the_worker_tries_what_generate_would_try_and_this_process_draws_by_it(
+    serve: Callable[..., Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The front process plans without torch; what nobody knew, its worker has found out before it drew."""
+    server = serve(engine="local", preload=True)
+    service = server.service
+    before = service.plan({"words": ("a cat",), "steps": "1"})
+    until_ready(server)
+    after = service.plan({"words": ("a cat",), "steps": "1"})
+    assert planning.untried(before) and not planning.untried(after)
+    planned = planning.plan_for({"words": ("a cat",), "steps": "1", "output": str(tmp_path)}, "plan").plan
+    assert after.setup == planned.setup and after.hardware.trial is not None
+    other = service.plan({"words": ("a cat",), "steps": "1", "size": "128x128"})
+    assert planning.untried(other)
+    ticket = service.submit(other)
+    while not ticket.over:
+        time.sleep(0.01)
+    assert ticket.state == "done" and not planning.untried(ticket.plan)
+    assert service.worker.starts == 1
