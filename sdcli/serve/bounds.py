@@ -33,10 +33,11 @@ class Bounds:
 
 def check(values: Mapping[str, Any], bounds: Bounds) -> None:
     """What can be said before planning, which takes longer the more images there are."""
-    for text in (*values.get("words", ()), values.get("negative_prompt", "")):
+    prompts = (*values.get("words", ()), *values.get("prompts", ()))
+    for text in (*prompts, values.get("negative_prompt", "")):
         if len(text) > PROMPT:
             raise _too_much("prompt", f"a prompt of {len(text)} characters; at most {PROMPT} are taken")
-    images = max(
+    images = max(1, len(prompts)) * max(
         len(config.convert("seeds", values["seeds"])) if values.get("seeds") is not None else 1,
         config.convert("num_images", values["num_images"]) if values.get("num_images") is not None else 1,
     )
