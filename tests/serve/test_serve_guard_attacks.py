@@ -155,7 +155,7 @@ OVERSIZED = {
     "a head of many fields": Attack(head("GET", GET_MODELS, **{f"X{number}": "" for number in range(65)}), 431),
     "a URL": Attack(head("GET", "/" + "a" * 3000), 414),
     "a URL beyond a head": Attack(head("GET", "/" + "a" * 300_000), 414),
-    "a body": Attack(post(b" " * (1 << 20) + CAT), 413),
+    "a body": Attack(post(b" " * (1 << 20) + CAT, "/v1/jobs/0/cancel"), 413),
     "a body that only says so": Attack(post(b"", length="99999999999", Expect="100-continue"), 413),
     "a body nested deep": Attack(post(b'{"prompt":' * 20_00 + b"1" + b"}" * 20_00), 400),
     "a number of many digits": Attack(post(b'{"prompt": "a cat", "steps": ' + b"9" * 5000 + b"}"), 400),
@@ -194,7 +194,7 @@ def test_an_attack_is_refused_and_draws_nothing(attack: Attack, servers: dict[bo
     assert status in (attack.status if isinstance(attack.status, tuple) else (attack.status,)), answer
     assert SECRET not in answer and KEY.encode() not in answer and b"Traceback" not in answer
     top, _, body = answer.partition(b"\r\n\r\n")
-    assert set(json.loads(body)["error"]) == {"message", "type", "param", "code"}
+    assert set(json.loads(body)["error"]) >= {"message", "type", "param", "code"}
     assert b"access-control-allow-origin" not in top.lower()
     assert answer.count(b"HTTP/1.1 ") == 1
     assert len(server.service.tickets) == before and server.service.desk.drawing is None
