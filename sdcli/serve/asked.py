@@ -11,6 +11,7 @@ from typing import Any
 from sdcli.near import near_text, nearest
 from sdcli.request.options import OPTIONS
 from sdcli.request.request import UPSCALERS
+from sdcli.serve import openapi
 from sdcli.serve.bodies import BadBody
 from sdcli.terminal import show
 
@@ -26,6 +27,29 @@ NAMES = SETTINGS | {"prompt", "prompts", "seed", "lora", *IMAGES}
 _SWITCHES = frozenset(option.field for option in OPTIONS if option.switch)
 _LORA = re.compile(r"[^<>:/\\]{1,200}(:-?\d{1,3}(\.\d{1,6})?)?")
 _DATA = re.compile(r"data:[a-z0-9.+/-]{0,60};base64,", re.ASCII | re.IGNORECASE)
+
+
+IMAGE = {
+    "type": "object", "required": ["image"], "additionalProperties": False, "properties": {"image": {"type": "string"}},
+}  # fmt: skip
+
+
+def schema() -> dict[str, Any]:
+    """For /openapi.json. A number may be text, as it would be typed, and null is as good as nothing."""
+    settings = openapi.settings(SETTINGS, {"seed": "seeds"})
+    for name in settings.keys() - _SWITCHES:
+        settings[name]["type"] = sorted({settings[name]["type"], "string", "null"})
+        if "enum" in settings[name]:
+            settings[name]["enum"].append(None)
+    for name in ("seed", "seeds"):
+        settings[name]["type"] = ["array", "integer", "null", "string"]
+    texts = {"anyOf": [{"type": "string"}, {"type": "array", "items": {"type": "string"}}]}
+    others = {"prompt": {"type": "string"}, "prompts": texts["anyOf"][1], "lora": texts, "image": {"type": "string"}}
+    return {
+        "type": "object", "additionalProperties": False,
+        "properties": {**settings, **others, "mask": {"type": "string"}},
+        "oneOf": [{"required": ["prompt"]}, {"required": ["prompts"]}],
+    }  # fmt: skip
 
 
 def values(body: Mapping[str, Any], upload: Callable[[bytes], str], given: dict[str, str]) -> dict[str, Any]:

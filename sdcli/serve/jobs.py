@@ -7,7 +7,7 @@ import json
 import math
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
-from functools import partial
+from functools import partial, wraps
 from hashlib import sha256
 from typing import Any
 
@@ -22,6 +22,7 @@ from sdcli.serve.bodies import BadBody, parsed
 from sdcli.serve.line import Full
 from sdcli.serve.openai_errors import Conflict, refused
 from sdcli.serve.openai_fields import BadField
+from sdcli.serve.openapi import described
 from sdcli.serve.repeats import Repeats
 from sdcli.serve.results import url_of
 from sdcli.serve.service import Service
@@ -33,6 +34,10 @@ KEEP_ALIVE = 15.0  # seconds until an event stream says that it is still there
 BETWEEN_PREVIEWS = 0.5  # seconds
 _NO_STORE = {"Cache-Control": "no-store"}
 
+JOB = {
+    "type": "object", "required": ["id", "status"],
+    "properties": {"id": {"type": "string"}, "status": {"enum": ["queued", "drawing", "done", "failed", "cancelled"]}},
+}  # fmt: skip
 Given = dict[str, str]  # what a body calls a setting or an image that came along
 Answering = Callable[[Request, Given], Awaitable[Response]]
 
@@ -40,7 +45,9 @@ Answering = Callable[[Request, Given], Awaitable[Response]]
 def routes(service: Service) -> list[Route]:
     repeats = Repeats(service)
 
+    @described(body=asked.schema(), answer=JOB, status=202)
     async def submit(request: Request, given: Given) -> Response:
+        """Asks for images, and is answered before they are drawn."""
         content = await request.body()
         body, client = parsed(content), openai.client(request)
         submitting = partial(asyncio.to_thread, submitted, service, body, given, client)
@@ -48,30 +55,47 @@ def routes(service: Service) -> list[Route]:
         location = {"Location": f"/v1/jobs/{ticket.id}"}
         return JSONResponse(job_json.short(service, ticket), 202, {**location, **_NO_STORE})
 
+    @described(
+        answer={"type": "object", "required": ["jobs"], "properties": {"jobs": {"type": "array", "items": JOB}}},
+        query={"limit": {"type": "integer"}, "before": {"type": "string"}},
+    )
     async def listed(request: Request, given: Given) -> Response:
+        """Jobs, the newest first."""
         return _json({"jobs": [job_json.whole(service, ticket) for ticket in _page(service, request)]})
 
+    @described(answer=JOB)
     async def job(request: Request, given: Given) -> Response:
+        """One job: how far it is, and what came of it."""
         return _json(job_json.whole(service, _ticket(service, request)))
 
+    @described(answer=JOB)
     async def cancel(request: Request, given: Given) -> Response:
+        """Cancels a job, after the step it is at; one that is over stays as it is."""
         ticket = _ticket(service, request)
         await asyncio.to_thread(service.cancel, ticket)
         return _json(job_json.whole(service, ticket))
 
+    @described(kinds=("text/event-stream",))
     async def watch(request: Request, given: Given) -> Response:
+        """Its events as they happen; with Last-Event-ID, those after that one."""
         ticket, seen = _ticket(service, request), request.headers.get("last-event-id", "")
         after = int(seen) if seen.isascii() and seen.isdecimal() and len(seen) < 16 else 0
         headers = {**_NO_STORE, "X-Accel-Buffering": "no"}
         return StreamingResponse(stream(service, ticket, after), media_type="text/event-stream", headers=headers)
 
+    @described(body=asked.schema(), answer={"type": "object"})
     async def plan(request: Request, given: Given) -> Response:
+        """What the same job would need; nothing is drawn."""
         return _json(await asyncio.to_thread(planned, service, parsed(await request.body()), given))
 
+    @described(body=asked.IMAGE, answer={"type": "object"})
     async def settings(request: Request, given: Given) -> Response:
+        """The settings stored in an image."""
         return _json(await asyncio.to_thread(settings_in, service, parsed(await request.body()), given))
 
+    @described(answer={"type": "object"})
     async def status(request: Request, given: Given) -> Response:
+        """The device, the model, the queue, versions and samplers."""
         return _json(await asyncio.to_thread(job_json.status, service))
 
     return [
@@ -87,6 +111,7 @@ def routes(service: Service) -> list[Route]:
 
 
 def _refusing(answering: Answering) -> Callable[[Request], Awaitable[Response]]:
+    @wraps(answering)  # with what /openapi.json says of it
     async def answer(request: Request) -> Response:
         given: Given = {}
         try:

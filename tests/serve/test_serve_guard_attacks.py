@@ -190,6 +190,12 @@ OVERSIZED = {
     "seeds": Attack(asking(seed="1..9999"), 400),
     "steps": Attack(asking(steps=9999), 400),
     "pixels": Attack(asking(size="8192x8192"), 400),
+    "prompts": Attack(post(json.dumps({"prompts": ["a cat"] * 11}).encode(), "/v1/jobs"), 400),
+    "prompts and images": Attack(
+        post(json.dumps({"prompts": ["a cat"] * 4, "num_images": 4}).encode(), "/v1/jobs"), 400
+    ),
+    "a job's prompt": Attack(to("/v1/jobs", prompt="cat " * 3000), 400),
+    "A1111's images": Attack(to("/sdapi/v1/txt2img", batch_size=100, n_iter=100), REFUSED),
     "all of it together": Attack(asking(n=10, size="2048x2048", steps=150), 400),
 }
 GUESSING = {
