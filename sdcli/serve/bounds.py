@@ -34,18 +34,18 @@ class Bounds:
 def check(values: Mapping[str, Any], bounds: Bounds) -> None:
     """What can be said before planning, which takes longer the more images there are."""
     prompts = (*values.get("words", ()), *values.get("prompts", ()))
-    for text in (*prompts, values.get("negative_prompt", "")):
+    for text in (*prompts, values.get("negative_prompt") or ""):
         if len(text) > PROMPT:
             raise _too_much("prompt", f"a prompt of {len(text)} characters; at most {PROMPT} are taken")
-    images = max(1, len(prompts)) * max(
+    each = max(
         len(config.convert("seeds", values["seeds"])) if values.get("seeds") is not None else 1,
         config.convert("num_images", values["num_images"]) if values.get("num_images") is not None else 1,
     )
-    if images > bounds.images:
-        raise _too_much("num_images", f"{images} images in one request; this server draws at most {bounds.images}")
+    _check_images(each * max(1, len(prompts)), bounds)
 
 
 def check_plan(plan: Plan, bounds: Bounds) -> None:
+    _check_images(len(plan.jobs), bounds)
     passes = [one for job in plan.jobs for one in job.passes]
     steps = max(one.steps for one in passes)
     pixels = max(one.width * one.height for one in passes)
@@ -56,6 +56,11 @@ def check_plan(plan: Plan, bounds: Bounds) -> None:
         raise _too_much("size", f"an image of {pixels} pixels; this server draws at most {largest}")
     if sum(one.taken * one.width * one.height for one in passes) > bounds.work:
         raise _too_much("num_images", "all these images of this size in as many steps are too much for one request")
+
+
+def _check_images(count: int, bounds: Bounds) -> None:
+    if count > bounds.images:
+        raise _too_much("num_images", f"{count} images in one request; this server draws at most {bounds.images}")
 
 
 def _too_much(field: str, message: str) -> Usage:

@@ -187,20 +187,22 @@ class Guard:
         self._check_kind(asked, takes)
         if length is not None and length > takes.largest:
             raise _too_large(takes.largest)
-        seconds = self.rules.seconds + (takes.largest if length is None else length) / MIB
         try:
-            async with asyncio.timeout(seconds):
-                return await self._whole(incoming, takes.largest)
+            async with asyncio.timeout(self.rules.seconds) as timeout:
+                return await self._whole(incoming, takes.largest, timeout)
         except TimeoutError:
-            raise Refusal(408, f"the body did not come within {seconds:.0f} s", "timeout") from None
+            raise Refusal(408, "the body did not come in time", "timeout") from None
 
-    async def _whole(self, incoming: Incoming, largest: int) -> bytes:
+    async def _whole(self, incoming: Incoming, largest: int, timeout: asyncio.Timeout | None = None) -> bytes:
         body, counted = bytearray(), 0
+        until = asyncio.get_running_loop().time() + self.rules.seconds
         try:
             async for part in incoming.parts():
                 body += part
                 self._held += len(part)
                 counted += len(part)
+                if timeout is not None:
+                    timeout.reschedule(until + counted / MIB)
                 if len(body) > largest:
                     raise _too_large(largest)
                 if self._held > self.rules.most_held:

@@ -11,7 +11,7 @@ from sdcli.serve.service import Service
 
 
 def routes(service: Service) -> list[Route]:
-    @described(kind="text/plain", answer={"type": "string"})
+    @described(kinds=("text/plain",))
     async def healthz(request: Request) -> Response:
         """Whether the process answers at all, also while it draws."""
         return PlainTextResponse("ok\n")

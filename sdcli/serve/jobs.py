@@ -72,7 +72,7 @@ def routes(service: Service) -> list[Route]:
         await asyncio.to_thread(service.cancel, ticket)
         return _json(job_json.whole(service, ticket))
 
-    @described(answer={"type": "string"}, kind="text/event-stream")
+    @described(answer={"type": "string"}, kinds=("text/event-stream",))
     async def watch(request: Request, given: Given) -> Response:
         """The events of a job as they happen, from the one after Last-Event-ID."""
         ticket, seen = _ticket(service, request), request.headers.get("last-event-id", "")

@@ -127,7 +127,7 @@ class Metrics:
 
 
 def routes(metrics: Metrics) -> list[Route]:
-    @described(kind="text/plain", answer={"type": "string"})
+    @described(kinds=("text/plain",))
     async def answer(request: Request) -> Response:
         """What this server counts, for Prometheus."""
         return Response(metrics.text(), headers={"content-type": TYPE})

@@ -26,12 +26,29 @@ from sdcli.serve.openai_answer import Answer, dumped
 from sdcli.serve.openai_errors import Conflict, refused
 from sdcli.serve.openai_fields import Asked
 from sdcli.serve.openai_files import Form
+from sdcli.serve.openapi import described
 from sdcli.serve.repeats import PATIENCE, Repeats
 from sdcli.serve.service import Service
 from sdcli.serve.ticket import Ticket
 from sdcli.terminal import show
 
 LEFT = 499  # nobody is there to read it
+KINDS = ("application/json", "text/event-stream")
+IMAGES = {
+    "type": "object", "required": ["created", "data"],
+    "properties": {"created": {"type": "integer"}, "data": {"type": "array", "items": {"type": "object"}}},
+}  # fmt: skip
+MODEL = {
+    "type": "object", "required": ["id", "object", "created", "owned_by"],
+    "properties": {
+        "id": {"type": "string"}, "object": {"const": "model"}, "created": {"type": "integer"},
+        "owned_by": {"type": "string"},
+    },
+}  # fmt: skip
+MODELS = {
+    "type": "object", "required": ["object", "data"],
+    "properties": {"object": {"const": "list"}, "data": {"type": "array", "items": MODEL}},
+}  # fmt: skip
 STREAM = {"Cache-Control": "no-store", "X-Accel-Buffering": "no"}
 _WRONG = (BadBody, SdcliError, Full, Conflict)
 
@@ -54,25 +71,33 @@ class Wish:
 def routes(service: Service) -> list[Route]:
     repeats = Repeats(service)
 
+    @described(body=openai_fields.schema(), answer=IMAGES, kinds=KINDS)
     async def generations(request: Request) -> Response:
+        """Images from a prompt; with `stream`, events as they are drawn."""
         try:
             wish = await asyncio.to_thread(generation, await request.body())
         except BadBody as error:
             return refused(error)
         return await answered(service, repeats, request, wish)
 
+    @described(body=openai_fields.schema(edits=True), answer=IMAGES, kinds=KINDS)
     async def edits(request: Request) -> Response:
+        """An image drawn anew by a prompt, all of it or where a mask is transparent."""
         try:
             wish = await asyncio.to_thread(edit, await openai_files.form(request))
         except BadBody as error:
             return refused(error)
         return await answered(service, repeats, request, wish)
 
+    @described(answer=MODELS)
     async def models(request: Request) -> Response:
+        """The models that a request may name."""
         listed = [model(name) for name in await asyncio.to_thread(service.models)]
         return _json({"object": "list", "data": listed})
 
+    @described(answer=MODEL)
     async def one_model(request: Request) -> Response:
+        """One of them."""
         name, known = request.path_params["name"], await asyncio.to_thread(service.models)
         if name not in known:
             near = near_text(nearest(name, known, 1))

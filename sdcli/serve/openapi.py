@@ -22,6 +22,7 @@ from sdcli.serve.rules import JSON, Rules, body_of, is_open
 Schema = dict[str, Any]
 Endpoint = TypeVar("Endpoint", bound=Callable[..., Any])
 
+TEXT: Schema = {"type": "string"}
 ERROR: Schema = {
     "type": "object", "required": ["error"],
     "properties": {"error": {
@@ -39,15 +40,15 @@ A1111_ERROR: Schema = {
 
 
 def described(
-    *, body: Schema | None = None, answer: Schema | None = None, kind: str = JSON, status: int = 200,
+    *, body: Schema | None = None, answer: Schema | None = None, kinds: tuple[str, ...] = (JSON,), status: int = 200,
     others: Mapping[int, str] | None = None, query: Mapping[str, Schema] | None = None,
 ) -> Callable[[Endpoint], Endpoint]:  # fmt: skip
     """Says of an endpoint what it takes and gives; its docstring says what it does. `body` is the schema of what a POST
-    holds, `answer` that of what is answered, of media type `kind`; `others` are further statuses, in words."""
+    holds, `answer` that of what is answered, of one of the media types `kinds`; `others` are further statuses, in words."""
 
     def mark(endpoint: Endpoint) -> Endpoint:
         endpoint.described = {  # type: ignore[attr-defined]
-            "body": body, "answer": answer or {}, "kind": kind, "status": status, "others": others or {},
+            "body": body, "answer": answer or {}, "kinds": kinds, "status": status, "others": others or {},
             "query": query or {},
         }  # fmt: skip
         return endpoint
@@ -115,7 +116,8 @@ def _operation(route: Route, method: str, rules: Rules) -> dict[str, Any]:
 
 
 def _answer(words: str, said: Mapping[str, Any]) -> dict[str, Any]:
-    return {"description": words, "content": {said.get("kind", JSON): {"schema": said.get("answer", {})}}}
+    schemas = {kind: said.get("answer", {}) if kind == JSON else TEXT for kind in said.get("kinds", (JSON,))}
+    return {"description": words, "content": {kind: {"schema": schema} for kind, schema in schemas.items()}}
 
 
 def _body(route: Route, said: Mapping[str, Any]) -> dict[str, Any]:
@@ -144,7 +146,7 @@ def setting(name: str) -> Schema:
 
 
 def _type(option: Option) -> Schema:
-    text: Schema = {"type": "string"}
+    text = TEXT
     declared = next((str(field.type) for field in fields(requests.Request) if field.name == option.field), "str")
     if option.repeatable:
         return {"type": "array", "items": text}

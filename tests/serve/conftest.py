@@ -55,7 +55,11 @@ def serve(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[
     running: list[Serving] = []
 
     def start(typed: dict[str, Any] | None = None, engine: str = "fake", **settings: Any) -> Serving:
-        settings = {"preload": False, "bounds": Bounds(images=1000, steps=10_000), **settings}
+        settings = {
+            "preload": False,
+            "bounds": Bounds(images=1000, steps=10_000, width=1 << 16, height=1 << 16),
+            **settings,
+        }
         given = {"output": str(tmp_path / "images"), **(typed or {}), "engine": engine}
         running.append(Serving(Service(Settings(typed=given, engine=engine, **settings))))
         return running[-1]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import time
 from collections.abc import Callable
@@ -13,7 +14,8 @@ from asgi import asked
 
 from sdcli.asking import planning
 from sdcli.request.options import OPTIONS
-from sdcli.serve import openapi
+from sdcli.serve import asked as asking
+from sdcli.serve import openai_fields, openapi
 from sdcli.serve.line import Room
 from sdcli.serve.metrics import Counter, Histogram
 
@@ -158,3 +160,18 @@ def test_the_worker_tries_what_generate_would_try_and_this_process_draws_by_it(
         time.sleep(0.01)
     assert ticket.state == "done" and not planning.untried(ticket.plan)
     assert service.worker.starts == 1
+
+
+def test_what_the_document_says_of_a_body_is_what_the_api_knows(serve: Callable[..., Any]) -> None:
+    document = ask(serve(), "/openapi.json").json
+    generations, jobs = document["paths"]["/v1/images/generations"]["post"], document["paths"]["/v1/jobs"]["post"]
+    content = generations["requestBody"]["content"]
+    assert (
+        content.keys() == {"application/json"}
+        and "multipart/form-data" in (document["paths"]["/v1/images/edits"]["post"]["requestBody"]["content"])
+    )
+    assert content["application/json"]["schema"] == json.loads(json.dumps(openai_fields.schema()))
+    assert "num_inference_steps" in content["application/json"]["schema"]["properties"]
+    fields = jobs["requestBody"]["content"]["application/json"]["schema"]["properties"]
+    assert fields.keys() == asking.NAMES and jobs["responses"].keys() == {"202", "default"}
+    assert fields["steps"]["maximum"] == 10_000 and "integer" in fields["steps"]["type"]
