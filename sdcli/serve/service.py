@@ -36,6 +36,7 @@ from sdcli.serve.ticket import Drawn, Ticket
 from sdcli.terminal import show
 from sdcli.workers.worker import Worker
 
+SOON = 10.0  # seconds after its end in which a request's previews may still be asked for
 PULSE = 5.0  # seconds between two looks at the worker
 MOMENT = 0.1  # seconds
 STEP_SECONDS = 10.0  # what is drawn has to end within, once it is cancelled
@@ -267,6 +268,9 @@ class Service:
     def _forget(self) -> None:
         """Tickets that are over are kept for a while, and never more than a number of them."""
         now = time.time()
+        for ticket in [ticket for ticket in self.tickets.values() if ticket.previews and ticket.over_since]:
+            if time.monotonic() - ticket.over_since > SOON:
+                ticket.previews.clear()
         for key in [key for key, ticket in self.tickets.items() if ticket.over]:
             old = now - self.tickets[key].created > self.settings.keep
             if not old and len(self.tickets) <= self.settings.most_kept:

@@ -8,6 +8,7 @@ import time
 from collections import Counter, deque
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from operator import itemgetter
 from typing import Any
 
 from sdcli import events
@@ -18,6 +19,7 @@ from sdcli.record.names import Destination
 from sdcli.request.request import Job
 
 MOST_EVENTS = 1000  # that are kept for those who ask later
+MOST_PREVIEWS = 32  # the same, until soon after it is over
 OVER = ("done", "failed", "cancelled")
 
 
@@ -64,6 +66,7 @@ class Ticket:
 
     def __post_init__(self) -> None:
         self.events: deque[tuple[int, Event]] = deque(maxlen=MOST_EVENTS)
+        self.previews: deque[tuple[int, Event]] = deque(maxlen=MOST_PREVIEWS)
         self.happened: Counter[str] = Counter()  # of each event, how many
         self.cancelled = threading.Event()
         self._job: Job | None = None  # of the image decoded last, which is saved next
@@ -79,7 +82,7 @@ class Ticket:
         """From now on, and first what was kept of the events after a number; None says that it is over. Call what is
         returned to stop."""
         with self._lock:
-            for number, event in self.events:
+            for number, event in sorted((*self.events, *self.previews), key=itemgetter(0)):
                 if number > after:
                     listener(number, event)
             if self.over:
@@ -100,8 +103,8 @@ class Ticket:
             return
         with self._lock:
             self._count += 1
-            if not isinstance(event, events.Preview):  # the last one is kept, the others are gone
-                self.events.append((self._count, event))
+            kept = self.previews if isinstance(event, events.Preview) else self.events
+            kept.append((self._count, event))
             for listener in self._listeners:
                 listener(self._count, event)
 
