@@ -9,10 +9,9 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from sdcli.near import near_text, nearest
-from sdcli.request.options import OPTIONS
 from sdcli.request.request import UPSCALERS
-from sdcli.serve import openapi
 from sdcli.serve.bodies import BadBody
+from sdcli.serve.openapi import setting
 from sdcli.terminal import show
 
 # None of these names a file on this machine, or decides where and how it draws.
@@ -24,32 +23,8 @@ SETTINGS = frozenset({
 })  # fmt: skip
 IMAGES = ("image", "mask")
 NAMES = SETTINGS | {"prompt", "prompts", "seed", "lora", *IMAGES}
-_SWITCHES = frozenset(option.field for option in OPTIONS if option.switch)
 _LORA = re.compile(r"[^<>:/\\]{1,200}(:-?\d{1,3}(\.\d{1,6})?)?")
 _DATA = re.compile(r"data:[a-z0-9.+/-]{0,60};base64,", re.ASCII | re.IGNORECASE)
-
-
-IMAGE = {
-    "type": "object", "required": ["image"], "additionalProperties": False, "properties": {"image": {"type": "string"}},
-}  # fmt: skip
-
-
-def schema() -> dict[str, Any]:
-    """For /openapi.json. A number may be text, as it would be typed, and null is as good as nothing."""
-    settings = openapi.settings(SETTINGS, {"seed": "seeds"})
-    for name in settings.keys() - _SWITCHES:
-        settings[name]["type"] = sorted({settings[name]["type"], "string", "null"})
-        if "enum" in settings[name]:
-            settings[name]["enum"].append(None)
-    for name in ("seed", "seeds"):
-        settings[name]["type"] = ["array", "integer", "null", "string"]
-    texts = {"anyOf": [{"type": "string"}, {"type": "array", "items": {"type": "string"}}]}
-    others = {"prompt": {"type": "string"}, "prompts": texts["anyOf"][1], "lora": texts, "image": {"type": "string"}}
-    return {
-        "type": "object", "additionalProperties": False,
-        "properties": {**settings, **others, "mask": {"type": "string"}},
-        "oneOf": [{"required": ["prompt"]}, {"required": ["prompts"]}],
-    }  # fmt: skip
 
 
 def values(body: Mapping[str, Any], upload: Callable[[bytes], str], given: dict[str, str]) -> dict[str, Any]:
@@ -59,7 +34,7 @@ def values(body: Mapping[str, Any], upload: Callable[[bytes], str], given: dict[
     for name, value in body.items():
         if name not in NAMES:
             raise BadBody(f"unknown field {show(name, 60)!r}{near_text(nearest(name, NAMES, 1))}", name)
-        if value is None or name in ("prompt", "prompts", "lora"):
+        if name in ("prompt", "prompts", "lora"):
             continue
         if name in IMAGES:
             path = upload(image_in(name, value))
@@ -79,7 +54,7 @@ def _prompts(body: Mapping[str, Any]) -> list[str]:
     if ("prompt" in body) == ("prompts" in body):
         raise BadBody("either prompt or prompts has to be there", "prompt")
     several = _texts("prompts", body["prompts"]) if "prompts" in body else _texts("prompt", [body["prompt"]])
-    loras = body.get("lora") or []
+    loras = body.get("lora", [])
     tags = "".join(f" <lora:{_lora(text)}>" for text in _texts("lora", loras if isinstance(loras, list) else [loras]))
     return [prompt + tags for prompt in several]
 
@@ -99,19 +74,37 @@ def _lora(text: str) -> str:
 
 
 def _typed(name: str, value: Any) -> Any:
-    if name in _SWITCHES:
-        if not isinstance(value, bool):
-            raise BadBody(f"{name} has to be true or false", name)
+    if name in ("seed", "seeds"):
+        return _seeds(name, value)
+    declared = setting(name)
+    kind = declared["type"]
+    if isinstance(value, bool) != (kind == "boolean") or not isinstance(value, _KINDS[kind]):
+        raise BadBody(f"{name} has to be {_WORDS[kind]}", name)
+    if value not in declared.get("enum", [value]):
+        raise BadBody(f"{name} has to be one of {', '.join(declared['enum'])}", name)
+    if kind == "integer" and int(value) != value:
+        raise BadBody(f"{name} has to be {_WORDS[kind]}", name)
+    if not declared.get("minimum", value) <= value <= declared.get("maximum", value):
+        raise BadBody(f"{name} has to be from {declared['minimum']} to {declared['maximum']}", name)
+    return value if kind in ("boolean", "string") else _digits(value)
+
+
+_KINDS: dict[str, Any] = {"integer": (int, float), "number": (int, float), "boolean": bool, "string": str}
+_WORDS = {"integer": "a whole number", "number": "a number", "boolean": "true or false", "string": "text"}
+
+
+def _digits(value: float) -> str:
+    """As it would be typed: without an exponent."""
+    return f"{value:.9f}".rstrip("0").rstrip(".") if isinstance(value, float) else str(value)
+
+
+def _seeds(name: str, value: Any) -> str:
+    listed = value if isinstance(value, list) else [value]
+    if isinstance(value, str):
         return value
-    if name in ("seed", "seeds") and isinstance(value, list) and value:
-        return ",".join(_number(name, one) for one in value)
-    return value if isinstance(value, str) else _number(name, value)
-
-
-def _number(name: str, value: Any) -> str:
-    if isinstance(value, bool) or not isinstance(value, (int, float)):
-        raise BadBody(f"{name} has to be a number or text", name)
-    return str(value) if isinstance(value, int) else f"{value:.9f}".rstrip("0").rstrip(".")
+    if not listed or any(isinstance(one, bool) or not isinstance(one, int) for one in listed):
+        raise BadBody(f"{name} has to be a whole number, a list of them, or text such as 1..8", name)
+    return ",".join(map(str, listed))
 
 
 def image_in(name: str, value: Any) -> bytes:

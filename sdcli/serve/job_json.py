@@ -13,6 +13,7 @@ from sdcli.machine.environment import environment
 from sdcli.plan.plan import Plan
 from sdcli.request import samplers
 from sdcli.request.request import Job
+from sdcli.serve.bounds import PROMPT
 from sdcli.serve.openai_errors import described
 from sdcli.serve.results import url_of
 from sdcli.serve.service import Service
@@ -172,6 +173,7 @@ def status(service: Service) -> dict[str, Any]:
     hardware = survey.choose(str(service.settings.typed.get("device", "auto")), survey.look())
     around = environment(hardware)
     waiting, drawing = service.line.waiting(), service.desk.drawing
+    bounds = service.settings.bounds
     return {
         "version": __version__,
         "versions": {name: around[name] for name in ("python", "torch", "diffusers", "transformers")},
@@ -186,6 +188,10 @@ def status(service: Service) -> dict[str, Any]:
             "images": sum(len(ticket.plan.jobs) for ticket in waiting), "most_images": service.line.room.images,
         },
         "drawn": service.drawn,
+        "most": {
+            "images": bounds.images, "steps": bounds.steps, "width": bounds.width, "height": bounds.height,
+            "prompt": PROMPT,
+        },
         "samplers": [sampler.name for sampler in samplers.SAMPLERS],
     }  # fmt: skip
 

@@ -17,7 +17,7 @@ from starlette.routing import Route
 
 from sdcli import events
 from sdcli.errors import SdcliError
-from sdcli.serve import asked, job_json, openai, waiting
+from sdcli.serve import asked, job_json, job_schemas, openai, waiting
 from sdcli.serve.bodies import BadBody, parsed
 from sdcli.serve.line import Full
 from sdcli.serve.openai_errors import Conflict, refused
@@ -32,12 +32,12 @@ LISTED, MOST_LISTED = 100, 1000  # jobs in an answer, unless a number is asked f
 LOOK = 1.0  # seconds between two looks at the queue, for those who watch a job that waits
 KEEP_ALIVE = 15.0  # seconds until an event stream says that it is still there
 BETWEEN_PREVIEWS = 0.5  # seconds
+_QUERY: dict[str, dict[str, Any]] = {
+    "limit": {"type": "integer", "minimum": 1, "maximum": MOST_LISTED},
+    "before": {"type": "string", "description": "The id of a job: those that are older."},
+}
 _NO_STORE = {"Cache-Control": "no-store"}
 
-JOB = {
-    "type": "object", "required": ["id", "status"],
-    "properties": {"id": {"type": "string"}, "status": {"enum": ["queued", "drawing", "done", "failed", "cancelled"]}},
-}  # fmt: skip
 Given = dict[str, str]  # what a body calls a setting or an image that came along
 Answering = Callable[[Request, Given], Awaitable[Response]]
 
@@ -45,9 +45,9 @@ Answering = Callable[[Request, Given], Awaitable[Response]]
 def routes(service: Service) -> list[Route]:
     repeats = Repeats(service)
 
-    @described(body=asked.schema(), answer=JOB, status=202)
+    @described(body=job_schemas.ASKED, answer=job_schemas.SHORT, status=202)
     async def submit(request: Request, given: Given) -> Response:
-        """Asks for images, and is answered before they are drawn."""
+        """Ask for images. The answer says where in the queue they are."""
         content = await request.body()
         body, client = parsed(content), openai.client(request)
         submitting = partial(asyncio.to_thread, submitted, service, body, given, client)
@@ -55,47 +55,44 @@ def routes(service: Service) -> list[Route]:
         location = {"Location": f"/v1/jobs/{ticket.id}"}
         return JSONResponse(job_json.short(service, ticket), 202, {**location, **_NO_STORE})
 
-    @described(
-        answer={"type": "object", "required": ["jobs"], "properties": {"jobs": {"type": "array", "items": JOB}}},
-        query={"limit": {"type": "integer"}, "before": {"type": "string"}},
-    )
+    @described(answer=job_schemas.JOBS, query=_QUERY)
     async def listed(request: Request, given: Given) -> Response:
-        """Jobs, the newest first."""
+        """The jobs that are known, the newest first."""
         return _json({"jobs": [job_json.whole(service, ticket) for ticket in _page(service, request)]})
 
-    @described(answer=JOB)
+    @described(answer=job_schemas.JOB)
     async def job(request: Request, given: Given) -> Response:
-        """One job: how far it is, and what came of it."""
+        """A job: how far it is, what it needs, what came of it."""
         return _json(job_json.whole(service, _ticket(service, request)))
 
-    @described(answer=JOB)
+    @described(answer=job_schemas.JOB)
     async def cancel(request: Request, given: Given) -> Response:
-        """Cancels a job, after the step it is at; one that is over stays as it is."""
+        """Cancel a job after the step it is at. One that is over stays as it is."""
         ticket = _ticket(service, request)
         await asyncio.to_thread(service.cancel, ticket)
         return _json(job_json.whole(service, ticket))
 
-    @described(kinds=("text/event-stream",))
+    @described(answer={"type": "string"}, kinds=("text/event-stream",))
     async def watch(request: Request, given: Given) -> Response:
-        """Its events as they happen; with Last-Event-ID, those after that one."""
+        """The events of a job as they happen, from the one after Last-Event-ID."""
         ticket, seen = _ticket(service, request), request.headers.get("last-event-id", "")
         after = int(seen) if seen.isascii() and seen.isdecimal() and len(seen) < 16 else 0
         headers = {**_NO_STORE, "X-Accel-Buffering": "no"}
         return StreamingResponse(stream(service, ticket, after), media_type="text/event-stream", headers=headers)
 
-    @described(body=asked.schema(), answer={"type": "object"})
+    @described(body=job_schemas.ASKED, answer=job_schemas.PLAN)
     async def plan(request: Request, given: Given) -> Response:
-        """What the same job would need; nothing is drawn."""
+        """What images would need, without drawing them."""
         return _json(await asyncio.to_thread(planned, service, parsed(await request.body()), given))
 
-    @described(body=asked.IMAGE, answer={"type": "object"})
+    @described(body=job_schemas.WITH_IMAGE, answer=job_schemas.FOUND)
     async def settings(request: Request, given: Given) -> Response:
-        """The settings stored in an image."""
+        """The settings that an image was drawn with."""
         return _json(await asyncio.to_thread(settings_in, service, parsed(await request.body()), given))
 
-    @described(answer={"type": "object"})
+    @described(answer=job_schemas.STATUS)
     async def status(request: Request, given: Given) -> Response:
-        """The device, the model, the queue, versions and samplers."""
+        """Device, model, queue and versions."""
         return _json(await asyncio.to_thread(job_json.status, service))
 
     return [
@@ -111,7 +108,7 @@ def routes(service: Service) -> list[Route]:
 
 
 def _refusing(answering: Answering) -> Callable[[Request], Awaitable[Response]]:
-    @wraps(answering)  # with what /openapi.json says of it
+    @wraps(answering)
     async def answer(request: Request) -> Response:
         given: Given = {}
         try:

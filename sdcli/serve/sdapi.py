@@ -21,6 +21,7 @@ from sdcli.request.options import flag_of
 from sdcli.serve import sdapi_answers, sdapi_controls, sdapi_fields, sdapi_lists, waiting
 from sdcli.serve.bodies import BadBody, parsed
 from sdcli.serve.line import Full
+from sdcli.serve.openai import client
 from sdcli.serve.sdapi_body import Body, content_of
 from sdcli.serve.sdapi_extras import Extras
 from sdcli.serve.sdapi_names import Names
@@ -63,12 +64,6 @@ def routes(service: Service) -> list[Route]:
         *(Route(path, answer, methods=["POST"]) for path, answer in posted.items()),
         *(Route(path, answer, methods=["GET"]) for path, answer in got.items()),
     ]
-
-
-def client(request: Request) -> str:
-    """Who asks: by a key, where there are keys, else by an address."""
-    known = request.scope.get("state", {}).get("client")
-    return str(known) if known else request.client.host if request.client else ""
 
 
 def _draws(service: Service, names: Names, options: Options, settings: Settings) -> Answer:
@@ -232,8 +227,10 @@ def refused(error: Exception) -> Response:
     if isinstance(error, BadBody):
         return JSONResponse(_error("usage", str(error)), 422)
     assert isinstance(error, SdcliError)
-    hint = f"; try: {error.hint}" if error.type in ("usage", "does_not_fit") and error.hint else ""
-    text = _renamed(error.message + hint)
+    followed = error.hint.startswith("--") or error.type == "does_not_fit"  # others are command lines
+    text = _renamed(error.message + (f"; try: {error.hint}" if followed and error.hint else ""))
+    field = sdapi_fields.FIELD_OF.get(str(error.details.get("field")), "")
+    text = text if field in text else f"{field}: {text}"
     headers = {"x-should-retry": "false"} if error.type == "out_of_memory" else {}
     return JSONResponse(_error(error.type, text), _STATUS.get(error.type, 500), headers)
 

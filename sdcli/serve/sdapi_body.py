@@ -79,12 +79,13 @@ class Body:
             raise self.refused(f"{name}[{number}]", "expected an object")
         return Body(value, f"{self.where}{name}[{number}].")
 
-    def neutral(self, name: str, values: Collection[Any], because: str = "not supported") -> None:
+    def neutral(self, name: str, values: Collection[Any], because: str = "") -> None:
         """Refuses what would draw something else than is drawn here."""
         value = self.fields.get(name)
         if value is not None and value not in values:
-            shown = show(value if not isinstance(value, (dict, list)) else "the value", 40)
-            raise self.refused(name, f"{shown}: {because}")
+            shown = f'"{show(value, 40)}"' if isinstance(value, str) else show(value, 40)
+            plain = "this" if isinstance(value, (dict, list)) else shown
+            raise self.refused(name, f"{plain} is not supported" + (f": {because}" if because else ""))
 
     def image(self, name: str) -> bytes | None:
         value = self.fields.get(name)

@@ -6,7 +6,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from sdcli.errors import ModelMissing
+from sdcli.errors import ModelMissing, Usage
 from sdcli.images import read
 from sdcli.record.encode import saved
 from sdcli.request import samplers
@@ -107,10 +107,13 @@ def sampler_of(body: Body) -> Sampler | None:
             raise body.refused("scheduler", "it goes with a sampler_name, and there is none")
         return None
     found = samplers.from_a1111(name, schedule)
-    if found is None:
-        samplers.find(name)  # or an error with names like it
-        raise body.refused("scheduler", f'"{show(schedule, 40)}" is not offered for {show(name, 60)}')
-    return found
+    if found is not None:
+        return found
+    try:
+        known = samplers.find(name)
+    except Usage as unknown:
+        raise body.refused("sampler_name", unknown.message) from None
+    raise body.refused("scheduler", f'"{show(schedule, 40)}" is not offered for {known.name}')
 
 
 def _check_noise(body: Body, sampler: Sampler | None) -> None:
@@ -121,7 +124,7 @@ def _check_noise(body: Body, sampler: Sampler | None) -> None:
     eta = body.number("eta")
     fixed = (1,) if noisy else (0, 1) if sampler is None or sampler.name == _ETA else None
     if eta is not None and fixed is not None and eta not in fixed:
-        raise body.refused("eta", f"{eta:g}: not supported")
+        raise body.refused("eta", f"{eta:g} is not supported")
 
 
 def _refined(body: Body, names: Names) -> dict[str, Any]:

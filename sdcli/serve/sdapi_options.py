@@ -108,7 +108,9 @@ class Options:
         return {"clip_skip": str(layers)}
 
     def _vae(self, given: Body, name: str) -> dict[str, Any]:
-        text = given.text(name) or ""
+        text, own = given.text(name) or "", self._typed.get("vae_file")
+        if text.casefold() == "none" and own:
+            raise given.refused(name, "this server was started with a VAE")
         if text.casefold() in ("automatic", "none"):
             return {}
         try:

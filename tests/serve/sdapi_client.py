@@ -26,6 +26,7 @@ class From(HTTPAdapter):
 
 def client(server: Any, address: str = "127.0.0.1", **named: Any) -> webuiapi.WebUIApi:
     api = webuiapi.WebUIApi(baseurl=f"{server.url}/sdapi/v1", **{"sampler": "Euler a", "steps": 2, **named})
+    server.clients.append(api.session)
     api.session.mount("http://", From(address))
     return api
 

@@ -22,6 +22,7 @@ from PIL import Image
 from sdcli.plan.remembered import Measures
 from sdcli.record import remembering
 from sdcli.serve import asked, results
+from sdcli.serve.bounds import Bounds
 from sdcli.serve.jobs import routes
 
 Serve = Callable[..., Any]
@@ -297,7 +298,7 @@ def test_a_plan_says_what_an_image_would_need_and_draws_nothing(serve: Serve) ->
 
 
 def test_what_does_not_fit_is_refused_with_a_way_out(serve: Serve) -> None:
-    server = serve(typed={"max_ram": "1GiB"})
+    server = serve(typed={"max_ram": "1GiB"}, bounds=Bounds(width=4096, height=4096))
     status, error = refused(server, {"prompt": "a cat", "size": "4096x4096"})
     assert (status, error["code"]) == (400, "does_not_fit") and "size" in error["hint"]
     assert server.service.worker.starts == 0
@@ -330,6 +331,16 @@ def test_the_settings_in_an_image_are_read(serve: Serve) -> None:
         ({"prompt": "a cat", "image": "/etc/passwd"}, "image"),
         ({"prompt": "a cat", "image": "data:image/png;base64,%%%"}, "image"),
         ({"prompt": "a cat", "steps": True}, "steps"),
+        ({"prompt": "a cat", "steps": "20"}, "steps"),
+        ({"prompt": "a cat", "steps": 2.5}, "steps"),
+        ({"prompt": "a cat", "steps": None}, "steps"),
+        ({"prompt": "a cat", "steps": 0}, "steps"),
+        ({"prompt": "a cat", "guidance": 1e9}, "guidance"),
+        ({"prompt": "a cat", "format": "gif"}, "format"),
+        ({"prompt": "a cat", "size": 64}, "size"),
+        ({"prompt": "a cat", "seed": 1.5}, "seed"),
+        ({"prompt": "a cat", "seeds": []}, "seeds"),
+        ({"prompt": "a cat", "lora": None}, "lora"),
         ({"prompt": "a cat", "steps": [1, 2]}, "steps"),
         ({"prompt": "a cat", "only_masked": "yes"}, "only_masked"),
         ({"prompt": 5}, "prompt"),
@@ -350,7 +361,7 @@ def test_a_field_that_is_wrong_is_named(serve: Serve, body: dict[str, Any], fiel
         ({"prompt": "a cat", "model": "no/such"}, 404, "model_missing"),
         ({"prompt": "a cat", "lora": "nowhere"}, 404, "model_missing"),
         ({"prompt": "a <lora:../x:1> cat"}, 404, "model_missing"),
-        ({"prompt": "a cat", "steps": 0}, 400, "usage"),
+        ({"prompt": "a cat", "seed": 2**32}, 400, "usage"),
         ({"prompt": "a cat", "size": "7x7"}, 400, "usage"),
         ({"prompt": "a cat", "sampler": "eulre"}, 400, "usage"),
         ({"prompt": "a cat", "preset": "../x"}, 400, "usage"),
@@ -438,3 +449,23 @@ def test_a_body_that_is_sent_again_with_its_key_finds_its_job(serve: Serve) -> N
     assert first == again != other
     assert sent({**body, "steps": 2}, "one")[0] == 422
     assert len(get(server, "/v1/jobs")["jobs"]) == 2
+
+
+@pytest.mark.parametrize(
+    ("body", "field"),
+    [
+        ({"prompt": "a" * 8001}, "prompt"),
+        ({"prompt": "a", "negative_prompt": "a" * 8001}, "prompt"),
+        ({"prompt": "a", "num_images": 5}, "num_images"),
+        ({"prompt": "a", "seeds": [1, 2, 3, 4, 5]}, "num_images"),
+        ({"prompts": ["a", "b"], "num_images": 3}, "num_images"),
+        ({"prompt": "a", "steps": 11}, "steps"),
+        ({"prompt": "a", "size": "128x64"}, "size"),
+    ],
+)
+def test_more_than_the_server_draws_at_once_is_refused(serve: Serve, body: dict[str, Any], field: str) -> None:
+    server = serve(bounds=Bounds(images=4, steps=10, width=64, height=64), typed={"size": "64x64", "steps": "2"})
+    assert get(server, "/v1/status")["most"] == {"images": 4, "steps": 10, "width": 64, "height": 64, "prompt": 8000}
+    for path in ("/v1/jobs", "/v1/plan"):
+        status, error = refused(server, body, path)
+        assert (status, error["code"], error["param"]) == (400, "usage", field)

@@ -9,6 +9,7 @@ import json
 import re
 import shutil
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -18,6 +19,8 @@ from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
 from sdcli import data
+from sdcli.serve.bounds import Bounds
+from sdcli.serve.rules import digest
 
 FLAGS = ("--no-sandbox", "--disable-gpu", "--no-first-run", "--disable-background-networking", "--disable-sync")
 HOSTILE = "<img src=x onerror=\"document.title='broken'\"><script>document.title='broken'</script>"
@@ -295,7 +298,7 @@ def test_a_hostile_prompt_is_text_wherever_it_is_shown(serve: Serve, visit: Any)
 
 @pytest.mark.system
 def test_a_refusal_is_told_in_words_where_it_was_asked(serve: Serve, visit: Any) -> None:
-    one = visit(serve(typed={"max_ram": "1GiB"}))
+    one = visit(serve(typed={"max_ram": "1GiB"}, bounds=Bounds(width=4096, height=4096)))
     page = one.open()
     page.fill("#prompt", "a cat")
     page.fill("#width", "4096")
@@ -310,15 +313,8 @@ def test_a_refusal_is_told_in_words_where_it_was_asked(serve: Serve, visit: Any)
 @pytest.mark.system
 def test_a_key_is_asked_for_once_and_sent_with_everything(serve: Serve, visit: Any) -> None:
     server = serve()
+    server.guard.rules = replace(server.guard.rules, keys=(digest("right"),))
     one = visit(server)
-
-    def guard(route: Any) -> None:
-        if route.request.headers.get("authorization") == "Bearer right":
-            route.continue_()
-        else:
-            route.fulfill(status=401, headers={"WWW-Authenticate": "Bearer"}, body="{}")
-
-    one.page.route("**/v1/**", guard)
     one.page.goto(one.url)
     one.page.fill("#key", "wrong")
     one.page.keyboard.press("Enter")

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import base64
 import hashlib
-import subprocess
-import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,9 +18,11 @@ from sdapi_client import client, encoded, job, opened, post, record
 from webuiapi import HiResUpscaler
 
 from sdcli import __version__
+from sdcli.cli.main import run
 from sdcli.events import Decoded, Step
 from sdcli.serve.line import Room
-from sdcli.workers.worker import environment
+from sdcli.serve.rules import digest
+from sdcli.serve.service import Service
 
 Start = Callable[..., Any]
 JSON = {"Content-Type": "application/json"}
@@ -57,35 +58,33 @@ def test_images_of_all_batches_come_back_with_consecutive_seeds_and_a1111s_info(
 
 
 def test_the_same_settings_draw_what_generate_draws(serve: Start, tmp_path: Path) -> None:
-    server = serve(engine="local", typed={"dtype": "fp32", "pins": ["execution=eager"]})  # nothing is tried out first
-    words = ["generate", "a red apple", "--negative", "blue", "--seed", "7", "-n", "2", "-s", "2", "-g", "3"]
-    words += [
-        "--size",
-        "64x64",
-        "--sampler",
-        "Euler",
-        "--dtype",
-        "fp32",
-        "--pin",
-        "execution=eager",
-        "-o",
-        str(tmp_path / "own"),
-        "-q",
-    ]
-    subprocess.run([sys.executable, "-P", "-m", "sdcli", *words], check=True, env=environment(), timeout=120)
-    drawn = client(server).txt2img(
-        prompt="a red apple", negative_prompt="blue", seed=7, n_iter=2, cfg_scale=3.0, sampler_name="euler", **SMALL
-    )
-    files = [Image.open(file) for file in sorted((tmp_path / "own").glob("*.png"))]
-    assert [record(image)["setup"] for image in drawn.images] == [record(image)["setup"] for image in files]
-    assert [hash_of(image) for image in drawn.images] == [hash_of(image) for image in files]
+    """From a prompt, and repainted as inpaint_full_res does it."""
+    start, marks = photo(64, 64), Image.new("L", (64, 64))
+    marks.paste(255, (8, 8, 40, 40))
+    start.save(tmp_path / "start.png")
+    marks.save(tmp_path / "marks.png")
+    words = ["generate", "a red apple", "--negative", "blue", "--seed", "7", "-s", "3", "-g", "3", "--size", "64x64"]
+    words += ["--sampler", "Euler", "--dtype", "fp32", "--pin", "execution=eager", "-q", "--no-show", "-o"]
+    repainted = ["--image", str(tmp_path / "start.png"), "--mask", str(tmp_path / "marks.png"), "--strength", "0.75"]
+    repainted += ["--only-masked", "--mask-padding", "4", "--masked-content", "fill", "--fit", "stretch"]
+    for more in ([str(tmp_path / "{seed}.png"), "-n", "2"], [str(tmp_path / "changed.png"), *repainted]):
+        with pytest.raises(SystemExit) as left:
+            run([*words, *more])
+        assert not left.value.code
+    settings = {"prompt": "a red apple", "negative_prompt": "blue", "seed": 7, "cfg_scale": 3.0, "steps": 3, **SMALL}
+    api = client(serve(engine="local", typed={"dtype": "fp32", "pins": ["execution=eager"]}), sampler="euler")
+    drawn = api.txt2img(**settings, n_iter=2).images
+    drawn += api.img2img(images=[start], mask_image=marks, inpaint_full_res_padding=4, **settings).images
+    own = [Image.open(tmp_path / name) for name in ("7.png", "8.png", "changed.png")]
+    assert [record(image)["setup"] for image in drawn] == [record(image)["setup"] for image in own]
+    assert [hash_of(image) for image in drawn] == [hash_of(image) for image in own]
 
 
 # --- every call of webuiapi's that is about images
 
 
-def test_every_list_that_webuiapi_asks_for_is_there(serve: Start) -> None:
-    api = client(serve())
+def test_every_list_that_webuiapi_asks_for_is_there(serving: Any) -> None:
+    api = client(serving)
     assert api.get_scripts() == {"txt2img": [], "img2img": []} and api.get_cmd_flags() == {}
     assert "Euler a" in api.util_get_sampler_names()
     assert api.util_get_scheduler_names() == ["automatic", "karras", "uniform"]
@@ -101,8 +100,8 @@ def test_every_list_that_webuiapi_asks_for_is_there(serve: Start) -> None:
     assert api.controlnet_model_list() == [] and "canny" in api.controlnet_module_list() and api.controlnet_version()
 
 
-def test_the_model_is_shown_by_its_title_and_set_by_the_closest_name(serve: Start) -> None:
-    api = client(serve())
+def test_the_model_is_shown_by_its_title_and_set_by_the_closest_name(serving: Any) -> None:
+    api = client(serving)
     (model,) = api.get_sd_models()
     assert model["model_name"] == "builtin" and model["title"] == f"builtin [{model['hash']}]"
     assert api.util_get_model_names() == [model["title"]] and api.util_get_current_model() == model["title"]
@@ -112,8 +111,8 @@ def test_the_model_is_shown_by_its_title_and_set_by_the_closest_name(serve: Star
     assert result.info["sd_model_name"] == "builtin" and result.info["sd_model_hash"] == model["hash"]
 
 
-def test_nothing_is_in_progress_where_nobody_draws_and_stopping_it_is_no_error(serve: Start) -> None:
-    api = client(serve())
+def test_nothing_is_in_progress_where_nobody_draws_and_stopping_it_is_no_error(serving: Any) -> None:
+    api = client(serving)
     progress = api.get_progress()
     assert progress["progress"] == 0.0 and progress["state"]["job_count"] == 0 and progress["current_image"] is None
     api.util_wait_for_ready(check_interval=0.1)
@@ -142,8 +141,8 @@ def test_a_sampler_and_its_schedule_are_understood_in_any_spelling(
     assert found is not None and found.name == sampler
 
 
-def test_a_second_pass_is_drawn_as_asked(serve: Start) -> None:
-    api = client(serve())
+def test_a_second_pass_is_drawn_as_asked(serving: Any) -> None:
+    api = client(serving)
     result = api.txt2img(
         prompt="a cat", enable_hr=True, hr_scale=1.5, hr_second_pass_steps=3, denoising_strength=0.5, **SMALL
     )
@@ -154,8 +153,8 @@ def test_a_second_pass_is_drawn_as_asked(serve: Start) -> None:
     assert result.image.size == (128, 128) and job(result.image)["second"]["upscaler"] == "lanczos"
 
 
-def test_a_request_may_override_settings_for_itself_alone(serve: Start) -> None:
-    api = client(serve())
+def test_a_request_may_override_settings_for_itself_alone(serving: Any) -> None:
+    api = client(serving)
     own = {
         "CLIP_stop_at_last_layers": 2, "randn_source": "NV", "samples_format": "webp", "emphasis": "None",
         "eta_noise_seed_delta": 0, "img2img_fix_steps": False, "sd_vae": "Automatic", "jpeg_quality": 80,
@@ -170,15 +169,15 @@ def test_a_request_may_override_settings_for_itself_alone(serve: Start) -> None:
 
 
 @pytest.mark.parametrize("named", ["title", "model_name", "filename", "hash"])
-def test_a_model_is_found_by_each_of_its_names(serve: Start, named: str) -> None:
-    api = client(serve())
+def test_a_model_is_found_by_each_of_its_names(serving: Any, named: str) -> None:
+    api = client(serving)
     name = api.get_sd_models()[0][named]
     result = api.txt2img(prompt="a cat", override_settings={"sd_model_checkpoint": name.upper()}, **SMALL)
     assert result.info["sd_model_name"] == "builtin"
 
 
-def test_an_unknown_model_is_an_error_and_never_a_path(serve: Start, tmp_path: Path) -> None:
-    api = client(serve())
+def test_an_unknown_model_is_an_error_and_never_a_path(serving: Any, tmp_path: Path) -> None:
+    api = client(serving)
     for name in ("no-such", str(tmp_path), "../builtin", "deadbeef00"):
         with pytest.raises(RuntimeError) as refused:
             api.txt2img(prompt="a cat", override_settings={"sd_model_checkpoint": name}, **SMALL)
@@ -220,16 +219,15 @@ REFUSED: list[tuple[dict[str, Any], str]] = [
 ]  # fmt: skip
 
 
-def test_what_would_silently_draw_something_else_is_refused_by_its_name(serve: Start) -> None:
-    server = serve()
+def test_what_would_silently_draw_something_else_is_refused_by_its_name(serving: Any) -> None:
     for fields, name in REFUSED:
-        answer = post(server, "/sdapi/v1/txt2img", {"prompt": "a cat", **SMALL, **fields})
+        answer = post(serving, "/sdapi/v1/txt2img", {"prompt": "a cat", **SMALL, **fields})
         assert answer.status_code == 422, (fields, answer.text)
         assert name in answer.json()["detail"], (fields, answer.text)
         assert "--" not in answer.json()["detail"], answer.text
 
 
-def test_what_is_neutral_passes(serve: Start) -> None:
+def test_what_is_neutral_passes(serving: Any) -> None:
     body = {
         "prompt": "a cat", **SMALL, "steps": "2", "sampler_name": "Euler", "eta": 0.5, "s_noise": 0, "s_tmax": 0,
         "seed_resize_from_h": -1, "seed_resize_from_w": -1, "styles": [], "script_name": "", "script_args": ["x"],
@@ -240,7 +238,7 @@ def test_what_is_neutral_passes(serve: Start) -> None:
             "ControlNet": {"args": [{"enabled": False, "model": "x"}]}, "x": {"args": [{"enabled": False}]},
         },
     }  # fmt: skip
-    answer = post(serve(), "/sdapi/v1/txt2img", body)
+    answer = post(serving, "/sdapi/v1/txt2img", body)
     assert answer.status_code == 200, answer.text
     assert opened(answer.json()["images"][0]).size == (64, 64)
 
@@ -263,8 +261,8 @@ def test_no_image_is_sent_where_none_is_wanted(serve: Start, tmp_path: Path) -> 
 
 
 @pytest.mark.parametrize(("mode", "fit"), [(0, "stretch"), (1, "crop"), (2, "pad")])
-def test_an_image_is_drawn_from_and_fitted_as_asked(serve: Start, mode: int, fit: str) -> None:
-    result = client(serve()).img2img(
+def test_an_image_is_drawn_from_and_fitted_as_asked(serving: Any, mode: int, fit: str) -> None:
+    result = client(serving).img2img(
         images=[photo()], prompt="a cat", resize_mode=mode, denoising_strength=0.5, steps=4, **SMALL
     )
     start = job(result.image)["start"]
@@ -276,10 +274,10 @@ def test_an_image_is_drawn_from_and_fitted_as_asked(serve: Start, mode: int, fit
 @pytest.mark.parametrize(
     ("fill", "content"), [(0, "fill"), (1, "original"), (2, "noise"), (3, "nothing")]
 )  # fmt: skip
-def test_what_is_white_in_the_mask_is_repainted(serve: Start, fill: int, content: str) -> None:
+def test_what_is_white_in_the_mask_is_repainted(serving: Any, fill: int, content: str) -> None:
     mask = Image.new("L", (96, 64))
     mask.paste(255, (30, 20, 60, 50))
-    result = client(serve()).img2img(
+    result = client(serving).img2img(
         images=[photo()], mask_image=mask, prompt="a cat", mask_blur=6, inpainting_fill=fill,
         inpaint_full_res=fill < 2, inpaint_full_res_padding=8, **SMALL,
     )  # fmt: skip
@@ -287,28 +285,26 @@ def test_what_is_white_in_the_mask_is_repainted(serve: Start, fill: int, content
     assert (repaint["blur"], repaint["content"], repaint["padding"]) == (6, content, 8 if fill < 2 else None)
 
 
-def test_a_mask_is_turned_round_and_taken_from_what_is_opaque(serve: Start) -> None:
-    server = serve()
+def test_a_mask_is_turned_round_and_taken_from_what_is_opaque(serving: Any) -> None:
     mask = Image.new("L", (96, 64))
     mask.paste(255, (30, 20, 60, 50))
     seen = Image.new("RGBA", (96, 64))
     seen.paste((0, 0, 0, 255), (30, 20, 60, 50))
     areas = {}
     for name, image, invert in (("plain", mask, 0), ("turned", mask, 1), ("opaque", seen, 0), ("clear", seen, 1)):
-        client(server).img2img(
+        client(serving).img2img(
             images=[photo()], mask_image=image, prompt="a cat", inpainting_mask_invert=invert, **SMALL
         )
-        used = server.service.tickets[list(server.service.tickets)[-1]].plan.jobs[0].start.repaint.mask
+        used = serving.service.tickets[list(serving.service.tickets)[-1]].plan.jobs[0].start.repaint.mask
         areas[name] = Image.open(used.path).convert("L").tobytes()
     assert areas["plain"] == areas["opaque"] == mask.tobytes()
     assert areas["turned"] == areas["clear"] == bytes(255 - value for value in mask.tobytes())
 
 
-def test_fields_of_an_image_that_are_left_out_are_as_in_a1111(serve: Start) -> None:
-    server = serve()
+def test_fields_of_an_image_that_are_left_out_are_as_in_a1111(serving: Any) -> None:
     white = encoded(Image.new("L", (64, 64), 255))
     body = {"prompt": "a cat", "init_images": [encoded(photo(64, 64))], "mask": white, **SMALL}
-    start = job(opened(post(server, "/sdapi/v1/img2img", body).json()["images"][0]))["start"]
+    start = job(opened(post(serving, "/sdapi/v1/img2img", body).json()["images"][0]))["start"]
     assert (start["strength"], start["fit"]) == (0.75, "stretch")
     repaint = start["repaint"]
     assert (repaint["content"], repaint["blur"], repaint["padding"]) == ("fill", 4, 0)
@@ -326,22 +322,21 @@ BAD_IMAGES: list[tuple[dict[str, Any], int, str]] = [
 ]  # fmt: skip
 
 
-def test_only_images_in_base64_are_taken_and_no_url_is_fetched(serve: Start) -> None:
-    server = serve()
+def test_only_images_in_base64_are_taken_and_no_url_is_fetched(serving: Any) -> None:
     for fields, status, words in BAD_IMAGES:
-        answer = post(server, "/sdapi/v1/img2img", {"prompt": "a cat", **SMALL, **fields})
+        answer = post(serving, "/sdapi/v1/img2img", {"prompt": "a cat", **SMALL, **fields})
         assert (answer.status_code, words in answer.text) == (status, True), (fields, answer.text)
     twice = {"prompt": "a cat", **SMALL, "init_images": [encoded(photo()), encoded(photo())]}
-    assert post(server, "/sdapi/v1/img2img", twice).status_code == 422
+    assert post(serving, "/sdapi/v1/img2img", twice).status_code == 422
     masked = {"prompt": "a cat", **SMALL, "init_images": [encoded(photo())], "mask": "http://a/b"}
-    assert "mask" in post(server, "/sdapi/v1/img2img", masked).json()["detail"]
+    assert "mask" in post(serving, "/sdapi/v1/img2img", masked).json()["detail"]
 
 
 # --- beside drawing
 
 
-def test_the_settings_of_an_image_are_read_as_a1111_has_them(serve: Start) -> None:
-    api = client(serve())
+def test_the_settings_of_an_image_are_read_as_a1111_has_them(serving: Any) -> None:
+    api = client(serving)
     drawn = api.txt2img(prompt="a cat, sitting", negative_prompt="dog", seed=3, **SMALL)
     read = api.png_info(drawn.image)
     assert read.info == drawn.info["infotexts"][0]
@@ -356,8 +351,8 @@ def test_the_settings_of_an_image_are_read_as_a1111_has_them(serve: Start) -> No
         api._to_api_result(api.session.post(f"{api.baseurl}/png-info", json={"image": "aGVsbG8="}))
 
 
-def test_images_are_enlarged_without_a_model(serve: Start) -> None:
-    api = client(serve())
+def test_images_are_enlarged_without_a_model(serving: Any) -> None:
+    api = client(serving)
     assert api.extra_single_image(photo()).image.size == (96, 64)
     assert api.extra_single_image(photo(), upscaler_1="Lanczos", upscaling_resize=1.5).image.size == (144, 96)
     nearest = api.extra_single_image(photo(), upscaler_1="Nearest", upscaling_resize=2).image
@@ -369,8 +364,7 @@ def test_images_are_enlarged_without_a_model(serve: Start) -> None:
     assert [image.size for image in several.images] == [(192, 128), (16, 32)]
 
 
-def test_what_cannot_be_made_of_an_image_is_named(serve: Start) -> None:
-    server = serve()
+def test_what_cannot_be_made_of_an_image_is_named(serving: Any) -> None:
     refused = [
         ({"gfpgan_visibility": 0.5}, "gfpgan_visibility"), ({"codeformer_visibility": 1}, "codeformer_visibility"),
         ({"upscaler_1": "R-ESRGAN 4x+"}, "upscaler_1"), ({"extras_upscaler_2_visibility": 0.5}, "upscaler_2"),
@@ -380,20 +374,19 @@ def test_what_cannot_be_made_of_an_image_is_named(serve: Start) -> None:
         ({"image": "http://127.0.0.1/a.png"}, "image"),
     ]  # fmt: skip
     for fields, name in refused:
-        answer = post(server, "/sdapi/v1/extra-single-image", {"image": encoded(photo()), **fields})
+        answer = post(serving, "/sdapi/v1/extra-single-image", {"image": encoded(photo()), **fields})
         assert answer.status_code == 422 and name in answer.json()["detail"], (fields, answer.text)
-    assert post(server, "/sdapi/v1/extra-batch-images", {"imageList": []}).status_code == 422
+    assert post(serving, "/sdapi/v1/extra-batch-images", {"imageList": []}).status_code == 422
 
 
-def test_what_a_controlnet_would_see_is_shown(serve: Start) -> None:
-    seen = client(serve()).controlnet_detect([photo()], module="canny").image
+def test_what_a_controlnet_would_see_is_shown(serving: Any) -> None:
+    seen = client(serving).controlnet_detect([photo()], module="canny").image
     assert seen.size == (96, 64) and {colour for _, colour in seen.getcolors()} == {(0, 0, 0), (255, 255, 255)}
 
 
-def test_every_broken_body_is_refused_as_a1111_does_it(serve: Start) -> None:
-    server = serve()
+def test_every_broken_body_is_refused_as_a1111_does_it(serving: Any) -> None:
     for content in (b"", b"[]", b"{", b'{"prompt": 1}', b'{"prompt": "a", "prompt": "b"}', b"\xff", b"null"):
-        answer = requests.post(f"{server.url}/sdapi/v1/txt2img", data=content, headers=JSON, timeout=30)
+        answer = requests.post(f"{serving.url}/sdapi/v1/txt2img", data=content, headers=JSON, timeout=30)
         assert answer.status_code == 422, content
         assert set(answer.json()) == {"error", "detail", "body", "errors"} and answer.json()["detail"]
 
@@ -536,3 +529,24 @@ def test_two_clients_at_once_never_get_each_others_settings(serve: Start) -> Non
     assert [result.image.format for result in results["two"]] == ["PNG", "JPEG"] * 3
     assert {"RNG: NV" in result.info["infotexts"][0] for result in results["two"]} == {True}
     assert [result.info["seed"] for result in results["one"]] == [0, 1, 2, 3, 4, 5]
+
+
+KEYS = ("first-long-random-key", "second-long-random-key")
+
+
+def test_a_key_is_a_password_of_any_user_and_whoever_has_another_is_another_client(serving: Any) -> None:
+    settings = replace(serving.service.settings, preload=False)
+    server = type(serving)(Service(settings), keys=tuple(map(digest, KEYS)))
+    try:
+        one, two = (client(server, username="me", password=key) for key in KEYS)
+        one.set_options({"CLIP_stop_at_last_layers": 2})
+        assert one.get_options()["CLIP_stop_at_last_layers"] == 2 and two.get_options()["CLIP_stop_at_last_layers"] == 1
+        assert one.txt2img(prompt="a cat", **SMALL).info["clip_skip"] == 2
+        assert two.txt2img(prompt="a cat", **SMALL).info["clip_skip"] == 1
+        assert len(one.extra_single_image(photo(), upscaler_1="Lanczos").images) == 1
+        for api in (client(server), client(server, username="me", password="wrong-long-random-key")):
+            with pytest.raises(RuntimeError) as refused:
+                api.txt2img(prompt="a cat", **SMALL)
+            assert refused.value.args[0] == 401 and KEYS[0] not in refused.value.args[1]
+    finally:
+        server.stop()

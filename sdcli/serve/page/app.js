@@ -318,9 +318,9 @@ async function begin() {
   dropping();
   for (;;) {
     try {
-      const { model, samplers } = await ask("GET", "/v1/status");
+      const { model, samplers, most } = await ask("GET", "/v1/status");
       const models = await ask("GET", "/v1/models");
-      form.prepare(models.data.map(({ id }) => id), model, samplers);
+      form.prepare(models.data.map(({ id }) => id), model, samplers, most);
       break;
     } catch (error) {
       find("server").textContent = `${error.message} Trying again.`;

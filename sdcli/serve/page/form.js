@@ -119,7 +119,10 @@ function doubt(error) {
   find("decisions").replaceChildren();
 }
 
-export function prepare(models, usual, samplers) {
+export function prepare(models, usual, samplers, most) {
+  find("num_images").max = most.images;
+  find("steps").max = most.steps;
+  find("prompt").maxLength = find("negative_prompt").maxLength = most.prompt;
   usualModel = usual;
   const others = models.filter((name) => name !== usual).map((name) => make("option", { value: name }, name));
   find("model").replaceChildren(make("option", { value: "" }, usual), ...others);
