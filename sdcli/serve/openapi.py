@@ -44,7 +44,8 @@ def described(
     others: Mapping[int, str] | None = None, query: Mapping[str, Schema] | None = None,
 ) -> Callable[[Endpoint], Endpoint]:  # fmt: skip
     """Says of an endpoint what it takes and gives; its docstring says what it does. `body` is the schema of what a POST
-    holds, `answer` that of what is answered, of one of these media types; `others` are further statuses, in words."""
+    holds, `answer` that of what is answered in JSON, where that is among the media types `kinds`; `others` are further
+    statuses, in words."""
 
     def mark(endpoint: Endpoint) -> Endpoint:
         endpoint.described = {  # type: ignore[attr-defined]

@@ -410,15 +410,17 @@ def test_the_log_holds_routes_and_never_what_was_asked(capsys: pytest.CaptureFix
     asked(guarded, "GET", "/v1/models", secrets)
     asked(guarded, "GET", "/\x1b[2J\x1b]52;c;owned\x07/..%2fetc", secrets)
     asked(guarded, "\x1b[31mGET", "/healthz", secrets)
+    asked(guarded, "GET", "/v1/models/a-secret-\x1b[2J-model", secrets)
     body = json.dumps({"prompt": "a secret cat", "owned": 1}).encode()
     kind = [(b"content-type", b"application/json"), (b"content-length", str(len(body)).encode())]
     asked(guarded, "POST", GENERATIONS, [*secrets, *kind], body)
     service.stop(grace=0)
     said = capsys.readouterr().err
     lines = said.splitlines()
-    assert len(lines) == 4 and all(line.isprintable() for line in lines)
+    assert len(lines) == 5 and all(line.isprintable() for line in lines)
     assert all(word not in said for word in ("owned", "secret", "etc", KEY, "2J"))
     assert lines[0].split(" ", 1)[1].startswith("GET /v1/models 200 ")
     assert " GET - 404 (not_found) " in lines[1] and " - /healthz 405 " in lines[2]
-    assert lines[3].split(" ", 1)[1].startswith("POST /v1/images/generations 400 ")
+    assert " GET /v1/models/{name:path} 404 " in lines[3]
+    assert lines[4].split(" ", 1)[1].startswith("POST /v1/images/generations 400 ")
     assert lines[0].endswith(f"127.0.0.1 key {digest(KEY).hex()[:6]}")
