@@ -231,6 +231,10 @@ def test_what_is_painted_is_drawn_anew_and_nothing_else(serve: Serve, visit: Any
     assert job["settings"]["strength"] == 0.5 and job["settings"]["image"] and job["settings"]["mask"]
     assert (job["settings"]["width"], job["settings"]["height"]) == (160, 96)
     page.click("#undo")
+    page.locator("#mask").click(position={"x": 30, "y": 20})
+    mask = mask_of(page)
+    assert mask.getpixel((30, 20)) == 255 and mask.getpixel((80, 48)) == 0
+    page.click("#undo")
     assert "mask" not in asked_for(page)
     page.click("#without")
     assert "image" not in asked_for(page) and "strength" not in asked_for(page)

@@ -101,17 +101,22 @@ function redraw() {
   const pen = mask.getContext("2d");
   pen.clearRect(0, 0, mask.width, mask.height);
   pen.lineCap = pen.lineJoin = "round";
-  pen.strokeStyle = "white";
+  pen.strokeStyle = pen.fillStyle = "white";
   for (const { size, erase, points } of strokes) {
     pen.globalCompositeOperation = erase ? "destination-out" : "source-over";
     pen.lineWidth = size * mask.width;
     pen.beginPath();
-    for (const [x, y] of points.length > 1 ? points : [...points, ...points]) {
-      pen.lineTo(x * mask.width, y * mask.width);
-    }
+    for (const [x, y] of points) pen.lineTo(x * mask.width, y * mask.width);
     pen.stroke();
+    if (points.length) dot(pen, points[0], size / 2, mask.width); // a line of one point is none
   }
   pen.globalCompositeOperation = "source-over";
+}
+
+function dot(pen, [x, y], radius, side) {
+  pen.beginPath();
+  pen.arc(x * side, y * side, radius * side, 0, 2 * Math.PI);
+  pen.fill();
 }
 
 // White where there is paint, black elsewhere.
