@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import os
 import tempfile
 import threading
@@ -15,9 +14,8 @@ from typing import Any
 
 from sdcli import data
 from sdcli.asking import planning
-from sdcli.errors import BadFile, Interrupted, ModelMissing, Terminated
-from sdcli.files import REAL, replace_whole
-from sdcli.machine.folders import cache_folder
+from sdcli.errors import Interrupted, ModelMissing, Terminated
+from sdcli.machine.folders import cache_folder, state_folder
 from sdcli.models import hub_cache, listing
 from sdcli.models.families import find
 from sdcli.models.listing import Entry
@@ -33,6 +31,7 @@ from sdcli.serve.decided import Decided
 from sdcli.serve.desk import Desk
 from sdcli.serve.line import Full, Line, Room
 from sdcli.serve.ticket import Drawn, Ticket
+from sdcli.serve.uploads import Uploads
 from sdcli.terminal import show
 from sdcli.workers.worker import Worker
 
@@ -40,7 +39,6 @@ SOON = 10.0  # seconds after its end in which a request's previews may still be 
 PULSE = 5.0  # seconds between two looks at the worker
 MOMENT = 0.1  # seconds
 STEP_SECONDS = 10.0  # what is drawn has to end within, once it is cancelled
-_BEGINNINGS = {"png": b"\x89PNG\r\n\x1a\n", "jpg": b"\xff\xd8\xff", "webp": b"RIFF"}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -75,8 +73,9 @@ class Service:
         self._decided = Decided()
         self._models: dict[str, Model] = {}
         self._ended = threading.Event()
-        self._uploads = tempfile.TemporaryDirectory(prefix="sdcli-uploads-")
         self._away = None if settings.store else tempfile.TemporaryDirectory(prefix="sdcli-serve-")
+        away = None if self._away is None else Path(self._away.name)
+        self._uploads = Uploads((away or state_folder()) / "uploads", settings.keep)
 
     def start(self) -> None:
         self.desk.start()
@@ -101,15 +100,8 @@ class Service:
         return self.plan({"words": (preparing.PROMPT,)})
 
     def upload(self, content: bytes) -> str:
-        """The path of an image that came with a request, as generate would be given it. What it holds is looked at
-        when it is planned for; here it only has to begin like an image."""
-        kind = next((kind for kind, start in _BEGINNINGS.items() if content.startswith(start)), None)
-        if kind is None:
-            raise BadFile("an image has to be a PNG, JPEG or WebP file", hint="another file")
-        path = Path(self._uploads.name) / f"{hashlib.sha256(content).hexdigest()[:16]}.{kind}"
-        if not path.exists():
-            replace_whole(REAL, path, [content])
-        return str(path)
+        """The path of an image that came with a request, as generate would be given it."""
+        return self._uploads.path_of(content)
 
     def submit(self, plan: Plan, client: str = "", seconds: float | None = None) -> Ticket:
         """A place in the line, or Full."""
@@ -219,8 +211,7 @@ class Service:
             self._left.insert(0, drawing.destination.run)
 
     def clean_up(self) -> None:
-        """Nothing that came with requests stays, and without a store nothing that was drawn."""
-        self._uploads.cleanup()
+        """Without a store nothing stays of what came with requests, and of what was drawn."""
         if self._away is not None:
             self._away.cleanup()
 
@@ -268,8 +259,8 @@ class Service:
     def _forget(self) -> None:
         """Tickets that are over are kept for a while, and never more than a number of them."""
         now = time.time()
-        for ticket in [ticket for ticket in self.tickets.values() if ticket.previews and ticket.over_since]:
-            if time.monotonic() - ticket.over_since > SOON:
+        for ticket in [ticket for ticket in self.tickets.values() if ticket.previews]:
+            if ticket.over_since is not None and time.monotonic() - ticket.over_since > SOON:
                 ticket.previews.clear()
         for key in [key for key, ticket in self.tickets.items() if ticket.over]:
             old = now - self.tickets[key].created > self.settings.keep

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import io
 import os
 import signal
 import threading
@@ -12,11 +13,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from PIL import Image
 
-from sdcli.errors import SdcliError
+from sdcli.cli.main import run
+from sdcli.errors import BadFile, SdcliError
+from sdcli.record import runs
 from sdcli.record.names import Destination
 from sdcli.serve.line import Full, Line, Room
 from sdcli.serve.ticket import Ticket
+from sdcli.serve.uploads import Uploads
 
 
 @pytest.fixture
@@ -127,3 +132,32 @@ def test_an_idle_worker_gives_its_memory_back(serve: Callable[..., Any]) -> None
         time.sleep(0.05)
     assert service.worker.process is None
     assert drawn(service, steps="1").state == "done" and service.worker.starts == 2
+
+
+def test_what_a_server_did_not_draw_is_resumed_with_the_image_that_was_sent(serve: Callable[..., Any]) -> None:
+    service = serve().service
+    content = io.BytesIO()
+    Image.new("RGB", (64, 64), "red").save(content, "PNG")
+    path = service.upload(content.getvalue())
+    values = {"words": ("a cat",), "image": path, "seeds": "5", "size": "64x64", "steps": "999"}
+    tickets = [service.submit(service.plan({**values, "num_images": "20"})), service.submit(service.plan(values))]
+    service.stop(grace=0)
+    service.clean_up()
+    assert tickets[1].state == "cancelled" and not tickets[1].images
+    with pytest.raises(SystemExit) as left:
+        run(["resume", str(tickets[1].destination.records), "--engine", "fake", "-q", "--no-show"])
+    assert not left.value.code
+    (image,) = runs.read(tickets[1].destination.records).intents.values()
+    assert (tickets[1].destination.folder / image.file).exists()
+
+
+def test_images_that_were_sent_are_there_as_long_as_results_are(tmp_path: Path) -> None:
+    uploads = Uploads(tmp_path, keep=100.0)
+    old, used = (Path(uploads.path_of(b"\x89PNG\r\n\x1a\n" + name)) for name in (b"old", b"used"))
+    for path in (old, used):
+        os.utime(path, (time.time() - 1000, time.time() - 1000))
+    assert uploads.path_of(used.read_bytes()) == str(used)
+    new = Path(uploads.path_of(b"\xff\xd8\xffnew"))
+    assert not old.exists() and used.exists() and new.suffix == ".jpg"
+    with pytest.raises(BadFile):
+        uploads.path_of(b"<svg>")
