@@ -35,6 +35,7 @@ CLAIM = (
 )
 
 REQUESTS, CLIENTS, KILLS = 10_000, 64, 300
+BODIES, SLOW, BOMBS = 2_000, 500, 200
 SIDE = 64
 QUEUE_COST, GROWTH = 0.005, 1_000  # seconds at the 99th percentile; bytes a request
 SHARE, BESIDE = 0.03, 0.010  # of an image's time, and seconds
@@ -149,7 +150,10 @@ def growth(samples: list[tuple[int, int]]) -> float:
 
 
 def main(requests: int = REQUESTS, clients: int = CLIENTS, kills: int = KILLS) -> list[Row]:
-    return [*under_load(requests, clients), *with_kills(kills), *beside_the_engine(), first_image()]
+    return [
+        *under_load(requests, clients), *with_kills(kills), *nonsense(), slow_clients(), *beside_the_engine(),
+        first_image(),
+    ]  # fmt: skip
 
 
 def under_load(requests: int, clients: int) -> list[Row]:
@@ -168,7 +172,7 @@ def under_load(requests: int, clients: int) -> list[Row]:
     ]
 
 
-ROOM = ("--queue-requests", "64", "--queue-images", "256")
+ROOM = ("--max-queue", "256")
 
 
 def with_kills(kills: int) -> list[Row]:
@@ -182,6 +186,121 @@ def with_kills(kills: int) -> list[Row]:
     )
     holds = right + failed == kills * 5 and not answers.lost and not answers.wrong and failed <= kills * 0.05
     return [(f"{kills} workers killed under load", seen, "each answered once, pixels right", holds)]
+
+
+# --- what no honest client sends
+
+
+def nonsense(bodies: int = BODIES, bombs: int = BOMBS) -> list[Row]:
+    """Bodies changed in a few bytes, and images whose pixels are far more than their bytes."""
+    chance = random.Random(5)
+    image = base64.b64encode(_image(16, 16)).decode()
+    good = {
+        "/v1/images/generations": {"prompt": "a cat", "n": 1, "size": "64x64", "steps": 1, "seed": 5},
+        "/v1/jobs": {"prompt": "a cat", "size": "64x64", "steps": 1, "image": image, "strength": 0.5},
+        "/sdapi/v1/txt2img": {"prompt": "a cat", "width": 64, "height": 64, "steps": 1, "override_settings": {}},
+        "/sdapi/v1/img2img": {"prompt": "a cat", "init_images": [image], "width": 64, "height": 64, "steps": 1},
+        "/sdapi/v1/options": {"sd_model_checkpoint": "builtin"},
+    }
+    statuses: dict[str, Counter[int]] = {"bodies": Counter(), "bombs": Counter()}
+    with server("fake", "--no-store", *ROOM) as (_, port):
+        for _ in range(bodies):
+            path = chance.choice(list(good))
+            statuses["bodies"][_posted(port, path, _broken(chance, json.dumps(good[path]).encode()))] += 1
+        bomb = base64.b64encode(_image(20_000, 20_000)).decode()
+        for number in range(bombs):
+            path, name = (("/v1/jobs", "image"), ("/sdapi/v1/img2img", "init_images"))[number % 2]
+            body = {"prompt": "a cat", name: bomb if name == "image" else [bomb]}
+            statuses["bombs"][_posted(port, path, json.dumps(body).encode())] += 1
+        alive = ask(http.client.HTTPConnection("127.0.0.1", port, timeout=60), 1)[0] == 200
+    rows = []
+    for what, seen in statuses.items():
+        told = ", ".join(f"{count} × {status}" for status, count in sorted(seen.items()))
+        fine = not any(status >= 500 for status in seen) and (what == "bodies" or all(400 <= one < 500 for one in seen))
+        rows.append((f"{sum(seen.values()):,} broken {what}", told, "no 5xx, and the next is served", fine and alive))
+    return rows
+
+
+def _broken(chance: random.Random, body: bytes) -> bytes:
+    changed = bytearray(body)
+    for _ in range(chance.randint(1, 4)):
+        at = chance.randrange(len(changed))
+        match chance.randrange(4):
+            case 0:
+                changed[at] = chance.randrange(256)
+            case 1:
+                del changed[at : at + chance.randint(1, 8)]
+            case 2:
+                changed[at:at] = chance.choice((b"null", b"1e999", b"[" * 40, b'"\\ud800"', b"-1", b"{}", b"9" * 400))
+            case 3:
+                changed[at:at] = bytes(chance.randrange(256) for _ in range(chance.randint(1, 6)))
+        if not changed:
+            break
+    return bytes(changed)
+
+
+def _posted(port: int, path: str, body: bytes) -> int:
+    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=60)
+    connection.request("POST", path, body, {"Content-Type": "application/json"})
+    answer = connection.getresponse()
+    answer.read()
+    connection.close()
+    return answer.status
+
+
+def _image(width: int, height: int) -> bytes:
+    """A PNG of one grey, which is a few hundred kB at most."""
+    import struct
+    import zlib
+
+    def chunk(name: bytes, content: bytes) -> bytes:
+        return struct.pack(">I", len(content)) + name + content + struct.pack(">I", zlib.crc32(name + content))
+
+    rows = zlib.compress((b"\0" + b"\x80" * width) * height, 9)
+    head = struct.pack(">IIBBBBB", width, height, 8, 0, 0, 0, 0)
+    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", head) + chunk(b"IDAT", rows) + chunk(b"IEND", b"")
+
+
+def slow_clients(count: int = SLOW) -> Row:
+    """Clients that send half a head, half a body, or nothing, while others are served."""
+    import socket
+
+    beginnings = (b"", b"POST /v1/images/gen", b"POST /v1/images/generations HTTP/1.1\r\nHost: 127.0.0.1:%d\r\n"
+                  b"Content-Type: application/json\r\nContent-Length: 100\r\n\r\n{")  # fmt: skip
+    with server("fake", "--no-store", *ROOM) as (_, port):
+        held = []
+        for number in range(count):
+            held.append(socket.create_connection(("127.0.0.1", port), timeout=60))
+            start = beginnings[number % 3]
+            held[-1].sendall(start % port if b"%d" in start else start)
+        seconds = []
+        for seed in range(50):
+            status, _, spent = ask(http.client.HTTPConnection("127.0.0.1", port, timeout=60), seed)
+            seconds.append(spent if status == 200 else 60.0)
+        let_go = sum(_ended(one) for one in held)
+    slowest = max(seconds)
+    seen = f"{let_go} let go; 50 others served meanwhile, the slowest in {slowest * 1000:.0f} ms"
+    return (
+        f"{count} silent or half-sent requests",
+        seen,
+        "all let go, all others served",
+        let_go == count and slowest < 5,
+    )
+
+
+def _ended(connection: Any) -> bool:
+    """Whether the server ends it within its own limits."""
+    connection.settimeout(40)
+    try:
+        while connection.recv(4096):
+            pass
+        return True
+    except ConnectionError:
+        return True
+    except TimeoutError:
+        return False
+    finally:
+        connection.close()
 
 
 def beside_the_engine(images: int = 12, side: int = 256) -> list[Row]:
