@@ -43,11 +43,11 @@ def refused(done: Outcome, code: int) -> None:
 @pytest.mark.parametrize(
     ("code", "name"),
     [
-        (3, "model_index.json"),
+        (9, "model_index.json"),
         (9, "unet/config.json"),
         (9, "vae/config.json"),
         (9, "scheduler/scheduler_config.json"),
-        (3, "unet/diffusion_pytorch_model.safetensors"),
+        (9, "unet/diffusion_pytorch_model.safetensors"),
     ],
 )
 def test_a_pipe_in_a_models_folder_is_refused_at_once(code: int, name: str, capfd: pytest.CaptureFixture[str]) -> None:

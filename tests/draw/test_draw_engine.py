@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import gc
-import hashlib
 import itertools
 import shutil
 import statistics
@@ -109,15 +108,6 @@ def test_events_come_in_order_and_all_of_them_cross_a_process(tiny_folders: dict
     assert phases == ["import", "load", "encode", "encode", "denoise", "decode", "denoise", "decode"]
     done = seen[-1].environment
     assert done["threads"] == 1 and done["torch"] == torch.__version__ and done["device"] == "a CPU"
-
-
-def test_a_file_in_the_hubs_cache_is_known_by_its_hash(tmp_path: Path, tiny_folders: dict[str, Path]) -> None:
-    folder = Path(shutil.copytree(tiny_folders["sd15"], tmp_path / "snapshot"))
-    file = folder / "unet" / "diffusion_pytorch_model.safetensors"
-    blob = file.rename(tmp_path / hashlib.sha256(file.read_bytes()).hexdigest())
-    file.symlink_to(blob)
-    hashes = {event.component: event.sha256 for event in events_of(plan_for(folder, steps=1), Loaded)}
-    assert hashes == {"text_encoder": None, "unet": blob.name, "vae": None}
 
 
 def test_decoded_says_what_scheduler_it_was_drawn_with(tiny_folders: dict[str, Path]) -> None:
