@@ -61,7 +61,9 @@ def until(true: Callable[[], Any], seconds: float = 30) -> Any:
 @contextmanager
 def drawing(server: Any) -> Iterator[Ticket]:
     """While a long request of another client holds the queue up."""
-    plan = server.service.plan({"prompts": ("a dog",), "size": "1024x1024", "steps": "100", "num_images": "10"})
+    plan = server.service.plan(
+        {"prompts": ("a dog",), "size": "1024x1024", "steps": "100", "num_images": "32"}
+    )  # longer than any test
     ticket: Ticket = server.service.submit(plan, "another")
     until(lambda: ticket.state == "drawing")
     yield ticket

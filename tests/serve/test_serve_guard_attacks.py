@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import Serving
+from running import Serving
 
 from sdcli.serve.bounds import Bounds
 from sdcli.serve.connections import HeadLimits

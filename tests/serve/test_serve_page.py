@@ -170,6 +170,7 @@ def test_nothing_is_lost_when_the_page_is_loaded_again(serve: Serve, visit: Any)
     page.fill("#negative_prompt", "a bird")
     page.set_input_files("#file", files=[{"name": "a.png", "mimeType": "image/png", "buffer": png(80, 48)}])
     paint(page)
+    page.wait_for_function(IS_KEPT)
     page.reload()
     playwright.expect(page.locator("#gallery li")).not_to_have_count(0)
     playwright.expect(page.locator("#now .drawing .words")).to_contain_text("step")
@@ -435,6 +436,16 @@ def paint(page: Any) -> None:
     page.mouse.down()
     page.mouse.move(x + 8, y, steps=4)
     page.mouse.up()
+
+
+# The browser writes to its database beside everything else: a reload in the same moment would be faster.
+IS_KEPT = """() => new Promise((resolve) => {
+  const database = indexedDB.open("sdcli", 1);
+  database.onsuccess = () => {
+    const last = database.result.transaction("start").objectStore("start").get("last");
+    last.onsuccess = () => resolve(last.result?.strokes?.length > 0);
+  };
+})"""
 
 
 def asked_for(page: Any) -> dict[str, Any]:
