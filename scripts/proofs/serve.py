@@ -16,6 +16,7 @@ import sys
 import tempfile
 import threading
 import time
+import zlib
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -27,6 +28,8 @@ from typing import Any
 ROOT = Path(__file__).resolve().parents[2]
 if str(ROOT) not in sys.path:
     sys.path.insert(0, str(ROOT))
+
+from scripts.proofs.damaged import header, png  # noqa: E402
 
 NAME = "serve"
 CLAIM = (
@@ -194,7 +197,7 @@ def with_kills(kills: int) -> list[Row]:
 def nonsense(bodies: int = BODIES, bombs: int = BOMBS) -> list[Row]:
     """Bodies changed in a few bytes, and images whose pixels are far more than their bytes."""
     chance = random.Random(5)
-    image = base64.b64encode(_image(16, 16)).decode()
+    image = base64.b64encode(_image(16)).decode()
     good = {
         "/v1/images/generations": {"prompt": "a cat", "n": 1, "size": "64x64", "steps": 1, "seed": 5},
         "/v1/jobs": {"prompt": "a cat", "size": "64x64", "steps": 1, "image": image, "strength": 0.5},
@@ -207,7 +210,7 @@ def nonsense(bodies: int = BODIES, bombs: int = BOMBS) -> list[Row]:
         for _ in range(bodies):
             path = chance.choice(list(good))
             statuses["bodies"][_posted(port, path, _broken(chance, json.dumps(good[path]).encode()))] += 1
-        bomb = base64.b64encode(_image(20_000, 20_000)).decode()
+        bomb = base64.b64encode(_image(20_000)).decode()
         for number in range(bombs):
             path, name = (("/v1/jobs", "image"), ("/sdapi/v1/img2img", "init_images"))[number % 2]
             body = {"prompt": "a cat", name: bomb if name == "image" else [bomb]}
@@ -248,17 +251,10 @@ def _posted(port: int, path: str, body: bytes) -> int:
     return answer.status
 
 
-def _image(width: int, height: int) -> bytes:
-    """A PNG of one grey, which is a few hundred kB at most."""
-    import struct
-    import zlib
-
-    def chunk(name: bytes, content: bytes) -> bytes:
-        return struct.pack(">I", len(content)) + name + content + struct.pack(">I", zlib.crc32(name + content))
-
-    rows = zlib.compress((b"\0" + b"\x80" * width) * height, 9)
-    head = struct.pack(">IIBBBBB", width, height, 8, 0, 0, 0, 0)
-    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", head) + chunk(b"IDAT", rows) + chunk(b"IEND", b"")
+def _image(side: int) -> bytes:
+    """All black, and only the first rows of a large one: a hundred kB at most."""
+    rows = zlib.compress(bytes((side * 3 + 1) * min(side, 2_000)), 9)
+    return png(header(side, side), (b"IDAT", rows), (b"IEND", b""))
 
 
 def slow_clients(count: int = SLOW) -> Row:

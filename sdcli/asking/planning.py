@@ -159,20 +159,17 @@ def plan_again(planned: PlannedRun, typed: Mapping[str, Any], image: ImageSettin
     _check_sampler(before.request.sampler, model)
     model, _ = adapters.with_vae(before.request, model, added_folders())
     model = _with_beside(before.model, model)
-    plan = _planned(
-        make_plan, before.request, model, before.hardware, remembered(before.hardware), origins=before.origins,
-        jobs=before.jobs, version=__version__, adapters=before.setup.adapters, more=planned.later is not None,
-    )  # fmt: skip
-    more = tuple(warning for warning in before.warnings if warning not in plan.warnings)
-    return replace(planned, plan=replace(plan, warnings=(*plan.warnings, *more)))
+    return replace(planned, plan=_anew(before, model, before.hardware, more=planned.later is not None))
 
 
 def untried(plan: Plan) -> bool:
     """Whether `generate` would first try out something on this machine that decides on the plan."""
     hardware, request = plan.hardware, plan.request
-    asked = probing.question(hardware, plan.model, plan.jobs, request)
-    unknown = plan.fits and asked is not None and hardware.trial is None
-    return unknown or ("dtype" not in request.pins and probing.unprobed(hardware))
+    if "dtype" not in request.pins and probing.unprobed(hardware):
+        return True
+    # what there is to ask is counted last: most plans know the answer already
+    untold = plan.fits and hardware.trial is None
+    return untold and probing.question(hardware, plan.model, plan.jobs, request) is not None
 
 
 def try_out(plan: Plan) -> None:
@@ -191,12 +188,17 @@ def surveyed(plan: Plan, without_own: Callable[[Hardware], Hardware] = lambda ha
     request, model = plan.request, plan.model
     hardware, _ = _hardware(request, None)
     hardware = probing.remembered(without_own(hardware), probing.question(hardware, model, plan.jobs, request))
-    again = _planned(
-        make_plan, request, model, hardware, remembered(hardware), origins=plan.origins, jobs=plan.jobs,
-        version=__version__, adapters=plan.setup.adapters,
+    return _anew(plan, model, hardware)
+
+
+def _anew(before: Plan, model: Model, hardware: Hardware, *, more: bool = False) -> Plan:
+    """The same jobs, planned again, with what was warned of before."""
+    plan = _planned(
+        make_plan, before.request, model, hardware, remembered(hardware), origins=before.origins, jobs=before.jobs,
+        version=__version__, adapters=before.setup.adapters, more=more,
     )  # fmt: skip
-    more = tuple(warning for warning in plan.warnings if warning not in again.warnings)
-    return replace(again, warnings=(*again.warnings, *more))
+    warned = tuple(warning for warning in before.warnings if warning not in plan.warnings)
+    return replace(plan, warnings=(*plan.warnings, *warned))
 
 
 def _with_beside(before: Model, model: Model) -> Model:

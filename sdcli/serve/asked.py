@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import base64
-import binascii
 import re
 from collections.abc import Callable, Mapping
 from typing import Any
 
 from sdcli.near import near_text, nearest
 from sdcli.request.request import UPSCALERS
-from sdcli.serve.bodies import BadBody
+from sdcli.serve.bodies import BadBody, from_base64, in_data_url
 from sdcli.serve.openapi import setting
 from sdcli.terminal import show
 
@@ -24,7 +22,6 @@ SETTINGS = frozenset({
 IMAGES = ("image", "mask")
 NAMES = SETTINGS | {"prompt", "prompts", "seed", "lora", *IMAGES}
 _LORA = re.compile(r"[^<>:/\\]{1,200}(:-?\d{1,3}(\.\d{1,6})?)?")
-_DATA = re.compile(r"data:[a-z0-9.+/-]{0,60};base64,", re.ASCII | re.IGNORECASE)
 
 
 def values(body: Mapping[str, Any], upload: Callable[[bytes], str], given: dict[str, str]) -> dict[str, Any]:
@@ -109,10 +106,10 @@ def _seeds(name: str, value: Any) -> str:
 
 def image_in(name: str, value: Any) -> bytes:
     """The bytes of a data URL. Other URLs are never fetched."""
-    start = _DATA.match(value) if isinstance(value, str) else None
-    if start is None:
+    text = in_data_url(value) if isinstance(value, str) else None
+    if text is None:
         raise BadBody(f"{name} has to be an image as a data URL, data:image/png;base64,…", name)
-    try:
-        return base64.b64decode(value[start.end() :], validate=True)
-    except (binascii.Error, ValueError):
-        raise BadBody(f"{name} is no valid base64", name) from None
+    content = from_base64(text)
+    if content is None:
+        raise BadBody(f"{name} is no valid base64", name)
+    return content

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import base64
+import binascii
 import json
+import re
 from typing import Any
 
 DEEPEST = 16
+_DATA_URL = re.compile(r"data:[a-z0-9.+/-]{0,60};base64,", re.ASCII | re.IGNORECASE)
 
 
 class BadBody(ValueError):
@@ -57,3 +61,17 @@ def _check(value: Any, deeper: int) -> None:
         _check(item, deeper - 1)
     for name in value if isinstance(value, dict) else ():
         _check(name, deeper)
+
+
+def in_data_url(text: str) -> str | None:
+    """The base64 in a data URL; None of other text."""
+    start = _DATA_URL.match(text)
+    return text[start.end() :] if start else None
+
+
+def from_base64(text: str) -> bytes | None:
+    """None of what is no valid base64."""
+    try:
+        return base64.b64decode(text, validate=True)
+    except (binascii.Error, ValueError):
+        return None

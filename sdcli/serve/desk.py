@@ -80,7 +80,6 @@ class Desk(threading.Thread):
             message = "nobody waits for it any more: its time was over in the queue"
             return ticket.end("failed", DoesNotFit(message, hint="the same request with a longer timeout", late=True))
         ticket.state, ticket.drawn_since = "drawing", (began := time.monotonic())
-        ticket.waited = time.time() - ticket.created
         ticket.plan = preparing.settled(ticket.plan, self.worker)
         around = environment(ticket.plan.hardware)
         clock = partial(_since, began)
@@ -102,8 +101,6 @@ class Desk(threading.Thread):
             for event in store(self._events(ticket), ticket.destination, environment=around):
                 folding(event)
                 ticket.publish(event)
-        except Died as died:
-            return died.error
         except SdcliError as error:
             return error
         except Exception as error:

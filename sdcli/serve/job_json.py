@@ -172,7 +172,7 @@ def _left(service: Service, ticket: Ticket) -> float | None:
 def status(service: Service) -> dict[str, Any]:
     hardware = survey.choose(str(service.settings.typed.get("device", "auto")), survey.look())
     around = environment(hardware)
-    waiting, drawing = service.line.waiting(), service.desk.drawing
+    drawing = service.desk.drawing
     bounds = service.settings.bounds
     return {
         "version": __version__,
@@ -184,8 +184,8 @@ def status(service: Service) -> dict[str, Any]:
         "model": _name(service.default_model()),
         "holds": service.worker.holds,
         "queue": {
-            "drawing": None if drawing is None else drawing.id, "requests": len(waiting),
-            "images": sum(len(ticket.plan.jobs) for ticket in waiting), "most_images": service.line.room.images,
+            "drawing": None if drawing is None else drawing.id, "requests": len(service.line.waiting()),
+            "images": service.line.images, "most_images": service.line.room.images,
         },
         "drawn": service.drawn,
         "most": {

@@ -17,8 +17,9 @@ from starlette.routing import Route
 
 from sdcli import events
 from sdcli.errors import SdcliError
-from sdcli.serve import asked, job_json, job_schemas, openai, waiting
+from sdcli.serve import asked, job_json, job_schemas, waiting
 from sdcli.serve.bodies import BadBody, parsed
+from sdcli.serve.guard import client_of
 from sdcli.serve.line import Full
 from sdcli.serve.openai_errors import Conflict, refused
 from sdcli.serve.openai_fields import BadField
@@ -49,7 +50,7 @@ def routes(service: Service) -> list[Route]:
     async def submit(request: Request, given: Given) -> Response:
         """Ask for images. The answer says where in the queue they are."""
         content = await request.body()
-        body, client = parsed(content), openai.client(request)
+        body, client = parsed(content), client_of(request.scope)
         submitting = partial(asyncio.to_thread, submitted, service, body, given, client)
         ticket = await repeats.ticket(request, client, sha256(content).hexdigest(), False, submitting)
         location = {"Location": f"/v1/jobs/{ticket.id}"}
@@ -77,8 +78,7 @@ def routes(service: Service) -> list[Route]:
         """The events of a job as they happen, from the one after Last-Event-ID."""
         ticket, seen = _ticket(service, request), request.headers.get("last-event-id", "")
         after = int(seen) if seen.isascii() and seen.isdecimal() and len(seen) < 16 else 0
-        headers = {**_NO_STORE, "X-Accel-Buffering": "no"}
-        return StreamingResponse(stream(service, ticket, after), media_type="text/event-stream", headers=headers)
+        return StreamingResponse(stream(service, ticket, after), media_type="text/event-stream", headers=waiting.STREAM)
 
     @described(body=job_schemas.ASKED, answer=job_schemas.PLAN)
     async def plan(request: Request, given: Given) -> Response:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import threading
 import time
 from collections import OrderedDict, deque
@@ -9,6 +10,8 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 from sdcli.serve.ticket import Ticket
+
+UNKNOWN_WAIT, LONGEST_WAIT = 5, 120  # seconds
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -27,6 +30,11 @@ class Full(Exception):
     def __init__(self, message: str, seconds: float | None = None) -> None:
         super().__init__(message)
         self.seconds = seconds
+
+    @property
+    def retry_after(self) -> int:
+        """Seconds to stay away. Who is told of more than two minutes does not come again."""
+        return UNKNOWN_WAIT if self.seconds is None else max(1, min(math.ceil(self.seconds), LONGEST_WAIT))
 
 
 class Line:
@@ -87,6 +95,17 @@ class Line:
     def waiting(self) -> list[Ticket]:
         with self._changed:
             return list(self._all())
+
+    @property
+    def images(self) -> int:
+        """That wait."""
+        return _images(self.waiting())
+
+    @property
+    def full(self) -> bool:
+        """Whether not even one image finds a place."""
+        waiting = self.waiting()
+        return len(waiting) >= self.room.requests or _images(waiting) >= self.room.images
 
     def close(self) -> list[Ticket]:
         """No more tickets; those that still waited."""

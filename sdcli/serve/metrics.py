@@ -110,10 +110,9 @@ class Metrics:
         import psutil
 
         service = self.service
-        waiting = service.line.waiting()
         values: Mapping[str, tuple[str, str, float]] = {
-            "sdcli_queue_requests": ("gauge", "Requests that wait to be drawn.", len(waiting)),
-            "sdcli_queue_images": ("gauge", "Their images.", sum(len(ticket.plan.jobs) for ticket in waiting)),
+            "sdcli_queue_requests": ("gauge", "Requests that wait to be drawn.", len(service.line.waiting())),
+            "sdcli_queue_images": ("gauge", "Their images.", service.line.images),
             "sdcli_drawing": ("gauge", "Requests that are being drawn.", float(service.desk.drawing is not None)),
             "sdcli_ready": ("gauge", "1 once the default model is loaded.", float(service.ready is None)),
             "sdcli_worker_starts_total": ("counter", "Processes that were started to draw.", service.worker.starts),

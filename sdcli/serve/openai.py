@@ -17,10 +17,10 @@ from starlette.routing import Route
 from starlette.types import Receive, Scope, Send
 
 from sdcli.errors import ModelMissing, SdcliError
-from sdcli.near import near_text, nearest
 from sdcli.plan.plan import Plan
 from sdcli.serve import openai_answer, openai_fields, openai_files, waiting
 from sdcli.serve.bodies import BadBody, parsed
+from sdcli.serve.guard import client_of
 from sdcli.serve.line import Full
 from sdcli.serve.openai_answer import Answer, dumped
 from sdcli.serve.openai_errors import Conflict, refused
@@ -30,7 +30,6 @@ from sdcli.serve.openapi import described
 from sdcli.serve.repeats import PATIENCE, Repeats
 from sdcli.serve.service import Service
 from sdcli.serve.ticket import Ticket
-from sdcli.terminal import show
 
 LEFT = 499  # nobody is there to read it
 KINDS = ("application/json", "text/event-stream")
@@ -49,7 +48,6 @@ MODELS = {
     "type": "object", "required": ["object", "data"],
     "properties": {"object": {"const": "list"}, "data": {"type": "array", "items": MODEL}},
 }  # fmt: skip
-STREAM = {"Cache-Control": "no-store", "X-Accel-Buffering": "no"}
 _WRONG = (BadBody, SdcliError, Full, Conflict)
 
 
@@ -98,10 +96,10 @@ def routes(service: Service) -> list[Route]:
     @described(answer=MODEL)
     async def one_model(request: Request) -> Response:
         """One of them."""
-        name, known = request.path_params["name"], await asyncio.to_thread(service.models)
-        if name not in known:
-            near = near_text(nearest(name, known, 1))
-            error = ModelMissing(f"no model {show(name, 80)} on this server{near}", hint="GET /v1/models")
+        name = request.path_params["name"]
+        try:
+            await asyncio.to_thread(service.listed, name)
+        except ModelMissing as error:
             return refused(error)
         return _json(model(name))
 
@@ -156,12 +154,6 @@ def _previewed(plan: Plan, count: int) -> Plan:
     return replace(plan, request=replace(plan.request, preview_every=every))
 
 
-def client(request: Request) -> str:
-    """Whose key it is where keys are asked for, else where it comes from."""
-    known = request.scope.get("state", {}).get("client")
-    return str(known) if known else request.client.host if request.client else ""
-
-
 def _seconds(request: Request) -> float | None:
     """As long as the client says that it waits."""
     try:
@@ -175,7 +167,7 @@ def _seconds(request: Request) -> float | None:
 
 
 async def answered(service: Service, repeats: Repeats, request: Request, wish: Wish) -> Response:
-    who, seeded = client(request), wish.asked.seeded
+    who, seeded = client_of(request.scope), wish.asked.seeded
     seconds = None if wish.asked.stream else _seconds(request)  # who reads a stream waits as long as it goes on
 
     async def submit() -> Ticket:
@@ -194,7 +186,7 @@ async def answered(service: Service, repeats: Repeats, request: Request, wish: W
         events = openai_answer.stream(answer, wish.kind, asyncio.to_thread)
         return Streamed(events, lambda: repeats.leave(ticket, patience))
     try:
-        there = await waiting.over_first(ticket, request)
+        there = await waiting.until_over(ticket, request)
     finally:
         repeats.leave(ticket, patience)
     if not there:
@@ -212,7 +204,7 @@ class Streamed(StreamingResponse):
     """`left` is called when it ends, also where it ends before its first event."""
 
     def __init__(self, events: AsyncIterator[bytes], left: Callable[[], None]) -> None:
-        super().__init__(events, media_type="text/event-stream", headers=STREAM)
+        super().__init__(events, media_type="text/event-stream", headers=waiting.STREAM)
         self._left = left
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import base64
-import io
 import json
 import time
 from collections import Counter
@@ -13,6 +12,7 @@ from typing import Any
 
 from sdcli.errors import Bug
 from sdcli.events import Event, Preview, Saved, Step, Warned
+from sdcli.record.encode import saved
 from sdcli.serve import results, waiting
 from sdcli.serve.openai_errors import described, in_fields
 from sdcli.serve.openai_fields import Asked
@@ -148,9 +148,6 @@ def _enlarged(preview: Preview, width: int, height: int, format: str) -> bytes:
 
     small = Image.frombytes("RGB", (preview.width, preview.height), preview.pixels)
     image = small.resize((width, height), Image.Resampling.BICUBIC)
-    buffer = io.BytesIO()
     if format == "png":
-        image.save(buffer, "PNG", compress_level=1)
-    else:
-        image.save(buffer, "JPEG" if format == "jpg" else "WEBP", quality=PREVIEW_QUALITY)
-    return buffer.getvalue()
+        return saved(image, "PNG", compress_level=1)
+    return saved(image, "JPEG" if format == "jpg" else "WEBP", quality=PREVIEW_QUALITY)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -14,10 +13,8 @@ from starlette.responses import Response
 from sdcli.errors import SdcliError
 from sdcli.request.options import OPTIONS, flag_of
 from sdcli.serve.bodies import BadBody
-from sdcli.serve.line import Full
+from sdcli.serve.line import UNKNOWN_WAIT, Full
 
-MOST_SECONDS = 120  # the client gives up at once where it is told to wait longer
-SOON = 5  # seconds, where nothing was measured
 # status, type, whether the same request may do better later
 _OF_ERRORS: dict[str, tuple[int, str, bool]] = {
     "usage": (400, "invalid_request_error", False),
@@ -31,6 +28,7 @@ _OF_ERRORS: dict[str, tuple[int, str, bool]] = {
     "terminated": (503, "server_error", True),
     "device": (503, "server_error", False),
 }
+STATUSES = {kind: status for kind, (status, _, _) in _OF_ERRORS.items()}
 _BROKEN = (500, "server_error", False)
 _LATE = (504, "server_error", False)
 _FIELDS = {flag_of(option.field): option.field for option in OPTIONS if option.flags}
@@ -83,8 +81,7 @@ def _code(error: Exception) -> str:
 
 
 def _seconds(error: Exception) -> int:
-    seconds = error.seconds if isinstance(error, Full) else None
-    return SOON if seconds is None else max(1, min(math.ceil(seconds), MOST_SECONDS))
+    return error.retry_after if isinstance(error, Full) else UNKNOWN_WAIT
 
 
 def _param(error: Exception, given: Mapping[str, str]) -> str | None:

@@ -13,9 +13,9 @@ from sdcli.request.options import OPTIONS
 from sdcli.request.prompt import lora_tag
 from sdcli.request.request import LARGEST_SEED, UPSCALERS
 from sdcli.serve.bodies import BadBody
+from sdcli.serve.bounds import PROMPT
 from sdcli.terminal import show
 
-LONGEST_PROMPT = 8_000
 MOST_IMAGES = 10
 MOST_PARTIAL = 3
 FORMATS = {"png": "png", "jpeg": "jpg", "jpg": "jpg", "webp": "webp"}  # its names, and sdcli's
@@ -81,7 +81,7 @@ def _own(name: str, kind: str, *also: str, **more: Any) -> Field:
 _SIZE = re.compile(r"^(auto|[1-9][0-9]{0,4}[xX][1-9][0-9]{0,4})$", re.ASCII)
 
 FIELDS = (
-    Field(name="prompt", kind="text", longest=LONGEST_PROMPT, null=False, about="What to draw."),
+    Field(name="prompt", kind="text", longest=PROMPT, null=False, about="What to draw."),
     Field(name="model", kind="text", setting="model", about="One of GET /v1/models."),
     Field(name="n", kind="integer", also=("num_images",), within=(1, MOST_IMAGES), about="Images; seeds count up."),
     Field(name="size", kind="size", setting="size", about="WIDTHxHEIGHT or auto."),
@@ -94,7 +94,7 @@ FIELDS = (
     Field(name="step_events", kind="switch", about="Also tell of each step in a stream, as sdcli.step."),
     Field(name="seed", kind="integer", setting="seeds", also=("seeds",), within=(-1, LARGEST_SEED),
           about="Random if absent, null or -1; the answer says which."),
-    _own("negative_prompt", "text", longest=LONGEST_PROMPT),
+    _own("negative_prompt", "text", longest=PROMPT),
     _own("steps", "integer", "num_inference_steps", "step"),
     _own("guidance", "number", "guidance_scale", "cfg_scale", "true_cfg_scale"),
     _own("sampler", "text", "sampler_name"),

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import base64
-import binascii
-import io
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -17,12 +14,13 @@ from starlette.requests import Request
 
 from sdcli.errors import BadFile
 from sdcli.images import canvas, read
+from sdcli.record.encode import saved
+from sdcli.serve.bodies import from_base64, in_data_url
 from sdcli.serve.openai_fields import MOST_IMAGES, REFUSED, Asked, BadField, refused_field
 from sdcli.terminal import show
 
 MOST_FIELDS, MOST_FILES = 128, 16
 _IMAGE_PARTS = {"image": "image", "image[]": "image", "mask": "mask"}
-_DATA = re.compile(r"data:[a-z0-9.+/-]{0,60};base64,", re.ASCII | re.IGNORECASE)
 
 Upload = Callable[[bytes], str]
 
@@ -122,11 +120,11 @@ def _from_base64(text: str) -> bytes:
         raise BadField(
             "control: no URL is fetched; the image has to be there as base64", "control", "url_images_disabled"
         )
-    start = _DATA.match(text)
-    try:
-        return base64.b64decode(text[start.end() if start else 0 :], validate=True)
-    except (binascii.Error, ValueError):
-        raise BadField("control: the image is no valid base64", "control") from None
+    inside = in_data_url(text)
+    content = from_base64(text if inside is None else inside)
+    if content is None:
+        raise BadField("control: the image is no valid base64", "control")
+    return content
 
 
 def _white_where_clear(mask: str, image: str) -> bytes:
@@ -140,6 +138,4 @@ def _white_where_clear(mask: str, image: str) -> bytes:
     alpha = read.layers(marks).alpha
     if alpha is None or alpha.getextrema()[0] > 255 - canvas.HALF:
         raise BadField("mask: nothing is transparent in it; what is to be repainted has to be", "mask")
-    buffer = io.BytesIO()
-    ImageOps.invert(alpha).save(buffer, "PNG")
-    return buffer.getvalue()
+    return saved(ImageOps.invert(alpha), "PNG")

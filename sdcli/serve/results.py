@@ -57,7 +57,6 @@ def _headers(ticket: Ticket, drawn: Drawn) -> dict[str, str]:
         "Cache-Control": "private, max-age=86400, immutable",
         "Content-Disposition": f'inline; filename="{name}"',
         "Content-Security-Policy": "default-src 'none'; sandbox",
-        "X-Content-Type-Options": "nosniff",
     }
 
 

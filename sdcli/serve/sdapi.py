@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import asyncio
-import math
 import re
 import threading
 from collections.abc import Callable, Mapping
-from functools import partial
+from functools import partial, wraps
 from typing import Any
 
 from starlette.requests import Request
@@ -20,8 +19,9 @@ from sdcli.record.encode import saved
 from sdcli.request.options import flag_of
 from sdcli.serve import sdapi_answers, sdapi_controls, sdapi_fields, sdapi_lists, waiting
 from sdcli.serve.bodies import BadBody, parsed
+from sdcli.serve.guard import client_of
 from sdcli.serve.line import Full
-from sdcli.serve.openai import client
+from sdcli.serve.openai_errors import STATUSES
 from sdcli.serve.sdapi_body import Body, content_of
 from sdcli.serve.sdapi_extras import Extras
 from sdcli.serve.sdapi_names import Names
@@ -32,7 +32,6 @@ from sdcli.serve.ticket import Ticket
 Settings = Callable[[Body, Service, Names], dict[str, Any]]
 Made = Callable[[Body, threading.Event], Any]
 Answer = Callable[[Request], Any]
-RETRY_SECONDS, LONGEST_RETRY = 5, 120
 
 TEXT, IMAGE = sdapi_fields.text_to_image, sdapi_fields.image_to_image
 _DRAWN: dict[str, Settings] = {
@@ -61,24 +60,33 @@ def routes(service: Service) -> list[Route]:
         "/sdapi/v1/options": _shows(options), "/sdapi/v1/progress": _progress(service),
     }  # fmt: skip
     return [
-        *(Route(path, answer, methods=["POST"]) for path, answer in posted.items()),
-        *(Route(path, answer, methods=["GET"]) for path, answer in got.items()),
+        *(Route(path, _refusing(answer), methods=["POST"]) for path, answer in posted.items()),
+        *(Route(path, _refusing(answer), methods=["GET"]) for path, answer in got.items()),
     ]
+
+
+def _refusing(answering: Answer) -> Answer:
+    @wraps(answering)
+    async def answer(request: Request) -> Response:
+        try:
+            response: Response = await answering(request)
+            return response
+        except (BadBody, SdcliError, Full) as error:
+            return refused(error)
+
+    return answer
 
 
 def _draws(service: Service, names: Names, options: Options, settings: Settings) -> Answer:
     async def draw(request: Request) -> Response:
         content = await request.body()
-        try:
-            body, ticket = await asyncio.to_thread(
-                _submitted, content, client(request), service, names, options, settings
-            )
-        except (BadBody, SdcliError, Full) as error:
-            return refused(error)
+        body, ticket = await asyncio.to_thread(
+            _submitted, content, client_of(request.scope), service, names, options, settings
+        )
         if not await waiting.over(ticket, request, service):
             return Response(status_code=499)
         if (failed := _failed(ticket)) is not None:
-            return refused(failed)
+            raise failed
         return JSONResponse(await asyncio.to_thread(sdapi_answers.drawn, ticket, body))
 
     return draw
@@ -105,12 +113,9 @@ def _makes(make: Made) -> Answer:
     async def answer(request: Request) -> Response:
         content, left = await request.body(), threading.Event()
         making = asyncio.create_task(asyncio.to_thread(lambda: make(Body(parsed(content)), left)))
-        try:
-            if not await waiting.done(making, request):
-                left.set()
-            return JSONResponse(await making)
-        except (BadBody, SdcliError, Full) as error:
-            return refused(error)
+        if not await waiting.done(making, request):
+            left.set()
+        return JSONResponse(await making)
 
     return answer
 
@@ -137,20 +142,14 @@ def _detected(service: Service, body: Body, left: threading.Event) -> dict[str, 
 
 def _lists(names: Names, listed: sdapi_lists.Listed) -> Answer:
     async def answer(request: Request) -> Response:
-        try:
-            return JSONResponse(await asyncio.to_thread(listed, names))
-        except SdcliError as error:
-            return refused(error)
+        return JSONResponse(await asyncio.to_thread(listed, names))
 
     return answer
 
 
 def _shows(options: Options) -> Answer:
     async def show_options(request: Request) -> Response:
-        try:
-            return JSONResponse(await asyncio.to_thread(options.shown, client(request)))
-        except SdcliError as error:
-            return refused(error)
+        return JSONResponse(await asyncio.to_thread(options.shown, client_of(request.scope)))
 
     return show_options
 
@@ -158,10 +157,7 @@ def _shows(options: Options) -> Answer:
 def _changes(options: Options) -> Answer:
     async def change(request: Request) -> Response:
         content = await request.body()
-        try:
-            await asyncio.to_thread(lambda: options.change(client(request), parsed(content)))
-        except (BadBody, SdcliError) as error:
-            return refused(error)
+        await asyncio.to_thread(lambda: options.change(client_of(request.scope), parsed(content)))
         return JSONResponse(None)
 
     return change
@@ -171,7 +167,7 @@ def _progress(service: Service) -> Answer:
     """Of what this client waits for; else how far another's is, without what it looks like."""
 
     async def progress(request: Request) -> Response:
-        own = service.of_client(client(request))
+        own = service.of_client(client_of(request.scope))
         ticket = next((one for one in own if one.state == "drawing"), own[0] if own else service.desk.drawing)
         hidden = request.query_params.get("skip_current_image", "").casefold() in ("true", "1")
         answer = await asyncio.to_thread(sdapi_answers.progress, ticket, bool(own) and not hidden)
@@ -182,7 +178,7 @@ def _progress(service: Service) -> Answer:
 
 def _interrupts(service: Service) -> Answer:
     async def interrupt(request: Request) -> Response:
-        for ticket in service.of_client(client(request)):
+        for ticket in service.of_client(client_of(request.scope)):
             service.cancel(ticket)
         return JSONResponse({})
 
@@ -193,9 +189,9 @@ def _skips(service: Service) -> Answer:
     """The image that is being drawn, where no other follows it."""
 
     async def skip(request: Request) -> Response:
-        for ticket in service.of_client(client(request)):
+        for ticket in service.of_client(client_of(request.scope)):
             if ticket.state == "drawing" and len(ticket.plan.jobs) - len(ticket.images) > 1:
-                return refused(BadBody("an image with others after it is not skipped; POST /sdapi/v1/interrupt"))
+                raise BadBody("an image with others after it is not skipped; POST /sdapi/v1/interrupt")
             if ticket.state == "drawing":
                 service.cancel(ticket)
         return JSONResponse(None)
@@ -213,17 +209,13 @@ def _refreshes(service: Service) -> Answer:
 
 # --- errors
 
-_STATUS = {
-    "usage": 422, "model_missing": 404, "offline": 404, "gated": 404, "does_not_fit": 400, "bad_file": 400,
-    "unsafe": 400, "device": 503, "terminated": 503, "interrupted": 409,
-}  # fmt: skip
+_STATUS = {**STATUSES, "usage": 422}  # as A1111 has it
 
 
 def refused(error: Exception) -> Response:
     """As A1111 answers errors, with the names of its own fields."""
     if isinstance(error, Full):
-        seconds = RETRY_SECONDS if error.seconds is None else min(max(math.ceil(error.seconds), 1), LONGEST_RETRY)
-        return JSONResponse(_error("queue_full", str(error)), 429, {"Retry-After": str(seconds)})
+        return JSONResponse(_error("queue_full", str(error)), 429, {"Retry-After": str(error.retry_after)})
     if isinstance(error, BadBody):
         return JSONResponse(_error("usage", str(error)), 422)
     assert isinstance(error, SdcliError)

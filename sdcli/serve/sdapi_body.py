@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import base64
-import binascii
 import math
 import re
 from collections.abc import Collection, Mapping
 from typing import Any
 
-from sdcli.serve.bodies import BadBody
+from sdcli.serve.bodies import BadBody, from_base64
 from sdcli.terminal import show
 
 
@@ -103,10 +101,10 @@ def content_of(value: Any, name: str) -> bytes:
     elif re.match(r"\s*[A-Za-z][A-Za-z0-9+.-]{0,20}://", value):
         raise BadBody(f"{name}: an image is sent in base64; no URL is fetched", name)
     plain = "".join(value.split())
-    try:
-        return base64.b64decode(plain + "=" * (-len(plain) % 4), validate=True)
-    except (binascii.Error, ValueError):
-        raise BadBody(f"{name}: not valid base64", name) from None
+    content = from_base64(plain + "=" * (-len(plain) % 4))
+    if content is None:
+        raise BadBody(f"{name}: not valid base64", name)
+    return content
 
 
 def typed(number: float) -> str:

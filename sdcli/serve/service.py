@@ -174,15 +174,20 @@ class Service:
         values, _ = config.resolve(planning.read_sources(flags), family={}, model={})
         return str(values.get("model") or planning.default_model())
 
-    def _typed_model(self, name: str) -> str:
-        """What -m would be: never a path out of a request, only names of what was found here."""
+    def listed(self, name: str) -> Entry:
+        """The model of that name; ModelMissing where a request may name none such."""
         known = self.models()
-        if name == self.default_model():
-            return name
         if name not in known:
             near = near_text(nearest(name, known, 1))
             raise ModelMissing(f"no model {show(name, 80)} on this server{near}", hint="GET /v1/models")
-        return known[name].path if known[name].source == "folder" else name
+        return known[name]
+
+    def _typed_model(self, name: str) -> str:
+        """What -m would be: never a path out of a request, only names of what was found here."""
+        if name == self.default_model():  # most requests: the disk need not be looked through
+            return name
+        found = self.listed(name)
+        return found.path if found.source == "folder" else name
 
     def stop(self, grace: float) -> None:
         """Refuses what comes, draws on what is begun for as long as `grace` allows, and ends the worker."""
@@ -220,8 +225,7 @@ class Service:
         """Why a request would not be drawn now; None if it would."""
         if self.closing:
             return "the server is shutting down"
-        room, waiting = self.settings.room, self.line.waiting()
-        if len(waiting) >= room.requests or sum(len(ticket.plan.jobs) for ticket in waiting) >= room.images:
+        if self.line.full:
             return "the queue is full"
         return self._unready
 

@@ -58,7 +58,6 @@ class Ticket:
     over_since: float | None = None
     state: str = "queued"  # queued | drawing | done | failed | cancelled
     error: SdcliError | None = None
-    waited: float | None = None  # seconds in the queue, once it is drawn
     images: list[Drawn] = field(default_factory=list)
     step: tuple[int, int] = (0, 0)  # of the image that is being drawn, and of how many
     preview: events.Preview | None = None
@@ -115,6 +114,11 @@ class Ticket:
             for listener in self._listeners:
                 listener(self._count, None)
             self._listeners.clear()
+
+    @property
+    def waited(self) -> float | None:
+        """Seconds in the queue, once it is drawn."""
+        return None if self.drawn_since is None else self.drawn_since - self.waiting_since
 
     @property
     def seconds(self) -> float | None:

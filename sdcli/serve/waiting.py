@@ -13,6 +13,7 @@ from sdcli.serve.service import Service
 from sdcli.serve.ticket import Ticket
 
 Numbered = tuple[int, Event]
+STREAM = {"Cache-Control": "no-store", "X-Accel-Buffering": "no"}  # headers of events as they come
 MOST_WAITING = 20  # events that a slow reader has not taken; it then misses previews
 
 
@@ -45,22 +46,19 @@ async def happening(ticket: Ticket, after: int = 0, pause: float | None = None) 
 
 async def over(ticket: Ticket, request: Request, service: Service) -> bool:
     """Waits for its end. A client that leaves takes its request along: False."""
-    if await over_first(ticket, request):
+    if await until_over(ticket, request):
         return True
     service.cancel(ticket)
     return False
 
 
-async def over_first(ticket: Ticket, request: Request) -> bool:
+async def until_over(ticket: Ticket, request: Request) -> bool:
     """Whether it is over before the client leaves."""
     ended = asyncio.create_task(_end(ticket))
-    left = asyncio.create_task(_left(request))
     try:
-        await asyncio.wait({ended, left}, return_when=asyncio.FIRST_COMPLETED)
-        return ended.done()
+        return await done(ended, request)
     finally:
         ended.cancel()
-        left.cancel()
 
 
 async def done(work: asyncio.Task[Any], request: Request) -> bool:

@@ -104,16 +104,15 @@ class Worker:
     @property
     def holds(self) -> str | None:
         """The model that it keeps for the next plan."""
-        return self._held if self.process is not None and self.process.poll() is None else None
+        return self._held if self._alive() else None
 
     def resident(self) -> int:
         """Bytes of the process; 0 where there is none."""
         import psutil
 
-        if self.process is None or self.process.poll() is not None:
-            return 0
+        process = self._alive()
         with contextlib.suppress(psutil.Error):
-            return int(psutil.Process(self.process.pid).memory_info().rss)
+            return int(psutil.Process(process.pid).memory_info().rss) if process else 0
         return 0
 
     @property
@@ -122,9 +121,9 @@ class Worker:
         return None if self._drawing is None else time.monotonic() - self._heard
 
     def kill(self, because: str = "") -> None:
-        if self.process is not None and self.process.poll() is None:
+        if process := self._alive():
             self._because = because
-            self.process.kill()
+            process.kill()
 
     def close(self) -> None:
         """Ends the process, by force where it does not end by itself."""
@@ -151,9 +150,13 @@ class Worker:
 
     # --- the process
 
+    def _alive(self) -> subprocess.Popen[bytes] | None:
+        process = self.process
+        return process if process is not None and process.poll() is None else None
+
     def _running(self) -> subprocess.Popen[bytes]:
-        if self.process is not None and self.process.poll() is None:
-            return self.process
+        if process := self._alive():
+            return process
         self.close()
         self._stderr = tempfile.TemporaryFile()  # noqa: SIM115 - open as long as the process
         self.process = subprocess.Popen(
@@ -198,11 +201,8 @@ class Worker:
         code = process.wait()
         because = because or self._because
         if code == KILLED and not because:
-            return Died(
-                OutOfMemory(
-                    "the process that draws was killed, most likely because memory ran out", hint="sdcli doctor"
-                )
-            )
+            message = "the process that draws was killed, most likely because memory ran out"
+            return Died(OutOfMemory(message, hint="sdcli doctor"))
         return Died(Bug(f"the process that draws ended: {because or self._last_words() or f'exit code {code}'}"))
 
     def _last_words(self) -> str:
