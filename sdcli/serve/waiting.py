@@ -10,24 +10,29 @@ from starlette.requests import Request
 
 from sdcli.events import Event, Preview
 from sdcli.serve.service import Service
-from sdcli.serve.ticket import Ticket
+from sdcli.serve.ticket import MOST_PREVIEWS, Ticket
 
 Numbered = tuple[int, Event]
 STREAM = {"Cache-Control": "no-store", "X-Accel-Buffering": "no"}  # headers of events as they come
-MOST_WAITING = 20  # events that a slow reader has not taken; it then misses previews
 
 
 async def happening(ticket: Ticket, after: int = 0, pause: float | None = None) -> AsyncIterator[Numbered | None]:
-    """Events with their numbers until it is over; None where nothing happened for `pause` seconds."""
+    """Events with their numbers until it is over; None where nothing happened for `pause` seconds. A slow reader
+    misses previews."""
     loop = asyncio.get_running_loop()
     arrived: asyncio.Queue[tuple[int, Event | None]] = asyncio.Queue()
+    previews = 0  # that it has not taken
 
     def arrive(number: int, event: Event | None) -> None:
         loop.call_soon_threadsafe(put, number, event)
 
     def put(number: int, event: Event | None) -> None:
-        if not isinstance(event, Preview) or arrived.qsize() < MOST_WAITING:
-            arrived.put_nowait((number, event))
+        nonlocal previews
+        if isinstance(event, Preview):
+            if previews == MOST_PREVIEWS:
+                return
+            previews += 1
+        arrived.put_nowait((number, event))
 
     stop = ticket.listen(arrive, after)
     try:
@@ -39,6 +44,7 @@ async def happening(ticket: Ticket, after: int = 0, pause: float | None = None) 
                 continue
             if event is None:
                 return
+            previews -= isinstance(event, Preview)
             yield number, event
     finally:
         stop()
