@@ -16,7 +16,7 @@ from sdcli.request.request import Job
 from sdcli.serve.bounds import PROMPT
 from sdcli.serve.openai_errors import described
 from sdcli.serve.results import url_of
-from sdcli.serve.service import Service
+from sdcli.serve.service import Service, belongs
 from sdcli.serve.ticket import Drawn, Ticket
 
 PREVIEW_QUALITY = 85  # of 100
@@ -169,7 +169,8 @@ def _left(service: Service, ticket: Ticket) -> float | None:
 # --- the server
 
 
-def status(service: Service) -> dict[str, Any]:
+def status(service: Service, key: str) -> dict[str, Any]:
+    """The job that is drawn is named to whoever may look at it."""
     hardware = survey.choose(str(service.settings.typed.get("device", "auto")), survey.look())
     around = environment(hardware)
     drawing = service.desk.drawing
@@ -184,8 +185,9 @@ def status(service: Service) -> dict[str, Any]:
         "model": _name(service.default_model()),
         "holds": service.worker.holds,
         "queue": {
-            "drawing": None if drawing is None else drawing.id, "requests": len(service.line.waiting()),
-            "images": service.line.images, "most_images": service.line.room.images,
+            "drawing": drawing.id if drawing is not None and belongs(drawing, key) else None,
+            "requests": len(service.line.waiting()), "images": service.line.images,
+            "most_images": service.line.room.images,
         },
         "drawn": service.drawn,
         "most": {

@@ -147,6 +147,11 @@ class Service:
         with self._lock:
             return [ticket for ticket in self.tickets.values() if ticket.client == client and not ticket.over]
 
+    def seen_with(self, key: str) -> list[Ticket]:
+        """What a key may look at and end, oldest first: what was asked for with it. Without keys: everything."""
+        with self._lock:
+            return [ticket for ticket in self.tickets.values() if belongs(ticket, key)]
+
     def models(self) -> dict[str, Entry]:
         """The models that a request may name: what is on this machine and draws from a prompt alone, by name."""
         found = reversed(self.entries())
@@ -273,3 +278,7 @@ class Service:
             ticket = self.tickets.pop(key)
             for image in ticket.images if self._away is not None else ():
                 Path(image.path).unlink(missing_ok=True)
+
+
+def belongs(ticket: Ticket, key: str) -> bool:
+    return not key or ticket.client == key
