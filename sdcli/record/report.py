@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from sdcli import __version__, events, schema
-from sdcli.errors import ImagesFailed, Interrupted, SdcliError, Terminated
+from sdcli.errors import Cancelled, ImagesFailed, Interrupted, SdcliError, Terminated
 from sdcli.events import Event
 from sdcli.files import REAL, Files, cannot_write, replace_whole
 from sdcli.plan.plan import Plan, PlanWarning
@@ -99,7 +99,7 @@ class Report:
     version: str = ""
     run: str
     folder: str | None = None
-    status: str  # done | partial | failed | interrupted
+    status: str  # done | partial | failed | interrupted | cancelled
     exit_code: int
     error: Mapping[str, Any] | None = None
     started: str
@@ -493,6 +493,8 @@ def _larger(one: int | None, other: int | None) -> int | None:
 
 
 def _status(images: Sequence[Image], stopped: SdcliError | None) -> str:
+    if isinstance(stopped, Cancelled):
+        return "cancelled"
     if isinstance(stopped, (Interrupted, Terminated)):
         return "interrupted"
     if stopped is None and all(image.status == "saved" for image in images):

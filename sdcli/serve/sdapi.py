@@ -13,7 +13,7 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
-from sdcli.errors import Interrupted, SdcliError
+from sdcli.errors import Cancelled, SdcliError
 from sdcli.images import control, read
 from sdcli.record.encode import saved
 from sdcli.request.options import flag_of
@@ -106,7 +106,7 @@ def _failed(ticket: Ticket) -> SdcliError | None:
     """Why there is nothing to answer. Of what was interrupted, what is finished is the answer."""
     whole = len(ticket.images) == len(ticket.plan.jobs)
     kept = bool(ticket.images) and ticket.state == "cancelled"
-    return None if whole or kept else ticket.error or Interrupted("cancelled")
+    return None if whole or kept else ticket.error or Cancelled("cancelled")
 
 
 def _makes(make: Made) -> Answer:

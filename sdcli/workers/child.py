@@ -17,7 +17,7 @@ from collections.abc import Generator, Iterator
 from typing import IO, Any
 
 from sdcli import events, schema
-from sdcli.errors import Bug, Interrupted, SdcliError
+from sdcli.errors import Bug, Cancelled, SdcliError
 from sdcli.events import Event
 from sdcli.plan.plan import Plan
 from sdcli.plan.upscaling import UpscalePlan
@@ -78,7 +78,7 @@ def _draw(drawing: Any, order: dict[str, Any], orders: Orders, answers: IO[bytes
             answers.flush()
             if orders.cancelled(order["draw"]):
                 happening.close()
-                return Interrupted("cancelled")
+                return Cancelled("cancelled")
     except SdcliError as error:
         return error
     except Exception as error:

@@ -223,7 +223,7 @@ def test_a_job_is_cancelled_wherever_it_is_and_as_often_as_one_likes(serve: Serv
         status, _, content = call(server, "POST", f"/v1/jobs/{job}/cancel")
         assert status == 200 and json.loads(content)["id"] == job
     over = until(server, drawing, lambda job: job["status"] == "cancelled")
-    assert len(over["images"]) < 16 and over["error"]["code"] == "interrupted"
+    assert len(over["images"]) < 16 and over["error"]["code"] == "cancelled"
     assert get(server, f"/v1/jobs/{queued}")["status"] == "cancelled"
     done = finished(server, submit(server, {"prompt": "a cat", "size": "64x64", "steps": 1})["id"])
     assert done["status"] == "done"
