@@ -85,6 +85,7 @@ class Desk(threading.Thread):
         clock = partial(_since, began)
         folding = Folding(started=runs.now(), run=ticket.destination.run, clock=clock, environment=around)
         error = self._drain(ticket, folding, around)
+        folding.beside = self.worker.beside
         finished = folding.report(error)
         with contextlib.suppress(CannotWrite):
             if ticket.destination.records.exists():

@@ -394,10 +394,10 @@ def test_a_full_queue_says_when_to_come_again(serve: Serve) -> None:
 def test_the_status_names_device_model_and_queue(serve: Serve) -> None:
     server = serve()
     before = get(server, "/v1/status")
-    assert (before["holds"], before["queue"]["requests"], before["drawn"]) == (None, 0, 0)
+    assert (before["holds"], before["queue"]["requests"], before["drawn"]) == ([], 0, 0)
     finished(server, submit(server, {"prompt": "a cat", "size": "64x64", "steps": 1})["id"])
     after = get(server, "/v1/status")
-    assert (after["holds"], after["model"], after["device"]["kind"]) == ("builtin", "builtin", "cpu")
+    assert (after["holds"], after["model"], after["device"]["kind"]) == (["builtin"], "builtin", "cpu")
     assert after["drawn"] == 1 and "Euler" in after["samplers"] and after["versions"]["torch"]
 
 
