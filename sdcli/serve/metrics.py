@@ -91,7 +91,10 @@ class Metrics:
         self.steps = Counter("sdcli_steps_total", "Denoising steps.")
         self.denoising = Counter("sdcli_denoise_seconds_total", "Seconds that they took.")
         self.loads = Counter("sdcli_model_loads_total", "Requests that a model was loaded for.")
-        self.peaks = Highest("sdcli_device_peak_bytes", "The most device memory that a request took, as measured.")
+        self.peaks = Highest(
+            "sdcli_device_peak_bytes",
+            "The most device memory while one was drawn, as measured, other models that stayed loaded included.",
+        )
         service.watch(self.over)
 
     def told(self, asked: Asked) -> None:
