@@ -93,9 +93,8 @@ class Models:
             if (engine := self._engines.pop(name, None)) is not None:
                 engine.close()
 
-    def _unless_crowded(
-        self, plan: Plan, batches: Sequence[Batch], there: set[int]
-    ) -> Generator[Event, None, bool]:  # fmt: skip
+    def _unless_crowded(self, plan: Plan, batches: Sequence[Batch], there: set[int]) -> Generator[Event, None, bool]:
+        """Whether memory ran out beside other models; the images that are `there` by then count."""
         happening = self._engine(plan).run(plan, batches)
         with contextlib.closing(happening):  # type: ignore[type-var]  # a generator, as every engine's is
             try:
