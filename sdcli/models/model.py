@@ -17,6 +17,7 @@ NETS = ("controlnet_union", "controlnet", "t2i_adapter")
 REFINER = "refiner_"  # begins the names of a refiner's components among those of its base
 
 
+@cache
 def net_kind(component: str) -> str | None:
     """Which kind of net a component is, if it is one: controlnet_2 is a controlnet."""
     return next((kind for kind in NETS if component == kind or component.startswith(f"{kind}_")), None)

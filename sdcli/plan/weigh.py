@@ -15,6 +15,7 @@ from sdcli.plan.techniques.technique import gib
 from sdcli.plan.upscaler_tile import settled
 
 BY_NAME = tuple(sorted(TECHNIQUES, key=lambda technique: technique.slot))  # the order in TECHNIQUES must not matter
+LOSSY = tuple(technique for technique in TECHNIQUES if technique.lossy)
 MOST_ALTERNATIVES = 32
 MUCH_SMALLER = 0.97  # a row of the table saves at least this much over a faster one
 
@@ -54,14 +55,14 @@ def weigh(setup: Setup, forecast: Forecast, limits: Budget, fastest: float) -> W
         host=host,
         slowdown=round(forecast.seconds(setup) / fastest, 3),
         over=(max(0, device - limits.device), max(0, host - limits.host)),
-        lossy=any(technique.of(setup) in technique.lossy for technique in TECHNIQUES),
+        lossy=any([technique.of(setup) in technique.lossy for technique in LOSSY]),
         counted=forecast.counted(setup),
     )
 
 
 def choose(options: Sequence[Weighed], pins: Mapping[str, str]) -> Weighed:
     """The fastest that fits; if nothing fits, the one least over budget. Lossy choices only if pinned."""
-    lossy = any(pins.get(technique.slot) in technique.lossy for technique in TECHNIQUES)
+    lossy = any(pins.get(technique.slot) in technique.lossy for technique in LOSSY)
     allowed = [option for option in options if lossy or not option.lossy]
     fitting = [option for option in allowed if option.fits]
     if fitting:
