@@ -6,7 +6,8 @@ from __future__ import annotations
 import importlib
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
+from typing import NamedTuple
 
 from sdcli.machine import installation, memories
 from sdcli.machine.hardware import Hardware
@@ -29,8 +30,7 @@ def sized(hardware: Hardware) -> tuple[Hardware, float]:
     return asked, time.perf_counter() - started
 
 
-@dataclass(frozen=True)
-class Question:
+class Question(NamedTuple):
     """What there is to try of a model's layers on a CPU."""
 
     work: Workload

@@ -11,8 +11,7 @@ import functools
 import itertools
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 from sdcli.errors import BadFile, Usage
 from sdcli.models.blocks import Extent, downsample, pixel_attention, resnet, upsample
@@ -22,8 +21,7 @@ from sdcli.terminal import show
 OVERLAP = 0.25  # of a tile, shared with its neighbour
 
 
-@dataclass(frozen=True, kw_only=True)
-class Pass:
+class Pass(NamedTuple):
     """One run of the encoder or decoder over a whole batch."""
 
     macs: int

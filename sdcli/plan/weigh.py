@@ -55,7 +55,7 @@ def weigh(setup: Setup, forecast: Forecast, limits: Budget, fastest: float) -> W
         host=host,
         slowdown=round(forecast.seconds(setup) / fastest, 3),
         over=(max(0, device - limits.device), max(0, host - limits.host)),
-        lossy=any([technique.of(setup) in technique.lossy for technique in LOSSY]),
+        lossy=any(technique.of(setup) in technique.lossy for technique in LOSSY),
         counted=forecast.counted(setup),
     )
 

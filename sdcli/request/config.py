@@ -11,9 +11,10 @@ import os.path
 import re
 import tomllib
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import fields
 from pathlib import Path
-from typing import Any
+from types import MappingProxyType
+from typing import Any, NamedTuple
 
 from sdcli import data, reading
 from sdcli.errors import Usage
@@ -231,16 +232,18 @@ def _reference(text: str) -> Reference:
 # --- sources
 
 
-@dataclass(frozen=True, kw_only=True)
-class Sources:
+_NOTHING: Mapping[str, Any] = MappingProxyType({})
+
+
+class Sources(NamedTuple):
     """Each source as field → value, already converted. `family` and `model` follow once the model is known."""
 
-    user: Mapping[str, Any] = field(default_factory=dict)
-    environment: Mapping[str, Any] = field(default_factory=dict)
-    preset: Mapping[str, Any] = field(default_factory=dict)
-    settings_from: Mapping[str, Any] = field(default_factory=dict)
-    not_taken: Mapping[str, Any] = field(default_factory=dict)  # what else that image holds, to be reported
-    flag: Mapping[str, Any] = field(default_factory=dict)
+    user: Mapping[str, Any] = _NOTHING
+    environment: Mapping[str, Any] = _NOTHING
+    preset: Mapping[str, Any] = _NOTHING
+    settings_from: Mapping[str, Any] = _NOTHING
+    not_taken: Mapping[str, Any] = _NOTHING  # what else that image holds, to be reported
+    flag: Mapping[str, Any] = _NOTHING
 
 
 def resolve(
@@ -372,8 +375,7 @@ def from_user(path: Path) -> dict[str, Any]:
 # --- presets
 
 
-@dataclass(frozen=True, kw_only=True)
-class Preset:
+class Preset(NamedTuple):
     name: str
     description: str
     path: Path

@@ -10,6 +10,7 @@ import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from types import MappingProxyType
+from typing import NamedTuple
 
 CHUNK = 75
 STEP = 1.1
@@ -21,8 +22,7 @@ Tokenize = Callable[[str], Sequence[int]]
 _NONE: Mapping[int, int] = MappingProxyType({})
 
 
-@dataclass(frozen=True)
-class Segment:
+class Segment(NamedTuple):
     """Text under one weight, escapes already resolved."""
 
     text: str
@@ -70,8 +70,7 @@ class _Bracket:
     absolute: bool = False  # ComfyUI: a number replaces the weights around it
 
 
-@dataclass(frozen=True)
-class _Close:
+class _Close(NamedTuple):
     square: bool
 
 
