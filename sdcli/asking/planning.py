@@ -24,7 +24,7 @@ from sdcli.asking import (
     upscalers,
 )
 from sdcli.errors import ModelMissing, Usage
-from sdcli.machine import as_if, installation, memories, survey
+from sdcli.machine import as_if, memories
 from sdcli.machine.folders import config_file, config_folder
 from sdcli.machine.hardware import Hardware
 from sdcli.models import cache, hub_cache, resolve, vae
@@ -131,6 +131,8 @@ def _planned(decide: Callable[..., Plan], *about: Any, **more: Any) -> Plan:
         return decide(*about, **more)
     except Usage as error:
         if error.details.get("because") == execution.NOT_INSTALLED:
+            from sdcli.machine import installation  # for this error alone
+
             error.hint = installation.adding("openvino", installation.find())
         raise
 
@@ -380,6 +382,8 @@ def _hardware(request: Request, described: str | None) -> tuple[Hardware, float]
     """And the seconds that torch took to tell of it; usually none."""
     if described is not None:
         return as_if.parse(described), 0.0
+    from sdcli.machine import survey  # of no use to a described machine
+
     return probing.sized(survey.choose(request.device, survey.look()))
 
 

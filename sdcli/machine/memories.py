@@ -13,7 +13,7 @@ from typing import Any
 from sdcli import reading
 from sdcli.errors import BadFile
 from sdcli.files import REAL, replace_whole
-from sdcli.machine import installation
+from sdcli.machine import packages
 from sdcli.machine.folders import state_folder
 from sdcli.machine.hardware import Hardware, Probe, Trial
 from sdcli.schema import from_json, to_json
@@ -106,7 +106,7 @@ def store(name: str = "measured") -> Store:
 
 def machine_of(hardware: Hardware) -> str:
     """A fingerprint within which measurements are comparable: this device with these versions."""
-    versions = installation.versions(("torch", "diffusers", "transformers"))
+    versions = packages.versions(("torch", "diffusers", "transformers"))
     return hardware.fingerprint({version.name: version.version for version in versions})
 
 

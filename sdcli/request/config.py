@@ -9,7 +9,6 @@ from __future__ import annotations
 import os
 import os.path
 import re
-import tomllib
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import fields
 from pathlib import Path
@@ -338,6 +337,10 @@ def _sets(line: str, name: str) -> bool:
 def read_toml(path: Path) -> dict[str, Any]:
     """The file's table, empty if there is no file; a mistake in it is Usage with its line."""
     text = _text_of(path)
+    if not text:
+        return {}
+    import tomllib
+
     try:
         return tomllib.loads(text)
     except RecursionError:
@@ -456,6 +459,8 @@ def set_folders(path: Path, paths: Iterable[Path]) -> None:
 
 def _rewrite(path: Path, name: str, value: Any) -> None:
     """The file with this value of this key, or without the key; everything else in it stays as it is."""
+    import tomllib
+
     import tomlkit  # slow, and few runs change settings
     from tomlkit.exceptions import TOMLKitError
 
