@@ -17,9 +17,8 @@ from sdcli.models.hub_cache import Snapshot
 from sdcli.models.hub_name import HubName
 from sdcli.models.model import Model
 from sdcli.plan.plan import Adapter, PlanWarning
-from sdcli.request import tokenizer
-from sdcli.request.prompt import extract_loras
 from sdcli.request.request import Job, Request
+from sdcli.request.tags import extract_loras
 from sdcli.terminal import show
 
 UNMATCHED, PASSED_OVER = "lora-unmatched", "embedding-passed-over"  # shown before drawing
@@ -86,6 +85,10 @@ def known_words(folders: Iterable[Path]) -> KnownWords:
 
 def named_in(texts: Iterable[str], words: KnownWords) -> tuple[Mention, ...]:
     """The known words that stand in these texts on their own; the longest first, so that its letters count once."""
+    if not words:
+        return ()
+    from sdcli.request import tokenizer  # not for those who have none
+
     left = "\n".join(dict.fromkeys(texts))
     folded = left.casefold()
     named: list[Mention] = []

@@ -6,9 +6,8 @@ import json
 import os
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from sdcli import reading
 from sdcli.errors import BadFile
@@ -21,8 +20,7 @@ from sdcli.schema import from_json, to_json
 SCHEMA = "sdcli.state/1"
 
 
-@dataclass(frozen=True)
-class Store:
+class Store(NamedTuple):
     """A JSON object in a file. Several programs may use it at once: each update replaces the file whole."""
 
     path: Path

@@ -8,6 +8,7 @@ import sys
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 from sdcli import data
 from sdcli.machine.cgroups import read_text
@@ -19,8 +20,7 @@ KNOWN_BAD = (
 )
 
 
-@dataclass(frozen=True, kw_only=True)
-class Torch:
+class Torch(NamedTuple):
     version: str  # 2.13.0+cpu
     cuda: str | None = None  # 12.8
     hip: str | None = None
@@ -86,6 +86,8 @@ def folder_of(name: str) -> Path | None:
 
 @dataclass(frozen=True, kw_only=True)
 class Version:
+    """Of an installed package."""
+
     name: str
     version: str  # "" where it is not installed
     known_bad: str | None = None

@@ -45,6 +45,8 @@ class Component:
 
 @dataclass(frozen=True, kw_only=True)
 class Model:
+    """A model to draw with, wherever its files are."""
+
     name: str  # short, fit to show: sd15, dreamshaper_8
     kind: str  # sd15 | sdxl | builtin | lora | vae | unet | sd2 | refiner | flux | …
     family: str  # sd15 | sdxl | builtin; "" where sdcli cannot draw with it

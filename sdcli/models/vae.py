@@ -69,9 +69,12 @@ def decode_tiled(config: Mapping[str, Any], *, height: int, width: int, tile: in
     channels = number(config, "out_channels", 3)
     macs, waiting, peak, scores = 0, 0, 0, 0
     leaves: tuple[Leaf, ...] = ()
-    for tall in _spans(height // side, tile // side):
-        for wide in _spans(width // side, tile // side):
-            one = decode(config, height=tall * side, width=wide * side)
+    rows, columns = _spans(height // side, tile // side), _spans(width // side, tile // side)
+    sizes = set(itertools.product(rows, columns))
+    passes = {(tall, wide): decode(config, height=tall * side, width=wide * side) for tall, wide in sizes}
+    for tall in rows:
+        for wide in columns:
+            one = passes[tall, wide]
             macs += one.macs
             scores = max(scores, one.largest_scores)
             if waiting + one.peak_elements > peak:
