@@ -58,7 +58,7 @@ class Pulled:
 def command() -> Callable[..., None]:
     options = [option for option in (*OPTIONS, *SCREEN) if option.field in _FIELDS]
     return make(
-        _pull, options, name="pull", words="NAME", complete=complete.values,
+        _pull, options, name="pull", words="NAME", complete=complete.asked(),
         help="Download a model, or a file of a repository, into the Hugging Face cache: sdcli pull sdxl",
     )  # fmt: skip
 

@@ -63,7 +63,7 @@ def command() -> Callable[..., None]:
     screen = [option for option in SCREEN if option.field in ("json", "quiet", "debug")]
     return make(
         _upscale, [shared[0], SCALE, *shared[1:], TILE, *screen], name="upscale", words="IMAGE",
-        complete=complete.values, help=f"Enlarge images with a model for that: {_EXAMPLE}",
+        complete=complete.asked(), help=f"Enlarge images with a model for that: {_EXAMPLE}",
     )  # fmt: skip
 
 

@@ -62,6 +62,10 @@ class Technique:
         choice: str = getattr(setup, self.slot)
         return choice
 
+    def rank(self, setup: Setup) -> int:
+        """Of a setup's choice in the order of preference."""
+        return self.choices.index(getattr(setup, self.slot))
+
     def put(self, setup: Setup, choice: str) -> Setup:
         return replace(setup, **{self.slot: choice})  # type: ignore[arg-type]
 
