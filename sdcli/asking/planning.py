@@ -20,6 +20,7 @@ from sdcli.asking import (
     probing,
     references,
     refiners,
+    sharing,
     unknown_words,
     upscalers,
 )
@@ -30,6 +31,7 @@ from sdcli.machine.hardware import Hardware
 from sdcli.models import cache, hub_cache, resolve, vae
 from sdcli.models.model import Model
 from sdcli.near import nearest
+from sdcli.plan import shards
 from sdcli.plan.plan import Plan
 from sdcli.plan.planner import make_plan
 from sdcli.plan.techniques import execution
@@ -50,6 +52,14 @@ class PlannedRun:
     plan: Plan
     later: Iterator[Job] | None = None
     imported: float = 0.0  # seconds spent loading libraries, if planning already needed them
+
+    @property
+    def shared(self) -> PlannedRun:
+        """What --shard leaves of it. The plan was made for everything, as in every other shard."""
+        shard = self.plan.request.shard
+        if shard is None:
+            return self
+        return replace(self, plan=shards.share(self.plan, shard, more=self.later is not None))
 
 
 def plan_for(
@@ -78,6 +88,9 @@ def plan_for(
     prompts = (*words, *flags.get("prompts", ())) or tuple(sources.settings_from.get("prompts", ()))
     request, origins = _request(sources, model, prompts or ((first.prompt,) if first else ()))
     waiting = flags.get("prompts_file") == "-"
+    request = replace(request, shard=sharing.shard_of(typed))
+    if request.shard is not None and origins["seeds"] == "random":
+        first, lines = sharing.seeded(first, lines)
     known_jobs, tags = adapters.untagged(_jobs(request, first, lines, waiting))
     largest = max(known_jobs, key=lambda job: job.width * job.height)
     request = replace(
@@ -119,7 +132,7 @@ def plan_for(
     plan = replace(plan, warnings=(*plan.warnings, *adapted.warnings, *unknown, *ignored, *syntax, *told))
     if not waiting or lines is None:
         return PlannedRun(plan, imported=imported)
-    later = adapters.without(_later(request, lines, len(known_jobs)), tags)
+    later = adapters.without(sharing.later(request, lines, len(known_jobs), len(plan.batches)), tags)
     later = upscalers.same(controls.same_nets(later, known_jobs, asked, steered), known_jobs, asked)
     later = references.checked(later, adapted.model)
     later = refiners.named(_drawn_by(model, later), refiner)
@@ -365,13 +378,6 @@ def _drawn_by(model: Model, listed: Iterable[Job]) -> Iterator[Job]:
                 hint="the same command without --hires",
             )
         yield job
-
-
-def _later(request: Request, lines: Iterator[prompt_files.Line], index: int) -> Iterator[Job]:
-    for line in lines:
-        for job in prompt_files.of_line(request, line):
-            yield replace(job, index=index)
-            index += 1
 
 
 # --- the machine

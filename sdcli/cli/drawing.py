@@ -108,6 +108,8 @@ def _events(
             yield Warned(code=warning.code, message=warning.message)
     from sdcli.draw import engines
 
+    if not planned.plan.jobs and planned.later is None:
+        return  # a shard of fewer batches than there are shards
     queued: deque[Queued] = deque()
     with engines.engine(engine) as drawing:
         for event in drawing.run(planned.plan, _batches(planned, done, queued), kept):

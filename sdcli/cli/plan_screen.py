@@ -52,8 +52,16 @@ def render_summary(plan: Plan, width: int = 80, ascii: bool = False) -> list[str
     if plan.seconds is not None:
         parts.append(f"about {seconds_text(plan.seconds.total)}")
     reason = _main_reason(plan)
-    lines = [*_flow(parts, between, width), *([f"  {reason}"] if reason else []), *_adapter_lines(setup, width)]
+    shard = [f"  {of_shard(plan)}"] if plan.request.shard is not None else []
+    lines = [*_flow(parts, between, width), *shard, *([f"  {reason}"] if reason else []), *_adapter_lines(setup, width)]
     return [_within(line, width, ascii) for line in lines]
+
+
+def of_shard(plan: Plan) -> str:
+    shard, whole = plan.request.shard, plan.whole
+    assert shard is not None
+    share = "" if whole is None else f": {len(plan.jobs)} of {counted(whole.images, 'image')}"
+    return f"shard {shard.number} of {shard.of}{share}"
 
 
 def _named(plan: Plan) -> str:
@@ -157,8 +165,10 @@ def _head(plan: Plan, width: int, disk_free: int | None) -> list[str]:
     work = f"  {images}{' up to' if len(sizes) > 1 else ''} {wide}×{high}, {steps}"
     if request.batch_size > 1:
         work += f", {request.batch_size} at once"
+    shard = [f"  {of_shard(plan)}"] if request.shard is not None else []
     return [
         *_flow(head, ", ", width),
+        *shard,
         *_flow([work, *_download(plan, disk_free)], " · ", width),
         *_adapter_lines(plan.setup, width),
     ]

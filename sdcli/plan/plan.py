@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 
 from sdcli.machine.hardware import Hardware, QueryBlock
 from sdcli.models.model import Model
@@ -126,6 +127,14 @@ class Seconds:
 
 
 @dataclass(frozen=True, kw_only=True)
+class WholeList:
+    """All the jobs that a plan's are a share of. Shards of one list have an equal one."""
+
+    images: int
+    sha256: str
+
+
+@dataclass(frozen=True, kw_only=True)
 class Plan:
     schema: str = "sdcli.plan/1"
     version: str = ""
@@ -137,7 +146,8 @@ class Plan:
     budget: Budget
     setup: Setup
     jobs: tuple[Job, ...]
-    batches: tuple[tuple[int, ...], ...]
+    batches: tuple[tuple[int, ...], ...]  # the indices of jobs
+    whole: WholeList | None = None  # of a shard, unless its jobs come one by one
     footprint: Footprint
     slowdown: float = 1.0
     seconds: Seconds | None = None
@@ -147,7 +157,15 @@ class Plan:
     warnings: tuple[PlanWarning, ...] = ()
 
     def batch(self, number: int) -> tuple[Job, ...]:
-        return tuple(self.jobs[index] for index in self.batches[number])
+        return tuple(self._by_index[index] for index in self.batches[number])
+
+    def job(self, index: int) -> Job | None:
+        """The job of this index, which is its place among `jobs` unless they are a share."""
+        return self._by_index.get(index)
+
+    @cached_property
+    def _by_index(self) -> Mapping[int, Job]:
+        return {job.index: job for job in self.jobs}
 
     def numbered(self) -> list[tuple[int, tuple[Job, ...]]]:
         """Every batch with its number, in the order in which they are drawn."""

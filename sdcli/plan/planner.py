@@ -79,7 +79,7 @@ def make_plan(
         budget=limits,
         setup=chosen.setup,
         jobs=jobs,
-        batches=batches,
+        batches=tuple(tuple(jobs[place].index for place in batch) for batch in batches),
         footprint=_footprint(chosen, forecast),
         slowdown=chosen.slowdown,
         seconds=_seconds(forecast, chosen.setup),

@@ -368,9 +368,8 @@ class Folding:
             self._warnings.setdefault((warning.code, warning.message), warning)
 
     def _job(self, index: int) -> Job | None:
-        if self.plan is not None and index < len(self.plan.jobs):
-            return self.plan.jobs[index]
-        return self._decoded.get(index)
+        planned = self.plan.job(index) if self.plan is not None else None
+        return planned or self._decoded.get(index)
 
     def _count_of(self, batch: int, index: int) -> int | None:
         """The tokens of one image of its batch; images that no plan lists come in the order of their batch."""

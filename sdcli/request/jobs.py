@@ -24,6 +24,7 @@ from sdcli.request.request import (
     Repaint,
     Request,
     SecondPass,
+    Shard,
     Sides,
     Start,
     steps_taken,
@@ -33,6 +34,7 @@ from sdcli.sizes import parse_size
 from sdcli.terminal import quoted, show
 
 MOST_JOBS = 10_000
+MOST_SHARDS = 10_000
 SIDES = (64, 8192)
 LONGEST_PROMPT = 20_000  # characters; some hundred chunks, beyond which attention to the text outweighs the image
 
@@ -97,6 +99,21 @@ def parse_outpaint(text: str) -> Sides:
 
 
 _SIDES = tuple(side.name for side in fields(Sides))
+
+
+def parse_shard(text: str) -> Shard:
+    """`2/8`: the second of eight."""
+    match = re.fullmatch(r"\s*(\d{1,9})\s*/\s*(\d{1,9})\s*", text, re.ASCII)
+    if match is None:
+        raise Usage(f'--shard: "{show(text, 60)}" is not I/N', hint="--shard 1/8")
+    number, of = int(match[1]), int(match[2])
+    if not 1 <= of <= MOST_SHARDS:
+        raise Usage(f"--shard: {of} is not a number of shards from 1 to {MOST_SHARDS}", hint="--shard 1/8")
+    if not 1 <= number <= of:
+        raise Usage(
+            f"--shard {number}/{of}: shards count from 1 to {of}", hint=f"--shard {min(max(number, 1), of)}/{of}"
+        )
+    return Shard(number=number, of=of)
 
 
 def parse_refiner(text: str) -> Refiner | None:

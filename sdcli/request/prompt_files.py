@@ -90,6 +90,12 @@ def of_line(request: Request, line: Line) -> tuple[Job, ...]:
         raise BadFile(f"{show(line.where)}: {error.message}", hint="sdcli help formats") from None
 
 
+def count(request: Request, line: Line) -> int:
+    """How many jobs `of_line` makes of it."""
+    seeds = request.seeds if len(line.seeds) == 1 else line.seeds or request.seeds
+    return len(seeds) * max(1, len(line.settings.get("image", request.image)))
+
+
 def _bounded(file: IO[str], where: str) -> Iterator[str]:
     number = 0
     while True:

@@ -82,7 +82,7 @@ class RunProgress:
         """`kept`: images that are there already."""
         for number, batch in enumerate(plan.batches):
             self._add(number, len(batch))
-            self._total += 0 if all(index in kept for index in batch) else plan.jobs[batch[0]].all_calls
+            self._total += 0 if all(index in kept for index in batch) else plan.batch(number)[0].all_calls
 
     def meet(self, event: events.Encoded) -> None:
         if event.batch not in self._positions:
