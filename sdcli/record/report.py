@@ -94,6 +94,21 @@ class MemoryUse:
 
 
 @dataclass(frozen=True, kw_only=True)
+class WorkerUse:
+    """What one of several that drew the run did: a device, or a shard."""
+
+    name: str
+    device: str
+    images: int = 0
+    seconds: float = 0.0  # spent on batches
+    peak: int | None = None  # of the device, or of the process where it has no memory of its own
+
+    @property
+    def rate(self) -> float:
+        return self.images / self.seconds if self.seconds > 0 else 0.0
+
+
+@dataclass(frozen=True, kw_only=True)
 class Report:
     schema: str = f"{NAME}/{NEWEST}"
     version: str = ""
@@ -109,6 +124,7 @@ class Report:
     batches: tuple[BatchTimes, ...] = ()
     images: tuple[Image, ...] = ()
     memory: MemoryUse = field(default_factory=MemoryUse)
+    workers: tuple[WorkerUse, ...] = ()  # where several drew
     degraded: tuple[events.Degraded, ...] = ()
     warnings: tuple[PlanWarning, ...] = ()
     environment: Mapping[str, Any] = field(default_factory=dict)
@@ -301,13 +317,13 @@ class Folding:
 
     def _see_memory(self, event: events.Memory) -> None:
         if event.phase in BEFORE_LOAD:
-            before = _larger(self._measured.host_before_load, event.host_peak)
+            before = larger(self._measured.host_before_load, event.host_peak)
             self._measured = replace(self._measured, host_before_load=before)
         else:
             names = ("allocated_peak", "reserved_peak", "driver_peak", "pinned_peak", "host_peak")
-            peaks = {name: _larger(getattr(self._measured, name), getattr(event, name)) for name in names}
+            peaks = {name: larger(getattr(self._measured, name), getattr(event, name)) for name in names}
             self._measured = replace(self._measured, **peaks)
-            self._device_peak = _larger(self._device_peak, event.device_peak)
+            self._device_peak = larger(self._device_peak, event.device_peak)
         if event.phase != "before-load":
             self._peak(event.phase, event.device_peak, event.host_peak)
 
@@ -355,7 +371,7 @@ class Folding:
 
     def _peak(self, phase: str, device: int | None, host: int | None) -> None:
         peaks = self._peaks.setdefault(phase, [None, None])
-        peaks[0], peaks[1] = _larger(peaks[0], device), _larger(peaks[1], host)
+        peaks[0], peaks[1] = larger(peaks[0], device), larger(peaks[1], host)
 
     def _add(self, batch: int, *, image: int | None = None, **more: float) -> None:
         times = self._batches.get(batch) or BatchTimes(index=batch)
@@ -398,11 +414,11 @@ class Folding:
     def report(self, error: SdcliError | None = None) -> Report:
         images = self.images()
         stopped = error or self._stopped
-        failure = stopped or _shortfall(images)
+        failure = stopped or shortfall(images)
         return Report(
             version=__version__,
             run=self.run,
-            status=_status(images, stopped),
+            status=status_of(images, stopped),
             exit_code=failure.code if failure else 0,
             error=failure.to_json() if failure else None,
             started=self.started,
@@ -428,7 +444,7 @@ class Folding:
         planned = self.plan.jobs if self.plan is not None else ()
         for index, intent in self._recovered.items():
             if index not in images:
-                images[index] = _recovered_image(self._job(index), intent)
+                images[index] = recovered_image(self._job(index), intent)
         for job in planned:
             if job.index not in images:
                 images[job.index] = image_of(job, job.index, "missing")
@@ -476,7 +492,7 @@ def image_of(job: Job | None, index: int, status: str) -> Image:
     return Image(index=index, status=status, width=job.size[0], height=job.size[1], job=job)
 
 
-def _recovered_image(job: Job | None, intent: Intent) -> Image:
+def recovered_image(job: Job | None, intent: Intent) -> Image:
     return replace(
         image_of(job, intent.index, intent.status),
         file=intent.file,
@@ -487,11 +503,11 @@ def _recovered_image(job: Job | None, intent: Intent) -> Image:
     )
 
 
-def _larger(one: int | None, other: int | None) -> int | None:
+def larger(one: int | None, other: int | None) -> int | None:
     return other if one is None else one if other is None else max(one, other)
 
 
-def _status(images: Sequence[Image], stopped: SdcliError | None) -> str:
+def status_of(images: Sequence[Image], stopped: SdcliError | None) -> str:
     if isinstance(stopped, (Interrupted, Terminated)):
         return "interrupted"
     if stopped is None and all(image.status == "saved" for image in images):
@@ -499,7 +515,7 @@ def _status(images: Sequence[Image], stopped: SdcliError | None) -> str:
     return "partial" if any(image.kept for image in images) else "failed"
 
 
-def _shortfall(images: Sequence[Image]) -> ImagesFailed | None:
+def shortfall(images: Sequence[Image]) -> ImagesFailed | None:
     """The error of a run that reached its end with fewer images than requested."""
     lost = sum(not image.kept for image in images)
     suspect = sum(image.status == "suspect" for image in images)

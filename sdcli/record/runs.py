@@ -129,17 +129,7 @@ def begin(
     journal = Journal(path, file, 0, files)
     _lock(file)
     try:
-        journal.append(
-            "run",
-            schema=f"{NAME}/{NEWEST}",
-            run=destination.run,
-            created=created or now(),
-            version=__version__,
-            output=_output(destination),
-            plan=plan_json(plan, whole=True),
-            files=schema.to_json(used_files.seen(plan)),
-            environment=schema.to_json(environment),
-        )
+        journal.append("run", **head(destination, plan, environment, used_files.seen(plan), created or now()))
         for folder in (destination.records, destination.records.parent, destination.folder):
             files.sync_folder(folder)
         _discard_abandoned(destination, plan, files)
@@ -150,6 +140,22 @@ def begin(
         discard(files, path)
         raise cannot_write(path, error) from None
     return journal
+
+
+def head(
+    destination: Destination, plan: Plan, environment: Mapping[str, Any], used: Sequence[UsedFile], created: str
+) -> dict[str, Any]:
+    """What the first line says."""
+    return {
+        "schema": f"{NAME}/{NEWEST}",
+        "run": destination.run,
+        "created": created,
+        "version": __version__,
+        "output": _output(destination),
+        "plan": plan_json(plan, whole=True),
+        "files": schema.to_json(tuple(used)),
+        "environment": schema.to_json(environment),
+    }
 
 
 def _output(destination: Destination) -> dict[str, Any]:
