@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -25,19 +25,19 @@ from sdcli.asking import (
     upscalers,
 )
 from sdcli.errors import ModelMissing, Usage
-from sdcli.machine import as_if, installation, memories, survey
+from sdcli.machine import as_if, installation, memories, several, survey
 from sdcli.machine.folders import config_file, config_folder
 from sdcli.machine.hardware import Hardware
 from sdcli.models import cache, hub_cache, resolve, vae
 from sdcli.models.model import Model
 from sdcli.near import nearest
-from sdcli.plan import shards
+from sdcli.plan import shards, together
 from sdcli.plan.plan import Plan
 from sdcli.plan.planner import make_plan
 from sdcli.plan.techniques import execution
 from sdcli.request import config, jobs, prompt_files, samplers
 from sdcli.request.config import Sources
-from sdcli.request.options import OPTIONS, SCREEN
+from sdcli.request.options import OPTIONS, SCREEN, flag_of
 from sdcli.request.request import Job, Request
 from sdcli.terminal import show
 
@@ -89,6 +89,9 @@ def plan_for(
     request, origins = _request(sources, model, prompts or ((first.prompt,) if first else ()))
     waiting = flags.get("prompts_file") == "-"
     request = replace(request, shard=sharing.shard_of(typed))
+    seats = _seats(typed)
+    if len(seats) > 1:
+        request = replace(request, devices=typed["devices"])
     if request.shard is not None and origins["seeds"] == "random":
         first, lines = sharing.seeded(first, lines)
     known_jobs, tags = adapters.untagged(_jobs(request, first, lines, waiting))
@@ -109,6 +112,9 @@ def plan_for(
     known_jobs, refined, others = refiners.gather(refiner, known_jobs, enlarging)
     adapted = replace(adapted, model=refined, adapters=(*adapted.adapters, *nets, *seen, *models, *others))
     hardware, imported = _hardware(request, typed.get("as_if"))
+    if seats:
+        hardware = min(seats, key=lambda seat: seat.hardware.free).hardware
+        request = replace(request, device=hardware.device)
     hardware = without_own(hardware)
     if command == "generate" and engine_of(typed) == "local" and "dtype" not in request.pins:
         hardware, more_imported = probing.probed(hardware)
@@ -124,6 +130,7 @@ def plan_for(
         hardware, more_imported = probing.tried(plan, question)
         imported += more_imported
         plan = planned(hardware, remembered(hardware))
+    plan = _with_workers(plan, [(seat.name, seat.hardware) for seat in seats], more=waiting)
     plan = replace(plan, warnings=(*plan.warnings, *not_needed.not_needed(typed, plan)))
     unknown = unknown_words.unknown_words(model, known_jobs, adapted.adapters)
     syntax = not_taken.plain_words(adapters.texts_of(known_jobs))
@@ -172,7 +179,10 @@ def plan_again(planned: PlannedRun, typed: Mapping[str, Any], image: ImageSettin
     _check_sampler(before.request.sampler, model)
     model, _ = adapters.with_vae(before.request, model, added_folders())
     model = _with_beside(before.model, model)
-    return replace(planned, plan=_anew(before, model, before.hardware, more=planned.later is not None))
+    more = planned.later is not None
+    plan = _anew(before, model, before.hardware, more=more)
+    seats = [(worker.name, worker.hardware) for worker in before.workers]
+    return replace(planned, plan=_with_workers(plan, seats, more=more))
 
 
 def untried(plan: Plan) -> bool:
@@ -212,6 +222,29 @@ def _anew(before: Plan, model: Model, hardware: Hardware, *, more: bool = False)
     )  # fmt: skip
     warned = tuple(warning for warning in before.warnings if warning not in plan.warnings)
     return replace(plan, warnings=(*plan.warnings, *warned))
+
+
+def _seats(typed: Mapping[str, Any]) -> tuple[several.Seat, ...]:
+    """What --devices names; none where one device draws, as it always did."""
+    if "devices" not in typed:
+        return ()
+    other = next((name for name in ("device", "as_if", "keep_steps") if name in typed), None)
+    if other is not None:
+        flag = flag_of(other)
+        raise Usage(f"{flag} does not go with --devices", hint=f"the same command without {flag}")
+    return several.seats(typed["devices"], survey.look())
+
+
+def _with_workers(plan: Plan, seats: Sequence[tuple[str, Hardware]], *, more: bool = False) -> Plan:
+    """The plan of a run on several devices, from that of the one with the least memory."""
+    if len(seats) < 2:
+        return plan
+
+    def anew(hardware: Hardware) -> Plan:
+        asked = probing.question(hardware, plan.model, plan.jobs, plan.request)
+        return _anew(plan, plan.model, probing.remembered(probing.sized(hardware)[0], asked), more=more)
+
+    return together.together(plan, seats, anew, remembered, more=more)
 
 
 def _with_beside(before: Model, model: Model) -> Model:

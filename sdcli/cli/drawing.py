@@ -11,7 +11,7 @@ from collections import deque
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from sdcli import events
 from sdcli.asking import unknown_words
@@ -44,6 +44,9 @@ from sdcli.record.sinks.progress import Progress
 from sdcli.record.sinks.watch import Sink, Watch
 from sdcli.record.store import store
 from sdcli.terminal import StdoutLost, is_terminal, put, say, show, speaks_unicode, width
+
+if TYPE_CHECKING:
+    from sdcli.draw.engines import Engine
 
 
 def draw(
@@ -106,16 +109,25 @@ def _events(
     for warning in planned.plan.warnings:
         if warning.code == unknown_words.CODE:
             yield Warned(code=warning.code, message=warning.message)
-    from sdcli.draw import engines
-
     if not planned.plan.jobs and planned.later is None:
         return  # a shard of fewer batches than there are shards
     queued: deque[Queued] = deque()
-    with engines.engine(engine) as drawing:
+    with _engine(planned.plan, engine) as drawing:
         for event in drawing.run(planned.plan, _batches(planned, done, queued), kept):
             while queued:
                 yield queued.popleft()
             yield event
+
+
+def _engine(plan: Plan, name: str) -> Engine:
+    """One that draws in this process, or a worker for each of several devices."""
+    if plan.workers:
+        from sdcli.scale.pool import Pool
+
+        return Pool(name)
+    from sdcli.draw import engines
+
+    return engines.engine(name)
 
 
 def _batches(planned: PlannedRun, done: Collection[int], queued: deque[Queued]) -> Iterable[Batch]:

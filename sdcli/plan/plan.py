@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields, replace
 from functools import cached_property
 
 from sdcli.machine.hardware import Hardware, QueryBlock
@@ -135,6 +135,20 @@ class WholeList:
 
 
 @dataclass(frozen=True, kw_only=True)
+class WorkerPlan:
+    """What of a plan is one worker's own, where several draw."""
+
+    name: str
+    hardware: Hardware
+    budget: Budget
+    setup: Setup
+    footprint: Footprint
+    slowdown: float = 1.0
+    seconds: Seconds | None = None
+    fallbacks: tuple[Fallback, ...] = renamed("ladder", default=())
+
+
+@dataclass(frozen=True, kw_only=True)
 class Plan:
     schema: str = "sdcli.plan/1"
     version: str = ""
@@ -155,6 +169,17 @@ class Plan:
     alternatives: tuple[Alternative, ...] = renamed("ways", default=())
     fallbacks: tuple[Fallback, ...] = renamed("ladder", default=())
     warnings: tuple[PlanWarning, ...] = ()
+    workers: tuple[WorkerPlan, ...] = ()  # that share the batches; none: one process draws them, as planned here
+
+    def of(self, worker: WorkerPlan) -> Plan:
+        """The same jobs for one of the workers alone."""
+        own = {one.name: getattr(worker, one.name) for one in fields(worker) if one.name != "name"}
+        return replace(self, **own, decisions=(), alternatives=(), warnings=(), workers=())
+
+    def worker(self, name: str) -> WorkerPlan:
+        """Its own part of this plan, as a worker of that name."""
+        own = {one.name: getattr(self, one.name) for one in fields(WorkerPlan) if one.name != "name"}
+        return WorkerPlan(name=name, **own)
 
     def batch(self, number: int) -> tuple[Job, ...]:
         return tuple(self._by_index[index] for index in self.batches[number])

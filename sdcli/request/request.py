@@ -202,6 +202,7 @@ class Request:
     upscaler: str = "latent"
     refiner: Refiner | None = None
     shard: Shard | None = None
+    devices: str | None = None
     sides_of_image: tuple[str, ...] = transient(default=())  # of width and height those that nobody set
     multiple: int = transient(default=8)  # of which sides have to be: the pixels of one latent
     edits: bool = transient(default=False)  # whether the model was trained to edit images
