@@ -253,8 +253,11 @@ class Folding:
         self._warnings: dict[tuple[str, str], PlanWarning] = {}
         self._environment: dict[str, Any] = dict(environment or {})
         self._stopped: SdcliError | None = None
+        self._workers: dict[str, WorkerUse] = {}
 
     def __call__(self, event: Event) -> None:
+        if event.worker:
+            self._see_worker(event)
         match event:
             case events.Planned():
                 self._see_plan(event)
@@ -357,6 +360,20 @@ class Folding:
         self._images[event.index] = replace(image, tokens=tokens, error=dict(event.error))
         self._decoded.pop(event.index, None)
 
+    def _see_worker(self, event: Event) -> None:
+        use = self._workers.get(event.worker)
+        if use is None:
+            use = WorkerUse(name=event.worker, device="")
+        match event:
+            case events.Encoded() | events.EncodedImage() | events.Denoised() | events.Decoded():
+                use = replace(use, seconds=use.seconds + event.seconds)
+            case events.Saved():
+                use = replace(use, images=use.images + 1)
+            case events.Memory():
+                peak = larger(event.reserved_peak, event.device_peak) or event.host_peak
+                use = replace(use, peak=larger(use.peak, peak))
+        self._workers[event.worker] = use
+
     def _see_interrupted(self, event: events.Interrupted) -> None:
         kept = sum(image.kept for image in self._images.values())
         kind = Terminated if event.signal == "terminated" else Interrupted
@@ -428,6 +445,7 @@ class Folding:
             batches=tuple(self._with_steps(batch) for _, batch in sorted(self._batches.items())),
             images=images,
             memory=self._memory_use(),
+            workers=self._uses(),
             degraded=tuple(self._degraded),
             warnings=tuple(self._warnings.values()),
             environment=self._environment,
@@ -472,6 +490,12 @@ class Folding:
             for name in names
             if name in times or name in self._peaks
         )
+
+    def _uses(self) -> tuple[WorkerUse, ...]:
+        """In the order of the plan, also of those that drew nothing."""
+        planned = self.plan.workers if self.plan is not None else ()
+        idle = {own.name: WorkerUse(name=own.name, device="") for own in planned}
+        return tuple(replace(self._workers.get(own.name, idle[own.name]), device=own.hardware.name) for own in planned)
 
     def _memory_use(self) -> MemoryUse:
         if self.plan is None:
