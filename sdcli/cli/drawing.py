@@ -8,7 +8,7 @@ import os
 import shutil
 import sys
 from collections import deque
-from collections.abc import Collection, Iterable, Iterator, Mapping
+from collections.abc import Collection, Generator, Iterable, Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -60,12 +60,13 @@ def draw(
     journal = runs.reopen(before.run, around) if before is not None else None
     folding = Folding(started=runs.now(), run=destination.run, clock=since_start, environment=around)
     folding.add_recovered(done)
-    happening = _without(done, _events(planned, typed.get("engine", "local"), done, kept or {}))
-    stored = store(happening, destination, environment=around, journal=journal, earlier=done)
+    happening = _events(planned, typed.get("engine", "local"), done, kept or {})
+    stored = store(_without(done, happening), destination, environment=around, journal=journal, earlier=done)
     strip = Filmstrip(plan.request.filmstrip, on_saved=screen.strip)
     sinks: tuple[Sink, ...] = (screen.progress, screen.image, strip, *screen.results(folding, destination))
     watch = Watch(*sinks, record=folding)
     error = _drain(watch(stored), stored, folding, plan, destination.records) or watch.lost
+    happening.close()  # an interruption may have come anywhere; workers end before this process does
     over()
     finished = _recorded(error, folding, planned, destination)
     try:
@@ -101,7 +102,7 @@ def _recorded(
 
 def _events(
     planned: PlannedRun, engine: str, done: Collection[int], kept: Mapping[int, bytes]
-) -> Iterator[Event]:  # fmt: skip
+) -> Generator[Event, None, None]:  # fmt: skip
     yield Planned(plan=planned.plan)
     yield Timed(phase="plan", seconds=since_start() - planned.imported)
     if planned.imported:

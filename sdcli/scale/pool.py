@@ -20,7 +20,7 @@ from sdcli.terminal import show
 from sdcli.workers.worker import CHILD, Died, Worker
 
 TRIES = 3  # of a batch that ended its worker: the third that dies of it is the last
-DEATHS = 3  # of a worker in a row, without an image between them: it is broken
+DEATHS = 5  # of a worker in a row, without an image between them: it is broken
 WAITING = 256  # events on their way from all workers, images among them
 SECONDS_OF_WORK = 3.0  # that are taken at once, where batches are short
 SECONDS_OF_OFFLOAD = 30.0  # where prompts are encoded ahead, since encoders make room for the UNet
@@ -129,6 +129,7 @@ class _Seat(threading.Thread):
         self.worker = worker
         self._run = run
         self._deaths = 0
+        self._at: Taken | None = None  # what it is drawing
 
     def run(self) -> None:
         try:
@@ -159,18 +160,18 @@ class _Seat(threading.Thread):
             raise
         else:
             self._run.sharing.drew(self.name, len(taken), time.monotonic() - began)
-            lacking = [one for one in taken if not one.over]
-            if lacking:  # it ended without them, and without a word
-                self._lost(lacking, Died(Bug(f"{self.name} drew less than it was asked for")))
+            if not all(one.over for one in taken):  # it ended without them, and without a word
+                self._lost(taken, Died(Bug(f"{self.name} drew less than it was asked for")))
 
     def _draw(self, taken: Sequence[Taken]) -> None:
         for event in self.worker.run(_part(self.plan, taken)):
             number = getattr(event, "batch", None)
             one = taken[number] if number is not None else None
-            if one is not None:
-                event = replace(event, batch=one.batch[0], worker=self.name)
-            else:
+            if one is None:
                 event = replace(event, worker=self.name)
+            else:
+                self._at = one
+                event = replace(event, batch=one.batch[0], worker=self.name)
             if isinstance(event, Degraded):
                 self._fall_back(event)
             if one is not None and isinstance(event, (Decoded, Failed)):
@@ -192,23 +193,27 @@ class _Seat(threading.Thread):
         self.plan = replace(self.plan, setup=replace(self.plan.setup, **given))
 
     def _lost(self, taken: Sequence[Taken], died: Died) -> None:
-        """What it had begun is drawn by the next, a batch that ends one worker after another by none."""
+        """Another draws it; a batch over which one worker after another dies is given up. It was at the one that it
+        spoke of last, or at the next."""
         self._deaths += 1
-        for one in taken:
-            if one.over:
-                continue
-            one.tries, one.last = one.tries + 1, self.name
-            if one.tries >= TRIES:
-                number, jobs = one.batch
-                for job in jobs:
-                    if job.index not in one.done:
-                        error = died.error.to_json()
-                        self._run.say(Failed(worker=self.name, batch=number, index=job.index, error=error))
-                self._run.sharing.finished(one)
-        self._run.sharing.give_back(one for one in taken if not one.over)
+        left = [one for one in taken if not one.over]
+        blamed = self._at if self._at in left else next(iter(left), None)
+        if blamed is not None:
+            blamed.tries, blamed.last = blamed.tries + 1, self.name
+            if blamed.tries >= TRIES:
+                self._fail(blamed, died.error)
+        self._run.sharing.give_back(one for one in left if not one.over)
         if self._deaths >= DEATHS:
             raise died.error
         self._run.say(Warned(worker=self.name, code="worker-died", message=f"{self.name}: {died.error.message}; again"))
+
+    def _fail(self, one: Taken, error: SdcliError) -> None:
+        number, jobs = one.batch
+        for job in jobs:
+            if job.index not in one.done:
+                one.done.add(job.index)
+                self._run.say(Failed(worker=self.name, batch=number, index=job.index, error=error.to_json()))
+        self._run.sharing.finished(one)
 
     def _give_up(self, error: SdcliError) -> None:
         if self._run.sharing.left:
