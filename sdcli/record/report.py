@@ -217,6 +217,19 @@ def fold(
     return folding.report(error)
 
 
+@dataclass(slots=True)
+class _Sums:
+    """BatchTimes in the making: a value made anew for each event would be most of a run's bookkeeping."""
+
+    images: tuple[int, ...] = ()
+    encode_seconds: float = 0.0
+    decode_seconds: float = 0.0
+    save_seconds: float = 0.0
+    steps: int = 0
+    denoise_seconds: float = 0.0
+    chunks: int = 1
+
+
 class Folding:
     """The fold, an event at a time: figures are kept, pixels never. A sink for `watch`.
 
@@ -242,7 +255,7 @@ class Folding:
         self._loads: list[float] = [0.0, 0]
         self._measured = Measured()
         self._device_peak: int | None = None
-        self._batches: dict[int, BatchTimes] = {}
+        self._batches: dict[int, _Sums] = {}
         self._steps: dict[int, list[float]] = {}
         self._kept_steps = 0
         self._stepped: dict[str, list[float]] = {}  # seconds and count of the stages that go in steps
@@ -339,9 +352,10 @@ class Folding:
         self._last_file = self._clock()
         self._time("save", event.seconds)
         self._add(event.batch, save_seconds=event.seconds, image=event.index)
-        image = image_of(self._job(event.index), event.index, event.status)
-        self._images[event.index] = replace(
-            image,
+        self._images[event.index] = Image(
+            index=event.index,
+            status=event.status,
+            job=self._job(event.index),
             file=event.file,
             format=event.format,
             bytes=event.bytes,
@@ -391,10 +405,13 @@ class Folding:
         peaks[0], peaks[1] = larger(peaks[0], device), larger(peaks[1], host)
 
     def _add(self, batch: int, *, image: int | None = None, **more: float) -> None:
-        times = self._batches.get(batch) or BatchTimes(index=batch)
-        sums = {name: getattr(times, name) + value for name, value in more.items()}
-        images = times.images if image is None or image in times.images else (*times.images, image)
-        self._batches[batch] = replace(times, images=images, **sums)
+        sums = self._batches.get(batch)
+        if sums is None:
+            sums = self._batches[batch] = _Sums()
+        for name, value in more.items():
+            setattr(sums, name, getattr(sums, name) + value)
+        if image is not None and image not in sums.images:
+            sums.images = (*sums.images, image)
 
     def _warn(self, warning: PlanWarning) -> None:
         if len(self._warnings) < MOST_WARNINGS:
@@ -442,7 +459,7 @@ class Folding:
             seconds=self._last_file if self._last_file is not None else self._clock(),
             plan=plan_json(self.plan) if self.plan else {},
             phases=self._phases(),
-            batches=tuple(self._with_steps(batch) for _, batch in sorted(self._batches.items())),
+            batches=tuple(self._with_steps(*one) for one in sorted(self._batches.items())),
             images=images,
             memory=self._memory_use(),
             workers=self._uses(),
@@ -451,11 +468,11 @@ class Folding:
             environment=self._environment,
         )
 
-    def _with_steps(self, batch: BatchTimes) -> BatchTimes:
-        images = batch.images
-        if self.plan is not None and batch.index < len(self.plan.batches):
-            images = self.plan.batches[batch.index]
-        return replace(batch, images=images, step_seconds=tuple(self._steps.get(batch.index, ())))
+    def _with_steps(self, number: int, sums: _Sums) -> BatchTimes:
+        found = {one.name: getattr(sums, one.name) for one in fields(sums)}
+        if self.plan is not None and number < len(self.plan.batches):
+            found["images"] = self.plan.batches[number]
+        return BatchTimes(index=number, step_seconds=tuple(self._steps.get(number, ())), **found)
 
     def images(self) -> tuple[Image, ...]:
         images = dict(self._images)

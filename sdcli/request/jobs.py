@@ -266,7 +266,9 @@ def _check_choice(option: Option, value: str) -> None:
 
 def _within(option: Option, value: float) -> None:
     assert option.within is not None
-    _between(flag_of(option.field), value, *option.within)
+    lowest, highest = option.within
+    if not lowest <= value <= highest:  # the flag's name is looked up only now: lists have a million lines
+        _between(flag_of(option.field), value, lowest, highest)
 
 
 def _between(flag: str, value: float, lowest: float, highest: float) -> None:

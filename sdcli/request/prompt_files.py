@@ -85,7 +85,8 @@ def of_line(request: Request, line: Line) -> tuple[Job, ...]:
             request, prompts=(line.prompt,), seeds=seeds, num_images=len(seeds), sides_of_image=unset, **line.settings
         )
         jobs.check(own)
-        return tuple(replace(job, id=line.id) for job in jobs.make_jobs(own))
+        made = jobs.make_jobs(own)
+        return made if line.id is None else tuple(replace(job, id=line.id) for job in made)
     except SdcliError as error:
         raise BadFile(f"{show(line.where)}: {error.message}", hint="sdcli help formats") from None
 
