@@ -113,7 +113,7 @@ def plan_for(
     adapted = replace(adapted, model=refined, adapters=(*adapted.adapters, *nets, *seen, *models, *others))
     hardware, imported = _hardware(request, typed.get("as_if"))
     if seats:
-        hardware = min(seats, key=lambda seat: seat.hardware.free).hardware
+        hardware = least(seats).hardware
         request = replace(request, device=hardware.device)
     hardware = without_own(hardware)
     if command == "generate" and engine_of(typed) == "local" and "dtype" not in request.pins:
@@ -130,7 +130,7 @@ def plan_for(
         hardware, more_imported = probing.tried(plan, question)
         imported += more_imported
         plan = planned(hardware, remembered(hardware))
-    plan = _with_workers(plan, [(seat.name, seat.hardware) for seat in seats], more=waiting)
+    plan = with_workers(plan, seats, more=waiting)
     plan = replace(plan, warnings=(*plan.warnings, *not_needed.not_needed(typed, plan)))
     unknown = unknown_words.unknown_words(model, known_jobs, adapted.adapters)
     syntax = not_taken.plain_words(adapters.texts_of(known_jobs))
@@ -181,8 +181,8 @@ def plan_again(planned: PlannedRun, typed: Mapping[str, Any], image: ImageSettin
     model = _with_beside(before.model, model)
     more = planned.later is not None
     plan = _anew(before, model, before.hardware, more=more)
-    seats = [(worker.name, worker.hardware) for worker in before.workers]
-    return replace(planned, plan=_with_workers(plan, seats, more=more))
+    seats = [several.Seat(worker.name, worker.hardware) for worker in before.workers]
+    return replace(planned, plan=with_workers(plan, seats, more=more))
 
 
 def untried(plan: Plan) -> bool:
@@ -235,16 +235,25 @@ def _seats(typed: Mapping[str, Any]) -> tuple[several.Seat, ...]:
     return several.seats(typed["devices"], survey.look())
 
 
-def _with_workers(plan: Plan, seats: Sequence[tuple[str, Hardware]], *, more: bool = False) -> Plan:
-    """The plan of a run on several devices, from that of the one with the least memory."""
+def least(seats: Sequence[several.Seat]) -> several.Seat:
+    """The one that decides: of GPUs, where there are any, that with the least memory."""
+    return min(seats, key=lambda seat: (seat.hardware.kind == "cpu", seat.hardware.free))
+
+
+def with_workers(plan: Plan, seats: Sequence[several.Seat], *, more: bool = False) -> Plan:
+    """The plan of a run on several devices, from that of the one that decides."""
     if len(seats) < 2:
         return plan
 
     def anew(hardware: Hardware) -> Plan:
         asked = probing.question(hardware, plan.model, plan.jobs, plan.request)
-        return _anew(plan, plan.model, probing.remembered(probing.sized(hardware)[0], asked), more=more)
+        hardware = probing.remembered(probing.sized(hardware)[0], asked)
+        limit = None if hardware.kind == "cpu" else plan.request.max_vram  # beside GPUs it is meant for them
+        before = replace(plan, request=replace(plan.request, max_vram=limit))
+        return replace(_anew(before, plan.model, hardware, more=more), request=plan.request)
 
-    return together.together(plan, seats, anew, remembered, more=more)
+    named = [(seat.name, seat.hardware) for seat in seats]
+    return together.together(plan, named, anew, remembered, more=more)
 
 
 def _with_beside(before: Model, model: Model) -> Model:

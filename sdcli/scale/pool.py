@@ -205,7 +205,9 @@ class _Seat(threading.Thread):
         self._run.sharing.give_back(one for one in left if not one.over)
         if self._deaths >= DEATHS:
             raise died.error
-        self._run.say(Warned(worker=self.name, code="worker-died", message=f"{self.name}: {died.error.message}; again"))
+        self._run.say(
+            Warned(worker=self.name, code="worker-died", message=f"{self.name}: {died.error.message}; it starts again")
+        )
 
     def _fail(self, one: Taken, error: SdcliError) -> None:
         number, jobs = one.batch
@@ -223,9 +225,11 @@ class _Seat(threading.Thread):
 
 
 def _part(plan: Plan, taken: Sequence[Taken]) -> Plan:
-    """Only what is to be drawn now: the whole plan of a long list would be sent with every order."""
+    """Only what is to be drawn now: all of a long list would be sent with every order."""
     batches = [one.batch[1] for one in taken]
+    first = batches[0][0]
     return replace(
-        plan, jobs=tuple(job for jobs in batches for job in jobs),
+        plan, request=replace(plan.request, prompts=(first.prompt,), seeds=(first.seed,), image=()),
+        jobs=tuple(job for jobs in batches for job in jobs),
         batches=tuple(tuple(job.index for job in jobs) for jobs in batches),
     )  # fmt: skip

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import io
 import os
 import re
 import signal
 import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -62,6 +64,25 @@ def test_a_run_of_two_workers_is_resumed_where_it_stopped(capfd: pytest.CaptureF
     resumed = sdcli(capfd, "resume", "out/runs/" + os.listdir("out/runs")[0], "--engine", "fake")
     assert resumed.code == 0 and "3 of 6 images are there" in resumed.err and "2 workers" in resumed.err
     assert images("out") == before and sorted(path.name for path in Path("out").glob("*.png")) == sorted(before)
+
+
+def test_a_run_of_two_workers_is_planned_anew_for_both(capfd: pytest.CaptureFixture[str]) -> None:
+    assert sdcli(capfd, "generate", "a cat", *FAKE, "--devices", "cpu:2x1", "-o", "out", "-q").code == 0
+    before = images("out")
+    (Path("out") / "0003-a-cat-3.png").unlink()
+    resumed = sdcli(capfd, "resume", "out/runs/" + os.listdir("out/runs")[0], "--engine", "fake", "--replan")
+    assert resumed.code == 0 and "2 workers" in resumed.err and images("out") == before
+
+
+def test_prompts_from_stdin_go_to_whoever_has_nothing_to_do(
+    capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys, "stdin", io.StringIO("".join(f"cat {number}\n" for number in range(1, 9))))
+    drawn = sdcli(capfd, "generate", "--prompts", "-", *FAKE[:-1], "7", "--devices", "cpu:2x1", "-o", "out", "--json")
+    assert drawn.code == 0 and sum(one["images"] for one in drawn.json["workers"]) == 8
+    assert sorted(images("out")) == [f"{n:04d}-cat-{n}-7.png" for n in range(1, 9)]
+    (records,) = found_runs.found([Path("out")])
+    assert [job.prompt for job in runs.read(records).plan.jobs] == [f"cat {n}" for n in range(1, 9)]
 
 
 def test_one_device_is_drawn_on_as_ever(capfd: pytest.CaptureFixture[str]) -> None:

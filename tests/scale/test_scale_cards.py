@@ -17,7 +17,8 @@ SIZES = ("8GiB", "6GiB")
 
 def test_unlike_cards_draw_the_pixels_of_one(tmp_path: Path) -> None:
     make_checkpoint.write_folder(tmp_path / "tiny", "sd15", tiny=True)
-    asked = {"words": ("a cat",), "model": str(tmp_path / "tiny"), "seeds": "1..3", "steps": "2", "size": "64x64", "pins": ["execution=eager"]}
+    at = {"seeds": "1..3", "steps": "2", "size": "64x64", "pins": ["execution=eager"]}
+    asked = {"words": ("a cat",), "model": str(tmp_path / "tiny"), **at}
     with pretend(*map(device, SIZES)):
         plan = planning.plan_for({**asked, "devices": "all"}, "generate").plan
         assert [worker.name for worker in plan.workers] == ["cuda:0", "cuda:1"]
