@@ -24,7 +24,7 @@ sys.path.insert(0, str(ROOT / "tests" / "record"))
 import psutil  # noqa: E402
 from record_samples import destination, job, plan  # noqa: E402
 
-from sdcli import events  # noqa: E402
+from sdcli import __version__, events  # noqa: E402
 from sdcli.asking import sharing  # noqa: E402
 from sdcli.draw import fake  # noqa: E402
 from sdcli.plan.batches import Batch  # noqa: E402
@@ -58,7 +58,7 @@ Row = tuple[str, str, str, bool | None]
 
 
 def planned(images: int, workers: int) -> Plan:
-    of = plan(images=images)
+    of = replace(plan(images=images), version=__version__)
     return replace(of, workers=tuple(of.worker(f"worker {number}") for number in range(workers)))
 
 

@@ -25,7 +25,7 @@ WAITING = 256  # events on their way from all workers, images among them
 SECONDS_OF_WORK = 3.0  # that are taken at once, where batches are short
 SECONDS_OF_OFFLOAD = 30.0  # where prompts are encoded ahead, since encoders make room for the UNet
 LOOK = 1.0  # seconds between two looks at workers that say nothing
-GRACE = 60.0  # seconds for a step to end, once the run is over
+GRACE = 20.0  # seconds for a step to end, once the run is over: a cluster that wants its node back waits for 30
 
 
 class Pool:

@@ -16,8 +16,8 @@ import traceback
 from collections.abc import Generator, Iterator
 from typing import IO, Any
 
-from sdcli import events, schema
-from sdcli.errors import Bug, Interrupted, SdcliError
+from sdcli import __version__, events, schema
+from sdcli.errors import Bug, DeviceUnusable, Interrupted, SdcliError
 from sdcli.events import Event
 from sdcli.plan.plan import Plan
 from sdcli.plan.upscaling import UpscalePlan
@@ -93,6 +93,8 @@ def _happening(drawing: Any, order: dict[str, Any]) -> Generator[Event, None, No
         yield from local.enlarge(schema.from_json(UpscalePlan, order["enlarge"], whole=True))
         return
     plan = schema.from_json(Plan, order["plan"], whole=True)
+    if plan.version not in ("", __version__):  # it was exchanged since the run began
+        raise DeviceUnusable(f"sdcli is {__version__} there, and {plan.version} here", hint="the same command again")
     if order.get("try"):
         from sdcli.asking import planning
 

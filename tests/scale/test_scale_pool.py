@@ -10,8 +10,9 @@ from pathlib import Path
 import psutil
 import pytest
 
+from sdcli import __version__
 from sdcli.draw import fake
-from sdcli.errors import Bug, OutOfMemory, SdcliError
+from sdcli.errors import Bug, DeviceUnusable, OutOfMemory, SdcliError
 from sdcli.events import Decoded, Event, Failed, Planned, Saved, Warned
 from sdcli.plan.plan import Plan
 from sdcli.record import report as reports
@@ -23,7 +24,7 @@ FRAGILE = (sys.executable, "-P", "-m", "scripts.fragile_worker")
 
 
 def planned(images: int, *names: str) -> Plan:
-    of = plan(images=images)
+    of = replace(plan(images=images), version=__version__)
     return replace(of, workers=tuple(of.worker(name) for name in names))
 
 
@@ -80,7 +81,7 @@ def test_workers_that_are_killed_lose_no_image_and_draw_none_twice(tmp_path: Pat
 
 def test_a_batch_that_ends_every_worker_is_given_up_after_three_and_the_others_are_drawn() -> None:
     jobs = [job(index, prompt="poison" if index == 3 else "a cat") for index in range(6)]
-    of = plan(jobs=jobs)
+    of = replace(plan(jobs=jobs), version=__version__)
     of = replace(of, workers=(of.worker("one"), of.worker("two")))
     poison = ("--poison", "poison")
     events = list(drawn(each(one=poison, two=poison), of))
@@ -88,6 +89,12 @@ def test_a_batch_that_ends_every_worker_is_given_up_after_three_and_the_others_a
     assert failed.index == 3 and failed.error["type"] == "out_of_memory"  # what kills a process most often
     assert pixels(events).keys() == {0, 1, 2, 4, 5}
     assert sum(isinstance(event, Warned) for event in events) == 3
+
+
+def test_a_worker_of_another_version_draws_nothing() -> None:
+    of = replace(planned(2, "one"), version="0.0.9")
+    with pytest.raises(DeviceUnusable, match=r"there, and 0\.0\.9 here"):
+        list(drawn(each(), of))
 
 
 @pytest.mark.parametrize("error", [OutOfMemory, Bug])
