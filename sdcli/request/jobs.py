@@ -155,10 +155,9 @@ def parse_memory(text: str, flag: str = "--max-vram") -> int:
 
 def check(request: Request) -> None:
     """Check every range; an error names the flag and a value that works."""
-    if not request.prompts or not all(prompt.strip() for prompt in request.prompts):
-        raise Usage("the prompt is empty", hint='"a cat"')
-    for text in (*request.prompts, request.negative_prompt):
-        _check_text(text)
+    images = len(request.prompts) * max(1, len(request.image)) * max(1, len(request.seeds))
+    check_prompts(request.prompts, images=images)
+    _check_text(request.negative_prompt)
     for option in OPTIONS:
         value = getattr(request, option.field, None)
         if option.choices and value is not None:
@@ -177,7 +176,15 @@ def check(request: Request) -> None:
         _check_strength(request)
     else:
         _check_no_start(request)
-    if len(request.prompts) * max(1, len(request.image)) * max(1, len(request.seeds)) > MOST_JOBS:
+
+
+def check_prompts(prompts: tuple[str, ...], images: int) -> None:
+    """Prompts that so many images are to be drawn of."""
+    if not prompts or not all(prompt.strip() for prompt in prompts):
+        raise Usage("the prompt is empty", hint='"a cat"')
+    for text in prompts:
+        _check_text(text)
+    if images > MOST_JOBS:
         raise Usage(f"more than {MOST_JOBS} images in one run", hint="--seed 1..8 --num-images 8")
 
 
@@ -328,9 +335,12 @@ def _random(below: int) -> int:
     return int.from_bytes(os.urandom(8)) % below
 
 
-def make_jobs(request: Request) -> tuple[Job, ...]:
-    """Prompts outer, then the images to start from, seeds inner."""
-    every = itertools.product(request.prompts, request.image or (None,), request.seeds)
+def make_jobs(
+    request: Request, prompts: tuple[str, ...] | None = None, seeds: tuple[int, ...] | None = None
+) -> tuple[Job, ...]:
+    """Prompts outer, then the images to start from, seeds inner; the request's, unless others are given."""
+    listed = request.prompts if prompts is None else prompts
+    every = itertools.product(listed, request.image or (None,), request.seeds if seeds is None else seeds)
     return tuple(make_job(request, index, prompt, seed, image) for index, (prompt, image, seed) in enumerate(every))
 
 

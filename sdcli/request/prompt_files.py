@@ -80,12 +80,13 @@ def of_line(request: Request, line: Line) -> tuple[Job, ...]:
     try:
         one = len(line.seeds) == 1
         seeds = jobs.resolve_seeds(line.seeds, len(request.seeds))[0] if one else line.seeds or request.seeds
-        unset = tuple(side for side in request.sides_of_image if side not in line.settings)
-        own = replace(
-            request, prompts=(line.prompt,), seeds=seeds, num_images=len(seeds), sides_of_image=unset, **line.settings
-        )
-        jobs.check(own)
-        made = jobs.make_jobs(own)
+        if line.settings:
+            unset = tuple(side for side in request.sides_of_image if side not in line.settings)
+            request = replace(request, sides_of_image=unset, **line.settings)
+            jobs.check(replace(request, prompts=(line.prompt,), seeds=seeds, num_images=len(seeds)))
+        else:  # most lines of a long list: all else was checked with the request
+            jobs.check_prompts((line.prompt,), images=len(seeds) * max(1, len(request.image)))
+        made = jobs.make_jobs(request, (line.prompt,), seeds)
         return made if line.id is None else tuple(replace(job, id=line.id) for job in made)
     except SdcliError as error:
         raise BadFile(f"{show(line.where)}: {error.message}", hint="sdcli help formats") from None
