@@ -31,9 +31,10 @@ from sdcli.machine.hardware import Hardware
 from sdcli.models import cache, hub_cache, resolve, vae
 from sdcli.models.model import Model
 from sdcli.near import nearest
-from sdcli.plan import shards, together
+from sdcli.plan import shards
 from sdcli.plan.plan import Plan
 from sdcli.plan.planner import make_plan
+from sdcli.plan.several import together
 from sdcli.plan.techniques import execution
 from sdcli.request import config, jobs, prompt_files, samplers
 from sdcli.request.config import Sources
@@ -253,7 +254,7 @@ def with_workers(plan: Plan, seats: Sequence[several.Seat], *, more: bool = Fals
         return replace(_anew(before, plan.model, hardware, more=more), request=plan.request)
 
     named = [(seat.name, seat.hardware) for seat in seats]
-    return together.together(plan, named, anew, remembered, more=more)
+    return together(plan, named, anew, remembered, more=more)
 
 
 def _with_beside(before: Model, model: Model) -> Model:

@@ -13,7 +13,7 @@ from sdcli.machine.hardware import Hardware
 from sdcli.plan.fallbacks import changes_pixels
 from sdcli.plan.plan import Plan
 from sdcli.plan.planner import make_plan
-from sdcli.plan.together import together
+from sdcli.plan.several import together
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "plan"))
 from making import asking, gpu, jobs_of, known_model, processor
