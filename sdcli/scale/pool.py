@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
-from sdcli.errors import Bug, Interrupted, SdcliError
+from sdcli.errors import Bug, SdcliError
 from sdcli.events import Decoded, Degraded, Done, Event, Failed, Warned
 from sdcli.machine.hardware import Hardware
 from sdcli.plan.batches import Batch
@@ -153,11 +153,10 @@ class _Seat(threading.Thread):
             self._draw(taken)
         except Died as died:
             self._lost(taken, died)
-        except Interrupted:  # from here, when the run is over
-            pass
         except BaseException:
             self._run.sharing.give_back(taken)
-            raise
+            if not self._run.stopping:  # else it was cancelled, from here
+                raise
         else:
             self._run.sharing.drew(self.name, len(taken), time.monotonic() - began)
             if not all(one.over for one in taken):  # it ended without them, and without a word
