@@ -14,7 +14,7 @@ from unittest import mock
 
 from sdcli.draw import fake
 from sdcli.errors import OutOfMemory
-from sdcli.events import Decoded, Event
+from sdcli.events import Decoded, Degraded, Event
 from sdcli.workers import child
 
 
@@ -23,6 +23,7 @@ def main() -> None:
     flags.add_argument("--seconds", type=float, default=0.0, help="for each image")
     flags.add_argument("--poison", default="", help="a prompt it dies of")
     flags.add_argument("--full", action="store_true", help="it runs out of memory at once")
+    flags.add_argument("--fallback", action="store_true", help="it falls back to decoding in tiles at once")
     flags.add_argument("engine")
     asked = flags.parse_args()
     drawn = fake.Run.events
@@ -30,6 +31,11 @@ def main() -> None:
     def events(run: fake.Run, batches: Any) -> Iterator[Event]:
         if asked.full:
             raise OutOfMemory("there is no memory left", hint="sdcli doctor")
+        if asked.fallback and run.plan.setup.vae == "whole":
+            yield Degraded(
+                batch=0, phase="decode", step=None, before={"vae": "whole"}, after={"vae": "tile-256"},
+                because="memory", changes_pixels=True,
+            )  # fmt: skip
         for event in drawn(run, batches):
             if isinstance(event, Decoded):
                 time.sleep(asked.seconds)

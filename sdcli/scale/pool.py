@@ -73,6 +73,7 @@ class _Run:
         self.sharing = SharingOut(batches, [own.name for own in plan.workers])
         self.error: SdcliError | None = None  # why the last worker that gave up did
         self.stopping = False
+        self._looked = 0.0
         self._seats = [_Seat(self, plan.of(own), own.name, worker(own)) for own in plan.workers]
 
     def events(self) -> Iterator[Event]:
@@ -81,11 +82,10 @@ class _Run:
             seat.start()
         drawing = len(self._seats)
         while drawing:
+            self._look()
             try:
                 event = self.happening.get(timeout=LOOK)
             except queue.Empty:
-                for seat in self._seats:
-                    seat.worker.end_if_stuck(seat.plan)
                 continue
             if event is None:
                 drawing -= 1
@@ -98,6 +98,13 @@ class _Run:
         if self.sharing.left and self.error is not None:
             raise self.error
         yield Done(environment=environment)
+
+    def _look(self) -> None:
+        """Ends workers that have said nothing for too long; now and then, as there may be a thousand events a second."""
+        if time.monotonic() - self._looked > LOOK:
+            self._looked = time.monotonic()
+            for seat in self._seats:
+                seat.worker.end_if_stuck(seat.plan)
 
     def say(self, event: Event | None) -> None:
         while True:
@@ -113,7 +120,7 @@ class _Run:
         for seat in self._seats:
             seat.worker.cancel()
         until = time.monotonic() + GRACE
-        for seat in self._seats:
+        for seat in [seat for seat in self._seats if seat.ident is not None]:  # those that were started
             seat.join(max(0.0, until - time.monotonic()))
             if seat.is_alive():
                 seat.worker.kill("it did not end")

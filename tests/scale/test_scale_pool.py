@@ -13,7 +13,7 @@ import pytest
 from sdcli import __version__
 from sdcli.draw import fake
 from sdcli.errors import Bug, DeviceUnusable, OutOfMemory, SdcliError
-from sdcli.events import Decoded, Event, Failed, Planned, Saved, Warned
+from sdcli.events import Decoded, Degraded, Event, Failed, Planned, Saved, Warned
 from sdcli.plan.plan import Plan
 from sdcli.record import report as reports
 from sdcli.record.store import store
@@ -138,17 +138,13 @@ def test_workers_keep_what_they_loaded_from_one_run_to_the_next() -> None:
         assert children() == [process]
 
 
-def test_a_fallback_is_one_workers_own(tmp_path: Path) -> None:
-    from sdcli.events import Degraded
-    from sdcli.scale import pool as pools
-
-    of = planned(2, "one", "two")
-    run = pools._Run(of, [], lambda own: Pool("fake")._worker(own))
-    one, two = run._seats
-    one._fall_back(
-        Degraded(
-            batch=0, phase="decode", step=None, before={"vae": "whole", "upscaler_tile": "whole"},
-            after={"vae": "tile-256", "upscaler_tile": "512"}, because="memory", changes_pixels=True,
-        )
-    )  # fmt: skip
-    assert one.plan.setup == replace(of.setup, vae="tile-256", upscaler_tile=512) and two.plan.setup == of.setup
+def test_a_worker_stays_on_its_fallback_and_the_others_on_the_plan() -> None:
+    of = planned(12, "one", "two")
+    slow = ("--seconds", "0.1")
+    events = list(drawn(each(one=(*slow, "--fallback"), two=slow), of))
+    lower = replace(of.setup, vae="tile-256")
+    (fallback,) = [event for event in events if isinstance(event, Degraded)]
+    assert fallback.worker == "one"
+    by_one = [event.setup for event in events if isinstance(event, Decoded) and event.worker == "one"]
+    assert by_one[1:] == [lower] * (len(by_one) - 1)  # the fake engine draws the first as planned all the same
+    assert {event.setup for event in events if isinstance(event, Decoded) and event.worker == "two"} <= {of.setup}
