@@ -100,7 +100,7 @@ class _Run:
         yield Done(environment=environment)
 
     def _look(self) -> None:
-        """Ends workers that have said nothing for too long; now and then, as there may be a thousand events a second."""
+        """Ends workers that have said nothing for too long; not at each event, of which a second may have thousands."""
         if time.monotonic() - self._looked > LOOK:
             self._looked = time.monotonic()
             for seat in self._seats:
