@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import replace
 from typing import Any
 
 from sdcli.errors import Usage
@@ -41,6 +40,6 @@ def later(request: Request, lines: Iterator[Line], index: int, batch: int) -> It
         count = prompt_files.count(request, line)
         mine = [place for place in range(count) if shard.takes(batch + place)]
         if mine:
-            made = prompt_files.of_line(request, line)
-            yield from (replace(made[place], index=index + place) for place in mine)
+            made = prompt_files.of_line(request, line, index)
+            yield from (made[place] for place in mine)
         index, batch = index + count, batch + count

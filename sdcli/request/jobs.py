@@ -336,12 +336,15 @@ def _random(below: int) -> int:
 
 
 def make_jobs(
-    request: Request, prompts: tuple[str, ...] | None = None, seeds: tuple[int, ...] | None = None
+    request: Request, prompts: tuple[str, ...] | None = None, seeds: tuple[int, ...] | None = None, first: int = 0
 ) -> tuple[Job, ...]:
-    """Prompts outer, then the images to start from, seeds inner; the request's, unless others are given."""
+    """Prompts outer, then the images to start from, seeds inner; the request's, unless others are given. Indices count
+    from `first`."""
     listed = request.prompts if prompts is None else prompts
     every = itertools.product(listed, request.image or (None,), request.seeds if seeds is None else seeds)
-    return tuple(make_job(request, index, prompt, seed, image) for index, (prompt, image, seed) in enumerate(every))
+    return tuple(
+        make_job(request, index, prompt, seed, image) for index, (prompt, image, seed) in enumerate(every, first)
+    )
 
 
 def make_job(request: Request, index: int, prompt: str, seed: int, image: InputImage | None = None) -> Job:

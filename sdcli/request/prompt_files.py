@@ -72,8 +72,9 @@ def parse(file: IO[str], where: str, suffix: str) -> Iterator[Line]:
             yield Line(prompt=stripped, where=f"{where}:{number}")
 
 
-def of_line(request: Request, line: Line) -> tuple[Job, ...]:
-    """The jobs of a line: its own settings over the request's; a mistake is reported with its line.
+def of_line(request: Request, line: Line, first: int = 0) -> tuple[Job, ...]:
+    """The jobs of a line, counted from `first`: its own settings over the request's; a mistake is reported with its
+    line.
 
     A line with one seed counts up from it over the request's number of images, as --seed does.
     """
@@ -86,7 +87,7 @@ def of_line(request: Request, line: Line) -> tuple[Job, ...]:
             jobs.check(replace(request, prompts=(line.prompt,), seeds=seeds, num_images=len(seeds)))
         else:  # most lines of a long list: all else was checked with the request
             jobs.check_prompts((line.prompt,), images=len(seeds) * max(1, len(request.image)))
-        made = jobs.make_jobs(request, (line.prompt,), seeds)
+        made = jobs.make_jobs(request, (line.prompt,), seeds, first)
         return made if line.id is None else tuple(replace(job, id=line.id) for job in made)
     except SdcliError as error:
         raise BadFile(f"{show(line.where)}: {error.message}", hint="sdcli help formats") from None
