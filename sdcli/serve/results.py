@@ -12,7 +12,8 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
-from sdcli.serve.service import Service
+from sdcli.serve.guard import key_of
+from sdcli.serve.service import Service, belongs
 from sdcli.serve.ticket import Drawn, Ticket
 
 KINDS = {"png": "image/png", "jpg": "image/jpeg", "webp": "image/webp"}
@@ -38,6 +39,8 @@ def routes(service: Service) -> list[Route]:
             return Response(status_code=404)
         ticket, drawn = one
         if request.method == "DELETE":
+            if not belongs(ticket, key_of(request.scope)):  # who was given its address may read it, no more
+                return Response(status_code=404)
             await asyncio.to_thread(service.discard, ticket, drawn)
             return Response(status_code=204)
         tag = f'"{drawn.file_sha256}"'
