@@ -28,6 +28,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "record": BASE | {"images", "request", "machine", "models", "plan", "events"},
     "asking": BASE | {"images", "request", "machine", "models", "plan", "events", "draw", "record"},
     "workers": BASE | {"images", "request", "machine", "models", "plan", "events", "draw", "record", "asking"},
+    "scale": BASE | {"images", "request", "machine", "models", "plan", "events", "workers"},
     "inspect": BASE | {"images", "request", "machine", "models", "plan", "events", "draw", "record"},
     "bench": BASE | {"images", "request", "machine", "models", "plan", "events", "draw", "record", "workers"},
     "serve": BASE | {"images", "request", "machine", "models", "plan", "events", "record", "workers", "asking"},

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -20,6 +20,7 @@ from sdcli.asking import (
     probing,
     references,
     refiners,
+    sharing,
     unknown_words,
     upscalers,
 )
@@ -30,16 +31,19 @@ from sdcli.machine.hardware import Hardware
 from sdcli.models import cache, hub_cache, resolve, vae
 from sdcli.models.model import Model
 from sdcli.near import nearest
+from sdcli.plan import shards
 from sdcli.plan.plan import Plan
 from sdcli.plan.planner import make_plan
+from sdcli.plan.several import together
 from sdcli.plan.techniques import execution
 from sdcli.request import config, jobs, prompt_files, samplers
 from sdcli.request.config import Sources
-from sdcli.request.options import OPTIONS, SCREEN
+from sdcli.request.options import OPTIONS, SCREEN, flag_of
 from sdcli.request.request import Job, Request
 from sdcli.terminal import show
 
 if TYPE_CHECKING:
+    from sdcli.machine.several import Seat
     from sdcli.record.metadata.read import ImageSettings
 
 
@@ -49,6 +53,14 @@ class PlannedRun(NamedTuple):
     plan: Plan
     later: Iterator[Job] | None = None
     imported: float = 0.0  # seconds spent loading libraries, if planning already needed them
+
+    @property
+    def shared(self) -> PlannedRun:
+        """What --shard leaves of it. The plan was made for everything, as in every other shard."""
+        shard = self.plan.request.shard
+        if shard is None:
+            return self
+        return self._replace(plan=shards.share(self.plan, shard, more=self.later is not None))
 
 
 def plan_for(
@@ -77,6 +89,12 @@ def plan_for(
     prompts = (*words, *flags.get("prompts", ())) or tuple(sources.settings_from.get("prompts", ()))
     request, origins = _request(sources, model, prompts or ((first.prompt,) if first else ()))
     waiting = flags.get("prompts_file") == "-"
+    request = replace(request, shard=sharing.shard_of(typed))
+    seats = _seats(typed)
+    if len(seats) > 1:
+        request = replace(request, devices=typed["devices"])
+    if request.shard is not None and origins["seeds"] == "random":
+        first, lines = sharing.seeded(first, lines)
     known_jobs, tags = adapters.untagged(_jobs(request, first, lines, waiting))
     largest = max(known_jobs, key=lambda job: job.width * job.height)
     request = replace(
@@ -95,6 +113,9 @@ def plan_for(
     known_jobs, refined, others = refiners.gather(refiner, known_jobs, enlarging)
     adapted = adapted._replace(model=refined, adapters=(*adapted.adapters, *nets, *seen, *models, *others))
     hardware, imported = _hardware(request, typed.get("as_if"))
+    if seats:
+        hardware = least(seats).hardware
+        request = replace(request, device=hardware.device)
     hardware = without_own(hardware)
     if command == "generate" and engine_of(typed) == "local" and "dtype" not in request.pins:
         hardware, more_imported = probing.probed(hardware)
@@ -110,6 +131,7 @@ def plan_for(
         hardware, more_imported = probing.tried(plan, question)
         imported += more_imported
         plan = planned(hardware, remembered(hardware))
+    plan = with_workers(plan, seats, more=waiting)
     plan = replace(plan, warnings=(*plan.warnings, *not_needed.not_needed(typed, plan)))
     unknown = unknown_words.unknown_words(model, known_jobs, adapted.adapters)
     syntax = not_taken.plain_words(adapters.texts_of(known_jobs))
@@ -118,7 +140,7 @@ def plan_for(
     plan = replace(plan, warnings=(*plan.warnings, *adapted.warnings, *unknown, *ignored, *syntax, *told))
     if not waiting or lines is None:
         return PlannedRun(plan, imported=imported)
-    later = adapters.without(_later(request, lines, len(known_jobs)), tags)
+    later = adapters.without(sharing.later(request, lines, len(known_jobs), len(plan.batches)), tags)
     later = upscalers.same(controls.same_nets(later, known_jobs, asked, steered), known_jobs, asked)
     later = references.checked(later, adapted.model)
     later = refiners.named(_drawn_by(model, later), refiner)
@@ -160,7 +182,13 @@ def plan_again(planned: PlannedRun, typed: Mapping[str, Any], image: ImageSettin
     _check_sampler(before.request.sampler, model)
     model, _ = adapters.with_vae(before.request, model, added_folders())
     model = _with_beside(before.model, model)
-    return planned._replace(plan=_anew(before, model, before.hardware, more=planned.later is not None))
+    more = planned.later is not None
+    plan = _anew(before, model, before.hardware, more=more)
+    if before.workers:
+        from sdcli.machine.several import Seat
+
+        plan = with_workers(plan, [Seat(worker.name, worker.hardware) for worker in before.workers], more=more)
+    return planned._replace(plan=plan)
 
 
 def untried(plan: Plan) -> bool:
@@ -200,6 +228,40 @@ def _anew(before: Plan, model: Model, hardware: Hardware, *, more: bool = False)
     )  # fmt: skip
     warned = tuple(warning for warning in before.warnings if warning not in plan.warnings)
     return replace(plan, warnings=(*plan.warnings, *warned))
+
+
+def _seats(typed: Mapping[str, Any]) -> tuple[Seat, ...]:
+    """What --devices names; none where one device draws, as it always did."""
+    if "devices" not in typed:
+        return ()
+    other = next((name for name in ("device", "as_if", "keep_steps") if name in typed), None)
+    if other is not None:
+        flag = flag_of(other)
+        raise Usage(f"{flag} does not go with --devices", hint=f"the same command without {flag}")
+    from sdcli.machine import several, survey
+
+    return several.seats(typed["devices"], survey.look())
+
+
+def least(seats: Sequence[Seat]) -> Seat:
+    """The one that decides: of GPUs, where there are any, that with the least memory."""
+    return min(seats, key=lambda seat: (seat.hardware.kind == "cpu", seat.hardware.free))
+
+
+def with_workers(plan: Plan, seats: Sequence[Seat], *, more: bool = False) -> Plan:
+    """The plan of a run on several devices, from that of the one that decides."""
+    if len(seats) < 2:
+        return plan
+
+    def anew(hardware: Hardware) -> Plan:
+        asked = probing.question(hardware, plan.model, plan.jobs, plan.request)
+        hardware = probing.remembered(probing.sized(hardware)[0], asked)
+        limit = None if hardware.kind == "cpu" else plan.request.max_vram  # beside GPUs it is meant for them
+        before = replace(plan, request=replace(plan.request, max_vram=limit))
+        return replace(_anew(before, plan.model, hardware, more=more), request=plan.request)
+
+    named = [(seat.name, seat.hardware) for seat in seats]
+    return together(plan, named, anew, remembered, more=more)
 
 
 def _with_beside(before: Model, model: Model) -> Model:
@@ -366,13 +428,6 @@ def _drawn_by(model: Model, listed: Iterable[Job]) -> Iterator[Job]:
                 hint="the same command without --hires",
             )
         yield job
-
-
-def _later(request: Request, lines: Iterator[prompt_files.Line], index: int) -> Iterator[Job]:
-    for line in lines:
-        for job in prompt_files.of_line(request, line):
-            yield replace(job, index=index)
-            index += 1
 
 
 # --- the machine

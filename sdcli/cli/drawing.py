@@ -8,10 +8,10 @@ import os
 import shutil
 import sys
 from collections import deque
-from collections.abc import Collection, Iterable, Iterator, Mapping
+from collections.abc import Collection, Generator, Iterable, Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from sdcli import events
 from sdcli.asking import unknown_words
@@ -45,6 +45,9 @@ from sdcli.record.sinks.watch import Sink, Watch
 from sdcli.record.store import store
 from sdcli.terminal import StdoutLost, is_terminal, put, say, show, speaks_unicode, width
 
+if TYPE_CHECKING:
+    from sdcli.draw.engines import Engine
+
 
 def draw(
     typed: dict[str, Any], planned: PlannedRun, destination: names.Destination, screen: Screen,
@@ -57,12 +60,13 @@ def draw(
     journal = runs.reopen(before.run, around) if before is not None else None
     folding = Folding(started=runs.now(), run=destination.run, clock=since_start, environment=around)
     folding.add_recovered(done)
-    happening = _without(done, _events(planned, typed.get("engine", "local"), done, kept or {}))
-    stored = store(happening, destination, environment=around, journal=journal, earlier=done)
+    happening = _events(planned, typed.get("engine", "local"), done, kept or {})
+    stored = store(_without(done, happening), destination, environment=around, journal=journal, earlier=done)
     strip = Filmstrip(plan.request.filmstrip, on_saved=screen.strip)
     sinks: tuple[Sink, ...] = (screen.progress, screen.image, strip, *screen.results(folding, destination))
     watch = Watch(*sinks, record=folding)
     error = _drain(watch(stored), stored, folding, plan, destination.records) or watch.lost
+    happening.close()  # an interruption may have come anywhere; workers end before this process does
     over()
     finished = _recorded(error, folding, planned, destination)
     try:
@@ -98,7 +102,7 @@ def _recorded(
 
 def _events(
     planned: PlannedRun, engine: str, done: Collection[int], kept: Mapping[int, bytes]
-) -> Iterator[Event]:  # fmt: skip
+) -> Generator[Event, None, None]:  # fmt: skip
     yield Planned(plan=planned.plan)
     yield Timed(phase="plan", seconds=since_start() - planned.imported)
     if planned.imported:
@@ -106,14 +110,25 @@ def _events(
     for warning in planned.plan.warnings:
         if warning.code == unknown_words.CODE:
             yield Warned(code=warning.code, message=warning.message)
-    from sdcli.draw import engines
-
+    if not planned.plan.jobs and planned.later is None:
+        return  # a shard of fewer batches than there are shards
     queued: deque[Queued] = deque()
-    with engines.engine(engine) as drawing:
+    with _engine(planned.plan, engine) as drawing:
         for event in drawing.run(planned.plan, _batches(planned, done, queued), kept):
             while queued:
                 yield queued.popleft()
             yield event
+
+
+def _engine(plan: Plan, name: str) -> Engine:
+    """One that draws in this process, or a worker for each of several devices."""
+    if plan.workers:
+        from sdcli.scale.pool import Pool
+
+        return Pool(name)
+    from sdcli.draw import engines
+
+    return engines.engine(name)
 
 
 def _batches(planned: PlannedRun, done: Collection[int], queued: deque[Queued]) -> Iterable[Batch]:

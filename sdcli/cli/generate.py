@@ -12,12 +12,12 @@ from sdcli.cli.answer import Answered
 from sdcli.cli.pull import plan_with_model
 from sdcli.plan.refusal import refused
 from sdcli.record import names
-from sdcli.request.options import OPTIONS, SAVE_CONTROL, SCREEN
+from sdcli.request.options import DEVICES, OPTIONS, SAVE_CONTROL, SCREEN, SHARD
 from sdcli.request.options import command as make
 
 
 def command() -> Callable[..., None]:
-    options = [*OPTIONS, *not_needed.FLAGS, *SCREEN, SAVE_CONTROL]
+    options = [*OPTIONS, *not_needed.FLAGS, *SCREEN, SAVE_CONTROL, SHARD, DEVICES]
     return make(
         _generate, options, name="generate", words="PROMPT", complete=complete.asked(),
         help='Draw images from prompts: sdcli generate "a cat" -n 4',
@@ -25,7 +25,7 @@ def command() -> Callable[..., None]:
 
 
 def _generate(typed: dict[str, Any]) -> None:
-    raise Answered(draw(plan_with_model(typed), typed))
+    raise Answered(draw(plan_with_model(typed).shared, typed))
 
 
 def draw(planned: PlannedRun, typed: dict[str, Any]) -> int:

@@ -28,7 +28,7 @@ DOCUMENTS: dict[str, Document] = {
         words="What would be drawn, with which setup, and what it needs.",
     ),
     "report": Document(
-        schema="sdcli.report/1", source="sdcli generate --json, report.json",
+        schema="sdcli.report/1", source="sdcli generate --json, sdcli runs merge --json, report.json",
         words="What a run did: images, times, memory, fallbacks.",
     ),
     "json-lines": Document(

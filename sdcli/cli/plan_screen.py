@@ -27,7 +27,7 @@ def render(plan: Plan, width: int = 80, ascii: bool = False, disk_free: int | No
     """The screen of `plan`: what, where, every sensible setup, why this one, and how to choose another."""
     lines = [
         *_head(plan, width, disk_free),
-        *_machine(plan, width),
+        *(["", *_workers(plan)] if plan.workers else _machine(plan, width)),
         "",
         *_table(plan, width),
         "",
@@ -42,18 +42,46 @@ def render(plan: Plan, width: int = 80, ascii: bool = False, disk_free: int | No
 def render_summary(plan: Plan, width: int = 80, ascii: bool = False) -> list[str]:
     """What generate says first: the setup, what it needs; and why, where the fastest setup did not fit."""
     setup = plan.setup
-    if plan.hardware.kind == "cpu":
+    if plan.workers:
+        parts, between = [_named(plan), setup.dtype, f"{len(plan.workers)} workers"], " · "
+    elif plan.hardware.kind == "cpu":
         parts, between = [_named(plan), f"cpu {setup.dtype}", *_extras(setup), _needs(plan)], " · "
         if setup.placement != "resident":
             parts.insert(2, placement.TECHNIQUE.phrases[setup.placement])
     else:
         of = _named(plan) if plan.model.kind == "builtin" else "plan"
         parts, between = [f"{of}: {_device_name(plan)}", setup.dtype, setup_name(setup, None), _needs(plan)], ", "
-    if plan.seconds is not None:
+    if plan.seconds is not None and not plan.workers:
         parts.append(f"about {seconds_text(plan.seconds.total)}")
-    reason = _main_reason(plan)
-    lines = [*_flow(parts, between, width), *([f"  {reason}"] if reason else []), *_adapter_lines(setup, width)]
+    reason = _main_reason(plan) if not plan.workers else ""
+    shard = [f"  {of_shard(plan)}"] if plan.request.shard is not None else []
+    lines = [
+        *_flow(parts, between, width),
+        *shard,
+        *_workers(plan),
+        *([f"  {reason}"] if reason else []),
+        *_adapter_lines(setup, width),
+    ]
     return [_within(line, width, ascii) for line in lines]
+
+
+def _workers(plan: Plan) -> list[str]:
+    """A line for each that draws; those that are alike share one."""
+    alike: dict[str, list[str]] = {}
+    for worker in plan.workers:
+        own = plan.of(worker)
+        setup = worker.setup
+        words = setup_name(setup, plan.setup) if setup.device != plan.setup.device else setup_name(setup, None)
+        threads = f", {counted(setup.threads, 'thread')}" if worker.hardware.kind == "cpu" else ""
+        alike.setdefault(f"{_device_name(own)}{threads}: {words}, {_needs(own)}", []).append(worker.name)
+    return [f"  {', '.join(names)}  {text}" for text, names in alike.items()]
+
+
+def of_shard(plan: Plan) -> str:
+    shard, whole = plan.request.shard, plan.whole
+    assert shard is not None
+    share = "" if whole is None else f": {len(plan.jobs)} of {counted(whole.images, 'image')}"
+    return f"shard {shard.number} of {shard.of}{share}"
 
 
 def _named(plan: Plan) -> str:
@@ -157,8 +185,10 @@ def _head(plan: Plan, width: int, disk_free: int | None) -> list[str]:
     work = f"  {images}{' up to' if len(sizes) > 1 else ''} {wide}×{high}, {steps}"
     if request.batch_size > 1:
         work += f", {request.batch_size} at once"
+    shard = [f"  {of_shard(plan)}"] if request.shard is not None else []
     return [
         *_flow(head, ", ", width),
+        *shard,
         *_flow([work, *_download(plan, disk_free)], " · ", width),
         *_adapter_lines(plan.setup, width),
     ]

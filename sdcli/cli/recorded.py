@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from sdcli import __version__
 from sdcli.asking import probing
 from sdcli.asking.planning import remembered
-from sdcli.machine import survey
+from sdcli.errors import DeviceUnusable, DoesNotFit, SdcliError
+from sdcli.machine import several, survey
 from sdcli.machine.hardware import Hardware
-from sdcli.plan.plan import Plan
+from sdcli.plan.plan import Plan, PlanWarning
 from sdcli.plan.planner import plan_as_recorded
+from sdcli.plan.refusal import refused
 
 
 def hardware_for(device: str, dtype: str | None) -> tuple[Hardware, float]:
@@ -21,7 +25,35 @@ def hardware_for(device: str, dtype: str | None) -> tuple[Hardware, float]:
     return hardware, imported + more
 
 
+def workers_as_recorded(plan: Plan) -> tuple[Plan, float]:
+    """The same for a run that several devices drew: with those of them that can do it now. A device that is gone, or
+    has too little memory, is left out with a warning; its error is the run's where none is left."""
+    workers, warnings, imported = [], [], 0.0
+    error: SdcliError | None = None
+    for worker in plan.workers:
+        own = plan.of(worker)
+        try:
+            hardware, more = hardware_for(worker.setup.device, worker.setup.dtype)
+            hardware = replace(several.part(hardware, len(plan.workers)), threads=worker.hardware.threads)
+            now = plan_as_recorded(own, hardware, remembered(hardware), version=__version__)
+            if not now.fits:
+                raise refused(now)
+        except (DoesNotFit, DeviceUnusable) as failed:
+            error = failed
+            message = f"{worker.name} is left out: {failed.message}"
+            warnings.append(PlanWarning(code="left-out", message=message))
+            continue
+        imported += more
+        workers.append(now.worker(worker.name))
+    if not workers:
+        assert error is not None
+        raise error
+    return replace(plan, version=__version__, workers=tuple(workers), warnings=tuple(warnings)), imported
+
+
 def as_recorded(plan: Plan) -> tuple[Plan, float]:
     """The plan under its own setup; DoesNotFit or DeviceUnusable where this machine cannot draw so."""
+    if plan.workers:
+        return workers_as_recorded(plan)
     hardware, imported = hardware_for(plan.setup.device, plan.setup.dtype)
     return plan_as_recorded(plan, hardware, remembered(hardware), version=__version__), imported

@@ -7,11 +7,12 @@ from dataclasses import replace
 from typing import Any
 
 from sdcli import __version__
-from sdcli.asking.planning import PlannedRun, engine_of, remembered
+from sdcli.asking.planning import PlannedRun, engine_of, least, remembered, with_workers
 from sdcli.cli import drawing
 from sdcli.cli.answer import Answered
 from sdcli.cli.recorded import as_recorded, hardware_for
 from sdcli.errors import BadFile, DeviceUnusable, DoesNotFit, ModelMissing, Usage
+from sdcli.machine import several, survey
 from sdcli.machine.environment import PACKAGES
 from sdcli.machine.packages import versions
 from sdcli.plan.plan import Plan, PlanWarning
@@ -85,12 +86,13 @@ def _planned(run: RecordedRun, anew: bool, name: str) -> PlannedRun:
 
 
 def _anew(plan: Plan) -> tuple[Plan, float]:
-    hardware, imported = hardware_for(plan.request.device, None)
+    seats = several.seats(plan.request.devices, survey.look()) if plan.request.devices is not None else ()
+    hardware, imported = hardware_for(plan.request.device, None) if not seats else (least(seats).hardware, 0.0)
     fresh = make_plan(
         plan.request, plan.model, hardware, remembered(hardware), jobs=plan.jobs, version=__version__,
         origins=plan.origins, adapters=plan.setup.adapters,
     )  # fmt: skip
-    return replace(fresh, batches=plan.batches), imported
+    return with_workers(replace(fresh, batches=plan.batches), seats), imported
 
 
 def _other_versions(then: Mapping[str, Any]) -> tuple[PlanWarning, ...]:

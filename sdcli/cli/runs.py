@@ -4,19 +4,20 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from sdcli import __version__, schema
-from sdcli.cli.answer import print_json
-from sdcli.errors import Usage
-from sdcli.record import found_runs
+from sdcli.cli.answer import Answered, print_json, say_error, say_note
+from sdcli.errors import Usage, from_json
+from sdcli.record import found_runs, merging
 from sdcli.record.found_runs import UNFINISHED, FoundRun
-from sdcli.request.options import OUTPUT, SCREEN, Option
+from sdcli.record.report import to_json
+from sdcli.request.options import OPTIONS, OUTPUT, SCREEN, Option
 from sdcli.request.options import command as make
-from sdcli.terminal import fit, say, show, tell, width
+from sdcli.terminal import counted, fit, say, show, tell, width
 
 NEWEST = 20  # shown unless --all
 ALL = Option(field="all", flags=("--all",), switch=True, panel=OUTPUT, help=f"Also those before the newest {NEWEST}.")
@@ -30,14 +31,21 @@ class Runs:
 
 
 def command() -> Callable[..., None]:
-    screen = [option for option in SCREEN if option.field in ("json", "debug")]
+    screen = [option for option in SCREEN if option.field in ("json", "quiet", "debug")]
+    output = [option for option in OPTIONS if option.field == "output"]
     return make(
-        _runs, [ALL, *screen], name="runs", words="FOLDER",
-        help="List runs and how far each came, in FOLDER or where images go by default.",
+        _runs, [ALL, *output, *screen], name="runs", words="FOLDER | merge RUN",
+        help="List runs and how far each came, in FOLDER or where images go by default; or merge the records of "
+        "shards: sdcli runs merge images/runs/*-of-8",
     )  # fmt: skip
 
 
 def _runs(typed: dict[str, Any]) -> None:
+    words = tuple(typed.get("words", ()))
+    if words[:1] == ("merge",) and not os.path.isdir("merge"):
+        raise Answered(_merge(words[1:], typed))
+    if "output" in typed:
+        raise Usage("-o is for runs merge", hint="sdcli runs")
     folders = tuple(Path(os.path.expanduser(word)) for word in typed.get("words", ()))
     for folder in folders:
         if not os.path.isdir(folder):
@@ -58,6 +66,27 @@ def _runs(typed: dict[str, Any]) -> None:
     unfinished = next((run for run in runs if run.state in UNFINISHED and run.kept < run.images), None)
     if unfinished is not None:
         say(f"to draw what is missing: sdcli resume {found_runs.called(Path(unfinished.records))}")
+
+
+def _merge(words: Sequence[str], typed: Mapping[str, Any]) -> int:
+    if not words:
+        raise Usage("runs merge takes the runs of shards", hint="sdcli runs merge sdcli-images/runs/*-of-8")
+    output = typed.get("output")
+    records = [found_runs.to_resume(word) for word in words]
+    merged = merging.merge(records, Path(os.path.expanduser(output)) if output is not None else None)
+    report = merged.report
+    if typed.get("json"):
+        print_json(to_json(report, merged.destination.folder))
+        return report.exit_code
+    if not typed.get("quiet"):
+        kept = sum(image.kept for image in report.images)
+        say(f"{counted(len(records), 'run')} merged: {kept} of {counted(len(report.images), 'image')}")
+        for note in merged.notes:
+            say_note(note)
+    tell(os.path.relpath(merged.destination.records))
+    if report.error is not None:
+        say_error(from_json(dict(report.error)))
+    return report.exit_code
 
 
 def _table(runs: Sequence[FoundRun], columns: int) -> list[str]:

@@ -66,10 +66,11 @@ class Run:
         plan, alone = self.plan, self.plan.request.batch_invariant
         yield Timed(phase="import", seconds=0.0)
         yield self._peak("import")
-        first = stages(plan.model, plan.jobs[:1])
-        parts = placement.loaded(plan.setup.placement, first, first[0], first[0].parts[0])
-        if set(parts) == set(parts_of(first)):
-            yield from self._load(parts)
+        if plan.jobs:
+            first = stages(plan.model, plan.jobs[:1])
+            parts = placement.loaded(plan.setup.placement, first, first[0], first[0].parts[0])
+            if set(parts) == set(parts_of(first)):
+                yield from self._load(parts)
         for window in windows_of(plan.numbered() if batches is None else batches):
             needed = {text for _, jobs in window for text in _texts(jobs)}
             self._texts = {each for each in self._texts if each[1] in needed}

@@ -132,7 +132,10 @@ class Run:
     # --- loading
 
     def load(self) -> Iterator[Event]:
-        """Loads everything now where all of it stays; where components make room for each other, each loads in turn."""
+        """Loads everything now where all of it stays; where components make room for each other, or no job is known
+        yet, each loads in turn."""
+        if not self.plan.jobs:
+            return
         self._stages = stages(self.plan.model, self.plan.jobs[:1], alone=self._alone)
         first = self._stages[0]
         if set(self._loaded(first, first.parts[0])) == set(parts_of(self._stages)):

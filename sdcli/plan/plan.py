@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields, replace
+from functools import cached_property
 
 from sdcli.machine.hardware import Hardware, QueryBlock
 from sdcli.models.model import Model
@@ -136,6 +137,28 @@ class Seconds:
 
 
 @dataclass(frozen=True, kw_only=True)
+class WholeList:
+    """All the jobs that a plan's are a share of. Shards of one list have an equal one."""
+
+    images: int
+    sha256: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class WorkerPlan:
+    """What of a plan is one worker's own, where several draw."""
+
+    name: str
+    hardware: Hardware
+    budget: Budget
+    setup: Setup
+    footprint: Footprint
+    slowdown: float = 1.0
+    seconds: Seconds | None = None
+    fallbacks: tuple[Fallback, ...] = renamed("ladder", default=())
+
+
+@dataclass(frozen=True, kw_only=True)
 class Plan:
     """All that is decided before anything is loaded."""
 
@@ -149,7 +172,8 @@ class Plan:
     budget: Budget
     setup: Setup
     jobs: tuple[Job, ...]
-    batches: tuple[tuple[int, ...], ...]
+    batches: tuple[tuple[int, ...], ...]  # the indices of jobs
+    whole: WholeList | None = None  # of a shard, unless its jobs come one by one
     footprint: Footprint
     slowdown: float = 1.0
     seconds: Seconds | None = None
@@ -157,9 +181,28 @@ class Plan:
     alternatives: tuple[Alternative, ...] = renamed("ways", default=())
     fallbacks: tuple[Fallback, ...] = renamed("ladder", default=())
     warnings: tuple[PlanWarning, ...] = ()
+    workers: tuple[WorkerPlan, ...] = ()  # that share the batches; none: one process draws them, as planned here
+
+    def of(self, worker: WorkerPlan) -> Plan:
+        """The same jobs for one of the workers alone."""
+        own = {one.name: getattr(worker, one.name) for one in fields(worker) if one.name != "name"}
+        return replace(self, **own, decisions=(), alternatives=(), warnings=(), workers=())
+
+    def worker(self, name: str) -> WorkerPlan:
+        """Its own part of this plan, as a worker of that name."""
+        own = {one.name: getattr(self, one.name) for one in fields(WorkerPlan) if one.name != "name"}
+        return WorkerPlan(name=name, **own)
 
     def batch(self, number: int) -> tuple[Job, ...]:
-        return tuple(self.jobs[index] for index in self.batches[number])
+        return tuple(self._by_index[index] for index in self.batches[number])
+
+    def job(self, index: int) -> Job | None:
+        """The job of this index, which is its place among `jobs` unless they are a share."""
+        return self._by_index.get(index)
+
+    @cached_property
+    def _by_index(self) -> Mapping[int, Job]:
+        return {job.index: job for job in self.jobs}
 
     def numbered(self) -> list[tuple[int, tuple[Job, ...]]]:
         """Every batch with its number, in the order in which they are drawn."""

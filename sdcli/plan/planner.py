@@ -12,7 +12,7 @@ from sdcli.machine.hardware import Hardware
 from sdcli.models.model import Model
 from sdcli.plan import upscaler_tile
 from sdcli.plan.batches import in_batches
-from sdcli.plan.fallbacks import fallbacks_of
+from sdcli.plan.fallbacks import changes_pixels, fallbacks_of
 from sdcli.plan.forecast import Forecast, budget
 from sdcli.plan.legality import legal
 from sdcli.plan.pins import candidates, pins_of, refusal
@@ -79,7 +79,7 @@ def make_plan(
         budget=limits,
         setup=chosen.setup,
         jobs=jobs,
-        batches=batches,
+        batches=tuple(tuple(jobs[place].index for place in batch) for batch in batches),
         footprint=_footprint(chosen, forecast),
         slowdown=chosen.slowdown,
         seconds=_seconds(forecast, chosen.setup),
@@ -112,6 +112,40 @@ def plan_as_recorded(plan: Plan, hardware: Hardware, remembered: Mapping[str, An
         seconds=_seconds(forecast, setup),
         decisions=(),
         alternatives=(),
+        warnings=(),
+    )
+
+
+def plan_alike(plan: Plan, hardware: Hardware, remembered: Mapping[str, Any], *, more: bool = False) -> Plan | None:
+    """The same jobs on another device, in a setup that draws the same pixels: only where weights stay, and what else
+    moves none, is chosen anew. None where no such setup is legal there."""
+    request, before = plan.request, plan.setup
+    pins = pins_of(request)
+    runs = [batch for _, batch in plan.numbered()] or [(make_job(request, 0, "", 0),)]
+    forecast = Forecast(plan.model, hardware, runs, remembered, request.batch_invariant, more)
+    limits = budget(hardware, request.max_vram, request.max_ram)
+    start = Setup(threads=before.threads, device=hardware.device, isa=hardware.isa, adapters=before.adapters)
+    setups = _considered(start, forecast, request, pins, limits)
+    same = [replace(setup, upscaler_tile=before.upscaler_tile) for setup in setups]
+    same = [setup for setup in same if not changes_pixels(before, setup) and setup.blocks == before.blocks]
+    if not same:
+        return None
+    fastest = min(map(forecast.seconds, setups))
+    options = [weigh(setup, forecast, limits, fastest) for setup in same]
+    chosen = choose(options, pins)
+    every = [upscaler_tile.no_larger(setup, chosen.setup) for setup in setups]
+    return replace(
+        plan,
+        fits=chosen.fits,
+        hardware=hardware,
+        budget=limits,
+        setup=chosen.setup,
+        footprint=_footprint(chosen, forecast),
+        slowdown=chosen.slowdown,
+        seconds=_seconds(forecast, chosen.setup),
+        decisions=_decisions(chosen, options, forecast, limits, pins, request),
+        alternatives=front(options, chosen, forecast),
+        fallbacks=fallbacks_of(chosen.setup, every, forecast.peaks, forecast.seconds, limits.host),
         warnings=(),
     )
 

@@ -11,14 +11,14 @@ import secrets
 import shutil
 import unicodedata
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 
 from sdcli.errors import CannotWrite, Usage
 from sdcli.files import REAL, Files, cannot_write, discard
 from sdcli.machine.folders import state_folder
-from sdcli.request.request import Job, Request
+from sdcli.request.request import Job, Request, Shard
 from sdcli.terminal import disk_text, show
 
 DEFAULT_FOLDER = "sdcli-images"
@@ -82,12 +82,13 @@ def part_prefix(run: str) -> str:
 
 def part_of_run(name: str) -> str | None:
     """The run that a temporary file of this name belongs to."""
-    match = re.fullmatch(r"\.sdcli-(\d{8}-\d{6}-[0-9a-f]{4})-\d{6}\.part", name)
+    match = re.fullmatch(r"\.sdcli-(\d{8}-\d{6}-[0-9a-f]{4}(?:-\d{1,5}-of-\d{1,5})?)-\d{6,}\.part", name)
     return match[1] if match else None
 
 
-def new_run() -> str:
-    return f"{datetime.now(UTC):%Y%m%d-%H%M%S}-{secrets.token_hex(2)}"
+def new_run(shard: Shard | None = None) -> str:
+    of = "" if shard is None else f"-{shard.number}-of-{shard.of}"  # shards begin in the same second
+    return f"{datetime.now(UTC):%Y%m%d-%H%M%S}-{secrets.token_hex(2)}{of}"
 
 
 def with_copies(first: str) -> Iterator[str]:
@@ -362,7 +363,9 @@ def prepare(
     count = count if count is not None else len(request.prompts) * max(request.num_images, len(request.seeds), 1)
     _check_side(request, target.format)
     folder = Path(os.path.abspath(target.folder))
-    run = run or new_run()
+    run = run or new_run(request.shard)
+    if request.shard is not None:
+        target = _named_by_index(target, request.output)
     if target.kind == "file":
         _check_one_file(folder / target.pattern, count, request.overwrite)
     destination = Destination(
@@ -379,6 +382,19 @@ def prepare(
     _check_writable(destination.records.parent, run, files)
     _check_space(folder, request, count, target.format)
     return destination
+
+
+def _named_by_index(target: Target, output: str | None) -> Target:
+    """Shards number images as one run of all would, in an empty folder: no shard knows how far the others are."""
+    if target.kind == "file":
+        raise Usage(
+            f"-o {show(output, 120)} names one file, and a shard is a part of several images",
+            hint="-o images   (a folder, or a name with {index})",
+        )
+    if target.kind == "numbered":
+        pattern = f"{{index:04d}}-{{slug}}-{{seed}}.{target.format}"
+        return replace(target, kind="template", pattern=pattern)
+    return target
 
 
 def _check_side(request: Request, format: str) -> None:

@@ -18,7 +18,7 @@ def remember(plan: Plan, report: Report) -> None:
     """Only of a run that went as planned, on this machine, with the real engine."""
     if report.status != "done" or report.degraded or plan.hardware.source == "as-if" or not report.batches:
         return
-    if report.environment.get("engine") == "fake":
+    if report.environment.get("engine") == "fake" or plan.workers:  # their times and peaks are not one device's
         return
     measures = _measured(plan, report)
     batch = plan.batch(0) if plan.batches else ()

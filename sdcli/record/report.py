@@ -96,6 +96,21 @@ class MemoryUse:
 
 
 @dataclass(frozen=True, kw_only=True)
+class WorkerUse:
+    """What one of several that drew the run did: a device, or a shard."""
+
+    name: str
+    device: str
+    images: int = 0
+    seconds: float = 0.0  # spent on batches
+    peak: int | None = None  # of the device, or of the process where it has no memory of its own
+
+    @property
+    def rate(self) -> float:
+        return self.images / self.seconds if self.seconds > 0 else 0.0
+
+
+@dataclass(frozen=True, kw_only=True)
 class Report:
     schema: str = f"{NAME}/{NEWEST}"
     version: str = ""
@@ -111,6 +126,7 @@ class Report:
     batches: tuple[BatchTimes, ...] = ()
     images: tuple[Image, ...] = ()
     memory: MemoryUse = field(default_factory=MemoryUse)
+    workers: tuple[WorkerUse, ...] = ()  # where several drew
     degraded: tuple[events.Degraded, ...] = ()
     warnings: tuple[PlanWarning, ...] = ()
     environment: Mapping[str, Any] = field(default_factory=dict)
@@ -203,6 +219,19 @@ def fold(
     return folding.report(error)
 
 
+@dataclass(slots=True)
+class _Sums:
+    """BatchTimes in the making: a value made anew for each event would be most of a run's bookkeeping."""
+
+    images: tuple[int, ...] = ()
+    encode_seconds: float = 0.0
+    decode_seconds: float = 0.0
+    save_seconds: float = 0.0
+    steps: int = 0
+    denoise_seconds: float = 0.0
+    chunks: int = 1
+
+
 class Folding:
     """The fold, an event at a time: figures are kept, pixels never. A sink for `watch`.
 
@@ -228,7 +257,7 @@ class Folding:
         self._loads: list[float] = [0.0, 0]
         self._measured = Measured()
         self._device_peak: int | None = None
-        self._batches: dict[int, BatchTimes] = {}
+        self._batches: dict[int, _Sums] = {}
         self._steps: dict[int, list[float]] = {}
         self._kept_steps = 0
         self._stepped: dict[str, list[float]] = {}  # seconds and count of the stages that go in steps
@@ -239,9 +268,12 @@ class Folding:
         self._warnings: dict[tuple[str, str], PlanWarning] = {}
         self._environment: dict[str, Any] = dict(environment or {})
         self._stopped: SdcliError | None = None
+        self._workers: dict[str, WorkerUse] = {}
         self.beside: Held | None = None  # what else the process held
 
     def __call__(self, event: Event) -> None:
+        if event.worker:
+            self._see_worker(event)
         match event:
             case events.Planned():
                 self._see_plan(event)
@@ -304,13 +336,13 @@ class Folding:
 
     def _see_memory(self, event: events.Memory) -> None:
         if event.phase in BEFORE_LOAD:
-            before = _larger(self._measured.host_before_load, event.host_peak)
+            before = larger(self._measured.host_before_load, event.host_peak)
             self._measured = replace(self._measured, host_before_load=before)
         else:
             names = ("allocated_peak", "reserved_peak", "driver_peak", "pinned_peak", "host_peak")
-            peaks = {name: _larger(getattr(self._measured, name), getattr(event, name)) for name in names}
+            peaks = {name: larger(getattr(self._measured, name), getattr(event, name)) for name in names}
             self._measured = replace(self._measured, **peaks)
-            self._device_peak = _larger(self._device_peak, event.device_peak)
+            self._device_peak = larger(self._device_peak, event.device_peak)
         if event.phase != "before-load":
             self._peak(event.phase, event.device_peak, event.host_peak)
 
@@ -323,9 +355,10 @@ class Folding:
         self._last_file = self._clock()
         self._time("save", event.seconds)
         self._add(event.batch, save_seconds=event.seconds, image=event.index)
-        image = image_of(self._job(event.index), event.index, event.status)
-        self._images[event.index] = replace(
-            image,
+        self._images[event.index] = Image(
+            index=event.index,
+            status=event.status,
+            job=self._job(event.index),
             file=event.file,
             format=event.format,
             bytes=event.bytes,
@@ -344,6 +377,20 @@ class Folding:
         self._images[event.index] = replace(image, tokens=tokens, error=dict(event.error))
         self._decoded.pop(event.index, None)
 
+    def _see_worker(self, event: Event) -> None:
+        use = self._workers.get(event.worker)
+        if use is None:
+            use = WorkerUse(name=event.worker, device="")
+        match event:
+            case events.Encoded() | events.EncodedImage() | events.Denoised() | events.Decoded():
+                use = replace(use, seconds=use.seconds + event.seconds)
+            case events.Saved():
+                use = replace(use, images=use.images + 1)
+            case events.Memory():
+                peak = larger(event.reserved_peak, event.device_peak) or event.host_peak
+                use = replace(use, peak=larger(use.peak, peak))
+        self._workers[event.worker] = use
+
     def _see_interrupted(self, event: events.Interrupted) -> None:
         kept = sum(image.kept for image in self._images.values())
         kind = Terminated if event.signal == "terminated" else Interrupted
@@ -358,22 +405,24 @@ class Folding:
 
     def _peak(self, phase: str, device: int | None, host: int | None) -> None:
         peaks = self._peaks.setdefault(phase, [None, None])
-        peaks[0], peaks[1] = _larger(peaks[0], device), _larger(peaks[1], host)
+        peaks[0], peaks[1] = larger(peaks[0], device), larger(peaks[1], host)
 
     def _add(self, batch: int, *, image: int | None = None, **more: float) -> None:
-        times = self._batches.get(batch) or BatchTimes(index=batch)
-        sums = {name: getattr(times, name) + value for name, value in more.items()}
-        images = times.images if image is None or image in times.images else (*times.images, image)
-        self._batches[batch] = replace(times, images=images, **sums)
+        sums = self._batches.get(batch)
+        if sums is None:
+            sums = self._batches[batch] = _Sums()
+        for name, value in more.items():
+            setattr(sums, name, getattr(sums, name) + value)
+        if image is not None and image not in sums.images:
+            sums.images = (*sums.images, image)
 
     def _warn(self, warning: PlanWarning) -> None:
         if len(self._warnings) < MOST_WARNINGS:
             self._warnings.setdefault((warning.code, warning.message), warning)
 
     def _job(self, index: int) -> Job | None:
-        if self.plan is not None and index < len(self.plan.jobs):
-            return self.plan.jobs[index]
-        return self._decoded.get(index)
+        planned = self.plan.job(index) if self.plan is not None else None
+        return planned or self._decoded.get(index)
 
     def _count_of(self, batch: int, index: int) -> int | None:
         """The tokens of one image of its batch; images that no plan lists come in the order of their batch."""
@@ -402,37 +451,38 @@ class Folding:
     def report(self, error: SdcliError | None = None) -> Report:
         images = self.images()
         stopped = error or self._stopped
-        failure = stopped or _shortfall(images)
+        failure = stopped or shortfall(images)
         return Report(
             version=__version__,
             run=self.run,
-            status=_status(images, stopped),
+            status=status_of(images, stopped),
             exit_code=failure.code if failure else 0,
             error=failure.to_json() if failure else None,
             started=self.started,
             seconds=self._last_file if self._last_file is not None else self._clock(),
             plan=plan_json(self.plan) if self.plan else {},
             phases=self._phases(),
-            batches=tuple(self._with_steps(batch) for _, batch in sorted(self._batches.items())),
+            batches=tuple(self._with_steps(*one) for one in sorted(self._batches.items())),
             images=images,
             memory=self._memory_use(),
+            workers=self._uses(),
             degraded=tuple(self._degraded),
             warnings=tuple(self._warnings.values()),
             environment=self._environment,
         )
 
-    def _with_steps(self, batch: BatchTimes) -> BatchTimes:
-        images = batch.images
-        if self.plan is not None and batch.index < len(self.plan.batches):
-            images = self.plan.batches[batch.index]
-        return replace(batch, images=images, step_seconds=tuple(self._steps.get(batch.index, ())))
+    def _with_steps(self, number: int, sums: _Sums) -> BatchTimes:
+        found = {one.name: getattr(sums, one.name) for one in fields(sums)}
+        if self.plan is not None and number < len(self.plan.batches):
+            found["images"] = self.plan.batches[number]
+        return BatchTimes(index=number, step_seconds=tuple(self._steps.get(number, ())), **found)
 
     def images(self) -> tuple[Image, ...]:
         images = dict(self._images)
         planned = self.plan.jobs if self.plan is not None else ()
         for index, intent in self._recovered.items():
             if index not in images:
-                images[index] = _recovered_image(self._job(index), intent)
+                images[index] = recovered_image(self._job(index), intent)
         for job in planned:
             if job.index not in images:
                 images[job.index] = image_of(job, job.index, "missing")
@@ -461,6 +511,12 @@ class Folding:
             if name in times or name in self._peaks
         )
 
+    def _uses(self) -> tuple[WorkerUse, ...]:
+        """In the order of the plan, also of those that drew nothing."""
+        planned = self.plan.workers if self.plan is not None else ()
+        idle = {own.name: WorkerUse(name=own.name, device="") for own in planned}
+        return tuple(replace(self._workers.get(own.name, idle[own.name]), device=own.hardware.name) for own in planned)
+
     def _memory_use(self) -> MemoryUse:
         if self.plan is None:
             return MemoryUse(measured=self._measured)
@@ -481,7 +537,7 @@ def image_of(job: Job | None, index: int, status: str) -> Image:
     return Image(index=index, status=status, width=job.size[0], height=job.size[1], job=job)
 
 
-def _recovered_image(job: Job | None, intent: Intent) -> Image:
+def recovered_image(job: Job | None, intent: Intent) -> Image:
     return replace(
         image_of(job, intent.index, intent.status),
         file=intent.file,
@@ -492,11 +548,11 @@ def _recovered_image(job: Job | None, intent: Intent) -> Image:
     )
 
 
-def _larger(one: int | None, other: int | None) -> int | None:
+def larger(one: int | None, other: int | None) -> int | None:
     return other if one is None else one if other is None else max(one, other)
 
 
-def _status(images: Sequence[Image], stopped: SdcliError | None) -> str:
+def status_of(images: Sequence[Image], stopped: SdcliError | None) -> str:
     if isinstance(stopped, Cancelled):
         return "cancelled"
     if isinstance(stopped, (Interrupted, Terminated)):
@@ -506,7 +562,7 @@ def _status(images: Sequence[Image], stopped: SdcliError | None) -> str:
     return "partial" if any(image.kept for image in images) else "failed"
 
 
-def _shortfall(images: Sequence[Image]) -> ImagesFailed | None:
+def shortfall(images: Sequence[Image]) -> ImagesFailed | None:
     """The error of a run that reached its end with fewer images than requested."""
     lost = sum(not image.kept for image in images)
     suspect = sum(image.status == "suspect" for image in images)

@@ -5,11 +5,12 @@ from __future__ import annotations
 import contextlib
 import errno
 import hashlib
+import itertools
 import os
 import re
 import stat
 import zlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path, PurePosixPath
@@ -128,17 +129,7 @@ def begin(
     journal = Journal(path, file, 0, files)
     _lock(file)
     try:
-        journal.append(
-            "run",
-            schema=f"{NAME}/{NEWEST}",
-            run=destination.run,
-            created=created or now(),
-            version=__version__,
-            output=_output(destination),
-            plan=plan_json(plan, whole=True),
-            files=schema.to_json(used_files.seen(plan)),
-            environment=schema.to_json(environment),
-        )
+        journal.append("run", **head(destination, plan, environment, used_files.seen(plan), created or now()))
         for folder in (destination.records, destination.records.parent, destination.folder):
             files.sync_folder(folder)
         _discard_abandoned(destination, plan, files)
@@ -149,6 +140,22 @@ def begin(
         discard(files, path)
         raise cannot_write(path, error) from None
     return journal
+
+
+def head(
+    destination: Destination, plan: Plan, environment: Mapping[str, Any], used: Sequence[UsedFile], created: str
+) -> dict[str, Any]:
+    """What the first line says."""
+    return {
+        "schema": f"{NAME}/{NEWEST}",
+        "run": destination.run,
+        "created": created,
+        "version": __version__,
+        "output": _output(destination),
+        "plan": plan_json(plan, whole=True),
+        "files": schema.to_json(tuple(used)),
+        "environment": schema.to_json(environment),
+    }
 
 
 def _output(destination: Destination) -> dict[str, Any]:
@@ -317,6 +324,7 @@ def _run(lines: list[dict[str, Any]], length: int, records: Path, where: str) ->
     plan = head.get("plan")
     documents.check_schema(plan if isinstance(plan, dict) else {}, "sdcli.plan", 1, where)
     planned = schema.from_json(Plan, plan, where, whole=True)
+    queued: list[tuple[Job, ...]] = []
     intents: dict[int, Intent] = {}
     done: set[int] = set()
     failed: dict[int, Mapping[str, Any]] = {}
@@ -325,7 +333,7 @@ def _run(lines: list[dict[str, Any]], length: int, records: Path, where: str) ->
     for data in lines[1:]:
         kind = data.get("type")
         if kind == "queued":
-            planned = _with_queued(planned, data, where)
+            queued.append(_queued(data, len(planned.batches) + len(queued), where))
         elif kind == "intent":
             intent = _intent(data, where)
             intents[intent.index] = intent
@@ -346,7 +354,7 @@ def _run(lines: list[dict[str, Any]], length: int, records: Path, where: str) ->
         created=str(head.get("created")),
         version=str(head.get("version")),
         destination=_destination(head, records, where),
-        plan=planned,
+        plan=_with_queued(planned, queued, where),
         files=tuple(schema.from_json(UsedFile, one, where) for one in _listed(head.get("files"))),
         environment=environment if isinstance(environment, dict) else {},
         intents=intents,
@@ -362,13 +370,20 @@ def _listed(data: Any) -> list[Any]:
     return data if isinstance(data, list) else []
 
 
-def _with_queued(plan: Plan, data: Mapping[str, Any], where: str) -> Plan:
-    """One more batch, of jobs that were read while the run was drawn."""
-    jobs = tuple(schema.from_json(Job, job, where, whole=True) for job in _listed(data.get("jobs")))
-    first = len(plan.jobs)
-    if data.get("batch") != len(plan.batches) or [job.index for job in jobs] != list(range(first, first + len(jobs))):
+def _queued(data: Mapping[str, Any], number: int, where: str) -> tuple[Job, ...]:
+    if data.get("batch") != number:
         raise BadFile(f"{where}: its jobs are not in order")
-    return replace(plan, jobs=(*plan.jobs, *jobs), batches=(*plan.batches, tuple(job.index for job in jobs)))
+    return tuple(schema.from_json(Job, job, where, whole=True) for job in _listed(data.get("jobs")))
+
+
+def _with_queued(plan: Plan, queued: Sequence[tuple[Job, ...]], where: str) -> Plan:
+    """And the batches of jobs that were read while the run was drawn."""
+    jobs = (*plan.jobs, *itertools.chain.from_iterable(queued))
+    indices = [job.index for job in jobs]
+    expected = sorted(set(indices)) if plan.request.shard is not None else list(range(len(jobs)))
+    if indices[len(plan.jobs) :] != expected[len(plan.jobs) :]:
+        raise BadFile(f"{where}: its jobs are not in order")
+    return replace(plan, jobs=jobs, batches=(*plan.batches, *(tuple(job.index for job in batch) for batch in queued)))
 
 
 def _index(data: Mapping[str, Any], where: str) -> int:
@@ -462,7 +477,10 @@ def _folders(destination: Destination, plan: Plan) -> set[Path]:
 
 def _discard_abandoned(destination: Destination, plan: Plan, files: Files) -> None:
     """Partial files of other runs that are not running: a running process holds the lock of its journal. Where the
-    lock says nothing (no locks, another user's journal, no journal) they stay: the run may be alive."""
+    lock says nothing (no locks, another user's journal, no journal) they stay: the run may be alive. So they do while
+    shards draw, whose machines may share the folder, but not their locks."""
+    if plan.request.shard is not None:
+        return
     for folder in _folders(destination, plan):
         parts = (part_of_run(path.name) for path in folder.glob(".sdcli-*.part"))
         for run in {run for run in parts if run and run != destination.run}:

@@ -7,6 +7,7 @@ name without replacing anything, sync the folder, note that it is done. Every fi
 from __future__ import annotations
 
 import hashlib
+import re
 import time
 from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass, field, replace
@@ -60,6 +61,7 @@ def store(
     run_store = RunStore(destination, dict(environment or {}), journal, files, clock)
     for intent in (earlier or {}).values():
         run_store.count(intent.file, intent.status)
+        run_store.expect(intent)
     try:
         for event in events:
             if isinstance(event, Decoded):
@@ -121,6 +123,7 @@ class RunStore:
         self.batches: dict[int, Batch] = {}  # unfinished ones, of any worker
         self.told_of_steps = False
         self.number = 0
+        self.first = 0  # number of the first image of the plan, where several draw
         self.names: set[str] = set()
         self.saved = 0
         self.flawed = 0  # failed or suspect
@@ -130,6 +133,12 @@ class RunStore:
         self.names.add(name)
         self.saved += 1
         self.flawed += status == "suspect"
+
+    def expect(self, intent: Intent) -> None:
+        """Goes on with the numbers of a run that several draw: an image's is its place in the plan."""
+        number = re.match(r"(\d{4,7})-", intent.file)
+        if number is not None and not self.first:
+            self.first = max(0, int(number[1]) - intent.index)
 
     # --- events without an image
 
@@ -280,8 +289,8 @@ class RunStore:
     def _write(self, event: Decoded, data: bytes, intent: Intent, journal: Journal) -> Written:
         """On OSError nothing of this image exists under any name."""
         journal.check()  # a folder that is gone would be made anew, for an image that no journal has
-        if not self.number and self.destination.kind == "numbered":
-            self.number = next_number(self.destination.folder)
+        if self.destination.kind == "numbered":
+            self._number(event.index)
 
         def announced(name: str) -> None:
             journal.append("intent", **schema.to_json(replace(intent, file=name)))
@@ -291,6 +300,14 @@ class RunStore:
             self.destination, names, event.index, data, own=self.names, files=self.files, announced=announced
         )
         return self._settle(name, path, attempt, intent, journal)
+
+    def _number(self, index: int) -> None:
+        """The next one; in the order of the plan where several draw, since who is first is chance."""
+        if self.plan is None or not self.plan.workers:
+            self.number = self.number or next_number(self.destination.folder)
+            return
+        self.first = self.first or next_number(self.destination.folder)
+        self.number = self.first + index
 
     def _settle(self, name: str, path: Path, attempt: int, intent: Intent, journal: Journal) -> Written:
         """The image has its name; from here on it counts, whatever fails."""
@@ -357,6 +374,7 @@ def _saved(event: Decoded, intent: Intent, written: Written, format: str, second
         file=written.name,
         path=str(written.path),
         format=format,
+        worker=event.worker,
         bytes=intent.bytes,
         width=event.width,
         height=event.height,

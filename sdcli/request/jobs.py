@@ -24,6 +24,7 @@ from sdcli.request.request import (
     Repaint,
     Request,
     SecondPass,
+    Shard,
     Sides,
     Start,
     steps_taken,
@@ -33,6 +34,7 @@ from sdcli.sizes import parse_size
 from sdcli.terminal import quoted, show
 
 MOST_JOBS = 10_000
+MOST_SHARDS = 10_000
 SIDES = (64, 8192)
 LONGEST_PROMPT = 20_000  # characters; some hundred chunks, beyond which attention to the text outweighs the image
 
@@ -99,6 +101,21 @@ def parse_outpaint(text: str) -> Sides:
 _SIDES = tuple(side.name for side in fields(Sides))
 
 
+def parse_shard(text: str) -> Shard:
+    """`2/8`: the second of eight."""
+    match = re.fullmatch(r"\s*(\d{1,9})\s*/\s*(\d{1,9})\s*", text, re.ASCII)
+    if match is None:
+        raise Usage(f'--shard: "{show(text, 60)}" is not I/N', hint="--shard 1/8")
+    number, of = int(match[1]), int(match[2])
+    if not 1 <= of <= MOST_SHARDS:
+        raise Usage(f"--shard: {of} is not a number of shards from 1 to {MOST_SHARDS}", hint="--shard 1/8")
+    if not 1 <= number <= of:
+        raise Usage(
+            f"--shard {number}/{of}: shards count from 1 to {of}", hint=f"--shard {min(max(number, 1), of)}/{of}"
+        )
+    return Shard(number=number, of=of)
+
+
 def parse_refiner(text: str) -> Refiner | None:
     """`refiner.safetensors@0.8`: a model, and the share of the steps before it begins; `none` is no refiner."""
     if text.strip().casefold() == "none":
@@ -138,10 +155,9 @@ def parse_memory(text: str, flag: str = "--max-vram") -> int:
 
 def check(request: Request) -> None:
     """Check every range; an error names the flag and a value that works."""
-    if not request.prompts or not all(prompt.strip() for prompt in request.prompts):
-        raise Usage("the prompt is empty", hint='"a cat"')
-    for text in (*request.prompts, request.negative_prompt):
-        _check_text(text)
+    images = len(request.prompts) * max(1, len(request.image)) * max(1, len(request.seeds))
+    check_prompts(request.prompts, images=images)
+    _check_text(request.negative_prompt)
     for option in OPTIONS:
         value = getattr(request, option.field, None)
         if option.choices and value is not None:
@@ -160,7 +176,15 @@ def check(request: Request) -> None:
         _check_strength(request)
     else:
         _check_no_start(request)
-    if len(request.prompts) * max(1, len(request.image)) * max(1, len(request.seeds)) > MOST_JOBS:
+
+
+def check_prompts(prompts: tuple[str, ...], images: int) -> None:
+    """Prompts that so many images are to be drawn of."""
+    if not prompts or not all(prompt.strip() for prompt in prompts):
+        raise Usage("the prompt is empty", hint='"a cat"')
+    for text in prompts:
+        _check_text(text)
+    if images > MOST_JOBS:
         raise Usage(f"more than {MOST_JOBS} images in one run", hint="--seed 1..8 --num-images 8")
 
 
@@ -249,7 +273,9 @@ def _check_choice(option: Option, value: str) -> None:
 
 def _within(option: Option, value: float) -> None:
     assert option.within is not None
-    _between(flag_of(option.field), value, *option.within)
+    lowest, highest = option.within
+    if not lowest <= value <= highest:  # the flag's name is looked up only now: lists have a million lines
+        _between(flag_of(option.field), value, lowest, highest)
 
 
 def _between(flag: str, value: float, lowest: float, highest: float) -> None:
@@ -309,10 +335,16 @@ def _random(below: int) -> int:
     return int.from_bytes(os.urandom(8)) % below
 
 
-def make_jobs(request: Request) -> tuple[Job, ...]:
-    """Prompts outer, then the images to start from, seeds inner."""
-    every = itertools.product(request.prompts, request.image or (None,), request.seeds)
-    return tuple(make_job(request, index, prompt, seed, image) for index, (prompt, image, seed) in enumerate(every))
+def make_jobs(
+    request: Request, prompts: tuple[str, ...] | None = None, seeds: tuple[int, ...] | None = None, first: int = 0
+) -> tuple[Job, ...]:
+    """Prompts outer, then the images to start from, seeds inner; the request's, unless others are given. Indices count
+    from `first`."""
+    listed = request.prompts if prompts is None else prompts
+    every = itertools.product(listed, request.image or (None,), request.seeds if seeds is None else seeds)
+    return tuple(
+        make_job(request, index, prompt, seed, image) for index, (prompt, image, seed) in enumerate(every, first)
+    )
 
 
 def make_job(request: Request, index: int, prompt: str, seed: int, image: InputImage | None = None) -> Job:

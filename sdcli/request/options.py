@@ -170,6 +170,14 @@ SAVE_CONTROL = Option(
     field="save_control", flags=("--save-control",), switch=True, panel=OUTPUT,
     help="Also save what ControlNets see, next to the image.",
 )  # fmt: skip
+SHARD = Option(
+    field="shard", flags=("--shard",), metavar="I/N", panel=OUTPUT,
+    help="Draw one of N shares of the images, e.g. 2/8; other processes or machines draw the others.",
+)  # fmt: skip
+DEVICES = Option(
+    field="devices", flags=("--devices",), metavar="LIST", panel=MEMORY,
+    help="Draw on several devices at once: all, 0,1, cuda:0,cpu, or cpu:2x1 for 2 processes of 1 thread.",
+)  # fmt: skip
 AS_IF = Option(
     field="as_if", flags=("--as-if",), metavar="DEVICE:SIZE", panel=MEMORY,
     help="Plan for another machine, e.g. cpu, mps, cuda:8GiB, rocm:16GiB, xpu:16GiB, cuda:24GiB/20GiB,ram:64GiB.",
@@ -178,7 +186,7 @@ AS_IF = Option(
 
 def flag_of(field: str) -> str:
     """The long flag that messages name for a field."""
-    for option in (*OPTIONS, *SCREEN, AS_IF, SAVE_CONTROL):
+    for option in (*OPTIONS, *SCREEN, AS_IF, SAVE_CONTROL, SHARD, DEVICES):
         if option.field == field:
             longest: str = next(flag for flag in option.flags if flag.startswith("--"))
             return longest.split("/")[0]

@@ -72,22 +72,31 @@ def parse(file: IO[str], where: str, suffix: str) -> Iterator[Line]:
             yield Line(prompt=stripped, where=f"{where}:{number}")
 
 
-def of_line(request: Request, line: Line) -> tuple[Job, ...]:
-    """The jobs of a line: its own settings over the request's; a mistake is reported with its line.
+def of_line(request: Request, line: Line, first: int = 0) -> tuple[Job, ...]:
+    """The jobs of a line, counted from `first`: its own settings over the request's; a mistake is reported with its
+    line.
 
     A line with one seed counts up from it over the request's number of images, as --seed does.
     """
     try:
         one = len(line.seeds) == 1
         seeds = jobs.resolve_seeds(line.seeds, len(request.seeds))[0] if one else line.seeds or request.seeds
-        unset = tuple(side for side in request.sides_of_image if side not in line.settings)
-        own = replace(
-            request, prompts=(line.prompt,), seeds=seeds, num_images=len(seeds), sides_of_image=unset, **line.settings
-        )
-        jobs.check(own)
-        return tuple(replace(job, id=line.id) for job in jobs.make_jobs(own))
+        if line.settings:
+            unset = tuple(side for side in request.sides_of_image if side not in line.settings)
+            request = replace(request, sides_of_image=unset, **line.settings)
+            jobs.check(replace(request, prompts=(line.prompt,), seeds=seeds, num_images=len(seeds)))
+        else:  # most lines of a long list: all else was checked with the request
+            jobs.check_prompts((line.prompt,), images=len(seeds) * max(1, len(request.image)))
+        made = jobs.make_jobs(request, (line.prompt,), seeds, first)
+        return made if line.id is None else tuple(replace(job, id=line.id) for job in made)
     except SdcliError as error:
         raise BadFile(f"{show(line.where)}: {error.message}", hint="sdcli help formats") from None
+
+
+def count(request: Request, line: Line) -> int:
+    """How many jobs `of_line` makes of it."""
+    seeds = request.seeds if len(line.seeds) == 1 else line.seeds or request.seeds
+    return len(seeds) * max(1, len(line.settings.get("image", request.image)))
 
 
 def _bounded(file: IO[str], where: str) -> Iterator[str]:

@@ -127,6 +127,20 @@ class Pass(NamedTuple):
 
 
 @dataclass(frozen=True, kw_only=True)
+class Shard:
+    """One of several equal shares of a run's batches, of which each takes every so many."""
+
+    number: int  # from 1
+    of: int
+
+    def takes(self, batch: int) -> bool:
+        return batch % self.of == self.number - 1
+
+    def __str__(self) -> str:
+        return f"{self.number}/{self.of}"
+
+
+@dataclass(frozen=True, kw_only=True)
 class Request:
     """Every setting of a run, resolved. options.py says how each is spelled on the command line."""
 
@@ -187,6 +201,8 @@ class Request:
     hires_strength: float | None = None
     upscaler: str = "latent"
     refiner: Refiner | None = None
+    shard: Shard | None = None
+    devices: str | None = None
     sides_of_image: tuple[str, ...] = transient(default=())  # of width and height those that nobody set
     multiple: int = transient(default=8)  # of which sides have to be: the pixels of one latent
     edits: bool = transient(default=False)  # whether the model was trained to edit images

@@ -21,8 +21,6 @@ from sdcli.serve.ticket import Ticket
 from sdcli.workers.worker import Died, Worker
 
 TRIES = 2  # of a batch that ended its worker: the second that dies of it is the last
-PATIENCE = 300.0  # seconds of silence; loading a large model from a slow disk takes minutes
-STEPS_OF_PATIENCE = 20
 
 
 class Desk(threading.Thread):
@@ -66,12 +64,9 @@ class Desk(threading.Thread):
 
     def end_if_stuck(self) -> None:
         """Ends a worker that has said nothing for much longer than a step takes; another takes its place."""
-        ticket, silent = self.drawing, self.worker.silent
-        if ticket is None or silent is None:
-            return
-        usual = ticket.plan.seconds.step if ticket.plan.seconds is not None else 0.0
-        if silent > max(PATIENCE, STEPS_OF_PATIENCE * usual):
-            self.worker.kill(f"it had done nothing for {silent:.0f} s")
+        ticket = self.drawing
+        if ticket is not None:
+            self.worker.end_if_stuck(ticket.plan)
 
     def _draw(self, ticket: Ticket) -> None:
         if ticket.cancelled is not None:

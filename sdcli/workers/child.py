@@ -19,8 +19,8 @@ from dataclasses import replace
 from functools import partial
 from typing import IO, TYPE_CHECKING, Any
 
-from sdcli import events, schema
-from sdcli.errors import Bug, Cancelled, OutOfMemory, SdcliError
+from sdcli import __version__, events, schema
+from sdcli.errors import Bug, Cancelled, DeviceUnusable, OutOfMemory, SdcliError
 from sdcli.events import Decoded, Degraded, Event
 from sdcli.plan.batches import Batch
 from sdcli.plan.plan import Plan
@@ -168,6 +168,8 @@ def _happening(models: Models, order: dict[str, Any]) -> Generator[Event, None, 
         yield from local.enlarge(schema.from_json(UpscalePlan, order["enlarge"], whole=True))
         return
     plan = schema.from_json(Plan, order["plan"], whole=True)
+    if plan.version not in ("", __version__):  # it was exchanged since the run began
+        raise DeviceUnusable(f"sdcli is {__version__} there, and {plan.version} here", hint="the same command again")
     if order.get("try"):
         from sdcli.asking import planning
 

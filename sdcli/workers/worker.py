@@ -11,7 +11,7 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import IO, Any
@@ -31,6 +31,9 @@ from sdcli.terminal import show
 EXIT_SECONDS = 10.0  # a worker has to exit by itself
 LONGEST_LINE = 1 << 22  # bytes of an event, pixels apart; a worker that writes a longer one is broken
 KILLED = -9
+CHILD = (sys.executable, "-P", "-m", "sdcli.workers.child")  # what starts a worker's process; its engine follows
+PATIENCE = 300.0  # seconds of silence; loading a large model from a slow disk takes minutes
+STEPS_OF_PATIENCE = 20
 
 
 class Died(Exception):
@@ -44,8 +47,9 @@ class Died(Exception):
 class Worker:
     """Draws plans like an engine. Its process starts with the first, and again after it has died."""
 
-    def __init__(self, engine: str = "local") -> None:
+    def __init__(self, engine: str = "local", command: Sequence[str] = CHILD) -> None:
         self.engine = engine
+        self.command = command
         self.process: subprocess.Popen[bytes] | None = None
         self.starts = 0
         self._models: dict[str, Held] = {}  # that the process has loaded, least recently used first
@@ -144,6 +148,12 @@ class Worker:
         """Seconds since the worker said anything; None while there is nothing to say."""
         return None if self._drawing is None else time.monotonic() - self._heard
 
+    def end_if_stuck(self, plan: Plan) -> None:
+        """Kills a process that has said nothing for much longer than a step of this plan takes."""
+        silent, usual = self.silent, plan.seconds.step if plan.seconds is not None else 0.0
+        if silent is not None and silent > max(PATIENCE, STEPS_OF_PATIENCE * usual):
+            self.kill(f"it had done nothing for {silent:.0f} s")
+
     def kill(self, because: str = "") -> None:
         if process := self._alive():
             self._because = because
@@ -184,8 +194,8 @@ class Worker:
         self.close()
         self._stderr = tempfile.TemporaryFile()  # noqa: SIM115 - open as long as the process
         self.process = subprocess.Popen(
-            [sys.executable, "-P", "-m", "sdcli.workers.child", self.engine], stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE, stderr=self._stderr, env=environment(), **own_group(),
+            [*self.command, self.engine], stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self._stderr,
+            env=environment(), **own_group(),
         )  # fmt: skip
         self.starts += 1
         self._models, self._device = {}, 0

@@ -1,4 +1,5 @@
-"""`python -m tests.pretend_gpu [--blank] [rocm:|xpu:|mps:]8GiB[/7GiB] generate …`: an sdcli command with this GPU.
+"""`python -m tests.pretend_gpu [--blank] [rocm:|xpu:|mps:]8GiB[/7GiB] generate …`: an sdcli command with this GPU, or
+with several, separated by commas.
 
 With `-m MODULE …` in place of the command it is any other program.
 """
@@ -11,18 +12,16 @@ from unittest import mock
 
 from sdcli.bench import process
 from sdcli.draw import local
-from tests.pretend_gpu import device, pretend
+from tests.pretend_gpu import Device, device, pretend
 
 
 def main() -> None:
     blank = sys.argv[1] == "--blank"
     described, *words = sys.argv[2:] if blank else sys.argv[1:]
-    kind, _, size = described.rpartition(":")
-    total, _, free = size.partition("/")
     module, words = (words[1], words[2:]) if words[0] == "-m" else ("sdcli", words)
     worker = ("-m", "tests.pretend_gpu", described, *process.PROGRAM)  # what bench measures is a process of its own
     with (
-        pretend(device(total, free or None, kind=kind or "cuda"), blank=blank),
+        pretend(*map(_device, described.split(",")), blank=blank),
         mock.patch.object(process, "PROGRAM", worker),
         mock.patch.object(
             local, "best_rate", lambda plan: 0.0
@@ -30,6 +29,12 @@ def main() -> None:
     ):
         sys.argv = [module, *words]
         runpy.run_module(module, run_name="__main__", alter_sys=True)
+
+
+def _device(described: str) -> Device:
+    kind, _, size = described.rpartition(":")
+    total, _, free = size.partition("/")
+    return device(total, free or None, kind=kind or "cuda")
 
 
 main()

@@ -55,6 +55,12 @@ def test_of_more_previews_than_asked_for_those_evenly_apart_are_taken(tmp_path: 
     assert strip == [(40, 0, 0), (80, 0, 0), (0, 255, 0)]
 
 
+def test_an_image_that_was_begun_twice_has_each_frame_once(tmp_path: Path) -> None:
+    happened = [preview(4), preview(4), preview(8), decoded(), saved(tmp_path / "a.png")]
+    strip = strip_of(tmp_path / "a.filmstrip.png", Filmstrip(2), happened)
+    assert strip == [(40, 0, 0), (80, 0, 0), (0, 255, 0)]
+
+
 def test_nothing_is_written_by_default_and_nothing_kept_of_failed_images(tmp_path: Path) -> None:
     for sink in (Filmstrip(0), Filmstrip(2)):
         for event in (preview(4), decoded(), Failed(batch=0, index=0, error={}), saved(tmp_path / "a.png")):

@@ -61,7 +61,7 @@ def saved(of: Plan, index: int, status: str = "saved") -> Saved:
 
 KEYS = [
     "schema", "version", "run", "folder", "status", "exit_code", "error", "started", "seconds", "plan", "phases",
-    "batches", "images", "memory", "degraded", "warnings", "environment",
+    "batches", "images", "memory", "workers", "degraded", "warnings", "environment",
 ]  # fmt: skip
 IMAGE_KEYS = [
     "index", "status", "file", "path", "format", "bytes", "width", "height", "prompt", "negative_prompt", "seed",

@@ -77,7 +77,7 @@ def batch_position(plan: Plan, batch: int, index: int, size: int, position: int)
     indices = plan.batches[batch] if batch < len(plan.batches) else ()
     if index not in indices:
         return BatchPosition(size=size, position=position)
-    members = tuple(plan.jobs[member] for member in indices) if len(indices) > 1 else ()
+    members = plan.batch(batch) if len(indices) > 1 else ()
     return BatchPosition(size=len(indices), position=indices.index(index), members=members)
 
 

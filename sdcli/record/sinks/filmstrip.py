@@ -22,7 +22,7 @@ class Filmstrip:
         self._on_saved = on_saved
         self._count = frames
         self._files = files
-        self._frames: dict[int, list[Preview]] = {}
+        self._frames: dict[int, dict[tuple[str, int], Preview]] = {}  # a worker's that died are drawn again
         self._last: dict[int, Any] = {}
 
     def __call__(self, event: Event) -> None:
@@ -30,7 +30,7 @@ class Filmstrip:
             return
         match event:
             case Preview():
-                self._frames.setdefault(event.index, []).append(event)
+                self._frames.setdefault(event.index, {})[event.stage, event.step] = event
             case Decoded():
                 self._last[event.index] = _image(event, min(event.height, HIGHEST), event.width / event.height)
             case Saved():
@@ -40,7 +40,7 @@ class Filmstrip:
                 self._last.pop(event.index, None)
 
     def _save(self, index: int, image: Path) -> None:
-        frames, last = self._frames.pop(index, []), self._last.pop(index, None)
+        frames, last = list(self._frames.pop(index, {}).values()), self._last.pop(index, None)
         if last is None or not frames:
             return
         chosen = _evenly(frames, self._count)

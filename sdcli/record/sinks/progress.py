@@ -82,7 +82,7 @@ class RunProgress:
         """`kept`: images that are there already."""
         for number, batch in enumerate(plan.batches):
             self._add(number, len(batch))
-            self._total += 0 if all(index in kept for index in batch) else plan.jobs[batch[0]].all_calls
+            self._total += 0 if all(index in kept for index in batch) else plan.batch(number)[0].all_calls
 
     def meet(self, event: events.Encoded) -> None:
         if event.batch not in self._positions:
@@ -127,7 +127,7 @@ class Progress:
         self._line = LiveLine(stream, frame=FRAME, clock=clock, columns=columns)
         self._columns = columns
         self._verbose, self._quiet = verbose, quiet
-        self._recent: deque[float] = deque(maxlen=RECENT)
+        self._recent: dict[str, deque[float]] = {}  # of each worker
         self._run = RunProgress()
         self._compiles = False
 
@@ -162,16 +162,23 @@ class Progress:
     # --- steps
 
     def _show_step(self, event: events.Step) -> None:
+        recent = self._recent.setdefault(event.worker, deque(maxlen=RECENT))
         if event.step == 1:
-            self._recent.clear()
-        self._recent.append(event.seconds)
-        state = self._run.step(event, sum(self._recent) / len(self._recent))
+            recent.clear()
+        recent.append(event.seconds)
+        state = self._run.step(event, self._seconds_a_step())
         if self._line.moves:
             self._line.show(*bar_line(state, self._line.room), now=state.step >= state.of)
         elif self._line.due(state.done / max(1, state.total), anyway=state.done in (1, state.total)):
             left = [f"{clock_text(state.left)} left"] if state.done < state.total else []
             line = "  " + " · ".join([_place(state), *pieces_of(state)[1:2], *left])
             self._line.say(fit(line, self._line.width))
+
+    def _seconds_a_step(self) -> float:
+        """Of all workers together."""
+        each = [sum(recent) / len(recent) for recent in self._recent.values() if recent]
+        rate = sum(1 / seconds for seconds in each if seconds > 0)
+        return 1 / rate if rate else 0.0
 
     def _show_loading(self, event: events.Loaded) -> None:
         if self._line.moves:

@@ -40,7 +40,22 @@ def short(report: Report, width: int = 80) -> list[str]:
     peak = _device_peak(report) if _on_gpu(report) else report.memory.measured.host_peak
     if peak:
         pieces.append(f"peak {gib(peak, 2)} GiB")
-    return [*flow(pieces, width), *(fit(fallback_text(one), width) for one in report.degraded)]
+    fallbacks = [fit(fallback_text(one), width) for one in report.degraded]
+    return [*flow(pieces, width), *worker_rows(report, width), *fallbacks]
+
+
+def worker_rows(report: Report, width: int = 80) -> list[str]:
+    """A row for each that drew, where several did."""
+    if not report.workers:
+        return []
+    names = max(cells(one.name) for one in report.workers)
+    rows = []
+    for one in report.workers:
+        peak = f"peak {gib(one.peak, 2)} GiB" if one.peak is not None else ""
+        rate = f"{one.rate:.2f}/s" if one.rate else ""
+        figures = f"{one.images:>5} images  {seconds_text(one.seconds):>7}  {rate:>8}  {peak:<14}"
+        rows.append(fit(f"{one.name:<{names}}  {figures}  {show(one.device, 40)}", width))
+    return rows
 
 
 def _steps(report: Report) -> list[str]:
@@ -65,7 +80,7 @@ def flow(pieces: Iterable[str], width: int, between: str = " · ") -> list[str]:
 
 def table(report: Report, width: int = 80, where: Path | None = None) -> list[str]:
     left, right = _times(report), _memory(report, narrow=width < SIDE_BY_SIDE)
-    record = [fallback_text(one) for one in report.degraded]
+    record = [*worker_rows(report, width), *(fallback_text(one) for one in report.degraded)]
     record += [f"report   {show(where)}"] if where is not None else []
     if width < SIDE_BY_SIDE:
         rows = [*left, *([""] if right else []), *right]

@@ -1,0 +1,309 @@
+"""Several workers, several shards, long lists: every image exactly once, and what it costs beside drawing."""
+
+from __future__ import annotations
+
+import io
+import os
+import random
+import resource
+import subprocess
+import sys
+import tempfile
+import time
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import replace
+from pathlib import Path
+from unittest import mock
+
+ROOT = Path(__file__).resolve().parents[2]
+if str(ROOT) not in sys.path:
+    sys.path.insert(0, str(ROOT))
+
+import psutil  # noqa: E402
+
+from sdcli import __version__, events  # noqa: E402
+from sdcli.asking import sharing  # noqa: E402
+from sdcli.draw import fake  # noqa: E402
+from sdcli.plan.batches import Batch  # noqa: E402
+from sdcli.plan.plan import Plan  # noqa: E402
+from sdcli.record import found_runs, runs  # noqa: E402
+from sdcli.record.report import Folding  # noqa: E402
+from sdcli.record.sinks.progress import RunProgress  # noqa: E402
+from sdcli.record.store import store  # noqa: E402
+from sdcli.request import prompt_files  # noqa: E402
+from sdcli.request.request import Request, Shard  # noqa: E402
+from sdcli.scale.pool import Pool  # noqa: E402
+from tests.record.record_samples import destination, job, plan  # noqa: E402
+
+NAME = "scale"
+CLAIM = (
+    "Workers are killed 300 times while they draw 2,000 images on the fake engine, and 20 runs of two workers are "
+    "killed themselves and resumed: each image is there exactly once, whole, with its own pixels, and no process is "
+    "left. With 20 ms an image up to 64 workers are kept busy. A list of a million prompts is shared out so that "
+    "every job is in exactly one shard, without the list in memory."
+)
+
+IMAGES, KILLS, RUNS = 2_000, 300, 20
+JOB = 0.02  # seconds of an image
+BUSY = 0.95  # of what so many workers could draw at most
+MILLION = 1_000_000
+MOST_MICROSECONDS, MOST_BYTES = 50.0, 300e6
+
+Row = tuple[str, str, str, bool | None]
+
+
+# --- deaths
+
+
+def planned(images: int, workers: int) -> Plan:
+    of = replace(plan(images=images), version=__version__)
+    return replace(of, workers=tuple(of.worker(f"worker {number}") for number in range(workers)))
+
+
+def pool(seconds: float = JOB) -> Pool:
+    command = (sys.executable, "-P", "-m", "scripts.fragile_worker", f"--seconds={seconds}")
+    return Pool("fake", lambda own: command)
+
+
+def killed(images: int = IMAGES, kills: int = KILLS, workers: int = 4, seed: int = 1) -> Row:
+    """A random worker dies each time that some images have come: how many, is chance. A batch over which three died is
+    given up: as a user would, the run is resumed then, with nobody killed."""
+    of, chance = planned(images, workers), random.Random(seed)
+    at = sorted(chance.sample(range(1, images - 20), kills))
+    with tempfile.TemporaryDirectory() as made:
+        to = destination(Path(made))
+        first, deaths = _drawn(of, store(_stream(of), to), at, chance)
+        given_up = images - len(first)
+        before = runs.recover(runs.read(to.records))
+        rest = [one for one in of.numbered() if one[0] in before.missing]
+        again = store(_stream(of, rest), to, journal=runs.reopen(before.run, {}), earlier=before.done)
+        second, _ = _drawn(of, again if rest else iter(()), [], chance)
+        expected = {event.index: event.pixels for event in fake.run(of) if isinstance(event, events.Decoded)}
+        wrong = ["an image came twice"] if first.keys() & second.keys() else []
+        wrong += ["other pixels"] if first | second != expected else []
+        done = runs.recover(runs.read(to.records)).done
+        wrong += [f"{len(done)} are whole on the disk"] if len(done) != images else []
+        wrong += [f"{path.name} left" for path in Path(made).rglob("*.part")]
+    wrong += [f"{len(children())} processes left"] if children() else []
+    seen = f"{len(first | second):,} of {images:,} images, {deaths} deaths, {given_up} images left to resume"
+    return f"{kills} kills of {workers} workers", seen + _first(wrong), "each image once", not wrong
+
+
+def _first(wrong: Sequence[str]) -> str:
+    return f"; first: {wrong[0]}" if wrong else ""
+
+
+def _stream(of: Plan, batches: Iterable[Batch] | None = None) -> Iterator[events.Event]:
+    yield events.Planned(plan=of)
+    with pool() as drawing:
+        yield from drawing.run(of, batches)
+
+
+def _drawn(
+    of: Plan, stream: Iterator[events.Event], at: list[int], chance: random.Random
+) -> tuple[dict[int, bytes], int]:  # fmt: skip
+    pixels: dict[int, bytes] = {}
+    deaths = 0
+    for event in stream:
+        if isinstance(event, events.Decoded):
+            assert event.index not in pixels
+            pixels[event.index] = event.pixels
+            while at and len(pixels) >= at[0]:
+                at.pop(0)
+                deaths += _kill_one(chance)
+    return pixels, deaths
+
+
+def children() -> list[psutil.Process]:
+    return psutil.Process().children(recursive=True)
+
+
+def _kill_one(chance: random.Random) -> int:
+    there = children()
+    for child in chance.sample(there, min(1, len(there))):
+        child.kill()
+    return min(1, len(there))
+
+
+def drivers(times: int = RUNS, images: int = 60, seed: int = 2) -> Row:
+    chance, wrong, resumed = random.Random(seed), [], 0
+    with tempfile.TemporaryDirectory() as made, mock.patch.dict(os.environ, SDCLI_HOME=f"{made}/home"):
+        for number in range(times):
+            out = Path(made) / str(number)
+            words = ["generate", "a cat", "--engine", "fake", "--size", "64x64", "-s", "2", "--seed", f"1..{images}"]
+            process = _started([*words, "-q", "--devices", "cpu:2x1", "-o", str(out)])
+            while not list(out.glob("*.png")) and process.poll() is None:
+                time.sleep(0.005)
+            time.sleep(chance.uniform(0, 0.3))
+            workers = psutil.Process(process.pid).children() if process.poll() is None else []
+            process.kill()
+            process.wait()
+            wrong += ["a worker outlived its run"] if psutil.wait_procs(workers, timeout=10)[1] else []
+            (records,) = found_runs.found([out])
+            if runs.recover(runs.read(records)).missing:
+                resumed += 1
+                code = _started(["resume", str(records), "--engine", "fake", "-q"]).wait()
+                wrong += [f"resume ended with {code}"] if code else []
+            done = runs.recover(runs.read(records)).done
+            files = list(out.glob("*.png"))
+            wrong += [f"{len(done)} done, {len(files)} files"] if {len(done), len(files)} != {images} else []
+    seen = f"{times} runs, {resumed} resumed" + _first(wrong)
+    return "runs of two workers, killed and resumed", seen, "each image once, no process left", not wrong
+
+
+def _started(words: Sequence[str]) -> subprocess.Popen[bytes]:
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
+    return subprocess.Popen([sys.executable, "-P", "-m", "sdcli", *words], env=environment, **quiet)  # type: ignore[call-overload, no-any-return]
+
+
+# --- how busy
+
+
+def alone(images: int = 100) -> float:
+    """Images a second of such an engine by itself, in this process: what a worker could draw at most, here and now."""
+    list(fake.run(planned(1, 0)))
+    began = time.perf_counter()
+    for event in fake.run(planned(images, 0)):
+        if isinstance(event, events.Decoded):
+            time.sleep(JOB)
+    return images / (time.perf_counter() - began)
+
+
+def busy(workers: int, seconds: float = 5.0) -> Row:
+    """Without a store, which writes one image after the other. The workers have started before."""
+    most = alone() * workers
+    count = max(workers * 4, int(workers / JOB * seconds))
+    with pool() as drawing:
+        for _ in drawing.run(planned(workers * 8, workers)):
+            pass
+        began, drawn = time.perf_counter(), 0
+        for event in drawing.run(planned(count, workers)):
+            drawn += isinstance(event, events.Decoded)
+        took = time.perf_counter() - began
+    share = drawn / took / most
+    said = f"{drawn / took:,.0f} images/s, {share:.0%} of as many engines alone"
+    return f"{workers} workers, {JOB * 1000:.0f} ms an image", said, f"{BUSY:.0%}", share >= BUSY
+
+
+# --- lists
+
+
+class Lines:
+    """A list that is nowhere: made line by line."""
+
+    def __init__(self, count: int) -> None:
+        self.left = count
+
+    def readline(self, most: int = -1) -> str:
+        self.left -= 1
+        return f"a cat, number {self.left}\n" if self.left >= 0 else ""
+
+
+def listed(of: int, number: int, length: int) -> list[int]:
+    """Indices of the jobs of one shard."""
+    asked = Request(
+        prompts=("a cat",), seeds=(1,), num_images=1, width=64, height=64, shard=Shard(number=number, of=of)
+    )
+    lines = prompt_files.parse(Lines(length), "stdin", "")  # type: ignore[arg-type]
+    return [one.index for one in sharing.later(asked, lines, 0, 0)]
+
+
+def shared_out(seed: int = 3) -> Row:
+    """Every number of shards, with a list of a random length; then a million in seven."""
+    chance, wrong, jobs = random.Random(seed), 0, 0
+    for of in range(1, 1001):
+        length = chance.randrange(3 * of)
+        some = sorted({1, of, *(chance.randrange(1, of + 1) for _ in range(5))})
+        found = {number: listed(of, number, length) for number in some}
+        wrong += any(found[number] != list(range(number - 1, length, of)) for number in some)
+        jobs += sum(map(len, found.values()))
+    seven = Counter(index for number in range(1, 8) for index in listed(7, number, MILLION))
+    wrong += len(seven) != MILLION or max(seven.values()) != 1
+    return (
+        "jobs in exactly one shard",
+        f"n from 1 to 1,000; {jobs + MILLION:,} jobs, {wrong} wrong",
+        "0 wrong",
+        not wrong,
+    )
+
+
+def million() -> list[Row]:
+    """A thousandth of a million prompts from stdin by the command itself, then what each own job costs."""
+    with tempfile.TemporaryDirectory() as made:
+        words = ["generate", "--prompts", "-", "--engine", "fake", "--size", "64x64", "-s", "1", "--seed", "1", "-q"]
+        command = [sys.executable, "-P", "-m", "sdcli", *words, "--shard", "7/1000", "-o", made]
+        environment = {**os.environ, "PYTHONPATH": str(ROOT), "SDCLI_HOME": f"{made}/home"}
+        text = io.BytesIO("".join(f"a cat, number {number}\n" for number in range(MILLION)).encode())
+        with tempfile.TemporaryFile() as file:
+            file.write(text.getbuffer())
+            file.seek(0)
+            began = time.perf_counter()
+            process = subprocess.Popen(command, stdin=file, stdout=subprocess.DEVNULL, env=environment)
+            _, status, used = os.wait4(process.pid, 0)
+            process.returncode = os.waitstatus_to_exitcode(status)
+            took = time.perf_counter() - began
+        images = len(list(Path(made).glob("*.png")))
+    most = used.ru_maxrss * 1024
+    rows: list[Row] = [
+        (
+            "shard 7/1000 of a million prompts", f"{images:,} images in {took:.0f} s, {most / 1e6:.0f} MB",
+            f"1,000 images, {MOST_BYTES / 1e6:.0f} MB",
+            images == 1000 and most <= MOST_BYTES and not process.returncode,
+        )
+    ]  # fmt: skip
+    return rows + bookkeeping()
+
+
+def bookkeeping(count: int = MILLION) -> list[Row]:
+    """One run of a million: reading, progress and report of each job, without drawing and files; in its own process."""
+    code = f"from scripts.proofs import scale; print(*scale.kept({count}))"
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    done = subprocess.run(
+        [sys.executable, "-P", "-c", code], env=environment, capture_output=True, text=True, check=True
+    )
+    each, most = map(float, done.stdout.split())
+    return [
+        ("bookkeeping of a job", f"{each:.0f} µs of CPU", f"{MOST_MICROSECONDS:.0f} µs", each <= MOST_MICROSECONDS),
+        (
+            f"{count:,} jobs in one run", f"{most / 1e6:,.0f} MB", f"{MOST_BYTES / 1e6:.0f} MB", most <= MOST_BYTES,
+        ),
+    ]  # fmt: skip
+
+
+def kept(count: int) -> tuple[float, int]:
+    """Microseconds of CPU a job, and the most bytes in memory."""
+    asked = Request(prompts=("a cat",), seeds=(1,), num_images=1, width=64, height=64)
+    folding, progress = Folding(started="", run="r", clock=lambda: 0.0), RunProgress()
+    first = plan(jobs=[job()])
+    folding(events.Planned(plan=first))
+    progress.plan(first)
+    lines = prompt_files.parse(Lines(count), "stdin", "")  # type: ignore[arg-type]
+    began = time.process_time()
+    for number, one in enumerate(sharing.later(asked, lines, 1, 1), 1):
+        for event in (
+            events.Encoded(batch=number, tokens=(5,), seconds=0.01),
+            events.Step(batch=number, step=1, of=1, seconds=0.01),
+            events.Denoised(batch=number, seconds=0.01),
+            events.Decoded(batch=number, index=one.index, job=one, width=64, height=64, seconds=0.01),
+            events.Saved(
+                batch=number, index=one.index, status="saved", file=f"{number:04d}-a-cat-1.png", path="", format="png",
+                bytes=1, width=64, height=64, pixel_sha256=f"{number:064x}", file_sha256=f"{number:064x}", seconds=0.01,
+            ),
+        ):  # fmt: skip
+            folding(event)
+            if isinstance(event, events.Step):
+                progress.step(event, 0.01)
+    spent = time.process_time() - began
+    return spent / count * 1e6, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+
+def main() -> list[Row]:
+    return [
+        killed(),
+        drivers(),
+        *(busy(workers) for workers in (1, 2, 4, 8, 16, 32, 64)),
+        shared_out(),
+        *million(),
+    ]
