@@ -60,7 +60,7 @@ def _of(entry: str, text: str, survey: Survey) -> Iterator[Seat]:
 
 def _processes(count: int, threads: int, cpu: Hardware) -> Sequence[Seat]:
     if not count or not threads:
-        raise Usage(f"--devices cpu:{count}x{threads} is nobody", hint=f"--devices cpu:{cpu.threads}x1")
+        raise Usage(f"--devices cpu:{count}x{threads} names no worker", hint=f"--devices cpu:{cpu.threads}x1")
     if count * threads > cpu.threads:
         raise Usage(
             f"--devices cpu:{count}x{threads} is {count * threads} threads, and this machine has cores for "
