@@ -53,7 +53,8 @@ def worker_rows(report: Report, width: int = 80) -> list[str]:
     for one in report.workers:
         peak = f"peak {gib(one.peak, 2)} GiB" if one.peak is not None else ""
         rate = f"{one.rate:.2f}/s" if one.rate else ""
-        figures = f"{one.images:>5} {'image ' if one.images == 1 else 'images'}  {seconds_text(one.seconds):>7}  {rate:>8}  {peak:<14}"
+        images = f"{one.images:>5} {'image ' if one.images == 1 else 'images'}"
+        figures = f"{images}  {seconds_text(one.seconds):>7}  {rate:>8}  {peak:<14}"
         rows.append(fit(f"{one.name:<{names}}  {figures}  {show(one.device, 40)}", width))
     return rows
 
