@@ -139,7 +139,7 @@ def parse_memory(text: str, flag: str = "--max-vram") -> int:
 def check(request: Request) -> None:
     """Check every range; an error names the flag and a value that works."""
     if not request.prompts or not all(prompt.strip() for prompt in request.prompts):
-        raise Usage("the prompt is empty", hint='"a cat"')
+        raise Usage("the prompt is empty", hint='"a cat"', field="prompts")
     for text in (*request.prompts, request.negative_prompt):
         _check_text(text)
     for option in OPTIONS:

@@ -12,6 +12,7 @@ from sdcli.record.encode import saved
 from sdcli.serve.bodies import BadBody
 from sdcli.serve.sdapi_body import Body, content_of
 from sdcli.serve.sdapi_names import CONTROL, Names, path_of
+from sdcli.serve.sdapi_schemas import IMAGE, ONE_IMAGE, TEXT, YES, Schema, any_number, inner, listed, one_of
 from sdcli.serve.service import Service
 from sdcli.terminal import show
 
@@ -29,6 +30,42 @@ _MODES = {
 }  # fmt: skip
 # A threshold of Canny that is as here: the extension's own, what it has for "as usual", and what webuiapi always sends.
 _THRESHOLDS = {"threshold_a": (100, -1, 64, 0), "threshold_b": (200, -1, 64, 0)}
+
+DETECTED = ("controlnet_images", "controlnet_input_images")
+# Of one request with a single unit: what a unit has, and the fields that say it.
+_FLAT = {
+    "module": "controlnet_module", "model": "controlnet_model", "weight": "controlnet_weight",
+    "resize_mode": "controlnet_resize_mode", "threshold_a": "controlnet_threshold_a",
+    "threshold_b": "controlnet_threshold_b", "guidance_end": "controlnet_guidance", "guessmode": "guess_mode",
+}  # fmt: skip
+_NEUTRAL: dict[str, tuple[tuple[str, ...], str]] = {
+    "mask": (("",), "a unit acts on the whole image"),
+    "hr_option": (("Both", "HiResFixOption.BOTH"), "a unit steers both passes"),
+}
+
+
+def schemas() -> dict[str, Schema]:
+    """The fields of a body that hold units, for /openapi.json. Other scripts have to be off."""
+    unit = {
+        "enabled": YES, "model": TEXT, "module": TEXT, "image": {}, "input_image": IMAGE,
+        "weight": any_number((0, 1000)),
+        "guidance_start": any_number((0, 1)), "guidance_end": any_number((0, 1)), "resize_mode": {}, "control_mode": {},
+        "guessmode": YES, "union_control_type": TEXT,
+        **{name: one_of(values) for name, (values, _) in _NEUTRAL.items()}, **{name: {} for name in _THRESHOLDS},
+    }  # fmt: skip
+    units = listed({"type": "object", "properties": unit})
+    flat = {field: unit[name] for name, field in _FLAT.items()}
+    return {
+        "alwayson_scripts": inner({"controlnet": {"type": ["object", "null"], "properties": {"args": units}}}),
+        "controlnet_units": units, "controlnet_image": listed(IMAGE), "controlnet_mask": listed(TEXT), **flat,
+    }  # fmt: skip
+
+
+_IMAGES = {"type": ["array", "null"], "items": ONE_IMAGE}
+DETECT: Schema = {
+    "type": "object", "properties": {"controlnet_module": TEXT, **dict.fromkeys(DETECTED, _IMAGES)},
+    "anyOf": [{"required": [name], "properties": {name: {"type": "array", "minItems": 1}}} for name in DETECTED],
+}  # fmt: skip
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -77,7 +114,7 @@ def _given(body: Body) -> Iterator[Body]:
     for number, unit in enumerate(body.listed("controlnet_units")):
         yield body.inner_of("controlnet_units", unit, number)
     for number, image in enumerate(body.listed("controlnet_image")):
-        yield Body(_flat(body, image), f"controlnet_image[{number}].")
+        yield Body(_flat(body, image), f"controlnet_image[{number}].", body.given)
 
 
 def _off(args: Any) -> bool:
@@ -90,19 +127,14 @@ def _off(args: Any) -> bool:
 
 def _flat(body: Body, image: Any) -> dict[str, Any]:
     """Of one request with a single unit, under names of their own."""
-    named = {
-        "module": "controlnet_module", "model": "controlnet_model", "weight": "controlnet_weight",
-        "resize_mode": "controlnet_resize_mode", "threshold_a": "controlnet_threshold_a",
-        "threshold_b": "controlnet_threshold_b", "guidance_end": "controlnet_guidance",
-    }  # fmt: skip
-    unit = {name: body.fields.get(field) for name, field in named.items()}
+    unit = {name: body.fields.get(field) for name, field in _FLAT.items()}
     masks = [mask for mask in body.listed("controlnet_mask") if mask]
-    return {**unit, "image": image, "mask": masks[0] if masks else None, "guessmode": body.fields.get("guess_mode")}
+    return {**unit, "image": image, "mask": masks[0] if masks else None}
 
 
 def _unit(given: Body, service: Service, names: Names, start: str | None) -> Unit:
-    given.neutral("mask", ("",), "a unit acts on the whole image")
-    given.neutral("hr_option", ("Both", "HiResFixOption.BOTH"), "a unit steers both passes")
+    for name, (values, because) in _NEUTRAL.items():
+        given.neutral(name, values, because)
     module = module_of(given)
     if module == "canny":
         for name, values in _THRESHOLDS.items():
@@ -161,7 +193,7 @@ def _image(given: Body, service: Service, start: str | None) -> str:
         Body(value, given.where + "image.").neutral("mask", ("",), "a unit acts on the whole image")
         value = value.get("image")
     if value:
-        return service.upload(content_of(value, given.where + "image"))
+        return given.kept(content_of(value, given.where + "image"), "image", service.upload)
     if start is None:
         raise given.refused("image", "a unit needs an image")
     return start
