@@ -190,7 +190,7 @@ def schema(bounds: Bounds, edits: bool = False) -> dict[str, Any]:
     listed = [each for each in (*FIELDS, BACKGROUND) if edits or not each.edits]
     properties = {name: each.schema(bounds, form=edits) for each in listed for name in (each.name, *each.also)}
     ignored = {"description": "Ignored.", **({"type": "string"} if edits else {})}
-    found = {
+    found: dict[str, Any] = {
         "type": "object", "required": ["prompt"], "additionalProperties": False,
         "properties": properties | dict.fromkeys(sorted(IGNORED), ignored), "allOf": list(_once(listed, edits)),
     }  # fmt: skip

@@ -52,7 +52,7 @@ _DRAWN: dict[str, Settings] = {
 _MADE: dict[str, tuple[Schema, Schema]] = {
     "/sdapi/v1/extra-single-image": (sdapi_extras.SINGLE, sdapi_schemas.MADE),
     "/sdapi/v1/extra-batch-images": (sdapi_extras.BATCH, sdapi_schemas.ALL_MADE),
-    "/sdapi/v1/png-info": (sdapi_schemas.body({"image": ONE_IMAGE}, "image"), sdapi_schemas.STORED),
+    "/sdapi/v1/png-info": (sdapi_schemas.of_object({"image": ONE_IMAGE}, "image"), sdapi_schemas.STORED),
     "/controlnet/detect": (sdapi_controls.DETECT, sdapi_schemas.SEEN),
 }
 _REFRESHED = ("checkpoints", "vae", "loras", "embeddings")
@@ -155,10 +155,10 @@ def _stored(service: Service, body: Body, left: threading.Event) -> dict[str, An
 def _detected(service: Service, body: Body, left: threading.Event) -> dict[str, Any]:
     """What a ControlNet would see."""
     module = sdapi_controls.module_of(Body({"module": body.fields.get("controlnet_module")}, "controlnet_"))
-    name = next((name for name in sdapi_controls.DETECTED if name in body), sdapi_controls.DETECTED[-1])
-    fields = {f"{name}[{number}]": value for number, value in enumerate(body.listed(name))}
+    listed = ((name, body.listed(name)) for name in sdapi_controls.DETECTED)
+    fields = {f"{name}[{number}]": value for name, values in listed for number, value in enumerate(values)}
     if not fields:
-        raise body.refused(name, "no image")
+        raise body.refused(sdapi_controls.DETECTED[-1], "no image")
     paths = [body.kept(content_of(value, field), field, service.upload) for field, value in fields.items()]
     seen = (control.prepared(read.decoded(path), module) for path in paths)
     return {"images": [sdapi_answers.encoded(saved(image, "PNG")) for image in seen], "info": "Success"}

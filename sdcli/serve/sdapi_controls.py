@@ -12,7 +12,21 @@ from sdcli.record.encode import saved
 from sdcli.serve.bodies import BadBody
 from sdcli.serve.sdapi_body import Body, content_of
 from sdcli.serve.sdapi_names import CONTROL, Names, path_of
-from sdcli.serve.sdapi_schemas import IMAGE, ONE_IMAGE, TEXT, YES, Schema, any_number, inner, listed, one_of
+from sdcli.serve.sdapi_schemas import (
+    ANYTHING,
+    IMAGE,
+    ONE_IMAGE,
+    TEXT,
+    YES,
+    Fields,
+    Kind,
+    Schema,
+    any_list,
+    any_number,
+    any_object,
+    check,
+    of_object,
+)
 from sdcli.serve.service import Service
 from sdcli.terminal import show
 
@@ -44,26 +58,21 @@ _NEUTRAL: dict[str, tuple[tuple[str, ...], str]] = {
 }
 
 
-def schemas() -> dict[str, Schema]:
-    """The fields of a body that hold units, for /openapi.json. Other scripts have to be off."""
-    unit = {
-        "enabled": YES, "model": TEXT, "module": TEXT, "image": {}, "input_image": IMAGE,
-        "weight": any_number((0, 1000)),
-        "guidance_start": any_number((0, 1)), "guidance_end": any_number((0, 1)), "resize_mode": {}, "control_mode": {},
-        "guessmode": YES, "union_control_type": TEXT,
-        **{name: one_of(values) for name, (values, _) in _NEUTRAL.items()}, **{name: {} for name in _THRESHOLDS},
-    }  # fmt: skip
-    units = listed({"type": "object", "properties": unit})
-    flat = {field: unit[name] for name, field in _FLAT.items()}
-    return {
-        "alwayson_scripts": inner({"controlnet": {"type": ["object", "null"], "properties": {"args": units}}}),
-        "controlnet_units": units, "controlnet_image": listed(IMAGE), "controlnet_mask": listed(TEXT), **flat,
-    }  # fmt: skip
-
-
-_IMAGES = {"type": ["array", "null"], "items": ONE_IMAGE}
+_UNIT: Fields = {
+    "enabled": YES, "model": TEXT, "module": TEXT, "image": ANYTHING, "input_image": ANYTHING, "weight": any_number(),
+    "guidance_start": any_number(), "guidance_end": any_number(), "resize_mode": ANYTHING, "control_mode": ANYTHING,
+    "guessmode": YES, "union_control_type": TEXT, **dict.fromkeys((*_NEUTRAL, *_THRESHOLDS), ANYTHING),
+}  # fmt: skip
+_ONE_UNIT = {"properties": of_object(_UNIT)["properties"]}
+# Of a body, those that hold units. Other scripts have to be off.
+FIELDS: Fields = {
+    "alwayson_scripts": any_object({SCRIPT: Kind({"properties": {"args": {"items": _ONE_UNIT}}})}),
+    "controlnet_units": any_list({"type": "object", **_ONE_UNIT}),
+    "controlnet_image": any_list(IMAGE.schema), "controlnet_mask": any_list(TEXT.schema),
+    **{field: _UNIT[name] for name, field in _FLAT.items()},
+}  # fmt: skip
 DETECT: Schema = {
-    "type": "object", "properties": {"controlnet_module": TEXT, **dict.fromkeys(DETECTED, _IMAGES)},
+    **of_object({"controlnet_module": TEXT, **dict.fromkeys(DETECTED, any_list(ONE_IMAGE.schema))}),
     "anyOf": [{"required": [name], "properties": {name: {"type": "array", "minItems": 1}}} for name in DETECTED],
 }  # fmt: skip
 
@@ -86,7 +95,10 @@ def settings(
     body: Body, service: Service, names: Names, start: str | None = None, start_fit: str | None = None
 ) -> dict[str, Any]:
     """`start` is the image that is drawn from, which steers too where a unit has none of its own."""
-    units = [_unit(given, service, names, start) for given in _given(body) if given.yes("enabled") is not False]
+    every = list(_given(body))
+    for given in every:
+        check(given, _UNIT)
+    units = [_unit(given, service, names, start) for given in every if given.yes("enabled") is not False]
     if not units:
         return {}
     if len({unit.guesses for unit in units}) > 1:
@@ -137,8 +149,8 @@ def _unit(given: Body, service: Service, names: Names, start: str | None) -> Uni
         given.neutral(name, values, because)
     module = module_of(given)
     if module == "canny":
-        for name, values in _THRESHOLDS.items():
-            given.neutral(name, values, "lines are found with 100 and 200")
+        for name, usual in _THRESHOLDS.items():
+            given.neutral(name, usual, "lines are found with 100 and 200")
     start_at, end_at = given.number("guidance_start"), given.number("guidance_end")
     weight = given.number("weight")
     found = 1.0 if weight is None else weight, start_at or 0.0, 1.0 if end_at is None else end_at

@@ -25,8 +25,20 @@ from sdcli.serve.line import Full
 from sdcli.serve.sdapi_answers import encoded
 from sdcli.serve.sdapi_body import Body, content_of
 from sdcli.serve.sdapi_names import Names, path_of
-from sdcli.serve.sdapi_schemas import ONE_IMAGE, TEXT, YES, Schema, any_number, any_whole, number_of, one_of
-from sdcli.serve.sdapi_schemas import body as body_of
+from sdcli.serve.sdapi_schemas import (
+    ONE_IMAGE,
+    TEXT,
+    YES,
+    Fields,
+    Kind,
+    Schema,
+    any_number,
+    any_whole,
+    check,
+    number_of,
+    of_object,
+    one_of,
+)
 from sdcli.serve.service import Service
 from sdcli.workers.worker import Died, Worker
 
@@ -37,16 +49,14 @@ _NEUTRAL = {
     "gfpgan_visibility": (0,), "codeformer_visibility": (0,), "extras_upscaler_2_visibility": (0,),
 }  # fmt: skip
 _SIDES = ("upscaling_resize_w", "upscaling_resize_h")
-FIELDS: dict[str, Schema] = {
+_FIELDS: Fields = {
     **{name: one_of(values) for name, values in _NEUTRAL.items()}, "upscaler_1": TEXT, "resize_mode": number_of((0, 1)),
-    "upscaling_resize": any_number((0, LARGEST_SIDE)), **dict.fromkeys(_SIDES, any_whole((1, LARGEST_SIDE))),
-    "upscaling_crop": YES,
+    "upscaling_resize": any_number(), **dict.fromkeys(_SIDES, any_whole()), "upscaling_crop": YES,
 }  # fmt: skip
-_ONE_OF_LIST: Schema = {
-    "anyOf": [ONE_IMAGE, {"type": "object", "required": ["data"], "properties": {"data": ONE_IMAGE}}]
-}
-SINGLE = body_of({**FIELDS, "image": ONE_IMAGE}, "image")
-BATCH = body_of({**FIELDS, "imageList": {"type": "array", "items": _ONE_OF_LIST, "minItems": 1}}, "imageList")
+_ITEM: Schema = {"anyOf": [ONE_IMAGE.schema, of_object({"data": ONE_IMAGE}, "data")]}
+_ITEMS = Kind({"type": "array", "items": _ITEM, "minItems": 1})
+SINGLE = of_object({**_FIELDS, "image": ONE_IMAGE}, "image")
+BATCH = of_object({**_FIELDS, "imageList": _ITEMS}, "imageList")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -86,6 +96,7 @@ class Extras:
         return {"images": [encoded(content) for content in self._made(body, contents, left)], "html_info": ""}
 
     def _made(self, body: Body, contents: Mapping[str, bytes], left: threading.Event) -> list[bytes]:
+        check(body, _FIELDS)
         for name, values in _NEUTRAL.items():
             body.neutral(name, values)
         upscaler, size = body.text("upscaler_1") or "None", _size(body)

@@ -18,18 +18,22 @@ from sdcli.serve.openapi import within
 from sdcli.serve.sdapi_body import Body, typed
 from sdcli.serve.sdapi_names import Names, path_of
 from sdcli.serve.sdapi_schemas import (
+    ANYTHING,
     IMAGE,
     ONE_IMAGE,
     TEXT,
     YES,
+    Fields,
+    Kind,
     Schema,
     any_number,
+    any_object,
     any_whole,
-    inner,
+    check,
     number_of,
+    of_object,
     one_of,
 )
-from sdcli.serve.sdapi_schemas import body as body_of
 from sdcli.serve.service import Service
 from sdcli.terminal import show
 
@@ -63,58 +67,59 @@ _NO_MODEL = {"latent": "latent", "lanczos": "lanczos", "none": "lanczos"}
 _ETA = "DDIM"  # draws with 0 here, as in A1111 by default; webuiapi always sends 1
 
 
-def schema(bounds: Bounds, start: bool) -> Schema:
-    """Of a body, for /openapi.json; `start`: of one with an image to draw from. Fields that are not there pass too."""
+def fields(bounds: Bounds, start: bool) -> Fields:
+    """Of a body; `start`: of one with an image to draw from. Others that are there pass too."""
+    own = _of_start() if start else _of_hires()
     neutral = {name: one_of(values) for name, values in _NEUTRAL.items()}
-    own = _of_start() if start else {name: one_of(values) for name, values in _WITH_HIRES.items()} | _of_hires(bounds)
-    fields = {
-        **neutral,
-        **_of_both(bounds),
-        **own,
-        **sdapi_controls.schemas(),
-        "override_settings": inner(sdapi_options.FIELDS),
-    }
-    return body_of(fields, "prompt", *(("init_images",) if start else ()))
+    override = any_object(sdapi_options.FIELDS)
+    return {**neutral, **_of_both(bounds), **own, **sdapi_controls.FIELDS, "override_settings": override}
 
 
-def _of_both(bounds: Bounds) -> dict[str, Schema]:
+def schema(bounds: Bounds, start: bool) -> Schema:
+    """For /openapi.json."""
+    return of_object(fields(bounds, start), "prompt", *(("init_images",) if start else ()))
+
+
+def _of_both(bounds: Bounds) -> Fields:
     images = any_whole((1, bounds.images))
     return {
-        "prompt": {"type": "string", "maxLength": PROMPT, "pattern": r"\S"},
-        "negative_prompt": {**TEXT, "maxLength": PROMPT},
+        "prompt": Kind({"type": "string", "maxLength": PROMPT, "pattern": r"\S"}, Body.text),
+        "negative_prompt": Kind({**TEXT.schema, "maxLength": PROMPT}, Body.text),
         "seed": any_whole((-1, LARGEST_SEED)), "n_iter": images, "batch_size": images, "sampler_name": TEXT,
-        "sampler_index": TEXT, "scheduler": TEXT, "eta": any_number(), "s_noise": any_number(),
-        "refiner_checkpoint": TEXT,
-        "refiner_switch_at": any_number((0, 1)), "cfg_scale": any_number(within("guidance")), "send_images": YES,
+        "sampler_index": TEXT, "scheduler": TEXT, "eta": any_number(), "s_noise": ANYTHING,
+        "refiner_checkpoint": TEXT, "refiner_switch_at": any_number(),
+        "cfg_scale": any_number(within("guidance")), "send_images": ANYTHING,
         **{name: any_whole(within(name, bounds)) for name in ("steps", "width", "height")},
     }  # fmt: skip
 
 
-def _of_hires(bounds: Bounds) -> dict[str, Schema]:
+def _of_hires() -> Fields:
+    """Most are looked at only where enable_hr says so."""
     return {
-        "enable_hr": YES, "hr_scale": any_number(within("hires")), "hr_second_pass_steps": any_whole((0, bounds.steps)),
-        "hr_resize_x": any_whole(), "hr_resize_y": any_whole(), "hr_upscaler": TEXT, "hr_prompt": TEXT,
-        "hr_negative_prompt": TEXT, "hr_sampler_name": TEXT, "hr_scheduler": TEXT,
-        "denoising_strength": any_number(within("hires_strength")),
+        "enable_hr": YES, "hr_scale": any_number(), "hr_second_pass_steps": any_whole(), "hr_resize_x": any_whole(),
+        "hr_resize_y": any_whole(), "hr_upscaler": TEXT, "hr_prompt": TEXT, "hr_negative_prompt": TEXT,
+        "hr_sampler_name": TEXT, "hr_scheduler": TEXT, "denoising_strength": any_number(),
+        **dict.fromkeys(_WITH_HIRES, ANYTHING),
     }  # fmt: skip
 
 
-def _of_start() -> dict[str, Schema]:
+def _of_start() -> Fields:
+    image = {"type": "array", "items": ONE_IMAGE.schema, "minItems": 1, "maxItems": 1}
     return {
-        "init_images": {"type": "array", "items": ONE_IMAGE, "minItems": 1, "maxItems": 1}, "mask": IMAGE,
-        "denoising_strength": any_number(within("strength")), "resize_mode": number_of(_FITS),
-        "image_cfg_scale": any_number(),
-        "inpainting_fill": number_of(_CONTENTS), "inpainting_mask_invert": any_whole(), "inpaint_full_res": YES,
-        "inpaint_full_res_padding": any_whole(within("mask_padding")), "include_init_images": YES,
-        **{name: any_whole(within("mask_blur")) for name in ("mask_blur", "mask_blur_x", "mask_blur_y")},
+        "init_images": Kind(image, Body.listed), "mask": IMAGE, "denoising_strength": any_number(within("strength")),
+        "resize_mode": number_of(_FITS), "image_cfg_scale": any_number(), "inpainting_fill": any_whole(),
+        "inpainting_mask_invert": any_whole(), "inpaint_full_res": YES, "inpaint_full_res_padding": any_whole(),
+        "mask_blur": any_whole(), "mask_blur_x": ANYTHING, "mask_blur_y": ANYTHING, "include_init_images": ANYTHING,
     }  # fmt: skip
 
 
 def text_to_image(body: Body, service: Service, names: Names) -> dict[str, Any]:
+    check(body, fields(service.settings.bounds, start=False))
     return {**_drawn(body, names), **_hires(body, names), **sdapi_controls.settings(body, service, names)}
 
 
 def image_to_image(body: Body, service: Service, names: Names) -> dict[str, Any]:
+    check(body, fields(service.settings.bounds, start=True))
     start = body.kept(_init_image(body), "init_images", service.upload)
     own = {"image": (start,), **_changed(body, service)}
     return {**_drawn(body, names), **own, **sdapi_controls.settings(body, service, names, start, str(own["fit"]))}

@@ -3,50 +3,74 @@ What is null counts as absent, and a number may come as text."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
 from typing import Any
 
-from sdcli.serve.sdapi_body import NUMBER
+from sdcli.serve.sdapi_body import NUMBER, Body
 
 Schema = dict[str, Any]
 
-TEXT: Schema = {"type": ["string", "null"]}
-YES: Schema = {"enum": [True, False, 0, 1, None]}
-IMAGE: Schema = {"type": ["string", "null"], "contentEncoding": "base64"}
-ONE_IMAGE: Schema = {"type": "string", "contentEncoding": "base64", "minLength": 1}
+
+@dataclass(frozen=True)
+class Kind:
+    """What a field takes. `read` refuses anything else, also where the field is of no use; without one, whoever uses
+    the field looks at all of it."""
+
+    schema: Schema
+    read: Callable[[Body, str], Any] | None = None
 
 
-def any_number(within: tuple[float, float] | None = None, kind: str = "number") -> Schema:
+Fields = dict[str, Kind]
+TEXT = Kind({"type": ["string", "null"]}, Body.text)
+YES = Kind({"enum": [True, False, 0, 1, None]}, Body.yes)
+IMAGE = Kind({"type": ["string", "null"], "contentEncoding": "base64"})
+ONE_IMAGE = Kind({"type": "string", "contentEncoding": "base64", "minLength": 1})
+ANYTHING = Kind({})
+
+
+def any_number(within: tuple[float, float] | None = None) -> Kind:
+    return Kind(_number("number", within), Body.number)
+
+
+def any_whole(within: tuple[float, float] | None = None) -> Kind:
+    return Kind(_number("integer", within), Body.whole)
+
+
+def _number(kind: str, within: tuple[float, float] | None) -> Schema:
     bounds = {} if within is None else {"minimum": within[0], "maximum": within[1]}
     return {"anyOf": [{"type": kind, **bounds}, {"type": "string", "pattern": f"^{NUMBER}$"}, {"type": "null"}]}
 
 
-def any_whole(within: tuple[float, float] | None = None) -> Schema:
-    return any_number(within, "integer")
+def number_of(values: Iterable[int]) -> Kind:
+    return Kind({"anyOf": [{"enum": list(values)}, *_number("integer", None)["anyOf"][1:]]}, Body.whole)
 
 
-def one_of(values: Iterable[Any]) -> Schema:
+def one_of(values: Iterable[Any]) -> Kind:
     """0 and 1 may be false and true."""
-    alike = {0: [0, False], 1: [1, True]}
+    alike: dict[float, list[Any]] = {0: [0, False], 1: [1, True]}
     spelled = [alike.get(value, [value]) if isinstance(value, (int, float)) else [value] for value in values]
-    return {"enum": [*(one for spellings in spelled for one in spellings), None]}
+    return Kind({"enum": [*(one for spellings in spelled for one in spellings), None]})
 
 
-def number_of(values: Iterable[int]) -> Schema:
-    return {"anyOf": [{"enum": list(values)}, *any_whole()["anyOf"][1:]]}
+def any_list(items: Schema) -> Kind:
+    return Kind({"type": ["array", "null"], "items": items}, Body.listed)
 
 
-def listed(items: Schema, **more: int) -> Schema:
-    return {"type": ["array", "null"], "items": items, **more}
+def any_object(fields: Fields) -> Kind:
+    """To PHP an empty one is a list."""
+    return Kind({"anyOf": [of_object(fields), {"enum": [[], None]}]}, Body.inner)
 
 
-def inner(properties: dict[str, Schema]) -> Schema:
-    """An object in a body; to PHP an empty one is a list."""
-    return {"anyOf": [{"type": "object", "properties": properties}, {"enum": [[], None]}]}
-
-
-def body(properties: dict[str, Schema], *required: str) -> Schema:
+def of_object(fields: Fields, *required: str) -> Schema:
+    properties = {name: kind.schema for name, kind in fields.items()}
     return {"type": "object", "properties": properties, **({"required": list(required)} if required else {})}
+
+
+def check(body: Body, fields: Fields) -> None:
+    for name, kind in fields.items():
+        if kind.read is not None:
+            kind.read(body, name)
 
 
 _TEXTS: Schema = {"type": "array", "items": {"type": "string"}}
