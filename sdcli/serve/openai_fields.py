@@ -450,11 +450,17 @@ def _as_switch(text: str) -> Any:
     return {"true": True, "false": False, "1": True, "0": False}.get(text.strip().casefold(), text)
 
 
-_FIGURE = re.compile(r"\s*-?\d{1,18}(\.\d{1,18})?(e(\+?\d{1,2}|-\d{1,3}))?\s*", re.ASCII | re.IGNORECASE)
+_FIGURE = re.compile(r"\s*-?\d{1,18}(\.\d{1,18})?\s*", re.ASCII)
+_EXPONENT = re.compile(r"\s*-?\d(\.\d{1,18})?e(\+?\d\d|-\d{2,3})\s*", re.ASCII | re.IGNORECASE)
+
+
+def _as_integer(text: str) -> Any:
+    return _as_json(text) if _FIGURE.fullmatch(text) else text
 
 
 def _as_figure(text: str) -> Any:
-    return _as_json(text) if _FIGURE.fullmatch(text) else text
+    """Also as programs write very small and very large ones: 1e-05."""
+    return _as_json(text) if _EXPONENT.fullmatch(text) else _as_integer(text)
 
 
 def _as_object(text: str) -> Any:
@@ -462,5 +468,5 @@ def _as_object(text: str) -> Any:
 
 
 _PARTS = {
-    "integer": _as_figure, "number": _as_figure, "switch": _as_switch, "lora": _as_object, "control": _as_object,
+    "integer": _as_integer, "number": _as_figure, "switch": _as_switch, "lora": _as_object, "control": _as_object,
 }  # fmt: skip

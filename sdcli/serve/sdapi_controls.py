@@ -68,7 +68,7 @@ _ONE_UNIT = {"properties": of_object(_UNIT)["properties"]}
 FIELDS: Fields = {
     "alwayson_scripts": any_object({SCRIPT: Kind({"properties": {"args": {"items": _ONE_UNIT}}})}),
     "controlnet_units": any_list({"type": "object", **_ONE_UNIT}),
-    "controlnet_image": any_list(IMAGE.schema), "controlnet_mask": any_list(TEXT.schema),
+    "controlnet_image": any_list(IMAGE.schema), "controlnet_mask": any_list({}),
     **{field: _UNIT[name] for name, field in _FLAT.items()},
 }  # fmt: skip
 DETECT: Schema = {

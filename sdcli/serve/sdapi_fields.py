@@ -50,6 +50,7 @@ FIELD_OF = {
     "mask_blur": "mask_blur", "mask": "mask", "steps": "steps", "width": "width", "height": "height",
     "guess_mode": "control_mode", "control": "alwayson_scripts.ControlNet", "control_from": "module",
     "refiner": "refiner_checkpoint", "prompts": "prompt",
+    "size": "width and height",
 }  # fmt: skip
 # What passes without a word: A1111's defaults, what webuiapi always sends, and spellings of the same.
 _NEUTRAL: dict[str, tuple[Any, ...]] = {
