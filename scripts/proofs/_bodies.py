@@ -63,11 +63,23 @@ _BY_NAME = {
 
 @schemathesis.hook
 def before_load_schema(context: Any, raw_schema: dict[str, Any]) -> None:
-    """The document's own words stay; what stands for an image or a name is drawn from those above as well."""
+    """The document's own words stay; what stands for an image or a name is drawn from those above."""
     for path in raw_schema["paths"].values():
         for operation in path.values():
-            for content in operation.get("requestBody", {}).get("content", {}).values():
+            for kind, content in operation.get("requestBody", {}).get("content", {}).items():
+                _choose(content["schema"], first=kind != "application/json")
                 _enrich(content["schema"], "")
+
+
+def _choose(schema: dict[str, Any], first: bool) -> None:
+    """Of names that say the same one stays, in one document the first and in the other the last: schemathesis draws no
+    body where a rule says that they do not go together."""
+    for rule in schema.pop("allOf", ()):
+        for name in rule["not"]["required"][1:] if first else rule["not"]["required"][:-1]:
+            schema["properties"].pop(name, None)
+    if "image[]" in schema.get("properties", ()):
+        del schema["anyOf"], schema["properties"]["image[]"]
+        schema["required"].append("image")
 
 
 def _enrich(schema: Any, name: str) -> None:

@@ -11,7 +11,6 @@ from functools import partial
 from sdcli.errors import Bug, CannotWrite, DoesNotFit, Interrupted, SdcliError, from_json
 from sdcli.events import Decoded, Event, Failed, Planned
 from sdcli.machine.environment import environment
-from sdcli.plan.plan import Plan
 from sdcli.record import remembering, report, runs
 from sdcli.record.report import Folding
 from sdcli.record.store import store
@@ -110,21 +109,29 @@ class Desk(threading.Thread):
     def _events(self, ticket: Ticket) -> Iterator[Event]:
         """Of the worker; of the next one, where it dies. What it had drawn by then is not drawn again."""
         plan = ticket.plan
-        yield Planned(plan=plan)
         there: set[int] = set()
+        told = False
         for left in reversed(range(TRIES)):
             try:
-                yield from self._missing(plan, ticket, there)
+                missing = [
+                    (number, jobs) for number, jobs in plan.numbered() if any(job.index not in there for job in jobs)
+                ]
+                with contextlib.closing(self.worker.begun(plan, missing)) as happening:
+                    if not told:  # it draws while the disk takes note of it
+                        told = True
+                        yield Planned(plan=plan)
+                    yield from self._new(happening, ticket, there)
                 return
             except Died as died:
                 if ticket.cancelled.is_set():
                     raise Interrupted("cancelled") from None
                 if not left:
+                    if not told:
+                        yield Planned(plan=plan)
                     raise died.error from None
 
-    def _missing(self, plan: Plan, ticket: Ticket, there: set[int]) -> Iterator[Event]:
-        batches = [(number, jobs) for number, jobs in plan.numbered() if any(job.index not in there for job in jobs)]
-        for event in self.worker.run(plan, batches):
+    def _new(self, happening: Iterator[Event], ticket: Ticket, there: set[int]) -> Iterator[Event]:
+        for event in happening:
             if isinstance(event, (Decoded, Failed)):
                 if event.index in there:
                     continue

@@ -10,7 +10,7 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Generator, Iterable, Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import IO, Any
@@ -56,20 +56,31 @@ class Worker:
         self, plan: Plan, batches: Iterable[Batch] | None = None, kept: Mapping[int, bytes] | None = None
     ) -> Iterator[Event]:
         """Closing the generator cancels what is left; the model stays loaded. A process that died is Died."""
+        yield from self.begun(plan, batches)
+
+    def begun(self, plan: Plan, batches: Iterable[Batch] | None = None) -> Generator[Event, None, None]:
+        """The same, where the worker has its order before anybody asks for an event."""
         numbers = [number for number, _ in (plan.numbered() if batches is None else batches)]
         self._held = plan.model.name
-        yield from self._happening({"plan": schema.to_json(plan, whole=True), "batches": numbers})
+        return self._ordered({"plan": schema.to_json(plan, whole=True), "batches": numbers})
 
     def enlarge(self, plan: UpscalePlan) -> Iterator[Event]:
         """The same of images that are made larger. What else is loaded in the process stays beside it."""
-        yield from self._happening({"enlarge": schema.to_json(plan, whole=True)})
+        yield from self._ordered({"enlarge": schema.to_json(plan, whole=True)})
 
-    def _happening(self, order: Mapping[str, Any]) -> Iterator[Event]:
+    def _ordered(self, order: Mapping[str, Any]) -> Generator[Event, None, None]:
+        happening = self._happening(order)
+        next(happening)
+        return happening
+
+    def _happening(self, order: Mapping[str, Any]) -> Generator[Any, None, None]:
+        """None first, once the order is on its way."""
         process = self._running()
         self._orders += 1
         self._drawing, self._heard = self._orders, time.monotonic()
         self._write({"draw": self._orders, **order})
         try:
+            yield None
             yield from self._events(process)
         except GeneratorExit:
             self.cancel()
@@ -82,7 +93,7 @@ class Worker:
 
     def try_out(self, plan: Plan) -> None:
         """What decides on such plans and was never tried on this machine, so that the next one knows it."""
-        for _ in self._happening({"plan": schema.to_json(plan, whole=True), "batches": [], "try": True}):
+        for _ in self._ordered({"plan": schema.to_json(plan, whole=True), "batches": [], "try": True}):
             pass
 
     def cancel(self) -> None:
