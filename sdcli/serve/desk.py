@@ -5,8 +5,9 @@ from __future__ import annotations
 import contextlib
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from functools import partial
+from itertools import chain
 
 from sdcli.errors import Bug, CannotWrite, DoesNotFit, Interrupted, SdcliError, from_json
 from sdcli.events import Decoded, Event, Failed, Planned
@@ -80,10 +81,12 @@ class Desk(threading.Thread):
             return ticket.end("failed", DoesNotFit(message, hint="the same request with a longer timeout", late=True))
         ticket.state, ticket.drawn_since = "drawing", (began := time.monotonic())
         ticket.plan = preparing.settled(ticket.plan, self.worker)
-        around = environment(ticket.plan.hardware)
-        clock = partial(_since, began)
-        folding = Folding(started=runs.now(), run=ticket.destination.run, clock=clock, environment=around)
-        error = self._drain(ticket, folding, around)
+        with contextlib.closing(self._events(ticket)) as events:
+            planned = next(events)  # the worker has its order: what follows here holds nobody up
+            around = environment(ticket.plan.hardware)
+            clock = partial(_since, began)
+            folding = Folding(started=runs.now(), run=ticket.destination.run, clock=clock, environment=around)
+            error = self._drain(chain([planned], events), ticket, folding, around)
         finished = folding.report(error)
         with contextlib.suppress(CannotWrite):
             if ticket.destination.records.exists():
@@ -95,9 +98,11 @@ class Desk(threading.Thread):
         state = "cancelled" if isinstance(error, Interrupted) else "failed" if error is not None else "done"
         ticket.end(state, error)
 
-    def _drain(self, ticket: Ticket, folding: Folding, around: dict[str, object]) -> SdcliError | None:
+    def _drain(
+        self, events: Iterator[Event], ticket: Ticket, folding: Folding, around: dict[str, object]
+    ) -> SdcliError | None:
         try:
-            for event in store(self._events(ticket), ticket.destination, environment=around):
+            for event in store(events, ticket.destination, environment=around):
                 folding(event)
                 ticket.publish(event)
         except SdcliError as error:
@@ -106,7 +111,7 @@ class Desk(threading.Thread):
             return Bug(f"{type(error).__name__}: {error}")
         return None
 
-    def _events(self, ticket: Ticket) -> Iterator[Event]:
+    def _events(self, ticket: Ticket) -> Generator[Event, None, None]:
         """Of the worker; of the next one, where it dies. What it had drawn by then is not drawn again."""
         plan = ticket.plan
         there: set[int] = set()
@@ -117,7 +122,7 @@ class Desk(threading.Thread):
                     (number, jobs) for number, jobs in plan.numbered() if any(job.index not in there for job in jobs)
                 ]
                 with contextlib.closing(self.worker.begun(plan, missing)) as happening:
-                    if not told:  # it draws while the disk takes note of it
+                    if not told:
                         told = True
                         yield Planned(plan=plan)
                     yield from self._new(happening, ticket, there)

@@ -92,7 +92,7 @@ class Body:
 
     def image(self, name: str) -> bytes | None:
         value = self.fields.get(name)
-        return content_of(value, self.where + name) if value else None
+        return None if value is None or value == "" else content_of(value, self.where + name)
 
 
 def content_of(value: Any, name: str) -> bytes:
