@@ -24,7 +24,7 @@ from scripts.peers.process import Others, plain_environment, watched
 from sdcli.bench import statistics
 from sdcli.bench.surroundings import FOREIGN_SHARE, revision
 from sdcli.machine import processor
-from sdcli.machine.installation import versions
+from sdcli.machine.packages import versions
 
 ROOT = Path(__file__).resolve().parents[1]
 BUILTIN, STEPS, STEPS_OF_OTHERS = "builtin", 20, 6

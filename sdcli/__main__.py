@@ -1,9 +1,14 @@
 """`python -m sdcli`, and the `sdcli` script: the first thing is that no signal ends in a traceback."""
 
+from __future__ import annotations
+
 import os
 import signal
 import sys
-from typing import Any, NoReturn
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:  # what is imported before signals are heeded is interrupted with a traceback
+    from typing import Any, NoReturn
 
 _ENDINGS = {"SIGINT": (130, b"interrupted"), "SIGTERM": (143, b"terminated"), "SIGHUP": (143, b"terminated")}
 

@@ -104,6 +104,12 @@ class Interrupted(SdcliError):
     code, type = 130, "interrupted"
 
 
+class Cancelled(SdcliError):
+    """Whoever asked for it over HTTP wants it no more. Exits with nothing: it ends a request, not a process."""
+
+    code, type = 130, "cancelled"
+
+
 class Terminated(SdcliError):
     code, type = 143, "terminated"
 

@@ -58,6 +58,6 @@ def test_every_error_has_a_line_to_try() -> None:
 
     found = list(calls_of_errors())
     assert len(found) > 300
-    # the user who stopped it needs no hint
-    stopped = ("Interrupted", "Terminated")
+    # who stopped it needs no hint
+    stopped = ("Interrupted", "Cancelled", "Terminated")
     assert [place for place, call in found if not has_a_way_out(call) and not place.endswith(stopped)] == []

@@ -18,7 +18,7 @@ from scripts.peers.process import Failed, plain_environment, watched
 from sdcli.bench import surroundings
 from sdcli.files import REAL, replace_whole
 from sdcli.machine import processor
-from sdcli.machine.installation import versions
+from sdcli.machine.packages import versions
 
 SCHEMA = "sdcli.peers/1"
 PEERS: tuple[Peer, ...] = (

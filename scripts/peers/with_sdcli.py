@@ -9,7 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from scripts.peers.peer import GUIDANCE, MODES, PROMPT, SEED, STRENGTH, WEIGHT, Job, Peer, Said, weights_of, without
-from sdcli.machine import installation
+from sdcli.machine import packages
 
 
 def generate(job: Job, *flags: str) -> list[str]:
@@ -73,7 +73,7 @@ def _files(job: Job) -> list[Path]:
 
 
 def _compiler() -> str | None:
-    return None if installation.compiler("cpu") else "there is no C++ compiler"
+    return None if packages.compiler("cpu") else "there is no C++ compiler"
 
 
 PEERS = (

@@ -191,9 +191,11 @@ def interrupted(lab: Lab, folder: Path, moments: random.Random) -> End:
     wrong = [f"{name} is not whole or not listed" for name in unlisted(folder)]
     if code == 0 and found != IMAGES:
         wrong.append(f"exit 0 with {found} images")
-    if code not in (0, CODES[name]) and not (code == -getattr(signal, name) and not found):  # Python itself starts
-        wrong.append(f"exit {code} after {name}: {said.read_text()[-200:]}")
-    if "Traceback" in said.read_text():
+    text = said.read_text()
+    begun = "/sdcli/" in text or found or records_in(folder)
+    if code not in (0, CODES[name]) and (begun or code not in (1, -getattr(signal, name))):  # else Python itself starts
+        wrong.append(f"exit {code} after {name}: {text[-200:]}")
+    if "Traceback" in text and begun:
         wrong.append("a traceback")
     if code == CODES[name]:
         wrong += [f"{name} left" for name in left(folder)]

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
+from typing import NamedTuple
 
 from sdcli.errors import BadFile, ModelMissing, Offline, Usage
 from sdcli.machine import memories
@@ -16,9 +17,8 @@ from sdcli.models.hub_cache import Snapshot
 from sdcli.models.hub_name import HubName
 from sdcli.models.model import Model
 from sdcli.plan.plan import Adapter, PlanWarning
-from sdcli.request import tokenizer
-from sdcli.request.prompt import extract_loras
 from sdcli.request.request import Job, Request
+from sdcli.request.tags import extract_loras
 from sdcli.terminal import show
 
 UNMATCHED, PASSED_OVER = "lora-unmatched", "embedding-passed-over"  # shown before drawing
@@ -27,8 +27,7 @@ Tags = tuple[tuple[str, float], ...]
 Fetch = Callable[[HubName, Model, str], HubName]
 
 
-@dataclass(frozen=True, kw_only=True)
-class ModelWithAdapters:
+class ModelWithAdapters(NamedTuple):
     """The adapters, and the model, which may have another VAE now."""
 
     model: Model
@@ -64,8 +63,7 @@ def without(jobs: Iterable[Job], tags: Tags) -> Iterator[Job]:
 # --- embeddings that prompts name
 
 
-@dataclass(frozen=True)
-class Mention:
+class Mention(NamedTuple):
     """A word of a prompt, in small letters, and the files in added folders that it may stand for."""
 
     word: str
@@ -87,6 +85,10 @@ def known_words(folders: Iterable[Path]) -> KnownWords:
 
 def named_in(texts: Iterable[str], words: KnownWords) -> tuple[Mention, ...]:
     """The known words that stand in these texts on their own; the longest first, so that its letters count once."""
+    if not words:
+        return ()
+    from sdcli.request import tokenizer  # not for those who have none
+
     left = "\n".join(dict.fromkeys(texts))
     folded = left.casefold()
     named: list[Mention] = []
@@ -133,7 +135,7 @@ def fitting(named: Iterable[Mention], model: Model) -> tuple[tuple[Mention, ...]
                 hint=f'the same command with --embedding "{show(fits[0], 300)}"',
             )
         if fits:
-            chosen.append(replace(candidate, files=tuple(fits)))
+            chosen.append(candidate._replace(files=tuple(fits)))
         elif misfit is not None:
             message = f'"{show(candidate.word, 60)}" in the prompt is a plain word: {misfit.message}'
             warnings.append(PlanWarning(code=PASSED_OVER, message=message))

@@ -8,8 +8,8 @@ from typing import Any
 
 from sdcli.plan.plan import Adapter, PlanWarning
 from sdcli.request.options import flag_of
-from sdcli.request.prompt import of_other_programs
 from sdcli.request.request import Request
+from sdcli.request.tags import of_other_programs
 from sdcli.terminal import show
 
 SETTINGS, SYNTAX = "settings-not-taken", "syntax-not-known"  # shown before drawing

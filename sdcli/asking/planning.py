@@ -5,10 +5,10 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from sdcli import __version__, data
 from sdcli.asking import (
@@ -24,7 +24,7 @@ from sdcli.asking import (
     upscalers,
 )
 from sdcli.errors import ModelMissing, Usage
-from sdcli.machine import as_if, installation, memories, survey
+from sdcli.machine import as_if, memories
 from sdcli.machine.folders import config_file, config_folder
 from sdcli.machine.hardware import Hardware
 from sdcli.models import cache, hub_cache, resolve, vae
@@ -43,8 +43,7 @@ if TYPE_CHECKING:
     from sdcli.record.metadata.read import ImageSettings
 
 
-@dataclass(frozen=True)
-class PlannedRun:
+class PlannedRun(NamedTuple):
     """A plan, and the jobs still to come, if they are read from stdin."""
 
     plan: Plan
@@ -94,7 +93,7 @@ def plan_for(
     seeing, seen = references.gather(request, steered_jobs, steered, added_folders())
     known_jobs, enlarging, models = upscalers.gather(steered_jobs, seeing, added_folders())
     known_jobs, refined, others = refiners.gather(refiner, known_jobs, enlarging)
-    adapted = replace(adapted, model=refined, adapters=(*adapted.adapters, *nets, *seen, *models, *others))
+    adapted = adapted._replace(model=refined, adapters=(*adapted.adapters, *nets, *seen, *models, *others))
     hardware, imported = _hardware(request, typed.get("as_if"))
     hardware = without_own(hardware)
     if command == "generate" and engine_of(typed) == "local" and "dtype" not in request.pins:
@@ -132,6 +131,8 @@ def _planned(decide: Callable[..., Plan], *about: Any, **more: Any) -> Plan:
         return decide(*about, **more)
     except Usage as error:
         if error.details.get("because") == execution.NOT_INSTALLED:
+            from sdcli.machine import installation  # for this error alone
+
             error.hint = installation.adding("openvino", installation.find())
         raise
 
@@ -159,7 +160,7 @@ def plan_again(planned: PlannedRun, typed: Mapping[str, Any], image: ImageSettin
     _check_sampler(before.request.sampler, model)
     model, _ = adapters.with_vae(before.request, model, added_folders())
     model = _with_beside(before.model, model)
-    return replace(planned, plan=_anew(before, model, before.hardware, more=planned.later is not None))
+    return planned._replace(plan=_anew(before, model, before.hardware, more=planned.later is not None))
 
 
 def untried(plan: Plan) -> bool:
@@ -381,6 +382,8 @@ def _hardware(request: Request, described: str | None) -> tuple[Hardware, float]
     """And the seconds that torch took to tell of it; usually none."""
     if described is not None:
         return as_if.parse(described), 0.0
+    from sdcli.machine import survey  # of no use to a described machine
+
     return probing.sized(survey.choose(request.device, survey.look()))
 
 

@@ -6,9 +6,10 @@ from __future__ import annotations
 import importlib
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
+from typing import NamedTuple
 
-from sdcli.machine import installation, memories
+from sdcli.machine import memories, packages
 from sdcli.machine.hardware import Hardware
 from sdcli.models.model import Model
 from sdcli.plan.pins import pins_of
@@ -29,8 +30,7 @@ def sized(hardware: Hardware) -> tuple[Hardware, float]:
     return asked, time.perf_counter() - started
 
 
-@dataclass(frozen=True)
-class Question:
+class Question(NamedTuple):
     """What there is to try of a model's layers on a CPU."""
 
     work: Workload
@@ -45,7 +45,7 @@ class Question:
 def question(hardware: Hardware, model: Model, jobs: Sequence[Job], request: Request) -> Question | None:
     """None where a trial would decide nothing: on a GPU, on a described machine, and where all it decides is pinned."""
     pins = pins_of(request)
-    here = hardware.device == "cpu" and hardware.source == "os" and installation.torch_build() is not None
+    here = hardware.device == "cpu" and hardware.source == "os" and packages.torch_build() is not None
     decided = {"attention", "execution"} <= pins.keys() or pins.get("execution") in ("openvino", "compile")
     decided = decided and not hardware.fast_threads
     if not here or not jobs or decided:
@@ -78,7 +78,7 @@ def unprobed(hardware: Hardware) -> bool:
 
 
 def _probe_key(hardware: Hardware) -> tuple[str, str, str] | None:
-    torch = installation.torch_build()
+    torch = packages.torch_build()
     if hardware.device != "cpu" or hardware.source != "os" or torch is None or hardware.dtypes.get("bf16") != "assumed":
         return None
     key = (hardware.name, hardware.isa, torch.version)

@@ -34,7 +34,7 @@ def command() -> Callable[..., None]:
     options = [option for option in OPTIONS if option.field not in ("settings_from", "prompts_file")]
     return make(
         _again, [*options, *not_needed.FLAGS, *SCREEN, SAVE_CONTROL], name="again", words="IMAGE",
-        complete=complete.values,
+        complete=complete.asked(),
         help="Draw images again from their own settings; any flag changes one, and --seed +1 counts from the image's "
         "own seed: sdcli again cat.png --seed +1 -n 4",
     )  # fmt: skip

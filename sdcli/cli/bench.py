@@ -52,14 +52,14 @@ QUIET_SECONDS = 2.0  # between two lines where no terminal shows them
 def command() -> typer.Typer:
     program = typer.Typer(rich_markup_mode=None)
     measure = make(
-        _bench, bench_options.BENCH, name="bench", complete=complete.values,
+        _bench, bench_options.BENCH, name="bench", complete=complete.asked(),
         help="Measure time per step, memory and images: sdcli bench -m sd15 --sweep dtype=fp32,bf16",
     )  # fmt: skip
     program.callback(invoke_without_command=True)(_unless_subcommand(measure))
     program.command("compare")(
         make(
             compare, bench_options.COMPARE, name="compare", words="[BASELINE] [CANDIDATE]",
-            complete=complete.values, help="Compare two results: sdcli bench compare old.json new.json",
+            complete=complete.asked(), help="Compare two results: sdcli bench compare old.json new.json",
         )
     )  # fmt: skip
     return program

@@ -3,6 +3,14 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
+
+BY_SHELL = "_SDCLI_COMPLETE"  # the variable that a shell sets when it asks
+
+
+def asked() -> Callable[[str, str], list[str]] | None:
+    """What completes values, where a shell asks: Typer would look at its signature for each option of any command."""
+    return values if BY_SHELL in os.environ else None
 
 
 def values(field: str, incomplete: str) -> list[str]:
@@ -14,7 +22,7 @@ def _bash_splits() -> bool:
     """bash inserts completions verbatim: a space ends the word, unless a quote is open."""
     typed = os.environ.get("COMP_WORDS", "")
     quoted = typed.count('"') % 2 or typed.count("'") % 2
-    return os.environ.get("_SDCLI_COMPLETE", "") == "complete_bash" and not quoted
+    return os.environ.get(BY_SHELL, "") == "complete_bash" and not quoted
 
 
 def _all(field: str) -> list[str]:

@@ -19,10 +19,10 @@ from sdcli.asking import planning
 from sdcli.cli import builtin
 from sdcli.cli.answer import print_json
 from sdcli.errors import SdcliError, Usage
-from sdcli.machine import installation, memory, survey
+from sdcli.machine import installation, memory, packages, survey
 from sdcli.machine.folders import config_file
 from sdcli.machine.hardware import Hardware, Notice, Probe
-from sdcli.machine.installation import Version
+from sdcli.machine.packages import Version
 from sdcli.machine.survey import Survey
 from sdcli.models import hub_cache, hub_connection, resolve
 from sdcli.request.options import OUTPUT, SCREEN, Option
@@ -103,7 +103,7 @@ class Examination:
 def examine(*, network: bool = False, seen: Survey | None = None) -> Examination:
     """Everything doctor reports. Only reads; uses the network only if `network`."""
     seen = seen or survey.look()
-    versions = installation.versions()
+    versions = packages.versions()
     folders = _folders()
     answer = reach(os.environ.get("HF_ENDPOINT") or hub_connection.USUAL) if network else None
     diagnosis = Diagnosis(
@@ -186,7 +186,7 @@ def _network_problem(answer: tuple[bool, str] | None) -> list[Notice]:
 
 
 def _version_problem(version: Version, seen: Survey) -> list[Notice]:
-    floor = installation.below_floor(version.name, version.version)
+    floor = packages.below_floor(version.name, version.version)
     missing = not version.version and version.name != "torch"
     if floor is None and not missing:
         return []
@@ -350,7 +350,7 @@ def _cpu_line(examination: Examination) -> str:
 def _version_lines(diagnosis: Diagnosis) -> list[str]:
     by_name = {version.name: version.version.removesuffix(".0") for version in diagnosis.versions}
     shown = [f"{name} {show(by_name[name] or 'missing')}" for name in ("torch", "diffusers", "transformers")]
-    whether = "the tested set" if installation.tested(diagnosis.versions) else "not the tested set"
+    whether = "the tested set" if packages.tested(diagnosis.versions) else "not the tested set"
     where = WHERE.get(diagnosis.installation, f"by {diagnosis.installation}")
     lines = [*folded(", ".join([diagnosis.python, *shown]), 71, rest="  "), f"  {whether}, installed {where}"]
     for version in diagnosis.versions:

@@ -19,7 +19,7 @@ from sdcli.request.options import command as make
 def command() -> Callable[..., None]:
     options = [*OPTIONS, *not_needed.FLAGS, *SCREEN, SAVE_CONTROL]
     return make(
-        _generate, options, name="generate", words="PROMPT", complete=complete.values,
+        _generate, options, name="generate", words="PROMPT", complete=complete.asked(),
         help='Draw images from prompts: sdcli generate "a cat" -n 4',
     )  # fmt: skip
 

@@ -6,8 +6,7 @@ import itertools
 import re
 import shlex
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, NamedTuple
 
 from sdcli.errors import Usage
 from sdcli.near import ANY, nearest
@@ -18,23 +17,20 @@ _SAME = re.compile(r"the same command (with(?:out)?) (?=-)")
 _REMARK = re.compile(r"\s{2,}\(.*\)$")
 
 
-@dataclass(frozen=True)
-class Flag:
+class Flag(NamedTuple):
     option: str  # the parameter's name, the same for all its flags
     takes_value: bool
     repeatable: bool
 
 
-@dataclass(frozen=True)
-class Command:
+class Command(NamedTuple):
     name: str  # "bench compare"
     flags: Mapping[str, Flag]
     draws: bool  # its plain words are prompts
     on_images: bool = False  # they are images
 
 
-@dataclass(frozen=True)
-class Piece:
+class Piece(NamedTuple):
     """An option with its value, or a plain word (flag "")."""
 
     option: str = ""
@@ -182,7 +178,7 @@ def _with(typed: list[Piece], wanted: Piece, command: Command, adding: bool) -> 
         end = next((number for number, piece in enumerate(typed) if piece.flag == "--"), len(typed))
         return [*typed[:end], wanted, *typed[end:]]
     last = alike[-1]
-    put = wanted if wanted.value is None else replace(typed[last], value=wanted.value)
+    put = wanted if wanted.value is None else typed[last]._replace(value=wanted.value)
     return [put if number == last else piece for number, piece in enumerate(typed) if number not in alike[:-1]]
 
 
@@ -208,7 +204,7 @@ def _sized(typed: list[Piece], wanted: Piece) -> list[Piece] | None:
         sides = re.fullmatch(r"(\d+)\D(\d+)", piece.value or "") if piece.option == "size" else None
         if sides:
             text = f"{wanted.value}x{sides[2]}" if wanted.option == "width" else f"{sides[1]}x{wanted.value}"
-            return [*typed[:number], replace(piece, value=text), *typed[number + 1 :]]
+            return [*typed[:number], piece._replace(value=text), *typed[number + 1 :]]
     return None
 
 
@@ -263,5 +259,5 @@ def prompts_in_order(words: list[str]) -> list[str]:
         return words
     if len(plain) > 1 and all(len((piece.value or "").split()) == 1 for piece in plain):
         return words  # a sentence without quotes, which is to be refused
-    made = [replace(piece, flag="-p") if piece in plain else piece for piece in typed]
+    made = [piece._replace(flag="-p") if piece in plain else piece for piece in typed]
     return [*command.name.split(), *(word for piece in made for word in piece.words())]

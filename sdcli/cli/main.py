@@ -78,10 +78,10 @@ def _short_of_memory(error: Exception) -> OutOfMemory | None:
 def _invoke(words: list[str]) -> int:
     import typer
 
-    from sdcli.cli import app, line
+    from sdcli.cli import app, complete, line
 
     name = next((word for word in words if not word.startswith("-")), "")
-    completing = "_SDCLI_COMPLETE" in os.environ
+    completing = complete.BY_SHELL in os.environ
     if name and name not in app.COMMANDS:
         raise _no_command(name, words, list(app.COMMANDS))
     try:

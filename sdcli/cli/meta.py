@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -57,7 +57,7 @@ class Stripped:
 def command() -> Callable[..., None]:
     output = next(option for option in OPTIONS if option.field == "output")
     options = [
-        replace(output, metavar="FOLDER", help="strip: folder for the copies; beside each image if omitted."),
+        output._replace(metavar="FOLDER", help="strip: folder for the copies; beside each image if omitted."),
         *(option for option in SCREEN if option.field in ("json", "debug")),
     ]
     return make(

@@ -67,7 +67,7 @@ class Removal:
 def command() -> Callable[..., None]:
     options = [option for option in SCREEN if option.field in ("json", "quiet", "debug")]
     return make(
-        _models, options, name="models", words="DIR | add DIR | rm NAME | check MODEL", complete=complete.values,
+        _models, options, name="models", words="DIR | add DIR | rm NAME | check MODEL", complete=complete.asked(),
         help="List local models; add or rm a model folder; check a model.",
     )  # fmt: skip
 

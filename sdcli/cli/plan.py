@@ -24,7 +24,7 @@ from sdcli.terminal import speaks_unicode, tell, width
 def command() -> Callable[..., None]:
     screen = [option for option in SCREEN if option.field in ("json", "debug")]
     return make(
-        _plan, [*OPTIONS, *not_needed.FLAGS, AS_IF, *screen], name="plan", words="PROMPT", complete=complete.values,
+        _plan, [*OPTIONS, *not_needed.FLAGS, AS_IF, *screen], name="plan", words="PROMPT", complete=complete.asked(),
         help="Show what an image would need, before anything is loaded.",
     )  # fmt: skip
 

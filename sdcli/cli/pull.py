@@ -7,7 +7,7 @@ import os
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -58,7 +58,7 @@ class Pulled:
 def command() -> Callable[..., None]:
     options = [option for option in (*OPTIONS, *SCREEN) if option.field in _FIELDS]
     return make(
-        _pull, options, name="pull", words="NAME", complete=complete.values,
+        _pull, options, name="pull", words="NAME", complete=complete.asked(),
         help="Download a model, or a file of a repository, into the Hugging Face cache: sdcli pull sdxl",
     )  # fmt: skip
 
@@ -85,7 +85,7 @@ def _named(text: str, revision: str | None, offline: bool, quiet: bool) -> Pulle
             f"two revisions: {show(revision, 60)} and {show(one.revision, 60)}",
             hint="the same command without --revision",
         )
-    one = replace(one, revision=one.revision or revision)
+    one = one._replace(revision=one.revision or revision)
     if one.file is None and not (offline and hub_cache.file(hub_cache.folder(os.environ), one)):
         return pull(one.repository, one.revision, offline, quiet)
     return _pull_file(one, offline, quiet)

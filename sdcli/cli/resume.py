@@ -13,7 +13,7 @@ from sdcli.cli.answer import Answered
 from sdcli.cli.recorded import as_recorded, hardware_for
 from sdcli.errors import BadFile, DeviceUnusable, DoesNotFit, ModelMissing, Usage
 from sdcli.machine.environment import PACKAGES
-from sdcli.machine.installation import versions
+from sdcli.machine.packages import versions
 from sdcli.plan.plan import Plan, PlanWarning
 from sdcli.plan.planner import make_plan
 from sdcli.plan.refusal import refused

@@ -30,7 +30,7 @@ _NOT_HERE = frozenset({
 def command() -> Callable[..., None]:
     screen = [option for option in SCREEN if option.field in ("quiet", "engine", "debug")]
     options = [*serve_options.FLAGS, *(option for option in OPTIONS if option.field not in _NOT_HERE), *screen]
-    return make(_serve, options, name="serve", help="Serve images over HTTP.", complete=complete.values)
+    return make(_serve, options, name="serve", help="Serve images over HTTP.", complete=complete.asked())
 
 
 def _serve(typed: dict[str, Any]) -> None:

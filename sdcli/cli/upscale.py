@@ -6,7 +6,7 @@ import contextlib
 import os
 import sys
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 from sdcli import schema, sizes
@@ -58,12 +58,12 @@ _MOST_NAMED = 4
 
 def command() -> Callable[..., None]:
     known = {option.field: option for option in OPTIONS}
-    shared = [replace(known[name], help=_HELPS.get(name, known[name].help)) for name in _SHARED]
-    shared = [replace(one, panel=EVERYDAY) if one.field in ("upscaler", "output", "fit") else one for one in shared]
+    shared = [known[name]._replace(help=_HELPS.get(name, known[name].help)) for name in _SHARED]
+    shared = [one._replace(panel=EVERYDAY) if one.field in ("upscaler", "output", "fit") else one for one in shared]
     screen = [option for option in SCREEN if option.field in ("json", "quiet", "debug")]
     return make(
         _upscale, [shared[0], SCALE, *shared[1:], TILE, *screen], name="upscale", words="IMAGE",
-        complete=complete.values, help=f"Enlarge images with a model for that: {_EXAMPLE}",
+        complete=complete.asked(), help=f"Enlarge images with a model for that: {_EXAMPLE}",
     )  # fmt: skip
 
 

@@ -56,7 +56,7 @@ def command() -> Callable[..., None]:
     options = [*(option for option in OPTIONS if option.field in FILES), searching.OPTION]
     screen = [option for option in SCREEN if option.field in ("json", "quiet", "debug", "engine")]
     return make(
-        _verify, [*options, *screen], name="verify", words="IMAGE", complete=complete.values,
+        _verify, [*options, *screen], name="verify", words="IMAGE", complete=complete.asked(),
         help="Draw images again from their own settings; identical, or how far off, and why. Exit 10 if one differs.",
     )  # fmt: skip
 

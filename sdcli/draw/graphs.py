@@ -25,7 +25,7 @@ from torch import Tensor, nn
 
 from sdcli.errors import CannotWrite
 from sdcli.files import cannot_write
-from sdcli.machine import folders, installation
+from sdcli.machine import folders, packages
 from sdcli.models.hub_cache import expected_sha256
 from sdcli.models.model import Component
 from sdcli.plan.plan import Adapter
@@ -105,7 +105,7 @@ def _no_room(graph: Graph, error: OSError) -> CannotWrite:
 
 def _key(name: str, component: Component, adapters: Sequence[Adapter], dtype: torch.dtype) -> str:
     """Equal for equal weights converted by equal software."""
-    versions = [f"{v.name} {v.version}" for v in installation.versions(("openvino", "torch", "diffusers"))]
+    versions = [f"{v.name} {v.version}" for v in packages.versions(("openvino", "torch", "diffusers"))]
     added = [(each.sha256, each.scale) for each in adapters if each.kind == "lora" and name == "unet"]
     weights = [_identity(Path(file)) for file in component.files]
     config = json.dumps(dict(component.config), sort_keys=True, default=str)

@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.overrides import TorchFunctionMode
 
 from sdcli.draw.adapters import Additions
 from sdcli.draw.attention import Attend
@@ -99,13 +100,23 @@ def build(name: str, config: Mapping[str, Any]) -> Any:
     class_name = config.get("_class_name") or next(iter(config.get("architectures") or ()), kind.__name__)
     if class_name != kind.__name__:
         raise BadFile(f"the model's {name} is a {show(class_name, 60)}; only {kind.__name__} is supported")
-    with config_checked(name), torch.device("meta"):
+    with config_checked(name), torch.device("meta"), _WithoutValues():
         if role(name) in CONFIGS:
             its_config = getattr(importlib.import_module(MODULES[role(name)]), CONFIGS[role(name)])
             module = kind(its_config.from_dict(dict(config)))
         else:
             module = kind.from_config(dict(config))
     return module.eval()
+
+
+class _WithoutValues(TorchFunctionMode):
+    """Layers are not given the random values that they would begin with: on the meta device there are none, and going
+    through the motions takes as long as all the rest."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if getattr(func, "__module__", None) == "torch.nn.init":
+            return args[0] if args else kwargs["tensor"]
+        return func(*args, **(kwargs or {}))
 
 
 def fill(

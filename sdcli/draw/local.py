@@ -17,7 +17,7 @@ from sdcli.draw.exhausted import exhausted
 from sdcli.draw.oom import first_line, is_out_of_memory
 from sdcli.errors import Bug, DeviceUnusable
 from sdcli.events import Done, Event, Timed
-from sdcli.machine import installation, memory, processor
+from sdcli.machine import memory, packages, processor
 from sdcli.machine.environment import environment
 from sdcli.machine.hardware import Hardware, Probe, Trial
 from sdcli.plan.batches import Batch
@@ -200,7 +200,7 @@ def tried(plan: Plan, work: Workload, dtype: str, sides: int = 1) -> Trial:
 def _surroundings(plan: Plan) -> dict[str, Any]:
     found = environment(plan.hardware) | {"threads": plan.setup.threads, "isa": plan.setup.isa}
     if plan.setup.execution == "openvino":
-        found |= {version.name: version.version for version in installation.versions(("openvino",))}
+        found |= {version.name: version.version for version in packages.versions(("openvino",))}
     return found
 
 

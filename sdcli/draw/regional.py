@@ -13,7 +13,7 @@ from torch import Tensor
 
 from sdcli.draw.denoise import Conditioning
 from sdcli.draw.oom import first_line, is_out_of_memory
-from sdcli.machine import folders, installation
+from sdcli.machine import folders, packages
 from sdcli.terminal import show
 
 BLOCKS = ("BasicTransformerBlock",)
@@ -66,7 +66,7 @@ def _compiler(kind: str, threads: int) -> Iterator[None]:
     import torch._dynamo
     import torch._inductor.config
 
-    found = installation.compiler(kind)
+    found = packages.compiler(kind)
     settings: dict[str, Any] = {"compile_threads": 1, "cpp.threads": threads}
     if kind == "cpu" and found is not None:
         settings["cpp.cxx"] = (found,)

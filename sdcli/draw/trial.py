@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
 
 import torch
 from torch import Tensor, nn
@@ -121,7 +120,7 @@ def _guidance(work: Workload, dtype: str, sides: int, way: str) -> dict[str, flo
     sums = {"batched": 0.0, "in-turn": 0.0}
     heaviest = work.layers[:SPLIT]
     for number, (shape, often) in enumerate(heaviest):
-        at_once, one = (_both(replace(shape, images=shape.images // of), dtype)[way] for of in (1, sides))
+        at_once, one = (_both(shape._replace(images=shape.images // of), dtype)[way] for of in (1, sides))
         seconds = _raced({"batched": at_once, "one": one}, _share(end, len(heaviest) - number))
         sums["batched"] += often * seconds["batched"]
         sums["in-turn"] += often * seconds["one"] * sides

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import sdcli.images.fit as fits
 from sdcli.errors import BadFile
@@ -16,8 +15,7 @@ Box = tuple[int, int, int, int]  # left, top, right, bottom
 HALF = 128  # a mask's pixel counts from here on
 
 
-@dataclass(frozen=True)
-class Canvas:
+class Canvas(NamedTuple):
     """Pillow's images, all of the size that is drawn but `whole`: the image that the result is put back into."""
 
     image: Any

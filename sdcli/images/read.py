@@ -8,7 +8,7 @@ import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from sdcli import reading
 from sdcli.errors import BadFile, SdcliError, Usage
@@ -61,8 +61,7 @@ def grey(image: InputImage) -> Any:
     return _pixels(image, "L")
 
 
-@dataclass(frozen=True)
-class Layers:
+class Layers(NamedTuple):
     """Pillow's images of the same size: colours, and how opaque they are where they are not everywhere."""
 
     rgb: Any

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 
 from sdcli.errors import Usage
-from sdcli.machine import dtypes, installation, memory, processor
+from sdcli.machine import dtypes, memory, packages, processor
 from sdcli.machine.hardware import Hardware
 from sdcli.machine.memory import Memory
 from sdcli.machine.processor import Processor
@@ -55,8 +55,8 @@ def _hardware(backend: str, size: int, free: int, host: Memory, chip: Processor)
         isa=chip.isa,
         threads=chip.threads,
         dtypes=_dtypes(backend, chip),
-        openvino=backend == "cpu" and installation.has("openvino"),
-        compiler=backend == "cuda" or (backend == "cpu" and installation.compiler("cpu") is not None),
+        openvino=backend == "cpu" and packages.has("openvino"),
+        compiler=backend == "cuda" or (backend == "cpu" and packages.compiler("cpu") is not None),
     )
 
 

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 
-@dataclass(frozen=True)
-class Group:
+class Group(NamedTuple):
     """One controller's folders: the process's own first, then its parents up to the mount."""
 
     version: int  # 1 or 2
@@ -44,8 +43,7 @@ def read_text(path: Path) -> str:
         return ""
 
 
-@dataclass(frozen=True)
-class _Mount:
+class _Mount(NamedTuple):
     version: int
     within: str  # the part of the hierarchy that is mounted
     folder: str

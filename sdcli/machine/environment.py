@@ -5,15 +5,15 @@ from __future__ import annotations
 import platform
 from typing import Any
 
-from sdcli.machine import installation, processor
+from sdcli.machine import packages, processor
 from sdcli.machine.hardware import Hardware
 
 PACKAGES = ("torch", "diffusers", "transformers")
 
 
 def environment(hardware: Hardware) -> dict[str, Any]:
-    versions = {version.name: version.version for version in installation.versions(PACKAGES)}
-    torch = installation.torch_build()
+    versions = {version.name: version.version for version in packages.versions(PACKAGES)}
+    torch = packages.torch_build()
     return {
         "python": platform.python_version(),
         **{name: versions.get(name, "") for name in PACKAGES},

@@ -6,14 +6,13 @@ import json
 import os
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from sdcli import reading
 from sdcli.errors import BadFile
 from sdcli.files import REAL, replace_whole
-from sdcli.machine import installation
+from sdcli.machine import packages
 from sdcli.machine.folders import state_folder
 from sdcli.machine.hardware import Hardware, Probe, Trial
 from sdcli.schema import from_json, to_json
@@ -21,8 +20,7 @@ from sdcli.schema import from_json, to_json
 SCHEMA = "sdcli.state/1"
 
 
-@dataclass(frozen=True)
-class Store:
+class Store(NamedTuple):
     """A JSON object in a file. Several programs may use it at once: each update replaces the file whole."""
 
     path: Path
@@ -106,7 +104,7 @@ def store(name: str = "measured") -> Store:
 
 def machine_of(hardware: Hardware) -> str:
     """A fingerprint within which measurements are comparable: this device with these versions."""
-    versions = installation.versions(("torch", "diffusers", "transformers"))
+    versions = packages.versions(("torch", "diffusers", "transformers"))
     return hardware.fingerprint({version.name: version.version for version in versions})
 
 

@@ -6,17 +6,15 @@ import os
 import re
 import sys
 from collections.abc import Callable
-from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from sdcli.machine import cgroups
 
 KIB = 1 << 10
 
 
-@dataclass(frozen=True)
-class Memory:
+class Memory(NamedTuple):
     """`available` can be used without swapping out other programs; `limited`: a container sets the bounds."""
 
     total: int
@@ -30,7 +28,7 @@ def read(root: Path = Path("/"), platform: str = sys.platform) -> Memory:
         return _windows()
     host = _host() if platform == "darwin" else _within_cgroup(_meminfo(root), root)
     left = address_space_left(root)
-    return host if left is None else replace(host, available=min(host.available, left))
+    return host if left is None else host._replace(available=min(host.available, left))
 
 
 def address_space_left(root: Path = Path("/")) -> int | None:
@@ -113,7 +111,7 @@ def _host() -> Memory:
 
 def _windows() -> Memory:
     host, left = _host(), _commit_left()
-    return host if left is None else replace(host, available=min(host.available, left))
+    return host if left is None else host._replace(available=min(host.available, left))
 
 
 def _commit_left() -> int | None:

@@ -7,8 +7,8 @@ import re
 import sys
 import time
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 from sdcli.machine import cgroups
 from sdcli.machine.memory import output
@@ -26,8 +26,7 @@ _ARM = (("neon_bf16", ("asimd", "bf16")), ("neon", ("asimd",)), ("neon", ("neon"
 _RANK = ("sse2", "avx", "avx2", "avx512", "avx512_bf16", "amx")
 
 
-@dataclass(frozen=True, kw_only=True)
-class Processor:
+class Processor(NamedTuple):
     name: str
     isa: str
     cores: int  # physical, in the machine

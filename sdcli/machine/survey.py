@@ -10,12 +10,13 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from sdcli.errors import DeviceUnusable, Usage
-from sdcli.machine import dtypes, installation, memories, memory, nvml, processor, sysfs
+from sdcli.machine import dtypes, installation, memories, memory, nvml, packages, processor, sysfs
 from sdcli.machine.hardware import Hardware, Notice, Probe
-from sdcli.machine.installation import Installation, Torch
+from sdcli.machine.installation import Installation
 from sdcli.machine.memories import ProbeKey
 from sdcli.machine.memory import Memory
 from sdcli.machine.nvml import Gpu
+from sdcli.machine.packages import Torch
 from sdcli.machine.processor import Processor
 from sdcli.machine.sysfs import AMD, SysfsGpu
 from sdcli.terminal import show
@@ -66,10 +67,10 @@ def look() -> Survey:
         memory=memory.read(),
         nvidia=nvidia,
         visible=nvml.visible(nvidia.gpus, os.environ),
-        torch=installation.torch_build(),
+        torch=packages.torch_build(),
         installation=installation.find(),
-        openvino=installation.has("openvino"),
-        compilers=frozenset(filter(installation.compiler, ("cpu", "cuda"))),
+        openvino=packages.has("openvino"),
+        compilers=frozenset(filter(packages.compiler, ("cpu", "cuda"))),
         probes=memories.probes(),
         apple=_is_apple(),
         driverless=not nvidia.gpus and nvml.on_the_bus(),

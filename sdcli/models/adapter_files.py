@@ -5,8 +5,9 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
+from typing import NamedTuple
 
 from sdcli.errors import BadFile, ModelMissing, Usage
 from sdcli.models import hub_name, searching
@@ -72,8 +73,7 @@ def _is_file(text: str) -> bool:
 # --- where the files are
 
 
-@dataclass(frozen=True)
-class SearchFolder:
+class SearchFolder(NamedTuple):
     """A folder searched for names, and how deep."""
 
     folder: Path

@@ -6,13 +6,12 @@ Each `touch` is the most that lives at once beside the input, in the order of th
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from sdcli.models.trace import Trace
 
 
-@dataclass(frozen=True, slots=True)
-class Extent:
+class Extent(NamedTuple):
     """The shape of a tensor, the batch apart."""
 
     channels: int

@@ -8,9 +8,8 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from sdcli.errors import BadFile
 from sdcli.terminal import show
@@ -21,8 +20,7 @@ LARGEST = 1 << 24
 _ANOTHER = 'sdcli generate "a cat" -m sd15'
 
 
-@dataclass(frozen=True)
-class Rule:
+class Rule(NamedTuple):
     """`expected` ends the sentence "beta_start should be …"."""
 
     expected: str

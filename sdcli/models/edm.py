@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from sdcli import reading
 from sdcli.errors import BadFile
-from sdcli.models.headers import Header
 from sdcli.terminal import show
+
+if TYPE_CHECKING:
+    from sdcli.models.headers import Header
 
 MEAN, DEVIATION = "edm_mean", "edm_std"  # of latents: tensors of a single file
 FAMILY = "sdxl"

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO, TypeGuard
+from typing import Any, BinaryIO, NamedTuple, TypeGuard
 
 from sdcli import reading
 from sdcli.errors import ModelMissing
@@ -24,8 +23,7 @@ _WIDTHS = {
 NAMES = {"F64": "fp64", "F32": "fp32", "F16": "fp16", "BF16": "bf16", "F8_E4M3": "fp8", "F8_E5M2": "fp8"}
 
 
-@dataclass(frozen=True, slots=True)
-class Tensor:
+class Tensor(NamedTuple):
     dtype: str  # as in the file: F16, BF16 …
     shape: tuple[int, ...]
     begin: int  # bytes from the start of the data
@@ -43,8 +41,7 @@ class Tensor:
         return count
 
 
-@dataclass(frozen=True, kw_only=True)
-class Header:
+class Header(NamedTuple):
     path: Path
     size: int
     data_start: int

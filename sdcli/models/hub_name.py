@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable
-from dataclasses import dataclass
+from typing import NamedTuple
 
 SUFFIX = ".safetensors"
 USUAL = "pytorch_lora_weights.safetensors"  # what diffusers and its training scripts call a LoRA
@@ -23,8 +23,7 @@ _PAGE = re.compile(
 )
 
 
-@dataclass(frozen=True)
-class HubName:
+class HubName(NamedTuple):
     repository: str
     revision: str | None = None
     file: str | None = None

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field
-from typing import Any
+from types import MappingProxyType
+from typing import Any, NamedTuple
 
 from sdcli.models.families import families, original_prefixes
 from sdcli.models.headers import NAMES, Header, Tensor
@@ -51,8 +51,7 @@ Tensors = Mapping[str, Tensor]
 Metadata = Mapping[str, str]
 
 
-@dataclass(frozen=True, kw_only=True)
-class Part:
+class Part(NamedTuple):
     """The tensors of one component inside a file."""
 
     parameters: int
@@ -60,8 +59,7 @@ class Part:
     dtype: str  # fp16 …, or mixed
 
 
-@dataclass(frozen=True, kw_only=True)
-class Kind:
+class Kind(NamedTuple):
     """`family` is what it belongs to (a LoRA's base too); `layout` how its tensors are named."""
 
     kind: str
@@ -70,7 +68,7 @@ class Kind:
     prediction: str = ""  # epsilon | v_prediction; "" where the file does not say
     zero_snr: bool = False
     latent_channels: int = 0  # of a VAE: 4 in SD1.5 and SDXL, 16 in SD3 and FLUX
-    parts: Mapping[str, Part] = field(default_factory=dict)
+    parts: Mapping[str, Part] = MappingProxyType({})
     seen: tuple[str, ...] = ()  # of an unknown file: a few names, or the width that fits no family
 
 

@@ -17,6 +17,7 @@ NETS = ("controlnet_union", "controlnet", "t2i_adapter")
 REFINER = "refiner_"  # begins the names of a refiner's components among those of its base
 
 
+@cache
 def net_kind(component: str) -> str | None:
     """Which kind of net a component is, if it is one: controlnet_2 is a controlnet."""
     return next((kind for kind in NETS if component == kind or component.startswith(f"{kind}_")), None)
@@ -44,6 +45,8 @@ class Component:
 
 @dataclass(frozen=True, kw_only=True)
 class Model:
+    """A model to draw with, wherever its files are."""
+
     name: str  # short, fit to show: sd15, dreamshaper_8
     kind: str  # sd15 | sdxl | builtin | lora | vae | unet | sd2 | refiner | flux | …
     family: str  # sd15 | sdxl | builtin; "" where sdcli cannot draw with it

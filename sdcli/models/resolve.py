@@ -39,7 +39,7 @@ def resolve(
     text = name.strip()
     page = hub_name.of_page(text)
     if page is not None:
-        text, revision = str(replace(page, revision=None)), revision or page.revision
+        text, revision = str(page._replace(revision=None)), revision or page.revision
     if not text:
         raise Usage("--model: no name", hint="-m sd15")
     folders = tuple(folders)
@@ -193,7 +193,7 @@ def _single(text: str, revision: str | None, hub: Path | None) -> Model | None:
     name = hub_name.parse(text)
     if name is None or name.file is None or hub is None:
         return None
-    file = hub_cache.file(hub, replace(name, revision=name.revision or revision))
+    file = hub_cache.file(hub, name._replace(revision=name.revision or revision))
     if file is None:
         return None
     return replace(checkpoint.read(file.path), source="hub", repository=name.repository, revision=file.revision)

@@ -11,8 +11,7 @@ import functools
 import itertools
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 from sdcli.errors import BadFile, Usage
 from sdcli.models.blocks import Extent, downsample, pixel_attention, resnet, upsample
@@ -22,8 +21,7 @@ from sdcli.terminal import show
 OVERLAP = 0.25  # of a tile, shared with its neighbour
 
 
-@dataclass(frozen=True, kw_only=True)
-class Pass:
+class Pass(NamedTuple):
     """One run of the encoder or decoder over a whole batch."""
 
     macs: int
@@ -71,9 +69,12 @@ def decode_tiled(config: Mapping[str, Any], *, height: int, width: int, tile: in
     channels = number(config, "out_channels", 3)
     macs, waiting, peak, scores = 0, 0, 0, 0
     leaves: tuple[Leaf, ...] = ()
-    for tall in _spans(height // side, tile // side):
-        for wide in _spans(width // side, tile // side):
-            one = decode(config, height=tall * side, width=wide * side)
+    rows, columns = _spans(height // side, tile // side), _spans(width // side, tile // side)
+    sizes = set(itertools.product(rows, columns))
+    passes = {(tall, wide): decode(config, height=tall * side, width=wide * side) for tall, wide in sizes}
+    for tall in rows:
+        for wide in columns:
+            one = passes[tall, wide]
             macs += one.macs
             scores = max(scores, one.largest_scores)
             if waiting + one.peak_elements > peak:

@@ -4,15 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 from sdcli.models.blocks import Extent
 from sdcli.models.trace import Leaf, Span, Trace, beside_weights
 from sdcli.schema import renamed
 
 
-@dataclass(frozen=True, kw_only=True)
-class Block:
+class Block(NamedTuple):
     """One part of the U. `elements` is the most that lives at once while it runs, waiting skips included."""
 
     name: str

@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import replace
+from typing import NamedTuple
 
 from sdcli.plan.plan import Setup
 from sdcli.plan.remembered import Measures
 from sdcli.terminal import seconds_text
 
 
-@dataclass(frozen=True, kw_only=True)
-class Compiling:
+class Compiling(NamedTuple):
     """One run's cost and saving. `rival` is the fastest measured setup that differs only in how layers are computed."""
 
     rival: Setup

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import cache
 from operator import attrgetter
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from sdcli.machine.hardware import Hardware
 from sdcli.models import text, unet, vae
@@ -35,6 +35,15 @@ _WORK = {
 }
 
 
+class Held(NamedTuple):
+    """Bytes of weights while a stage works."""
+
+    used: int  # on the device, by the stage
+    resident: int  # on the device
+    on_host: int  # and not on the device
+    pinned: int  # page-locked on the host
+
+
 class Sizes:
     """The footprints of one model's stages on one device. Counts are cached, so that a product of setups is cheap."""
 
@@ -51,6 +60,7 @@ class Sizes:
         self.decoder, self.image_encoder = cache(self._decoder), cache(self._image_encoder)
         self.upscaler = cache(self._upscaler)
         self._work: dict[tuple[object, ...], int] = {}
+        self._held: dict[tuple[object, ...], Held] = {}
         self._phases: dict[tuple[object, ...], Phase] = {}
         self._largest_tensor = max(self._largest_tensors())
 
@@ -257,7 +267,7 @@ class Sizes:
     # phases: loading, then the stages
 
     def phases(self, setup: Setup) -> tuple[Phase, ...]:
-        weights = _weights(setup)
+        weights = (*_weights(setup), setup.execution)
         graph = self._graph(setup)
         rows = [
             self._once((name, _WORK[stage.work](setup), weights, graph), self._phase, name, stage, setup)
@@ -287,12 +297,12 @@ class Sizes:
             alone = [self._phase(name, replace(stage, parts=(part,)), setup) for part in dict.fromkeys(stage.parts)]
             host = max(phase.host for phase in alone)
             return replace(max(alone, key=attrgetter("device")), host=host)
-        used, resident = self._weights_at_work(stage, setup)
-        work = self.work(stage, setup)
-        if stage.work != "unet" and "unet" in self._loaded(stage, setup):
+        held, work = self._weights_held(stage, setup), self.work(stage, setup)
+        resident = held.resident
+        if setup.execution == "graph" and stage.work != "unet" and "unet" in self._loaded(stage, setup):
             resident += self._graph(setup)
         on_host = any(self.on_host(part, setup) for part in stage.parts)
-        aside = self._on_the_host(stage, setup) + (work if on_host else 0)
+        aside = held.on_host + (work if on_host else 0)
         if stage.work in ("pixels", "enlarge", "image"):
             aside += stage.shape.width * stage.shape.height * calibration.IMAGE_BYTES_PER_PIXEL
         if stage.work == "enlarge" and stage.parts[0] != "vae":
@@ -301,7 +311,7 @@ class Sizes:
         aside += stage.file_pixels * calibration.FILE_BYTES_PER_PIXEL
         if setup.execution == "compile":
             aside += calibration.COMPILER + (calibration.COMPILING if name == COMPILE else 0)
-        return self._row(name, used, resident, 0 if on_host else work, aside, setup)
+        return self._row(name, held._replace(resident=resident), 0 if on_host else work, aside)
 
     def _graph(self, setup: Setup) -> int:
         """Bytes that a captured UNet keeps while it does not compute."""
@@ -316,6 +326,13 @@ class Sizes:
 
     def _loaded(self, stage: Stage, setup: Setup) -> set[str]:
         return {name for part in stage.parts for name in placement.loaded(setup.placement, self.stages, stage, part)}
+
+    def _weights_held(self, stage: Stage, setup: Setup) -> Held:
+        key = (stage.name, stage.parts, _weights(setup))
+        if key not in self._held:
+            used, there = self._weights_at_work(stage, setup)
+            self._held[key] = Held(used, there, self._on_the_host(stage, setup), self._pinned(setup))
+        return self._held[key]
 
     def _weights_at_work(self, stage: Stage, setup: Setup) -> tuple[int, int]:
         """Bytes on the device in use, and all that are there meanwhile: the most of any of the stage's parts."""
@@ -383,10 +400,11 @@ class Sizes:
         parked = setup.placement in placement.PARKED_ON_HOST and not self.shared
         resident = 0 if parked else most
         widest = max(BYTES.get(part.stored_dtype, 4) for part in self.model.components.values())
-        aside = self._on_the_host(None, setup) + self._largest_tensor * widest
+        on_host = self._on_the_host(None, setup)
+        aside = on_host + self._largest_tensor * widest
         if setup.execution == "openvino":  # converted, where it was not before
             aside += calibration.OPENVINO_TRACING
-        return self._row("load", resident, resident, 0, aside, setup)
+        return self._row("load", Held(resident, resident, on_host, self._pinned(setup)), 0, aside)
 
     def _largest_tensors(self) -> Iterator[int]:
         """Parameters of each part's largest tensor: a loader holds it beside the weights already loaded."""
@@ -398,19 +416,20 @@ class Sizes:
             if isinstance(vocabulary, int) and isinstance(width, int):
                 yield vocabulary * width
 
-    def _row(self, name: str, used: int, resident: int, work: int, aside: int, setup: Setup) -> Phase:
-        """`resident`: weights on the device, of which `used` are in use; `aside`: bytes only on the host."""
-        device, host = resident + work, self.imports + aside
+    def _pinned(self, setup: Setup) -> int:
+        """Bytes of the weights that wait on the host to be streamed."""
+        if self.shared:
+            return 0
+        return sum(self.weights(part, setup) for part in self.parts if placement.streamed(setup.placement, part))
+
+    def _row(self, name: str, held: Held, work: int, aside: int) -> Phase:
+        """`aside`: bytes only on the host, those of weights among them."""
+        device, host = held.resident + work, self.imports + aside
         if self.shared:
             host += device
-        pinned = sum(
-            self.weights(part, setup)
-            for part in self.parts
-            if placement.streamed(setup.placement, part) and not self.shared
-        )
         return Phase(
-            name=name, device=host if self.kind == "cpu" else device, host=host, weights=used, parked=resident - used,
-            work=work, pinned=pinned,
+            name=name, device=host if self.kind == "cpu" else device, host=host, weights=held.used,
+            parked=held.resident - held.used, work=work, pinned=held.pinned,
         )  # fmt: skip
 
 
@@ -431,7 +450,7 @@ def _phases_of(stage: Stage, setup: Setup) -> tuple[str, ...]:
 
 def _weights(setup: Setup) -> tuple[object, ...]:
     """What the weights depend on: their number types, and where they are."""
-    return setup.dtype, setup.storage, effective(setup), setup.placement, setup.vae == "cpu", setup.execution
+    return setup.dtype, setup.storage, effective(setup), setup.placement, setup.vae == "cpu"
 
 
 def _stored(part: str, setup: Setup) -> str:

@@ -67,8 +67,8 @@ class Forecast:
 
     def _counted(self, setup: Setup) -> tuple[int, int]:
         """Peaks on device and host, as counted."""
-        pairs = [sizes.peaks(setup) for sizes in self.sizes]
-        return max(pair[0] for pair in pairs), max(pair[1] for pair in pairs)
+        device, host = zip(*[sizes.peaks(setup) for sizes in self.sizes], strict=True)
+        return max(device), max(host)
 
     def peaks(self, setup: Setup) -> tuple[int, int]:
         """Peaks on device and host: as measured here before, else as counted."""

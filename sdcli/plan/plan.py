@@ -66,6 +66,8 @@ class Phase:
 
 @dataclass(frozen=True, kw_only=True)
 class Footprint:
+    """What a setup needs at most, and in which phase."""
+
     device_peak: int
     host_peak: int
     phases: tuple[Phase, ...] = ()  # always as predicted
@@ -74,6 +76,8 @@ class Footprint:
 
 @dataclass(frozen=True, kw_only=True)
 class Decision:
+    """The choice for a slot, and why."""
+
     slot: str
     choice: str
     because: str
@@ -107,18 +111,24 @@ class Fallback:
 
 @dataclass(frozen=True, kw_only=True)
 class PlanWarning:
+    """What to know before drawing."""
+
     code: str
     message: str
 
 
 @dataclass(frozen=True, kw_only=True)
 class Budget:
+    """Bytes that a plan may use."""
+
     device: int
     host: int
 
 
 @dataclass(frozen=True, kw_only=True)
 class Seconds:
+    """Of the run and its parts, as measured on this machine."""
+
     total: float
     load: float
     step: float
@@ -127,6 +137,8 @@ class Seconds:
 
 @dataclass(frozen=True, kw_only=True)
 class Plan:
+    """All that is decided before anything is loaded."""
+
     schema: str = "sdcli.plan/1"
     version: str = ""
     fits: bool = True

@@ -189,7 +189,8 @@ def _decisions(
         lacking=partial(lacking, options, chosen),
         compiling=partial(_compiling, forecast, request),
     )
-    from_memory = forecast.measured(chosen.setup) is not None
+    measured = forecast.measured(chosen.setup)
+    from_memory = measured is not None and measured.runs > 0
     rows = []
     for technique in TECHNIQUES:
         choice = technique.of(chosen.setup)

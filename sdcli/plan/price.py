@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from operator import attrgetter
+from typing import NamedTuple
 
 from sdcli.machine.hardware import Hardware
 from sdcli.models.model import BYTES
@@ -26,8 +27,7 @@ _SLOTS = {
 }
 
 
-@dataclass(frozen=True, kw_only=True)
-class RunSize:
+class RunSize(NamedTuple):
     """How many batches and windows the run has."""
 
     batches: int = 1

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from sdcli.machine.hardware import Hardware
 from sdcli.plan.techniques.dtype import capability, native_bf16
@@ -27,8 +27,7 @@ OTHER_RATE = 20 * TERA  # assumed: an AMD or Intel GPU of the middle class in ha
 OTHER_PINNED = 11 * GIGA  # assumed: PCIe 4.0 ×8 or 3.0 ×16, as for an NVIDIA GPU of unknown make
 
 
-@dataclass(frozen=True)
-class Rates:
+class Rates(NamedTuple):
     """Operations and bytes per second; seconds per layer that is launched, or replayed as part of a graph."""
 
     compute: float  # in the device's fastest dtype

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from sdcli.models.model import Model
@@ -50,7 +50,7 @@ class Measures:
     step: float | None = None  # one UNet call, guidance's pair counted once
     compile: float | None = None  # before the first call; the least of all runs: the first fills the others' cache
     image: float | None = renamed("picture", default=None)  # decode and save
-    runs: int = 1
+    runs: int = 1  # that the peaks were measured in
 
     def total(self, calls: int, images: int) -> float | None:
         if self.load is None or self.step is None or self.image is None:
@@ -70,9 +70,13 @@ def measures(data: Any) -> Measures | None:
         step=_seconds(data.get("step")),
         compile=_seconds(data.get("compile")),
         image=_seconds(data.get("picture")),
-        runs=_count(data.get("runs")) or 1,
+        runs=_count(data.get("runs")) or 0,
     )
-    return None if result.device_peak is None and result.host_peak is None else result
+    if (
+        result.device_peak is None and result.host_peak is None
+    ):  # drawn beside other models, where only time was measured
+        return None if result.step is None else replace(result, allocated_peak=None, runs=0)
+    return replace(result, runs=max(1, result.runs))
 
 
 def merged(old: Any, new: Measures) -> Measures:

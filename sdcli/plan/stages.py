@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import Literal
+from typing import Literal, NamedTuple
 
 from sdcli.models.families import find
 from sdcli.models.model import REFINER, Model, net_kind
@@ -18,8 +18,7 @@ TOKENS = 77
 WorkKind = Literal["text", "reference", "pixels", "unet", "enlarge", "image"]
 
 
-@dataclass(frozen=True, kw_only=True)
-class Shape:
+class Shape(NamedTuple):
     """The input of one UNet call and one decode. `batch` counts images, guidance's sides as one."""
 
     width: int
@@ -29,8 +28,7 @@ class Shape:
     tokens: int = TOKENS
 
 
-@dataclass(frozen=True, kw_only=True)
-class Shown:
+class Shown(NamedTuple):
     """An image that steers: the component that it is shown to, and how many there are in the batch."""
 
     part: str
@@ -104,7 +102,7 @@ def stages(model: Model, batch: Sequence[Job], *, alone: bool = False) -> tuple[
         made.insert(1, Stage(name="encode-reference", work="reference", parts=seeing, shape=shapes[0]))
     if first.refined is not None and model.refiner is not None:
         readers = tuple(REFINER + encoder.part for encoder in find(model.refiner.family).encoders)
-        other = replace(shapes[1], sides=sides(model.refiner, first))
+        other = shapes[1]._replace(sides=sides(model.refiner, first))
         made.insert(1, Stage(name="encode-refiner", work="text", parts=readers, shape=other))
         made.insert(-1, Stage(name="refine", work="unet", parts=(REFINER + "unet",), shape=other, steps=calls[1]))
     seen = [one.image.width * one.image.height for job in batch for one in job.references]

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
-from functools import cached_property
+from dataclasses import replace
+from typing import NamedTuple
 
 from sdcli.machine.hardware import Hardware
 from sdcli.plan.forecast import Forecast, budget
@@ -15,12 +15,18 @@ from sdcli.plan.techniques.technique import gib
 from sdcli.plan.upscaler_tile import settled
 
 BY_NAME = tuple(sorted(TECHNIQUES, key=lambda technique: technique.slot))  # the order in TECHNIQUES must not matter
+LOSSY = tuple(technique for technique in TECHNIQUES if technique.lossy)
 MOST_ALTERNATIVES = 32
 MUCH_SMALLER = 0.97  # a row of the table saves at least this much over a faster one
 
 
-@dataclass(frozen=True)
-class Weighed:
+# Sorts by least time, then least memory, then each technique's first choice, techniques by name. Memory as counted: if
+# measured peaks were compared with counted ones, yesterday's setup could lose a tie to one never tried, and the same
+# seed would give another image.
+Price = tuple[float, int, int, tuple[int, ...]]
+
+
+class Weighed(NamedTuple):
     """A legal setup with its predicted peaks and time."""
 
     setup: Setup
@@ -29,39 +35,30 @@ class Weighed:
     slowdown: float
     over: tuple[int, int]  # bytes above the budgets of device and host
     lossy: bool
-    counted: tuple[int, int]  # the peaks as counted, whatever was measured here
+    price: Price
 
     @property
     def fits(self) -> bool:
         return self.over == (0, 0)
 
-    @cached_property
-    def price(self) -> tuple[float, int, int, tuple[int, ...]]:
-        """Sorts by least time, then least memory, then each technique's first choice, techniques by name.
-
-        Memory as counted: if measured peaks were compared with counted ones, yesterday's setup could lose a tie to one
-        never tried, and the same seed would give another image.
-        """
-        order = tuple([technique.choices.index(technique.of(self.setup)) for technique in BY_NAME])
-        return self.slowdown, *self.counted, order
-
 
 def weigh(setup: Setup, forecast: Forecast, limits: Budget, fastest: float) -> Weighed:
     device, host = forecast.peaks(setup)
+    slowdown = round(forecast.seconds(setup) / fastest, 3)
     return Weighed(
         setup=setup,
         device=device,
         host=host,
-        slowdown=round(forecast.seconds(setup) / fastest, 3),
+        slowdown=slowdown,
         over=(max(0, device - limits.device), max(0, host - limits.host)),
-        lossy=any(technique.of(setup) in technique.lossy for technique in TECHNIQUES),
-        counted=forecast.counted(setup),
+        lossy=any(technique.of(setup) in technique.lossy for technique in LOSSY),
+        price=(slowdown, *forecast.counted(setup), tuple([technique.rank(setup) for technique in BY_NAME])),
     )
 
 
 def choose(options: Sequence[Weighed], pins: Mapping[str, str]) -> Weighed:
     """The fastest that fits; if nothing fits, the one least over budget. Lossy choices only if pinned."""
-    lossy = any(pins.get(technique.slot) in technique.lossy for technique in TECHNIQUES)
+    lossy = any(pins.get(technique.slot) in technique.lossy for technique in LOSSY)
     allowed = [option for option in options if lossy or not option.lossy]
     fitting = [option for option in allowed if option.fits]
     if fitting:
@@ -128,4 +125,4 @@ def on_the_cpu(forecast: Forecast, hardware: Hardware, fastest: float, max_ram: 
     setups = candidates(start, host, forecast.model, {"storage": "same", "guidance": "batched", "vae": "whole"})
     limits = budget(host, None, max_ram)
     best = choose([weigh(settled(setup, other, limits), other, limits, fastest) for setup in setups], {})
-    return _alternative(replace(best, device=0, over=(0, best.over[1])), False, other)
+    return _alternative(best._replace(device=0, over=(0, best.over[1])), False, other)

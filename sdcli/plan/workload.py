@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from sdcli.models import unet
 from sdcli.models.model import Model
@@ -16,8 +16,7 @@ from sdcli.request.request import Job
 MOST_LAYERS = 12  # shapes; in SD1.5 and SDXL the heaviest twelve are more than half of the work
 
 
-@dataclass(frozen=True, order=True)
-class AttentionShape:
+class AttentionShape(NamedTuple):
     """Attention of every one of `keys` tokens to all of them; `heads` of all images."""
 
     heads: int
@@ -25,8 +24,7 @@ class AttentionShape:
     width: int
 
 
-@dataclass(frozen=True, order=True)
-class LayerShape:
+class LayerShape(NamedTuple):
     """A convolution of `size` (height, width), or a product of `size` (rows)."""
 
     inward: int
@@ -40,8 +38,7 @@ class LayerShape:
         return self.images * math.prod(self.size) * self.inward * self.outward * max(1, self.kernel) ** 2
 
 
-@dataclass(frozen=True)
-class Workload:
+class Workload(NamedTuple):
     """Shapes, and how often a UNet call has each; the layers heaviest first."""
 
     attentions: tuple[tuple[AttentionShape, int], ...]

@@ -16,6 +16,7 @@ from sdcli.terminal import quoted, show
 
 DAMAGED = "damaged"
 UNFINISHED = ("interrupted", "stopped", "partial", "failed")
+CANCELLED = "cancelled"  # nobody wanted the rest any more: resumed by its name alone
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -23,7 +24,7 @@ class FoundRun:
     """`stopped`: it ended without saying so, killed or with the machine."""
 
     run: str
-    state: str  # running | done | partial | failed | interrupted | stopped | damaged
+    state: str  # running | done | partial | failed | interrupted | cancelled | stopped | damaged
     kept: int = 0
     images: int = 0
     created: str = ""
@@ -84,7 +85,7 @@ def _state(run: RecordedRun, records: Path, kept: int) -> str:
     if run.end is None:
         return "stopped"
     status = str(run.end.get("status"))
-    return status if status in UNFINISHED else "partial"  # its images were moved or deleted since
+    return status if status in (*UNFINISHED, CANCELLED) else "partial"  # its images were moved or deleted since
 
 
 def to_resume(named: str | None) -> Path:

@@ -10,7 +10,7 @@ from sdcli.machine import memories
 from sdcli.plan.footprint import COMPILE
 from sdcli.plan.plan import Plan
 from sdcli.plan.remembered import Measures, key_of, merged
-from sdcli.record.report import Report
+from sdcli.record.report import Measured, Report
 from sdcli.request.request import Job
 
 
@@ -46,6 +46,9 @@ def _measured(plan: Plan, report: Report) -> Measures | None:
     memory = report.memory.measured
     if not steps or (memory.host_peak is None and memory.reserved_peak is None):
         return None
+    alone = report.memory.beside is None  # else the peaks are not this setup's
+    if not alone:
+        memory = Measured()
     finishing = sum(batch.decode_seconds + batch.save_seconds for batch in report.batches)
     return Measures(
         device_peak=memory.reserved_peak,
@@ -55,4 +58,5 @@ def _measured(plan: Plan, report: Report) -> Measures | None:
         step=median(steps),
         compile=report.phase(COMPILE).seconds or None,
         image=finishing / max(1, sum(len(batch.images) for batch in report.batches)),
+        runs=int(alone),
     )

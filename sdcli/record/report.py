@@ -8,10 +8,11 @@ from pathlib import Path
 from typing import Any
 
 from sdcli import __version__, events, schema
-from sdcli.errors import ImagesFailed, Interrupted, SdcliError, Terminated
+from sdcli.errors import Cancelled, ImagesFailed, Interrupted, SdcliError, Terminated
 from sdcli.events import Event
 from sdcli.files import REAL, Files, cannot_write, replace_whole
 from sdcli.plan.plan import Plan, PlanWarning
+from sdcli.plan.together import Held
 from sdcli.record import documents
 from sdcli.record.runs import Intent, plan_json
 from sdcli.request.request import Job
@@ -90,6 +91,7 @@ class Measured:
 class MemoryUse:
     predicted: Predicted | None = None
     measured: Measured = field(default_factory=Measured)
+    beside: Held | None = None  # predicted, of other models that stayed loaded: what was measured includes them
     ratio: float | None = None  # measured / predicted
 
 
@@ -99,7 +101,7 @@ class Report:
     version: str = ""
     run: str
     folder: str | None = None
-    status: str  # done | partial | failed | interrupted
+    status: str  # done | partial | failed | interrupted | cancelled
     exit_code: int
     error: Mapping[str, Any] | None = None
     started: str
@@ -237,6 +239,7 @@ class Folding:
         self._warnings: dict[tuple[str, str], PlanWarning] = {}
         self._environment: dict[str, Any] = dict(environment or {})
         self._stopped: SdcliError | None = None
+        self.beside: Held | None = None  # what else the process held
 
     def __call__(self, event: Event) -> None:
         match event:
@@ -467,8 +470,9 @@ class Folding:
             measured, expected = self._measured.host_peak, predicted.host_peak
         else:
             measured, expected = self._measured.reserved_peak or self._device_peak, predicted.device_peak
+        expected += self.beside.device if self.beside is not None else 0
         ratio = measured / expected if measured is not None and expected > 0 else None
-        return MemoryUse(predicted=predicted, measured=self._measured, ratio=ratio)
+        return MemoryUse(predicted=predicted, measured=self._measured, beside=self.beside, ratio=ratio)
 
 
 def image_of(job: Job | None, index: int, status: str) -> Image:
@@ -493,6 +497,8 @@ def _larger(one: int | None, other: int | None) -> int | None:
 
 
 def _status(images: Sequence[Image], stopped: SdcliError | None) -> str:
+    if isinstance(stopped, Cancelled):
+        return "cancelled"
     if isinstance(stopped, (Interrupted, Terminated)):
         return "interrupted"
     if stopped is None and all(image.status == "saved" for image in images):

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from sdcli import __version__, schema
-from sdcli.errors import Bug, CannotWrite, Interrupted, OutOfMemory, SdcliError, Stop, Terminated, stopped_by
+from sdcli.errors import Bug, Cancelled, CannotWrite, Interrupted, OutOfMemory, SdcliError, Stop, Terminated, stopped_by
 from sdcli.events import (
     Decoded,
     Degraded,
@@ -197,8 +197,9 @@ class RunStore:
         planned = len(self.plan.jobs) if self.plan else 0
         flawed = self.flawed > 0 or self.saved < planned
         code = error.code if error else (5 if flawed else 0)
-        interrupted = code in (Interrupted.code, Terminated.code)
-        status = "interrupted" if interrupted else "done" if code == 0 else "partial" if self.saved else "failed"
+        ended = "interrupted" if code in (Interrupted.code, Terminated.code) else "done" if code == 0 else ""
+        ended = "cancelled" if isinstance(error, Cancelled) else ended
+        status = ended or ("partial" if self.saved else "failed")
         if self.journal is not None:
             try:
                 self.journal.append("end", status=status, exit_code=code)

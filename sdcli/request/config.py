@@ -9,11 +9,11 @@ from __future__ import annotations
 import os
 import os.path
 import re
-import tomllib
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import fields
 from pathlib import Path
-from typing import Any
+from types import MappingProxyType
+from typing import Any, NamedTuple
 
 from sdcli import data, reading
 from sdcli.errors import Usage
@@ -231,16 +231,18 @@ def _reference(text: str) -> Reference:
 # --- sources
 
 
-@dataclass(frozen=True, kw_only=True)
-class Sources:
+_NOTHING: Mapping[str, Any] = MappingProxyType({})
+
+
+class Sources(NamedTuple):
     """Each source as field → value, already converted. `family` and `model` follow once the model is known."""
 
-    user: Mapping[str, Any] = field(default_factory=dict)
-    environment: Mapping[str, Any] = field(default_factory=dict)
-    preset: Mapping[str, Any] = field(default_factory=dict)
-    settings_from: Mapping[str, Any] = field(default_factory=dict)
-    not_taken: Mapping[str, Any] = field(default_factory=dict)  # what else that image holds, to be reported
-    flag: Mapping[str, Any] = field(default_factory=dict)
+    user: Mapping[str, Any] = _NOTHING
+    environment: Mapping[str, Any] = _NOTHING
+    preset: Mapping[str, Any] = _NOTHING
+    settings_from: Mapping[str, Any] = _NOTHING
+    not_taken: Mapping[str, Any] = _NOTHING  # what else that image holds, to be reported
+    flag: Mapping[str, Any] = _NOTHING
 
 
 def resolve(
@@ -335,6 +337,10 @@ def _sets(line: str, name: str) -> bool:
 def read_toml(path: Path) -> dict[str, Any]:
     """The file's table, empty if there is no file; a mistake in it is Usage with its line."""
     text = _text_of(path)
+    if not text:
+        return {}
+    import tomllib
+
     try:
         return tomllib.loads(text)
     except RecursionError:
@@ -372,8 +378,7 @@ def from_user(path: Path) -> dict[str, Any]:
 # --- presets
 
 
-@dataclass(frozen=True, kw_only=True)
-class Preset:
+class Preset(NamedTuple):
     name: str
     description: str
     path: Path
@@ -454,6 +459,8 @@ def set_folders(path: Path, paths: Iterable[Path]) -> None:
 
 def _rewrite(path: Path, name: str, value: Any) -> None:
     """The file with this value of this key, or without the key; everything else in it stays as it is."""
+    import tomllib
+
     import tomlkit  # slow, and few runs change settings
     from tomlkit.exceptions import TOMLKitError
 

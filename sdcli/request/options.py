@@ -8,8 +8,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
-from typing import Annotated, Any
+from typing import Annotated, Any, NamedTuple
 
 from sdcli.images import control, fit
 
@@ -17,8 +16,7 @@ EVERYDAY, PROMPT, FROM, IMAGE = "Everyday", "Prompt", "From an image", "Image"
 MODEL, MEMORY, OUTPUT = "Model", "Memory", "Output"
 
 
-@dataclass(frozen=True, kw_only=True)
-class Option:
+class Option(NamedTuple):
     """One option, or a positional word if it has no flags. `switch` takes no value; `repeatable` may occur several
     times; `hidden` is not in --help."""
 

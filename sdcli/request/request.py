@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import dataclass, field, fields
+from typing import NamedTuple
 
 from sdcli.images.read import InputImage
 from sdcli.schema import transient
@@ -112,8 +113,7 @@ class Refined:
     unet_calls: int
 
 
-@dataclass(frozen=True, kw_only=True)
-class Pass:
+class Pass(NamedTuple):
     """One way through a UNet, from noise (or what it starts from) to latents. `taken` are the last of the steps, but
     for `left`, which are another pass's."""
 
@@ -122,8 +122,8 @@ class Pass:
     height: int
     steps: int
     taken: int
-    left: int = 0
     unet_calls: int
+    left: int = 0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -230,7 +230,7 @@ class Job:
             left=left, unet_calls=self.unet_calls,
         )  # fmt: skip
         if self.refined is not None:
-            rest = replace(first, stage="refine", taken=left, left=0, unet_calls=self.refined.unet_calls)
+            rest = first._replace(stage="refine", taken=left, left=0, unet_calls=self.refined.unet_calls)
             return first, rest
         if (second := self.second) is None:
             return (first,)

@@ -11,7 +11,7 @@ from sdcli.machine.hardware import Hardware
 from sdcli.models.model import Model
 from sdcli.plan.batches import in_batches
 from sdcli.plan.forecast import budget
-from sdcli.plan.plan import Adapter, Plan
+from sdcli.plan.plan import Adapter, Budget, Plan
 from sdcli.plan.planner import make_plan
 from sdcli.request.request import Job, Request
 
@@ -38,9 +38,10 @@ class Decided:
             return make_plan(request, model, hardware, remembered, jobs=jobs, adapters=adapters, **more)
         key = _key(request, model, hardware, jobs, adapters)
         made, plan = self._plans.get(key, (0.0, None))
-        if plan is not None and time.monotonic() - made < FRESH and _still_fits(plan, request, hardware):
-            batches = in_batches(jobs, request.batch_size)
-            return replace(plan, request=request, jobs=tuple(jobs), batches=batches, origins=dict(more["origins"]))
+        now = budget(hardware, request.max_vram, request.max_ram)
+        if plan is not None and time.monotonic() - made < FRESH and _still_fits(plan, now):
+            batches, origins = in_batches(jobs, request.batch_size), dict(more["origins"])
+            return replace(plan, request=request, budget=now, jobs=tuple(jobs), batches=batches, origins=origins)
         plan = make_plan(request, model, hardware, remembered, jobs=jobs, adapters=adapters, **more)
         if plan.fits and plan.slowdown == 1.0:
             while len(self._plans) >= MOST:
@@ -59,6 +60,5 @@ def _key(
     return repr((asked, model.name, model.hash, files, machine, shapes, [vars(adapter) for adapter in adapters]))
 
 
-def _still_fits(plan: Plan, request: Request, hardware: Hardware) -> bool:
-    now = budget(hardware, request.max_vram, request.max_ram)
+def _still_fits(plan: Plan, now: Budget) -> bool:
     return plan.footprint.device_peak <= now.device and plan.footprint.host_peak <= now.host

@@ -9,7 +9,7 @@ from collections.abc import Callable, Generator, Iterator
 from functools import partial
 from itertools import chain
 
-from sdcli.errors import Bug, CannotWrite, DoesNotFit, Interrupted, SdcliError, from_json
+from sdcli.errors import Bug, Cancelled, CannotWrite, DoesNotFit, SdcliError, Terminated, from_json
 from sdcli.events import Decoded, Event, Failed, Planned
 from sdcli.machine.environment import environment
 from sdcli.record import remembering, report, runs
@@ -58,9 +58,9 @@ class Desk(threading.Thread):
             self._on_over(ticket)
         self.worker.close()
 
-    def cancel(self, ticket: Ticket) -> None:
-        """Ends it after the step it is at, if it is the one being drawn."""
-        ticket.cancelled.set()
+    def cancel(self, ticket: Ticket, error: SdcliError) -> None:
+        """Ends it after the step it is at, if it is the one being drawn; the first who cancels it says why."""
+        ticket.cancelled = ticket.cancelled or error
         if self.drawing is ticket:
             self.worker.cancel()
 
@@ -74,8 +74,8 @@ class Desk(threading.Thread):
             self.worker.kill(f"it had done nothing for {silent:.0f} s")
 
     def _draw(self, ticket: Ticket) -> None:
-        if ticket.cancelled.is_set():
-            return ticket.end("cancelled", Interrupted("cancelled"))
+        if ticket.cancelled is not None:
+            return ticket.end("cancelled", ticket.cancelled)
         if too_late(ticket):
             message = "nobody waits for it any more: its time was over in the queue"
             return ticket.end("failed", DoesNotFit(message, hint="the same request with a longer timeout", late=True))
@@ -87,6 +87,7 @@ class Desk(threading.Thread):
             clock = partial(_since, began)
             folding = Folding(started=runs.now(), run=ticket.destination.run, clock=clock, environment=around)
             error = self._drain(chain([planned], events), ticket, folding, around)
+            folding.beside = self.worker.beside
         finished = folding.report(error)
         with contextlib.suppress(CannotWrite):
             if ticket.destination.records.exists():
@@ -95,7 +96,7 @@ class Desk(threading.Thread):
         ticket.report = report.to_json(finished, ticket.destination.folder)
         if error is None and finished.error is not None:  # some of its images
             error = from_json(dict(finished.error))
-        state = "cancelled" if isinstance(error, Interrupted) else "failed" if error is not None else "done"
+        state = "cancelled" if isinstance(error, (Cancelled, Terminated)) else "failed" if error is not None else "done"
         ticket.end(state, error)
 
     def _drain(
@@ -127,9 +128,11 @@ class Desk(threading.Thread):
                         yield Planned(plan=plan)
                     yield from self._new(happening, ticket, there)
                 return
+            except Cancelled as cancelled:
+                raise ticket.cancelled or cancelled from None
             except Died as died:
-                if ticket.cancelled.is_set():
-                    raise Interrupted("cancelled") from None
+                if ticket.cancelled is not None:
+                    raise ticket.cancelled from None
                 if not left:
                     if not told:
                         yield Planned(plan=plan)
@@ -142,7 +145,7 @@ class Desk(threading.Thread):
                     continue
                 there.add(event.index)
             yield event
-            if ticket.cancelled.is_set():  # it came before the worker had anything to cancel
+            if ticket.cancelled is not None:  # it came before the worker had anything to cancel
                 self.worker.cancel()
 
 

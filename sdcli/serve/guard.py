@@ -109,7 +109,7 @@ class Guard:
             if self._preflight(asked):
                 return await answer.preflight(asked)
             self._admit(asked)
-            scope.setdefault("state", {})["client"] = asked.key or asked.client
+            scope.setdefault("state", {}).update(client=asked.key or asked.client, key=asked.key)
             body = await self._body(asked, incoming, body_of(asked.template))
             await self.app(scope, replayed(body, receive), answer.send)
         except Refusal as refusal:
@@ -167,7 +167,7 @@ class Guard:
             realm = b'Basic realm="sdcli"' if is_a1111(asked.path) else b"Bearer"
             message = "a key is needed" if not key else "the key is not right"
             raise Refusal(401, message, headers=[(b"www-authenticate", realm)])
-        asked.key = f"key {name}"
+        asked.key = name
 
     def _check_kind(self, asked: Asked, takes: Body) -> None:
         kind = (asked.one(b"content-type") or "").partition(";")[0].strip().lower()
@@ -325,6 +325,11 @@ def client_of(scope: Mapping[str, Any]) -> str:
     """Who asks, as far as the queue is concerned: a key, else an address."""
     client = scope.get("state", {}).get("client")
     return str(client) if client else (scope["client"][0] if scope.get("client") else "")
+
+
+def key_of(scope: Mapping[str, Any]) -> str:
+    """Whose jobs a request may look at and end: its key's. Empty where there are no keys: everybody's."""
+    return str(scope.get("state", {}).get("key") or "")
 
 
 def _password(basic: str) -> str | None:

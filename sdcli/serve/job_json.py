@@ -16,7 +16,7 @@ from sdcli.request.request import Job
 from sdcli.serve.bounds import PROMPT
 from sdcli.serve.openai_errors import described
 from sdcli.serve.results import url_of
-from sdcli.serve.service import Service
+from sdcli.serve.service import Service, belongs
 from sdcli.serve.ticket import Drawn, Ticket
 
 PREVIEW_QUALITY = 85  # of 100
@@ -120,6 +120,7 @@ def memory(ticket: Ticket) -> dict[str, Any]:
     return {
         "predicted": _peaks(footprint.device_peak, footprint.host_peak),
         "measured": _peaks(on_host if ticket.plan.hardware.kind == "cpu" else on_device, on_host),
+        "beside": ticket.report.get("memory", {}).get("beside"),
     }
 
 
@@ -162,14 +163,15 @@ def _left(service: Service, ticket: Ticket) -> float | None:
         return None
     done = sum(drawn.job.all_calls for drawn in images) + ticket.step[0]
     share = max(0.0, 1 - done / sum(job.all_calls for job in jobs))
-    load = 0.0 if done or service.worker.holds == ticket.plan.model.name else seconds.load
+    load = 0.0 if done or ticket.plan.model.name in service.worker.held else seconds.load
     return load + share * max(0.0, seconds.total - seconds.load)
 
 
 # --- the server
 
 
-def status(service: Service) -> dict[str, Any]:
+def status(service: Service, key: str) -> dict[str, Any]:
+    """The job that is drawn is named to whoever may look at it."""
     hardware = survey.choose(str(service.settings.typed.get("device", "auto")), survey.look())
     around = environment(hardware)
     drawing = service.desk.drawing
@@ -182,10 +184,11 @@ def status(service: Service) -> dict[str, Any]:
             "kind": hardware.kind, "name": hardware.name, "total": hardware.total, "free": hardware.free,
         },
         "model": _name(service.default_model()),
-        "holds": service.worker.holds,
+        "holds": list(reversed(service.worker.held)),  # the one drawn with last first
         "queue": {
-            "drawing": None if drawing is None else drawing.id, "requests": len(service.line.waiting()),
-            "images": service.line.images, "most_images": service.line.room.images,
+            "drawing": drawing.id if drawing is not None and belongs(drawing, key) else None,
+            "requests": len(service.line.waiting()), "images": service.line.images,
+            "most_images": service.line.room.images,
         },
         "drawn": service.drawn,
         "most": {

@@ -75,5 +75,5 @@ WITH_IMAGE: Schema = {**_object("image", image=_IMAGE), "additionalProperties": 
 FOUND = _object("from settings not_taken", settings=_ANY, not_taken={"type": "array", "items": _TEXT})
 STATUS = _object(
     "version versions device model holds queue drawn most samplers", device=_ANY, queue=_ANY, model=_TEXT,
-    holds=_or_null(_TEXT), drawn={"type": "integer"}, samplers={"type": "array", "items": _TEXT},
+    holds={"type": "array", "items": _TEXT}, drawn={"type": "integer"}, samplers={"type": "array", "items": _TEXT},
 )  # fmt: skip

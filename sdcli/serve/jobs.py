@@ -19,14 +19,14 @@ from sdcli import events
 from sdcli.errors import SdcliError
 from sdcli.serve import asked, job_json, job_schemas, waiting
 from sdcli.serve.bodies import BadBody, parsed
-from sdcli.serve.guard import client_of
+from sdcli.serve.guard import client_of, key_of
 from sdcli.serve.line import Full
 from sdcli.serve.openai_errors import Conflict, refused
 from sdcli.serve.openai_fields import BadField
 from sdcli.serve.openapi import described
 from sdcli.serve.repeats import Repeats
 from sdcli.serve.results import url_of
-from sdcli.serve.service import Service
+from sdcli.serve.service import Service, belongs
 from sdcli.serve.ticket import Ticket
 from sdcli.serve.uploads import kept
 
@@ -60,7 +60,7 @@ def routes(service: Service) -> list[Route]:
 
     @described(answer=job_schemas.JOBS, query=_QUERY)
     async def listed(request: Request, given: Given) -> Response:
-        """The jobs that are known, the newest first."""
+        """The jobs that are known, the newest first; with a key those that were asked for with it."""
         return _json({"jobs": [job_json.whole(service, ticket) for ticket in _page(service, request)]})
 
     @described(answer=job_schemas.JOB)
@@ -95,7 +95,7 @@ def routes(service: Service) -> list[Route]:
     @described(answer=job_schemas.STATUS)
     async def status(request: Request, given: Given) -> Response:
         """Device, model, queue and versions."""
-        return _json(await asyncio.to_thread(job_json.status, service))
+        return _json(await asyncio.to_thread(job_json.status, service, key_of(request.scope)))
 
     return [
         Route("/v1/jobs", _refusing(submit), methods=["POST"]),
@@ -152,7 +152,7 @@ def settings_in(service: Service, body: dict[str, Any], given: Given) -> dict[st
 
 def _ticket(service: Service, request: Request) -> Ticket:
     ticket = service.tickets.get(request.path_params["id"])
-    if ticket is None:
+    if ticket is None or not belongs(ticket, key_of(request.scope)):
         raise BadField("there is no such job", None, "unknown_job", 404)
     return ticket
 
@@ -160,7 +160,7 @@ def _ticket(service: Service, request: Request) -> Ticket:
 def _page(service: Service, request: Request) -> list[Ticket]:
     """The newest first; those before one of them, where the query names it."""
     query = request.query_params
-    newest = list(reversed(service.tickets.values()))
+    newest = service.seen_with(key_of(request.scope))[::-1]
     number = query.get("limit", str(LISTED))
     if not (number.isascii() and number.isdecimal() and 1 <= int(number[:6]) <= MOST_LISTED):
         raise BadBody(f"limit has to be a number from 1 to {MOST_LISTED}", "limit")

@@ -12,7 +12,8 @@ from sdcli.terminal import say, show
 
 def line(asked: Asked) -> None:
     why = f" ({asked.reason})" if asked.reason else ""
-    who = " ".join(filter(None, (show(asked.client, 60), asked.key))) or "-"
+    key = f"key {asked.key[:6]}" if asked.key else ""
+    who = " ".join(filter(None, (show(asked.client, 60), key))) or "-"
     say(f"{_now()} {asked.method} {show(asked.template, 80)} {asked.status}{why} {asked.seconds * 1000:.0f} ms {who}")
 
 

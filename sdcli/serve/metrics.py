@@ -1,23 +1,26 @@
 """What the server counts, as Prometheus reads it (text format 0.0.4). Labels are names of this server's own: routes,
-models it lists, methods it knows."""
+models it lists, methods it knows. docs/serving.md has a table of them."""
 
 from __future__ import annotations
 
 import threading
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
+from typing import ClassVar
 
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
+from sdcli.serve import job_json
 from sdcli.serve.guard import Asked
 from sdcli.serve.openapi import described
 from sdcli.serve.service import Service
-from sdcli.serve.ticket import Ticket
+from sdcli.serve.ticket import ASKED, LEFT, SHUTDOWN, Ticket
 
 TYPE = "text/plain; version=0.0.4; charset=utf-8"
 REQUESTS = (0.005, 0.025, 0.1, 0.5, 1.0, 5.0, 15.0, 60.0, 300.0)  # seconds, upper bounds
+MOST_MODELS = 100  # labels; the models beyond them share one
 WAITS = (0.01, 0.1, 0.5, 1.0, 5.0, 15.0, 60.0, 300.0)
 Labels = tuple[tuple[str, str], ...]
 
@@ -27,15 +30,26 @@ class Counter:
     name: str
     help: str
     values: dict[Labels, float] = field(default_factory=dict)
+    kind: ClassVar[str] = "counter"
 
     def add(self, amount: float = 1, **labels: str) -> None:
         key = tuple(labels.items())
         self.values[key] = self.values.get(key, 0) + amount
 
     def lines(self) -> Iterator[str]:
-        yield from _head(self.name, self.help, "counter")
+        yield from _head(self.name, self.help, self.kind)
         for labels, value in self.values.items():
             yield f"{self.name}{_labels(labels)} {_number(value)}"
+
+
+class Highest(Counter):
+    """The largest value that there was."""
+
+    kind = "gauge"
+
+    def add(self, amount: float = 1, **labels: str) -> None:
+        key = tuple(labels.items())
+        self.values[key] = max(self.values.get(key, amount), amount)
 
 
 @dataclass
@@ -70,9 +84,17 @@ class Metrics:
         self.rejected = Counter("sdcli_rejected_total", "Requests that were refused before an API saw them.")
         self.images = Counter("sdcli_images_total", "Images that were saved, by how they came out.")
         self.tickets = Counter("sdcli_drawn_requests_total", "Requests for images that are over, by how they ended.")
+        self.cancelled = Counter(
+            "sdcli_cancelled_requests_total", "Those that were cancelled, by why: asked, left, shutdown."
+        )
         self.waits = Histogram("sdcli_queue_wait_seconds", "From a place in the queue to the first step.", WAITS)
         self.steps = Counter("sdcli_steps_total", "Denoising steps.")
+        self.denoising = Counter("sdcli_denoise_seconds_total", "Seconds that they took.")
         self.loads = Counter("sdcli_model_loads_total", "Requests that a model was loaded for.")
+        self.peaks = Highest(
+            "sdcli_device_peak_bytes",
+            "The most device memory while one was drawn, as measured, other models that stayed loaded included.",
+        )
         service.watch(self.over)
 
     def told(self, asked: Asked) -> None:
@@ -94,13 +116,29 @@ class Metrics:
                 self.images.add(status=image.status)
             if ticket.waited is not None:
                 self.waits.add(ticket.waited)
-            self.steps.add(ticket.happened["Step"])
-            if ticket.happened["Loaded"]:
-                self.loads.add(model=ticket.plan.model.name)
+            if ticket.state == "cancelled" and ticket.error is not None:
+                why = ticket.error.details.get("because")
+                self.cancelled.add(because=why if why in (ASKED, LEFT, SHUTDOWN) else "-")
+            if ticket.report:
+                self._drawn(ticket, self._model(ticket.plan.model.name))
+
+    def _drawn(self, ticket: Ticket, model: str) -> None:
+        self.steps.add(ticket.happened["Step"], model=model)
+        self.denoising.add(sum(batch["denoise_seconds"] for batch in ticket.report["batches"]), model=model)
+        if ticket.happened["Loaded"]:
+            self.loads.add(model=model)
+        peak = job_json.memory(ticket)["measured"]["device"]
+        if peak is not None:
+            self.peaks.add(peak, model=model)
+
+    def _model(self, name: str) -> str:
+        known = {dict(labels)["model"] for labels in self.steps.values}
+        return name if name in known or len(known) < MOST_MODELS else "others"
 
     def text(self) -> str:
         counted = (
-            self.requests, self.seconds, self.rejected, self.images, self.tickets, self.waits, self.steps, self.loads,
+            self.requests, self.seconds, self.rejected, self.images, self.tickets, self.cancelled, self.waits,
+            self.steps, self.denoising, self.loads, self.peaks,
         )  # fmt: skip
         with self._lock:
             lines = [line for one in counted for line in one.lines()]

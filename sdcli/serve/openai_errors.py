@@ -25,6 +25,7 @@ _OF_ERRORS: dict[str, tuple[int, str, bool]] = {
     "offline": (404, "invalid_request_error", False),
     "gated": (404, "invalid_request_error", False),
     "interrupted": (409, "conflict_error", False),
+    "cancelled": (409, "conflict_error", False),
     "terminated": (503, "server_error", True),
     "device": (503, "server_error", False),
 }

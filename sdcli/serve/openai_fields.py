@@ -12,8 +12,8 @@ from typing import Any
 from sdcli.near import near_text, nearest
 from sdcli.request.jobs import SIDES
 from sdcli.request.options import OPTIONS
-from sdcli.request.prompt import lora_tag
 from sdcli.request.request import LARGEST_SEED, UPSCALERS
+from sdcli.request.tags import lora_tag
 from sdcli.serve.bodies import BadBody
 from sdcli.serve.bounds import PROMPT, Bounds
 from sdcli.terminal import show

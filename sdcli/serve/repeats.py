@@ -13,7 +13,7 @@ from starlette.requests import Request
 from sdcli.serve.openai_errors import Conflict
 from sdcli.serve.openai_fields import BadField
 from sdcli.serve.service import Service
-from sdcli.serve.ticket import Ticket
+from sdcli.serve.ticket import LEFT, Ticket
 
 MOST = 1000
 PATIENCE = 1.5  # seconds: OpenAI's client asks again after at most one
@@ -74,7 +74,7 @@ class Repeats:
         if self._waiting.get(ticket.id) == 0:
             del self._waiting[ticket.id]
             if not ticket.over:
-                self._service.cancel(ticket)
+                self._service.cancel(ticket, LEFT)
 
     def _holds(self, known: Before) -> bool:
         """Whether it is still what who asks again waits for."""
@@ -85,7 +85,7 @@ class Repeats:
         ticket = None if known.ticket.cancelled() or known.ticket.exception() else known.ticket.result()
         if ticket is None or ticket.id not in self._service.tickets:
             return False
-        return not ticket.cancelled.is_set() and ticket.state not in ("failed", "cancelled")
+        return ticket.cancelled is None and ticket.state not in ("failed", "cancelled")
 
     async def _new(
         self, names: list[tuple[str, str, str]], hashed: str, submit: Callable[[], Awaitable[Ticket]]

@@ -12,10 +12,11 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
+from sdcli.serve.guard import key_of
 from sdcli.serve.openai_errors import refused
 from sdcli.serve.openai_fields import BadField
 from sdcli.serve.openapi import described
-from sdcli.serve.service import Service
+from sdcli.serve.service import Service, belongs
 from sdcli.serve.ticket import Drawn, Ticket
 
 KINDS = {"png": "image/png", "jpg": "image/jpeg", "webp": "image/webp"}
@@ -54,7 +55,7 @@ def routes(service: Service) -> list[Route]:
     async def forget(request: Request) -> Response:
         """Forget it. A file in the output folder stays, one that is kept only for the server is deleted."""
         one = found(service, request.path_params["name"])
-        if one is None:
+        if one is None or not belongs(one[0], key_of(request.scope)):  # who was given its address may read it, no more
             return _missing()
         await asyncio.to_thread(service.discard, *one)
         return Response(status_code=204)

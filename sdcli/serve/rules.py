@@ -71,10 +71,10 @@ class Rules:
         return origin.lower() in (f"http://{host.lower()}", f"https://{host.lower()}")
 
     def known(self, key: str) -> str | None:
-        """A short name of the key, if it is one of ours. How long it takes says nothing about it."""
+        """Its SHA-256, by which it is called, if it is one of ours. How long it takes says nothing about it."""
         given = digest(key)
         same = [hmac.compare_digest(given, each) for each in self.keys]
-        return given.hex()[:6] if any(same) else None
+        return given.hex() if any(same) else None
 
 
 def digest(key: str) -> bytes:

@@ -13,7 +13,7 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
-from sdcli.errors import Interrupted, SdcliError
+from sdcli.errors import Cancelled, SdcliError
 from sdcli.images import control, read
 from sdcli.record.encode import saved
 from sdcli.request.options import flag_of
@@ -28,7 +28,7 @@ from sdcli.serve import (
     waiting,
 )  # fmt: skip
 from sdcli.serve.bodies import BadBody, parsed
-from sdcli.serve.guard import client_of
+from sdcli.serve.guard import client_of, key_of
 from sdcli.serve.line import Full
 from sdcli.serve.openai_errors import STATUSES, without_paths
 from sdcli.serve.openapi import described
@@ -129,7 +129,7 @@ def _failed(ticket: Ticket) -> SdcliError | None:
     """Why there is nothing to answer. Of what was interrupted, what is finished is the answer."""
     whole = len(ticket.images) == len(ticket.plan.jobs)
     kept = bool(ticket.images) and ticket.state == "cancelled"
-    return None if whole or kept else ticket.error or Interrupted("cancelled")
+    return None if whole or kept else ticket.error or Cancelled("cancelled")
 
 
 def _makes(make: Made) -> Answer:
@@ -199,7 +199,8 @@ def _progress(service: Service) -> Answer:
     async def progress(request: Request, given: Given) -> Response:
         """How far the image is that who asks waits for."""
         own = service.of_client(client_of(request.scope))
-        ticket = next((one for one in own if one.state == "drawing"), own[0] if own else service.desk.drawing)
+        others = None if key_of(request.scope) else service.desk.drawing
+        ticket = next((one for one in own if one.state == "drawing"), own[0] if own else others)
         hidden = request.query_params.get("skip_current_image", "").casefold() in ("true", "1")
         answer = await asyncio.to_thread(sdapi_answers.progress, ticket, bool(own) and not hidden)
         return JSONResponse(answer)

@@ -109,7 +109,7 @@ def _progress(share: float, seconds: float, ticket: Ticket | None, image: str | 
     step, steps = ticket.step if ticket else (0, 0)
     count, done = (len(ticket.plan.jobs), len(ticket.images)) if ticket else (0, 0)
     state = {
-        "skipped": False, "interrupted": bool(ticket and ticket.cancelled.is_set()), "stopping_generation": False,
+        "skipped": False, "interrupted": bool(ticket and ticket.cancelled), "stopping_generation": False,
         "job": f"Batch {done + 1} out of {count}" if ticket else "", "job_count": count,
         "job_timestamp": _timestamp(ticket) if ticket else "0", "job_no": done, "sampling_step": step,
         "sampling_steps": steps,

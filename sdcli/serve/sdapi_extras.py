@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from sdcli.asking import enlarging
-from sdcli.errors import Interrupted, ModelMissing, Terminated, from_json
+from sdcli.errors import Cancelled, ModelMissing, Terminated, from_json
 from sdcli.events import Failed, Saved
 from sdcli.images import fit, read
 from sdcli.images.read import InputImage
@@ -155,7 +155,7 @@ def _enlarged(plan: UpscalePlan, folder: str, worker: Worker, stopped: Stopped) 
                 break
     except Died as died:
         raise died.error from None
-    raise Interrupted("cancelled")
+    raise Cancelled("cancelled")
 
 
 def _named(body: Body, upscaler: str, names: Names) -> Entry:

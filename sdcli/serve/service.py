@@ -14,7 +14,7 @@ from typing import Any
 
 from sdcli import data
 from sdcli.asking import planning
-from sdcli.errors import Interrupted, ModelMissing, Terminated
+from sdcli.errors import Cancelled, ModelMissing, Terminated
 from sdcli.machine.folders import cache_folder, state_folder
 from sdcli.models import hub_cache, listing
 from sdcli.models.families import find
@@ -30,7 +30,7 @@ from sdcli.serve.bounds import Bounds
 from sdcli.serve.decided import Decided
 from sdcli.serve.desk import Desk
 from sdcli.serve.line import Full, Line, Room
-from sdcli.serve.ticket import Drawn, Ticket
+from sdcli.serve.ticket import ASKED, SHUTDOWN, Drawn, Ticket
 from sdcli.serve.uploads import Uploads
 from sdcli.terminal import show
 from sdcli.workers.worker import Worker
@@ -127,13 +127,14 @@ class Service:
         known = [seconds.total - seconds.load for seconds in ahead if seconds is not None]
         return sum(known) if len(known) == len(ahead) else None
 
-    def cancel(self, ticket: Ticket) -> None:
+    def cancel(self, ticket: Ticket, because: str = ASKED) -> None:
         """Takes it out of the line, or ends it after the step it is at; one that is over stays as it is."""
+        error = Cancelled("cancelled", because=because)
         if self.line.remove(ticket):
-            ticket.cancelled.set()
-            return ticket.end("cancelled", Interrupted("cancelled"))
-        if not ticket.over:
-            self.desk.cancel(ticket)
+            ticket.end("cancelled", error)
+            self._over(ticket)
+        elif not ticket.over:
+            self.desk.cancel(ticket, error)
 
     def discard(self, ticket: Ticket, drawn: Drawn) -> None:
         """An image that nobody can ask for any more; its file stays where generate would have kept it."""
@@ -146,6 +147,11 @@ class Service:
         """What a client waits for now."""
         with self._lock:
             return [ticket for ticket in self.tickets.values() if ticket.client == client and not ticket.over]
+
+    def seen_with(self, key: str) -> list[Ticket]:
+        """What a key may look at and end, oldest first: what was asked for with it. Without keys: everything."""
+        with self._lock:
+            return [ticket for ticket in self.tickets.values() if belongs(ticket, key)]
 
     def models(self) -> dict[str, Entry]:
         """The models that a request may name: what is on this machine and draws from a prompt alone, by name."""
@@ -195,7 +201,8 @@ class Service:
         for ticket in self.line.close():
             if self._away is None and keeping.kept(ticket):
                 self._left.append(ticket.destination.run)
-            ticket.end("cancelled", Terminated("the server was shut down before it was drawn"))
+            ticket.end("cancelled", _shut_down())
+            self._over(ticket)
         if self.desk.is_alive():
             self._end_drawing(grace)
         self._ended.set()
@@ -207,12 +214,14 @@ class Service:
         drawing = self.desk.drawing
         if drawing is not None:
             self.desk.join(grace)
-            self.desk.cancel(drawing)
+            self.desk.cancel(drawing, _shut_down())
             self.desk.join(STEP_SECONDS)
         if self.desk.is_alive():
             self.worker.kill()
             self.desk.join(STEP_SECONDS)
-        if drawing is not None and drawing.state == "cancelled" and self._away is None:
+        if drawing is None or not isinstance(drawing.error, Terminated) or self._away is not None:
+            return
+        if drawing.destination.records.exists() or keeping.kept(drawing):
             self._left.insert(0, drawing.destination.run)
 
     def clean_up(self) -> None:
@@ -235,7 +244,7 @@ class Service:
         return tuple(self._left)
 
     def watch(self, told: Callable[[Ticket], None]) -> None:
-        """Is told of each ticket that is over, by the thread that draws."""
+        """Is told of each ticket that is over, by the thread that draws or the one that cancelled it."""
         self._watching.append(told)
 
     def _prepare(self) -> None:
@@ -254,8 +263,8 @@ class Service:
             self.desk.end_if_stuck()
 
     def _over(self, ticket: Ticket) -> None:
-        self.drawn += len(ticket.images)
-        if ticket.images:
+        if ticket.images:  # only who draws gets here
+            self.drawn += len(ticket.images)
             self._unready = None
         for told in self._watching:
             told(ticket)
@@ -273,3 +282,11 @@ class Service:
             ticket = self.tickets.pop(key)
             for image in ticket.images if self._away is not None else ():
                 Path(image.path).unlink(missing_ok=True)
+
+
+def belongs(ticket: Ticket, key: str) -> bool:
+    return not key or ticket.client == key
+
+
+def _shut_down() -> Terminated:
+    return Terminated("the server was shut down before it was drawn", because=SHUTDOWN)

@@ -21,6 +21,7 @@ from sdcli.request.request import Job
 MOST_EVENTS = 1000  # that are kept for those who ask later
 MOST_PREVIEWS = 32  # the same, until soon after it is over
 OVER = ("done", "failed", "cancelled")
+ASKED, LEFT, SHUTDOWN = "asked", "left", "shutdown"  # why a request was cancelled
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,6 +58,7 @@ class Ticket:
     drawn_since: float | None = None  # on time.monotonic, as the others
     over_since: float | None = None
     state: str = "queued"  # queued | drawing | done | failed | cancelled
+    cancelled: SdcliError | None = None  # why it is to end before it is whole
     error: SdcliError | None = None
     images: list[Drawn] = field(default_factory=list)
     step: tuple[int, int] = (0, 0)  # of the image that is being drawn, and of how many
@@ -67,7 +69,6 @@ class Ticket:
         self.events: deque[tuple[int, Event]] = deque(maxlen=MOST_EVENTS)
         self.previews: deque[tuple[int, Event]] = deque(maxlen=MOST_PREVIEWS)
         self.happened: Counter[str] = Counter()  # of each event, how many
-        self.cancelled = threading.Event()
         self._job: Job | None = None  # of the image decoded last, which is saved next
         self._listeners: list[Listener] = []
         self._count = 0

@@ -10,7 +10,7 @@ from starlette.requests import Request
 
 from sdcli.events import Event, Preview
 from sdcli.serve.service import Service
-from sdcli.serve.ticket import MOST_PREVIEWS, Ticket
+from sdcli.serve.ticket import LEFT, MOST_PREVIEWS, Ticket
 
 Numbered = tuple[int, Event]
 STREAM = {"Cache-Control": "no-store", "X-Accel-Buffering": "no"}  # headers of events as they come
@@ -54,7 +54,7 @@ async def over(ticket: Ticket, request: Request, service: Service) -> bool:
     """Waits for its end. A client that leaves takes its request along: False."""
     if await until_over(ticket, request):
         return True
-    service.cancel(ticket)
+    service.cancel(ticket, LEFT)
     return False
 
 

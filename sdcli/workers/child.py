@@ -1,11 +1,12 @@
-"""An engine in a process of its own: `python -m sdcli.workers.child`.
+"""Engines in a process of their own: `python -m sdcli.workers.child`.
 
 Orders come on stdin, a line of JSON each; events go to stdout as events.write writes them, and after each order a line
-that says how it ended. When stdin ends the process does, whatever it is at.
+that says how it ended and which models are held now. When stdin ends the process does, whatever it is at.
 """
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import queue
@@ -13,14 +14,20 @@ import signal
 import sys
 import threading
 import traceback
-from collections.abc import Generator, Iterator
-from typing import IO, Any
+from collections.abc import Generator, Iterable, Iterator, Sequence
+from dataclasses import replace
+from functools import partial
+from typing import IO, TYPE_CHECKING, Any
 
 from sdcli import events, schema
-from sdcli.errors import Bug, Interrupted, SdcliError
-from sdcli.events import Event
+from sdcli.errors import Bug, Cancelled, OutOfMemory, SdcliError
+from sdcli.events import Decoded, Degraded, Event
+from sdcli.plan.batches import Batch
 from sdcli.plan.plan import Plan
 from sdcli.plan.upscaling import UpscalePlan
+
+if TYPE_CHECKING:
+    from sdcli.draw.engines import Engine
 
 
 class Orders:
@@ -49,6 +56,75 @@ class Orders:
         os._exit(0)  # nobody is there to draw for
 
 
+class Models:
+    """An engine for each model that is held; who gives the orders says which of them have to go."""
+
+    def __init__(self, kind: str) -> None:
+        from sdcli.draw.engines import engine
+
+        engine(kind).close()  # without such an engine there is nothing to wait for
+        self._new = partial(engine, kind)
+        self._engines: dict[str, Engine] = {}
+        self.device = 0  # bytes that a GPU would regain
+
+    @property
+    def held(self) -> list[str]:
+        return list(self._engines)
+
+    def run(self, plan: Plan, batches: Sequence[Batch]) -> Generator[Event, None, None]:
+        """Where memory runs out although all was to fit, the other models go, and what is missing is drawn anew: what
+        else is loaded never moves a pixel."""
+        there: set[int] = set()
+        try:
+            crowded = yield from self._unless_crowded(plan, batches, there)
+            if crowded:
+                self.drop(self.held)
+                yield from self._engine(plan).run(plan, _missing(batches, there))
+        except GeneratorExit:
+            raise
+        except BaseException:  # it has freed all it had
+            self.drop([plan.model.name])
+            raise
+        finally:
+            self._measure(plan)
+
+    def drop(self, names: Iterable[str]) -> None:
+        for name in names:
+            if (engine := self._engines.pop(name, None)) is not None:
+                engine.close()
+
+    def _unless_crowded(self, plan: Plan, batches: Sequence[Batch], there: set[int]) -> Generator[Event, None, bool]:
+        """Whether memory ran out beside other models; the images that are `there` by then count."""
+        happening = self._engine(plan).run(plan, batches)
+        with contextlib.closing(happening):  # type: ignore[type-var]  # a generator, as every engine's is
+            try:
+                for event in happening:
+                    if isinstance(event, Degraded) and len(self._engines) > 1:
+                        return True
+                    if isinstance(event, Decoded):
+                        there.add(event.index)
+                    yield event
+            except OutOfMemory:
+                if len(self._engines) == 1:
+                    raise
+                return True
+        return False
+
+    def _engine(self, plan: Plan) -> Engine:
+        if plan.model.name not in self._engines:
+            self._engines[plan.model.name] = self._new()
+        return self._engines[plan.model.name]
+
+    def _measure(self, plan: Plan) -> None:
+        if plan.hardware.kind != "cpu":
+            nothing = replace(plan.hardware, free=0, ram_free=0)
+            self.device = max([engine.without_own(nothing).free for engine in self._engines.values()], default=0)
+
+
+def _missing(batches: Sequence[Batch], there: set[int]) -> list[Batch]:
+    return [(number, jobs) for number, jobs in batches if any(job.index not in there for job in jobs)]
+
+
 def main() -> None:
     answers = own_stdout()
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for who gives the orders
@@ -60,25 +136,24 @@ def main() -> None:
 
 
 def _serve(orders: Orders, answers: IO[bytes]) -> None:
-    from sdcli.draw.engines import engine
+    models = Models(sys.argv[1])
+    for order in orders:
+        error = _draw(models, order, orders, answers)
+        ended = {"ended": order["draw"], "error": error and error.to_json()}
+        answers.write(json.dumps({**ended, "held": models.held, "device": models.device}).encode() + b"\n")
+        answers.flush()
 
-    with engine(sys.argv[1]) as drawing:
-        for order in orders:
-            error = _draw(drawing, order, orders, answers)
-            answers.write(json.dumps({"ended": order["draw"], "error": error and error.to_json()}).encode() + b"\n")
-            answers.flush()
 
-
-def _draw(drawing: Any, order: dict[str, Any], orders: Orders, answers: IO[bytes]) -> SdcliError | None:
+def _draw(models: Models, order: dict[str, Any], orders: Orders, answers: IO[bytes]) -> SdcliError | None:
     """Draws the order's batches; what is loaded stays for the next order, also when this one is cancelled."""
     try:
-        happening = _happening(drawing, order)
+        happening = _happening(models, order)
         for event in happening:
             events.write(event, answers)
             answers.flush()
             if orders.cancelled(order["draw"]):
                 happening.close()
-                return Interrupted("cancelled")
+                return Cancelled("cancelled")
     except SdcliError as error:
         return error
     except Exception as error:
@@ -86,7 +161,7 @@ def _draw(drawing: Any, order: dict[str, Any], orders: Orders, answers: IO[bytes
     return None
 
 
-def _happening(drawing: Any, order: dict[str, Any]) -> Generator[Event, None, None]:
+def _happening(models: Models, order: dict[str, Any]) -> Generator[Event, None, None]:
     if "enlarge" in order:
         from sdcli.draw import local
 
@@ -98,7 +173,8 @@ def _happening(drawing: Any, order: dict[str, Any]) -> Generator[Event, None, No
 
         planning.try_out(plan)
         return
-    yield from drawing.run(plan, [(number, plan.batch(number)) for number in order["batches"]])
+    models.drop(order["drop"])
+    yield from models.run(plan, [(number, plan.batch(number)) for number in order["batches"]])
 
 
 def own_stdout() -> IO[bytes]:

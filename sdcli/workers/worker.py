@@ -1,4 +1,5 @@
-"""An engine whose drawing is done by another process, which may die without taking this one with it."""
+"""Drawing that is done by another process, which may die without taking this one with it. It keeps as many models
+loaded as fit."""
 
 from __future__ import annotations
 
@@ -17,10 +18,13 @@ from typing import IO, Any
 
 from sdcli import events, schema
 from sdcli.errors import Bug, OutOfMemory, SdcliError, from_json
-from sdcli.events import Event
+from sdcli.events import Event, Memory
 from sdcli.machine.hardware import Hardware
+from sdcli.plan import together
 from sdcli.plan.batches import Batch
+from sdcli.plan.calibration import context
 from sdcli.plan.plan import Plan
+from sdcli.plan.together import Held
 from sdcli.plan.upscaling import UpscalePlan
 from sdcli.terminal import show
 
@@ -44,7 +48,9 @@ class Worker:
         self.engine = engine
         self.process: subprocess.Popen[bytes] | None = None
         self.starts = 0
-        self._held: str | None = None
+        self._models: dict[str, Held] = {}  # that the process has loaded, least recently used first
+        self._device = 0  # bytes of a GPU that the process has taken
+        self.beside: Held | None = None  # what stayed loaded beside the model drawn with last
         self._stderr: IO[bytes] | None = None
         self._drawing: int | None = None  # the order's number
         self._orders = 0
@@ -55,25 +61,39 @@ class Worker:
     def run(
         self, plan: Plan, batches: Iterable[Batch] | None = None, kept: Mapping[int, bytes] | None = None
     ) -> Iterator[Event]:
-        """Closing the generator cancels what is left; the model stays loaded. A process that died is Died."""
+        """Closing the generator cancels what is left; the model stays loaded, and so do others as long as they fit
+        beside this plan. A process that died is Died."""
         yield from self.begun(plan, batches)
 
     def begun(self, plan: Plan, batches: Iterable[Batch] | None = None) -> Generator[Event, None, None]:
         """The same, where the worker has its order before anybody asks for an event."""
         numbers = [number for number, _ in (plan.numbered() if batches is None else batches)]
-        self._held = plan.model.name
-        return self._ordered({"plan": schema.to_json(plan, whole=True), "batches": numbers})
+        self._running()
+        drop = self._make_room(plan)
+        return self._ordered(
+            {"plan": schema.to_json(plan, whole=True), "batches": numbers, "drop": drop}, plan.hardware
+        )
+
+    def _make_room(self, plan: Plan) -> tuple[str, ...]:
+        """The models that have to go; the plan's own is the most recently used from now on."""
+        name = plan.model.name
+        others = {other: held for other, held in self._models.items() if other != name}
+        drop = together.leaving(others, plan)
+        stay = {other: held for other, held in others.items() if other not in drop}
+        self.beside = together.total(stay.values()) if stay else None
+        self._models = {**stay, name: together.held(plan)}
+        return drop
 
     def enlarge(self, plan: UpscalePlan) -> Iterator[Event]:
         """The same of images that are made larger. What else is loaded in the process stays beside it."""
         yield from self._ordered({"enlarge": schema.to_json(plan, whole=True)})
 
-    def _ordered(self, order: Mapping[str, Any]) -> Generator[Event, None, None]:
-        happening = self._happening(order)
+    def _ordered(self, order: Mapping[str, Any], hardware: Hardware | None = None) -> Generator[Event, None, None]:
+        happening = self._happening(order, hardware)
         next(happening)
         return happening
 
-    def _happening(self, order: Mapping[str, Any]) -> Generator[Any, None, None]:
+    def _happening(self, order: Mapping[str, Any], hardware: Hardware | None) -> Generator[Any, None, None]:
         """None first, once the order is on its way."""
         process = self._running()
         self._orders += 1
@@ -81,7 +101,10 @@ class Worker:
         self._write({"draw": self._orders, **order})
         try:
             yield None
-            yield from self._events(process)
+            for event in self._events(process):
+                if isinstance(event, Memory) and event.reserved_peak is not None and hardware is not None:
+                    self._device = event.reserved_peak + context(hardware.backend)
+                yield event
         except GeneratorExit:
             self.cancel()
             with contextlib.suppress(Died, SdcliError):
@@ -103,9 +126,10 @@ class Worker:
                 self._write({"cancel": self._drawing})
 
     def without_own(self, hardware: Hardware) -> Hardware:
-        """With the process's memory counted as free: it gives it back before another model is loaded."""
+        """With the process's memory counted as free: of what it holds it gives back what the next plan has no room
+        for."""
         held = self.resident()
-        device = held if hardware.kind == "cpu" else 0
+        device = held if hardware.kind == "cpu" else self._device if held else 0
         return replace(
             hardware,
             free=min(hardware.total, hardware.free + device),
@@ -113,9 +137,9 @@ class Worker:
         )
 
     @property
-    def holds(self) -> str | None:
-        """The model that it keeps for the next plan."""
-        return self._held if self._alive() else None
+    def held(self) -> tuple[str, ...]:
+        """The models that it keeps for the next plans, least recently used first."""
+        return tuple(self._models) if self._alive() else ()
 
     def resident(self) -> int:
         """Bytes of the process; 0 where there is none."""
@@ -175,6 +199,7 @@ class Worker:
             stdout=subprocess.PIPE, stderr=self._stderr, env=environment(), **own_group(),
         )  # fmt: skip
         self.starts += 1
+        self._models, self._device = {}, 0
         self._because = ""
         return self.process
 
@@ -203,7 +228,10 @@ class Worker:
             self._heard = time.monotonic()
             if event is not None:
                 yield event
-            elif answer["error"]:
+                continue
+            self._models = {name: held for name, held in self._models.items() if name in answer.get("held", ())}
+            self._device = answer.get("device", 0)
+            if answer["error"]:
                 raise from_json(answer["error"])
             else:
                 return

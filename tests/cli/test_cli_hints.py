@@ -9,7 +9,7 @@ import pytest
 from cli_run import sdcli
 
 from sdcli.cli import line
-from sdcli.machine import installation
+from sdcli.machine import installation, packages
 
 ELSEWHERE = ("--as-if", "cuda:8GiB,ram:32")
 
@@ -81,7 +81,7 @@ def test_the_line_that_was_typed_is_offered_corrected_and_works(
 def test_a_missing_package_has_the_line_that_installs_it(
     command: tuple[str, ...], capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(installation, "has", lambda package: False)
+    monkeypatch.setattr(packages, "has", lambda package: False)
     done = sdcli(capfd, *command, "--pin", "execution=openvino")
     assert done.code == 2 and "the package openvino is not installed" in done.err
     hint = next(text for text in done.err.splitlines() if text.startswith("  try: ")).removeprefix("  try: ")

@@ -26,13 +26,18 @@ def models() -> Iterator[Path]:
     [
         Case("sd15", 512, "resident", "same", "whole", 1),
         Case("sd15", 768, "model-offload", "fp8", "tile-512", 4),
-        Case("sd15", 512, "resident", "same", "whole", 1, "from an image"),
-        Case("sd15", 512, "drop-encoders", "same", "tile-512", 1, "twice the image"),
         Case("sd15", 512, "drop-encoders", "same", "whole", 1, "like an image"),
         Case("sdxl", 1024, "drop-encoders", "same", "tile-512", 1, card.REFINED),
         Case("sd15", 512, "group-offload", "same", "tile-256", 1, "steered"),
-        Case("sd15", 512, "resident", "same", "tile-512", 4, "adapted"),
-        Case("sdxl", 1024, "resident", "same", "tile-512", 1, "united"),
+        *(
+            pytest.param(case, marks=pytest.mark.proof)
+            for case in (
+                Case("sd15", 512, "resident", "same", "whole", 1, "from an image"),
+                Case("sd15", 512, "drop-encoders", "same", "tile-512", 1, "twice the image"),
+                Case("sd15", 512, "resident", "same", "tile-512", 4, "adapted"),
+                Case("sdxl", 1024, "resident", "same", "tile-512", 1, "united"),
+            )
+        ),
     ],
     ids=lambda case: f"{case.shape} {case.setup}",
 )
@@ -48,7 +53,9 @@ def test_each_stage_takes_what_the_plan_says_and_the_planner_asks_for_enough(mod
     assert counted.least <= counted.asked and counted.left == 0
 
 
-@pytest.mark.parametrize("mode", ["", "steered", "adapted"])
+@pytest.mark.parametrize(
+    "mode", ["", *(pytest.param(mode, marks=pytest.mark.proof) for mode in ("steered", "adapted"))]
+)
 def test_a_graph_takes_what_the_plan_says_and_the_planner_asks_for_enough(models: Path, mode: str) -> None:
     plan = card.plan_of(Case("sd15", 512, "resident", "same", "whole", 1, mode), models, execution="graph")
     planned = next(phase.device for phase in plan.footprint.phases if phase.name == "denoise")

@@ -91,7 +91,7 @@ def decoded(model: Model, dtype: str = "fp32", execution: str = "openvino") -> T
     return result.float()
 
 
-@pytest.mark.parametrize("family", all_but("sd2"))
+@pytest.mark.parametrize("family", [pytest.param("sd15", marks=pytest.mark.proof), "sdxl"])
 def test_a_unet_computes_what_diffusers_does_within_rounding(
     family: str, tiny_folders: dict[str, Path], kept: None
 ) -> None:

@@ -8,7 +8,7 @@ import pytest
 
 from scripts.proofs import plans
 
-PLANS = range(6)
+PLANS = range(3)
 
 
 @pytest.fixture(scope="module")

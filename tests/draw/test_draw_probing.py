@@ -10,7 +10,7 @@ from draw_samples import HARDWARE
 
 from sdcli.asking import probing
 from sdcli.draw import local
-from sdcli.machine import installation, memories
+from sdcli.machine import memories, packages
 
 PLACE = replace(HARDWARE, dtypes={"fp32": "assumed", "bf16": "assumed", "fp16": "unavailable"})
 
@@ -19,7 +19,7 @@ def test_a_cpu_that_claims_bf16_is_probed_once_and_remembered(monkeypatch: pytes
     probed, seconds = probing.probed(PLACE)
     assert seconds > 0.0
     assert probed.dtypes["bf16"] in ("probed", "unavailable") and probed.dtypes["fp32"] == "probed"
-    torch = installation.torch_build()
+    torch = packages.torch_build()
     assert torch is not None
     kept = memories.probes().get((PLACE.name, PLACE.isa, torch.version))
     assert kept is not None and kept.dtypes == probed.dtypes and kept.ratio["fp32"] == 1.0

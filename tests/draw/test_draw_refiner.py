@@ -160,7 +160,7 @@ def by_hand(pair: Pair, sampler: str, taken: int) -> Tensor:
 @pytest.mark.parametrize(
     ("sampler", "taken"),
     [
-        pytest.param(sampler, taken, marks=[pytest.mark.proof] * (taken == (1, 9)[number % 2]))
+        pytest.param(sampler, taken, marks=[pytest.mark.proof] * (taken != (1, 6, 9)[number % 3]))
         for number, sampler in enumerate([*IN_HALVES, "PNDM"])
         for taken in (1, 6, 9)
     ],

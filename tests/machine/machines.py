@@ -7,10 +7,11 @@ from pathlib import Path
 
 from sdcli.machine import nvml
 from sdcli.machine.hardware import Probe
-from sdcli.machine.installation import Installation, Torch
+from sdcli.machine.installation import Installation
 from sdcli.machine.memories import ProbeKey
 from sdcli.machine.memory import Memory
 from sdcli.machine.nvml import Gpu, Nvidia
+from sdcli.machine.packages import Torch
 from sdcli.machine.processor import Processor
 from sdcli.machine.survey import Survey
 from sdcli.machine.sysfs import SysfsGpu

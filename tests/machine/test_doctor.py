@@ -15,8 +15,8 @@ from machines import CPU_TORCH, CUDA_TORCH, gpu, machine
 from sdcli import schema
 from sdcli.cli import doctor
 from sdcli.machine.hardware import Probe
-from sdcli.machine.installation import Torch
 from sdcli.machine.nvml import Nvidia
+from sdcli.machine.packages import Torch
 from sdcli.machine.survey import Survey
 from sdcli.terminal import cells
 
@@ -120,7 +120,7 @@ def test_versions_below_the_floor_and_missing_ones_are_problems(monkeypatch: pyt
         doctor.Version(name="diffusers", version="0.30.0"),
         doctor.Version(name="transformers", version=""),
     )
-    monkeypatch.setattr(doctor.installation, "versions", lambda: found)
+    monkeypatch.setattr(doctor.packages, "versions", lambda: found)
     problems = doctor.examine(seen=machine()).diagnosis.problems
     assert [problem.message for problem in problems] == [
         "diffusers 0.30.0 is older than 0.42, the oldest tested version",
@@ -235,9 +235,9 @@ def test_doctor_imports_nothing_heavy_and_makes_no_folder(own_folders: Path) -> 
 @pytest.mark.system
 @pytest.mark.skipif(nvml_by_hand.compiler() is None or sys.platform != "linux", reason="no C compiler")
 def test_a_real_driver_library_with_a_torch_for_cpus_ends_with_8(tmp_path: Path) -> None:
-    from sdcli.machine import installation
+    from sdcli.machine import packages
 
-    torch = installation.torch_build()
+    torch = packages.torch_build()
     if torch is None or torch.cuda:
         pytest.skip("this torch is no CPU build")
     nvml_by_hand.compiled(tmp_path)

@@ -9,9 +9,10 @@ from pathlib import Path
 import pytest
 
 from sdcli import data
-from sdcli.machine import installation
-from sdcli.machine.installation import Installation, Torch, Version
+from sdcli.machine import installation, packages
+from sdcli.machine.installation import Installation
 from sdcli.machine.nvml import Gpu, Nvidia
+from sdcli.machine.packages import Torch, Version
 
 CPU = Torch(version="2.13.0+cpu")
 CU130 = Torch(version="2.13.0+cu130", cuda="13.0")
@@ -39,7 +40,7 @@ def test_torchs_version_file_is_read_as_text(tmp_path: Path) -> None:
         "from typing import Optional\n__version__ = '2.13.0+cu130'\ndebug = False\n"
         "cuda: Optional[str] = '13.0'\ngit_version = 'cf30153c'\nhip: Optional[str] = None\n"
     )
-    torch = installation.torch_build(_torch_folder(tmp_path, text))
+    torch = packages.torch_build(_torch_folder(tmp_path, text))
     assert torch == CU130 and torch.flavour == "CUDA 13.0"
 
 
@@ -52,21 +53,21 @@ def test_torchs_version_file_is_read_as_text(tmp_path: Path) -> None:
     ],
 )
 def test_builds_for_other_devices_are_named(tmp_path: Path, text: str, flavour: str) -> None:
-    torch = installation.torch_build(_torch_folder(tmp_path, text))
+    torch = packages.torch_build(_torch_folder(tmp_path, text))
     assert torch is not None and torch.flavour == flavour
     assert "build" in (installation.unusable(torch, _gpu(), _driver()) or "")
 
 
 @pytest.mark.parametrize("text", ["", "import os\nos.abort()\n", "\x00\xff"])
 def test_a_version_file_of_something_else_is_no_torch_and_is_not_run(tmp_path: Path, text: str) -> None:
-    assert installation.torch_build(_torch_folder(tmp_path, text)) is None
-    assert installation.torch_build(tmp_path / "gone") is None
+    assert packages.torch_build(_torch_folder(tmp_path, text)) is None
+    assert packages.torch_build(tmp_path / "gone") is None
 
 
 def test_the_installed_torch_is_found_and_not_imported() -> None:
     before = "torch" in sys.modules
-    torch = installation.torch_build()
-    assert torch is not None and installation.version_of(torch.version) >= (2, 10)
+    torch = packages.torch_build()
+    assert torch is not None and packages.version_of(torch.version) >= (2, 10)
     assert ("torch" in sys.modules) == before
 
 
@@ -268,21 +269,21 @@ def test_the_folder_one_stands_in_is_a_dot(tmp_path: Path, monkeypatch: pytest.M
 def test_the_packages_of_this_environment_are_listed_without_importing_them() -> None:
     from importlib import metadata
 
-    versions = {version.name: version.version for version in installation.versions()}
+    versions = {version.name: version.version for version in packages.versions()}
     assert set(versions) == set(data.lowest_versions())
     for name, version in versions.items():
         assert version == metadata.version(name), "the folder's name and the record agree"
 
 
 def test_a_package_that_is_not_there_has_no_version() -> None:
-    assert installation.versions(("no-such-package",)) == (Version(name="no-such-package", version=""),)
+    assert packages.versions(("no-such-package",)) == (Version(name="no-such-package", version=""),)
 
 
 def test_known_bad_versions_say_why_and_others_do_not() -> None:
-    assert "183815" in (installation.known_bad("torch", "2.13.0+cpu") or "")
-    assert installation.known_bad("torch", "2.13.1") is None
-    assert installation.known_bad("torch", "") is None
-    assert installation.known_bad("diffusers", "2.13.0") is None
+    assert "183815" in (packages.known_bad("torch", "2.13.0+cpu") or "")
+    assert packages.known_bad("torch", "2.13.1") is None
+    assert packages.known_bad("torch", "") is None
+    assert packages.known_bad("diffusers", "2.13.0") is None
 
 
 @pytest.mark.parametrize(
@@ -297,20 +298,20 @@ def test_known_bad_versions_say_why_and_others_do_not() -> None:
     ],
 )
 def test_floors_compare_numbers_not_letters(name: str, version: str, floor: str | None) -> None:
-    assert installation.below_floor(name, version) == floor
+    assert packages.below_floor(name, version) == floor
 
 
 def test_the_tested_set_is_told_apart_by_minor_versions() -> None:
     same = tuple(Version(name=name, version=data.tested_versions()[name]) for name in data.lowest_versions())
-    assert installation.tested(same)
-    assert installation.tested((Version(name="torch", version="2.13.1+cu130"),))
-    assert not installation.tested((*same[1:], Version(name="torch", version="2.14.0")))
+    assert packages.tested(same)
+    assert packages.tested((Version(name="torch", version="2.13.1+cu130"),))
+    assert not packages.tested((*same[1:], Version(name="torch", version="2.14.0")))
 
 
 def test_what_is_required_has_a_lowest_version_and_a_tested_one_that_is_not_below_it() -> None:
     assert {"torch", "diffusers", "transformers"} <= set(data.lowest_versions())
     for name, lowest in data.lowest_versions().items():
-        assert installation.version_of(data.tested_versions()[name]) >= installation.version_of(lowest) > (), name
+        assert packages.version_of(data.tested_versions()[name]) >= packages.version_of(lowest) > (), name
 
 
 # --- compilers
@@ -336,7 +337,7 @@ def test_the_compiler_is_the_one_that_torch_would_take(
     found: str | None,
 ) -> None:  # fmt: skip
     monkeypatch.setattr("shutil.which", lambda name: name if name in there else None)
-    monkeypatch.setattr(installation, "has", lambda package: True)
-    assert installation.compiler(kind, environment, platform) == found
-    monkeypatch.setattr(installation, "has", lambda package: False)
-    assert (installation.compiler(kind, environment, platform) is None) == (found is None or kind == "cuda")
+    monkeypatch.setattr(packages, "has", lambda package: True)
+    assert packages.compiler(kind, environment, platform) == found
+    monkeypatch.setattr(packages, "has", lambda package: False)
+    assert (packages.compiler(kind, environment, platform) is None) == (found is None or kind == "cuda")

@@ -11,8 +11,8 @@ from sdcli import schema
 from sdcli.errors import DeviceUnusable, Usage
 from sdcli.machine import dtypes, memories, survey
 from sdcli.machine.hardware import Hardware, Probe
-from sdcli.machine.installation import Torch
 from sdcli.machine.nvml import Nvidia
+from sdcli.machine.packages import Torch
 
 
 def _names(devices: tuple[Hardware, ...]) -> list[str]:

@@ -12,7 +12,7 @@ from machines import CPU_TORCH, CUDA_TORCH, GIB, gpu, machine
 from sdcli.cli import doctor
 from sdcli.errors import DeviceUnusable
 from sdcli.machine import dtypes, installation, survey, sysfs
-from sdcli.machine.installation import Torch
+from sdcli.machine.packages import Torch
 from sdcli.machine.survey import Survey
 from sdcli.machine.sysfs import AMD, SysfsGpu
 

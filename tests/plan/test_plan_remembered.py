@@ -92,6 +92,19 @@ def test_runs_add_up_and_the_highest_peak_stays() -> None:
     assert second == Measures(device_peak=5, host_peak=10, load=2.0, step=0.1, image=0.5, runs=2)
 
 
+def test_a_run_beside_other_models_says_how_long_it_takes_and_not_how_much() -> None:
+    beside = Measures(load=4.0, step=0.9, image=1.5, runs=0)
+    stored = json.loads(json.dumps(schema.to_json(merged(None, beside))))
+    plan = planned({})
+    again = planned({key(plan): stored})
+    assert again.seconds is not None and again.seconds.step == 0.9
+    assert (again.setup, again.footprint) == (plan.setup, plan.footprint) and plan.footprint.runs == 0
+    assert {row.source for row in again.decisions} == {row.source for row in plan.decisions}
+    alone = merged(stored, Measures(device_peak=5 * GIB, host_peak=GIB, step=0.8))
+    assert (alone.device_peak, alone.runs, alone.load) == (5 * GIB, 1, 4.0)
+    assert merged(schema.to_json(alone), beside) == replace(alone, step=0.9)
+
+
 anything = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=5),
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=5), inner, max_size=3),
@@ -104,7 +117,7 @@ names = st.sampled_from(["device_peak", "host_peak", "load", "step", "picture", 
 @given(data=anything | st.dictionaries(names, anything, max_size=7))
 def test_a_file_of_any_age_is_read_or_ignored(data: Any) -> None:
     result = measures(data)
-    assert result is None or (result.device_peak or result.host_peak)
+    assert result is None or (result.device_peak or result.host_peak) or (result.step is not None and not result.runs)
     assert merged(data, Measures(host_peak=1)).runs >= 1
 
 

@@ -12,8 +12,8 @@ from types import SimpleNamespace
 from typing import Any
 from unittest import mock
 
-from sdcli.machine import installation, memory, nvml, survey, sysfs
-from sdcli.machine.installation import Torch
+from sdcli.machine import installation, memory, nvml, packages, survey, sysfs
+from sdcli.machine.packages import Torch
 from sdcli.plan.calibration import context
 from tests.machine import sysfs_by_hand
 from tests.machine.nvml_by_hand import Fake, FakeNvml
@@ -41,7 +41,7 @@ def answered(machine: Machine, devices: list[Device]) -> Iterator[None]:
     backend = devices[0].backend
     with contextlib.ExitStack() as stack:
         build = _torch_for(backend)
-        stack.enter_context(mock.patch.object(installation, "torch_build", lambda folder=None: build))
+        stack.enter_context(mock.patch.object(packages, "torch_build", lambda folder=None: build))
         if backend == "cuda":
             stack.enter_context(_module("pynvml", PretendNvml(machine, devices)))
             stack.enter_context(mock.patch.object(nvml, "_without_driver", lambda: False))

@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.utils.weak import WeakIdKeyDictionary
 
 from tests.pretend_gpu.tensors import Machine, NoMode
-from tests.pretend_gpu.trees import leaves, tree_map
+from tests.pretend_gpu.trees import leaves, map_tensors, tensors, tree_map
 
 POOLS = itertools.count(1)
 
@@ -65,14 +65,12 @@ class Recording:
 
     def add(self, func: Callable[..., Any], args: Any, kwargs: Mapping[str, Any], result: Any) -> None:
         """`args` as they were given, `result` on the numbers."""
-        given = {id(self.machine.inner(value)) for value in leaves((args, kwargs)) if isinstance(value, Tensor)}
-        stored_args, stored_kwargs = tree_map(self._stored, (args, dict(kwargs)))
+        given = {id(self.machine.inner(value)) for value in tensors(args, kwargs)}
+        stored_args, stored_kwargs = map_tensors(self._stored, (args, dict(kwargs)))
         numbers = tuple(self._numbered(value, given) for value in leaves(result))
         self.calls.append(Call(func, stored_args, stored_kwargs, numbers))
 
-    def _stored(self, value: Any) -> Any:
-        if not isinstance(value, Tensor):
-            return value
+    def _stored(self, value: Tensor) -> Any:
         if not self.machine.is_here(value) and not value.ndim:
             return value.clone()  # a number, part of the call
         inner = self.machine.inner(value)

@@ -23,7 +23,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from tests.pretend_gpu.allocator import Allocator, Block, OutOfSpace, Peaks
-from tests.pretend_gpu.trees import leaves, tree_map
+from tests.pretend_gpu.trees import leaves, map_tensors, tensors
 
 if TYPE_CHECKING:
     from tests.pretend_gpu.graphs import Recording
@@ -192,22 +192,20 @@ class Machine:
             return self.on_inner(func, args, kwargs)
 
         def on_ones(*values: Any, **named: Any) -> Any:
-            values, named = tree_map(_ones, (values, named))
-            return tree_map(self.beside, func(*values, **named))
+            values, named = map_tensors(_ones, (values, named))
+            return map_tensors(self.beside, func(*values, **named))
 
         return self.on_inner(on_ones, args, kwargs)
 
     def on_inner(self, func: Callable[..., Any], args: Any, kwargs: Mapping[str, Any]) -> Any:
         """The call on the numbers themselves; what comes of it is on the GPU again."""
-        given = [value for value in leaves((args, kwargs)) if self.is_here(value)]
+        given = [value for value in tensors(args, kwargs) if self.is_here(value)]
         device = given[0].device
         owners = {id(self.inner(value)): value for value in given}
         with NoMode():
-            result = func(*tree_map(self.beside, args), **tree_map(self.beside, dict(kwargs)))
+            result = func(*map_tensors(self.beside, args), **map_tensors(self.beside, kwargs))
 
-        def outer(value: Any) -> Any:
-            if not isinstance(value, Tensor):
-                return value
+        def outer(value: Tensor) -> Tensor:
             owner = owners.get(id(value))
             if owner is None:
                 return self.wrap(value, device)
@@ -216,14 +214,14 @@ class Machine:
             return owner
 
         self.called(func, args, kwargs, result)
-        return tree_map(outer, result)
+        return map_tensors(outer, result)
 
     def called(self, func: Callable[..., Any], args: Any, kwargs: Mapping[str, Any], result: Any) -> None:
         """After a call, with its result on the numbers: a launch, unless a graph only takes it down."""
         if self.recording is not None:
             self.recording.add(func, args, kwargs, result)
             return
-        given = [self.inner(value) for value in leaves((args, kwargs)) if isinstance(value, Tensor)]
+        given = [self.inner(value) for value in tensors(args, kwargs)]
         if _launches(func, given, result):
             self.traffic.launches[_name(func)] += 1
 
@@ -307,11 +305,15 @@ class Operators(TorchDispatchMode):
         super().__init__()
         self.machine = machine
 
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        return False  # what guards the calls below from being compiled took a tenth of the time of a drawing
+
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
         machine = self.machine
-        tensors = [value for value in leaves((args, kwargs)) if isinstance(value, Tensor)]
-        here = [tensor for tensor in tensors if machine.is_here(tensor)]
+        given = tensors(args, kwargs)
+        here = [tensor for tensor in given if machine.is_here(tensor)]
         asked = kwargs.get("device")
         made_here = asked is not None and torch.device(asked).type == machine.kind
         if not here and not made_here:
@@ -327,12 +329,13 @@ class Operators(TorchDispatchMode):
         if made_here:
             at_home = {**kwargs, "device": machine.home}
             with NoMode():
-                inner = func(*tree_map(machine.inner, args), **tree_map(machine.inner, at_home))
+                inner = func(*map_tensors(machine.inner, args), **map_tensors(machine.inner, at_home))
             machine.called(func, args, at_home, inner)
             return machine.wrap(inner, torch.device(asked))
-        _refuse_two_devices(func, tensors)
+        if len(here) < len(given) or len(machine.memories) > 1:
+            _refuse_two_devices(func, given)
         if asked is not None:  # a tensor elsewhere, by the shape of one here
-            return func(*tree_map(machine.inner, args), **tree_map(machine.inner, kwargs))
+            return func(*map_tensors(machine.inner, args), **map_tensors(machine.inner, kwargs))
         if func in _MATRIX_PRODUCTS:
             machine.multiply(here[0].device.index or 0)
         if waits:
@@ -385,7 +388,7 @@ def _launches(func: Any, given: Iterable[Tensor], result: Any) -> bool:
     if isinstance(func, torch._ops.OpOverload) and func._schema.is_mutable:
         return True
     before = {value.untyped_storage()._cdata for value in given}
-    made = [value.untyped_storage()._cdata for value in leaves(result) if isinstance(value, Tensor)]
+    made = [value.untyped_storage()._cdata for value in tensors(result)]
     return not made or any(storage not in before for storage in made)
 
 
@@ -463,7 +466,7 @@ class Bindings(TorchFunctionMode):
         machine = self.machine
         if func in (Tensor.pin_memory, Tensor.is_pinned):
             return True
-        if any(machine.is_here(value) for value in leaves((args, kwargs))):
+        if any(map(machine.is_here, tensors(args, kwargs))):
             return True
         values = [*args, *kwargs.values()]
         if any(isinstance(v, (torch.device, str)) and str(v).split(":")[0] == machine.kind for v in values):
@@ -484,7 +487,7 @@ class Bindings(TorchFunctionMode):
                 return machine.on_inner(method, (tensor, *args), kwargs)
             machine.wait(method.__name__)  # a host's tensor, indexed by a number on the device
             with NoMode():
-                return method(tensor, *tree_map(lambda value: _ones(machine.inner(value)), args), **kwargs)
+                return method(tensor, *map_tensors(lambda value: _ones(machine.inner(value)), args), **kwargs)
 
         return answer
 

@@ -32,9 +32,12 @@ from sdcli.events import (
     Warned,
 )
 from sdcli.files import Files
+from sdcli.machine import memories
 from sdcli.plan.plan import Plan, PlanWarning
+from sdcli.plan.remembered import measures
+from sdcli.plan.together import Held
+from sdcli.record import remembering, runs
 from sdcli.record import report as reports
-from sdcli.record import runs
 from sdcli.record.report import Folding, Report, fold
 from sdcli.record.store import store
 from sdcli.sizes import GIB
@@ -201,6 +204,30 @@ def test_predicted_is_beside_measured_on_a_cpu_and_on_a_gpu() -> None:
     assert (gpu.memory.measured.reserved_peak, gpu.memory.measured.allocated_peak) == (2 * GIB, 9)
     assert gpu.memory.predicted is not None and gpu.memory.predicted.device_peak == 2 * GIB
     assert folded([Planned(plan=plan())]).memory.ratio is None
+
+
+def test_what_other_models_held_is_beside_what_was_measured_with_them() -> None:
+    folding = Folding(started="", run="", clock=lambda: 0.0)
+    for event in (Planned(plan=plan()), Memory(phase="denoise", host_peak=3 * GIB)):
+        folding(event)
+    folding.beside = Held(device=GIB, host=GIB)
+    report = folding.report()
+    assert (report.memory.ratio, report.memory.beside) == (1.0, Held(device=GIB, host=GIB))
+    assert reports.from_json(reports.to_json(report)).memory == report.memory
+
+
+@pytest.mark.parametrize("beside", [None, Held(device=GIB, host=GIB)])
+def test_peaks_that_hold_other_models_too_are_not_remembered(tmp_path: Path, beside: Held | None) -> None:
+    of = replace(plan(), hardware=replace(plan().hardware, source="os"))
+    folding = Folding(started="", run="", clock=lambda: 0.0)
+    for event in (*good_run(tmp_path, of), Memory(phase="denoise", host_peak=3 * GIB)):
+        folding(event)
+    folding.beside = beside
+    remembering.remember(of, folding.report())
+    (entry,) = memories.remembered(memories.machine_of(of.hardware)).values()
+    known = measures(entry)
+    assert known is not None and known.step is not None
+    assert (known.host_peak, known.runs) == ((3 * GIB, 1) if beside is None else (None, 0))
 
 
 def test_load_as_a_whole_replaces_the_sum_of_its_parts() -> None:

@@ -7,7 +7,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sdcli.request.prompt import CHUNK, Break, Segment, chunks, extract_loras, neutral, of_other_programs, parse
+from sdcli.request.prompt import CHUNK, Break, Segment, chunks, neutral, parse
+from sdcli.request.tags import extract_loras, of_other_programs
 
 WORDS = [
     "a",

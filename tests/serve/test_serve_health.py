@@ -7,6 +7,8 @@ import json
 import re
 import time
 from collections.abc import Callable
+from dataclasses import replace
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +20,7 @@ from sdapi_client import post
 from sdcli.asking import planning
 from sdcli.request.options import OPTIONS
 from sdcli.serve import asked as asking
-from sdcli.serve import openai_fields, openapi, sdapi_fields
+from sdcli.serve import metrics, openai_fields, openapi, sdapi_fields
 from sdcli.serve.bounds import Bounds
 from sdcli.serve.line import Room
 from sdcli.serve.metrics import Counter, Histogram
@@ -33,6 +35,15 @@ EXPOSITION = re.compile(
 def ask(server: Any, path: str, method: str = "GET") -> Any:
     host = server.url.removeprefix("http://").encode()
     return asked(server.guard, method, path, [(b"host", host)])
+
+
+def figures(server: Any, line: str) -> Any:
+    """Once they hold this line: a request is counted a moment after its end."""
+    until = time.monotonic() + 60
+    while line not in (answered := ask(server, "/metrics")).body.decode().splitlines():
+        assert time.monotonic() < until
+        time.sleep(0.01)
+    return answered
 
 
 def until_ready(server: Any) -> None:
@@ -80,22 +91,71 @@ def test_figures_are_what_happened_in_prometheus_own_format(serve: Callable[...,
     ticket = service.submit(service.plan({"words": ("a cat",), "size": "64x64", "steps": "3", "num_images": "2"}))
     while not ticket.over:
         time.sleep(0.005)
+    cancelled = service.submit(service.plan({"words": ("a cat",), "size": "64x64", "steps": "999"}))
+    service.cancel(cancelled)
+    while not cancelled.over:
+        time.sleep(0.005)
     ask(server, '/"\n{}', "POST")
     ask(server, "/healthz")
-    answered = ask(server, "/metrics")
+    answered = figures(server, 'sdcli_drawn_requests_total{state="cancelled"} 1')
     text = answered.body.decode()
     assert answered.header("content-type") == "text/plain; version=0.0.4; charset=utf-8"
     assert [line for line in text.splitlines() if EXPOSITION.fullmatch(line) is None] == []
     lines = text.splitlines()
+    both = (ticket, cancelled)
+    steps = sum(one.happened["Step"] for one in both)
+    took = sum(step for one in both for batch in one.report.get("batches", ()) for step in batch["step_seconds"])
+    peak = ticket.report["memory"]["measured"]["host_peak"]  # of one image as of the other
+    assert f'sdcli_device_peak_bytes{{model="builtin"}} {peak}' in lines
+    (seconds,) = (line for line in lines if line.startswith('sdcli_denoise_seconds_total{model="builtin"} '))
+    assert float(seconds.split()[1]) == pytest.approx(took) and took > 0
     for expected in (
-        'sdcli_images_total{status="saved"} 2', 'sdcli_drawn_requests_total{state="done"} 1', "sdcli_steps_total 6",
-        "sdcli_queue_wait_seconds_count 1", "sdcli_worker_starts_total 1", "sdcli_queue_requests 0",
+        'sdcli_images_total{status="saved"} 2', 'sdcli_drawn_requests_total{state="done"} 1',
+        'sdcli_drawn_requests_total{state="cancelled"} 1', 'sdcli_cancelled_requests_total{because="asked"} 1',
+        f'sdcli_steps_total{{model="builtin"}} {steps}',
+        f"sdcli_queue_wait_seconds_count {sum(one.waited is not None for one in both)}",
+        "sdcli_worker_starts_total 1", "sdcli_queue_requests 0",
         'sdcli_model_loads_total{model="builtin"} 1', 'sdcli_rejected_total{reason="not_found"} 1',
         'sdcli_http_requests_total{route="/healthz",method="GET",code="200"} 1',
         'sdcli_http_requests_total{route="-",method="POST",code="404"} 1',
     ):  # fmt: skip
         assert expected in lines
     assert "a cat" not in text
+    assert documented() == printed(lines)
+
+
+ROW = re.compile(r"\| `(\w+)` \| (counter|gauge|histogram) \| ([`\w, ]*)\| (.+) \|")
+
+
+def documented() -> list[tuple[str, str, set[str], str]]:
+    """The table of series: name, kind, labels, and what is said of each."""
+    text = (Path(__file__).resolve().parents[2] / "docs" / "serving.md").read_text(encoding="utf-8")
+    rows = (row.groups() for row in ROW.finditer(text))
+    return [(name, kind, set(re.findall(r"\w+", labels)), said.replace("`", "")) for name, kind, labels, said in rows]
+
+
+def printed(lines: list[str]) -> list[tuple[str, str, set[str], str]]:
+    """The same of what was answered, where every series has a value."""
+    found = []
+    for head, following in pairwise(lines):
+        if head.startswith("# HELP "):
+            name, said = head.removeprefix("# HELP ").split(" ", 1)
+            values = [line for line in lines if re.match(rf"{name}(_bucket|_sum|_count)?[{{ ]", line)]
+            assert values, name
+            labels = {label for line in values for label in re.findall(r'(\w+)="', line)} - {"le"}
+            found.append((name, following.rpartition(" ")[2], labels, said))
+    return found
+
+
+def test_models_beyond_a_hundred_share_a_label(serve: Callable[..., Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(metrics, "MOST_MODELS", 1)
+    server = serve()
+    plan = server.service.plan({"words": ("a cat",), "size": "64x64", "steps": "2"})
+    for name in ("builtin", "another", "a third", "builtin"):
+        server.service.submit(replace(plan, model=replace(plan.model, name=name)))
+    text = figures(server, 'sdcli_drawn_requests_total{state="done"} 4').body.decode()
+    lines = [line for line in text.splitlines() if line.startswith("sdcli_steps")]
+    assert lines == ['sdcli_steps_total{model="builtin"} 4', 'sdcli_steps_total{model="others"} 4']
 
 
 def test_a_histogram_counts_each_value_in_all_bounds_above_it() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import io
+import json
 import os
 import signal
 import threading
@@ -16,11 +17,11 @@ import pytest
 from PIL import Image
 
 from sdcli.cli.main import run
-from sdcli.errors import BadFile, SdcliError
-from sdcli.record import runs
+from sdcli.errors import BadFile, SdcliError, Usage
+from sdcli.record import found_runs, runs
 from sdcli.record.names import Destination
 from sdcli.serve.line import Full, Line, Room
-from sdcli.serve.ticket import Ticket
+from sdcli.serve.ticket import LEFT, Ticket
 from sdcli.serve.uploads import Uploads
 
 
@@ -122,6 +123,39 @@ def test_what_nobody_wants_any_more_is_not_drawn_to_its_end(serve: Callable[...,
     assert ended.wait(60)
     assert (running.state, waiting.state) == ("cancelled", "cancelled") and len(running.images) < 20
     assert service.worker.starts == 1 and drawn(service, steps="1").state == "done" and service.worker.starts == 1
+
+
+def test_a_run_that_was_cancelled_is_resumed_by_its_name_alone(
+    serve: Callable[..., Any], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    service, images = serve().service, str(tmp_path / "images")
+    plan = service.plan({"words": ("a cat",), "size": "64x64", "steps": "999", "num_images": "2"})
+
+    def begun() -> Ticket:
+        ticket: Ticket = service.submit(plan)
+        there = threading.Event()
+        ticket.listen(lambda number, event: there.set())
+        assert there.wait(60)
+        return ticket
+
+    cancelled = begun()
+    service.cancel(cancelled, LEFT)
+    while not cancelled.over:
+        time.sleep(0.01)
+    report = json.loads((cancelled.destination.records / "report.json").read_text())
+    assert (report["status"], report["error"]["type"]) == ("cancelled", "cancelled")
+    assert report["error"]["details"] == {"because": "left"}
+    with pytest.raises(Usage, match="unfinished"):
+        found_runs.to_resume(images)
+    left = begun()
+    service.stop(grace=0)
+    assert found_runs.to_resume(images) == left.destination.records
+    with pytest.raises(SystemExit):
+        run(["runs", images])
+    said = capsys.readouterr().out
+    assert f"{cancelled.destination.run}  cancelled" in said and f"{left.destination.run}  interrupted" in said
+    records = found_runs.to_resume(str(cancelled.destination.records))
+    assert runs.recover(runs.read(records)).missing
 
 
 def test_an_idle_worker_gives_its_memory_back(serve: Callable[..., Any]) -> None:

@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 
-@dataclass(frozen=True, kw_only=True)
-class Known:
+class Known(NamedTuple):
     """A repository with a short name. Its facts are here, so that a plan needs no network."""
 
     alias: str
@@ -18,8 +16,7 @@ class Known:
     formerly: tuple[str, ...] = ()  # former names, and mirrors that no longer exist
 
 
-@dataclass(frozen=True, kw_only=True)
-class Encoder:
+class Encoder(NamedTuple):
     """How one of its text encoders is used."""
 
     part: str = "text_encoder"
@@ -28,17 +25,16 @@ class Encoder:
     original: str = "cond_stage_model.transformer."  # the prefix of its tensors in a single file
 
 
-@dataclass(frozen=True, kw_only=True)
-class Family:
+class Family(NamedTuple):
     name: str
     title: str
     pipeline: str  # the diffusers class a model_index.json of this family names
+    defaults: Mapping[str, Any]  # Request fields; the size too where the family was trained at one
     repainting: str = ""  # the same of its models that were trained to repaint
     editing: str = ""  # and of those trained to edit
     text_width: int = 0  # of the text that its UNet reads (cross_attention_dim), as published
     matches: Callable[[Mapping[str, Any]], bool] | None = None  # whether a UNet's config is its, whatever the widths
     encoders: tuple[Encoder, ...] = (Encoder(),)
-    defaults: Mapping[str, Any]  # Request fields; the size too where the family was trained at one
     known: Known | None = None
     empty_is_zeros: bool = False  # an empty negative prompt is zeros, unless the model's index says otherwise
     vae_overflows: bool = False  # its VAE leaves the range of fp16, unless its config says force_upcast = false

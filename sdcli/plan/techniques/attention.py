@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
+from typing import NamedTuple
 
 from sdcli.machine.hardware import Hardware, QueryBlock
 from sdcli.models.model import Model
@@ -19,8 +20,7 @@ SLICED = (
 )
 
 
-@dataclass(frozen=True)
-class Blocks:
+class Blocks(NamedTuple):
     """How much of softmax(QKᵀ)V is computed at once where attention runs in blocks."""
 
     rows: int  # heads of images

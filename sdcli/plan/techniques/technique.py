@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
+from typing import NamedTuple
 
 from sdcli.machine.hardware import Hardware
 from sdcli.models.model import Model
@@ -14,8 +15,7 @@ from sdcli.sizes import GIB
 NOISE = 0.95  # a way must take less than this share of another's measured time to be called faster
 
 
-@dataclass(frozen=True, kw_only=True)
-class Situation:
+class Situation(NamedTuple):
     """What a technique's reason is based on: the hardware, the budget, and the predicted peaks of any setup."""
 
     hardware: Hardware
@@ -61,6 +61,10 @@ class Technique:
     def of(self, setup: Setup) -> str:
         choice: str = getattr(setup, self.slot)
         return choice
+
+    def rank(self, setup: Setup) -> int:
+        """Of a setup's choice in the order of preference."""
+        return self.choices.index(getattr(setup, self.slot))
 
     def put(self, setup: Setup, choice: str) -> Setup:
         return replace(setup, **{self.slot: choice})  # type: ignore[arg-type]

@@ -16,8 +16,9 @@ from typing import Any
 from sdcli.errors import Usage
 from sdcli.plan.plan import Setup
 from sdcli.record.metadata.own import RecordedModel
-from sdcli.request import prompt, samplers
+from sdcli.request import samplers
 from sdcli.request.request import Job, Refiner, Repaint
+from sdcli.request.tags import lora_tag
 
 NEGATIVE = "Negative prompt:"
 FEWEST_PAIRS = 3  # with fewer, every reader takes the last line for prompt
@@ -152,7 +153,7 @@ def infotext(job: Job, setup: Setup, model: RecordedModel, version: str) -> Info
     ]
     texts = tuple((key, _tidy(str(value))) for key, value in pairs if value is not None)
     # in A1111 the prompt names the LoRAs, and their weights are nowhere else
-    tags = [prompt.lora_tag(lora.name, lora.scale) for lora in loras]
+    tags = [lora_tag(lora.name, lora.scale) for lora in loras]
     return Infotext(_tidy(" ".join(filter(None, (job.prompt, *tags)))), _tidy(job.negative_prompt), texts)
 
 

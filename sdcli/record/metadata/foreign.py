@@ -12,8 +12,8 @@ from sdcli import reading
 from sdcli.errors import BadFile
 from sdcli.record.metadata import a1111
 from sdcli.request import samplers
-from sdcli.request.prompt import lora_weight
 from sdcli.request.request import LARGEST_SEED
+from sdcli.request.tags import lora_weight
 
 LONGEST_SHOWN = 1000
 MOST_UNKNOWN = 200

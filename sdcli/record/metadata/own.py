@@ -13,8 +13,8 @@ from sdcli.errors import BadFile
 from sdcli.models import hub_name
 from sdcli.plan.plan import Adapter, Plan, Setup
 from sdcli.record import documents
-from sdcli.request.prompt import lora_weight
 from sdcli.request.request import PER_IMAGE, Job, Refined, Refiner, SecondPass, Start
+from sdcli.request.tags import lora_weight
 from sdcli.terminal import size_text
 
 NAME, NEWEST = "sdcli.image", 1

@@ -61,7 +61,7 @@ function ended(job) {
 
 async function greet() {
   const { device, holds, model, queue, version } = await ask("GET", "/v1/status");
-  const parts = [`${holds ?? model} on ${device.name}`, holds ? "loaded" : "not loaded yet", `${bytes(device.free)} free`];
+  const parts = [`${holds[0] ?? model} on ${device.name}`, holds.length ? "loaded" : "not loaded yet", `${bytes(device.free)} free`];
   if (queue.requests) parts.push(`${queue.requests} waiting`);
   find("server").textContent = parts.join(" · ");
   find("server").title = `sdcli ${version}`;

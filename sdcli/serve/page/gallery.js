@@ -134,8 +134,9 @@ export function described(settings, more) {
 
 const kilobytes = (count) => `${Math.max(1, Math.round(count / 1000)).toLocaleString("en")} kB`;
 
-function memory({ memory: { predicted, measured }, plan }) {
-  const text = (kind) => `${bytes(measured[kind])} measured, ${bytes(predicted[kind])} predicted`;
+function memory({ memory: { predicted, measured, beside }, plan }) {
+  const others = (kind) => (beside ? ` and ${bytes(beside[kind])} of other models` : "");
+  const text = (kind) => `${bytes(measured[kind])} measured, ${bytes(predicted[kind])} predicted${others(kind)}`;
   if (plan.device.kind === "cpu" || measured.device === null) return text("host");
   return `${text("device")} on the device; ${text("host")} beside it`;
 }
