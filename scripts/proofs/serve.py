@@ -46,7 +46,7 @@ SIDE = 64
 QUEUE_COST, GROWTH = 0.005, 1_000  # seconds at the 99th percentile; bytes a request
 SHARE, BESIDE = 0.03, 0.010  # of an image's time, and seconds
 FIRST = 0.300  # seconds after generate's first image
-CASES, OF_EACH = 20_000, 520  # of schemathesis: all together, and the most it draws at random of one operation
+CASES, OF_EACH = 20_000, 640  # of schemathesis: all together, and the most it draws at random of one operation
 SCHEMATHESIS = "SCHEMATHESIS"  # the variable that says where the program is
 
 Row = tuple[str, str, str, bool | None]
@@ -352,7 +352,7 @@ def as_documented(cases: int = CASES) -> Row:
             program, "--config-file", "schemathesis.toml", "run", f"http://127.0.0.1:{port}/openapi.json", "--checks",
             "all", "--max-examples", str(max(1, OF_EACH * cases // CASES)), "--seed", "1", "--no-color",
             "--continue-on-failure", "--no-shrink", "--generation-database", "none", "--suppress-health-check", "all",
-            "--workers", "2",
+            "--workers", "2", "--request-timeout", "120",
         ]  # fmt: skip
         run = subprocess.run(
             command, cwd=folder, env={**os.environ, **hooks}, capture_output=True, text=True, encoding="utf-8"

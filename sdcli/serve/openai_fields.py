@@ -189,10 +189,9 @@ def schema(bounds: Bounds, edits: bool = False) -> dict[str, Any]:
     """Of a body, for /openapi.json; of an edit as a form."""
     listed = [each for each in (*FIELDS, BACKGROUND) if edits or not each.edits]
     properties = {name: each.schema(bounds, form=edits) for each in listed for name in (each.name, *each.also)}
-    ignored = {"description": "Ignored.", **({"type": "string"} if edits else {})}
     found: dict[str, Any] = {
         "type": "object", "required": ["prompt"], "additionalProperties": False,
-        "properties": properties | dict.fromkeys(sorted(IGNORED), ignored), "allOf": list(_once(listed, edits)),
+        "properties": properties | {name: {"description": "Ignored."} for name in sorted(IGNORED)}, "allOf": list(_once(listed, edits)),
     }  # fmt: skip
     if not edits:
         return found

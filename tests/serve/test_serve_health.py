@@ -278,3 +278,25 @@ def test_a_field_of_a1111s_has_its_type_also_where_it_is_of_no_use(serve: Callab
     assert post(serve(), "/sdapi/v1/txt2img", {**body, "hr_scale": "1.5"}).status_code == 200
     refused = post(serve(), "/sdapi/v1/txt2img", {**body, "hr_scale": {}})
     assert refused.status_code == 422 and refused.json()["detail"].startswith("hr_scale: ")
+
+
+@pytest.mark.parametrize("path", ["/readyz", "/sdapi/v1/loras"])
+def test_a_bug_in_a_route_is_told_in_the_shape_of_its_api(
+    path: str, serve: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(*about: Any) -> None:
+        raise RuntimeError("secret")
+
+    server = serve()
+    monkeypatch.setattr(type(server.service), "ready", property(broken))
+    monkeypatch.setattr(server.service, "entries", broken)
+    answered = ask(server, path)
+    assert answered.status == 500 and answered.header("content-type") == "application/json"
+    assert b"secret" not in answered.body and answered.header("x-should-retry") == "false"
+    assert answered.json["error"] == "bug" if "sdapi" in path else answered.json["error"]["code"] == "bug"
+
+
+def test_a_number_that_is_blank_text_counts_as_absent(serve: Callable[..., Any]) -> None:
+    body = {"prompt": "a cat", "width": 64, "height": 64, "steps": 1, "batch_size": " ", "seed": ""}
+    answered = post(serve(), "/sdapi/v1/txt2img", body)
+    assert answered.status_code == 200 and json.loads(answered.json()["info"])["batch_size"] == 1
