@@ -189,9 +189,10 @@ def schema(bounds: Bounds, edits: bool = False) -> dict[str, Any]:
     """Of a body, for /openapi.json; of an edit as a form."""
     listed = [each for each in (*FIELDS, BACKGROUND) if edits or not each.edits]
     properties = {name: each.schema(bounds, form=edits) for each in listed for name in (each.name, *each.also)}
+    properties |= {name: {"description": "Ignored."} for name in sorted(IGNORED)}
     found: dict[str, Any] = {
-        "type": "object", "required": ["prompt"], "additionalProperties": False,
-        "properties": properties | {name: {"description": "Ignored."} for name in sorted(IGNORED)}, "allOf": list(_once(listed, edits)),
+        "type": "object", "required": ["prompt"], "additionalProperties": False, "properties": properties,
+        "allOf": list(_once(listed, edits)),
     }  # fmt: skip
     if not edits:
         return found
