@@ -181,7 +181,7 @@ def check(request: Request) -> None:
 def check_prompts(prompts: tuple[str, ...], images: int) -> None:
     """Prompts that so many images are to be drawn of."""
     if not prompts or not all(prompt.strip() for prompt in prompts):
-        raise Usage("the prompt is empty", hint='"a cat"')
+        raise Usage("the prompt is empty", hint='"a cat"', field="prompts")
     for text in prompts:
         _check_text(text)
     if images > MOST_JOBS:

@@ -10,6 +10,7 @@ from sdcli.near import near_text, nearest
 from sdcli.request.request import UPSCALERS
 from sdcli.serve.bodies import BadBody, from_base64, in_data_url
 from sdcli.serve.openapi import setting
+from sdcli.serve.uploads import kept
 from sdcli.terminal import show
 
 # None of these names a file on this machine, or decides where and how it draws.
@@ -21,27 +22,29 @@ SETTINGS = frozenset({
 })  # fmt: skip
 IMAGES = ("image", "mask")
 NAMES = SETTINGS | {"prompt", "prompts", "seed", "lora", *IMAGES}
-_LORA = re.compile(r"[^<>:/\\]{1,200}(:-?\d{1,3}(\.\d{1,6})?)?")
+LORA = re.compile(r"[^<>:/\\]{1,200}(:-?\d{1,3}(\.\d{1,6})?)?")
 
 
 def values(body: Mapping[str, Any], upload: Callable[[bytes], str], given: dict[str, str]) -> dict[str, Any]:
     """`upload` keeps an image that came along and says where, as generate would be given it. `given` takes in what the
     body calls it, and what else it has another name for."""
     typed: dict[str, Any] = {}
+    if "seed" in body and "seeds" in body:
+        raise BadBody("seed and seeds are the same; one of them is enough", "seeds")
     for name, value in body.items():
         if name not in NAMES:
             raise BadBody(f"unknown field {show(name, 60)!r}{near_text(nearest(name, NAMES, 1))}", name)
         if name in ("prompt", "prompts", "lora"):
             continue
         if name in IMAGES:
-            path = upload(image_in(name, value))
-            given[path] = name
+            path = kept(upload, image_in(name, value), name, given)
             typed[name] = [path] if name == "image" else path
         else:
             typed["seeds" if name == "seed" else name] = _typed(name, value)
     if typed.get("upscaler", UPSCALERS[0]) not in UPSCALERS:
         raise BadBody(f"upscaler has to be one of {', '.join(UPSCALERS)}", "upscaler")
     given |= {"seeds": "seed"} if "seed" in body else {}
+    given["prompts"] = "prompts" if "prompts" in body else "prompt"
     typed["prompts"] = tuple(_prompts(body))
     return typed
 
@@ -65,7 +68,7 @@ def _texts(name: str, values: Any) -> list[str]:
 
 
 def _lora(text: str) -> str:
-    if _LORA.fullmatch(text) is None:
+    if LORA.fullmatch(text) is None:
         raise BadBody("lora has to be the name of one, or NAME:WEIGHT", "lora")
     return text if ":" in text else f"{text}:1"
 

@@ -8,6 +8,8 @@ import json
 import re
 from typing import Any
 
+from sdcli.terminal import show
+
 DEEPEST = 16
 _DATA_URL = re.compile(r"data:[a-z0-9.+/-]{0,60};base64,", re.ASCII | re.IGNORECASE)
 
@@ -31,7 +33,9 @@ def parsed(body: bytes) -> dict[str, Any]:
         raise BadBody(f"the body is no JSON: {error}") from None
     if not isinstance(value, dict):
         raise BadBody("the body has to be a JSON object")
-    _check(value, DEEPEST)
+    for name, item in value.items():
+        _check(name, "", DEEPEST)
+        _check(item, name, DEEPEST - 1)
     return value
 
 
@@ -48,19 +52,24 @@ def _no_number(text: str) -> float:
     raise BadBody(f"{text} is no number of JSON")
 
 
-def _check(value: Any, deeper: int) -> None:
+def _check(value: Any, field: str, deeper: int) -> None:
+    """`field`: of the body, that it is in."""
     if deeper < 0:
-        raise BadBody(f"the body is nested deeper than {DEEPEST}")
+        raise _wrong(field, f"the body is nested deeper than {DEEPEST}")
     if isinstance(value, str) and not value.isascii() and any("\ud800" <= letter <= "\udfff" for letter in value):
-        raise BadBody("a text holds half of a surrogate pair")
+        raise _wrong(field, "a text holds half of a surrogate pair")
     if isinstance(value, float) and value in (float("inf"), float("-inf")):
-        raise BadBody("a number is too large")
+        raise _wrong(field, "a number is too large")
     if isinstance(value, int) and abs(value) >= 1 << 64:
-        raise BadBody("a number is too large")
+        raise _wrong(field, "a number is too large")
     for item in value.values() if isinstance(value, dict) else value if isinstance(value, list) else ():
-        _check(item, deeper - 1)
+        _check(item, field, deeper - 1)
     for name in value if isinstance(value, dict) else ():
-        _check(name, deeper)
+        _check(name, field, deeper)
+
+
+def _wrong(field: str, what: str) -> BadBody:
+    return BadBody(f"{show(field, 60)}: {what}" if field else what, field or None)
 
 
 def in_data_url(text: str) -> str | None:

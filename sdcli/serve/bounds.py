@@ -9,6 +9,7 @@ from typing import Any
 from sdcli.errors import Usage
 from sdcli.plan.plan import Plan
 from sdcli.request import config
+from sdcli.request.jobs import SIDES
 
 PROMPT = 8000  # characters
 
@@ -29,6 +30,14 @@ class Bounds:
         """Pixels drawn in steps, of all images of a request: as many images as may be asked for, of a million pixels
         each, in as many steps."""
         return self.images * self.steps * min(self.pixels, 1 << 20)
+
+    @property
+    def highest(self) -> dict[str, int]:
+        """Of settings, each by itself."""
+        side = self.pixels // SIDES[0]
+        return {
+            "num_images": self.images, "steps": self.steps, "width": side, "height": side,
+        }  # fmt: skip
 
 
 def check(values: Mapping[str, Any], bounds: Bounds) -> None:

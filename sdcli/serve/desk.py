@@ -5,13 +5,13 @@ from __future__ import annotations
 import contextlib
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from functools import partial
+from itertools import chain
 
 from sdcli.errors import Bug, Cancelled, CannotWrite, DoesNotFit, SdcliError, Terminated, from_json
 from sdcli.events import Decoded, Event, Failed, Planned
 from sdcli.machine.environment import environment
-from sdcli.plan.plan import Plan
 from sdcli.record import remembering, report, runs
 from sdcli.record.report import Folding
 from sdcli.record.store import store
@@ -76,11 +76,13 @@ class Desk(threading.Thread):
             return ticket.end("failed", DoesNotFit(message, hint="the same request with a longer timeout", late=True))
         ticket.state, ticket.drawn_since = "drawing", (began := time.monotonic())
         ticket.plan = preparing.settled(ticket.plan, self.worker)
-        around = environment(ticket.plan.hardware)
-        clock = partial(_since, began)
-        folding = Folding(started=runs.now(), run=ticket.destination.run, clock=clock, environment=around)
-        error = self._drain(ticket, folding, around)
-        folding.beside = self.worker.beside
+        with contextlib.closing(self._events(ticket)) as events:
+            planned = next(events)  # the worker has its order: what follows here holds nobody up
+            around = environment(ticket.plan.hardware)
+            clock = partial(_since, began)
+            folding = Folding(started=runs.now(), run=ticket.destination.run, clock=clock, environment=around)
+            error = self._drain(chain([planned], events), ticket, folding, around)
+            folding.beside = self.worker.beside
         finished = folding.report(error)
         with contextlib.suppress(CannotWrite):
             if ticket.destination.records.exists():
@@ -92,9 +94,11 @@ class Desk(threading.Thread):
         state = "cancelled" if isinstance(error, (Cancelled, Terminated)) else "failed" if error is not None else "done"
         ticket.end(state, error)
 
-    def _drain(self, ticket: Ticket, folding: Folding, around: dict[str, object]) -> SdcliError | None:
+    def _drain(
+        self, events: Iterator[Event], ticket: Ticket, folding: Folding, around: dict[str, object]
+    ) -> SdcliError | None:
         try:
-            for event in store(self._events(ticket), ticket.destination, environment=around):
+            for event in store(events, ticket.destination, environment=around):
                 folding(event)
                 ticket.publish(event)
         except SdcliError as error:
@@ -103,14 +107,21 @@ class Desk(threading.Thread):
             return Bug(f"{type(error).__name__}: {error}")
         return None
 
-    def _events(self, ticket: Ticket) -> Iterator[Event]:
+    def _events(self, ticket: Ticket) -> Generator[Event, None, None]:
         """Of the worker; of the next one, where it dies. What it had drawn by then is not drawn again."""
         plan = ticket.plan
-        yield Planned(plan=plan)
         there: set[int] = set()
+        told = False
         for left in reversed(range(TRIES)):
             try:
-                yield from self._missing(plan, ticket, there)
+                missing = [
+                    (number, jobs) for number, jobs in plan.numbered() if any(job.index not in there for job in jobs)
+                ]
+                with contextlib.closing(self.worker.begun(plan, missing)) as happening:
+                    if not told:
+                        told = True
+                        yield Planned(plan=plan)
+                    yield from self._new(happening, ticket, there)
                 return
             except Cancelled as cancelled:
                 raise ticket.cancelled or cancelled from None
@@ -118,11 +129,12 @@ class Desk(threading.Thread):
                 if ticket.cancelled is not None:
                     raise ticket.cancelled from None
                 if not left:
+                    if not told:
+                        yield Planned(plan=plan)
                     raise died.error from None
 
-    def _missing(self, plan: Plan, ticket: Ticket, there: set[int]) -> Iterator[Event]:
-        batches = [(number, jobs) for number, jobs in plan.numbered() if any(job.index not in there for job in jobs)]
-        for event in self.worker.run(plan, batches):
+    def _new(self, happening: Iterator[Event], ticket: Ticket, there: set[int]) -> Iterator[Event]:
+        for event in happening:
             if isinstance(event, (Decoded, Failed)):
                 if event.index in there:
                     continue

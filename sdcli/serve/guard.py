@@ -123,7 +123,7 @@ class Guard:
             self._failed(error)
             if asked.status:
                 raise Left from error  # the rest of the answer is not to be had
-            await answer.refuse(Refusal(500, "a bug in sdcli; the server's own messages say more", "bug"))
+            await answer.refuse(Refusal(500, refusals.BUG, "bug"))
 
     # --- the rules, in their order
 

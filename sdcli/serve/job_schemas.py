@@ -4,17 +4,22 @@ from __future__ import annotations
 
 from typing import Any
 
-from sdcli.request.request import LARGEST_SEED
+from sdcli.request.request import LARGEST_SEED, UPSCALERS
 from sdcli.serve import asked, openapi
-from sdcli.serve.bounds import PROMPT
+from sdcli.serve.bounds import PROMPT, Bounds
 
 Schema = dict[str, Any]
 
-_PROMPT: Schema = {"type": "string", "maxLength": PROMPT}
+_PROMPT: Schema = {"type": "string", "maxLength": PROMPT, "pattern": r"\S"}
 _IMAGE: Schema = {"type": "string", "pattern": "^data:image/(png|jpeg|webp);base64,[A-Za-z0-9+/]*={0,2}$"}
 _SEED: Schema = {"type": "integer", "minimum": 0, "maximum": LARGEST_SEED}
-_SEEDS: Schema = {"anyOf": [_SEED, {"type": "array", "items": _SEED, "minItems": 1}, {"type": "string"}]}
-_LORA: Schema = {"type": "string", "description": "Its name, or NAME:WEIGHT."}
+_SEEDS: Schema = {
+    "anyOf": [
+        _SEED, {"type": "array", "items": _SEED, "minItems": 1},
+        {"type": "string", "pattern": r"^[0-9]{1,10}(\.\.[0-9]{1,10})?(,[0-9]{1,10}(\.\.[0-9]{1,10})?)*$"},
+    ],
+}  # fmt: skip
+_LORA: Schema = {"type": "string", "pattern": f"^{asked.LORA.pattern}$", "description": "Its name, or NAME:WEIGHT."}
 
 
 def _object(required: str, **properties: Any) -> Schema:
@@ -39,17 +44,25 @@ _SHOWN = _object(
     index={"type": "integer"}, url=_TEXT, settings=_ANY,
 )  # fmt: skip
 
-ASKED: Schema = {
-    "type": "object",
-    "additionalProperties": False,
-    "oneOf": [{"required": ["prompt"]}, {"required": ["prompts"]}],
-    "properties": {
-        **openapi.settings(asked.SETTINGS), "prompt": _PROMPT,
-        "prompts": {"type": "array", "items": _PROMPT, "minItems": 1}, "seed": _SEEDS, "seeds": _SEEDS,
-        "lora": {"anyOf": [_LORA, {"type": "array", "items": _LORA}]}, "image": _IMAGE,
-        "mask": {**_IMAGE, "description": "What is white in it is drawn anew."},
-    },
-}  # fmt: skip
+
+def asked_for(bounds: Bounds) -> Schema:
+    """What a server with these bounds draws."""
+    return {
+        "type": "object",
+        "additionalProperties": False,
+        "oneOf": [{"required": ["prompt"]}, {"required": ["prompts"]}],
+        "not": {"required": ["seed", "seeds"]},
+        "properties": {
+            **openapi.settings(asked.SETTINGS, bounds), "prompt": _PROMPT,
+            "prompts": {"type": "array", "items": _PROMPT, "minItems": 1, "maxItems": bounds.images}, "seed": _SEEDS,
+            "seeds": _SEEDS, "lora": {"anyOf": [_LORA, {"type": "array", "items": _LORA}]}, "image": _IMAGE,
+            "mask": {**_IMAGE, "description": "What is white in it is drawn anew."},
+            "negative_prompt": {**openapi.setting("negative_prompt"), "maxLength": PROMPT},
+            "upscaler": {**openapi.setting("upscaler"), "enum": list(UPSCALERS)},
+        },
+    }  # fmt: skip
+
+
 SHORT = _object("id status position eta", **_WHERE)
 JOB = _object(
     "id status position eta created count step settings images error plan memory seconds", **_WHERE, created=_NUMBER,

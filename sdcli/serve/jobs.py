@@ -28,6 +28,7 @@ from sdcli.serve.repeats import Repeats
 from sdcli.serve.results import url_of
 from sdcli.serve.service import Service, belongs
 from sdcli.serve.ticket import Ticket
+from sdcli.serve.uploads import kept
 
 LISTED, MOST_LISTED = 100, 1000  # jobs in an answer, unless a number is asked for
 LOOK = 1.0  # seconds between two looks at the queue, for those who watch a job that waits
@@ -45,8 +46,9 @@ Answering = Callable[[Request, Given], Awaitable[Response]]
 
 def routes(service: Service) -> list[Route]:
     repeats = Repeats(service)
+    asks = job_schemas.asked_for(service.settings.bounds)
 
-    @described(body=job_schemas.ASKED, answer=job_schemas.SHORT, status=202)
+    @described(body=asks, answer=job_schemas.SHORT, status=202)
     async def submit(request: Request, given: Given) -> Response:
         """Ask for images. The answer says where in the queue they are."""
         content = await request.body()
@@ -73,14 +75,14 @@ def routes(service: Service) -> list[Route]:
         await asyncio.to_thread(service.cancel, ticket)
         return _json(job_json.whole(service, ticket))
 
-    @described(answer={"type": "string"}, kinds=("text/event-stream",))
+    @described(kinds=("text/event-stream",))
     async def watch(request: Request, given: Given) -> Response:
         """The events of a job as they happen, from the one after Last-Event-ID."""
         ticket, seen = _ticket(service, request), request.headers.get("last-event-id", "")
         after = int(seen) if seen.isascii() and seen.isdecimal() and len(seen) < 16 else 0
         return StreamingResponse(stream(service, ticket, after), media_type="text/event-stream", headers=waiting.STREAM)
 
-    @described(body=job_schemas.ASKED, answer=job_schemas.PLAN)
+    @described(body=asks, answer=job_schemas.PLAN)
     async def plan(request: Request, given: Given) -> Response:
         """What images would need, without drawing them."""
         return _json(await asyncio.to_thread(planned, service, parsed(await request.body()), given))
@@ -143,8 +145,7 @@ def settings_in(service: Service, body: dict[str, Any], given: Given) -> dict[st
 
     if set(body) != {"image"}:
         raise BadBody("the body has to hold an image, and nothing else", "image")
-    path = service.upload(asked.image_in("image", body["image"]))
-    given[path] = "image"
+    path = kept(service.upload, asked.image_in("image", body["image"]), "image", given)
     found = read.read(path)
     return {"from": found.dialect, "settings": found.plain, "not_taken": sorted(found.unknown)}
 

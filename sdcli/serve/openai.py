@@ -67,9 +67,9 @@ class Wish:
 
 
 def routes(service: Service) -> list[Route]:
-    repeats = Repeats(service)
+    repeats, bounds = Repeats(service), service.settings.bounds
 
-    @described(body=openai_fields.schema(), answer=IMAGES, kinds=KINDS)
+    @described(body=openai_fields.schema(bounds), answer=IMAGES, kinds=KINDS)
     async def generations(request: Request) -> Response:
         """Images from a prompt; with `stream`, events as they are drawn."""
         try:
@@ -78,7 +78,10 @@ def routes(service: Service) -> list[Route]:
             return refused(error)
         return await answered(service, repeats, request, wish)
 
-    @described(body=openai_fields.schema(edits=True), answer=IMAGES, kinds=KINDS)
+    @described(
+        body=openai_fields.schema(bounds, edits=True), answer=IMAGES, kinds=KINDS,
+        parts=dict.fromkeys(("image", "image[]", "mask"), "image/png, image/jpeg, image/webp"),
+    )  # fmt: skip
     async def edits(request: Request) -> Response:
         """An image drawn anew by a prompt, all of it or where a mask is transparent."""
         try:

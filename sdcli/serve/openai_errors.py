@@ -102,11 +102,15 @@ def _param(error: Exception, given: Mapping[str, str]) -> str | None:
 
 def in_fields(text: str, given: Mapping[str, str]) -> str:
     """What is said of the command line, said of a body: fields in place of flags, and no path of the server's."""
+    named = _FLAG.sub(lambda flag: _named(flag[0], given), without_paths(text, given))
+    return named.replace("the same command", "the same request")
+
+
+def without_paths(text: str, given: Mapping[str, str]) -> str:
     for path, name in given.items():
         if is_file(path):
             text = text.replace(path, name).replace(Path(path).name, name)
-    named = _FLAG.sub(lambda flag: _named(flag[0], given), text)
-    return named.replace("the same command", "the same request")
+    return text
 
 
 def is_file(name: str) -> bool:

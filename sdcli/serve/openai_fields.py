@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
+from itertools import combinations
 from typing import Any
 
 from sdcli.near import near_text, nearest
+from sdcli.request.jobs import SIDES
 from sdcli.request.options import OPTIONS
 from sdcli.request.request import LARGEST_SEED, UPSCALERS
 from sdcli.request.tags import lora_tag
 from sdcli.serve.bodies import BadBody
-from sdcli.serve.bounds import PROMPT
+from sdcli.serve.bounds import PROMPT, Bounds
 from sdcli.terminal import show
 
 MOST_IMAGES = 10
@@ -47,28 +49,35 @@ class Field:
     because: str = ""
     about: str = ""
 
-    def schema(self) -> dict[str, Any]:
-        """For /openapi.json."""
+    def schema(self, bounds: Bounds, form: bool) -> dict[str, Any]:
+        """For /openapi.json; of a part of a form, where all is text and nothing is null."""
         kinds = {"integer": "integer", "number": "number", "switch": "boolean", "text": "string", "size": "string"}
         found: dict[str, Any] = {"description": self.about} if self.about else {}
-        if self.kind == "lora":
-            one = {"type": "object", "required": ["name"], "additionalProperties": False, "properties": {
-                "name": {"type": "string"}, "scale": {"type": "number"}, "weight": {"type": "number"},
-            }}  # fmt: skip
-            either = {"anyOf": [{"type": "string"}, one]}
-            return found | {"anyOf": [*either["anyOf"], {"type": "array", "items": either}]}
+        null = self.null and not form
         if self.kind not in kinds:
-            return found
-        found["type"] = [kinds[self.kind], "null"] if self.null else kinds[self.kind]
+            own = (
+                {"type": "string"} if form else {"anyOf": [*_NESTED[self.kind], *([{"type": "null"}] if null else [])]}
+            )
+            return found | own
+        found["type"] = [kinds[self.kind], "null"] if null else kinds[self.kind]
         if self.choices:
-            found["enum"] = [*self.choices, *([None] if self.null else [])]
-        if self.within is not None:
-            found["minimum"], found["maximum"] = self.within
+            found["enum"] = [*self.choices, *([None] if null else [])]
+        if (within := self._within(bounds)) is not None:
+            found["minimum"], found["maximum"] = within
         if self.kind == "text" and not self.choices:
             found["maxLength"] = self.longest
         if self.kind == "size":
             found["pattern"] = _SIZE.pattern
+        if self.name == "prompt":
+            found["pattern"] = r"\S"
         return found
+
+    def _within(self, bounds: Bounds) -> tuple[float, float] | None:
+        """What a server with these bounds draws of it."""
+        most = bounds.highest.get(_SETTINGS_OF_COUNTS.get(self.name, self.setting))
+        if self.within is None or most is None:
+            return self.within
+        return self.within[0], min(self.within[1], most)
 
 
 def _own(name: str, kind: str, *also: str, **more: Any) -> Field:
@@ -77,6 +86,25 @@ def _own(name: str, kind: str, *also: str, **more: Any) -> Field:
     given = {"within": option.within, "choices": option.choices, "about": option.help, **more}
     return Field(name=name, kind=kind, setting=name, also=also, **given)
 
+
+_SETTINGS_OF_COUNTS = {"n": "num_images"}
+_ONE_LORA = (
+    {"type": "string"},
+    {"type": "object", "required": ["name"], "additionalProperties": False, "properties": {
+        "name": {"type": "string"}, "scale": {"type": "number"}, "weight": {"type": "number"},
+    }},
+)  # fmt: skip
+_ONE_CONTROL = {
+    "type": "object", "required": ["model", "image"], "additionalProperties": False, "properties": {
+        "model": {"type": "string"}, "image": {"type": "string", "contentEncoding": "base64"},
+        "weight": {"type": "number"}, "start": {"type": "number"}, "end": {"type": "number"},
+        "shows": {"type": "string"},
+    },
+}  # fmt: skip
+_NESTED: dict[str, tuple[Any, ...]] = {
+    "lora": (*_ONE_LORA, {"type": "array", "items": {"anyOf": list(_ONE_LORA)}}),
+    "control": (_ONE_CONTROL, {"type": "array", "items": _ONE_CONTROL}),
+}
 
 _SIZE = re.compile(r"^(auto|[1-9][0-9]{0,4}[xX][1-9][0-9]{0,4})$", re.ASCII)
 
@@ -98,8 +126,8 @@ FIELDS = (
     _own("steps", "integer", "num_inference_steps", "step"),
     _own("guidance", "number", "guidance_scale", "cfg_scale", "true_cfg_scale"),
     _own("sampler", "text", "sampler_name"),
-    _own("width", "integer", within=(1, 99_999)),
-    _own("height", "integer", within=(1, 99_999)),
+    _own("width", "integer", within=SIDES),
+    _own("height", "integer", within=SIDES),
     Field(name="lora", kind="lora", also=("loras",), about="Names of LoRAs, or {name, scale}."),
     Field(name="control", kind="control", edits=False,
           about="{model, image, weight, start, end, shows}, or a list of them; the image as base64."),
@@ -157,14 +185,34 @@ class Asked:
     given: Mapping[str, str] = field(default_factory=dict)  # settings, and the names they were asked for by
 
 
-def schema(edits: bool = False) -> dict[str, Any]:
-    """Of a body, for /openapi.json; of an edit without its files."""
+def schema(bounds: Bounds, edits: bool = False) -> dict[str, Any]:
+    """Of a body, for /openapi.json; of an edit as a form."""
     listed = [each for each in (*FIELDS, BACKGROUND) if edits or not each.edits]
-    properties = {name: each.schema() for each in listed for name in (each.name, *each.also)}
-    return {
-        "type": "object", "required": ["prompt"], "additionalProperties": False,
-        "properties": properties | {name: {"description": "Ignored."} for name in sorted(IGNORED)},
+    properties = {name: each.schema(bounds, form=edits) for each in listed for name in (each.name, *each.also)}
+    properties |= {name: {"description": "Ignored."} for name in sorted(IGNORED)}
+    found: dict[str, Any] = {
+        "type": "object", "required": ["prompt"], "additionalProperties": False, "properties": properties,
+        "allOf": list(_once(listed, edits)),
     }  # fmt: skip
+    if not edits:
+        return found
+    file = {"type": "string", "format": "binary"}
+    found["properties"] |= {
+        "image": {**file, "description": "What to change."},
+        "image[]": {"type": "array", "items": file, "minItems": 1, "description": "Several, each by itself."},
+        "mask": {**file, "description": "Transparent where to repaint."},
+    }
+    return found | {"anyOf": [{"required": ["image"]}, {"required": ["image[]"]}]}
+
+
+def _once(listed: Iterable[Field], form: bool) -> Iterator[dict[str, Any]]:
+    """Of names that say the same, a body has one."""
+    pairs = [pair for each in listed for pair in combinations((each.name, *each.also), 2)]
+    for pair in (*pairs, ("size", "width"), ("size", "height")):
+        unsaid = {name: ["auto"] if name == "size" else [] for name in pair}
+        absent = {name: {"not": {"enum": [*values, *([] if form else [None])]}} for name, values in unsaid.items()}
+        said = {name: rule for name, rule in absent.items() if rule["not"]["enum"]}
+        yield {"not": {"required": list(pair), **({"properties": said} if said else {})}}
 
 
 def asked(body: Mapping[str, Any], edits: bool = False) -> Asked:
@@ -402,8 +450,17 @@ def _as_switch(text: str) -> Any:
     return {"true": True, "false": False, "1": True, "0": False}.get(text.strip().casefold(), text)
 
 
+_FIGURE = re.compile(r"\s*-?\d{1,18}(\.\d{1,18})?\s*", re.ASCII)
+_EXPONENT = re.compile(r"\s*-?\d(\.\d{1,18})?e(\+?\d\d|-\d{2,3})\s*", re.ASCII | re.IGNORECASE)
+
+
+def _as_integer(text: str) -> Any:
+    return _as_json(text) if _FIGURE.fullmatch(text) else text
+
+
 def _as_figure(text: str) -> Any:
-    return _as_json(text) if re.fullmatch(r"\s*-?\d{1,18}(\.\d{1,18})?\s*", text, re.ASCII) else text
+    """Also as programs write very small and very large ones: 1e-05."""
+    return _as_json(text) if _EXPONENT.fullmatch(text) else _as_integer(text)
 
 
 def _as_object(text: str) -> Any:
@@ -411,5 +468,5 @@ def _as_object(text: str) -> Any:
 
 
 _PARTS = {
-    "integer": _as_figure, "number": _as_figure, "switch": _as_switch, "lora": _as_object, "control": _as_object,
+    "integer": _as_integer, "number": _as_figure, "switch": _as_switch, "lora": _as_object, "control": _as_object,
 }  # fmt: skip

@@ -12,11 +12,11 @@ from starlette.datastructures import UploadFile
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
 
-from sdcli.errors import BadFile
 from sdcli.images import canvas, read
 from sdcli.record.encode import saved
 from sdcli.serve.bodies import from_base64, in_data_url
 from sdcli.serve.openai_fields import MOST_IMAGES, REFUSED, Asked, BadField, refused_field
+from sdcli.serve.uploads import kept
 from sdcli.terminal import show
 
 MOST_FIELDS, MOST_FILES = 128, 16
@@ -76,11 +76,11 @@ def with_images(asked: Asked, form: Form, upload: Upload) -> tuple[dict[str, Any
         raise BadField(f"n: {len(form.images)} images make {count} of them; {MOST_IMAGES} are the most", "n")
     if form.mask is not None and len(form.images) > 1:
         raise BadField("a mask belongs to one image", "mask")
-    paths = [_kept(content, "image", upload) for content in form.images]
-    typed, names = {**asked.typed, "image": paths}, dict.fromkeys(paths, "image")
+    names: dict[str, str] = {}
+    paths = [kept(upload, content, "image", names) for content in form.images]
+    typed = {**asked.typed, "image": paths}
     if form.mask is not None:
-        sent = _kept(form.mask, "mask", upload)
-        names[sent] = "mask"
+        sent = kept(upload, form.mask, "mask", names)
         typed["mask"] = upload(_white_where_clear(sent, paths[0]))
         names[typed["mask"]] = "mask"
     return typed, names
@@ -93,8 +93,7 @@ def with_control(typed: Mapping[str, Any], asked: Asked, upload: Upload) -> tupl
         return dict(typed), names
     controls = []
     for one in asked.control:
-        path = _kept(_from_base64(one["image"]), "control", upload)
-        names[path] = "control"
+        path = kept(upload, _from_base64(one["image"]), "control", names)
         shows = f":{one['shows']}" if one.get("shows") else ""
         part = f"{float(one.get('start', 0)):.6f}-{float(one.get('end', 1)):.6f}"
         controls.append(f"{_net(one['model'])}{shows}={path}:{float(one.get('weight', 1)):.6f}:{part}")
@@ -106,13 +105,6 @@ def _net(name: str) -> str:
     if re.search(r"[\\/:=~]|^\.", name) or not name.strip() or Path(name).exists():
         raise BadField(f'control: "{show(name, 60)}" is not the name of a ControlNet', "control")
     return name
-
-
-def _kept(content: bytes, name: str, upload: Upload) -> str:
-    try:
-        return upload(content)
-    except BadFile as error:
-        raise BadField(f"{name}: {error.message}", name, "bad_file") from None
 
 
 def _from_base64(text: str) -> bytes:

@@ -15,13 +15,16 @@ from starlette.routing import BaseRoute, Route
 
 from sdcli import __version__
 from sdcli.request import request as requests
+from sdcli.request.jobs import SIDES
 from sdcli.request.options import OPTIONS, Option
+from sdcli.serve.bounds import Bounds
 from sdcli.serve.refusals import is_a1111
 from sdcli.serve.rules import JSON, Rules, body_of, is_open
 
 Schema = dict[str, Any]
 Endpoint = TypeVar("Endpoint", bound=Callable[..., Any])
 
+EMPTY = (204, 304)  # statuses of answers without a body
 TEXT: Schema = {"type": "string"}
 ERROR: Schema = {
     "type": "object", "required": ["error"],
@@ -42,15 +45,16 @@ A1111_ERROR: Schema = {
 def described(
     *, body: Schema | None = None, answer: Schema | None = None, kinds: tuple[str, ...] = (JSON,), status: int = 200,
     others: Mapping[int, str] | None = None, query: Mapping[str, Schema] | None = None,
+    parts: Mapping[str, str] | None = None,
 ) -> Callable[[Endpoint], Endpoint]:  # fmt: skip
     """Says of an endpoint what it takes and gives; its docstring says what it does. `body` is the schema of what a POST
     holds, `answer` that of what is answered in JSON, where that is among the media types `kinds`; `others` are further
-    statuses, in words."""
+    statuses, in words; `parts` says what types the files of a form have."""
 
     def mark(endpoint: Endpoint) -> Endpoint:
         endpoint.described = {  # type: ignore[attr-defined]
             "body": body, "answer": answer or {}, "kinds": kinds, "status": status, "others": others or {},
-            "query": query or {},
+            "query": query or {}, "parts": parts or {},
         }  # fmt: skip
         return endpoint
 
@@ -100,8 +104,8 @@ def _operation(route: Route, method: str, rules: Rules) -> dict[str, Any]:
     said: Mapping[str, Any] = getattr(route.endpoint, "described", {})
     text = inspect.getdoc(route.endpoint) or ""
     error = "A1111Error" if is_a1111(route.path) else "Error"
-    statuses = {str(said.get("status", 200)): _answer("The answer.", said)}
-    statuses |= {str(status): _answer(words, said) for status, words in said.get("others", {}).items()}
+    described_as = {said.get("status", 200): "The answer.", **said.get("others", {})}
+    statuses = {str(status): _answer(status, words, said) for status, words in described_as.items()}
     refusal = {"description": "An error.", "content": {JSON: {"schema": {"$ref": f"#/components/schemas/{error}"}}}}
     parameters = [
         {"name": name, "in": "path", "required": True, "schema": {"type": "string"}} for name in route.param_convertors
@@ -116,8 +120,10 @@ def _operation(route: Route, method: str, rules: Rules) -> dict[str, Any]:
     }
 
 
-def _answer(words: str, said: Mapping[str, Any]) -> dict[str, Any]:
-    schemas = {kind: said.get("answer", {}) if kind == JSON else TEXT for kind in said.get("kinds", (JSON,))}
+def _answer(status: int, words: str, said: Mapping[str, Any]) -> dict[str, Any]:
+    if status in EMPTY:
+        return {"description": words}
+    schemas = {kind: said.get("answer", {}) if kind == JSON else {} for kind in said.get("kinds", (JSON,))}
     return {"description": words, "content": {kind: {"schema": schema} for kind, schema in schemas.items()}}
 
 
@@ -125,28 +131,38 @@ def _body(route: Route, said: Mapping[str, Any]) -> dict[str, Any]:
     if said and said["body"] is None:
         return {}
     schema = said["body"] if said else {"type": "object"}
-    content = {kind: {"schema": schema} for kind in body_of(route.path).kinds}
+    encoding = {name: {"contentType": kinds} for name, kinds in said.get("parts", {}).items()}
+    content = {
+        kind: {"schema": schema, **({"encoding": encoding} if encoding else {})} for kind in body_of(route.path).kinds
+    }
     return {"requestBody": {"required": bool(said), "content": content}}
 
 
 # --- settings
 
 
-def settings(names: Iterable[str], aliases: Mapping[str, str] | None = None) -> dict[str, Schema]:
-    """Properties of a body: settings by their own names, then by those that other servers have for them."""
-    own = {name: setting(name) for name in sorted(names)}
-    return own | {
-        alias: {**setting(name), "description": f"The same as {name}."} for alias, name in (aliases or {}).items()
-    }
+def settings(names: Iterable[str], bounds: Bounds) -> dict[str, Schema]:
+    """Properties of a body: settings by their own names, as far as this server draws them."""
+    return {name: setting(name, bounds) for name in sorted(names)}
 
 
-def setting(name: str) -> Schema:
+def setting(name: str, bounds: Bounds | None = None) -> Schema:
     """A setting of generate: its type, its bounds, its choices and its help."""
     option = next(option for option in OPTIONS if option.field == name)
-    return {**_type(option), "description": option.help}
+    return {**_type(option, within(name, bounds)), "description": option.help}
 
 
-def _type(option: Option) -> Schema:
+def within(name: str, bounds: Bounds | None = None) -> tuple[float, float] | None:
+    """The lowest and the highest value of a number; the highest that a server with `bounds` draws."""
+    option = next(option for option in OPTIONS if option.field == name)
+    own = {"width": SIDES, "height": SIDES}.get(name, option.within)
+    most = {} if bounds is None else bounds.highest
+    if name not in most:
+        return own
+    return (1, most[name]) if own is None else (own[0], min(own[1], most[name]))
+
+
+def _type(option: Option, within: tuple[float, float] | None) -> Schema:
     text = TEXT
     declared = next((str(field.type) for field in fields(requests.Request) if field.name == option.field), "str")
     if option.repeatable:
@@ -157,5 +173,5 @@ def _type(option: Option) -> Schema:
         return {**text, "enum": list(option.choices)}
     if not re.fullmatch(r"(int|float)( \| None)?", declared):
         return text
-    bounds = {} if option.within is None else {"minimum": option.within[0], "maximum": option.within[1]}
+    bounds = {} if within is None else {"minimum": within[0], "maximum": within[1]}
     return {"type": "integer" if declared.startswith("int") else "number", **bounds}

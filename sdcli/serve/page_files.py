@@ -10,6 +10,7 @@ from starlette.responses import Response
 from starlette.routing import Route
 
 from sdcli import data
+from sdcli.serve.openapi import described
 
 KINDS = {".html": "text/html", ".js": "text/javascript", ".css": "text/css", ".svg": "image/svg+xml"}
 POLICY = (
@@ -32,6 +33,7 @@ def _route(path: Path) -> Route:
     content, kind = path.read_bytes(), KINDS[path.suffix]
     tag = f'"{sha256(content).hexdigest()[:32]}"'
 
+    @described(kinds=(kind,), others={304: "It is as the client has it."})
     async def file(request: Request) -> Response:
         if tag in request.headers.get("if-none-match", ""):
             return Response(status_code=304, headers={**HEADERS, "ETag": tag})

@@ -16,6 +16,7 @@ HEADERS: Headers = [
     (b"content-security-policy", b"default-src 'none'; frame-ancestors 'none'; sandbox"),
     (b"cross-origin-resource-policy", b"same-origin"),
 ]
+BUG = "a bug in sdcli; the server's own messages say more"
 OF_HEADS = {
     400: "this is no HTTP request", 408: "the request did not come in time", 414: "the URL is too long",
     431: "the head of the request is too large", 501: "this transfer encoding is not understood",

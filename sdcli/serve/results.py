@@ -13,6 +13,9 @@ from starlette.responses import Response
 from starlette.routing import Route
 
 from sdcli.serve.guard import key_of
+from sdcli.serve.openai_errors import refused
+from sdcli.serve.openai_fields import BadField
+from sdcli.serve.openapi import described
 from sdcli.serve.service import Service, belongs
 from sdcli.serve.ticket import Drawn, Ticket
 
@@ -33,25 +36,38 @@ def found(service: Service, name: str) -> tuple[Ticket, Drawn] | None:
 
 
 def routes(service: Service) -> list[Route]:
+    @described(kinds=tuple(KINDS.values()), others={304: "It is as the client has it."})
     async def result(request: Request) -> Response:
+        """An image that was drawn."""
         one = found(service, request.path_params["name"])
         if one is None:
-            return Response(status_code=404)
+            return _missing()
         ticket, drawn = one
-        if request.method == "DELETE":
-            if not belongs(ticket, key_of(request.scope)):  # who was given its address may read it, no more
-                return Response(status_code=404)
-            await asyncio.to_thread(service.discard, ticket, drawn)
-            return Response(status_code=204)
         tag = f'"{drawn.file_sha256}"'
         if tag in request.headers.get("if-none-match", ""):
             return Response(status_code=304, headers={"ETag": tag})
         data = await asyncio.to_thread(content, drawn)
         if data is None:
-            return Response(status_code=404)
+            return _missing()
         return Response(data, media_type=KINDS[drawn.format], headers={"ETag": tag, **_headers(ticket, drawn)})
 
-    return [Route("/v1/results/{name}", result, methods=["GET", "DELETE"])]
+    @described(status=204)
+    async def forget(request: Request) -> Response:
+        """Forget it. A file in the output folder stays, one that is kept only for the server is deleted."""
+        one = found(service, request.path_params["name"])
+        if one is None or not belongs(one[0], key_of(request.scope)):  # who was given its address may read it, no more
+            return _missing()
+        await asyncio.to_thread(service.discard, *one)
+        return Response(status_code=204)
+
+    return [
+        Route("/v1/results/{name}", result, methods=["GET"]),
+        Route("/v1/results/{name}", forget, methods=["DELETE"]),
+    ]
+
+
+def _missing() -> Response:
+    return refused(BadField("there is no such image", None, "unknown_result", 404))
 
 
 def _headers(ticket: Ticket, drawn: Drawn) -> dict[str, str]:

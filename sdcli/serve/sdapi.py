@@ -17,26 +17,44 @@ from sdcli.errors import Cancelled, SdcliError
 from sdcli.images import control, read
 from sdcli.record.encode import saved
 from sdcli.request.options import flag_of
-from sdcli.serve import sdapi_answers, sdapi_controls, sdapi_fields, sdapi_lists, waiting
+from sdcli.serve import (
+    sdapi_answers,
+    sdapi_controls,
+    sdapi_extras,
+    sdapi_fields,
+    sdapi_lists,
+    sdapi_options,
+    sdapi_schemas,
+    waiting,
+)  # fmt: skip
 from sdcli.serve.bodies import BadBody, parsed
 from sdcli.serve.guard import client_of, key_of
 from sdcli.serve.line import Full
-from sdcli.serve.openai_errors import STATUSES
+from sdcli.serve.openai_errors import STATUSES, without_paths
+from sdcli.serve.openapi import described
 from sdcli.serve.sdapi_body import Body, content_of
 from sdcli.serve.sdapi_extras import Extras
 from sdcli.serve.sdapi_names import Names
 from sdcli.serve.sdapi_options import Options
+from sdcli.serve.sdapi_schemas import ONE_IMAGE, Schema
 from sdcli.serve.service import Service
 from sdcli.serve.ticket import Ticket
 
 Settings = Callable[[Body, Service, Names], dict[str, Any]]
 Made = Callable[[Body, threading.Event], Any]
-Answer = Callable[[Request], Any]
+Given = dict[str, str]  # the paths of images that came along, and the fields they were in
+Answer = Callable[[Request, Given], Any]
 
 TEXT, IMAGE = sdapi_fields.text_to_image, sdapi_fields.image_to_image
 _DRAWN: dict[str, Settings] = {
     "/sdapi/v1/txt2img": TEXT, "/controlnet/txt2img": TEXT, "/sdapi/v1/img2img": IMAGE, "/controlnet/img2img": IMAGE,
 }  # fmt: skip
+_MADE: dict[str, tuple[Schema, Schema]] = {
+    "/sdapi/v1/extra-single-image": (sdapi_extras.SINGLE, sdapi_schemas.MADE),
+    "/sdapi/v1/extra-batch-images": (sdapi_extras.BATCH, sdapi_schemas.ALL_MADE),
+    "/sdapi/v1/png-info": (sdapi_schemas.of_object({"image": ONE_IMAGE}, "image"), sdapi_schemas.STORED),
+    "/controlnet/detect": (sdapi_controls.DETECT, sdapi_schemas.SEEN),
+}
 _REFRESHED = ("checkpoints", "vae", "loras", "embeddings")
 
 
@@ -50,7 +68,7 @@ def routes(service: Service) -> list[Route]:
     }  # fmt: skip
     posted: dict[str, Answer] = {
         **{path: _draws(service, names, options, settings) for path, settings in _DRAWN.items()},
-        **{path: _makes(make) for path, make in made.items()},
+        **{path: described(body=body, answer=answer)(_makes(made[path])) for path, (body, answer) in _MADE.items()},
         **{f"/sdapi/v1/refresh-{what}": _refreshes(service) for what in _REFRESHED},
         "/sdapi/v1/options": _changes(options), "/sdapi/v1/interrupt": _interrupts(service),
         "/sdapi/v1/skip": _skips(service),
@@ -65,23 +83,28 @@ def routes(service: Service) -> list[Route]:
     ]
 
 
-def _refusing(answering: Answer) -> Answer:
+def _refusing(answering: Answer) -> Callable[[Request], Any]:
     @wraps(answering)
     async def answer(request: Request) -> Response:
+        given: Given = {}
         try:
-            response: Response = await answering(request)
+            response: Response = await answering(request, given)
             return response
         except (BadBody, SdcliError, Full) as error:
-            return refused(error)
+            return refused(error, given)
 
     return answer
 
 
 def _draws(service: Service, names: Names, options: Options, settings: Settings) -> Answer:
-    async def draw(request: Request) -> Response:
+    schema = sdapi_fields.schema(service.settings.bounds, start=settings is IMAGE)
+
+    @described(body=schema, answer=sdapi_schemas.DRAWN)
+    async def draw(request: Request, given: Given) -> Response:
+        """Images, as A1111 draws them."""
         content = await request.body()
         body, ticket = await asyncio.to_thread(
-            _submitted, content, client_of(request.scope), service, names, options, settings
+            _submitted, content, given, client_of(request.scope), service, names, options, settings
         )
         if not await waiting.over(ticket, request, service):
             return Response(status_code=499)
@@ -93,10 +116,10 @@ def _draws(service: Service, names: Names, options: Options, settings: Settings)
 
 
 def _submitted(
-    content: bytes, asking: str, service: Service, names: Names, options: Options, settings: Settings
+    content: bytes, given: Given, asking: str, service: Service, names: Names, options: Options, settings: Settings
 ) -> tuple[dict[str, Any], Ticket]:
     fields = parsed(content)
-    body = Body(fields)
+    body = Body(fields, given=given)
     own = options.settings(asking, body.inner("override_settings"))
     plan = service.plan({**own, **settings(body, service, names)})
     return fields, service.submit(plan, asking)
@@ -110,9 +133,9 @@ def _failed(ticket: Ticket) -> SdcliError | None:
 
 
 def _makes(make: Made) -> Answer:
-    async def answer(request: Request) -> Response:
+    async def answer(request: Request, given: Given) -> Response:
         content, left = await request.body(), threading.Event()
-        making = asyncio.create_task(asyncio.to_thread(lambda: make(Body(parsed(content)), left)))
+        making = asyncio.create_task(asyncio.to_thread(lambda: make(Body(parsed(content), given=given), left)))
         if not await waiting.done(making, request):
             left.set()
         return JSONResponse(await making)
@@ -124,7 +147,7 @@ def _stored(service: Service, body: Body, left: threading.Event) -> dict[str, An
     content = body.image("image")
     if not content:
         raise body.refused("image", "no image")
-    path = service.upload(content)
+    path = body.kept(content, "image", service.upload)
     read.look(path)
     return sdapi_answers.stored(path)
 
@@ -132,30 +155,36 @@ def _stored(service: Service, body: Body, left: threading.Event) -> dict[str, An
 def _detected(service: Service, body: Body, left: threading.Event) -> dict[str, Any]:
     """What a ControlNet would see."""
     module = sdapi_controls.module_of(Body({"module": body.fields.get("controlnet_module")}, "controlnet_"))
-    name = "controlnet_images" if "controlnet_images" in body else "controlnet_input_images"
-    contents = [content_of(value, f"{name}[{number}]") for number, value in enumerate(body.listed(name))]
-    if not contents:
-        raise body.refused(name, "no image")
-    seen = (control.prepared(read.decoded(service.upload(content)), module) for content in contents)
+    listed = ((name, body.listed(name)) for name in sdapi_controls.DETECTED)
+    fields = {f"{name}[{number}]": value for name, values in listed for number, value in enumerate(values)}
+    if not fields:
+        raise body.refused(sdapi_controls.DETECTED[-1], "no image")
+    paths = [body.kept(content_of(value, field), field, service.upload) for field, value in fields.items()]
+    seen = (control.prepared(read.decoded(path), module) for path in paths)
     return {"images": [sdapi_answers.encoded(saved(image, "PNG")) for image in seen], "info": "Success"}
 
 
 def _lists(names: Names, listed: sdapi_lists.Listed) -> Answer:
-    async def answer(request: Request) -> Response:
+    @described(answer={"type": ["array", "object"]})
+    async def answer(request: Request, given: Given) -> Response:
         return JSONResponse(await asyncio.to_thread(listed, names))
 
     return answer
 
 
 def _shows(options: Options) -> Answer:
-    async def show_options(request: Request) -> Response:
+    @described(answer={"type": "object"})
+    async def show_options(request: Request, given: Given) -> Response:
+        """The options of who asks."""
         return JSONResponse(await asyncio.to_thread(options.shown, client_of(request.scope)))
 
     return show_options
 
 
 def _changes(options: Options) -> Answer:
-    async def change(request: Request) -> Response:
+    @described(body=sdapi_options.SCHEMA, answer={"type": "null"})
+    async def change(request: Request, given: Given) -> Response:
+        """Sets options for later requests of who asks."""
         content = await request.body()
         await asyncio.to_thread(lambda: options.change(client_of(request.scope), parsed(content)))
         return JSONResponse(None)
@@ -166,7 +195,9 @@ def _changes(options: Options) -> Answer:
 def _progress(service: Service) -> Answer:
     """Of what this client waits for; else how far another's is, without what it looks like."""
 
-    async def progress(request: Request) -> Response:
+    @described(answer=sdapi_schemas.PROGRESS, query={"skip_current_image": {"type": "string"}})
+    async def progress(request: Request, given: Given) -> Response:
+        """How far the image is that who asks waits for."""
         own = service.of_client(client_of(request.scope))
         others = None if key_of(request.scope) else service.desk.drawing
         ticket = next((one for one in own if one.state == "drawing"), own[0] if own else others)
@@ -178,7 +209,9 @@ def _progress(service: Service) -> Answer:
 
 
 def _interrupts(service: Service) -> Answer:
-    async def interrupt(request: Request) -> Response:
+    @described(answer={"type": "object"})
+    async def interrupt(request: Request, given: Given) -> Response:
+        """Ends what who asks waits for, after the step it is at."""
         for ticket in service.of_client(client_of(request.scope)):
             service.cancel(ticket)
         return JSONResponse({})
@@ -189,7 +222,9 @@ def _interrupts(service: Service) -> Answer:
 def _skips(service: Service) -> Answer:
     """The image that is being drawn, where no other follows it."""
 
-    async def skip(request: Request) -> Response:
+    @described(answer={"type": "null"})
+    async def skip(request: Request, given: Given) -> Response:
+        """Ends the image that is being drawn."""
         for ticket in service.of_client(client_of(request.scope)):
             if ticket.state == "drawing" and len(ticket.plan.jobs) - len(ticket.images) > 1:
                 raise BadBody("an image with others after it is not skipped; POST /sdapi/v1/interrupt")
@@ -201,7 +236,9 @@ def _skips(service: Service) -> Answer:
 
 
 def _refreshes(service: Service) -> Answer:
-    async def refresh(request: Request) -> Response:
+    @described(answer={"type": "null"})
+    async def refresh(request: Request, given: Given) -> Response:
+        """Looks for files anew."""
         await asyncio.to_thread(service.entries)
         return JSONResponse(None)
 
@@ -213,7 +250,7 @@ def _refreshes(service: Service) -> Answer:
 _STATUS = {**STATUSES, "usage": 422}  # as A1111 has it
 
 
-def refused(error: Exception) -> Response:
+def refused(error: Exception, given: Given) -> Response:
     """As A1111 answers errors, with the names of its own fields."""
     if isinstance(error, Full):
         return JSONResponse(_error("queue_full", str(error)), 429, {"Retry-After": str(error.retry_after)})
@@ -221,7 +258,7 @@ def refused(error: Exception) -> Response:
         return JSONResponse(_error("usage", str(error)), 422)
     assert isinstance(error, SdcliError)
     followed = error.hint.startswith("--") or error.type == "does_not_fit"  # others are command lines
-    text = _renamed(error.message + (f"; try: {error.hint}" if followed and error.hint else ""))
+    text = _renamed(without_paths(error.message, given) + (f"; try: {error.hint}" if followed and error.hint else ""))
     field = sdapi_fields.FIELD_OF.get(str(error.details.get("field")), "")
     text = text if field in text else f"{field}: {text}"
     headers = {"x-should-retry": "false"} if error.type == "out_of_memory" else {}

@@ -16,6 +16,7 @@ from sdcli.record.metadata import a1111, read
 from sdcli.record.metadata.own import RecordedModel
 from sdcli.request import samplers
 from sdcli.request.request import Job
+from sdcli.serve.sdapi_body import Body
 from sdcli.serve.ticket import Drawn, Ticket
 
 # The fields that an answer repeats. Whatever else a client sends, which may be a password, is nobody's business.
@@ -70,7 +71,7 @@ def _info(ticket: Ticket, images: Sequence[Drawn], body: Mapping[str, Any]) -> d
         "all_seeds": [job.seed for job in jobs], "subseed": -1, "all_subseeds": [-1] * len(jobs),
         "subseed_strength": 0, "width": first.width, "height": first.height,
         "sampler_name": samplers.find(first.sampler).a1111[0], "cfg_scale": first.guidance, "steps": first.steps,
-        "batch_size": _count(body, "batch_size"), "restore_faces": False, "face_restoration_model": None,
+        "batch_size": Body(body).whole("batch_size") or 1, "restore_faces": False, "face_restoration_model": None,
         "sd_model_name": plan.model.name, "sd_model_hash": plan.model.hash, "sd_vae_name": vae and vae.name,
         "sd_vae_hash": vae and vae.sha256[:10], "seed_resize_from_w": -1, "seed_resize_from_h": -1,
         "denoising_strength": _strength(first), "extra_generation_params": {}, "index_of_first_image": 0,
@@ -78,10 +79,6 @@ def _info(ticket: Ticket, images: Sequence[Drawn], body: Mapping[str, Any]) -> d
         "is_using_inpainting_conditioning": plan.model.sees_mask, "version": f"sdcli {__version__}",
         "interrupted": ticket.state == "cancelled",
     }  # fmt: skip
-
-
-def _count(body: Mapping[str, Any], name: str) -> int:
-    return int(float(body.get(name) or 1))
 
 
 def _strength(job: Job) -> float | None:

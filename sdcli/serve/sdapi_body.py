@@ -2,21 +2,26 @@
 
 from __future__ import annotations
 
-import math
 import re
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
 from sdcli.serve.bodies import BadBody, from_base64
+from sdcli.serve.uploads import kept
 from sdcli.terminal import show
+
+NUMBER = r" *([+-]?([0-9]{1,18}(\.[0-9]{0,18})?|\.[0-9]{1,18})([eE][+-]?[0-9]{1,2})?)? *"  # or nothing, in a text
+_NUMBER = re.compile(NUMBER, re.ASCII)
 
 
 class Body:
-    """A JSON object; null is the same as absent. `where` begins the names of its fields in messages."""
+    """A JSON object; null is the same as absent. `where` begins the names of its fields in messages; `given` takes in
+    where images are kept, with the fields they were in."""
 
-    def __init__(self, fields: Mapping[str, Any], where: str = "") -> None:
+    def __init__(self, fields: Mapping[str, Any], where: str = "", given: dict[str, str] | None = None) -> None:
         self.fields = fields
         self.where = where
+        self.given = {} if given is None else given
 
     def __contains__(self, name: str) -> bool:
         return self.fields.get(name) is not None
@@ -32,17 +37,13 @@ class Body:
 
     def number(self, name: str) -> float | None:
         value = self.fields.get(name)
-        if value is None or value == "":
+        if value is None or (isinstance(value, str) and not value.strip(" ")):
             return None
         if isinstance(value, bool) or not isinstance(value, (int, float, str)):
             raise self.refused(name, "expected a number")
-        try:
-            number = float(value)
-        except ValueError:
-            raise self.refused(name, f'"{show(value, 40)}" is not a number') from None
-        if not math.isfinite(number):
-            raise self.refused(name, "expected a finite number")
-        return number
+        if isinstance(value, str) and _NUMBER.fullmatch(value) is None:
+            raise self.refused(name, f'"{show(value, 40)}" is not a number')
+        return float(value)
 
     def whole(self, name: str) -> int | None:
         number = self.number(name)
@@ -68,14 +69,14 @@ class Body:
         """An object in it; an empty one where there is none. To PHP an empty one is a list."""
         value = self.fields.get(name)
         if value in (None, []) or isinstance(value, Mapping):
-            return Body(value or {}, f"{self.where}{name}.")
+            return Body(value or {}, f"{self.where}{name}.", self.given)
         raise self.refused(name, "expected an object")
 
     def inner_of(self, name: str, value: Any, number: int) -> Body:
         """An object in a list in it."""
         if not isinstance(value, Mapping):
             raise self.refused(f"{name}[{number}]", "expected an object")
-        return Body(value, f"{self.where}{name}[{number}].")
+        return Body(value, f"{self.where}{name}[{number}].", self.given)
 
     def neutral(self, name: str, values: Collection[Any], because: str = "") -> None:
         """Refuses what would draw something else than is drawn here."""
@@ -85,9 +86,13 @@ class Body:
             plain = "this" if isinstance(value, (dict, list)) else shown
             raise self.refused(name, f"{plain} is not supported" + (f": {because}" if because else ""))
 
+    def kept(self, content: bytes, name: str, upload: Callable[[bytes], str]) -> str:
+        """The path of an image that was in a field."""
+        return kept(upload, content, self.where + name, self.given)
+
     def image(self, name: str) -> bytes | None:
         value = self.fields.get(name)
-        return content_of(value, self.where + name) if value else None
+        return None if value is None or value == "" else content_of(value, self.where + name)
 
 
 def content_of(value: Any, name: str) -> bytes:

@@ -12,6 +12,21 @@ from sdcli.record.encode import saved
 from sdcli.serve.bodies import BadBody
 from sdcli.serve.sdapi_body import Body, content_of
 from sdcli.serve.sdapi_names import CONTROL, Names, path_of
+from sdcli.serve.sdapi_schemas import (
+    ANYTHING,
+    IMAGE,
+    ONE_IMAGE,
+    TEXT,
+    YES,
+    Fields,
+    Kind,
+    Schema,
+    any_list,
+    any_number,
+    any_object,
+    check,
+    of_object,
+)
 from sdcli.serve.service import Service
 from sdcli.terminal import show
 
@@ -29,6 +44,37 @@ _MODES = {
 }  # fmt: skip
 # A threshold of Canny that is as here: the extension's own, what it has for "as usual", and what webuiapi always sends.
 _THRESHOLDS = {"threshold_a": (100, -1, 64, 0), "threshold_b": (200, -1, 64, 0)}
+
+DETECTED = ("controlnet_images", "controlnet_input_images")
+# Of one request with a single unit: what a unit has, and the fields that say it.
+_FLAT = {
+    "module": "controlnet_module", "model": "controlnet_model", "weight": "controlnet_weight",
+    "resize_mode": "controlnet_resize_mode", "threshold_a": "controlnet_threshold_a",
+    "threshold_b": "controlnet_threshold_b", "guidance_end": "controlnet_guidance", "guessmode": "guess_mode",
+}  # fmt: skip
+_NEUTRAL: dict[str, tuple[tuple[str, ...], str]] = {
+    "mask": (("",), "a unit acts on the whole image"),
+    "hr_option": (("Both", "HiResFixOption.BOTH"), "a unit steers both passes"),
+}
+
+
+_UNIT: Fields = {
+    "enabled": YES, "model": TEXT, "module": TEXT, "image": ANYTHING, "input_image": ANYTHING, "weight": any_number(),
+    "guidance_start": any_number(), "guidance_end": any_number(), "resize_mode": ANYTHING, "control_mode": ANYTHING,
+    "guessmode": YES, "union_control_type": TEXT, **dict.fromkeys((*_NEUTRAL, *_THRESHOLDS), ANYTHING),
+}  # fmt: skip
+_ONE_UNIT = {"properties": of_object(_UNIT)["properties"]}
+# Of a body, those that hold units. Other scripts have to be off.
+FIELDS: Fields = {
+    "alwayson_scripts": any_object({SCRIPT: Kind({"properties": {"args": {"items": _ONE_UNIT}}})}),
+    "controlnet_units": any_list({"type": "object", **_ONE_UNIT}),
+    "controlnet_image": any_list(IMAGE.schema), "controlnet_mask": any_list({}),
+    **{field: _UNIT[name] for name, field in _FLAT.items()},
+}  # fmt: skip
+DETECT: Schema = {
+    **of_object({"controlnet_module": TEXT, **dict.fromkeys(DETECTED, any_list(ONE_IMAGE.schema))}),
+    "anyOf": [{"required": [name], "properties": {name: {"type": "array", "minItems": 1}}} for name in DETECTED],
+}  # fmt: skip
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,7 +95,10 @@ def settings(
     body: Body, service: Service, names: Names, start: str | None = None, start_fit: str | None = None
 ) -> dict[str, Any]:
     """`start` is the image that is drawn from, which steers too where a unit has none of its own."""
-    units = [_unit(given, service, names, start) for given in _given(body) if given.yes("enabled") is not False]
+    every = list(_given(body))
+    for given in every:
+        check(given, _UNIT)
+    units = [_unit(given, service, names, start) for given in every if given.yes("enabled") is not False]
     if not units:
         return {}
     if len({unit.guesses for unit in units}) > 1:
@@ -77,7 +126,7 @@ def _given(body: Body) -> Iterator[Body]:
     for number, unit in enumerate(body.listed("controlnet_units")):
         yield body.inner_of("controlnet_units", unit, number)
     for number, image in enumerate(body.listed("controlnet_image")):
-        yield Body(_flat(body, image), f"controlnet_image[{number}].")
+        yield Body(_flat(body, image), f"controlnet_image[{number}].", body.given)
 
 
 def _off(args: Any) -> bool:
@@ -90,23 +139,18 @@ def _off(args: Any) -> bool:
 
 def _flat(body: Body, image: Any) -> dict[str, Any]:
     """Of one request with a single unit, under names of their own."""
-    named = {
-        "module": "controlnet_module", "model": "controlnet_model", "weight": "controlnet_weight",
-        "resize_mode": "controlnet_resize_mode", "threshold_a": "controlnet_threshold_a",
-        "threshold_b": "controlnet_threshold_b", "guidance_end": "controlnet_guidance",
-    }  # fmt: skip
-    unit = {name: body.fields.get(field) for name, field in named.items()}
+    unit = {name: body.fields.get(field) for name, field in _FLAT.items()}
     masks = [mask for mask in body.listed("controlnet_mask") if mask]
-    return {**unit, "image": image, "mask": masks[0] if masks else None, "guessmode": body.fields.get("guess_mode")}
+    return {**unit, "image": image, "mask": masks[0] if masks else None}
 
 
 def _unit(given: Body, service: Service, names: Names, start: str | None) -> Unit:
-    given.neutral("mask", ("",), "a unit acts on the whole image")
-    given.neutral("hr_option", ("Both", "HiResFixOption.BOTH"), "a unit steers both passes")
+    for name, (values, because) in _NEUTRAL.items():
+        given.neutral(name, values, because)
     module = module_of(given)
     if module == "canny":
-        for name, values in _THRESHOLDS.items():
-            given.neutral(name, values, "lines are found with 100 and 200")
+        for name, usual in _THRESHOLDS.items():
+            given.neutral(name, usual, "lines are found with 100 and 200")
     start_at, end_at = given.number("guidance_start"), given.number("guidance_end")
     weight = given.number("weight")
     found = 1.0 if weight is None else weight, start_at or 0.0, 1.0 if end_at is None else end_at
@@ -161,7 +205,7 @@ def _image(given: Body, service: Service, start: str | None) -> str:
         Body(value, given.where + "image.").neutral("mask", ("",), "a unit acts on the whole image")
         value = value.get("image")
     if value:
-        return service.upload(content_of(value, given.where + "image"))
+        return given.kept(content_of(value, given.where + "image"), "image", service.upload)
     if start is None:
         raise given.refused("image", "a unit needs an image")
     return start

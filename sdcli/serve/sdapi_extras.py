@@ -25,6 +25,20 @@ from sdcli.serve.line import Full
 from sdcli.serve.sdapi_answers import encoded
 from sdcli.serve.sdapi_body import Body, content_of
 from sdcli.serve.sdapi_names import Names, path_of
+from sdcli.serve.sdapi_schemas import (
+    ONE_IMAGE,
+    TEXT,
+    YES,
+    Fields,
+    Kind,
+    Schema,
+    any_number,
+    any_whole,
+    check,
+    number_of,
+    of_object,
+    one_of,
+)
 from sdcli.serve.service import Service
 from sdcli.workers.worker import Died, Worker
 
@@ -34,6 +48,15 @@ _ABOUT_THE_DEVICE = ("device", "dtype", "max_vram", "max_ram", "fallback")
 _NEUTRAL = {
     "gfpgan_visibility": (0,), "codeformer_visibility": (0,), "extras_upscaler_2_visibility": (0,),
 }  # fmt: skip
+_SIDES = ("upscaling_resize_w", "upscaling_resize_h")
+_FIELDS: Fields = {
+    **{name: one_of(values) for name, values in _NEUTRAL.items()}, "upscaler_1": TEXT, "resize_mode": number_of((0, 1)),
+    "upscaling_resize": any_number(), **dict.fromkeys(_SIDES, any_whole()), "upscaling_crop": YES,
+}  # fmt: skip
+_ITEM: Schema = {"anyOf": [ONE_IMAGE.schema, of_object({"data": ONE_IMAGE}, "data")]}
+_ITEMS = Kind({"type": "array", "items": _ITEM, "minItems": 1})
+SINGLE = of_object({**_FIELDS, "image": ONE_IMAGE}, "image")
+BATCH = of_object({**_FIELDS, "imageList": _ITEMS}, "imageList")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,22 +84,24 @@ class Extras:
         content = body.image("image")
         if not content:
             raise body.refused("image", "no image")
-        return {"image": encoded(self._made(body, [content], left)[0]), "html_info": ""}
+        return {"image": encoded(self._made(body, {"image": content}, left)[0]), "html_info": ""}
 
     def batch(self, body: Body, left: threading.Event) -> dict[str, Any]:
-        contents = []
+        contents = {}
         for number, item in enumerate(body.listed("imageList")):
             field = f"imageList[{number}].data"
-            contents.append(content_of(item.get("data") if isinstance(item, Mapping) else item, field))
+            contents[field] = content_of(item.get("data") if isinstance(item, Mapping) else item, field)
         if not contents:
             raise body.refused("imageList", "no image")
         return {"images": [encoded(content) for content in self._made(body, contents, left)], "html_info": ""}
 
-    def _made(self, body: Body, contents: Sequence[bytes], left: threading.Event) -> list[bytes]:
+    def _made(self, body: Body, contents: Mapping[str, bytes], left: threading.Event) -> list[bytes]:
+        check(body, _FIELDS)
         for name, values in _NEUTRAL.items():
             body.neutral(name, values)
         upscaler, size = body.text("upscaler_1") or "None", _size(body)
-        images = [read.look(self._service.upload(content)) for content in contents]
+        upload = self._service.upload
+        images = [read.look(body.kept(content, name, upload)) for name, content in contents.items()]
         if upscaler.casefold() == "none":  # in A1111 too this changes nothing, whatever the size
             return [saved(read.rgb(image), "PNG") for image in images]
         sides = [size.of(image.width, image.height) for image in images]
@@ -153,9 +178,6 @@ def _size(body: Body) -> Size:
     if min(sides) < 1:
         raise body.refused(_SIDES[sides.index(min(sides))], "less than 1")
     return Size(width=sides[0], height=sides[1], crop=body.yes("upscaling_crop") is not False)
-
-
-_SIDES = ("upscaling_resize_w", "upscaling_resize_h")
 
 
 def _lanczos(image: Any, width: int, height: int) -> Any:

@@ -10,10 +10,30 @@ from sdcli.errors import ModelMissing, Usage
 from sdcli.images import read
 from sdcli.record.encode import saved
 from sdcli.request import samplers
+from sdcli.request.request import LARGEST_SEED
 from sdcli.request.samplers import Sampler
-from sdcli.serve import sdapi_controls
+from sdcli.serve import sdapi_controls, sdapi_options
+from sdcli.serve.bounds import PROMPT, Bounds
+from sdcli.serve.openapi import within
 from sdcli.serve.sdapi_body import Body, typed
 from sdcli.serve.sdapi_names import Names, path_of
+from sdcli.serve.sdapi_schemas import (
+    ANYTHING,
+    IMAGE,
+    ONE_IMAGE,
+    TEXT,
+    YES,
+    Fields,
+    Kind,
+    Schema,
+    any_number,
+    any_object,
+    any_whole,
+    check,
+    number_of,
+    of_object,
+    one_of,
+)
 from sdcli.serve.service import Service
 from sdcli.terminal import show
 
@@ -29,7 +49,8 @@ FIELD_OF = {
     "clip_skip": "CLIP_stop_at_last_layers", "format": "samples_format", "negative_prompt": "negative_prompt",
     "mask_blur": "mask_blur", "mask": "mask", "steps": "steps", "width": "width", "height": "height",
     "guess_mode": "control_mode", "control": "alwayson_scripts.ControlNet", "control_from": "module",
-    "refiner": "refiner_checkpoint",
+    "refiner": "refiner_checkpoint", "prompts": "prompt",
+    "size": "width and height",
 }  # fmt: skip
 # What passes without a word: A1111's defaults, what webuiapi always sends, and spellings of the same.
 _NEUTRAL: dict[str, tuple[Any, ...]] = {
@@ -47,12 +68,60 @@ _NO_MODEL = {"latent": "latent", "lanczos": "lanczos", "none": "lanczos"}
 _ETA = "DDIM"  # draws with 0 here, as in A1111 by default; webuiapi always sends 1
 
 
+def fields(bounds: Bounds, start: bool) -> Fields:
+    """Of a body; `start`: of one with an image to draw from. Others that are there pass too."""
+    own = _of_start() if start else _of_hires()
+    neutral = {name: one_of(values) for name, values in _NEUTRAL.items()}
+    override = any_object(sdapi_options.FIELDS)
+    return {**neutral, **_of_both(bounds), **own, **sdapi_controls.FIELDS, "override_settings": override}
+
+
+def schema(bounds: Bounds, start: bool) -> Schema:
+    """For /openapi.json."""
+    return of_object(fields(bounds, start), "prompt", *(("init_images",) if start else ()))
+
+
+def _of_both(bounds: Bounds) -> Fields:
+    images = any_whole((1, bounds.images))
+    return {
+        "prompt": Kind({"type": "string", "maxLength": PROMPT, "pattern": r"\S"}, Body.text),
+        "negative_prompt": Kind({**TEXT.schema, "maxLength": PROMPT}, Body.text),
+        "seed": any_whole((-1, LARGEST_SEED)), "n_iter": images, "batch_size": images, "sampler_name": TEXT,
+        "sampler_index": TEXT, "scheduler": TEXT, "eta": any_number(), "s_noise": ANYTHING,
+        "refiner_checkpoint": TEXT, "refiner_switch_at": any_number(),
+        "cfg_scale": any_number(within("guidance")), "send_images": ANYTHING,
+        **{name: any_whole(within(name, bounds)) for name in ("steps", "width", "height")},
+    }  # fmt: skip
+
+
+def _of_hires() -> Fields:
+    """Most are looked at only where enable_hr says so."""
+    return {
+        "enable_hr": YES, "hr_scale": any_number(), "hr_second_pass_steps": any_whole(), "hr_resize_x": any_whole(),
+        "hr_resize_y": any_whole(), "hr_upscaler": TEXT, "hr_prompt": TEXT, "hr_negative_prompt": TEXT,
+        "hr_sampler_name": TEXT, "hr_scheduler": TEXT, "denoising_strength": any_number(),
+        **dict.fromkeys(_WITH_HIRES, ANYTHING),
+    }  # fmt: skip
+
+
+def _of_start() -> Fields:
+    image = {"type": "array", "items": ONE_IMAGE.schema, "minItems": 1, "maxItems": 1}
+    return {
+        "init_images": Kind(image, Body.listed), "mask": IMAGE, "denoising_strength": any_number(within("strength")),
+        "resize_mode": number_of(_FITS), "image_cfg_scale": any_number(), "inpainting_fill": any_whole(),
+        "inpainting_mask_invert": any_whole(), "inpaint_full_res": YES, "inpaint_full_res_padding": any_whole(),
+        "mask_blur": any_whole(), "mask_blur_x": ANYTHING, "mask_blur_y": ANYTHING, "include_init_images": ANYTHING,
+    }  # fmt: skip
+
+
 def text_to_image(body: Body, service: Service, names: Names) -> dict[str, Any]:
+    check(body, fields(service.settings.bounds, start=False))
     return {**_drawn(body, names), **_hires(body, names), **sdapi_controls.settings(body, service, names)}
 
 
 def image_to_image(body: Body, service: Service, names: Names) -> dict[str, Any]:
-    start = service.upload(_init_image(body))
+    check(body, fields(service.settings.bounds, start=True))
+    start = body.kept(_init_image(body), "init_images", service.upload)
     own = {"image": (start,), **_changed(body, service)}
     return {**_drawn(body, names), **own, **sdapi_controls.settings(body, service, names, start, str(own["fit"]))}
 
@@ -73,8 +142,6 @@ def _init_image(body: Body) -> bytes:
 def _drawn(body: Body, names: Names) -> dict[str, Any]:
     for name, neutral in _NEUTRAL.items():
         body.neutral(name, neutral)
-    if styles := [style for style in body.listed("styles") if style]:
-        raise body.refused("styles", f"no style {show(styles[0], 60)} on this server")
     sampler = sampler_of(body)
     _check_noise(body, sampler)
     values: dict[str, Any] = {"words": (body.text("prompt") or "",), "preview_every": str(PREVIEW_EVERY)}
@@ -195,7 +262,7 @@ def _changed(body: Body, service: Service) -> dict[str, Any]:
         values["image_guidance"] = typed(guidance or 0)
     if not (mask := body.image("mask")):
         return values
-    values["mask"] = _mask(mask, bool(body.whole("inpainting_mask_invert")), service)
+    values["mask"] = _mask(body, mask, service)
     values["masked_content"] = _choice(body, "inpainting_fill", _CONTENTS, 0, service, "masked_content")
     blur = body.whole("mask_blur")
     for side in ("mask_blur_x", "mask_blur_y"):
@@ -219,12 +286,12 @@ def _choice(body: Body, field: str, choices: Mapping[int, str], usual: int, serv
     return choices[number]
 
 
-def _mask(content: bytes, inverted: bool, service: Service) -> str:
+def _mask(body: Body, content: bytes, service: Service) -> str:
     """White is repainted. Of an image with transparent parts it is what is opaque, as in A1111."""
     from PIL import ImageOps
 
-    path = service.upload(content)
-    found = read.layers(read.look(path))
+    path = body.kept(content, "mask", service.upload)
+    found, inverted = read.layers(read.look(path)), bool(body.whole("inpainting_mask_invert"))
     if found.alpha is None and not inverted:
         return path
     marks = found.alpha if found.alpha is not None else found.rgb.convert("L")

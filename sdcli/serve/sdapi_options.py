@@ -10,8 +10,10 @@ from typing import Any
 
 from sdcli.errors import ModelMissing
 from sdcli.serve.bodies import BadBody
+from sdcli.serve.openapi import within
 from sdcli.serve.sdapi_body import Body
 from sdcli.serve.sdapi_names import Names, path_of
+from sdcli.serve.sdapi_schemas import ANYTHING, TEXT, Fields, Schema, any_whole, of_object, one_of
 
 MOST_CLIENTS = 1000
 
@@ -32,6 +34,16 @@ _ABOUT_FILES = re.compile(
 _FORMATS = {"png": "png", "jpg": "jpg", "jpeg": "jpg", "webp": "webp"}
 _RNG = {"CPU": "cpu", "NV": "nv"}
 _EMPHASIS = {"Original": "a1111", "None": "none"}
+# What is honoured.
+FIELDS: Fields = {
+    "sd_model_checkpoint": TEXT, "CLIP_stop_at_last_layers": any_whole(within("clip_skip")), "sd_vae": TEXT,
+    "samples_format": TEXT, "randn_source": TEXT, "emphasis": TEXT,
+}  # fmt: skip
+# Of a body: what is as it is anyway passes too.
+SCHEMA: Schema = {
+    **of_object({**FIELDS, **{name: one_of([value]) for name, value in FIXED.items()}, "sd_checkpoint_hash": ANYTHING}),
+    "patternProperties": {f"^{_ABOUT_FILES.pattern}$": {}}, "additionalProperties": {"enum": [None, "", [], {}]},
+}  # fmt: skip
 
 
 class Options:

@@ -4,12 +4,23 @@ from __future__ import annotations
 
 import hashlib
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 from sdcli.errors import BadFile
 from sdcli.files import REAL, replace_whole
 
 _BEGINNINGS = {"png": b"\x89PNG\r\n\x1a\n", "jpg": b"\xff\xd8\xff", "webp": b"RIFF"}
+
+
+def kept(upload: Callable[[bytes], str], content: bytes, name: str, given: dict[str, str]) -> str:
+    """The path of an image, which `given` takes in with what the request calls it."""
+    try:
+        path = upload(content)
+    except BadFile as error:
+        raise BadFile(f"{name}: {error.message}", hint=error.hint, field=name) from None
+    given[path] = name
+    return path
 
 
 class Uploads:

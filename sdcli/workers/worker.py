@@ -11,7 +11,7 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import IO, Any
@@ -67,10 +67,14 @@ class Worker:
     ) -> Iterator[Event]:
         """Closing the generator cancels what is left; the model stays loaded, and so do others as long as they fit
         beside this plan. A process that died is Died."""
+        yield from self.begun(plan, batches)
+
+    def begun(self, plan: Plan, batches: Iterable[Batch] | None = None) -> Generator[Event, None, None]:
+        """The same, where the worker has its order before anybody asks for an event."""
         numbers = [number for number, _ in (plan.numbered() if batches is None else batches)]
         self._running()
         drop = self._make_room(plan)
-        yield from self._happening(
+        return self._ordered(
             {"plan": schema.to_json(plan, whole=True), "batches": numbers, "drop": drop}, plan.hardware
         )
 
@@ -86,14 +90,21 @@ class Worker:
 
     def enlarge(self, plan: UpscalePlan) -> Iterator[Event]:
         """The same of images that are made larger. What else is loaded in the process stays beside it."""
-        yield from self._happening({"enlarge": schema.to_json(plan, whole=True)})
+        yield from self._ordered({"enlarge": schema.to_json(plan, whole=True)})
 
-    def _happening(self, order: Mapping[str, Any], hardware: Hardware | None = None) -> Iterator[Event]:
+    def _ordered(self, order: Mapping[str, Any], hardware: Hardware | None = None) -> Generator[Event, None, None]:
+        happening = self._happening(order, hardware)
+        next(happening)
+        return happening
+
+    def _happening(self, order: Mapping[str, Any], hardware: Hardware | None) -> Generator[Any, None, None]:
+        """None first, once the order is on its way."""
         process = self._running()
         self._orders += 1
         self._drawing, self._heard = self._orders, time.monotonic()
         self._write({"draw": self._orders, **order})
         try:
+            yield None
             for event in self._events(process):
                 if isinstance(event, Memory) and event.reserved_peak is not None and hardware is not None:
                     self._device = event.reserved_peak + context(hardware.backend)
@@ -109,7 +120,7 @@ class Worker:
 
     def try_out(self, plan: Plan) -> None:
         """What decides on such plans and was never tried on this machine, so that the next one knows it."""
-        for _ in self._happening({"plan": schema.to_json(plan, whole=True), "batches": [], "try": True}):
+        for _ in self._ordered({"plan": schema.to_json(plan, whole=True), "batches": [], "try": True}):
             pass
 
     def cancel(self) -> None:

@@ -3,6 +3,7 @@ and each is answered with a typed refusal while others are served."""
 
 from __future__ import annotations
 
+import base64
 import json
 import socket
 from collections.abc import Iterator
@@ -11,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from openai_clients import file
 from running import Serving
 
 from sdcli.serve.bounds import Bounds
@@ -21,6 +23,9 @@ from sdcli.serve.service import Service, Settings
 KEY = "k3y-that-nobody-can-guess"
 CAT = b'{"prompt": "a cat", "size": "64x64", "steps": 1}'
 SECRET = b"root:x:0:0"
+IMAGE = base64.b64encode(file()).decode()
+CUT = file()[: len(file()) // 2]
+DAMAGED = base64.b64encode(CUT).decode()
 
 
 @pytest.fixture(scope="module")
@@ -74,6 +79,15 @@ def asking(**fields: Any) -> bytes:
 def to(path: str, **fields: Any) -> bytes:
     """One of the other APIs."""
     return post(json.dumps({"prompt": "a cat", "steps": 1, **fields}).encode(), path)
+
+
+def edited(content: bytes, filename: str, name: str = "image") -> bytes:
+    """An image changed, by a form."""
+    parts = [b'--x\r\nContent-Disposition: form-data; name="prompt"\r\n\r\na cat\r\n']
+    parts.append(f'--x\r\nContent-Disposition: form-data; name="{name}"; filename="{filename}"\r\n\r\n'.encode())
+    return post(
+        b"".join([*parts, content, b"\r\n--x--\r\n"]), "/v1/images/edits", kind="multipart/form-data; boundary=x"
+    )
 
 
 @dataclass(frozen=True)
@@ -144,6 +158,23 @@ TRAVERSAL = {
     "A1111's first image": Attack(to("/sdapi/v1/img2img", init_images=["file:///etc/passwd"]), REFUSED),
     "A1111's first image by its address": Attack(
         to("/sdapi/v1/img2img", init_images=["http://127.0.0.1:9/a.png"]), REFUSED),
+    "A1111's refiner": Attack(
+        to("/sdapi/v1/txt2img", refiner_checkpoint="../../etc/passwd", refiner_switch_at=0.8), REFUSED),
+    **{f"a unit's {field}": Attack(
+        to("/sdapi/v1/txt2img", alwayson_scripts={"controlnet": {"args": [{"model": "x", "image": IMAGE} | unit]}}),
+        REFUSED)
+        for field, unit in (
+            ("model", {"model": "../../etc/passwd"}), ("image", {"image": "file:///etc/passwd"}),
+            ("module", {"module": "/etc/passwd"}),
+        )
+    },
+    "an upscaler of the extras": Attack(
+        to("/sdapi/v1/extra-single-image", image=IMAGE, upscaler_1="../../etc/passwd"), REFUSED),
+    "a ControlNet that is a path": Attack(asking(control={"model": "../../etc/passwd", "image": IMAGE}), REFUSED),
+    "what steers by its address": Attack(asking(control={"model": "x", "image": "file:///etc/passwd"}), REFUSED),
+    "a preset that is a path": Attack(asking(preset="../../../../etc/passwd"), REFUSED),
+    "a file's name": Attack(edited(b"\x89PNG\r\n\x1a\n", "../../../../tmp/owned.png"), 400),
+    "a part's name": Attack(edited(b"", "a.png", name="../../etc/passwd"), 400),
     "A1111's default model": Attack(to("/sdapi/v1/options", sd_model_checkpoint="../../etc/passwd"), REFUSED),
     "settings of a file": Attack(to("/v1/settings", image="/etc/passwd"), REFUSED),
     "a job that is a path": Attack(head("GET", "/v1/jobs/..%2f..%2fetc%2fpasswd"), 404),
@@ -258,6 +289,41 @@ def test_a_prompt_is_drawn_as_words_and_is_nothing_else_to_anyone(
     assert Path(drawn.path).parent == folder and drawn.file.isascii() and "/" not in drawn.file
     assert not set(drawn.file) & set("<>$`;()\x1b\\ ")
     assert "owned" not in capfd.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "filename", ["<script>owned</script>.png", "../../owned.png", "\x1b[2Jowned.png", 'owned"; x=y.png']
+)
+def test_the_name_of_a_file_that_comes_along_is_nothing_to_anyone(
+    filename: str, servers: dict[bool, Serving], capfd: pytest.CaptureFixture[str]
+) -> None:
+    known = set(servers[False].service.tickets)
+    status, answer = said(servers[False], edited(file(), filename))
+    assert status == 200 and b"owned" not in answer.partition(b'"b64_json"')[0]
+    (ticket,) = (one for key, one in servers[False].service.tickets.items() if key not in known)
+    (image,) = ticket.plan.request.image
+    assert "owned" not in f"{image.path} {ticket.images[0].path}" + capfd.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("sent", "field"),
+    [
+        (to("/v1/jobs", image=f"data:image/png;base64,{DAMAGED}"), "image"),
+        (post(json.dumps({"image": DAMAGED}).encode(), "/sdapi/v1/png-info"), "image"),
+        (to("/sdapi/v1/extra-single-image", image=DAMAGED), "image"),
+        (to("/sdapi/v1/img2img", init_images=[DAMAGED]), "init_images"),
+        (to("/controlnet/detect", controlnet_images=[DAMAGED]), "controlnet_images[0]"),
+        (edited(CUT, "a.png"), "image"),
+    ],
+)  # fmt: skip
+def test_a_damaged_image_is_told_of_by_its_field_and_never_by_where_it_is_kept(
+    sent: bytes, field: str, servers: dict[bool, Serving]
+) -> None:
+    status, answer = said(servers[False], sent)
+    body = json.loads(answer.partition(b"\r\n\r\n")[2])
+    message = body["detail"] if "detail" in body else body["error"]["message"]
+    assert status == 400 and message.startswith(field) and "damaged" in message
+    assert b"uploads" not in answer and b".png" not in answer
 
 
 def test_what_is_wrong_is_said_without_power_over_a_terminal(servers: dict[bool, Serving]) -> None:

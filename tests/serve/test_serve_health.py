@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import json
 import re
 import time
@@ -13,13 +14,18 @@ from typing import Any
 
 import pytest
 from asgi import asked
+from openai_clients import file as drawn_file
+from sdapi_client import post
 
 from sdcli.asking import planning
 from sdcli.request.options import OPTIONS
 from sdcli.serve import asked as asking
-from sdcli.serve import metrics, openai_fields, openapi
+from sdcli.serve import metrics, openai_fields, openapi, sdapi_fields
+from sdcli.serve.bounds import Bounds
 from sdcli.serve.line import Room
 from sdcli.serve.metrics import Counter, Histogram
+from sdcli.serve.sdapi_body import Body
+from sdcli.serve.sdapi_names import Names
 
 EXPOSITION = re.compile(
     r'# (HELP|TYPE) [a-z_]+ .+|[a-z_]+(\{[a-z]+="[^"\n]*"(,[a-z]+="[^"\n]*")*\})? -?\d+(\.\d+)?(e-?\d+)?'
@@ -196,8 +202,10 @@ def test_a_setting_is_described_by_its_own_declaration() -> None:
     ]
     assert openapi.setting("hires")["type"] == "number" and openapi.setting("hires_steps")["type"] == "integer"
     assert openapi.setting("lora")["type"] == "array" and openapi.setting("only_masked")["type"] == "boolean"
-    named = openapi.settings(["steps"], {"num_inference_steps": "steps"})
-    assert named["num_inference_steps"] == {**named["steps"], "description": "The same as steps."}
+    here = openapi.settings(["steps", "width", "num_images"], Bounds(steps=20, images=3, width=512, height=512))
+    assert here["steps"] == {**openapi.setting("steps"), "maximum": 20}
+    assert (here["num_images"]["minimum"], here["num_images"]["maximum"]) == (1, 3)
+    assert (here["width"]["minimum"], here["width"]["maximum"]) == (64, 4096)
     assert all(openapi.setting(option.field)["description"] for option in OPTIONS)
 
 
@@ -223,15 +231,72 @@ def test_the_worker_tries_what_generate_would_try_and_this_process_draws_by_it(
 
 
 def test_what_the_document_says_of_a_body_is_what_the_api_knows(serve: Callable[..., Any]) -> None:
-    document = ask(serve(), "/openapi.json").json
+    server = serve()
+    document = ask(server, "/openapi.json").json
     generations, jobs = document["paths"]["/v1/images/generations"]["post"], document["paths"]["/v1/jobs"]["post"]
     content = generations["requestBody"]["content"]
     assert (
         content.keys() == {"application/json"}
         and "multipart/form-data" in (document["paths"]["/v1/images/edits"]["post"]["requestBody"]["content"])
     )
-    assert content["application/json"]["schema"] == json.loads(json.dumps(openai_fields.schema()))
+    bounds = server.service.settings.bounds
+    assert content["application/json"]["schema"] == json.loads(json.dumps(openai_fields.schema(bounds)))
     assert "num_inference_steps" in content["application/json"]["schema"]["properties"]
     fields = jobs["requestBody"]["content"]["application/json"]["schema"]["properties"]
     assert fields.keys() == asking.NAMES and jobs["responses"].keys() == {"202", "default"}
     assert fields["steps"]["maximum"] == 10_000 and "integer" in fields["steps"]["type"]
+
+
+class Looked(dict[str, Any]):
+    """A body that knows which of its fields were looked at."""
+
+    def __init__(self, fields: dict[str, Any]) -> None:
+        super().__init__(fields)
+        self.names: set[str] = set()
+
+    def get(self, name: str, default: Any = None) -> Any:
+        self.names.add(name)
+        return super().get(name, default)
+
+
+@pytest.mark.parametrize("start", [False, True])
+def test_every_field_of_a1111s_that_is_looked_at_stands_in_the_document(start: bool, serve: Callable[..., Any]) -> None:
+    service = serve().service
+    image = base64.b64encode(drawn_file()).decode()
+    body = {"prompt": "a cat", "enable_hr": True, "hr_upscaler": "Latent", "width": 64, "height": 64, "eta": 1}
+    given = Looked({**body, "sampler_name": "Euler a", "init_images": [image], "mask": image, "inpaint_full_res": True})
+    read = sdapi_fields.image_to_image if start else sdapi_fields.text_to_image
+    read(Body(given), service, Names(service))
+    path = "/sdapi/v1/img2img" if start else "/sdapi/v1/txt2img"
+    operation = ask(serve(), "/openapi.json").json["paths"][path]["post"]
+    fields = operation["requestBody"]["content"]["application/json"]["schema"]["properties"]
+    assert given.names <= fields.keys() and {"steps", "sampler_name", "alwayson_scripts"} <= given.names
+
+
+def test_a_field_of_a1111s_has_its_type_also_where_it_is_of_no_use(serve: Callable[..., Any]) -> None:
+    body = {"prompt": "a cat", "width": 64, "height": 64, "steps": 1}
+    assert post(serve(), "/sdapi/v1/txt2img", {**body, "hr_scale": "1.5"}).status_code == 200
+    refused = post(serve(), "/sdapi/v1/txt2img", {**body, "hr_scale": {}})
+    assert refused.status_code == 422 and refused.json()["detail"].startswith("hr_scale: ")
+
+
+@pytest.mark.parametrize("path", ["/readyz", "/sdapi/v1/loras"])
+def test_a_bug_in_a_route_is_told_in_the_shape_of_its_api(
+    path: str, serve: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(*about: Any) -> None:
+        raise RuntimeError("secret")
+
+    server = serve()
+    monkeypatch.setattr(type(server.service), "ready", property(broken))
+    monkeypatch.setattr(server.service, "entries", broken)
+    answered = ask(server, path)
+    assert answered.status == 500 and answered.header("content-type") == "application/json"
+    assert b"secret" not in answered.body and answered.header("x-should-retry") == "false"
+    assert answered.json["error"] == "bug" if "sdapi" in path else answered.json["error"]["code"] == "bug"
+
+
+def test_a_number_that_is_blank_text_counts_as_absent(serve: Callable[..., Any]) -> None:
+    body = {"prompt": "a cat", "width": 64, "height": 64, "steps": 1, "batch_size": " ", "seed": ""}
+    answered = post(serve(), "/sdapi/v1/txt2img", body)
+    assert answered.status_code == 200 and json.loads(answered.json()["info"])["batch_size"] == 1

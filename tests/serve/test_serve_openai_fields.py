@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 
 from sdcli.request.config import SETTINGS, from_flags
 from sdcli.serve.bodies import BadBody
+from sdcli.serve.bounds import Bounds
 from sdcli.serve.openai_fields import FIELDS, IGNORED, REFUSED, Asked, asked, from_parts, schema
 
 CAT = {"prompt": "a cat"}
@@ -20,7 +21,7 @@ CAT = {"prompt": "a cat"}
 RIGHT: dict[str, Any] = {
     "integer": 2, "number": 0.5, "switch": True, "text": "Euler", "size": "64x128", "lora": "ink", "seed": 7,
     "control": {"model": "canny", "image": "AAAA"}, "outpaint": "left:64",
-    "hires": 1.5, "image_guidance": 1.5,
+    "hires": 1.5, "image_guidance": 1.5, "width": 64, "height": 128,
 }  # fmt: skip
 
 
@@ -139,17 +140,19 @@ def test_a_prompt_has_to_be_there_and_a_part_of_a_form_once() -> None:
     for name, text in (("n", "1e1"), ("n", "01"), ("stream", "yes"), ("guidance", "NaN"), ("n", "")):
         with pytest.raises(BadBody, match=name):
             asked(from_parts([("prompt", "a cat"), (name, text)]))
+    assert asked(from_parts([("prompt", "a cat"), ("guidance", "1e-05")])).typed["guidance"] == "0.00001"
 
 
 @pytest.mark.parametrize("edits", [False, True])
 def test_the_schema_names_what_is_taken_and_nothing_else(edits: bool) -> None:
-    listed = schema(edits)["properties"]
+    listed = schema(Bounds(images=4), edits)["properties"]
     names = {name for field in FIELDS for name in (field.name, *field.also) if edits or not field.edits}
-    assert set(listed) == names | set(IGNORED) | {"background"}
-    assert listed["n"] == {"description": "Images; seeds count up.", "type": ["integer", "null"], "minimum": 1,
-                           "maximum": 10}  # fmt: skip
+    files = {"image", "image[]", "mask"} if edits else set()
+    assert set(listed) == names | set(IGNORED) | {"background"} | files
+    assert listed["n"] == {"description": "Images; seeds count up.", "minimum": 1, "maximum": 4,
+                           "type": "integer" if edits else ["integer", "null"]}  # fmt: skip
     assert listed["prompt"]["type"] == "string" and listed["prompt"]["maxLength"] == 8000
-    assert json.loads(json.dumps(schema(edits))) == schema(edits)
+    assert json.loads(json.dumps(schema(Bounds(), edits))) == schema(Bounds(), edits)
 
 
 _NAMES = st.sampled_from([*(name for field in FIELDS for name in (field.name, *field.also)), *IGNORED, *REFUSED, "x"])
