@@ -61,7 +61,7 @@ def _followed() -> None:
     """Under names that are the same in each run, and not before strace is there."""
     from sdcli.record import names
 
-    names.new_run = lambda: RUN
+    names.new_run = lambda shard: RUN
     os.urandom = bytes  # type: ignore[assignment]
     until = time.monotonic() + 60
     while "TracerPid:\t0\n" in Path("/proc/self/status").read_text():

@@ -4,7 +4,6 @@ import hashlib
 import json
 import signal
 import subprocess
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -210,6 +209,6 @@ def test_loading_that_planning_did_already_is_told_as_loading() -> None:
     from sdcli.cli import drawing
     from sdcli.events import Timed
 
-    asked = replace(planning.plan_for({"words": ["a cat"]}, "plan"), imported=0.25)
+    asked = planning.plan_for({"words": ["a cat"]}, "plan")._replace(imported=0.25)
     told = [event for event in drawing._events(asked, "fake", (), {}) if isinstance(event, Timed)]
     assert [event.seconds for event in told if event.phase == "import"] == [0.25, 0.0]

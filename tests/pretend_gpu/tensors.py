@@ -305,10 +305,6 @@ class Operators(TorchDispatchMode):
         super().__init__()
         self.machine = machine
 
-    @classmethod
-    def _should_skip_dynamo(cls) -> bool:
-        return False  # what guards the calls below from being compiled took a tenth of the time of a drawing
-
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
         machine = self.machine
