@@ -20,7 +20,6 @@ from sdcli.asking import (
     probing,
     references,
     refiners,
-    sharing,
     unknown_words,
     upscalers,
 )
@@ -31,12 +30,10 @@ from sdcli.machine.hardware import Hardware
 from sdcli.models import cache, hub_cache, resolve, vae
 from sdcli.models.model import Model
 from sdcli.near import nearest
-from sdcli.plan import shards
 from sdcli.plan.plan import Plan
 from sdcli.plan.planner import make_plan
-from sdcli.plan.several import together
 from sdcli.plan.techniques import execution
-from sdcli.request import config, jobs, prompt_files, samplers
+from sdcli.request import config, jobs, samplers
 from sdcli.request.config import Sources
 from sdcli.request.options import OPTIONS, SCREEN, flag_of
 from sdcli.request.request import Job, Request
@@ -45,6 +42,7 @@ from sdcli.terminal import show
 if TYPE_CHECKING:
     from sdcli.machine.several import Seat
     from sdcli.record.metadata.read import ImageSettings
+    from sdcli.request.prompt_files import Line
 
 
 class PlannedRun(NamedTuple):
@@ -60,6 +58,8 @@ class PlannedRun(NamedTuple):
         shard = self.plan.request.shard
         if shard is None:
             return self
+        from sdcli.plan import shards
+
         return self._replace(plan=shards.share(self.plan, shard, more=self.later is not None))
 
 
@@ -89,11 +89,13 @@ def plan_for(
     prompts = (*words, *flags.get("prompts", ())) or tuple(sources.settings_from.get("prompts", ()))
     request, origins = _request(sources, model, prompts or ((first.prompt,) if first else ()))
     waiting = flags.get("prompts_file") == "-"
-    request = replace(request, shard=sharing.shard_of(typed))
+    request = replace(request, shard=jobs.parse_shard(typed["shard"]) if "shard" in typed else None)
     seats = _seats(typed)
     if len(seats) > 1:
         request = replace(request, devices=typed["devices"])
     if request.shard is not None and origins["seeds"] == "random":
+        from sdcli.asking import sharing
+
         first, lines = sharing.seeded(first, lines)
     known_jobs, tags = adapters.untagged(_jobs(request, first, lines, waiting))
     largest = max(known_jobs, key=lambda job: job.width * job.height)
@@ -140,6 +142,8 @@ def plan_for(
     plan = replace(plan, warnings=(*plan.warnings, *adapted.warnings, *unknown, *ignored, *syntax, *told))
     if not waiting or lines is None:
         return PlannedRun(plan, imported=imported)
+    from sdcli.asking import sharing
+
     later = adapters.without(sharing.later(request, lines, len(known_jobs), len(plan.batches)), tags)
     later = upscalers.same(controls.same_nets(later, known_jobs, asked, steered), known_jobs, asked)
     later = references.checked(later, adapted.model)
@@ -259,6 +263,8 @@ def with_workers(plan: Plan, seats: Sequence[Seat], *, more: bool = False) -> Pl
         limit = None if hardware.kind == "cpu" else plan.request.max_vram  # beside GPUs it is meant for them
         before = replace(plan, request=replace(plan.request, max_vram=limit))
         return replace(_anew(before, plan.model, hardware, more=more), request=plan.request)
+
+    from sdcli.plan.several import together
 
     named = [(seat.name, seat.hardware) for seat in seats]
     return together(plan, named, anew, remembered, more=more)
@@ -390,20 +396,22 @@ def _request(sources: Sources, model: Model, prompts: tuple[str, ...]) -> tuple[
 # --- jobs, from prompts or from lines
 
 
-def _lines(source: str | None) -> Iterator[prompt_files.Line] | None:
+def _lines(source: str | None) -> Iterator[Line] | None:
     if source is None:
         return None
+    from sdcli.request import prompt_files  # of no use to prompts on the command line
+
     if source == "-":
         return prompt_files.parse(sys.stdin, "stdin", "")
     return iter(prompt_files.read(Path(source)))
 
 
-def _jobs(
-    request: Request, first: prompt_files.Line | None, lines: Iterator[prompt_files.Line] | None, waiting: bool
-) -> tuple[Job, ...]:
+def _jobs(request: Request, first: Line | None, lines: Iterator[Line] | None, waiting: bool) -> tuple[Job, ...]:
     """The jobs known now: all of them; with stdin those of its first line, the only one read by now."""
     if first is None or lines is None:
         return jobs.make_jobs(request)
+    from sdcli.request import prompt_files
+
     ready = [first] if waiting else [first, *lines]
     return jobs.renumbered(job for line in ready for job in prompt_files.of_line(request, line))
 

@@ -2,18 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from typing import Any
+from collections.abc import Iterator
 
 from sdcli.errors import Usage
-from sdcli.request import jobs, prompt_files
+from sdcli.request import prompt_files
 from sdcli.request.prompt_files import Line
 from sdcli.request.request import Job, Request, Shard
 from sdcli.terminal import show
-
-
-def shard_of(typed: Mapping[str, Any]) -> Shard | None:
-    return jobs.parse_shard(typed["shard"]) if "shard" in typed else None
 
 
 def seeded(first: Line | None, lines: Iterator[Line] | None) -> tuple[Line | None, Iterator[Line] | None]:
