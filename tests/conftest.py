@@ -22,14 +22,15 @@ from sdcli.plan.plan import Plan
 from sdcli.plan.workload import Workload
 
 LONGEST = (  # from 20 seconds each
-    "test_draw_regional.py", "test_draw_refiner.py", "test_draw_from_image_run.py", "test_draw_card.py",
-    "test_draw_engine.py",
-    "test_scripts_gpu.py", "test_draw_control_run.py", "test_draw_compiled.py", "test_draw_t2i_run.py",
-    "test_scripts_bootstrap.py", "test_draw_on_a_gpu.py", "test_draw_reference_run.py", "test_draw_setups.py",
-    "test_draw_out_of_memory.py", "test_draw_union.py", "test_draw_from_image.py", "test_cli_endings.py",
-    "test_bench_command.py", "test_draw_on_other_gpus.py", "test_draw_control.py", "test_draw_emoji.py",
-    "test_draw_adapters.py", "test_models_hub.py", "test_cli_memory.py", "test_draw_parity.py",
-    "test_draw_lifetime.py", "test_scripts_peers.py", "test_bench_engine.py",
+    "test_draw_regional.py", "test_scripts_gpu.py", "test_draw_card.py", "test_draw_refiner.py",
+    "test_draw_from_image_run.py", "test_draw_setups.py", "test_draw_engine.py", "test_draw_out_of_memory.py",
+    "test_draw_upscale_run.py", "test_draw_control_run.py", "test_draw_compiled.py", "test_draw_emoji.py",
+    "test_models_hub.py", "test_scripts_peers.py", "test_cli_killed.py", "test_bench_engine.py",
+    "test_draw_t2i_run.py", "test_draw_on_a_gpu.py", "test_draw_reference_run.py", "test_scale_cards.py",
+    "test_scripts_bootstrap.py", "test_cli_endings.py", "test_bench_method.py", "test_models_hostile.py",
+    "test_record_faults.py", "test_scripts_steady.py", "test_draw_union.py", "test_draw_from_image.py",
+    "test_draw_on_other_gpus.py", "test_draw_control.py", "test_draw_adapters.py", "test_draw_plans.py",
+    "test_draw_parity.py", "test_draw_lifetime.py", "test_cli_memory.py", "test_bench_command.py",
 )  # fmt: skip
 
 
