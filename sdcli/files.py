@@ -90,7 +90,15 @@ class Files:
             os.close(folder)
 
 
-REAL = Files()
+class Unsynced(Files):
+    """For files that are not kept: nobody waits for the disk to have them."""
+
+    def sync(self, file: int) -> None: ...
+
+    def sync_folder(self, path: Path) -> None: ...
+
+
+REAL, UNSYNCED = Files(), Unsynced()
 
 
 def write_whole(files: Files, file: int, data: bytes) -> None:

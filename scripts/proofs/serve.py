@@ -79,7 +79,7 @@ def server(
     """A server of its own, and its port. `costs`: where it notes what its queue costs; `quick_disk`: its images are
     kept in memory, where the system has a folder for that, so that no disk is measured."""
     with tempfile.TemporaryDirectory() as home:
-        environment = {**os.environ, "SDCLI_HOME": home, "PYTHONPATH": str(ROOT), "OMP_WAIT_POLICY": "passive"}
+        environment = {**os.environ, "SDCLI_HOME": home, "PYTHONPATH": str(ROOT)}
         if quick_disk and os.path.isdir("/dev/shm"):
             environment["TMPDIR"] = "/dev/shm"
         program = ["sdcli"] if costs is None else ["scripts.proofs._clocks", str(costs)]
@@ -406,7 +406,7 @@ def first_image(side: int = 256, times: int = 3) -> Row:
     generated, served = [], []
     for _ in range(times):
         with tempfile.TemporaryDirectory() as folder:
-            environment = {**os.environ, "SDCLI_HOME": folder, "PYTHONPATH": str(ROOT), "OMP_WAIT_POLICY": "passive"}
+            environment = {**os.environ, "SDCLI_HOME": folder, "PYTHONPATH": str(ROOT)}
             words = ["generate", "a cat", "--seed", "1", "--size", str(side), "-s", "10", "-q", "-o", folder]
             started = time.perf_counter()
             subprocess.run(

@@ -11,6 +11,7 @@ from itertools import chain
 
 from sdcli.errors import Bug, Cancelled, CannotWrite, DoesNotFit, SdcliError, Terminated, from_json
 from sdcli.events import Decoded, Event, Failed, Planned
+from sdcli.files import REAL, Files
 from sdcli.machine.environment import environment
 from sdcli.record import remembering, report, runs
 from sdcli.record.report import Folding
@@ -28,13 +29,14 @@ class Desk(threading.Thread):
 
     def __init__(
         self, line: Line, worker: Worker, on_over: Callable[[Ticket], None], idle: float | None = None,
-        first: Callable[[], None] = lambda: None,
+        first: Callable[[], None] = lambda: None, files: Files = REAL,
     ) -> None:  # fmt: skip
         """`idle`: seconds without a request after which the worker gives its memory back; `first` is done before
-        anything is drawn."""
+        anything is drawn; `files`: how images and records are written."""
         super().__init__(name="desk", daemon=True)
         self.idle = idle
         self._first = first
+        self._files = files
         self.line = line
         self.worker = worker
         self.drawing: Ticket | None = None
@@ -86,7 +88,7 @@ class Desk(threading.Thread):
         finished = folding.report(error)
         with contextlib.suppress(CannotWrite):
             if ticket.destination.records.exists():
-                report.write(finished, ticket.destination.records / "report.json")
+                report.write(finished, ticket.destination.records / "report.json", self._files)
                 remembering.remember(ticket.plan, finished)
         ticket.report = report.to_json(finished, ticket.destination.folder)
         if error is None and finished.error is not None:  # some of its images
@@ -98,7 +100,7 @@ class Desk(threading.Thread):
         self, events: Iterator[Event], ticket: Ticket, folding: Folding, around: dict[str, object]
     ) -> SdcliError | None:
         try:
-            for event in store(events, ticket.destination, environment=around):
+            for event in store(events, ticket.destination, environment=around, files=self._files):
                 folding(event)
                 ticket.publish(event)
         except SdcliError as error:

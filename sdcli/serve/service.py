@@ -15,6 +15,7 @@ from typing import Any
 from sdcli import data
 from sdcli.asking import planning
 from sdcli.errors import Cancelled, ModelMissing, Terminated
+from sdcli.files import REAL, UNSYNCED
 from sdcli.machine.folders import cache_folder, state_folder
 from sdcli.models import hub_cache, listing
 from sdcli.models.families import find
@@ -61,7 +62,8 @@ class Service:
         self.settings = settings
         self.line = Line(settings.room)
         self.worker = Worker(settings.engine)
-        self.desk = Desk(self.line, self.worker, self._over, settings.idle, self._prepare)
+        files = REAL if settings.store else UNSYNCED
+        self.desk = Desk(self.line, self.worker, self._over, settings.idle, self._prepare, files)
         self._unready = "the model is being loaded" if settings.preload else None
         self._watching: list[Callable[[Ticket], None]] = []
         self.tickets: dict[str, Ticket] = {}  # oldest first

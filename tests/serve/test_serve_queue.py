@@ -195,3 +195,16 @@ def test_images_that_were_sent_are_there_as_long_as_results_are(tmp_path: Path) 
     assert not old.exists() and used.exists() and new.suffix == ".jpg"
     with pytest.raises(BadFile):
         uploads.path_of(b"<svg>")
+
+
+@pytest.mark.parametrize("kept", [True, False])
+def test_the_disk_is_waited_for_where_images_are_kept_and_nowhere_else(
+    serve: Callable[..., Any], monkeypatch: pytest.MonkeyPatch, kept: bool
+) -> None:
+    service, waited, ended = serve(store=kept).service, [], threading.Event()
+    plan = service.plan({"words": ("a cat",), "size": "64x64", "steps": "1"})  # which keeps the model's hash
+    monkeypatch.setattr(os, "fsync", waited.append)
+    drawn = service.submit(plan)
+    drawn.listen(lambda number, event: ended.set() if event is None else None)
+    assert ended.wait(60) and drawn.state == "done" and Path(drawn.images[0].path).is_file()
+    assert bool(waited) == kept
