@@ -68,6 +68,9 @@ class Answers:
     memory: list[tuple[int, int]] = field(default_factory=list)  # answered, bytes of the server
 
 
+LOST = 0  # instead of a status: there was no answer
+
+
 def tell(text: str) -> None:
     print(f"  {time.strftime('%H:%M:%S')} {text}", file=sys.stderr, flush=True)
 
@@ -135,8 +138,7 @@ def load(port: int, process: subprocess.Popen[str], requests: int, clients: int,
                 try:
                     status, (content, after), seconds = ask(connection, seed)
                 except (OSError, http.client.HTTPException):
-                    with lock:
-                        answers.lost += 1
+                    status, content, seconds = LOST, None, 0.0
                     connection = http.client.HTTPConnection("127.0.0.1", port, timeout=300)
                     break
                 if status != 429:
@@ -144,8 +146,11 @@ def load(port: int, process: subprocess.Popen[str], requests: int, clients: int,
                 answers.again += 1
                 time.sleep(random.uniform(0.2, 1.0) * min(float(after or 1), 1.0))
             right = status != 200 or pixels_of(content) == hashlib.sha256(_gradient(seed, SIDE, SIDE)).hexdigest()
+            if status not in (200, LOST):
+                tell(f"seed {seed} was answered {status}: {json.dumps(content)[:300]}")
             with lock:
                 answers.statuses[status] += 1
+                answers.lost += status == LOST
                 answers.wrong += not right
                 answers.seconds.append(seconds)
                 done = sum(answers.statuses.values())
