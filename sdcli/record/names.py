@@ -82,13 +82,13 @@ def part_prefix(run: str) -> str:
 
 def part_of_run(name: str) -> str | None:
     """The run that a temporary file of this name belongs to."""
-    match = re.fullmatch(r"\.sdcli-(\d{8}-\d{6}-[0-9a-f]{4}(?:-\d{1,5}-of-\d{1,5})?)-\d{6,}\.part", name)
+    match = re.fullmatch(r"\.sdcli-(\d{8}-\d{6}-[0-9a-f]{4,8}(?:-\d{1,5}-of-\d{1,5})?)-\d{6,}\.part", name)
     return match[1] if match else None
 
 
 def new_run(shard: Shard | None = None) -> str:
     of = "" if shard is None else f"-{shard.number}-of-{shard.of}"  # shards begin in the same second
-    return f"{datetime.now(UTC):%Y%m%d-%H%M%S}-{secrets.token_hex(2)}{of}"
+    return f"{datetime.now(UTC):%Y%m%d-%H%M%S}-{secrets.token_hex(4)}{of}"
 
 
 def with_copies(first: str) -> Iterator[str]:
