@@ -129,7 +129,7 @@ def test_a_run_that_was_cancelled_is_resumed_by_its_name_alone(
     serve: Callable[..., Any], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     service, images = serve().service, str(tmp_path / "images")
-    plan = service.plan({"words": ("a cat",), "size": "64x64", "steps": "999", "num_images": "2"})
+    plan = service.plan({"words": ("a cat",), "size": "64x64", "steps": "999", "num_images": "30"})
 
     def begun() -> Ticket:
         ticket: Ticket = service.submit(plan)
