@@ -25,7 +25,7 @@ SAMPLERS = (
     "nothing like it",
 )
 MODELS = ("builtin", "sd15", "../../etc/passwd")
-PROMPTS = ("a cat", "a (cat:1.3) <lora:x:1>", "a cat BREAK a dog")
+PROMPTS = ("a cat", "a (cat:1.3) <lora:x:1>")
 SIZES = ("64x64", "128x64", "128X128", "auto", "9999x9999", "65x65")
 
 
@@ -50,9 +50,7 @@ _FORMATS = {
     "sampler": strategies.sampled_from(SAMPLERS),
     "model": strategies.sampled_from(MODELS),
     "size": strategies.sampled_from(SIZES),
-    "prompt": strategies.one_of(
-        strategies.text(max_size=200), strategies.sampled_from(("a cat", "a (cat:1.3) <lora:x:1>"))
-    ),
+    "prompt": strategies.one_of(strategies.text(max_size=200), strategies.sampled_from(PROMPTS)),
 }
 for name, strategy in _FORMATS.items():
     schemathesis.openapi.format(name, strategy)

@@ -22,6 +22,7 @@ if str(ROOT) not in sys.path:
 
 import psutil  # noqa: E402
 
+from scripts import forked  # noqa: E402
 from sdcli import __version__, events  # noqa: E402
 from sdcli.asking import sharing  # noqa: E402
 from sdcli.draw import fake  # noqa: E402
@@ -258,12 +259,7 @@ def million() -> list[Row]:
 
 def bookkeeping(count: int = MILLION) -> list[Row]:
     """One run of a million: reading, progress and report of each job, without drawing and files; in its own process."""
-    code = f"from scripts.proofs import scale; print(*scale.kept({count}))"
-    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-    done = subprocess.run(
-        [sys.executable, "-P", "-c", code], env=environment, capture_output=True, text=True, check=True
-    )
-    each, most = map(float, done.stdout.split())
+    each, most = forked.answer_of("scale", f"kept({count})")
     return [
         ("bookkeeping of a job", f"{each:.0f} µs of CPU", f"{MOST_MICROSECONDS:.0f} µs", each <= MOST_MICROSECONDS),
         (

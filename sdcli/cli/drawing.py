@@ -33,7 +33,7 @@ from sdcli.events import Decoded, Event, Failed, Planned, Queued, Timed, Warned
 from sdcli.machine import survey
 from sdcli.machine.clock import since_start
 from sdcli.machine.environment import environment
-from sdcli.plan.batches import Batch
+from sdcli.plan.batches import Batch, missing
 from sdcli.plan.plan import Plan
 from sdcli.record import documents, found_runs, names, remembering, report, runs
 from sdcli.record.report import Folding
@@ -133,9 +133,8 @@ def _engine(plan: Plan, name: str) -> Engine:
 
 def _batches(planned: PlannedRun, done: Collection[int], queued: deque[Queued]) -> Iterable[Batch]:
     """The plan's batches with an image still to be drawn, a list that the engine may look ahead into; then, if jobs
-    come from stdin, those, one by one as they are read. Batches are drawn whole: an image may depend on the others."""
-    plan = planned.plan
-    own = [(number, jobs) for number, jobs in plan.numbered() if any(job.index not in done for job in jobs)]
+    come from stdin, those, one by one as they are read."""
+    own = missing(planned.plan.numbered(), done)
     return own if planned.later is None else itertools.chain(own, _later(planned, queued))
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 
 from sdcli.request.request import PER_IMAGE, Job
 
@@ -41,6 +41,11 @@ def windows_of(batches: Iterable[Batch]) -> Iterator[Sequence[Batch]]:
     else:
         for batch in batches:
             yield [batch]
+
+
+def missing(batches: Iterable[Batch], there: Collection[int]) -> list[Batch]:
+    """Those with an image that is not there yet. They are drawn whole: an image may depend on the others."""
+    return [(number, jobs) for number, jobs in batches if any(job.index not in there for job in jobs)]
 
 
 def windows(batches: int) -> int:

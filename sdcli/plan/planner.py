@@ -71,23 +71,33 @@ def make_plan(
     ]
     return Plan(
         version=version,
-        fits=chosen.fits,
         request=request,
         origins=dict(origins or {}),
         model=model,
         hardware=hardware,
-        budget=limits,
-        setup=chosen.setup,
         jobs=jobs,
         batches=tuple(tuple(jobs[place].index for place in batch) for batch in batches),
-        footprint=_footprint(chosen, forecast),
-        slowdown=chosen.slowdown,
-        seconds=_seconds(forecast, chosen.setup),
-        decisions=_decisions(chosen, options, forecast, limits, pins, request),
         alternatives=alternatives,
-        fallbacks=fallbacks_of(chosen.setup, lossless, forecast.peaks, forecast.seconds, limits.host),
         warnings=warnings_of(model, hardware, chosen.setup, jobs),
+        **_decided(chosen, options, lossless, forecast, limits, pins, request),
     )
+
+
+def _decided(
+    chosen: Weighed, options: Sequence[Weighed], smaller: Sequence[Setup], forecast: Forecast, limits: Budget,
+    pins: Mapping[str, str], request: Request,
+) -> dict[str, Any]:  # fmt: skip
+    """What of a plan follows from the setup that was chosen; `smaller`: what there is to fall back on."""
+    return {
+        "fits": chosen.fits,
+        "budget": limits,
+        "setup": chosen.setup,
+        "footprint": _footprint(chosen, forecast),
+        "slowdown": chosen.slowdown,
+        "seconds": _seconds(forecast, chosen.setup),
+        "decisions": _decisions(chosen, options, forecast, limits, pins, request),
+        "fallbacks": fallbacks_of(chosen.setup, smaller, forecast.peaks, forecast.seconds, limits.host),
+    }
 
 
 def plan_as_recorded(plan: Plan, hardware: Hardware, remembered: Mapping[str, Any], *, version: str = "") -> Plan:
@@ -136,17 +146,10 @@ def plan_alike(plan: Plan, hardware: Hardware, remembered: Mapping[str, Any], *,
     every = [upscaler_tile.no_larger(setup, chosen.setup) for setup in setups]
     return replace(
         plan,
-        fits=chosen.fits,
         hardware=hardware,
-        budget=limits,
-        setup=chosen.setup,
-        footprint=_footprint(chosen, forecast),
-        slowdown=chosen.slowdown,
-        seconds=_seconds(forecast, chosen.setup),
-        decisions=_decisions(chosen, options, forecast, limits, pins, request),
         alternatives=front(options, chosen, forecast),
-        fallbacks=fallbacks_of(chosen.setup, every, forecast.peaks, forecast.seconds, limits.host),
         warnings=(),
+        **_decided(chosen, options, every, forecast, limits, pins, request),
     )
 
 

@@ -72,9 +72,7 @@ def measures(data: Any) -> Measures | None:
         image=_seconds(data.get("picture")),
         runs=_count(data.get("runs")) or 0,
     )
-    if (
-        result.device_peak is None and result.host_peak is None
-    ):  # drawn beside other models, where only time was measured
+    if result.device_peak is None and result.host_peak is None:  # beside other models only time is measured
         return None if result.step is None else replace(result, allocated_peak=None, runs=0)
     return replace(result, runs=max(1, result.runs))
 

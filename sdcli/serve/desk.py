@@ -13,6 +13,7 @@ from sdcli.errors import Bug, Cancelled, CannotWrite, DoesNotFit, SdcliError, Te
 from sdcli.events import Decoded, Event, Failed, Planned
 from sdcli.files import REAL, Files
 from sdcli.machine.environment import environment
+from sdcli.plan.batches import missing
 from sdcli.record import remembering, report, runs
 from sdcli.record.report import Folding
 from sdcli.record.store import store
@@ -116,10 +117,7 @@ class Desk(threading.Thread):
         told = False
         for left in reversed(range(TRIES)):
             try:
-                missing = [
-                    (number, jobs) for number, jobs in plan.numbered() if any(job.index not in there for job in jobs)
-                ]
-                with contextlib.closing(self.worker.begun(plan, missing)) as happening:
+                with contextlib.closing(self.worker.begun(plan, missing(plan.numbered(), there))) as happening:
                     if not told:
                         told = True
                         yield Planned(plan=plan)

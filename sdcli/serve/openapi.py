@@ -162,6 +162,10 @@ def within(name: str, bounds: Bounds | None = None) -> tuple[float, float] | Non
     return (1, most[name]) if own is None else (own[0], min(own[1], most[name]))
 
 
+def bounded(within: tuple[float, float] | None) -> Schema:
+    return {} if within is None else {"minimum": within[0], "maximum": within[1]}
+
+
 def _type(option: Option, within: tuple[float, float] | None) -> Schema:
     text = TEXT
     declared = next((str(field.type) for field in fields(requests.Request) if field.name == option.field), "str")
@@ -173,5 +177,5 @@ def _type(option: Option, within: tuple[float, float] | None) -> Schema:
         return {**text, "enum": list(option.choices)}
     if not re.fullmatch(r"(int|float)( \| None)?", declared):
         return text
-    bounds = {} if within is None else {"minimum": within[0], "maximum": within[1]}
+    bounds = bounded(within)
     return {"type": "integer" if declared.startswith("int") else "number", **bounds}

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
 
+from sdcli.serve.openapi import bounded
 from sdcli.serve.sdapi_body import NUMBER, Body
 
 Schema = dict[str, Any]
@@ -38,8 +39,9 @@ def any_whole(within: tuple[float, float] | None = None) -> Kind:
 
 
 def _number(kind: str, within: tuple[float, float] | None) -> Schema:
-    bounds = {} if within is None else {"minimum": within[0], "maximum": within[1]}
-    return {"anyOf": [{"type": kind, **bounds}, {"type": "string", "pattern": f"^{NUMBER}$"}, {"type": "null"}]}
+    return {
+        "anyOf": [{"type": kind, **bounded(within)}, {"type": "string", "pattern": f"^{NUMBER}$"}, {"type": "null"}]
+    }
 
 
 def number_of(values: Iterable[int]) -> Kind:

@@ -22,7 +22,7 @@ from typing import IO, TYPE_CHECKING, Any
 from sdcli import __version__, events, schema
 from sdcli.errors import Bug, Cancelled, DeviceUnusable, OutOfMemory, SdcliError
 from sdcli.events import Decoded, Degraded, Event
-from sdcli.plan.batches import Batch
+from sdcli.plan.batches import Batch, missing
 from sdcli.plan.plan import Plan
 from sdcli.plan.upscaling import UpscalePlan
 
@@ -79,7 +79,7 @@ class Models:
             crowded = yield from self._unless_crowded(plan, batches, there)
             if crowded:
                 self.drop(self.held)
-                yield from self._engine(plan).run(plan, _missing(batches, there))
+                yield from self._engine(plan).run(plan, missing(batches, there))
         except GeneratorExit:
             raise
         except BaseException:  # it has freed all it had
@@ -119,10 +119,6 @@ class Models:
         if plan.hardware.kind != "cpu":
             nothing = replace(plan.hardware, free=0, ram_free=0)
             self.device = max([engine.without_own(nothing).free for engine in self._engines.values()], default=0)
-
-
-def _missing(batches: Sequence[Batch], there: set[int]) -> list[Batch]:
-    return [(number, jobs) for number, jobs in batches if any(job.index not in there for job in jobs)]
 
 
 def main() -> None:
