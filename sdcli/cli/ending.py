@@ -22,12 +22,13 @@ class SignalHandler:
     def __init__(self) -> None:
         self.asked: BaseException | None = None
         self.over = False
+        self.held = False
         self._at = 0.0
 
     def __call__(self, number: int, frame: object) -> None:
         if self.asked is None:
             self.asked, self._at = KeyboardInterrupt() if number == signal.SIGINT else Stop(), time.monotonic()
-            if self.over:
+            if self.over or self.held:
                 return
             raise self.asked
         if time.monotonic() - self._at > PATIENCE:
@@ -58,10 +59,20 @@ def heeded(for_good: bool = False) -> Iterator[None]:
 
 
 def check() -> None:
-    """Called between steps: raises what a signal asked for, in case that exception was lost."""
+    """Called between steps: raises what a signal asked for, in case that exception was lost or held back."""
     handler = _handler()
-    if handler is not None and handler.asked is not None:
+    if handler is None:
+        return
+    handler.held = False
+    if handler.asked is not None:
         raise handler.asked
+
+
+def hold() -> None:
+    """Signals wait for the next check: what is saved until then is also said."""
+    handler = _handler()
+    if handler is not None:
+        handler.held = True
 
 
 def over() -> None:

@@ -14,9 +14,9 @@ from sdcli.asking import enlarging
 from sdcli.asking.planning import read_sources
 from sdcli.cli import complete
 from sdcli.cli.answer import Answered, bug_of, print_json, say_error, say_note, trace
-from sdcli.cli.ending import check, over
+from sdcli.cli.ending import check, hold, over
 from sdcli.errors import SdcliError, Stop, Usage, from_json, stopped_by
-from sdcli.events import Event
+from sdcli.events import Enlarged, Event
 from sdcli.images.read import MADE_WHITE, InputImage
 from sdcli.machine.clock import since_start
 from sdcli.plan.techniques.technique import gib
@@ -120,7 +120,10 @@ def _planned(typed: dict[str, Any], asked: Asked) -> UpscalePlan:
 def _events(plan: UpscalePlan) -> Iterator[Event]:
     from sdcli.draw import local
 
-    yield from local.enlarge(plan)
+    for event in local.enlarge(plan):
+        if isinstance(event, Enlarged):
+            hold()  # it is saved and its path printed, or neither
+        yield event
 
 
 def _drain(stream: Iterator[Event]) -> SdcliError | None:

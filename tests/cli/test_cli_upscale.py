@@ -4,6 +4,7 @@ recorded."""
 from __future__ import annotations
 
 import json
+import os
 import signal
 import time
 from pathlib import Path
@@ -16,6 +17,7 @@ from PIL import Image, ImageCms  # noqa: TID253
 
 from scripts import make_checkpoint
 from sdcli.machine.folders import config_file
+from sdcli.record import enlarged
 from sdcli.record.metadata import own, read
 from sdcli.request import config
 
@@ -267,6 +269,23 @@ def test_ctrl_c_keeps_the_images_that_are_finished(here: Path) -> None:
     assert out.decode() == "sdcli-images/0001-a-64x64.png\n" and size_of(saved) == (64, 64)
     assert b"interrupted" in err and b"kept: 1 of 2 images" in err
     assert sorted(path.name for path in (here / "sdcli-images").iterdir()) == ["0001-a-64x64.png"]
+
+
+def test_an_image_saved_as_the_signal_arrives_is_said(
+    here: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    place = enlarged.place
+
+    def placed(*words: Any, **options: Any) -> Any:
+        done = place(*words, **options)
+        os.kill(os.getpid(), signal.SIGINT)
+        return done
+
+    monkeypatch.setattr(enlarged, "place", placed)
+    done = sdcli(capfd, "upscale", "photo.png", "photo.png", "--upscaler", "x4.safetensors")
+    (saved,) = (here / "sdcli-images").iterdir()
+    assert done.code == 130 and done.out == f"sdcli-images/{saved.name}\n", done.err
+    assert "kept: 1 of 2 images" in done.err
 
 
 # --- generate
