@@ -90,7 +90,7 @@ def plan_for(
     request, origins = _request(sources, model, prompts or ((first.prompt,) if first else ()))
     waiting = flags.get("prompts_file") == "-"
     request = replace(request, shard=jobs.parse_shard(typed["shard"]) if "shard" in typed else None)
-    seats = _seats(typed)
+    seats = seats_of(typed, without_own)
     if len(seats) > 1:
         request = replace(request, devices=typed["devices"])
     if request.shard is not None and origins["seeds"] == "random":
@@ -118,7 +118,8 @@ def plan_for(
     if seats:
         hardware = least(seats).hardware
         request = replace(request, device=hardware.device)
-    hardware = without_own(hardware)
+    else:
+        hardware = without_own(hardware)
     if command == "generate" and engine_of(typed) == "local" and "dtype" not in request.pins:
         hardware, more_imported = probing.probed(hardware)
         imported += more_imported
@@ -219,9 +220,15 @@ def try_out(plan: Plan) -> None:
 def surveyed(plan: Plan, without_own: Callable[[Hardware], Hardware] = lambda hardware: hardware) -> Plan:
     """The same jobs, planned for the machine as it is now, with what is known of it by now."""
     request, model = plan.request, plan.model
-    hardware, _ = _hardware(request, None)
-    hardware = probing.remembered(without_own(hardware), probing.question(hardware, model, plan.jobs, request))
-    return _anew(plan, model, hardware)
+    seats = seats_of({} if request.devices is None else {"devices": request.devices}, without_own)
+    if seats:
+        hardware = least(seats).hardware
+    else:
+        hardware, _ = _hardware(request, None)
+        threads, fast = plan.hardware.threads, plan.hardware.fast_threads  # a part of the CPU, where it was given one
+        hardware = replace(without_own(hardware), threads=threads, fast_threads=fast)
+    hardware = probing.remembered(hardware, probing.question(hardware, model, plan.jobs, request))
+    return with_workers(_anew(plan, model, hardware), seats)
 
 
 def _anew(before: Plan, model: Model, hardware: Hardware, *, more: bool = False) -> Plan:
@@ -234,8 +241,10 @@ def _anew(before: Plan, model: Model, hardware: Hardware, *, more: bool = False)
     return replace(plan, warnings=(*plan.warnings, *warned))
 
 
-def _seats(typed: Mapping[str, Any]) -> tuple[Seat, ...]:
-    """What --devices names; none where one device draws, as it always did."""
+def seats_of(
+    typed: Mapping[str, Any], without_own: Callable[[Hardware], Hardware] = lambda hardware: hardware
+) -> tuple[Seat, ...]:  # fmt: skip
+    """What --devices names; none where it was not given."""
     if "devices" not in typed:
         return ()
     other = next((name for name in ("device", "as_if", "keep_steps") if name in typed), None)
@@ -244,7 +253,7 @@ def _seats(typed: Mapping[str, Any]) -> tuple[Seat, ...]:
         raise Usage(f"{flag} does not go with --devices", hint=f"the same command without {flag}")
     from sdcli.machine import several, survey
 
-    return several.seats(typed["devices"], survey.look())
+    return several.seats(typed["devices"], survey.look(), without_own)
 
 
 def least(seats: Sequence[Seat]) -> Seat:

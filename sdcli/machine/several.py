@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
 from sdcli.errors import Usage
@@ -23,8 +23,11 @@ class Seat:
     hardware: Hardware
 
 
-def seats(text: str, survey: Survey) -> tuple[Seat, ...]:
-    """Each as it would be alone, but with its part of the host's memory only."""
+def seats(
+    text: str, survey: Survey, without_own: Callable[[Hardware], Hardware] = lambda hardware: hardware
+) -> tuple[Seat, ...]:  # fmt: skip
+    """Each as it would be alone, but with its part of the host's memory only; `without_own`: what they hold already
+    counts as free."""
     found = [seat for entry in text.split(",") for seat in _of(entry.strip().lower(), text, survey)]
     names = [seat.name for seat in found]
     repeated = next((name for name in names if names.count(name) > 1), None)
@@ -32,7 +35,7 @@ def seats(text: str, survey: Survey) -> tuple[Seat, ...]:
         raise Usage(f"--devices names {repeated} more than once", hint=EXAMPLE)
     if len(found) > MOST_PROCESSES:
         raise Usage(f"--devices: {len(found)} processes are more than {MOST_PROCESSES}", hint=EXAMPLE)
-    return tuple(replace(seat, hardware=part(seat.hardware, len(found))) for seat in found)
+    return tuple(replace(seat, hardware=part(without_own(seat.hardware), len(found))) for seat in found)
 
 
 def part(hardware: Hardware, of: int) -> Hardware:

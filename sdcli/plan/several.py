@@ -16,6 +16,8 @@ from sdcli.plan.planner import plan_alike
 from sdcli.plan.refusal import refused
 from sdcli.terminal import show
 
+LEFT_OUT, UNLIKE = "left-out", "unlike-devices"  # codes of warnings
+
 
 def together(
     plan: Plan, seats: Sequence[tuple[str, Hardware]], anew: Callable[[Hardware], Plan],
@@ -36,7 +38,7 @@ def together(
                 plan if lead is None and hardware.device == plan.hardware.device else anew(hardware)
             )
             if not own.fits:
-                warnings.append(PlanWarning(code="left-out", message=f"{name} is left out: {refused(own).message}"))
+                warnings.append(PlanWarning(code=LEFT_OUT, message=f"{name} is left out: {refused(own).message}"))
                 continue
             lead = lead or own
             workers[name] = own.worker(name)
@@ -46,6 +48,19 @@ def together(
     ordered = tuple(workers[name] for name, _ in seats if name in workers)
     warnings += _unlike(ordered)
     return replace(leads[0], workers=ordered, warnings=(*leads[0].warnings, *warnings))
+
+
+def drawn_by(plan: Plan, name: str) -> Plan | None:
+    """The plan where one of its workers draws everything, with what was decided and warned of that holds for it too;
+    None where that worker cannot. A plan of one device is that device's."""
+    own = next((worker for worker in plan.workers if worker.name == name), None)
+    if own is None:
+        return None if plan.workers else plan
+    same = tuple(one for one in plan.decisions if getattr(plan.setup, one.slot) == getattr(own.setup, one.slot))
+    return replace(
+        plan.of(own), request=replace(plan.request, devices=None, device=own.hardware.device), decisions=same,
+        warnings=tuple(warning for warning in plan.warnings if warning.code not in (LEFT_OUT, UNLIKE)),
+    )  # fmt: skip
 
 
 def _own(
@@ -65,4 +80,4 @@ def _unlike(workers: Sequence[WorkerPlan]) -> list[PlanWarning]:
         return []
     named = " and ".join(show(name, 60) for _, name in kinds)
     message = f"{named} do not compute alike to the last bit: which of them draws an image may move its pixels slightly"
-    return [PlanWarning(code="unlike-devices", message=message)]
+    return [PlanWarning(code=UNLIKE, message=message)]

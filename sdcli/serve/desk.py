@@ -1,4 +1,5 @@
-"""Where requests are drawn one after another: a thread that feeds one device's worker and records what comes of it."""
+"""Where requests are drawn one after another: a thread that feeds one device's worker and records what comes of it. A
+server has one for each of its devices, and all of them one line."""
 
 from __future__ import annotations
 
@@ -13,12 +14,15 @@ from sdcli.errors import Bug, Cancelled, CannotWrite, DoesNotFit, SdcliError, Te
 from sdcli.events import Decoded, Event, Failed, Planned
 from sdcli.files import REAL, Files
 from sdcli.machine.environment import environment
+from sdcli.machine.several import Seat
 from sdcli.plan.batches import missing
+from sdcli.plan.plan import Plan
+from sdcli.plan.several import drawn_by
 from sdcli.record import remembering, report, runs
 from sdcli.record.report import Folding
 from sdcli.record.store import store
-from sdcli.serve import preparing
-from sdcli.serve.line import Line, too_late
+from sdcli.serve.line import Line, Suits, too_late
+from sdcli.serve.preparing import Preparing
 from sdcli.serve.ticket import Ticket
 from sdcli.workers.worker import Died, Worker
 
@@ -29,13 +33,15 @@ class Desk(threading.Thread):
     """Serves a line until it is closed."""
 
     def __init__(
-        self, line: Line, worker: Worker, on_over: Callable[[Ticket], None], idle: float | None = None,
-        first: Callable[[], None] = lambda: None, files: Files = REAL,
+        self, seat: Seat, line: Line, worker: Worker, on_over: Callable[[Ticket], None], preparing: Preparing,
+        idle: float | None = None, first: Callable[[Desk], None] = lambda desk: None, files: Files = REAL,
     ) -> None:  # fmt: skip
         """`idle`: seconds without a request after which the worker gives its memory back; `first` is done before
         anything is drawn; `files`: how images and records are written."""
-        super().__init__(name="desk", daemon=True)
+        super().__init__(name=seat.name, daemon=True)
+        self.device = seat.hardware.device
         self.idle = idle
+        self._preparing = preparing
         self._first = first
         self._files = files
         self.line = line
@@ -44,9 +50,9 @@ class Desk(threading.Thread):
         self._on_over = on_over
 
     def run(self) -> None:
-        self._first()
+        self._first(self)
         while not self.line.closed:
-            ticket = self.line.take(self.idle)
+            ticket = self.line.take(self.idle, self.suits)
             if ticket is None:
                 self.worker.close()
                 continue
@@ -58,6 +64,22 @@ class Desk(threading.Thread):
             self.drawing = None
             self._on_over(ticket)
         self.worker.close()
+
+    def load(self, plan: Plan) -> bool:
+        """Leaves its model in memory, if it can be drawn with here."""
+        if drawn_by(plan, self.name) is None:
+            return False
+        self._preparing.loaded(plan, self.worker, self.name)
+        return True
+
+    def suits(self, ticket: Ticket) -> Suits | None:
+        plan = ticket.plan
+        if not plan.workers:  # it is the only one
+            return Suits()
+        own = next((worker for worker in plan.workers if worker.name == self.name), None)
+        if own is None:
+            return None
+        return Suits(gpu=own.hardware.kind != "cpu", held=plan.model.name in self.worker.held)
 
     def cancel(self, ticket: Ticket, error: SdcliError) -> None:
         """Ends it after the step it is at, if it is the one being drawn; the first who cancels it says why."""
@@ -77,8 +99,8 @@ class Desk(threading.Thread):
         if too_late(ticket):
             message = "nobody waits for it any more: its time was over in the queue"
             return ticket.end("failed", DoesNotFit(message, hint="the same request with a longer timeout", late=True))
-        ticket.state, ticket.drawn_since = "drawing", (began := time.monotonic())
-        ticket.plan = preparing.settled(ticket.plan, self.worker)
+        ticket.state, ticket.drawn_since, ticket.device = "drawing", (began := time.monotonic()), self.name
+        ticket.plan = self._preparing.settled(ticket.plan, self.worker, self.name)
         with contextlib.closing(self._events(ticket)) as events:
             planned = next(events)  # the worker has its order: what follows here holds nobody up
             around = environment(ticket.plan.hardware)

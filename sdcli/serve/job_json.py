@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+from heapq import heappop, heappush
 from pathlib import Path
 from typing import Any
 
@@ -10,10 +11,12 @@ from sdcli import __version__
 from sdcli.events import Preview
 from sdcli.machine import survey
 from sdcli.machine.environment import environment
+from sdcli.machine.hardware import Hardware
 from sdcli.plan.plan import Plan
 from sdcli.request import samplers
 from sdcli.request.request import Job
 from sdcli.serve.bounds import PROMPT
+from sdcli.serve.desk import Desk
 from sdcli.serve.openai_errors import described
 from sdcli.serve.results import url_of
 from sdcli.serve.service import Service, belongs
@@ -107,6 +110,14 @@ def plan_json(plan: Plan) -> dict[str, Any]:
         "decisions": [
             {"slot": one.slot, "choice": one.choice, "because": one.because} for one in plan.decisions
         ],
+        "workers": [
+            {
+                "device": one.name, "kind": one.hardware.kind, "name": one.hardware.name,
+                "predicted": _peaks(one.footprint.device_peak, one.footprint.host_peak),
+                "available": _peaks(one.budget.device, one.budget.host),
+            }
+            for one in plan.workers
+        ],
         "warnings": [one.message for one in plan.warnings],
     }  # fmt: skip
 
@@ -132,28 +143,32 @@ def _peaks(device: int | None, host: int | None) -> dict[str, int | None]:
 
 
 def position(service: Service, ticket: Ticket) -> int | None:
-    """Requests that are drawn before it, the one being drawn included; None once it is over."""
+    """Requests that are drawn before it, those being drawn included; None once it is over."""
     if ticket.over:
         return None
     ahead = service.line.ahead_of(ticket)
-    return 0 if ahead is None else ahead + (service.desk.drawing is not None)
+    return 0 if ahead is None else ahead + len(service.drawing)
 
 
 def eta(service: Service, ticket: Ticket) -> float | None:
     """Seconds until it is over, where all that is drawn before was drawn here before; else None."""
     if ticket.over:
         return None
-    drawing, own = service.desk.drawing, service.line.ahead_of(ticket)
-    before = [drawing] if drawing is not None and drawing is not ticket else []
-    if own:
-        places = [(service.line.ahead_of(one), one) for one in service.line.waiting()]
-        before += [one for place, one in places if place is not None and place < own]
-    return _sum(service, [*before, ticket])
+    drawing, waiting = service.drawing, service.line.waiting()
+    if ticket not in waiting:
+        return _left(service, ticket)
+    before = waiting[: waiting.index(ticket)]
+    each = [_left(service, one) for one in (*drawing, *before, ticket)]
+    return _end(len(service.desks), [one for one in each if one is not None]) if None not in each else None
 
 
-def _sum(service: Service, tickets: list[Ticket]) -> float | None:
-    each = [_left(service, ticket) for ticket in tickets]
-    return None if None in each else sum(one for one in each if one is not None)
+def _end(desks: int, each: list[float]) -> float:
+    """Seconds until the last of these is over, each of which begins as soon as a desk is free."""
+    ends = [0.0] * desks
+    for seconds in each:
+        end = heappop(ends) + seconds
+        heappush(ends, end)
+    return end
 
 
 def _left(service: Service, ticket: Ticket) -> float | None:
@@ -163,7 +178,8 @@ def _left(service: Service, ticket: Ticket) -> float | None:
         return None
     done = sum(drawn.job.all_calls for drawn in images) + ticket.step[0]
     share = max(0.0, 1 - done / sum(job.all_calls for job in jobs))
-    load = 0.0 if done or ticket.plan.model.name in service.worker.held else seconds.load
+    held = any(ticket.plan.model.name in desk.worker.held for desk in service.desks)
+    load = 0.0 if done or held else seconds.load
     return load + share * max(0.0, seconds.total - seconds.load)
 
 
@@ -172,21 +188,19 @@ def _left(service: Service, ticket: Ticket) -> float | None:
 
 def status(service: Service, key: str) -> dict[str, Any]:
     """The job that is drawn is named to whoever may look at it."""
-    hardware = survey.choose(str(service.settings.typed.get("device", "auto")), survey.look())
-    around = environment(hardware)
-    drawing = service.desk.drawing
+    seen = survey.look()
+    hardware = [survey.choose(desk.device, seen) for desk in service.desks]
+    around = environment(hardware[0])
+    drawing = [ticket.id for ticket in service.drawing if belongs(ticket, key)]
     bounds = service.settings.bounds
     return {
         "version": __version__,
         "versions": {name: around[name] for name in ("python", "torch", "diffusers", "transformers")},
         "started": service.started,
-        "device": {
-            "kind": hardware.kind, "name": hardware.name, "total": hardware.total, "free": hardware.free,
-        },
+        "devices": [_device(*both) for both in zip(service.desks, hardware, strict=True)],
         "model": _name(service.default_model()),
-        "holds": list(reversed(service.worker.held)),  # the one drawn with last first
         "queue": {
-            "drawing": drawing.id if drawing is not None and belongs(drawing, key) else None,
+            "drawing": drawing,
             "requests": len(service.line.waiting()), "images": service.line.images,
             "most_images": service.line.room.images,
         },
@@ -196,6 +210,14 @@ def status(service: Service, key: str) -> dict[str, Any]:
             "prompt": PROMPT,
         },
         "samplers": [sampler.name for sampler in samplers.SAMPLERS],
+    }  # fmt: skip
+
+
+def _device(desk: Desk, hardware: Hardware) -> dict[str, Any]:
+    return {
+        "device": desk.name, "kind": hardware.kind, "name": hardware.name, "total": hardware.total,
+        "free": hardware.free, "draws": desk.drawing is not None,
+        "holds": list(reversed(desk.worker.held)),  # the one drawn with last first
     }  # fmt: skip
 
 

@@ -73,7 +73,11 @@ JOBS = _object("jobs", jobs={"type": "array", "items": JOB})
 PLAN = _object("settings images plan", settings=_ANY, images={"type": "integer"}, plan=_ANY)
 WITH_IMAGE: Schema = {**_object("image", image=_IMAGE), "additionalProperties": False}
 FOUND = _object("from settings not_taken", settings=_ANY, not_taken={"type": "array", "items": _TEXT})
+_DEVICE = _object(
+    "device kind name total free draws holds", device=_TEXT, kind=_TEXT, name=_TEXT, total={"type": "integer"},
+    free={"type": "integer"}, draws={"type": "boolean"}, holds={"type": "array", "items": _TEXT},
+)  # fmt: skip
 STATUS = _object(
-    "version versions device model holds queue drawn most samplers", device=_ANY, queue=_ANY, model=_TEXT,
-    holds={"type": "array", "items": _TEXT}, drawn={"type": "integer"}, samplers={"type": "array", "items": _TEXT},
+    "version versions devices model queue drawn most samplers", devices={"type": "array", "items": _DEVICE},
+    queue=_ANY, model=_TEXT, drawn={"type": "integer"}, samplers={"type": "array", "items": _TEXT},
 )  # fmt: skip

@@ -4,7 +4,7 @@ models it lists, methods it knows. docs/serving.md has a table of them."""
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import ClassVar
 
@@ -13,6 +13,7 @@ from starlette.responses import Response
 from starlette.routing import Route
 
 from sdcli.serve import job_json
+from sdcli.serve.desk import Desk
 from sdcli.serve.guard import Asked
 from sdcli.serve.openapi import described
 from sdcli.serve.service import Service
@@ -120,16 +121,17 @@ class Metrics:
                 why = ticket.error.details.get("because")
                 self.cancelled.add(because=why if why in (ASKED, LEFT, SHUTDOWN) else "-")
             if ticket.report:
-                self._drawn(ticket, self._model(ticket.plan.model.name))
+                self._drawn(ticket, self._model(ticket.plan.model.name), ticket.device)
 
-    def _drawn(self, ticket: Ticket, model: str) -> None:
-        self.steps.add(ticket.happened["Step"], model=model)
-        self.denoising.add(sum(batch["denoise_seconds"] for batch in ticket.report["batches"]), model=model)
+    def _drawn(self, ticket: Ticket, model: str, device: str) -> None:
+        self.steps.add(ticket.happened["Step"], model=model, device=device)
+        seconds = sum(batch["denoise_seconds"] for batch in ticket.report["batches"])
+        self.denoising.add(seconds, model=model, device=device)
         if ticket.happened["Loaded"]:
-            self.loads.add(model=model)
+            self.loads.add(model=model, device=device)
         peak = job_json.memory(ticket)["measured"]["device"]
         if peak is not None:
-            self.peaks.add(peak, model=model)
+            self.peaks.add(peak, model=model, device=device)
 
     def _model(self, name: str) -> str:
         known = {dict(labels)["model"] for labels in self.steps.values}
@@ -148,19 +150,30 @@ class Metrics:
         import psutil
 
         service = self.service
-        values: Mapping[str, tuple[str, str, float]] = {
+        values: Mapping[str, tuple[str, str, float | Mapping[str, float]]] = {
             "sdcli_queue_requests": ("gauge", "Requests that wait to be drawn.", len(service.line.waiting())),
             "sdcli_queue_images": ("gauge", "Their images.", service.line.images),
-            "sdcli_drawing": ("gauge", "Requests that are being drawn.", float(service.desk.drawing is not None)),
+            "sdcli_drawing": (
+                "gauge", "Requests that are being drawn.", self._each(lambda one: one.drawing is not None)
+            ),
             "sdcli_ready": ("gauge", "1 once the default model is loaded.", float(service.ready is None)),
-            "sdcli_worker_starts_total": ("counter", "Processes that were started to draw.", service.worker.starts),
-            "sdcli_worker_resident_bytes": ("gauge", "Memory of the process that draws.", service.worker.resident()),
+            "sdcli_worker_starts_total": (
+                "counter", "Processes that were started to draw.", self._each(lambda one: one.worker.starts)
+            ),
+            "sdcli_worker_resident_bytes": (
+                "gauge", "Memory of the process that draws.", self._each(lambda one: one.worker.resident())
+            ),
             "process_resident_memory_bytes": ("gauge", "Memory of this process.", psutil.Process().memory_info().rss),
             "process_start_time_seconds": ("gauge", "When the server started.", service.started),
-        }
+        }  # fmt: skip
         for name, (kind, help, value) in values.items():
             yield from _head(name, help, kind)
-            yield f"{name} {_number(value)}"
+            for labels, one in value.items() if isinstance(value, Mapping) else [("", value)]:
+                yield f"{name}{labels} {_number(one)}"
+
+    def _each(self, of: Callable[[Desk], float]) -> Mapping[str, float]:
+        """Of each device."""
+        return {_labels((("device", desk.name),)): of(desk) for desk in self.service.desks}
 
 
 def routes(metrics: Metrics) -> list[Route]:

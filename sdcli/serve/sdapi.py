@@ -199,7 +199,7 @@ def _progress(service: Service) -> Answer:
     async def progress(request: Request, given: Given) -> Response:
         """How far the image is that who asks waits for."""
         own = service.of_client(client_of(request.scope))
-        others = None if key_of(request.scope) else service.desk.drawing
+        others = None if key_of(request.scope) else next(iter(service.drawing), None)
         ticket = next((one for one in own if one.state == "drawing"), own[0] if own else others)
         hidden = request.query_params.get("skip_current_image", "").casefold() in ("true", "1")
         answer = await asyncio.to_thread(sdapi_answers.progress, ticket, bool(own) and not hidden)

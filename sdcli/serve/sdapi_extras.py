@@ -132,6 +132,7 @@ class Extras:
     ) -> list[bytes]:  # fmt: skip
         """In a process of its own, which ends with it: what is loaded to draw stays loaded, and is planned around."""
         typed = {name: value for name, value in self._service.settings.typed.items() if name in _ABOUT_THE_DEVICE}
+        typed |= {"device": self._names.device} if "devices" in self._service.settings.typed else {}
         values = {**config.unfolded(config.from_flags(typed)), "upscaler": path}
         with tempfile.TemporaryDirectory(prefix="sdcli-extras-") as folder, Worker() as worker:
             contents = []

@@ -120,12 +120,12 @@ def memory(names: Names) -> dict[str, Any]:
     from sdcli.machine import survey
 
     ram = psutil.virtual_memory()
-    gpus = survey.look().visible
+    device = survey.choose(names.device, survey.look())
     answer: dict[str, Any] = {"ram": {"free": ram.available, "used": ram.used, "total": ram.total}}
-    if not gpus:
+    if device.kind == "cpu":
         return {**answer, "cuda": {"error": "unavailable"}}
     nothing = {"current": 0, "peak": 0}
-    system = {"free": gpus[0].free, "used": gpus[0].total - gpus[0].free, "total": gpus[0].total}
+    system = {"free": device.free, "used": device.total - device.free, "total": device.total}
     of_torch = dict.fromkeys(("active", "allocated", "reserved", "inactive"), nothing)
     return {**answer, "cuda": {"system": system, **of_torch, "events": {"retries": 0, "oom": 0}}}
 

@@ -54,6 +54,11 @@ class Names:
         self._service = service
         self._hashing = threading.Lock()
 
+    @property
+    def device(self) -> str:
+        """The first of those that draw."""
+        return self._service.desks[0].device
+
     def checkpoints(self) -> list[Checkpoint]:
         """The server's own model first."""
         found = [_checkpoint(name, entry) for name, entry in self._service.models().items()]

@@ -47,7 +47,8 @@ class Ending:
     def __call__(self, number: int, frame: object) -> None:
         error = Interrupted("interrupted") if number == signal.SIGINT else Terminated("terminated")
         if self.error is not None:
-            self.service.worker.kill()
+            for desk in self.service.desks:
+                desk.worker.kill()
             self.service.clean_up()
             os._exit(error.code)
         self.error = error

@@ -1,4 +1,4 @@
-"""Requests become plans, plans wait in line, a desk draws them: what every API stands on. Neither HTTP nor torch."""
+"""Requests become plans, plans wait in line, desks draw them: what every API stands on. Neither HTTP nor torch."""
 
 from __future__ import annotations
 
@@ -14,9 +14,12 @@ from typing import Any
 
 from sdcli import data
 from sdcli.asking import planning
-from sdcli.errors import Cancelled, ModelMissing, Terminated
+from sdcli.errors import Cancelled, ModelMissing, SdcliError, Terminated
 from sdcli.files import REAL, UNSYNCED
+from sdcli.machine import survey
 from sdcli.machine.folders import cache_folder, state_folder
+from sdcli.machine.hardware import Hardware
+from sdcli.machine.several import Seat
 from sdcli.models import hub_cache, listing
 from sdcli.models.families import find
 from sdcli.models.listing import Entry
@@ -31,6 +34,7 @@ from sdcli.serve.bounds import Bounds
 from sdcli.serve.decided import Decided
 from sdcli.serve.desk import Desk
 from sdcli.serve.line import Full, Line, Room
+from sdcli.serve.preparing import Preparing
 from sdcli.serve.ticket import ASKED, SHUTDOWN, Drawn, Ticket
 from sdcli.serve.uploads import Uploads
 from sdcli.terminal import show
@@ -61,9 +65,13 @@ class Service:
     def __init__(self, settings: Settings) -> None:
         self.settings = settings
         self.line = Line(settings.room)
-        self.worker = Worker(settings.engine)
-        files = REAL if settings.store else UNSYNCED
-        self.desk = Desk(self.line, self.worker, self._over, settings.idle, self._prepare, files)
+        files, preparing = REAL if settings.store else UNSYNCED, Preparing(self._without_own)
+        self.desks = tuple(
+            Desk(
+                seat, self.line, Worker(settings.engine), self._over, preparing, settings.idle, self._prepare, files
+            )
+            for seat in _seats(settings.typed)
+        )  # fmt: skip
         self._unready = "the model is being loaded" if settings.preload else None
         self._watching: list[Callable[[Ticket], None]] = []
         self.tickets: dict[str, Ticket] = {}  # oldest first
@@ -80,7 +88,8 @@ class Service:
         self._uploads = Uploads((away or state_folder()) / "uploads", settings.keep)
 
     def start(self) -> None:
-        self.desk.start()
+        for desk in self.desks:
+            desk.start()
         threading.Thread(target=self._watch, name="watch", daemon=True).start()
 
     def plan(self, values: Mapping[str, Any]) -> Plan:
@@ -90,7 +99,7 @@ class Service:
         if "model" in values:
             typed["model"] = self._typed_model(str(values["model"]))
         model = self._model(str(typed.get("model", "")))
-        asked = planning.plan_for(typed, "plan", model, without_own=self.worker.without_own, decide=self._decided)
+        asked = planning.plan_for(typed, "plan", model, without_own=self._without_own, decide=self._decided)
         plan = asked.plan
         bounds.check_plan(plan, self.settings.bounds)
         if not plan.fits:
@@ -124,10 +133,20 @@ class Service:
 
     def seconds_ahead(self) -> float | None:
         """How long what is drawn and what waits will take, as far as drawing was measured here; None if it was not."""
-        drawing = self.desk.drawing
-        ahead = [ticket.plan.seconds for ticket in (*self.line.waiting(), *([drawing] if drawing else []))]
+        ahead = [ticket.plan.seconds for ticket in (*self.line.waiting(), *self.drawing)]
         known = [seconds.total - seconds.load for seconds in ahead if seconds is not None]
-        return sum(known) if len(known) == len(ahead) else None
+        return sum(known) / len(self.desks) if len(known) == len(ahead) else None
+
+    @property
+    def drawing(self) -> tuple[Ticket, ...]:
+        """What is being drawn."""
+        return tuple(ticket for desk in self.desks if (ticket := desk.drawing) is not None)
+
+    def _without_own(self, hardware: Hardware) -> Hardware:
+        """The hardware as if no worker held anything."""
+        for desk in self.desks:
+            hardware = desk.worker.without_own(hardware)
+        return hardware
 
     def cancel(self, ticket: Ticket, because: str = ASKED) -> None:
         """Takes it out of the line, or ends it after the step it is at; one that is over stays as it is."""
@@ -136,7 +155,11 @@ class Service:
             ticket.end("cancelled", error)
             self._over(ticket)
         elif not ticket.over:
-            self.desk.cancel(ticket, error)
+            self._end_drawing_of(ticket, error)
+
+    def _end_drawing_of(self, ticket: Ticket, error: SdcliError) -> None:
+        for desk in self.desks:
+            desk.cancel(ticket, error)
 
     def discard(self, ticket: Ticket, drawn: Drawn) -> None:
         """An image that nobody can ask for any more; its file stays where generate would have kept it."""
@@ -177,10 +200,7 @@ class Service:
 
     def default_model(self) -> str:
         """What draws where a request names no model: of the flags, else of the environment or the config file."""
-        typed = self.settings.typed
-        flags = config.from_flags({name: typed[name] for name in ("model", "preset") if name in typed})
-        values, _ = config.resolve(planning.read_sources(flags), family={}, model={})
-        return str(values.get("model") or planning.default_model())
+        return _setting(self.settings.typed, "model") or planning.default_model()
 
     def listed(self, name: str) -> Entry:
         """The model of that name; ModelMissing where a request may name none such."""
@@ -198,33 +218,41 @@ class Service:
         return found.path if found.source == "folder" else name
 
     def stop(self, grace: float) -> None:
-        """Refuses what comes, draws on what is begun for as long as `grace` allows, and ends the worker."""
+        """Refuses what comes, draws on what is begun for as long as `grace` allows, and ends the workers."""
         self.closing = True
         for ticket in self.line.close():
             if self._away is None and keeping.kept(ticket):
                 self._left.append(ticket.destination.run)
             ticket.end("cancelled", _shut_down())
             self._over(ticket)
-        if self.desk.is_alive():
-            self._end_drawing(grace)
+        self._end_drawing(grace)
         self._ended.set()
-        self.worker.close()
+        for desk in self.desks:
+            desk.worker.close()
         self.clean_up()
 
     def _end_drawing(self, grace: float) -> None:
-        self.desk.join(MOMENT)  # it may just have taken one
-        drawing = self.desk.drawing
-        if drawing is not None:
-            self.desk.join(grace)
-            self.desk.cancel(drawing, _shut_down())
-            self.desk.join(STEP_SECONDS)
-        if self.desk.is_alive():
-            self.worker.kill()
-            self.desk.join(STEP_SECONDS)
-        if drawing is None or not isinstance(drawing.error, Terminated) or self._away is not None:
-            return
-        if drawing.destination.records.exists() or keeping.kept(drawing):
-            self._left.insert(0, drawing.destination.run)
+        self._join(MOMENT)  # one may just have been taken
+        if drawing := self.drawing:
+            self._join(grace)
+            for ticket in drawing:
+                self._end_drawing_of(ticket, _shut_down())
+            self._join(STEP_SECONDS)
+        for desk in self._at_work():
+            desk.worker.kill()
+        self._join(STEP_SECONDS)
+        for ticket in reversed(drawing if self._away is None else ()):
+            begun = isinstance(ticket.error, Terminated)
+            if begun and (ticket.destination.records.exists() or keeping.kept(ticket)):
+                self._left.insert(0, ticket.destination.run)
+
+    def _at_work(self) -> list[Desk]:
+        return [desk for desk in self.desks if desk.is_alive()]
+
+    def _join(self, seconds: float) -> None:
+        until = time.monotonic() + seconds
+        for desk in self._at_work():
+            desk.join(max(0.0, until - time.monotonic()))
 
     def clean_up(self) -> None:
         """Without a store nothing stays of what came with requests, and of what was drawn."""
@@ -242,27 +270,30 @@ class Service:
 
     @property
     def unfinished(self) -> tuple[str, ...]:
-        """The runs that the end of the server left to be resumed, the one that was being drawn first."""
+        """The runs that the end of the server left to be resumed, those that were being drawn first."""
         return tuple(self._left)
 
     def watch(self, told: Callable[[Ticket], None]) -> None:
         """Is told of each ticket that is over, by the thread that draws or the one that cancelled it."""
         self._watching.append(told)
 
-    def _prepare(self) -> None:
+    def _prepare(self, desk: Desk) -> None:
         """Loads what most requests will be drawn with, so that the first one does not wait for it."""
         if not self.settings.preload:
             return
         try:
-            preparing.loaded(self.default_plan(), self.worker)
-            self._unready = None
+            loaded = desk.load(self.default_plan())
         except Exception as error:  # requests are told what is wrong when they come
-            self._unready = show(error)
+            if self._unready is not None:  # where another is ready, they are drawn there
+                self._unready = show(error)
+        else:
+            self._unready = None if loaded else self._unready
 
     def _watch(self) -> None:
         """Until the server ends: a worker that does nothing any more is replaced."""
         while not self._ended.wait(PULSE):
-            self.desk.end_if_stuck()
+            for desk in self.desks:
+                desk.end_if_stuck()
 
     def _over(self, ticket: Ticket) -> None:
         if ticket.images:  # only who draws gets here
@@ -284,6 +315,21 @@ class Service:
             ticket = self.tickets.pop(key)
             for image in ticket.images if self._away is not None else ():
                 Path(image.path).unlink(missing_ok=True)
+
+
+def _seats(typed: Mapping[str, Any]) -> tuple[Seat, ...]:
+    """What draws: all that --devices names, or one device."""
+    if "devices" in typed:
+        return planning.seats_of(typed)
+    hardware = survey.choose(_setting(typed, "device") or "auto", survey.look())
+    return (Seat(hardware.device, hardware),)
+
+
+def _setting(typed: Mapping[str, Any], name: str) -> str | None:
+    """Of the flags, else of the environment or the config file."""
+    flags = config.from_flags({one: typed[one] for one in (name, "preset") if one in typed})
+    values, _ = config.resolve(planning.read_sources(flags), family={}, model={})
+    return str(values[name]) if values.get(name) else None
 
 
 def belongs(ticket: Ticket, key: str) -> bool:

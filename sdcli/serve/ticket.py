@@ -57,10 +57,12 @@ class Ticket:
     waiting_since: float = field(default_factory=time.monotonic)
     drawn_since: float | None = None  # on time.monotonic, as the others
     over_since: float | None = None
+    device: str = ""  # that drew it
     state: str = "queued"  # queued | drawing | done | failed | cancelled
     cancelled: SdcliError | None = None  # why it is to end before it is whole
     error: SdcliError | None = None
     images: list[Drawn] = field(default_factory=list)
+    passed: int = 0  # how often one that came later was drawn before it
     step: tuple[int, int] = (0, 0)  # of the image that is being drawn, and of how many
     preview: events.Preview | None = None
     report: Mapping[str, Any] = field(default_factory=dict)

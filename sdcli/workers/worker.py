@@ -53,7 +53,8 @@ class Worker:
         self.process: subprocess.Popen[bytes] | None = None
         self.starts = 0
         self._models: dict[str, Held] = {}  # that the process has loaded, least recently used first
-        self._device = 0  # bytes of a GPU that the process has taken
+        self._device = 0  # bytes of a GPU that the process has taken, and its name
+        self._gpu = ""
         self.beside: Held | None = None  # what stayed loaded beside the model drawn with last
         self._stderr: IO[bytes] | None = None
         self._drawing: int | None = None  # the order's number
@@ -107,7 +108,7 @@ class Worker:
             yield None
             for event in self._events(process):
                 if isinstance(event, Memory) and event.reserved_peak is not None and hardware is not None:
-                    self._device = event.reserved_peak + context(hardware.backend)
+                    self._device, self._gpu = event.reserved_peak + context(hardware.backend), hardware.device
                 yield event
         except GeneratorExit:
             self.cancel()
@@ -133,7 +134,7 @@ class Worker:
         """With the process's memory counted as free: of what it holds it gives back what the next plan has no room
         for."""
         held = self.resident()
-        device = held if hardware.kind == "cpu" else self._device if held else 0
+        device = held if hardware.kind == "cpu" else self._device if held and hardware.device == self._gpu else 0
         return replace(
             hardware,
             free=min(hardware.total, hardware.free + device),

@@ -260,7 +260,7 @@ def test_an_attack_is_refused_and_draws_nothing(attack: Attack, servers: dict[bo
     assert isinstance(said_to, str) if b" /sdapi/" in attack.sent else {"message", "type", "code"} <= set(said_to)
     assert b"access-control-allow-origin" not in top.lower()
     assert answer.count(b"HTTP/1.1 ") == 1
-    assert len(server.service.tickets) == before and server.service.desk.drawing is None
+    assert len(server.service.tickets) == before and server.service.desks[0].drawing is None
 
 
 def test_there_are_sixty_attacks_at_least() -> None:

@@ -59,10 +59,10 @@ def test_a_server_is_ready_once_its_model_is_loaded_and_while_its_queue_has_room
     if first.status == 503:
         assert first.json["reason"] == "the model is being loaded" and first.header("retry-after")
     until_ready(server)
-    assert server.service.worker.starts == 1 and ask(server, "/readyz").json == {"ready": True}
+    assert server.service.desks[0].worker.starts == 1 and ask(server, "/readyz").json == {"ready": True}
     service = server.service
     long = service.submit(service.plan({"words": ("a cat",), "size": "512x512", "num_images": "4", "steps": "900"}))
-    while service.desk.drawing is not long:
+    while service.desks[0].drawing is not long:
         time.sleep(0.005)
     waiting = service.submit(service.plan({"words": ("a cat",), "size": "64x64", "num_images": "4"}))
     full = ask(server, "/readyz")
@@ -106,16 +106,18 @@ def test_figures_are_what_happened_in_prometheus_own_format(serve: Callable[...,
     steps = sum(one.happened["Step"] for one in both)
     took = sum(step for one in both for batch in one.report.get("batches", ()) for step in batch["step_seconds"])
     peak = ticket.report["memory"]["measured"]["host_peak"]  # of one image as of the other
-    assert f'sdcli_device_peak_bytes{{model="builtin"}} {peak}' in lines
-    (seconds,) = (line for line in lines if line.startswith('sdcli_denoise_seconds_total{model="builtin"} '))
+    assert f'sdcli_device_peak_bytes{{model="builtin",device="cpu"}} {peak}' in lines
+    (seconds,) = (
+        line for line in lines if line.startswith('sdcli_denoise_seconds_total{model="builtin",device="cpu"} ')
+    )
     assert float(seconds.split()[1]) == pytest.approx(took) and took > 0
     for expected in (
         'sdcli_images_total{status="saved"} 2', 'sdcli_drawn_requests_total{state="done"} 1',
         'sdcli_drawn_requests_total{state="cancelled"} 1', 'sdcli_cancelled_requests_total{because="asked"} 1',
-        f'sdcli_steps_total{{model="builtin"}} {steps}',
+        f'sdcli_steps_total{{model="builtin",device="cpu"}} {steps}',
         f"sdcli_queue_wait_seconds_count {sum(one.waited is not None for one in both)}",
-        "sdcli_worker_starts_total 1", "sdcli_queue_requests 0",
-        'sdcli_model_loads_total{model="builtin"} 1', 'sdcli_rejected_total{reason="not_found"} 1',
+        'sdcli_worker_starts_total{device="cpu"} 1', "sdcli_queue_requests 0",
+        'sdcli_model_loads_total{model="builtin",device="cpu"} 1', 'sdcli_rejected_total{reason="not_found"} 1',
         'sdcli_http_requests_total{route="/healthz",method="GET",code="200"} 1',
         'sdcli_http_requests_total{route="-",method="POST",code="404"} 1',
     ):  # fmt: skip
@@ -155,7 +157,10 @@ def test_models_beyond_a_hundred_share_a_label(serve: Callable[..., Any], monkey
         server.service.submit(replace(plan, model=replace(plan.model, name=name)))
     text = figures(server, 'sdcli_drawn_requests_total{state="done"} 4').body.decode()
     lines = [line for line in text.splitlines() if line.startswith("sdcli_steps")]
-    assert lines == ['sdcli_steps_total{model="builtin"} 4', 'sdcli_steps_total{model="others"} 4']
+    assert lines == [
+        'sdcli_steps_total{model="builtin",device="cpu"} 4',
+        'sdcli_steps_total{model="others",device="cpu"} 4',
+    ]
 
 
 def test_a_histogram_counts_each_value_in_all_bounds_above_it() -> None:
@@ -227,7 +232,7 @@ def test_the_worker_tries_what_generate_would_try_and_this_process_draws_by_it(
     while not ticket.over:
         time.sleep(0.01)
     assert ticket.state == "done" and not planning.untried(ticket.plan)
-    assert service.worker.starts == 1
+    assert service.desks[0].worker.starts == 1
 
 
 def test_what_the_document_says_of_a_body_is_what_the_api_knows(serve: Callable[..., Any]) -> None:

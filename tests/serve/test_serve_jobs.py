@@ -294,14 +294,14 @@ def test_a_plan_says_what_an_image_would_need_and_draws_nothing(serve: Serve) ->
     assert status == 200 and answer["images"] == 3 and answer["settings"]["width"] == 64
     assert answer["plan"]["predicted"]["host"] > 0 and answer["plan"]["seconds"] is None
     assert answer["settings"]["steps"] > 0 and answer["settings"]["sampler"]
-    assert get(server, "/v1/jobs")["jobs"] == [] and server.service.worker.starts == 0
+    assert get(server, "/v1/jobs")["jobs"] == [] and server.service.desks[0].worker.starts == 0
 
 
 def test_what_does_not_fit_is_refused_with_a_way_out(serve: Serve) -> None:
     server = serve(typed={"max_ram": "1GiB"}, bounds=Bounds(width=4096, height=4096))
     status, error = refused(server, {"prompt": "a cat", "size": "4096x4096"})
     assert (status, error["code"]) == (400, "does_not_fit") and "size" in error["hint"]
-    assert server.service.worker.starts == 0
+    assert server.service.desks[0].worker.starts == 0
 
 
 def test_the_settings_in_an_image_are_read(serve: Serve) -> None:
@@ -394,10 +394,11 @@ def test_a_full_queue_says_when_to_come_again(serve: Serve) -> None:
 def test_the_status_names_device_model_and_queue(serve: Serve) -> None:
     server = serve()
     before = get(server, "/v1/status")
-    assert (before["holds"], before["queue"]["requests"], before["drawn"]) == ([], 0, 0)
+    assert (before["devices"][0]["holds"], before["queue"]["requests"], before["drawn"]) == ([], 0, 0)
     finished(server, submit(server, {"prompt": "a cat", "size": "64x64", "steps": 1})["id"])
     after = get(server, "/v1/status")
-    assert (after["holds"], after["model"], after["device"]["kind"]) == (["builtin"], "builtin", "cpu")
+    (device,) = after["devices"]
+    assert (device["holds"], after["model"], device["kind"]) == (["builtin"], "builtin", "cpu")
     assert after["drawn"] == 1 and "Euler" in after["samplers"] and after["versions"]["torch"]
 
 

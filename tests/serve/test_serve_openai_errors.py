@@ -97,7 +97,7 @@ def test_a_failed_drawing_is_not_drawn_again_by_the_clients_retries(
     serve: Serve, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     server = serve()
-    monkeypatch.setattr(server.service.worker, "engine", "engine_that_does_not_exist")
+    monkeypatch.setattr(server.service.desks[0].worker, "engine", "engine_that_does_not_exist")
     with pytest.raises(openai.InternalServerError) as failed:
         client(server, retries=2).images.generate(prompt="a cat", size="64x64", extra_body={"steps": 1})
     assert failed.value.code == "bug" and len(server.service.tickets) == 1

@@ -75,7 +75,7 @@ def test_what_is_wrong_is_said_before_a_stream_begins_and_what_fails_in_it(
     with pytest.raises(openai.BadRequestError) as wrong:
         client(server).images.generate(prompt="a cat", stream=True, extra_body={"sead": 1})
     assert wrong.value.param == "sead"
-    monkeypatch.setattr(server.service.worker, "engine", "engine_that_does_not_exist")
+    monkeypatch.setattr(server.service.desks[0].worker, "engine", "engine_that_does_not_exist")
     with pytest.raises(openai.APIError) as failed:
         list(client(server, retries=2).images.generate(prompt="a cat", stream=True, size="64x64"))
     assert failed.value.code == "bug" and "engine_that_does_not_exist" in failed.value.message

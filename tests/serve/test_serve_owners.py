@@ -53,12 +53,12 @@ def test_another_key_neither_finds_nor_ends_a_job(keyed: Any) -> None:
     for path, body in ((own, None), (f"{own}/events", None), (f"{own}/cancel", {})):
         assert ask(keyed, OTHER, path, body, "GET" if body is None else "POST")[0] == 404
     assert ask(keyed, OTHER, "/v1/jobs") == (200, {"jobs": []})
-    assert ask(keyed, OTHER, "/v1/status")[1]["queue"]["drawing"] is None
+    assert ask(keyed, OTHER, "/v1/status")[1]["queue"]["drawing"] == []
     assert ask(keyed, OTHER, "/sdapi/v1/progress")[1]["state"]["job_count"] == 0
     for path in ("interrupt", "skip"):
         assert ask(keyed, OTHER, f"/sdapi/v1/{path}", method="POST")[0] == 200
     assert ask(keyed, OWN, own)[1]["status"] == "drawing"
-    assert ask(keyed, OWN, "/v1/status")[1]["queue"]["drawing"] == job
+    assert ask(keyed, OWN, "/v1/status")[1]["queue"]["drawing"] == [job]
     assert ask(keyed, OWN, "/sdapi/v1/progress")[1]["state"]["job_count"] == 30
     assert [one["id"] for one in ask(keyed, OWN, "/v1/jobs")[1]["jobs"]] == [job]
     assert ask(keyed, OWN, "/sdapi/v1/interrupt", method="POST")[0] == 200

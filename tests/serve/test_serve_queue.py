@@ -84,8 +84,8 @@ def test_a_worker_that_is_killed_is_replaced_and_the_image_is_the_same(serve: Ca
 
     def kill() -> None:
         while not killed.is_set():
-            if service.desk.drawing is not None and service.worker.process is not None:
-                os.kill(service.worker.process.pid, signal.SIGKILL)
+            if service.desks[0].drawing is not None and service.desks[0].worker.process is not None:
+                os.kill(service.desks[0].worker.process.pid, signal.SIGKILL)
                 killed.set()
             time.sleep(0.001)
 
@@ -94,7 +94,7 @@ def test_a_worker_that_is_killed_is_replaced_and_the_image_is_the_same(serve: Ca
     second = drawn(service, steps="999")
     killed.set()
     killer.join()
-    assert (first.state, second.state, service.worker.starts) == ("done", "done", 2)
+    assert (first.state, second.state, service.desks[0].worker.starts) == ("done", "done", 2)
     assert first.images[0].pixel_sha256 == second.images[0].pixel_sha256
     assert hashlib.sha256(Path(second.images[0].path).read_bytes()).hexdigest() == second.images[0].file_sha256
 
@@ -103,11 +103,11 @@ def test_a_request_that_kills_every_worker_fails_and_the_next_is_drawn(
     serve: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     service = serve().service
-    monkeypatch.setattr(service.worker, "engine", "engine_that_does_not_exist")
+    monkeypatch.setattr(service.desks[0].worker, "engine", "engine_that_does_not_exist")
     ticket = drawn(service, steps="1")
     assert ticket.state == "failed" and isinstance(ticket.error, SdcliError)
-    assert "engine_that_does_not_exist" in ticket.error.message and service.worker.starts == 2
-    monkeypatch.setattr(service.worker, "engine", "fake")
+    assert "engine_that_does_not_exist" in ticket.error.message and service.desks[0].worker.starts == 2
+    monkeypatch.setattr(service.desks[0].worker, "engine", "fake")
     assert drawn(service, steps="1").state == "done"
 
 
@@ -122,7 +122,11 @@ def test_what_nobody_wants_any_more_is_not_drawn_to_its_end(serve: Callable[...,
     service.cancel(running)
     assert ended.wait(60)
     assert (running.state, waiting.state) == ("cancelled", "cancelled") and len(running.images) < 20
-    assert service.worker.starts == 1 and drawn(service, steps="1").state == "done" and service.worker.starts == 1
+    assert (
+        service.desks[0].worker.starts == 1
+        and drawn(service, steps="1").state == "done"
+        and service.desks[0].worker.starts == 1
+    )
 
 
 def test_a_run_that_was_cancelled_is_resumed_by_its_name_alone(
@@ -162,10 +166,10 @@ def test_an_idle_worker_gives_its_memory_back(serve: Callable[..., Any]) -> None
     service = serve(idle=0.2).service
     drawn(service, steps="1")
     until = time.monotonic() + 20
-    while service.worker.process is not None and time.monotonic() < until:
+    while service.desks[0].worker.process is not None and time.monotonic() < until:
         time.sleep(0.05)
-    assert service.worker.process is None
-    assert drawn(service, steps="1").state == "done" and service.worker.starts == 2
+    assert service.desks[0].worker.process is None
+    assert drawn(service, steps="1").state == "done" and service.desks[0].worker.starts == 2
 
 
 def test_what_a_server_did_not_draw_is_resumed_with_the_image_that_was_sent(serve: Callable[..., Any]) -> None:

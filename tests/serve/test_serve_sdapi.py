@@ -400,8 +400,8 @@ class Gate:
     def __init__(self, server: Any, monkeypatch: pytest.MonkeyPatch, images: int, steps: int = 12) -> None:
         self.images, self.steps = images, steps
         self.reached, self.opened = threading.Event(), threading.Event()
-        self._run = server.service.worker.begun
-        monkeypatch.setattr(server.service.worker, "begun", self._held)
+        self._run = server.service.desks[0].worker.begun
+        monkeypatch.setattr(server.service.desks[0].worker, "begun", self._held)
 
     def _held(self, *about: Any, **more: Any) -> Iterator[Any]:
         done = 0

@@ -59,9 +59,19 @@ function ended(job) {
   form.changed(); // what was measured is known to the next plan
 }
 
+function count(values) {
+  const times = new Map();
+  for (const value of values) times.set(value, (times.get(value) ?? 0) + 1);
+  return times;
+}
+
 async function greet() {
-  const { device, holds, model, queue, version } = await ask("GET", "/v1/status");
-  const parts = [`${holds[0] ?? model} on ${device.name}`, holds.length ? "loaded" : "not loaded yet", `${bytes(device.free)} free`];
+  const { devices, model, queue, version } = await ask("GET", "/v1/status");
+  const held = devices.flatMap(({ holds }) => holds);
+  const names = count(devices.map(({ name }) => name));
+  const free = count(devices.map(({ free }) => bytes(free))).keys();
+  const on = [...names].map(([name, times]) => (times > 1 ? `${times} × ${name}` : name)).join(" and ");
+  const parts = [`${held[0] ?? model} on ${on}`, held.length ? "loaded" : "not loaded yet", `${[...free].join(", ")} free`];
   if (queue.requests) parts.push(`${queue.requests} waiting`);
   find("server").textContent = parts.join(" · ");
   find("server").title = `sdcli ${version}`;

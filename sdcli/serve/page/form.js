@@ -102,7 +102,9 @@ function tell({ settings, images, plan }) {
   find("share").hidden = false;
   find("share").value = need / room;
   const rows = plan.decisions.map(({ slot, choice, because }) => row(slot.replaceAll("_", " "), choice, because));
-  rows.unshift(row("device", plan.device.name, ""));
+  const workers = plan.workers.map(({ device, name, predicted, available }) =>
+    row(device, name, `${bytes(predicted.device)} of ${bytes(available.device)} free`));
+  rows.unshift(...(workers.length ? workers : [row("device", plan.device.name, "")]));
   if (plan.measured_before) rows.push(row("memory", bytes(need), "as measured here before"));
   find("decisions").replaceChildren(...rows.flat(), ...plan.warnings.flatMap((text) => row("note", text, "")));
 }
