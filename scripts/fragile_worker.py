@@ -14,13 +14,14 @@ from unittest import mock
 
 from sdcli.draw import fake
 from sdcli.errors import OutOfMemory
-from sdcli.events import Decoded, Degraded, Event
+from sdcli.events import Decoded, Degraded, Event, Step
 from sdcli.workers import child
 
 
 def main() -> None:
     flags = argparse.ArgumentParser()
     flags.add_argument("--seconds", type=float, default=0.0, help="for each image")
+    flags.add_argument("--step", type=float, default=0.0, help="seconds for each step")
     flags.add_argument("--poison", default="", help="a prompt it dies of")
     flags.add_argument("--full", action="store_true", help="it runs out of memory at once")
     flags.add_argument("--fallback", action="store_true", help="it falls back to decoding in tiles at once")
@@ -37,6 +38,8 @@ def main() -> None:
                 because="memory", changes_pixels=True,
             )  # fmt: skip
         for event in drawn(run, batches):
+            if isinstance(event, Step):
+                time.sleep(asked.step)
             if isinstance(event, Decoded):
                 time.sleep(asked.seconds)
                 if event.job.prompt == asked.poison:

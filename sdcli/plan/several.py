@@ -63,6 +63,14 @@ def drawn_by(plan: Plan, name: str) -> Plan | None:
     )  # fmt: skip
 
 
+def fallen_back(plan: Plan, after: Mapping[str, str]) -> Plan:
+    """A worker's plan with what it gave up for want of memory: it does without from now on."""
+    given: dict[str, Any] = {slot: choice for slot, choice in after.items() if slot != "upscaler_tile"}
+    if "upscaler_tile" in after:
+        given["upscaler_tile"] = int(after["upscaler_tile"].replace("whole", "0"))
+    return replace(plan, setup=replace(plan.setup, **given))
+
+
 def _own(
     lead: Plan | None, hardware: Hardware, remembered: Callable[[Hardware], Mapping[str, Any]], more: bool
 ) -> Plan | None:  # fmt: skip

@@ -15,6 +15,7 @@ from sdcli.events import Decoded, Degraded, Done, Event, Failed, Warned
 from sdcli.machine.hardware import Hardware
 from sdcli.plan.batches import Batch
 from sdcli.plan.plan import Plan, WorkerPlan
+from sdcli.plan.several import fallen_back
 from sdcli.scale.sharing_out import SharingOut, Taken
 from sdcli.terminal import show
 from sdcli.workers.worker import CHILD, Died, Worker
@@ -179,7 +180,7 @@ class _Seat(threading.Thread):
                 self._at = one
                 event = replace(event, batch=one.batch[0], worker=self.name)
             if isinstance(event, Degraded):
-                self._fall_back(event)
+                self.plan = fallen_back(self.plan, event.after)  # the others go on as planned
             if one is not None and isinstance(event, (Decoded, Failed)):
                 if event.index in one.done:
                     continue  # drawn before its worker died
@@ -190,13 +191,6 @@ class _Seat(threading.Thread):
                 self._run.sharing.finished(one)
             if self._run.stopping:  # it came before the worker had anything to cancel
                 self.worker.cancel()
-
-    def _fall_back(self, event: Degraded) -> None:
-        """What it gave up, it does without from now on; the others go on as planned."""
-        given: dict[str, Any] = {slot: choice for slot, choice in event.after.items() if slot != "upscaler_tile"}
-        if "upscaler_tile" in event.after:
-            given["upscaler_tile"] = int(event.after["upscaler_tile"].replace("whole", "0"))
-        self.plan = replace(self.plan, setup=replace(self.plan.setup, **given))
 
     def _lost(self, taken: Sequence[Taken], died: Died) -> None:
         """Another draws it; a batch over which one worker after another dies is given up. It was at the one that it

@@ -11,11 +11,11 @@ from functools import partial
 from itertools import chain
 
 from sdcli.errors import Bug, Cancelled, CannotWrite, DoesNotFit, SdcliError, Terminated, from_json
-from sdcli.events import Decoded, Event, Failed, Planned
+from sdcli.events import Decoded, Done, Event, Failed, Planned
 from sdcli.files import REAL, Files
 from sdcli.machine.environment import environment
 from sdcli.machine.several import Seat
-from sdcli.plan.batches import missing
+from sdcli.plan.batches import Batch, missing
 from sdcli.plan.plan import Plan
 from sdcli.plan.several import drawn_by
 from sdcli.record import remembering, report, runs
@@ -23,9 +23,11 @@ from sdcli.record.report import Folding
 from sdcli.record.store import store
 from sdcli.serve.line import Line, Suits, too_late
 from sdcli.serve.preparing import Preparing
+from sdcli.serve.shared import Shared
 from sdcli.serve.ticket import Ticket
 from sdcli.workers.worker import Died, Worker
 
+POLL = 0.5  # seconds between two looks at what others draw
 TRIES = 2  # of a batch that ended its worker: the second that dies of it is the last
 
 
@@ -52,18 +54,23 @@ class Desk(threading.Thread):
     def run(self) -> None:
         self._first(self)
         while not self.line.closed:
-            ticket = self.line.take(self.idle, self.suits)
-            if ticket is None:
+            taken = self.line.take(self.idle, self)
+            if taken is None:
                 self.worker.close()
-                continue
-            self.drawing = ticket
-            try:
-                self._draw(ticket)
-            except Exception as error:  # whatever it is, those who wait behind it are served
-                ticket.end("failed", Bug(f"{type(error).__name__}: {error}"))
-            self.drawing = None
-            self._on_over(ticket)
+            elif isinstance(taken, Shared):
+                self._help(taken)
+            else:
+                self._serve(taken)
         self.worker.close()
+
+    def _serve(self, ticket: Ticket) -> None:
+        self.drawing = ticket
+        try:
+            self._draw(ticket)
+        except Exception as error:  # whatever it is, those who wait behind it are served
+            ticket.end("failed", Bug(f"{type(error).__name__}: {error}"))
+        self.drawing = None
+        self._on_over(ticket)
 
     def load(self, plan: Plan) -> bool:
         """Leaves its model in memory, if it can be drawn with here."""
@@ -101,7 +108,8 @@ class Desk(threading.Thread):
             return ticket.end("failed", DoesNotFit(message, hint="the same request with a longer timeout", late=True))
         ticket.state, ticket.drawn_since, ticket.device = "drawing", (began := time.monotonic()), self.name
         ticket.plan = self._preparing.settled(ticket.plan, self.worker, self.name)
-        with contextlib.closing(self._events(ticket)) as events:
+        drawing = self._shared(ticket) if ticket.plan.workers else self._events(ticket)
+        with contextlib.closing(drawing) as events:
             planned = next(events)  # the worker has its order: what follows here holds nobody up
             around = environment(ticket.plan.hardware)
             clock = partial(_since, began)
@@ -112,7 +120,8 @@ class Desk(threading.Thread):
         with contextlib.suppress(CannotWrite):
             if ticket.destination.records.exists():
                 report.write(finished, ticket.destination.records / "report.json", self._files)
-                remembering.remember(ticket.plan, finished)
+                if set(ticket.work) <= {self.name}:  # what others measured is not of this device
+                    remembering.remember(ticket.plan, finished)
         ticket.report = report.to_json(finished, ticket.destination.folder)
         if error is None and finished.error is not None:  # some of its images
             error = from_json(dict(finished.error))
@@ -157,13 +166,89 @@ class Desk(threading.Thread):
 
     def _new(self, happening: Iterator[Event], ticket: Ticket, there: set[int]) -> Iterator[Event]:
         for event in happening:
-            if isinstance(event, (Decoded, Failed)):
-                if event.index in there:
-                    continue
-                there.add(event.index)
+            if not _is_new(event, there):
+                continue
             yield event
             if ticket.cancelled is not None:  # it came before the worker had anything to cancel
                 self.worker.cancel()
+
+    # --- where there are several desks
+
+    def _shared(self, ticket: Ticket) -> Generator[Event, None, None]:
+        """What this desk draws, and what others do that have nothing else to do. One image is drawn here, unless its
+        worker dies of it."""
+        shared = Shared(ticket, self.name)
+        if len(ticket.plan.batches) == 1:
+            ticket.plan = shared.plan(self.name)
+        planned: Planned | None = Planned(plan=ticket.plan)
+        there: set[int] = set()
+        around: dict[str, object] = {}
+        batch = shared.take(self.name)
+        self.line.share(shared)
+        try:
+            while planned is not None or (not shared.over and ticket.cancelled is None):
+                own = shared.said(POLL) if batch is None else self._batch(shared, batch, planned)
+                planned = None
+                with contextlib.closing(own):
+                    for event in chain.from_iterable((one, *shared.said()) for one in own):
+                        if isinstance(event, Done):
+                            around |= event.environment
+                        elif _is_new(event, there):
+                            yield event
+                batch = shared.take(self.name)
+        finally:
+            shared.stopped = True
+            self.line.drawn(shared)
+        if len(there) < len(ticket.plan.jobs):
+            raise ticket.cancelled or shared.error or Bug("less was drawn than was asked for")
+        yield Done(environment=around)
+
+    def _help(self, shared: Shared) -> None:
+        """Draws a batch of what another desk records."""
+        batch = shared.take(self.name)
+        if batch is None:
+            return
+        self.drawing = shared.ticket
+        try:
+            for event in self._batch(shared, batch):
+                shared.say(event)
+        except Exception as error:
+            shared.failed(batch, self.name, Bug(f"{type(error).__name__}: {error}"))
+        self.drawing = None
+
+    def _batch(
+        self, shared: Shared, batch: Batch, planned: Planned | None = None
+    ) -> Generator[Event, None, None]:  # fmt: skip
+        """Its events, behind `planned`, once the worker has its order."""
+        try:
+            with contextlib.closing(self.worker.begun(shared.plan(self.name), [batch])) as happening:
+                if planned is not None:
+                    yield planned
+                    planned = None
+                for event in happening:
+                    yield shared.heard(event, self.name)
+                    if shared.stopped or shared.ticket.cancelled is not None:
+                        self.worker.cancel()
+            shared.finished(batch, self.name)
+        except Cancelled:
+            shared.finished(batch, self.name)
+        except Died as died:
+            if planned is not None:
+                yield planned
+            shared.died(batch, self.name, died.error)
+            self.line.look()
+        except SdcliError as error:
+            shared.failed(batch, self.name, error)
+            self.line.look()
+
+
+def _is_new(event: Event, there: set[int]) -> bool:
+    """An image counts once: its worker may have died after it was drawn, and before the others of its batch were."""
+    if not isinstance(event, (Decoded, Failed)):
+        return True
+    new = event.index not in there
+    there.add(event.index)
+    return new
 
 
 def _since(began: float) -> float:

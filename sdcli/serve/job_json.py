@@ -176,7 +176,7 @@ def _left(service: Service, ticket: Ticket) -> float | None:
     seconds, jobs, images = ticket.plan.seconds, ticket.plan.jobs, list(ticket.images)
     if seconds is None:
         return None
-    done = sum(drawn.job.all_calls for drawn in images) + ticket.step[0]
+    done = sum(drawn.job.all_calls for drawn in images) + sum(one.step for one in ticket.steps.values())
     share = max(0.0, 1 - done / sum(job.all_calls for job in jobs))
     held = any(ticket.plan.model.name in desk.worker.held for desk in service.desks)
     load = 0.0 if done or held else seconds.load

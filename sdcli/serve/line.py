@@ -6,11 +6,12 @@ import math
 import threading
 import time
 from collections import OrderedDict, deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
+from sdcli.serve.shared import Shared
 from sdcli.serve.ticket import Ticket
 
 UNKNOWN_WAIT, LONGEST_WAIT = 5, 120  # seconds
@@ -25,7 +26,28 @@ class Suits(NamedTuple):
     held: bool = True  # its model is loaded there
 
 
-Suiting = Callable[[Ticket], Suits | None]  # None: it cannot draw it
+class Taker(Protocol):
+    """Who asks for tickets."""
+
+    @property
+    def name(self) -> str: ...
+
+    def suits(self, ticket: Ticket) -> Suits | None:
+        """None: it cannot draw it."""
+
+
+class Anybody:
+    name = ""
+
+    def suits(self, ticket: Ticket) -> Suits | None:
+        return Suits()
+
+
+class Found(NamedTuple):
+    """What there is to draw, and the tickets that it is drawn before although they came earlier."""
+
+    what: Ticket | Shared
+    passed: Sequence[Ticket] = ()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,7 +80,8 @@ class Line:
     def __init__(self, room: Room) -> None:
         self.room = room
         self._clients: OrderedDict[str, deque[Ticket]] = OrderedDict()  # the next one first
-        self._free: list[Suiting] = []  # workers that wait for a ticket
+        self._shared: list[Shared] = []  # being drawn, by as many as are free
+        self._free: list[Taker] = []  # who waits for a ticket
         self._changed = threading.Condition()
         self.closed = False
 
@@ -75,44 +98,67 @@ class Line:
             self._clients.setdefault(ticket.client, deque()).append(ticket)
             self._changed.notify_all()
 
-    def take(self, seconds: float | None = None, suiting: Suiting = lambda ticket: Suits()) -> Ticket | None:
-        """The next one for this worker, as soon as there is one; None when the line is closed, or there was none for
-        that long."""
+    def take(self, seconds: float | None = None, taker: Taker | None = None) -> Ticket | Shared | None:
+        """The next one, as soon as there is one, or some of what another draws; None when the line is closed, or there
+        was nothing for that long."""
+        taker = taker or Anybody()
         with self._changed:
-            self._free.append(suiting)
-            self._changed.wait_for(lambda: self.closed or self._next(suiting), seconds)
-            found = self._next(suiting)
-            self._free.remove(suiting)
-            if not found:
+            self._free.append(taker)
+            self._changed.wait_for(lambda: self.closed or self._next(taker), seconds)
+            found = None if self.closed else self._next(taker)
+            self._free.remove(taker)
+            if found is None:
                 return None
-            *passed, ticket = found
-            for one in passed:
+            for one in found.passed:
                 one.passed += 1
-            waiting = self._clients.pop(ticket.client)
-            waiting.remove(ticket)
-            if waiting:
-                self._clients[ticket.client] = waiting  # behind the others
+            if isinstance(found.what, Ticket):
+                waiting = self._clients.pop(found.what.client)
+                waiting.remove(found.what)
+                if waiting:
+                    self._clients[found.what.client] = waiting  # behind the others
             self._changed.notify_all()  # what was left to this one, another takes now
-            return ticket
+            return found.what
 
-    def _next(self, suiting: Suiting) -> list[Ticket]:
-        """The ticket for a worker, behind those that it passes over: one whose model is loaded there comes before
-        others, but only so often before the same one. What suits another better that is free too is left to that."""
+    def share(self, shared: Shared) -> None:
+        """Until it is `drawn`, whoever has nothing else to do draws some of it."""
+        with self._changed:
+            self._shared.append(shared)
+            self._changed.notify_all()
+
+    def look(self) -> None:
+        """Something of what is shared was given back."""
+        with self._changed:
+            self._changed.notify_all()
+
+    def drawn(self, shared: Shared) -> None:
+        with self._changed:
+            self._shared.remove(shared)
+
+    def _next(self, taker: Taker) -> Found | None:
+        """What another could not draw has waited long enough already; what somebody draws already can wait."""
+        return self._of_shared(taker, lost=True) or self._ticket(taker) or self._of_shared(taker, lost=False)
+
+    def _of_shared(self, taker: Taker, *, lost: bool) -> Found | None:
+        return next((Found(one) for one in self._shared if one.wants(taker.name, lost=lost)), None)
+
+    def _ticket(self, taker: Taker) -> Found | None:
+        """One whose model is loaded there comes before others, but only so often before the same one. What suits
+        another better that is free too is left to that."""
         passed: list[Ticket] = []
-        for ticket in islice((one for one in self._order() if self._suits_best(suiting, one)), LOOKED_AT):
-            held = suiting(ticket)
-            if held is not None and held.held:
-                return [*passed, ticket]
+        for ticket in islice((one for one in self._order() if self._suits_best(taker, one)), LOOKED_AT):
+            suits = taker.suits(ticket)
+            if suits is not None and suits.held:
+                return Found(ticket, passed)
             passed.append(ticket)
             if ticket.passed >= MOST_PASSED:
                 break
-        return passed[:1]
+        return Found(passed[0]) if passed else None
 
-    def _suits_best(self, suiting: Suiting, ticket: Ticket) -> bool:
-        own = suiting(ticket)
+    def _suits_best(self, taker: Taker, ticket: Ticket) -> bool:
+        own = taker.suits(ticket)
         if own is None:
             return False
-        others = (other(ticket) for other in self._free if other is not suiting)
+        others = (other.suits(ticket) for other in self._free if other is not taker)
         return not any(other is not None and other > own for other in others)
 
     def remove(self, ticket: Ticket) -> bool:

@@ -121,17 +121,17 @@ class Metrics:
                 why = ticket.error.details.get("because")
                 self.cancelled.add(because=why if why in (ASKED, LEFT, SHUTDOWN) else "-")
             if ticket.report:
-                self._drawn(ticket, self._model(ticket.plan.model.name), ticket.device)
+                self._drawn(ticket, self._model(ticket.plan.model.name))
 
-    def _drawn(self, ticket: Ticket, model: str, device: str) -> None:
-        self.steps.add(ticket.happened["Step"], model=model, device=device)
-        seconds = sum(batch["denoise_seconds"] for batch in ticket.report["batches"])
-        self.denoising.add(seconds, model=model, device=device)
-        if ticket.happened["Loaded"]:
-            self.loads.add(model=model, device=device)
+    def _drawn(self, ticket: Ticket, model: str) -> None:
+        for device, work in ticket.work.items():
+            self.steps.add(work.steps, model=model, device=device)
+            self.denoising.add(work.seconds, model=model, device=device)
+            if work.loaded:
+                self.loads.add(model=model, device=device)
         peak = job_json.memory(ticket)["measured"]["device"]
         if peak is not None:
-            self.peaks.add(peak, model=model, device=device)
+            self.peaks.add(peak, model=model, device=ticket.device)
 
     def _model(self, name: str) -> str:
         known = {dict(labels)["model"] for labels in self.steps.values}

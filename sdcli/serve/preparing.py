@@ -25,19 +25,17 @@ class Preparing:
         self._trying = threading.Lock()
 
     def settled(self, plan: Plan, worker: Worker, name: str) -> Plan:
-        """The plan that generate would make of it for the worker of that name, once what is not known yet was tried."""
-        if worker.engine == "local" and planning.untried(plan):
-            again = drawn_by(self._tried(plan, worker), name)
-            if again is not None and again.fits:
-                return again
-        own = drawn_by(plan, name)
-        assert own is not None  # it took it since it can draw it
-        return own
+        """The plan that generate would make of it, once the worker of that name has tried what is not known yet."""
+        if worker.engine != "local" or not planning.untried(plan):
+            return plan
+        again = self._tried(plan, worker)
+        return again if again.fits and drawn_by(again, name) is not None else plan
 
     def loaded(self, plan: Plan, worker: Worker, name: str) -> None:
         """Leaves the plan's model in memory, where all of it is to stay there."""
         try:
-            for _ in worker.run(self.settled(plan, worker, name), []):
+            own = drawn_by(self.settled(plan, worker, name), name)
+            for _ in worker.run(own, []) if own is not None else ():
                 pass
         except Died as died:
             raise died.error from None

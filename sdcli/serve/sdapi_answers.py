@@ -116,13 +116,13 @@ def _progress(share: float, seconds: float, ticket: Ticket | None, image: str | 
 
 def _share(ticket: Ticket) -> tuple[float, float]:
     """Of the UNet's calls in all passes of all images, and the seconds that the rest of them takes."""
-    calls = [job.all_calls for job in ticket.plan.jobs]
+    calls = sum(job.all_calls for job in ticket.plan.jobs)
     last = next((event for _, event in reversed(ticket.events) if isinstance(event, events.Step)), None)
-    done = sum(calls[: len(ticket.images)])
-    if last is not None and ticket.step[0] and len(ticket.images) < len(calls):
-        done += last.step + _before(ticket.plan.jobs[len(ticket.images)], last.stage)
-    share = min(0.01 + done / sum(calls), 1.0)
-    return share, (sum(calls) - done) * last.seconds if last is not None else 0.0
+    begun = ticket.steps.values()  # more than one where several devices draw
+    done = sum(drawn.job.all_calls for drawn in list(ticket.images))
+    done += sum(step.step + _before(ticket.plan.batch(step.batch)[0], step.stage) for step in begun)
+    share = min(0.01 + done / calls, 1.0)
+    return share, (calls - done) * last.seconds / max(1, len(begun)) if last is not None else 0.0
 
 
 def _before(job: Job, stage: str) -> int:

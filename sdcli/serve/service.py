@@ -139,8 +139,8 @@ class Service:
 
     @property
     def drawing(self) -> tuple[Ticket, ...]:
-        """What is being drawn."""
-        return tuple(ticket for desk in self.desks if (ticket := desk.drawing) is not None)
+        """What is being drawn, by one or several."""
+        return tuple(dict.fromkeys(ticket for desk in self.desks if (ticket := desk.drawing) is not None))
 
     def _without_own(self, hardware: Hardware) -> Hardware:
         """The hardware as if no worker held anything."""

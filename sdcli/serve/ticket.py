@@ -5,7 +5,7 @@ from __future__ import annotations
 import secrets
 import threading
 import time
-from collections import Counter, deque
+from collections import deque
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from operator import itemgetter
@@ -41,6 +41,15 @@ class Drawn:
     file_sha256: str
 
 
+@dataclass
+class Work:
+    """What a device has done for a request."""
+
+    steps: int = 0
+    seconds: float = 0.0  # that they took
+    loaded: bool = False  # it had to load something
+
+
 Listener = Callable[[int, Event | None], None]
 
 
@@ -63,14 +72,14 @@ class Ticket:
     error: SdcliError | None = None
     images: list[Drawn] = field(default_factory=list)
     passed: int = 0  # how often one that came later was drawn before it
-    step: tuple[int, int] = (0, 0)  # of the image that is being drawn, and of how many
+    steps: Mapping[int, events.Step] = field(default_factory=dict)  # the last of each batch that is being drawn
     preview: events.Preview | None = None
     report: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         self.events: deque[tuple[int, Event]] = deque(maxlen=MOST_EVENTS)
         self.previews: deque[tuple[int, Event]] = deque(maxlen=MOST_PREVIEWS)
-        self.happened: Counter[str] = Counter()  # of each event, how many
+        self.work: dict[str, Work] = {}  # by the device that did it
         self._job: Job | None = None  # of the image decoded last, which is saved next
         self._listeners: list[Listener] = []
         self._count = 0
@@ -119,6 +128,12 @@ class Ticket:
             self._listeners.clear()
 
     @property
+    def step(self) -> tuple[int, int]:
+        """Of the image that is drawn furthest, and of how many."""
+        last = max(self.steps.values(), key=lambda one: one.step / one.of, default=None)
+        return (0, 0) if last is None else (last.step, last.of)
+
+    @property
     def waited(self) -> float | None:
         """Seconds in the queue, once it is drawn."""
         return None if self.drawn_since is None else self.drawn_since - self.waiting_since
@@ -130,16 +145,21 @@ class Ticket:
         return None if drawn[0] is None or drawn[1] is None else drawn[1] - drawn[0]
 
     def _see(self, event: Event) -> None:
-        self.happened[type(event).__name__] += 1
         match event:
+            case events.Loaded():
+                self._work(event).loaded = True
             case events.Step():
-                self.step = (event.step, event.of)
+                work = self._work(event)
+                work.steps, work.seconds = work.steps + 1, work.seconds + event.seconds
+                self.steps = {**self.steps, event.batch: event}
+            case events.Failed():
+                self.steps = self._without(event.batch)
             case events.Preview():
                 self.preview = event
             case events.Decoded():
                 self._job = event.job
             case events.Saved() if self._job is not None:
-                self.step = (0, 0)
+                self.steps = self._without(event.batch)
                 self.images.append(
                     Drawn(
                         index=event.index, job=self._job, file=event.file, path=event.path, format=event.format,
@@ -147,3 +167,9 @@ class Ticket:
                         pixel_sha256=event.pixel_sha256, file_sha256=event.file_sha256,
                     )
                 )  # fmt: skip
+
+    def _work(self, event: Event) -> Work:
+        return self.work.setdefault(event.worker or self.device, Work())
+
+    def _without(self, batch: int) -> Mapping[int, events.Step]:
+        return {number: step for number, step in self.steps.items() if number != batch}

@@ -103,7 +103,7 @@ def test_figures_are_what_happened_in_prometheus_own_format(serve: Callable[...,
     assert [line for line in text.splitlines() if EXPOSITION.fullmatch(line) is None] == []
     lines = text.splitlines()
     both = (ticket, cancelled)
-    steps = sum(one.happened["Step"] for one in both)
+    steps = sum(work.steps for one in both for work in one.work.values())
     took = sum(step for one in both for batch in one.report.get("batches", ()) for step in batch["step_seconds"])
     peak = ticket.report["memory"]["measured"]["host_peak"]  # of one image as of the other
     assert f'sdcli_device_peak_bytes{{model="builtin",device="cpu"}} {peak}' in lines

@@ -1,0 +1,141 @@
+"""A request that several desks may draw: the one that took it records it, others that are free draw some of its images,
+and those over which a worker died."""
+
+from __future__ import annotations
+
+import queue
+import threading
+import time
+from collections import Counter, deque
+from collections.abc import Generator
+from dataclasses import replace
+from typing import NamedTuple
+
+from sdcli.errors import Bug, DeviceUnusable, DoesNotFit, OutOfMemory, SdcliError
+from sdcli.events import Degraded, Event
+from sdcli.plan.batches import Batch
+from sdcli.plan.plan import Plan
+from sdcli.plan.several import drawn_by, fallen_back
+from sdcli.serve.ticket import Ticket
+
+TRIES = 3  # of a batch that ended its worker: the third that dies of it is the last
+PATIENCE = 5.0  # seconds in which another takes what a worker died over; then the same one tries again
+OF_THE_DEVICE = (Bug, DeviceUnusable, DoesNotFit, OutOfMemory)  # on another one it may be drawn all the same
+
+
+class Lost(NamedTuple):
+    """A batch, the desk that could not draw it, and when on time.monotonic."""
+
+    batch: Batch
+    by: str
+    since: float
+
+    def is_for(self, name: str) -> bool:
+        return self.by != name or time.monotonic() - self.since > PATIENCE
+
+
+class Shared:
+    """Each of its batches is at one desk at a time, so that each image comes once."""
+
+    def __init__(self, ticket: Ticket, owner: str) -> None:
+        """Its plan is that of all workers."""
+        self.ticket = ticket
+        self.error: SdcliError | None = None  # why it cannot be whole
+        self.stopped = False  # nobody waits for it any more
+        names = [worker.name for worker in ticket.plan.workers] or [owner]
+        self._owner = owner
+        self._plans = {name: own for name in names if (own := drawn_by(ticket.plan, name)) is not None}
+        self._waiting = deque(ticket.plan.numbered())
+        self._lost: list[Lost] = []
+        self._tries: Counter[int] = Counter()
+        self._drawing: set[int] = set()
+        self._happening: queue.SimpleQueue[Event | None] = queue.SimpleQueue()  # what others say; None: they are done
+        self._lock = threading.Lock()
+
+    # --- for every desk
+
+    def plan(self, name: str) -> Plan:
+        """As this desk draws it, with the fallback that it is on."""
+        return self._plans[name]
+
+    def wants(self, name: str, *, lost: bool) -> bool:
+        """Whether there is something for this desk to draw: what another lost, or what nobody has begun."""
+        with self._lock:
+            return self._goes_on(name) and (
+                any(one.is_for(name) for one in self._lost) if lost else bool(self._waiting)
+            )
+
+    def take(self, name: str) -> Batch | None:
+        with self._lock:
+            if not self._goes_on(name):
+                return None
+            again = next((one for one in self._lost if one.is_for(name) or len(self._plans) == 1), None)
+            if again is not None:
+                self._lost.remove(again)
+            batch = again.batch if again is not None else self._waiting.popleft() if self._waiting else None
+            if batch is not None:
+                self._drawing.add(batch[0])
+            return batch
+
+    def heard(self, event: Event, name: str) -> Event:
+        """What a worker says of its batch, as the request's."""
+        if isinstance(event, Degraded):
+            self._plans[name] = fallen_back(self._plans[name], event.after)
+        return replace(event, worker=name)
+
+    def finished(self, batch: Batch, name: str) -> None:
+        with self._lock:
+            self._drawing.discard(batch[0])
+        self._tell(name)
+
+    def died(self, batch: Batch, name: str, error: SdcliError) -> None:
+        """Another tries it, or the same one again."""
+        with self._lock:
+            self._tries[batch[0]] += 1
+            self._gave_back(batch, name, error, last=self._tries[batch[0]] >= TRIES)
+        self._tell(name)
+
+    def failed(self, batch: Batch, name: str, error: SdcliError) -> None:
+        """This desk draws no more of it; others do, where it was the device's fault."""
+        with self._lock:
+            self._plans.pop(name, None)
+            self._gave_back(batch, name, error, last=not isinstance(error, OF_THE_DEVICE))
+        self._tell(name)
+
+    # --- for those who help, and for the one that waits for them
+
+    def say(self, event: Event) -> None:
+        self._happening.put(event)
+
+    def said(self, seconds: float = 0.0) -> Generator[Event, None, None]:
+        """What others have drawn by now; where there is nothing, it waits so long."""
+        while True:
+            try:
+                event = self._happening.get(seconds > 0, seconds or None)
+            except queue.Empty:
+                return
+            seconds = 0.0
+            if event is not None:
+                yield event
+
+    @property
+    def over(self) -> bool:
+        with self._lock:
+            left = self._waiting or self._lost or self._drawing
+            return self.error is not None or (not left and self._happening.empty())
+
+    # --- inside
+
+    def _goes_on(self, name: str) -> bool:
+        return not self.stopped and self.error is None and name in self._plans
+
+    def _gave_back(self, batch: Batch, name: str, error: SdcliError, *, last: bool) -> None:
+        self._drawing.discard(batch[0])
+        if last or not self._plans:
+            self.error = self.error or error
+        else:
+            self._lost.append(Lost(batch, name, time.monotonic()))
+
+    def _tell(self, name: str) -> None:
+        if name != self._owner:
+            self._happening.put(None)

@@ -1,0 +1,325 @@
+"""A server with several devices: one line, a worker for each, and no image that depends on which of them drew it."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import sys
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from asgi import asked
+
+from scripts import make_checkpoint
+from sdcli.cli.main import run
+from sdcli.errors import OutOfMemory
+from sdcli.record import found_runs, runs
+from sdcli.serve.line import MOST_PASSED, Line, Room, Suits
+from sdcli.serve.ticket import Ticket
+from tests.pretend_gpu import device, pretend
+
+Serve = Callable[..., Any]
+FRAGILE = (sys.executable, "-P", "-m", "scripts.fragile_worker")
+SLOW = ("--seconds", "0.3")  # for each image
+STEPS = ("--step", "0.02")  # for each step
+LONG = {"steps": "999"}
+
+
+def until(holds: Callable[[], Any]) -> Any:
+    end = time.monotonic() + 60
+    while not (found := holds()):
+        assert time.monotonic() < end
+        time.sleep(0.005)
+    return found
+
+
+@pytest.fixture
+def two(serve: Serve) -> Callable[..., Any]:
+    """A server with two workers, whose processes have these flags."""
+
+    def start(first: tuple[str, ...] = (), second: tuple[str, ...] = (), **settings: Any) -> Any:
+        server = serve(typed={"devices": "cpu:2x1"}, **settings)
+        for desk, flags in zip(server.service.desks, (first, second), strict=True):
+            desk.worker.command = (*FRAGILE, *flags)
+        return server
+
+    return start
+
+
+def submitted(service: Any, prompt: str = "a cat", client: str = "", **values: str) -> Ticket:
+    small = {"size": "64x64", "steps": "2", "seeds": "5"}
+    ticket: Ticket = service.submit(service.plan({"words": (prompt,), **small, **values}), client)
+    return ticket
+
+
+def ended(*tickets: Ticket) -> list[str]:
+    until(lambda: all(ticket.over for ticket in tickets))
+    return [ticket.state for ticket in tickets]
+
+
+def pixels(ticket: Ticket) -> dict[int, str]:
+    return {image.job.seed: image.pixel_sha256 for image in ticket.images}
+
+
+def alone(serve: Serve, **values: str) -> dict[int, str]:
+    """What one device draws."""
+    ticket = submitted(serve().service, **values)
+    assert ended(ticket) == ["done"]
+    return pixels(ticket)
+
+
+def ask(server: Any, path: str) -> Any:
+    return asked(server.guard, "GET", path, [(b"host", server.url.removeprefix("http://").encode())])
+
+
+def test_two_requests_are_drawn_at_once_and_what_is_said_of_them_is_true(two: Callable[..., Any]) -> None:
+    server = two(STEPS, STEPS)
+    service = server.service
+    tickets = [submitted(service, client=name, **LONG) for name in "ab"]
+    until(lambda: len(service.drawing) == 2 and all(ticket.step[0] for ticket in tickets))
+    third = submitted(service, client="a", **LONG)
+    assert {ticket.device for ticket in tickets} == {"cpu:1", "cpu:2"}
+    assert [ticket.plan.workers for ticket in tickets] == [(), ()] and service.line.waiting() == [third]
+    status = ask(server, "/v1/status").json
+    assert [(one["device"], one["draws"], one["holds"]) for one in status["devices"]] == [
+        ("cpu:1", True, ["builtin"]), ("cpu:2", True, ["builtin"]),
+    ]  # fmt: skip
+    assert set(status["queue"]["drawing"]) == {ticket.id for ticket in tickets}
+    job = ask(server, f"/v1/jobs/{third.id}").json
+    assert (job["position"], [one["device"] for one in job["plan"]["workers"]]) == (2, ["cpu:1", "cpu:2"])
+    lines = ask(server, "/metrics").body.decode().splitlines()
+    for name in ("drawing", "worker_starts_total"):
+        assert [f'sdcli_{name}{{device="cpu:{n}"}} 1' in lines for n in (1, 2)] == [True, True]
+    first, second = tickets
+    service.cancel(first)
+    assert ended(first) == ["cancelled"] and not second.over
+    until(lambda: third.step[0])  # by the worker that is free again, which was never another
+    assert third.device == first.device and [desk.worker.starts for desk in service.desks] == [1, 1]
+    service.cancel(third)
+    service.cancel(second)
+    assert ended(second, third) == ["cancelled", "cancelled"]
+
+
+def test_images_of_one_request_are_drawn_by_all_who_have_nothing_else_to_do(
+    two: Callable[..., Any], serve: Serve
+) -> None:
+    values = {"seeds": "1..6", "steps": "3"}
+    server = two(SLOW, SLOW)
+    ticket = submitted(server.service, **values)
+    assert ended(ticket) == ["done"] and pixels(ticket) == alone(serve, **values)
+    assert set(ticket.work) == {"cpu:1", "cpu:2"} and sum(work.steps for work in ticket.work.values()) == 18
+    assert [row["images"] > 0 for row in ticket.report["workers"]] == [True, True]
+    assert sorted(image.file for image in ticket.images) == [f"{n:04d}-a-cat-{n}.png" for n in range(1, 7)]
+    report = json.loads((ticket.destination.records / "report.json").read_text())
+    assert report["status"] == "done" and len(report["images"]) == 6
+    lines = ask(server, "/metrics").body.decode().splitlines()
+    steps = [line for line in lines if line.startswith("sdcli_steps_total")]
+    assert sum(int(line.split()[1]) for line in steps) == 18 and len(steps) == 2
+
+
+def test_a_request_that_comes_later_is_drawn_before_the_rest_of_a_long_one(two: Callable[..., Any]) -> None:
+    service = two(SLOW, SLOW).service
+    long = submitted(service, seeds="1..20")
+    until(lambda: len(long.work) == 2)
+    late = submitted(service, client="another")
+    assert ended(late) == ["done"] and not long.over and len(long.images) < 19
+    service.cancel(long)
+    assert ended(long) == ["cancelled"] and len(long.images) < 20
+    assert runs.recover(runs.read(long.destination.records)).missing
+    assert ended(submitted(service)) == ["done"]
+
+
+def test_a_worker_that_is_killed_takes_no_image_along_and_disturbs_no_other(
+    two: Callable[..., Any], serve: Serve
+) -> None:
+    service = two(SLOW, SLOW).service
+    many = submitted(service, seeds="1..8")
+    killed = 0
+    while not many.over:
+        for desk in service.desks:
+            if killed < 3 and desk.drawing is many and len(many.images) > 2 * killed and desk.worker.process:
+                killed += 1
+                desk.worker.process.kill()
+        time.sleep(0.002)
+    assert many.state == "done" and killed and sum(desk.worker.starts for desk in service.desks) > 2
+    assert pixels(many) == alone(serve, seeds="1..8") and len(many.images) == 8
+    one, other = submitted(service), submitted(service, client="another", seeds="6")
+    until(lambda: len(service.drawing) == 2)
+    (desk,) = (desk for desk in service.desks if desk.drawing is one)
+    os.kill(until(lambda: desk.worker.process).pid, getattr(signal, "SIGKILL", signal.SIGTERM))
+    assert ended(one, other) == ["done", "done"] and set(other.work) == {other.device}
+
+
+@pytest.mark.parametrize("broken", ["dies", "full"])
+def test_a_device_that_cannot_draw_loses_no_request(two: Callable[..., Any], broken: str) -> None:
+    server = two(("--full",))
+    service = server.service
+    if broken == "dies":
+        service.desks[0].worker.command = (sys.executable, "-c", "raise SystemExit('no driver')")
+    tickets = [submitted(service, client=str(number), seeds=f"{number}") for number in range(6)]
+    tickets.append(submitted(service, seeds="7,8,9"))
+    assert set(ended(*tickets)) == {"done"} and len(tickets[-1].images) == 3
+    assert {name for ticket in tickets for name in ticket.work} == {"cpu:2"}
+
+
+def test_a_request_that_kills_every_worker_fails_alone(two: Callable[..., Any]) -> None:
+    poison = ("--poison", "poison")
+    service = two(poison, poison).service
+    ticket = submitted(service, "poison")
+    assert ended(ticket) == ["failed"] and isinstance(ticket.error, OutOfMemory)  # what kills a process most often
+    assert sum(desk.worker.starts for desk in service.desks) == 3
+    assert ended(submitted(service)) == ["done"]
+
+
+def test_what_is_drawn_when_the_server_ends_is_kept_to_be_resumed(two: Callable[..., Any], tmp_path: Path) -> None:
+    service = two(STEPS, STEPS).service
+    drawn = [submitted(service, client=name, **LONG) for name in "ab"]
+    until(lambda: all(ticket.step[0] for ticket in drawn))
+    waits = submitted(service, seeds="7,8")
+    service.stop(grace=0)
+    assert set(service.unfinished) == {ticket.destination.run for ticket in (*drawn, waits)}
+    assert [desk.worker.process for desk in service.desks] == [None, None]
+    for ticket in (drawn[0], waits):
+        with pytest.raises(SystemExit) as left:
+            run(["resume", str(ticket.destination.records), "--engine", "fake", "-q", "--no-show"])
+        assert not left.value.code
+        assert runs.recover(runs.read(ticket.destination.records)).missing == ()
+    assert found_runs.to_resume(str(tmp_path / "images")) == drawn[1].destination.records
+
+
+def test_what_a_device_is_given_is_what_it_holds_already(two: Callable[..., Any]) -> None:
+    """Two models, two workers: each stays where it is loaded, as long as that worker is free."""
+    service = two().service
+    plan = service.plan({"words": ("a cat",), "size": "64x64", "steps": "1"})
+    named = {name: replace(plan, model=replace(plan.model, name=name)) for name in ("one", "two")}
+    for desk, name in zip(service.desks, named, strict=True):
+        list(desk.worker.run(plan_of(named[name], desk.name), []))
+    for name in ("two", "one", "one", "two", "two", "one"):
+        ticket = service.submit(named[name])
+        assert ended(ticket) == ["done"]
+        until(lambda: not service.drawing)
+    assert [desk.worker.held for desk in service.desks] == [("one",), ("two",)]
+
+
+def plan_of(plan: Any, name: str) -> Any:
+    from sdcli.plan.several import drawn_by
+
+    return drawn_by(plan, name)
+
+
+class Holding:
+    """Takes tickets, and holds one model."""
+
+    def __init__(self, name: str, model: str, gpu: bool = True) -> None:
+        self.name, self.model, self.gpu = name, model, gpu
+
+    def suits(self, ticket: Ticket) -> Suits | None:
+        return Suits(gpu=self.gpu, held=ticket.plan.model.name == self.model)
+
+
+@pytest.fixture
+def ticket(serve: Serve) -> Callable[..., Ticket]:
+    """Tickets that nobody draws."""
+    service = serve().service
+    plan = service.plan({"words": ("a cat",), "size": "64x64", "steps": "1"})
+    where = submitted(service).destination
+
+    def make(client: str, model: str = "one") -> Ticket:
+        return Ticket(
+            plan=replace(plan, model=replace(plan.model, name=model)), destination=where, client=client
+        )  # fmt: skip
+
+    return make
+
+
+def test_a_loaded_model_goes_before_others_only_so_often(ticket: Callable[..., Ticket]) -> None:
+    line, taker = Line(Room(requests=100, share=1)), Holding("a", "one")
+    other = ticket("first", "two")
+    line.put(other)
+    loaded = [ticket("second") for _ in range(10)]
+    for one in loaded:
+        line.put(one)
+    taken = [line.take(0, taker) for _ in range(11)]
+    assert taken.index(other) == MOST_PASSED and [one for one in taken if one is not other] == loaded
+
+
+@pytest.mark.parametrize(
+    "best, others",
+    [
+        (Holding("a", "one"), [Holding("b", "two"), Holding("c", "one", gpu=False)]),
+        (Holding("a", "two"), [Holding("b", "one", gpu=False)]),
+    ],
+)
+def test_a_ticket_is_left_to_the_free_worker_that_suits_it_best(
+    ticket: Callable[..., Ticket], best: Holding, others: list[Holding]
+) -> None:
+    line = Line(Room())
+    taken: dict[str, Any] = {}
+    takers = [
+        threading.Thread(target=lambda one=one: taken.update({one.name: line.take(60, one)})) for one in (*others, best)
+    ]
+    for thread in takers:
+        thread.start()
+    until(lambda: len(line._free) == len(takers))
+    first, second = ticket("client"), ticket("client")
+    line.put(first)
+    until(lambda: taken)
+    assert taken == {"a": first}
+    line.put(second)  # the best has something to do
+    until(lambda: len(taken) == 2)
+    line.close()
+    for thread in takers:
+        thread.join(60)
+    assert second in taken.values()
+
+
+def test_seconds_to_wait_are_those_of_so_many_workers(two: Callable[..., Any]) -> None:
+    from sdcli.plan.plan import Seconds
+    from sdcli.serve import job_json
+
+    service = two(STEPS, STEPS).service
+    plan = service.plan({"words": ("a cat",), "size": "64x64", **LONG})
+    takes = replace(plan, seconds=Seconds(total=12.0, load=2.0, step=1.0))
+    takes = replace(takes, workers=tuple(replace(one, seconds=takes.seconds) for one in takes.workers))
+    tickets = [service.submit(takes, client) for client in "aabb"]
+    until(lambda: len(service.drawing) == 2)
+    assert service.seconds_ahead() == 20.0  # four of ten seconds, without loading, by two
+    etas = [job_json.eta(service, one) for one in service.line.waiting()]
+    assert all(eta is not None and 10 < eta <= 24 for eta in etas)  # each behind one that is drawn
+    for one in tickets:
+        service.cancel(one)
+
+
+def test_unlike_cards_have_plans_of_their_own_and_what_fits_on_one_is_drawn_there(serve: Serve) -> None:
+    with pretend(device("24GiB"), device("0.55GiB")):
+        server = serve(typed={"devices": "all", "model": "builtin", "max_vram": "24"})
+        service = server.service
+        assert [desk.name for desk in service.desks] == ["cuda:0", "cuda:1"]
+        plan = service.plan({"words": ("a cat",)})
+        assert [one.hardware.device for one in plan.workers] == [one.setup.device for one in plan.workers]
+
+
+def test_images_are_those_that_generate_draws_on_one_of_its_devices(
+    serve: Serve, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    model = tmp_path / "tiny"
+    make_checkpoint.write_folder(model, "sd15", tiny=True)
+    flags = ["-m", str(model), "--dtype", "fp32", "--pin", "execution=eager", "--pin", "attention=fused"]
+    asks = ["a cat", "--seed", "1..4", "--steps", "2", "--size", "64x64", *flags]
+    with pytest.raises(SystemExit) as left:
+        run(["generate", *asks, "--devices", "cpu:1x1", "-q", "--no-show", "-o", str(tmp_path / "generated")])
+    assert not left.value.code
+    (records,) = found_runs.found([tmp_path / "generated"])
+    generated = [intent.pixel_sha256 for _, intent in sorted(runs.read(records).intents.items())]
+    typed = {"devices": "cpu:2x1", "model": str(model), "dtype": "fp32", "pins": ["execution=eager", "attention=fused"]}
+    service = serve(typed=typed, engine="local").service
+    tickets = [submitted(service, seeds="1,2"), *(submitted(service, client=name, seeds=name) for name in "34")]
+    assert ended(*tickets) == ["done"] * 3
+    found = {seed: pixel for ticket in tickets for seed, pixel in pixels(ticket).items()}
+    assert [found[seed] for seed in range(1, 5)] == generated
