@@ -11,6 +11,7 @@ from dataclasses import replace
 from typing import Any
 
 from sdcli.machine.hardware import Hardware
+from sdcli.plan.forecast import budget
 from sdcli.plan.plan import Plan, PlanWarning, WorkerPlan
 from sdcli.plan.planner import plan_alike
 from sdcli.plan.refusal import refused
@@ -30,19 +31,19 @@ def together(
     warnings: list[PlanWarning] = []
     backends = dict.fromkeys(hardware.backend for _, hardware in seats)
     for backend in sorted(backends, key=lambda one: one != plan.hardware.backend):
-        lead: Plan | None = None
+        alike: list[Plan] = []  # the first one decides
         for name, hardware in sorted(seats, key=lambda seat: seat[1].free):
             if hardware.backend != backend:
                 continue
-            own = _own(lead, hardware, remembered, more) or (
-                plan if lead is None and hardware.device == plan.hardware.device else anew(hardware)
+            own = _own(alike, hardware, remembered, more) or (
+                plan if not alike and hardware.device == plan.hardware.device else anew(hardware)
             )
             if not own.fits:
                 warnings.append(PlanWarning(code=LEFT_OUT, message=f"{name} is left out: {refused(own).message}"))
                 continue
-            lead = lead or own
+            alike.append(own)
             workers[name] = own.worker(name)
-        leads += [lead] if lead is not None else []
+        leads += alike[:1]
     if not leads:
         return plan
     ordered = tuple(workers[name] for name, _ in seats if name in workers)
@@ -72,13 +73,31 @@ def fallen_back(plan: Plan, after: Mapping[str, str]) -> Plan:
 
 
 def _own(
-    lead: Plan | None, hardware: Hardware, remembered: Callable[[Hardware], Mapping[str, Any]], more: bool
+    alike: Sequence[Plan], hardware: Hardware, remembered: Callable[[Hardware], Mapping[str, Any]], more: bool
 ) -> Plan | None:  # fmt: skip
-    if lead is None:
+    if not alike:
         return None
-    if hardware.device == lead.hardware.device:  # another process on the same CPU
-        return lead
-    return plan_alike(lead, hardware, remembered(hardware), more=more)
+    if hardware.device == alike[0].hardware.device:  # another process on the same CPU
+        return alike[0]
+    for before in alike:
+        if before.slowdown == 1.0 and _as_good(hardware, before.hardware):  # it has the fastest setup there is
+            return _moved(before, hardware)
+    return plan_alike(alike[0], hardware, remembered(hardware), more=more)
+
+
+def _as_good(hardware: Hardware, other: Hardware) -> bool:
+    """Whether it is the same card again, with no less memory free."""
+    more = hardware.free >= other.free and hardware.ram_free >= other.ram_free
+    same = replace(hardware, device=other.device, uuid=other.uuid, free=other.free, ram_free=other.ram_free)
+    return more and same == other
+
+
+def _moved(lead: Plan, hardware: Hardware) -> Plan:
+    fallbacks = tuple(replace(one, setup=replace(one.setup, device=hardware.device)) for one in lead.fallbacks)
+    return replace(
+        lead, hardware=hardware, budget=budget(hardware, lead.request.max_vram, lead.request.max_ram),
+        setup=replace(lead.setup, device=hardware.device), fallbacks=fallbacks,
+    )  # fmt: skip
 
 
 def _unlike(workers: Sequence[WorkerPlan]) -> list[PlanWarning]:

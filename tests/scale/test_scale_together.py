@@ -12,7 +12,7 @@ import pytest
 from sdcli.machine.hardware import Hardware
 from sdcli.plan.fallbacks import changes_pixels
 from sdcli.plan.plan import Plan
-from sdcli.plan.planner import make_plan
+from sdcli.plan.planner import make_plan, plan_alike
 from sdcli.plan.several import together
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "plan"))
@@ -53,6 +53,16 @@ def test_cards_of_unlike_size_draw_the_same_pixels_each_in_its_own_way(sizes: tu
     least = min(plan.workers, key=lambda worker: worker.hardware.free)
     assert largest.slowdown <= least.slowdown
     assert not plan.warnings or "unlike-devices" not in [warning.code for warning in plan.warnings]
+
+
+@pytest.mark.parametrize(("sizes", "family"), [((24, 24), "sdxl"), ((8, 24, 24), "sdxl"), ((6, 6), "sdxl")])
+def test_a_card_like_the_first_has_the_plan_that_it_would_be_given(sizes: tuple[float, ...], family: str) -> None:
+    plan = several(cards(*sizes), family)
+    first, *others = plan.workers
+    alone = plan.of(first)
+    for worker in others:
+        given = plan_alike(alone, worker.hardware, {})
+        assert given is not None and given.worker(worker.name) == worker
 
 
 def test_a_larger_card_beside_a_small_one_need_not_move_weights() -> None:
