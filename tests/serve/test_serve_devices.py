@@ -17,9 +17,14 @@ import pytest
 from asgi import asked
 
 from scripts import make_checkpoint
+from sdcli.asking import planning
 from sdcli.cli.main import run
 from sdcli.errors import OutOfMemory
+from sdcli.machine import several, survey
+from sdcli.plan.plan import Seconds
+from sdcli.plan.several import drawn_by
 from sdcli.record import found_runs, runs
+from sdcli.serve import job_json
 from sdcli.serve.line import MOST_PASSED, Line, Room, Suits
 from sdcli.serve.ticket import Ticket
 from tests.pretend_gpu import device, pretend
@@ -162,7 +167,7 @@ def test_a_device_that_cannot_draw_loses_no_request(two: Callable[..., Any], bro
     service = server.service
     if broken == "dies":
         service.desks[0].worker.command = (sys.executable, "-c", "raise SystemExit('no driver')")
-    tickets = [submitted(service, client=str(number), seeds=f"{number}") for number in range(6)]
+    tickets = [submitted(service, client=str(number), seeds=f"{number}") for number in range(3)]
     tickets.append(submitted(service, seeds="7,8,9"))
     assert set(ended(*tickets)) == {"done"} and len(tickets[-1].images) == 3
     assert {name for ticket in tickets for name in ticket.work} == {"cpu:2"}
@@ -199,18 +204,14 @@ def test_what_a_device_is_given_is_what_it_holds_already(two: Callable[..., Any]
     plan = service.plan({"words": ("a cat",), "size": "64x64", "steps": "1"})
     named = {name: replace(plan, model=replace(plan.model, name=name)) for name in ("one", "two")}
     for desk, name in zip(service.desks, named, strict=True):
-        list(desk.worker.run(plan_of(named[name], desk.name), []))
+        own = drawn_by(named[name], desk.name)
+        assert own is not None
+        list(desk.worker.run(own, []))
     for name in ("two", "one", "one", "two", "two", "one"):
         ticket = service.submit(named[name])
         assert ended(ticket) == ["done"]
         until(lambda: not service.drawing)
     assert [desk.worker.held for desk in service.desks] == [("one",), ("two",)]
-
-
-def plan_of(plan: Any, name: str) -> Any:
-    from sdcli.plan.several import drawn_by
-
-    return drawn_by(plan, name)
 
 
 class Holding:
@@ -280,9 +281,6 @@ def test_a_ticket_is_left_to_the_free_worker_that_suits_it_best(
 
 
 def test_seconds_to_wait_are_those_of_so_many_workers(two: Callable[..., Any]) -> None:
-    from sdcli.plan.plan import Seconds
-    from sdcli.serve import job_json
-
     service = two(STEPS, STEPS).service
     plan = service.plan({"words": ("a cat",), "size": "64x64", **LONG})
     takes = replace(plan, seconds=Seconds(total=12.0, load=2.0, step=1.0))
@@ -296,30 +294,44 @@ def test_seconds_to_wait_are_those_of_so_many_workers(two: Callable[..., Any]) -
         service.cancel(one)
 
 
-def test_unlike_cards_have_plans_of_their_own_and_what_fits_on_one_is_drawn_there(serve: Serve) -> None:
-    with pretend(device("24GiB"), device("0.55GiB")):
-        server = serve(typed={"devices": "all", "model": "builtin", "max_vram": "24"})
-        service = server.service
-        assert [desk.name for desk in service.desks] == ["cuda:0", "cuda:1"]
-        plan = service.plan({"words": ("a cat",)})
-        assert [one.hardware.device for one in plan.workers] == [one.setup.device for one in plan.workers]
+def test_unlike_cards_draw_by_plans_of_their_own_and_one_that_is_too_small_draws_nothing(serve: Serve) -> None:
+    with pretend(device("24GiB"), device("8GiB"), device("0.52GiB")):
+        service = serve(typed={"devices": "all"}).service
+        for desk in service.desks:
+            desk.worker.command = (*FRAGILE, *STEPS)
+        plan = service.plan({"words": ("a cat",), "size": "64x64"})
+        assert [one.name for one in plan.workers] == ["cuda:0", "cuda:1"] and "cuda:2 is left out" in str(plan.warnings)
+        tickets = [submitted(service, client=str(number), steps="20") for number in range(3)]
+        assert ended(*tickets) == ["done"] * 3
+    assert {ticket.device for ticket in tickets} == {"cuda:0", "cuda:1"}
+    for ticket in tickets:
+        assert ticket.plan.setup.device == ticket.plan.hardware.device == ticket.plan.request.device == ticket.device
+        assert not ticket.plan.workers and ticket.plan.decisions
 
 
-def test_images_are_those_that_generate_draws_on_one_of_its_devices(
-    serve: Serve, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+def test_what_the_workers_hold_counts_as_free_to_be_shared_out_anew(
+    two: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    service, seen = two().service, survey.look()
+    for desk in service.desks:
+        monkeypatch.setattr(desk.worker, "resident", lambda: 1 << 30)
+    cpu = replace(survey.choose("cpu", seen), free=4 << 30, ram_free=4 << 30, total=64 << 30, ram_total=64 << 30)
+    monkeypatch.setattr(several, "choose", lambda name, survey: cpu)
+    seats = planning.seats_of(service.settings.typed, service._without_own)
+    assert [seat.hardware.free for seat in seats] == [3 << 30, 3 << 30]  # of six for both
+
+
+def test_an_image_is_the_one_that_generate_draws_on_one_of_the_devices(serve: Serve, tmp_path: Path) -> None:
     model = tmp_path / "tiny"
     make_checkpoint.write_folder(model, "sd15", tiny=True)
     flags = ["-m", str(model), "--dtype", "fp32", "--pin", "execution=eager", "--pin", "attention=fused"]
-    asks = ["a cat", "--seed", "1..4", "--steps", "2", "--size", "64x64", *flags]
+    asks = ["a cat", "--seed", "5", "--steps", "2", "--size", "64x64", *flags, "--devices", "cpu:1x1"]
     with pytest.raises(SystemExit) as left:
-        run(["generate", *asks, "--devices", "cpu:1x1", "-q", "--no-show", "-o", str(tmp_path / "generated")])
+        run(["generate", *asks, "-q", "--no-show", "-o", str(tmp_path / "generated")])
     assert not left.value.code
     (records,) = found_runs.found([tmp_path / "generated"])
-    generated = [intent.pixel_sha256 for _, intent in sorted(runs.read(records).intents.items())]
+    generated = [intent.pixel_sha256 for intent in runs.read(records).intents.values()]
     typed = {"devices": "cpu:2x1", "model": str(model), "dtype": "fp32", "pins": ["execution=eager", "attention=fused"]}
-    service = serve(typed=typed, engine="local").service
-    tickets = [submitted(service, seeds="1,2"), *(submitted(service, client=name, seeds=name) for name in "34")]
-    assert ended(*tickets) == ["done"] * 3
-    found = {seed: pixel for ticket in tickets for seed, pixel in pixels(ticket).items()}
-    assert [found[seed] for seed in range(1, 5)] == generated
+    ticket = submitted(serve(typed=typed, engine="local").service)
+    assert ended(ticket) == ["done"] and list(pixels(ticket).values()) == generated
+    assert (ticket.plan.setup.threads, ticket.plan.hardware.threads) == (1, 1)
