@@ -187,7 +187,7 @@ class Desk(threading.Thread):
         self.line.share(shared)
         try:
             while planned is not None or (not shared.over and ticket.cancelled is None):
-                own = shared.said(POLL) if batch is None else self._batch(shared, batch, planned)
+                own = self._batch(shared, batch, planned) if batch is not None else self._meanwhile(shared)
                 planned = None
                 with contextlib.closing(own):
                     for event in chain.from_iterable((one, *shared.said()) for one in own):
@@ -203,18 +203,25 @@ class Desk(threading.Thread):
             raise ticket.cancelled or shared.error or Bug("less was drawn than was asked for")
         yield Done(environment=around)
 
+    def _meanwhile(self, shared: Shared) -> Generator[Event, None, None]:
+        """What others say of it. Two desks that wait for each other draw what the other could not."""
+        lost = self.line.lost(self)
+        if lost is not None:
+            self._help(lost)
+        yield from shared.said(POLL)
+
     def _help(self, shared: Shared) -> None:
         """Draws a batch of what another desk records."""
         batch = shared.take(self.name)
         if batch is None:
             return
-        self.drawing = shared.ticket
+        before, self.drawing = self.drawing, shared.ticket
         try:
             for event in self._batch(shared, batch):
                 shared.say(event)
         except Exception as error:
             shared.failed(batch, self.name, Bug(f"{type(error).__name__}: {error}"))
-        self.drawing = None
+        self.drawing = before
 
     def _batch(
         self, shared: Shared, batch: Batch, planned: Planned | None = None

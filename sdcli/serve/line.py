@@ -125,6 +125,11 @@ class Line:
             self._shared.append(shared)
             self._changed.notify_all()
 
+    def lost(self, taker: Taker) -> Shared | None:
+        """What another could not draw and this one may try."""
+        with self._changed:
+            return self._of_shared(taker, lost=True)
+
     def look(self) -> None:
         """Something of what is shared was given back."""
         with self._changed:
@@ -136,10 +141,13 @@ class Line:
 
     def _next(self, taker: Taker) -> Found | None:
         """What another could not draw has waited long enough already; what somebody draws already can wait."""
-        return self._of_shared(taker, lost=True) or self._ticket(taker) or self._of_shared(taker, lost=False)
+        lost = self._of_shared(taker, lost=True)
+        found = self._ticket(taker) if lost is None else Found(lost)
+        begun = self._of_shared(taker, lost=False) if found is None else None
+        return found if begun is None else Found(begun)
 
-    def _of_shared(self, taker: Taker, *, lost: bool) -> Found | None:
-        return next((Found(one) for one in self._shared if one.wants(taker.name, lost=lost)), None)
+    def _of_shared(self, taker: Taker, *, lost: bool) -> Shared | None:
+        return next((one for one in self._shared if one.wants(taker.name, lost=lost)), None)
 
     def _ticket(self, taker: Taker) -> Found | None:
         """One whose model is loaded there comes before others, but only so often before the same one. What suits

@@ -18,7 +18,8 @@ from sdcli.plan.plan import Plan
 from sdcli.plan.several import drawn_by, fallen_back
 from sdcli.serve.ticket import Ticket
 
-TRIES = 3  # of a batch that ended its worker: the third that dies of it is the last
+TRIES = 3  # of a batch that ended its workers: the third death is the last, unless one device alone died of it
+OWN_TRIES = 2  # of one device, where there is another
 PATIENCE = 5.0  # seconds in which another takes what a worker died over; then the same one tries again
 OF_THE_DEVICE = (Bug, DeviceUnusable, DoesNotFit, OutOfMemory)  # on another one it may be drawn all the same
 
@@ -29,9 +30,6 @@ class Lost(NamedTuple):
     batch: Batch
     by: str
     since: float
-
-    def is_for(self, name: str) -> bool:
-        return self.by != name or time.monotonic() - self.since > PATIENCE
 
 
 class Shared:
@@ -47,7 +45,7 @@ class Shared:
         self._plans = {name: own for name in names if (own := drawn_by(ticket.plan, name)) is not None}
         self._waiting = deque(ticket.plan.numbered())
         self._lost: list[Lost] = []
-        self._tries: Counter[int] = Counter()
+        self._deaths: dict[int, Counter[str]] = {}  # of each batch, by who died of it
         self._drawing: set[int] = set()
         self._happening: queue.SimpleQueue[Event | None] = queue.SimpleQueue()  # what others say; None: they are done
         self._lock = threading.Lock()
@@ -61,15 +59,13 @@ class Shared:
     def wants(self, name: str, *, lost: bool) -> bool:
         """Whether there is something for this desk to draw: what another lost, or what nobody has begun."""
         with self._lock:
-            return self._goes_on(name) and (
-                any(one.is_for(name) for one in self._lost) if lost else bool(self._waiting)
-            )
+            return self._goes_on(name) and (self._again(name) is not None if lost else bool(self._waiting))
 
     def take(self, name: str) -> Batch | None:
         with self._lock:
             if not self._goes_on(name):
                 return None
-            again = next((one for one in self._lost if one.is_for(name) or len(self._plans) == 1), None)
+            again = self._again(name)
             if again is not None:
                 self._lost.remove(again)
             batch = again.batch if again is not None else self._waiting.popleft() if self._waiting else None
@@ -91,8 +87,10 @@ class Shared:
     def died(self, batch: Batch, name: str, error: SdcliError) -> None:
         """Another tries it, or the same one again."""
         with self._lock:
-            self._tries[batch[0]] += 1
-            self._gave_back(batch, name, error, last=self._tries[batch[0]] >= TRIES)
+            deaths = self._deaths.setdefault(batch[0], Counter())
+            deaths[name] += 1
+            last = deaths.total() >= TRIES and (len(deaths) > 1 or len(self._plans) == 1)
+            self._gave_back(batch, name, error, last=last)
         self._tell(name)
 
     def failed(self, batch: Batch, name: str, error: SdcliError) -> None:
@@ -128,6 +126,16 @@ class Shared:
 
     def _goes_on(self, name: str) -> bool:
         return not self.stopped and self.error is None and name in self._plans
+
+    def _again(self, name: str) -> Lost | None:
+        """What this desk may try that was lost: of its own only after a while, and only once more."""
+        return next((one for one in self._lost if one.by != name or self._own_turn(one)), None)
+
+    def _own_turn(self, one: Lost) -> bool:
+        if len(self._plans) == 1:
+            return True
+        deaths = self._deaths.get(one.batch[0], Counter())
+        return deaths[one.by] < OWN_TRIES and time.monotonic() - one.since > PATIENCE
 
     def _gave_back(self, batch: Batch, name: str, error: SdcliError, *, last: bool) -> None:
         self._drawing.discard(batch[0])

@@ -24,7 +24,7 @@ from sdcli.machine import several, survey
 from sdcli.plan.plan import Seconds
 from sdcli.plan.several import drawn_by
 from sdcli.record import found_runs, runs
-from sdcli.serve import job_json
+from sdcli.serve import job_json, shared
 from sdcli.serve.line import MOST_PASSED, Line, Room, Suits
 from sdcli.serve.ticket import Ticket
 from tests.pretend_gpu import device, pretend
@@ -66,6 +66,13 @@ def submitted(service: Any, prompt: str = "a cat", client: str = "", **values: s
 def ended(*tickets: Ticket) -> list[str]:
     until(lambda: all(ticket.over for ticket in tickets))
     return [ticket.state for ticket in tickets]
+
+
+def hold(desk: Any, plan: Any) -> None:
+    """The plan's model is loaded there, so that it comes there."""
+    own = drawn_by(plan, desk.name)
+    assert own is not None
+    list(desk.worker.run(own, []))
 
 
 def pixels(ticket: Ticket) -> dict[int, str]:
@@ -173,6 +180,29 @@ def test_a_device_that_cannot_draw_loses_no_request(two: Callable[..., Any], bro
     assert {name for ticket in tickets for name in ticket.work} == {"cpu:2"}
 
 
+def test_a_request_that_a_broken_device_took_waits_for_another_that_is_busy(
+    two: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(shared, "PATIENCE", 0.1)
+    service = two((), STEPS).service
+    service.desks[0].worker.command = (sys.executable, "-c", "raise SystemExit('no driver')")
+    hold(service.desks[1], service.plan({"words": ("a cat",), "size": "64x64"}))
+    busy = submitted(service, seeds="1", **LONG)
+    until(lambda: set(busy.work) == {"cpu:2"} and busy.step[0])
+    late = submitted(service, client="another")
+    until(lambda: service.desks[0].worker.starts >= 2 and service.desks[0].drawing is late)
+    assert late.state == "drawing"
+    service.cancel(busy)
+    assert ended(late, busy) == ["done", "cancelled"] and set(late.work) == {"cpu:2"}
+
+
+def test_two_devices_that_can_draw_nothing_say_so_and_do_not_wait_for_each_other(two: Callable[..., Any]) -> None:
+    service = two(("--full",), ("--full",)).service
+    tickets = [submitted(service, client=name, seeds="1,2") for name in "ab"]
+    assert ended(*tickets) == ["failed", "failed"]
+    assert [type(ticket.error) for ticket in tickets] == [OutOfMemory, OutOfMemory]
+
+
 def test_a_request_that_kills_every_worker_fails_alone(two: Callable[..., Any]) -> None:
     poison = ("--poison", "poison")
     service = two(poison, poison).service
@@ -204,9 +234,7 @@ def test_what_a_device_is_given_is_what_it_holds_already(two: Callable[..., Any]
     plan = service.plan({"words": ("a cat",), "size": "64x64", "steps": "1"})
     named = {name: replace(plan, model=replace(plan.model, name=name)) for name in ("one", "two")}
     for desk, name in zip(service.desks, named, strict=True):
-        own = drawn_by(named[name], desk.name)
-        assert own is not None
-        list(desk.worker.run(own, []))
+        hold(desk, named[name])
     for name in ("two", "one", "one", "two", "two", "one"):
         ticket = service.submit(named[name])
         assert ended(ticket) == ["done"]
