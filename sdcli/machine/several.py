@@ -6,7 +6,7 @@ import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
-from sdcli.errors import Usage
+from sdcli.errors import DeviceUnusable, Usage
 from sdcli.machine.hardware import Hardware
 from sdcli.machine.survey import Survey, choose, usable
 from sdcli.terminal import show
@@ -50,15 +50,26 @@ def _of(entry: str, text: str, survey: Survey) -> Iterator[Seat]:
     if entry == "all":
         yield from (Seat(hardware.device, hardware) for hardware in gpus or [choose("cpu", survey)])
     elif several is not None:
-        yield from _processes(int(several[1]), int(several[2]), choose("cpu", survey))
+        yield from _processes(int(several[1]), int(several[2]), _chosen("cpu", survey))
     elif re.fullmatch(r"\d{1,3}", entry, re.ASCII):
-        hardware = choose(f"{gpus[0].kind if gpus else 'cuda'}:{int(entry)}", survey)
+        hardware = _chosen(f"{gpus[0].kind if gpus else 'cuda'}:{int(entry)}", survey)
         yield Seat(hardware.device, hardware)
     elif entry and entry != "auto":
-        hardware = choose(entry, survey)
+        hardware = _chosen(entry, survey)
         yield Seat(hardware.device, hardware)
     else:
         raise Usage(f'--devices: "{show(text, 60)}" is not a list of devices', hint=EXAMPLE)
+
+
+def _chosen(name: str, survey: Survey) -> Hardware:
+    try:
+        return choose(name, survey)
+    except (DeviceUnusable, Usage) as error:  # which speaks of --device
+        error.message, error.hint = (
+            error.message.replace("--device ", "--devices ").replace("--device:", "--devices:"),
+            EXAMPLE,
+        )
+        raise
 
 
 def _processes(count: int, threads: int, cpu: Hardware) -> Sequence[Seat]:

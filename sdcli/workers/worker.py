@@ -103,12 +103,13 @@ class Worker:
         process = self._running()
         self._orders += 1
         self._drawing, self._heard = self._orders, time.monotonic()
+        self._gpu = self._gpu if hardware is None else hardware.device
         self._write({"draw": self._orders, **order})
         try:
             yield None
             for event in self._events(process):
                 if isinstance(event, Memory) and event.reserved_peak is not None and hardware is not None:
-                    self._device, self._gpu = event.reserved_peak + context(hardware.backend), hardware.device
+                    self._device = event.reserved_peak + context(hardware.backend)
                 yield event
         except GeneratorExit:
             self.cancel()

@@ -189,3 +189,13 @@ def test_what_does_not_go_with_several_devices_is_refused(capfd: pytest.CaptureF
     for words, said in ((("--device", "cpu"), "--device does not go"), (("--keep-steps",), "--keep-steps does not go")):
         refused = sdcli(capfd, "generate", "a cat", *FAKE, "--devices", "cpu:2x1", *words)
         assert refused.code == 2 and said in refused.err
+
+
+@pytest.mark.parametrize("command", [("serve",), ("generate", "a cat")])
+def test_a_device_that_is_not_there_is_refused_by_the_flag_that_named_it(
+    capfd: pytest.CaptureFixture[str], command: tuple[str, ...]
+) -> None:
+    for missing, code in (("nope", 2), ("cuda:77", 8)):
+        refused = sdcli(capfd, *command, "--devices", missing)
+        assert refused.code == code and "try:" in refused.err and "--devices all" in refused.err
+        assert "--device " not in refused.err and "--device:" not in refused.err
