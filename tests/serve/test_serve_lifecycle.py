@@ -115,7 +115,7 @@ def drawing(server: Command, **fields: Any) -> tuple[threading.Thread, list[Any]
     asked = {"n": 6, "size": "768x768", "seed": 1, **fields}
     thread = threading.Thread(target=lambda: answers.append(server.images(**asked)))
     thread.start()
-    while "sdcli_drawing 1" not in server.ask("/metrics")[1]:
+    while 'sdcli_drawing{device="cpu"} 1' not in server.ask("/metrics")[1]:
         time.sleep(0.02)
     return thread, answers
 
