@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import gc
 import threading
 import time
 from collections.abc import Callable, Generator, Iterator, Mapping
@@ -86,6 +87,7 @@ class Desk(threading.Thread):
             self._weights.pop(ticket.plan.model.name, None)
         with contextlib.closing(self._events(ticket)) as events:
             planned = next(events)  # the worker has its order: what follows here holds nobody up
+            gc.collect(1)
             around = environment(ticket.plan.hardware)
             clock = partial(_since, began)
             folding = Folding(started=runs.now(), run=ticket.destination.run, clock=clock, environment=around)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import gc
 import os
 import tempfile
 import threading
@@ -260,9 +261,10 @@ class Service:
             self._unready = show(error)
 
     def _watch(self) -> None:
-        """Until the server ends: a worker that does nothing any more is replaced."""
+        """Until the server ends: a worker that does nothing any more is replaced, and garbage collected."""
         while not self._ended.wait(PULSE):
             self.desk.end_if_stuck()
+            gc.collect()
 
     def _over(self, ticket: Ticket) -> None:
         if ticket.images:  # only who draws gets here
