@@ -37,7 +37,7 @@ def _serve(typed: dict[str, Any]) -> None:
     if importlib.util.find_spec("uvicorn") is None or importlib.util.find_spec("starlette") is None:
         line = installation.adding("serve", installation.find())
         raise Usage("sdcli serve needs packages that are not installed", hint=line)
-    from sdcli.serve import log, preparing, server
+    from sdcli.serve import preparing
     from sdcli.serve.service import Service
 
     asked = serve_options.taken(typed)
@@ -46,9 +46,13 @@ def _serve(typed: dict[str, Any]) -> None:
     asking = {**typed, "words": (preparing.PROMPT,), "quiet": quiet}
     plan_with_model(asking, command="plan")  # downloads what is missing
     service = Service(_settings(asked, typed))
-    if asked.log_prompts:
-        service.watch(log.prompts)
     try:
+        for desk in service.desks if asked.preload else ():
+            desk.worker.start()
+        from sdcli.serve import log, server  # takes as long as its process needs to begin
+
+        if asked.log_prompts:
+            service.watch(log.prompts)
         plan = service.default_plan()
         with _listening(asked) as listening:
             rules = _rules(asked, port := listening.getsockname()[1])
@@ -57,6 +61,8 @@ def _serve(typed: dict[str, Any]) -> None:
                 on_ready=lambda: None if quiet else _announce(asked, port, service.default_model(), plan),
             )  # fmt: skip
     except BaseException:
+        for desk in service.desks:
+            desk.worker.close()
         service.clean_up()
         raise
     raise _completed(ended, service.drawn, service.unfinished)

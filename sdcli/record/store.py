@@ -32,6 +32,7 @@ from sdcli.events import (
 from sdcli.events import Interrupted as InterruptedEvent
 from sdcli.files import REAL, Files, cannot_write, discard, publish, replace_whole, write_new
 from sdcli.models.fingerprint import fingerprints
+from sdcli.models.model import Model
 from sdcli.plan.plan import Plan
 from sdcli.record.encode import ImageFile, encode
 from sdcli.record.found_runs import called
@@ -52,13 +53,14 @@ def store(
     earlier: Mapping[int, Intent] | None = None,
     files: Files = REAL,
     clock: Callable[[], float] = time.perf_counter,
+    weights: Callable[[Model], Mapping[str, str]] = fingerprints,
 ) -> Iterator[Event]:
     """Every event passes; after each Decoded comes its Saved, or its Failed and then CannotWrite.
 
     The journal begins with the first Planned; a resumed run passes its own, and its `earlier` images. An image is
     on disk before its Decoded is passed on, so that nothing a watcher does can lose it.
     """
-    run_store = RunStore(destination, dict(environment or {}), journal, files, clock)
+    run_store = RunStore(destination, dict(environment or {}), journal, files, clock, weights)
     for intent in (earlier or {}).values():
         run_store.count(intent.file, intent.status)
         run_store.expect(intent)
@@ -112,6 +114,7 @@ class RunStore:
         journal: Journal | None,
         files: Files,
         clock: Callable[[], float],
+        weights: Callable[[Model], Mapping[str, str]],
     ) -> None:
         self.destination = destination
         self.environment = environment
@@ -120,6 +123,7 @@ class RunStore:
         self.clock = clock
         self.plan: Plan | None = None
         self.weights: Mapping[str, str] | None = None  # the model's, once they are needed
+        self._fingerprints = weights
         self.batches: dict[int, Batch] = {}  # unfinished ones, of any worker
         self.told_of_steps = False
         self.number = 0
@@ -279,7 +283,7 @@ class RunStore:
     def _weights(self, plan: Plan) -> Mapping[str, str]:
         """Looked at once, with the first image: the files were just read then, and are in the system's cache."""
         if self.weights is None:
-            self.weights = fingerprints(plan.model)
+            self.weights = self._fingerprints(plan.model)
         return self.weights
 
     def _target(self, error: OSError) -> Path:

@@ -4,9 +4,10 @@ server has one for each of its devices, and all of them one line."""
 from __future__ import annotations
 
 import contextlib
+import gc
 import threading
 import time
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Callable, Generator, Iterator, Mapping
 from functools import partial
 from itertools import chain
 
@@ -15,6 +16,8 @@ from sdcli.events import Decoded, Done, Event, Failed, Planned
 from sdcli.files import REAL, Files
 from sdcli.machine.environment import environment
 from sdcli.machine.several import Seat
+from sdcli.models.fingerprint import fingerprints
+from sdcli.models.model import Model
 from sdcli.plan.batches import Batch, missing
 from sdcli.plan.plan import Plan
 from sdcli.plan.several import drawn_by
@@ -50,6 +53,7 @@ class Desk(threading.Thread):
         self.worker = worker
         self.drawing: Ticket | None = None
         self._on_over = on_over
+        self._weights: dict[str, Mapping[str, str]] = {}  # of models that the worker holds
 
     def run(self) -> None:
         self._first(self)
@@ -108,31 +112,42 @@ class Desk(threading.Thread):
             return ticket.end("failed", DoesNotFit(message, hint="the same request with a longer timeout", late=True))
         ticket.state, ticket.drawn_since, ticket.device = "drawing", (began := time.monotonic()), self.name
         ticket.plan = self._preparing.settled(ticket.plan, self.worker, self.name)
+        if ticket.plan.model.name not in self.worker.held:
+            self._weights.pop(ticket.plan.model.name, None)
         drawing = self._shared(ticket) if ticket.plan.workers else self._events(ticket)
         with contextlib.closing(drawing) as events:
             planned = next(events)  # the worker has its order: what follows here holds nobody up
+            gc.collect(1)
             around = environment(ticket.plan.hardware)
             clock = partial(_since, began)
             folding = Folding(started=runs.now(), run=ticket.destination.run, clock=clock, environment=around)
             error = self._drain(chain([planned], events), ticket, folding, around)
             folding.beside = self.worker.beside
         finished = folding.report(error)
+        recorded = ticket.destination.records.exists()
         with contextlib.suppress(CannotWrite):
-            if ticket.destination.records.exists():
+            if recorded:
                 report.write(finished, ticket.destination.records / "report.json", self._files)
-                if set(ticket.work) <= {self.name}:  # what others measured is not of this device
-                    remembering.remember(ticket.plan, finished)
         ticket.report = report.to_json(finished, ticket.destination.folder)
         if error is None and finished.error is not None:  # some of its images
             error = from_json(dict(finished.error))
         state = "cancelled" if isinstance(error, (Cancelled, Terminated)) else "failed" if error is not None else "done"
         ticket.end(state, error)
+        if recorded and set(ticket.work) <= {self.name}:  # else it is not of this device; nobody waits for it
+            remembering.remember(ticket.plan, finished)
+
+    def _weights_of(self, model: Model) -> Mapping[str, str]:
+        """Looked at once: what a worker has loaded does not change with its files."""
+        if model.name not in self._weights:
+            self._weights[model.name] = fingerprints(model)
+        return self._weights[model.name]
 
     def _drain(
         self, events: Iterator[Event], ticket: Ticket, folding: Folding, around: dict[str, object]
     ) -> SdcliError | None:
         try:
-            for event in store(events, ticket.destination, environment=around, files=self._files):
+            stored = store(events, ticket.destination, environment=around, files=self._files, weights=self._weights_of)
+            for event in stored:
                 folding(event)
                 ticket.publish(event)
         except SdcliError as error:

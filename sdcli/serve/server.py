@@ -5,10 +5,12 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import functools
+import gc
 import logging
 import os
 import signal
 import socket
+import sys
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -24,6 +26,7 @@ from sdcli.serve.rules import Rules
 from sdcli.serve.service import Service
 
 LAST_WORDS = 5  # seconds for answers that are on their way once nothing is drawn any more
+SWITCH = 0.001  # seconds after which another thread has its turn, of Python's own 5 ms
 SIGNALS = ("SIGINT", "SIGTERM", "SIGHUP")
 
 
@@ -61,6 +64,7 @@ def serve(
 ) -> SdcliError:  # fmt: skip
     """Until a signal comes; the error that says which."""
     silence()
+    _take_turns()
     counted = Metrics(service)
     guard = app(service, rules, counted=counted, quiet=quiet)
     server = Server(config(guard, counted, quiet, heads or HeadLimits()))
@@ -79,6 +83,15 @@ def config(guard: Guard, counted: Metrics, quiet: bool, limits: HeadLimits) -> u
         application, http=protocol, loop="asyncio", ws="none", lifespan="off", interface="asgi3", log_config=None,
         access_log=False, server_header=False, proxy_headers=False, timeout_graceful_shutdown=LAST_WORDS,
     )  # fmt: skip
+
+
+def _take_turns() -> None:
+    """Threads that plan hold up the one that draws for no longer than a request costs. Python itself collects garbage
+    in the middle of whatever it is at: the desk does so while its worker draws, the service every few seconds."""
+    sys.setswitchinterval(SWITCH)
+    gc.collect()
+    gc.freeze()  # what is loaded now stays
+    gc.disable()
 
 
 def silence() -> None:

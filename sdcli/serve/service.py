@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import gc
 import os
 import tempfile
 import threading
@@ -290,10 +291,11 @@ class Service:
             self._unready = None if loaded else self._unready
 
     def _watch(self) -> None:
-        """Until the server ends: a worker that does nothing any more is replaced."""
+        """Until the server ends: a worker that does nothing any more is replaced, and garbage collected."""
         while not self._ended.wait(PULSE):
             for desk in self.desks:
                 desk.end_if_stuck()
+            gc.collect()
 
     def _over(self, ticket: Ticket) -> None:
         if ticket.images:  # only who draws gets here

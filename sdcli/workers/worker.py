@@ -63,6 +63,10 @@ class Worker:
         self._heard = 0.0  # on time.monotonic
         self._because = ""  # why it was killed from here
 
+    def start(self) -> None:
+        """Its process imports what it draws with while other things are done here."""
+        self._running()
+
     def run(
         self, plan: Plan, batches: Iterable[Batch] | None = None, kept: Mapping[int, bytes] | None = None
     ) -> Iterator[Event]:
