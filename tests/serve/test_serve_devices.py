@@ -123,6 +123,8 @@ def test_images_of_one_request_are_drawn_by_all_who_have_nothing_else_to_do(
 ) -> None:
     values = {"seeds": "1..6", "steps": "3"}
     server = two(SLOW, SLOW)
+    for desk in server.service.desks:
+        hold(desk, server.service.plan({"words": ("a cat",), "size": "64x64"}))
     ticket = submitted(server.service, **values)
     assert ended(ticket) == ["done"] and pixels(ticket) == alone(serve, **values)
     assert set(ticket.work) == {"cpu:1", "cpu:2"} and sum(work.steps for work in ticket.work.values()) == 18
@@ -236,9 +238,8 @@ def test_what_a_device_is_given_is_what_it_holds_already(two: Callable[..., Any]
     for desk, name in zip(service.desks, named, strict=True):
         hold(desk, named[name])
     for name in ("two", "one", "one", "two", "two", "one"):
-        ticket = service.submit(named[name])
-        assert ended(ticket) == ["done"]
-        until(lambda: not service.drawing)
+        until(lambda: len(service.line._free) == 2)
+        assert ended(service.submit(named[name])) == ["done"]
     assert [desk.worker.held for desk in service.desks] == [("one",), ("two",)]
 
 
@@ -327,9 +328,9 @@ def test_unlike_cards_draw_by_plans_of_their_own_and_one_that_is_too_small_draws
         service = serve(typed={"devices": "all"}).service
         for desk in service.desks:
             desk.worker.command = (*FRAGILE, *STEPS)
-        plan = service.plan({"words": ("a cat",), "size": "64x64"})
+        plan = service.plan({"words": ("a cat",), "size": "64x64", "steps": "50"})
         assert [one.name for one in plan.workers] == ["cuda:0", "cuda:1"] and "cuda:2 is left out" in str(plan.warnings)
-        tickets = [submitted(service, client=str(number), steps="20") for number in range(3)]
+        tickets = [service.submit(plan, client) for client in "abc"]
         assert ended(*tickets) == ["done"] * 3
     assert {ticket.device for ticket in tickets} == {"cuda:0", "cuda:1"}
     for ticket in tickets:
