@@ -37,7 +37,7 @@ LONG = {"steps": "999"}
 
 
 def until(holds: Callable[[], Any]) -> Any:
-    end = time.monotonic() + 60
+    end = time.monotonic() + 300
     while not (found := holds()):
         assert time.monotonic() < end
         time.sleep(0.005)
