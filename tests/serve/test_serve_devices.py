@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import signal
@@ -19,6 +20,7 @@ from asgi import asked
 from scripts import make_checkpoint
 from sdcli.asking import planning
 from sdcli.cli.main import run
+from sdcli.draw.fake import _gradient
 from sdcli.errors import OutOfMemory
 from sdcli.machine import several, survey
 from sdcli.plan.plan import Seconds
@@ -79,11 +81,9 @@ def pixels(ticket: Ticket) -> dict[int, str]:
     return {image.job.seed: image.pixel_sha256 for image in ticket.images}
 
 
-def alone(serve: Serve, **values: str) -> dict[int, str]:
-    """What one device draws."""
-    ticket = submitted(serve().service, **values)
-    assert ended(ticket) == ["done"]
-    return pixels(ticket)
+def right(*seeds: int) -> dict[int, str]:
+    """What any worker draws of them."""
+    return {seed: hashlib.sha256(_gradient(seed, 64, 64)).hexdigest() for seed in seeds}
 
 
 def ask(server: Any, path: str) -> Any:
@@ -119,14 +119,14 @@ def test_two_requests_are_drawn_at_once_and_what_is_said_of_them_is_true(two: Ca
 
 
 def test_images_of_one_request_are_drawn_by_all_who_have_nothing_else_to_do(
-    two: Callable[..., Any], serve: Serve
+    two: Callable[..., Any],
 ) -> None:
     values = {"seeds": "1..6", "steps": "3"}
     server = two(SLOW, SLOW)
     for desk in server.service.desks:
         hold(desk, server.service.plan({"words": ("a cat",), "size": "64x64"}))
     ticket = submitted(server.service, **values)
-    assert ended(ticket) == ["done"] and pixels(ticket) == alone(serve, **values)
+    assert ended(ticket) == ["done"] and pixels(ticket) == right(*range(1, 7))
     assert set(ticket.work) == {"cpu:1", "cpu:2"} and sum(work.steps for work in ticket.work.values()) == 18
     assert [row["images"] > 0 for row in ticket.report["workers"]] == [True, True]
     assert sorted(image.file for image in ticket.images) == [f"{n:04d}-a-cat-{n}.png" for n in range(1, 7)]
@@ -149,9 +149,7 @@ def test_a_request_that_comes_later_is_drawn_before_the_rest_of_a_long_one(two: 
     assert ended(submitted(service)) == ["done"]
 
 
-def test_a_worker_that_is_killed_takes_no_image_along_and_disturbs_no_other(
-    two: Callable[..., Any], serve: Serve
-) -> None:
+def test_a_worker_that_is_killed_takes_no_image_along_and_disturbs_no_other(two: Callable[..., Any]) -> None:
     service = two(SLOW, SLOW).service
     many = submitted(service, seeds="1..8")
     killed = 0
@@ -162,7 +160,7 @@ def test_a_worker_that_is_killed_takes_no_image_along_and_disturbs_no_other(
                 desk.worker.process.kill()
         time.sleep(0.002)
     assert many.state == "done" and killed and sum(desk.worker.starts for desk in service.desks) > 2
-    assert pixels(many) == alone(serve, seeds="1..8") and len(many.images) == 8
+    assert pixels(many) == right(*range(1, 9)) and len(many.images) == 8
     one, other = submitted(service), submitted(service, client="another", seeds="6")
     until(lambda: len(service.drawing) == 2)
     (desk,) = (desk for desk in service.desks if desk.drawing is one)
