@@ -27,7 +27,6 @@ def models() -> Iterator[Path]:
         Case("sd15", 512, "resident", "same", "whole", 1),
         Case("sd15", 768, "model-offload", "fp8", "tile-512", 4),
         Case("sd15", 512, "drop-encoders", "same", "whole", 1, "like an image"),
-        Case("sdxl", 1024, "drop-encoders", "same", "tile-512", 1, card.REFINED),
         Case("sd15", 512, "group-offload", "same", "tile-256", 1, "steered"),
         *(
             pytest.param(case, marks=pytest.mark.proof)
@@ -36,6 +35,7 @@ def models() -> Iterator[Path]:
                 Case("sd15", 512, "drop-encoders", "same", "tile-512", 1, "twice the image"),
                 Case("sd15", 512, "resident", "same", "tile-512", 4, "adapted"),
                 Case("sdxl", 1024, "resident", "same", "tile-512", 1, "united"),
+                Case("sdxl", 1024, "drop-encoders", "same", "tile-512", 1, card.REFINED),
             )
         ),
     ],

@@ -14,7 +14,7 @@ from scripts.builtin_model import likeness
 
 REFERENCES = Path(__file__).parent / "emoji_references.png"
 TEN = ("cat", "elephant", "butterfly", "sunflower", "red apple", "pizza", "rocket", "umbrella", "guitar", "ghost")
-GROUNDS = ("white", "green") * 3
+GROUNDS = ("white", "green") * 2
 
 
 def tiles() -> tuple[list[str], likeness.References]:
@@ -61,13 +61,14 @@ def test_another_seed_is_to_the_eye_another_image_of_the_same_thing_and_the_same
     drawn: dict[str, np.ndarray],
 ) -> None:
     names, references = tiles()
-    # The cat with its own seed, then each of the ten with the seed of the next one.
-    again, *others = evaluate_builtin.draw("builtin", [f"a {name}" for name in (TEN[0], TEN[0], *TEN[1:])])
+    five = TEN[:5]
+    # The cat with its own seed, then each of the five with the seed of the next one.
+    again, *others = evaluate_builtin.draw("builtin", [f"a {name}" for name in (five[0], *five)])
     assert np.array_equal(again, drawn["cat"])
-    far = [evaluate_builtin.difference(one, two) for one, two in zip(drawn.values(), others, strict=True)]
-    assert sum(difference >= evaluate_builtin.VISIBLE for difference in far) >= 8
-    right = [name in [names[thing] for thing in references.nearest(one)] for name, one in zip(TEN, others, strict=True)]
-    assert sum(right) >= 9
+    far = [evaluate_builtin.difference(drawn[name], other) for name, other in zip(five, others, strict=True)]
+    assert sum(difference >= evaluate_builtin.VISIBLE for difference in far) >= 4
+    found = zip(five, others, strict=True)
+    assert all(name in [names[thing] for thing in references.nearest(other)] for name, other in found)
 
 
 def test_a_background_in_the_prompt_is_nearer_to_that_than_to_any_other_with_every_seed(

@@ -228,9 +228,12 @@ def full_size(tmp_path_factory: pytest.TempPathFactory) -> Any:
 
 @pytest.mark.parametrize(
     ("family", "side", "placement", "vae"),
-    [("sd15", 512, "resident", "whole"), ("sd15", 512, "model-offload", "tile-512"),
-     ("sd15", 768, "disk", "tile-512")],
-)  # fmt: skip
+    [
+        ("sd15", 512, "resident", "whole"),
+        pytest.param("sd15", 512, "model-offload", "tile-512", marks=pytest.mark.proof),
+        pytest.param("sd15", 768, "disk", "tile-512", marks=pytest.mark.proof),
+    ],
+)
 def test_the_stage_takes_what_the_plan_says(full_size: Path, family: str, side: int, placement: str, vae: str) -> None:
     counted = card.count(full_size, card.Case(family, side, placement, "same", vae, 1, "twice by a model"))
     assert "upscale" in {stage.name for stage in counted.stages}
