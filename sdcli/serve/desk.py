@@ -90,7 +90,8 @@ class Desk(threading.Thread):
         own = next((worker for worker in plan.workers if worker.name == self.name), None)
         if own is None:
             return None
-        return Suits(gpu=own.hardware.kind != "cpu", held=plan.model.name in self.worker.held)
+        held = self.worker.held
+        return Suits(gpu=own.hardware.kind != "cpu", held=plan.model.name in held, room=-len(held))
 
     def cancel(self, ticket: Ticket, error: SdcliError) -> None:
         """Ends it after the step it is at, if it is the one being drawn; the first who cancels it says why."""

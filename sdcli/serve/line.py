@@ -24,6 +24,7 @@ class Suits(NamedTuple):
 
     gpu: bool = True
     held: bool = True  # its model is loaded there
+    room: int = 0  # the fewer models are, the more
 
 
 class Taker(Protocol):

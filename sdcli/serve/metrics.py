@@ -154,7 +154,7 @@ class Metrics:
             "sdcli_queue_requests": ("gauge", "Requests that wait to be drawn.", len(service.line.waiting())),
             "sdcli_queue_images": ("gauge", "Their images.", service.line.images),
             "sdcli_drawing": (
-                "gauge", "Requests that are being drawn.", self._each(lambda one: one.drawing is not None)
+                "gauge", "1 while the device draws.", self._each(lambda one: one.drawing is not None)
             ),
             "sdcli_ready": ("gauge", "1 once the default model is loaded.", float(service.ready is None)),
             "sdcli_worker_starts_total": (

@@ -244,11 +244,11 @@ def test_what_a_device_is_given_is_what_it_holds_already(two: Callable[..., Any]
 class Holding:
     """Takes tickets, and holds one model."""
 
-    def __init__(self, name: str, model: str, gpu: bool = True) -> None:
+    def __init__(self, name: str, model: str = "", gpu: bool = True) -> None:
         self.name, self.model, self.gpu = name, model, gpu
 
     def suits(self, ticket: Ticket) -> Suits | None:
-        return Suits(gpu=self.gpu, held=ticket.plan.model.name == self.model)
+        return Suits(gpu=self.gpu, held=ticket.plan.model.name == self.model, room=-bool(self.model))
 
 
 @pytest.fixture
@@ -282,6 +282,7 @@ def test_a_loaded_model_goes_before_others_only_so_often(ticket: Callable[..., T
     [
         (Holding("a", "one"), [Holding("b", "two"), Holding("c", "one", gpu=False)]),
         (Holding("a", "two"), [Holding("b", "one", gpu=False)]),
+        (Holding("a"), [Holding("b", "two"), Holding("c", "two")]),
     ],
 )
 def test_a_ticket_is_left_to_the_free_worker_that_suits_it_best(
