@@ -62,6 +62,9 @@ class Worker:
         self._heard = 0.0  # on time.monotonic
         self._because = ""  # why it was killed from here
 
+    def ready(self) -> None:
+        """Waits until it can take an order: a process here starts with its first."""
+
     def run(
         self, plan: Plan, batches: Iterable[Batch] | None = None, kept: Mapping[int, bytes] | None = None
     ) -> Iterator[Event]:
