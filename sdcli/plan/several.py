@@ -53,7 +53,7 @@ def _own(
 ) -> Plan | None:  # fmt: skip
     if lead is None:
         return None
-    if hardware.device == lead.hardware.device:  # another process on the same CPU
+    if hardware.device == lead.hardware.device and not hardware.elsewhere:  # another process on the same CPU
         return lead
     return plan_alike(lead, hardware, remembered(hardware), more=more)
 
