@@ -51,16 +51,16 @@ if TYPE_CHECKING:
 
 def draw(
     typed: dict[str, Any], planned: PlannedRun, destination: names.Destination, screen: Screen,
-    before: runs.Recovered | None = None, kept: Mapping[int, bytes] | None = None,
+    before: runs.Recovered | None = None, kept: Mapping[int, bytes] | None = None, cluster: Engine | None = None,
 ) -> int:  # fmt: skip
     """Its exit code. `before`: what of the run is there already, where it goes on; `kept`: the last steps that were
-    kept of unfinished batches."""
+    kept of unfinished batches; `cluster`: what draws, where this machine does not."""
     plan, around = planned.plan, environment(planned.plan.hardware)
     done = before.done if before is not None else {}
     journal = runs.reopen(before.run, around) if before is not None else None
     folding = Folding(started=runs.now(), run=destination.run, clock=since_start, environment=around)
     folding.add_recovered(done)
-    happening = _events(planned, typed.get("engine", "local"), done, kept or {})
+    happening = _events(planned, cluster or typed.get("engine", "local"), done, kept or {})
     stored = store(_without(done, happening), destination, environment=around, journal=journal, earlier=done)
     strip = Filmstrip(plan.request.filmstrip, on_saved=screen.strip)
     sinks: tuple[Sink, ...] = (screen.progress, screen.image, strip, *screen.results(folding, destination))
@@ -101,7 +101,7 @@ def _recorded(
 
 
 def _events(
-    planned: PlannedRun, engine: str, done: Collection[int], kept: Mapping[int, bytes]
+    planned: PlannedRun, engine: Engine | str, done: Collection[int], kept: Mapping[int, bytes]
 ) -> Generator[Event, None, None]:  # fmt: skip
     yield Planned(plan=planned.plan)
     yield Timed(phase="plan", seconds=since_start() - planned.imported)
@@ -113,7 +113,7 @@ def _events(
     if not planned.plan.jobs and planned.later is None:
         return  # a shard of fewer batches than there are shards
     queued: deque[Queued] = deque()
-    with _engine(planned.plan, engine) as drawing:
+    with _engine(planned.plan, engine) if isinstance(engine, str) else engine as drawing:
         for event in drawing.run(planned.plan, _batches(planned, done, queued), kept):
             while queued:
                 yield queued.popleft()

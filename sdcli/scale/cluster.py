@@ -212,7 +212,6 @@ def _joined(address: str) -> Any:
             "--engine ray needs a package that is not installed", hint=installation.adding("ray", installation.find())
         )
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-    os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
     import ray
 
     _check(address)

@@ -8,7 +8,7 @@ import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
-from typing import Any
+from typing import Any, Self
 
 from sdcli.errors import Bug, Cancelled, SdcliError
 from sdcli.events import Decoded, Degraded, Done, Event, Failed, Warned
@@ -56,7 +56,7 @@ class Pool:
         for worker in self._workers.values():
             worker.close()
 
-    def __enter__(self) -> Pool:
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_: object) -> None:
