@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sdcli import events
-from sdcli.asking import unknown_words
+from sdcli.asking import planning, unknown_words
 from sdcli.asking.planning import PlannedRun
 from sdcli.cli import builtin, plan_screen
 from sdcli.cli.answer import bug_of, say_error, say_note, trace
@@ -68,12 +68,13 @@ def draw(
     error = _drain(watch(stored), stored, folding, plan, destination.records) or watch.lost
     happening.close()  # an interruption may have come anywhere; workers end before this process does
     over()
-    finished = _recorded(error, folding, planned, destination)
+    again = _resuming(destination, typed)
+    finished = _recorded(error, folding, planned, destination, again)
     try:
         screen.finish(finished, destination)
     except StdoutLost as lost:
         if finished.error is None:
-            raise _completed(lost, folding, planned, destination) or lost from None
+            raise _completed(lost, folding, planned, destination, again) or lost from None
         say_error(from_json(dict(finished.error)))  # the first error is the run's
     if error is not None and typed.get("debug"):
         trace(error)
@@ -81,18 +82,22 @@ def draw(
 
 
 def _recorded(
-    error: SdcliError | None, folding: Folding, planned: PlannedRun, destination: names.Destination
+    error: SdcliError | None,
+    folding: Folding,
+    planned: PlannedRun,
+    destination: names.Destination,
+    again: str,
 ) -> report.Report:
     """The report, also written to disk. A failure to write it is the run's error only if there was no other."""
-    finished = folding.report(_completed(error, folding, planned, destination))
+    finished = folding.report(_completed(error, folding, planned, destination, again))
     if not os.path.isdir(destination.records):  # it ended before it began
         return finished
     try:
         report.write(finished, destination.records / "report.json")
     except CannotWrite as failed:
         if error is None:
-            failed.hint = _resuming(destination)
-            return folding.report(_completed(failed, folding, planned, destination))
+            failed.hint = again
+            return folding.report(_completed(failed, folding, planned, destination, again))
     remembering.remember(planned.plan, finished)
     return finished
 
@@ -182,7 +187,11 @@ def _drain(
 
 
 def _completed(
-    error: SdcliError | None, folding: Folding, planned: PlannedRun, destination: names.Destination
+    error: SdcliError | None,
+    folding: Folding,
+    planned: PlannedRun,
+    destination: names.Destination,
+    again: str,
 ) -> SdcliError | None:
     """The error with what was kept, and how to draw the rest."""
     if error is None:
@@ -191,21 +200,21 @@ def _completed(
     if not error.done and kept:
         error.done = f"{kept} of {total} images in {show(destination.folder, 200)}"
     if isinstance(error, (Interrupted, Terminated)) and not error.hint:
-        error.hint = _going_on(folding, planned, destination)
+        error.hint = _going_on(folding, planned, destination, again)
     return error
 
 
-def _going_on(folding: Folding, planned: PlannedRun, destination: names.Destination) -> str:
+def _going_on(folding: Folding, planned: PlannedRun, destination: names.Destination, again: str) -> str:
     """The line that draws the rest, where anything is left."""
     begun = os.path.isfile(destination.records / runs.JOURNAL)
     if not begun or (all(image.kept for image in folding.images()) and planned.later is None):
         return ""
-    line = _resuming(destination)
-    return line if planned.later is None else f"{line}   (prompts not yet read from stdin are not in it)"
+    return again if planned.later is None else f"{again}   (prompts not yet read from stdin are not in it)"
 
 
-def _resuming(destination: names.Destination) -> str:
-    return f"sdcli resume {found_runs.called(destination.records)}"
+def _resuming(destination: names.Destination, typed: Mapping[str, Any]) -> str:
+    line = f"sdcli resume {found_runs.called(destination.records)}"
+    return line if planning.of_cluster(typed) is None else f"{line} --engine {typed['engine']}"
 
 
 # --- what is shown

@@ -21,7 +21,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from sdcli import schema
-from sdcli.errors import DeviceUnusable, SdcliError, Usage
+from sdcli.errors import DeviceUnusable, SdcliError, Usage, from_json
 from sdcli.events import Event, Warned
 from sdcli.machine import installation, packages
 from sdcli.machine.several import Seat
@@ -41,6 +41,8 @@ STARTED = 120.0  # seconds that the first actor may take
 TOGETHER = 3.0  # seconds that the others have from then on, to be planned for from the beginning
 LOOK = 2.0  # seconds between two looks at which nodes there are
 HINT = "ray start --head"
+# It reports to nobody, and says nothing on stdout, which is for results.
+QUIET = {"RAY_USAGE_STATS_ENABLED": "0", "RAY_DEDUP_LOGS_SKIP_REGEX": "^", "RAY_SCHEDULER_EVENTS": "0"}
 
 
 class Cluster(Pool):
@@ -82,8 +84,7 @@ class Cluster(Pool):
         self._told = [f"{actor.place.name} is left out: {error.message}" for actor, error in errors]
         if not seats:
             actor, error = errors[-1]
-            error.message = f"{actor.place.name}: {error.message}"
-            raise error
+            raise from_json({**error.to_json(), "message": f"{actor.place.name}: {error.message}"})
         return tuple(sorted(seats, key=lambda seat: list(self._actors).index(seat.name)))
 
     def run(
@@ -211,7 +212,8 @@ def _joined(address: str) -> Any:
         raise Usage(
             "--engine ray needs a package that is not installed", hint=installation.adding("ray", installation.find())
         )
-    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    for name, value in QUIET.items():
+        os.environ.setdefault(name, value)
     import ray
 
     _check(address)

@@ -33,6 +33,7 @@ class Node:
     """`read` may be called while `write` is."""
 
     def __init__(self) -> None:
+        os.environ.pop("OMP_NUM_THREADS", None)  # Ray's: how many CPUs it was asked for; see _hardware
         self._process: subprocess.Popen[bytes] | None = None
         self._stderr: IO[bytes] | None = None
         self._waiting = bytearray()
@@ -48,12 +49,21 @@ class Node:
         return _answer(lambda: {"model": schema.to_json(_found(json.loads(asked)), whole=True)})
 
     def start(self, command: list[str]) -> None:
-        self._end()
+        self.end()
         self._waiting.clear()
         self._ended = False
         self._stderr = tempfile.TemporaryFile()  # noqa: SIM115 - open as long as the process
         self._process = started([sys.executable, *command], self._stderr)
         threading.Thread(target=self._listen, args=(self._process,), daemon=True).start()
+
+    def end(self) -> None:
+        if self._process is None:
+            return
+        self._close(self._process.stdin)
+        self.ended()
+        for stream in (self._process.stdout, self._stderr):
+            self._close(stream)
+        self._process = None
 
     def write(self, line: bytes) -> None:
         assert self._process is not None and self._process.stdin is not None
@@ -83,6 +93,11 @@ class Node:
         assert self._process is not None
         return self._process.pid
 
+    def _close(self, stream: IO[bytes] | None) -> None:
+        with contextlib.suppress(OSError):  # what was not written goes to nobody
+            if stream is not None:
+                stream.close()
+
     def _listen(self, process: subprocess.Popen[bytes]) -> None:
         assert process.stdout is not None
         while data := os.read(process.stdout.fileno(), AT_ONCE):
@@ -93,13 +108,6 @@ class Node:
         with self._changed:
             self._ended = True
             self._changed.notify_all()
-
-    def _end(self) -> None:
-        if self._process is None:
-            return
-        for stream in (self._process.stdin, self._process.stdout, self._stderr):
-            with contextlib.suppress(OSError, AttributeError):
-                stream.close()  # type: ignore[union-attr]
 
 
 def _answer(of: Callable[[], dict[str, Any]]) -> str:
