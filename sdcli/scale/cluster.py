@@ -36,11 +36,13 @@ from sdcli.terminal import show
 from sdcli.workers.worker import CHILD, Died, Worker
 
 REACHED = 5.0  # seconds within which an address answers
-CHECKED = 20.0  # and Ray's own program says that it is a cluster's
+CHECKED = 20.0  # and Ray's own program says whether this machine is in a cluster
 STARTED = 120.0  # seconds that the first actor may take
 TOGETHER = 3.0  # seconds that the others have from then on, to be planned for from the beginning
 LOOK = 2.0  # seconds between two looks at which nodes there are
 HINT = "ray start --head"
+SETTINGS = b"\x04"  # a frame's kind
+GREETING = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + b"\0\0\0" + SETTINGS + b"\0\0\0\0\0"
 # It reports to nobody, and says nothing on stdout, which is for results.
 QUIET = {"RAY_USAGE_STATS_ENABLED": "0", "RAY_DEDUP_LOGS_SKIP_REGEX": "^", "RAY_SCHEDULER_EVENTS": "0"}
 
@@ -226,27 +228,36 @@ def _joined(address: str) -> Any:
 
 
 def _check(address: str) -> None:
-    host, _, port = address.rpartition(":")
+    """Where Ray finds no cluster it ends the process that asks, after half a minute."""
     if address:
-        if not host or not port.isdigit() or "/" in host:
-            raise Usage(
-                f'--engine: "{show(address, 80)}" is no address of a Ray cluster', hint="--engine ray=10.0.0.1:6379"
-            )
-        try:
-            socket.create_connection((host.strip("[]"), int(port)), REACHED).close()
-        except (OSError, OverflowError) as error:
-            raise _unreached(address, str(error)) from None
-    short = {"RAY_gcs_rpc_server_connect_timeout_s": "2", "RAY_gcs_rpc_server_reconnect_timeout_s": "3"}
-    words = ["--address", address] if address else []
-    command = [sys.executable, "-P", "-c", "from ray.scripts.scripts import main; main()", "status", *words]
+        _check_answer(address)
+        return
+    command = [sys.executable, "-P", "-c", "from ray.scripts.scripts import main; main()", "status"]
+    soon = {"RAY_gcs_rpc_server_connect_timeout_s": "2", "RAY_gcs_rpc_server_reconnect_timeout_s": "3"}
     try:
         done = subprocess.run(
-            command, capture_output=True, timeout=CHECKED, env={**os.environ, **short}, stdin=subprocess.DEVNULL
+            command, capture_output=True, timeout=CHECKED, env={**os.environ, **soon}, stdin=subprocess.DEVNULL
         )
     except subprocess.TimeoutExpired:
         raise _unreached(address, "it does not answer") from None
     if done.returncode:
         raise _unreached(address, "")
+
+
+def _check_answer(address: str) -> None:
+    """Whoever speaks gRPC greets with a frame of settings, as HTTP/2 has it."""
+    host, _, port = address.rpartition(":")
+    if not host or not port.isdigit() or "/" in host:
+        named = f'--engine: "{show(address, 80)}" is no address of a Ray cluster'
+        raise Usage(named, hint="--engine ray=10.0.0.1:6379")
+    try:
+        with socket.create_connection((host.strip("[]"), int(port)), REACHED) as asked:
+            asked.sendall(GREETING)
+            answer = asked.recv(4)
+    except (OSError, OverflowError) as error:
+        raise _unreached(address, str(error)) from None
+    if answer[3:4] != SETTINGS:
+        raise _unreached(address, "something else answers there")
 
 
 def _unreached(address: str, because: str) -> DeviceUnusable:
