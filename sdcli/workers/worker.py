@@ -143,7 +143,7 @@ class Worker:
     def cancel(self) -> None:
         """Ends what is being drawn, after the step it is at. May be called from any thread."""
         if self._drawing is not None:
-            with contextlib.suppress(Died):
+            with contextlib.suppress(Died, SdcliError):
                 self._write({"cancel": self._drawing})
 
     def without_own(self, hardware: Hardware) -> Hardware:

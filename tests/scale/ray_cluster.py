@@ -126,6 +126,6 @@ def nodes(*cpus: int) -> Iterator[Nodes]:
 
 _ENVIRONMENT = {
     "RAY_USAGE_STATS_ENABLED": "0", "RAY_TMPDIR": "", "PYTHONPATH": "",
-    "RAY_health_check_period_ms": "500", "RAY_health_check_failure_threshold": "3",  # lost nodes are missed soon
+    "RAY_health_check_period_ms": "1000", "RAY_health_check_failure_threshold": "10",  # lost nodes are missed soon
     "RAY_enable_worker_prestart": "0",
 }  # fmt: skip
