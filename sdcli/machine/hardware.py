@@ -50,8 +50,8 @@ class Hardware:
 
     @property
     def elsewhere(self) -> bool:
-        """Whether it is another machine's, or no real one's: nothing can be tried on it from here."""
-        return self.source in ("as-if", "ray")
+        """Whether it is another machine's: nothing can be tried on it from here."""
+        return self.source == "ray"
 
     def tried(self, dtype: str) -> Trial | None:
         """The trial, if it was made in this number type."""

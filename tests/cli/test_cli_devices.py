@@ -191,7 +191,7 @@ def test_what_does_not_go_with_a_cluster_is_refused(
     for words, said in (
         (("generate", "a cat", "--engine", "ray", "--devices", "all"), "--devices does not go with --engine ray"),
         (("generate", "a cat", "--engine", "ray=10.0.0.1:6379", "--keep-steps"), "--keep-steps does not go with"),
-        (("plan", "a cat", "--engine", "ray"), "--engine ray is for generate and resume"),
+        (("bench", "--quick", "--engine", "ray"), "--engine ray is for generate and resume"),
         (("generate", "a cat", "--engine", "rya"), "--engine ray"),
     ):
         refused = sdcli(capfd, *words)
