@@ -20,16 +20,19 @@ from scripts.proofs.scale import JOB, Row, alone  # noqa: E402
 from sdcli import __version__  # noqa: E402
 from sdcli.draw import fake  # noqa: E402
 from sdcli.draw.local import Engine  # noqa: E402
-from sdcli.events import Decoded, Event, Failed, Planned, Warned  # noqa: E402
+from sdcli.events import Decoded, Event, Planned, Warned  # noqa: E402
+from sdcli.machine import survey  # noqa: E402
+from sdcli.machine.several import Seat  # noqa: E402
 from sdcli.models import resolve  # noqa: E402
-from sdcli.plan.plan import Plan, WorkerPlan  # noqa: E402
-from sdcli.plan.planner import make_plan  # noqa: E402
+from sdcli.plan.batches import Batch  # noqa: E402
+from sdcli.plan.plan import Plan  # noqa: E402
+from sdcli.plan.planner import make_plan, plan_alike  # noqa: E402
 from sdcli.record import runs  # noqa: E402
 from sdcli.record.store import store  # noqa: E402
 from sdcli.request import jobs  # noqa: E402
 from sdcli.request.request import Request  # noqa: E402
 from sdcli.scale.cluster import Cluster  # noqa: E402
-from tests.record.record_samples import destination, plan  # noqa: E402
+from tests.record.record_samples import destination  # noqa: E402
 from tests.scale.ray_cluster import Nodes, lacking, nodes  # noqa: E402
 
 NAME = "cluster"
@@ -49,14 +52,25 @@ def fragile(seconds: float) -> list[str]:
     return ["-P", "-m", "scripts.fragile_worker", f"--seconds={seconds}"]
 
 
-def planned(images: int, workers: Sequence[WorkerPlan]) -> Plan:
-    return replace(plan(images=images), version=__version__, workers=tuple(workers))
+def planned(folder: Path, images: int) -> Plan:
+    """Of a tiny model, for this machine's CPU."""
+    if not (folder / "tiny").exists():
+        make_checkpoint.write_folder(folder / "tiny", "sd15", tiny=True)
+    request = Request(
+        prompts=("a cat",), seeds=tuple(range(images)), num_images=images, width=64, height=64, steps=4,
+        model=f"{folder}/tiny", pins={"execution": "eager", "attention": "fused", "dtype": "fp32"},
+    )  # fmt: skip
+    cpu = survey.choose("cpu", survey.look())
+    of = jobs.make_jobs(request)
+    return make_plan(request, resolve.at(folder / "tiny"), cpu, {}, jobs=of, version=__version__)
 
 
-def joined(cluster: Cluster) -> list[WorkerPlan]:
-    """All actors, each with a plan."""
-    any_plan = planned(1, ())
-    return [replace(any_plan.worker(seat.name), hardware=seat.hardware) for seat in cluster.seats()]
+def drawn_by(of: Plan, seats: Sequence[Seat]) -> Plan:
+    """What one thread draws on this machine, two may draw otherwise."""
+    threads = min(seat.hardware.threads for seat in seats)
+    of = replace(of, setup=replace(of.setup, threads=threads))
+    alike = [(seat.name, plan_alike(of, seat.hardware, {})) for seat in seats]
+    return replace(of, workers=tuple(own.worker(name) for name, own in alike if own is not None))
 
 
 def killed(images: int = IMAGES, kills: int = KILLS, seed: int = 1) -> list[Row]:
@@ -65,16 +79,17 @@ def killed(images: int = IMAGES, kills: int = KILLS, seed: int = 1) -> list[Row]
     chance = random.Random(seed)
     at = sorted(chance.sample(range(1, images - 20), kills))
     with nodes(*CPUS) as there, tempfile.TemporaryDirectory() as made:
-        to = destination(Path(made))
+        to = destination(Path(made) / "out")
+        of = planned(Path(made), images)
         with Cluster(there.address, "fake", fragile(JOB)) as cluster:
-            of = planned(images, joined(cluster))
+            of = drawn_by(of, cluster.seats())
             first, deaths, told = _drawn(store(_stream(of, cluster), to), at, chance, there, images // 2)
-            before = runs.recover(runs.read(to.records))
-            rest = [one for one in of.numbered() if one[0] in before.missing]
+        before = runs.recover(runs.read(to.records))
+        rest = [one for one in of.numbered() if one[0] in before.missing]
         second: dict[int, bytes] = {}
         if rest:  # over some, three died in a row
             with Cluster(there.address, "fake", fragile(0.0)) as cluster:
-                of = replace(of, workers=tuple(joined(cluster)))
+                of = drawn_by(of, cluster.seats())
                 again = store(_stream(of, cluster, rest), to, journal=runs.reopen(before.run, {}), earlier=before.done)
                 second, _, _ = _drawn(again, [], chance, there, None)
         expected = {event.index: event.pixels for event in fake.run(of) if isinstance(event, Decoded)}
@@ -83,22 +98,23 @@ def killed(images: int = IMAGES, kills: int = KILLS, seed: int = 1) -> list[Row]
         done = runs.recover(runs.read(to.records)).done
         wrong += [f"{len(done)} are whole on the disk"] if len(done) != images else []
         wrong += [f"{path.name} left" for path in Path(made).rglob("*.part")]
-        left = _left(there)
-        objects = _objects(there.address)
-    seen = f"{len(first | second):,} of {images:,} images, {deaths} deaths, {len(rest)} left to resume"
+        left, objects = _left(there), _objects(there.address)
+    seen = f"{len(first | second):,} of {images:,} images, {deaths} deaths, {len(rest)} images left to resume"
     first_wrong = f"; first: {wrong[0]}" if wrong else ""
-    lost = ", ".join(sorted(told))
     return [
         (f"{kills} kills of actors and their processes", seen + first_wrong, "each image once", not wrong),
-        ("a node lost, another come, in the same run", lost, "joined, left-out", {"joined", "left-out"} <= told),
+        (
+            "a node lost and another come meanwhile", ", ".join(sorted(told)), "joined, left-out",
+            {"joined", "left-out"} <= told,
+        ),
         ("processes left", f"{left}", "0", not left),
-        ("objects left in Ray's store", objects, "0 objects", "0 objects" in objects),
-    ]
+        ("objects left in Ray's store", objects, "0 objects", " 0 objects" in objects),
+    ]  # fmt: skip
 
 
-def _stream(of: Plan, cluster: Cluster, batches: Sequence[object] | None = None) -> Iterator[Event]:
+def _stream(of: Plan, cluster: Cluster, batches: Sequence[Batch] | None = None) -> Iterator[Event]:
     yield Planned(plan=of)
-    yield from cluster.run(of, batches)  # type: ignore[arg-type]
+    yield from cluster.run(of, batches)
 
 
 def _drawn(
@@ -109,8 +125,6 @@ def _drawn(
     for event in stream:
         if isinstance(event, Warned):
             told.add(event.code)
-        if isinstance(event, Failed):
-            continue
         if isinstance(event, Decoded):
             assert event.index not in pixels
             pixels[event.index] = event.pixels
@@ -143,47 +157,44 @@ def _objects(address: str) -> str:
 
 def busy(counts: Sequence[int] = (1, 2, 4, 8), seconds: float = 5.0) -> list[Row]:
     """Without a store, which writes one image after the other. The actors have started before."""
-    with nodes(1, max(counts) - 1) as there, Cluster(there.address, "fake", fragile(JOB)) as cluster:
-        workers = joined(cluster)
-        while len(workers) < max(counts):
-            workers += joined(cluster)
-        for _ in cluster.run(planned(8 * len(workers), workers)):
-            pass
-        return [_busy(cluster, workers[:count], seconds) for count in counts]
+    most = max(counts)
+    with tempfile.TemporaryDirectory() as made, nodes(1, most - 1) as there:
+        of = planned(Path(made), int(most / JOB * seconds))
+        with Cluster(there.address, "fake", fragile(JOB)) as cluster:
+            seats = list(cluster.seats())
+            while len(seats) < most:
+                seats += cluster.seats()
+            of = drawn_by(of, seats)
+            for _ in cluster.run(of, of.numbered()[: 8 * most]):
+                pass
+            return [_busy(cluster, of, count, seconds) for count in counts]
 
 
-def _busy(cluster: Cluster, workers: Sequence[WorkerPlan], seconds: float) -> Row:
-    most = alone() * len(workers)
-    count = max(len(workers) * 4, int(len(workers) / JOB * seconds))
+def _busy(cluster: Cluster, of: Plan, workers: int, seconds: float) -> Row:
+    most = alone() * workers
+    batches = of.numbered()[: int(workers / JOB * seconds)]
     began, drawn = time.perf_counter(), 0
-    for event in cluster.run(planned(count, workers)):
+    for event in cluster.run(replace(of, workers=of.workers[:workers]), batches):
         drawn += isinstance(event, Decoded)
     took = time.perf_counter() - began
     share = drawn / took / most
     said = f"{drawn / took:,.0f} images/s, {share:.0%} of as many engines alone"
-    return f"{len(workers)} actors, {JOB * 1000:.0f} ms an image", said, f"{BUSY:.0%}", share >= BUSY
+    return f"actors: {workers}, {JOB * 1000:.0f} ms an image", said, f"{BUSY:.0%}", share >= BUSY
 
 
 def alike(images: int = 12) -> Row:
-    """On as many nodes as this machine has room for, the pixels of an engine in this process."""
+    """As an engine in this process draws them."""
     with tempfile.TemporaryDirectory() as made, nodes(1, 1, 1, 1) as there:
-        make_checkpoint.write_folder(Path(made) / "tiny", "sd15", tiny=True)
-        asked = Request(
-            prompts=("a cat",), seeds=tuple(range(images)), num_images=images, width=64, height=64, steps=4,
-            model=f"{made}/tiny", pins={"execution": "eager", "attention": "fused", "dtype": "fp32"},
-        )  # fmt: skip
-        model = resolve.at(Path(made) / "tiny")
+        of = planned(Path(made), images)
         with Cluster(there.address) as cluster:
-            seats = cluster.seats()
-            of = make_plan(asked, model, seats[0].hardware, {}, jobs=jobs.make_jobs(asked), version=__version__)
-            of = replace(of, workers=tuple(replace(of.worker(seat.name), hardware=seat.hardware) for seat in seats))
+            of = drawn_by(of, cluster.seats())
             many = [event for event in cluster.run(of) if isinstance(event, Decoded)]
         with Engine() as engine:
             one = [event for event in engine.run(replace(of, workers=())) if isinstance(event, Decoded)]
     same = {event.index: event.pixels for event in many} == {event.index: event.pixels for event in one}
     drew = len({event.worker for event in many})
-    seen = f"{len(many)} images by {drew} of {len(seats)} nodes: {'equal' if same else 'other'} pixels"
-    return "a tiny model on four nodes and on one", seen, "equal", same and len(many) == images
+    seen = f"{len(many)} images by {drew} of {len(of.workers)} nodes: {'equal' if same else 'other'} pixels"
+    return "a tiny model on four nodes and in one process", seen, "equal", same and len(many) == images
 
 
 def main() -> list[Row]:

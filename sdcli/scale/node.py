@@ -26,6 +26,8 @@ from sdcli.models.model import Model
 from sdcli.workers.worker import EXIT_SECONDS, last_words, started
 
 AT_ONCE = 1 << 20  # bytes read from the process
+TOGETHER = 0.02  # seconds in which events are gathered
+TAIL = 1000  # bytes, in which the line fits that ends an order
 MOST_WAITING = 64 << 20  # bytes that wait to be fetched: then the process waits too
 
 
@@ -71,9 +73,11 @@ class Node:
         self._process.stdin.flush()
 
     def read(self) -> bytes:
-        """What the process wrote since; nothing: it has ended."""
+        """What the process wrote since; nothing: it has ended. Events that come one soon after the other travel
+        together, unless an order ends with them."""
         with self._changed:
             self._changed.wait_for(lambda: self._waiting or self._ended)
+            self._changed.wait_for(lambda: self._ended or self._waiting.rfind(b'{"ended"', -TAIL) >= 0, TOGETHER)
             found = bytes(self._waiting)
             self._waiting.clear()
             self._changed.notify_all()
