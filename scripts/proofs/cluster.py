@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import logging
 import random
-import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
+from types import ModuleType
 
 ROOT = Path(__file__).resolve().parents[2]
 if str(ROOT) not in sys.path:
@@ -45,6 +46,7 @@ CLAIM = (
 
 IMAGES, KILLS = 2_000, 300
 BUSY = 0.90  # of what so many engines could draw at most
+STORE = "object_store_memory"
 CPUS = (1, 3)  # of the nodes: four actors
 
 
@@ -52,12 +54,12 @@ def fragile(seconds: float) -> list[str]:
     return ["-P", "-m", "scripts.fragile_worker", f"--seconds={seconds}"]
 
 
-def planned(folder: Path, images: int) -> Plan:
+def planned(folder: Path, images: int, side: int = 64) -> Plan:
     """Of a tiny model, for this machine's CPU."""
     if not (folder / "tiny").exists():
         make_checkpoint.write_folder(folder / "tiny", "sd15", tiny=True)
     request = Request(
-        prompts=("a cat",), seeds=tuple(range(images)), num_images=images, width=64, height=64, steps=4,
+        prompts=("a cat",), seeds=tuple(range(images)), num_images=images, width=side, height=side, steps=4,
         model=f"{folder}/tiny", pins={"execution": "eager", "attention": "fused", "dtype": "fp32"},
     )  # fmt: skip
     cpu = survey.choose("cpu", survey.look())
@@ -80,7 +82,7 @@ def killed(images: int = IMAGES, kills: int = KILLS, seed: int = 1) -> list[Row]
     at = sorted(chance.sample(range(1, images - 20), kills))
     with nodes(*CPUS) as there, tempfile.TemporaryDirectory() as made:
         to = destination(Path(made) / "out")
-        of = planned(Path(made), images)
+        of = planned(Path(made), images, side=192)  # large enough for Ray's object store
         with Cluster(there.address, "fake", fragile(JOB)) as cluster:
             of = drawn_by(of, cluster.seats())
             first, deaths, told = _drawn(store(_stream(of, cluster), to), at, chance, there, images // 2)
@@ -98,7 +100,7 @@ def killed(images: int = IMAGES, kills: int = KILLS, seed: int = 1) -> list[Row]
         done = runs.recover(runs.read(to.records)).done
         wrong += [f"{len(done)} are whole on the disk"] if len(done) != images else []
         wrong += [f"{path.name} left" for path in Path(made).rglob("*.part")]
-        left, objects = _left(there), _objects(there.address)
+        left, stored = _left(there), _stored(there.address)
     seen = f"{len(first | second):,} of {images:,} images, {deaths} deaths, {len(rest)} images left to resume"
     first_wrong = f"; first: {wrong[0]}" if wrong else ""
     return [
@@ -108,7 +110,7 @@ def killed(images: int = IMAGES, kills: int = KILLS, seed: int = 1) -> list[Row]
             {"joined", "left-out"} <= told,
         ),
         ("processes left", f"{left}", "0", not left),
-        ("objects left in Ray's store", objects, "0 objects", " 0 objects" in objects),
+        ("left in Ray's object store", f"{stored:.0f} bytes", "0 bytes", not stored),
     ]  # fmt: skip
 
 
@@ -147,12 +149,20 @@ def _left(there: Nodes) -> int:
     return left
 
 
-def _objects(address: str) -> str:
-    """As Ray counts them."""
-    command = [sys.executable, "-P", "-c", "from ray.scripts.scripts import main; main()"]
-    done = subprocess.run([*command, "memory", "--stats-only", "--address", address], capture_output=True, text=True)
-    lines = [line.strip() for line in done.stdout.splitlines() if "objects" in line and "Plasma memory usage" in line]
-    return lines[0] if lines else (done.stderr.strip().splitlines() or ["nothing was said"])[-1]
+def _stored(address: str) -> float:
+    """Bytes in Ray's object store."""
+    import ray
+
+    ray.init(address=address, log_to_driver=False, logging_level=logging.CRITICAL)
+    until = time.monotonic() + 10
+    while (used := _used(ray)) and time.monotonic() < until:
+        time.sleep(0.5)
+    ray.shutdown()
+    return used
+
+
+def _used(ray: ModuleType) -> float:
+    return float(ray.cluster_resources()[STORE] - ray.available_resources()[STORE])
 
 
 def busy(counts: Sequence[int] = (1, 2, 4, 8), seconds: float = 5.0) -> list[Row]:

@@ -26,7 +26,7 @@ from sdcli.models.model import Model
 from sdcli.workers.worker import EXIT_SECONDS, last_words, started
 
 AT_ONCE = 1 << 20  # bytes read from the process
-TOGETHER = 0.02  # seconds in which events are gathered
+TOGETHER = 0.05  # seconds in which events are gathered
 TAIL = 1000  # bytes, in which the line fits that ends an order
 MOST_WAITING = 64 << 20  # bytes that wait to be fetched: then the process waits too
 
