@@ -178,6 +178,10 @@ def test_slow_libraries_are_imported_at_module_level_in_draw_only() -> None:
     assert wrong == []
 
 
+def test_ray_has_one_address() -> None:
+    assert {found.file for found in IMPORTS if found.top == "ray"} == {"scale/cluster.py"}
+
+
 def test_torch_is_reached_from_draw_and_from_the_measuring_of_inspect_only() -> None:
     wrong = [
         str(found)

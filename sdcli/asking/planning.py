@@ -66,13 +66,13 @@ class PlannedRun(NamedTuple):
 def plan_for(
     typed: Mapping[str, Any], command: str, model: Model | None = None, fetch: adapters.Fetch | None = None,
     without_own: Callable[[Hardware], Hardware] = lambda hardware: hardware, decide: Callable[..., Plan] = make_plan,
-    image: ImageSettings | None = None,
+    image: ImageSettings | None = None, cluster: Sequence[Seat] = (),
 ) -> PlannedRun:  # fmt: skip
     """The plan for what was typed; every refusal happens here, before anything is loaded. `model` replaces -m,
     `fetch` downloads LoRAs and ControlNets from the Hub: without it, one that is not on this machine is an error.
     `without_own`: the hardware as an engine sees it that holds a model already; `decide` may know decisions; `image`:
-    what --settings-from would read, read already."""
-    engine_of(typed)
+    what --settings-from would read, read already; `cluster`: what draws instead of this machine."""
+    engine = engine_of(typed, cluster=bool(cluster))
     words = tuple(typed.get("words", ()))
     mistake = jobs.forgotten_quotes(words)
     if mistake is not None:
@@ -90,8 +90,8 @@ def plan_for(
     request, origins = _request(sources, model, prompts or ((first.prompt,) if first else ()))
     waiting = flags.get("prompts_file") == "-"
     request = replace(request, shard=jobs.parse_shard(typed["shard"]) if "shard" in typed else None)
-    seats = seats_of(typed, without_own)
-    if len(seats) > 1:
+    seats = cluster or seats_of(typed, without_own)
+    if len(seats) > 1 and not cluster:
         request = replace(request, devices=typed["devices"])
     if request.shard is not None and origins["seeds"] == "random":
         from sdcli.asking import sharing
@@ -120,7 +120,7 @@ def plan_for(
         request = replace(request, device=hardware.device)
     else:
         hardware = without_own(hardware)
-    if command == "generate" and engine_of(typed) == "local" and "dtype" not in request.pins:
+    if command == "generate" and engine == "local" and "dtype" not in request.pins:
         hardware, more_imported = probing.probed(hardware)
         imported += more_imported
     question = probing.question(hardware, adapted.model, known_jobs, request)
@@ -130,7 +130,7 @@ def plan_for(
         adapters=adapted.adapters, more=waiting,
     )  # fmt: skip
     plan = planned(hardware, remembered(hardware))
-    if command != "plan" and engine_of(typed) == "local" and plan.fits and question and hardware.trial is None:
+    if command != "plan" and engine == "local" and plan.fits and question and hardware.trial is None:
         hardware, more_imported = probing.tried(plan, question)
         imported += more_imported
         plan = planned(hardware, remembered(hardware))
@@ -170,14 +170,29 @@ def _check_sampler(name: str, model: Model) -> None:
     samplers.check_zero_snr(sampler, model.zero_snr)
 
 
-def engine_of(typed: Mapping[str, Any]) -> str:
-    """The requested engine: a misspelled one must not draw (and download) for real."""
-    name = str(typed.get("engine", "local"))
+def engine_of(typed: Mapping[str, Any], *, cluster: bool = False) -> str:
+    """The requested engine: a misspelled one must not draw (and download) for real. `cluster`: whether here it may be
+    one."""
+    typed_name = str(typed.get("engine", "local"))
+    name = "ray" if typed_name.startswith("ray=") else typed_name
     choices = next(option.choices for option in SCREEN if option.field == "engine")
     if name not in choices:
         near = nearest(name, choices, 1) or choices
         raise Usage(f'--engine: "{show(name, 60)}" is not one of {", ".join(choices)}', hint=f"--engine {near[0]}")
+    if name == "ray" and not cluster:
+        raise Usage("--engine ray is for generate and resume", hint="the same command without --engine")
     return name
+
+
+def of_cluster(typed: Mapping[str, Any]) -> str | None:
+    """The address of the Ray cluster that is asked for; "" for the one that this machine is in."""
+    if engine_of(typed, cluster=True) != "ray":
+        return None
+    other = next((name for name in ("device", "devices", "as_if", "keep_steps") if name in typed), None)
+    if other is not None:
+        flag = flag_of(other)
+        raise Usage(f"{flag} does not go with --engine ray", hint=f"the same command without {flag}")
+    return str(typed["engine"]).partition("=")[2]
 
 
 def plan_again(planned: PlannedRun, typed: Mapping[str, Any], image: ImageSettings | None = None) -> PlannedRun:
@@ -263,7 +278,7 @@ def least(seats: Sequence[Seat]) -> Seat:
 
 def with_workers(plan: Plan, seats: Sequence[Seat], *, more: bool = False) -> Plan:
     """The plan of a run on several devices, from that of the one that decides."""
-    if len(seats) < 2:
+    if len(seats) < 2 and not any(seat.hardware.elsewhere for seat in seats):
         return plan
 
     def anew(hardware: Hardware) -> Plan:

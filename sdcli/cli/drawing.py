@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sdcli import events
-from sdcli.asking import unknown_words
+from sdcli.asking import planning, unknown_words
 from sdcli.asking.planning import PlannedRun
 from sdcli.cli import builtin, plan_screen
 from sdcli.cli.answer import bug_of, say_error, say_note, trace
@@ -51,16 +51,16 @@ if TYPE_CHECKING:
 
 def draw(
     typed: dict[str, Any], planned: PlannedRun, destination: names.Destination, screen: Screen,
-    before: runs.Recovered | None = None, kept: Mapping[int, bytes] | None = None,
+    before: runs.Recovered | None = None, kept: Mapping[int, bytes] | None = None, cluster: Engine | None = None,
 ) -> int:  # fmt: skip
     """Its exit code. `before`: what of the run is there already, where it goes on; `kept`: the last steps that were
-    kept of unfinished batches."""
+    kept of unfinished batches; `cluster`: what draws, where this machine does not."""
     plan, around = planned.plan, environment(planned.plan.hardware)
     done = before.done if before is not None else {}
     journal = runs.reopen(before.run, around) if before is not None else None
     folding = Folding(started=runs.now(), run=destination.run, clock=since_start, environment=around)
     folding.add_recovered(done)
-    happening = _events(planned, typed.get("engine", "local"), done, kept or {})
+    happening = _events(planned, cluster or typed.get("engine", "local"), done, kept or {})
     stored = store(_without(done, happening), destination, environment=around, journal=journal, earlier=done)
     strip = Filmstrip(plan.request.filmstrip, on_saved=screen.strip)
     sinks: tuple[Sink, ...] = (screen.progress, screen.image, strip, *screen.results(folding, destination))
@@ -68,12 +68,13 @@ def draw(
     error = _drain(watch(stored), stored, folding, plan, destination.records) or watch.lost
     happening.close()  # an interruption may have come anywhere; workers end before this process does
     over()
-    finished = _recorded(error, folding, planned, destination)
+    again = _resuming(destination, typed)
+    finished = _recorded(error, folding, planned, destination, again)
     try:
         screen.finish(finished, destination)
     except StdoutLost as lost:
         if finished.error is None:
-            raise _completed(lost, folding, planned, destination) or lost from None
+            raise _completed(lost, folding, planned, destination, again) or lost from None
         say_error(from_json(dict(finished.error)))  # the first error is the run's
     if error is not None and typed.get("debug"):
         trace(error)
@@ -81,18 +82,22 @@ def draw(
 
 
 def _recorded(
-    error: SdcliError | None, folding: Folding, planned: PlannedRun, destination: names.Destination
+    error: SdcliError | None,
+    folding: Folding,
+    planned: PlannedRun,
+    destination: names.Destination,
+    again: str,
 ) -> report.Report:
     """The report, also written to disk. A failure to write it is the run's error only if there was no other."""
-    finished = folding.report(_completed(error, folding, planned, destination))
+    finished = folding.report(_completed(error, folding, planned, destination, again))
     if not os.path.isdir(destination.records):  # it ended before it began
         return finished
     try:
         report.write(finished, destination.records / "report.json")
     except CannotWrite as failed:
         if error is None:
-            failed.hint = _resuming(destination)
-            return folding.report(_completed(failed, folding, planned, destination))
+            failed.hint = again
+            return folding.report(_completed(failed, folding, planned, destination, again))
     remembering.remember(planned.plan, finished)
     return finished
 
@@ -101,7 +106,7 @@ def _recorded(
 
 
 def _events(
-    planned: PlannedRun, engine: str, done: Collection[int], kept: Mapping[int, bytes]
+    planned: PlannedRun, engine: Engine | str, done: Collection[int], kept: Mapping[int, bytes]
 ) -> Generator[Event, None, None]:  # fmt: skip
     yield Planned(plan=planned.plan)
     yield Timed(phase="plan", seconds=since_start() - planned.imported)
@@ -113,7 +118,7 @@ def _events(
     if not planned.plan.jobs and planned.later is None:
         return  # a shard of fewer batches than there are shards
     queued: deque[Queued] = deque()
-    with _engine(planned.plan, engine) as drawing:
+    with _engine(planned.plan, engine) if isinstance(engine, str) else engine as drawing:
         for event in drawing.run(planned.plan, _batches(planned, done, queued), kept):
             while queued:
                 yield queued.popleft()
@@ -182,7 +187,11 @@ def _drain(
 
 
 def _completed(
-    error: SdcliError | None, folding: Folding, planned: PlannedRun, destination: names.Destination
+    error: SdcliError | None,
+    folding: Folding,
+    planned: PlannedRun,
+    destination: names.Destination,
+    again: str,
 ) -> SdcliError | None:
     """The error with what was kept, and how to draw the rest."""
     if error is None:
@@ -191,21 +200,21 @@ def _completed(
     if not error.done and kept:
         error.done = f"{kept} of {total} images in {show(destination.folder, 200)}"
     if isinstance(error, (Interrupted, Terminated)) and not error.hint:
-        error.hint = _going_on(folding, planned, destination)
+        error.hint = _going_on(folding, planned, destination, again)
     return error
 
 
-def _going_on(folding: Folding, planned: PlannedRun, destination: names.Destination) -> str:
+def _going_on(folding: Folding, planned: PlannedRun, destination: names.Destination, again: str) -> str:
     """The line that draws the rest, where anything is left."""
     begun = os.path.isfile(destination.records / runs.JOURNAL)
     if not begun or (all(image.kept for image in folding.images()) and planned.later is None):
         return ""
-    line = _resuming(destination)
-    return line if planned.later is None else f"{line}   (prompts not yet read from stdin are not in it)"
+    return again if planned.later is None else f"{again}   (prompts not yet read from stdin are not in it)"
 
 
-def _resuming(destination: names.Destination) -> str:
-    return f"sdcli resume {found_runs.called(destination.records)}"
+def _resuming(destination: names.Destination, typed: Mapping[str, Any]) -> str:
+    line = f"sdcli resume {found_runs.called(destination.records)}"
+    return line if planning.of_cluster(typed) is None else f"{line} --engine {typed['engine']}"
 
 
 # --- what is shown

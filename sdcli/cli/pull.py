@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -32,6 +32,7 @@ from sdcli.request.options import command as make
 from sdcli.terminal import disk_text, say, show, tell
 
 if TYPE_CHECKING:
+    from sdcli.machine.several import Seat
     from sdcli.record.metadata.read import ImageSettings
 
 _FIELDS = ("revision", "offline", "json", "quiet", "debug")
@@ -220,7 +221,7 @@ def pull_beside(name: HubName, model: Model, what: str, quiet: bool) -> HubName:
 
 
 def plan_with_model(
-    typed: dict[str, Any], image: ImageSettings | None = None, command: str = "generate"
+    typed: dict[str, Any], image: ImageSettings | None = None, command: str = "generate", cluster: Sequence[Seat] = ()
 ) -> PlannedRun:  # fmt: skip
     """generate's plan, with missing files downloaded: only then are a model's true sizes known. `image`: whose settings
     are taken, read already."""
@@ -229,7 +230,7 @@ def plan_with_model(
     def fetch(name: HubName, model: Model, what: str) -> HubName:
         return pull_beside(name, model, what, quiet)
 
-    asked = _planned(typed, fetch, quiet, image, command)
+    asked = _planned(typed, fetch, quiet, image, command, cluster)
     plan = asked.plan
     if plan.model.cached or not plan.fits or typed.get("engine") == "fake":
         return asked
@@ -238,13 +239,14 @@ def plan_with_model(
 
 
 def _planned(
-    typed: dict[str, Any], fetch: Fetch, quiet: bool, image: ImageSettings | None, command: str
+    typed: dict[str, Any], fetch: Fetch, quiet: bool, image: ImageSettings | None, command: str,
+    cluster: Sequence[Seat],
 ) -> PlannedRun:  # fmt: skip
     """What no plan can be made without, a model and a refiner, is downloaded one after the other."""
     pulled: set[str] = set()
     while True:
         try:
-            return plan_for(typed, command, fetch=fetch, image=image)
+            return plan_for(typed, command, fetch=fetch, image=image, cluster=cluster)
         except ModelMissing as error:
             repository = error.details.get("repository")
             if not repository or repository in pulled:

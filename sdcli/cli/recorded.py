@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 
 from sdcli import __version__
@@ -10,8 +11,9 @@ from sdcli.asking.planning import remembered
 from sdcli.errors import DeviceUnusable, DoesNotFit, SdcliError
 from sdcli.machine import several, survey
 from sdcli.machine.hardware import Hardware
-from sdcli.plan.plan import Plan, PlanWarning
-from sdcli.plan.planner import plan_as_recorded
+from sdcli.machine.several import Seat
+from sdcli.plan.plan import Plan, PlanWarning, WorkerPlan
+from sdcli.plan.planner import plan_alike, plan_as_recorded
 from sdcli.plan.refusal import refused
 
 
@@ -51,9 +53,32 @@ def workers_as_recorded(plan: Plan) -> tuple[Plan, float]:
     return replace(plan, version=__version__, workers=tuple(workers), warnings=tuple(warnings)), imported
 
 
-def as_recorded(plan: Plan) -> tuple[Plan, float]:
-    """The plan under its own setup; DoesNotFit or DeviceUnusable where this machine cannot draw so."""
+def as_recorded(plan: Plan, cluster: Sequence[Seat] = ()) -> tuple[Plan, float]:
+    """The plan under its own setup; DoesNotFit or DeviceUnusable where this machine, or the cluster, cannot draw so."""
+    if cluster:
+        return _by_cluster(plan, cluster), 0.0
+    if any(worker.hardware.elsewhere for worker in plan.workers):
+        plan = plan.of(plan.workers[0])
     if plan.workers:
         return workers_as_recorded(plan)
     hardware, imported = hardware_for(plan.setup.device, plan.setup.dtype)
     return plan_as_recorded(plan, hardware, remembered(hardware), version=__version__), imported
+
+
+def _by_cluster(plan: Plan, seats: Sequence[Seat]) -> Plan:
+    """With those of a cluster that can draw the pixels of the run's own."""
+    workers, warnings = [], []
+    error: SdcliError = DeviceUnusable("the cluster has no device of the kind that the run was drawn on")
+    for seat in seats:
+        backend = seat.hardware.backend
+        before = next((own for own in plan.workers or (plan,) if own.hardware.backend == backend), None)
+        own = plan.of(before) if isinstance(before, WorkerPlan) else before
+        now = own and plan_alike(own, seat.hardware, remembered(seat.hardware))
+        if now is not None and now.fits:
+            workers.append(now.worker(seat.name))
+            continue
+        error = refused(now) if now is not None else error
+        warnings.append(PlanWarning(code="left-out", message=f"{seat.name} is left out: {error.message}"))
+    if not workers:
+        raise error
+    return replace(plan, version=__version__, fits=True, workers=tuple(workers), warnings=tuple(warnings))

@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
 from sdcli import __version__
 from sdcli.asking.planning import PlannedRun, engine_of, least, remembered, with_workers
-from sdcli.cli import drawing
+from sdcli.cli import clusters, drawing
 from sdcli.cli.answer import Answered
 from sdcli.cli.recorded import as_recorded, hardware_for
 from sdcli.errors import BadFile, DeviceUnusable, DoesNotFit, ModelMissing, Usage
 from sdcli.machine import several, survey
 from sdcli.machine.environment import PACKAGES
 from sdcli.machine.packages import versions
+from sdcli.machine.several import Seat
 from sdcli.plan.plan import Plan, PlanWarning
 from sdcli.plan.planner import make_plan
 from sdcli.plan.refusal import refused
@@ -38,7 +39,7 @@ def command() -> Callable[..., None]:
 
 
 def _resume(typed: dict[str, Any]) -> None:
-    words, _ = typed.get("words", ()), engine_of(typed)
+    words, _ = typed.get("words", ()), engine_of(typed, cluster=True)
     if len(words) > 1:
         raise Usage(f"resume takes one run, not {len(words)}", hint="sdcli runs")
     records = found_runs.to_resume(words[0] if words else None)
@@ -51,13 +52,14 @@ def _resume(typed: dict[str, Any]) -> None:
         say(f"run {show(before.run.run, 80)} is complete: {there}")
         return
     _check_files(before.run)
-    planned = _planned(before.run, bool(typed.get("replan")), name)
-    screen = drawing.Screen(typed, planned.plan, kept=before.done)
-    if not typed.get("quiet"):
-        say(f"run {show(before.run.run, 80)}: {there}")
-    screen.announce()
-    kept = {} if typed.get("replan") else runs.kept_steps(records)
-    raise Answered(drawing.draw(typed, planned, before.run.destination, screen, before, kept))
+    with clusters.joined(typed) as cluster:
+        planned = _planned(before.run, bool(typed.get("replan")), name, cluster.seats() if cluster is not None else ())
+        screen = drawing.Screen(typed, planned.plan, kept=before.done)
+        if not typed.get("quiet"):
+            say(f"run {show(before.run.run, 80)}: {there}")
+        screen.announce()
+        kept = {} if typed.get("replan") else runs.kept_steps(records)
+        raise Answered(drawing.draw(typed, planned, before.run.destination, screen, before, kept, cluster))
 
 
 def _check_files(run: RecordedRun) -> None:
@@ -73,9 +75,9 @@ def _check_files(run: RecordedRun) -> None:
     )
 
 
-def _planned(run: RecordedRun, anew: bool, name: str) -> PlannedRun:
+def _planned(run: RecordedRun, anew: bool, name: str, cluster: Sequence[Seat]) -> PlannedRun:
     try:
-        plan, imported = _anew(run.plan) if anew else as_recorded(run.plan)
+        plan, imported = _anew(run.plan, cluster) if anew else as_recorded(run.plan, cluster)
         if not plan.fits:
             raise refused(plan)
     except (DoesNotFit, DeviceUnusable) as error:
@@ -85,8 +87,10 @@ def _planned(run: RecordedRun, anew: bool, name: str) -> PlannedRun:
     return PlannedRun(replace(plan, warnings=(*plan.warnings, *_other_versions(run.environment))), imported=imported)
 
 
-def _anew(plan: Plan) -> tuple[Plan, float]:
-    seats = several.seats(plan.request.devices, survey.look()) if plan.request.devices is not None else ()
+def _anew(plan: Plan, cluster: Sequence[Seat]) -> tuple[Plan, float]:
+    seats = cluster
+    if not seats and plan.request.devices is not None:
+        seats = several.seats(plan.request.devices, survey.look())
     hardware, imported = hardware_for(plan.request.device, None) if not seats else (least(seats).hardware, 0.0)
     fresh = make_plan(
         plan.request, plan.model, hardware, remembered(hardware), jobs=plan.jobs, version=__version__,

@@ -15,7 +15,7 @@ class Hardware:
 
     device: str  # as torch names it: cpu | cuda:0 | xpu:0 | mps
     name: str
-    source: str  # nvml | sysfs | torch | os | as-if
+    source: str  # nvml | sysfs | torch | os | as-if | ray: on another machine
     total: int
     free: int
     ram_total: int
@@ -47,6 +47,11 @@ class Hardware:
     def shares_memory(self) -> bool:
         """Whether device and host are one memory, so that everything counts once."""
         return self.integrated or self.kind in ("cpu", "mps")
+
+    @property
+    def elsewhere(self) -> bool:
+        """Whether it is another machine's: nothing can be tried on it from here."""
+        return self.source == "ray"
 
     def tried(self, dtype: str) -> Trial | None:
         """The trial, if it was made in this number type."""

@@ -98,7 +98,7 @@ def choose(device: str, survey: Survey) -> Hardware:
 
 def gpu_warning(hardware: Hardware, asked: str = "auto", survey: Survey | None = None) -> Notice | None:
     """Why the plan is for the CPU although there is a GPU; None where the CPU was asked for."""
-    if hardware.kind != "cpu" or hardware.source == "as-if" or asked.strip().lower() == "cpu":
+    if hardware.kind != "cpu" or hardware.source == "as-if" or hardware.elsewhere or asked.strip().lower() == "cpu":
         return None
     return gpu_problem(survey or look())
 

@@ -77,7 +77,7 @@ def _own(
 ) -> Plan | None:  # fmt: skip
     if not alike:
         return None
-    if hardware.device == alike[0].hardware.device:  # another process on the same CPU
+    if hardware.device == alike[0].hardware.device and not hardware.elsewhere:  # another process on the same CPU
         return alike[0]
     for before in alike:
         if before.slowdown == 1.0 and _as_good(hardware, before.hardware):  # it has the fastest setup there is

@@ -163,8 +163,9 @@ SCREEN: tuple[Option, ...] = (
     Option(field="quiet", flags=("-q", "--quiet"), switch=True, panel=OUTPUT, help="Print only results and errors."),
     Option(field="verbose", flags=("-v", "--verbose"), switch=True, panel=OUTPUT, help="Print the whole report."),
     Option(field="debug", flags=("--debug",), switch=True, panel=OUTPUT, help="Show tracebacks."),
-    Option(field="engine", flags=("--engine",), metavar="NAME", choices=("local", "fake"), panel=OUTPUT, hidden=True,
-           help="fake draws a gradient in milliseconds, to try things out."),
+    Option(field="engine", flags=("--engine",), metavar="NAME", choices=("local", "fake", "ray"), panel=OUTPUT,
+           help="What draws: local, fake (a gradient in milliseconds, to try things out), or for generate "
+           "and resume ray[=ADDRESS], the nodes of a Ray cluster."),
 )  # fmt: skip
 SAVE_CONTROL = Option(
     field="save_control", flags=("--save-control",), switch=True, panel=OUTPUT,

@@ -8,9 +8,9 @@ import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
-from typing import Any
+from typing import Any, Self
 
-from sdcli.errors import Bug, SdcliError
+from sdcli.errors import Bug, Cancelled, SdcliError
 from sdcli.events import Decoded, Degraded, Done, Event, Failed, Warned
 from sdcli.machine.hardware import Hardware
 from sdcli.plan.batches import Batch
@@ -44,7 +44,7 @@ class Pool:
         self, plan: Plan, batches: Iterable[Batch] | None = None, kept: Mapping[int, bytes] | None = None
     ) -> Iterator[Event]:
         """What is not drawn when the last worker gives up is missing, and its error is the run's."""
-        run = _Run(plan, plan.numbered() if batches is None else batches, self._worker)
+        run = _Run(plan, plan.numbered() if batches is None else batches, self._worker, self._newcomers)
         try:
             yield from run.events()
         finally:
@@ -57,11 +57,15 @@ class Pool:
         for worker in self._workers.values():
             worker.close()
 
-    def __enter__(self) -> Pool:
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_: object) -> None:
         self.close()
+
+    def _newcomers(self, plan: Plan) -> Iterable[WorkerPlan | Warned]:
+        """Workers that were not there when the run began."""
+        return ()
 
     def _worker(self, own: WorkerPlan) -> Worker:
         """It keeps what it loaded from one run to the next."""
@@ -69,30 +73,31 @@ class Pool:
 
 
 class _Run:
-    def __init__(self, plan: Plan, batches: Iterable[Batch], worker: Callable[[WorkerPlan], Worker]) -> None:
+    def __init__(
+        self, plan: Plan, batches: Iterable[Batch], worker: Callable[[WorkerPlan], Worker],
+        newcomers: Callable[[Plan], Iterable[WorkerPlan | Warned]],
+    ) -> None:  # fmt: skip
         self.happening: queue.Queue[Event | None] = queue.Queue(WAITING)  # None: a worker has ended
         self.sharing = SharingOut(batches, [own.name for own in plan.workers])
         self.error: SdcliError | None = None  # why the last worker that gave up did
         self.stopping = False
         self._looked = 0.0
-        self._seats = [_Seat(self, plan.of(own), own.name, worker(own)) for own in plan.workers]
+        self._plan, self._worker, self._newcomers = plan, worker, newcomers
+        self._seats = [self._seat(own) for own in plan.workers]
 
     def events(self) -> Iterator[Event]:
         environment: dict[str, Any] = {}
         for seat in self._seats:
             seat.start()
-        drawing = len(self._seats)
-        while drawing:
-            self._look()
+        while self._going_on():
+            yield from self._look()
             try:
                 event = self.happening.get(timeout=LOOK)
             except queue.Empty:
                 continue
-            if event is None:
-                drawing -= 1
-            elif isinstance(event, Done):
+            if isinstance(event, Done):
                 environment |= event.environment
-            else:
+            elif event is not None:
                 yield event
         if self.sharing.error is not None:
             raise self.sharing.error
@@ -100,12 +105,36 @@ class _Run:
             raise self.error
         yield Done(environment=environment)
 
-    def _look(self) -> None:
-        """Ends workers that have said nothing for too long; not at each event, of which a second may have thousands."""
-        if time.monotonic() - self._looked > LOOK:
-            self._looked = time.monotonic()
-            for seat in self._seats:
-                seat.worker.end_if_stuck(seat.plan)
+    def outrun(self, one: Taken) -> None:
+        """Whoever else is at this batch, and at nothing that is still to be drawn, has no need to go on."""
+        for seat in self._seats:
+            if one in seat.taken and seat.outrun:
+                seat.worker.cancel()
+
+    def _going_on(self) -> bool:
+        """Nobody waits for a worker that has not started yet, or draws what another was faster with."""
+        if not self.happening.empty() or any(seat.drawing for seat in self._seats):
+            return True
+        return self.sharing.left and any(not seat.over for seat in self._seats)
+
+    def _seat(self, own: WorkerPlan) -> _Seat:
+        return _Seat(self, self._plan.of(own), own.name, self._worker(own))
+
+    def _look(self) -> Iterator[Event]:
+        """Ends workers that have said nothing for too long, and takes those that have come; not at each event, of which
+        a second may have thousands."""
+        if time.monotonic() - self._looked < LOOK:
+            return
+        self._looked = time.monotonic()
+        for seat in self._seats:
+            seat.worker.end_if_stuck(seat.plan)
+        for new in self._newcomers(self._plan) if self.sharing.left else ():
+            if isinstance(new, Warned):
+                yield new
+                continue
+            self.sharing.join(new.name)
+            self._seats.append(self._seat(new))
+            self._seats[-1].start()
 
     def say(self, event: Event | None) -> None:
         while True:
@@ -135,14 +164,19 @@ class _Seat(threading.Thread):
         super().__init__(name=name, daemon=True)
         self.plan = plan  # with the setup of the fallback that it is on
         self.worker = worker
+        self.taken: Sequence[Taken] = ()
+        self.over = False
         self._run = run
         self._deaths = 0
         self._at: Taken | None = None  # what it is drawing
+        self._ready = False
 
     def run(self) -> None:
         try:
-            while taken := self._run.sharing.take(self.name, self._seconds):
+            while self._readied() and (taken := self._run.sharing.take(self.name, self._seconds)):
+                self.taken = taken
                 self._serve(taken)
+                self.taken = ()
         except SdcliError as error:
             self._give_up(error)
         except Exception as error:
@@ -150,6 +184,28 @@ class _Seat(threading.Thread):
         finally:
             self._run.sharing.leave(self.name)
             self._run.say(None)
+            self.over = True
+
+    @property
+    def drawing(self) -> bool:
+        """Whether it may still say something that counts."""
+        return not self.over and self._ready and not self.outrun
+
+    @property
+    def outrun(self) -> bool:
+        """Whether others have drawn all that it is at."""
+        return all(one.over for one in self.taken) and any(one.drawn_by != self.name for one in self.taken)
+
+    def _readied(self) -> bool:
+        """What it takes meanwhile, others would have to wait for."""
+        self._ready = False
+        while not self._ready and not self._run.stopping:
+            try:
+                self.worker.ready()
+                self._ready = True
+            except Died as died:
+                self._lost((), died)
+        return self._ready
 
     @property
     def _seconds(self) -> float:
@@ -161,9 +217,10 @@ class _Seat(threading.Thread):
             self._draw(taken)
         except Died as died:
             self._lost(taken, died)
-        except BaseException:
-            self._run.sharing.give_back(taken)
-            if not self._run.stopping:  # else it was cancelled, from here
+        except BaseException as error:
+            self._run.sharing.give_back(self.name, taken)
+            # else it was cancelled from here: the run is stopped, or another was faster
+            if not self._run.stopping and not isinstance(error, Cancelled):
                 raise
         else:
             self._run.sharing.drew(self.name, len(taken), time.monotonic() - began)
@@ -182,14 +239,16 @@ class _Seat(threading.Thread):
             if isinstance(event, Degraded):
                 self.plan = fallen_back(self.plan, event.after)  # the others go on as planned
             if one is not None and isinstance(event, (Decoded, Failed)):
-                if event.index in one.done:
-                    continue  # drawn before its worker died
-                one.done.add(event.index)
                 self._deaths = 0
+                if not self._run.sharing.is_first(one, event.index, self.name):
+                    continue  # drawn before its worker died, or by another that was faster
+            elif one is not None and one.by[-1:] != [self.name]:
+                continue  # another draws it too: of two that count steps, one is heard
             self._run.say(event)
             if one is not None and one.over:
                 self._run.sharing.finished(one)
-            if self._run.stopping:  # it came before the worker had anything to cancel
+                self._run.outrun(one)
+            if self._run.stopping or self.outrun:  # it came before the worker had anything to cancel
                 self.worker.cancel()
 
     def _lost(self, taken: Sequence[Taken], died: Died) -> None:
@@ -202,7 +261,7 @@ class _Seat(threading.Thread):
             blamed.tries, blamed.last = blamed.tries + 1, self.name
             if blamed.tries >= TRIES:
                 self._fail(blamed, died.error)
-        self._run.sharing.give_back(one for one in left if not one.over)
+        self._run.sharing.give_back(self.name, [one for one in left if not one.over])
         if self._deaths >= DEATHS:
             raise died.error
         self._run.say(
@@ -212,8 +271,7 @@ class _Seat(threading.Thread):
     def _fail(self, one: Taken, error: SdcliError) -> None:
         number, jobs = one.batch
         for job in jobs:
-            if job.index not in one.done:
-                one.done.add(job.index)
+            if self._run.sharing.is_first(one, job.index, self.name):
                 self._run.say(Failed(worker=self.name, batch=number, index=job.index, error=error.to_json()))
         self._run.sharing.finished(one)
 

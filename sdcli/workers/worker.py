@@ -14,7 +14,7 @@ import time
 from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, Protocol
 
 from sdcli import events, schema
 from sdcli.errors import Bug, OutOfMemory, SdcliError, from_json
@@ -44,13 +44,27 @@ class Died(Exception):
         self.error = error
 
 
+class Process(Protocol):
+    """What takes orders: a process here, or one on another machine."""
+
+    stdin: IO[bytes] | None
+    stdout: IO[bytes] | None
+    pid: int
+
+    def poll(self) -> int | None: ...
+
+    def wait(self, timeout: float | None = None) -> int: ...
+
+    def kill(self) -> None: ...
+
+
 class Worker:
     """Draws plans like an engine. Its process starts with the first, and again after it has died."""
 
     def __init__(self, engine: str = "local", command: Sequence[str] = CHILD) -> None:
         self.engine = engine
         self.command = command
-        self.process: subprocess.Popen[bytes] | None = None
+        self.process: Process | None = None
         self.starts = 0
         self._models: dict[str, Held] = {}  # that the process has loaded, least recently used first
         self._device = 0  # bytes of a GPU that the process has taken, and its name
@@ -66,6 +80,9 @@ class Worker:
     def start(self) -> None:
         """Its process imports what it draws with while other things are done here."""
         self._running()
+
+    def ready(self) -> None:
+        """Waits until it can take an order: a process here starts with its first."""
 
     def run(
         self, plan: Plan, batches: Iterable[Batch] | None = None, kept: Mapping[int, bytes] | None = None
@@ -132,7 +149,7 @@ class Worker:
     def cancel(self) -> None:
         """Ends what is being drawn, after the step it is at. May be called from any thread."""
         if self._drawing is not None:
-            with contextlib.suppress(Died):
+            with contextlib.suppress(Died, SdcliError):
                 self._write({"cancel": self._drawing})
 
     def without_own(self, hardware: Hardware) -> Hardware:
@@ -178,6 +195,9 @@ class Worker:
 
     def close(self) -> None:
         """Ends the process, by force where it does not end by itself."""
+        self._end()
+
+    def _end(self) -> None:
         process, self.process = self.process, None
         if process is None:
             return
@@ -201,23 +221,23 @@ class Worker:
 
     # --- the process
 
-    def _alive(self) -> subprocess.Popen[bytes] | None:
+    def _alive(self) -> Process | None:
         process = self.process
         return process if process is not None and process.poll() is None else None
 
-    def _running(self) -> subprocess.Popen[bytes]:
+    def _running(self) -> Process:
         if process := self._alive():
             return process
-        self.close()
-        self._stderr = tempfile.TemporaryFile()  # noqa: SIM115 - open as long as the process
-        self.process = subprocess.Popen(
-            [*self.command, self.engine], stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self._stderr,
-            env=environment(), **own_group(),
-        )  # fmt: skip
+        self._end()
+        self.process = self._start()
         self.starts += 1
         self._models, self._device = {}, 0
         self._because = ""
         return self.process
+
+    def _start(self) -> Process:
+        self._stderr = tempfile.TemporaryFile()  # noqa: SIM115 - open as long as the process
+        return started([*self.command, self.engine], self._stderr)
 
     def _write(self, order: Mapping[str, Any]) -> None:
         process = self.process
@@ -229,7 +249,7 @@ class Worker:
             except (OSError, ValueError):
                 raise self._died(process) from None
 
-    def _events(self, process: subprocess.Popen[bytes]) -> Iterator[Event]:
+    def _events(self, process: Process) -> Iterator[Event]:
         assert process.stdout is not None
         while True:
             try:
@@ -252,7 +272,7 @@ class Worker:
             else:
                 return
 
-    def _died(self, process: subprocess.Popen[bytes], because: str = "") -> Died:
+    def _died(self, process: Process, because: str = "") -> Exception:
         code = process.wait()
         because = because or self._because
         if code == KILLED and not because:
@@ -262,9 +282,20 @@ class Worker:
 
     def _last_words(self) -> str:
         assert self._stderr is not None
-        self._stderr.seek(0)
-        lines = self._stderr.read()[-10_000:].decode(errors="replace").strip().splitlines()
-        return show(lines[-1], 200) if lines else ""
+        return last_words(self._stderr)
+
+
+def started(command: Sequence[str], stderr: IO[bytes]) -> subprocess.Popen[bytes]:
+    """A process that takes orders."""
+    return subprocess.Popen(
+        command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=stderr, env=environment(), **own_group()
+    )
+
+
+def last_words(stderr: IO[bytes]) -> str:
+    stderr.seek(0)
+    lines = stderr.read()[-10_000:].decode(errors="replace").strip().splitlines()
+    return show(lines[-1], 200) if lines else ""
 
 
 def environment() -> dict[str, str]:

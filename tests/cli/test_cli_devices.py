@@ -185,6 +185,23 @@ def test_what_is_no_list_of_devices_is_refused(four: Survey, text: str) -> None:
     assert refused.value.hint.startswith("--devices ")
 
 
+def test_what_does_not_go_with_a_cluster_is_refused(
+    capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for words, said in (
+        (("generate", "a cat", "--engine", "ray", "--devices", "all"), "--devices does not go with --engine ray"),
+        (("generate", "a cat", "--engine", "ray=10.0.0.1:6379", "--keep-steps"), "--keep-steps does not go with"),
+        (("bench", "--quick", "--engine", "ray"), "--engine ray is for generate and resume"),
+        (("generate", "a cat", "--engine", "rya"), "--engine ray"),
+    ):
+        refused = sdcli(capfd, *words)
+        assert refused.code == 2 and said in refused.err
+    monkeypatch.setattr("sdcli.machine.packages.has", lambda name: False)
+    refused = sdcli(capfd, "generate", "a cat", "--engine", "ray=10.0.0.1:6379")
+    assert refused.code == 2 and "needs a package that is not installed" in refused.err
+    assert "ray>=2.60" in refused.err and not Path("sdcli-images").exists()
+
+
 def test_what_does_not_go_with_several_devices_is_refused(capfd: pytest.CaptureFixture[str]) -> None:
     for words, said in ((("--device", "cpu"), "--device does not go"), (("--keep-steps",), "--keep-steps does not go")):
         refused = sdcli(capfd, "generate", "a cat", *FAKE, "--devices", "cpu:2x1", *words)

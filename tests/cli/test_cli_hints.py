@@ -109,8 +109,8 @@ def test_completion_is_installed_without_naming_a_shell(capfd: pytest.CaptureFix
 
 
 def test_an_option_that_is_not_shown_is_not_offered(capfd: pytest.CaptureFixture[str]) -> None:
-    done = sdcli(capfd, "generate", "cat", "--enginee", "fake")
-    assert done.code == 2 and "no option --enginee" in done.err and "--engine," not in done.err + ","
+    done = sdcli(capfd, "generate", "cat", "--preview-evry", "2")
+    assert done.code == 2 and "no option --preview-evry" in done.err and "--preview-every," not in done.err + ","
 
 
 def test_an_engine_that_does_not_exist_is_refused(capfd: pytest.CaptureFixture[str]) -> None:

@@ -148,3 +148,12 @@ def test_a_worker_stays_on_its_fallback_and_the_others_on_the_plan() -> None:
     by_one = [event.setup for event in events if isinstance(event, Decoded) and event.worker == "one"]
     assert by_one[1:] == [lower] * (len(by_one) - 1)  # the fake engine draws the first as planned all the same
     assert {event.setup for event in events if isinstance(event, Decoded) and event.worker == "two"} <= {of.setup}
+
+
+def test_at_the_end_an_idle_worker_draws_what_takes_another_too_long(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sdcli.scale.pool.GRACE", 0.1)  # it would sleep for a minute
+    of = planned(6, "slow", "fast")
+    events = list(drawn(each(slow=("--seconds", "60")), of))
+    assert pixels(events) == alone(of)
+    assert {event.worker for event in events if isinstance(event, Decoded)} == {"fast"}
+    assert not any(isinstance(event, Warned) for event in events) and not children()

@@ -54,7 +54,7 @@ def test_what_a_worker_lost_is_drawn_next_and_alone_by_another() -> None:
     taken = sharing.take("one", 1.0)
     for one in taken:
         one.tries, one.last = 1, "one"
-    sharing.give_back(taken)
+    sharing.give_back("one", taken)
     assert numbers(sharing.take("one", 1.0)) == [1]  # not the one that it died of
     assert numbers(sharing.take("two", 1.0)) == [0]
 
@@ -63,9 +63,26 @@ def test_the_last_worker_tries_what_it_died_of_again() -> None:
     sharing = SharingOut(batches(1), ["one", "two"])
     taken = sharing.take("one", 1.0)
     taken[0].last = "one"
-    sharing.give_back(taken)
+    sharing.give_back("one", taken)
     sharing.leave("two")
     assert sharing.take("one", 1.0) == taken
+
+
+def test_what_takes_another_much_longer_is_drawn_a_second_time_and_goes_back_only_when_both_lost_it() -> None:
+    sharing = SharingOut(batches(1), ["slow", "fast", "new"])
+    (taken,) = sharing.take("slow", 1.0)
+    sharing.drew("fast", 10, 1.0)
+    while not sharing._ended:
+        pass
+    assert sharing._next("fast", 1.0) == []  # it was taken just now
+    taken.since -= 3600
+    assert sharing._next("new", 1.0) == [] and sharing._next("slow", 1.0) == []
+    assert sharing.take("fast", 1.0) == [taken] and taken.by == ["slow", "fast"]
+    assert sharing.is_first(taken, 0, "fast") and not sharing.is_first(taken, 0, "slow")
+    sharing.give_back("fast", [taken])
+    assert taken.by == ["slow"] and not sharing._again and sharing.left
+    sharing.give_back("slow", [taken])
+    assert sharing.take("new", 1.0) == [taken]
 
 
 def test_an_idle_worker_waits_for_what_others_may_lose() -> None:
@@ -73,7 +90,7 @@ def test_an_idle_worker_waits_for_what_others_may_lose() -> None:
     taken, found = sharing.take("one", 1.0), []
     waiting = threading.Thread(target=lambda: found.extend(sharing.take("two", 1.0)))
     waiting.start()
-    sharing.give_back(taken)
+    sharing.give_back("one", taken)
     waiting.join(30)
     assert found == taken
 
