@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import io
+import json
 import os
 import random
 import resource
@@ -15,6 +16,7 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 from unittest import mock
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -23,13 +25,15 @@ if str(ROOT) not in sys.path:
 
 import psutil  # noqa: E402
 
-from scripts import forked  # noqa: E402
+from scripts import forked, random_plans  # noqa: E402
 from sdcli import __version__, events, schema  # noqa: E402
 from sdcli.asking import sharing  # noqa: E402
 from sdcli.draw import fake  # noqa: E402
 from sdcli.files import Unsynced  # noqa: E402
+from sdcli.machine import processor  # noqa: E402
 from sdcli.plan.batches import Batch  # noqa: E402
 from sdcli.plan.plan import Plan  # noqa: E402
+from sdcli.plan.processes import divisions  # noqa: E402
 from sdcli.record import found_runs, merging, runs  # noqa: E402
 from sdcli.record import report as reports  # noqa: E402
 from sdcli.record.report import Folding  # noqa: E402
@@ -44,12 +48,15 @@ NAME = "scale"
 CLAIM = (
     "Workers are killed 300 times while they draw 2,000 images on the fake engine, and 20 runs of two workers are "
     "killed themselves and resumed: each image is there exactly once, whole, with its own pixels, and no process is "
-    "left. With 20 ms an image up to 64 workers are kept busy. A list of a million prompts is shared out so that "
-    "every job is in exactly one shard, without the list in memory."
+    "left. With 20 ms an image up to 64 workers are kept busy. Random lists on random sets of devices of unlike size "
+    "and make are drawn as by one, each worker within its memory, and devices of one kind draw equal pixels. A list of "
+    "a million prompts is shared out so that every job is in exactly one shard, without the list in memory, and a run "
+    "of a million takes no more memory than one of ten thousand."
 )
 
-IMAGES, KILLS, RUNS = 2_000, 300, 20
+IMAGES, KILLS, RUNS, PLANS = 2_000, 300, 20, 300
 JOB = 0.02  # seconds of an image
+AS_GOOD = 0.9  # what is chosen, beside the best there is
 BUSY = 0.95  # of what so many workers could draw at most
 MILLION = 1_000_000
 MOST_MICROSECONDS, MOST_BYTES = 50.0, 300e6
@@ -191,6 +198,48 @@ def busy(workers: int, seconds: float = 5.0) -> Row:
     share = drawn / took / most
     said = f"{drawn / took:,.0f} images/s, {share:.0%} of as many engines alone"
     return f"{workers} workers, {JOB * 1000:.0f} ms an image", said, f"{BUSY:.0%}", share >= BUSY
+
+
+# --- plans
+
+
+def random_sets(count: int = PLANS, seed: int = 4) -> Row:
+    """Each batch in exactly one worker, no plan beyond its memory, alike devices alike, the pixels of one worker."""
+    found = list(random_plans.checked(count, seed))
+    wrong = [one for each in found for one in each.wrong]
+    drawn, workers = [each.images for each in found if each.images], sum(each.workers for each in found)
+    seen = f"{workers:,} workers; {sum(drawn):,} images of {len(drawn)} plans drawn; {len(wrong)} wrong" + _first(wrong)
+    return f"{count} random lists on random devices", seen, "0 wrong", not wrong
+
+
+# --- one CPU
+
+
+def divided(images: int = 16, steps: int = 8) -> Row:
+    """The built-in model in every division of the threads, and what cpu:auto chooses by itself."""
+    possible = divisions(processor.read().threads, images)
+    with tempfile.TemporaryDirectory() as made:
+        words = ["generate", "a cat", "--seed", f"1..{images}", "-s", str(steps), "-q", "--json", "-o", made]
+        chosen = _report([*words, "--devices", "cpu:auto"], made)
+        rates = {str(one): _rate(_report([*words, "--devices", str(one)], made)) for one in possible}
+    (because,) = [one["message"] for one in chosen["plan"]["warnings"] if one["code"] == "processes"]
+    taken, best = rates[because.partition(": ")[0]], max(rates.values())
+    seen = ", ".join(f"{one} {rate:.2f} images/s" for one, rate in rates.items()) + f"; chosen: {because}"
+    return "--devices cpu:auto", seen, f"{AS_GOOD:.0%} of the best", taken >= AS_GOOD * best
+
+
+def _report(words: Sequence[str], home: str) -> dict[str, Any]:
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "SDCLI_HOME": f"{home}/home"}
+    said = subprocess.run([sys.executable, "-P", "-m", "sdcli", *words], env=environment, stdout=subprocess.PIPE)
+    report: dict[str, Any] = json.loads(said.stdout)
+    return report
+
+
+def _rate(report: dict[str, Any]) -> float:
+    """Images a second while they are drawn, without starting and loading."""
+    parts = ("encode_seconds", "denoise_seconds", "decode_seconds")
+    alone = sum(batch[part] for batch in report["batches"] for part in parts)
+    return len(report["images"]) / max((one["seconds"] for one in report["workers"]), default=alone)  # type: ignore[no-any-return]
 
 
 # --- lists
@@ -393,6 +442,8 @@ def main() -> list[Row]:
         killed(),
         drivers(),
         *(busy(workers) for workers in (1, 2, 4, 8, 16, 32, 64)),
+        random_sets(),
+        divided(),
         shared_out(),
         *million(),
         *records(),

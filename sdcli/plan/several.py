@@ -1,7 +1,8 @@
 """One plan for several workers: what can move a pixel is decided once, the rest for each device by itself.
 
 Among devices of one kind the one with the least memory decides, for what it can do the others can too: so an image has
-the same pixels whichever of them draws it, as far as they compute alike. A CPU and a GPU never do.
+the same pixels whichever of them draws it, as far as they compute alike. A CPU and a GPU never do, nor does a GPU that
+cannot compute in the others' number type: there the least of those decides.
 """
 
 from __future__ import annotations
@@ -28,19 +29,21 @@ def together(
     warnings: list[PlanWarning] = []
     backends = dict.fromkeys(hardware.backend for _, hardware in seats)
     for backend in sorted(backends, key=lambda one: one != plan.hardware.backend):
-        lead: Plan | None = None
+        own_leads: list[Plan] = []
         for name, hardware in sorted(seats, key=lambda seat: seat[1].free):
             if hardware.backend != backend:
                 continue
-            own = _own(lead, hardware, remembered, more) or (
-                plan if lead is None and hardware.device == plan.hardware.device else anew(hardware)
-            )
+            alike = (_own(lead, hardware, remembered, more) for lead in own_leads)
+            own = next((one for one in alike if one is not None), None)
+            first = own is None
+            if own is None:
+                own = plan if not own_leads and hardware.device == plan.hardware.device else anew(hardware)
             if not own.fits:
                 warnings.append(PlanWarning(code="left-out", message=f"{name} is left out: {refused(own).message}"))
                 continue
-            lead = lead or own
+            own_leads += [own] if first else []
             workers[name] = own.worker(name)
-        leads += [lead] if lead is not None else []
+        leads += own_leads
     if not leads:
         return plan
     ordered = tuple(workers[name] for name, _ in seats if name in workers)
@@ -49,10 +52,8 @@ def together(
 
 
 def _own(
-    lead: Plan | None, hardware: Hardware, remembered: Callable[[Hardware], Mapping[str, Any]], more: bool
+    lead: Plan, hardware: Hardware, remembered: Callable[[Hardware], Mapping[str, Any]], more: bool
 ) -> Plan | None:  # fmt: skip
-    if lead is None:
-        return None
     if hardware.device == lead.hardware.device:  # another process on the same CPU
         return lead
     return plan_alike(lead, hardware, remembered(hardware), more=more)
