@@ -12,7 +12,7 @@ import json
 import math
 import types
 import typing
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, TypeVar
 
 from sdcli.errors import BadFile
@@ -31,20 +31,31 @@ def renamed(key: str, **kwargs: Any) -> Any:
     return dataclasses.field(metadata={"key": key}, **kwargs)
 
 
+_PLAIN = frozenset((str, int, bool, type(None)))
+
+
 def to_json(value: Any, whole: bool = False) -> Any:
+    if type(value) in _PLAIN:
+        return value
+    if isinstance(value, (tuple, list)):
+        return [to_json(item, whole) for item in value]
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         return {
-            field.metadata.get("key", field.name): to_json(getattr(value, field.name), whole)
-            for field in dataclasses.fields(value)
-            if whole or not field.metadata.get("transient")
+            key: item if type(item := getattr(value, name)) in _PLAIN else to_json(item, whole)
+            for name, key in _keys(type(value), whole)
         }
     if isinstance(value, Mapping):
         return {str(key): to_json(item, whole) for key, item in value.items()}
-    if isinstance(value, (tuple, list)):
-        return [to_json(item, whole) for item in value]
     if isinstance(value, float) and not math.isfinite(value):
         return None
     return value
+
+
+@functools.cache
+def _keys(cls: type, whole: bool) -> tuple[tuple[str, str], ...]:
+    """The names of its fields, and what they are called in JSON."""
+    fields = [field for field in dataclasses.fields(cls) if whole or not field.metadata.get("transient")]
+    return tuple((field.name, field.metadata.get("key", field.name)) for field in fields)
 
 
 @functools.cache
@@ -95,9 +106,9 @@ def _read(hint: Any, data: Any, at: str, whole: bool) -> Any:
         if data in arguments:
             return data
         raise _Wrong(f"{at} should be one of {', '.join(map(str, arguments))}, not {_shown(data)}")
-    if origin is tuple:
+    if origin in (tuple, Sequence):
         items = _typed(list, data, at)
-        if len(arguments) == 2 and arguments[1] is Ellipsis:
+        if origin is Sequence or arguments[1:] == (Ellipsis,):
             return tuple(_read(arguments[0], item, f"{at}[{i}]", whole) for i, item in enumerate(items))
         if len(items) != len(arguments):
             raise _Wrong(f"{at} should have {len(arguments)} values, not {len(items)}")

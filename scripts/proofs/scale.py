@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 import io
+import json
 import os
 import random
 import resource
@@ -14,6 +16,7 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 from unittest import mock
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -22,34 +25,43 @@ if str(ROOT) not in sys.path:
 
 import psutil  # noqa: E402
 
-from scripts import forked  # noqa: E402
-from sdcli import __version__, events  # noqa: E402
+from scripts import forked, random_plans  # noqa: E402
+from sdcli import __version__, events, schema  # noqa: E402
 from sdcli.asking import sharing  # noqa: E402
 from sdcli.draw import fake  # noqa: E402
+from sdcli.files import Unsynced  # noqa: E402
+from sdcli.machine import processor  # noqa: E402
 from sdcli.plan.batches import Batch  # noqa: E402
 from sdcli.plan.plan import Plan  # noqa: E402
-from sdcli.record import found_runs, runs  # noqa: E402
+from sdcli.plan.processes import divisions  # noqa: E402
+from sdcli.record import found_runs, merging, runs  # noqa: E402
+from sdcli.record import report as reports  # noqa: E402
 from sdcli.record.report import Folding  # noqa: E402
 from sdcli.record.sinks.progress import RunProgress  # noqa: E402
 from sdcli.record.store import store  # noqa: E402
 from sdcli.request import prompt_files  # noqa: E402
-from sdcli.request.request import Request, Shard  # noqa: E402
+from sdcli.request.request import Job, Request, Shard  # noqa: E402
 from sdcli.scale.pool import Pool  # noqa: E402
-from tests.record.record_samples import destination, job, plan  # noqa: E402
+from tests.record.record_samples import RUN, destination, job, plan  # noqa: E402
 
 NAME = "scale"
 CLAIM = (
     "Workers are killed 300 times while they draw 2,000 images on the fake engine, and 20 runs of two workers are "
     "killed themselves and resumed: each image is there exactly once, whole, with its own pixels, and no process is "
-    "left. With 20 ms an image up to 64 workers are kept busy. A list of a million prompts is shared out so that "
-    "every job is in exactly one shard, without the list in memory."
+    "left. With 20 ms an image up to 64 workers are kept busy. Random lists on random sets of devices of unlike size "
+    "and make are drawn as by one, each worker within its memory, and devices of one kind draw equal pixels. A list of "
+    "a million prompts is shared out so that every job is in exactly one shard, without the list in memory, and a run "
+    "of a million takes no more memory than one of ten thousand."
 )
 
-IMAGES, KILLS, RUNS = 2_000, 300, 20
+IMAGES, KILLS, RUNS, PLANS = 2_000, 300, 20, 300
 JOB = 0.02  # seconds of an image
+AS_GOOD = 0.9  # what is chosen, beside the best there is
 BUSY = 0.95  # of what so many workers could draw at most
 MILLION = 1_000_000
 MOST_MICROSECONDS, MOST_BYTES = 50.0, 300e6
+RECORDS, MOST_OF_RESUME, MOST_OF_MERGE = 40_000, 2_000, 8_000  # images, and bytes for each
+LINKS = 10_000  # names of one file; most file systems have room for more
 
 Row = tuple[str, str, str, bool | None]
 
@@ -188,6 +200,48 @@ def busy(workers: int, seconds: float = 5.0) -> Row:
     return f"{workers} workers, {JOB * 1000:.0f} ms an image", said, f"{BUSY:.0%}", share >= BUSY
 
 
+# --- plans
+
+
+def random_sets(count: int = PLANS, seed: int = 4) -> Row:
+    """Each batch in exactly one worker, no plan beyond its memory, alike devices alike, the pixels of one worker."""
+    found = list(random_plans.checked(count, seed))
+    wrong = [one for each in found for one in each.wrong]
+    drawn, workers = [each.images for each in found if each.images], sum(each.workers for each in found)
+    seen = f"{workers:,} workers; {sum(drawn):,} images of {len(drawn)} plans drawn; {len(wrong)} wrong" + _first(wrong)
+    return f"{count} random lists on random devices", seen, "0 wrong", not wrong
+
+
+# --- one CPU
+
+
+def divided(images: int = 16, steps: int = 8) -> Row:
+    """The built-in model in every division of the threads, and what cpu:auto chooses by itself."""
+    possible = divisions(processor.read().threads, images)
+    with tempfile.TemporaryDirectory() as made:
+        words = ["generate", "a cat", "--seed", f"1..{images}", "-s", str(steps), "-q", "--json", "-o", made]
+        chosen = _report([*words, "--devices", "cpu:auto"], made)
+        rates = {str(one): _rate(_report([*words, "--devices", str(one)], made)) for one in possible}
+    (because,) = [one["message"] for one in chosen["plan"]["warnings"] if one["code"] == "processes"]
+    taken, best = rates[because.partition(": ")[0]], max(rates.values())
+    seen = ", ".join(f"{one} {rate:.2f} images/s" for one, rate in rates.items()) + f"; chosen: {because}"
+    return "--devices cpu:auto", seen, f"{AS_GOOD:.0%} of the best", taken >= AS_GOOD * best
+
+
+def _report(words: Sequence[str], home: str) -> dict[str, Any]:
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "SDCLI_HOME": f"{home}/home"}
+    said = subprocess.run([sys.executable, "-P", "-m", "sdcli", *words], env=environment, stdout=subprocess.PIPE)
+    report: dict[str, Any] = json.loads(said.stdout)
+    return report
+
+
+def _rate(report: dict[str, Any]) -> float:
+    """Images a second while they are drawn, without starting and loading."""
+    parts = ("encode_seconds", "denoise_seconds", "decode_seconds")
+    alone = sum(batch[part] for batch in report["batches"] for part in parts)
+    return len(report["images"]) / max((one["seconds"] for one in report["workers"]), default=alone)  # type: ignore[no-any-return]
+
+
 # --- lists
 
 
@@ -204,11 +258,8 @@ class Lines:
 
 def listed(of: int, number: int, length: int) -> list[int]:
     """Indices of the jobs of one shard."""
-    asked = Request(
-        prompts=("a cat",), seeds=(1,), num_images=1, width=64, height=64, shard=Shard(number=number, of=of)
-    )
-    lines = prompt_files.parse(Lines(length), "stdin", "")  # type: ignore[arg-type]
-    return [one.index for one in sharing.later(asked, lines, 0, 0)]
+    asked = asked_for(Shard(number=number, of=of))
+    return [one.index for one in sharing.later(asked, lines(length), 0, 0)]
 
 
 def shared_out(seed: int = 3) -> Row:
@@ -261,7 +312,10 @@ def bookkeeping(count: int = MILLION) -> list[Row]:
     """One run of a million: reading, progress and report of each job, without drawing and files; in its own process."""
     each, most = forked.answer_of("scale", f"kept({count})")
     return [
-        ("bookkeeping of a job", f"{each:.0f} µs of CPU", f"{MOST_MICROSECONDS:.0f} µs", each <= MOST_MICROSECONDS),
+        (
+            "bookkeeping of a job, its lines of the report included", f"{each:.0f} µs of CPU",
+            f"{MOST_MICROSECONDS:.0f} µs", each <= MOST_MICROSECONDS,
+        ),
         (
             f"{count:,} jobs in one run", f"{most / 1e6:,.0f} MB", f"{MOST_BYTES / 1e6:.0f} MB", most <= MOST_BYTES,
         ),
@@ -270,29 +324,117 @@ def bookkeeping(count: int = MILLION) -> list[Row]:
 
 def kept(count: int) -> tuple[float, int]:
     """Microseconds of CPU a job, and the most bytes in memory."""
-    asked = Request(prompts=("a cat",), seeds=(1,), num_images=1, width=64, height=64)
     folding, progress = Folding(started="", run="r", clock=lambda: 0.0), RunProgress()
     first = plan(jobs=[job()])
     folding(events.Planned(plan=first))
     progress.plan(first)
-    lines = prompt_files.parse(Lines(count), "stdin", "")  # type: ignore[arg-type]
     began = time.process_time()
-    for number, one in enumerate(sharing.later(asked, lines, 1, 1), 1):
-        for event in (
-            events.Encoded(batch=number, tokens=(5,), seconds=0.01),
-            events.Step(batch=number, step=1, of=1, seconds=0.01),
-            events.Denoised(batch=number, seconds=0.01),
-            events.Decoded(batch=number, index=one.index, job=one, width=64, height=64, seconds=0.01),
-            events.Saved(
-                batch=number, index=one.index, status="saved", file=f"{number:04d}-a-cat-1.png", path="", format="png",
-                bytes=1, width=64, height=64, pixel_sha256=f"{number:064x}", file_sha256=f"{number:064x}", seconds=0.01,
-            ),
-        ):  # fmt: skip
+    for number, one in enumerate(sharing.later(asked_for(), lines(count), 1, 1), 1):
+        for event in happened(number, one, f"{number:064x}", 1):
             folding(event)
             if isinstance(event, events.Step):
                 progress.step(event, 0.01)
+    with tempfile.TemporaryDirectory() as made:
+        reports.write(folding.report(), Path(made) / runs.REPORT)
     spent = time.process_time() - began
-    return spent / count * 1e6, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    return spent / count * 1e6, _most_bytes()
+
+
+def asked_for(shard: Shard | None = None) -> Request:
+    return Request(prompts=("a cat",), seeds=(1,), num_images=1, width=64, height=64, shard=shard)
+
+
+def lines(count: int) -> Iterator[prompt_files.Line]:
+    return prompt_files.parse(Lines(count), "stdin", "")  # type: ignore[arg-type]
+
+
+def happened(number: int, one: Job, sha256: str, size: int) -> Iterator[events.Event]:
+    """All that is said of a batch of one image."""
+    yield events.Encoded(batch=number, tokens=(5,), seconds=0.01)
+    yield events.Step(batch=number, step=1, of=1, seconds=0.01)
+    yield events.Denoised(batch=number, seconds=0.01)
+    yield events.Decoded(batch=number, index=one.index, job=one, width=64, height=64, seconds=0.01)
+    yield events.Saved(
+        batch=number, index=one.index, status="saved", file=_named(one), path="", format="png", bytes=size, width=64,
+        height=64, pixel_sha256=sha256, file_sha256=sha256, seconds=0.01,
+    )  # fmt: skip
+
+
+def _named(one: Job) -> str:
+    return f"{one.index + 1:04d}-a-cat-1.png"
+
+
+def _most_bytes() -> int:
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+
+# --- records of long lists
+
+
+def records() -> list[Row]:
+    """What going on with a long run takes, and putting shards together: by the image, since both hold each."""
+    return [
+        _by_the_image("resume", "resumed", MOST_OF_RESUME),
+        _by_the_image("runs merge of 4 shards", "merged", MOST_OF_MERGE),
+    ]
+
+
+def _by_the_image(what: str, call: str, most: int, images: int = RECORDS) -> Row:
+    few = images // 4
+    with tempfile.TemporaryDirectory() as made:
+        _, less, _ = forked.answer_of("scale", f"{call}({f'{made}/few'!r}, {few})")
+        seconds, more, right = forked.answer_of("scale", f"{call}({f'{made}/many'!r}, {images})")
+    each = (more - less) / (images - few)
+    said = f"{seconds / images * 1e6:.0f} µs of CPU and {each / 1000:.1f} kB an image, {more / 1e6:,.0f} MB"
+    return f"{what}, {images:,} images", said, f"{most / 1000:g} kB an image", right and each <= most
+
+
+def resumed(folder: str, count: int) -> tuple[float, int, bool]:
+    """All but one image are there."""
+    to = _recorded(Path(folder), count, None)
+    (Path(folder) / _named(job(count - 1))).unlink()
+    began = time.process_time()
+    before = runs.recover(runs.read(to))
+    return time.process_time() - began, _most_bytes(), before.missing == (count - 1,)
+
+
+def merged(folder: str, count: int, of: int = 4) -> tuple[float, int, bool]:
+    parts = [_recorded(Path(folder), count, Shard(number=number, of=of)) for number in range(1, of + 1)]
+    began = time.process_time()
+    whole = merging.merge(parts)
+    return time.process_time() - began, _most_bytes(), whole.report.tally.kept == count
+
+
+def _recorded(folder: Path, count: int, shard: Shard | None) -> Path:
+    """The records of a run that drew so many images, or its share of them; the images are names of a few files."""
+    number = shard.number if shard is not None else 1
+    to = destination(folder, records=folder / "runs" / f"{RUN}-{number}")
+    jobs = sharing.later(asked_for(shard), lines(count), 0, 0)
+    first = plan(jobs=[next(jobs)])
+    first = replace(first, request=asked_for(shard), batches=((first.jobs[0].index,),))
+    journal = runs.begin(to, first, {}, files=Unsynced())
+    folding = Folding(started=runs.now(), run=to.run, clock=lambda: 0.0)
+    folding(events.Planned(plan=first))
+    content = b"an image"
+    sha256 = hashlib.sha256(content).hexdigest()
+    for batch, one in enumerate((first.jobs[0], *jobs)):
+        if batch % LINKS == 0:
+            image = folder / f"{number}-{batch}"
+            image.write_bytes(content)
+        os.link(image, folder / _named(one))
+        if batch:
+            journal.append("queued", batch=batch, jobs=schema.to_json((one,), whole=True))
+        intent = runs.Intent(
+            index=one.index, batch=batch, file=_named(one), bytes=len(content), pixel_sha256=sha256, file_sha256=sha256
+        )
+        journal.append("intent", **schema.to_json(intent))
+        journal.append("done", index=one.index)
+        for event in happened(batch, one, sha256, len(content)):
+            folding(event)
+    journal.append("end", status="done", exit_code=0)
+    journal.close()
+    reports.write(folding.report(), to.records / runs.REPORT, Unsynced())
+    return to.records
 
 
 def main() -> list[Row]:
@@ -300,6 +442,9 @@ def main() -> list[Row]:
         killed(),
         drivers(),
         *(busy(workers) for workers in (1, 2, 4, 8, 16, 32, 64)),
+        random_sets(),
+        divided(),
         shared_out(),
         *million(),
+        *records(),
     ]

@@ -67,7 +67,7 @@ def drawn(images: int) -> dict[str, Any]:
                 Path(event.path).unlink()  # so that the folder stays as small as it was
                 if event.index % EVERY == 0:
                     samples.append((event.index, *held()))
-    return {"samples": samples, "kept": folding.kept[0]}
+    return {"samples": samples, "kept": folding.tally.kept}
 
 
 def held() -> tuple[int, int, int]:

@@ -30,12 +30,13 @@ from sdcli.machine.hardware import Hardware
 from sdcli.models import cache, hub_cache, resolve, vae
 from sdcli.models.model import Model
 from sdcli.near import nearest
-from sdcli.plan.plan import Plan
+from sdcli.plan.plan import Plan, PlanWarning
 from sdcli.plan.planner import make_plan
+from sdcli.plan.processes import Division, divisions
 from sdcli.plan.techniques import execution
 from sdcli.request import config, jobs, samplers
 from sdcli.request.config import Sources
-from sdcli.request.options import OPTIONS, SCREEN, flag_of
+from sdcli.request.options import CPU_AUTO, OPTIONS, SCREEN, flag_of
 from sdcli.request.request import Job, Request
 from sdcli.terminal import show
 
@@ -73,6 +74,10 @@ def plan_for(
     `without_own`: the hardware as an engine sees it that holds a model already; `decide` may know decisions; `image`:
     what --settings-from would read, read already; `cluster`: what draws instead of this machine."""
     engine = engine_of(typed, cluster=bool(cluster))
+    if typed.get("devices") == CPU_AUTO:
+        _check_alone(typed)
+        on_cpu = {name: value for name, value in typed.items() if name != "devices"} | {"device": "cpu"}
+        return _divided(plan_for(on_cpu, command, model, fetch, without_own, decide, image), command, engine)
     words = tuple(typed.get("words", ()))
     mistake = jobs.forgotten_quotes(words)
     if mistake is not None:
@@ -262,13 +267,49 @@ def seats_of(
     """What --devices names; none where it was not given."""
     if "devices" not in typed:
         return ()
+    _check_alone(typed)
+    from sdcli.machine import several, survey
+
+    return several.seats(typed["devices"], survey.look(), without_own)
+
+
+def _check_alone(typed: Mapping[str, Any]) -> None:
     other = next((name for name in ("device", "as_if", "keep_steps") if name in typed), None)
     if other is not None:
         flag = flag_of(other)
         raise Usage(f"{flag} does not go with --devices", hint=f"the same command without {flag}")
-    from sdcli.machine import several, survey
 
-    return several.seats(typed["devices"], survey.look(), without_own)
+
+def _divided(planned: PlannedRun, command: str, engine: str) -> PlannedRun:
+    """The plan of a run on the whole CPU, for as many processes as draw it soonest."""
+    from sdcli.asking import processes
+    from sdcli.machine import several
+
+    plan, more, imported = planned.plan, planned.later is not None, planned.imported
+    may_try = command != "plan" and engine == "local" and plan.hardware.source == "os"
+    batches = None if more else len(plan.batches)
+
+    def divided(one: Division) -> Plan:
+        nonlocal imported
+        seats = several.divided(plan.hardware, one.processes, one.threads)
+        before = replace(plan, request=replace(plan.request, devices=str(one) if len(seats) > 1 else None))
+        asked = probing.question(seats[0].hardware, plan.model, plan.jobs, plan.request)
+        hardware = probing.remembered(seats[0].hardware, asked)
+        lead = _anew(before, plan.model, hardware, more=more)
+        if may_try and lead.fits and asked is not None and hardware.trial is None:
+            hardware, seconds = probing.tried(lead, asked)
+            imported += seconds
+            lead = _anew(before, plan.model, hardware, more=more)
+        return with_workers(lead, [replace(seat, hardware=hardware) for seat in seats], more=more)
+
+    def fits(one: Division) -> bool:
+        return _anew(plan, plan.model, several.divided(plan.hardware, one.processes, one.threads)[0].hardware).fits
+
+    possible = [one for one in divisions(plan.hardware.threads, batches) if fits(one)]
+    chosen, because = processes.chosen(plan, possible, batches, may_try)
+    found = divided(chosen) if chosen.processes > 1 else plan
+    said = PlanWarning(code="processes", message=f"{chosen}: {because}")
+    return planned._replace(plan=replace(found, warnings=(*found.warnings, said)), imported=imported)
 
 
 def least(seats: Sequence[Seat]) -> Seat:

@@ -50,10 +50,22 @@ def question(hardware: Hardware, model: Model, jobs: Sequence[Job], request: Req
     decided = decided and not hardware.fast_threads
     if not here or not jobs or decided:
         return None
-    largest = max(jobs, key=lambda job: job.width * job.height)
-    rows = 1 if pins.get("guidance") == "in-turn" else sides(model, largest)
+    rows = _rows(model, jobs, request)
     number_type = pins.get("dtype") or ("bf16" if dtype.native_bf16(hardware) else "fp32")
-    return Question(workload(model, largest, request.batch_size * rows), number_type, rows)
+    return Question(work_of(model, jobs, request), number_type, rows)
+
+
+def work_of(model: Model, jobs: Sequence[Job], request: Request) -> Workload:
+    """What a UNet call of the largest job computes."""
+    return workload(model, _largest(jobs), request.batch_size * _rows(model, jobs, request))
+
+
+def _rows(model: Model, jobs: Sequence[Job], request: Request) -> int:
+    return 1 if pins_of(request).get("guidance") == "in-turn" else sides(model, _largest(jobs))
+
+
+def _largest(jobs: Sequence[Job]) -> Job:
+    return max(jobs, key=lambda job: job.width * job.height)
 
 
 def remembered(hardware: Hardware, question: Question | None) -> Hardware:

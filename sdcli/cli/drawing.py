@@ -65,7 +65,7 @@ def draw(
     strip = Filmstrip(plan.request.filmstrip, on_saved=screen.strip)
     sinks: tuple[Sink, ...] = (screen.progress, screen.image, strip, *screen.results(folding, destination))
     watch = Watch(*sinks, record=folding)
-    error = _drain(watch(stored), stored, folding, plan, destination.records) or watch.lost
+    error = _drain(watch(stored), stored, folding, plan, destination) or watch.lost
     happening.close()  # an interruption may have come anywhere; workers end before this process does
     over()
     again = _resuming(destination, typed)
@@ -155,7 +155,7 @@ def _without(done: Collection[int], happening: Iterator[Event]) -> Iterator[Even
 
 
 def _drain(
-    stream: Iterator[Event], stored: Iterator[Event], folding: Folding, plan: Plan, records: Path
+    stream: Iterator[Event], stored: Iterator[Event], folding: Folding, plan: Plan, destination: names.Destination
 ) -> SdcliError | None:  # fmt: skip
     """Run to the end; an interruption or a typed failure ends the run, and what is saved stays."""
     try:
@@ -167,7 +167,7 @@ def _drain(
         error = stopped_by(stop)
         folding(events.Interrupted(signal=error.type))
         with contextlib.suppress(SdcliError, OSError):  # an image may have been renamed as the signal arrived
-            folding.add_recovered(runs.recover(runs.read(records)).done)
+            folding.add_recovered(runs.last_image(destination, plan))
         return error
     except SdcliError as failed:
         return failed
@@ -196,9 +196,9 @@ def _completed(
     """The error with what was kept, and how to draw the rest."""
     if error is None:
         return None
-    kept, total = folding.kept
-    if not error.done and kept:
-        error.done = f"{kept} of {total} images in {show(destination.folder, 200)}"
+    counted = folding.tally
+    if not error.done and counted.kept:
+        error.done = f"{counted.kept} of {counted.images} images in {show(destination.folder, 200)}"
     if isinstance(error, (Interrupted, Terminated)) and not error.hint:
         error.hint = _going_on(folding, planned, destination, again)
     return error
@@ -207,7 +207,7 @@ def _completed(
 def _going_on(folding: Folding, planned: PlannedRun, destination: names.Destination, again: str) -> str:
     """The line that draws the rest, where anything is left."""
     begun = os.path.isfile(destination.records / runs.JOURNAL)
-    if not begun or (all(image.kept for image in folding.images()) and planned.later is None):
+    if not begun or (not folding.tally.lost and planned.later is None):
         return ""
     return again if planned.later is None else f"{again}   (prompts not yet read from stdin are not in it)"
 

@@ -175,7 +175,7 @@ def _report() -> Any:
 
 
 def _report_image(path: Any) -> Any:
-    from sdcli.record.report import Image
+    from sdcli.record.entries import Image
     from sdcli.request.request import Job
 
     own = {key: hint for key, hint in keys_of(Image).items() if key != "job"}

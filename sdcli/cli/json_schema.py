@@ -9,7 +9,7 @@ import dataclasses
 import inspect
 import types
 import typing
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 Schema = dict[str, Any]
@@ -53,7 +53,7 @@ class Shapes:
             return {"const": arguments[0]} if len(arguments) == 1 else {"enum": list(arguments)}
         if origin in (typing.Union, types.UnionType):
             return _any([self.of(one, key) for one in arguments])
-        if origin in (tuple, list):
+        if origin in (tuple, list, Sequence):
             return self._array(origin, arguments, key)
         if isinstance(origin, type) and issubclass(origin, Mapping):
             if key in self.known and arguments[1] is Any:
@@ -63,7 +63,7 @@ class Shapes:
         return self._reference(hint)
 
     def _array(self, origin: Any, arguments: tuple[Any, ...], key: str) -> Schema:
-        if origin is list or arguments[1:] == (Ellipsis,):
+        if origin is not tuple or arguments[1:] == (Ellipsis,):
             items = self.of(arguments[0], key)
             return {"type": "array", **({"items": items} if items else {})}
         count = len(arguments)

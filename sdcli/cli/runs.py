@@ -79,8 +79,8 @@ def _merge(words: Sequence[str], typed: Mapping[str, Any]) -> int:
         print_json(to_json(report, merged.destination.folder))
         return report.exit_code
     if not typed.get("quiet"):
-        kept = sum(image.kept for image in report.images)
-        say(f"{counted(len(records), 'run')} merged: {kept} of {counted(len(report.images), 'image')}")
+        found = report.tally
+        say(f"{counted(len(records), 'run')} merged: {found.kept} of {counted(found.images, 'image')}")
         for note in merged.notes:
             say_note(note)
     tell(os.path.relpath(merged.destination.records))

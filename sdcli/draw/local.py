@@ -9,7 +9,7 @@ import os
 import sys
 import threading
 import time
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -24,6 +24,7 @@ from sdcli.plan.batches import Batch
 from sdcli.plan.calibration import context
 from sdcli.plan.legality import legal
 from sdcli.plan.plan import Plan
+from sdcli.plan.processes import Division
 from sdcli.plan.upscaling import UpscalePlan
 from sdcli.plan.workload import Workload
 from sdcli.terminal import show
@@ -173,6 +174,13 @@ def probe(device: str, threads: int) -> Probe:
         from sdcli.draw import probe
 
     return probe.probe(device, threads)
+
+
+def side_by_side(work: Workload, dtype: str, divisions: Sequence[Division]) -> Mapping[Division, float]:
+    """UNet calls a second of each division of this CPU's threads among processes."""
+    from sdcli.draw import side_by_side
+
+    return side_by_side.calls(work, dtype, divisions)
 
 
 def tried(plan: Plan, work: Workload, dtype: str, sides: int = 1) -> Trial:

@@ -48,7 +48,7 @@ def _threads(work: Workload, dtype: str, numbers: Sequence[int]) -> int:
     """Work is split evenly, so a slow core holds up all others, unless it is worth more than what it costs."""
     if len(numbers) < 2 or not work.layers:
         return 0
-    layer, given = _layer(work.layers[0][0], dtype)
+    layer, given = layer_of(work.layers[0][0], dtype)
 
     def with_threads(number: int) -> Callable[[], Tensor]:
         def call() -> Tensor:
@@ -128,7 +128,7 @@ def _guidance(work: Workload, dtype: str, sides: int, way: str) -> dict[str, flo
 
 
 def _both(shape: LayerShape, dtype: str) -> Race:
-    layer, given = _layer(shape, dtype)
+    layer, given = layer_of(shape, dtype)
     packed: Linear | Convolution
     if isinstance(layer, nn.Conv2d):
         packed = Convolution(layer)
@@ -138,7 +138,7 @@ def _both(shape: LayerShape, dtype: str) -> Race:
     return {"eager": lambda: layer(given), "packed": lambda: packed(given)}
 
 
-def _layer(shape: LayerShape, dtype: str) -> tuple[nn.Conv2d | nn.Linear, Tensor]:
+def layer_of(shape: LayerShape, dtype: str) -> tuple[nn.Conv2d | nn.Linear, Tensor]:
     """diffusers' layer, and what comes in."""
     layer: nn.Conv2d | nn.Linear
     if shape.kernel:

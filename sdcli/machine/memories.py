@@ -188,5 +188,16 @@ def trial(machine: str, work: str, where: Store | None = None) -> Trial | None:
         return None
 
 
+def side_by_side(machine: str, work: str, where: Store | None = None) -> Mapping[str, float]:
+    """UNet calls a second of several processes on this CPU, by how its threads are divided among them."""
+    entry = (where or store("trials")).read().get(_key("side-by-side", machine, work))
+    found = entry if isinstance(entry, Mapping) else {}
+    return {str(division): rate for division, calls in found.items() if (rate := _rate(calls))}
+
+
+def remember_side_by_side(machine: str, work: str, calls: Mapping[str, float], where: Store | None = None) -> bool:
+    return (where or store("trials")).update(_key("side-by-side", machine, work), lambda _: dict(calls))
+
+
 def remember_trial(machine: str, work: str, found: Trial, where: Store | None = None) -> bool:
     return (where or store("trials")).update(_key("trial", machine, work), lambda _: to_json(found))

@@ -81,5 +81,14 @@ def _processes(count: int, threads: int, cpu: Hardware) -> Sequence[Seat]:
             f"{cpu.threads}",
             hint=f"--devices cpu:{max(1, cpu.threads // threads)}x{min(threads, cpu.threads)}",
         )
+    return _divided(cpu, count, threads)
+
+
+def divided(cpu: Hardware, count: int, threads: int) -> tuple[Seat, ...]:
+    """So many processes of so many threads, each with its part of the memory."""
+    return tuple(_divided(part(cpu, count), count, threads))
+
+
+def _divided(cpu: Hardware, count: int, threads: int) -> Sequence[Seat]:
     own = replace(cpu, threads=threads, fast_threads=0)
     return [Seat(f"cpu:{number}" if count > 1 else "cpu", own) for number in range(1, count + 1)]

@@ -1,7 +1,8 @@
 """One plan for several workers: what can move a pixel is decided once, the rest for each device by itself.
 
 Among devices of one kind the one with the least memory decides, for what it can do the others can too: so an image has
-the same pixels whichever of them draws it, as far as they compute alike. A CPU and a GPU never do.
+the same pixels whichever of them draws it, as far as they compute alike. A CPU and a GPU never do, nor does a GPU that
+cannot compute in the others' number type: there the least of those decides.
 """
 
 from __future__ import annotations
@@ -31,19 +32,21 @@ def together(
     warnings: list[PlanWarning] = []
     backends = dict.fromkeys(hardware.backend for _, hardware in seats)
     for backend in sorted(backends, key=lambda one: one != plan.hardware.backend):
-        alike: list[Plan] = []  # the first one decides
+        groups: list[list[Plan]] = []  # of those that draw alike, the first one decides
         for name, hardware in sorted(seats, key=lambda seat: seat[1].free):
             if hardware.backend != backend:
                 continue
-            own = _own(alike, hardware, remembered, more) or (
-                plan if not alike and hardware.device == plan.hardware.device else anew(hardware)
-            )
+            own, group = _among(groups, hardware, remembered, more)
+            if own is None:
+                own = plan if not groups and hardware.device == plan.hardware.device else anew(hardware)
             if not own.fits:
                 warnings.append(PlanWarning(code=LEFT_OUT, message=f"{name} is left out: {refused(own).message}"))
                 continue
-            alike.append(own)
+            if not group:
+                groups.append(group)
+            group.append(own)
             workers[name] = own.worker(name)
-        leads += alike[:1]
+        leads += [group[0] for group in groups]
     if not leads:
         return plan
     ordered = tuple(workers[name] for name, _ in seats if name in workers)
@@ -72,17 +75,26 @@ def fallen_back(plan: Plan, after: Mapping[str, str]) -> Plan:
     return replace(plan, setup=replace(plan.setup, **given))
 
 
-def _own(
-    alike: Sequence[Plan], hardware: Hardware, remembered: Callable[[Hardware], Mapping[str, Any]], more: bool
+def _among(
+    groups: Sequence[list[Plan]], hardware: Hardware, remembered: Callable[[Hardware], Mapping[str, Any]], more: bool
+) -> tuple[Plan | None, list[Plan]]:  # fmt: skip
+    """Its plan as one of those that draw alike, and these; None and a new group, where it can be among none."""
+    for group in groups:
+        own = _alike(group, hardware, remembered, more)
+        if own is not None:
+            return own, group
+    return None, []
+
+
+def _alike(
+    group: Sequence[Plan], hardware: Hardware, remembered: Callable[[Hardware], Mapping[str, Any]], more: bool
 ) -> Plan | None:  # fmt: skip
-    if not alike:
-        return None
-    if hardware.device == alike[0].hardware.device and not hardware.elsewhere:  # another process on the same CPU
-        return alike[0]
-    for before in alike:
+    if hardware.device == group[0].hardware.device and not hardware.elsewhere:  # another process on the same CPU
+        return group[0]
+    for before in group:
         if before.slowdown == 1.0 and _as_good(hardware, before.hardware):  # it has the fastest setup there is
             return _moved(before, hardware)
-    return plan_alike(alike[0], hardware, remembered(hardware), more=more)
+    return plan_alike(group[0], hardware, remembered(hardware), more=more)
 
 
 def _as_good(hardware: Hardware, other: Hardware) -> bool:

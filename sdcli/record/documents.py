@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 from collections.abc import Iterator, Mapping
 from typing import Any
@@ -12,8 +13,12 @@ from sdcli.terminal import show
 
 def dump(value: Any, *, ascii_only: bool = False) -> bytes:
     """UTF-8 JSON. A lone surrogate is written as its \\u escape, so that even a hostile prompt reads back unchanged."""
-    text = json.dumps(value, ensure_ascii=ascii_only, allow_nan=False, separators=(",", ":"))
-    return text.encode("utf-8", "backslashreplace")
+    return _encoder(ascii_only).encode(value).encode("utf-8", "backslashreplace")
+
+
+@functools.cache
+def _encoder(ascii_only: bool) -> json.JSONEncoder:
+    return json.JSONEncoder(ensure_ascii=ascii_only, allow_nan=False, separators=(",", ":"))
 
 
 def pieces(value: Any, *, end: bytes = b"", levels: int = 3) -> Iterator[bytes]:

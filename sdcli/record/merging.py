@@ -17,9 +17,10 @@ from sdcli.plan.fallbacks import changes_pixels
 from sdcli.plan.plan import Plan
 from sdcli.record import report as reports
 from sdcli.record import runs
+from sdcli.record.entries import BatchTimes, Image, tally
 from sdcli.record.found_runs import called
 from sdcli.record.names import Destination, new_run, with_copies
-from sdcli.record.report import BatchTimes, Image, Measured, MemoryUse, PhaseTime, Report, WorkerUse
+from sdcli.record.report import Measured, MemoryUse, PhaseTime, Report, WorkerUse
 from sdcli.record.runs import Intent, Recovered
 from sdcli.record.store import place
 from sdcli.request.request import Shard
@@ -225,8 +226,9 @@ def _journal(
 
 def _report(parts: Sequence[Part], plan: Plan, run: str, images: Sequence[Image]) -> Report:
     told = [(part, part.report) for part in parts if part.report is not None]
-    failure = _lacking(parts, plan) or reports.shortfall(images)
-    status = reports.status_of(images, None)
+    counted = tally(images)
+    failure = _lacking(parts, plan) or reports.shortfall(counted)
+    status = reports.status_of(counted, None)
     numbers = {batch: number for number, batch in enumerate(plan.batches)}
     return Report(
         version=__version__,

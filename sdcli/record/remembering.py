@@ -36,27 +36,24 @@ def keep(plan: Plan, batch: Sequence[Job], found: Measures) -> None:
 def _alike(report: Report) -> bool:
     """Whether all batches need what the first one does, since peaks are known for the whole run only. A last batch
     with fewer images is lighter; long prompts are not planned for."""
-    shapes = {(image.width, image.height, image.job and image.job.guided) for image in report.images}
-    most = len(report.batches[0].images)
-    return len(shapes) == 1 and all(len(one.images) <= most and one.chunks == 1 for one in report.batches)
+    counted, most = report.tally, len(report.batches[0].images)
+    return len(counted.shapes) == 1 and counted.largest <= most and counted.chunks == 1
 
 
 def _measured(plan: Plan, report: Report) -> Measures | None:
-    steps = [seconds for batch in report.batches for seconds in batch.step_seconds]
-    memory = report.memory.measured
-    if not steps or (memory.host_peak is None and memory.reserved_peak is None):
+    counted, memory = report.tally, report.memory.measured
+    if not counted.step_seconds or (memory.host_peak is None and memory.reserved_peak is None):
         return None
     alone = report.memory.beside is None  # else the peaks are not this setup's
     if not alone:
         memory = Measured()
-    finishing = sum(batch.decode_seconds + batch.save_seconds for batch in report.batches)
     return Measures(
         device_peak=memory.reserved_peak,
         allocated_peak=memory.allocated_peak,
         host_peak=memory.host_peak,
         load=report.phase("import").seconds + report.phase("load").seconds + report.batches[0].encode_seconds,
-        step=median(steps),
+        step=median(counted.step_seconds),
         compile=report.phase(COMPILE).seconds or None,
-        image=finishing / max(1, sum(len(batch.images) for batch in report.batches)),
+        image=counted.finishing_seconds / max(1, counted.images_of_batches),
         runs=int(alone),
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
@@ -14,8 +15,11 @@ from sdcli.files import REAL, Files, cannot_write, replace_whole
 from sdcli.plan.plan import Plan, PlanWarning
 from sdcli.plan.together import Held
 from sdcli.record import documents
+from sdcli.record.entries import BatchTimes, Image, Tally, tally
+from sdcli.record.rows import Rows
 from sdcli.record.runs import Intent, plan_json
 from sdcli.request.request import Job
+from sdcli.schema import transient
 from sdcli.terminal import counted
 
 NAME, NEWEST = "sdcli.report", 1
@@ -34,41 +38,6 @@ class PhaseTime:
     host_peak: int | None = None
     predicted_device_peak: int | None = None  # by the plan, to be compared; null on a CPU as device_peak is
     predicted_host_peak: int | None = None
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class BatchTimes:
-    """`step_seconds` has one entry per UNet call, the first included; none once a run has more than 10,000."""
-
-    index: int
-    images: tuple[int, ...] = ()
-    encode_seconds: float = 0.0
-    step_seconds: tuple[float, ...] = ()
-    decode_seconds: float = 0.0
-    save_seconds: float = 0.0
-    steps: int = 0
-    denoise_seconds: float = 0.0
-    chunks: int = 1  # of 75 tokens, in its longest prompt
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Image:
-    index: int
-    status: str  # saved | suspect | failed | missing
-    file: str | None = None
-    format: str | None = None
-    bytes: int | None = None
-    width: int | None = None
-    height: int | None = None
-    job: Job | None = None  # in JSON its fields are beside these
-    tokens: int | None = None
-    pixel_sha256: str | None = None
-    file_sha256: str | None = None
-    error: Mapping[str, Any] | None = None
-
-    @property
-    def kept(self) -> bool:
-        return self.status in ("saved", "suspect")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -123,13 +92,18 @@ class Report:
     seconds: float
     plan: Mapping[str, Any] = field(default_factory=dict)
     phases: tuple[PhaseTime, ...] = ()
-    batches: tuple[BatchTimes, ...] = ()
-    images: tuple[Image, ...] = ()
+    batches: Sequence[BatchTimes] = ()
+    images: Sequence[Image] = ()
     memory: MemoryUse = field(default_factory=MemoryUse)
     workers: tuple[WorkerUse, ...] = ()  # where several drew
     degraded: tuple[events.Degraded, ...] = ()
     warnings: tuple[PlanWarning, ...] = ()
     environment: Mapping[str, Any] = field(default_factory=dict)
+    counted: Tally | None = transient(default=None, compare=False)
+
+    @property
+    def tally(self) -> Tally:
+        return self.counted or tally(self.images, self.batches)
 
     def phase(self, name: str) -> PhaseTime:
         return next((phase for phase in self.phases if phase.name == name), PhaseTime(name=name))
@@ -140,8 +114,9 @@ class Report:
 
 def to_json(report: Report, folder: Path | None = None) -> dict[str, Any]:
     """As for the file; with `folder` as for stdout, where paths are absolute."""
-    data: dict[str, Any] = schema.to_json(report)
+    data: dict[str, Any] = schema.to_json(replace(report, images=(), batches=()))
     data["folder"] = None if folder is None else str(folder)
+    data["batches"] = [schema.to_json(batch) for batch in report.batches]
     data["images"] = [image_json(image, folder) for image in report.images]
     return data
 
@@ -181,17 +156,29 @@ def _with_job(image: Any) -> Any:
 
 def pieces(report: Report) -> Iterator[bytes]:
     """The file in pieces, a line for each image: 10,000 of them as one text would take much memory."""
-    for number, one in enumerate(fields(report)):
+    kept = [one for one in fields(report) if not one.metadata.get("transient")]
+    for number, one in enumerate(kept):
         value = None if one.name == "folder" else getattr(report, one.name)
         yield (b",\n" if number else b"{") + documents.dump(one.name) + b":"
-        if isinstance(value, tuple) and value:
-            for position, item in enumerate(value):
-                entry = image_json(item) if isinstance(item, Image) else schema.to_json(item)
-                yield (b",\n " if position else b"[\n ") + documents.dump(entry)
+        if isinstance(value, Sequence) and not isinstance(value, str) and value:
+            for position, entry in enumerate(value.lines() if isinstance(value, Rows) else map(_entry, value)):
+                yield (b",\n " if position else b"[\n ") + entry
             yield b"]"
         else:
             yield from documents.pieces(schema.to_json(value), end=b"\n ", levels=2)
     yield b"}\n"
+
+
+def _entry(item: Any) -> bytes:
+    return documents.dump(image_json(item) if isinstance(item, Image) else schema.to_json(item))
+
+
+def _image(entry: bytes) -> Image:
+    return schema.from_json(Image, _with_job(json.loads(entry)))
+
+
+def _batch(entry: bytes) -> BatchTimes:
+    return schema.from_json(BatchTimes, json.loads(entry))
 
 
 def write(report: Report, path: Path, files: Files = REAL) -> None:
@@ -223,7 +210,9 @@ def fold(
 class _Sums:
     """BatchTimes in the making: a value made anew for each event would be most of a run's bookkeeping."""
 
+    tokens: tuple[int, ...] = ()  # of each image
     images: tuple[int, ...] = ()
+    step_seconds: list[float] | None = None  # None: a run keeps no more of them
     encode_seconds: float = 0.0
     decode_seconds: float = 0.0
     save_seconds: float = 0.0
@@ -233,7 +222,8 @@ class _Sums:
 
 
 class Folding:
-    """The fold, an event at a time: figures are kept, pixels never. A sink for `watch`.
+    """The fold, an event at a time: figures are kept, pixels never. A sink for `watch`. What is known of an image or
+    a batch once it is over is a row.
 
     `clock` says the seconds since the process started.
     """
@@ -257,13 +247,13 @@ class Folding:
         self._loads: list[float] = [0.0, 0]
         self._measured = Measured()
         self._device_peak: int | None = None
-        self._batches: dict[int, _Sums] = {}
-        self._steps: dict[int, list[float]] = {}
+        self._drawn: dict[int, _Sums] = {}  # batches that are being drawn
+        self._batches: Rows[BatchTimes] = Rows(_entry, _batch)
         self._kept_steps = 0
         self._stepped: dict[str, list[float]] = {}  # seconds and count of the stages that go in steps
-        self._tokens: dict[int, tuple[int, ...]] = {}
         self._decoded: dict[int, Job] = {}
-        self._images: dict[int, Image] = {}
+        self._images: Rows[Image] = Rows(_entry, _image)
+        self._tally = Tally()
         self._degraded: list[events.Degraded] = []
         self._warnings: dict[tuple[str, str], PlanWarning] = {}
         self._environment: dict[str, Any] = dict(environment or {})
@@ -286,7 +276,7 @@ class Folding:
                 self._see_encoded(event)
             case events.EncodedImage():
                 self._time(event.stage, event.seconds)
-                self._add(event.batch, encode_seconds=event.seconds)
+                self._sums(event.batch).encode_seconds += event.seconds
             case events.Step():
                 self._see_step(event)
             case events.Denoised():
@@ -317,17 +307,20 @@ class Folding:
 
     def _see_encoded(self, event: events.Encoded) -> None:
         self._time(event.stage, event.seconds)
-        self._tokens[event.batch] = event.tokens
-        self._add(event.batch, encode_seconds=event.seconds, chunks=event.chunks - 1)
+        sums = self._sums(event.batch)
+        sums.tokens = event.tokens
+        sums.encode_seconds += event.seconds
+        sums.chunks += event.chunks - 1
 
     def _see_step(self, event: events.Step) -> None:
-        if event.batch not in self._steps and self._kept_steps + event.of <= MOST_STEPS:
-            self._steps[event.batch] = []
+        sums = self._sums(event.batch)
+        if sums.step_seconds is None and self._kept_steps + event.of <= MOST_STEPS:
+            sums.step_seconds = []
             self._kept_steps += event.of
-        seconds = self._steps.get(event.batch)
-        if seconds is not None:
-            seconds.append(event.seconds)
-        self._add(event.batch, steps=1, denoise_seconds=event.seconds)
+        if sums.step_seconds is not None:
+            sums.step_seconds.append(event.seconds)
+        sums.steps += 1
+        sums.denoise_seconds += event.seconds
         stepped = self._stepped.setdefault(event.stage, [0.0, 0])
         stepped[0] += event.seconds
         stepped[1] += event.step == 1
@@ -348,14 +341,14 @@ class Folding:
 
     def _see_decoded(self, event: events.Decoded) -> None:
         self._time(event.stage, event.seconds)
-        self._add(event.batch, decode_seconds=event.seconds)
+        self._sums(event.batch).decode_seconds += event.seconds
         self._decoded[event.index] = event.job
 
     def _see_saved(self, event: events.Saved) -> None:
         self._last_file = self._clock()
         self._time("save", event.seconds)
-        self._add(event.batch, save_seconds=event.seconds, image=event.index)
-        self._images[event.index] = Image(
+        self._sums(event.batch).save_seconds += event.seconds
+        image = Image(
             index=event.index,
             status=event.status,
             job=self._job(event.index),
@@ -368,14 +361,12 @@ class Folding:
             pixel_sha256=event.pixel_sha256,
             file_sha256=event.file_sha256,
         )
-        self._decoded.pop(event.index, None)
+        self._finish(image, event.batch)
 
     def _see_failed(self, event: events.Failed) -> None:
         image = image_of(self._job(event.index), event.index, "failed")
         tokens = self._count_of(event.batch, event.index)
-        self._add(event.batch, image=event.index)
-        self._images[event.index] = replace(image, tokens=tokens, error=dict(event.error))
-        self._decoded.pop(event.index, None)
+        self._finish(replace(image, tokens=tokens, error=dict(event.error)), event.batch)
 
     def _see_worker(self, event: Event) -> None:
         use = self._workers.get(event.worker)
@@ -392,9 +383,8 @@ class Folding:
         self._workers[event.worker] = use
 
     def _see_interrupted(self, event: events.Interrupted) -> None:
-        kept = sum(image.kept for image in self._images.values())
         kind = Terminated if event.signal == "terminated" else Interrupted
-        self._stopped = kind("stopped before the end", done=f"{kept} images are saved")
+        self._stopped = kind("stopped before the end", done=f"{self._tally.kept} images are saved")
 
     # --- bookkeeping
 
@@ -407,14 +397,41 @@ class Folding:
         peaks = self._peaks.setdefault(phase, [None, None])
         peaks[0], peaks[1] = larger(peaks[0], device), larger(peaks[1], host)
 
-    def _add(self, batch: int, *, image: int | None = None, **more: float) -> None:
-        sums = self._batches.get(batch)
+    def _sums(self, batch: int) -> _Sums:
+        sums = self._drawn.get(batch)
         if sums is None:
-            sums = self._batches[batch] = _Sums()
-        for name, value in more.items():
-            setattr(sums, name, getattr(sums, name) + value)
-        if image is not None and image not in sums.images:
-            sums.images = (*sums.images, image)
+            sums = self._drawn[batch] = _Sums()
+        return sums
+
+    def _finish(self, image: Image, number: int) -> None:
+        """An image is there, or never will be; with the last one of a batch the batch is over too."""
+        self._keep(image)
+        self._decoded.pop(image.index, None)
+        sums = self._sums(number)
+        if image.index not in sums.images:
+            sums.images = (*sums.images, image.index)
+        expected = len(self._listed(number)) or len(sums.tokens)
+        if expected and len(sums.images) >= expected:
+            self._close(number)
+
+    def _keep(self, image: Image) -> None:
+        self._tally.add_image(image)
+        self._images.put(image.index, image)
+
+    def _close(self, number: int) -> None:
+        sums = self._drawn.pop(number)
+        batch = BatchTimes(
+            index=number, images=self._listed(number) or sums.images, encode_seconds=sums.encode_seconds,
+            step_seconds=tuple(sums.step_seconds or ()), decode_seconds=sums.decode_seconds,
+            save_seconds=sums.save_seconds, steps=sums.steps, denoise_seconds=sums.denoise_seconds,
+            chunks=sums.chunks,
+        )  # fmt: skip
+        self._tally.add_batch(batch)
+        self._batches.put(number, batch)
+
+    def _listed(self, batch: int) -> tuple[int, ...]:
+        """Its images, where the plan lists them."""
+        return self.plan.batches[batch] if self.plan is not None and batch < len(self.plan.batches) else ()
 
     def _warn(self, warning: PlanWarning) -> None:
         if len(self._warnings) < MOST_WARNINGS:
@@ -426,67 +443,57 @@ class Folding:
 
     def _count_of(self, batch: int, index: int) -> int | None:
         """The tokens of one image of its batch; images that no plan lists come in the order of their batch."""
-        counts = self._tokens.get(batch, ())
-        listed = self.plan.batches[batch] if self.plan is not None and batch < len(self.plan.batches) else ()
-        seen = self._batches[batch].images if batch in self._batches else ()
+        sums, listed = self._sums(batch), self._listed(batch)
+        seen = sums.images
         position = listed.index(index) if index in listed else (seen.index(index) if index in seen else len(seen))
-        return counts[position] if position < len(counts) else None
+        return sums.tokens[position] if position < len(sums.tokens) else None
 
     # --- the end
 
     def entry(self, index: int) -> Image | None:
         """What is known of one image so far."""
-        return self._images.get(index)
+        return self._images.find(index)
 
     def add_recovered(self, intents: Mapping[int, Intent]) -> None:
         """Images that the journal and the disk have, though no event said so."""
         self._recovered |= intents
 
     @property
-    def kept(self) -> tuple[int, int]:
-        """Images on the disk, and images asked for, as far as that is known."""
-        images = self.images()
-        return sum(image.kept for image in images), len(images)
+    def tally(self) -> Tally:
+        """Of all images asked for, as far as they are known: also of those of which no event told."""
+        planned = self.plan.jobs if self.plan is not None else ()
+        untold = {job.index for job in planned} | self._recovered.keys()
+        untold.difference_update(self._images.numbers())
+        for index in sorted(untold):
+            job, intent = self._job(index), self._recovered.get(index)
+            self._keep(recovered_image(job, intent) if intent is not None else image_of(job, index, "missing"))
+        return self._tally
 
     def report(self, error: SdcliError | None = None) -> Report:
-        images = self.images()
-        stopped = error or self._stopped
-        failure = stopped or shortfall(images)
+        """Once nothing more happens."""
+        for number in list(self._drawn):
+            self._close(number)
+        counted, stopped = self.tally, error or self._stopped
+        failure = stopped or shortfall(counted)
         return Report(
             version=__version__,
             run=self.run,
-            status=status_of(images, stopped),
+            status=status_of(counted, stopped),
             exit_code=failure.code if failure else 0,
             error=failure.to_json() if failure else None,
             started=self.started,
             seconds=self._last_file if self._last_file is not None else self._clock(),
             plan=plan_json(self.plan) if self.plan else {},
             phases=self._phases(),
-            batches=tuple(self._with_steps(*one) for one in sorted(self._batches.items())),
-            images=images,
+            batches=self._batches.all(),
+            images=self._images.all(),
             memory=self._memory_use(),
             workers=self._uses(),
             degraded=tuple(self._degraded),
             warnings=tuple(self._warnings.values()),
             environment=self._environment,
+            counted=counted,
         )
-
-    def _with_steps(self, number: int, sums: _Sums) -> BatchTimes:
-        found = {one.name: getattr(sums, one.name) for one in fields(sums)}
-        if self.plan is not None and number < len(self.plan.batches):
-            found["images"] = self.plan.batches[number]
-        return BatchTimes(index=number, step_seconds=tuple(self._steps.get(number, ())), **found)
-
-    def images(self) -> tuple[Image, ...]:
-        images = dict(self._images)
-        planned = self.plan.jobs if self.plan is not None else ()
-        for index, intent in self._recovered.items():
-            if index not in images:
-                images[index] = recovered_image(self._job(index), intent)
-        for job in planned:
-            if job.index not in images:
-                images[job.index] = image_of(job, job.index, "missing")
-        return tuple(image for _, image in sorted(images.items()))
 
     def _phases(self) -> tuple[PhaseTime, ...]:
         times = dict(self._times)
@@ -552,28 +559,26 @@ def larger(one: int | None, other: int | None) -> int | None:
     return other if one is None else one if other is None else max(one, other)
 
 
-def status_of(images: Sequence[Image], stopped: SdcliError | None) -> str:
+def status_of(found: Tally, stopped: SdcliError | None) -> str:
     if isinstance(stopped, Cancelled):
         return "cancelled"
     if isinstance(stopped, (Interrupted, Terminated)):
         return "interrupted"
-    if stopped is None and all(image.status == "saved" for image in images):
+    if stopped is None and not found.lost and not found.suspect:
         return "done"
-    return "partial" if any(image.kept for image in images) else "failed"
+    return "partial" if found.kept else "failed"
 
 
-def shortfall(images: Sequence[Image]) -> ImagesFailed | None:
+def shortfall(found: Tally) -> ImagesFailed | None:
     """The error of a run that reached its end with fewer images than requested."""
-    lost = sum(not image.kept for image in images)
-    suspect = sum(image.status == "suspect" for image in images)
+    lost, suspect, kept = found.lost, found.suspect, found.kept
     if not lost and not suspect:
         return None
-    of = counted(len(images), "image")
+    of = counted(found.images, "image")
     causes = [f"{lost} of {of} could not be saved"] if lost else []
     causes += [f"{suspect} of {of} came out as one flat colour"] if suspect else []
-    kept = len(images) - lost
     again = "the same command with --seed for each missing image" if lost else "the same command with another --seed"
-    hints = {str((image.error or {}).get("hint") or again) for image in images if not image.kept}
+    hints = {str(hint or again) for hint in found.hints}
     return ImagesFailed(
         "; ".join(causes),
         done=f"{kept} saved" if kept else "nothing was saved",

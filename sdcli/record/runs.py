@@ -10,11 +10,11 @@ import os
 import re
 import stat
 import zlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path, PurePosixPath
-from typing import Any
+from typing import IO, Any
 
 from sdcli import __version__, reading, schema
 from sdcli.errors import BadFile, Usage
@@ -33,6 +33,7 @@ NAME, NEWEST = "sdcli.run", 1
 JOURNAL, REPORT = "run.jsonl", "report.json"
 LONGEST_LINE = 256 << 20
 LARGEST_STEP = 256 << 20
+LAST_LINES = 64 << 10  # bytes at a journal's end, those of its last image among them
 _STEP = ".step.safetensors"
 _RUN = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 _CRC = re.compile(rb',"crc":"([0-9a-f]{8})"\}\n\Z')
@@ -240,7 +241,7 @@ def _locked(records: Path) -> bool | None:
 # --- reading
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, slots=True)
 class Intent:
     """What an image will be, written before its name appears."""
 
@@ -276,27 +277,34 @@ def read(records: Path) -> RecordedRun:
     """The journal in this folder. A torn last line is dropped; a bad line elsewhere is BadFile."""
     path = records / JOURNAL
     where = show(path)
-    lines: list[dict[str, Any]] = []
-    length = 0
     try:
         with open(path, "rb") as file:
-            torn_at = 0
-            number = 0
-            while raw := file.readline(LONGEST_LINE):
-                number += 1
-                if torn_at:
-                    raise BadFile(f"{where}, line {torn_at}: damaged", hint=_forget(records))
-                parsed = _checked(raw)
-                if parsed is None:
-                    torn_at = number
-                    continue
-                lines.append(parsed)
-                length += len(raw)
+            return _run(_Lines(file, where, _forget(records)), records.resolve(), where)
     except OSError as error:
         raise BadFile(f"{where} cannot be read: {show(error.strerror)}", hint=_forget(records)) from None
-    if not lines:
-        raise BadFile(f"{where}: no complete line", hint=_forget(records))
-    return _run(lines, length, records.resolve(), where)
+
+
+class _Lines:
+    """The lines of a journal, one by one: it may have millions. `length`: bytes up to the end of the last whole one."""
+
+    def __init__(self, file: IO[bytes], where: str, hint: str) -> None:
+        self._file, self._where, self._hint = file, where, hint
+        self.length = 0
+
+    def __iter__(self) -> Iterator[dict[str, Any]]:
+        torn_at = number = 0
+        while raw := self._file.readline(LONGEST_LINE):
+            number += 1
+            if torn_at:
+                raise BadFile(f"{self._where}, line {torn_at}: damaged", hint=self._hint)
+            parsed = _checked(raw)
+            if parsed is None:
+                torn_at = number
+                continue
+            self.length += len(raw)
+            yield parsed
+        if not self.length:
+            raise BadFile(f"{self._where}: no complete line", hint=self._hint)
 
 
 def _forget(records: Path) -> str:
@@ -314,8 +322,9 @@ def _checked(raw: bytes) -> dict[str, Any] | None:
         return None
 
 
-def _run(lines: list[dict[str, Any]], length: int, records: Path, where: str) -> RecordedRun:
-    head = lines[0]
+def _run(lines: _Lines, records: Path, where: str) -> RecordedRun:
+    following = iter(lines)
+    head = next(following)
     if head.get("type") != "run":
         raise BadFile(f"{where}: its first line does not describe a run")
     documents.check_schema(head, NAME, NEWEST, where)
@@ -330,7 +339,7 @@ def _run(lines: list[dict[str, Any]], length: int, records: Path, where: str) ->
     failed: dict[int, Mapping[str, Any]] = {}
     degraded: list[Degraded] = []
     end = None
-    for data in lines[1:]:
+    for data in following:
         kind = data.get("type")
         if kind == "queued":
             queued.append(_queued(data, len(planned.batches) + len(queued), where))
@@ -362,7 +371,7 @@ def _run(lines: list[dict[str, Any]], length: int, records: Path, where: str) ->
         failed=failed,
         degraded=tuple(degraded),
         end=end,
-        length=length,
+        length=lines.length,
     )
 
 
@@ -436,14 +445,31 @@ def recover(run: RecordedRun, *, files: Files = REAL) -> Recovered:
     for index, intent in run.intents.items():
         if index not in done and index not in run.noted:
             _discard_claim(run.destination.folder / intent.file, files)
-    for folder in _folders(run.destination, run.plan):
-        _discard_parts(folder, part_prefix(run.run), files)
-    _discard_parts(run.destination.records, ".", files)  # of the report and of kept steps
+    _discard_own_parts(run.destination, run.plan, files)
     for number, path in _step_files(run.destination.records).items():
         if number < len(run.plan.batches) and set(run.plan.batches[number]) <= set(done):
             discard(files, path)
     missing = tuple(job.index for job in run.plan.jobs if job.index not in done)
     return Recovered(run=run, done=done, missing=missing)
+
+
+def last_image(destination: Destination, plan: Plan, *, files: Files = REAL) -> dict[int, Intent]:
+    """The one that a run was saving as it was interrupted, if it is done; partial files are removed."""
+    _discard_own_parts(destination, plan, files)
+    try:
+        with open(destination.records / JOURNAL, "rb") as file:
+            file.seek(max(0, file.seek(0, os.SEEK_END) - LAST_LINES))
+            lines = [parsed for line in file.readlines() if (parsed := _checked(line)) is not None]
+    except OSError:
+        return {}
+    intents = [_intent(line, "") for line in lines if line.get("type") == "intent"]
+    return {intent.index: intent for intent in intents[-1:] if _whole(destination.folder, intent)}
+
+
+def _discard_own_parts(destination: Destination, plan: Plan, files: Files) -> None:
+    for folder in _folders(destination, plan):
+        _discard_parts(folder, part_prefix(destination.run), files)
+    _discard_parts(destination.records, ".", files)  # of the report and of kept steps
 
 
 def _whole(folder: Path, intent: Intent) -> bool:

@@ -128,13 +128,14 @@ class RunStore:
         self.told_of_steps = False
         self.number = 0
         self.first = 0  # number of the first image of the plan, where several draw
-        self.names: set[str] = set()
+        self.names: set[str] = set()  # of this run's images, where the disk alone does not say which must stay
         self.saved = 0
         self.flawed = 0  # failed or suspect
         self.stopped: SdcliError | None = None
 
     def count(self, name: str, status: str) -> None:
-        self.names.add(name)
+        if self.destination.overwrite or self.destination.kind != "numbered":
+            self.names.add(name)
         self.saved += 1
         self.flawed += status == "suspect"
 

@@ -175,9 +175,11 @@ SHARD = Option(
     field="shard", flags=("--shard",), metavar="I/N", panel=OUTPUT,
     help="Draw one of N shares of the images, e.g. 2/8; other processes or machines draw the others.",
 )  # fmt: skip
+CPU_AUTO = "cpu:auto"  # the CPU's threads, divided among processes as is fastest
 DEVICES = Option(
     field="devices", flags=("--devices",), metavar="LIST", panel=MEMORY,
-    help="Draw on several devices at once: all, 0,1, cuda:0,cpu, or cpu:2x1 for 2 processes of 1 thread.",
+    help="Draw on several devices at once: all, 0,1, cuda:0,cpu, cpu:2x1 for 2 processes of 1 thread, cpu:auto for "
+    "as many as are fastest.",
 )  # fmt: skip
 AS_IF = Option(
     field="as_if", flags=("--as-if",), metavar="DEVICE:SIZE", panel=MEMORY,

@@ -208,7 +208,7 @@ class Request:
     edits: bool = transient(default=False)  # whether the model was trained to edit images
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, slots=True)
 class Job:
     """One image. `unet_calls`, of its first pass, differ from `steps` for samplers that call the UNet twice a step."""
 

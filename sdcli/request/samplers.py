@@ -161,6 +161,7 @@ EVERY = (*SAMPLERS, *EDM)
 ZERO_SNR: tuple[str, ...] = tuple(sampler.name for sampler in SAMPLERS if sampler.zero_snr)
 
 
+@functools.lru_cache(64)
 def _key(name: str) -> str:
     """The name without what varies: capitals, spaces, underscores, hyphens, and ++ for pp."""
     spelled = name.casefold().replace("++", "pp")

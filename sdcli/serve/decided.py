@@ -20,7 +20,7 @@ MOST = 64
 
 # Of a request and its jobs, what moves no byte and no second.
 _OF_REQUEST = ("prompts", "negative_prompt", "seeds", "output")
-_OF_JOB = ("prompt", "negative_prompt", "seed", "index")
+_OF_JOB: Mapping[str, Any] = {"prompt": "", "negative_prompt": "", "seed": 0, "index": 0}
 
 
 class Decided:
@@ -54,7 +54,7 @@ def _key(
     request: Request, model: Model, hardware: Hardware, jobs: Sequence[Job], adapters: Sequence[Adapter]
 ) -> str:  # fmt: skip
     asked = {name: value for name, value in vars(request).items() if name not in _OF_REQUEST}
-    shapes = [{name: value for name, value in vars(job).items() if name not in _OF_JOB} for job in jobs]
+    shapes = [replace(job, **_OF_JOB) for job in jobs]
     machine = replace(hardware, free=0, ram_free=0)
     files = {name: part.files for name, part in model.components.items()}
     return repr((asked, model.name, model.hash, files, machine, shapes, [vars(adapter) for adapter in adapters]))

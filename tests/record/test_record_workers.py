@@ -12,7 +12,7 @@ from pathlib import Path
 from record_samples import destination, plan
 
 from sdcli.draw import fake
-from sdcli.events import Decoded, Degraded, Encoded, Event, Planned, Saved, Step
+from sdcli.events import Decoded, Degraded, Event, Planned, Saved, Step
 from sdcli.plan.plan import Plan, Setup
 from sdcli.record import report as reports
 from sdcli.record.metadata.read import read as read_settings
@@ -90,8 +90,6 @@ def test_progress_counts_every_image_and_step_once_whatever_the_batches_are() ->
         run, seen = RunProgress(), []
         run.plan(of)
         for event in stream:
-            if isinstance(event, Encoded):
-                run.meet(event)
             if isinstance(event, Step):
                 seen.append(run.step(event, 0.1))
         assert {(one.first, one.last, one.images) for one in seen} == {(1, 2, 5), (3, 4, 5), (5, 5, 5)}
@@ -115,8 +113,6 @@ def test_prompts_that_no_plan_lists_are_counted_as_they_come() -> None:
     later = [(1, (replace(of.jobs[0], index=1),)), (2, (replace(of.jobs[0], index=2),))]
     last = None
     for event in fake.run(of, iter([(0, of.batch(0)), *later])):
-        if isinstance(event, Encoded):
-            run.meet(event)
         if isinstance(event, Step):
             last = run.step(event, 0.1)
     assert last is not None and (last.first, last.last, last.images) == (3, 3, 3) and last.done == last.total

@@ -94,6 +94,20 @@ def test_a_card_that_cannot_compute_as_the_others_do_has_a_plan_of_its_own() -> 
     assert [worker.setup.dtype for worker in plan.workers] == ["fp16", "fp32"]
 
 
+def test_cards_that_cannot_compute_as_the_others_do_compute_as_each_other() -> None:
+    """The smaller of them needs tiles, so the larger takes them too."""
+    without = dict.fromkeys(("bf16", "fp16"), "unavailable")
+    new = replace(gpu(1.5), dtypes={"bf16": "probed", "fp16": "probed"})
+    old = [
+        replace(gpu(size, name="GTX 1060", capability="6.1"), device=f"cuda:{number}", dtypes=without)
+        for number, size in ((1, 2), (2, 12))
+    ]
+    small, large = several([new, *old], "sd15", size=768).workers[1:]
+    assert not changes_pixels(small.setup, large.setup) and small.setup.dtype == "fp32"
+    alone = make_plan(asking("sd15", size=768), known_model("sd15"), old[1], {})
+    assert changes_pixels(alone.setup, large.setup)
+
+
 def test_a_workers_part_of_a_plan_is_the_plan_of_its_device_alone() -> None:
     plan = several(cards(8, 24))
     own = plan.of(plan.workers[1])

@@ -68,11 +68,12 @@ def bar_line(state: State, width: int) -> tuple[str, str, str, str]:
 
 
 class RunProgress:
-    """How far all batches are, in whatever order their steps come. A batch's size is known from the plan, else from its
-    events."""
+    """How far all batches are, in whatever order their steps come. Batches that no plan lists are of prompts that are
+    read one by one, and have one image each."""
 
     def __init__(self) -> None:
-        self._positions: dict[int, tuple[int, int]] = {}  # batch → the number of its first image, and how many it has
+        self._positions: list[tuple[int, int]] = []  # of each batch the number of its first image, and how many it has
+        self._planned = 0  # images
         self._steps: dict[tuple[int, str], tuple[int, int]] = {}  # of batch and stage: done and in all
         self._done = 0  # steps of stages that are over
         self._total = 0  # steps of all batches known
@@ -81,21 +82,17 @@ class RunProgress:
     def plan(self, plan: Plan, kept: Collection[int] = ()) -> None:
         """`kept`: images that are there already."""
         for number, batch in enumerate(plan.batches):
-            self._add(number, len(batch))
+            self._positions.append((self._planned + 1, len(batch)))
+            self._planned += len(batch)
             self._total += 0 if all(index in kept for index in batch) else plan.batch(number)[0].all_calls
 
-    def meet(self, event: events.Encoded) -> None:
-        if event.batch not in self._positions:
-            self._add(event.batch, len(event.tokens) or 1)
-
-    def _add(self, number: int, images: int) -> None:
-        self._positions[number] = (self._images + 1, images)
-        self._images += images
+    def _position(self, batch: int) -> tuple[int, int]:
+        beyond = batch - len(self._positions)
+        return self._positions[batch] if beyond < 0 else (self._planned + beyond + 1, 1)
 
     def step(self, event: events.Step, seconds: float) -> State:
-        if event.batch not in self._positions:
-            self._add(event.batch, 1)
-        first, images = self._positions[event.batch]
+        first, images = self._position(event.batch)
+        self._images = max(self._images, self._planned, first + images - 1)
         self._steps[event.batch, event.stage] = (event.step, event.of)
         done = self._done + sum(step for step, _ in self._steps.values())
         # steps that no plan counted: of prompts read as they come
@@ -142,7 +139,6 @@ class Progress:
             case events.Loaded():
                 self._show_loading(event)
             case events.Encoded():
-                self._run.meet(event)
                 self._show_compiling()
             case events.Step():
                 self._show_step(event)

@@ -19,7 +19,7 @@ LEFT = 33
 
 def summary(report: Report, width: int = 80, *, verbose: bool = False, where: Path | None = None) -> list[str]:
     """The block a run ends with: short on a CPU, a table on a GPU or with -v; empty where nothing was drawn."""
-    if not any(image.kept for image in report.images):
+    if not report.tally.kept:
         return []
     if verbose or _on_gpu(report):
         return table(report, width, where)
@@ -27,7 +27,7 @@ def summary(report: Report, width: int = 80, *, verbose: bool = False, where: Pa
 
 
 def short(report: Report, width: int = 80) -> list[str]:
-    images = sum(image.kept for image in report.images)
+    images = report.tally.kept
     pieces: list[str] = [f"{images} images"] if images > 1 else []
     for phase in map(report.phase, ("load", "compile")):
         if phase.count:
@@ -60,12 +60,8 @@ def worker_rows(report: Report, width: int = 80) -> list[str]:
 
 
 def _steps(report: Report) -> list[str]:
-    count = sum(batch.steps for batch in report.batches)
-    return [f"{count} steps of {step_text(_step_seconds(report, count))}"] if count else []
-
-
-def _step_seconds(report: Report, count: int) -> float:
-    return sum(batch.denoise_seconds for batch in report.batches) / count
+    counted = report.tally
+    return [f"{counted.steps} steps of {step_text(counted.denoise_seconds / counted.steps)}"] if counted.steps else []
 
 
 def flow(pieces: Iterable[str], width: int, between: str = " · ") -> list[str]:
@@ -94,11 +90,11 @@ def table(report: Report, width: int = 80, where: Path | None = None) -> list[st
 def _times(report: Report) -> list[str]:
     """Phase, seconds, and what they were spent on."""
     load = sum(part.get("stored_bytes") or 0 for part in _at(report.plan, "model", "components", default={}).values())
-    count = sum(batch.steps for batch in report.batches)
+    counted = report.tally
     decode = report.phase("decode")
     notes = {
         "load": disk_text(load) if load else "",
-        "denoise": f"{count} × {step_text(_step_seconds(report, count))}" if count else "",
+        "denoise": (f"{counted.steps} × {step_text(counted.denoise_seconds / counted.steps)}" if counted.steps else ""),
         "decode": f"{decode.count} × {seconds_text(decode.seconds / decode.count)}" if decode.count > 1 else "",
     }
     rows = [
