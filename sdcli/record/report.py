@@ -519,10 +519,12 @@ class Folding:
         )
 
     def _uses(self) -> tuple[WorkerUse, ...]:
-        """In the order of the plan, also of those that drew nothing."""
+        """In the order of the plan, also of those that drew nothing; then those that joined later."""
         planned = self.plan.workers if self.plan is not None else ()
-        idle = {own.name: WorkerUse(name=own.name, device="") for own in planned}
-        return tuple(replace(self._workers.get(own.name, idle[own.name]), device=own.hardware.name) for own in planned)
+        names = {own.name: own.hardware.name for own in planned}
+        idle = {name: WorkerUse(name=name, device=device) for name, device in names.items()}
+        seen = {name: replace(use, device=names.get(name, "")) for name, use in self._workers.items()}
+        return tuple((idle | seen).values())
 
     def _memory_use(self) -> MemoryUse:
         if self.plan is None:

@@ -23,13 +23,14 @@ from sdcli import __version__
 from sdcli.cli import main
 from sdcli.draw import fake
 from sdcli.errors import DeviceUnusable, Usage
-from sdcli.events import Decoded, Event, Failed, Warned
+from sdcli.events import Decoded, Event, Failed, Planned, Warned
 from sdcli.models import resolve
 from sdcli.models.model import Model
 from sdcli.plan.batches import Batch
 from sdcli.plan.plan import Plan
 from sdcli.plan.planner import make_plan
 from sdcli.record import found_runs, runs
+from sdcli.record import report as reports
 from sdcli.scale import cluster as clusters
 from sdcli.scale.cluster import Cluster
 from tests.record.record_samples import plan
@@ -204,6 +205,8 @@ def test_a_node_that_goes_is_told_of_and_one_that_comes_is_used(two: Nodes, here
                 two.nodes[1] = two.add(1)
             used |= event.worker == "node-3" and isinstance(event, Decoded)
     assert used and pixels(events) == {index: each for index, each in alone(of).items() if index in begun}
+    report = reports.fold([Planned(plan=of), *events], started="", run="r", seconds=1.0)
+    assert [one.name for one in report.workers] == [*(own.name for own in of.workers), "node-3"]
     told = {event.code: event.message for event in events if isinstance(event, Warned) and event.code != "worker-died"}
     assert told["left-out"] == "node-2 is left out from here on: its node left the cluster"
     assert told["joined"].startswith("node-3 joins")
