@@ -43,7 +43,9 @@ LONGEST_PROMPT = 20_000  # characters; some hundred chunks, beyond which attenti
 
 
 def parse_seeds(text: str) -> tuple[int, ...]:
-    """`7`, `1,5,9`, `1..8` (both ends), or several of these with commas."""
+    """`7`, `1,5,9`, `1..8` (both ends), or several of these with commas; none for -1, which is a random one."""
+    if text.strip() == "-1":
+        return ()
     seeds: list[int] = []
     for part in text.split(","):
         seeds.extend(_seed_range(part.strip(), text))
@@ -76,11 +78,11 @@ def _seed_range(part: str, text: str) -> Iterable[int]:
 
 
 def _seed_meant(text: str) -> str:
-    """Other programs write a range as 1-3, and a random seed as -1."""
+    """Other programs write a range as 1-3."""
     range_ = re.fullmatch(r"(\d{1,10})\s*(?:-|:|\.\.\.|to)\s*(\d{1,10})", text, re.ASCII)
     if range_:
         return f"--seed {range_[1]}..{range_[2]}"
-    if text in ("-1", "random"):
+    if text == "random":
         return "the same command without --seed   (a random seed is used and printed)"
     return "--seed 1,5,9   (or 1..8, or without --seed for a random one)"
 

@@ -55,6 +55,27 @@ def test_prompts_are_outer_and_seeds_inner_in_the_folder_too(here: Path, capfd: 
     assert done.out.split() == [f"sdcli-images/{name}" for name in names]
 
 
+@pytest.mark.parametrize(
+    ("typed", "sampler"),
+    [
+        (("--scheduler", "exponential"), "DPM++ 2M Exponential"),
+        (("--sampler", "Euler", "--scheduler", "sgm_uniform"), "Euler SGM Uniform"),
+        (("--sampler", "DPM++ 2M SDE", "--scheduler", "automatic"), "DPM++ 2M SDE Exponential"),
+        (("--sampler", "euler karras"), "Euler Karras"),
+        (("--scheduler", "uniform"), "DPM++ 2M"),
+    ],
+)
+def test_a_schedule_is_the_samplers_whichever_source_names_it(
+    here: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, typed: tuple[str, ...], sampler: str
+) -> None:
+    monkeypatch.setenv("SDCLI_SAMPLER", "DPM++ 2M Karras")
+    report = sdcli(capfd, "generate", "a cat", *FAKE, "-m", "sd15", "--seed", "-1", *typed, "--json").json
+    (image,) = report["images"]
+    assert report["plan"]["jobs"][0]["sampler"] == sampler
+    again = sdcli(capfd, "generate", "--settings-from", image["path"], *FAKE, "-m", "sd15", "--json").json
+    assert again["plan"]["jobs"][0]["sampler"] == sampler and again["images"][0]["seed"] == image["seed"]
+
+
 def test_the_settings_of_an_image_draw_it_again(capfd: pytest.CaptureFixture[str]) -> None:
     words = ("generate", "a (red:1.3) cat", "--negative", "rain", "-s", "9", "-g", "4.5", "--sampler", "heun")
     words = (*words, "-m", "sd15", "--size", "72x64")
