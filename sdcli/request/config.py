@@ -128,7 +128,7 @@ _CONVERT: dict[str, Callable[[str, str], Any]] = {
     "scheduler": lambda field, text: samplers.find_schedule(text),
     "upscaler": _upscaler,
     "pins": _pins,
-    **dict.fromkeys(("model", "revision", "vae_file", "device", "output", "preset"), _name),
+    **dict.fromkeys(("model", "revision", "vae_file", "device", "output", "preset", "wildcards"), _name),
     **dict.fromkeys(("settings_from", "prompts_file", "reference_model", "reference_encoder"), _name),
 }  # fmt: skip
 _SEVERAL = frozenset({"prompts", "lora", "embeddings"})
@@ -261,7 +261,7 @@ def resolve(
     for origin, layer in zip(ORDER, layers, strict=True):
         if "scheduler" in layer:
             schedule, origins["sampler"] = layer["scheduler"], origin
-        elif "sampler" in layer and samplers.names_schedule(layer["sampler"]):
+        elif layer.get("sampler") and samplers.names_schedule(layer["sampler"]):
             schedule = None
         for name, value in unfolded(layer).items():
             if name in names:
@@ -269,7 +269,7 @@ def resolve(
                 origins[name] = origin
         if "num_images" not in layer and len(layer.get("seeds", ())) > 1:
             values["num_images"], origins["num_images"] = len(layer["seeds"]), origin
-    if schedule is not None and "sampler" in values:
+    if schedule is not None and values.get("sampler"):
         values["sampler"] = samplers.with_schedule(values["sampler"], schedule).name
     return values, origins
 

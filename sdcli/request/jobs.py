@@ -356,11 +356,11 @@ def make_job(request: Request, index: int, prompt: str, seed: int, image: InputI
     taken = request.steps if start is None else steps_taken(request.steps, start.strength)
     refined = _refined(request, sampler, taken)
     first = taken - (refined.steps if refined is not None else 0)
-    own: dict[str, Any] = {"sampler": sampler.name, **_sides(request, image)}
+    own: dict[str, Any] = {"sampler": sampler.name, **_sides(request, image), **_chosen(request, prompt, seed)}
     if image is not None and request.outpaint is not None:
         _check_room(own.get("width", request.width), own.get("height", request.height), request.outpaint)
     return Job(
-        index=index, prompt=prompt, seed=seed, unet_calls=sampler.unet_calls(first, followed=refined is not None),
+        index=index, seed=seed, unet_calls=sampler.unet_calls(first, followed=refined is not None),
         start=start, second=_second(request, sampler, own), refined=refined,
         controls=tuple(replace(control, made=request.control_from, fit=request.fit) for control in request.control),
         references=tuple(
@@ -369,6 +369,21 @@ def make_job(request: Request, index: int, prompt: str, seed: int, image: InputI
         ),
         **{name: getattr(request, name) for name in PER_IMAGE} | own,
     )  # fmt: skip
+
+
+def _chosen(request: Request, prompt: str, seed: int) -> dict[str, str]:
+    """The texts of one image: what its seed chooses from them, and the templates where it chose."""
+    texts = {"prompt": prompt, "negative_prompt": request.negative_prompt}
+    if request.wildcards == "off" or not any("{" in text or "__" in text for text in texts.values()):
+        return texts
+    from sdcli.request import wildcards  # few prompts have any
+
+    folder, made = wildcards.folder_of(request.wildcards), dict(texts)
+    for (name, text), template in zip(texts.items(), ("template", "negative_template"), strict=True):
+        resolved = wildcards.resolve(text, folder, seed, of=name, longest=LONGEST_PROMPT)
+        _check_text(resolved.text)
+        made |= {name: resolved.text} | ({template: text} if resolved.chosen else {})
+    return made
 
 
 # How much a second pass changes by default: enlarged latents are blurred, an enlarged image is not.

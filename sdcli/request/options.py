@@ -51,9 +51,6 @@ OPTIONS: tuple[Option, ...] = (
            help="Width and height, e.g. 1024x768; 512 is a square."),
     Option(field="sampler", flags=("--sampler",), metavar="NAME", panel=EVERYDAY,
            help="How noise is removed; see `sdcli samplers`."),
-    Option(field="scheduler", flags=("--scheduler", "--schedule"), metavar="NAME", panel=IMAGE,
-           help="How its steps are spread, apart from the sampler: karras, exponential, sgm-uniform, simple, uniform, "
-           "automatic."),
     Option(field="preset", flags=("--preset",), metavar="NAME", panel=EVERYDAY,
            help="A named set of settings; see `sdcli presets`."),
     Option(field="output", flags=("-o", "--output"), metavar="PATH", panel=EVERYDAY,
@@ -64,6 +61,8 @@ OPTIONS: tuple[Option, ...] = (
            help="A prompt; may be repeated. Drawn in the given order."),
     Option(field="prompts_file", flags=("--prompts",), metavar="FILE", panel=PROMPT,
            help="Prompts from a text, JSONL or CSV file; - reads stdin line by line."),
+    Option(field="wildcards", flags=("--wildcards",), metavar="FOLDER", panel=PROMPT,
+           help="Text files for __names__ in prompts, one choice a line; off leaves {a|b} and __names__ as they are."),
     Option(field="emphasis", flags=("--emphasis",), metavar="MODE", choices=("a1111", "comfy", "none"), panel=PROMPT,
            help="How (word:1.3) is weighted: a1111, comfy or none."),
     Option(field="clip_skip", flags=("--clip-skip",), metavar="N", panel=PROMPT, within=(1, 12),
@@ -118,6 +117,9 @@ OPTIONS: tuple[Option, ...] = (
            help="How what was drawn is enlarged before: latent, lanczos, or with an ESRGAN model."),
     Option(field="width", flags=("-W", "--width"), metavar="N", panel=IMAGE, help="Mostly a multiple of 8."),
     Option(field="height", flags=("-H", "--height"), metavar="N", panel=IMAGE, help="Mostly a multiple of 8."),
+    Option(field="scheduler", flags=("--scheduler", "--schedule"), metavar="NAME", panel=IMAGE,
+           help="How its steps are spread, apart from the sampler: karras, exponential, sgm-uniform, simple, uniform, "
+           "automatic."),
     Option(field="rng", flags=("--rng",), metavar="HOW", choices=("cpu", "nv"), panel=IMAGE,
            help="How noise is drawn from a seed: cpu, or nv as an NVIDIA GPU draws it, as A1111 does by default."),
     Option(field="batch_size", flags=("--batch-size",), metavar="N", panel=IMAGE, within=(1, 64),
@@ -173,6 +175,10 @@ SAVE_CONTROL = Option(
     field="save_control", flags=("--save-control",), switch=True, panel=OUTPUT,
     help="Also save what ControlNets see, next to the image.",
 )  # fmt: skip
+DRY_RUN = Option(
+    field="dry_run", flags=("--dry-run",), switch=True, panel=OUTPUT,
+    help="Draw nothing; print the prompt of each image, with what its seed chose.",
+)  # fmt: skip
 SHARD = Option(
     field="shard", flags=("--shard",), metavar="I/N", panel=OUTPUT,
     help="Draw one of N shares of the images, e.g. 2/8; other processes or machines draw the others.",
@@ -189,7 +195,7 @@ AS_IF = Option(
 
 def flag_of(field: str) -> str:
     """The long flag that messages name for a field."""
-    for option in (*OPTIONS, *SCREEN, AS_IF, SAVE_CONTROL, SHARD, DEVICES):
+    for option in (*OPTIONS, *SCREEN, AS_IF, SAVE_CONTROL, DRY_RUN, SHARD, DEVICES):
         if option.field == field:
             longest: str = next(flag for flag in option.flags if flag.startswith("--"))
             return longest.split("/")[0]

@@ -203,6 +203,9 @@ class Request:
     refiner: Refiner | None = None
     shard: Shard | None = None
     devices: str | None = None
+    wildcards: str | None = transient(
+        default=None
+    )  # the folder of the files that prompts choose from; off: none choose
     sides_of_image: tuple[str, ...] = transient(default=())  # of width and height those that nobody set
     multiple: int = transient(default=8)  # of which sides have to be: the pixels of one latent
     edits: bool = transient(default=False)  # whether the model was trained to edit images
@@ -232,6 +235,8 @@ class Job:
     guess_mode: bool = False
     references: tuple[Reference, ...] = ()
     refined: Refined | None = None
+    template: str | None = None  # what the prompt was chosen from
+    negative_template: str | None = None
 
     @property
     def steps_taken(self) -> int:
