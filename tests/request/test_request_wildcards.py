@@ -17,7 +17,7 @@ from sdcli.request.request import Request
 FILES = {
     "colours.txt": "red\n\n# not this\ngreen  \nblue\n", "animals/cats.txt": "a {small|large} cat\n__colours__ lion\n",
     "animals/dogs.txt": "dog\n", "round/a.txt": "__round/b__\n", "round/b.txt": "x __round/a__\n",
-    "weights.txt": "9::often\n1::seldom\n", "big/0.txt": "x\n", "empty.txt": "\n# nothing\n",
+    "weights.txt": "9::often\n1::seldom\n", "big/0.txt": "x\n", "empty.txt": "\n# nothing\n", "long.txt": "x" * 5000,
     **{f"big/{number}.txt": f"__big/{number - 1}__ __big/{number - 1}__\n" for number in range(1, 13)},
 }  # fmt: skip
 
@@ -101,7 +101,8 @@ def test_without_a_folder_names_are_text() -> None:
         ("__empty__", "no line"),
         ("{a|" * 70 + "b" + "}" * 70, "nested deeper"),
         ("{a|a}" * 2000, "more than 1000 choices"),
-        ("{" + "x" * 15_000 + "|" + "x" * 15_000 + "}" * 1 + "y" * 15_000, "more than 20000 characters"),
+        ("{5$$" + "|".join(["__long__"] * 5) + "}", "more than 20000 characters"),
+        ("x" * 20_001, "longer than 20000 characters"),
     ],
 )
 def test_what_would_not_end_or_is_not_there_is_refused(template: str, says: str, folder: Path) -> None:
