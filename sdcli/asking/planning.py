@@ -90,6 +90,9 @@ def plan_for(
     request, origins = _request(sources, model, prompts or ((first.prompt,) if first else ()))
     waiting = flags.get("prompts_file") == "-"
     request = replace(request, shard=jobs.parse_shard(typed["shard"]) if "shard" in typed else None)
+    swept = typed.get("sweep", ()) if command in ("generate", "plan") else ()
+    if swept and lines is not None:
+        raise Usage("--sweep draws from a prompt, --prompts from a file", hint="the same command without --prompts")
     seats = _seats(typed)
     if len(seats) > 1:
         request = replace(request, devices=typed["devices"])
@@ -97,7 +100,11 @@ def plan_for(
         from sdcli.asking import sharing
 
         first, lines = sharing.seeded(first, lines)
-    known_jobs, tags = adapters.untagged(_jobs(request, first, lines, waiting))
+    if swept:
+        from sdcli.request import sweeps  # of no use to others
+
+        request, cells = sweeps.make(request, sweeps.read(swept))
+    known_jobs, tags = adapters.untagged(cells if swept else _jobs(request, first, lines, waiting))
     largest = max(known_jobs, key=lambda job: job.width * job.height)
     request = replace(
         request, prompts=tuple(dict.fromkeys(job.prompt for job in known_jobs)), width=largest.width,

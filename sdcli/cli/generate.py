@@ -15,13 +15,13 @@ from sdcli.cli.pull import plan_with_model
 from sdcli.plan.refusal import refused
 from sdcli.record import names
 from sdcli.request.jobs import LONGEST_PROMPT
-from sdcli.request.options import DEVICES, DRY_RUN, OPTIONS, SAVE_CONTROL, SCREEN, SHARD
+from sdcli.request.options import DEVICES, DRY_RUN, OPTIONS, SAVE_CONTROL, SCREEN, SHARD, SWEEP
 from sdcli.request.options import command as make
 from sdcli.terminal import show, tell
 
 
 def command() -> Callable[..., None]:
-    options = [*OPTIONS, *not_needed.FLAGS, *SCREEN, SAVE_CONTROL, DRY_RUN, SHARD, DEVICES]
+    options = [*OPTIONS, *not_needed.FLAGS, SWEEP, *SCREEN, SAVE_CONTROL, DRY_RUN, SHARD, DEVICES]
     return make(
         _generate, options, name="generate", words="PROMPT", complete=complete.asked(),
         help='Draw images from prompts: sdcli generate "a cat" -n 4',

@@ -1,4 +1,4 @@
-"""`sdcli help TOPIC`: exit codes, environment, memory, formats, prompts, JSON. Facts come from where they are used."""
+"""`sdcli help TOPIC`, from exit codes to JSON. Facts come from where they are used."""
 
 from __future__ import annotations
 
@@ -133,6 +133,24 @@ def _prompts(columns: int) -> list[str]:
     return [*folded(head, columns), "", *_rows(rows, 20, columns)]
 
 
+def _sweeps(columns: int) -> list[str]:
+    head = (
+        "`generate --sweep NAME=A,B` draws every combination in one run, with one seed unless seeds are swept: the "
+        "first --sweep makes the columns of the grid, the others its rows. `plan` with the same flags says how many "
+        "cells, how long and how much memory. An interrupted sweep goes on with `resume`. The grid is grid-RUN.html, .png, .csv "
+        "and .json beside the images."
+    )
+    rows = {
+        "guidance=3,5,7": "any setting that each image may have for itself, by its flag",
+        "guidance=2..8:1.5": "a range, both ends included; without a step it is 1",
+        "seed=1..4": "seeds; several --seed or prompts are axes too",
+        "sampler=Euler,DDIM": "with scheduler=karras,simple as a second axis: each with each",
+        "'S/R cat,dog,fox'": "words of the prompt: the first is replaced by each of the others, and kept once",
+        "negative-prompt='\"a, b\",c'": "a value with a comma stands in quotes",
+    }
+    return [*folded(head, columns), "", *_rows(rows, 29, columns)]
+
+
 def _json(columns: int) -> list[str]:
     from sdcli.cli.json_documents import DOCUMENTS
 
@@ -160,5 +178,6 @@ TOPICS: dict[str, Callable[[int], list[str]]] = {
     "memory": _memory,
     "formats": _formats,
     "prompts": _prompts,
+    "sweeps": _sweeps,
     "json": _json,
 }

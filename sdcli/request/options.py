@@ -175,6 +175,10 @@ SAVE_CONTROL = Option(
     field="save_control", flags=("--save-control",), switch=True, panel=OUTPUT,
     help="Also save what ControlNets see, next to the image.",
 )  # fmt: skip
+SWEEP = Option(
+    field="sweep", flags=("--sweep",), metavar="NAME=A,B", repeatable=True, panel=IMAGE,
+    help="Draw every combination, e.g. guidance=3,5,7 or 'S/R cat,dog'; may be repeated; see `sdcli help sweeps`.",
+)  # fmt: skip
 DRY_RUN = Option(
     field="dry_run", flags=("--dry-run",), switch=True, panel=OUTPUT,
     help="Draw nothing; print the prompt of each image, with what its seed chose.",
@@ -195,7 +199,7 @@ AS_IF = Option(
 
 def flag_of(field: str) -> str:
     """The long flag that messages name for a field."""
-    for option in (*OPTIONS, *SCREEN, AS_IF, SAVE_CONTROL, DRY_RUN, SHARD, DEVICES):
+    for option in (*OPTIONS, *SCREEN, AS_IF, SAVE_CONTROL, SWEEP, DRY_RUN, SHARD, DEVICES):
         if option.field == field:
             longest: str = next(flag for flag in option.flags if flag.startswith("--"))
             return longest.split("/")[0]

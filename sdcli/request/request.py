@@ -141,6 +141,14 @@ class Shard:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Axis:
+    """What a sweep sets to each of some values, as they were written."""
+
+    name: str
+    values: tuple[str, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
 class Request:
     """Every setting of a run, resolved. options.py says how each is spelled on the command line."""
 
@@ -203,6 +211,7 @@ class Request:
     refiner: Refiner | None = None
     shard: Shard | None = None
     devices: str | None = None
+    sweep: tuple[Axis, ...] = ()
     wildcards: str | None = transient(
         default=None
     )  # the folder of the files that prompts choose from; off: none choose

@@ -1,0 +1,108 @@
+"""The cells of a sweep with what was drawn for each, and their tables: JSON and CSV."""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+
+from sdcli import schema
+from sdcli.record import documents
+from sdcli.record.report import Image
+from sdcli.request import sweeps
+from sdcli.request.request import Axis
+
+
+@dataclass(frozen=True, kw_only=True)
+class Cell:
+    """`values` are of the axes, in their order; `file` is beside this one."""
+
+    values: tuple[str, ...]
+    index: int
+    status: str
+    file: str | None
+    width: int | None
+    height: int | None
+    seed: int | None
+    prompt: str
+    sampler: str
+    steps: int | None
+    guidance: float | None
+    pixel_sha256: str | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sweep:
+    schema: str = "sdcli.sweep/1"
+    run: str
+    axes: tuple[Axis, ...]
+    cells: tuple[Cell, ...]
+
+    @property
+    def columns(self) -> Axis:
+        return self.axes[0]
+
+    @property
+    def rows(self) -> list[tuple[str, ...]]:
+        """Values of all axes but the first, in the order of the axes."""
+        return list(dict.fromkeys(place[1:] for place in _places(self.axes)))
+
+    def at(self) -> dict[tuple[str, ...], Cell]:
+        return {cell.values: cell for cell in self.cells}
+
+
+def gathered(run: str, axes: tuple[Axis, ...], images: Iterable[Image]) -> Sweep:
+    """In the order of the axes, the first changing fastest: row by row of the grid."""
+    named = {
+        sweeps.name_of(dict(zip([axis.name for axis in axes], place, strict=True))): place for place in _places(axes)
+    }
+    found = {named[image.job.id]: image for image in images if image.job is not None and image.job.id in named}
+    order = {place: number for number, place in enumerate(_places(axes))}
+    cells = (_cell(place, image) for place, image in sorted(found.items(), key=lambda pair: order[pair[0]]))
+    return Sweep(run=run, axes=axes, cells=tuple(cells))
+
+
+def _places(axes: tuple[Axis, ...]) -> Iterator[tuple[str, ...]]:
+    """Every cell's values, those of the first axis changing fastest."""
+    if not axes:
+        yield ()
+        return
+    for rest in _places(axes[1:]) if len(axes) > 1 else [()]:
+        yield from ((value, *rest) for value in axes[0].values)
+
+
+def _cell(place: tuple[str, ...], image: Image) -> Cell:
+    job = image.job
+    assert job is not None
+    return Cell(
+        values=place, index=image.index, status=image.status, file=image.file, width=image.width, height=image.height,
+        seed=job.seed, prompt=job.prompt, sampler=job.sampler, steps=job.steps, guidance=job.guidance,
+        pixel_sha256=image.pixel_sha256,
+    )  # fmt: skip
+
+
+def json_of(sweep: Sweep) -> bytes:
+    return documents.dump(schema.to_json(sweep)) + b"\n"
+
+
+def csv_of(sweep: Sweep) -> bytes:
+    text = io.StringIO(newline="")
+    rows = csv.writer(text)
+    names = (
+        "index",
+        "status",
+        "file",
+        "width",
+        "height",
+        "seed",
+        "prompt",
+        "sampler",
+        "steps",
+        "guidance",
+        "pixel_sha256",
+    )
+    rows.writerow([*(f"sweep {axis.name}" for axis in sweep.axes), *names])
+    for cell in sweep.cells:
+        rows.writerow([*cell.values, *(getattr(cell, name) for name in names)])
+    return text.getvalue().encode("utf-8", "replace")
