@@ -137,8 +137,8 @@ def _sweeps(columns: int) -> list[str]:
     head = (
         "`generate --sweep NAME=A,B` draws every combination in one run, with one seed unless seeds are swept: the "
         "first --sweep makes the columns of the grid, the others its rows. `plan` with the same flags says how many "
-        "cells, how long and how much memory. An interrupted sweep goes on with `resume`. The grid is grid-RUN.html, .png, .csv "
-        "and .json beside the images."
+        "cells, how long and how much memory. An interrupted sweep goes on with `resume`. The grid is grid-RUN.html, "
+        ".png, .csv and .json beside the images."
     )
     rows = {
         "guidance=3,5,7": "any setting that each image may have for itself, by its flag",
