@@ -54,12 +54,13 @@ class Sweep:
 
 def gathered(run: str, axes: tuple[Axis, ...], images: Iterable[Image]) -> Sweep:
     """In the order of the axes, the first changing fastest: row by row of the grid."""
-    named = {
-        sweeps.name_of(dict(zip([axis.name for axis in axes], place, strict=True))): place for place in _places(axes)
-    }
-    found = {named[image.job.id]: image for image in images if image.job is not None and image.job.id in named}
-    order = {place: number for number, place in enumerate(_places(axes))}
-    cells = (_cell(place, image) for place, image in sorted(found.items(), key=lambda pair: order[pair[0]]))
+    found = {image.job.id: image for image in images if image.job is not None}
+    names = [axis.name for axis in axes]
+    cells = (
+        _cell(place, found[name])
+        for place in _places(axes)
+        if (name := sweeps.name_of(dict(zip(names, place, strict=True)))) in found
+    )
     return Sweep(run=run, axes=axes, cells=tuple(cells))
 
 
@@ -82,27 +83,27 @@ def _cell(place: tuple[str, ...], image: Image) -> Cell:
     )  # fmt: skip
 
 
-def json_of(sweep: Sweep) -> bytes:
-    return documents.dump(schema.to_json(sweep)) + b"\n"
+def json_of(sweep: Sweep) -> Iterator[bytes]:
+    """A line for each cell: all of them as one text would take much memory, in the table below too."""
+    whole = documents.dump(schema.to_json(Sweep(run=sweep.run, axes=sweep.axes, cells=()))).rstrip()
+    yield whole.removesuffix(b"]}")
+    for number, cell in enumerate(sweep.cells):
+        yield (b",\n" if number else b"\n") + documents.dump(schema.to_json(cell)).strip()
+    yield b"]}\n"
 
 
-def csv_of(sweep: Sweep) -> bytes:
-    text = io.StringIO(newline="")
-    rows = csv.writer(text)
-    names = (
-        "index",
-        "status",
-        "file",
-        "width",
-        "height",
-        "seed",
-        "prompt",
-        "sampler",
-        "steps",
-        "guidance",
-        "pixel_sha256",
-    )
-    rows.writerow([*(f"sweep {axis.name}" for axis in sweep.axes), *names])
+_COLUMNS = (
+    "index", "status", "file", "width", "height", "seed", "prompt", "sampler", "steps", "guidance", "pixel_sha256",
+)  # fmt: skip
+
+
+def csv_of(sweep: Sweep) -> Iterator[bytes]:
+    yield _row([*(f"sweep {axis.name}" for axis in sweep.axes), *_COLUMNS])
     for cell in sweep.cells:
-        rows.writerow([*cell.values, *(getattr(cell, name) for name in names)])
+        yield _row([*cell.values, *(getattr(cell, name) for name in _COLUMNS)])
+
+
+def _row(values: Iterable[object]) -> bytes:
+    text = io.StringIO(newline="")
+    csv.writer(text).writerow(values)
     return text.getvalue().encode("utf-8", "replace")

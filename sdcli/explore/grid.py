@@ -20,7 +20,8 @@ def png(sweep: Sweep, folder: Path) -> bytes:
     from PIL import Image, ImageDraw, ImageFont
 
     rows, columns = sweep.rows, sweep.columns.values
-    side = max(SMALLEST_CELL, min(LARGEST_CELL, LARGEST // len(columns), LARGEST // len(rows)))
+    drawn = max(max(cell.width or 0, cell.height or 0) for cell in sweep.cells)
+    side = max(SMALLEST_CELL, min(LARGEST_CELL, drawn, LARGEST // len(columns), LARGEST // len(rows)))
     font = ImageFont.load_default(FONT)
     above = [_label(sweep.columns.name, value) for value in columns]
     beside = [_of_row(sweep, row) for row in rows]

@@ -15,8 +15,8 @@ def write(run: str, axes: tuple[Axis, ...], images: Iterable[Image], folder: Pat
     """Again and again the same: a run that goes on writes them anew. Those to look at come first."""
     sweep = cells.gathered(run, axes, images)
     made: dict[str, Iterable[bytes]] = {
-        "html": page.html(sweep), "png": [grid.png(sweep, folder)], "csv": [cells.csv_of(sweep)],
-        "json": [cells.json_of(sweep)],
+        "html": page.html(sweep), "png": [grid.png(sweep, folder)], "csv": cells.csv_of(sweep),
+        "json": cells.json_of(sweep),
     }  # fmt: skip
     paths = []
     for kind, pieces in made.items():
