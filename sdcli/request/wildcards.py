@@ -283,7 +283,7 @@ class _Chooser:
         if self._known is None:
             self._known = _listed(self._folder)
         if file.name not in self._options:
-            paths = _paths(self._known, self._folder, file.name)
+            paths = _paths(self._known, file.name)
             self._options[file.name] = tuple(option for path in paths for option in _options(path))
         return self._options[file.name]
 
@@ -291,7 +291,7 @@ class _Chooser:
 # --- files
 
 
-def _paths(known: Mapping[str, Path], folder: Path, name: str) -> list[Path]:
+def _paths(known: Mapping[str, Path], name: str) -> list[Path]:
     """The files of that name; an asterisk stands for any letters."""
     if "*" in name:
         paths = [known[other] for other in sorted(known) if fnmatch.fnmatchcase(other, name.casefold())]
@@ -301,7 +301,7 @@ def _paths(known: Mapping[str, Path], folder: Path, name: str) -> list[Path]:
         near = nearest(name.casefold(), known, 3)
         listed = near_text(f"__{show(one, 60)}__" for one in near)
         raise Usage(
-            f"no wildcard __{show(name, 60)}__ in {show(folder, 120)}{listed}",
+            f"no wildcard __{show(name, 60)}__{listed}",  # requests over HTTP learn no paths
             hint=f"__{show(near[0], 60)}__" if near else f"\\__{show(name, 60)}__   (to mean that text)",
             field="prompts",
             near=list(near),
@@ -314,7 +314,7 @@ def _listed(folder: Path) -> Mapping[str, Path]:
     known: dict[str, Path] = {}
     for number, (name, path) in enumerate(_walked(folder, "", 0)):
         if number >= MOST_FILES:
-            raise Usage(f"{show(folder, 200)} holds more than {MOST_FILES} wildcards", hint="--wildcards FOLDER")
+            raise Usage(f"{show(folder.name, 200)} holds more than {MOST_FILES} wildcards", hint="--wildcards FOLDER")
         known.setdefault(name.casefold(), path)
     return known
 
@@ -325,7 +325,7 @@ def _walked(folder: Path, before: str, depth: int) -> Iterator[tuple[str, Path]]
             entries = sorted(found, key=lambda entry: entry.name)
     except OSError as error:
         raise Usage(
-            f"--wildcards: {show(folder, 200)} cannot be read: {show(error.strerror or error)}",
+            f"--wildcards: {show(folder.name, 200)} cannot be read: {show(error.strerror or error)}",
             hint="--wildcards FOLDER",
         ) from None
     for entry in entries:
@@ -341,7 +341,7 @@ def _options(path: Path) -> tuple[_Option, ...]:
         stat = path.stat()
         return _read(path, stat.st_mtime_ns, stat.st_size)
     except OSError as error:
-        raise reading.cannot_read(path, error, hint="--wildcards FOLDER") from None
+        raise reading.cannot_read(path.name, error, hint="--wildcards FOLDER") from None
 
 
 @functools.lru_cache(maxsize=256)
@@ -350,11 +350,11 @@ def _read(path: Path, changed: int, size: int) -> tuple[_Option, ...]:
     try:
         text = reading.whole(path, LARGEST_FILE).decode("utf-8-sig")
     except UnicodeDecodeError:
-        raise BadFile(f"{show(path)} is not UTF-8 text", hint="--wildcards FOLDER") from None
+        raise BadFile(f"{show(path.name)} is not UTF-8 text", hint="--wildcards FOLDER") from None
     lines = (line.strip() for line in text.splitlines())
     options = tuple(_option(line) for line in lines if line and not re.match(r"#+(\s|$)", line))
     if not options:
-        raise BadFile(f"{show(path)} has no line to choose", hint="--wildcards FOLDER")
+        raise BadFile(f"{show(path.name)} has no line to choose", hint="--wildcards FOLDER")
     return options
 
 
