@@ -103,7 +103,8 @@ def plan_for(
     if swept:
         from sdcli.request import sweeps  # of no use to others
 
-        request, cells = sweeps.make(request, sweeps.read(swept))
+        axes = sweeps.read(swept)
+        request, cells = sweeps.make(adapters.with_loras(request, sweeps.loras(axes)), axes)
     known_jobs, tags = adapters.untagged(cells if swept else _jobs(request, first, lines, waiting))
     largest = max(known_jobs, key=lambda job: job.width * job.height)
     request = replace(
@@ -115,6 +116,7 @@ def plan_for(
     embeddings = adapters.known_words(added_folders())
     named = adapters.named_in(adapters.texts_of(known_jobs), embeddings)
     adapted = adapters.gather(request, tags, model, added_folders(), fetch, named)
+    adapters.check_swept(known_jobs[0], adapted.adapters)
     asked = tuple(_drawn_by(model, known_jobs))
     steered_jobs, steered, nets = controls.gather(asked, adapted.model, added_folders(), fetch, request.offline)
     seeing, seen = references.gather(request, steered_jobs, steered, added_folders())

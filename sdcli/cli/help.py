@@ -145,6 +145,8 @@ def _sweeps(columns: int) -> list[str]:
         "guidance=2..8:1.5": "a range, both ends included; without a step it is 1",
         "seed=1..4": "seeds; several --seed or prompts are axes too",
         "sampler=Euler,DDIM": "with scheduler=karras,simple as a second axis: each with each",
+        "lora.ink=0.4..1:0.2": "weights of the LoRA ink, which --lora names, or which lies where --lora finds it; "
+        "the model is loaded once for each",
         "'S/R cat,dog,fox'": "words of the prompt: the first is replaced by each of the others, and kept once",
         "negative-prompt='\"a, b\",c'": "a value with a comma stands in quotes",
     }

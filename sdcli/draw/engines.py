@@ -6,6 +6,7 @@ import importlib
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Protocol, Self
 
+from sdcli.draw.turns import Turns
 from sdcli.events import Event
 from sdcli.machine.hardware import Hardware
 from sdcli.plan.batches import Batch
@@ -32,4 +33,4 @@ class Engine(Protocol):
 
 def engine(name: str = "local") -> Engine:
     engine: Engine = importlib.import_module(f"sdcli.draw.{name}").Engine()
-    return engine
+    return Turns(engine)

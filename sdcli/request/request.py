@@ -141,6 +141,14 @@ class Shard:
 
 
 @dataclass(frozen=True, kw_only=True)
+class LoraWeight:
+    """Of a LoRA of the run, by its name, where an image has another weight than the run."""
+
+    name: str
+    weight: float
+
+
+@dataclass(frozen=True, kw_only=True)
 class Axis:
     """What a sweep sets to each of some values, as they were written."""
 
@@ -246,6 +254,7 @@ class Job:
     refined: Refined | None = None
     template: str | None = None  # what the prompt was chosen from
     negative_template: str | None = None
+    lora_weights: tuple[LoraWeight, ...] = ()
 
     @property
     def steps_taken(self) -> int:

@@ -12,6 +12,7 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from decimal import Decimal
+from pathlib import PurePath
 from typing import Any, NamedTuple
 
 from sdcli.errors import SdcliError, Usage
@@ -19,11 +20,12 @@ from sdcli.near import near_text, nearest
 from sdcli.request import config, jobs, prompt_files, samplers
 from sdcli.request.options import OPTIONS
 from sdcli.request.prompt_files import Line
-from sdcli.request.request import Axis, Job, Request
+from sdcli.request.request import Axis, Job, LoraWeight, Request
 from sdcli.terminal import show
 
 HINT = "sdcli help sweeps"
-_WORDS, _PROMPT = "S/R", "prompt"
+_WORDS, _PROMPT, LORA = "S/R", "prompt", "lora."
+MOST_WEIGHT = 10
 _FILES = {"image", "mask", "control", "reference", "reference_mask"}
 # What comes of a text encoder: jobs of one text stand together, so that each text is encoded once.
 _OF_TEXT = (_WORDS, _PROMPT, "negative_prompt", "emphasis", "clip_skip")
@@ -68,6 +70,8 @@ def _read(text: str) -> Swept:
     name, equals, listed = text.partition("=")
     if not equals:
         raise Usage(f'--sweep: "{show(text, 60)}" is not NAME=A,B', hint="--sweep guidance=3,5,7")
+    if name.strip().startswith(LORA):
+        return _of_lora(name.strip(), _listed(listed))
     flag, field = _field(name)
     values = [one for part in _listed(listed) for one in _range(field, part)]
     if not values:
@@ -82,6 +86,19 @@ def _read(text: str) -> Swept:
         values, converted = _seeds(converted)
     labels = [value if field != "sampler" else converted[place] for place, value in enumerate(values)]
     return _checked(Swept(flag, field, tuple(zip(labels, converted, strict=True))))
+
+
+def _of_lora(name: str, texts: Sequence[str]) -> Swept:
+    values = [one for text in texts for one in _range(LORA, text)]
+    for value in values:
+        if not re.fullmatch(r"-?[0-9]{1,2}(\.[0-9]{1,6})?", value, re.ASCII) or abs(float(value)) > MOST_WEIGHT:
+            raise Usage(
+                f'--sweep {show(name, 60)}: "{show(value, 60)}" is not a weight from -{MOST_WEIGHT} to {MOST_WEIGHT}',
+                hint="--sweep lora.NAME=0.4..1:0.2",
+            )
+    if not values or name == LORA:
+        raise Usage("--sweep lora.NAME takes the weights of a LoRA", hint="--sweep lora.NAME=0.4..1:0.2")
+    return _checked(Swept(name, LORA, tuple((value, float(value)) for value in values), name.removeprefix(LORA)))
 
 
 def _of_words(words: list[str]) -> Swept:
@@ -126,7 +143,7 @@ def _field(name: str) -> tuple[str, str]:
     if word in known:
         return word, known[word]
     whole = {option.field for option in OPTIONS} - {*known.values()}
-    if word.replace("-", "_") in whole or word.startswith("lora"):
+    if word.replace("-", "_") in whole or word == "lora":
         raise Usage(
             f"--sweep {show(word, 60)}: that is one for a whole run, and the cells of a sweep are one run",
             hint=HINT,
@@ -162,6 +179,11 @@ def _seeds(listed: Sequence[tuple[int, ...]]) -> tuple[list[str], list[Any]]:
     return [str(seed) for seed in seeds], seeds
 
 
+def loras(swept: Iterable[Swept]) -> tuple[str, ...]:
+    """The LoRAs whose weights are swept, by name."""
+    return tuple(one.word for one in swept if one.field == LORA)
+
+
 # --- cells
 
 
@@ -182,17 +204,25 @@ def make(request: Request, swept: Sequence[Swept]) -> tuple[Request, tuple[Job, 
     every = axes(swept, request)
     _check_words(every, request)
     whole, request = request, replace(request, seeds=request.seeds[:1], num_images=1)
-    order = sorted(range(len(every)), key=lambda place: every[place].field not in _OF_TEXT)  # the last changes fastest
+    order = sorted(range(len(every)), key=lambda place: _rank(every[place]))  # the last changes fastest
     made: list[Job] = []
     for chosen in itertools.product(*(every[place].values for place in order)):
         cell = {every[place].name: pair for place, pair in zip(order, chosen, strict=True)}
         line = _line(request, every, {name: value for name, (_, value) in cell.items()})
         line = replace(line, id=name_of({one.name: cell[one.name][0] for one in every}))
+        loras = tuple(
+            LoraWeight(name=PurePath(one.word).stem, weight=cell[one.name][1]) for one in every if one.field == LORA
+        )
         try:
-            made += prompt_files.jobs_of(request, line, len(made))
+            made += (replace(job, lora_weights=loras) for job in prompt_files.jobs_of(request, line, len(made)))
         except SdcliError as error:
             raise Usage(f"--sweep: with {show(line.id, 200)}: {error.message}", hint=HINT) from None
     return replace(whole, sweep=tuple(one.axis for one in every)), tuple(made)
+
+
+def _rank(swept: Swept) -> int:
+    """What costs most to change changes least often: the model's weights, then what is encoded."""
+    return 0 if swept.field == LORA else 1 if swept.field in _OF_TEXT else 2
 
 
 def name_of(cell: Mapping[str, str]) -> str:
@@ -208,7 +238,7 @@ def _check_words(swept: Sequence[Swept], request: Request) -> None:
 
 def _line(request: Request, swept: Sequence[Swept], cell: Mapping[str, Any]) -> Line:
     fields_of = {one.name: one.field for one in swept}
-    settings = {fields_of[name]: value for name, value in cell.items() if fields_of[name] != _WORDS}
+    settings = {fields_of[name]: value for name, value in cell.items() if fields_of[name] not in (_WORDS, LORA)}
     prompt, seed = settings.pop(_PROMPT, request.prompts[0]), settings.pop("seeds", request.seeds[0])
     negative = settings.get("negative_prompt", request.negative_prompt)
     for one in swept:
