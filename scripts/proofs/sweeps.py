@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 ROOT = Path(__file__).resolve().parents[2]
 if str(ROOT) not in sys.path:
@@ -19,9 +20,9 @@ if str(ROOT) not in sys.path:
 
 from scripts import make_checkpoint  # noqa: E402
 from sdcli.asking import planning  # noqa: E402
-from sdcli.draw import quiet  # noqa: E402
+from sdcli.draw import prompts, quiet  # noqa: E402
 from sdcli.draw.local import Engine  # noqa: E402
-from sdcli.events import Decoded, Encoded, Loaded  # noqa: E402
+from sdcli.events import Decoded, Loaded  # noqa: E402
 from sdcli.plan.plan import Plan  # noqa: E402
 from sdcli.request import samplers  # noqa: E402
 
@@ -62,8 +63,7 @@ def main() -> list[tuple[str, str, str, bool | None]]:
                     pixels[index] == _drawn(replace(single, setup=plan.setup))[0][0]
                     for index, single in enumerate(singles)
                 )
-                texts = {(job.prompt, job.emphasis, job.clip_skip) for job in plan.jobs}
-                once += loads == 1 and encoded <= len(texts) * 3  # negative prompts and the empty one apart
+                once += loads == 1 and len(encoded) == len(set(encoded)) > 0
     swept, plain = _growth(swept=True), _growth(swept=False)
     return [
         ("cells that are their single run's job", f"{same:,} of {cells:,}, in {SWEEPS} sweeps", "all", same == cells),
@@ -142,15 +142,20 @@ def _bare(job: Any) -> Any:
     return replace(job, index=0, id=None)
 
 
-def _drawn(plan: Plan) -> tuple[dict[int, bytes], int, int]:
-    """Pixels by index, how often the UNet was loaded, how many texts were encoded."""
-    pixels, loads, encoded = {}, 0, 0
-    with Engine() as engine:
+def _drawn(plan: Plan) -> tuple[dict[int, bytes], int, list[Any]]:
+    """Pixels by index, how often the UNet was loaded, and every text that went through the encoder."""
+    pixels, loads, encoded = {}, 0, []
+    original = prompts.Prompts._encoded
+
+    def seen(self: prompts.Prompts, encoder: Any, key: Any) -> Any:
+        encoded.append(key)
+        return original(self, encoder, key)
+
+    with mock.patch.object(prompts.Prompts, "_encoded", seen), Engine() as engine:
         for event in engine.run(plan):
             if isinstance(event, Decoded):
                 pixels[event.index] = bytes(event.pixels)
             loads += isinstance(event, Loaded) and event.component == "unet"
-            encoded += isinstance(event, Encoded)
     return pixels, loads, encoded
 
 

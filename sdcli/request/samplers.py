@@ -243,6 +243,7 @@ def _by_schedule() -> Mapping[str, str]:
     return {_key(name): name for name in SCHEDULES} | {"normal": UNIFORM, "default": UNIFORM, "discrete": UNIFORM}
 
 
+@functools.lru_cache(maxsize=256)
 def known(name: str) -> Sampler | None:
     """The sampler of that name or alias, in any spelling, which may end with a schedule: Euler Karras."""
     key = _key(name) if len(name) <= 80 else ""
@@ -278,7 +279,7 @@ def scheduled(sampler: Sampler, schedule: str) -> Sampler:
         own = f"; it takes {', '.join((UNIFORM, *plain.schedules))}" if plain.schedules else "; it has its own"
         raise Usage(
             f"{plain.name} does not take the schedule {schedule}{own}",
-            hint=f"--sampler {quoted(able[0])}   (or {', '.join(able[1:])})",
+            hint=f"--sampler {quoted(able[0])}   (or {', '.join(able[1:4])} …)",
             field="sampler",
             near=list(able),
         )

@@ -126,7 +126,7 @@ def _listed(text: str) -> list[str]:
     return [value.strip() for value in rows[0] if value.strip()] if rows else []
 
 
-def _names() -> Mapping[str, str]:
+def names() -> Mapping[str, str]:
     """Flags, and the fields they set."""
     takes = {*prompt_files.SETTINGS, "seeds", "size", "scheduler"} - _FILES
     return {
@@ -139,7 +139,7 @@ def _names() -> Mapping[str, str]:
 
 def _field(name: str) -> tuple[str, str]:
     """The flag, without its hyphens, and the field."""
-    known, word = _names(), name.strip().lstrip("-").replace("_", "-")
+    known, word = names(), name.strip().lstrip("-").replace("_", "-")
     if word in known:
         return word, known[word]
     whole = {option.field for option in OPTIONS} - {*known.values()}

@@ -283,7 +283,7 @@ class _Chooser:
         if self._known is None:
             self._known = _listed(self._folder)
         if file.name not in self._options:
-            paths = _paths(self._known, file.name)
+            paths = _paths(self._known, file.name, self._template)
             self._options[file.name] = tuple(option for path in paths for option in _options(path))
         return self._options[file.name]
 
@@ -291,7 +291,7 @@ class _Chooser:
 # --- files
 
 
-def _paths(known: Mapping[str, Path], name: str) -> list[Path]:
+def _paths(known: Mapping[str, Path], name: str, template: str) -> list[Path]:
     """The files of that name; an asterisk stands for any letters."""
     if "*" in name:
         paths = [known[other] for other in sorted(known) if fnmatch.fnmatchcase(other, name.casefold())]
@@ -302,11 +302,18 @@ def _paths(known: Mapping[str, Path], name: str) -> list[Path]:
         listed = near_text(f"__{show(one, 60)}__" for one in near)
         raise Usage(
             f"no wildcard __{show(name, 60)}__{listed}",  # requests over HTTP learn no paths
-            hint=f"__{show(near[0], 60)}__" if near else f"\\__{show(name, 60)}__   (to mean that text)",
+            hint=_corrected(template, name, near[0] if near else ""),
             field="prompts",
             near=list(near),
         )
     return paths
+
+
+def _corrected(template: str, name: str, near: str) -> str:
+    """The prompt with the name that was probably meant; without one, with what is text then."""
+    better = template.replace(f"__{name}__", f"__{near}__" if near else f"\\__{name}__")
+    line = quoted(better)
+    return line if better != template and len(line) <= 300 and show(line, 300) == line else "sdcli help prompts"
 
 
 def _listed(folder: Path) -> Mapping[str, Path]:

@@ -251,6 +251,7 @@ def test_a_template_is_chosen_from_by_the_seed_and_both_texts_are_in_the_image(
     report = sdcli(capfd, "generate", *words, "--seed", "1..12", "--json").json
     assert [job["prompt"] for job in report["plan"]["jobs"]] == prompts
     path = report["images"][4]["path"]
+    assert words[0] in sdcli(capfd, "meta", "show", path).out
     from PIL import Image
 
     from sdcli.record.metadata import read

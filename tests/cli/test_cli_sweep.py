@@ -133,3 +133,10 @@ def test_prompts_are_encoded_once_however_the_axes_stand(capfd: pytest.CaptureFi
     plan = sdcli(capfd, "plan", "a cat", *words, "--json").json
     prompts = [job["prompt"] for job in plan["jobs"]]
     assert prompts == sorted(prompts) and len(prompts) == 240
+
+
+def test_the_shell_offers_what_can_be_swept_and_the_schedules() -> None:
+    from sdcli.cli import complete
+
+    assert complete.values("sweep", "guid") == ["guidance=", "guidance-scale="]
+    assert complete.values("scheduler", "sgm") == ["sgm-uniform"]
