@@ -47,8 +47,8 @@ DOCUMENTS: dict[str, Document] = {
         words="The runs that left records, and how far each came.",
     ),
     "sweep": Document(
-        schema="sdcli.sweep/1", source="sdcli generate --sweep, grid-RUN.json", shape="sdcli.explore.cells:Sweep",
-        words="What a sweep drew: its axes and cells.",
+        schema="sdcli.sweep/1", source="sdcli generate --sweep", shape="sdcli.explore.cells:Sweep",
+        words="What a sweep drew, in grid-RUN.json beside the images: its axes and cells.",
     ),
     "verify": Document(
         schema="sdcli.verify/1", source="sdcli verify IMAGE --json", shape="sdcli.record.verdict:Verdicts",

@@ -3,55 +3,35 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING
 
 from sdcli.events import Done, Event
-from sdcli.machine.hardware import Hardware
 from sdcli.plan.batches import Batch
 from sdcli.plan.plan import Plan, Setup
 from sdcli.request.request import LoraWeight
 
-if TYPE_CHECKING:
-    from sdcli.draw.engines import Engine
+Run = Callable[[Plan, Iterable[Batch], Mapping[int, bytes] | None], Iterator[Event]]
 
 
-class Turns:
-    """The engine of a run, turn by turn; batches with the same weights that follow each other are one."""
-
-    def __init__(self, engine: Engine) -> None:
-        self._engine = engine
-
-    def run(
-        self, plan: Plan, batches: Iterable[Batch] | None = None, kept: Mapping[int, bytes] | None = None
-    ) -> Iterator[Event]:
-        every = plan.numbered() if batches is None else batches
-        if not any(job.lora_weights for job in plan.jobs):
-            yield from self._engine.run(plan, every, kept)
-            return
-        done = None
-        for weights, turn in itertools.groupby(every, key=lambda batch: batch[1][0].lora_weights):
-            own = replace(plan, setup=weighted(plan.setup, weights))
-            for event in self._engine.run(own, list(turn) if isinstance(every, Sequence) else turn, kept):
-                if isinstance(event, Done):
-                    done = event
-                else:
-                    yield event
-        if done is not None:
-            yield done
-
-    def without_own(self, hardware: Hardware) -> Hardware:
-        return self._engine.without_own(hardware)
-
-    def close(self) -> None:
-        self._engine.close()
-
-    def __enter__(self) -> Turns:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
+def run(
+    engine: Run, plan: Plan, batches: Iterable[Batch] | None = None, kept: Mapping[int, bytes] | None = None
+) -> Iterator[Event]:
+    """What an engine's `run` does, turn by turn: batches of the same weights that follow each other are one."""
+    every = plan.numbered() if batches is None else batches
+    if not any(job.lora_weights for job in plan.jobs):
+        yield from engine(plan, every, kept)
+        return
+    done = None
+    for weights, turn in itertools.groupby(every, key=lambda batch: batch[1][0].lora_weights):
+        own = replace(plan, setup=weighted(plan.setup, weights))
+        for event in engine(own, list(turn) if isinstance(every, Sequence) else turn, kept):
+            if isinstance(event, Done):
+                done = event
+            else:
+                yield event
+    if done is not None:
+        yield done
 
 
 def weighted(setup: Setup, weights: Iterable[LoraWeight]) -> Setup:

@@ -5,11 +5,13 @@ from __future__ import annotations
 import csv
 import json
 import re
+import shutil
 from pathlib import Path
 from typing import Any
 
 import pytest
 from cli_run import sdcli
+from json_valid import name_of, wrong_in
 
 from sdcli.request import sweeps
 
@@ -32,6 +34,7 @@ def test_every_combination_is_drawn_once_and_told_before(here: Path, capfd: pyte
     assert done.code == 0 and len(done.out.splitlines()) == 8
     assert "sweep: 2 guidance × 2 sampler × 2 S/R cat = 8 cells" in done.err and "grid: " in done.err
     listed = json.loads(files(here)[".json"].read_text())
+    assert wrong_in(name_of(listed), listed) == []
     assert {(cell["guidance"], cell["sampler"], cell["prompt"]) for cell in listed["cells"]} == {
         (guidance, sampler, prompt)
         for guidance in (3.0, 5.0) for sampler in ("DDIM", "Euler") for prompt in ("a cat", "a dog")
@@ -140,3 +143,28 @@ def test_the_shell_offers_what_can_be_swept_and_the_schedules() -> None:
 
     assert complete.values("sweep", "guid") == ["guidance=", "guidance-scale="]
     assert complete.values("scheduler", "sgm") == ["sgm-uniform"]
+
+
+@pytest.mark.system
+def test_the_page_shows_its_images_in_a_browser_and_zooms_without_a_script(
+    here: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    from playwright.sync_api import sync_playwright
+
+    sdcli(capfd, "generate", "a cat", *TWO, *FAKE)
+    program = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+    assert program, "chromium is needed for the tests marked system"
+    said: list[str] = []
+    with sync_playwright() as running:
+        browser = running.chromium.launch(executable_path=program, args=["--no-sandbox"])
+        page = browser.new_page(java_script_enabled=True)
+        page.on("console", lambda message: said.append(message.text))
+        page.goto(files(here)[".html"].as_uri())
+        shown = "[...document.images].filter(image => image.offsetParent && image.naturalWidth == 64).length"
+        assert page.evaluate(shown) == 8
+        assert page.locator("button").nth(1).get_attribute("title").startswith("guidance 5, sampler DDIM, S/R cat cat")
+        page.locator("button").nth(1).click()
+        zoomed = page.locator("[popover]:popover-open")
+        assert "guidance" in zoomed.inner_text() and zoomed.locator("img").bounding_box()["width"] == 64
+        browser.close()
+    assert said == [], "the page keeps to its own content security policy"

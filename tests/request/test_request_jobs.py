@@ -332,11 +332,12 @@ def test_a_setting_of_each_image_is_declared_in_one_place_and_used_where_it_coun
     asked = {f"serve/{name}.py" for name in ("asked", "job_json", "openai_fields")}  # what requests call it
     asked |= {f"serve/sdapi_{name}.py" for name in ("answers", "fields", "options")}
     tried = {"plan/otherwise.py"}  # what may explain another image
+    grouped = {"request/sweeps.py"}  # whose jobs stand together, since their texts are encoded once
     root = Path(jobs.__file__).resolve().parents[1]
     mentions = {
         path.relative_to(root).as_posix()
         for path in root.rglob("*.py")
         if re.search(r"\bclip_skip\b", path.read_text(encoding="utf-8"))
     }
-    assert mentions == here | uses | foreign | asked | tried
+    assert mentions == here | uses | foreign | asked | tried | grouped
     assert "clip_skip" in PER_IMAGE and "clip_skip" in prompt_files.COLUMNS
