@@ -188,11 +188,14 @@ def loras(swept: Iterable[Swept]) -> tuple[str, ...]:
 
 
 def axes(swept: Sequence[Swept], request: Request) -> tuple[Swept, ...]:
-    """What is swept, then several prompts and seeds: these are axes too."""
+    """What is swept, then several prompts, images to start from and seeds: these are axes too."""
     every = list(swept)
     if len(request.prompts) > 1:
         labels = [f"{number}: {show(prompt, 60)}" for number, prompt in enumerate(request.prompts, 1)]
         every.append(Swept(_PROMPT, _PROMPT, tuple(zip(labels, request.prompts, strict=True))))
+    if len(request.image) > 1:
+        images = ((f"{number}: {show(image.name, 60)}", (image,)) for number, image in enumerate(request.image, 1))
+        every.append(Swept("image", "image", tuple(images)))
     if len(request.seeds) > 1 and not any(one.field == "seeds" for one in swept):
         every.append(Swept("seed", "seeds", tuple((str(seed), seed) for seed in request.seeds)))
     _check_count(len(one.values) for one in every)

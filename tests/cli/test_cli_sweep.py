@@ -145,6 +145,18 @@ def test_the_shell_offers_what_can_be_swept_and_the_schedules() -> None:
     assert complete.values("scheduler", "sgm") == ["sgm-uniform"]
 
 
+def test_prompts_seeds_and_images_to_start_from_are_axes_too(here: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    from PIL import Image
+
+    for name in ("a", "b"):
+        Image.new("RGB", (64, 64), "red").save(here / f"{name}.png")
+    words = ("generate", "-p", "a cat", "-p", "a dog", "--image", "a.png", "--image", "b.png", "--seed", "1..2")
+    done = sdcli(capfd, *words, "--sweep", "strength=0.5,1", *FAKE[:4])
+    assert "2 strength × 2 prompt × 2 image × 2 seed = 16 cells" in done.err
+    listed = json.loads(files(here)[".json"].read_text())
+    assert len({tuple(cell["values"]) for cell in listed["cells"]}) == len(listed["cells"]) == 16
+
+
 @pytest.mark.system
 def test_the_page_shows_its_images_in_a_browser_and_zooms_without_a_script(
     here: Path, capfd: pytest.CaptureFixture[str]
