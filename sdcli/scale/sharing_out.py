@@ -15,12 +15,14 @@ POLL = 0.5  # seconds after which whoever waits looks again
 
 @dataclass(eq=False)
 class Taken:
-    """A batch on its way. `tries`: how often a worker died over it, `last` the one that did."""
+    """A batch on its way. `tries`: how often a worker died over it, `last` the one that did. `kept`: its last step, if
+    steps are kept."""
 
     batch: Batch
     done: set[int] = field(default_factory=set)  # indices of its images that are drawn, or never will be
     tries: int = 0
     last: str = ""
+    kept: bytes = b""
 
     @property
     def over(self) -> bool:
