@@ -247,13 +247,12 @@ def from_json(data: Mapping[str, Any], whole: bool = False) -> Event:
 
 
 def write(event: Event, stream: IO[bytes]) -> None:
-    """For another sdcli process: a line of JSON, then an image's bytes. Latents and kept steps are not sent."""
+    """For another sdcli process: a line of JSON, then the bytes of an image or of a kept step. Latents are not sent."""
     data = to_json(event, whole=True)
     data.pop("latents", None)
-    data.pop("state", None)
     data.pop("profile", None)
-    pixels = data.pop("pixels", b"")
-    stream.write(json.dumps(data | {"pixels_bytes": len(pixels)}).encode() + b"\n" + pixels)
+    content = data.pop(_bytes_of(data), b"")
+    stream.write(json.dumps(data | {"bytes_after": len(content)}).encode() + b"\n" + content)
 
 
 def read(stream: IO[bytes]) -> Event | None:
@@ -263,6 +262,11 @@ def read(stream: IO[bytes]) -> Event | None:
 
 
 def received(data: Mapping[str, Any], stream: IO[bytes]) -> Event:
-    """The event whose line `write` wrote, with the bytes of the image that follow it."""
-    pixels = stream.read(data["pixels_bytes"])
-    return from_json({**data, "pixels": pixels} if pixels else data, whole=True)
+    """The event whose line `write` wrote, with the bytes that follow it."""
+    content = stream.read(data["bytes_after"])
+    return from_json({**data, _bytes_of(data): content} if content else data, whole=True)
+
+
+def _bytes_of(data: Mapping[str, Any]) -> str:
+    """The field that is not in the line, but follows it."""
+    return "state" if data["event"] == "keptstep" else "pixels"

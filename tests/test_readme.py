@@ -7,6 +7,7 @@ import functools
 import os
 import re
 import shlex
+import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -14,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 
 ROOT = Path(__file__).resolve().parents[1]
 DOCUMENTS = [ROOT / "README.md", ROOT / "CHANGELOG.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -215,6 +217,40 @@ def test_examples_of_the_documents_run(tmp_path: Path, subtests: Any) -> None:
                 encoding="utf-8",
             )  # fmt: skip
             assert done.returncode == 0, done.stderr
+
+
+def blocks(language: str) -> list[tuple[str, str]]:
+    """Code blocks of the documents, each with the name of its file."""
+    fence = re.compile(rf"^```{language}\n(.*?)^```", re.MULTILINE | re.DOTALL)
+    return [(path.name, found) for path in DOCUMENTS for found in fence.findall(path.read_text(encoding="utf-8"))]
+
+
+@pytest.mark.skipif(not shutil.which("bash"), reason="needs bash")
+def test_shell_in_the_documents_is_shell() -> None:
+    found = blocks("sh")
+    assert len(found) > 10
+    for name, text in found:
+        read = subprocess.run(["bash", "-n"], input=text, capture_output=True, text=True)
+        assert (name, read.returncode, read.stderr) == (name, 0, "")
+
+
+@pytest.mark.skipif(not shutil.which("sh"), reason="needs a shell")
+def test_a_pod_of_the_documents_job_draws_its_shard_and_goes_on_with_it(tmp_path: Path) -> None:
+    (manifest,) = [yaml.safe_load(text) for name, text in blocks("yaml") if name == "scaling.md"]
+    (container,) = manifest["spec"]["template"]["spec"]["containers"]
+    script = container["args"][0].replace("/data", str(tmp_path))
+    (tmp_path / "sdcli").write_text('#!/bin/sh\necho "$@"\n')
+    (tmp_path / "sdcli").chmod(0o755)
+    place = {"JOB_COMPLETION_INDEX": "6", "PATH": f"{tmp_path}:{os.environ['PATH']}"}
+    place |= {one["name"]: one["value"] for one in container["env"]}
+
+    def said() -> str:
+        return subprocess.run([*container["command"], script], env=place, capture_output=True, text=True).stdout
+
+    assert said().startswith("generate ") and said().endswith(f"--shard 7/{manifest['spec']['completions']}\n")
+    run = tmp_path / "images" / "runs" / "20261103-142501-3f2a0000-7-of-8"
+    run.mkdir(parents=True)
+    assert said() == f"resume {run}\n"
 
 
 def test_the_speeds_in_the_readme_are_the_recorded_ones() -> None:

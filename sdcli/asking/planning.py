@@ -283,7 +283,7 @@ def seats_of(
 
 
 def _check_alone(typed: Mapping[str, Any]) -> None:
-    other = next((name for name in ("device", "as_if", "keep_steps") if name in typed), None)
+    other = next((name for name in ("device", "as_if") if name in typed), None)
     if other is not None:
         flag = flag_of(other)
         raise Usage(f"{flag} does not go with --devices", hint=f"the same command without {flag}")

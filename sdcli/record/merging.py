@@ -209,8 +209,12 @@ def _sha256(path: Path) -> str:
 def _journal(
     parts: Sequence[Part], plan: Plan, destination: Destination, intents: Iterable[Intent], report: Report
 ) -> Iterator[bytes]:
+    """Jobs that were read one by one are written so: a line of a million jobs would be longer than what is read."""
     run = parts[0].found.run
-    yield runs.line({"type": "run", **runs.head(destination, plan, run.environment, run.files, runs.now())})
+    first = plan if plan.whole is not None else replace(plan, jobs=plan.batch(0), batches=plan.batches[:1])
+    yield runs.line({"type": "run", **runs.head(destination, first, run.environment, run.files, runs.now())})
+    for number in range(len(first.batches), len(plan.batches)):
+        yield runs.line({"type": "queued", "batch": number, "jobs": schema.to_json(plan.batch(number), whole=True)})
     by_index = {index: number for number, batch in enumerate(plan.batches) for index in batch}
     for intent in intents:
         yield runs.line({"type": "intent", **schema.to_json(replace(intent, batch=by_index[intent.index]))})

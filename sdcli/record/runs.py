@@ -389,8 +389,7 @@ def _with_queued(plan: Plan, queued: Sequence[tuple[Job, ...]], where: str) -> P
     """And the batches of jobs that were read while the run was drawn."""
     jobs = (*plan.jobs, *itertools.chain.from_iterable(queued))
     indices = [job.index for job in jobs]
-    expected = sorted(set(indices)) if plan.request.shard is not None else list(range(len(jobs)))
-    if indices[len(plan.jobs) :] != expected[len(plan.jobs) :]:
+    if indices[len(plan.jobs) :] != sorted(set(indices))[len(plan.jobs) :]:  # other shards have those between
         raise BadFile(f"{where}: its jobs are not in order")
     return replace(plan, jobs=jobs, batches=(*plan.batches, *(tuple(job.index for job in batch) for batch in queued)))
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 import json
 import time
-from collections.abc import Callable, Generator, Iterable, Sequence
+from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import IO, Any, cast
 
@@ -98,9 +98,11 @@ class Actor(Worker):
             self._model, self._found_for = schema.from_json(Model, found["model"], whole=True), asked
         self._running()
 
-    def begun(self, plan: Plan, batches: Iterable[Batch] | None = None) -> Generator[Event, None, None]:
+    def begun(
+        self, plan: Plan, batches: Iterable[Batch] | None = None, kept: Mapping[int, bytes] | None = None
+    ) -> Generator[Event, None, None]:
         here = replace(plan, model=self._model) if self._model is not None else plan
-        return super().begun(here, plan.numbered() if batches is None else batches)
+        return super().begun(here, plan.numbered() if batches is None else batches, kept)
 
     def cancel(self) -> None:
         self._stopped = self._drawing is None

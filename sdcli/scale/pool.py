@@ -11,9 +11,10 @@ from dataclasses import replace
 from typing import Any, Self
 
 from sdcli.errors import Bug, Cancelled, SdcliError
-from sdcli.events import Decoded, Degraded, Done, Event, Failed, Warned
+from sdcli.events import Decoded, Degraded, Done, Event, Failed, KeptStep, Warned
 from sdcli.machine.hardware import Hardware
 from sdcli.plan.batches import Batch
+from sdcli.plan.fallbacks import changes_pixels
 from sdcli.plan.plan import Plan, WorkerPlan
 from sdcli.plan.several import fallen_back
 from sdcli.scale.sharing_out import SharingOut, Taken
@@ -44,7 +45,8 @@ class Pool:
         self, plan: Plan, batches: Iterable[Batch] | None = None, kept: Mapping[int, bytes] | None = None
     ) -> Iterator[Event]:
         """What is not drawn when the last worker gives up is missing, and its error is the run's."""
-        run = _Run(plan, plan.numbered() if batches is None else batches, self._worker, self._newcomers)
+        asked = plan.numbered() if batches is None else batches
+        run = _Run(plan, asked, kept or {}, self._worker, self._newcomers)
         try:
             yield from run.events()
         finally:
@@ -74,9 +76,11 @@ class Pool:
 
 class _Run:
     def __init__(
-        self, plan: Plan, batches: Iterable[Batch], worker: Callable[[WorkerPlan], Worker],
+        self, plan: Plan, batches: Iterable[Batch], kept: Mapping[int, bytes], worker: Callable[[WorkerPlan], Worker],
         newcomers: Callable[[Plan], Iterable[WorkerPlan | Warned]],
     ) -> None:  # fmt: skip
+        self.alike = alike(plan.workers)
+        self.kept = kept if self.alike else {}
         self.happening: queue.Queue[Event | None] = queue.Queue(WAITING)  # None: a worker has ended
         self.sharing = SharingOut(batches, [own.name for own in plan.workers])
         self.error: SdcliError | None = None  # why the last worker that gave up did
@@ -228,7 +232,7 @@ class _Seat(threading.Thread):
                 self._lost(taken, Died(Bug(f"{self.name} drew less than it was asked for")))
 
     def _draw(self, taken: Sequence[Taken]) -> None:
-        for event in self.worker.run(_part(self.plan, taken)):
+        for event in self.worker.run(_part(self.plan, taken), kept=self._begun(taken)):
             number = getattr(event, "batch", None)
             one = taken[number] if number is not None else None
             if one is None:
@@ -236,6 +240,8 @@ class _Seat(threading.Thread):
             else:
                 self._at = one
                 event = replace(event, batch=one.batch[0], worker=self.name)
+                if isinstance(event, KeptStep) and self._run.alike:
+                    one.kept = event.state
             if isinstance(event, Degraded):
                 self.plan = fallen_back(self.plan, event.after)  # the others go on as planned
             if one is not None and isinstance(event, (Decoded, Failed)):
@@ -250,6 +256,11 @@ class _Seat(threading.Thread):
                 self._run.outrun(one)
             if self._run.stopping or self.outrun:  # it came before the worker had anything to cancel
                 self.worker.cancel()
+
+    def _begun(self, taken: Sequence[Taken]) -> Mapping[int, bytes]:
+        """The last steps that were kept, by another run or by a worker that died since."""
+        steps = enumerate(one.kept or self._run.kept.get(one.batch[0], b"") for one in taken)
+        return {place: step for place, step in steps if step}
 
     def _lost(self, taken: Sequence[Taken], died: Died) -> None:
         """Another draws it; a batch over which one worker after another dies is given up. It was at the one that it
@@ -280,6 +291,16 @@ class _Seat(threading.Thread):
             self._run.error = error
             message = f"{self.name} is left out from here on: {show(error.message, 400)}"
             self._run.say(Warned(worker=self.name, code="left-out", message=message))
+
+
+def alike(workers: Sequence[WorkerPlan]) -> bool:
+    """Whether an image that one of them began can be finished by another: under one setup, on one kind of device."""
+    first = workers[0]
+    return all(
+        (own.hardware.backend, own.hardware.name) == (first.hardware.backend, first.hardware.name)
+        and own.setup.threads == first.setup.threads and not changes_pixels(own.setup, first.setup)
+        for own in workers
+    )  # fmt: skip
 
 
 def _part(plan: Plan, taken: Sequence[Taken]) -> Plan:

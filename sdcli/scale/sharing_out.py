@@ -19,7 +19,8 @@ LEAST_SLOW = 1.0  # seconds
 
 @dataclass(eq=False)
 class Taken:
-    """A batch on its way. `tries`: how often a worker died over it, `last` the one that did."""
+    """A batch on its way. `tries`: how often a worker died over it, `last` the one that did. `kept`: its last step, if
+    steps are kept."""
 
     batch: Batch
     done: set[int] = field(default_factory=set)  # indices of its images that are drawn, or never will be
@@ -28,6 +29,7 @@ class Taken:
     by: list[str] = field(default_factory=list)  # who draws it now: one, at the end perhaps two
     drawn_by: str = ""  # who came with its last image
     since: float = 0.0  # when it was taken, on time.monotonic
+    kept: bytes = b""
 
     @property
     def over(self) -> bool:

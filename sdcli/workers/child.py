@@ -6,6 +6,7 @@ that says how it ended and which models are held now. When stdin ends the proces
 
 from __future__ import annotations
 
+import base64
 import contextlib
 import json
 import os
@@ -14,7 +15,7 @@ import signal
 import sys
 import threading
 import traceback
-from collections.abc import Generator, Iterable, Iterator, Sequence
+from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from typing import IO, TYPE_CHECKING, Any
@@ -71,15 +72,17 @@ class Models:
     def held(self) -> list[str]:
         return list(self._engines)
 
-    def run(self, plan: Plan, batches: Sequence[Batch]) -> Generator[Event, None, None]:
+    def run(
+        self, plan: Plan, batches: Sequence[Batch], kept: Mapping[int, bytes] | None = None
+    ) -> Generator[Event, None, None]:
         """Where memory runs out although all was to fit, the other models go, and what is missing is drawn anew: what
         else is loaded never moves a pixel."""
         there: set[int] = set()
         try:
-            crowded = yield from self._unless_crowded(plan, batches, there)
+            crowded = yield from self._unless_crowded(plan, batches, kept, there)
             if crowded:
                 self.drop(self.held)
-                yield from self._engine(plan).run(plan, missing(batches, there))
+                yield from self._engine(plan).run(plan, missing(batches, there), kept)
         except GeneratorExit:
             raise
         except BaseException:  # it has freed all it had
@@ -93,9 +96,11 @@ class Models:
             if (engine := self._engines.pop(name, None)) is not None:
                 engine.close()
 
-    def _unless_crowded(self, plan: Plan, batches: Sequence[Batch], there: set[int]) -> Generator[Event, None, bool]:
+    def _unless_crowded(
+        self, plan: Plan, batches: Sequence[Batch], kept: Mapping[int, bytes] | None, there: set[int]
+    ) -> Generator[Event, None, bool]:
         """Whether memory ran out beside other models; the images that are `there` by then count."""
-        happening = self._engine(plan).run(plan, batches)
+        happening = self._engine(plan).run(plan, batches, kept)
         with contextlib.closing(happening):  # type: ignore[type-var]  # a generator, as every engine's is
             try:
                 for event in happening:
@@ -172,7 +177,8 @@ def _happening(models: Models, order: dict[str, Any]) -> Generator[Event, None, 
         planning.try_out(plan)
         return
     models.drop(order["drop"])
-    yield from models.run(plan, [(number, plan.batch(number)) for number in order["batches"]])
+    kept = {int(number): base64.b64decode(step) for number, step in order["kept"].items()}
+    yield from models.run(plan, [(number, plan.batch(number)) for number in order["batches"]], kept)
 
 
 def own_stdout() -> IO[bytes]:

@@ -3,6 +3,7 @@ loaded as fit."""
 
 from __future__ import annotations
 
+import base64
 import contextlib
 import json
 import os
@@ -89,16 +90,18 @@ class Worker:
     ) -> Iterator[Event]:
         """Closing the generator cancels what is left; the model stays loaded, and so do others as long as they fit
         beside this plan. A process that died is Died."""
-        yield from self.begun(plan, batches)
+        yield from self.begun(plan, batches, kept)
 
-    def begun(self, plan: Plan, batches: Iterable[Batch] | None = None) -> Generator[Event, None, None]:
+    def begun(
+        self, plan: Plan, batches: Iterable[Batch] | None = None, kept: Mapping[int, bytes] | None = None
+    ) -> Generator[Event, None, None]:
         """The same, where the worker has its order before anybody asks for an event."""
         numbers = [number for number, _ in (plan.numbered() if batches is None else batches)]
         self._running()
         drop = self._make_room(plan)
-        return self._ordered(
-            {"plan": schema.to_json(plan, whole=True), "batches": numbers, "drop": drop}, plan.hardware
-        )
+        steps = {number: base64.b64encode(step).decode() for number, step in (kept or {}).items()}
+        order = {"plan": schema.to_json(plan, whole=True), "batches": numbers, "drop": drop, "kept": steps}
+        return self._ordered(order, plan.hardware)
 
     def _make_room(self, plan: Plan) -> tuple[str, ...]:
         """The models that have to go; the plan's own is the most recently used from now on."""

@@ -203,8 +203,11 @@ def test_what_does_not_go_with_a_cluster_is_refused(
 
 
 def test_what_does_not_go_with_several_devices_is_refused(capfd: pytest.CaptureFixture[str]) -> None:
-    for words, said in ((("--device", "cpu"), "--device does not go"), (("--keep-steps",), "--keep-steps does not go")):
-        refused = sdcli(capfd, "generate", "a cat", *FAKE, "--devices", "cpu:2x1", *words)
+    for command, words, said in (
+        ("generate", (*FAKE, "--device", "cpu"), "--device does not go"),
+        ("plan", ("--as-if", "cpu"), "--as-if does not go"),
+    ):
+        refused = sdcli(capfd, command, "a cat", "--devices", "cpu:2x1", *words)
         assert refused.code == 2 and said in refused.err
 
 

@@ -57,6 +57,18 @@ def test_shards_of_prompts_from_stdin_name_images_as_one_run_would(
         monkeypatch.setattr(sys, "stdin", io.StringIO(listed))
         assert sdcli(capfd, *asked, *words).code == 0
     assert hashes("one").keys() == hashes("shared").keys() and pixels("one") == pixels("shared")
+    (whole,) = [runs.read(records).plan.jobs for records in found_runs.found([Path("one")])]
+    shards = [str(records) for records in found_runs.found([Path("shared")])]
+    for some in (shards[1:], shards):
+        merged = sdcli(capfd, "runs", "merge", *some)
+        assert merged.code == (0 if some == shards else 5)
+        records = Path(merged.out.splitlines()[-1])
+        first = json.loads((records / JOURNAL).read_bytes().splitlines()[0])
+        assert len(first["plan"]["jobs"]) == 1  # the others have lines of their own, of which there may be millions
+        jobs = runs.read(records).plan.jobs
+        assert set(jobs) < set(whole) if some != shards else jobs == whole
+    complete = sdcli(capfd, "resume", str(records), "--engine", "fake")
+    assert complete.code == 0 and "is complete: 10 of 10" in complete.err
 
 
 def test_a_shard_that_was_killed_is_resumed_alone(capfd: pytest.CaptureFixture[str]) -> None:
