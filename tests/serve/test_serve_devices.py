@@ -204,6 +204,15 @@ def test_two_devices_that_can_draw_nothing_say_so_and_do_not_wait_for_each_other
     assert [type(ticket.error) for ticket in tickets] == [OutOfMemory, OutOfMemory]
 
 
+def test_without_a_device_that_can_draw_a_request_fails_with_the_reason(two: Callable[..., Any]) -> None:
+    service = two().service
+    for desk in service.desks:
+        desk.worker.command = (sys.executable, "-c", "raise SystemExit('no driver')")
+    ticket = submitted(service, seeds="1,2")
+    assert ended(ticket) == ["failed"] and ticket.error is not None and "no driver" in ticket.error.message
+    assert {desk.worker.starts for desk in service.desks} != {0}
+
+
 def test_a_request_that_kills_every_worker_fails_alone(two: Callable[..., Any]) -> None:
     poison = ("--poison", "poison")
     service = two(poison, poison).service
