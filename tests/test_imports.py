@@ -13,7 +13,7 @@ import pytest
 ROOT = Path(__file__).resolve().parents[1]
 NEVER = {
     "torch", "diffusers", "transformers", "accelerate", "numpy", "PIL", "huggingface_hub", "safetensors", "httpx",
-    "pynvml", "psutil",
+    "pynvml", "psutil", "ray",
 }  # fmt: skip
 
 # Runs sdcli as its script does, then writes the names of what was loaded.

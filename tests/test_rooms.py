@@ -31,6 +31,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "scale": BASE | {"images", "request", "machine", "models", "plan", "events", "workers"},
     "inspect": BASE | {"images", "request", "machine", "models", "plan", "events", "draw", "record"},
     "bench": BASE | {"images", "request", "machine", "models", "plan", "events", "draw", "record", "workers"},
+    "explore": BASE | {"images", "request", "machine", "models", "plan", "events", "record"},
     "serve": BASE | {"images", "request", "machine", "models", "plan", "events", "record", "workers", "asking"},
 }
 MAY_IMPORT["cli"] = set(MAY_IMPORT)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import io
 import json
@@ -13,10 +14,10 @@ import sys
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 from unittest import mock
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -29,13 +30,15 @@ from scripts import forked, random_plans  # noqa: E402
 from sdcli import __version__, events, schema  # noqa: E402
 from sdcli.asking import sharing  # noqa: E402
 from sdcli.draw import fake  # noqa: E402
+from sdcli.errors import OutOfMemory  # noqa: E402
 from sdcli.files import Unsynced  # noqa: E402
 from sdcli.machine import processor  # noqa: E402
-from sdcli.plan.batches import Batch  # noqa: E402
+from sdcli.plan.batches import Batch, missing  # noqa: E402
 from sdcli.plan.plan import Plan  # noqa: E402
 from sdcli.plan.processes import divisions  # noqa: E402
 from sdcli.record import found_runs, merging, runs  # noqa: E402
 from sdcli.record import report as reports  # noqa: E402
+from sdcli.record.names import Destination  # noqa: E402
 from sdcli.record.report import Folding  # noqa: E402
 from sdcli.record.sinks.progress import RunProgress  # noqa: E402
 from sdcli.record.store import store  # noqa: E402
@@ -81,26 +84,40 @@ def pool(seconds: float = JOB) -> Pool:
 
 def killed(images: int = IMAGES, kills: int = KILLS, workers: int = 4, seed: int = 1) -> Row:
     """A random worker dies each time that some images have come: how many, is chance. A batch over which three died is
-    given up: as a user would, the run is resumed then, with nobody killed."""
+    given up, and so is a run whose workers all died five times without an image between: as a user would, it is resumed
+    then, until every image is there."""
     of, chance = planned(images, workers), random.Random(seed)
     at = sorted(chance.sample(range(1, images - 20), kills))
     with tempfile.TemporaryDirectory() as made:
         to = destination(Path(made))
-        first, deaths = _drawn(of, store(_stream(of), to), at, chance)
-        given_up = images - len(first)
-        before = runs.recover(runs.read(to.records))
-        rest = [one for one in of.numbered() if one[0] in before.missing]
-        again = store(_stream(of, rest), to, journal=runs.reopen(before.run, {}), earlier=before.done)
-        second, _ = _drawn(of, again if rest else iter(()), [], chance)
+        tries = [_drawn(store(_stream(of), to), at, 0, chance)]
+        wrong: list[str] = []
+        while before := _unfinished(to):
+            there = len(before.done)
+            rest = _stream(of, missing(of.numbered(), before.done))
+            again = store(rest, to, journal=runs.reopen(before.run, {}), earlier=before.done)
+            tries.append(_drawn(again, at, there, chance))
+            if not tries[-1].pixels and not tries[-1].deaths:
+                wrong.append("no image came of a run that nobody ended")
+                break
+        pixels: dict[int, bytes] = {}
+        for one in tries:
+            wrong += ["an image came twice"] if pixels.keys() & one.pixels.keys() else []
+            pixels |= one.pixels
         expected = {event.index: event.pixels for event in fake.run(of) if isinstance(event, events.Decoded)}
-        wrong = ["an image came twice"] if first.keys() & second.keys() else []
-        wrong += ["other pixels"] if first | second != expected else []
+        wrong += ["other pixels"] if pixels != expected else []
         done = runs.recover(runs.read(to.records)).done
         wrong += [f"{len(done)} are whole on the disk"] if len(done) != images else []
         wrong += [f"{path.name} left" for path in Path(made).rglob("*.part")]
     wrong += [f"{len(children())} processes left"] if children() else []
-    seen = f"{len(first | second):,} of {images:,} images, {deaths} deaths, {given_up} images left to resume"
-    return f"{kills} kills of {workers} workers", seen + _first(wrong), "each image once", not wrong
+    deaths, resumed = sum(one.deaths for one in tries), len(tries) - 1
+    seen = f"{len(pixels):,} of {images:,} images, {deaths} deaths, resumed {resumed} times" + _first(wrong)
+    return f"{kills} kills of {workers} workers", seen, "each image once", not wrong and deaths == kills
+
+
+def _unfinished(to: Destination) -> runs.Recovered | None:
+    before = runs.recover(runs.read(to.records))
+    return before if before.missing else None
 
 
 def _first(wrong: Sequence[str]) -> str:
@@ -113,30 +130,36 @@ def _stream(of: Plan, batches: Iterable[Batch] | None = None) -> Iterator[events
         yield from drawing.run(of, batches)
 
 
-def _drawn(
-    of: Plan, stream: Iterator[events.Event], at: list[int], chance: random.Random
-) -> tuple[dict[int, bytes], int]:  # fmt: skip
+class Try(NamedTuple):
+    pixels: Mapping[int, bytes]
+    deaths: int
+
+
+def _drawn(stream: Iterator[events.Event], at: list[int], there: int, chance: random.Random) -> Try:
+    """Until it ends, by itself or because every worker has died too often. `there`: images of earlier tries."""
     pixels: dict[int, bytes] = {}
     deaths = 0
-    for event in stream:
-        if isinstance(event, events.Decoded):
-            assert event.index not in pixels
-            pixels[event.index] = event.pixels
-            while at and len(pixels) >= at[0]:
-                at.pop(0)
-                deaths += _kill_one(chance)
-    return pixels, deaths
+    with contextlib.suppress(OutOfMemory):  # as a process that was killed is told
+        for event in stream:
+            if isinstance(event, events.Decoded):
+                assert event.index not in pixels
+                pixels[event.index] = event.pixels
+                while at and there + len(pixels) >= at[0] and _kill_one(chance):
+                    at.pop(0)
+                    deaths += 1
+    return Try(pixels, deaths)
 
 
 def children() -> list[psutil.Process]:
     return psutil.Process().children(recursive=True)
 
 
-def _kill_one(chance: random.Random) -> int:
+def _kill_one(chance: random.Random) -> bool:
+    """False where none is there to be killed just now."""
     there = children()
-    for child in chance.sample(there, min(1, len(there))):
-        child.kill()
-    return min(1, len(there))
+    if there:
+        chance.choice(there).kill()
+    return bool(there)
 
 
 def drivers(times: int = RUNS, images: int = 60, seed: int = 2) -> Row:

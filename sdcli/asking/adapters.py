@@ -186,6 +186,25 @@ def gather(
     return ModelWithAdapters(model=model, adapters=(*adapters, *vae), warnings=(*warnings, *_warnings(adapters)))
 
 
+def with_loras(request: Request, names: Iterable[str]) -> Request:
+    """With those of these LoRAs that it does not name itself."""
+    named = {Path(adapter_files.weighted(text)[0]).stem for text in request.lora}
+    more = (name for name in names if Path(name).stem not in named)
+    return replace(request, lora=(*request.lora, *more))
+
+
+def check_swept(job: Job, adapters: Sequence[Adapter]) -> None:
+    """Each LoRA whose weight is swept must be one of the run's, by its short name."""
+    there = [one.name for one in adapters if one.kind == "lora"]
+    for one in job.lora_weights:
+        if there.count(one.name) != 1:
+            raise Usage(
+                f"--sweep lora.{show(one.name, 60)}: {there.count(one.name)} LoRAs of the run have that name; there "
+                f"are {', '.join(show(name, 60) for name in there)}",
+                hint="sdcli help sweeps",
+            )
+
+
 def with_vae(request: Request, model: Model, folders: Iterable[Path]) -> tuple[Model, tuple[Adapter, ...]]:
     """The model with the VAE that was asked for, and that VAE."""
     if not request.vae_file:

@@ -18,7 +18,7 @@ MOST_SYNTAX = 4
 # The web UI's pairs that say where an image comes from, not how it was drawn.
 NO_SETTINGS = frozenset({
     "Version", "Model hash", "VAE hash", "Hashes", "User", "Created Date", "Time taken", "Postprocess upscaler",
-    "Postprocess upscale by", "Postprocess upscale to",
+    "Postprocess upscale by", "Postprocess upscale to", "Template", "Negative Template",
 })  # fmt: skip
 _FIELDS = {
     "Model": "model", "Sampler": "sampler", "Schedule type": "sampler", "Steps": "steps", "CFG scale": "guidance",
@@ -41,9 +41,23 @@ def not_taken(
     return (PlanWarning(code=SETTINGS, message=f"ignored in the image's settings: {listed}"),)
 
 
-def plain_words(texts: Iterable[str]) -> tuple[PlanWarning, ...]:
-    """A warning of what these prompts hold that is syntax in other programs."""
-    snippets = list(dict.fromkeys(snippet for text in dict.fromkeys(texts) for snippet in of_other_programs(text)))
+def plain_words(texts: Iterable[str], *, no_files: bool) -> tuple[PlanWarning, ...]:
+    """A warning of what these prompts hold that is syntax in other programs, or that names a wildcard where there is
+    no folder of them."""
+    different = tuple(dict.fromkeys(texts))
+    named = [name for text in different if "__" in text for name in _wildcards(text)] if no_files else []
+    message = f"there is no folder of wildcards, and these are plain words: {', '.join(dict.fromkeys(named))}"
+    return (*_syntax(different), *([PlanWarning(code=SYNTAX, message=message)] if named else []))
+
+
+def _wildcards(text: str) -> Iterator[str]:
+    from sdcli.request import wildcards
+
+    return (show(name, 40) for name in wildcards.unknown(text)[:MOST_SYNTAX])
+
+
+def _syntax(texts: Iterable[str]) -> tuple[PlanWarning, ...]:
+    snippets = list(dict.fromkeys(snippet for text in texts for snippet in of_other_programs(text)))
     if not snippets:
         return ()
     more = len(snippets) - MOST_SYNTAX

@@ -91,10 +91,13 @@ def plan_for(
         raise Usage("prompts both on the command line and from --prompts", hint="the same command without --prompts")
     if lines is not None and first is None:
         raise Usage("--prompts -: stdin contains no prompt", hint="sdcli help formats")
-    prompts = (*words, *flags.get("prompts", ())) or tuple(sources.settings_from.get("prompts", ()))
+    prompts = (*words, *flags.get("prompts", ())) or tuple(map(escaped, sources.settings_from.get("prompts", ())))
     request, origins = _request(sources, model, prompts or ((first.prompt,) if first else ()))
     waiting = flags.get("prompts_file") == "-"
     request = replace(request, shard=jobs.parse_shard(typed["shard"]) if "shard" in typed else None)
+    swept = typed.get("sweep", ()) if command in ("generate", "plan") else ()
+    if swept and lines is not None:
+        raise Usage("--sweep draws from a prompt, --prompts from a file", hint="the same command without --prompts")
     seats = cluster or seats_of(typed, without_own)
     if len(seats) > 1 and not cluster:
         request = replace(request, devices=typed["devices"])
@@ -102,7 +105,12 @@ def plan_for(
         from sdcli.asking import sharing
 
         first, lines = sharing.seeded(first, lines)
-    known_jobs, tags = adapters.untagged(_jobs(request, first, lines, waiting))
+    if swept:
+        from sdcli.request import sweeps  # of no use to others
+
+        axes = sweeps.read(swept)
+        request, cells = sweeps.make(adapters.with_loras(request, sweeps.loras(axes)), axes)
+    known_jobs, tags = adapters.untagged(cells if swept else _jobs(request, first, lines, waiting))
     largest = max(known_jobs, key=lambda job: job.width * job.height)
     request = replace(
         request, prompts=tuple(dict.fromkeys(job.prompt for job in known_jobs)), width=largest.width,
@@ -113,6 +121,7 @@ def plan_for(
     embeddings = adapters.known_words(added_folders())
     named = adapters.named_in(adapters.texts_of(known_jobs), embeddings)
     adapted = adapters.gather(request, tags, model, added_folders(), fetch, named)
+    adapters.check_swept(known_jobs[0], adapted.adapters)
     asked = tuple(_drawn_by(model, known_jobs))
     steered_jobs, steered, nets = controls.gather(asked, adapted.model, added_folders(), fetch, request.offline)
     seeing, seen = references.gather(request, steered_jobs, steered, added_folders())
@@ -142,7 +151,7 @@ def plan_for(
     plan = with_workers(plan, seats, more=waiting)
     plan = replace(plan, warnings=(*plan.warnings, *not_needed.not_needed(typed, plan)))
     unknown = unknown_words.unknown_words(model, known_jobs, adapted.adapters)
-    syntax = not_taken.plain_words(adapters.texts_of(known_jobs))
+    syntax = not_taken.plain_words(adapters.texts_of(known_jobs), no_files=request.wildcards is None)
     ignored = not_taken.not_taken(sources.not_taken, request, origins, adapted.adapters)
     told = changed_images.told(known_jobs)
     plan = replace(plan, warnings=(*plan.warnings, *adapted.warnings, *unknown, *ignored, *syntax, *told))
@@ -442,6 +451,10 @@ def _request(sources: Sources, model: Model, prompts: tuple[str, ...]) -> tuple[
     if not prompts:
         raise Usage("no prompt", hint='"a cat"')
     values, origins = settings(sources, model)
+    if origins.get("negative_prompt") == "settings-from":
+        values["negative_prompt"] = escaped(values["negative_prompt"])
+    if "wildcards" not in values and (folder := config_folder() / "wildcards").is_dir():
+        values["wildcards"] = str(folder)
     seeds, drawn = jobs.resolve_seeds(values.get("seeds", ()), values.get("num_images"))
     values.update(prompts=prompts, seeds=seeds, num_images=len(seeds))
     values["model"] = values.get("model") or model.name
@@ -456,6 +469,15 @@ def _request(sources: Sources, model: Model, prompts: tuple[str, ...]) -> tuple[
     return request, {
         option.field: origins.get(option.field, "family") for option in OPTIONS if hasattr(request, option.field)
     }
+
+
+def escaped(text: str) -> str:
+    """The prompt of an image, in which nothing is to be chosen any more."""
+    if not ("{" in text or "}" in text or "__" in text):
+        return text
+    from sdcli.request import wildcards
+
+    return wildcards.escaped(text)
 
 
 # --- jobs, from prompts or from lines

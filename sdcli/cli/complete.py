@@ -32,6 +32,14 @@ def _all(field: str) -> list[str]:
         from sdcli.request.samplers import EVERY
 
         return [sampler.name for sampler in EVERY]
+    if field == "scheduler":
+        from sdcli.request.samplers import AUTOMATIC, SCHEDULES
+
+        return [name.casefold().replace(" ", "-") for name in (*SCHEDULES, AUTOMATIC)]
+    if field == "sweep":
+        from sdcli.request.sweeps import names
+
+        return [f"{name}=" for name in names()]
     if field == "preset":
         from sdcli.machine.folders import config_folder
         from sdcli.request.config import presets

@@ -69,6 +69,8 @@ def draw(
     happening.close()  # an interruption may have come anywhere; workers end before this process does
     over()
     again = _resuming(destination, typed)
+    if error is None and plan.request.sweep:
+        error = _with_grid(folding, plan, destination, screen)
     finished = _recorded(error, folding, planned, destination, again)
     try:
         screen.finish(finished, destination)
@@ -100,6 +102,21 @@ def _recorded(
             return folding.report(_completed(failed, folding, planned, destination, again))
     remembering.remember(planned.plan, finished)
     return finished
+
+
+def _with_grid(folding: Folding, plan: Plan, destination: names.Destination, screen: Screen) -> SdcliError | None:
+    """A sweep's images side by side, once there are all of them."""
+    from sdcli.explore import writing  # of no use to others
+
+    images = folding.images()
+    if not any(image.kept for image in images):
+        return None
+    try:
+        paths = writing.write(destination.run, plan.request.sweep, images, destination.folder)
+    except CannotWrite as failed:
+        return failed
+    screen.grid(paths[0])
+    return None
 
 
 # --- the engine and its events
@@ -269,6 +286,10 @@ class Screen:
     def saved_control(self, path: Path) -> None:
         if not self.quiet:
             say(f"control image: {show(os.path.relpath(path))}")
+
+    def grid(self, path: Path) -> None:
+        if not self.quiet:
+            say(f"grid: {show(os.path.relpath(path))}, and .png, .csv and .json beside it")
 
     def strip(self, path: Path) -> None:
         if not self.quiet:

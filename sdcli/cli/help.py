@@ -1,4 +1,4 @@
-"""`sdcli help TOPIC`: exit codes, environment, memory, formats, JSON. Facts come from where they are used."""
+"""`sdcli help TOPIC`, from exit codes to JSON. Facts come from where they are used."""
 
 from __future__ import annotations
 
@@ -114,6 +114,45 @@ def _formats(columns: int) -> list[str]:
     return _rows(rows, 11, columns, indent="")
 
 
+def _prompts(columns: int) -> list[str]:
+    head = (
+        "What is chosen depends on the image's seed alone. The image stores the prompt it got and the template. "
+        "`generate --dry-run` prints the prompts."
+    )
+    rows = {
+        "(word:1.3)": "more weight; (word) is 1.1 times, [word] 1/1.1; --emphasis comfy or none reads them otherwise",
+        "BREAK": "what follows begins a new chunk of 75 tokens",
+        "{red|blue}": "one of these, which may hold others; {3::often|seldom} weighs them",
+        "{2$$a|b|c}": "two of these, with a comma between; {1-2$$ and $$a|b|c}: one or two, with and between",
+        "__colours__": "a line of colours.txt in the folder of --wildcards, or in wildcards/ beside the config file; "
+        "__animals/*__ of any file there. A line may be a template, begin with a weight (3::red) or be a # comment",
+        "{2$$__colours__}": "two different lines",
+        "\\{ \\} \\__x__": "the braces or the name themselves; {word} without a bar is text too",
+        "--wildcards off": "nothing is chosen",
+    }
+    return [*folded(head, columns), "", *_rows(rows, 20, columns)]
+
+
+def _sweeps(columns: int) -> list[str]:
+    head = (
+        "`generate --sweep NAME=A,B` draws every combination in one run, with one seed unless seeds are swept: the "
+        "first --sweep makes the columns of the grid, the others its rows. `plan` with the same flags says how many "
+        "cells, how long and how much memory. An interrupted sweep goes on with `resume`. The grid is grid-RUN.html, "
+        ".png, .csv and .json beside the images."
+    )
+    rows = {
+        "guidance=3,5,7": "any setting that each image may have for itself, by its flag",
+        "guidance=2..8:1.5": "a range, both ends included; without a step it is 1",
+        "seed=1..4": "seeds; several --seed or prompts are axes too",
+        "sampler=Euler,DDIM": "with scheduler=karras,simple as a second axis: each with each",
+        "lora.ink=0.4..1:0.2": "weights of the LoRA ink, which --lora names, or which lies where --lora finds it; "
+        "the model is loaded once for each",
+        "'S/R cat,dog,fox'": "words of the prompt: the first is replaced by each of the others, and kept once",
+        "negative-prompt='\"a, b\",c'": "a value with a comma stands in quotes",
+    }
+    return [*folded(head, columns), "", *_rows(rows, 29, columns)]
+
+
 def _json(columns: int) -> list[str]:
     from sdcli.cli.json_documents import DOCUMENTS
 
@@ -140,5 +179,7 @@ TOPICS: dict[str, Callable[[int], list[str]]] = {
     "environment": _environment,
     "memory": _memory,
     "formats": _formats,
+    "prompts": _prompts,
+    "sweeps": _sweeps,
     "json": _json,
 }

@@ -46,6 +46,10 @@ DOCUMENTS: dict[str, Document] = {
         schema="sdcli.runs/1", source="sdcli runs --json", shape="sdcli.cli.runs:Runs",
         words="The runs that left records, and how far each came.",
     ),
+    "sweep": Document(
+        schema="sdcli.sweep/1", source="sdcli generate --sweep", shape="sdcli.explore.cells:Sweep",
+        words="What a sweep drew, in grid-RUN.json beside the images: its axes and cells.",
+    ),
     "verify": Document(
         schema="sdcli.verify/1", source="sdcli verify IMAGE --json", shape="sdcli.record.verdict:Verdicts",
         words="Whether images are what their settings draw.",

@@ -16,7 +16,7 @@ from sdcli.cli import builtin, complete, plan_screen
 from sdcli.cli.answer import print_json
 from sdcli.machine.memory import disk_free
 from sdcli.plan.refusal import refused
-from sdcli.request.options import AS_IF, DEVICES, OPTIONS, SCREEN, SHARD
+from sdcli.request.options import AS_IF, DEVICES, OPTIONS, SCREEN, SHARD, SWEEP
 from sdcli.request.options import command as make
 from sdcli.terminal import speaks_unicode, tell, width
 
@@ -24,7 +24,7 @@ from sdcli.terminal import speaks_unicode, tell, width
 def command() -> Callable[..., None]:
     screen = [option for option in SCREEN if option.field in ("json", "debug")]
     return make(
-        _plan, [*OPTIONS, *not_needed.FLAGS, AS_IF, SHARD, DEVICES, *screen], name="plan", words="PROMPT",
+        _plan, [*OPTIONS, *not_needed.FLAGS, SWEEP, AS_IF, SHARD, DEVICES, *screen], name="plan", words="PROMPT",
         complete=complete.asked(), help="Show what an image would need, before anything is loaded.",
     )  # fmt: skip
 

@@ -27,6 +27,7 @@ def render(plan: Plan, width: int = 80, ascii: bool = False, disk_free: int | No
     """The screen of `plan`: what, where, every sensible setup, why this one, and how to choose another."""
     lines = [
         *_head(plan, width, disk_free),
+        *_sweep(plan),
         *(["", *_workers(plan)] if plan.workers else _machine(plan, width)),
         "",
         *_table(plan, width),
@@ -58,11 +59,20 @@ def render_summary(plan: Plan, width: int = 80, ascii: bool = False) -> list[str
     lines = [
         *_flow(parts, between, width),
         *shard,
+        *_sweep(plan),
         *_workers(plan),
         *([f"  {reason}"] if reason else []),
         *_adapter_lines(setup, width),
     ]
     return [_within(line, width, ascii) for line in lines]
+
+
+def _sweep(plan: Plan) -> list[str]:
+    if not plan.request.sweep:
+        return []
+    from sdcli.request import sweeps  # of no use to others
+
+    return [f"  sweep: {sweeps.described(plan.request.sweep)}"]
 
 
 def _workers(plan: Plan) -> list[str]:

@@ -38,5 +38,21 @@ def _show(typed: dict[str, Any]) -> None:
         "zero SNR: works with models trained to zero terminal SNR. EDM: for models trained with EDM's noise, such as "
         "Playground v2.5, and only these."
     )
-    for line in folded(legend, width()):
+    for line in (*folded(legend, width()), *folded(_schedules(), width())):
         say(line)
+
+
+def _schedules() -> str:
+    """What can follow a sampler's name, told by the samplers that take less than all."""
+    from sdcli.request import samplers
+
+    every = samplers.SCHEDULES[1:]
+    taking: dict[tuple[str, ...], list[str]] = {}
+    for sampler in samplers.EVERY:
+        taking.setdefault(sampler.schedules, []).append(sampler.name)
+    less = (
+        f"{', '.join(names)}: {' and '.join(schedules) or 'none'}"
+        for schedules, names in taking.items()
+        if schedules != every
+    )
+    return f"schedules, by --scheduler or at the end of the name: {', '.join(every)}; of {'; of '.join(less)}"

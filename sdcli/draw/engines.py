@@ -6,6 +6,7 @@ import importlib
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Protocol, Self
 
+from sdcli.draw import turns
 from sdcli.events import Event
 from sdcli.machine.hardware import Hardware
 from sdcli.plan.batches import Batch
@@ -30,6 +31,30 @@ class Engine(Protocol):
     def __exit__(self, *_: object) -> None: ...
 
 
+class InTurns:
+    """An engine, of a run whose images have several sets of weights too."""
+
+    def __init__(self, engine: Engine) -> None:
+        self._engine = engine
+
+    def run(
+        self, plan: Plan, batches: Iterable[Batch] | None = None, kept: Mapping[int, bytes] | None = None
+    ) -> Iterator[Event]:
+        yield from turns.run(self._engine.run, plan, batches, kept)
+
+    def without_own(self, hardware: Hardware) -> Hardware:
+        return self._engine.without_own(hardware)
+
+    def close(self) -> None:
+        self._engine.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+
 def engine(name: str = "local") -> Engine:
     engine: Engine = importlib.import_module(f"sdcli.draw.{name}").Engine()
-    return engine
+    return InTurns(engine)

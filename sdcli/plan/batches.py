@@ -27,7 +27,7 @@ def _kind(job: Job) -> tuple[object, ...]:
     start = () if job.start is None else (job.start.strength, job.start.repaint is not None, job.start.guidance)
     controls = tuple((one.net, one.weight, one.start, one.end) for one in job.controls)
     references = tuple((one.weight, one.layers, one.mask is not None) for one in job.references)
-    return start, job.second, job.refined, controls, references
+    return start, job.second, job.refined, controls, references, job.lora_weights
 
 
 Batch = tuple[int, tuple[Job, ...]]  # its number, unique in the run, and its jobs

@@ -460,20 +460,29 @@ class Folding:
 
     @property
     def tally(self) -> Tally:
-        """Of all images asked for, as far as they are known: also of those of which no event told."""
+        """Of all images asked for, as far as they are known."""
+        self._add_untold()
+        return self._tally
+
+    def images(self) -> Sequence[Image]:
+        """All that were asked for, once nothing more happens."""
+        for number in list(self._drawn):
+            self._close(number)
+        self._add_untold()
+        return self._images.all()
+
+    def _add_untold(self) -> None:
+        """Images of which no event told."""
         planned = self.plan.jobs if self.plan is not None else ()
         untold = {job.index for job in planned} | self._recovered.keys()
         untold.difference_update(self._images.numbers())
         for index in sorted(untold):
             job, intent = self._job(index), self._recovered.get(index)
             self._keep(recovered_image(job, intent) if intent is not None else image_of(job, index, "missing"))
-        return self._tally
 
     def report(self, error: SdcliError | None = None) -> Report:
         """Once nothing more happens."""
-        for number in list(self._drawn):
-            self._close(number)
-        counted, stopped = self.tally, error or self._stopped
+        images, counted, stopped = self.images(), self.tally, error or self._stopped
         failure = stopped or shortfall(counted)
         return Report(
             version=__version__,
@@ -486,7 +495,7 @@ class Folding:
             plan=plan_json(self.plan) if self.plan else {},
             phases=self._phases(),
             batches=self._batches.all(),
-            images=self._images.all(),
+            images=images,
             memory=self._memory_use(),
             workers=self._uses(),
             degraded=tuple(self._degraded),
@@ -519,10 +528,12 @@ class Folding:
         )
 
     def _uses(self) -> tuple[WorkerUse, ...]:
-        """In the order of the plan, also of those that drew nothing."""
+        """In the order of the plan, also of those that drew nothing; then those that joined later."""
         planned = self.plan.workers if self.plan is not None else ()
-        idle = {own.name: WorkerUse(name=own.name, device="") for own in planned}
-        return tuple(replace(self._workers.get(own.name, idle[own.name]), device=own.hardware.name) for own in planned)
+        names = {own.name: own.hardware.name for own in planned}
+        idle = {name: WorkerUse(name=name, device=device) for name, device in names.items()}
+        seen = {name: replace(use, device=names.get(name, "")) for name, use in self._workers.items()}
+        return tuple((idle | seen).values())
 
     def _memory_use(self) -> MemoryUse:
         if self.plan is None:

@@ -125,9 +125,10 @@ _CONVERT: dict[str, Callable[[str, str], Any]] = {
     "outpaint": lambda field, text: jobs.parse_outpaint(text),
     "refiner": lambda field, text: jobs.parse_refiner(_name(field, text)),
     "sampler": lambda field, text: samplers.find(text).name,
+    "scheduler": lambda field, text: samplers.find_schedule(text),
     "upscaler": _upscaler,
     "pins": _pins,
-    **dict.fromkeys(("model", "revision", "vae_file", "device", "output", "preset"), _name),
+    **dict.fromkeys(("model", "revision", "vae_file", "device", "output", "preset", "wildcards"), _name),
     **dict.fromkeys(("settings_from", "prompts_file", "reference_model", "reference_encoder"), _name),
 }  # fmt: skip
 _SEVERAL = frozenset({"prompts", "lora", "embeddings"})
@@ -256,19 +257,26 @@ def resolve(
     origins: dict[str, str] = {}
     layers = (family, model, sources.user, sources.environment, sources.preset, sources.settings_from, sources.flag)
     names = {f.name for f in fields(Request)}
+    schedule = None
     for origin, layer in zip(ORDER, layers, strict=True):
+        if "scheduler" in layer:
+            schedule, origins["sampler"] = layer["scheduler"], origin
+        elif layer.get("sampler") and samplers.names_schedule(layer["sampler"]):
+            schedule = None
         for name, value in unfolded(layer).items():
             if name in names:
                 values[name] = {**values.get(name, {}), **value} if name == "pins" else value
                 origins[name] = origin
         if "num_images" not in layer and len(layer.get("seeds", ())) > 1:
             values["num_images"], origins["num_images"] = len(layer["seeds"]), origin
+    if schedule is not None and values.get("sampler"):
+        values["sampler"] = samplers.with_schedule(values["sampler"], schedule).name
     return values, origins
 
 
 def unfolded(layer: Mapping[str, Any]) -> dict[str, Any]:
-    """Shorthands into the fields they stand for: size, dtype."""
-    values = {name: value for name, value in layer.items() if name not in ("size", "dtype")}
+    """Shorthands into the fields they stand for: size, dtype. A schedule is the sampler's, whichever layer names it."""
+    values = {name: value for name, value in layer.items() if name not in ("size", "dtype", "scheduler")}
     if "size" in layer:
         width, height = layer["size"]
         values = {"width": width, "height": height, **values}

@@ -43,7 +43,9 @@ LONGEST_PROMPT = 20_000  # characters; some hundred chunks, beyond which attenti
 
 
 def parse_seeds(text: str) -> tuple[int, ...]:
-    """`7`, `1,5,9`, `1..8` (both ends), or several of these with commas."""
+    """`7`, `1,5,9`, `1..8` (both ends), or several of these with commas; none for -1, which is a random one."""
+    if text.strip() == "-1":
+        return ()
     seeds: list[int] = []
     for part in text.split(","):
         seeds.extend(_seed_range(part.strip(), text))
@@ -76,11 +78,11 @@ def _seed_range(part: str, text: str) -> Iterable[int]:
 
 
 def _seed_meant(text: str) -> str:
-    """Other programs write a range as 1-3, and a random seed as -1."""
+    """Other programs write a range as 1-3."""
     range_ = re.fullmatch(r"(\d{1,10})\s*(?:-|:|\.\.\.|to)\s*(\d{1,10})", text, re.ASCII)
     if range_:
         return f"--seed {range_[1]}..{range_[2]}"
-    if text in ("-1", "random"):
+    if text == "random":
         return "the same command without --seed   (a random seed is used and printed)"
     return "--seed 1,5,9   (or 1..8, or without --seed for a random one)"
 
@@ -354,11 +356,11 @@ def make_job(request: Request, index: int, prompt: str, seed: int, image: InputI
     taken = request.steps if start is None else steps_taken(request.steps, start.strength)
     refined = _refined(request, sampler, taken)
     first = taken - (refined.steps if refined is not None else 0)
-    own: dict[str, Any] = {"sampler": sampler.name, **_sides(request, image)}
+    own: dict[str, Any] = {"sampler": sampler.name, **_sides(request, image), **_chosen(request, prompt, seed)}
     if image is not None and request.outpaint is not None:
         _check_room(own.get("width", request.width), own.get("height", request.height), request.outpaint)
     return Job(
-        index=index, prompt=prompt, seed=seed, unet_calls=sampler.unet_calls(first, followed=refined is not None),
+        index=index, seed=seed, unet_calls=sampler.unet_calls(first, followed=refined is not None),
         start=start, second=_second(request, sampler, own), refined=refined,
         controls=tuple(replace(control, made=request.control_from, fit=request.fit) for control in request.control),
         references=tuple(
@@ -367,6 +369,21 @@ def make_job(request: Request, index: int, prompt: str, seed: int, image: InputI
         ),
         **{name: getattr(request, name) for name in PER_IMAGE} | own,
     )  # fmt: skip
+
+
+def _chosen(request: Request, prompt: str, seed: int) -> dict[str, str]:
+    """The texts of one image: what its seed chooses from them, and the templates where it chose."""
+    texts = {"prompt": prompt, "negative_prompt": request.negative_prompt}
+    if request.wildcards == "off" or not any("{" in text or "__" in text for text in texts.values()):
+        return texts
+    from sdcli.request import wildcards  # few prompts have any
+
+    folder, made = wildcards.folder_of(request.wildcards), dict(texts)
+    for (name, text), template in zip(texts.items(), ("template", "negative_template"), strict=True):
+        resolved = wildcards.resolve(text, folder, seed, of=name, longest=LONGEST_PROMPT)
+        _check_text(resolved.text)
+        made |= {name: resolved.text} | ({template: text} if resolved.chosen else {})
+    return made
 
 
 # How much a second pass changes by default: enlarged latents are blurred, an enlarged image is not.

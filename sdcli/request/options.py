@@ -44,7 +44,7 @@ OPTIONS: tuple[Option, ...] = (
     Option(field="guidance", flags=("-g", "--guidance", "--cfg-scale", "--guidance-scale"), metavar="X", panel=EVERYDAY,
            within=(0, 100), help="How closely to follow the prompt; 1 turns guidance off."),
     Option(field="seeds", flags=("--seed",), metavar="N|1,5,9|1..8", panel=EVERYDAY,
-           help="Seed, list or range (both ends included); random if omitted, and printed."),
+           help="Seed, list or range (both ends included); random if omitted or -1, and printed."),
     Option(field="num_images", flags=("-n", "--num-images"), metavar="N", panel=EVERYDAY,
            help="Images per prompt; seeds count up."),
     Option(field="size", flags=("--size",), metavar="WxH", panel=EVERYDAY,
@@ -61,6 +61,8 @@ OPTIONS: tuple[Option, ...] = (
            help="A prompt; may be repeated. Drawn in the given order."),
     Option(field="prompts_file", flags=("--prompts",), metavar="FILE", panel=PROMPT,
            help="Prompts from a text, JSONL or CSV file; - reads stdin line by line."),
+    Option(field="wildcards", flags=("--wildcards",), metavar="FOLDER", panel=PROMPT,
+           help="Text files for __names__ in prompts, one choice a line; off leaves {a|b} and __names__ as they are."),
     Option(field="emphasis", flags=("--emphasis",), metavar="MODE", choices=("a1111", "comfy", "none"), panel=PROMPT,
            help="How (word:1.3) is weighted: a1111, comfy or none."),
     Option(field="clip_skip", flags=("--clip-skip",), metavar="N", panel=PROMPT, within=(1, 12),
@@ -115,6 +117,9 @@ OPTIONS: tuple[Option, ...] = (
            help="How what was drawn is enlarged before: latent, lanczos, or with an ESRGAN model."),
     Option(field="width", flags=("-W", "--width"), metavar="N", panel=IMAGE, help="Mostly a multiple of 8."),
     Option(field="height", flags=("-H", "--height"), metavar="N", panel=IMAGE, help="Mostly a multiple of 8."),
+    Option(field="scheduler", flags=("--scheduler", "--schedule"), metavar="NAME", panel=IMAGE,
+           help="How its steps are spread, apart from the sampler: karras, exponential, sgm-uniform, simple, uniform, "
+           "automatic."),
     Option(field="rng", flags=("--rng",), metavar="HOW", choices=("cpu", "nv"), panel=IMAGE,
            help="How noise is drawn from a seed: cpu, or nv as an NVIDIA GPU draws it, as A1111 does by default."),
     Option(field="batch_size", flags=("--batch-size",), metavar="N", panel=IMAGE, within=(1, 64),
@@ -171,6 +176,14 @@ SAVE_CONTROL = Option(
     field="save_control", flags=("--save-control",), switch=True, panel=OUTPUT,
     help="Also save what ControlNets see, next to the image.",
 )  # fmt: skip
+SWEEP = Option(
+    field="sweep", flags=("--sweep",), metavar="NAME=A,B", repeatable=True, panel=IMAGE,
+    help="Draw every combination, e.g. guidance=3,5,7 or 'S/R cat,dog'; may be repeated; see `sdcli help sweeps`.",
+)  # fmt: skip
+DRY_RUN = Option(
+    field="dry_run", flags=("--dry-run",), switch=True, panel=OUTPUT,
+    help="Draw nothing; print the prompt of each image, with what its seed chose.",
+)  # fmt: skip
 SHARD = Option(
     field="shard", flags=("--shard",), metavar="I/N", panel=OUTPUT,
     help="Draw one of N shares of the images, e.g. 2/8; other processes or machines draw the others.",
@@ -189,7 +202,7 @@ AS_IF = Option(
 
 def flag_of(field: str) -> str:
     """The long flag that messages name for a field."""
-    for option in (*OPTIONS, *SCREEN, AS_IF, SAVE_CONTROL, SHARD, DEVICES):
+    for option in (*OPTIONS, *SCREEN, AS_IF, SAVE_CONTROL, SWEEP, DRY_RUN, SHARD, DEVICES):
         if option.field == field:
             longest: str = next(flag for flag in option.flags if flag.startswith("--"))
             return longest.split("/")[0]

@@ -79,18 +79,23 @@ def of_line(request: Request, line: Line, first: int = 0) -> tuple[Job, ...]:
     A line with one seed counts up from it over the request's number of images, as --seed does.
     """
     try:
-        one = len(line.seeds) == 1
-        seeds = jobs.resolve_seeds(line.seeds, len(request.seeds))[0] if one else line.seeds or request.seeds
-        if line.settings:
-            unset = tuple(side for side in request.sides_of_image if side not in line.settings)
-            request = replace(request, sides_of_image=unset, **line.settings)
-            jobs.check(replace(request, prompts=(line.prompt,), seeds=seeds, num_images=len(seeds)))
-        else:  # most lines of a long list: all else was checked with the request
-            jobs.check_prompts((line.prompt,), images=len(seeds) * max(1, len(request.image)))
-        made = jobs.make_jobs(request, (line.prompt,), seeds, first)
-        return made if line.id is None else tuple(replace(job, id=line.id) for job in made)
+        return jobs_of(request, line, first)
     except SdcliError as error:
         raise BadFile(f"{show(line.where)}: {error.message}", hint="sdcli help formats") from None
+
+
+def jobs_of(request: Request, line: Line, first: int = 0) -> tuple[Job, ...]:
+    """The same, with a mistake as it is."""
+    one = len(line.seeds) == 1
+    seeds = jobs.resolve_seeds(line.seeds, len(request.seeds))[0] if one else line.seeds or request.seeds
+    if line.settings:
+        unset = tuple(side for side in request.sides_of_image if side not in line.settings)
+        request = replace(request, sides_of_image=unset, **line.settings)
+        jobs.check(replace(request, prompts=(line.prompt,), seeds=seeds, num_images=len(seeds)))
+    else:  # most lines of a long list: all else was checked with the request
+        jobs.check_prompts((line.prompt,), images=len(seeds) * max(1, len(request.image)))
+    made = jobs.make_jobs(request, (line.prompt,), seeds, first)
+    return made if line.id is None else tuple(replace(job, id=line.id) for job in made)
 
 
 def count(request: Request, line: Line) -> int:

@@ -141,6 +141,22 @@ class Shard:
 
 
 @dataclass(frozen=True, kw_only=True)
+class LoraWeight:
+    """Of a LoRA of the run, by its name, where an image has another weight than the run."""
+
+    name: str
+    weight: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class Axis:
+    """What a sweep sets to each of some values, as they were written."""
+
+    name: str
+    values: tuple[str, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
 class Request:
     """Every setting of a run, resolved. options.py says how each is spelled on the command line."""
 
@@ -203,6 +219,10 @@ class Request:
     refiner: Refiner | None = None
     shard: Shard | None = None
     devices: str | None = None
+    sweep: tuple[Axis, ...] = ()
+    wildcards: str | None = transient(
+        default=None
+    )  # the folder of the files that prompts choose from; off: none choose
     sides_of_image: tuple[str, ...] = transient(default=())  # of width and height those that nobody set
     multiple: int = transient(default=8)  # of which sides have to be: the pixels of one latent
     edits: bool = transient(default=False)  # whether the model was trained to edit images
@@ -232,6 +252,9 @@ class Job:
     guess_mode: bool = False
     references: tuple[Reference, ...] = ()
     refined: Refined | None = None
+    template: str | None = None  # what the prompt was chosen from
+    negative_template: str | None = None
+    lora_weights: tuple[LoraWeight, ...] = ()
 
     @property
     def steps_taken(self) -> int:

@@ -8,8 +8,7 @@ _FOREIGN = re.compile(
     r"""
     (?<!\\)\[[^\[\]]*:\s*(?:\d+(?:\.\d*)?|\.\d+)\s*\]   # [from:to:when]
   | (?<!\\)\[[^\[\]|]*\|[^\[\]]*\]                     # [this|that] in turns
-  | (?<!\\)\{[^{}|]*\|[^{}]*\}                           # {one|of|these}
-  | __[\w/*-]+__                                        # a wildcard file
+  | \$\{[^{}]*\}                                        # ${a variable}
   | \bAND\b                                            # two prompts at once
     """,
     re.VERBOSE,

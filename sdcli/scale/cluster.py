@@ -118,12 +118,12 @@ class Cluster(Pool):
         for actor, found in self._arrived():
             name = actor.place.name
             if not isinstance(found, Seat):
-                yield Warned(worker=name, code="left-out", message=f"{name} is left out: {found.message}")
+                yield Warned(code="left-out", message=f"{name} is left out: {found.message}")
                 continue
             own = _alike(plan, found)
             if isinstance(own, SdcliError):
                 actor.close()
-                yield Warned(worker=name, code="left-out", message=f"{name} is left out: {own.message}")
+                yield Warned(code="left-out", message=f"{name} is left out: {own.message}")
                 continue
             yield Warned(worker=name, code="joined", message=f"{name} joins: {show(found.hardware.name, 60)}")
             yield own

@@ -15,7 +15,6 @@ from sdcli.serve import sdapi_controls
 from sdcli.serve.sdapi_names import CONTROL, Names, known_hash, sorted_names
 
 PLAIN_UPSCALERS = ("None", "Lanczos", "Nearest")
-_SCHEDULES = {"automatic": "Automatic", "uniform": "Uniform", "karras": "Karras"}
 
 
 def checkpoints(names: Names) -> list[dict[str, Any]]:
@@ -48,7 +47,8 @@ def schedules(names: Names) -> list[dict[str, Any]]:
     return [
         {"name": name, "label": label, "aliases": None, "default_rho": 7.0 if name == "karras" else -1,
          "need_inner_model": False}
-        for name, label in _SCHEDULES.items()
+        for label in (samplers.AUTOMATIC, *samplers.SCHEDULES)
+        for name in [label.casefold().replace(" ", "_")]
     ]  # fmt: skip
 
 

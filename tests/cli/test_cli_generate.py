@@ -55,6 +55,27 @@ def test_prompts_are_outer_and_seeds_inner_in_the_folder_too(here: Path, capfd: 
     assert done.out.split() == [f"sdcli-images/{name}" for name in names]
 
 
+@pytest.mark.parametrize(
+    ("typed", "sampler"),
+    [
+        (("--scheduler", "exponential"), "DPM++ 2M Exponential"),
+        (("--sampler", "Euler", "--scheduler", "sgm_uniform"), "Euler SGM Uniform"),
+        (("--sampler", "DPM++ 2M SDE", "--scheduler", "automatic"), "DPM++ 2M SDE Exponential"),
+        (("--sampler", "euler karras"), "Euler Karras"),
+        (("--scheduler", "uniform"), "DPM++ 2M"),
+    ],
+)
+def test_a_schedule_is_the_samplers_whichever_source_names_it(
+    here: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, typed: tuple[str, ...], sampler: str
+) -> None:
+    monkeypatch.setenv("SDCLI_SAMPLER", "DPM++ 2M Karras")
+    report = sdcli(capfd, "generate", "a cat", *FAKE, "-m", "sd15", "--seed", "-1", *typed, "--json").json
+    (image,) = report["images"]
+    assert report["plan"]["jobs"][0]["sampler"] == sampler
+    again = sdcli(capfd, "generate", "--settings-from", image["path"], *FAKE, "-m", "sd15", "--json").json
+    assert again["plan"]["jobs"][0]["sampler"] == sampler and again["images"][0]["seed"] == image["seed"]
+
+
 def test_the_settings_of_an_image_draw_it_again(capfd: pytest.CaptureFixture[str]) -> None:
     words = ("generate", "a (red:1.3) cat", "--negative", "rain", "-s", "9", "-g", "4.5", "--sampler", "heun")
     words = (*words, "-m", "sd15", "--size", "72x64")
@@ -212,3 +233,40 @@ def test_loading_that_planning_did_already_is_told_as_loading() -> None:
     asked = planning.plan_for({"words": ["a cat"]}, "plan")._replace(imported=0.25)
     told = [event for event in drawing._events(asked, "fake", (), {}) if isinstance(event, Timed)]
     assert [event.seconds for event in told if event.phase == "import"] == [0.25, 0.0]
+
+
+# --- templates
+
+
+def test_a_template_is_chosen_from_by_the_seed_and_both_texts_are_in_the_image(
+    here: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    (here / "words").mkdir()
+    (here / "words" / "colours.txt").write_text("red\ngreen\nblue\n")
+    words = ("a __colours__ {cat|dog} \\{x|y\\}", "--wildcards", "words", "--negative-prompt", "{dull|grey}", *FAKE)
+    listed = sdcli(capfd, "generate", *words, "--seed", "1..12", "--dry-run")
+    assert listed.code == 0 and not (here / "sdcli-images").exists()
+    prompts = listed.out.splitlines()
+    assert len(prompts) == 12 and len(set(prompts)) > 3 and all(text.endswith(" {x|y}") for text in prompts)
+    report = sdcli(capfd, "generate", *words, "--seed", "1..12", "--json").json
+    assert [job["prompt"] for job in report["plan"]["jobs"]] == prompts
+    path = report["images"][4]["path"]
+    assert words[0] in sdcli(capfd, "meta", "show", path).out
+    from PIL import Image
+
+    from sdcli.record.metadata import read
+
+    stored = read.read(path).record
+    assert stored is not None and (stored.job.prompt, stored.job.template) == (prompts[4], words[0])
+    assert stored.job.negative_prompt in ("dull", "grey") and stored.job.negative_template == "{dull|grey}"
+
+    with Image.open(path) as image:
+        assert f"Template: {words[0]}, Negative Template: " in image.info["parameters"].replace("\\\\", "\\")
+    again = sdcli(capfd, "again", path, "--engine", "fake", "--json").json
+    assert again["plan"]["jobs"][0]["prompt"] == prompts[4] and again["plan"]["jobs"][0]["template"] is None
+    assert again["images"][0]["pixel_sha256"] == report["images"][4]["pixel_sha256"]
+
+
+def test_a_name_without_a_folder_is_plain_words_and_said(capfd: pytest.CaptureFixture[str]) -> None:
+    done = sdcli(capfd, "generate", "a __colours__ cat", *FAKE)
+    assert done.code == 0 and "__colours__" in done.err

@@ -25,7 +25,6 @@ CORRECTED = {
     "plan cat --steps 30.0 -m sd15": "plan cat --steps 30 -m sd15",
     "plan cat -m sdlx": "plan cat -m sdxl",
     "plan cat --seed 1-3": "plan cat --seed 1..3",
-    "plan cat --seed -1 -n 2": "plan cat -n 2",
     "plan cat --seed 1,2 -n 3": "plan cat --seed 1 -n 3",
     "plan cat -n 99999": "plan cat -n 10000",
     "plan a red cat -m sdxl": 'plan "a red cat" -m sdxl',

@@ -58,7 +58,7 @@ def test_a_machine_that_cannot_be_is_code_2_with_the_valid_forms(text: str, capf
 def test_samplers_for_people_and_machines(capfd: pytest.CaptureFixture[str]) -> None:
     assert "DPM++ 2M Karras" in sdcli(capfd, "samplers").out
     data = sdcli(capfd, "samplers", "--json").json
-    assert data["schema"] == "sdcli.samplers/1" and len(data["samplers"]) == 20
+    assert data["schema"] == "sdcli.samplers/1" and len(data["samplers"]) == 23
 
 
 def test_a_setting_is_kept_shown_used_and_forgotten(own_folders: Path, capfd: pytest.CaptureFixture[str]) -> None:

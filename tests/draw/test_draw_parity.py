@@ -15,7 +15,7 @@ from sdcli.draw.denoise import Guidance
 from sdcli.draw.encode import Encoder, Text
 from sdcli.models.families import of_unet
 from sdcli.request import tokenizer
-from sdcli.request.samplers import SAMPLERS, find
+from sdcli.request.samplers import SAMPLERS, find, pairs
 
 PROMPT, NEGATIVE, STEPS = "a cat on a red sofa", "blurry", 4
 
@@ -91,6 +91,14 @@ COMBINATIONS = [
     )
     for number, sampler in enumerate(SAMPLERS)
     for prediction, guidance, images in itertools.product((0, 1), repeat=3)
+]  # fmt: skip
+# A schedule is an option of a scheduler that is compared above, and each one is set here with one of them.
+COMBINATIONS += [
+    pytest.param(
+        ("sd15", "sdxl")[number % 2], sampler.name, ("epsilon", "v_prediction")[number // 2 % 2], 7.5, 1,
+        marks=[pytest.mark.proof] * (not sampler.name.startswith(("Euler ", "DPM++ 3M SDE"))),
+    )
+    for number, sampler in enumerate(pairs())
 ]  # fmt: skip
 
 

@@ -66,8 +66,8 @@ KEYS = [
 IMAGE_KEYS = [
     "index", "status", "file", "path", "format", "bytes", "width", "height", "prompt", "negative_prompt", "seed",
     "steps", "unet_calls", "guidance", "sampler", "clip_skip", "emphasis", "rng", "id", "start",
-    "second", "controls", "guess_mode", "references", "refined", "tokens",
-    "pixel_sha256",
+    "second", "controls", "guess_mode", "references", "refined", "template", "negative_template",
+    "lora_weights", "tokens", "pixel_sha256",
     "file_sha256", "error",
 ]  # fmt: skip
 

@@ -24,13 +24,16 @@ ANY = st.text(st.characters(codec=None), max_size=40) | st.text(st.sampled_from(
         ("1..4", (1, 2, 3, 4)),
         ("3, 8..9", (3, 8, 9)),
         ("4294967295", (LARGEST_SEED,)),
+        ("-1", ()),  # a random one
     ],
 )
 def test_seeds_are_a_number_a_list_or_a_range_with_both_ends(text: str, seeds: tuple[int, ...]) -> None:
     assert jobs.parse_seeds(text) == seeds
 
 
-@pytest.mark.parametrize("text", ["", "-1", "1.5", "a", "9..1", str(2**32), str(2**70), "1..99999999", "1,,2", "٣"])
+@pytest.mark.parametrize(
+    "text", ["", "-2", "1,-1", "1.5", "a", "9..1", str(2**32), str(2**70), "1..99999999", "1,,2", "٣"]
+)
 def test_what_is_not_a_seed_is_refused(text: str) -> None:
     with pytest.raises(Usage) as caught:
         jobs.parse_seeds(text)
@@ -213,6 +216,34 @@ def test_every_name_finds_its_own_sampler() -> None:
         assert {samplers.find(name).name for name in (sampler.name, *sampler.aliases)} == {sampler.name}
 
 
+@pytest.mark.parametrize("name", ["LMS", "k_lms", "DPM++ SDE", "DPM++ SDE Karras", "DPMSolverSDEScheduler", "iPNDM"])
+def test_a_sampler_that_other_programs_have_is_refused_with_the_reason_and_the_closest(name: str) -> None:
+    with pytest.raises(Usage, match="is not offered: diffusers") as caught:
+        samplers.find(name)
+    assert all(samplers.find(near).name in caught.value.message for near in caught.value.details["near"])
+
+
+@pytest.mark.parametrize(("name", "schedule"), [("DDIM", "Karras"), ("PNDM", "Simple"), ("LCM", "SGM Uniform")])
+def test_a_schedule_that_a_sampler_does_not_take_is_refused_with_samplers_that_do(name: str, schedule: str) -> None:
+    with pytest.raises(Usage, match=f"{name} does not take") as caught:
+        samplers.with_schedule(name, schedule)
+    for near in caught.value.details["near"]:
+        assert schedule in samplers.find(near).schedules
+
+
+@pytest.mark.parametrize("name", ["beta", "polyexponential", "KL optimal", "karas", "Euler a"])
+def test_a_schedule_that_there_is_not_is_refused_with_those_there_are(name: str) -> None:
+    with pytest.raises(Usage, match="the schedules are Uniform, Karras, "):
+        samplers.find_schedule(name)
+
+
+def test_steps_that_diffusers_spreads_wrongly_are_refused_with_the_nearest() -> None:
+    with pytest.raises(Usage, match="one more from diffusers") as caught:
+        samplers.check_steps(samplers.find("Euler SGM Uniform"), 61)
+    assert caught.value.hint == "--steps 62"
+    samplers.check_steps(samplers.find("Euler"), 61)
+
+
 def test_an_unknown_sampler_names_the_nearest() -> None:
     with pytest.raises(Usage) as caught:
         samplers.find("eulr a")
@@ -227,7 +258,7 @@ def test_a_model_of_zero_terminal_snr_refuses_samplers_that_ignore_it() -> None:
     assert "DDIM" in caught.value.message and "UniPC" in caught.value.message
 
 
-@pytest.mark.parametrize("sampler", samplers.EVERY, ids=lambda sampler: sampler.name)
+@pytest.mark.parametrize("sampler", (*samplers.EVERY, *samplers.pairs()), ids=lambda sampler: sampler.name)
 def test_a1111_s_pair_of_names_comes_back_as_the_same_sampler(sampler: samplers.Sampler) -> None:
     assert samplers.from_a1111(*sampler.a1111) == sampler
 
@@ -254,9 +285,14 @@ def test_a_model_of_zero_terminal_snr_gets_the_nearest_sampler_that_supports_it(
         ("DPM++ 2M Karras", None, "DPM++ 2M Karras"),
         ("DPM++ 2M Karras", "Karras", "DPM++ 2M Karras"),
         ("Euler a", "Automatic", "Euler a"),
-        ("Euler", "Karras", None),
-        ("DPM++ 2M SDE", "Exponential", None),
-        ("DPM++ 2M SDE", "Automatic", None),
+        ("Euler", "Karras", "Euler Karras"),
+        ("Euler Karras", None, "Euler Karras"),
+        ("Euler", "sgm_uniform", "Euler SGM Uniform"),
+        ("Euler", "KL Optimal", None),
+        ("Euler a", "Karras", None),
+        ("DPM++ 2M SDE", "Exponential", "DPM++ 2M SDE Exponential"),
+        ("DPM++ 2M SDE", "Automatic", "DPM++ 2M SDE Exponential"),
+        ("DPM2", "Automatic", "DPM2 Karras"),
         ("DPM++ SDE", "Karras", None),
         ("PLMS", "Automatic", "PNDM"),
         ("x" * 1000, "y" * 1000, None),
@@ -281,7 +317,7 @@ def test_a_number_of_steps_a_sampler_cannot_take_is_refused_with_one_it_can(samp
 def test_no_two_samplers_share_a_name_and_the_table_is_printed_as_it_is() -> None:
     printed = samplers.to_json()
     assert printed["schema"] == "sdcli.samplers/1"
-    assert len(printed["samplers"]) == len({row["name"] for row in printed["samplers"]}) == len(samplers.EVERY) == 20
+    assert len(printed["samplers"]) == len({row["name"] for row in printed["samplers"]}) == len(samplers.EVERY) == 23
     assert {row["unet_calls"] for row in printed["samplers"]} == {"n", "2n-1", "n+1"}
     names = [samplers._key(name) for s in samplers.EVERY for name in {samplers._key(n) for n in (s.name, *s.aliases)}]
     assert len(names) == len(set(names))
@@ -296,11 +332,12 @@ def test_a_setting_of_each_image_is_declared_in_one_place_and_used_where_it_coun
     asked = {f"serve/{name}.py" for name in ("asked", "job_json", "openai_fields")}  # what requests call it
     asked |= {f"serve/sdapi_{name}.py" for name in ("answers", "fields", "options")}
     tried = {"plan/otherwise.py"}  # what may explain another image
+    grouped = {"request/sweeps.py"}  # whose jobs stand together, since their texts are encoded once
     root = Path(jobs.__file__).resolve().parents[1]
     mentions = {
         path.relative_to(root).as_posix()
         for path in root.rglob("*.py")
         if re.search(r"\bclip_skip\b", path.read_text(encoding="utf-8"))
     }
-    assert mentions == here | uses | foreign | asked | tried
+    assert mentions == here | uses | foreign | asked | tried | grouped
     assert "clip_skip" in PER_IMAGE and "clip_skip" in prompt_files.COLUMNS

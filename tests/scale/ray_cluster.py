@@ -4,7 +4,6 @@ they run in a network namespace of their own, where nothing else is."""
 from __future__ import annotations
 
 import ctypes
-import fcntl
 import os
 import shutil
 import signal
@@ -14,6 +13,7 @@ import sys
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -30,16 +30,14 @@ def lacking() -> str:
         return "a network namespace needs Linux, and root"
     if shutil.which("unshare") is None or os.system("unshare -n true") != 0:
         return "unshare -n does not work here"
-    try:
-        import ray  # noqa: F401
-    except ImportError:
-        return "ray is not installed"
-    return ""
+    return "" if find_spec("ray") is not None else "ray is not installed"
 
 
 @contextmanager
 def apart() -> Iterator[None]:
     """This thread, and those and the processes that it starts, without any network but lo."""
+    import fcntl  # not on Windows
+
     libc = ctypes.CDLL(None, use_errno=True)
     before = os.open("/proc/thread-self/ns/net", os.O_RDONLY)
     try:

@@ -22,14 +22,15 @@ from scripts import make_checkpoint
 from sdcli import __version__
 from sdcli.cli import main
 from sdcli.draw import fake
-from sdcli.errors import DeviceUnusable, Usage
-from sdcli.events import Decoded, Event, Failed, Warned
+from sdcli.errors import BadFile, DeviceUnusable, Usage
+from sdcli.events import Decoded, Event, Failed, Planned, Warned
 from sdcli.models import resolve
 from sdcli.models.model import Model
 from sdcli.plan.batches import Batch
 from sdcli.plan.plan import Plan
 from sdcli.plan.planner import make_plan
 from sdcli.record import found_runs, runs
+from sdcli.record import report as reports
 from sdcli.scale import cluster as clusters
 from sdcli.scale.cluster import Cluster
 from tests.record.record_samples import plan
@@ -37,7 +38,6 @@ from tests.scale.ray_cluster import Nodes, lacking, nodes
 
 pytestmark = [
     pytest.mark.system,
-    pytest.mark.skipif(bool(lacking()), reason=lacking()),
     pytest.mark.filterwarnings("ignore"),  # Ray's own
 ]
 FRAGILE = ("-P", "-m", "scripts.fragile_worker")
@@ -53,13 +53,17 @@ main.run()
 
 @pytest.fixture(scope="module")
 def two() -> Iterator[Nodes]:
+    if lacks := lacking():
+        pytest.skip(lacks)
     with nodes(1, 1) as found:
         yield found
 
 
 def planned(cluster: Cluster, images: int, model: Model | None = None) -> Plan:
-    """Of a model that is made up, if none is given."""
-    seats = cluster.seats()
+    """For both nodes, of a model that is made up, if none is given."""
+    seats = list(cluster.seats())
+    while len(seats) < 2:
+        seats += cluster.seats()
     of = replace(plan(images=images), version=__version__)
     if model is not None:
         of = make_plan(of.request, model, seats[0].hardware, {}, jobs=of.jobs, version=__version__)
@@ -111,7 +115,7 @@ def test_a_cluster_draws_the_images_of_one_worker(two: Nodes, here: Path, capfd:
     assert images(here / "many") == images(here / "one") and len(images(here / "one")) == 6
     (records,) = found_runs.found([here / "many"])
     report = json.loads((records / "report.json").read_text())
-    assert sorted(one["name"] for one in report["workers"]) == ["node-1", "node-2"]
+    assert {one["name"] for one in report["workers"]} <= {"node-1", "node-2"}
     assert sum(one["images"] for one in report["workers"]) == 6
     assert gone(two.actors()) and gone(two.workers())
 
@@ -168,6 +172,21 @@ def test_an_actor_with_another_version_is_left_out(two: Nodes, monkeypatch: pyte
         cluster.seats()
 
 
+def test_nodes_with_other_files_under_the_models_name_draw_nothing(
+    two: Nodes, here: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    hashes = clusters.here.hashes
+    monkeypatch.setattr(clusters.here, "hashes", lambda model: hashes(model) | {"vae": "0" * 64})
+    told: list[Event] = []
+    with Cluster(two.address) as cluster:
+        of = planned(cluster, 2, resolve.at(here / "tiny"))
+        with pytest.raises(BadFile, match="its vae differs"):
+            told.extend(cluster.run(of))
+    left_out = sorted(event.message for event in told if isinstance(event, Warned))
+    because = "is left out from here on: tiny is another one here: its vae differs"
+    assert left_out == [f"node-{number} {because}" for number in (1, 2)] and not two.workers()
+
+
 def test_an_address_without_a_cluster_is_refused_within_seconds(two: Nodes, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("sdcli.scale.cluster.REACHED", 0.2)
     with socket.create_server(("127.0.0.1", 0)) as silent:
@@ -204,6 +223,8 @@ def test_a_node_that_goes_is_told_of_and_one_that_comes_is_used(two: Nodes, here
                 two.nodes[1] = two.add(1)
             used |= event.worker == "node-3" and isinstance(event, Decoded)
     assert used and pixels(events) == {index: each for index, each in alone(of).items() if index in begun}
+    report = reports.fold([Planned(plan=of), *events], started="", run="r", seconds=1.0)
+    assert [one.name for one in report.workers] == [*(own.name for own in of.workers), "node-3"]
     told = {event.code: event.message for event in events if isinstance(event, Warned) and event.code != "worker-died"}
     assert told["left-out"] == "node-2 is left out from here on: its node left the cluster"
     assert told["joined"].startswith("node-3 joins")

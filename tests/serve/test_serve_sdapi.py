@@ -87,7 +87,9 @@ def test_every_list_that_webuiapi_asks_for_is_there(serving: Any) -> None:
     api = client(serving)
     assert api.get_scripts() == {"txt2img": [], "img2img": []} and api.get_cmd_flags() == {}
     assert "Euler a" in api.util_get_sampler_names()
-    assert api.util_get_scheduler_names() == ["automatic", "karras", "uniform"]
+    assert api.util_get_scheduler_names() == [
+        "automatic", "exponential", "karras", "sgm_uniform", "simple", "uniform",
+    ]  # fmt: skip
     assert [one["name"] for one in api.get_upscalers()] == ["None", "Lanczos", "Nearest"]
     assert api.get_latent_upscale_modes() == [{"name": "Latent"}]
     assert api.get_sd_vae() == [] and api.get_loras() == [] and api.get_embeddings() == {"loaded": {}, "skipped": {}}
@@ -129,6 +131,7 @@ def test_nothing_is_in_progress_where_nobody_draws_and_stopping_it_is_no_error(s
         ("DPM++ 2M Karras", None, "DPM++ 2M Karras"), ("DPM++ 2M", "KARRAS", "DPM++ 2M Karras"),
         ("DPM++ 2M", "Automatic", "DPM++ 2M Karras"), ("dpm++ 2m", "Normal", "DPM++ 2M"),
         ("DPM++ 2M SDE", "karras", "DPM++ 2M SDE Karras"), ("DDIM", "DDIM", "DDIM"), ("PLMS", "Automatic", "PNDM"),
+        ("Euler", "SGM Uniform", "Euler SGM Uniform"), ("DPM++ 3M SDE", "exponential", "DPM++ 3M SDE Exponential"),
     ],
 )  # fmt: skip
 def test_a_sampler_and_its_schedule_are_understood_in_any_spelling(
@@ -194,7 +197,7 @@ REFUSED: list[tuple[dict[str, Any], str]] = [
     ({"subseed_strength": 0.3}, "subseed_strength"), ({"script_name": "X/Y/Z plot"}, "script_name"),
     ({"s_churn": 0.5}, "s_churn"), ({"sampler_name": "Euler a", "s_noise": 0.9}, "s_noise"),
     ({"sampler_name": "Euler a", "eta": 0.5}, "eta"), ({"sampler_name": "Eulr"}, "sampler_name"),
-    ({"sampler_name": "Euler", "scheduler": "SGM Uniform"}, "scheduler"), ({"steps": 0}, "steps"),
+    ({"sampler_name": "Euler", "scheduler": "KL Optimal"}, "scheduler"), ({"steps": 0}, "steps"),
     ({"steps": 2.5}, "steps"), ({"steps": "many"}, "steps"), ({"cfg_scale": 101}, "cfg_scale"),
     ({"seed": -2}, "seed"), ({"seed": 2**32}, "seed"), ({"batch_size": 0}, "batch_size"), ({"n_iter": -1}, "n_iter"),
     ({"width": 63}, "width"), ({"prompt": ""}, "prompt"), ({"prompt": ["a"]}, "prompt"),

@@ -288,6 +288,7 @@ def test_colours_are_numbers_and_images() -> None:
     assert cells.shape == (4, 8, 8) and cells[1, 4, 4] == 1 and cells[1, 0, 0] == -1 and -1 < cells[1, 1, 4] < 1
 
 
+@pytest.mark.proof
 def test_an_autoencoder_gains_channels_for_colours_around_the_same_latents(tmp_path: Path) -> None:
     torch.manual_seed(0)
     plain = autoencoder.new(autoencoder.Recipe(size=64, widths=(16, 16, 16))).eval()

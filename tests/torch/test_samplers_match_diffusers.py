@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from sdcli import data
-from sdcli.request.samplers import SAMPLERS, Sampler
+from sdcli.request.samplers import SAMPLERS, Sampler, base, pairs
 
 
 def scheduler(sampler: Sampler, family: str, **more: Any) -> Any:
@@ -16,7 +16,12 @@ def scheduler(sampler: Sampler, family: str, **more: Any) -> Any:
     return getattr(diffusers, sampler.scheduler).from_config(config, **sampler.options)
 
 
-NAMED = pytest.mark.parametrize("sampler", SAMPLERS, ids=lambda sampler: sampler.name)
+# A schedule is an option that many share: every day each is tried with two of them.
+EVERY_DAY = ("Euler", "DPM++ 3M SDE")
+PAIRS = [
+    pytest.param(pair, id=pair.name, marks=[pytest.mark.proof] * (base(pair).name not in EVERY_DAY)) for pair in pairs()
+]
+NAMED = pytest.mark.parametrize("sampler", (*SAMPLERS, *PAIRS), ids=lambda sampler: sampler.name)
 
 
 @pytest.mark.parametrize("family", ["sd15", "sdxl"])

@@ -25,6 +25,7 @@ FEWEST_PAIRS = 3  # with fewer, every reader takes the last line for prompt
 LONGEST_KEY = 100
 _KEY = re.compile(r"\w[\w /-]+")
 _WITH_SCHEDULE = re.compile(r"(.+?) (Karras|Exponential)")
+_TEMPLATE = re.compile(r"\n(Template|Negative Template):")
 _QUOTED = re.compile(r'"(?:[^"\\]|\\.)*"')
 
 
@@ -73,14 +74,25 @@ def _quote(value: str) -> str:
 
 def read(text: str) -> Infotext:
     """Never fails: whatever is not understood is part of the prompt."""
-    *lines, last = _tidy(text).split("\n")
-    pairs = tuple(_pairs(last))
+    text, templates = _without_templates(_tidy(text))
+    *lines, last = text.split("\n")
+    pairs = (*_pairs(last), *templates)
     if sum(key != value for key, value in pairs) < FEWEST_PAIRS:
         lines, pairs = [*lines, last], ()
     negative_from = next((n for n, line in enumerate(lines) if line.lstrip().startswith(NEGATIVE)), len(lines))
     prompt = "\n".join(lines[:negative_from]).strip()
     negative = "\n".join(lines[negative_from:]).strip().removeprefix(NEGATIVE).strip()
     return Infotext(prompt, negative, pairs)
+
+
+def _without_templates(text: str) -> tuple[str, tuple[tuple[str, str], ...]]:
+    """Dynamic prompts writes its templates as lines of their own, after those of the web UI."""
+    found = _TEMPLATE.search(text)
+    last = text[: found.start()].rpartition("\n")[2] if found else ""
+    if found is None or sum(key != value for key, value in _pairs(last)) < FEWEST_PAIRS:
+        return text, ()
+    pieces = _TEMPLATE.split(text[found.start() :])
+    return text[: found.start()], tuple(zip(pieces[1::2], map(str.strip, pieces[2::2]), strict=True))
 
 
 def _pairs(line: str) -> Iterator[tuple[str, str]]:
@@ -149,6 +161,8 @@ def infotext(job: Job, setup: Setup, model: RecordedModel, version: str) -> Info
         *_refined(job, setup),
         ("Lora hashes", _hashes((lora.name, lora.tensors_sha256 or lora.sha256) for lora in loras)),
         ("TI hashes", _hashes((one.name, one.sha256) for one in setup.adapters if one.kind == "embedding")),
+        ("Template", job.template),
+        ("Negative Template", job.negative_template),
         ("Version", f"sdcli {version}".strip()),
     ]
     texts = tuple((key, _tidy(str(value))) for key, value in pairs if value is not None)

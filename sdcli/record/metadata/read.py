@@ -103,8 +103,9 @@ def stored(path: str | Path) -> Texts:
 
 
 def _inputs(record: own.ImageRecord) -> dict[str, Any]:
-    """The files that it was drawn from, by name: only whoever has them can give them again."""
-    start, named = record.job.start, {}
+    """The templates of its prompts, and the files that it was drawn from, by name: only whoever has them can give them
+    again."""
+    start, named = record.job.start, _templates(record)
     if start is not None:
         named["Image"] = start.image.name
         if start.repaint is not None and start.repaint.mask is not None:
@@ -115,6 +116,12 @@ def _inputs(record: own.ImageRecord) -> dict[str, Any]:
     if record.job.references:
         named["Reference"] = " and ".join(f"{one.image.name}:{one.weight:g}" for one in record.job.references)
     return named
+
+
+def _templates(record: own.ImageRecord) -> dict[str, Any]:
+    """What the prompts were chosen from, as dynamic prompts calls it."""
+    texts = {"Template": record.job.template, "Negative Template": record.job.negative_template}
+    return {name: text for name, text in texts.items() if text is not None}
 
 
 def _asked(control: Control, hub: Mapping[str, str]) -> str:

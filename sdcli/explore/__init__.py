@@ -1,0 +1,1 @@
+"""What comes of a sweep beside its images: the grid, the page, the tables."""
