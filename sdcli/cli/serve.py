@@ -17,7 +17,7 @@ from sdcli.cli.serve_options import Asked
 from sdcli.errors import SdcliError, Unsafe, Usage
 from sdcli.machine import installation
 from sdcli.plan.plan import Plan
-from sdcli.request.options import DEVICES, OPTIONS, SCREEN
+from sdcli.request.options import OPTIONS, SCREEN
 from sdcli.request.options import command as make
 from sdcli.terminal import counted, quoted, say, show, speaks_unicode, width
 
@@ -29,7 +29,8 @@ _NOT_HERE = frozenset({
 
 def command() -> Callable[..., None]:
     screen = [option for option in SCREEN if option.field in ("quiet", "engine", "debug")]
-    options = [*serve_options.FLAGS, *(option for option in OPTIONS if option.field not in _NOT_HERE), DEVICES, *screen]
+    drawing = [option for option in OPTIONS if option.field not in _NOT_HERE]
+    options = [*serve_options.FLAGS, *drawing, serve_options.DEVICES, *screen]
     return make(_serve, options, name="serve", help="Serve images over HTTP.", complete=complete.asked())
 
 

@@ -13,7 +13,7 @@ from urllib.parse import urlsplit
 from sdcli import reading
 from sdcli.errors import Unsafe, Usage
 from sdcli.request import jobs
-from sdcli.request.options import Option
+from sdcli.request.options import CPU_AUTO, MEMORY, Option
 from sdcli.terminal import quoted, show
 
 SERVER, LIMITS = "Server", "Limits"
@@ -53,6 +53,10 @@ FLAGS: tuple[Option, ...] = (
     Option(field="max_size", flags=("--max-size",), metavar="WxH", panel=LIMITS,
            help="Pixels of an image, whatever its shape; default 2048x2048."),
 )  # fmt: skip
+DEVICES = Option(
+    field="devices", flags=("--devices",), metavar="LIST", panel=MEMORY,
+    help="Draw on several devices, from one queue: all, 0,1, cuda:0,cpu, or cpu:2x1 for 2 processes of 1 thread.",
+)  # fmt: skip
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -77,6 +81,12 @@ class Asked:
 
 def taken(typed: dict[str, Any]) -> Asked:
     """These options, out of what was typed; generate's stay."""
+    if typed.get("devices") == CPU_AUTO:
+        raise Usage(
+            f"--devices {CPU_AUTO} is for lists, whose length is known: one image after the other is drawn soonest by "
+            "one process, many at once by several",
+            hint="--devices cpu:2x1",
+        )
     file = typed.pop("api_key_file", None)
     return Asked(
         host=_host(typed.pop("host", HOST)), port=_whole(typed, "port", PORT, 0, 65_535), keys=_keys(file),

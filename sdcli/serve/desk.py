@@ -243,12 +243,14 @@ class Desk(threading.Thread):
         self, shared: Shared, batch: Batch, planned: Planned | None = None
     ) -> Generator[Event, None, None]:  # fmt: skip
         """Its events, behind `planned`, once the worker has its order."""
+        at_work = False
         try:
             with contextlib.closing(self.worker.begun(shared.plan(self.name), [batch])) as happening:
                 if planned is not None:
                     yield planned
                     planned = None
                 for event in happening:
+                    at_work = True
                     yield shared.heard(event, self.name)
                     if shared.stopped or shared.ticket.cancelled is not None:
                         self.worker.cancel()
@@ -258,7 +260,7 @@ class Desk(threading.Thread):
         except Died as died:
             if planned is not None:
                 yield planned
-            shared.died(batch, self.name, died.error)
+            shared.died(batch, self.name, died.error, at_work=at_work)
             self.line.look()
         except SdcliError as error:
             shared.failed(batch, self.name, error)

@@ -19,6 +19,7 @@ from sdcli.plan.several import drawn_by, fallen_back
 from sdcli.serve.ticket import Ticket
 
 TRIES = 3  # of a batch that ended its workers: the third death is the last, unless one device alone died of it
+MOST_DEATHS = 8  # those counted too that came before a worker had said anything, and are no fault of the batch
 OWN_TRIES = 2  # of one device, where there is another
 PATIENCE = 5.0  # seconds in which another takes what a worker died over; then the same one tries again
 OF_THE_DEVICE = (Bug, DeviceUnusable, DoesNotFit, OutOfMemory)  # on another one it may be drawn all the same
@@ -46,6 +47,7 @@ class Shared:
         self._waiting = deque(ticket.plan.numbered())
         self._lost: list[Lost] = []
         self._deaths: dict[int, Counter[str]] = {}  # of each batch, by who died of it
+        self._blamed: Counter[int] = Counter()  # of each, how many came while it was drawn
         self._drawing: set[int] = set()
         self._happening: queue.SimpleQueue[Event | None] = queue.SimpleQueue()  # what others say; None: they are done
         self._lock = threading.Lock()
@@ -84,13 +86,14 @@ class Shared:
             self._drawing.discard(batch[0])
         self._tell(name)
 
-    def died(self, batch: Batch, name: str, error: SdcliError) -> None:
+    def died(self, batch: Batch, name: str, error: SdcliError, *, at_work: bool) -> None:
         """Another tries it, or the same one again."""
         with self._lock:
             deaths = self._deaths.setdefault(batch[0], Counter())
             deaths[name] += 1
-            last = deaths.total() >= TRIES and (len(deaths) > 1 or len(self._plans) == 1)
-            self._gave_back(batch, name, error, last=last)
+            self._blamed[batch[0]] += at_work
+            enough = self._blamed[batch[0]] >= TRIES or deaths.total() >= MOST_DEATHS
+            self._gave_back(batch, name, error, last=enough and (len(deaths) > 1 or len(self._plans) == 1))
         self._tell(name)
 
     def failed(self, batch: Batch, name: str, error: SdcliError) -> None:

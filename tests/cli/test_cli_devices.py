@@ -211,6 +211,11 @@ def test_what_does_not_go_with_several_devices_is_refused(capfd: pytest.CaptureF
         assert refused.code == 2 and said in refused.err
 
 
+def test_a_server_is_told_how_the_cpu_is_divided(capfd: pytest.CaptureFixture[str]) -> None:
+    refused = sdcli(capfd, "serve", "--devices", "cpu:auto")
+    assert refused.code == 2 and "sdcli serve --devices cpu:2x1" in refused.err
+
+
 @pytest.mark.parametrize("command", [("serve",), ("generate", "a cat")])
 def test_a_device_that_is_not_there_is_refused_by_the_flag_that_named_it(
     capfd: pytest.CaptureFixture[str], command: tuple[str, ...]

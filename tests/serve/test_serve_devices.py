@@ -28,6 +28,7 @@ from sdcli.plan.several import drawn_by
 from sdcli.record import found_runs, runs
 from sdcli.serve import job_json, shared
 from sdcli.serve.line import MOST_PASSED, Line, Room, Suits
+from sdcli.serve.service import Service, Settings
 from sdcli.serve.ticket import Ticket
 from tests.pretend_gpu import device, pretend
 
@@ -203,6 +204,15 @@ def test_two_devices_that_can_draw_nothing_say_so_and_do_not_wait_for_each_other
     assert [type(ticket.error) for ticket in tickets] == [OutOfMemory, OutOfMemory]
 
 
+def test_without_a_device_that_can_draw_a_request_fails_with_the_reason(two: Callable[..., Any]) -> None:
+    service = two().service
+    for desk in service.desks:
+        desk.worker.command = (sys.executable, "-c", "raise SystemExit('no driver')")
+    ticket = submitted(service, seeds="1,2")
+    assert ended(ticket) == ["failed"] and ticket.error is not None and "no driver" in ticket.error.message
+    assert {desk.worker.starts for desk in service.desks} != {0}
+
+
 def test_a_request_that_kills_every_worker_fails_alone(two: Callable[..., Any]) -> None:
     poison = ("--poison", "poison")
     service = two(poison, poison).service
@@ -308,18 +318,14 @@ def test_a_ticket_is_left_to_the_free_worker_that_suits_it_best(
     assert second in taken.values()
 
 
-def test_seconds_to_wait_are_those_of_so_many_workers(two: Callable[..., Any]) -> None:
-    service = two(STEPS, STEPS).service
-    plan = service.plan({"words": ("a cat",), "size": "64x64", **LONG})
+def test_seconds_to_wait_are_those_of_so_many_workers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SDCLI_HOME", str(tmp_path))
+    service = Service(Settings(typed={"devices": "cpu:2x1", "output": str(tmp_path)}, engine="fake"))  # nobody draws
+    plan = service.plan({"words": ("a cat",), "size": "64x64"})
     takes = replace(plan, seconds=Seconds(total=12.0, load=2.0, step=1.0))
-    takes = replace(takes, workers=tuple(replace(one, seconds=takes.seconds) for one in takes.workers))
-    tickets = [service.submit(takes, client) for client in "aabb"]
-    until(lambda: len(service.drawing) == 2)
+    tickets = [service.submit(takes, client) for client in "abcd"]
     assert service.seconds_ahead() == 20.0  # four of ten seconds, without loading, by two
-    etas = [job_json.eta(service, one) for one in service.line.waiting()]
-    assert all(eta is not None and 10 < eta <= 24 for eta in etas)  # each behind one that is drawn
-    for one in tickets:
-        service.cancel(one)
+    assert [job_json.eta(service, one) for one in tickets] == [12.0, 12.0, 24.0, 24.0]
 
 
 def test_unlike_cards_draw_by_plans_of_their_own_and_one_that_is_too_small_draws_nothing(serve: Serve) -> None:
