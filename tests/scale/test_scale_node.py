@@ -60,7 +60,7 @@ def test_orders_and_events_pass_through_a_node() -> None:
     of = replace(plan(images=2), version=__version__)
     node = Node()
     node.start([*CHILD[1:], "fake"])
-    order = {"draw": 1, "plan": schema.to_json(of, whole=True), "batches": [0, 1], "drop": []}
+    order = {"draw": 1, "plan": schema.to_json(of, whole=True), "batches": [0, 1], "drop": [], "kept": {}}
     node.write(json.dumps(order).encode() + b"\n")
     said = b""
     while b'{"ended": 1' not in said:
