@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -296,7 +297,8 @@ def _divided(planned: PlannedRun, command: str, engine: str) -> PlannedRun:
 
     plan, more, imported = planned.plan, planned.later is not None, planned.imported
     may_try = command != "plan" and engine == "local" and plan.hardware.source == "os"
-    batches = None if more else len(plan.batches)
+    shards = plan.request.shard.of if plan.request.shard is not None else 1
+    batches = None if more else math.ceil(len(plan.batches) / shards)
 
     def divided(one: Division) -> Plan:
         nonlocal imported
