@@ -204,11 +204,11 @@ def test_an_address_without_a_cluster_is_refused_within_seconds(two: Nodes, monk
 def test_a_node_that_goes_is_told_of_and_one_that_comes_is_used(two: Nodes, here: Path) -> None:
     events: list[Event] = []
     begun: list[int] = []
-    used, seen = False, 0
+    used, missed, seen = False, False, 0
 
     def batches(of: Plan) -> Iterator[Batch]:
         for batch in of.numbered():
-            if used:
+            if used and missed:
                 return
             begun.append(batch[0])
             yield batch
@@ -222,6 +222,7 @@ def test_a_node_that_goes_is_told_of_and_one_that_comes_is_used(two: Nodes, here
                 two.remove(two.nodes[1])
                 two.nodes[1] = two.add(1)
             used |= event.worker == "node-3" and isinstance(event, Decoded)
+            missed |= isinstance(event, Warned) and event.code == "left-out"
     assert used and pixels(events) == {index: each for index, each in alone(of).items() if index in begun}
     report = reports.fold([Planned(plan=of), *events], started="", run="r", seconds=1.0)
     assert [one.name for one in report.workers] == [*(own.name for own in of.workers), "node-3"]
