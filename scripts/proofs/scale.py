@@ -52,7 +52,7 @@ CLAIM = (
     "left. With 20 ms an image up to 64 workers are kept busy. Random lists on random sets of devices of unlike size "
     "and make are drawn as by one, each worker within its memory, and devices of one kind draw equal pixels. A list of "
     "a million prompts is shared out so that every job is in exactly one shard, without the list in memory, and a run "
-    "of a million takes no more memory than one of ten thousand."
+    "of a million takes less memory than 300 MB."
 )
 
 IMAGES, KILLS, RUNS, PLANS = 2_000, 300, 20, 300
