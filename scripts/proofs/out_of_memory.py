@@ -45,8 +45,8 @@ from sdcli.sizes import GIB  # noqa: E402
 NAME = "out_of_memory"
 CLAIM = (
     "Memory runs out at every heavy call (encoders, every UNet call before and after scheduler.step, VAE) of tiny SD "
-    "(× 18 samplers; × every fallback for each; × every fallback and placement for one) and SDXL (× every fallback; "
-    "× 18 samplers and every placement at each kind of call). Each time the right fallback, nothing in memory at the "
+    "(× every sampler; × every fallback for each; × every fallback and placement for one) and SDXL (× every fallback; "
+    "× every sampler and every placement at each kind of call). Each time the right fallback, nothing in memory at the "
     "retry, no step twice, identical pixels where the fallback moves none; or exit 4."
 )
 

@@ -68,7 +68,9 @@ def as_recorded(plan: Plan, cluster: Sequence[Seat] = ()) -> tuple[Plan, float]:
 def _by_cluster(plan: Plan, seats: Sequence[Seat]) -> Plan:
     """With those of a cluster that can draw the pixels of the run's own."""
     workers, warnings = [], []
-    error: SdcliError = DeviceUnusable("the cluster has no device of the kind that the run was drawn on")
+    error: SdcliError = DeviceUnusable(
+        "the cluster has no device of the kind that the run was drawn on", hint="ray status"
+    )
     for seat in seats:
         backend = seat.hardware.backend
         before = next((own for own in plan.workers or (plan,) if own.hardware.backend == backend), None)

@@ -161,7 +161,7 @@ class Actor(Worker):
         self._handle = None
         said = because or self._because
         if said:
-            return Died(DeviceUnusable(f"its actor was ended: {said}"))
+            return Died(DeviceUnusable(f"its actor was ended: {said}", hint="ray status"))
         if not self._way.is_there(self.place.node):
             return self._left()
         text = str(error)
@@ -169,7 +169,7 @@ class Actor(Worker):
             return DeviceUnusable(f"sdcli {__version__} is not installed there", hint="sdcli doctor")
         if names_memory(text) or "low on memory" in text:
             return Died(OutOfMemory("its actor was killed, since memory ran out on its node", hint="sdcli doctor"))
-        return Died(DeviceUnusable("its actor was lost"))
+        return Died(DeviceUnusable("its actor was lost", hint="ray status"))
 
     def _left(self) -> SdcliError:
         self._handle = None

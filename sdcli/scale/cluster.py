@@ -198,10 +198,10 @@ def _alike(plan: Plan, seat: Seat) -> WorkerPlan | SdcliError:
     """Who comes later draws the pixels of those that were there, or nothing."""
     own = next((worker for worker in plan.workers if worker.hardware.backend == seat.hardware.backend), None)
     if own is None:
-        return DeviceUnusable("the run began without a device of its kind")
+        return DeviceUnusable("the run began without a device of its kind", hint="ray status")
     made = plan_alike(plan.of(own), seat.hardware, {})
     if made is None:
-        return DeviceUnusable("it cannot draw the pixels of the others")
+        return DeviceUnusable("it cannot draw the pixels of the others", hint="ray status")
     return made.worker(seat.name) if made.fits else refused(made)
 
 

@@ -129,7 +129,8 @@ def _hardware(gpu: bool, cpus: int, of: int, workers: int) -> Any:
     hardware = survey.choose("auto" if gpu else "cpu", seen)
     if gpu and hardware.kind == "cpu":
         problem = survey.gpu_problem(seen)
-        raise DeviceUnusable(problem.message if problem is not None else "it has no GPU that sdcli can use")
+        message = problem.message if problem is not None else "it has no GPU that sdcli can use"
+        raise DeviceUnusable(message, hint="sdcli doctor")
     threads = hardware.threads if gpu else max(1, hardware.threads * cpus // of)
     # which of several equal GPUs it is given is not known before, and may be another the next time
     own = replace(hardware, source="ray", uuid=None, threads=threads, fast_threads=0)

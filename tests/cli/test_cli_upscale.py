@@ -6,6 +6,8 @@ from __future__ import annotations
 import json
 import os
 import signal
+import subprocess
+import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -17,9 +19,9 @@ from PIL import Image, ImageCms  # noqa: TID253
 
 from scripts import make_checkpoint
 from sdcli.machine.folders import config_file
-from sdcli.record import enlarged
 from sdcli.record.metadata import own, read
 from sdcli.request import config
+from sdcli.workers.worker import environment
 
 FAKE = ("--engine", "fake", "--no-show")
 
@@ -271,21 +273,27 @@ def test_ctrl_c_keeps_the_images_that_are_finished(here: Path) -> None:
     assert sorted(path.name for path in (here / "sdcli-images").iterdir()) == ["0001-a-64x64.png"]
 
 
-def test_an_image_saved_as_the_signal_arrives_is_said(
-    here: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    place = enlarged.place
+INTERRUPTED = """
+import os, signal
+from sdcli.record import enlarged
+from sdcli.__main__ import run
+place = enlarged.place
+def placed(*words, **options):
+    done = place(*words, **options)
+    os.kill(os.getpid(), signal.SIGINT)
+    return done
+enlarged.place = placed
+run()
+"""  # sdcli, to which Ctrl-C comes when an image has its name and nobody was told of it
 
-    def placed(*words: Any, **options: Any) -> Any:
-        done = place(*words, **options)
-        os.kill(os.getpid(), signal.SIGINT)
-        return done
 
-    monkeypatch.setattr(enlarged, "place", placed)
-    done = sdcli(capfd, "upscale", "photo.png", "photo.png", "--upscaler", "x4.safetensors")
+@pytest.mark.skipif(os.name == "nt", reason="needs signals")
+def test_an_image_saved_as_the_signal_arrives_is_said(here: Path) -> None:
+    command = [sys.executable, "-P", "-c", INTERRUPTED, "upscale", "photo.png", "photo.png", "--upscaler"]
+    done = subprocess.run([*command, "x4.safetensors"], env=environment(), capture_output=True, text=True)
     (saved,) = (here / "sdcli-images").iterdir()
-    assert done.code == 130 and done.out == f"sdcli-images/{saved.name}\n", done.err
-    assert "kept: 1 of 2 images" in done.err
+    assert done.returncode == 130 and done.stdout == f"sdcli-images/{saved.name}\n", done.stderr
+    assert "kept: 1 of 2 images" in done.stderr
 
 
 # --- generate

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
@@ -50,7 +51,12 @@ def alone(of: Plan) -> dict[int, bytes]:
 
 
 def children() -> list[psutil.Process]:
-    return psutil.Process().children(recursive=True)
+    """That run: one that another test left behind, ended, is none of ours."""
+    found = []
+    for one in psutil.Process().children(recursive=True):
+        with contextlib.suppress(psutil.NoSuchProcess):
+            found += [one] if one.status() != psutil.STATUS_ZOMBIE else []
+    return found
 
 
 def killing(events: Iterator[Event], every: int) -> Iterator[Event]:

@@ -126,9 +126,9 @@ def test_a_client_that_leaves_is_not_drawn_for(serve: Serve) -> None:
     server = serve()
     leaving = client(server, timeout=2.0)
     with pytest.raises(openai.APITimeoutError):
-        leaving.images.generate(prompt="being drawn", n=10, size="1024x1024", extra_body={"steps": 100})
+        leaving.images.generate(prompt="being drawn", n=10, size="1536x1536", extra_body={"steps": 100})
     with drawing(server), pytest.raises(openai.APITimeoutError):
-        leaving.images.generate(prompt="in the queue", n=10, size="1024x1024", extra_body={"steps": 100})
+        leaving.images.generate(prompt="in the queue", n=10, size="1536x1536", extra_body={"steps": 100})
     first, _, last = server.service.tickets.values()
     until(lambda: first.over and last.over, 5)
     assert first.state == "cancelled" and len(first.images) < 10 and not last.images

@@ -78,6 +78,7 @@ def test_an_image_is_read_by_its_address_and_forgotten_by_its_own_key_alone(keye
 def test_without_keys_a_job_is_everybodys(serve: Callable[..., Any]) -> None:
     server = serve()
     job = ask(server, None, "/v1/jobs", LONG)[1]["id"]
+    until(lambda: server.service.tickets[job].state == "drawing")  # who waits is found by its client
     server.service.tickets[job].client = "192.0.2.1"  # as if another machine had asked
     assert [one["id"] for one in ask(server, None, "/v1/jobs")[1]["jobs"]] == [job]
     assert ask(server, None, f"/v1/jobs/{job}/cancel", {})[1]["id"] == job
