@@ -374,6 +374,7 @@ def test_the_gallery_is_walked_through_by_arrow_keys_and_images_can_be_removed(s
     for prompt in ("two", "one"):
         page.keyboard.press("ArrowRight")
         playwright.expect(page.locator("#details .prompt")).to_have_text(prompt)
+    page.wait_for_function("() => [...document.images].every((one) => one.complete)")  # else it may be gone by then
     page.get_by_role("button", name="Remove").last.click()
     playwright.expect(page.locator("#gallery li")).to_have_count(2)
     playwright.expect(page.locator("#details .prompt")).to_have_text("two")
