@@ -403,7 +403,7 @@ def check_zero_snr(sampler: Sampler, zero_snr: bool) -> None:
         raise Usage(
             f"{sampler.name} does not support models trained with zero terminal SNR, such as this one; "
             f"use one of: {', '.join(ZERO_SNR)}",
-            hint="--sampler Euler",
+            hint="--sampler Euler" if base(sampler) == sampler else "--sampler Euler --scheduler uniform",
             field="sampler",
             near=list(ZERO_SNR),
         )

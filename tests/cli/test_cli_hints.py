@@ -173,3 +173,9 @@ def test_a_hint_that_changes_nothing_or_is_a_sentence_stays_as_it_is() -> None:
         "the same command with --debug shows where", "the same command with another --seed", "-o 'x",
     ):  # fmt: skip
         assert line.corrected(hint, typed) == hint
+
+
+def test_a_schedule_that_the_model_cannot_take_is_answered_with_one_it_can(capfd: pytest.CaptureFixture[str]) -> None:
+    done = sdcli(capfd, "plan", "a cat", "--scheduler", "karras", "--sampler", "euler")
+    hint = shlex.split(done.err.split("try: sdcli ")[1].splitlines()[0])
+    assert done.code == 2 and sdcli(capfd, *hint).code == 0
