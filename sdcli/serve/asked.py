@@ -104,6 +104,8 @@ def _seeds(name: str, value: Any) -> str:
         return value
     if not listed or any(isinstance(one, bool) or not isinstance(one, int) for one in listed):
         raise BadBody(f"{name} has to be a whole number, a list of them, or text such as 1..8", name)
+    if isinstance(value, list) and min(value) < 0:
+        raise BadBody(f"{name}: -1, a random one, stands alone and in no list", name)
     return ",".join(map(str, listed))
 
 

@@ -15,8 +15,8 @@ _IMAGE: Schema = {"type": "string", "pattern": "^data:image/(png|jpeg|webp);base
 _SEED: Schema = {"type": "integer", "minimum": 0, "maximum": LARGEST_SEED}
 _SEEDS: Schema = {
     "anyOf": [
-        _SEED, {"type": "array", "items": _SEED, "minItems": 1},
-        {"type": "string", "pattern": r"^[0-9]{1,10}(\.\.[0-9]{1,10})?(,[0-9]{1,10}(\.\.[0-9]{1,10})?)*$"},
+        {**_SEED, "minimum": -1}, {"type": "array", "items": _SEED, "minItems": 1},
+        {"type": "string", "pattern": r"^-1$|^[0-9]{1,10}(\.\.[0-9]{1,10})?(,[0-9]{1,10}(\.\.[0-9]{1,10})?)*$"},
     ],
 }  # fmt: skip
 _LORA: Schema = {"type": "string", "pattern": f"^{asked.LORA.pattern}$", "description": "Its name, or NAME:WEIGHT."}

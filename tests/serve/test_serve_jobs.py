@@ -340,6 +340,7 @@ def test_the_settings_in_an_image_are_read(serve: Serve) -> None:
         ({"prompt": "a cat", "size": 64}, "size"),
         ({"prompt": "a cat", "seed": 1.5}, "seed"),
         ({"prompt": "a cat", "seeds": []}, "seeds"),
+        ({"prompt": "a cat", "seeds": [-1]}, "seeds"),
         ({"prompt": "a cat", "lora": None}, "lora"),
         ({"prompt": "a cat", "steps": [1, 2]}, "steps"),
         ({"prompt": "a cat", "only_masked": "yes"}, "only_masked"),
