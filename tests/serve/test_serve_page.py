@@ -374,11 +374,12 @@ def test_the_gallery_is_walked_through_by_arrow_keys_and_images_can_be_removed(s
     for prompt in ("two", "one"):
         page.keyboard.press("ArrowRight")
         playwright.expect(page.locator("#details .prompt")).to_have_text(prompt)
-    page.wait_for_function("() => [...document.images].every((one) => one.complete)")  # else it may be gone by then
     page.get_by_role("button", name="Remove").last.click()
     playwright.expect(page.locator("#gallery li")).to_have_count(2)
     playwright.expect(page.locator("#details .prompt")).to_have_text("two")
     assert [len(job["images"]) for job in jobs(server)] == [1, 1, 0]
+    assert [line for line in one.console if "status of 404" not in line] == []
+    one.console.clear()  # the browser's own line, where it was still reading the image that was removed
 
 
 # Texts whose colour is too near to what they stand on, by WCAG's measure.
