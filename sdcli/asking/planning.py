@@ -47,6 +47,9 @@ if TYPE_CHECKING:
     from sdcli.request.prompt_files import Line
 
 
+_OF_ONE_DEVICE = ("device", "as_if")
+
+
 class PlannedRun(NamedTuple):
     """A plan, and the jobs still to come, if they are read from stdin."""
 
@@ -76,7 +79,7 @@ def plan_for(
     what --settings-from would read, read already; `cluster`: what draws instead of this machine."""
     engine = engine_of(typed, cluster=bool(cluster))
     if typed.get("devices") == CPU_AUTO:
-        _check_alone(typed)
+        _check_without(typed, _OF_ONE_DEVICE, "--devices")
         on_cpu = {name: value for name, value in typed.items() if name != "devices"} | {"device": "cpu"}
         return _divided(plan_for(on_cpu, command, model, fetch, without_own, decide, image), command, engine)
     words = tuple(typed.get("words", ()))
@@ -203,10 +206,7 @@ def of_cluster(typed: Mapping[str, Any]) -> str | None:
     """The address of the Ray cluster that is asked for; "" for the one that this machine is in."""
     if engine_of(typed, cluster=True) != "ray":
         return None
-    other = next((name for name in ("device", "devices", "as_if", "keep_steps") if name in typed), None)
-    if other is not None:
-        flag = flag_of(other)
-        raise Usage(f"{flag} does not go with --engine ray", hint=f"the same command without {flag}")
+    _check_without(typed, ("device", "devices", "as_if", "keep_steps"), "--engine ray")
     return str(typed["engine"]).partition("=")[2]
 
 
@@ -277,17 +277,18 @@ def seats_of(
     """What --devices names; none where it was not given."""
     if "devices" not in typed:
         return ()
-    _check_alone(typed)
+    _check_without(typed, _OF_ONE_DEVICE, "--devices")
     from sdcli.machine import several, survey
 
     return several.seats(typed["devices"], survey.look(), without_own)
 
 
-def _check_alone(typed: Mapping[str, Any]) -> None:
-    other = next((name for name in ("device", "as_if") if name in typed), None)
+def _check_without(typed: Mapping[str, Any], fields: Iterable[str], beside: str) -> None:
+    """That none of these was typed beside that flag."""
+    other = next((name for name in fields if name in typed), None)
     if other is not None:
         flag = flag_of(other)
-        raise Usage(f"{flag} does not go with --devices", hint=f"the same command without {flag}")
+        raise Usage(f"{flag} does not go with {beside}", hint=f"the same command without {flag}")
 
 
 def _divided(planned: PlannedRun, command: str, engine: str) -> PlannedRun:

@@ -15,6 +15,7 @@ from sdcli.machine.several import Seat
 from sdcli.plan.plan import Plan, PlanWarning, WorkerPlan
 from sdcli.plan.planner import plan_alike, plan_as_recorded
 from sdcli.plan.refusal import refused
+from sdcli.plan.several import LEFT_OUT
 
 
 def hardware_for(device: str, dtype: str | None) -> tuple[Hardware, float]:
@@ -43,7 +44,7 @@ def workers_as_recorded(plan: Plan) -> tuple[Plan, float]:
         except (DoesNotFit, DeviceUnusable) as failed:
             error = failed
             message = f"{worker.name} is left out: {failed.message}"
-            warnings.append(PlanWarning(code="left-out", message=message))
+            warnings.append(PlanWarning(code=LEFT_OUT, message=message))
             continue
         imported += more
         workers.append(now.worker(worker.name))
@@ -80,7 +81,7 @@ def _by_cluster(plan: Plan, seats: Sequence[Seat]) -> Plan:
             workers.append(now.worker(seat.name))
             continue
         error = refused(now) if now is not None else error
-        warnings.append(PlanWarning(code="left-out", message=f"{seat.name} is left out: {error.message}"))
+        warnings.append(PlanWarning(code=LEFT_OUT, message=f"{seat.name} is left out: {error.message}"))
     if not workers:
         raise error
     return replace(plan, version=__version__, fits=True, workers=tuple(workers), warnings=tuple(warnings))

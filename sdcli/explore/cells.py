@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
+import itertools
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
@@ -66,11 +67,7 @@ def gathered(run: str, axes: tuple[Axis, ...], images: Iterable[Image]) -> Sweep
 
 def _places(axes: tuple[Axis, ...]) -> Iterator[tuple[str, ...]]:
     """Every cell's values, those of the first axis changing fastest."""
-    if not axes:
-        yield ()
-        return
-    for rest in _places(axes[1:]) if len(axes) > 1 else [()]:
-        yield from ((value, *rest) for value in axes[0].values)
+    return (place[::-1] for place in itertools.product(*(axis.values for axis in reversed(axes))))
 
 
 def _cell(place: tuple[str, ...], image: Image) -> Cell:

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import io
 from pathlib import Path
 from typing import Any
 
 from sdcli.explore.cells import Cell, Sweep
+from sdcli.record import encode
 from sdcli.terminal import show
 
 LARGEST = 4096  # pixels of a side, labels apart: the grid of ten thousand cells takes no more memory than that of ten
@@ -40,9 +40,7 @@ def png(sweep: Sweep, folder: Path) -> bytes:
             pen.multiline_text((MARGIN // 2, y), beside[down], fill="black", font=font)
         for across, value in enumerate(columns):
             _paste(canvas, cells.get((value, *row)), folder, (left + across * (side + GAP), y), side)
-    written = io.BytesIO()
-    canvas.save(written, "PNG")
-    return written.getvalue()
+    return encode.saved(canvas, "PNG")
 
 
 def _label(name: str, value: str) -> str:

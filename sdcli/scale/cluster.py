@@ -29,6 +29,7 @@ from sdcli.plan.batches import Batch
 from sdcli.plan.plan import Plan, WorkerPlan
 from sdcli.plan.planner import plan_alike
 from sdcli.plan.refusal import refused
+from sdcli.plan.several import LEFT_OUT
 from sdcli.scale import here
 from sdcli.scale.actor import Actor, Place, Way
 from sdcli.scale.pool import Pool
@@ -93,7 +94,7 @@ class Cluster(Pool):
         self, plan: Plan, batches: Iterable[Batch] | None = None, kept: Mapping[int, bytes] | None = None
     ) -> Iterator[Event]:
         while self._told:
-            yield Warned(code="left-out", message=self._told.pop(0))
+            yield Warned(code=LEFT_OUT, message=self._told.pop(0))
         self._document = _document(plan) if self._engine == "local" else ""
         yield from super().run(plan, batches, kept)
 
@@ -118,12 +119,12 @@ class Cluster(Pool):
         for actor, found in self._arrived():
             name = actor.place.name
             if not isinstance(found, Seat):
-                yield Warned(code="left-out", message=f"{name} is left out: {found.message}")
+                yield Warned(code=LEFT_OUT, message=f"{name} is left out: {found.message}")
                 continue
             own = _alike(plan, found)
             if isinstance(own, SdcliError):
                 actor.close()
-                yield Warned(code="left-out", message=f"{name} is left out: {own.message}")
+                yield Warned(code=LEFT_OUT, message=f"{name} is left out: {own.message}")
                 continue
             yield Warned(worker=name, code="joined", message=f"{name} joins: {show(found.hardware.name, 60)}")
             yield own

@@ -16,7 +16,7 @@ from sdcli.machine.hardware import Hardware
 from sdcli.plan.batches import Batch
 from sdcli.plan.fallbacks import changes_pixels
 from sdcli.plan.plan import Plan, WorkerPlan
-from sdcli.plan.several import fallen_back
+from sdcli.plan.several import LEFT_OUT, fallen_back
 from sdcli.scale.sharing_out import SharingOut, Taken
 from sdcli.terminal import show
 from sdcli.workers.worker import CHILD, Died, Worker
@@ -290,7 +290,7 @@ class _Seat(threading.Thread):
         if self._run.sharing.left:
             self._run.error = error
             message = f"{self.name} is left out from here on: {show(error.message, 400)}"
-            self._run.say(Warned(worker=self.name, code="left-out", message=message))
+            self._run.say(Warned(worker=self.name, code=LEFT_OUT, message=message))
 
 
 def alike(workers: Sequence[WorkerPlan]) -> bool:

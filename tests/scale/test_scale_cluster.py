@@ -21,7 +21,6 @@ import pytest
 from scripts import make_checkpoint
 from sdcli import __version__
 from sdcli.cli import main
-from sdcli.draw import fake
 from sdcli.errors import BadFile, DeviceUnusable, Usage
 from sdcli.events import Decoded, Event, Failed, Planned, Warned
 from sdcli.models import resolve
@@ -34,6 +33,7 @@ from sdcli.record import report as reports
 from sdcli.scale import cluster as clusters
 from sdcli.scale.cluster import Cluster
 from tests.record.record_samples import plan
+from tests.scale.images_of import alone, pixels
 from tests.scale.ray_cluster import Nodes, lacking, nodes
 
 pytestmark = [
@@ -68,16 +68,6 @@ def planned(cluster: Cluster, images: int, model: Model | None = None) -> Plan:
     if model is not None:
         of = make_plan(of.request, model, seats[0].hardware, {}, jobs=of.jobs, version=__version__)
     return replace(of, workers=tuple(replace(of.worker(seat.name), hardware=seat.hardware) for seat in seats))
-
-
-def pixels(events: Sequence[Event]) -> dict[int, bytes]:
-    found = [event for event in events if isinstance(event, Decoded)]
-    assert len({event.index for event in found}) == len(found)  # once
-    return {event.index: event.pixels for event in found}
-
-
-def alone(of: Plan) -> dict[int, bytes]:
-    return pixels(list(fake.run(replace(of, workers=()))))
 
 
 def gone(processes: Sequence[psutil.Process]) -> bool:

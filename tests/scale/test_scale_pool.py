@@ -12,7 +12,6 @@ import psutil
 import pytest
 
 from sdcli import __version__
-from sdcli.draw import fake
 from sdcli.errors import Bug, DeviceUnusable, OutOfMemory, SdcliError
 from sdcli.events import Decoded, Degraded, Event, Failed, Planned, Saved, Warned
 from sdcli.plan.plan import Plan
@@ -20,6 +19,7 @@ from sdcli.record import report as reports
 from sdcli.record.store import store
 from sdcli.scale.pool import Pool
 from tests.record.record_samples import destination, job, plan
+from tests.scale.images_of import alone, pixels
 
 FRAGILE = (sys.executable, "-P", "-m", "scripts.fragile_worker")
 
@@ -38,16 +38,6 @@ def drawn(pool: Pool, of: Plan, **more: object) -> Iterator[Event]:
     yield Planned(plan=of)
     with pool:
         yield from pool.run(of, **more)  # type: ignore[arg-type]
-
-
-def pixels(events: Sequence[Event]) -> dict[int, bytes]:
-    found = [event for event in events if isinstance(event, Decoded)]
-    assert len({event.index for event in found}) == len(found)  # once
-    return {event.index: event.pixels for event in found}
-
-
-def alone(of: Plan) -> dict[int, bytes]:
-    return pixels(list(fake.run(replace(of, workers=()))))
 
 
 def children() -> list[psutil.Process]:
